@@ -1,0 +1,2 @@
+//! ABI and datapath core.
+#![no_std]
