@@ -1,0 +1,42 @@
+//! BACKENDS4 and BACKENDS6: where service ports lead.
+
+use super::{
+    address::{Address4, Address6, Be16},
+    pod,
+};
+
+/// An endpoint of one service port. Its index is its id; ids are not shared between
+/// service ports, so that membership is a property of the entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Backend<A> {
+    /// Pod (or host) address, network byte order.
+    pub address: A,
+    /// Target port, network byte order.
+    pub port: Be16,
+    /// Counts up whenever the id stops meaning what it meant. A flow or an affinity
+    /// entry that holds another generation holds a backend that is in no slice any more.
+    pub generation: u16,
+    /// Of which sets the backend is a member now: [`IN_CLUSTER_SET`], [`IN_LOCAL_SET`].
+    pub sets: u8,
+    /// Any of [`ON_THIS_NODE`], [`THIS_HOST`].
+    pub flags: u8,
+    /// Always 0.
+    pub zero: u16,
+    /// Index into SERVICES of the service port that owns the id.
+    pub service: u32,
+}
+
+/// The backend is in the cluster set of its service port.
+pub const IN_CLUSTER_SET: u8 = 1;
+/// The backend is in the local set of its service port.
+pub const IN_LOCAL_SET: u8 = 2;
+/// The backend runs on this node.
+pub const ON_THIS_NODE: u8 = 1;
+/// The backend's address is an address of this node: a host-network process.
+pub const THIS_HOST: u8 = 2;
+
+pod! {
+    Backend<Address4> { Address4, Be16, u16, u8, u8, u16, u32 }
+    Backend<Address6> { Address6, Be16, u16, u8, u8, u16, u32 }
+}

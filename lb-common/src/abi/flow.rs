@@ -1,0 +1,123 @@
+//! FLOWS4, FLOWS6 and, for TCP handshakes not yet complete, EMBRYONIC4, EMBRYONIC6.
+//!
+//! A translated flow has two entries, one for each direction; each holds the whole
+//! rewrite. The reverse of an entry's rewrite is the key of its pair.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{
+    address::{Address4, Address6, Be16},
+    pod,
+};
+
+/// The addresses and ports of a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct Tuple<A> {
+    /// Source address, network byte order.
+    pub source: A,
+    /// Destination address, network byte order.
+    pub destination: A,
+    /// Source port, network byte order.
+    pub source_port: Be16,
+    /// Destination port, network byte order.
+    pub destination_port: Be16,
+}
+
+impl<A: Copy> Tuple<A> {
+    /// The tuple of a packet that goes the other way.
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+        }
+    }
+}
+
+/// What identifies one direction of a flow: the packet as it arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// Addresses and ports of the packet as it arrives.
+    pub tuple: Tuple<A>,
+    /// [`TCP`](super::frontend::TCP) or [`UDP`](super::frontend::UDP).
+    pub protocol: u32,
+}
+
+/// One direction of a translated flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Flow<A> {
+    /// Addresses and ports of the packet as it goes on.
+    pub rewrite: Tuple<A>,
+    /// Where the packet goes on: an [`Action`] constant.
+    pub action: Action,
+    /// What was seen of the flow: [`ANSWERED`], [`CLIENT_FIN`], [`SERVER_FIN`], [`RESET`].
+    pub state: u8,
+    /// The backend's generation when the flow chose it.
+    pub generation: u16,
+    /// Index into BACKENDS4 or BACKENDS6.
+    pub backend: u32,
+    /// Index into SERVICES.
+    pub service: u32,
+    /// The low 32 bits of the kernel's jiffies when a packet was last noted; to within
+    /// a second.
+    pub last_seen: u32,
+    /// Index into DEVICES of the device that a flow of a node process left by.
+    pub device: u32,
+}
+
+/// TCP: the backend answered the SYN. UDP: the backend sent something.
+pub const ANSWERED: u8 = 1;
+/// TCP: the client sent FIN.
+pub const CLIENT_FIN: u8 = 2;
+/// TCP: the backend sent FIN.
+pub const SERVER_FIN: u8 = 4;
+/// TCP: either side sent RST.
+pub const RESET: u8 = 8;
+
+/// What becomes of a packet once it is rewritten, and which direction it belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Action {
+    /// The number of the action.
+    pub action: u8,
+}
+
+impl Action {
+    /// Request; the stack routes it on.
+    pub const REQUEST: Self = Self { action: 1 };
+    /// Request of a node process; sent where a route look-up says.
+    pub const REQUEST_ROUTE: Self = Self { action: 2 };
+    /// Request of a node process to a process of the same node; goes in by loopback.
+    pub const REQUEST_LOOPBACK: Self = Self { action: 3 };
+    /// Request of a pod to itself; goes back out of the device it came in by.
+    pub const REQUEST_HAIRPIN: Self = Self { action: 4 };
+    /// Reply; goes on as it was going.
+    pub const REPLY: Self = Self { action: 65 };
+    /// Reply to a node process; goes into the device that its request left by.
+    pub const REPLY_INTO_DEVICE: Self = Self { action: 66 };
+    /// Reply of a pod to itself; goes back out of the device it came in by.
+    pub const REPLY_HAIRPIN: Self = Self { action: 68 };
+
+    const REPLY_BIT: u8 = 64;
+
+    /// Whether the entry is of the direction from backend to client.
+    #[inline(always)]
+    pub const fn is_reply(self) -> bool {
+        self.action & Self::REPLY_BIT != 0
+    }
+}
+
+pod! {
+    Tuple<Address4> { Address4, Address4, Be16, Be16 }
+    Tuple<Address6> { Address6, Address6, Be16, Be16 }
+    FlowKey<Address4> { Tuple<Address4>, u32 }
+    FlowKey<Address6> { Tuple<Address6>, u32 }
+    Flow<Address4> { Tuple<Address4>, Action, u8, u16, u32, u32, u32, u32 }
+    Flow<Address6> { Tuple<Address6>, Action, u8, u16, u32, u32, u32, u32 }
+}
+const _: () = assert!(size_of::<FlowKey<Address4>>() == 16 && size_of::<Flow<Address4>>() == 32);

@@ -1,0 +1,78 @@
+//! FRONTENDS4 and FRONTENDS6: the addresses that clients connect to.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{
+    address::{Address4, Address6, Be16},
+    pod,
+};
+
+/// Protocol number of TCP.
+pub const TCP: u8 = 6;
+/// Protocol number of UDP.
+pub const UDP: u8 = 17;
+
+/// What clients connect to. Port 0 with protocol 0 stands for the address itself:
+/// it is there for every live ClusterIP, so that its other ports can be refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FrontendKey<A> {
+    /// The address, network byte order.
+    pub address: A,
+    /// The port, network byte order.
+    pub port: Be16,
+    /// [`TCP`] or [`UDP`]; 0 with port 0.
+    pub protocol: u8,
+    /// Always 0.
+    pub zero: u8,
+}
+
+pod! {
+    FrontendKey<Address4> { Address4, Be16, u8, u8 }
+    FrontendKey<Address6> { Address6, Be16, u8, u8 }
+}
+
+impl<A> FrontendKey<A> {
+    /// The key of `address:port/protocol`.
+    #[inline(always)]
+    pub const fn new(address: A, port: Be16, protocol: u8) -> Self {
+        Self { address, port, protocol, zero: 0 }
+    }
+
+    /// The key that stands for the address itself.
+    #[inline(always)]
+    pub const fn of_address(address: A) -> Self {
+        Self::new(address, Be16::new(0), 0)
+    }
+}
+
+/// Where a front end leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Frontend {
+    /// Index into SERVICES.
+    pub service: u32,
+    /// One of [`FrontendKind`]'s constants.
+    pub kind: FrontendKind,
+    /// Always 0 (reserved).
+    pub flags: u8,
+    /// Always 0.
+    pub zero: u16,
+}
+
+/// What kind of address a front end is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct FrontendKind {
+    /// The number of the kind.
+    pub kind: u8,
+}
+
+impl FrontendKind {
+    /// A port of a ClusterIP.
+    pub const CLUSTER_IP: Self = Self { kind: 1 };
+    /// A ClusterIP as a whole: the entry with port 0 and protocol 0.
+    pub const CLUSTER_IP_ADDRESS: Self = Self { kind: 2 };
+}
+
+const _: () = assert!(size_of::<Frontend>() == 8);

@@ -1,0 +1,146 @@
+//! SETTINGS and DEVICES: what the programs must know of this node.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{
+    address::{Address, Address4, Address6, Prefix},
+    pod,
+};
+
+/// The one entry of SETTINGS: two copies and the number of the one that holds. The
+/// agent writes the other copy, then flips the number.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct SettingsPair {
+    /// 0 or 1: the copy that holds.
+    pub active: u32,
+    /// Always 0.
+    pub zero: u32,
+    /// The copies.
+    pub copies: [Settings; 2],
+}
+
+/// What the programs must know of this node. Times are in ticks of the kernel's jiffies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Settings {
+    /// IPv4.
+    pub ipv4: FamilySettings<Address4>,
+    /// IPv6.
+    pub ipv6: FamilySettings<Address6>,
+    /// How long flows live without a packet.
+    pub timeouts: Timeouts,
+    /// Jiffies per second (CONFIG_HZ).
+    pub ticks_per_second: u32,
+    /// Always 0.
+    pub zero: u32,
+}
+
+/// Idle time after which a flow is absent, in ticks, by protocol and state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Timeouts {
+    /// TCP before the handshake is complete.
+    pub tcp_syn: u32,
+    /// TCP, established.
+    pub tcp_established: u32,
+    /// TCP, one side has sent FIN: it may still be receiving.
+    pub tcp_half_closed: u32,
+    /// TCP, both sides have sent FIN or one has sent RST.
+    pub tcp_closing: u32,
+    /// UDP nobody has answered yet.
+    pub udp: u32,
+    /// UDP once answered.
+    pub udp_answered: u32,
+}
+
+/// How many prefixes and node addresses the settings hold for each family.
+pub const MAX_PREFIXES: usize = 8;
+
+/// What the programs must know of this node in one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FamilySettings<A> {
+    /// Every ClusterIP lies in one of the first `gate_count` of these; what is outside
+    /// them is no business of ours and leaves after these compares.
+    pub gate: [Prefix<A>; MAX_PREFIXES],
+    /// The first `node_address_count` are addresses of this node.
+    pub node_addresses: [A; MAX_PREFIXES],
+    /// The address of this node that a pod sees when it reaches itself through a
+    /// Service; unspecified if the node has none of this family.
+    pub hairpin_source: A,
+    /// How many of `gate` are meant.
+    pub gate_count: u32,
+    /// The first so many of `gate` are ServiceCIDRs: an address in them that no Service
+    /// has never leaves the node. The rest merely covers ClusterIPs outside of them.
+    pub service_cidr_count: u32,
+    /// How many of `node_addresses` are meant; above [`MAX_PREFIXES`]: the node has
+    /// more than fit, and any address may be one.
+    pub node_address_count: u32,
+}
+
+impl<A: Address> FamilySettings<A> {
+    /// Whether `address` may be a ClusterIP.
+    #[inline(always)]
+    pub fn may_be_service(&self, address: A) -> bool {
+        Self::any(&self.gate, self.gate_count, address)
+    }
+
+    /// Whether `address` lies in a ServiceCIDR.
+    #[inline(always)]
+    pub fn is_in_service_cidr(&self, address: A) -> bool {
+        Self::any(&self.gate, self.service_cidr_count, address)
+    }
+
+    /// Whether `address` may be an address of this node.
+    #[inline(always)]
+    pub fn may_be_node(&self, address: A) -> bool {
+        if self.node_address_count as usize > MAX_PREFIXES {
+            return true;
+        }
+        let mut index = 0;
+        while index < MAX_PREFIXES && index < self.node_address_count as usize {
+            if self.node_addresses[index] == address {
+                return true;
+            }
+            index += 1;
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn any(prefixes: &[Prefix<A>; MAX_PREFIXES], count: u32, address: A) -> bool {
+        let mut index = 0;
+        while index < MAX_PREFIXES && index < count as usize {
+            if prefixes[index].contains(address) {
+                return true;
+            }
+            index += 1;
+        }
+        false
+    }
+}
+
+/// A device that flows of node processes leave by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Device {
+    /// The kernel's index of the device; 0 = the entry is free.
+    pub ifindex: u32,
+    /// Its link-layer address.
+    pub mac: [u8; 6],
+    /// Always 0.
+    pub zero: u16,
+}
+
+/// How many entries DEVICES has.
+pub const MAX_DEVICES: u32 = 16;
+
+pod! {
+    FamilySettings<Address4> {
+        [Prefix<Address4>; MAX_PREFIXES], [Address4; MAX_PREFIXES], Address4, u32, u32, u32,
+    }
+    FamilySettings<Address6> {
+        [Prefix<Address6>; MAX_PREFIXES], [Address6; MAX_PREFIXES], Address6, u32, u32, u32,
+    }
+}
