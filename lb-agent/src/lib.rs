@@ -1,1 +1,6 @@
-//! The agent.
+//! The node agent: `watch -> snapshot -> desired -> plan -> execute`.
+//!
+//! The middle (`snapshot`, `desired`, `ids`, `plan`) is pure: functions of their
+//! arguments, no clock, no I/O. `watch` and `dataplane` are the two shells.
+
+pub mod watch;
