@@ -100,7 +100,9 @@ impl ControlPlane {
         let programs = Programs::find()?;
         let namespace = File::open(namespace)
             .with_context(|| format!("open network namespace {}", namespace.display()))?;
-        let directory = tempfile::Builder::new().prefix("lb-controlplane-").tempdir()?;
+        let directory = tempfile::Builder::new()
+            .prefix("lb-controlplane-")
+            .tempdir()?;
         let etcd = start_etcd(&programs, &namespace, directory.path())?;
         let mut plane = Self {
             controller_manager: None,
@@ -139,7 +141,10 @@ impl ControlPlane {
     /// # Errors
     /// It is not running, or ended by itself before.
     pub fn stop_api_server(&mut self) -> Result<()> {
-        let mut process = self.api_server.take().context("the API server is stopped")?;
+        let mut process = self
+            .api_server
+            .take()
+            .context("the API server is stopped")?;
         process.kill()
     }
 
@@ -292,8 +297,9 @@ impl ControlPlane {
             format!("--service-cluster-ip-range={}", cidrs.join(",")),
             "--authorization-mode=RBAC".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            // The serving key that the server makes in --cert-dir; nobody but
-            // the server itself verifies these tokens.
+            // The serving key that the server makes in --cert-dir is good enough
+            // for tokens that nobody but the server itself verifies.
+            format!("--service-account-key-file={directory}/apiserver.key"),
             format!("--service-account-signing-key-file={directory}/apiserver.key"),
             // Pods need no token of a ServiceAccount: nothing runs in them.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
@@ -334,10 +340,20 @@ impl ControlPlane {
         let deadline = Instant::now() + START_DEADLINE;
         // The API server is ready before it has made the namespace kube-system.
         while let Err(error) = self.apply(RBAC) {
-            ensure!(Instant::now() < deadline, "install manifests/rbac.yaml: {error:#}");
+            ensure!(
+                Instant::now() < deadline,
+                "install manifests/rbac.yaml: {error:#}"
+            );
             thread::sleep(POLL);
         }
-        let create = ["create", "token", "lb-agent", "-n", "kube-system", "--duration=24h"];
+        let create = [
+            "create",
+            "token",
+            "lb-agent",
+            "-n",
+            "kube-system",
+            "--duration=24h",
+        ];
         let token = successful("kubectl create token", self.kubectl(create)?)?;
         self.write_kubeconfig("lb-agent", token.trim())
     }

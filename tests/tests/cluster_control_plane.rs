@@ -80,7 +80,9 @@ fn populate(plane: &ControlPlane) {
     plane
         .create_node("node-a", &[address("192.0.2.1"), address("fd00::1")])
         .unwrap();
-    plane.create_node("node-b", &[address("192.0.2.2")]).unwrap();
+    plane
+        .create_node("node-b", &[address("192.0.2.2")])
+        .unwrap();
     plane.apply(SERVICE).unwrap();
     let pod = Pod {
         namespace: "default",
@@ -116,7 +118,14 @@ fn expect(plane: &mut ControlPlane, endpoints: &[Endpoint]) {
 
 fn may(plane: &ControlPlane, verb: &str, resource: &str) -> bool {
     let kubeconfig = plane.agent_kubeconfig();
-    let arguments = ["auth", "can-i", verb, resource, "--all-namespaces", "--kubeconfig"];
+    let arguments = [
+        "auth",
+        "can-i",
+        verb,
+        resource,
+        "--all-namespaces",
+        "--kubeconfig",
+    ];
     let mut command = plane.kubectl_command(arguments).unwrap();
     let answer = command.arg(kubeconfig).output().unwrap();
     match String::from_utf8_lossy(&answer.stdout).trim() {
@@ -153,7 +162,9 @@ fn controllers_write_slices_from_the_status_of_pods() {
     }
     expect(&mut plane, &endpoints);
 
-    plane.delete_pod("default", "web-b", Duration::ZERO).unwrap();
+    plane
+        .delete_pod("default", "web-b", Duration::ZERO)
+        .unwrap();
     let mut endpoints = all_ready();
     endpoints.retain(|endpoint| endpoint.node.as_deref() == Some("node-a"));
     expect(&mut plane, &endpoints);
@@ -172,7 +183,9 @@ fn the_api_server_comes_back_with_its_data() {
     plane.start_api_server().unwrap();
     assert_eq!(plane.endpoints("default", "web").unwrap(), all_ready());
 
-    plane.delete_pod("default", "web-a", Duration::ZERO).unwrap();
+    plane
+        .delete_pod("default", "web-a", Duration::ZERO)
+        .unwrap();
     let mut endpoints = all_ready();
     endpoints.retain(|endpoint| endpoint.node.as_deref() == Some("node-b"));
     expect(&mut plane, &endpoints);

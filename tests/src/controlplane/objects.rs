@@ -1,7 +1,6 @@
 //! Nodes and pods as a kubelet would report them, and the endpoints that the
 //! controllers make of them.
 
-use std::fmt::Display;
 use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -59,7 +58,19 @@ impl ControlPlane {
             .map(|address| json!({"type": "InternalIP", "address": address}))
             .collect();
         self.apply(&node.to_string())?;
-        self.apply_status(with_status(node, json!({"addresses": addresses})))
+        // Server-side apply takes one address of a type: it merges them by type.
+        let status = json!({"status": {"addresses": addresses}}).to_string();
+        let patch = [
+            "patch",
+            "node",
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status,
+        ];
+        successful("kubectl patch node", self.kubectl(patch)?)?;
+        Ok(())
     }
 
     /// Creates one pod and reports it as running.
@@ -81,7 +92,7 @@ impl ControlPlane {
             .iter()
             .map(|pod| with_status(pod_object(pod), pod_status(pod)))
             .collect();
-        self.apply_status(list(&reports))
+        self.apply_with(&list(&reports).to_string(), &["--subresource=status"])
     }
 
     /// Reports a pod as Ready or not.
@@ -91,7 +102,14 @@ impl ControlPlane {
     pub fn set_ready(&self, namespace: &str, name: &str, ready: bool) -> Result<()> {
         let patch = json!({"status": {"conditions": [ready_condition(ready)]}}).to_string();
         let patched = self.kubectl([
-            "patch", "pod", name, "-n", namespace, "--subresource=status", "--type=strategic", "-p",
+            "patch",
+            "pod",
+            name,
+            "-n",
+            namespace,
+            "--subresource=status",
+            "--type=strategic",
+            "-p",
             &patch,
         ])?;
         successful("kubectl patch pod", patched)?;
@@ -105,8 +123,15 @@ impl ControlPlane {
     /// There is no such pod.
     pub fn delete_pod(&self, namespace: &str, name: &str, grace: Duration) -> Result<()> {
         let grace_period = format!("--grace-period={}", grace.as_secs());
-        let mut arguments =
-            vec!["delete", "pod", name, "-n", namespace, "--wait=false", &grace_period];
+        let mut arguments = vec![
+            "delete",
+            "pod",
+            name,
+            "-n",
+            namespace,
+            "--wait=false",
+            &grace_period,
+        ];
         if grace.is_zero() {
             arguments.push("--force");
         }
@@ -121,7 +146,14 @@ impl ControlPlane {
     pub fn endpoints(&self, namespace: &str, service: &str) -> Result<Vec<Endpoint>> {
         let selector = format!("kubernetes.io/service-name={service}");
         let slices = self.kubectl([
-            "get", "endpointslices", "-n", namespace, "-l", &selector, "-o", "json",
+            "get",
+            "endpointslices",
+            "-n",
+            namespace,
+            "-l",
+            &selector,
+            "-o",
+            "json",
         ])?;
         let slices: List<Slice> =
             serde_json::from_str(&successful("kubectl get endpointslices", slices)?)?;
@@ -165,10 +197,6 @@ impl ControlPlane {
             }
             thread::sleep(POLL);
         }
-    }
-
-    fn apply_status(&self, objects: impl Display) -> Result<()> {
-        self.apply_with(&objects.to_string(), &["--subresource=status"])
     }
 }
 
@@ -263,7 +291,10 @@ impl Slice {
             .unwrap_or_default()
             .into_iter()
             .map(|endpoint| {
-                let address = endpoint.addresses.first().context("an endpoint without address")?;
+                let address = endpoint
+                    .addresses
+                    .first()
+                    .context("an endpoint without address")?;
                 Ok(Endpoint {
                     address: address
                         .parse()

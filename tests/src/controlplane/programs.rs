@@ -86,9 +86,15 @@ mod tests {
         let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let directories = [first.path().to_owned(), second.path().to_owned()];
         std::fs::write(second.path().join("etcd"), "").unwrap();
-        assert_eq!(find_in(&directories, "etcd").unwrap(), second.path().join("etcd"));
+        assert_eq!(
+            find_in(&directories, "etcd").unwrap(),
+            second.path().join("etcd")
+        );
         std::fs::write(first.path().join("etcd"), "").unwrap();
-        assert_eq!(find_in(&directories, "etcd").unwrap(), first.path().join("etcd"));
+        assert_eq!(
+            find_in(&directories, "etcd").unwrap(),
+            first.path().join("etcd")
+        );
     }
 
     #[test]
