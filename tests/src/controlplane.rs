@@ -100,9 +100,7 @@ impl ControlPlane {
         let programs = Programs::find()?;
         let namespace = File::open(namespace)
             .with_context(|| format!("open network namespace {}", namespace.display()))?;
-        let directory = tempfile::Builder::new()
-            .prefix("lb-controlplane-")
-            .tempdir()?;
+        let directory = tempfile::Builder::new().prefix("lb-controlplane-").tempdir()?;
         let etcd = start_etcd(&programs, &namespace, directory.path())?;
         let mut plane = Self {
             controller_manager: None,
@@ -127,10 +125,8 @@ impl ControlPlane {
     /// # Errors
     /// A program had ended early; the end of its log is part of the error.
     pub fn stop(mut self) -> Result<()> {
-        for process in [&mut self.controller_manager, &mut self.api_server] {
-            if let Some(process) = process {
-                process.kill()?;
-            }
+        for process in [&mut self.controller_manager, &mut self.api_server].into_iter().flatten() {
+            process.kill()?;
         }
         self.etcd.kill()
     }
@@ -141,10 +137,7 @@ impl ControlPlane {
     /// # Errors
     /// It is not running, or ended by itself before.
     pub fn stop_api_server(&mut self) -> Result<()> {
-        let mut process = self
-            .api_server
-            .take()
-            .context("the API server is stopped")?;
+        let mut process = self.api_server.take().context("the API server is stopped")?;
         process.kill()
     }
 
@@ -156,9 +149,7 @@ impl ControlPlane {
     pub fn start_api_server(&mut self) -> Result<()> {
         ensure!(self.api_server.is_none(), "the API server is running");
         let mut command = Command::new(&self.programs.api_server);
-        command
-            .args(self.api_server_arguments())
-            .args(&self.options.api_server_arguments);
+        command.args(self.api_server_arguments()).args(&self.options.api_server_arguments);
         self.api_server = Some(self.start_process("kube-apiserver", command)?);
         let deadline = Instant::now() + START_DEADLINE;
         loop {
@@ -216,10 +207,8 @@ impl ControlPlane {
     /// It has; the end of its log is part of the error.
     pub fn check_running(&mut self) -> Result<()> {
         self.etcd.check_running()?;
-        for process in [&mut self.api_server, &mut self.controller_manager] {
-            if let Some(process) = process {
-                process.check_running()?;
-            }
+        for process in [&mut self.api_server, &mut self.controller_manager].into_iter().flatten() {
+            process.check_running()?;
         }
         Ok(())
     }
@@ -340,20 +329,10 @@ impl ControlPlane {
         let deadline = Instant::now() + START_DEADLINE;
         // The API server is ready before it has made the namespace kube-system.
         while let Err(error) = self.apply(RBAC) {
-            ensure!(
-                Instant::now() < deadline,
-                "install manifests/rbac.yaml: {error:#}"
-            );
+            ensure!(Instant::now() < deadline, "install manifests/rbac.yaml: {error:#}");
             thread::sleep(POLL);
         }
-        let create = [
-            "create",
-            "token",
-            "lb-agent",
-            "-n",
-            "kube-system",
-            "--duration=24h",
-        ];
+        let create = ["create", "token", "lb-agent", "-n", "kube-system", "--duration=24h"];
         let token = successful("kubectl create token", self.kubectl(create)?)?;
         self.write_kubeconfig("lb-agent", token.trim())
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail, ensure};
 use lb_tests::controlplane::objects::{Endpoint, Pod};
 use lb_tests::controlplane::{ControlPlane, Options};
 
@@ -26,13 +27,13 @@ spec:
 struct Namespace(String);
 
 impl Namespace {
-    fn new(suffix: &str) -> Self {
+    fn new(suffix: &str) -> Result<Self> {
         let namespace = Self(format!("lb-cp-{}-{suffix}", process::id()));
         let name = namespace.0.as_str();
-        ip(&["netns", "add", name]);
-        ip(&["-n", name, "link", "set", "lo", "up"]);
-        ip(&["-n", name, "address", "add", LISTEN_ADDRESS, "dev", "lo"]);
-        namespace
+        ip(&["netns", "add", name])?;
+        ip(&["-n", name, "link", "set", "lo", "up"])?;
+        ip(&["-n", name, "address", "add", LISTEN_ADDRESS, "dev", "lo"])?;
+        Ok(namespace)
     }
 
     fn path(&self) -> PathBuf {
@@ -42,26 +43,24 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        ip(&["netns", "delete", &self.0]);
+        if let Err(error) = ip(&["netns", "delete", &self.0]) {
+            eprintln!("{error:#}");
+        }
     }
 }
 
-fn ip(arguments: &[&str]) {
-    let status = Command::new("ip").args(arguments).status().unwrap();
-    assert!(status.success(), "ip {arguments:?}: {status}");
+fn ip(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("ip").args(arguments).status()?;
+    ensure!(status.success(), "ip {arguments:?}: {status}");
+    Ok(())
 }
 
 fn address(text: &str) -> IpAddr {
-    text.parse().unwrap()
+    text.parse().expect("an address literal")
 }
 
-fn start(namespace: &Namespace) -> ControlPlane {
-    ControlPlane::start(
-        &namespace.path(),
-        address(LISTEN_ADDRESS),
-        Options::default(),
-    )
-    .unwrap()
+fn start(namespace: &Namespace) -> Result<ControlPlane> {
+    ControlPlane::start(&namespace.path(), address(LISTEN_ADDRESS), Options::default())
 }
 
 fn endpoint(text: &str, node: &str) -> Endpoint {
@@ -76,14 +75,10 @@ fn endpoint(text: &str, node: &str) -> Endpoint {
 }
 
 /// Two nodes, and on each a pod of the Service with an address of each family.
-fn populate(plane: &ControlPlane) {
-    plane
-        .create_node("node-a", &[address("192.0.2.1"), address("fd00::1")])
-        .unwrap();
-    plane
-        .create_node("node-b", &[address("192.0.2.2")])
-        .unwrap();
-    plane.apply(SERVICE).unwrap();
+fn populate(plane: &ControlPlane) -> Result<()> {
+    plane.create_node("node-a", &[address("192.0.2.1"), address("fd00::1")])?;
+    plane.create_node("node-b", &[address("192.0.2.2")])?;
+    plane.apply(SERVICE)?;
     let pod = Pod {
         namespace: "default",
         name: "web-a",
@@ -98,7 +93,7 @@ fn populate(plane: &ControlPlane) {
         addresses: &[address("10.0.2.2"), address("fd00:0:2::2")],
         ..pod
     };
-    plane.create_pods(&[pod, other]).unwrap();
+    plane.create_pods(&[pod, other])
 }
 
 fn all_ready() -> Vec<Endpoint> {
@@ -110,119 +105,103 @@ fn all_ready() -> Vec<Endpoint> {
     ]
 }
 
-fn expect(plane: &mut ControlPlane, endpoints: &[Endpoint]) {
-    plane
-        .wait_for_slice("default", "web", DEADLINE, |now| now == endpoints)
-        .unwrap();
+fn expect(plane: &mut ControlPlane, endpoints: &[Endpoint]) -> Result<()> {
+    plane.wait_for_slice("default", "web", DEADLINE, |now| now == endpoints)?;
+    Ok(())
 }
 
-fn may(plane: &ControlPlane, verb: &str, resource: &str) -> bool {
+fn may(plane: &ControlPlane, verb: &str, resource: &str) -> Result<bool> {
     let kubeconfig = plane.agent_kubeconfig();
-    let arguments = [
-        "auth",
-        "can-i",
-        verb,
-        resource,
-        "--all-namespaces",
-        "--kubeconfig",
-    ];
-    let mut command = plane.kubectl_command(arguments).unwrap();
-    let answer = command.arg(kubeconfig).output().unwrap();
+    let arguments = ["auth", "can-i", verb, resource, "--all-namespaces", "--kubeconfig"];
+    let mut command = plane.kubectl_command(arguments)?;
+    let answer = command.arg(kubeconfig).output()?;
     match String::from_utf8_lossy(&answer.stdout).trim() {
-        "yes" => true,
-        "no" => false,
-        _ => panic!("kubectl auth can-i {verb} {resource}: {answer:?}"),
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => bail!("kubectl auth can-i {verb} {resource}: {answer:?}"),
     }
 }
 
 #[test]
-fn controllers_write_slices_from_the_status_of_pods() {
-    let namespace = Namespace::new("slices");
-    let mut plane = start(&namespace);
-    populate(&plane);
-    expect(&mut plane, &all_ready());
+fn controllers_write_slices_from_the_status_of_pods() -> Result<()> {
+    let namespace = Namespace::new("slices")?;
+    let mut plane = start(&namespace)?;
+    populate(&plane)?;
+    expect(&mut plane, &all_ready())?;
 
-    plane.set_ready("default", "web-a", false).unwrap();
+    plane.set_ready("default", "web-a", false)?;
     let mut endpoints = all_ready();
     for endpoint in [0, 2] {
         endpoints[endpoint].ready = false;
         endpoints[endpoint].serving = false;
     }
-    expect(&mut plane, &endpoints);
-    plane.set_ready("default", "web-a", true).unwrap();
-    expect(&mut plane, &all_ready());
+    expect(&mut plane, &endpoints)?;
+    plane.set_ready("default", "web-a", true)?;
+    expect(&mut plane, &all_ready())?;
 
-    plane
-        .delete_pod("default", "web-b", Duration::from_secs(600))
-        .unwrap();
+    plane.delete_pod("default", "web-b", Duration::from_secs(600))?;
     let mut endpoints = all_ready();
     for endpoint in [1, 3] {
         endpoints[endpoint].ready = false;
         endpoints[endpoint].terminating = true;
     }
-    expect(&mut plane, &endpoints);
+    expect(&mut plane, &endpoints)?;
 
-    plane
-        .delete_pod("default", "web-b", Duration::ZERO)
-        .unwrap();
+    plane.delete_pod("default", "web-b", Duration::ZERO)?;
     let mut endpoints = all_ready();
     endpoints.retain(|endpoint| endpoint.node.as_deref() == Some("node-a"));
-    expect(&mut plane, &endpoints);
-    plane.stop().unwrap();
+    expect(&mut plane, &endpoints)?;
+    plane.stop()
 }
 
 #[test]
-fn the_api_server_comes_back_with_its_data() {
-    let namespace = Namespace::new("restart");
-    let mut plane = start(&namespace);
-    populate(&plane);
-    expect(&mut plane, &all_ready());
+fn the_api_server_comes_back_with_its_data() -> Result<()> {
+    let namespace = Namespace::new("restart")?;
+    let mut plane = start(&namespace)?;
+    populate(&plane)?;
+    expect(&mut plane, &all_ready())?;
 
-    plane.stop_api_server().unwrap();
+    plane.stop_api_server()?;
     assert!(plane.endpoints("default", "web").is_err());
-    plane.start_api_server().unwrap();
-    assert_eq!(plane.endpoints("default", "web").unwrap(), all_ready());
+    plane.start_api_server()?;
+    assert_eq!(plane.endpoints("default", "web")?, all_ready());
 
-    plane
-        .delete_pod("default", "web-a", Duration::ZERO)
-        .unwrap();
+    plane.delete_pod("default", "web-a", Duration::ZERO)?;
     let mut endpoints = all_ready();
     endpoints.retain(|endpoint| endpoint.node.as_deref() == Some("node-b"));
-    expect(&mut plane, &endpoints);
-    plane.stop().unwrap();
+    expect(&mut plane, &endpoints)?;
+    plane.stop()
 }
 
 #[test]
-fn the_agent_reads_what_it_programs_and_writes_events_alone() {
-    let namespace = Namespace::new("rbac");
-    let plane = start(&namespace);
-    for resource in [
-        "services",
-        "nodes",
-        "endpointslices.discovery.k8s.io",
-        "servicecidrs.networking.k8s.io",
-    ] {
+fn the_agent_reads_what_it_programs_and_writes_events_alone() -> Result<()> {
+    let namespace = Namespace::new("rbac")?;
+    let plane = start(&namespace)?;
+    for resource in
+        ["services", "nodes", "endpointslices.discovery.k8s.io", "servicecidrs.networking.k8s.io"]
+    {
         for verb in ["get", "list", "watch"] {
-            assert!(may(&plane, verb, resource), "{verb} {resource}");
+            assert!(may(&plane, verb, resource)?, "{verb} {resource}");
         }
         for verb in ["create", "update", "patch", "delete"] {
-            assert!(!may(&plane, verb, resource), "{verb} {resource}");
+            assert!(!may(&plane, verb, resource)?, "{verb} {resource}");
         }
     }
     for resource in ["events", "events.events.k8s.io"] {
-        assert!(may(&plane, "create", resource), "create {resource}");
-        assert!(may(&plane, "patch", resource), "patch {resource}");
+        assert!(may(&plane, "create", resource)?, "create {resource}");
+        assert!(may(&plane, "patch", resource)?, "patch {resource}");
     }
-    assert!(!may(&plane, "list", "secrets"));
-    assert!(!may(&plane, "update", "services/status"));
+    assert!(!may(&plane, "list", "secrets")?);
+    assert!(!may(&plane, "update", "services/status")?);
+    plane.stop()
 }
 
 #[test]
-fn nothing_is_left_of_a_control_plane_and_another_can_follow() {
-    let namespace = Namespace::new("again");
+fn nothing_is_left_of_a_control_plane_and_another_can_follow() -> Result<()> {
+    let namespace = Namespace::new("again")?;
     for _ in 0..2 {
         let begin = Instant::now();
-        let plane = start(&namespace);
+        let plane = start(&namespace)?;
         println!("ready after {:?}", begin.elapsed());
         let (ids, directory) = (plane.process_ids(), plane.directory().to_owned());
         assert_eq!(ids.len(), 3);
@@ -232,4 +211,5 @@ fn nothing_is_left_of_a_control_plane_and_another_can_follow() {
         }
         assert!(!directory.exists(), "{}", directory.display());
     }
+    Ok(())
 }

@@ -60,15 +60,7 @@ impl ControlPlane {
         self.apply(&node.to_string())?;
         // Server-side apply takes one address of a type: it merges them by type.
         let status = json!({"status": {"addresses": addresses}}).to_string();
-        let patch = [
-            "patch",
-            "node",
-            name,
-            "--subresource=status",
-            "--type=merge",
-            "-p",
-            &status,
-        ];
+        let patch = ["patch", "node", name, "--subresource=status", "--type=merge", "-p", &status];
         successful("kubectl patch node", self.kubectl(patch)?)?;
         Ok(())
     }
@@ -88,10 +80,8 @@ impl ControlPlane {
     pub fn create_pods(&self, pods: &[Pod<'_>]) -> Result<()> {
         let objects: Vec<Value> = pods.iter().map(pod_object).collect();
         self.apply(&list(&objects).to_string())?;
-        let reports: Vec<Value> = pods
-            .iter()
-            .map(|pod| with_status(pod_object(pod), pod_status(pod)))
-            .collect();
+        let reports: Vec<Value> =
+            pods.iter().map(|pod| with_status(pod_object(pod), pod_status(pod))).collect();
         self.apply_with(&list(&reports).to_string(), &["--subresource=status"])
     }
 
@@ -123,15 +113,8 @@ impl ControlPlane {
     /// There is no such pod.
     pub fn delete_pod(&self, namespace: &str, name: &str, grace: Duration) -> Result<()> {
         let grace_period = format!("--grace-period={}", grace.as_secs());
-        let mut arguments = vec![
-            "delete",
-            "pod",
-            name,
-            "-n",
-            namespace,
-            "--wait=false",
-            &grace_period,
-        ];
+        let mut arguments =
+            vec!["delete", "pod", name, "-n", namespace, "--wait=false", &grace_period];
         if grace.is_zero() {
             arguments.push("--force");
         }
@@ -201,11 +184,8 @@ impl ControlPlane {
 }
 
 fn pod_object(pod: &Pod<'_>) -> Value {
-    let labels: serde_json::Map<String, Value> = pod
-        .labels
-        .iter()
-        .map(|&(key, value)| (key.to_owned(), value.into()))
-        .collect();
+    let labels: serde_json::Map<String, Value> =
+        pod.labels.iter().map(|&(key, value)| (key.to_owned(), value.into())).collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -291,10 +271,7 @@ impl Slice {
             .unwrap_or_default()
             .into_iter()
             .map(|endpoint| {
-                let address = endpoint
-                    .addresses
-                    .first()
-                    .context("an endpoint without address")?;
+                let address = endpoint.addresses.first().context("an endpoint without address")?;
                 Ok(Endpoint {
                     address: address
                         .parse()

@@ -35,10 +35,7 @@ impl Process {
     ) -> Result<Self> {
         let log = directory.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output);
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = spawn(command).with_context(|| format!("start {name}"))?;
         Ok(Self { name, child, log })
     }
@@ -55,11 +52,7 @@ impl Process {
     pub(super) fn log_tail(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
         let tail = &text[text.len().saturating_sub(LOG_TAIL)..];
-        format!(
-            "--- end of the log of {} ---\n{}",
-            self.name,
-            String::from_utf8_lossy(tail)
-        )
+        format!("--- end of the log of {} ---\n{}", self.name, String::from_utf8_lossy(tail))
     }
 
     /// Kills the process (SIGKILL) and waits until it is gone. That it had
@@ -118,9 +111,38 @@ fn spawn(command: Command) -> Result<Child> {
         sender
     });
     let (answer, child) = mpsc::channel();
-    spawner
-        .send((command, answer))
-        .ok()
-        .context("the thread that starts programs is gone")?;
+    spawner.send((command, answer)).ok().context("the thread that starts programs is gone")?;
     Ok(child.recv()??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleep() -> Result<(Process, tempfile::TempDir)> {
+        let directory = tempfile::tempdir()?;
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        confine(&mut command, &File::open("/proc/self/ns/net")?)?;
+        Ok((Process::start("sleep", command, directory.path())?, directory))
+    }
+
+    #[test]
+    fn a_process_outlives_the_thread_that_started_it() -> Result<()> {
+        let (mut process, _directory) = thread::spawn(sleep).join().expect("no panic")?;
+        process.check_running()?;
+        process.kill()
+    }
+
+    #[test]
+    fn an_early_end_is_an_error_with_the_log() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo reason; exit 3"]);
+        let mut process = Process::start("sh", command, directory.path())?;
+        process.child.wait()?;
+        let error = process.check_running().expect_err("it has ended").to_string();
+        assert!(error.contains("exit status: 3") && error.contains("reason"), "{error}");
+        Ok(())
+    }
 }

@@ -62,9 +62,7 @@ pub fn cache_directory() -> Result<PathBuf> {
         None => Path::new(&env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
             .join(".cache"),
     };
-    Ok(cache
-        .join("lb")
-        .join(format!("controlplane-{KUBERNETES_VERSION}")))
+    Ok(cache.join("lb").join(format!("controlplane-{KUBERNETES_VERSION}")))
 }
 
 fn find_in(directories: &[PathBuf], name: &str) -> Result<PathBuf> {
@@ -82,24 +80,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_directory_that_has_a_program_wins() {
-        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fn the_first_directory_that_has_a_program_wins() -> Result<()> {
+        let (first, second) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let directories = [first.path().to_owned(), second.path().to_owned()];
-        std::fs::write(second.path().join("etcd"), "").unwrap();
-        assert_eq!(
-            find_in(&directories, "etcd").unwrap(),
-            second.path().join("etcd")
-        );
-        std::fs::write(first.path().join("etcd"), "").unwrap();
-        assert_eq!(
-            find_in(&directories, "etcd").unwrap(),
-            first.path().join("etcd")
-        );
+        std::fs::write(second.path().join("etcd"), "")?;
+        assert_eq!(find_in(&directories, "etcd")?, second.path().join("etcd"));
+        std::fs::write(first.path().join("etcd"), "")?;
+        assert_eq!(find_in(&directories, "etcd")?, first.path().join("etcd"));
+        Ok(())
     }
 
     #[test]
     fn a_missing_program_is_named_with_what_to_do() {
-        let error = find_in(&[], "kube-apiserver").unwrap_err().to_string();
+        let error = find_in(&[], "kube-apiserver").expect_err("no directories").to_string();
         assert!(error.starts_with("kube-apiserver is neither"), "{error}");
         assert!(error.contains("cargo xtask setup"), "{error}");
     }
