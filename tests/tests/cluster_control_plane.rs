@@ -3,14 +3,15 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command};
-use std::time::{Duration, Instant};
+use std::process::{self, Command, Output};
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use lb_tests::controlplane::objects::{Endpoint, Pod};
 use lb_tests::controlplane::{ControlPlane, Options};
 
 const LISTEN_ADDRESS: &str = "192.0.2.10";
+const LISTEN_ADDRESS_6: &str = "2001:db8::10";
 const DEADLINE: Duration = Duration::from_secs(20);
 
 const SERVICE: &str = "
@@ -32,7 +33,9 @@ impl Namespace {
         let name = namespace.0.as_str();
         ip(&["netns", "add", name])?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
-        ip(&["-n", name, "address", "add", LISTEN_ADDRESS, "dev", "lo"])?;
+        for address in [LISTEN_ADDRESS, LISTEN_ADDRESS_6] {
+            ip(&["-n", name, "address", "add", address, "dev", "lo"])?;
+        }
         Ok(namespace)
     }
 
@@ -173,6 +176,34 @@ fn the_api_server_comes_back_with_its_data() -> Result<()> {
     plane.stop()
 }
 
+/// What a client gets that asks for a list as a stream (KEP-3157).
+fn streaming_list(plane: &ControlPlane) -> Result<Output> {
+    plane.kubectl([
+        "get",
+        "--raw",
+        "/api/v1/services?watch=1&sendInitialEvents=true&allowWatchBookmarks=true\
+         &resourceVersionMatch=NotOlderThan&timeoutSeconds=1",
+    ])
+}
+
+#[test]
+fn the_api_server_streams_lists_unless_told_otherwise() -> Result<()> {
+    let namespace = Namespace::new("stream")?;
+    let plane = start(&namespace)?;
+    let stream = String::from_utf8(streaming_list(&plane)?.stdout)?;
+    assert!(stream.contains("k8s.io/initial-events-end"), "{stream}");
+    plane.stop()?;
+
+    let options = Options {
+        api_server_arguments: vec!["--feature-gates=WatchList=false".to_owned()],
+        ..Options::default()
+    };
+    let plane = ControlPlane::start(&namespace.path(), address(LISTEN_ADDRESS), options)?;
+    let refusal = streaming_list(&plane)?;
+    assert!(!refusal.status.success(), "{refusal:?}");
+    plane.stop()
+}
+
 #[test]
 fn the_agent_reads_what_it_programs_and_writes_events_alone() -> Result<()> {
     let namespace = Namespace::new("rbac")?;
@@ -199,10 +230,10 @@ fn the_agent_reads_what_it_programs_and_writes_events_alone() -> Result<()> {
 #[test]
 fn nothing_is_left_of_a_control_plane_and_another_can_follow() -> Result<()> {
     let namespace = Namespace::new("again")?;
-    for _ in 0..2 {
-        let begin = Instant::now();
-        let plane = start(&namespace)?;
-        println!("ready after {:?}", begin.elapsed());
+    for listen_address in [LISTEN_ADDRESS, LISTEN_ADDRESS_6] {
+        let plane =
+            ControlPlane::start(&namespace.path(), address(listen_address), Options::default())?;
+        plane.apply(SERVICE)?;
         let (ids, directory) = (plane.process_ids(), plane.directory().to_owned());
         assert_eq!(ids.len(), 3);
         drop(plane);
