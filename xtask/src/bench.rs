@@ -23,6 +23,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         is_root(),
         "a benchmark loads eBPF programs and makes network namespaces: run it as root"
     );
+    build::has_tests_bin(workspace, "lb-bench")?;
     setup::ensure(workspace, setup::Scope::Build)?;
     build::agent(workspace)?;
     build::tests_bin(workspace, "lb-bench")?;

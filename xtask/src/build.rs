@@ -41,14 +41,20 @@ pub(crate) fn tests_bins(workspace: &Workspace) -> Result<()> {
 
 /// Builds one program of the tests crate in release mode.
 pub(crate) fn tests_bin(workspace: &Workspace, name: &str) -> Result<()> {
-    ensure!(
-        workspace.has_tests_bin(name),
-        "the tests crate has no program {name}: tests/src/bin/{name}.rs is missing"
-    );
+    has_tests_bin(workspace, name)?;
     run::shown(
         workspace
             .cargo("build")
             .args(["--release", "-p", "lb-tests", "--bin", name]),
     )
     .with_context(|| format!("{name} could not be built"))
+}
+
+/// Fails where the tests crate has no program of this name.
+pub(crate) fn has_tests_bin(workspace: &Workspace, name: &str) -> Result<()> {
+    ensure!(
+        workspace.has_tests_bin(name),
+        "the tests crate has no program {name}: tests/src/bin/{name}.rs is missing"
+    );
+    Ok(())
 }

@@ -19,6 +19,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         is_root(),
         "the demo loads eBPF programs and makes network namespaces: run it as root"
     );
+    build::has_tests_bin(workspace, "lb-demo")?;
     setup::ensure(workspace, setup::Scope::Build)?;
     build::agent(workspace)?;
     build::tests_bin(workspace, "lb-demo")?;
