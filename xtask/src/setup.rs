@@ -102,7 +102,11 @@ fn cached(
             .with_context(|| format!("cannot remove the stale {}", partial.display()))?;
     }
     create(&partial)?;
-    make(&partial, &missing)?;
+    if let Err(error) = make(&partial, &missing) {
+        // What is left of it is of no use, and the error matters more.
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error);
+    }
     for file in missing {
         let place = dir.join(file);
         place.parent().map_or(Ok(()), create)?;

@@ -53,11 +53,12 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
     let update = apt(workspace, &["update"], "apt-update");
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(&absent);
-    if let Err(error) = apt(workspace, &arguments, "apt-install") {
-        return match update {
-            Ok(()) => Err(error).context("the Debian packages could not be installed"),
-            Err(update) => Err(update).context("the Debian packages could not be installed"),
-        };
+    if let Err(install) = apt(workspace, &arguments, "apt-install") {
+        return Err(match update {
+            Ok(()) => install,
+            Err(update) => install.context(format!("{update:#}")),
+        })
+        .context("the Debian packages could not be installed");
     }
     let absent = missing(&PACKAGES, &installed(workspace)?);
     ensure!(
