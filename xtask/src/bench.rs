@@ -10,11 +10,7 @@ use crate::{build, run, setup};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The part of the report to measure, and flags of lb-bench
-    #[arg(
-        value_name = "NAME",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(value_name = "NAME", trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
 
@@ -27,9 +23,5 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     setup::ensure(workspace, setup::Scope::Build)?;
     build::agent(workspace)?;
     build::tests_bin(workspace, "lb-bench")?;
-    run::become_it(
-        workspace
-            .command(workspace.release("lb-bench"))
-            .args(&args.args),
-    )
+    run::become_it(workspace.command(workspace.release("lb-bench")).args(&args.args))
 }

@@ -52,10 +52,7 @@ pub(crate) fn object(workspace: &Workspace, log: bool) -> Result<()> {
         build.args(["--features", "log"]);
     }
     run::shown(&mut build).context("the eBPF programs could not be built")?;
-    let built = target_dir(workspace)
-        .join(TARGET)
-        .join("release")
-        .join("lb-ebpf");
+    let built = target_dir(workspace).join(TARGET).join("release").join("lb-ebpf");
     copy_if_changed(&built, &workspace.object())
 }
 
@@ -96,17 +93,12 @@ fn cargo(
         Toolchain::Debian => {
             let mut cargo = workspace.command(DEBIAN_CARGO);
             // aya-ebpf uses the unstable feature asm_experimental_arch.
-            cargo
-                .env("RUSTC_BOOTSTRAP", "1")
-                .env("RUSTC", DEBIAN_RUSTC)
-                .arg(subcommand);
+            cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTC", DEBIAN_RUSTC).arg(subcommand);
             cargo
         }
         Toolchain::Nightly => {
             let mut rustup = workspace.command("rustup");
-            rustup
-                .args(["run", "nightly", "cargo", subcommand])
-                .args(["-Z", "build-std=core"]);
+            rustup.args(["run", "nightly", "cargo", subcommand]).args(["-Z", "build-std=core"]);
             rustup
         }
     };
@@ -126,22 +118,16 @@ fn target_dir(workspace: &Workspace) -> PathBuf {
 }
 
 fn find_toolchain(workspace: &Workspace) -> Result<Toolchain> {
-    let debian = [DEBIAN_RUSTC, DEBIAN_CARGO, DEBIAN_CORE]
-        .iter()
-        .all(|path| Path::new(path).exists());
+    let debian =
+        [DEBIAN_RUSTC, DEBIAN_CARGO, DEBIAN_CORE].iter().all(|path| Path::new(path).exists());
     if debian {
         return Ok(Toolchain::Debian);
     }
     let sysroot = run::answer(
-        workspace
-            .command("rustup")
-            .args(["run", "nightly", "rustc", "--print", "sysroot"]),
+        workspace.command("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]),
     );
-    let has_source = |root: &str| {
-        Path::new(root)
-            .join("lib/rustlib/src/rust/library/core")
-            .is_dir()
-    };
+    let has_source =
+        |root: &str| Path::new(root).join("lib/rustlib/src/rust/library/core").is_dir();
     if sysroot.as_deref().is_some_and(has_source) {
         return Ok(Toolchain::Nightly);
     }
@@ -193,8 +179,7 @@ mod tests {
         fs::write(&from, "one").expect("the file can be written");
         copy_if_changed(&from, &to).expect("the first copy works");
         let file = fs::File::options().write(true).open(&to);
-        file.and_then(|file| file.set_modified(old))
-            .expect("the time can be set");
+        file.and_then(|file| file.set_modified(old)).expect("the time can be set");
         copy_if_changed(&from, &to).expect("an equal copy works");
         assert_eq!(age(), Some(old));
 

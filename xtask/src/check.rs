@@ -40,11 +40,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         let started = Instant::now();
         let result = (step.run)();
         let word = if result.is_ok() { "ok" } else { "FAILED" };
-        println!(
-            "{word:<6} {:<24} {:>8}",
-            step.name,
-            seconds(started.elapsed())
-        );
+        println!("{word:<6} {:<24} {:>8}", step.name, seconds(started.elapsed()));
         match result {
             Ok(text) if text.is_empty() => {}
             Ok(text) => println!("{}", text.trim_end()),
@@ -75,9 +71,11 @@ fn steps(workspace: &Workspace, bless: bool) -> Vec<Step<'_>> {
             name: "clippy",
             run: Box::new(|| {
                 let mut clippy = workspace.cargo("clippy");
-                clippy
-                    .args(["--workspace", "--exclude", "lb-ebpf", "--all-targets"])
-                    .args(["--all-features", "--", "-Dwarnings"]);
+                clippy.args(["--workspace", "--exclude", "lb-ebpf", "--all-targets"]).args([
+                    "--all-features",
+                    "--",
+                    "-Dwarnings",
+                ]);
                 silent(workspace, "clippy", &mut clippy)
             }),
         },
@@ -95,14 +93,8 @@ fn steps(workspace: &Workspace, bless: bool) -> Vec<Step<'_>> {
                 silent(workspace, "rustc-ebpf", &mut check)
             }),
         },
-        Step {
-            name: "licences",
-            run: Box::new(|| licence::check(workspace)),
-        },
-        Step {
-            name: "layout golden",
-            run: Box::new(move || layout(workspace, bless)),
-        },
+        Step { name: "licences", run: Box::new(|| licence::check(workspace)) },
+        Step { name: "layout golden", run: Box::new(move || layout(workspace, bless)) },
     ];
     if workspace.has_tests_bin("lb-verify") {
         steps.push(Step {
@@ -121,9 +113,7 @@ fn layout(workspace: &Workspace, bless: bool) -> Result<String> {
     }
     let output = captured(workspace, "layout", &mut test)?;
     ensure!(
-        output
-            .lines()
-            .any(|line| line.starts_with("test ") && line.ends_with("... ok")),
+        output.lines().any(|line| line.starts_with("test ") && line.ends_with("... ok")),
         "lb-common has no test whose name holds `layout`"
     );
     Ok(String::new())

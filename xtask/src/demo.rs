@@ -15,10 +15,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    ensure!(
-        is_root(),
-        "the demo loads eBPF programs and makes network namespaces: run it as root"
-    );
+    ensure!(is_root(), "the demo loads eBPF programs and makes network namespaces: run it as root");
     build::has_tests_bin(workspace, "lb-demo")?;
     setup::ensure(workspace, setup::Scope::Build)?;
     build::agent(workspace)?;

@@ -41,15 +41,9 @@ impl Progress {
             Display::Spinner(bar)
         } else {
             eprintln!("{what} ...");
-            Display::Lines {
-                _alive: heartbeat(what.clone()),
-            }
+            Display::Lines { _alive: heartbeat(what.clone()) }
         };
-        Self {
-            what,
-            started: Instant::now(),
-            display,
-        }
+        Self { what, started: Instant::now(), display }
     }
 
     /// Ends the step with a line that says how long it took.

@@ -48,10 +48,7 @@ pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
 /// Runs a command for what it prints; `None` when it is not there or fails.
 pub(crate) fn answer(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).output().ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Becomes the command, so that signals and the exit status are its own.
@@ -69,24 +66,14 @@ fn describe(command: &Command) -> String {
             .to_string_lossy()
             .into_owned(),
     ];
-    words.extend(
-        command
-            .get_args()
-            .take(4)
-            .map(|word| word.to_string_lossy().into_owned()),
-    );
+    words.extend(command.get_args().take(4).map(|word| word.to_string_lossy().into_owned()));
     format!("`{}`", words.join(" "))
 }
 
 /// The line of a failed command's output that best explains it: the first
 /// that calls itself an error, else the last one.
 fn telling_line(output: &str) -> Option<&str> {
-    let lines = || {
-        output
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-    };
+    let lines = || output.lines().map(str::trim).filter(|line| !line.is_empty());
     lines()
         .find(|line| line.starts_with("E:") || line.starts_with("error"))
         .or_else(|| lines().next_back())
@@ -109,10 +96,7 @@ mod tests {
     #[test]
     fn a_failure_names_the_command_and_its_log() {
         let log = std::env::temp_dir().join(format!("xtask-logged-{}", std::process::id()));
-        let result = logged(
-            Command::new("sh").args(["-c", "echo 'error: no'; exit 3"]),
-            &log,
-        );
+        let result = logged(Command::new("sh").args(["-c", "echo 'error: no'; exit 3"]), &log);
         let text = result.map_or_else(|error| error.to_string(), |()| "ok".to_owned());
         fs::remove_file(&log).expect("the log exists");
         assert!(text.contains("exit status: 3"), "{text}");

@@ -31,16 +31,12 @@ pub(crate) struct Args {
 pub(crate) enum Scope {
     /// What building, checking, the demo and most tests need.
     Build,
-    /// Also kube-apiserver and kube-controller-manager.
+    /// Also the API server and what runs beside it.
     All,
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let scope = if args.without_control_plane {
-        Scope::Build
-    } else {
-        Scope::All
-    };
+    let scope = if args.without_control_plane { Scope::Build } else { Scope::All };
     if ensure(workspace, scope)? {
         println!("setup: done");
     } else {

@@ -54,11 +54,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     }
     println!("{passed} passed, {failed} failed");
     stdout().flush().context("cannot write the result")?;
-    Ok(if failed == 0 && passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Sets up and builds what the tiers need; returns the integration tests.
@@ -97,11 +93,7 @@ fn run_tiers(workspace: &Workspace, chosen: &[&'static Tier], tests: &[String]) 
                 outcome.add(&step.label, run_step(workspace, &step));
             }
         }
-        rows.push(Row {
-            tier: tier.name,
-            outcome,
-            took: started.elapsed(),
-        });
+        rows.push(Row { tier: tier.name, outcome, took: started.elapsed() });
     }
     rows
 }
@@ -136,12 +128,7 @@ fn summary(rows: &[Row]) -> String {
         "{:<8} {:>7} {:>7} {:>8} {:>8}",
         "tier", "passed", "failed", "ignored", "time"
     )];
-    for Row {
-        tier,
-        outcome,
-        took,
-    } in rows
-    {
+    for Row { tier, outcome, took } in rows {
         lines.push(format!(
             "{tier:<8} {:>7} {:>7} {:>8} {:>8}",
             outcome.passed,
@@ -166,16 +153,9 @@ mod tests {
     fn the_summary_repeats_every_failure_with_its_tier() {
         let mut outcome = Outcome::failure("a::b".to_owned());
         outcome.passed = 3;
-        let rows = [Row {
-            tier: "kernel",
-            outcome,
-            took: Duration::from_secs(2),
-        }];
+        let rows = [Row { tier: "kernel", outcome, took: Duration::from_secs(2) }];
         let text = summary(&rows);
-        assert!(
-            text.contains("kernel         3       1        0     2.0s"),
-            "{text}"
-        );
+        assert!(text.contains("kernel         3       1        0     2.0s"), "{text}");
         assert!(text.ends_with("FAILED kernel a::b"), "{text}");
     }
 

@@ -48,10 +48,7 @@ impl Workspace {
             "{} is no clone of lb: it holds no lb-ebpf",
             root.display()
         );
-        Ok(Self {
-            root,
-            cache: cache_dir(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"))?,
-        })
+        Ok(Self { root, cache: cache_dir(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"))? })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -111,9 +108,7 @@ impl Workspace {
     /// A command that runs in the clone, free of what `cargo run` set.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command
-            .current_dir(&self.root)
-            .env("CARGO_TARGET_DIR", self.target());
+        command.current_dir(&self.root).env("CARGO_TARGET_DIR", self.target());
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
@@ -141,9 +136,7 @@ pub(crate) fn is_root() -> bool {
 /// Finds a program on `PATH`.
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
+    env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 fn cache_dir(xdg: Option<std::ffi::OsString>, home: Option<std::ffi::OsString>) -> Result<PathBuf> {

@@ -75,11 +75,7 @@ fn findings(metadata: &Metadata) -> Vec<String> {
         let Package { name, version, .. } = package;
         let licence = package.license.as_deref().unwrap_or("none");
         if metadata.workspace_members.contains(&package.id) {
-            let wanted = if OBJECT_CRATES.contains(&name.as_str()) {
-                OBJECT
-            } else {
-                OURS
-            };
+            let wanted = if OBJECT_CRATES.contains(&name.as_str()) { OBJECT } else { OURS };
             if licence != wanted {
                 findings.push(format!("{name}: licence is {licence}, should be {wanted}"));
             }
@@ -95,10 +91,7 @@ fn findings(metadata: &Metadata) -> Vec<String> {
 /// Whether an SPDX expression can be met with allowed licences alone.
 fn is_allowed(expression: &str) -> bool {
     // Crates of before SPDX expressions write "MIT/Apache-2.0" for OR.
-    let spaced = expression
-        .replace('/', " OR ")
-        .replace('(', " ( ")
-        .replace(')', " ) ");
+    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let tokens: Vec<&str> = spaced.split_whitespace().collect();
     let mut parser = Expression { tokens: &tokens };
     parser.any() == Some(true) && parser.tokens.is_empty()
@@ -199,9 +192,7 @@ mod tests {
                 package("good", Some("MIT")),
                 package("bad", None),
             ],
-            workspace_members: ["lb-ebpf", "lb-common", "lb-agent"]
-                .map(str::to_owned)
-                .to_vec(),
+            workspace_members: ["lb-ebpf", "lb-common", "lb-agent"].map(str::to_owned).to_vec(),
         };
         assert_eq!(
             findings(&metadata),

@@ -19,9 +19,7 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
         "no bpffs is mounted on {MOUNT_POINT}: run `sudo mount -t bpf bpf {MOUNT_POINT}`"
     );
     run::logged(
-        workspace
-            .command("mount")
-            .args(["-t", "bpf", "bpf", MOUNT_POINT]),
+        workspace.command("mount").args(["-t", "bpf", "bpf", MOUNT_POINT]),
         &workspace.log("mount-bpffs"),
     )
     .with_context(|| format!("bpffs cannot be mounted on {MOUNT_POINT}"))?;
@@ -49,16 +47,10 @@ mod tests {
     fn the_last_mount_on_the_directory_counts() {
         let rows = [
             ("sysfs /sys sysfs rw 0 0\n", false),
-            (
-                "sysfs /sys sysfs rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\n",
-                true,
-            ),
+            ("sysfs /sys sysfs rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\n", true),
             ("none /sys/fs/bpf bpf rw 0 0\n", true),
             ("bpf /run/bpf bpf rw 0 0\n", false),
-            (
-                "bpf /sys/fs/bpf bpf rw 0 0\nx /sys/fs/bpf tmpfs rw 0 0\n",
-                false,
-            ),
+            ("bpf /sys/fs/bpf bpf rw 0 0\nx /sys/fs/bpf tmpfs rw 0 0\n", false),
         ];
         for (mounts, expected) in rows {
             assert_eq!(is_mounted(mounts), expected, "{mounts}");

@@ -13,7 +13,7 @@ use crate::run;
 use crate::workspace::{Workspace, on_path};
 
 const MODULE: &str = "k8s.io/kubernetes";
-const PROGRAMS: [&str; 3] = ["kube-apiserver", "kube-controller-manager", "kubectl"];
+const PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"];
 
 pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
     if env::var_os("KUBEBUILDER_ASSETS").is_some_and(|dir| !dir.is_empty()) {
@@ -45,11 +45,11 @@ fn build(
     let names = programs.join(", ");
     ensure!(
         on_path("go").is_some(),
-        "{names} {version} must be built with Go and there is none on PATH: install it \
+        "{names} of Kubernetes {version} must be built with Go and there is none on PATH: install it \
          (https://go.dev/doc/install), or name a directory that holds them in KUBEBUILDER_ASSETS"
     );
     let progress = Progress::start(format!(
-        "building {names} {version}, about five minutes the first time"
+        "building {names} of Kubernetes {version}, about five minutes the first time"
     ));
     let mut build = workspace.command("go");
     build
@@ -57,23 +57,28 @@ fn build(
         .env("CGO_ENABLED", "0")
         .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
         .arg(into)
-        .args(programs.iter().map(|name| format!("{MODULE}/cmd/{name}")));
+        .args(programs.iter().map(|name| package(name)));
     run::logged(&mut build, &workspace.log("control-plane"))
         .context("the Kubernetes programs could not be built")?;
     progress.done();
     Ok(())
 }
 
+/// The Go package of a program. etcd's own is no main package of the module
+/// that its server is published in, so `tests/controlplane` has one.
+fn package(program: &str) -> String {
+    match program {
+        "etcd" => "./etcd".to_owned(),
+        _ => format!("{MODULE}/cmd/{program}"),
+    }
+}
+
 /// The version that a go.mod requires of the module, in a block or alone.
 fn required_version(go_mod: &str) -> Option<&str> {
     go_mod.lines().find_map(|line| {
-        let mut words = line
-            .split_whitespace()
-            .skip_while(|word| *word == "require");
+        let mut words = line.split_whitespace().skip_while(|word| *word == "require");
         let module = words.next()?;
-        words
-            .next()
-            .filter(|version| module == MODULE && version.starts_with('v'))
+        words.next().filter(|version| module == MODULE && version.starts_with('v'))
     })
 }
 

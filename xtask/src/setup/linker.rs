@@ -21,9 +21,7 @@ pub(crate) fn path(workspace: &Workspace) -> PathBuf {
 }
 
 pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
-    cached(workspace, &dir(workspace), &[PROGRAM], |root, _| {
-        install(workspace, root)
-    })
+    cached(workspace, &dir(workspace), &[PROGRAM], |root, _| install(workspace, root))
 }
 
 fn install(workspace: &Workspace, root: &Path) -> Result<()> {
@@ -47,7 +45,5 @@ fn install(workspace: &Workspace, root: &Path) -> Result<()> {
 }
 
 fn dir(workspace: &Workspace) -> PathBuf {
-    workspace
-        .cache()
-        .join(format!("bpf-linker-{VERSION}-llvm{LLVM}"))
+    workspace.cache().join(format!("bpf-linker-{VERSION}-llvm{LLVM}"))
 }

@@ -84,11 +84,7 @@ fn apt(workspace: &Workspace, arguments: &[&str], log: &str) -> Result<()> {
 fn installed(workspace: &Workspace) -> Result<String> {
     let output = workspace
         .command("dpkg-query")
-        .args([
-            "--show",
-            "--showformat",
-            "${db:Status-Abbrev}\t${Package}\n",
-        ])
+        .args(["--show", "--showformat", "${db:Status-Abbrev}\t${Package}\n"])
         .args(PACKAGES)
         .output()
         .context("cannot start dpkg-query")?;
@@ -108,11 +104,7 @@ fn missing<'a>(wanted: &[&'a str], answer: &str) -> Vec<&'a str> {
             })
         })
     };
-    wanted
-        .iter()
-        .copied()
-        .filter(|name| !is_installed(name))
-        .collect()
+    wanted.iter().copied().filter(|name| !is_installed(name)).collect()
 }
 
 #[cfg(test)]

@@ -17,9 +17,7 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
         }
         let progress = Progress::start(format!("adding {component} to the Rust toolchain"));
         run::logged(
-            workspace
-                .command("rustup")
-                .args(["component", "add", component]),
+            workspace.command("rustup").args(["component", "add", component]),
             &workspace.log("rustup"),
         )
         .with_context(|| format!("the Rust toolchain has no {component} and it cannot be added"))?;

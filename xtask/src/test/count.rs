@@ -13,11 +13,7 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Something other than a test that went wrong: one failure.
     pub(crate) fn failure(what: String) -> Self {
-        Self {
-            failed: 1,
-            failures: vec![what],
-            ..Self::default()
-        }
+        Self { failed: 1, failures: vec![what], ..Self::default() }
     }
 
     /// Adds the outcome of a part; its failures are named after the part.
@@ -25,12 +21,8 @@ impl Outcome {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
-        self.failures.extend(
-            other
-                .failures
-                .into_iter()
-                .map(|failure| format!("{part}: {failure}")),
-        );
+        self.failures
+            .extend(other.failures.into_iter().map(|failure| format!("{part}: {failure}")));
     }
 }
 
@@ -64,9 +56,7 @@ impl Counter {
     pub(crate) fn finish(mut self, status: &str, success: bool) -> Outcome {
         if !success && self.outcome.failed == 0 {
             self.outcome.failed = 1;
-            self.outcome
-                .failures
-                .push(format!("did not compile, or died in a test ({status})"));
+            self.outcome.failures.push(format!("did not compile, or died in a test ({status})"));
         }
         self.outcome
     }
@@ -128,10 +118,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 test result: ok. 40 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; finished in 1.20s
 ";
         let outcome = count(output, true);
-        assert_eq!(
-            (outcome.passed, outcome.failed, outcome.ignored),
-            (42, 0, 1)
-        );
+        assert_eq!((outcome.passed, outcome.failed, outcome.ignored), (42, 0, 1));
         assert!(outcome.failures.is_empty());
     }
 
@@ -168,10 +155,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
 
     #[test]
     fn a_result_behind_stray_output_still_counts() {
-        let outcome = count(
-            "hellotest result: ok. 1 passed; 0 failed; 0 ignored\n",
-            true,
-        );
+        let outcome = count("hellotest result: ok. 1 passed; 0 failed; 0 ignored\n", true);
         assert_eq!(outcome.passed, 1);
     }
 
@@ -179,13 +163,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
     fn parts_name_their_failures() {
         let mut all = Outcome::default();
         all.add("prog_tc", Outcome::failure("x".to_owned()));
-        all.add(
-            "prog_xdp",
-            Outcome {
-                passed: 2,
-                ..Outcome::default()
-            },
-        );
+        all.add("prog_xdp", Outcome { passed: 2, ..Outcome::default() });
         assert_eq!((all.passed, all.failed), (2, 1));
         assert_eq!(all.failures, ["prog_tc: x"]);
     }
