@@ -25,6 +25,7 @@ pub mod host;
 pub mod manifests;
 pub mod namespace;
 mod netfilter;
+pub mod node;
 pub mod plan;
 pub mod process;
 mod stale;

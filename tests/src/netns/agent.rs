@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::client::program;
-use super::cluster::Node;
+use super::node::Node;
 use super::process::Process;
 
 /// How long the agent may take to put its first state into the maps.
@@ -34,6 +34,7 @@ pub struct Agent {
 /// How an agent is started.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
+    program: Option<PathBuf>,
     arguments: Vec<OsString>,
 }
 
@@ -46,6 +47,13 @@ impl Options {
     /// Objects from an API server.
     pub fn kubeconfig(file: &Path) -> Self {
         Self::default().argument("--kubeconfig").argument(file)
+    }
+
+    /// Another build of the agent than [`lb_agent`] finds.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = Some(program.to_owned());
+        self
     }
 
     /// One more argument.
@@ -79,7 +87,10 @@ impl Agent {
     /// # Errors
     /// The program is not there.
     pub fn spawn(node: &Arc<Node>, options: &Options) -> Result<Self> {
-        let mut command = lb_agent()?;
+        let mut command = match &options.program {
+            Some(program) => Command::new(program),
+            None => lb_agent()?,
+        };
         command
             .arg("run")
             .args(["--hostname-override", node.name()]);
@@ -103,8 +114,8 @@ impl Agent {
         self.node.netns().run(|| {
             let mut last = String::new();
             while Instant::now() < deadline {
-                if !process.is_running() {
-                    bail!("the agent ended\n{}", process.tail());
+                if let Some(status) = process.ended()? {
+                    bail!("the agent ended with {status}\n{}", process.tail());
                 }
                 match http_get(HEALTH_PORT, "/healthz") {
                     Ok((200, _)) => return Ok(()),

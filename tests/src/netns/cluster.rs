@@ -2,27 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::Deref;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
-use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tempfile::TempDir;
 
 use super::cgroup::Cgroup;
-use super::cni::{self, Cni, Link};
-use super::exec::{disable_tx_checksum, ip_batch, sysctl, tool};
-use super::fabric::{Fabric, host_sysctls, router_sysctls};
+use super::cni::Cni;
+use super::exec::{disable_tx_checksum, ip_batch};
+use super::fabric::{Fabric, host_sysctls};
 use super::host::Host;
 use super::namespace::{self, Netns};
 use super::netfilter::Rules;
-use super::plan::{self, Addresses, NODE_GATEWAY, OUTSIDE, OUTSIDE_GATEWAY, SUBNET, cidr};
-use super::process::{Place, Process};
+use super::node::{Node, Pod, uplink};
+use super::plan::{OUTSIDE, OUTSIDE_GATEWAY};
 use super::stale::{self, BPF_FS};
 
 /// What a cluster is to look like.
@@ -34,13 +31,13 @@ pub struct Builder {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Options {
-    cni: Cni,
-    rp_filter: u8,
-    rules: Rules,
-    hairpin: bool,
-    tx_checksum: bool,
-    bridge_netfilter: bool,
+pub(super) struct Options {
+    pub(super) cni: Cni,
+    pub(super) rp_filter: u8,
+    pub(super) rules: Rules,
+    pub(super) hairpin: bool,
+    pub(super) tx_checksum: bool,
+    pub(super) bridge_netfilter: bool,
 }
 
 impl Default for Builder {
@@ -168,7 +165,7 @@ impl Builder {
             client: Mutex::default(),
         };
         outside.netns.run(|| host_sysctls(0))?;
-        let namespaces: Vec<_> = nodes.iter().map(|node| &node.host.netns).collect();
+        let namespaces: Vec<_> = nodes.iter().map(|node| &node.netns).collect();
         let fabric = Netns::create(&scope.name("fabric"))?;
         let fabric = Fabric::create(fabric, &namespaces, &outside.netns)?;
         for node in &nodes {
@@ -285,209 +282,22 @@ impl Cluster {
         let Some(pod) = removed else {
             bail!("no pod {name}")
         };
-        pod.host.stop();
-        pod.host.cgroup.remove();
-        let node = &self.nodes[usize::from(pod.node) - 1];
-        let line = format!("link del {}", pod.device);
-        node.host.netns.run(|| ip_batch(&[line]))?;
-        namespace::remove(pod.host.netns.name());
+        pod.stop();
+        pod.cgroup.remove();
+        let node = &self.nodes[usize::from(pod.node()) - 1];
+        let line = format!("link del {}", pod.host_device());
+        node.netns.run(|| ip_batch(&[line]))?;
+        namespace::remove(pod.netns.name());
         Ok(())
-    }
-}
-
-/// A node: a [`Host`] with pods, an agent's cgroup and a BPF directory.
-#[derive(Debug)]
-pub struct Node {
-    host: Host,
-    number: u8,
-    tree: Cgroup,
-    agent: Cgroup,
-    bpf_dir: PathBuf,
-    next_pod: AtomicU8,
-}
-
-impl Node {
-    fn create(scope: &Scope, number: u8, options: &Options) -> Result<Self> {
-        let name = format!("node{number}");
-        let tree = scope.cgroup.child(&name)?;
-        let host = Host {
-            netns: Netns::create(&scope.name(&name))?,
-            cgroup: tree.child("host")?,
-            addresses: plan::node(number),
-            logs: scope.logs.path().to_owned(),
-            client: Mutex::default(),
-            name,
-        };
-        host.netns.run(|| {
-            router_sysctls(options.rp_filter)?;
-            if !options.bridge_netfilter {
-                sysctl("bridge/bridge-nf-call-iptables", "0")?;
-                sysctl("bridge/bridge-nf-call-ip6tables", "0")?;
-            }
-            Ok(())
-        })?;
-        let agent = tree.child("agent")?;
-        let bpf_dir = Path::new(BPF_FS).join(scope.name(&host.name));
-        Ok(Self {
-            host,
-            number,
-            tree,
-            agent,
-            bpf_dir,
-            next_pod: AtomicU8::new(2),
-        })
-    }
-
-    /// Sets up the node's side of its uplink, its routes and what it needs for pods.
-    fn connect(&self, nodes: u8, options: &Options) -> Result<()> {
-        let mut lines = uplink(self.host.addresses, NODE_GATEWAY);
-        lines.extend(cni::on_node(options.cni, self.number));
-        for other in (1..=nodes).filter(|other| *other != self.number) {
-            let Addresses { v4, v6 } = plan::node(other);
-            let [pods_v4, pods_v6] = cidr::pods_of_node(other);
-            lines.push(format!("route add {pods_v4} via {v4}"));
-            lines.push(format!("route add {pods_v6} via {v6}"));
-        }
-        let rules = options.rules.of_node(self.number);
-        self.host.netns.run(|| {
-            ip_batch(&lines)?;
-            if !options.tx_checksum {
-                disable_tx_checksum("eth0")?;
-            }
-            if !rules.is_empty() {
-                tool("nft", &["-f", "-"], &rules)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// 1 for `node1`.
-    pub fn number(&self) -> u8 {
-        self.number
-    }
-
-    /// The pods' networks on this node.
-    pub fn pod_cidrs(&self) -> [IpNet; 2] {
-        cidr::pods_of_node(self.number)
-    }
-
-    /// Holds the agent, the node's processes and its pods: what `--cgroup` is for an agent here.
-    pub fn cgroup_tree(&self) -> &Cgroup {
-        &self.tree
-    }
-
-    /// For `--bpf-dir`. The harness does not make it; it removes it with all that is in it.
-    pub fn bpf_dir(&self) -> &Path {
-        &self.bpf_dir
-    }
-
-    /// Starts a process as [`Host::spawn`] does, in the agent's cgroup.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn spawn_agent(&self, label: &str, command: Command) -> Result<Process> {
-        let place = Place {
-            cgroup: &self.agent,
-            ..self.host.place()
-        };
-        place.spawn(&format!("{}-{label}", self.host.name), command)
-    }
-}
-
-impl Deref for Node {
-    type Target = Host;
-
-    fn deref(&self) -> &Host {
-        &self.host
-    }
-}
-
-/// A pod: a [`Host`] whose uplink hangs on a node. Its own device is `eth0`.
-#[derive(Debug)]
-pub struct Pod {
-    host: Host,
-    node: u8,
-    device: String,
-}
-
-impl Pod {
-    fn create(scope: &Scope, node: &Node, name: &str, options: &Options) -> Result<Self> {
-        let number = node.next_pod.fetch_add(1, Ordering::Relaxed);
-        ensure!(
-            (2..=250).contains(&number),
-            "no address left for pod {name}"
-        );
-        let link = Link {
-            cni: options.cni,
-            node: node.number,
-            number,
-            hairpin: options.hairpin,
-        };
-        let netns = Netns::create(&scope.name(&format!("pod-{name}")))?;
-        let device = link.host_device();
-        netns.run(|| host_sysctls(0))?;
-        let (on_node, in_pod) = (link.on_node(netns.name()), link.in_pod());
-        node.host.netns.run(|| {
-            ip_batch(&on_node)?;
-            if options.tx_checksum {
-                Ok(())
-            } else {
-                disable_tx_checksum(&device)
-            }
-        })?;
-        netns.run(|| {
-            ip_batch(&in_pod)?;
-            if options.tx_checksum {
-                Ok(())
-            } else {
-                disable_tx_checksum("eth0")
-            }
-        })?;
-        let host = Host {
-            name: name.to_owned(),
-            netns,
-            cgroup: node.tree.child(&format!("pods/{name}"))?,
-            addresses: link.addresses(),
-            logs: scope.logs.path().to_owned(),
-            client: Mutex::default(),
-        };
-        Ok(Self {
-            host,
-            node: node.number,
-            device,
-        })
-    }
-
-    /// The number of its node.
-    pub fn node(&self) -> u8 {
-        self.node
-    }
-
-    /// The name of its node, for `nodeName`.
-    pub fn node_name(&self) -> String {
-        format!("node{}", self.node)
-    }
-
-    /// The node's end of its veth.
-    pub fn host_device(&self) -> &str {
-        &self.device
-    }
-}
-
-impl Deref for Pod {
-    type Target = Host;
-
-    fn deref(&self) -> &Host {
-        &self.host
     }
 }
 
 /// What belongs to one cluster by name; removes all of it, whoever still has it open.
 #[derive(Debug)]
-struct Scope {
+pub(super) struct Scope {
     prefix: String,
-    cgroup: Cgroup,
-    logs: TempDir,
+    pub(super) cgroup: Cgroup,
+    pub(super) logs: TempDir,
 }
 
 impl Scope {
@@ -495,7 +305,9 @@ impl Scope {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("lb-{}-{number}", std::process::id());
-        let logs = tempfile::Builder::new().prefix(&prefix).tempdir()?;
+        let logs = tempfile::Builder::new()
+            .prefix(&format!("{prefix}-logs-"))
+            .tempdir()?;
         Ok(Self {
             cgroup: Cgroup::create(&prefix)?,
             prefix,
@@ -503,7 +315,7 @@ impl Scope {
         })
     }
 
-    fn name(&self, of: &str) -> String {
+    pub(super) fn name(&self, of: &str) -> String {
         format!("{}-{of}", self.prefix)
     }
 }
@@ -531,18 +343,6 @@ impl Drop for Scope {
             }
         }
     }
-}
-
-/// `eth0` of a host with one uplink.
-fn uplink(own: Addresses, gateway: Addresses) -> Vec<String> {
-    vec![
-        "link set lo up".to_owned(),
-        format!("addr add {}/{} dev eth0", own.v4, SUBNET.0),
-        format!("addr add {}/{} dev eth0 nodad", own.v6, SUBNET.1),
-        "link set eth0 up".to_owned(),
-        format!("route add default via {}", gateway.v4),
-        format!("route add default via {}", gateway.v6),
-    ]
 }
 
 fn mount_bpf_fs() -> Result<()> {

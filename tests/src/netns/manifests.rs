@@ -23,7 +23,9 @@ impl Manifests {
     /// # Errors
     /// No permission.
     pub fn new() -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("lb-manifests-").tempdir()?;
+        // The form of all names here, by which what a killed run left is found.
+        let prefix = format!("lb-{}-0-manifests-", std::process::id());
+        let directory = tempfile::Builder::new().prefix(&prefix).tempdir()?;
         Ok(Self { directory })
     }
 
@@ -318,7 +320,7 @@ impl Endpoint {
     }
 
     /// Ready endpoints for a pod, one of each family.
-    pub fn of_pod(pod: &super::cluster::Pod) -> [Self; 2] {
+    pub fn of_pod(pod: &super::node::Pod) -> [Self; 2] {
         Family::ALL.map(|family| Self::at(pod.ip(family)).node(&pod.node_name()))
     }
 

@@ -46,9 +46,14 @@ impl Process {
         fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
-    /// Whether it has not ended.
-    pub fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child
+            .try_wait()
+            .with_context(|| format!("cannot wait for {}", self.label))
     }
 
     /// Sends a signal.
@@ -101,13 +106,13 @@ impl Process {
     pub fn wait_for_output(&mut self, text: &str, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         loop {
-            let ended = !self.is_running();
+            let ended = self.ended()?;
             if self.stdout().contains(text) {
                 return Ok(());
             }
-            if ended {
+            if let Some(status) = ended {
                 bail!(
-                    "{} ended before it printed {text:?}\n{}",
+                    "{} ended with {status} before it printed {text:?}\n{}",
                     self.label,
                     self.tail()
                 );
