@@ -90,18 +90,12 @@ impl Probe {
 
     /// A datagram from an unconnected socket to `to`, with a timeout of one second.
     pub fn udp(to: SocketAddr) -> Self {
-        Self {
-            transport: Transport::Udp,
-            ..Self::tcp(to)
-        }
+        Self { transport: Transport::Udp, ..Self::tcp(to) }
     }
 
     /// By `transport`, otherwise as [`Probe::tcp`].
     pub fn new(transport: Transport, to: SocketAddr) -> Self {
-        Self {
-            transport,
-            ..Self::tcp(to)
-        }
+        Self { transport, ..Self::tcp(to) }
     }
 
     /// Waits this long instead.
@@ -173,8 +167,7 @@ impl Answer {
 
     /// The client address that the server saw.
     pub fn client_address(&self) -> Option<IpAddr> {
-        self.reached()
-            .map(|reached| reached.greeting.client_address)
+        self.reached().map(|reached| reached.greeting.client_address)
     }
 
     /// The error's name (see [`Failed`]), or `None` where a server answered.

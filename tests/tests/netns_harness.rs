@@ -25,37 +25,19 @@ const HTTP: u16 = 8081;
 fn check(client: &Host, server: &Host, family: Family, seen: &Host) -> Result<()> {
     for transport in [Transport::Tcp, Transport::Udp] {
         let probe = Probe::new(transport, server.at(family, PORT));
-        let what = format!(
-            "{} -> {}, {transport:?} {family:?}",
-            client.name(),
-            server.name()
-        );
+        let what = format!("{} -> {}, {transport:?} {family:?}", client.name(), server.name());
         let answer = client.ask(probe.clone())?;
-        let reached = answer
-            .reached()
-            .with_context(|| format!("{what}: {answer:?}"))?;
+        let reached = answer.reached().with_context(|| format!("{what}: {answer:?}"))?;
         ensure!(reached.greeting.name == server.name(), "{what}: {answer:?}");
-        ensure!(
-            reached.greeting.client_address == seen.ip(family),
-            "{what}: {answer:?}"
-        );
-        ensure!(
-            reached.greeting.local_address == probe.to,
-            "{what}: {answer:?}"
-        );
+        ensure!(reached.greeting.client_address == seen.ip(family), "{what}: {answer:?}");
+        ensure!(reached.greeting.local_address == probe.to, "{what}: {answer:?}");
         ensure!(reached.peer == probe.to, "{what}: {answer:?}");
     }
     Ok(())
 }
 
 fn five_pods(cni: Cni) -> Builder {
-    Cluster::builder()
-        .cni(cni)
-        .pod(1, "a")
-        .pod(1, "b")
-        .pod(2, "c")
-        .pod(2, "d")
-        .pod(2, "e")
+    Cluster::builder().cni(cni).pod(1, "a").pod(1, "b").pod(2, "c").pod(2, "d").pod(2, "e")
 }
 
 /// Every pair that a network without Services promises to join.
@@ -64,11 +46,7 @@ fn check_all_pairs(cluster: &Cluster) -> Result<()> {
     let (node1, node2) = (cluster.node(1), cluster.node(2));
     let outside = cluster.outside();
     let serve = Serve::on(PORT);
-    let _servers = [
-        pods[0].serve(&serve)?,
-        pods[1].serve(&serve)?,
-        pods[2].serve(&serve)?,
-    ];
+    let _servers = [pods[0].serve(&serve)?, pods[1].serve(&serve)?, pods[2].serve(&serve)?];
     let _node_server = node1.serve(&serve)?;
     for family in Family::ALL {
         for client in &pods {
@@ -162,10 +140,7 @@ fn a_cluster_ip_that_nobody_translates_dies_in_the_fabric_and_is_counted() -> Re
                 let probe = Probe::new(transport, to).timeout(Duration::from_millis(100));
                 let answer = client.ask(probe)?;
                 ensure!(answer.error() == Some("timeout"), "{to}: {answer:?}");
-                ensure!(
-                    fabric.service_packets_from(1)? > before,
-                    "{to} was not counted"
-                );
+                ensure!(fabric.service_packets_from(1)? > before, "{to} was not counted");
             }
         }
     }
@@ -175,11 +150,7 @@ fn a_cluster_ip_that_nobody_translates_dies_in_the_fabric_and_is_counted() -> Re
 
 #[test]
 fn a_client_names_the_error_that_it_saw() -> Result<()> {
-    let cluster = Cluster::builder()
-        .nodes(1)
-        .pod(1, "a")
-        .pod(1, "b")
-        .build()?;
+    let cluster = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b").build()?;
     let (a, b) = (cluster.pod("a"), cluster.pod("b"));
     for family in Family::ALL {
         let to = b.at(family, PORT);
@@ -193,48 +164,24 @@ fn a_client_names_the_error_that_it_saw() -> Result<()> {
 
 #[test]
 fn a_probe_is_sent_as_it_was_described() -> Result<()> {
-    let cluster = Cluster::builder()
-        .nodes(1)
-        .pod(1, "a")
-        .pod(1, "b")
-        .build()?;
+    let cluster = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b").build()?;
     let (a, b) = (cluster.pod("a"), cluster.pod("b"));
     let _server = b.serve(&Serve::on(PORT).http(HTTP))?;
     let to = b.at(Family::V4, PORT);
-    for probe in [
-        Probe::tcp(to).reset(),
-        Probe::udp(to),
-        Probe::udp(to).connected(),
-    ] {
+    for probe in [Probe::tcp(to).reset(), Probe::udp(to), Probe::udp(to).connected()] {
         let answer = a.ask(probe.clone().v4_mapped().source_port(4242))?;
-        let reached = answer
-            .reached()
-            .with_context(|| format!("{probe:?}: {answer:?}"))?;
-        ensure!(
-            reached.greeting.client_address == a.ip(Family::V4),
-            "{answer:?}"
-        );
+        let reached = answer.reached().with_context(|| format!("{probe:?}: {answer:?}"))?;
+        ensure!(reached.greeting.client_address == a.ip(Family::V4), "{answer:?}");
         ensure!(reached.greeting.client_port == 4242, "{answer:?}");
         ensure!(reached.peer.is_ipv6() && reached.peer.ip().to_canonical() == to.ip());
     }
     let large = "x".repeat(60_000);
     ensure!(a.ask(Probe::tcp(to).payload(large.clone()))?.name() == Some("b"));
-    ensure!(
-        a.ask(Probe::udp(to).payload(large))?.name() == Some("b"),
-        "a fragmented datagram"
-    );
+    ensure!(a.ask(Probe::udp(to).payload(large))?.name() == Some("b"), "a fragmented datagram");
     let mut curl = Command::new("curl");
-    curl.args([
-        "-sS",
-        "--noproxy",
-        "*",
-        &format!("http://{}/", b.at(Family::V6, HTTP)),
-    ]);
+    curl.args(["-sS", "--noproxy", "*", &format!("http://{}/", b.at(Family::V6, HTTP))]);
     let page = a.output(curl, Duration::from_secs(5))?;
-    ensure!(
-        page.contains(&format!("client_address={}\n", a.ip(Family::V6))),
-        "{page}"
-    );
+    ensure!(page.contains(&format!("client_address={}\n", a.ip(Family::V6))), "{page}");
     ensure!(page.contains("name=b\n"), "{page}");
     Ok(())
 }
@@ -249,10 +196,7 @@ fn a_connection_stays_open_between_questions() -> Result<()> {
         let connection = a.open(Probe::new(transport, b.at(Family::V6, PORT)))?;
         let first = connection.first().reached().context("no answer")?.clone();
         let later = connection.exchange("again", second)?;
-        ensure!(
-            later.reached().map(|reached| reached.source) == Some(first.source),
-            "{later:?}"
-        );
+        ensure!(later.reached().map(|reached| reached.source) == Some(first.source), "{later:?}");
     }
     let connection = a.open(Probe::tcp(b.at(Family::V4, PORT)))?;
     server.kill()?;
@@ -271,27 +215,14 @@ fn a_load_is_bounded_and_counted() -> Result<()> {
     for probe in [Probe::tcp(to), Probe::udp(to), Probe::udp(to).connected()] {
         let report = a.load(&probe, 200, half)?.finish()?;
         ensure!((90..=100).contains(&report.sent), "{report:?}");
-        ensure!(
-            report.ok == report.sent && report.failures() == 0,
-            "{report:?}"
-        );
+        ensure!(report.ok == report.sent && report.failures() == 0, "{report:?}");
         ensure!(report.answers.get("b") == Some(&report.ok), "{report:?}");
     }
     let report = a.load_keepalive(&Probe::tcp(to), 200, half)?.finish()?;
-    ensure!(
-        report.failures() == 0 && (1..=8).contains(&report.connections),
-        "{report:?}"
-    );
-    let refused = a
-        .load(&Probe::tcp(a.at(Family::V4, PORT)), 100, half)?
-        .finish()?;
-    ensure!(
-        refused.failed.get("ECONNREFUSED") == Some(&refused.sent),
-        "{refused:?}"
-    );
-    let stopped = a
-        .load(&Probe::tcp(to), 100, Duration::from_secs(60))?
-        .stop()?;
+    ensure!(report.failures() == 0 && (1..=8).contains(&report.connections), "{report:?}");
+    let refused = a.load(&Probe::tcp(a.at(Family::V4, PORT)), 100, half)?.finish()?;
+    ensure!(refused.failed.get("ECONNREFUSED") == Some(&refused.sent), "{refused:?}");
+    let stopped = a.load(&Probe::tcp(to), 100, Duration::from_secs(60))?.stop()?;
     ensure!(stopped.seconds < 5.0, "{stopped:?}");
     Ok(())
 }
@@ -305,19 +236,11 @@ fn processes_are_in_the_cgroup_and_the_namespace_of_their_host() -> Result<()> {
     let hosts: [&Host; 2] = [&node, &pod];
     for host in hosts {
         let mut show = Command::new("sh");
-        show.args([
-            "-c",
-            "cat /proc/self/cgroup; readlink /proc/self/ns/net /proc/self/ns/mnt",
-        ]);
+        show.args(["-c", "cat /proc/self/cgroup; readlink /proc/self/ns/net /proc/self/ns/mnt"]);
         let shown = host.output(show, Duration::from_secs(5))?;
         let relative = host.cgroup().path().strip_prefix(&root)?;
-        ensure!(
-            shown.contains(&format!("0::/{}\n", relative.display())),
-            "{shown}"
-        );
-        let netns = host
-            .netns()
-            .run(|| Ok(fs::read_link("/proc/thread-self/ns/net")?))?;
+        ensure!(shown.contains(&format!("0::/{}\n", relative.display())), "{shown}");
+        let netns = host.netns().run(|| Ok(fs::read_link("/proc/thread-self/ns/net")?))?;
         ensure!(shown.contains(&netns.display().to_string()), "{shown}");
         ensure!(shown.contains(&own.display().to_string()), "{shown}");
         ensure!(host.cgroup().path().starts_with(node.cgroup_tree().path()));
@@ -345,10 +268,7 @@ fn pods_come_and_go() -> Result<()> {
 fn device_is_there(cluster: &Cluster, device: &str) -> Result<bool> {
     // The directory in /proc is that of the thread's namespace; /sys is the test's own.
     let path = format!("/proc/sys/net/ipv4/conf/{device}");
-    cluster
-        .node(1)
-        .netns()
-        .run(|| Ok(Path::new(&path).exists()))
+    cluster.node(1).netns().run(|| Ok(Path::new(&path).exists()))
 }
 
 #[test]
@@ -374,12 +294,9 @@ fn nothing_is_left_of_a_cluster_even_when_a_test_panics() -> Result<()> {
 fn leftovers(prefix: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     let cgroups = cgroup::mount_point()?;
-    for directory in [
-        &cgroups,
-        Path::new("/run/netns"),
-        Path::new("/sys/fs/bpf"),
-        Path::new("/tmp"),
-    ] {
+    for directory in
+        [&cgroups, Path::new("/run/netns"), Path::new("/sys/fs/bpf"), Path::new("/tmp")]
+    {
         for entry in fs::read_dir(directory)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             // The number of another cluster may start with ours.
@@ -402,32 +319,16 @@ fn manifests_are_whole_objects_and_go_with_the_service() -> Result<()> {
     let endpoint = Endpoint::at([10, 244, 1, 2]).node("node1").terminating();
     manifests.publish(&service, &[endpoint])?;
     let read = |file: &str| -> Result<serde_json::Value> {
-        Ok(serde_json::from_str(&fs::read_to_string(
-            manifests.path().join(file),
-        )?)?)
+        Ok(serde_json::from_str(&fs::read_to_string(manifests.path().join(file))?)?)
     };
     let object = read(&service.file())?;
-    ensure!(
-        object["spec"]["clusterIPs"][1] == "fd00:10:96::1",
-        "{object}"
-    );
+    ensure!(object["spec"]["clusterIPs"][1] == "fd00:10:96::1", "{object}");
     ensure!(object["spec"]["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"] == 30);
     let slice = read(&service.slice_file(Family::V4))?;
-    ensure!(
-        slice["metadata"]["labels"]["kubernetes.io/service-name"] == "web",
-        "{slice}"
-    );
-    ensure!(
-        slice["endpoints"][0]["conditions"]["ready"] == false,
-        "{slice}"
-    );
+    ensure!(slice["metadata"]["labels"]["kubernetes.io/service-name"] == "web", "{slice}");
+    ensure!(slice["endpoints"][0]["conditions"]["ready"] == false, "{slice}");
     ensure!(slice["ports"][0]["port"] == PORT, "{slice}");
-    ensure!(
-        !manifests
-            .path()
-            .join(service.slice_file(Family::V6))
-            .exists()
-    );
+    ensure!(!manifests.path().join(service.slice_file(Family::V6)).exists());
     manifests.delete(&service)?;
     ensure!(fs::read_dir(manifests.path())?.next().is_none());
     Ok(())
@@ -451,27 +352,14 @@ fn an_agent_is_waited_for_and_killed() -> Result<()> {
     let echo = env!("CARGO_BIN_EXE_lb-echo");
     let script = format!("echo $*; exec {echo} serve --name agent --http 10256");
     let program = stand_in(directory.path(), &script)?;
-    let options = Options::manifests(manifests.path())
-        .program(&program)
-        .argument("--more");
+    let options = Options::manifests(manifests.path()).program(&program).argument("--more");
     let mut agent = Agent::start(&node, &options)?;
     let said = agent.process().stdout();
-    ensure!(
-        said.contains("run --hostname-override node1 --bpf-dir /sys/fs/bpf/lb-"),
-        "{said}"
-    );
+    ensure!(said.contains("run --hostname-override node1 --bpf-dir /sys/fs/bpf/lb-"), "{said}");
     ensure!(said.contains("--more"), "{said}");
     let members = fs::read_to_string(node.cgroup_tree().path().join("agent/cgroup.procs"))?;
-    ensure!(
-        members.trim() == agent.process().pid().to_string(),
-        "{members}"
-    );
-    ensure!(
-        agent
-            .http(10256, "/healthz")?
-            .1
-            .contains("client_address=127.0.0.1")
-    );
+    ensure!(members.trim() == agent.process().pid().to_string(), "{members}");
+    ensure!(agent.http(10256, "/healthz")?.1.contains("client_address=127.0.0.1"));
     agent.kill9()?;
     ensure!(Agent::start(&node, &options)?.terminate()?.signal() == Some(libc::SIGTERM));
     let program = stand_in(directory.path(), "echo no such thing >&2; exit 1")?;

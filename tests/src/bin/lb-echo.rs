@@ -89,11 +89,7 @@ struct Target {
 impl Target {
     fn probe(&self) -> Probe {
         Probe {
-            transport: if self.udp {
-                Transport::Udp
-            } else {
-                Transport::Tcp
-            },
+            transport: if self.udp { Transport::Udp } else { Transport::Tcp },
             timeout_ms: self.timeout_ms,
             v4_mapped: self.v4mapped,
             source_port: self.source_port,
@@ -106,38 +102,17 @@ impl Target {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Serve {
-            name,
-            tcp,
-            udp,
-            http,
-        } => Servers {
-            name,
-            tcp,
-            udp,
-            http,
+        Command::Serve { name, tcp, udp, http } => {
+            Servers { name, tcp, udp, http }.run(|| say("ready")).context("cannot serve")
         }
-        .run(|| say("ready"))
-        .context("cannot serve"),
         Command::Connect(target) => {
             say(&serde_json::to_string(&probe::ask(&target.probe()))?);
             Ok(())
         }
-        Command::Load {
-            target,
-            rate,
-            seconds,
-            keepalive,
-        } => {
+        Command::Load { target, rate, seconds, keepalive } => {
             let stop = stop_on_sigterm()?;
             say("started");
-            let report = Load {
-                probe: target.probe(),
-                rate,
-                seconds,
-                keepalive,
-            }
-            .run(&stop)?;
+            let report = Load { probe: target.probe(), rate, seconds, keepalive }.run(&stop)?;
             say(&serde_json::to_string(&report)?);
             Ok(())
         }
@@ -166,9 +141,7 @@ fn print_answer(answer: &Answer) -> Result<()> {
 /// Prints a line at once. A reader that went away is no reason to fail.
 fn say(line: &str) {
     let mut output = io::stdout().lock();
-    writeln!(output, "{line}")
-        .and_then(|()| output.flush())
-        .ok();
+    writeln!(output, "{line}").and_then(|()| output.flush()).ok();
 }
 
 fn stop_on_sigterm() -> Result<Arc<AtomicBool>> {

@@ -79,10 +79,7 @@ impl Tally {
                 report.ok += 1;
                 report.longest_gap_ms = report.longest_gap_ms.max(gap);
                 report.slowest_ms = report.slowest_ms.max(reached.elapsed_ms);
-                *report
-                    .answers
-                    .entry(reached.greeting.name.clone())
-                    .or_default() += 1;
+                *report.answers.entry(reached.greeting.name.clone()).or_default() += 1;
                 let client = reached.greeting.client_address.to_string();
                 *report.client_addresses.entry(client).or_default() += 1;
             }
@@ -104,15 +101,10 @@ impl Load {
     /// A rate or a time that is out of bounds, or a UDP socket that cannot be made.
     pub fn run(&self, stop: &AtomicBool) -> io::Result<Report> {
         if self.rate == 0 || self.rate > MAX_RATE {
-            return Err(io::Error::other(format!(
-                "rate {} is not in 1..={MAX_RATE}",
-                self.rate
-            )));
+            return Err(io::Error::other(format!("rate {} is not in 1..={MAX_RATE}", self.rate)));
         }
         let most = Duration::from_secs(MAX_SECONDS);
-        let run = Duration::try_from_secs_f64(self.seconds)
-            .ok()
-            .filter(|run| *run <= most);
+        let run = Duration::try_from_secs_f64(self.seconds).ok().filter(|run| *run <= most);
         let Some(run) = run else {
             return Err(io::Error::other(format!(
                 "{} seconds are not in 0..={MAX_SECONDS}",
@@ -120,17 +112,8 @@ impl Load {
             )));
         };
         let start = Instant::now();
-        let tally = Mutex::new(Tally {
-            report: Report::default(),
-            last_answer: start,
-        });
-        let pace = Pace {
-            start,
-            end: start + run,
-            rate: self.rate,
-            next: AtomicU64::new(0),
-            stop,
-        };
+        let tally = Mutex::new(Tally { report: Report::default(), last_answer: start });
+        let pace = Pace { start, end: start + run, rate: self.rate, next: AtomicU64::new(0), stop };
         match self.probe.transport {
             Transport::Tcp => thread::scope(|scope| {
                 for _ in 0..WORKERS {
@@ -140,10 +123,7 @@ impl Load {
             Transport::Udp => self.datagrams(&pace, &tally)?,
         }
         let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Report {
-            seconds: start.elapsed().as_secs_f64(),
-            ..tally.report
-        })
+        Ok(Report { seconds: start.elapsed().as_secs_f64(), ..tally.report })
     }
 
     fn connections(&self, pace: &Pace<'_>, tally: &Mutex<Tally>) {
@@ -172,12 +152,7 @@ impl Load {
     }
 
     fn datagrams(&self, pace: &Pace<'_>, tally: &Mutex<Tally>) -> io::Result<()> {
-        let Channel::Udp {
-            socket,
-            to,
-            connected,
-        } = Channel::open(&self.probe)?
-        else {
+        let Channel::Udp { socket, to, connected } = Channel::open(&self.probe)? else {
             return Err(io::Error::other("a datagram stream needs a UDP socket"));
         };
         let receiver = socket.try_clone()?;
@@ -216,10 +191,9 @@ impl Load {
             let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
             match received {
                 Ok((length, peer)) => {
-                    if let (Ok((greeting, _)), Ok(source)) = (
-                        probe::split_datagram(&buffer[..length]),
-                        socket.local_addr(),
-                    ) {
+                    if let (Ok((greeting, _)), Ok(source)) =
+                        (probe::split_datagram(&buffer[..length]), socket.local_addr())
+                    {
                         let elapsed_ms = 0.0;
                         tally.add(&Answer::Reached(super::Reached {
                             greeting,

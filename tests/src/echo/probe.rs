@@ -84,14 +84,7 @@ impl Channel {
             &TimeVal::new(seconds, i64::from(timeout.subsec_micros())),
         )?;
         if probe.reset {
-            setsockopt(
-                &fd,
-                sockopt::Linger,
-                &libc::linger {
-                    l_onoff: 1,
-                    l_linger: 0,
-                },
-            )?;
+            setsockopt(&fd, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
         }
         connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
         let stream = TcpStream::from(fd);
@@ -102,10 +95,7 @@ impl Channel {
         if stream.read_line(&mut line)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(Self::Tcp {
-            stream,
-            greeting: serde_json::from_str(&line)?,
-        })
+        Ok(Self::Tcp { stream, greeting: serde_json::from_str(&line)? })
     }
 
     fn open_udp(probe: &Probe, to: SocketAddr, timeout: Duration) -> io::Result<Self> {
@@ -123,22 +113,15 @@ impl Channel {
         }
         let socket = UdpSocket::from(fd);
         socket.set_read_timeout(Some(timeout))?;
-        Ok(Self::Udp {
-            socket,
-            to,
-            connected: probe.connected,
-        })
+        Ok(Self::Udp { socket, to, connected: probe.connected })
     }
 
     /// Sends the payload and waits for it to come back; `start` is when the question began.
     pub fn exchange(&mut self, payload: &str, start: Instant) -> Answer {
         match self.try_exchange(payload) {
-            Ok((greeting, peer, source)) => Answer::Reached(Reached {
-                greeting,
-                peer,
-                source,
-                elapsed_ms: elapsed(start),
-            }),
+            Ok((greeting, peer, source)) => {
+                Answer::Reached(Reached { greeting, peer, source, elapsed_ms: elapsed(start) })
+            }
             Err(error) => failed(&error, start),
         }
     }
@@ -170,11 +153,7 @@ impl Channel {
                 let stream = stream.get_ref();
                 Ok((greeting.clone(), stream.peer_addr()?, stream.local_addr()?))
             }
-            Self::Udp {
-                socket,
-                to,
-                connected,
-            } => {
+            Self::Udp { socket, to, connected } => {
                 if *connected {
                     socket.send(payload.as_bytes())?;
                 } else {
@@ -188,11 +167,7 @@ impl Channel {
                     if echo != payload.as_bytes() {
                         continue;
                     }
-                    let peer = if *connected {
-                        socket.peer_addr()?
-                    } else {
-                        from
-                    };
+                    let peer = if *connected { socket.peer_addr()? } else { from };
                     return Ok((greeting, peer, socket.local_addr()?));
                 }
             }
@@ -205,14 +180,8 @@ impl Channel {
 /// # Errors
 /// `InvalidData` for a datagram that is none of ours.
 pub(super) fn split_datagram(datagram: &[u8]) -> io::Result<(Greeting, &[u8])> {
-    let end = datagram
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .ok_or(io::ErrorKind::InvalidData)?;
-    Ok((
-        serde_json::from_slice(&datagram[..end])?,
-        &datagram[end + 1..],
-    ))
+    let end = datagram.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::InvalidData)?;
+    Ok((serde_json::from_slice(&datagram[..end])?, &datagram[end + 1..]))
 }
 
 fn new_socket(kind: SockType, to: SocketAddr, source_port: u16) -> io::Result<OwnedFd> {
@@ -223,19 +192,13 @@ fn new_socket(kind: SockType, to: SocketAddr, source_port: u16) -> io::Result<Ow
     let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
     if source_port != 0 {
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-        bind(
-            fd.as_raw_fd(),
-            &SockaddrStorage::from(SocketAddr::new(any, source_port)),
-        )?;
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any, source_port)))?;
     }
     Ok(fd)
 }
 
 fn failed(error: &io::Error, start: Instant) -> Answer {
-    Answer::Failed(Failed {
-        error: error_name(error),
-        elapsed_ms: elapsed(start),
-    })
+    Answer::Failed(Failed { error: error_name(error), elapsed_ms: elapsed(start) })
 }
 
 fn elapsed(start: Instant) -> f64 {

@@ -80,11 +80,7 @@ fn answer(request: Request, channels: &mut BTreeMap<u64, Channel>, next: &mut u6
             });
             reply(handle, answer)
         }
-        Request::Exchange {
-            handle,
-            payload,
-            timeout_ms,
-        } => match channels.get_mut(&handle) {
+        Request::Exchange { handle, payload, timeout_ms } => match channels.get_mut(&handle) {
             Some(channel) => match channel.set_timeout(Duration::from_millis(timeout_ms)) {
                 Ok(()) => reply(Some(handle), channel.exchange(&payload, start)),
                 Err(error) => refuse(error.to_string()),
@@ -93,27 +89,15 @@ fn answer(request: Request, channels: &mut BTreeMap<u64, Channel>, next: &mut u6
         },
         Request::Close { handle } => {
             channels.remove(&handle);
-            Reply {
-                handle: None,
-                answer: None,
-                refused: None,
-            }
+            Reply { handle: None, answer: None, refused: None }
         }
     }
 }
 
 fn reply(handle: Option<u64>, answer: Answer) -> Reply {
-    Reply {
-        handle,
-        answer: Some(answer),
-        refused: None,
-    }
+    Reply { handle, answer: Some(answer), refused: None }
 }
 
 fn refuse(reason: String) -> Reply {
-    Reply {
-        handle: None,
-        answer: None,
-        refused: Some(reason),
-    }
+    Reply { handle: None, answer: None, refused: Some(reason) }
 }

@@ -40,24 +40,17 @@ impl Servers {
         let name: Arc<str> = self.name.into();
         let mut threads = Vec::new();
         for port in self.tcp {
-            let (listener, name) = (
-                TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?,
-                name.clone(),
-            );
+            let (listener, name) =
+                (TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?, name.clone());
             threads.push(thread::spawn(move || accept(&listener, &name, echo)));
         }
         for port in self.http {
-            let (listener, name) = (
-                TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?,
-                name.clone(),
-            );
+            let (listener, name) =
+                (TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?, name.clone());
             threads.push(thread::spawn(move || accept(&listener, &name, http)));
         }
         for port in self.udp {
-            let (socket, name) = (
-                UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?,
-                name.clone(),
-            );
+            let (socket, name) = (UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?, name.clone());
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
             threads.push(thread::spawn(move || datagrams(&socket, port, &name)));
         }
@@ -87,11 +80,7 @@ fn accept(listener: &TcpListener, name: &Arc<str>, answer: fn(TcpStream, &str) -
 fn greet(stream: &TcpStream, name: &str) -> io::Result<Greeting> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(IDLE))?;
-    Ok(Greeting::new(
-        name,
-        stream.peer_addr()?,
-        stream.local_addr()?,
-    ))
+    Ok(Greeting::new(name, stream.peer_addr()?, stream.local_addr()?))
 }
 
 fn echo(mut stream: TcpStream, name: &str) -> io::Result<()> {

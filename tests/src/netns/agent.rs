@@ -91,17 +91,12 @@ impl Agent {
             Some(program) => Command::new(program),
             None => lb_agent()?,
         };
-        command
-            .arg("run")
-            .args(["--hostname-override", node.name()]);
+        command.arg("run").args(["--hostname-override", node.name()]);
         command.arg("--bpf-dir").arg(node.bpf_dir());
         command.arg("--cgroup").arg(node.cgroup_tree().path());
         command.args(&options.arguments);
         let process = node.spawn_agent("lb-agent", command)?;
-        Ok(Self {
-            node: node.clone(),
-            process,
-        })
+        Ok(Self { node: node.clone(), process })
     }
 
     /// Waits until `/healthz` answers 200.
@@ -124,10 +119,7 @@ impl Agent {
                 }
                 thread::sleep(Duration::from_millis(5));
             }
-            bail!(
-                "the agent is not healthy after {READY:?}: {last}\n{}",
-                process.tail()
-            )
+            bail!("the agent is not healthy after {READY:?}: {last}\n{}", process.tail())
         })
     }
 
@@ -176,9 +168,7 @@ impl Agent {
 /// The command fails or prints no JSON.
 pub fn get(node: &Node, what: &str) -> Result<Value> {
     let mut command = lb_agent()?;
-    command
-        .args(["get", what, "-o", "json", "--bpf-dir"])
-        .arg(node.bpf_dir());
+    command.args(["get", what, "-o", "json", "--bpf-dir"]).arg(node.bpf_dir());
     let output = node.output(command, COMMAND)?;
     serde_json::from_str(&output).with_context(|| format!("`get {what}` printed {output:?}"))
 }
@@ -222,12 +212,7 @@ fn http_get(port: u16, path: &str) -> Result<(u16, String)> {
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .context("no end of HTTP headers")?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok());
+    let (head, body) = answer.split_once("\r\n\r\n").context("no end of HTTP headers")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     Ok((status.context("no HTTP status")?, body.to_owned()))
 }

@@ -111,13 +111,7 @@ mod tests {
         let mounts = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw\n\
                       32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(
-            parse_mounts(mounts),
-            Some(PathBuf::from("/sys/fs/cgroup/unified"))
-        );
-        assert_eq!(
-            parse_mounts("31 23 0:28 / /sys rw - sysfs sysfs rw\n"),
-            None
-        );
+        assert_eq!(parse_mounts(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(parse_mounts("31 23 0:28 / /sys rw - sysfs sysfs rw\n"), None);
     }
 }

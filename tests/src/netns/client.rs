@@ -35,12 +35,7 @@ pub(super) fn program(variable: &str, name: &str, directories: &[PathBuf]) -> Re
         .chain(directories.iter().cloned())
         .map(|directory| directory.join(name))
         .find(|path| path.is_file())
-        .with_context(|| {
-            format!(
-                "no {name} beside {}; build it, or set {variable}",
-                own.display()
-            )
-        })
+        .with_context(|| format!("no {name} beside {}; build it, or set {variable}", own.display()))
 }
 
 /// The client process of a host.
@@ -55,26 +50,17 @@ impl Repl {
     pub(super) fn start(host: &Host) -> Result<Self> {
         let mut command = lb_echo()?;
         command.arg("repl");
-        let mut process = host
-            .place()
-            .spawn_piped(&format!("{}-client", host.name()), command)?;
+        let mut process = host.place().spawn_piped(&format!("{}-client", host.name()), command)?;
         let input = process.take_stdin().context("no pipe to the client")?;
         let output = BufReader::new(process.take_stdout().context("no pipe from the client")?);
-        Ok(Self {
-            process,
-            input,
-            output,
-        })
+        Ok(Self { process, input, output })
     }
 
     fn call(&mut self, request: &Request) -> Result<Reply> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         let mut answer = String::new();
-        let asked = self
-            .input
-            .write_all(&line)
-            .and_then(|()| self.output.read_line(&mut answer));
+        let asked = self.input.write_all(&line).and_then(|()| self.output.read_line(&mut answer));
         if !matches!(asked, Ok(1..)) {
             bail!("the client is gone: {asked:?}\n{}", self.process.tail());
         }
@@ -88,16 +74,11 @@ impl Repl {
 }
 
 fn call(client: &Mutex<Repl>, request: &Request) -> Result<Reply> {
-    client
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .call(request)
+    client.lock().unwrap_or_else(PoisonError::into_inner).call(request)
 }
 
 pub(super) fn ask(client: &Mutex<Repl>, probe: Probe) -> Result<Answer> {
-    call(client, &Request::Ask(probe))?
-        .answer
-        .context("a reply without an answer")
+    call(client, &Request::Ask(probe))?.answer.context("a reply without an answer")
 }
 
 /// A socket that stays open in the client process; dropping closes it.
@@ -114,11 +95,7 @@ impl Connection {
         let reply = call(&client, &Request::Open(probe))?;
         let first = reply.answer.context("a reply without an answer")?;
         match reply.handle {
-            Some(handle) => Ok(Self {
-                client,
-                handle,
-                first,
-            }),
+            Some(handle) => Ok(Self { client, handle, first }),
             None => bail!("cannot open a connection to {to}: {first:?}"),
         }
     }
@@ -138,22 +115,14 @@ impl Connection {
             payload: payload.to_owned(),
             timeout_ms: u64::try_from(timeout.as_millis())?,
         };
-        call(&self.client, &request)?
-            .answer
-            .context("a reply without an answer")
+        call(&self.client, &request)?.answer.context("a reply without an answer")
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         // A client that is gone has closed it already.
-        call(
-            &self.client,
-            &Request::Close {
-                handle: self.handle,
-            },
-        )
-        .ok();
+        call(&self.client, &Request::Close { handle: self.handle }).ok();
     }
 }
 
@@ -176,12 +145,8 @@ impl Load {
         command.arg("load").arg(probe.to.to_string());
         command.arg("--rate").arg(rate.to_string());
         command.arg("--seconds").arg(time.as_secs_f64().to_string());
-        command
-            .arg("--timeout-ms")
-            .arg(probe.timeout_ms.to_string());
-        command
-            .arg("--source-port")
-            .arg(probe.source_port.to_string());
+        command.arg("--timeout-ms").arg(probe.timeout_ms.to_string());
+        command.arg("--source-port").arg(probe.source_port.to_string());
         let flags = [
             ("--udp", probe.transport == Transport::Udp),
             ("--v4mapped", probe.v4_mapped),

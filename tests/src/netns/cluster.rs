@@ -50,11 +50,7 @@ impl Default for Builder {
             tx_checksum: true,
             bridge_netfilter: true,
         };
-        Self {
-            nodes: 2,
-            pods: Vec::new(),
-            options,
-        }
+        Self { nodes: 2, pods: Vec::new(), options }
     }
 }
 
@@ -138,16 +134,8 @@ impl Builder {
     /// Without privileges, or where a tool (`ip`, `nft`) is missing or refuses. What was made
     /// until then is removed.
     pub fn build(self) -> Result<Cluster> {
-        ensure!(
-            (1..=100).contains(&self.nodes),
-            "{} nodes are not in 1..=100",
-            self.nodes
-        );
-        ensure!(
-            self.options.rp_filter <= 2,
-            "no rp_filter {}",
-            self.options.rp_filter
-        );
+        ensure!((1..=100).contains(&self.nodes), "{} nodes are not in 1..=100", self.nodes);
+        ensure!(self.options.rp_filter <= 2, "no rp_filter {}", self.options.rp_filter);
         stale::sweep()?;
         mount_bpf_fs()?;
         let scope = Scope::new()?;
@@ -174,21 +162,10 @@ impl Builder {
         let uplink = uplink(OUTSIDE, OUTSIDE_GATEWAY);
         outside.netns.run(|| {
             ip_batch(&uplink)?;
-            if options.tx_checksum {
-                Ok(())
-            } else {
-                disable_tx_checksum("eth0")
-            }
+            if options.tx_checksum { Ok(()) } else { disable_tx_checksum("eth0") }
         })?;
         let nodes = nodes.into_iter().map(Arc::new).collect();
-        let cluster = Cluster {
-            nodes,
-            pods: Mutex::default(),
-            outside,
-            fabric,
-            options,
-            scope,
-        };
+        let cluster = Cluster { nodes, pods: Mutex::default(), outside, fabric, options, scope };
         for (node, name) in &self.pods {
             cluster.add_pod(*node, name)?;
         }
@@ -233,9 +210,7 @@ impl Cluster {
     /// There is no such pod.
     pub fn pod(&self, name: &str) -> Arc<Pod> {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        pods.get(name)
-            .unwrap_or_else(|| panic!("no pod {name}"))
-            .clone()
+        pods.get(name).unwrap_or_else(|| panic!("no pod {name}")).clone()
     }
 
     /// The client that is no part of the cluster.
@@ -259,9 +234,7 @@ impl Cluster {
     /// There is a pod of this name, no such node, or no room on it.
     pub fn add_pod(&self, node: u8, name: &str) -> Result<Arc<Pod>> {
         let index = usize::from(node).checked_sub(1);
-        let node = index
-            .and_then(|index| self.nodes.get(index))
-            .context("no such node")?;
+        let node = index.and_then(|index| self.nodes.get(index)).context("no such node")?;
         let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         ensure!(!pods.contains_key(name), "there is a pod {name}");
         let pod = Arc::new(Pod::create(&self.scope, node, name, &self.options)?);
@@ -274,14 +247,8 @@ impl Cluster {
     /// # Errors
     /// There is no such pod.
     pub fn remove_pod(&self, name: &str) -> Result<()> {
-        let removed = self
-            .pods
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(name);
-        let Some(pod) = removed else {
-            bail!("no pod {name}")
-        };
+        let removed = self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let Some(pod) = removed else { bail!("no pod {name}") };
         pod.stop();
         pod.cgroup.remove();
         let node = &self.nodes[usize::from(pod.node()) - 1];
@@ -305,14 +272,8 @@ impl Scope {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("lb-{}-{number}", std::process::id());
-        let logs = tempfile::Builder::new()
-            .prefix(&format!("{prefix}-logs-"))
-            .tempdir()?;
-        Ok(Self {
-            cgroup: Cgroup::create(&prefix)?,
-            prefix,
-            logs,
-        })
+        let logs = tempfile::Builder::new().prefix(&format!("{prefix}-logs-")).tempdir()?;
+        Ok(Self { cgroup: Cgroup::create(&prefix)?, prefix, logs })
     }
 
     pub(super) fn name(&self, of: &str) -> String {
@@ -327,10 +288,7 @@ impl Drop for Scope {
         let ours = |directory: &str| -> Vec<PathBuf> {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
             let name_of = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-            entries
-                .filter(|entry| name_of(entry).starts_with(&start))
-                .map(|e| e.path())
-                .collect()
+            entries.filter(|entry| name_of(entry).starts_with(&start)).map(|e| e.path()).collect()
         };
         for path in ours(BPF_FS) {
             if let Err(error) = fs::remove_dir_all(&path) {
@@ -350,12 +308,6 @@ fn mount_bpf_fs() -> Result<()> {
     if mounted {
         return Ok(());
     }
-    mount(
-        Some("bpf"),
-        BPF_FS,
-        Some("bpf"),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .with_context(|| format!("cannot mount bpffs on {BPF_FS}"))
+    mount(Some("bpf"), BPF_FS, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .with_context(|| format!("cannot mount bpffs on {BPF_FS}"))
 }

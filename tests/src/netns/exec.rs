@@ -27,17 +27,8 @@ pub(super) fn tool(program: &str, arguments: &[&str], input: &str) -> Result<Str
     let output = child.wait_with_output().with_context(shown)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let input = if input.is_empty() {
-            String::new()
-        } else {
-            format!("\ninput:\n{input}")
-        };
-        bail!(
-            "`{}` failed with {}: {}{input}",
-            shown(),
-            output.status,
-            said.trim()
-        );
+        let input = if input.is_empty() { String::new() } else { format!("\ninput:\n{input}") };
+        bail!("`{}` failed with {}: {}{input}", shown(), output.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -69,12 +60,7 @@ pub(super) fn sysctl(key: &str, value: &str) -> Result<()> {
 pub(super) fn disable_tx_checksum(device: &str) -> Result<()> {
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
     const ETHTOOL_STXCSUM: u32 = 0x17;
-    let fd = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // `struct ethtool_value`.
     let mut value = [ETHTOOL_STXCSUM, 0];
     let mut name = [0; libc::IFNAMSIZ];
@@ -86,9 +72,7 @@ pub(super) fn disable_tx_checksum(device: &str) -> Result<()> {
     }
     let mut request = libc::ifreq {
         ifr_name: name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_data: value.as_mut_ptr().cast(),
-        },
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: value.as_mut_ptr().cast() },
     };
     // SAFETY: `request` is a whole ifreq whose data points to an ethtool_value; both live
     // until the call returns.

@@ -28,19 +28,13 @@ impl Fabric {
         for (node, far) in (1..=count).zip(nodes) {
             let port = format!("node{node}");
             lines.extend([
-                format!(
-                    "link add {port} type veth peer name eth0 netns {}",
-                    far.name()
-                ),
+                format!("link add {port} type veth peer name eth0 netns {}", far.name()),
                 format!("link set {port} master br0"),
                 format!("link set {port} up"),
             ]);
             ports.push(port);
         }
-        lines.push(format!(
-            "link add outside type veth peer name eth0 netns {}",
-            outside.name()
-        ));
+        lines.push(format!("link add outside type veth peer name eth0 netns {}", outside.name()));
         lines.extend(addresses(OUTSIDE_GATEWAY, "outside"));
         lines.push("link set br0 up".to_owned());
         lines.push("link set outside up".to_owned());
@@ -59,10 +53,7 @@ impl Fabric {
             ip_batch(&lines)?;
             tool("nft", &["-f", "-"], &netfilter::fabric(&ports)).map(drop)
         })?;
-        Ok(Self {
-            netns,
-            nodes: count,
-        })
+        Ok(Self { netns, nodes: count })
     }
 
     /// The namespace: a bridge `br0` with ports `node1`, `node2` …, and a device `outside`.
@@ -78,9 +69,7 @@ impl Fabric {
         let name = format!("node{node}");
         self.netns.run(|| {
             let said = tool("nft", &["list", "counter", "netdev", "fabric", &name], "")?;
-            let mut words = said
-                .split_whitespace()
-                .skip_while(|word| *word != "packets");
+            let mut words = said.split_whitespace().skip_while(|word| *word != "packets");
             words
                 .nth(1)
                 .and_then(|count| count.parse().ok())
@@ -93,9 +82,7 @@ impl Fabric {
     /// # Errors
     /// A counter cannot be read.
     pub fn service_packets(&self) -> Result<u64> {
-        (1..=self.nodes)
-            .map(|node| self.service_packets_from(node))
-            .sum()
+        (1..=self.nodes).map(|node| self.service_packets_from(node)).sum()
     }
 
     /// Routes ClusterIPs from the outside to a node, as some people do; nodes count from 1.
@@ -130,10 +117,7 @@ pub(super) fn host_sysctls(rp_filter: u8) -> Result<()> {
         sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "0")?;
     }
     for scope in ["all", "default", "lo"] {
-        sysctl(
-            &format!("ipv4/conf/{scope}/rp_filter"),
-            &rp_filter.to_string(),
-        )?;
+        sysctl(&format!("ipv4/conf/{scope}/rp_filter"), &rp_filter.to_string())?;
     }
     Ok(())
 }

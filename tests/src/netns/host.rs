@@ -38,11 +38,7 @@ pub struct Serve {
 impl Serve {
     /// An echo server for TCP and one for UDP on this port.
     pub fn on(port: u16) -> Self {
-        Self {
-            tcp: vec![port],
-            udp: vec![port],
-            http: Vec::new(),
-        }
+        Self { tcp: vec![port], udp: vec![port], http: Vec::new() }
     }
 
     /// Another TCP echo server.
@@ -103,8 +99,7 @@ impl Host {
     /// # Errors
     /// It cannot be started.
     pub fn spawn(&self, label: &str, command: Command) -> Result<Process> {
-        self.place()
-            .spawn(&format!("{}-{label}", self.name), command)
+        self.place().spawn(&format!("{}-{label}", self.name), command)
     }
 
     /// Runs a program to its end and returns its stdout.
@@ -136,11 +131,8 @@ impl Host {
     pub fn serve_as(&self, name: &str, serve: &Serve) -> Result<Process> {
         let mut command = client::lb_echo()?;
         command.args(["serve", "--name", name]);
-        for (flag, ports) in [
-            ("--tcp", &serve.tcp),
-            ("--udp", &serve.udp),
-            ("--http", &serve.http),
-        ] {
+        for (flag, ports) in [("--tcp", &serve.tcp), ("--udp", &serve.udp), ("--http", &serve.http)]
+        {
             for port in ports {
                 command.arg(flag).arg(port.to_string());
             }
@@ -200,11 +192,7 @@ impl Host {
     }
 
     pub(super) fn place(&self) -> Place<'_> {
-        Place {
-            netns: &self.netns,
-            cgroup: &self.cgroup,
-            logs: self.logs.clone(),
-        }
+        Place { netns: &self.netns, cgroup: &self.cgroup, logs: self.logs.clone() }
     }
 
     /// The client process, started when it is first needed.
@@ -220,9 +208,6 @@ impl Host {
 
     /// Ends the client process.
     pub(super) fn stop(&self) {
-        self.client
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }

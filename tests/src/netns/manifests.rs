@@ -79,10 +79,8 @@ impl Manifests {
     pub fn endpoints(&self, service: &Service, endpoints: &[Endpoint]) -> Result<()> {
         for family in Family::ALL {
             let file = service.slice_file(family);
-            let of_family: Vec<_> = endpoints
-                .iter()
-                .filter(|one| Family::of(one.address) == family)
-                .collect();
+            let of_family: Vec<_> =
+                endpoints.iter().filter(|one| Family::of(one.address) == family).collect();
             if !of_family.is_empty() {
                 self.write(&file, &format!("{:#}", service.slice(family, &of_family)))?;
             } else if self.path().join(&file).exists() {
@@ -190,12 +188,7 @@ impl Service {
     /// Any port.
     #[must_use]
     pub fn port(mut self, name: &str, protocol: &'static str, number: u16, target: u16) -> Self {
-        self.ports.push(Port {
-            name: name.to_owned(),
-            protocol,
-            number,
-            target,
-        });
+        self.ports.push(Port { name: name.to_owned(), protocol, number, target });
         self
     }
 
@@ -220,21 +213,13 @@ impl Service {
 
     /// The file that [`Manifests`] keeps its slice of a family in.
     pub fn slice_file(&self, family: Family) -> String {
-        format!(
-            "slice-{}-{}-{}.json",
-            self.namespace,
-            self.name,
-            address_type(family)
-        )
+        format!("slice-{}-{}-{}.json", self.namespace, self.name, address_type(family))
     }
 
     /// The object.
     pub fn object(&self) -> Value {
-        let families: Vec<_> = self
-            .cluster_ips
-            .iter()
-            .map(|ip| address_type(Family::of(*ip)))
-            .collect();
+        let families: Vec<_> =
+            self.cluster_ips.iter().map(|ip| address_type(Family::of(*ip))).collect();
         let ports: Vec<_> = self
             .ports
             .iter()
@@ -247,11 +232,7 @@ impl Service {
                 })
             })
             .collect();
-        let policy = if self.internal_local {
-            "Local"
-        } else {
-            "Cluster"
-        };
+        let policy = if self.internal_local { "Local" } else { "Cluster" };
         let mut service = json!({
             "apiVersion": "v1",
             "kind": "Service",
@@ -310,13 +291,7 @@ impl Endpoint {
     /// A ready endpoint of no node.
     pub fn at(address: impl Into<IpAddr>) -> Self {
         let address = address.into();
-        Self {
-            address,
-            node: None,
-            ready: true,
-            serving: true,
-            terminating: false,
-        }
+        Self { address, node: None, ready: true, serving: true, terminating: false }
     }
 
     /// Ready endpoints for a pod, one of each family.

@@ -46,10 +46,7 @@ impl Netns {
             return Err(error);
         }
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self {
-            name: name.to_owned(),
-            file: Arc::new(file),
-        })
+        Ok(Self { name: name.to_owned(), file: Arc::new(file) })
     }
 
     /// The name, for `ip netns exec` and `nsenter --net=/run/netns/NAME`.

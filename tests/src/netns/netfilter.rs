@@ -24,11 +24,7 @@ impl Rules {
     }
 
     fn filter(self) -> String {
-        let invalid = if self.drop_invalid {
-            "ct state invalid counter drop"
-        } else {
-            ""
-        };
+        let invalid = if self.drop_invalid { "ct state invalid counter drop" } else { "" };
         let (policy, accept) = if self.forward_policy {
             let (v4, v6) = (cidr::PODS_V4, cidr::PODS_V6);
             let accept = format!(

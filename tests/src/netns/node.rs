@@ -53,14 +53,7 @@ impl Node {
         })?;
         let agent = tree.child("agent")?;
         let bpf_dir = Path::new(BPF_FS).join(scope.name(&host.name));
-        Ok(Self {
-            host,
-            number,
-            tree,
-            agent,
-            bpf_dir,
-            next_pod: AtomicU8::new(2),
-        })
+        Ok(Self { host, number, tree, agent, bpf_dir, next_pod: AtomicU8::new(2) })
     }
 
     /// Sets up the node's side of its uplink, its routes and what it needs for pods.
@@ -111,10 +104,7 @@ impl Node {
     /// # Errors
     /// It cannot be started.
     pub fn spawn_agent(&self, label: &str, command: Command) -> Result<Process> {
-        let place = Place {
-            cgroup: &self.agent,
-            ..self.host.place()
-        };
+        let place = Place { cgroup: &self.agent, ..self.host.place() };
         place.spawn(&format!("{}-{label}", self.host.name), command)
     }
 }
@@ -143,35 +133,19 @@ impl Pod {
         options: &Options,
     ) -> Result<Self> {
         let number = node.next_pod.fetch_add(1, Ordering::Relaxed);
-        ensure!(
-            (2..=250).contains(&number),
-            "no address left for pod {name}"
-        );
-        let link = Link {
-            cni: options.cni,
-            node: node.number,
-            number,
-            hairpin: options.hairpin,
-        };
+        ensure!((2..=250).contains(&number), "no address left for pod {name}");
+        let link = Link { cni: options.cni, node: node.number, number, hairpin: options.hairpin };
         let netns = Netns::create(&scope.name(&format!("pod-{name}")))?;
         let device = link.host_device();
         netns.run(|| host_sysctls(0))?;
         let (on_node, in_pod) = (link.on_node(netns.name()), link.in_pod());
         node.host.netns.run(|| {
             ip_batch(&on_node)?;
-            if options.tx_checksum {
-                Ok(())
-            } else {
-                disable_tx_checksum(&device)
-            }
+            if options.tx_checksum { Ok(()) } else { disable_tx_checksum(&device) }
         })?;
         netns.run(|| {
             ip_batch(&in_pod)?;
-            if options.tx_checksum {
-                Ok(())
-            } else {
-                disable_tx_checksum("eth0")
-            }
+            if options.tx_checksum { Ok(()) } else { disable_tx_checksum("eth0") }
         })?;
         let host = Host {
             name: name.to_owned(),
@@ -181,11 +155,7 @@ impl Pod {
             logs: scope.logs.path().to_owned(),
             client: Mutex::default(),
         };
-        Ok(Self {
-            host,
-            node: node.number,
-            device,
-        })
+        Ok(Self { host, node: node.number, device })
     }
 
     /// The number of its node.

@@ -51,9 +51,7 @@ impl Process {
     /// # Errors
     /// It cannot be waited for.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child
-            .try_wait()
-            .with_context(|| format!("cannot wait for {}", self.label))
+        self.child.try_wait().with_context(|| format!("cannot wait for {}", self.label))
     }
 
     /// Sends a signal.
@@ -70,12 +68,8 @@ impl Process {
     /// # Errors
     /// It cannot be waited for.
     pub fn kill(&mut self) -> Result<ExitStatus> {
-        self.child
-            .kill()
-            .with_context(|| format!("cannot kill {}", self.label))?;
-        self.child
-            .wait()
-            .with_context(|| format!("cannot wait for {}", self.label))
+        self.child.kill().with_context(|| format!("cannot kill {}", self.label))?;
+        self.child.wait().with_context(|| format!("cannot wait for {}", self.label))
     }
 
     /// Waits for its end.
@@ -89,11 +83,7 @@ impl Process {
                 return Ok(status);
             }
             if Instant::now() > deadline {
-                bail!(
-                    "{} still runs after {timeout:?}\n{}",
-                    self.label,
-                    self.tail()
-                );
+                bail!("{} still runs after {timeout:?}\n{}", self.label, self.tail());
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -118,11 +108,7 @@ impl Process {
                 );
             }
             if Instant::now() > deadline {
-                bail!(
-                    "{} did not print {text:?} in {timeout:?}\n{}",
-                    self.label,
-                    self.tail()
-                );
+                bail!("{} did not print {text:?} in {timeout:?}\n{}", self.label, self.tail());
             }
             thread::sleep(Duration::from_millis(1));
         }
@@ -180,10 +166,7 @@ impl Place<'_> {
     /// Starts a process that is talked to: stdin and stdout are pipes.
     pub(super) fn spawn_piped(&self, label: &str, mut command: Command) -> Result<Process> {
         let (out, err) = self.log_files(label);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(create(&err)?);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(create(&err)?);
         self.start(label, command, out, err)
     }
 
@@ -204,12 +187,7 @@ impl Place<'_> {
         enter(&mut command, self.netns, self.cgroup)?;
         let shown = format!("{command:?}");
         let child = spawn(command).with_context(|| format!("cannot start {label}: {shown}"))?;
-        Ok(Process {
-            label: label.to_owned(),
-            child,
-            stdout,
-            stderr,
-        })
+        Ok(Process { label: label.to_owned(), child, stdout, stderr })
     }
 }
 
@@ -255,8 +233,6 @@ fn spawn(command: Command) -> Result<Child> {
         orders
     });
     let (done, child) = mpsc::channel();
-    spawner
-        .send((command, done))
-        .map_err(|_| anyhow!("the spawning thread is gone"))?;
+    spawner.send((command, done)).map_err(|_| anyhow!("the spawning thread is gone"))?;
     Ok(child.recv().context("the spawning thread is gone")??)
 }

@@ -46,13 +46,7 @@ fn remove_stale(cgroups: &Path) {
 fn owned_by(directory: &Path, matches: impl Fn(u32) -> bool) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
-        .filter(|entry| {
-            entry
-                .file_name()
-                .to_str()
-                .and_then(owner)
-                .is_some_and(&matches)
-        })
+        .filter(|entry| entry.file_name().to_str().and_then(owner).is_some_and(&matches))
         .map(|entry| entry.path())
         .collect()
 }
@@ -96,9 +90,7 @@ mod tests {
             Cgroup::create(&live).expect("a cgroup"),
             Netns::create(&format!("{live}-node1")).expect("a namespace"),
         );
-        Cgroup::create(&dead)
-            .and_then(|tree| tree.child("node1"))
-            .expect("a cgroup");
+        Cgroup::create(&dead).and_then(|tree| tree.child("node1")).expect("a cgroup");
         let left = Netns::create(&format!("{dead}-node1")).expect("a namespace");
         let bpf = Path::new(BPF_FS).join(format!("{dead}-node1"));
         fs::create_dir_all(bpf.join("v1")).expect("a BPF directory");
@@ -106,11 +98,7 @@ mod tests {
         let there = [kept.0.path().exists(), kept.1.path().exists()];
         kept.0.remove();
         assert_eq!(there, [true, true], "of a live process");
-        let gone = [
-            !cgroups.join(&dead).exists(),
-            !left.path().exists(),
-            !bpf.exists(),
-        ];
+        let gone = [!cgroups.join(&dead).exists(), !left.path().exists(), !bpf.exists()];
         assert_eq!(gone, [true; 3], "of a dead process");
     }
 }
