@@ -33,4 +33,4 @@ macro_rules! pod {
         unsafe impl bytemuck::Pod for $type {}
     )+};
 }
-use pod;
+pub(crate) use pod;

@@ -1,1 +1,273 @@
+//! Reading a frame: what the datapath needs to know of it, and nothing more.
+//!
+//! Every byte comes through a [`Window`], which checks bounds; nothing is trusted to
+//! be there, or to be as long as a header says.
 
+use bytemuck::Pod;
+use network_types::{eth::EthHdr, ip::Ipv4Hdr, ip::Ipv6Hdr, tcp::TcpHdr, udp::UdpHdr};
+
+use crate::abi::{
+    address::{Be16, Family, Ipv4, Ipv6},
+    flow::{FlowKey, Tuple},
+    frontend::{TCP, UDP},
+};
+
+pub mod answer;
+pub mod checksum;
+pub mod header;
+
+use header::{Header4, Header6};
+
+/// A view of a frame's first bytes.
+pub trait Window {
+    /// The bytes at `offset`, as a `T`; `None` if the frame ends before. No alignment
+    /// is needed.
+    fn load<T: Pod>(&self, offset: usize) -> Option<T>;
+}
+
+impl Window for [u8] {
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        let end = offset.checked_add(size_of::<T>())?;
+        self.get(offset..end).map(bytemuck::pod_read_unaligned)
+    }
+}
+
+/// What follows the IP header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A whole TCP header; [`Packet::detail`] holds its flags.
+    Tcp,
+    /// A whole UDP header.
+    Udp,
+    /// The family's ICMP; [`Packet::detail`] holds the type.
+    Icmp,
+    /// A fragment of a larger datagram, the first one included.
+    Fragment,
+    /// Another protocol.
+    Other,
+    /// A header is cut short or contradicts itself.
+    #[default]
+    Malformed,
+}
+
+/// TCP flag FIN, in [`Packet::detail`] (RFC 9293 section 3.1).
+pub const FIN: u8 = 0x01;
+/// TCP flag SYN.
+pub const SYN: u8 = 0x02;
+/// TCP flag RST.
+pub const RST: u8 = 0x04;
+/// TCP flag ACK.
+pub const ACK: u8 = 0x10;
+
+/// What the datapath knows of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet<F: Family> {
+    /// Addresses and, for TCP and UDP, ports (else 0); the protocol number of what follows
+    /// the IP header and IPv6 extension headers. It is what flow tables are asked for.
+    pub key: FlowKey<F::Address>,
+    /// Offset of the transport header from the start of the frame.
+    pub transport: u16,
+    /// What follows the IP header.
+    pub kind: Kind,
+    /// TCP flags or ICMP type, by `kind`.
+    pub detail: u8,
+}
+
+impl<F: Family> Default for Packet<F> {
+    fn default() -> Self {
+        Self { key: FlowKey::default(), transport: 0, kind: Kind::default(), detail: 0 }
+    }
+}
+
+impl<F: Family> Packet<F> {
+    /// Addresses and ports.
+    #[inline(always)]
+    pub fn tuple(&self) -> &Tuple<F::Address> {
+        &self.key.tuple
+    }
+
+    /// The protocol number of what follows the IP header and IPv6 extension headers.
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        self.key.protocol as u8
+    }
+
+    /// Whether this opens a TCP connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        matches!(self.kind, Kind::Tcp) && self.detail & (SYN | ACK | RST | FIN) == SYN
+    }
+}
+
+/// Offset of the IP header: the frame starts with an Ethernet header, and tc programs
+/// see no VLAN tag in it (the kernel keeps it beside the packet).
+pub const IP_OFFSET: usize = size_of::<EthHdr>();
+
+/// How many bytes from the start of the frame suffice to parse a packet whose IPv4
+/// options or IPv6 extension headers are of common size.
+pub const USUAL_HEADERS: usize = IP_OFFSET + size_of::<Ipv6Hdr>() + size_of::<TcpHdr>();
+
+/// The EtherType of a frame, host byte order; `None` if it is too short to have one.
+#[inline(always)]
+pub fn ethertype<W: Window + ?Sized>(window: &W) -> Option<u16> {
+    window.load::<Be16>(IP_OFFSET - 2).map(Be16::get)
+}
+
+/// EtherType of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// A family whose packets can be parsed.
+pub trait Parse: Family {
+    /// Reads into `packet`; `None` if not even the addresses are there.
+    fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()>;
+}
+
+impl Parse for Ipv4 {
+    #[inline(always)]
+    fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()> {
+        const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;
+        let header: Header4 = window.load(IP_OFFSET)?;
+        let length = ((header.version_and_length & 0x0f) as usize) * 4;
+        *packet = Packet {
+            key: FlowKey {
+                tuple: Tuple {
+                    source: header.source,
+                    destination: header.destination,
+                    source_port: Be16::new(0),
+                    destination_port: Be16::new(0),
+                },
+                protocol: header.protocol as u32,
+            },
+            transport: (IP_OFFSET + length) as u16,
+            kind: Kind::Malformed,
+            detail: 0,
+        };
+        let total = header.total_length.get() as usize;
+        if header.version_and_length >> 4 == 4 && length >= Ipv4Hdr::LEN && total >= length {
+            if header.fragment.get() & MORE_FRAGMENTS_OR_OFFSET != 0 {
+                packet.kind = Kind::Fragment;
+            } else {
+                transport(window, IP_OFFSET + length, total - length, packet);
+            }
+        }
+        Some(())
+    }
+}
+
+/// How many IPv6 extension headers are followed before a packet counts as malformed.
+pub const MAX_EXTENSION_HEADERS: usize = 4;
+
+impl Parse for Ipv6 {
+    #[inline(always)]
+    fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()> {
+        const HOP_BY_HOP: u8 = 0;
+        const ROUTING: u8 = 43;
+        const FRAGMENT: u8 = 44;
+        const DESTINATION_OPTIONS: u8 = 60;
+        let header: Header6 = window.load(IP_OFFSET)?;
+        *packet = Packet {
+            key: FlowKey {
+                tuple: Tuple {
+                    source: header.source,
+                    destination: header.destination,
+                    source_port: Be16::new(0),
+                    destination_port: Be16::new(0),
+                },
+                protocol: header.next_header as u32,
+            },
+            transport: (IP_OFFSET + Ipv6Hdr::LEN) as u16,
+            kind: Kind::Malformed,
+            detail: 0,
+        };
+        if header.version_class_flow.get() >> 12 != 6 {
+            return Some(());
+        }
+        let payload = header.payload_length.get() as usize;
+        let mut skipped = 0;
+        let mut followed = 0;
+        while followed < MAX_EXTENSION_HEADERS {
+            match packet.protocol() {
+                FRAGMENT => {
+                    packet.kind = Kind::Fragment;
+                    return Some(());
+                }
+                HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
+                    let Some([next, length]) =
+                        window.load::<[u8; 2]>(IP_OFFSET + Ipv6Hdr::LEN + skipped)
+                    else {
+                        return Some(());
+                    };
+                    packet.key.protocol = next as u32;
+                    skipped += (length as usize + 1) * 8;
+                }
+                _ => break,
+            }
+            followed += 1;
+        }
+        if skipped > payload
+            || matches!(packet.protocol(), HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
+        {
+            return Some(());
+        }
+        let offset = IP_OFFSET + Ipv6Hdr::LEN + skipped;
+        packet.transport = offset as u16;
+        transport(window, offset, payload - skipped, packet);
+        Some(())
+    }
+}
+
+/// Reads the transport header at `offset`, of which the IP header promises `length`
+/// bytes with what follows.
+#[inline(always)]
+fn transport<F: Family, W: Window + ?Sized>(
+    window: &W,
+    offset: usize,
+    length: usize,
+    packet: &mut Packet<F>,
+) {
+    /// Ports, and of TCP all up to the flags.
+    #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+    #[repr(C)]
+    struct Start {
+        ports: [Be16; 2],
+        sequence: [u16; 4],
+        data_offset: u8,
+        flags: u8,
+    }
+    match packet.protocol() {
+        TCP => {
+            if length < TcpHdr::LEN {
+                return;
+            }
+            let Some(start) = window.load::<Start>(offset) else { return };
+            let header = (start.data_offset >> 4) as usize * 4;
+            if header < TcpHdr::LEN || header > length {
+                return;
+            }
+            [packet.key.tuple.source_port, packet.key.tuple.destination_port] = start.ports;
+            packet.detail = start.flags;
+            packet.kind = Kind::Tcp;
+        }
+        UDP => {
+            if length < UdpHdr::LEN {
+                return;
+            }
+            let Some(ports) = window.load::<[Be16; 4]>(offset) else { return };
+            [packet.key.tuple.source_port, packet.key.tuple.destination_port, ..] = ports;
+            packet.kind = Kind::Udp;
+        }
+        protocol if protocol == F::ICMP => {
+            if length < 8 {
+                return;
+            }
+            let Some([icmp_type, _]) = window.load::<[u8; 2]>(offset) else { return };
+            packet.detail = icmp_type;
+            packet.kind = Kind::Icmp;
+        }
+        _ => packet.kind = Kind::Other,
+    }
+}

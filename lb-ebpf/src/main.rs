@@ -1,2 +1,117 @@
+//! The eBPF programs of lb: entry points only.
+//!
+//! Each program parses, asks lb-common's `balance` and applies the verdict. Every exit
+//! bumps exactly one counter. There are no tail calls.
 #![no_std]
 #![no_main]
+
+mod answer;
+mod count;
+mod hooks;
+mod maps;
+mod memory;
+mod rewrite;
+mod route;
+mod tables;
+
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
+use hooks::{sock, tc};
+use lb_common::abi::counter::Hook;
+
+/// tc ingress on the host side of a pod's interface: what comes out of the pod.
+#[classifier]
+pub fn from_pod(context: TcContext) -> i32 {
+    tc::handle::<{ Hook::FromPod as u32 }>(&context)
+}
+
+/// tc egress on the host side of a pod's interface: what goes into the pod.
+#[classifier]
+pub fn to_pod(context: TcContext) -> i32 {
+    tc::handle::<{ Hook::ToPod as u32 }>(&context)
+}
+
+/// tc ingress of an external device.
+#[classifier]
+pub fn from_device(context: TcContext) -> i32 {
+    tc::handle::<{ Hook::FromDevice as u32 }>(&context)
+}
+
+/// tc egress of an external device.
+#[classifier]
+pub fn to_device(context: TcContext) -> i32 {
+    tc::handle::<{ Hook::ToDevice as u32 }>(&context)
+}
+
+/// tc egress of the loopback device.
+#[classifier]
+pub fn loopback(context: TcContext) -> i32 {
+    tc::handle::<{ Hook::Loopback as u32 }>(&context)
+}
+
+/// The low 32 bits of the kernel's jiffies. Never attached: the agent runs it to read
+/// the clock that the flow entries hold.
+#[classifier]
+pub fn clock(_context: TcContext) -> i32 {
+    tables::jiffies() as i32
+}
+
+/// connect() to an IPv4 address.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(context: SockAddrContext) -> i32 {
+    sock::connect4(&context)
+}
+
+/// connect() to an IPv6 address.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(context: SockAddrContext) -> i32 {
+    sock::connect6(&context)
+}
+
+/// sendmsg() with an IPv4 address on an unconnected datagram socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(context: SockAddrContext) -> i32 {
+    sock::sendmsg4(&context)
+}
+
+/// sendmsg() with an IPv6 address on an unconnected datagram socket.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(context: SockAddrContext) -> i32 {
+    sock::sendmsg6(&context)
+}
+
+/// recvmsg() that tells an IPv4 sender.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(context: SockAddrContext) -> i32 {
+    sock::recvmsg4(&context)
+}
+
+/// recvmsg() that tells an IPv6 sender.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(context: SockAddrContext) -> i32 {
+    sock::recvmsg6(&context)
+}
+
+/// getpeername() of an IPv4 socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(context: SockAddrContext) -> i32 {
+    sock::getpeername4(&context)
+}
+
+/// getpeername() of an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(context: SockAddrContext) -> i32 {
+    sock::getpeername6(&context)
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // SAFETY: the verifier refuses any program in which this can be reached.
+    unsafe { core::hint::unreachable_unchecked() }
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

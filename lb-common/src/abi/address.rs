@@ -50,6 +50,10 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + Pod {
     /// The words of the address.
     fn words(&self) -> &[u32];
 
+    /// Takes over `other` word by word: in one piece an IPv6 address is large enough for
+    /// the compiler to call memmove, which the programs of the kernel do not have.
+    fn set(&mut self, other: &Self);
+
     /// The address with every bit cleared that `mask` has cleared.
     fn masked(self, mask: Self) -> Self;
 
@@ -70,6 +74,11 @@ impl Address for Address4 {
     }
 
     #[inline(always)]
+    fn set(&mut self, other: &Self) {
+        self.be32 = other.be32;
+    }
+
+    #[inline(always)]
     fn masked(self, mask: Self) -> Self {
         Self { be32: self.be32 & mask.be32 }
     }
@@ -84,6 +93,20 @@ impl Address for Address6 {
     #[inline(always)]
     fn words(&self) -> &[u32] {
         &self.be32
+    }
+
+    #[inline(always)]
+    fn set(&mut self, other: &Self) {
+        let mut index = 0;
+        while index < 4 {
+            // SAFETY: both are references; the index is in bounds. Volatile accesses keep
+            // their order, so that a long copy does not go by way of the stack.
+            unsafe {
+                let word = core::ptr::read_volatile(&raw const other.be32[index]);
+                core::ptr::write_volatile(&raw mut self.be32[index], word);
+            }
+            index += 1;
+        }
     }
 
     #[inline(always)]

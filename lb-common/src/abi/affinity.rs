@@ -8,10 +8,10 @@ use bytemuck::{Pod, Zeroable};
 pub struct AffinityKey {
     /// Index into SERVICES.
     pub service: u32,
-    /// [`BY_ADDRESS`] or [`BY_NETNS`].
+    /// [`BY_ADDRESS`], [`BY_NETNS`] or [`BY_SOCKET`].
     pub kind: u32,
     /// The client's address, network byte order, IPv4 in the first word; or the cookie
-    /// of its network namespace, low word first.
+    /// of its network namespace or socket, low word first.
     pub client: [u32; 4],
 }
 
@@ -19,6 +19,8 @@ pub struct AffinityKey {
 pub const BY_ADDRESS: u32 = 0;
 /// The client is known by the cookie of its network namespace (connect-time hooks).
 pub const BY_NETNS: u32 = 1;
+/// The client is a datagram socket, known by its cookie (connect-time hooks).
+pub const BY_SOCKET: u32 = 2;
 
 /// The backend a client is bound to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]

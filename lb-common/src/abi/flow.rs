@@ -6,7 +6,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    address::{Address4, Address6, Be16},
+    address::{Address, Address4, Address6, Be16},
     pod,
 };
 
@@ -24,16 +24,40 @@ pub struct Tuple<A> {
     pub destination_port: Be16,
 }
 
-impl<A: Copy> Tuple<A> {
+impl<A: Address> Tuple<A> {
+    /// Takes over `other` field by field, for the reason of [`Address::set`].
+    #[inline(always)]
+    pub fn set(&mut self, other: &Self) {
+        self.source.set(&other.source);
+        self.destination.set(&other.destination);
+        self.source_port = other.source_port;
+        self.destination_port = other.destination_port;
+    }
+
+    /// Takes over the tuple of a packet that goes the other way.
+    #[inline(always)]
+    pub fn set_reverse(&mut self, other: &Self) {
+        self.source.set(&other.destination);
+        self.destination.set(&other.source);
+        self.source_port = other.destination_port;
+        self.destination_port = other.source_port;
+    }
+
     /// The tuple of a packet that goes the other way.
     #[inline(always)]
     pub fn reversed(&self) -> Self {
-        Self {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-        }
+        let mut reverse = *self;
+        reverse.set_reverse(self);
+        reverse
+    }
+
+    /// Whether packets of `other` go the other way.
+    #[inline(always)]
+    pub fn is_reverse_of(&self, other: &Self) -> bool {
+        self.source_port == other.destination_port
+            && self.destination_port == other.source_port
+            && self.source == other.destination
+            && self.destination == other.source
     }
 }
 
@@ -45,6 +69,15 @@ pub struct FlowKey<A> {
     pub tuple: Tuple<A>,
     /// [`TCP`](super::frontend::TCP) or [`UDP`](super::frontend::UDP).
     pub protocol: u32,
+}
+
+impl<A: Address> FlowKey<A> {
+    /// Becomes the key of the pair of an entry with this rewrite.
+    #[inline(always)]
+    pub fn set_pair(&mut self, rewrite: &Tuple<A>, protocol: u32) {
+        self.tuple.set_reverse(rewrite);
+        self.protocol = protocol;
+    }
 }
 
 /// One direction of a translated flow.
@@ -68,6 +101,21 @@ pub struct Flow<A> {
     pub last_seen: u32,
     /// Index into DEVICES of the device that a flow of a node process left by.
     pub device: u32,
+}
+
+impl<A: Address> Flow<A> {
+    /// Takes over `other` field by field, for the reason of [`Address::set`].
+    #[inline(always)]
+    pub fn set(&mut self, other: &Self) {
+        self.rewrite.set(&other.rewrite);
+        self.action = other.action;
+        self.state = other.state;
+        self.generation = other.generation;
+        self.backend = other.backend;
+        self.service = other.service;
+        self.last_seen = other.last_seen;
+        self.device = other.device;
+    }
 }
 
 /// TCP: the backend answered the SYN. UDP: the backend sent something.

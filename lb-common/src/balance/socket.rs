@@ -1,0 +1,72 @@
+//! The decision on a connect() or sendmsg(), before there is a packet.
+
+use crate::abi::{
+    address::{Address, Family},
+    counter::Reason,
+    frontend::FrontendKey,
+    settings::Settings,
+};
+
+use super::{
+    Endpoint,
+    select::{self, Choice, Client},
+    tables::Tables,
+};
+
+/// What becomes of the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision<A: Address> {
+    /// It goes on as it is; packets are then judged on their own.
+    Untouched(Reason),
+    /// It goes to this backend.
+    Translate(Endpoint<A>),
+    /// It fails with ECONNREFUSED.
+    Refuse(Reason),
+}
+
+/// Who calls: read only once it matters.
+pub trait Caller {
+    /// The cookie of the socket's network namespace.
+    fn netns(&self) -> u64;
+    /// The cookie of the socket, if each of its datagrams is decided on anew.
+    fn datagram_socket(&self) -> Option<u64>;
+}
+
+/// Decides on a call of a socket to `destination` over `protocol`.
+#[inline(always)]
+pub fn decide<F: Family, T: Tables<F>>(
+    destination: Endpoint<F::Address>,
+    protocol: u8,
+    caller: &impl Caller,
+    settings: &Settings,
+    tables: &mut T,
+) -> Decision<F::Address> {
+    if !F::settings(settings).may_be_service(destination.address) {
+        return Decision::Untouched(Reason::NotService);
+    }
+    let key = FrontendKey::new(destination.address, destination.port, protocol);
+    let Some(frontend) = tables.frontend(&key) else {
+        return match tables.frontend(&FrontendKey::of_address(destination.address)) {
+            Some(_) => Decision::Refuse(Reason::NoSuchPort),
+            None => Decision::Untouched(Reason::UnknownAddress),
+        };
+    };
+    let Some(service) = tables.service(frontend.service) else {
+        return Decision::Untouched(Reason::TableInconsistent);
+    };
+    let eligible = match select::eligible(&service) {
+        Ok(eligible) => eligible,
+        Err(reason) => return Decision::Refuse(reason),
+    };
+    let client = match caller.datagram_socket() {
+        Some(cookie) if service.affinity_seconds == 0 => Client::Socket(cookie),
+        _ => Client::Netns(caller.netns()),
+    };
+    let choice = Choice { index: frontend.service, service, eligible, client };
+    match select::choose(&choice, settings, tables).and_then(|id| tables.backend(id)) {
+        Some(backend) => {
+            Decision::Translate(Endpoint { address: backend.address, port: backend.port })
+        }
+        None => Decision::Untouched(Reason::TableInconsistent),
+    }
+}

@@ -1,0 +1,118 @@
+//! The life of a flow: what its packets say of its state, and when it is over.
+
+use crate::{
+    abi::{
+        address::Family,
+        flow::{ANSWERED, CLIENT_FIN, Flow, RESET, SERVER_FIN},
+        settings::{Settings, Timeouts},
+    },
+    packet::{ACK, FIN, Kind, RST, SYN},
+};
+
+use super::{
+    Context, Work,
+    tables::{Entry, FlowEntry, FlowTable, Tables},
+};
+
+/// How long a flow in `state` lives without a packet, in ticks.
+#[inline(always)]
+pub fn timeout(kind: Kind, state: u8, timeouts: &Timeouts) -> u32 {
+    match kind {
+        Kind::Tcp if is_closed(state) => timeouts.tcp_closing,
+        Kind::Tcp if is_closing(state) => timeouts.tcp_half_closed,
+        Kind::Tcp if state & ANSWERED != 0 => timeouts.tcp_established,
+        Kind::Tcp => timeouts.tcp_syn,
+        _ if state & ANSWERED != 0 => timeouts.udp_answered,
+        _ => timeouts.udp,
+    }
+}
+
+/// Whether either side has begun to close the connection.
+#[inline(always)]
+pub fn is_closing(state: u8) -> bool {
+    state & (CLIENT_FIN | SERVER_FIN | RESET) != 0
+}
+
+/// Whether both sides have closed the connection, or one has reset it.
+#[inline(always)]
+pub fn is_closed(state: u8) -> bool {
+    state & RESET != 0 || state & (CLIENT_FIN | SERVER_FIN) == CLIENT_FIN | SERVER_FIN
+}
+
+/// Whether the flow is past its timeout and so counts as absent.
+#[inline(always)]
+pub fn is_expired<A>(flow: &Flow<A>, kind: Kind, now: u32, settings: &Settings) -> bool {
+    let age = now.wrapping_sub(flow.last_seen);
+    // A clock that another CPU read a tick later makes an age below zero.
+    (age as i32) >= 0 && age > timeout(kind, flow.state, &settings.timeouts)
+}
+
+/// Notes a packet of a known flow in its entry. What its pair must know too (a change
+/// of state, and now and then that the flow lives) is written there as well: only then
+/// is there a second look-up.
+#[inline(always)]
+pub(crate) fn note<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    table: FlowTable,
+    entry: &T::FlowEntry,
+    flow: &Flow<F::Address>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) {
+    let seen = observed(context.packet.kind, context.packet.detail, flow.action.is_reply());
+    let state = flow.state | seen;
+    let idle = context.now.wrapping_sub(flow.last_seen);
+    let ticks = context.settings.ticks_per_second;
+    if state == flow.state && idle < ticks {
+        return;
+    }
+    entry.set_last_seen(context.now);
+    if state != flow.state {
+        entry.set_state(state);
+    } else if idle < ticks.wrapping_mul(PAIR_REFRESH_SECONDS) {
+        return;
+    }
+    work.pair_key.set_pair(&flow.rewrite, context.packet.key.protocol);
+    note_pair(context, table, state, work, tables);
+}
+
+/// Writes to the other direction's entry, of key `work.pair_key`.
+#[inline(never)]
+fn note_pair<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    table: FlowTable,
+    state: u8,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) {
+    if let Some(pair) = tables.flow(table, &work.pair_key) {
+        let other = pair.get();
+        if other.rewrite.is_reverse_of(context.packet.tuple()) {
+            pair.set_last_seen(context.now);
+            pair.set_state(other.state | state);
+        }
+    }
+}
+
+/// A direction without packets of its own is kept alive by the other one, which writes
+/// there when it has not been seen itself for so long. Below every timeout.
+const PAIR_REFRESH_SECONDS: u32 = 5;
+
+/// What a packet tells of its flow's state.
+#[inline(always)]
+fn observed(kind: Kind, flags: u8, is_reply: bool) -> u8 {
+    let mut state = 0;
+    if !matches!(kind, Kind::Tcp) {
+        return if is_reply { ANSWERED } else { 0 };
+    }
+    if flags & RST != 0 {
+        state |= RESET;
+    }
+    if flags & FIN != 0 {
+        state |= if is_reply { SERVER_FIN } else { CLIENT_FIN };
+    }
+    if is_reply && flags & (SYN | ACK) == SYN | ACK {
+        state |= ANSWERED;
+    }
+    state
+}

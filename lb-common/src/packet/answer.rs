@@ -1,0 +1,201 @@
+//! Frames that answer a client in place of a backend: RST, ICMP unreachable.
+//!
+//! They are built whole, checksums included, and replace the packet they answer.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{
+    Packet, checksum,
+    header::{Header4, Header6},
+};
+use crate::abi::{
+    address::{Address, Address4, Address6, Be16, Family, Ipv4, Ipv6},
+    frontend::TCP,
+    pod,
+};
+
+const TTL: u8 = 64;
+
+/// A TCP header without options (RFC 9293).
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct TcpHeader {
+    ports: [Be16; 2],
+    sequence: u32,
+    acknowledgment: u32,
+    data_offset: u8,
+    flags: u8,
+    window: u16,
+    checksum: u16,
+    urgent: u16,
+}
+
+/// Header of an ICMP or ICMPv6 error.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct IcmpHeader {
+    icmp_type: u8,
+    code: u8,
+    checksum: u16,
+    unused: u32,
+}
+
+/// How much of the packet an error quotes: its IP header with what follows and the
+/// first eight bytes of the transport header, at most so many words.
+pub const MAX_QUOTE_WORDS: usize = 26;
+
+/// The IP packet that resets a TCP connection.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Reset<H> {
+    ip: H,
+    tcp: TcpHeader,
+}
+
+/// The start of the IP packet that reports an error; the quote follows.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Unreachable<H> {
+    ip: H,
+    icmp: IcmpHeader,
+}
+
+pod! {
+    Reset<Header4> { Header4, TcpHeader }
+    Reset<Header6> { Header6, TcpHeader }
+    Unreachable<Header4> { Header4, IcmpHeader }
+    Unreachable<Header6> { Header6, IcmpHeader }
+}
+
+/// A family in which clients can be answered.
+pub trait Respond: Family {
+    /// The family's IP header.
+    type Header: Pod;
+
+    /// ICMP type and code that say: nobody listens on the port.
+    const PORT_UNREACHABLE: (u8, u8);
+    /// ICMP type and code that say: the protocol is not spoken.
+    const PROTOCOL_UNREACHABLE: (u8, u8);
+    /// The ICMP type of an echo reply.
+    const ECHO_REPLY: u8;
+    /// Whether ICMP's checksum covers a pseudo header (RFC 4443 section 2.3).
+    const ICMP_PSEUDO_HEADER: bool;
+
+    /// An IP header for `length` bytes of `protocol`.
+    fn header(
+        source: Self::Address,
+        destination: Self::Address,
+        protocol: u8,
+        length: u16,
+    ) -> Self::Header;
+}
+
+impl Respond for Ipv4 {
+    type Header = Header4;
+
+    const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const PROTOCOL_UNREACHABLE: (u8, u8) = (3, 2);
+    const ECHO_REPLY: u8 = 0;
+    const ICMP_PSEUDO_HEADER: bool = false;
+
+    #[inline(always)]
+    fn header(source: Address4, destination: Address4, protocol: u8, length: u16) -> Header4 {
+        const DONT_FRAGMENT: u16 = 0x4000;
+        let mut header = Header4 {
+            version_and_length: 0x45,
+            tos: 0,
+            total_length: Be16::new(size_of::<Header4>() as u16 + length),
+            identification: 0,
+            fragment: Be16::new(DONT_FRAGMENT),
+            ttl: TTL,
+            protocol,
+            checksum: 0,
+            source,
+            destination,
+        };
+        let words: [u32; 5] = bytemuck::cast(header);
+        header.checksum = !checksum::fold16(checksum::add(0, &words));
+        header
+    }
+}
+
+impl Respond for Ipv6 {
+    type Header = Header6;
+
+    const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const PROTOCOL_UNREACHABLE: (u8, u8) = (1, 4);
+    const ECHO_REPLY: u8 = 129;
+    const ICMP_PSEUDO_HEADER: bool = true;
+
+    #[inline(always)]
+    fn header(source: Address6, destination: Address6, protocol: u8, length: u16) -> Header6 {
+        Header6 {
+            version_class_flow: Be16::new(0x6000),
+            flow: 0,
+            payload_length: Be16::new(length),
+            next_header: protocol,
+            hop_limit: TTL,
+            source,
+            destination,
+        }
+    }
+}
+
+/// The sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1).
+#[inline(always)]
+fn pseudo_sum<A: Address>(source: A, destination: A, protocol: u8, length: u16) -> u64 {
+    let sum = checksum::add(checksum::add(0, source.words()), destination.words());
+    sum + Be16::new(length).be16 as u64 + Be16::new(protocol as u16).be16 as u64
+}
+
+/// The answer to a SYN with `sequence` (network byte order) that nobody expects
+/// (RFC 9293 section 3.5.2): from where it was sent to.
+#[inline(always)]
+pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> Reset<F::Header> {
+    const LENGTH: u16 = size_of::<TcpHeader>() as u16;
+    let to = packet.tuple().reversed();
+    let mut tcp = TcpHeader {
+        ports: [to.source_port, to.destination_port],
+        sequence: 0,
+        acknowledgment: u32::from_be(sequence).wrapping_add(1).to_be(),
+        data_offset: (LENGTH as u8 / 4) << 4,
+        flags: super::RST | super::ACK,
+        window: 0,
+        checksum: 0,
+        urgent: 0,
+    };
+    let words: [u32; 5] = bytemuck::cast(tcp);
+    let sum = pseudo_sum(to.source, to.destination, TCP, LENGTH);
+    tcp.checksum = !checksum::fold16(checksum::add(sum, &words));
+    Reset { ip: F::header(to.source, to.destination, TCP, LENGTH), tcp }
+}
+
+/// How many bytes of a packet an error about it quotes; `None` if its headers are
+/// longer than we quote.
+#[inline(always)]
+pub fn quote_length<F: Family>(packet: &Packet<F>) -> Option<u16> {
+    let length = packet.transport.wrapping_sub(super::IP_OFFSET as u16).wrapping_add(8);
+    (length as usize <= MAX_QUOTE_WORDS * 4).then_some(length)
+}
+
+/// The start of an ICMP error of `kind` (type and code) about a packet of which `quote`
+/// holds the first `length` bytes, then zeros.
+#[inline(always)]
+pub fn unreachable<F: Respond>(
+    packet: &Packet<F>,
+    kind: (u8, u8),
+    quote: &[u32; MAX_QUOTE_WORDS],
+    length: u16,
+) -> Unreachable<F::Header> {
+    let to = packet.tuple().reversed();
+    let total = size_of::<IcmpHeader>() as u16 + length;
+    let mut icmp = IcmpHeader { icmp_type: kind.0, code: kind.1, checksum: 0, unused: 0 };
+    let sum = if F::ICMP_PSEUDO_HEADER {
+        pseudo_sum(to.source, to.destination, F::ICMP, total)
+    } else {
+        0
+    };
+    let words: [u32; 2] = bytemuck::cast(icmp);
+    icmp.checksum = !checksum::fold16(checksum::add(checksum::add(sum, &words), quote));
+    Unreachable { ip: F::header(to.source, to.destination, F::ICMP, total), icmp }
+}

@@ -1,0 +1,54 @@
+//! IP headers as the datapath reads and writes them: words in network byte order.
+
+use bytemuck::{Pod, Zeroable};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::abi::address::{Address4, Address6, Be16};
+
+/// An IPv4 header without options (RFC 791).
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Header4 {
+    /// Version in the upper half, header length in 4-byte words in the lower.
+    pub version_and_length: u8,
+    /// Type of service.
+    pub tos: u8,
+    /// Length of the whole packet, bytes.
+    pub total_length: Be16,
+    /// Identification of the datagram that a fragment belongs to.
+    pub identification: u16,
+    /// Flags and fragment offset.
+    pub fragment: Be16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol of what follows.
+    pub protocol: u8,
+    /// Checksum of the header, as it stands in memory.
+    pub checksum: u16,
+    /// Source address.
+    pub source: Address4,
+    /// Destination address.
+    pub destination: Address4,
+}
+
+/// An IPv6 header (RFC 8200 section 3).
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Header6 {
+    /// Version in the upper four bits, traffic class, start of the flow label.
+    pub version_class_flow: Be16,
+    /// Rest of the flow label.
+    pub flow: u16,
+    /// Length of what follows this header, bytes.
+    pub payload_length: Be16,
+    /// Protocol, or kind of extension header, of what follows.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: Address6,
+    /// Destination address.
+    pub destination: Address6,
+}
+
+const _: () = assert!(size_of::<Header4>() == Ipv4Hdr::LEN && size_of::<Header6>() == Ipv6Hdr::LEN);

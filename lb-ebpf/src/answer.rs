@@ -1,0 +1,130 @@
+//! Answering a client in place of a backend.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use lb_common::{
+    abi::{counter::Hook, settings::MAX_DEVICES},
+    balance::Answer,
+    packet::{
+        IP_OFFSET, Packet,
+        answer::{self, MAX_QUOTE_WORDS, Respond},
+        checksum,
+    },
+};
+
+use crate::{hooks::tc, maps, memory, rewrite};
+
+/// Turns the packet into the answer and sends it to where the packet came from; returns
+/// what the program returns, `None` if the kernel would not let the packet be changed.
+#[inline(never)]
+pub fn send<F: Respond>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    hook: Hook,
+    kind: Answer,
+) -> Option<i32> {
+    match kind {
+        Answer::Reset => reset(context, packet)?,
+        Answer::PortUnreachable => unreachable(context, packet, F::PORT_UNREACHABLE)?,
+        Answer::ProtocolUnreachable => unreachable(context, packet, F::PROTOCOL_UNREACHABLE)?,
+        Answer::Echo => echo(context, packet)?,
+    }
+    if !matches!(hook, Hook::ToDevice) {
+        return tc::bounce(context);
+    }
+    // SAFETY: the context is the kernel's.
+    let ifindex = unsafe { (*context.skb.skb).ifindex };
+    let mut index = 0;
+    while index < MAX_DEVICES {
+        let device = maps::DEVICES.get(index)?;
+        if device.ifindex == ifindex {
+            return tc::receive_on(context, ifindex, device.mac);
+        }
+        index += 1;
+    }
+    None
+}
+
+#[inline(always)]
+fn reset<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
+    let mut sequence = 0u32;
+    load(context, packet.transport as u32 + 4, &raw mut sequence, size_of::<u32>() as u32)?;
+    let reset = answer::reset(packet, sequence);
+    resize(context, IP_OFFSET + size_of_val(&reset))?;
+    write(context, IP_OFFSET, &reset)
+}
+
+#[inline(always)]
+fn unreachable<F: Respond>(context: &TcContext, packet: &Packet<F>, kind: (u8, u8)) -> Option<()> {
+    let length = answer::quote_length(packet)?;
+    let scratch = maps::QUOTE.get_ptr_mut(0)?;
+    // SAFETY: the entry of this CPU, for this run.
+    let quote = unsafe { &mut *scratch };
+    memory::zero(quote);
+    // The verifier wants to see that the length is at least 1 and fits; the compiler
+    // knows it already, and would leave the check out but for the volatile read.
+    // SAFETY: a local.
+    let bounded = unsafe { core::ptr::read_volatile(&raw const length) } as u32;
+    if bounded == 0 || bounded > (MAX_QUOTE_WORDS * 4) as u32 {
+        return None;
+    }
+    load(context, IP_OFFSET as u32, quote.as_mut_ptr(), bounded)?;
+    let header = answer::unreachable(packet, kind, quote, length);
+    let start = IP_OFFSET + size_of_val(&header);
+    resize(context, start + bounded as usize)?;
+    write(context, IP_OFFSET, &header)?;
+    // SAFETY: the buffer holds `bounded` bytes.
+    let result = unsafe {
+        bpf_skb_store_bytes(
+            context.skb.skb,
+            start as u32,
+            quote.as_ptr().cast(),
+            bounded,
+            RECOMPUTE_CHECKSUM,
+        )
+    };
+    (result == 0).then_some(())
+}
+
+/// An echo request becomes its own reply: addresses swapped, another type.
+#[inline(always)]
+fn echo<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
+    let to = packet.tuple().reversed();
+    let at = IP_OFFSET + size_of::<F::Header>() - 2 * size_of::<F::Address>();
+    rewrite::store(context, at, &[to.source, to.destination])?;
+    let transport = packet.transport as u32;
+    // Type, code and checksum.
+    let mut start = [0u16; 2];
+    load(context, transport, start.as_mut_ptr(), 4)?;
+    let reply = [u16::from_ne_bytes([F::ECHO_REPLY, 0]), start[1]];
+    let difference = checksum::add(
+        checksum::subtract(0, &[bytemuck::cast([start[0], 0])]),
+        &[bytemuck::cast([reply[0], 0])],
+    );
+    let sum = checksum::updated(start[1], difference);
+    write(context, transport as usize, &[reply[0], sum])
+}
+
+/// BPF_F_RECOMPUTE_CSUM: a sum that the device made over the packet is kept right.
+const RECOMPUTE_CHECKSUM: u64 = 1;
+
+#[inline(always)]
+fn load<T>(context: &TcContext, offset: u32, to: *mut T, length: u32) -> Option<()> {
+    // SAFETY: the buffer holds `length` bytes.
+    let result = unsafe { bpf_skb_load_bytes(context.skb.skb.cast(), offset, to.cast(), length) };
+    (result == 0).then_some(())
+}
+
+#[inline(always)]
+fn write<T>(context: &TcContext, offset: usize, value: &T) -> Option<()> {
+    context.store(offset, value, RECOMPUTE_CHECKSUM).ok()
+}
+
+#[inline(always)]
+fn resize(context: &TcContext, length: usize) -> Option<()> {
+    // SAFETY: the context is the kernel's.
+    let result = unsafe { bpf_skb_change_tail(context.skb.skb, length as u32, 0) };
+    (result == 0).then_some(())
+}

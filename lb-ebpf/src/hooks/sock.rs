@@ -1,0 +1,374 @@
+//! Connect-time hooks: read what the socket asks for, ask the core, write the answer.
+//!
+//! A v4-mapped address of an IPv6 socket is IPv4: the same tables, the same answer, and
+//! the socket sees v4-mapped addresses again.
+
+use aya_ebpf::{
+    bindings::BPF_ANY,
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+    programs::SockAddrContext,
+};
+use lb_common::{
+    abi::{
+        address::{Address, Address4, Address6, Be16, Family, Ipv4, Ipv6},
+        counter::{Hook, Reason},
+        frontend::{TCP, UDP},
+        socket::{ConnectedPeer, DatagramKey, Peer},
+    },
+    balance::{
+        Endpoint,
+        socket::{self, Caller, Decision},
+    },
+};
+
+use crate::{count::count, maps, memory, tables, tables::FamilyMaps};
+
+/// Let the call go on.
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+/// The third word of a v4-mapped address (RFC 4291 section 2.5.5.2).
+const MAPPED_PREFIX: u32 = 0xffffu32.to_be();
+
+/// Where a socket address stands in the hook's context.
+trait Location {
+    type Family: FamilyMaps;
+    const FAMILY_NUMBER: u16;
+
+    fn load(context: &SockAddrContext) -> <Self::Family as Family>::Address;
+    fn store(context: &SockAddrContext, address: [u32; 4]);
+    fn address(words: [u32; 4]) -> <Self::Family as Family>::Address;
+}
+
+/// The address of an IPv4 socket.
+struct Inet4;
+/// The address of an IPv6 socket.
+struct Inet6;
+/// The v4-mapped address of an IPv6 socket.
+struct Mapped;
+
+impl Location for Inet4 {
+    type Family = Ipv4;
+    const FAMILY_NUMBER: u16 = 4;
+
+    #[inline(always)]
+    fn load(context: &SockAddrContext) -> Address4 {
+        // SAFETY: the context is the kernel's.
+        Address4 { be32: unsafe { (*context.sock_addr).user_ip4 } }
+    }
+
+    #[inline(always)]
+    fn store(context: &SockAddrContext, address: [u32; 4]) {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*context.sock_addr).user_ip4 = address[0] }
+    }
+
+    #[inline(always)]
+    fn address(words: [u32; 4]) -> Address4 {
+        Address4 { be32: words[0] }
+    }
+}
+
+impl Location for Mapped {
+    type Family = Ipv4;
+    const FAMILY_NUMBER: u16 = 4;
+
+    #[inline(always)]
+    fn load(context: &SockAddrContext) -> Address4 {
+        Address4 { be32: word6(context, 3) }
+    }
+
+    #[inline(always)]
+    fn store(context: &SockAddrContext, address: [u32; 4]) {
+        set_word6(context, 3, address[0]);
+    }
+
+    #[inline(always)]
+    fn address(words: [u32; 4]) -> Address4 {
+        Address4 { be32: words[0] }
+    }
+}
+
+impl Location for Inet6 {
+    type Family = Ipv6;
+    const FAMILY_NUMBER: u16 = 6;
+
+    #[inline(always)]
+    fn load(context: &SockAddrContext) -> Address6 {
+        Address6 {
+            be32: [word6(context, 0), word6(context, 1), word6(context, 2), word6(context, 3)],
+        }
+    }
+
+    #[inline(always)]
+    fn store(context: &SockAddrContext, address: [u32; 4]) {
+        set_word6(context, 0, address[0]);
+        set_word6(context, 1, address[1]);
+        set_word6(context, 2, address[2]);
+        set_word6(context, 3, address[3]);
+    }
+
+    #[inline(always)]
+    fn address(words: [u32; 4]) -> Address6 {
+        Address6 { be32: words }
+    }
+}
+
+/// One word of `user_ip6`: the verifier allows the context only such accesses, which
+/// the volatile read keeps apart.
+#[inline(always)]
+fn word6(context: &SockAddrContext, index: usize) -> u32 {
+    // SAFETY: the context is the kernel's, the index below 4.
+    unsafe { core::ptr::read_volatile(&raw const (*context.sock_addr).user_ip6[index]) }
+}
+
+#[inline(always)]
+fn set_word6(context: &SockAddrContext, index: usize, word: u32) {
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(&raw mut (*context.sock_addr).user_ip6[index], word) }
+}
+
+#[inline(always)]
+fn is_mapped(context: &SockAddrContext) -> bool {
+    word6(context, 0) == 0 && word6(context, 1) == 0 && word6(context, 2) == MAPPED_PREFIX
+}
+
+#[inline(always)]
+fn port(context: &SockAddrContext) -> Be16 {
+    // SAFETY: the context is the kernel's.
+    Be16 { be16: unsafe { (*context.sock_addr).user_port } as u16 }
+}
+
+#[inline(always)]
+fn set_port(context: &SockAddrContext, port: Be16) {
+    // SAFETY: the context is the kernel's.
+    unsafe { (*context.sock_addr).user_port = port.be16 as u32 }
+}
+
+/// The hook's caller.
+struct Socket<'a> {
+    context: &'a SockAddrContext,
+    is_sendmsg: bool,
+}
+
+impl Caller for Socket<'_> {
+    #[inline(always)]
+    fn netns(&self) -> u64 {
+        if maps::HAS_NETNS_COOKIE.load() == 0 {
+            return 0;
+        }
+        // SAFETY: the context is the kernel's.
+        unsafe { bpf_get_netns_cookie(self.context.sock_addr.cast()) }
+    }
+
+    #[inline(always)]
+    fn datagram_socket(&self) -> Option<u64> {
+        self.is_sendmsg.then(|| cookie(self.context))
+    }
+}
+
+#[inline(always)]
+fn cookie(context: &SockAddrContext) -> u64 {
+    // SAFETY: the context is the kernel's.
+    unsafe { bpf_get_socket_cookie(context.sock_addr.cast()) }
+}
+
+/// Whether calls of this socket are left to the packet path.
+#[inline(always)]
+fn is_exempt(socket: &Socket, protocol: u8) -> bool {
+    let covered = protocol == TCP || protocol == UDP && maps::SOCKET_LB_UDP.load() != 0;
+    let only = maps::NETNS_COOKIE.load();
+    !covered || only != 0 && socket.netns() != only
+}
+
+/// connect() or sendmsg(): translates the address that the call names.
+#[inline(always)]
+fn call<L: Location>(context: &SockAddrContext, hook: Hook, is_sendmsg: bool) -> i32 {
+    // SAFETY: the context is the kernel's.
+    let protocol = unsafe { (*context.sock_addr).protocol } as u8;
+    let socket = Socket { context, is_sendmsg };
+    if is_exempt(&socket, protocol) {
+        count(hook, Reason::SocketExempt);
+        return ALLOW;
+    }
+    let Some(settings) = tables::settings() else {
+        count(hook, Reason::TableInconsistent);
+        return ALLOW;
+    };
+    let requested = Endpoint { address: L::load(context), port: port(context) };
+    let decision =
+        socket::decide::<L::Family, _>(requested, protocol, &socket, settings, &mut tables::Maps);
+    match decision {
+        Decision::Untouched(reason) => {
+            count(hook, reason);
+            ALLOW
+        }
+        Decision::Refuse(reason) => {
+            count(hook, reason);
+            refuse()
+        }
+        Decision::Translate(actual) => {
+            let requested = peer::<L>(requested);
+            let actual = peer::<L>(actual);
+            if !is_sendmsg {
+                remember_connected(context, requested, actual);
+            }
+            if protocol == UDP {
+                remember_datagrams(context, requested, actual);
+            }
+            L::store(context, actual.address);
+            set_port(context, actual.port);
+            count(hook, Reason::SocketTranslated);
+            ALLOW
+        }
+    }
+}
+
+#[inline(always)]
+fn peer<L: Location>(endpoint: Endpoint<<L::Family as Family>::Address>) -> Peer {
+    Peer { address: endpoint.address.widened(), port: endpoint.port, family: L::FAMILY_NUMBER }
+}
+
+/// The call fails with ECONNREFUSED; on a kernel that cannot say so from here it goes on
+/// as it was, and the packet path refuses.
+#[inline(always)]
+fn refuse() -> i32 {
+    if maps::HAS_SET_RETVAL.load() == 0 {
+        return ALLOW;
+    }
+    // SAFETY: no preconditions.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    REFUSE
+}
+
+/// Keeps what getpeername() is to say. Without memory for it the connection works, and
+/// getpeername() tells the backend.
+#[inline(always)]
+fn remember_connected(context: &SockAddrContext, requested: Peer, actual: Peer) {
+    let mut value = ConnectedPeer { requested, actual };
+    // SAFETY: the context is the kernel's; the entry belongs to this socket.
+    unsafe {
+        let entry = maps::SOCKETS.get_or_insert_ptr_mut(context, Some(&mut value));
+        if !entry.is_null() {
+            memory::copy(entry, &raw const value);
+        }
+    }
+}
+
+/// Keeps what recvmsg() is to say of datagrams that come back.
+#[inline(always)]
+fn remember_datagrams(context: &SockAddrContext, requested: Peer, actual: Peer) {
+    let key = datagram_key(context, actual);
+    // Without room the sender of an answer is told as the backend.
+    let _ = maps::DATAGRAM_PEERS.insert(&key, &requested, BPF_ANY as u64);
+}
+
+#[inline(always)]
+fn datagram_key(context: &SockAddrContext, actual: Peer) -> DatagramKey {
+    let cookie = cookie(context);
+    DatagramKey { cookie: [cookie as u32, (cookie >> 32) as u32], actual }
+}
+
+/// getpeername(): tells what the socket asked for.
+#[inline(always)]
+fn tell_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
+    // SAFETY: the context is the kernel's; the entry belongs to this socket.
+    let entry = unsafe { maps::SOCKETS.get_ptr_mut(context) };
+    // SAFETY: checked for null.
+    let found = if entry.is_null() { None } else { Some(unsafe { *entry }) };
+    let current = peer::<L>(Endpoint { address: L::load(context), port: port(context) });
+    match found {
+        Some(found) if found.actual == current => {
+            tell::<L>(context, found.requested);
+            count(hook, Reason::SocketTranslated);
+        }
+        _ => count(hook, Reason::NotService),
+    }
+    ALLOW
+}
+
+/// recvmsg(): tells the Service as the sender.
+#[inline(always)]
+fn tell_sender<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
+    let current = peer::<L>(Endpoint { address: L::load(context), port: port(context) });
+    let key = datagram_key(context, current);
+    // SAFETY: the look-up of this run found it.
+    match maps::DATAGRAM_PEERS.get_ptr(&key).map(|found| unsafe { *found }) {
+        Some(requested) => {
+            tell::<L>(context, requested);
+            count(hook, Reason::SocketTranslated);
+        }
+        None => count(hook, Reason::NotService),
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn tell<L: Location>(context: &SockAddrContext, peer: Peer) {
+    L::store(context, L::address(peer.address).widened());
+    set_port(context, peer.port);
+}
+
+/// See [`crate::connect4`].
+#[inline(always)]
+pub fn connect4(context: &SockAddrContext) -> i32 {
+    call::<Inet4>(context, Hook::Connect4, false)
+}
+
+/// See [`crate::connect6`].
+#[inline(always)]
+pub fn connect6(context: &SockAddrContext) -> i32 {
+    if is_mapped(context) {
+        call::<Mapped>(context, Hook::Connect6, false)
+    } else {
+        call::<Inet6>(context, Hook::Connect6, false)
+    }
+}
+
+/// See [`crate::sendmsg4`].
+#[inline(always)]
+pub fn sendmsg4(context: &SockAddrContext) -> i32 {
+    call::<Inet4>(context, Hook::Sendmsg4, true)
+}
+
+/// See [`crate::sendmsg6`].
+#[inline(always)]
+pub fn sendmsg6(context: &SockAddrContext) -> i32 {
+    if is_mapped(context) {
+        call::<Mapped>(context, Hook::Sendmsg6, true)
+    } else {
+        call::<Inet6>(context, Hook::Sendmsg6, true)
+    }
+}
+
+/// See [`crate::recvmsg4`].
+#[inline(always)]
+pub fn recvmsg4(context: &SockAddrContext) -> i32 {
+    tell_sender::<Inet4>(context, Hook::Recvmsg4)
+}
+
+/// See [`crate::recvmsg6`].
+#[inline(always)]
+pub fn recvmsg6(context: &SockAddrContext) -> i32 {
+    if is_mapped(context) {
+        tell_sender::<Mapped>(context, Hook::Recvmsg6)
+    } else {
+        tell_sender::<Inet6>(context, Hook::Recvmsg6)
+    }
+}
+
+/// See [`crate::getpeername4`].
+#[inline(always)]
+pub fn getpeername4(context: &SockAddrContext) -> i32 {
+    tell_peer::<Inet4>(context, Hook::Getpeername4)
+}
+
+/// See [`crate::getpeername6`].
+#[inline(always)]
+pub fn getpeername6(context: &SockAddrContext) -> i32 {
+    if is_mapped(context) {
+        tell_peer::<Mapped>(context, Hook::Getpeername6)
+    } else {
+        tell_peer::<Inet6>(context, Hook::Getpeername6)
+    }
+}

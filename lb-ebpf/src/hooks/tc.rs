@@ -1,0 +1,223 @@
+//! tc: parse, ask the core, apply.
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::{bpf_redirect, generated::bpf_skb_pull_data},
+    programs::TcContext,
+};
+use bytemuck::Pod;
+use lb_common::{
+    abi::{
+        address::{Ipv4, Ipv6},
+        counter::{Hook, Reason},
+        flow::{Action, Tuple},
+        settings::{MAX_DEVICES, Settings},
+    },
+    balance::{self, Site, Verdict},
+    packet::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, USUAL_HEADERS, Window, answer::Respond,
+    },
+};
+
+use crate::{
+    answer, count::count, maps, rewrite, rewrite::Rewrite, route, route::Route, tables,
+    tables::FamilyMaps,
+};
+
+/// Go on to the next program of the hook, and with it to the stack.
+pub const NEXT: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT;
+/// BPF_F_INGRESS: a redirected packet arrives at the device instead of leaving by it.
+pub const INGRESS: u64 = 1;
+/// The kernel's index of the loopback device: the first of every namespace.
+const LOOPBACK: u32 = 1;
+
+/// The bytes of a frame that lie in one piece.
+pub struct Linear {
+    start: usize,
+    end: usize,
+}
+
+impl Window for Linear {
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        // The verifier follows no offset beyond 64 KiB.
+        let at = self.start + (offset & 0x3fff);
+        if at + size_of::<T>() > self.end {
+            return None;
+        }
+        // SAFETY: in bounds, as just checked. The kernel lays the IP header on a four
+        // byte boundary, or runs where unaligned loads are as good.
+        Some(unsafe { *(at as *const T) })
+    }
+}
+
+/// The frame's headers, pulled into one piece if they were not.
+#[inline(always)]
+fn window(context: &TcContext) -> Linear {
+    let linear = Linear { start: context.data(), end: context.data_end() };
+    if linear.start + USUAL_HEADERS <= linear.end {
+        return linear;
+    }
+    let length = context.len();
+    let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
+    // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
+    // read as far as it goes.
+    unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
+    Linear { start: context.data(), end: context.data_end() }
+}
+
+const MOST_HEADERS: u32 = 256;
+
+/// Handles a packet at `hook`.
+#[inline(always)]
+pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
+    let hook = const { hook::<HOOK>() };
+    let Some(settings) = tables::settings() else {
+        count(hook, Reason::TableInconsistent);
+        return NEXT;
+    };
+    // SAFETY: the context is the kernel's.
+    let protocol = unsafe { (*context.skb.skb).protocol } as u16;
+    match u16::from_be(protocol) {
+        ETHERTYPE_IPV4 => family::<Ipv4, HOOK>(context, settings),
+        ETHERTYPE_IPV6 => family::<Ipv6, HOOK>(context, settings),
+        _ => {
+            count(hook, Reason::NotIp);
+            NEXT
+        }
+    }
+}
+
+/// The hook of this number: the programs are one function with the hook as a constant.
+const fn hook<const HOOK: u32>() -> Hook {
+    Hook::ALL[HOOK as usize]
+}
+
+/// A function of its own for each family, so that their stack frames do not add up.
+#[inline(never)]
+fn family<F: FamilyMaps + Parse + Respond + Rewrite + Route, const HOOK: u32>(
+    context: &TcContext,
+    settings: &Settings,
+) -> i32 {
+    let hook = const { hook::<HOOK>() };
+    let window = window(context);
+    let Some(scratch) = F::scratch() else {
+        count(hook, Reason::TableInconsistent);
+        return NEXT;
+    };
+    // SAFETY: this CPU's entry, for this run alone.
+    let scratch = unsafe { &mut *scratch };
+    if F::parse(&window, &mut scratch.packet).is_none() {
+        count(hook, Reason::Malformed);
+        return NEXT;
+    }
+    let packet = &scratch.packet;
+    let work = &mut scratch.work;
+    let verdict =
+        balance::decide::<F, _>(packet, site(context, hook), settings, work, &mut tables::Maps);
+    let (result, reason) = apply(context, packet, hook, verdict, &work.rewrite);
+    count(hook, reason);
+    result
+}
+
+#[inline(always)]
+fn site(context: &TcContext, hook: Hook) -> Site {
+    match hook {
+        Hook::FromPod => Site::FromPod,
+        Hook::ToPod => Site::ToPod,
+        Hook::FromDevice => Site::FromDevice,
+        Hook::Loopback => Site::Loopback,
+        _ => {
+            // SAFETY: the context is the kernel's.
+            let skb = unsafe { &*context.skb.skb };
+            Site::ToDevice { ifindex: skb.ifindex, forwarded: skb.ingress_ifindex != 0 }
+        }
+    }
+}
+
+/// Does what the core decided; returns what the program returns, and why.
+#[inline(always)]
+fn apply<F: Respond + Rewrite + Route>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    hook: Hook,
+    verdict: Verdict,
+    rewrite: &Tuple<F::Address>,
+) -> (i32, Reason) {
+    match verdict {
+        Verdict::Pass(reason) => (NEXT, reason),
+        Verdict::Drop(reason) => (DROP, reason),
+        Verdict::Answer(kind, reason) => match answer::send(context, packet, hook, kind) {
+            Some(result) => (result, reason),
+            None => (DROP, Reason::RewriteFailed),
+        },
+        Verdict::Translate { action, device, reason } => {
+            if rewrite::apply(context, packet, rewrite).is_none() {
+                return (DROP, Reason::RewriteFailed);
+            }
+            match deliver::<F>(context, rewrite, action, device) {
+                Ok(result) => (result, reason),
+                Err(reason) => (DROP, reason),
+            }
+        }
+    }
+}
+
+/// Sends a rewritten packet on its way.
+#[inline(always)]
+fn deliver<F: Route>(
+    context: &TcContext,
+    rewrite: &Tuple<F::Address>,
+    action: Action,
+    device: u32,
+) -> Result<i32, Reason> {
+    match action {
+        Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
+            bounce(context).ok_or(Reason::RewriteFailed)
+        }
+        Action::REQUEST_ROUTE => route::send::<F>(context, rewrite),
+        Action::REQUEST_LOOPBACK => {
+            receive_on(context, LOOPBACK, [0; 6]).ok_or(Reason::RewriteFailed)
+        }
+        Action::REPLY_INTO_DEVICE => {
+            let Some(device) = maps::DEVICES.get(device & (MAX_DEVICES - 1)) else {
+                return Err(Reason::TableInconsistent);
+            };
+            // SAFETY: the context is the kernel's.
+            if device.ifindex == unsafe { (*context.skb.skb).ifindex } {
+                return Ok(NEXT);
+            }
+            receive_on(context, device.ifindex, device.mac).ok_or(Reason::RewriteFailed)
+        }
+        _ => Ok(NEXT),
+    }
+}
+
+/// Sends the packet back out of the device it came in by.
+#[inline(always)]
+pub fn bounce(context: &TcContext) -> Option<i32> {
+    let macs: [[u16; 3]; 2] = load_macs(context)?;
+    store_macs(context, &[macs[1], macs[0]])?;
+    // SAFETY: no preconditions.
+    Some(unsafe { bpf_redirect((*context.skb.skb).ifindex, 0) } as i32)
+}
+
+/// Lets the packet arrive at a device of this node.
+#[inline(always)]
+pub fn receive_on(context: &TcContext, ifindex: u32, mac: [u8; 6]) -> Option<i32> {
+    let macs = load_macs(context)?;
+    store_macs(context, &[bytemuck::cast(mac), macs[1]])?;
+    // SAFETY: no preconditions.
+    Some(unsafe { bpf_redirect(ifindex, INGRESS) } as i32)
+}
+
+#[inline(always)]
+fn load_macs(context: &TcContext) -> Option<[[u16; 3]; 2]> {
+    Linear { start: context.data(), end: context.data_end() }.load(0)
+}
+
+#[inline(always)]
+fn store_macs(context: &TcContext, macs: &[[u16; 3]; 2]) -> Option<()> {
+    rewrite::store(context, 0, macs)
+}

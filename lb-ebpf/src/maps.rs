@@ -1,0 +1,120 @@
+//! Every map, with its writer. Sizes are defaults: the agent sets them at load.
+
+use aya_ebpf::{
+    Global,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use lb_common::abi::{
+    address::{Address4, Address6, Family, Ipv4, Ipv6},
+    affinity::{Affinity, AffinityKey},
+    backend::Backend,
+    counter,
+    flow::{Flow, FlowKey},
+    frontend::{Frontend, FrontendKey},
+    service::{Name, Service, Slot},
+    settings::{Device, MAX_DEVICES, SettingsPair},
+    socket::{ConnectedPeer, DatagramKey, Peer},
+};
+
+use lb_common::{
+    balance::Work,
+    packet::{Packet, answer::MAX_QUOTE_WORDS},
+};
+
+/// What a tc program works with.
+#[repr(C)]
+pub struct Scratch<F: Family> {
+    /// The packet as it came.
+    pub packet: Packet<F>,
+    /// What becomes of it.
+    pub work: Work<F::Address>,
+}
+
+/// BPF_F_MMAPABLE: the agent stores into these without a system call.
+const MAPPED: usize = 0x400;
+/// BPF_F_NO_PREALLOC: memory only for the entries there are.
+const ON_DEMAND: usize = 1;
+
+/// What clients connect to, IPv4. Written by the agent.
+#[btf_map]
+pub static FRONTENDS4: HashMap<FrontendKey<Address4>, Frontend, 65536, ON_DEMAND> = HashMap::new();
+/// What clients connect to, IPv6. Written by the agent.
+#[btf_map]
+pub static FRONTENDS6: HashMap<FrontendKey<Address6>, Frontend, 65536, ON_DEMAND> = HashMap::new();
+/// Service ports of both families. Written by the agent.
+#[btf_map]
+pub static SERVICES: Array<Service, 32768, MAPPED> = Array::new();
+/// The names of SERVICES' entries, for the tools. Written by the agent.
+#[btf_map]
+pub static NAMES: Array<Name, 32768, MAPPED> = Array::new();
+/// Which backends a service port has. Written by the agent.
+#[btf_map]
+pub static SLOTS: Array<Slot, 1048576, MAPPED> = Array::new();
+/// Backends, IPv4. Written by the agent.
+#[btf_map]
+pub static BACKENDS4: Array<Backend<Address4>, 262144, MAPPED> = Array::new();
+/// Backends, IPv6. Written by the agent.
+#[btf_map]
+pub static BACKENDS6: Array<Backend<Address6>, 262144, MAPPED> = Array::new();
+/// What the programs must know of this node. Written by the agent.
+#[btf_map]
+pub static SETTINGS: Array<SettingsPair, 1, MAPPED> = Array::new();
+/// External devices. Written by the agent.
+#[btf_map]
+pub static DEVICES: Array<Device, { MAX_DEVICES as usize }, MAPPED> = Array::new();
+
+/// Established flows, IPv4. Written by the programs; the agent's sweep deletes.
+#[btf_map]
+pub static FLOWS4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 262144> = LruHashMap::new();
+/// Established flows, IPv6. Written by the programs; the agent's sweep deletes.
+#[btf_map]
+pub static FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 262144> = LruHashMap::new();
+/// TCP handshakes, IPv4: a flood of SYNs fills this and leaves FLOWS4 alone. Written by
+/// the programs; the agent's sweep deletes.
+#[btf_map]
+pub static EMBRYONIC4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 16384> = LruHashMap::new();
+/// TCP handshakes, IPv6. Written by the programs; the agent's sweep deletes.
+#[btf_map]
+pub static EMBRYONIC6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 16384> = LruHashMap::new();
+/// Session affinity of both families. Written by the programs; the agent's sweep deletes.
+#[btf_map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();
+
+/// What connected sockets asked for. Written by the programs; goes with the socket.
+#[btf_map]
+pub static SOCKETS: SkStorage<ConnectedPeer> = SkStorage::new();
+/// What datagram sockets asked for. Written by the programs.
+#[btf_map]
+pub static DATAGRAM_PEERS: LruHashMap<DatagramKey, Peer, 65536> = LruHashMap::new();
+
+/// Why programs ended as they did. Written by the programs.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { counter::COUNTERS as usize }> = PerCpuArray::new();
+/// What a packet is and becomes, IPv4: too large for the stack. Nothing in it outlives a
+/// run, and no two runs of tc programs overlap on a CPU.
+#[btf_map]
+pub static SCRATCH4: PerCpuArray<Scratch<Ipv4>, 1> = PerCpuArray::new();
+/// What a packet is and becomes, IPv6.
+#[btf_map]
+pub static SCRATCH6: PerCpuArray<Scratch<Ipv6>, 1> = PerCpuArray::new();
+/// What an ICMP error quotes of the packet it is about, from its IP header on.
+#[btf_map]
+pub static QUOTE: PerCpuArray<[u32; MAX_QUOTE_WORDS], 1> = PerCpuArray::new();
+
+/// Only sockets of the network namespace with this cookie are translated at connect
+/// time; 0 = sockets of all.
+#[unsafe(no_mangle)]
+pub static NETNS_COOKIE: Global<u64> = Global::new(0);
+/// 1: connect-time translation covers UDP too.
+#[unsafe(no_mangle)]
+pub static SOCKET_LB_UDP: Global<u32> = Global::new(0);
+/// 1: the kernel has `bpf_set_retval` for the connect-time hooks (6.1).
+#[unsafe(no_mangle)]
+pub static HAS_SET_RETVAL: Global<u32> = Global::new(0);
+/// 1: the kernel has `bpf_get_netns_cookie` for the connect-time hooks (5.7).
+#[unsafe(no_mangle)]
+pub static HAS_NETNS_COOKIE: Global<u32> = Global::new(0);
+/// 1: `bpf_l4_csum_replace` knows BPF_F_IPV6 (6.16).
+#[unsafe(no_mangle)]
+pub static HAS_CSUM_IPV6: Global<u32> = Global::new(0);

@@ -1,0 +1,68 @@
+//! Sending a node's own packet where its new destination is, past the route that the
+//! stack chose for the old one.
+
+use aya_ebpf::{
+    bindings::bpf_fib_lookup as FibLookup,
+    helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
+    programs::TcContext,
+};
+use lb_common::abi::{
+    address::{Address4, Address6, Family, Ipv4, Ipv6},
+    counter::Reason,
+    flow::Tuple,
+};
+
+use crate::memory;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// BPF_FIB_LKUP_RET_SUCCESS.
+const SUCCESS: i64 = 0;
+/// BPF_FIB_LKUP_RET_NO_NEIGH: the route is known, the neighbour is not yet.
+const NO_NEIGHBOUR: i64 = 7;
+
+/// A family's part of a route look-up.
+pub trait Route: Family {
+    /// Fills in addresses and family.
+    fn fill(lookup: &mut FibLookup, source: Self::Address, destination: Self::Address);
+}
+
+impl Route for Ipv4 {
+    #[inline(always)]
+    fn fill(lookup: &mut FibLookup, source: Address4, destination: Address4) {
+        lookup.family = AF_INET;
+        lookup.__bindgen_anon_3.ipv4_src = source.be32;
+        lookup.__bindgen_anon_4.ipv4_dst = destination.be32;
+    }
+}
+
+impl Route for Ipv6 {
+    #[inline(always)]
+    fn fill(lookup: &mut FibLookup, source: Address6, destination: Address6) {
+        lookup.family = AF_INET6;
+        lookup.__bindgen_anon_3.ipv6_src = source.be32;
+        lookup.__bindgen_anon_4.ipv6_dst = destination.be32;
+    }
+}
+
+/// Redirects the packet, already rewritten, to the device and neighbour that its
+/// destination is reached by.
+#[inline(never)]
+pub fn send<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Result<i32, Reason> {
+    let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
+    memory::zero(room.as_mut_ptr());
+    // SAFETY: plain numbers, for which zero is valid.
+    let lookup = unsafe { room.assume_init_mut() };
+    F::fill(lookup, tuple.source, tuple.destination);
+    // SAFETY: the context is the kernel's; the parameters are of the size given.
+    let found = unsafe {
+        lookup.ifindex = (*context.skb.skb).ifindex;
+        bpf_fib_lookup(context.skb.skb.cast(), &raw mut *lookup, size_of::<FibLookup>() as i32, 0)
+    } as i64;
+    if found != SUCCESS && found != NO_NEIGHBOUR {
+        return Err(Reason::NoRoute);
+    }
+    // SAFETY: without parameters the kernel finds the neighbour by the packet's own
+    // destination.
+    Ok(unsafe { bpf_redirect_neigh(lookup.ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+}

@@ -1,0 +1,232 @@
+//! The one place that looks into maps on behalf of the core.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::{bpf_get_prandom_u32, generated::bpf_jiffies64},
+};
+use lb_common::{
+    abi::{
+        address::{Address4, Address6, Family, Ipv4, Ipv6},
+        affinity::{Affinity, AffinityKey},
+        backend::Backend,
+        flow::{Flow, FlowKey},
+        frontend::{Frontend, FrontendKey},
+        service::Service,
+        settings::{MAX_DEVICES, Settings},
+    },
+    balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
+};
+
+use crate::{maps, memory};
+
+/// The low 32 bits of jiffies; the JIT makes it a load.
+#[inline(always)]
+pub fn jiffies() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// The settings that hold.
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    let pair = maps::SETTINGS.get(0)?;
+    // SAFETY: a plain word that the agent may change at any time.
+    let active = unsafe { core::ptr::read_volatile(&pair.active) };
+    if active == 0 { Some(&pair.copies[0]) } else { Some(&pair.copies[1]) }
+}
+
+/// The kernel's maps.
+pub struct Maps;
+
+/// A map's entry, changed in place.
+#[derive(Clone, Copy)]
+pub struct Place<T>(*mut T);
+
+impl<T: Copy> Entry<T> for Place<T> {
+    #[inline(always)]
+    fn get(&self) -> &T {
+        // SAFETY: the pointer came from a look-up of this run and was checked.
+        unsafe { &*self.0 }
+    }
+
+    #[inline(always)]
+    fn store(&self, value: T) {
+        memory::copy(self.0, &raw const value);
+    }
+}
+
+impl<A: Copy> FlowEntry<A> for Place<Flow<A>> {
+    #[inline(always)]
+    fn set_state(&self, state: u8) {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.0).state, state) }
+    }
+
+    #[inline(always)]
+    fn set_last_seen(&self, now: u32) {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.0).last_seen, now) }
+    }
+}
+
+/// Which maps a family has.
+pub trait FamilyMaps: Family {
+    /// This CPU's room to work in.
+    fn scratch() -> Option<*mut maps::Scratch<Self>>;
+    /// Looks up in FRONTENDS.
+    fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
+    /// Looks up in BACKENDS.
+    fn backend(id: u32) -> Option<*const Backend<Self::Address>>;
+    /// Looks up in FLOWS or EMBRYONIC.
+    fn flow(table: FlowTable, key: &FlowKey<Self::Address>) -> Option<*mut Flow<Self::Address>>;
+    /// Inserts into FLOWS or EMBRYONIC.
+    fn insert(
+        table: FlowTable,
+        key: &FlowKey<Self::Address>,
+        flow: &Flow<Self::Address>,
+        flags: u64,
+    ) -> Result<(), i32>;
+    /// Removes from FLOWS or EMBRYONIC.
+    fn remove(table: FlowTable, key: &FlowKey<Self::Address>) -> Result<(), i32>;
+}
+
+macro_rules! family_maps {
+    ($family:ty, $address:ty, $frontends:ident, $backends:ident, $flows:ident, $embryonic:ident, $scratch:ident) => {
+        impl FamilyMaps for $family {
+            #[inline(always)]
+            fn scratch() -> Option<*mut maps::Scratch<Self>> {
+                maps::$scratch.get_ptr_mut(0)
+            }
+
+            #[inline(always)]
+            fn frontend(key: &FrontendKey<$address>) -> Option<*const Frontend> {
+                maps::$frontends.get_ptr(key)
+            }
+
+            #[inline(always)]
+            fn backend(id: u32) -> Option<*const Backend<$address>> {
+                maps::$backends.get_ptr(id)
+            }
+
+            #[inline(always)]
+            fn flow(table: FlowTable, key: &FlowKey<$address>) -> Option<*mut Flow<$address>> {
+                match table {
+                    FlowTable::Flows => maps::$flows.get_ptr_mut(key),
+                    FlowTable::Embryonic => maps::$embryonic.get_ptr_mut(key),
+                }
+            }
+
+            #[inline(always)]
+            fn insert(
+                table: FlowTable,
+                key: &FlowKey<$address>,
+                flow: &Flow<$address>,
+                flags: u64,
+            ) -> Result<(), i32> {
+                match table {
+                    FlowTable::Flows => maps::$flows.insert(key, flow, flags),
+                    FlowTable::Embryonic => maps::$embryonic.insert(key, flow, flags),
+                }
+            }
+
+            #[inline(always)]
+            fn remove(table: FlowTable, key: &FlowKey<$address>) -> Result<(), i32> {
+                match table {
+                    FlowTable::Flows => maps::$flows.remove(key),
+                    FlowTable::Embryonic => maps::$embryonic.remove(key),
+                }
+            }
+        }
+    };
+}
+
+family_maps!(Ipv4, Address4, FRONTENDS4, BACKENDS4, FLOWS4, EMBRYONIC4, SCRATCH4);
+family_maps!(Ipv6, Address6, FRONTENDS6, BACKENDS6, FLOWS6, EMBRYONIC6, SCRATCH6);
+
+impl<F: FamilyMaps> Tables<F> for Maps {
+    type FlowEntry = Place<Flow<F::Address>>;
+    type AffinityEntry = Place<Affinity>;
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        jiffies()
+    }
+
+    #[inline(always)]
+    fn random(&mut self) -> u32 {
+        // SAFETY: no preconditions.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
+        // SAFETY: the look-up of this run found it.
+        F::frontend(key).map(|frontend| unsafe { *frontend })
+    }
+
+    #[inline(always)]
+    fn service(&mut self, index: u32) -> Option<Service> {
+        // SAFETY: the look-up of this run found it; the ranges are aligned words that
+        // the agent replaces by one store each, read here by one load each.
+        maps::SERVICES.get_ptr(index).map(|service| unsafe { service.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn slot(&mut self, position: u32) -> Option<u32> {
+        maps::SLOTS.get(position).map(|slot| slot.backend)
+    }
+
+    #[inline(always)]
+    fn backend(&mut self, id: u32) -> Option<Backend<F::Address>> {
+        // SAFETY: the look-up of this run found it.
+        F::backend(id).map(|backend| unsafe { *backend })
+    }
+
+    #[inline(always)]
+    fn device(&mut self, ifindex: u32) -> Option<u32> {
+        let mut index = 0;
+        while index < MAX_DEVICES {
+            if maps::DEVICES.get(index)?.ifindex == ifindex {
+                return Some(index);
+            }
+            index += 1;
+        }
+        None
+    }
+
+    #[inline(always)]
+    fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
+        F::flow(table, key).map(Place)
+    }
+
+    #[inline(always)]
+    fn insert_flow(
+        &mut self,
+        table: FlowTable,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+        replace: bool,
+    ) -> Result<(), InsertError> {
+        const EEXIST: i32 = 17;
+        let flags = if replace { BPF_ANY } else { BPF_NOEXIST };
+        F::insert(table, key, flow, flags as u64)
+            .map_err(|error| if error == -EEXIST { InsertError::Exists } else { InsertError::Full })
+    }
+
+    #[inline(always)]
+    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
+        // What is not there needs no removal.
+        let _ = F::remove(table, key);
+    }
+
+    #[inline(always)]
+    fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry> {
+        maps::AFFINITY.get_ptr_mut(key).map(Place)
+    }
+
+    #[inline(always)]
+    fn bind(&mut self, key: &AffinityKey, affinity: &Affinity) {
+        // A client that could not be remembered is only chosen for anew next time.
+        let _ = maps::AFFINITY.insert(key, affinity, BPF_ANY as u64);
+    }
+}
