@@ -3,4 +3,5 @@
 //! The middle (`snapshot`, `desired`, `ids`, `plan`) is pure: functions of their
 //! arguments, no clock, no I/O. `watch` and `dataplane` are the two shells.
 
+pub mod dataplane;
 pub mod watch;
