@@ -4,6 +4,8 @@
 //! [plan](crate::plan)'s business. Every method is one write, or one read of
 //! everything; none of them is atomic with another.
 
+pub mod fake;
+
 use lb_common::abi::{
     address::{Address4, Address6},
     backend::Backend,
