@@ -3,4 +3,12 @@
 //! The middle (`snapshot`, `desired`, `ids`, `plan`) is pure: functions of their
 //! arguments, no clock, no I/O. `watch` and `dataplane` are the two shells.
 
+pub mod controller;
+pub mod dataplane;
+pub mod desired;
+pub mod execute;
+pub mod ids;
+pub mod model;
+pub mod plan;
+pub mod snapshot;
 pub mod watch;

@@ -1,0 +1,258 @@
+//! The agent's core in one piece: events in, writes out.
+//!
+//! It owns no task and no clock. Whoever runs it applies events, and calls
+//! [`Controller::reconcile`] when some were applied, when [`Outcome::next_due`] is
+//! reached, or, with back-off, when [`Outcome::errors`] is not empty.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    dataplane::{Dataplane, DataplaneError},
+    desired::{self, Conflict, Locality, NodeFacts, claims::Claims, gate},
+    execute::execute,
+    model::Refusal,
+    plan::{Counts, Draft, Planner, Shortage},
+    snapshot::{Dirty, Snapshot},
+    watch::{Event, Kind, ObjectName},
+};
+
+/// How long what was taken out of use is kept, in milliseconds: far longer than any
+/// packet takes through a program.
+pub const GRACE: u64 = 1_000;
+
+/// Follows the source of objects with the maps.
+#[derive(Debug)]
+pub struct Controller {
+    snapshot: Snapshot,
+    facts: NodeFacts,
+    claims: Claims,
+    cluster_ips: BTreeMap<IpAddr, usize>,
+    /// Absent before the first complete state and after a failed write: then the maps
+    /// are read first.
+    planner: Option<Planner>,
+    is_everything_dirty: bool,
+    is_gate_dirty: bool,
+    /// Services to look at again, such as those that did not fit.
+    shortages: BTreeMap<Arc<str>, Shortage>,
+    conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
+}
+
+/// What a reconciliation did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// How many writes it took.
+    pub ops: usize,
+    /// How many Services were looked at.
+    pub services: usize,
+    /// What is refused since this call, for Warning Events.
+    pub refusals: Vec<Refusal>,
+    /// All Services that do not fit.
+    pub shortages: Vec<Shortage>,
+    /// The writes that failed.
+    pub errors: Vec<DataplaneError>,
+    /// When to call again even if nothing happens, on the caller's clock.
+    pub next_due: Option<u64>,
+}
+
+impl Controller {
+    /// A controller for the node of this name. `expected` are the kinds, beside Service
+    /// and EndpointSlice, that the source lists.
+    pub fn new(node_name: &str, expected: impl IntoIterator<Item = Kind>) -> Self {
+        Self {
+            snapshot: Snapshot::new(node_name, expected),
+            facts: NodeFacts::default(),
+            claims: Claims::default(),
+            cluster_ips: BTreeMap::new(),
+            planner: None,
+            is_everything_dirty: true,
+            is_gate_dirty: true,
+            shortages: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over a change of the source.
+    pub fn apply(&mut self, event: Event) {
+        self.snapshot.apply(event);
+    }
+
+    /// Takes over what is known of this node.
+    pub fn set_facts(&mut self, facts: NodeFacts) {
+        self.is_everything_dirty |= self.facts.addresses != facts.addresses;
+        self.is_gate_dirty |= self.facts != facts;
+        self.facts = facts;
+    }
+
+    /// The state of the source.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// No longer waits for a kind: the source turned out not to serve it.
+    pub fn expect_no(&mut self, kind: Kind) {
+        self.snapshot.expect_no(kind);
+    }
+
+    /// How much the maps hold.
+    pub fn counts(&self) -> Counts {
+        self.planner.as_ref().map(Planner::counts).unwrap_or_default()
+    }
+
+    /// All conflicts between Services.
+    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+        self.conflicts.values().flatten()
+    }
+
+    /// Brings the maps up to date, at `now` in milliseconds on a clock that never goes
+    /// back. Does nothing before the first complete state. Fails if the maps cannot be
+    /// read; a write that fails is in the outcome, and repaired by the next call.
+    pub fn reconcile(
+        &mut self,
+        now: u64,
+        dataplane: &mut impl Dataplane,
+    ) -> Result<Outcome, DataplaneError> {
+        if !self.snapshot.is_complete() {
+            return Ok(Outcome::default());
+        }
+        let mut planner = match self.planner.take() {
+            Some(planner) => planner,
+            None => {
+                self.is_everything_dirty = true;
+                let state = dataplane.read_state()?;
+                Planner::adopt(&state, dataplane.capacity(), GRACE)
+            }
+        };
+        let mut draft = planner.begin(now);
+        let dirty = self.snapshot.take_dirty();
+        let mut outcome = Outcome::default();
+        let affected = self.affected(&dirty, &planner, draft.has_more_room);
+        outcome.refusals = dirty.refusals;
+        if std::mem::take(&mut self.is_gate_dirty) || dirty.service_cidrs {
+            let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
+            let cluster_ips: Vec<IpAddr> = self.cluster_ips.keys().copied().collect();
+            let settings = gate::settings(&self.facts, &prefixes, &cluster_ips);
+            planner.store_settings(&mut draft, settings);
+        }
+        outcome.services = affected.len();
+        self.program(&mut planner, &mut draft, &affected, &mut outcome);
+        outcome.shortages = self.shortages.values().cloned().collect();
+        let plan = planner.finish(draft);
+        outcome.ops = plan.ops.len();
+        outcome.errors = execute(&plan, dataplane);
+        outcome.next_due = planner.next_due(now);
+        if outcome.errors.is_empty() {
+            self.planner = Some(planner);
+            self.is_everything_dirty = false;
+        } else {
+            self.is_gate_dirty = true;
+        }
+        Ok(outcome)
+    }
+
+    /// The Services to look at; what they claim is brought up to date.
+    fn affected(
+        &mut self,
+        dirty: &Dirty,
+        planner: &Planner,
+        has_more_room: bool,
+    ) -> BTreeSet<Arc<str>> {
+        let mut affected = dirty.services.clone();
+        for name in &dirty.services {
+            self.claim(name, &mut affected);
+        }
+        if self.is_everything_dirty || dirty.everything {
+            self.is_everything_dirty = true;
+            affected.extend(self.snapshot.names().chain(planner.names()).cloned());
+        }
+        if has_more_room {
+            affected.extend(self.shortages.keys().cloned());
+        }
+        affected
+    }
+
+    fn claim(&mut self, name: &Arc<str>, affected: &mut BTreeSet<Arc<str>>) {
+        let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
+        let (created, wanted) = match service {
+            Some(service) => (service.created, desired::claims(service)),
+            None => (None, Vec::new()),
+        };
+        let Some(before) = self.claims.set(name, created, wanted, affected) else { return };
+        for frontend in before.iter().filter(|frontend| frontend.protocol == 0) {
+            if let Some(count) = self.cluster_ips.get_mut(&frontend.ip) {
+                *count -= 1;
+                if *count == 0 {
+                    self.cluster_ips.remove(&frontend.ip);
+                    self.is_gate_dirty = true;
+                }
+            }
+        }
+        for frontend in self.claims.of(name).iter().filter(|frontend| frontend.protocol == 0) {
+            let count = self.cluster_ips.entry(frontend.ip).or_default();
+            *count += 1;
+            self.is_gate_dirty |= *count == 1;
+        }
+    }
+
+    fn program(
+        &mut self,
+        planner: &mut Planner,
+        draft: &mut Draft,
+        affected: &BTreeSet<Arc<str>>,
+        outcome: &mut Outcome,
+    ) {
+        let snapshot = &self.snapshot;
+        let locality = Locality {
+            node: snapshot.node_name(),
+            zone: snapshot.node().and_then(|node| node.zone.as_deref()),
+            addresses: &self.facts.addresses,
+        };
+        let is_wanted = |name: &&Arc<str>| {
+            snapshot.service(name).is_some_and(|entry| entry.service.is_some())
+        };
+        // Those that go make room for those that come.
+        let (wanted, gone): (Vec<_>, Vec<_>) = affected.iter().partition(is_wanted);
+        for name in gone.into_iter().chain(wanted) {
+            let entry = snapshot.service(name);
+            let mut desired = entry.and_then(|entry| desired::service(entry, locality));
+            if let Some(desired) = &mut desired {
+                desired.ports.retain_mut(|port| {
+                    port.frontends.retain(|frontend| self.claims.is_owner(name, frontend));
+                    !port.frontends.is_empty()
+                });
+            }
+            let lost = self.claims.conflicts(name);
+            let known = self.conflicts.remove(name).unwrap_or_default();
+            let new = lost.iter().filter(|conflict| !known.contains(conflict));
+            outcome.refusals.extend(new.map(refusal));
+            if !lost.is_empty() {
+                self.conflicts.insert(Arc::clone(name), lost);
+            }
+            match planner.program(draft, name, desired.as_ref()) {
+                Ok(()) => self.shortages.remove(name),
+                Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),
+            };
+        }
+    }
+}
+
+/// A lost address as a Warning for the Service that lost it.
+fn refusal(conflict: &Conflict) -> Refusal {
+    let (namespace, name) = conflict.service.split_once('/').unwrap_or(("", &conflict.service));
+    let desired::FrontendAddress { ip, port, .. } = conflict.frontend;
+    Refusal {
+        kind: Kind::Service,
+        object: ObjectName { namespace: namespace.to_owned(), name: name.to_owned() },
+        uid: String::new(),
+        field: "spec.ports".to_owned(),
+        message: format!("{ip} port {port} belongs to the older Service {}", conflict.owner),
+    }
+}
+
+#[cfg(test)]
+mod tests;

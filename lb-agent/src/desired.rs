@@ -1,0 +1,233 @@
+//! What the maps should hold, as functions of the snapshot.
+//!
+//! Nothing here knows which index or slot anything has, or what the maps hold now.
+//! The same objects give the same result, in the same order.
+
+pub mod claims;
+pub mod endpoints;
+pub mod gate;
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use lb_common::abi::{
+    backend::{IN_CLUSTER_SET, ON_THIS_NODE, THIS_HOST},
+    frontend::FrontendKind,
+    service::Service as ServiceEntry,
+    settings::Timeouts,
+};
+
+use crate::{
+    model::{
+        IpFamily,
+        service::{Port, Service},
+        slice::Endpoint,
+    },
+    snapshot::Entry,
+};
+
+/// What must be known of this node from elsewhere than the objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The addresses of this node.
+    pub addresses: BTreeSet<IpAddr>,
+    /// What a pod sees when it reaches itself over IPv4.
+    pub hairpin_source4: Option<Ipv4Addr>,
+    /// What a pod sees when it reaches itself over IPv6.
+    pub hairpin_source6: Option<Ipv6Addr>,
+    /// How long flows live.
+    pub timeouts: Timeouts,
+    /// The kernel's CONFIG_HZ.
+    pub ticks_per_second: u32,
+}
+
+/// Where this node is: what the choice of endpoints depends on beside the Service.
+#[derive(Clone, Copy, Debug)]
+pub struct Locality<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// The node's zone.
+    pub zone: Option<&'a str>,
+    /// The node's addresses.
+    pub addresses: &'a BTreeSet<IpAddr>,
+}
+
+/// An address that clients connect to; port 0 and protocol 0 stand for all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// The protocol's number.
+    pub protocol: u8,
+}
+
+/// What a service port is called within its Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortKey {
+    /// The family.
+    pub family: IpFamily,
+    /// The protocol's number; 0 for a ClusterIP as a whole.
+    pub protocol: u8,
+    /// The port's name; empty for an unnamed one.
+    pub port: Box<str>,
+}
+
+/// A Service as it should be in the maps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DesiredService {
+    /// One for each port, and one for the ClusterIP as a whole, in each family; in the
+    /// order of their keys.
+    pub ports: Vec<DesiredPort>,
+}
+
+/// An entry of SERVICES with all that belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DesiredPort {
+    /// Its name.
+    pub key: PortKey,
+    /// The addresses that lead here.
+    pub frontends: Vec<FrontendAddress>,
+    /// What kind of addresses they are.
+    pub kind: FrontendKind,
+    /// Seconds of session affinity; 0 = none.
+    pub affinity_seconds: u32,
+    /// The flags of the entry.
+    pub flags: u32,
+    /// For a ClusterIP as a whole: any port of the Service has a backend.
+    pub has_backend: bool,
+    /// Every endpoint that is in a slice, serving or not, in the order of addresses.
+    pub backends: Vec<DesiredBackend>,
+}
+
+/// An entry of BACKENDS4 or BACKENDS6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DesiredBackend {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// The sets that it is a member of.
+    pub sets: u8,
+    /// What is known of it.
+    pub flags: u8,
+}
+
+impl DesiredBackend {
+    /// What tells it from other backends of the service port.
+    pub fn address(&self) -> (IpAddr, u16) {
+        (self.ip, self.port)
+    }
+}
+
+/// What the maps should hold for a Service with its slices.
+pub fn service(entry: &Entry, locality: Locality<'_>) -> Option<DesiredService> {
+    let service = entry.service.as_ref()?;
+    let mut ports = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
+    for ip in &service.cluster_ips {
+        let first = ports.len();
+        for port in &service.ports {
+            ports.push(service_port(service, port, *ip, entry, locality));
+        }
+        let has_backend = ports[first..]
+            .iter()
+            .any(|port| port.backends.iter().any(|backend| backend.sets & IN_CLUSTER_SET != 0));
+        ports.push(address(*ip, has_backend));
+    }
+    ports.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    Some(DesiredService { ports })
+}
+
+/// The front ends that a Service asks for; others may be older.
+pub fn claims(service: &Service) -> Vec<FrontendAddress> {
+    let mut claims = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
+    for ip in &service.cluster_ips {
+        claims.push(FrontendAddress { ip: *ip, port: 0, protocol: 0 });
+        claims.extend(service.ports.iter().map(|port| frontend(*ip, port)));
+    }
+    claims
+}
+
+fn frontend(ip: IpAddr, port: &Port) -> FrontendAddress {
+    FrontendAddress { ip, port: port.number, protocol: port.protocol.number() }
+}
+
+fn service_port(
+    service: &Service,
+    port: &Port,
+    ip: IpAddr,
+    entry: &Entry,
+    locality: Locality<'_>,
+) -> DesiredPort {
+    let family = IpFamily::of(ip);
+    DesiredPort {
+        key: PortKey { family, protocol: port.protocol.number(), port: port.name.clone() },
+        frontends: vec![frontend(ip, port)],
+        kind: FrontendKind::CLUSTER_IP,
+        affinity_seconds: service.affinity_seconds,
+        flags: if service.policy.internal_local { ServiceEntry::INTERNAL_LOCAL } else { 0 },
+        has_backend: false,
+        backends: backends(service, port, family, entry, locality),
+    }
+}
+
+/// The entry of a ClusterIP as a whole.
+fn address(ip: IpAddr, has_backend: bool) -> DesiredPort {
+    DesiredPort {
+        key: PortKey { family: IpFamily::of(ip), protocol: 0, port: "".into() },
+        frontends: vec![FrontendAddress { ip, port: 0, protocol: 0 }],
+        kind: FrontendKind::CLUSTER_IP_ADDRESS,
+        affinity_seconds: 0,
+        flags: ServiceEntry::ADDRESS,
+        has_backend,
+        backends: Vec::new(),
+    }
+}
+
+fn backends(
+    service: &Service,
+    port: &Port,
+    family: IpFamily,
+    entry: &Entry,
+    locality: Locality<'_>,
+) -> Vec<DesiredBackend> {
+    let mut found: Vec<(u16, &Endpoint)> = Vec::new();
+    for slice in entry.slices().filter(|slice| slice.family == family) {
+        let is_meant = |name: &str, protocol| *name == *port.name && protocol == port.protocol;
+        for slice_port in slice.ports.iter().filter(|port| is_meant(&port.name, port.protocol)) {
+            found.extend(slice.endpoints.iter().map(|endpoint| (slice_port.number, endpoint)));
+        }
+    }
+    // Stable: of two that say different things, the slice that is first by name wins.
+    found.sort_by_key(|(number, endpoint)| (endpoint.address, *number, !endpoint.is_local));
+    found.dedup_by_key(|(number, endpoint)| (endpoint.address, *number));
+    let endpoints: Vec<&Endpoint> = found.iter().map(|(_, endpoint)| *endpoint).collect();
+    let sets = endpoints::choose(&endpoints, service.policy, locality);
+    let backend = |((number, endpoint), sets): (&(u16, &Endpoint), u8)| {
+        let is_host = locality.addresses.contains(&endpoint.address);
+        let on_node = if endpoint.is_local || is_host { ON_THIS_NODE } else { 0 };
+        let flags = on_node | if is_host { THIS_HOST } else { 0 };
+        DesiredBackend { ip: endpoint.address, port: *number, sets, flags }
+    };
+    found.iter().zip(sets).map(backend).collect()
+}
+
+/// `namespace/service:port`, as NAMES holds it; without `:port` for an unnamed port.
+pub fn display_name(service: &str, key: &PortKey) -> String {
+    if key.port.is_empty() { service.to_owned() } else { format!("{service}:{}", key.port) }
+}
+
+/// A Service that lost an address to an older one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// The one that lost, as `namespace/name`.
+    pub service: Arc<str>,
+    /// The one that has the address.
+    pub owner: Arc<str>,
+    /// The address.
+    pub frontend: FrontendAddress,
+}

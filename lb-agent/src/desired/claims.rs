@@ -1,0 +1,139 @@
+//! Which Service has an address that several ask for: the older one, then the one
+//! whose name comes first. Who came first here, or is programmed now, plays no part,
+//! so that nothing flips and every node decides alike.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{Conflict, FrontendAddress};
+
+/// Who asks for which front end.
+#[derive(Debug, Default)]
+pub struct Claims {
+    services: HashMap<Arc<str>, (Age, Vec<FrontendAddress>)>,
+    claimants: HashMap<FrontendAddress, Claimants>,
+}
+
+/// A Service whose age is not known counts as younger than all others.
+type Age = (bool, Option<Timestamp>);
+
+#[derive(Debug)]
+struct Claimants {
+    owner: Arc<str>,
+    /// Those that lost; hardly ever anybody.
+    losers: Option<Box<BTreeSet<Arc<str>>>>,
+}
+
+impl Claims {
+    /// Replaces what a Service asks for, and adds to `affected` the other Services that
+    /// won or lost something by it. Gives what it asked for before, if that changed.
+    pub fn set(
+        &mut self,
+        service: &Arc<str>,
+        created: Option<Timestamp>,
+        frontends: Vec<FrontendAddress>,
+        affected: &mut BTreeSet<Arc<str>>,
+    ) -> Option<Vec<FrontendAddress>> {
+        let age = (created.is_none(), created);
+        let is_same = |held: &(Age, Vec<FrontendAddress>)| held.0 == age && held.1 == frontends;
+        if self.services.get(service).map_or(frontends.is_empty(), is_same) {
+            return None;
+        }
+        let before = self.services.remove(service).map(|(_, held)| held).unwrap_or_default();
+        for frontend in &before {
+            self.withdraw(service, *frontend, affected);
+        }
+        if !frontends.is_empty() {
+            self.services.insert(Arc::clone(service), (age, frontends.clone()));
+        }
+        for frontend in frontends {
+            self.claim(service, frontend, affected);
+        }
+        Some(before)
+    }
+
+    /// What a Service asks for.
+    pub fn of(&self, service: &str) -> &[FrontendAddress] {
+        self.services.get(service).map_or(&[], |(_, frontends)| frontends)
+    }
+
+    /// Whether the Service has the front end.
+    pub fn is_owner(&self, service: &str, frontend: &FrontendAddress) -> bool {
+        self.claimants.get(frontend).is_some_and(|claimants| *claimants.owner == *service)
+    }
+
+    /// What the Service lost; that an address as a whole is another's is no conflict.
+    pub fn conflicts(&self, service: &Arc<str>) -> Vec<Conflict> {
+        let Some((_, frontends)) = self.services.get(service) else { return Vec::new() };
+        let lost = frontends.iter().filter(|frontend| frontend.protocol != 0);
+        lost.filter_map(|frontend| {
+            let owner = &self.claimants.get(frontend)?.owner;
+            (owner != service).then(|| Conflict {
+                service: Arc::clone(service),
+                owner: Arc::clone(owner),
+                frontend: *frontend,
+            })
+        })
+        .collect()
+    }
+
+    fn claim(
+        &mut self,
+        service: &Arc<str>,
+        frontend: FrontendAddress,
+        affected: &mut BTreeSet<Arc<str>>,
+    ) {
+        let Some(claimants) = self.claimants.get_mut(&frontend) else {
+            let claimants = Claimants { owner: Arc::clone(service), losers: None };
+            self.claimants.insert(frontend, claimants);
+            return;
+        };
+        if claimants.owner == *service {
+            return;
+        }
+        let rank = |name: &Arc<str>| (self.services.get(name).map(|(age, _)| *age), Arc::clone(name));
+        let mut loser = Arc::clone(service);
+        if rank(service) < rank(&claimants.owner) {
+            affected.insert(Arc::clone(&claimants.owner));
+            std::mem::swap(&mut claimants.owner, &mut loser);
+        }
+        claimants.losers.get_or_insert_default().insert(loser);
+    }
+
+    fn withdraw(
+        &mut self,
+        service: &Arc<str>,
+        frontend: FrontendAddress,
+        affected: &mut BTreeSet<Arc<str>>,
+    ) {
+        let Some(claimants) = self.claimants.get_mut(&frontend) else { return };
+        if claimants.owner != *service {
+            if let Some(losers) = &mut claimants.losers {
+                losers.remove(service);
+            }
+            return;
+        }
+        let age = |name: &Arc<str>| self.services.get(name).map(|(age, _)| *age);
+        let next = claimants
+            .losers
+            .as_ref()
+            .and_then(|losers| losers.iter().min_by_key(|name| (age(name), Arc::clone(name))))
+            .cloned();
+        match next {
+            None => {
+                self.claimants.remove(&frontend);
+            }
+            Some(next) => {
+                if let Some(losers) = &mut claimants.losers {
+                    losers.remove(&next);
+                }
+                affected.insert(Arc::clone(&next));
+                claimants.owner = next;
+            }
+        }
+    }
+}

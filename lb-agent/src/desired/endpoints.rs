@@ -1,0 +1,89 @@
+//! Which endpoints serve.
+
+use lb_common::abi::backend::{IN_CLUSTER_SET, IN_LOCAL_SET};
+
+use super::Locality;
+use crate::model::{
+    service::Policy,
+    slice::{Endpoint, Hints},
+};
+
+/// The sets that each endpoint of a service port is a member of, as in
+/// [`Backend::sets`](lb_common::abi::backend::Backend::sets).
+///
+/// The cluster set is chosen even if the policy sends nobody there: whether it is
+/// empty tells "no endpoint anywhere" from "none on this node".
+pub fn choose(endpoints: &[&Endpoint], policy: Policy, locality: Locality<'_>) -> Vec<u8> {
+    let mut sets = vec![0; endpoints.len()];
+    let hinted = hinted(endpoints, locality);
+    let in_cluster =
+        |endpoint: &Endpoint| endpoint.is_ready && hinted.is_none_or(|names| names(endpoint, locality));
+    mark(&mut sets, endpoints, IN_CLUSTER_SET, in_cluster, is_draining);
+    if policy.uses_local_set() {
+        let ready = |endpoint: &Endpoint| endpoint.is_local && endpoint.is_ready;
+        let draining = |endpoint: &Endpoint| endpoint.is_local && is_draining(endpoint);
+        mark(&mut sets, endpoints, IN_LOCAL_SET, ready, draining);
+    }
+    sets
+}
+
+/// Adds `set` to the endpoints that are wanted, or where there is none to those that
+/// will have to do.
+fn mark(
+    sets: &mut [u8],
+    endpoints: &[&Endpoint],
+    set: u8,
+    wanted: impl Fn(&Endpoint) -> bool,
+    fallback: impl Fn(&Endpoint) -> bool,
+) {
+    let mut found = false;
+    for (sets, endpoint) in sets.iter_mut().zip(endpoints) {
+        if wanted(endpoint) {
+            *sets |= set;
+            found = true;
+        }
+    }
+    if !found {
+        for (sets, endpoint) in sets.iter_mut().zip(endpoints) {
+            if fallback(endpoint) {
+                *sets |= set;
+            }
+        }
+    }
+}
+
+fn is_draining(endpoint: &Endpoint) -> bool {
+    endpoint.is_serving && endpoint.is_terminating
+}
+
+/// Whether an endpoint's hints name this node, or its zone.
+type Names = fn(&Endpoint, Locality<'_>) -> bool;
+
+/// What hints the ready endpoints are narrowed by, if by any.
+fn hinted(endpoints: &[&Endpoint], locality: Locality<'_>) -> Option<Names> {
+    let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready);
+    let all_carry = |has: fn(&Hints) -> bool| {
+        ready().all(|endpoint| endpoint.hints.as_deref().is_some_and(has))
+    };
+    let one_names = |names: Names| ready().any(|endpoint| names(endpoint, locality));
+    if all_carry(|hints| !hints.nodes.is_empty()) && one_names(names_node) {
+        return Some(names_node);
+    }
+    if all_carry(|hints| !hints.zones.is_empty()) && one_names(names_zone) {
+        return Some(names_zone);
+    }
+    None
+}
+
+fn names_node(endpoint: &Endpoint, locality: Locality<'_>) -> bool {
+    let hints = endpoint.hints.as_deref();
+    hints.is_some_and(|hints| hints.nodes.iter().any(|node| **node == *locality.node))
+}
+
+fn names_zone(endpoint: &Endpoint, locality: Locality<'_>) -> bool {
+    let (hints, Some(zone)) = (endpoint.hints.as_deref(), locality.zone) else { return false };
+    hints.is_some_and(|hints| hints.zones.iter().any(|name| **name == *zone))
+}
+
+#[cfg(test)]
+mod tests;

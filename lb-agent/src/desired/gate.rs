@@ -1,0 +1,137 @@
+//! Which prefixes let a packet in: every ClusterIP lies in one of them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use lb_common::abi::{
+    address::{Address, Address4, Address6, Prefix},
+    settings::{FamilySettings, MAX_PREFIXES, Settings},
+};
+
+use super::NodeFacts;
+use crate::model::IpFamily;
+
+/// The settings for a node, given the prefixes of the ServiceCIDRs and all ClusterIPs.
+pub fn settings(facts: &NodeFacts, service_cidrs: &[IpNet], cluster_ips: &[IpAddr]) -> Settings {
+    let gate = |family| gate(service_cidrs, cluster_ips, family);
+    Settings {
+        ipv4: family_settings(
+            &gate(IpFamily::V4),
+            facts.addresses.iter().filter_map(|ip| match ip {
+                IpAddr::V4(ip) => Some(Address4::from(*ip)),
+                IpAddr::V6(_) => None,
+            }),
+            facts.hairpin_source4.map(Address4::from),
+            |prefix| match prefix {
+                IpNet::V4(net) => {
+                    Some(Prefix { address: net.network().into(), mask: net.netmask().into() })
+                }
+                IpNet::V6(_) => None,
+            },
+        ),
+        ipv6: family_settings(
+            &gate(IpFamily::V6),
+            facts.addresses.iter().filter_map(|ip| match ip {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(ip) => Some(Address6::from(*ip)),
+            }),
+            facts.hairpin_source6.map(Address6::from),
+            |prefix| match prefix {
+                IpNet::V4(_) => None,
+                IpNet::V6(net) => {
+                    Some(Prefix { address: net.network().into(), mask: net.netmask().into() })
+                }
+            },
+        ),
+        timeouts: facts.timeouts,
+        ticks_per_second: facts.ticks_per_second,
+        zero: 0,
+    }
+}
+
+/// The prefixes of one family: the first so many are ServiceCIDRs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// All prefixes, at most [`MAX_PREFIXES`].
+    pub prefixes: Vec<IpNet>,
+    /// How many of them are ServiceCIDRs.
+    pub service_cidrs: usize,
+}
+
+/// Covers the ServiceCIDRs exactly and the ClusterIPs outside of them as narrowly as
+/// the number of prefixes allows.
+pub fn gate(service_cidrs: &[IpNet], cluster_ips: &[IpAddr], family: IpFamily) -> Gate {
+    let of_family = |net: &IpNet| IpFamily::of(net.addr()) == family;
+    let own = service_cidrs.iter().copied().filter(of_family).collect();
+    let mut prefixes: Vec<IpNet> = IpNet::aggregate(&own);
+    prefixes.sort_unstable();
+    let is_covered = |ip: &IpAddr| prefixes.iter().any(|prefix| prefix.contains(ip));
+    let of_family = cluster_ips.iter().filter(|ip| IpFamily::of(**ip) == family);
+    let mut outside: Vec<IpNet> =
+        of_family.filter(|ip| !is_covered(ip)).map(|ip| IpNet::from(*ip)).collect();
+    // More ServiceCIDRs than fit: the last ones are merely covered.
+    let room = if outside.is_empty() { MAX_PREFIXES } else { MAX_PREFIXES - 1 };
+    if prefixes.len() > room {
+        outside.extend(prefixes.drain(MAX_PREFIXES - 1..));
+    }
+    let service_cidrs = prefixes.len();
+    prefixes.extend(cover(outside, MAX_PREFIXES - service_cidrs));
+    Gate { prefixes, service_cidrs }
+}
+
+/// At most `count` prefixes that cover `nets`: the tree of the addresses is cut where
+/// its branches have least in common.
+fn cover(mut nets: Vec<IpNet>, count: usize) -> Vec<IpNet> {
+    nets.sort_unstable();
+    nets.dedup();
+    let mut gaps: Vec<(u8, usize)> =
+        nets.windows(2).enumerate().map(|(at, pair)| (common(pair[0], pair[1]), at + 1)).collect();
+    gaps.sort_unstable();
+    let mut cuts: Vec<usize> =
+        gaps.iter().take(count.saturating_sub(1)).map(|(_, at)| *at).collect();
+    cuts.extend([0, nets.len()]);
+    cuts.sort_unstable();
+    let group = |pair: &[usize]| {
+        let group = &nets[pair[0]..pair[1]];
+        let (first, last) = (group.first()?, group.last()?);
+        IpNet::new(first.addr(), common(*first, *last)).ok().map(|net| net.trunc())
+    };
+    cuts.windows(2).filter_map(group).collect()
+}
+
+/// The number of leading bits that two prefixes of one family have in common.
+fn common(a: IpNet, b: IpNet) -> u8 {
+    let bits = |net: IpNet| match net {
+        IpNet::V4(net) => u128::from(Ipv4Addr::to_bits(Ipv4Net::network(&net))) << 96,
+        IpNet::V6(net) => Ipv6Addr::to_bits(Ipv6Net::network(&net)),
+    };
+    let equal = (bits(a) ^ bits(b)).leading_zeros() as u8;
+    equal.min(a.prefix_len()).min(b.prefix_len())
+}
+
+fn family_settings<A: Address>(
+    gate: &Gate,
+    addresses: impl Iterator<Item = A>,
+    hairpin_source: Option<A>,
+    prefix: impl Fn(&IpNet) -> Option<Prefix<A>>,
+) -> FamilySettings<A> {
+    let mut settings = FamilySettings {
+        gate_count: gate.prefixes.len() as u32,
+        service_cidr_count: gate.service_cidrs as u32,
+        hairpin_source: hairpin_source.unwrap_or_default(),
+        ..FamilySettings::default()
+    };
+    for (slot, prefix) in settings.gate.iter_mut().zip(gate.prefixes.iter().filter_map(prefix)) {
+        *slot = prefix;
+    }
+    for address in addresses {
+        if let Some(slot) = settings.node_addresses.get_mut(settings.node_address_count as usize) {
+            *slot = address;
+        }
+        settings.node_address_count += 1;
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! Which index, id and slot means what: handed out once, taken back only after every
+//! packet that could still know the old meaning is through.
+//!
+//! What is released waits in quarantine until a grace period is over. The clock is an
+//! argument: milliseconds that never go back.
+
+pub mod slots;
+
+use std::collections::VecDeque;
+
+/// Things that wait for the grace period to be over, oldest first.
+///
+/// The wait begins with the first [`settle`](Self::settle) after the release, not with
+/// the release: by then the writes that took the thing out of use are done.
+#[derive(Debug)]
+pub struct Quarantine<T> {
+    fresh: Vec<T>,
+    waiting: VecDeque<(u64, T)>,
+}
+
+impl<T> Default for Quarantine<T> {
+    fn default() -> Self {
+        Self { fresh: Vec::new(), waiting: VecDeque::new() }
+    }
+}
+
+impl<T> Quarantine<T> {
+    /// Takes something that is about to go out of use.
+    pub fn release(&mut self, thing: T) {
+        self.fresh.push(thing);
+    }
+
+    /// Starts the wait of all that was released since the last call, and gives back
+    /// what has waited for `grace` milliseconds.
+    pub fn settle(&mut self, now: u64, grace: u64) -> Vec<T> {
+        self.waiting.extend(self.fresh.drain(..).map(|thing| (now, thing)));
+        let is_due = |since: u64| now.saturating_sub(since) >= grace;
+        let due = self.waiting.iter().take_while(|(since, _)| is_due(*since)).count();
+        self.waiting.drain(..due).map(|(_, thing)| thing).collect()
+    }
+
+    /// When the next thing may be due, if anything waits.
+    pub fn next_due(&self, now: u64, grace: u64) -> Option<u64> {
+        let oldest = self.waiting.front().map(|(since, _)| since.saturating_add(grace));
+        oldest.or_else(|| (!self.fresh.is_empty()).then_some(now))
+    }
+}
+
+/// What was found out about a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It means something.
+    Used,
+    /// It means nothing; its next meaning gets this generation.
+    Free(u16),
+    /// It may have meant something until just now; since, it has this generation.
+    Released(u16),
+}
+
+/// A space of numbers, each with a count of how often its meaning changed.
+#[derive(Debug)]
+pub struct Numbers {
+    limit: u32,
+    unused_from: u32,
+    free: VecDeque<(u32, u16)>,
+    quarantine: Quarantine<(u32, u16)>,
+}
+
+impl Numbers {
+    /// The numbers from `first` to below `limit`, none ever used.
+    pub fn new(first: u32, limit: u32) -> Self {
+        Self {
+            limit,
+            unused_from: first.min(limit),
+            free: VecDeque::new(),
+            quarantine: Quarantine::default(),
+        }
+    }
+
+    /// The numbers from `first` to below `limit`, given what is known of each number
+    /// from 0 on.
+    pub fn adopt(first: u32, limit: u32, known: impl Iterator<Item = Known>) -> Self {
+        let mut numbers = Self::new(first, limit);
+        let known = (0..limit).zip(known).skip(first as usize);
+        let mut idle = Vec::new();
+        for (number, known) in known {
+            match known {
+                Known::Free(generation) => {
+                    idle.push((number, generation));
+                    if generation == 0 {
+                        continue;
+                    }
+                }
+                Known::Used => {}
+                Known::Released(generation) => numbers.quarantine.release((number, generation)),
+            }
+            numbers.free.extend(idle.drain(..));
+            numbers.unused_from = number + 1;
+        }
+        numbers
+    }
+
+    /// How many can be had now.
+    pub fn available(&self) -> usize {
+        self.free.len() + (self.limit - self.unused_from) as usize
+    }
+
+    /// Hands out a number and the generation that its new meaning has.
+    pub fn allocate(&mut self) -> Option<(u32, u16)> {
+        if let Some(free) = self.free.pop_front() {
+            return Some(free);
+        }
+        let number = self.unused_from;
+        (number < self.limit).then(|| {
+            self.unused_from += 1;
+            (number, 0)
+        })
+    }
+
+    /// Takes a number back; `generation` counts the change of meaning already.
+    pub fn release(&mut self, number: u32, generation: u16) {
+        self.quarantine.release((number, generation));
+    }
+
+    /// Makes the numbers available whose grace period is over. They get one more
+    /// generation: a packet that was under way when the number was released may have
+    /// noted the one that the release brought. Gives what became available.
+    pub fn settle(&mut self, now: u64, grace: u64) -> Vec<(u32, u16)> {
+        let mut due = self.quarantine.settle(now, grace);
+        due.iter_mut().for_each(|(_, generation)| *generation = generation.wrapping_add(1));
+        self.free.extend(&due);
+        due
+    }
+
+    /// When the next number may become available, if one is waited for.
+    pub fn next_due(&self, now: u64, grace: u64) -> Option<u64> {
+        self.quarantine.next_due(now, grace)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+//! Blocks of SLOTS: sizes are powers of two and a block starts at a multiple of its
+//! size, so that what is free grows together again, and a range that is found in the
+//! maps tells where its block is.
+
+use std::collections::BTreeSet;
+
+use super::Quarantine;
+
+/// A block of slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Block {
+    /// The first slot.
+    pub start: u32,
+    /// The size is two to the power of this.
+    pub order: u8,
+}
+
+impl Block {
+    /// How many slots.
+    pub fn capacity(self) -> u32 {
+        1 << self.order
+    }
+}
+
+/// The order of the smallest block that holds `length` slots.
+pub fn order_of(length: u32) -> u8 {
+    length.max(1).next_power_of_two().trailing_zeros() as u8
+}
+
+/// The order of a block that holds `length` slots and a quarter more, so that what
+/// grows need not move at once.
+pub fn roomy_order_of(length: u32) -> u8 {
+    order_of(length.saturating_add(length.div_ceil(4)))
+}
+
+const ORDERS: usize = 31;
+
+/// The blocks that nobody uses.
+#[derive(Debug)]
+pub struct Blocks {
+    free: [BTreeSet<u32>; ORDERS],
+    quarantine: Quarantine<Block>,
+}
+
+impl Blocks {
+    /// The slots below `limit`, all of them free.
+    pub fn new(limit: u32) -> Self {
+        let mut blocks = Self {
+            free: std::array::from_fn(|_| BTreeSet::new()),
+            quarantine: Quarantine::default(),
+        };
+        let mut start = 0;
+        for order in (0..ORDERS).rev() {
+            if limit & (1 << order) != 0 {
+                blocks.free[order].insert(start);
+                start += 1 << order;
+            }
+        }
+        blocks
+    }
+
+    /// Hands out the first free block of an order, cut from a larger one if need be.
+    pub fn allocate(&mut self, order: u8) -> Option<Block> {
+        let order = usize::from(order);
+        let found = (order..ORDERS).find(|order| !self.free[*order].is_empty())?;
+        let start = self.free[found].pop_first()?;
+        for order in order..found {
+            self.free[order].insert(start + (1 << order));
+        }
+        Some(Block { start, order: order as u8 })
+    }
+
+    /// Marks a certain block as used; false if part of it is used already.
+    pub fn reserve(&mut self, block: Block) -> bool {
+        let start_at = |order: usize| block.start & !((1u32 << order) - 1);
+        if block.order as usize >= ORDERS || start_at(block.order.into()) != block.start {
+            return false;
+        }
+        let mut holders = usize::from(block.order)..ORDERS;
+        let Some(found) = holders.find(|order| self.free[*order].contains(&start_at(*order)))
+        else {
+            return false;
+        };
+        self.free[found].remove(&start_at(found));
+        for order in usize::from(block.order)..found {
+            let half = start_at(order);
+            self.free[order].insert(half ^ (1 << order));
+        }
+        true
+    }
+
+    /// Takes a block back that packets may still read.
+    pub fn release(&mut self, block: Block) {
+        self.quarantine.release(block);
+    }
+
+    /// Takes a block back that no packet ever saw.
+    pub fn give_back(&mut self, block: Block) {
+        let (mut start, mut order) = (block.start, usize::from(block.order));
+        while order + 1 < ORDERS && self.free[order].remove(&(start ^ (1 << order))) {
+            start &= !(1 << order);
+            order += 1;
+        }
+        self.free[order].insert(start);
+    }
+
+    /// Puts what is free below `end` into quarantine: it may have been in use until
+    /// just now.
+    pub fn quarantine_below(&mut self, end: u32) {
+        for order in (0..ORDERS).rev() {
+            let free = &mut self.free[order];
+            let above = free.split_off(&end);
+            for start in std::mem::replace(free, above) {
+                if order == 0 || start + (1 << order) <= end {
+                    self.quarantine.release(Block { start, order: order as u8 });
+                } else {
+                    self.free[order - 1].extend([start, start + (1 << (order - 1))]);
+                }
+            }
+        }
+    }
+
+    /// Makes the blocks available whose grace period is over; tells whether there were
+    /// any.
+    pub fn settle(&mut self, now: u64, grace: u64) -> bool {
+        let due = self.quarantine.settle(now, grace);
+        due.iter().for_each(|block| self.give_back(*block));
+        !due.is_empty()
+    }
+
+    /// When the next block may become available, if one is waited for.
+    pub fn next_due(&self, now: u64, grace: u64) -> Option<u64> {
+        self.quarantine.next_due(now, grace)
+    }
+}

@@ -1,0 +1,259 @@
+//! Services.
+
+use std::{net::IpAddr, sync::Arc};
+
+use k8s_openapi::{
+    api::core::v1::{self, ServiceSpec},
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
+
+use super::{IpFamily, Parsed, Protocol, Refusals, is_label, parse_address, parse_port};
+use crate::watch::Kind;
+
+/// The label that hands a Service to another proxy.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
+/// `sessionAffinityConfig.clientIP.timeoutSeconds` where it is not set.
+const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
+
+/// The longest affinity that an API server accepts: a day.
+const MAX_AFFINITY_SECONDS: i32 = 86_400;
+
+/// A Service that has front ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// `namespace/name`.
+    pub name: Arc<str>,
+    /// When it was created, if known.
+    pub created: Option<Timestamp>,
+    /// At most one address of each family.
+    pub cluster_ips: Vec<IpAddr>,
+    /// The ports; no two have the same name and protocol, or number and protocol.
+    pub ports: Vec<Port>,
+    /// Seconds of session affinity by client; 0 = none.
+    pub affinity_seconds: u32,
+    /// Where traffic may go.
+    pub policy: Policy,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The name; may be empty.
+    pub name: Box<str>,
+    /// The port that clients connect to.
+    pub number: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+/// What decides which sets of endpoints a Service needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub external_local: bool,
+    /// It has a node port, a load balancer's address or an external IP.
+    pub externally_reachable: bool,
+}
+
+impl Policy {
+    /// Whether clients may get any endpoint of the cluster.
+    pub fn uses_cluster_set(self) -> bool {
+        !self.internal_local || self.externally_reachable
+    }
+
+    /// Whether some clients get endpoints of this node only.
+    pub fn uses_local_set(self) -> bool {
+        self.internal_local || (self.external_local && self.externally_reachable)
+    }
+}
+
+/// Reads a Service. One that is headless, an ExternalName, or another proxy's gives
+/// nothing and no refusal.
+pub fn parse(service: &v1::Service) -> Parsed<Service> {
+    let mut refusals = Refusals::new(Kind::Service, &service.metadata);
+    let value = parse_into(service, &mut refusals);
+    Parsed { value, refusals: refusals.list }
+}
+
+fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Service> {
+    let metadata = &service.metadata;
+    let spec = service.spec.as_ref()?;
+    let is_foreign =
+        metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
+    if is_foreign || spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    let addresses = cluster_ip_texts(spec);
+    if addresses.is_empty() {
+        return None;
+    }
+    let object = super::object_name(metadata);
+    for (field, text) in [("namespace", &object.namespace), ("name", &object.name)] {
+        if !is_label(text) {
+            refusals.add(format!("metadata.{field}"), format!("\"{text}\" is not a DNS label"));
+            return None;
+        }
+    }
+    Some(Service {
+        name: format!("{}/{}", object.namespace, object.name).into(),
+        created: metadata.creation_timestamp.as_ref().map(|Time(time)| *time),
+        cluster_ips: cluster_ips(&addresses, refusals),
+        ports: ports(spec, refusals),
+        affinity_seconds: affinity_seconds(spec, refusals),
+        policy: policy(service, spec, refusals),
+    })
+}
+
+/// The ClusterIPs with their field paths; empty for a headless Service.
+fn cluster_ip_texts(spec: &ServiceSpec) -> Vec<(String, &str)> {
+    let list = spec.cluster_ips.as_deref().unwrap_or_default();
+    let texts: Vec<_> = if list.is_empty() {
+        let single = spec.cluster_ip.as_deref().unwrap_or_default();
+        vec![("spec.clusterIP".to_owned(), single)]
+    } else {
+        let path = |index| format!("spec.clusterIPs[{index}]");
+        list.iter().enumerate().map(|(index, text)| (path(index), text.as_str())).collect()
+    };
+    if spec.cluster_ip.as_deref() == Some("None") {
+        return Vec::new();
+    }
+    texts.into_iter().filter(|(_, text)| !matches!(*text, "" | "None")).collect()
+}
+
+fn cluster_ips(texts: &[(String, &str)], refusals: &mut Refusals<'_>) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::with_capacity(texts.len());
+    for (field, text) in texts {
+        match parse_address(text) {
+            Err(message) => refusals.add(field, message),
+            Ok(address) => {
+                let family = IpFamily::of(address);
+                if addresses.iter().any(|other| IpFamily::of(*other) == family) {
+                    let message =
+                        format!("{address} is a second ClusterIP of IPv{}", family.number());
+                    refusals.add(field, message);
+                } else {
+                    addresses.push(address);
+                }
+            }
+        }
+    }
+    addresses
+}
+
+fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
+    let list = spec.ports.as_deref().unwrap_or_default();
+    let mut ports: Vec<Port> = Vec::with_capacity(list.len());
+    let mut names = std::collections::HashSet::new();
+    let mut numbers = std::collections::HashSet::new();
+    for (index, port) in list.iter().enumerate() {
+        let field = |name: &str| format!("spec.ports[{index}].{name}");
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else {
+            let text = port.protocol.as_deref().unwrap_or_default();
+            refusals.add(
+                field("protocol"),
+                format!("protocol \"{text}\" is not supported, only TCP and UDP are"),
+            );
+            continue;
+        };
+        let number = match parse_port(port.port) {
+            Ok(number) => number,
+            Err(message) => {
+                refusals.add(field("port"), message);
+                continue;
+            }
+        };
+        let name = port.name.as_deref().unwrap_or_default();
+        if !name.is_empty() && !is_label(name) {
+            refusals.add(field("name"), format!("\"{name}\" is not a port name"));
+            continue;
+        }
+        if names.contains(&(name, protocol)) {
+            refusals.add(
+                field("name"),
+                format!("\"{name}\" is the name of an earlier port of the same protocol"),
+            );
+            continue;
+        }
+        if !numbers.insert((number, protocol)) {
+            refusals.add(
+                field("port"),
+                format!("{number} is the number of an earlier port of the same protocol"),
+            );
+            continue;
+        }
+        names.insert((name, protocol));
+        ports.push(Port { name: name.into(), number, protocol });
+    }
+    ports
+}
+
+fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return 0,
+        Some("ClientIP") => {}
+        Some(text) => {
+            refusals
+                .add("spec.sessionAffinity", format!("\"{text}\" is neither None nor ClientIP"));
+            return 0;
+        }
+    }
+    let timeout = spec
+        .session_affinity_config
+        .as_ref()
+        .and_then(|config| config.client_ip.as_ref())
+        .and_then(|client_ip| client_ip.timeout_seconds);
+    match timeout {
+        None => DEFAULT_AFFINITY_SECONDS,
+        Some(seconds) if (1..=MAX_AFFINITY_SECONDS).contains(&seconds) => seconds.unsigned_abs(),
+        Some(seconds) => {
+            refusals.add(
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                format!(
+                    "{seconds} is not between 1 and {MAX_AFFINITY_SECONDS}; \
+                     {DEFAULT_AFFINITY_SECONDS} is used"
+                ),
+            );
+            DEFAULT_AFFINITY_SECONDS
+        }
+    }
+}
+
+fn policy(service: &v1::Service, spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
+    let mut is_local = |field: &str, text: Option<&str>| match text {
+        None | Some("" | "Cluster") => false,
+        Some("Local") => true,
+        Some(text) => {
+            refusals.add(
+                format!("spec.{field}"),
+                format!("\"{text}\" is neither Cluster nor Local; Cluster is used"),
+            );
+            false
+        }
+    };
+    let ports = spec.ports.as_deref().unwrap_or_default();
+    let ingress = service
+        .status
+        .as_ref()
+        .and_then(|status| status.load_balancer.as_ref())
+        .and_then(|status| status.ingress.as_deref())
+        .unwrap_or_default();
+    let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
+    let has_vip = is_load_balancer
+        && ingress.iter().any(|ingress| {
+            ingress.ip.is_some() && matches!(ingress.ip_mode.as_deref(), None | Some("" | "VIP"))
+        });
+    Policy {
+        internal_local: is_local("internalTrafficPolicy", spec.internal_traffic_policy.as_deref()),
+        external_local: is_local("externalTrafficPolicy", spec.external_traffic_policy.as_deref()),
+        externally_reachable: has_vip
+            || ports.iter().any(|port| port.node_port.is_some_and(|number| number != 0))
+            || spec.external_ips.as_ref().is_some_and(|list| !list.is_empty()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

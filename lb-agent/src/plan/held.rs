@@ -1,0 +1,83 @@
+//! What the maps hold, as the planner knows it.
+
+use std::net::IpAddr;
+
+use lb_common::abi::service::Service;
+
+use crate::{
+    desired::{FrontendAddress, PortKey},
+    ids::{
+        Numbers,
+        slots::{Block, Blocks},
+    },
+};
+
+/// The first backend id that is handed out. A slot that holds 0 was never used.
+pub const FIRST_BACKEND: u32 = 1;
+
+/// What is still to be had of each map.
+#[derive(Debug)]
+pub struct Ids {
+    /// Indices into SERVICES.
+    pub services: Numbers,
+    /// Indices into BACKENDS4 and BACKENDS6.
+    pub backends: [Numbers; 2],
+    /// Blocks of SLOTS.
+    pub blocks: Blocks,
+    /// How many entries the maps have.
+    pub capacity: crate::dataplane::Capacity,
+}
+
+/// An entry of SERVICES with all that belongs to it.
+#[derive(Debug)]
+pub struct HeldPort {
+    /// Its index.
+    pub index: u32,
+    /// Its name within the Service.
+    pub key: PortKey,
+    /// The entry.
+    pub entry: Service,
+    /// The cluster set and the local set.
+    pub sets: [HeldSet; 2],
+    /// The backends, in the order of addresses.
+    pub backends: Vec<HeldBackend>,
+    /// The front ends that were made to lead here; another may have taken one over.
+    pub frontends: Vec<FrontendAddress>,
+}
+
+/// A set of a service port, as slots.
+#[derive(Debug, Default)]
+pub struct HeldSet {
+    /// The block, if there is any slot.
+    pub block: Option<Block>,
+    /// The backend ids in the slots.
+    pub slots: Vec<u32>,
+    /// Positions of slots that hold what they should not; found at adoption only.
+    pub faulty: Vec<usize>,
+}
+
+/// A backend of a service port.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldBackend {
+    /// The address.
+    pub ip: IpAddr,
+    /// The id.
+    pub id: u32,
+    /// The port.
+    pub port: u16,
+    /// The generation.
+    pub generation: u16,
+    /// The sets that the entry says it is a member of.
+    pub sets: u8,
+    /// The sets that have a slot for it.
+    pub slotted: u8,
+    /// The flags.
+    pub flags: u8,
+}
+
+impl HeldBackend {
+    /// What tells it from other backends of the service port.
+    pub fn address(&self) -> (IpAddr, u16) {
+        (self.ip, self.port)
+    }
+}

@@ -1,0 +1,462 @@
+//! One Service's part of a plan: first what it needs is reserved, so that it is either
+//! done as a whole or not at all, then the ops are written.
+
+use lb_common::abi::{
+    backend::{IN_CLUSTER_SET, IN_LOCAL_SET},
+    service::{Service, SlotRange},
+};
+
+use super::{
+    Action, BackendEntry, Draft, Frontends, Op, family_index, free_name,
+    held::{HeldBackend, HeldPort, HeldSet, Ids},
+    name_entry,
+};
+use crate::{
+    desired::{DesiredBackend, DesiredPort},
+    ids::slots::{Block, order_of, roomy_order_of},
+    model::IpFamily,
+};
+
+/// The bits of [`HeldPort::sets`].
+const SETS: [u8; 2] = [IN_CLUSTER_SET, IN_LOCAL_SET];
+
+/// Writing so many slots in place is never worth a new block.
+const FEW_SLOTS: usize = 8;
+
+/// A map that is full.
+#[derive(Debug)]
+pub(super) struct Full {
+    pub(super) map: &'static str,
+    pub(super) limit: u32,
+    pub(super) flag: &'static str,
+}
+
+/// A desired port, the held one that it continues, and what was reserved for it.
+#[derive(Debug)]
+pub(super) struct Matched {
+    pub(super) held: Option<usize>,
+    diff: Diff,
+    blocks: [Option<Block>; 2],
+}
+
+/// How the backends of a port change, as positions.
+#[derive(Debug, Default)]
+struct Diff {
+    added: Vec<usize>,
+    removed: Vec<usize>,
+    changed: Vec<(usize, usize)>,
+}
+
+/// Reserves all that a Service needs beyond what it has, or nothing.
+pub(super) fn reserve(
+    ids: &mut Ids,
+    frontends: &Frontends,
+    held: &[HeldPort],
+    desired: &[DesiredPort],
+) -> Result<Vec<Matched>, Full> {
+    let mut matched = Vec::with_capacity(desired.len());
+    for port in desired {
+        let held_at = held.binary_search_by(|held| held.key.cmp(&port.key)).ok();
+        let diff = match held_at {
+            Some(position) => diff(&held[position].backends, &port.backends),
+            None => Diff { added: (0..port.backends.len()).collect(), ..Diff::default() },
+        };
+        matched.push(Matched { held: held_at, diff, blocks: [None; 2] });
+    }
+    check_counts(ids, frontends, held, desired, &matched)?;
+    for position in 0..matched.len() {
+        let port = matched[position].held.map(|at| &held[at]);
+        match reserve_blocks(ids, port, &desired[position], &matched[position].diff) {
+            Some(blocks) => matched[position].blocks = blocks,
+            None => {
+                let taken = matched.iter().flat_map(|matched| matched.blocks).flatten();
+                taken.for_each(|block| ids.blocks.give_back(block));
+                return Err(Full { map: "SLOTS", limit: ids.capacity.slots, flag: "--max-slots" });
+            }
+        }
+    }
+    Ok(matched)
+}
+
+fn check_counts(
+    ids: &Ids,
+    frontends: &Frontends,
+    held: &[HeldPort],
+    desired: &[DesiredPort],
+    matched: &[Matched],
+) -> Result<(), Full> {
+    let new_ports = matched.iter().filter(|matched| matched.held.is_none()).count();
+    if new_ports > ids.services.available() {
+        let limit = ids.capacity.services;
+        return Err(Full { map: "SERVICES", limit, flag: "--max-services" });
+    }
+    let capacity = &ids.capacity;
+    let backend_maps = [("BACKENDS4", capacity.backends4), ("BACKENDS6", capacity.backends6)];
+    let frontend_maps = ["FRONTENDS4", "FRONTENDS6"];
+    for family in [0, 1] {
+        let of_family = |port: &DesiredPort| match port.key.family {
+            IpFamily::V4 => family == 0,
+            IpFamily::V6 => family == 1,
+        };
+        let pairs = || desired.iter().zip(matched).filter(|(port, _)| of_family(port));
+        let added: usize = pairs().map(|(_, matched)| matched.diff.added.len()).sum();
+        if added > ids.backends[family].available() {
+            let (map, limit) = backend_maps[family];
+            return Err(Full { map, limit, flag: "--max-backends" });
+        }
+        let wanted = pairs().flat_map(|(port, _)| &port.frontends);
+        let new = wanted.filter(|frontend| !frontends.leads_to.contains_key(frontend)).count();
+        let wants = |frontend| desired.iter().any(|port| port.frontends.contains(frontend));
+        let lost = || {
+            let owned = held.iter().flat_map(|port| port.frontends.iter().map(|at| (at, port.index)));
+            let lost = owned.filter(|(at, index)| {
+                family_index(at.ip) == family && frontends.leads_to.get(at) == Some(index)
+            });
+            lost.filter(|(at, _)| !wants(at)).count()
+        };
+        let limit = frontends.limits[family];
+        let total = frontends.counts[family] + new;
+        if new > 0 && total > limit as usize && total > limit as usize + lost() {
+            let map = frontend_maps[family];
+            return Err(Full { map, limit, flag: "--max-services" });
+        }
+    }
+    Ok(())
+}
+
+/// Compares two lists that are in the order of addresses.
+fn diff(held: &[HeldBackend], desired: &[DesiredBackend]) -> Diff {
+    let mut diff = Diff::default();
+    let (mut at, mut to) = (0, 0);
+    loop {
+        match (held.get(at), desired.get(to)) {
+            (None, None) => return diff,
+            (Some(old), Some(new)) if old.address() == new.address() => {
+                if (old.sets, old.slotted, old.flags) != (new.sets, new.sets, new.flags) {
+                    diff.changed.push((at, to));
+                }
+                (at, to) = (at + 1, to + 1);
+            }
+            (Some(old), new) if new.is_none_or(|new| old.address() < new.address()) => {
+                diff.removed.push(at);
+                at += 1;
+            }
+            _ => {
+                diff.added.push(to);
+                to += 1;
+            }
+        }
+    }
+}
+
+/// Allocates the blocks that the sets of a port must or should move to; nothing if one
+/// that is a must cannot be had.
+fn reserve_blocks(
+    ids: &mut Ids,
+    held: Option<&HeldPort>,
+    desired: &DesiredPort,
+    diff: &Diff,
+) -> Option<[Option<Block>; 2]> {
+    let mut blocks = [None; 2];
+    for (number, bit) in SETS.into_iter().enumerate() {
+        let is_member = |backend: &&DesiredBackend| backend.sets & bit != 0;
+        let length = desired.backends.iter().filter(is_member).count() as u32;
+        let block = held.and_then(|held| held.sets[number].block);
+        let must = block.map_or(0, Block::capacity) < length;
+        if length == 0 || (!must && !should_move(held, desired, diff, number, length)) {
+            continue;
+        }
+        let roomy = ids.blocks.allocate(roomy_order_of(length));
+        blocks[number] = roomy.or_else(|| {
+            if must { ids.blocks.allocate(order_of(length)) } else { None }
+        });
+        if must && blocks[number].is_none() {
+            blocks.into_iter().flatten().for_each(|block| ids.blocks.give_back(block));
+            return None;
+        }
+    }
+    Some(blocks)
+}
+
+/// Whether a set that would fit where it is had better get a new block: most of it
+/// changes, or it has shrunk to less than a quarter.
+fn should_move(
+    held: Option<&HeldPort>,
+    desired: &DesiredPort,
+    diff: &Diff,
+    number: usize,
+    length: u32,
+) -> bool {
+    let (Some(held), bit) = (held, SETS[number]) else { return false };
+    let joins = diff.added.iter().filter(|at| desired.backends[**at].sets & bit != 0).count();
+    let leaves = diff.removed.iter().filter(|at| held.backends[**at].slotted & bit != 0).count();
+    let crosses = |(at, to): &&(usize, usize)| {
+        (held.backends[*at].slotted ^ desired.backends[*to].sets) & bit != 0
+    };
+    let crossing = diff.changed.iter().filter(crosses).count();
+    let writes = joins.max(leaves) + crossing;
+    let is_sparse = held.sets[number]
+        .block
+        .is_some_and(|block| block.order > roomy_order_of(length) + 1 && block.order > 3);
+    writes > FEW_SLOTS.max(length as usize / 2) || (writes > 0 && is_sparse)
+}
+
+/// Writes the ops of one port; what they need was reserved.
+pub(super) fn program(
+    ids: &mut Ids,
+    draft: &mut Draft,
+    service: &str,
+    held: Option<HeldPort>,
+    desired: &DesiredPort,
+    matched: Matched,
+) -> HeldPort {
+    let is_new = held.is_none();
+    let mut port = held.unwrap_or_else(|| HeldPort {
+        index: allocate_service(ids),
+        key: desired.key.clone(),
+        entry: Service {
+            affinity_seconds: desired.affinity_seconds,
+            flags: desired.flags,
+            ..Service::default()
+        },
+        sets: [HeldSet::default(), HeldSet::default()],
+        backends: Vec::new(),
+        frontends: Vec::new(),
+    });
+    let moves = program_backends(ids, draft, &mut port, desired, &matched.diff);
+    let mut words = [port.entry.cluster, port.entry.local];
+    let mut in_place = Vec::new();
+    for (number, moves) in moves.iter().enumerate() {
+        if desired.flags & Service::ADDRESS == 0 {
+            let block = matched.blocks[number];
+            let set = &mut port.sets[number];
+            let mut slots = |op, is_live| {
+                let op = Op { owner: port.index, action: op };
+                if is_live { in_place.push(op) } else { draft.stage.push(op) }
+            };
+            words[number] = program_set(ids, set, moves, block, words[number], &mut slots);
+        } else if number == 0 {
+            words[0] = SlotRange::new(0, desired.has_backend.into());
+        }
+    }
+    draft.publish.append(&mut in_place);
+    if is_new {
+        port.entry = Service { cluster: words[0], local: words[1], ..port.entry };
+        let name = name_entry(service, &port.key);
+        for action in [Action::StoreService(port.entry), Action::StoreName(Box::new(name))] {
+            draft.stage.push(Op { owner: port.index, action });
+        }
+    } else {
+        publish(draft, &mut port, desired, words);
+    }
+    port
+}
+
+fn allocate_service(ids: &mut Ids) -> u32 {
+    ids.services.allocate().map(|(index, _)| index).expect("indices were counted before")
+}
+
+/// Which backends get a slot in a set, and which lose theirs.
+#[derive(Debug, Default)]
+struct Moves {
+    joining: Vec<u32>,
+    leaving: Vec<u32>,
+}
+
+impl Moves {
+    fn note(&mut self, bit: u8, id: u32, before: u8, after: u8) {
+        match (before & bit != 0, after & bit != 0) {
+            (false, true) => self.joining.push(id),
+            (true, false) => self.leaving.push(id),
+            _ => {}
+        }
+    }
+}
+
+/// Stores the backends that come, change and go.
+fn program_backends(
+    ids: &mut Ids,
+    draft: &mut Draft,
+    port: &mut HeldPort,
+    desired: &DesiredPort,
+    diff: &Diff,
+) -> [Moves; 2] {
+    let mut moves = [Moves::default(), Moves::default()];
+    let mut note = |id, before, after| {
+        for (moves, bit) in moves.iter_mut().zip(SETS) {
+            moves.note(bit, id, before, after);
+        }
+    };
+    let index = port.index;
+    for (at, to) in &diff.changed {
+        let (backend, wanted) = (&mut port.backends[*at], &desired.backends[*to]);
+        note(backend.id, backend.slotted, wanted.sets);
+        let widened = backend.sets | wanted.sets;
+        if (widened, wanted.flags) != (backend.sets, backend.flags) {
+            (backend.sets, backend.flags) = (widened, wanted.flags);
+            draft.stage.push(store(backend, index));
+        }
+        (backend.sets, backend.slotted) = (wanted.sets, wanted.sets);
+        if widened != wanted.sets {
+            draft.retire.push(store(backend, index));
+        }
+    }
+    let family = family_number(desired.key.family);
+    for at in &diff.removed {
+        let gone = port.backends[*at];
+        note(gone.id, gone.slotted, 0);
+        draft.retire.push(release(ids, family, gone, index));
+    }
+    if !diff.removed.is_empty() {
+        let mut removed = diff.removed.iter().peekable();
+        let mut at = 0;
+        port.backends.retain(|_| {
+            let is_removed = removed.next_if_eq(&&at).is_some();
+            at += 1;
+            !is_removed
+        });
+    }
+    if diff.added.is_empty() {
+        return moves;
+    }
+    port.backends.reserve_exact(diff.added.len());
+    for at in &diff.added {
+        let wanted = &desired.backends[*at];
+        let (id, generation) =
+            ids.backends[family].allocate().expect("backend ids were counted before");
+        note(id, 0, wanted.sets);
+        let backend = HeldBackend {
+            ip: wanted.ip,
+            id,
+            port: wanted.port,
+            generation,
+            sets: wanted.sets,
+            slotted: wanted.sets,
+            flags: wanted.flags,
+        };
+        draft.stage.push(store(&backend, index));
+        port.backends.push(backend);
+    }
+    port.backends.sort_by_key(HeldBackend::address);
+    moves
+}
+
+fn family_number(family: IpFamily) -> usize {
+    match family {
+        IpFamily::V4 => 0,
+        IpFamily::V6 => 1,
+    }
+}
+
+fn store(backend: &HeldBackend, service: u32) -> Op {
+    let HeldBackend { ip, id, port, generation, sets, flags, .. } = *backend;
+    let entry = BackendEntry { ip, port, generation, sets, flags, service };
+    Op { owner: service, action: Action::StoreBackend { id, entry } }
+}
+
+/// Takes a backend out of use; its flows find out by the generation.
+fn release(ids: &mut Ids, family: usize, mut gone: HeldBackend, service: u32) -> Op {
+    gone.generation = gone.generation.wrapping_add(1);
+    gone.sets = 0;
+    ids.backends[family].release(gone.id, gone.generation);
+    store(&gone, service)
+}
+
+/// Brings the slots of a set up to date and gives the word to publish.
+fn program_set(
+    ids: &mut Ids,
+    set: &mut HeldSet,
+    moves: &Moves,
+    block: Option<Block>,
+    word: SlotRange,
+    store: &mut impl FnMut(Action, bool),
+) -> SlotRange {
+    let writes = rearrange(set, moves);
+    let length = set.slots.len() as u32;
+    if let Some(block) = block {
+        store(Action::StoreSlots { start: block.start, backends: set.slots.clone() }, false);
+        if let Some(old) = set.block.replace(block) {
+            ids.blocks.release(old);
+        }
+        return SlotRange::new(block.start, length);
+    }
+    let Some(block) = set.block else { return SlotRange::EMPTY };
+    if length == 0 {
+        set.block = None;
+        set.slots = Vec::new();
+        ids.blocks.release(block);
+        return SlotRange::EMPTY;
+    }
+    for run in writes.chunk_by(|a, b| a + 1 == *b) {
+        let backends = set.slots[run[0]..=run[run.len() - 1]].to_vec();
+        store(Action::StoreSlots { start: block.start + run[0] as u32, backends }, true);
+    }
+    debug_assert_eq!(word.start(), block.start, "a set lives in its block");
+    SlotRange::new(block.start, length)
+}
+
+/// Puts those that join where others leave or behind the last, closes the holes with
+/// the last ones, and gives the positions that were written, in order.
+fn rearrange(set: &mut HeldSet, moves: &Moves) -> Vec<usize> {
+    let mut holes = std::mem::take(&mut set.faulty);
+    if !moves.leaving.is_empty() {
+        let mut leaving = moves.leaving.clone();
+        leaving.sort_unstable();
+        let leaves = |(_, id): &(usize, &u32)| leaving.binary_search(id).is_ok();
+        holes.extend(set.slots.iter().enumerate().filter(leaves).map(|(at, _)| at));
+        holes.sort_unstable();
+        holes.dedup();
+    }
+    let mut writes = Vec::new();
+    let filled = holes.len().min(moves.joining.len());
+    for (hole, id) in holes.drain(..filled).zip(&moves.joining) {
+        set.slots[hole] = *id;
+        writes.push(hole);
+    }
+    for id in &moves.joining[filled..] {
+        writes.push(set.slots.len());
+        set.slots.push(*id);
+    }
+    for hole in holes.into_iter().rev() {
+        set.slots.swap_remove(hole);
+        writes.push(hole);
+    }
+    writes.retain(|at| *at < set.slots.len());
+    writes.sort_unstable();
+    writes
+}
+
+/// Publishes what changed of the entry of an existing service port.
+fn publish(draft: &mut Draft, port: &mut HeldPort, desired: &DesiredPort, words: [SlotRange; 2]) {
+    let old = port.entry;
+    let wanted = (desired.affinity_seconds, desired.flags);
+    let is_entry_new = (old.affinity_seconds, old.flags) != wanted;
+    let becomes_local = desired.flags & !old.flags & Service::INTERNAL_LOCAL != 0;
+    let mut push = |action| draft.publish.push(Op { owner: port.index, action });
+    let entry = Service { affinity_seconds: wanted.0, flags: wanted.1, ..old };
+    if is_entry_new && !becomes_local {
+        push(Action::StoreService(entry));
+    }
+    if words[0] != old.cluster {
+        push(Action::PublishCluster(words[0]));
+    }
+    if words[1] != old.local {
+        push(Action::PublishLocal(words[1]));
+    }
+    port.entry = Service { cluster: words[0], local: words[1], ..entry };
+    if becomes_local {
+        push(Action::StoreService(port.entry));
+    }
+}
+
+/// Takes a service port out of use; its front ends lead elsewhere already.
+pub(super) fn retire(ids: &mut Ids, draft: &mut Draft, gone: HeldPort) {
+    let family = family_number(gone.key.family);
+    for backend in gone.backends {
+        draft.retire.push(release(ids, family, backend, gone.index));
+    }
+    let action = Action::StoreName(Box::new(free_name()));
+    draft.retire.push(Op { owner: gone.index, action });
+    gone.sets.into_iter().filter_map(|set| set.block).for_each(|block| ids.blocks.release(block));
+    ids.services.release(gone.index, 0);
+}
