@@ -4,6 +4,14 @@
 //! [plan](crate::plan)'s business. Every method is one write, or one read of
 //! everything; none of them is atomic with another.
 
+pub mod attach;
+pub mod bpffs;
+mod clsact;
+pub mod load;
+pub mod pins;
+#[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]
+pub mod sys;
+
 use lb_common::abi::{
     address::{Address4, Address6},
     backend::Backend,
