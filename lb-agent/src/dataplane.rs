@@ -6,8 +6,13 @@
 
 pub mod attach;
 pub mod bpffs;
+pub mod cgroup;
 mod clsact;
+pub mod interfaces;
+pub mod kernel;
 pub mod load;
+pub mod mapped;
+pub mod netlink;
 pub mod pins;
 #[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]
 pub mod sys;

@@ -2,12 +2,12 @@
 //! are replaced in place by the next one.
 //!
 //! Programs of others are never touched. What is attached to which interface is the
-//! business of [`interfaces`](super::interfaces).
+//! business of [`netlink`](super::netlink).
 
 use std::{
     collections::HashMap,
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
@@ -275,11 +275,6 @@ pub fn is_gone(error: &AttachError) -> bool {
         }
         AttachError::Load(_) | AttachError::Pins { .. } | AttachError::Cgroup { .. } => false,
     }
-}
-
-/// Opens the directory of a cgroup.
-pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    fs::File::open(path).map(OwnedFd::from)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
+use bytemuck::pod_read_unaligned;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::bpf::map_info;
@@ -91,18 +92,18 @@ impl Memory {
         self.entries
     }
 
-    /// Stores the 4-byte words of `words` from the byte `offset` of the entry on.
+    /// Stores `bytes`, whole 4-byte words, from the byte `offset` of the entry on.
     ///
     /// # Errors
     /// InvalidInput outside of the array, PermissionDenied if it is mapped for reading,
     /// or those of mmap(2).
-    pub fn store_words(&mut self, index: u32, offset: usize, words: &[u32]) -> io::Result<()> {
-        let start = self.writable(index, offset, size_of_val(words), 4)?;
-        for (position, word) in words.iter().enumerate() {
+    pub fn store(&mut self, index: u32, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        let start = self.writable(index, offset, bytes.len(), 4)?;
+        for (position, word) in bytes.chunks_exact(4).enumerate() {
             // SAFETY: `writable` has checked that the words lie in mapped memory of the
             // entry and are aligned.
             let target = unsafe { AtomicU32::from_ptr(start.add(position * 4).cast().as_ptr()) };
-            target.store(*word, Ordering::Relaxed);
+            target.store(pod_read_unaligned(word), Ordering::Relaxed);
         }
         Ok(())
     }
@@ -110,7 +111,7 @@ impl Memory {
     /// Publishes one 8-byte word: whoever sees it sees everything stored before it.
     ///
     /// # Errors
-    /// As [`Memory::store_words`].
+    /// As [`Memory::store`].
     pub fn publish(&mut self, index: u32, offset: usize, word: u64) -> io::Result<()> {
         let start = self.writable(index, offset, 8, 8)?;
         // SAFETY: `writable` has checked that the word lies in mapped memory of the entry
@@ -120,18 +121,18 @@ impl Memory {
         Ok(())
     }
 
-    /// Loads the 4-byte words of `words` from the start of the entry on.
+    /// Loads `bytes`, whole 4-byte words, from the start of the entry on.
     ///
     /// # Errors
     /// InvalidInput outside of the array, or those of mmap(2).
-    pub fn load_words(&mut self, index: u32, words: &mut [u32]) -> io::Result<()> {
-        let start = self.place(index, 0, size_of_val(words), 4)?;
-        for (position, word) in words.iter_mut().enumerate() {
+    pub fn load(&mut self, index: u32, bytes: &mut [u8]) -> io::Result<()> {
+        let start = self.place(index, 0, bytes.len(), 4)?;
+        for (position, word) in bytes.chunks_exact_mut(4).enumerate() {
             // SAFETY: `place` has checked that the words lie in mapped memory of the
             // entry and are aligned; an atomic load of 4 bytes writes nothing, so memory
             // mapped for reading will do.
             let source = unsafe { AtomicU32::from_ptr(start.add(position * 4).cast().as_ptr()) };
-            *word = source.load(Ordering::Relaxed);
+            word.copy_from_slice(&source.load(Ordering::Relaxed).to_ne_bytes());
         }
         Ok(())
     }
@@ -158,7 +159,11 @@ impl Memory {
         align: usize,
     ) -> io::Result<NonNull<u8>> {
         let end = offset.saturating_add(length);
-        if index >= self.entries || end > self.stride || !offset.is_multiple_of(align) {
+        if index >= self.entries
+            || end > self.stride
+            || !offset.is_multiple_of(align)
+            || !length.is_multiple_of(align)
+        {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("bytes {offset} to {end} of entry {index} of {}", self.entries),
@@ -207,9 +212,7 @@ impl Drop for Memory {
 }
 
 fn page_size() -> usize {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|size| usize::try_from(size).ok())
-        .unwrap_or(4096)
+    // SAFETY: sysconf(3) touches no memory of ours.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
 }
