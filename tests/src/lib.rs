@@ -1,1 +1,9 @@
-//! tests
+//! Tests of lb that need more than one crate, and what they are made of.
+//!
+//! [`netns`] builds nodes, pods and an outside client from network namespaces; [`echo`] is what
+//! runs in them: servers that say which client they saw, and clients that say who answered.
+//! [`controlplane`] is a real API server with its controllers.
+
+pub mod controlplane;
+pub mod echo;
+pub mod netns;

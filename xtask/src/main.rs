@@ -1,2 +1,67 @@
-//! xtask
-fn main() {}
+//! Developer tasks of lb, run as `cargo xtask COMMAND`.
+//!
+//! This file only dispatches; every command is one module. Nothing here is
+//! part of the product, and no crate of the workspace is a dependency: xtask
+//! must build when they do not.
+
+mod bench;
+mod build;
+mod build_ebpf;
+mod check;
+mod demo;
+mod progress;
+mod run;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing for everything below; a second run changes nothing
+    Setup(setup::Args),
+    /// Build the eBPF object and target/release/lb-agent
+    Build,
+    /// Build the eBPF object alone
+    BuildEbpf(build_ebpf::Args),
+    /// Show every kind of access on two nodes made of network namespaces
+    Demo(demo::Args),
+    /// Set up, build and run every test, or the named tiers
+    Test(test::Args),
+    /// Formatting, lints, licences, layout and verifier goldens
+    Check(check::Args),
+    /// Measure, and write the report
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let result = Workspace::find().and_then(|workspace| match command {
+        Command::Setup(args) => setup::run(&workspace, &args),
+        Command::Build => build::run(&workspace),
+        Command::BuildEbpf(args) => build_ebpf::run(&workspace, &args),
+        Command::Demo(args) => demo::run(&workspace, &args),
+        Command::Test(args) => test::run(&workspace, &args),
+        Command::Check(args) => check::run(&workspace, &args),
+        Command::Bench(args) => bench::run(&workspace, &args),
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

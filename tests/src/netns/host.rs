@@ -1,0 +1,213 @@
+//! What nodes, pods and the outside client have in common: a namespace, a cgroup, addresses,
+//! processes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::cgroup::Cgroup;
+use super::client::{self, Connection, Repl};
+use super::namespace::Netns;
+use super::plan::{Addresses, Family};
+use super::process::{Place, Process};
+use crate::echo::{Answer, Probe, Transport};
+
+/// A place where processes run.
+#[derive(Debug)]
+pub struct Host {
+    pub(super) name: String,
+    pub(super) netns: Netns,
+    pub(super) cgroup: Cgroup,
+    pub(super) addresses: Addresses,
+    pub(super) logs: PathBuf,
+    pub(super) client: Mutex<Option<Arc<Mutex<Repl>>>>,
+}
+
+/// Which servers [`Host::serve`] starts.
+#[derive(Clone, Debug, Default)]
+pub struct Serve {
+    tcp: Vec<u16>,
+    udp: Vec<u16>,
+    http: Vec<u16>,
+}
+
+impl Serve {
+    /// An echo server for TCP and one for UDP on this port.
+    pub fn on(port: u16) -> Self {
+        Self { tcp: vec![port], udp: vec![port], http: Vec::new() }
+    }
+
+    /// Another TCP echo server.
+    #[must_use]
+    pub fn tcp(mut self, port: u16) -> Self {
+        self.tcp.push(port);
+        self
+    }
+
+    /// Another UDP echo server.
+    #[must_use]
+    pub fn udp(mut self, port: u16) -> Self {
+        self.udp.push(port);
+        self
+    }
+
+    /// Another HTTP server, for curl.
+    #[must_use]
+    pub fn http(mut self, port: u16) -> Self {
+        self.http.push(port);
+        self
+    }
+}
+
+impl Host {
+    /// The name within the cluster: `node1`, or what the pod was called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The cgroup of its processes.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Its address in each family.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Its address in one family.
+    pub fn ip(&self, family: Family) -> IpAddr {
+        self.addresses.get(family)
+    }
+
+    /// Its address in one family, with a port.
+    pub fn at(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip(family), port)
+    }
+
+    /// Starts a process in the namespace and the cgroup; its output goes to files.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(&self, label: &str, command: Command) -> Result<Process> {
+        self.place().spawn(&format!("{}-{label}", self.name), command)
+    }
+
+    /// Runs a program to its end and returns its stdout.
+    ///
+    /// # Errors
+    /// It cannot be started, takes longer than `timeout` or fails; with the end of its output.
+    pub fn output(&self, command: Command, timeout: Duration) -> Result<String> {
+        let shown = format!("{command:?}");
+        let mut process = self.spawn("command", command)?;
+        let status = process.wait(timeout)?;
+        if !status.success() {
+            bail!("{shown} on {}: {status}\n{}", self.name, process.tail());
+        }
+        Ok(process.stdout())
+    }
+
+    /// Starts servers that name themselves after the host, and waits until they listen.
+    ///
+    /// # Errors
+    /// A port is taken, or `lb-echo` is not there.
+    pub fn serve(&self, serve: &Serve) -> Result<Process> {
+        self.serve_as(&self.name, serve)
+    }
+
+    /// [`Host::serve`] under another name.
+    ///
+    /// # Errors
+    /// As [`Host::serve`].
+    pub fn serve_as(&self, name: &str, serve: &Serve) -> Result<Process> {
+        let mut command = client::lb_echo()?;
+        command.args(["serve", "--name", name]);
+        for (flag, ports) in [("--tcp", &serve.tcp), ("--udp", &serve.udp), ("--http", &serve.http)]
+        {
+            for port in ports {
+                command.arg(flag).arg(port.to_string());
+            }
+        }
+        let mut process = self.spawn(&format!("serve-{name}"), command)?;
+        process.wait_for_output("ready", Duration::from_secs(5))?;
+        Ok(process)
+    }
+
+    /// Asks once from here; see [`Probe`].
+    ///
+    /// # Errors
+    /// The client process does not work. That nobody answered is no error but an [`Answer`].
+    pub fn ask(&self, probe: Probe) -> Result<Answer> {
+        let client = self.client()?;
+        client::ask(&client, probe)
+    }
+
+    /// Asks once over TCP from here.
+    ///
+    /// # Errors
+    /// As [`Host::ask`].
+    pub fn tcp(&self, to: SocketAddr) -> Result<Answer> {
+        self.ask(Probe::new(Transport::Tcp, to))
+    }
+
+    /// Asks once over UDP from here.
+    ///
+    /// # Errors
+    /// As [`Host::ask`].
+    pub fn udp(&self, to: SocketAddr) -> Result<Answer> {
+        self.ask(Probe::new(Transport::Udp, to))
+    }
+
+    /// Asks from here and keeps the socket.
+    ///
+    /// # Errors
+    /// As [`Host::ask`], and where nobody answered a TCP probe.
+    pub fn open(&self, probe: Probe) -> Result<Connection> {
+        Connection::open(self.client()?, probe)
+    }
+
+    /// Starts a bounded load from here.
+    ///
+    /// # Errors
+    /// `lb-echo` is not there or does not start.
+    pub fn load(&self, probe: &Probe, rate: u64, time: Duration) -> Result<client::Load> {
+        client::Load::start(self, probe, rate, time, false)
+    }
+
+    /// [`Host::load`] on TCP connections that stay open.
+    ///
+    /// # Errors
+    /// As [`Host::load`].
+    pub fn load_keepalive(&self, probe: &Probe, rate: u64, time: Duration) -> Result<client::Load> {
+        client::Load::start(self, probe, rate, time, true)
+    }
+
+    pub(super) fn place(&self) -> Place<'_> {
+        Place { netns: &self.netns, cgroup: &self.cgroup, logs: self.logs.clone() }
+    }
+
+    /// The client process, started when it is first needed.
+    fn client(&self) -> Result<Arc<Mutex<Repl>>> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = &*client {
+            return Ok(client.clone());
+        }
+        let repl = Repl::start(self)
+            .with_context(|| format!("cannot start the client of {}", self.name))?;
+        Ok(client.insert(Arc::new(Mutex::new(repl))).clone())
+    }
+
+    /// Ends the client process.
+    pub(super) fn stop(&self) {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}

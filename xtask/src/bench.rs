@@ -1,0 +1,27 @@
+//! `cargo xtask bench`: sets up, builds, and becomes `lb-bench` of the tests crate.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+
+use crate::workspace::{Workspace, is_root};
+use crate::{build, run, setup};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The part of the report to measure, and flags of lb-bench
+    #[arg(value_name = "NAME", trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    ensure!(
+        is_root(),
+        "a benchmark loads eBPF programs and makes network namespaces: run it as root"
+    );
+    build::has_tests_bin(workspace, "lb-bench")?;
+    setup::ensure(workspace, setup::Scope::Build)?;
+    build::agent(workspace)?;
+    build::tests_bin(workspace, "lb-bench")?;
+    run::become_it(workspace.command(workspace.release("lb-bench")).args(&args.args))
+}

@@ -1,0 +1,192 @@
+//! `cargo xtask build-ebpf`: the eBPF programs, as `target/ebpf/lb-ebpf.o`.
+//!
+//! rustup's stable toolchains hold no `core` for the BPF target, so another
+//! compiler is needed for this one crate: Debian's `rustc-web`, which comes
+//! with one, or else a nightly that builds `core` from source. The build has a
+//! target directory of its own, so that it and host builds never invalidate
+//! each other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+use crate::run;
+use crate::setup::linker;
+use crate::workspace::{Workspace, on_path};
+
+const TARGET: &str = "bpfel-unknown-none";
+/// `core` of Debian's libstd-rust-web-dev-bpf.
+const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+/// What cargo separates the flags of `CARGO_ENCODED_RUSTFLAGS` with.
+const FLAG_SEPARATOR: &str = "\x1f";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Let the programs write to aya-log's ring; never for a shipped object
+    #[arg(long)]
+    log: bool,
+}
+
+/// A compiler that has, or can build, `core` for the BPF target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Toolchain {
+    Debian,
+    Nightly,
+}
+
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    object(workspace, args.log)?;
+    println!("{}", workspace.object().display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the object and puts it where lb-agent embeds it from.
+pub(crate) fn object(workspace: &Workspace, log: bool) -> Result<()> {
+    let toolchain = find_toolchain(workspace)?;
+    let mut build = cargo(workspace, toolchain, "build", &[])?;
+    if log {
+        build.args(["--features", "log"]);
+    }
+    run::shown(&mut build).context("the eBPF programs could not be built")?;
+    let built = target_dir(workspace).join(TARGET).join("release").join("lb-ebpf");
+    copy_if_changed(&built, &workspace.object())
+}
+
+/// The command that compiles the programs for the BPF target with warnings denied.
+pub(crate) fn deny_warnings(workspace: &Workspace) -> Result<Command> {
+    let toolchain = find_toolchain(workspace)?;
+    cargo(workspace, toolchain, "check", &["-Dwarnings"])
+}
+
+/// The command that runs clippy over the programs with warnings denied.
+///
+/// Clippy needs `core` of its own toolchain, which has none for BPF: the
+/// programs are linted as if for the host, where they are never linked.
+pub(crate) fn clippy(workspace: &Workspace) -> Command {
+    let mut clippy = workspace.cargo("clippy");
+    clippy
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_PROFILE_DEV_PANIC", "abort")
+        .env("CARGO_TARGET_DIR", workspace.target().join("ebpf-clippy"))
+        .args(["-p", "lb-ebpf", "--", "-Dwarnings"]);
+    clippy
+}
+
+fn cargo(
+    workspace: &Workspace,
+    toolchain: Toolchain,
+    subcommand: &str,
+    flags: &[&str],
+) -> Result<Command> {
+    let linker = find_linker(workspace)?;
+    let mut all = vec![
+        format!("-Clinker={}", linker.display()),
+        "-Clink-arg=--btf".to_owned(),
+        "-Cdebuginfo=2".to_owned(),
+    ];
+    all.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    let mut command = match toolchain {
+        Toolchain::Debian => {
+            let mut cargo = workspace.command(DEBIAN_CARGO);
+            // aya-ebpf uses the unstable feature asm_experimental_arch.
+            cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTC", DEBIAN_RUSTC).arg(subcommand);
+            cargo
+        }
+        Toolchain::Nightly => {
+            let mut rustup = workspace.command("rustup");
+            rustup.args(["run", "nightly", "cargo", subcommand]).args(["-Z", "build-std=core"]);
+            rustup
+        }
+    };
+    command
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("RUSTC_WRAPPER")
+        // `cargo run` points it at the libraries of the host toolchain.
+        .env_remove("LD_LIBRARY_PATH")
+        .env("CARGO_TARGET_DIR", target_dir(workspace))
+        .env("CARGO_ENCODED_RUSTFLAGS", all.join(FLAG_SEPARATOR))
+        .args(["--release", "--target", TARGET, "-p", "lb-ebpf"]);
+    Ok(command)
+}
+
+fn target_dir(workspace: &Workspace) -> PathBuf {
+    workspace.target().join("ebpf")
+}
+
+fn find_toolchain(workspace: &Workspace) -> Result<Toolchain> {
+    let debian =
+        [DEBIAN_RUSTC, DEBIAN_CARGO, DEBIAN_CORE].iter().all(|path| Path::new(path).exists());
+    if debian {
+        return Ok(Toolchain::Debian);
+    }
+    let sysroot = run::answer(
+        workspace.command("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]),
+    );
+    let has_source =
+        |root: &str| Path::new(root).join("lib/rustlib/src/rust/library/core").is_dir();
+    if sysroot.as_deref().is_some_and(has_source) {
+        return Ok(Toolchain::Nightly);
+    }
+    bail!(
+        "no compiler for the BPF target: run `cargo xtask setup` as root on Debian \
+         (packages rustc-web cargo-web libstd-rust-web-dev-bpf), or elsewhere \
+         `rustup toolchain install nightly --component rust-src`"
+    )
+}
+
+/// The linker that setup built, else one that the developer installed.
+fn find_linker(workspace: &Workspace) -> Result<PathBuf> {
+    let ours = linker::path(workspace);
+    if ours.is_file() {
+        return Ok(ours);
+    }
+    on_path("bpf-linker").with_context(|| {
+        format!(
+            "no bpf-linker: neither {} nor one on PATH; run `cargo xtask setup`",
+            ours.display()
+        )
+    })
+}
+
+/// Leaves the file alone when it holds these bytes already: a new modification
+/// time would rebuild everything that embeds it.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let partial = to.with_extension("o.partial");
+    fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, to).with_context(|| format!("cannot replace {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unchanged_object_keeps_its_modification_time() {
+        let dir = std::env::temp_dir().join(format!("xtask-object-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a temporary directory can be made");
+        let (from, to) = (dir.join("built"), dir.join("lb-ebpf.o"));
+        let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+        let age = || fs::metadata(&to).and_then(|file| file.modified()).ok();
+
+        fs::write(&from, "one").expect("the file can be written");
+        copy_if_changed(&from, &to).expect("the first copy works");
+        let file = fs::File::options().write(true).open(&to);
+        file.and_then(|file| file.set_modified(old)).expect("the time can be set");
+        copy_if_changed(&from, &to).expect("an equal copy works");
+        assert_eq!(age(), Some(old));
+
+        fs::write(&from, "two").expect("the file can be written");
+        copy_if_changed(&from, &to).expect("a changed copy works");
+        assert_ne!(age(), Some(old));
+        assert_eq!(fs::read(&to).ok().as_deref(), Some(b"two".as_slice()));
+        fs::remove_dir_all(&dir).expect("the directory can be removed");
+    }
+}

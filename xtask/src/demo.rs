@@ -1,0 +1,28 @@
+//! `cargo xtask demo`: sets up, builds, and becomes `lb-demo` of the tests crate.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+
+use crate::workspace::{Workspace, is_root};
+use crate::{build, run, setup};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leave everything standing and print how to look around
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    ensure!(is_root(), "the demo loads eBPF programs and makes network namespaces: run it as root");
+    build::has_tests_bin(workspace, "lb-demo")?;
+    setup::ensure(workspace, setup::Scope::Build)?;
+    build::agent(workspace)?;
+    build::tests_bin(workspace, "lb-demo")?;
+    let mut demo = workspace.command(workspace.release("lb-demo"));
+    if args.keep {
+        demo.arg("--keep");
+    }
+    run::become_it(&mut demo)
+}
