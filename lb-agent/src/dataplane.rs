@@ -5,6 +5,18 @@
 //! everything; none of them is atomic with another.
 
 pub mod fake;
+pub mod attach;
+pub mod bpffs;
+pub mod cgroup;
+mod clsact;
+pub mod interfaces;
+pub mod kernel;
+pub mod load;
+pub mod mapped;
+pub mod netlink;
+pub mod pins;
+#[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]
+pub mod sys;
 
 use lb_common::abi::{
     address::{Address4, Address6},

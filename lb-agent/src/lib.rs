@@ -2,6 +2,7 @@
 //!
 //! The middle (`snapshot`, `desired`, `ids`, `plan`) is pure: functions of their
 //! arguments, no clock, no I/O. `watch` and `dataplane` are the two shells.
+#![deny(unsafe_code)]
 
 pub mod controller;
 pub mod dataplane;

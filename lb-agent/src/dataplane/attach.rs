@@ -1,0 +1,296 @@
+//! Attaches programs to interfaces and to a cgroup, so that they outlive the agent and
+//! are replaced in place by the next one.
+//!
+//! Programs of others are never touched. What is attached to which interface is the
+//! business of [`netlink`](super::netlink).
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use aya_obj::generated::bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
+use tracing::debug;
+
+use super::{
+    clsact,
+    load::{LoadError, Programs},
+    pins::Pins,
+    sys::{self, LinkTarget},
+};
+
+/// How programs are attached to interfaces (`--tc-attach`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcAttach {
+    /// tcx if the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    /// tcx links.
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// The direction of packets on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// Packets that come in.
+    Ingress,
+    /// Packets that go out.
+    Egress,
+}
+
+impl Direction {
+    /// The name in pins.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+
+    /// The attach type of tcx.
+    pub(super) fn tcx(self) -> u32 {
+        match self {
+            Self::Ingress => BPF_TCX_INGRESS as u32,
+            Self::Egress => BPF_TCX_EGRESS as u32,
+        }
+    }
+}
+
+/// An interface of the agent's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Interface {
+    /// The kernel's index.
+    pub index: u32,
+    /// The name.
+    pub name: String,
+}
+
+/// Whether the kernel attaches by tcx.
+pub fn has_tcx() -> bool {
+    /// The index of the loopback device in every network namespace.
+    const LOOPBACK: u32 = 1;
+    sys::tcx_query(LOOPBACK, BPF_TCX_INGRESS as u32).is_ok()
+}
+
+/// Attaches programs to interfaces, and remembers which it attached.
+#[derive(Debug)]
+pub struct TcAttacher {
+    directory: PathBuf,
+    by_tcx: bool,
+    pinned: HashMap<(u32, Direction), PathBuf>,
+}
+
+impl TcAttacher {
+    /// Finds the links that an earlier agent pinned.
+    ///
+    /// # Errors
+    /// [`AttachError::Pins`] if they cannot be listed.
+    pub fn new(pins: &Pins, attach: TcAttach) -> Result<Self, AttachError> {
+        let directory = pins.links();
+        let by_tcx = match attach {
+            TcAttach::Auto => has_tcx(),
+            TcAttach::Tcx => true,
+            TcAttach::Clsact => false,
+        };
+        let pinned = pinned_links(&directory)
+            .map_err(|source| AttachError::Pins { path: directory.clone(), source })?;
+        Ok(Self { directory, by_tcx, pinned })
+    }
+
+    /// Whether programs are attached by tcx links.
+    pub fn is_by_tcx(&self) -> bool {
+        self.by_tcx
+    }
+
+    /// The interfaces that have links, by index.
+    pub fn linked(&self) -> impl Iterator<Item = (u32, Direction)> {
+        self.pinned.keys().copied()
+    }
+
+    /// Makes `program` the one of ours that sees the packets of `interface`. One that
+    /// is attached already is replaced in place: no packet sees none or both.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach(
+        &mut self,
+        programs: &Programs,
+        program: &'static str,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<(), AttachError> {
+        let descriptor = programs.get(program)?;
+        let failed = |source| AttachError::Interface {
+            program,
+            interface: interface.name.clone(),
+            direction: direction.name(),
+            source,
+        };
+        if self.by_tcx {
+            self.attach_tcx(descriptor.as_fd(), interface, direction).map_err(failed)?;
+            return clsact::remove(interface.index, direction).map_err(failed);
+        }
+        clsact::replace(interface.index, direction, descriptor.as_fd(), program).map_err(failed)?;
+        self.unlink(interface.index, direction).map_err(failed)
+    }
+
+    fn attach_tcx(
+        &mut self,
+        program: std::os::fd::BorrowedFd<'_>,
+        interface: &Interface,
+        direction: Direction,
+    ) -> io::Result<()> {
+        if let Some(path) = self.pinned.get(&(interface.index, direction)) {
+            let link = sys::obj_get(path)?;
+            let info = sys::link_info(link.as_fd())?;
+            if info.target == [interface.index, direction.tcx()] {
+                return sys::link_update(link.as_fd(), program);
+            }
+            debug!(path = %path.display(), "the link's interface is gone");
+            self.unlink(interface.index, direction)?;
+        }
+        let target = LinkTarget::Interface(interface.index);
+        let link = sys::link_create(program, target, direction.tcx())?;
+        let path = self.directory.join(pin_name(interface, direction));
+        sys::obj_pin(link.as_fd(), &path)?;
+        self.pinned.insert((interface.index, direction), path);
+        Ok(())
+    }
+
+    /// Takes our program off an interface, or forgets an interface that is gone.
+    ///
+    /// # Errors
+    /// [`AttachError::Interface`].
+    pub fn detach(&mut self, index: u32, direction: Direction) -> Result<(), AttachError> {
+        self.unlink(index, direction).and_then(|()| clsact::remove(index, direction)).map_err(
+            |source| AttachError::Interface {
+                program: "",
+                interface: index.to_string(),
+                direction: direction.name(),
+                source,
+            },
+        )
+    }
+
+    fn unlink(&mut self, index: u32, direction: Direction) -> io::Result<()> {
+        match self.pinned.remove(&(index, direction)) {
+            Some(path) => remove_link(&path),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Detaches and unpins the link at `path`.
+pub(super) fn remove_link(path: &Path) -> io::Result<()> {
+    let link = sys::obj_get(path)?;
+    match sys::link_detach(link.as_fd()) {
+        Err(error) if !is_detached(&error) => return Err(error),
+        _ => {}
+    }
+    fs::remove_file(path)
+}
+
+/// Whether a link was found detached already: its interface or cgroup is gone.
+fn is_detached(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT))
+}
+
+/// `<ifindex>-<ifname>-<direction>`; a bpffs has no dots in names.
+fn pin_name(interface: &Interface, direction: Direction) -> String {
+    format!("{}-{}-{}", interface.index, interface.name.replace('.', "_"), direction.name())
+}
+
+/// What a pin's name says of its interface.
+fn parse_pin_name(name: &str) -> Option<(u32, Direction)> {
+    let (index, rest) = name.split_once('-')?;
+    let direction = match rest.rsplit_once('-')?.1 {
+        "ingress" => Direction::Ingress,
+        "egress" => Direction::Egress,
+        _ => return None,
+    };
+    Some((index.parse().ok()?, direction))
+}
+
+fn pinned_links(directory: &Path) -> io::Result<HashMap<(u32, Direction), PathBuf>> {
+    let mut links = HashMap::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if let Some(key) = entry.file_name().to_str().and_then(parse_pin_name) {
+            links.insert(key, entry.path());
+        }
+    }
+    Ok(links)
+}
+
+/// A program could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The program is missing.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The links that are pinned cannot be listed.
+    #[error("cannot list the links in {}", path.display())]
+    Pins {
+        /// Where they are.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// At an interface.
+    #[error("cannot attach {program} to {direction} of {interface}")]
+    Interface {
+        /// The program.
+        program: &'static str,
+        /// The interface.
+        interface: String,
+        /// `ingress` or `egress`.
+        direction: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// At a cgroup.
+    #[error("cannot attach {program} to the cgroup {}", cgroup.display())]
+    Cgroup {
+        /// The program.
+        program: &'static str,
+        /// The directory of the cgroup.
+        cgroup: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Whether `error` says that the interface has gone meanwhile.
+pub fn is_gone(error: &AttachError) -> bool {
+    match error {
+        AttachError::Interface { source, .. } => {
+            matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENOLINK))
+        }
+        AttachError::Load(_) | AttachError::Pins { .. } | AttachError::Cgroup { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_tells_interface_and_direction() {
+        for (index, name) in [(7, "eth0"), (12, "veth-a-b"), (3, "bond0.100")] {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let interface = Interface { index, name: name.to_owned() };
+                let pin = pin_name(&interface, direction);
+                assert!(!pin.contains('.'), "{pin}");
+                assert_eq!(parse_pin_name(&pin), Some((index, direction)));
+            }
+        }
+        assert_eq!(parse_pin_name("cgroup-connect4"), None);
+    }
+}

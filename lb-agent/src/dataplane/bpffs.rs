@@ -1,0 +1,158 @@
+//! The bpffs that pins live in.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+/// Where distributions mount the bpffs.
+const USUAL: &str = "/sys/fs/bpf";
+
+/// Makes sure that `bpf_dir` exists and lies in a bpffs; mounts one if there is none:
+/// on `/sys/fs/bpf` for a directory below that, else on `bpf_dir` itself. Tells where
+/// it mounted one.
+///
+/// # Errors
+/// [`BpffsError`], which says what to do.
+pub fn ensure(bpf_dir: &Path) -> Result<Option<PathBuf>, BpffsError> {
+    let mut mounted = None;
+    if !is_bpffs(bpf_dir) {
+        let target = mount_point(bpf_dir);
+        mount_at(&target).map_err(|source| BpffsError::Mount { path: target.clone(), source })?;
+        mounted = Some(target);
+    }
+    fs::create_dir_all(bpf_dir)
+        .map_err(|source| BpffsError::Create { path: bpf_dir.to_owned(), source })?;
+    Ok(mounted)
+}
+
+/// Whether what exists of `path` lies in a bpffs.
+pub fn is_bpffs(path: &Path) -> bool {
+    path.ancestors()
+        .find_map(|ancestor| statfs(ancestor).ok())
+        .is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn mount_point(bpf_dir: &Path) -> PathBuf {
+    if bpf_dir.starts_with(USUAL) { PathBuf::from(USUAL) } else { bpf_dir.to_owned() }
+}
+
+fn mount_at(target: &Path) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    mount(Some("bpf"), target, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(io::Error::from)
+}
+
+/// Whether the bpffs at `bpf_dir` belongs to a mount namespace other than the one of
+/// process 1, so that pins vanish with the last process of it. `None` where that can't
+/// be told.
+pub fn dies_with_mount_namespace(bpf_dir: &Path) -> Option<bool> {
+    let ours = fs::read_link("/proc/self/ns/mnt").ok()?;
+    let first = fs::read_link("/proc/1/ns/mnt").ok()?;
+    if ours == first {
+        return Some(false);
+    }
+    let device = fs::metadata(bpf_dir.ancestors().find(|path| path.exists())?)
+        .map(|metadata| std::os::unix::fs::MetadataExt::dev(&metadata))
+        .ok()?;
+    let number = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let mounts = fs::read_to_string("/proc/1/mountinfo").ok()?;
+    Some(!has_device(&mounts, &number))
+}
+
+/// Whether a mount of the device `number` (`major:minor`) is among `mountinfo`.
+fn has_device(mountinfo: &str, number: &str) -> bool {
+    mountinfo.lines().any(|line| line.split(' ').nth(2) == Some(number))
+}
+
+/// The mount point of the cgroup v2 hierarchy, from `/proc/self/mountinfo`.
+pub fn cgroup2_mount() -> Option<PathBuf> {
+    find_cgroup2(&fs::read_to_string("/proc/self/mountinfo").ok()?)
+}
+
+/// The first whole cgroup v2 hierarchy of `mountinfo` (proc(5)).
+fn find_cgroup2(mountinfo: &str) -> Option<PathBuf> {
+    let mut found = None;
+    for line in mountinfo.lines() {
+        let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
+        if filesystem.split(' ').next() != Some("cgroup2") {
+            continue;
+        }
+        let mut fields = mount.split(' ').skip(3);
+        let (Some(root), Some(point)) = (fields.next(), fields.next()) else { continue };
+        let point = PathBuf::from(unescaped(point));
+        if root == "/" {
+            return Some(point);
+        }
+        found.get_or_insert(point);
+    }
+    found
+}
+
+/// Undoes the octal escapes that proc(5) uses for white space and backslashes.
+fn unescaped(field: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(field.to_owned(), |text, (escape, character)| text.replace(escape, character))
+}
+
+/// There is no bpffs for the pins.
+#[derive(Debug, thiserror::Error)]
+pub enum BpffsError {
+    /// It could not be mounted.
+    #[error(
+        "there is no bpffs at {0} and mounting one failed: mount it \
+         (mount -t bpf bpf {0}) or name another --bpf-dir",
+        path.display()
+    )]
+    Mount {
+        /// Where it was to be mounted.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory could not be made.
+    #[error("cannot make the directory {}", path.display())]
+    Create {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup2_mount_is_found_wherever_it_is() {
+        let hybrid = "31 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      32 31 0:27 / /sys/fs/cgroup/uni\\040fied rw shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(find_cgroup2(hybrid), Some(PathBuf::from("/sys/fs/cgroup/uni fied")));
+        assert_eq!(find_cgroup2("31 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n"), None);
+        let bind = "1 2 0:27 /pod /mnt rw - cgroup2 x rw\n2 3 0:27 / /cg rw - cgroup2 x rw\n";
+        assert_eq!(find_cgroup2(bind), Some(PathBuf::from("/cg")));
+    }
+
+    #[test]
+    fn a_bpffs_is_recognised_by_its_device() {
+        let mounts = "40 23 0:35 / /sys/fs/bpf rw - bpf bpf rw\n";
+        assert!(has_device(mounts, "0:35"));
+        assert!(!has_device(mounts, "0:36"));
+    }
+
+    #[test]
+    fn the_usual_mount_point_is_preferred() {
+        assert_eq!(mount_point(Path::new("/sys/fs/bpf/lb")), Path::new("/sys/fs/bpf"));
+        assert_eq!(mount_point(Path::new("/run/lb/bpf")), Path::new("/run/lb/bpf"));
+    }
+}

@@ -1,0 +1,311 @@
+//! Which program belongs on which interface, and which addresses this node has: pure
+//! functions of what the kernel says of the network namespace.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_common::abi::settings::Device;
+
+use super::attach::{Direction, Interface};
+
+/// Which interfaces face the outside (`--devices`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DeviceSelection {
+    /// Those of the default routes and those that hold an address of the Node object.
+    #[default]
+    Auto,
+    /// Those with these names.
+    Names(Vec<String>),
+}
+
+/// Which interfaces are the host side of pods' (`--pod-interfaces`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PodSelection {
+    /// veths whose peer is in another network namespace.
+    #[default]
+    Auto,
+    /// Those whose name fits one of these patterns, in which `*` is any text.
+    Patterns(Vec<String>),
+}
+
+/// An interface, as the kernel describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// The name.
+    pub name: String,
+    /// The link-layer address, if it has 6 bytes.
+    pub mac: [u8; 6],
+    /// Whether it is a loopback device.
+    pub is_loopback: bool,
+    /// Whether it is a veth.
+    pub is_veth: bool,
+    /// Whether its peer is in another network namespace.
+    pub has_peer_elsewhere: bool,
+}
+
+/// A default route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DefaultRoute {
+    /// Whether it is of IPv6.
+    pub is_ipv6: bool,
+    /// Its metric: the lowest wins.
+    pub metric: u32,
+    /// The interface it leads to.
+    pub interface: u32,
+    /// The source address that it prefers.
+    pub source: Option<IpAddr>,
+}
+
+/// What the kernel says of the network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Interfaces by index.
+    pub links: BTreeMap<u32, Link>,
+    /// Addresses of global scope, with the interface that holds them.
+    pub addresses: BTreeSet<(u32, IpAddr)>,
+    /// Default routes.
+    pub default_routes: BTreeSet<DefaultRoute>,
+}
+
+/// What an interface is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The host side of a pod's.
+    Pod,
+    /// Faces the outside.
+    External,
+    /// The loopback device.
+    Loopback,
+}
+
+/// A program's place.
+pub type Place = (u32, Direction);
+
+/// What the rest of the agent wants to know of the network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeNetwork {
+    /// Addresses of this node but those of pods' interfaces; those of external devices
+    /// first, without repetition.
+    pub addresses: Vec<IpAddr>,
+    /// Addresses that the host side of pods' interfaces holds, such as the one gateway
+    /// address that a point-to-point CNI gives to every veth.
+    pub pod_side_addresses: Vec<IpAddr>,
+    /// The source address of the best default route of each family.
+    pub default_sources: Vec<IpAddr>,
+    /// The external devices.
+    pub devices: Vec<Interface>,
+    /// How many interfaces of pods there are.
+    pub pods: usize,
+    /// What could not be attached, one sentence each; it is tried again.
+    pub problems: Vec<String>,
+}
+
+impl Network {
+    /// The role of every interface that has one.
+    pub fn roles(
+        &self,
+        devices: &DeviceSelection,
+        pods: &PodSelection,
+        node_addresses: &[IpAddr],
+    ) -> BTreeMap<u32, Role> {
+        self.links
+            .iter()
+            .filter_map(|(index, link)| {
+                let role = if link.is_loopback {
+                    Role::Loopback
+                } else if self.is_external(*index, link, devices, node_addresses) {
+                    Role::External
+                } else if is_of_pod(link, pods) {
+                    Role::Pod
+                } else {
+                    return None;
+                };
+                Some((*index, role))
+            })
+            .collect()
+    }
+
+    fn is_external(
+        &self,
+        index: u32,
+        link: &Link,
+        devices: &DeviceSelection,
+        node_addresses: &[IpAddr],
+    ) -> bool {
+        match devices {
+            DeviceSelection::Names(names) => names.contains(&link.name),
+            DeviceSelection::Auto => {
+                self.default_routes.iter().any(|route| route.interface == index)
+                    || node_addresses
+                        .iter()
+                        .any(|address| self.addresses.contains(&(index, *address)))
+            }
+        }
+    }
+
+    /// What follows from the roles for the rest of the agent.
+    pub fn node(&self, roles: &BTreeMap<u32, Role>) -> NodeNetwork {
+        let mut node = NodeNetwork::default();
+        let rank = |index: &u32| u8::from(roles.get(index) != Some(&Role::External));
+        let mut addresses: Vec<_> = self.addresses.iter().collect();
+        addresses.sort_by_key(|(index, address)| (rank(index), *index, *address));
+        for (index, address) in addresses {
+            let list = match roles.get(index) {
+                Some(Role::Pod) => &mut node.pod_side_addresses,
+                _ => &mut node.addresses,
+            };
+            if !list.contains(address) {
+                list.push(*address);
+            }
+        }
+        for is_ipv6 in [false, true] {
+            let mut routes = self.default_routes.iter().filter(|route| route.is_ipv6 == is_ipv6);
+            node.default_sources.extend(routes.find_map(|route| self.source_of(route)));
+        }
+        node.devices = self.with_role(roles, Role::External).collect();
+        node.pods = self.with_role(roles, Role::Pod).count();
+        node
+    }
+
+    fn source_of(&self, route: &DefaultRoute) -> Option<IpAddr> {
+        let own = |(index, address): &(u32, IpAddr)| {
+            (*index == route.interface && address.is_ipv6() == route.is_ipv6).then_some(*address)
+        };
+        route.source.or_else(|| self.addresses.iter().find_map(own))
+    }
+
+    fn with_role<'a>(
+        &'a self,
+        roles: &'a BTreeMap<u32, Role>,
+        role: Role,
+    ) -> impl Iterator<Item = Interface> + 'a {
+        self.links
+            .iter()
+            .filter(move |(index, _)| roles.get(index) == Some(&role))
+            .map(|(index, link)| Interface { index: *index, name: link.name.clone() })
+    }
+
+    /// The entries of DEVICES.
+    pub fn devices(&self, roles: &BTreeMap<u32, Role>) -> Vec<Device> {
+        self.links
+            .iter()
+            .filter(|(index, _)| roles.get(index) == Some(&Role::External))
+            .map(|(index, link)| Device { ifindex: *index, mac: link.mac, zero: 0 })
+            .collect()
+    }
+}
+
+/// Which program belongs in which place.
+pub fn places(roles: &BTreeMap<u32, Role>) -> BTreeMap<Place, &'static str> {
+    let mut places = BTreeMap::new();
+    for (index, role) in roles {
+        match role {
+            Role::Pod => {
+                places.insert((*index, Direction::Ingress), "from_pod");
+                places.insert((*index, Direction::Egress), "to_pod");
+            }
+            Role::External => {
+                places.insert((*index, Direction::Ingress), "from_device");
+                places.insert((*index, Direction::Egress), "to_device");
+            }
+            Role::Loopback => {
+                places.insert((*index, Direction::Egress), "loopback");
+            }
+        }
+    }
+    places
+}
+
+fn is_of_pod(link: &Link, pods: &PodSelection) -> bool {
+    match pods {
+        PodSelection::Auto => link.is_veth && link.has_peer_elsewhere,
+        PodSelection::Patterns(patterns) => {
+            patterns.iter().any(|pattern| fits(pattern, &link.name))
+        }
+    }
+}
+
+/// Whether `text` fits `pattern`, in which `*` is any text.
+fn fits(pattern: &str, text: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(text) = text.strip_prefix(start) else { return false };
+    (0..=text.len())
+        .filter(|skipped| text.is_char_boundary(*skipped))
+        .any(|skipped| fits(rest, &text[skipped..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn veth(name: &str) -> Link {
+        Link { name: name.into(), is_veth: true, has_peer_elsewhere: true, ..Link::default() }
+    }
+
+    fn node() -> Network {
+        let loopback = Link { name: "lo".into(), is_loopback: true, ..Link::default() };
+        let bridge = Link { name: "cni0".into(), ..Link::default() };
+        let links =
+            [(1, loopback), (2, veth("eth0")), (3, veth("eth1")), (4, bridge), (5, veth("veth9"))];
+        let route = DefaultRoute { is_ipv6: false, metric: 0, interface: 2, source: None };
+        Network {
+            links: links.into(),
+            addresses: [(2, "192.0.2.10"), (3, "2001:db8::10"), (4, "10.0.0.1"), (5, "10.0.9.9")]
+                .map(|(index, text)| (index, address(text)))
+                .into(),
+            default_routes: [route].into(),
+        }
+    }
+
+    #[test]
+    fn default_routes_and_node_addresses_make_a_device_external_and_other_veths_are_pods() {
+        let roles =
+            node().roles(&DeviceSelection::Auto, &PodSelection::Auto, &[address("2001:db8::10")]);
+        let expected =
+            [(1, Role::Loopback), (2, Role::External), (3, Role::External), (5, Role::Pod)];
+        assert_eq!(roles, expected.into());
+        assert_eq!(places(&roles).get(&(5, Direction::Egress)), Some(&"to_pod"));
+        assert_eq!(places(&roles).get(&(1, Direction::Ingress)), None);
+    }
+
+    #[test]
+    fn lists_replace_what_is_found() {
+        let devices = DeviceSelection::Names(vec!["eth1".into()]);
+        let pods = PodSelection::Patterns(vec!["cali*".into(), "cn*0".into()]);
+        let roles = node().roles(&devices, &pods, &[]);
+        assert_eq!(roles, [(1, Role::Loopback), (3, Role::External), (4, Role::Pod)].into());
+    }
+
+    #[test]
+    fn the_address_of_a_bridge_is_the_node_s_and_that_of_a_veth_is_not() {
+        let network = node();
+        let roles = network.roles(&DeviceSelection::Auto, &PodSelection::Auto, &[]);
+        let node = network.node(&roles);
+        // eth1 is taken for a pod's as long as nobody says that it is the node's.
+        assert_eq!(node.addresses, [address("192.0.2.10"), address("10.0.0.1")]);
+        assert_eq!(node.pod_side_addresses, [address("2001:db8::10"), address("10.0.9.9")]);
+        assert_eq!(node.default_sources, [address("192.0.2.10")]);
+        assert_eq!(node.pods, 2);
+    }
+
+    #[test]
+    fn a_star_is_any_text() {
+        for (pattern, text, expected) in [
+            ("veth*", "veth1a", true),
+            ("veth*", "vet", false),
+            ("*", "", true),
+            ("a*b*c", "aXbYc", true),
+            ("a*b*c", "aXbY", false),
+            ("eth0", "eth0", true),
+            ("eth0", "eth01", false),
+        ] {
+            assert_eq!(fits(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

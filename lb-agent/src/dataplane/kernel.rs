@@ -1,0 +1,362 @@
+//! The maps of the kernel as a [`Dataplane`].
+//!
+//! This is where the order of the stores of one entry is decided. It decides nothing
+//! about which entries are stored.
+
+use std::{
+    fmt::Debug,
+    io,
+    mem::offset_of,
+    os::fd::OwnedFd,
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytemuck::{Pod, Zeroable};
+use lb_common::abi::{
+    address::{Address4, Address6},
+    backend::Backend,
+    frontend::{Frontend, FrontendKey},
+    service::{Name, Service, Slot, SlotRange},
+    settings::{Device, Settings, SettingsPair},
+};
+
+use super::{
+    Capacity, Dataplane, DataplaneError, PinnedState,
+    mapped::{MappedArray, word_of},
+    pins::{PinError, Pins},
+    sys::TypedMap,
+};
+
+/// The pinned maps, opened for writing.
+#[derive(Debug)]
+pub struct KernelDataplane {
+    pins: Pins,
+    frontends4: TypedMap<FrontendKey<Address4>, Frontend>,
+    frontends6: TypedMap<FrontendKey<Address6>, Frontend>,
+    services: MappedArray<Service>,
+    names: MappedArray<Name>,
+    slots: MappedArray<Slot>,
+    backends4: MappedArray<Backend<Address4>>,
+    backends6: MappedArray<Backend<Address6>>,
+    settings: MappedArray<SettingsPair>,
+    flipped: Option<Instant>,
+}
+
+/// Longer than any run of a program: after it, none reads the copy of the settings
+/// that was left last.
+const LONGEST_RUN: Duration = Duration::from_millis(1);
+
+impl KernelDataplane {
+    /// Opens the maps, which [`load`](super::load::load) has pinned.
+    ///
+    /// # Errors
+    /// [`PinError`] if one is missing or of another layout.
+    pub fn open(pins: &Pins) -> Result<Self, PinError> {
+        Ok(Self {
+            pins: pins.clone(),
+            frontends4: opened(pins, "FRONTENDS4", TypedMap::new)?,
+            frontends6: opened(pins, "FRONTENDS6", TypedMap::new)?,
+            services: opened(pins, "SERVICES", MappedArray::writable)?,
+            names: opened(pins, "NAMES", MappedArray::writable)?,
+            slots: opened(pins, "SLOTS", MappedArray::writable)?,
+            backends4: opened(pins, "BACKENDS4", MappedArray::writable)?,
+            backends6: opened(pins, "BACKENDS6", MappedArray::writable)?,
+            settings: opened(pins, "SETTINGS", MappedArray::writable)?,
+            flipped: None,
+        })
+    }
+}
+
+/// Opens the pinned map `name` and hands it to `open`.
+pub(super) fn opened<T>(
+    pins: &Pins,
+    name: &'static str,
+    open: impl FnOnce(OwnedFd) -> io::Result<T>,
+) -> Result<T, PinError> {
+    open(pins.open(name)?).map_err(|source| PinError::Open { path: pins.map(name), source })
+}
+
+/// Every entry of a pinned array. It is mapped for as long as that takes: an array that
+/// stays mapped counts as the agent's own memory.
+pub fn read_array<T: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<T>, DataplaneError> {
+    let read = || -> io::Result<Vec<T>> {
+        let descriptor = pins.open(map).map_err(io::Error::other)?;
+        MappedArray::readable(descriptor)?.load_all()
+    };
+    read().map_err(failed(map, || "read of every entry".to_owned()))
+}
+
+/// Everything that is pinned, for the tools and for the next agent.
+///
+/// # Errors
+/// [`DataplaneError`] if a map is missing or cannot be read.
+pub fn read_state(pins: &Pins) -> Result<PinnedState, DataplaneError> {
+    let frontends4 = opened(pins, "FRONTENDS4", TypedMap::new)
+        .map_err(|error| failed("FRONTENDS4", || "open".to_owned())(io::Error::other(error)))?;
+    let frontends6 = opened(pins, "FRONTENDS6", TypedMap::new)
+        .map_err(|error| failed("FRONTENDS6", || "open".to_owned())(io::Error::other(error)))?;
+    let names = read_array::<Name>(pins, "NAMES")?;
+    let slots = read_array::<Slot>(pins, "SLOTS")?;
+    let settings = read_array::<SettingsPair>(pins, "SETTINGS")?;
+    Ok(PinnedState {
+        frontends4: read_hash(&frontends4, "FRONTENDS4")?,
+        frontends6: read_hash(&frontends6, "FRONTENDS6")?,
+        names: (0..).zip(names).filter(|(_, name)| name.length > 0).collect(),
+        services: read_array(pins, "SERVICES")?,
+        slots: slots.into_iter().map(|slot| slot.backend).collect(),
+        backends4: read_array(pins, "BACKENDS4")?,
+        backends6: read_array(pins, "BACKENDS6")?,
+        settings: settings.first().map(settings_in_force).unwrap_or_default(),
+    })
+}
+
+/// Every entry of a hash.
+pub(super) fn read_hash<K: Pod, V: Pod>(
+    map: &TypedMap<K, V>,
+    name: &'static str,
+) -> Result<Vec<(K, V)>, DataplaneError> {
+    let mut entries = Vec::new();
+    map.visit(|keys, values| {
+        entries.extend(keys.iter().copied().zip(values.iter().copied()));
+        true
+    })
+    .map_err(failed(name, || "read of every entry".to_owned()))?;
+    Ok(entries)
+}
+
+fn settings_in_force(pair: &SettingsPair) -> Settings {
+    pair.copies[usize::from(pair.active == 1)]
+}
+
+fn failed<F: FnOnce() -> String>(
+    map: &'static str,
+    operation: F,
+) -> impl FnOnce(io::Error) -> DataplaneError + use<F> {
+    move |source| DataplaneError { map, operation: operation(), source }
+}
+
+fn upsert<K: Pod + Debug>(
+    map: &TypedMap<K, Frontend>,
+    name: &'static str,
+    key: &K,
+    value: &Frontend,
+) -> Result<(), DataplaneError> {
+    map.set(key, value).map_err(|source| {
+        let full = source.raw_os_error() == Some(libc::E2BIG);
+        let hint = if full { " (the map is full: --max-services)" } else { "" };
+        DataplaneError { map: name, operation: format!("upsert of {key:?}{hint}"), source }
+    })
+}
+
+impl Dataplane for KernelDataplane {
+    fn store_backend4(&mut self, id: u32, value: Backend<Address4>) -> Result<(), DataplaneError> {
+        const { assert!(size_of::<Backend<Address4>>() == 16) }
+        self.backends4
+            .publish(id, 8, word_of(&value, 8))
+            // Address, port and generation go out as one: no packet gets the address of
+            // one backend and the generation of another.
+            .and_then(|()| self.backends4.publish(id, 0, word_of(&value, 0)))
+            .map_err(failed("BACKENDS4", || format!("store of backend {id}")))
+    }
+
+    fn store_backend6(&mut self, id: u32, value: Backend<Address6>) -> Result<(), DataplaneError> {
+        const LAST: usize = offset_of!(Backend<Address6>, port);
+        const SERVICE: usize = offset_of!(Backend<Address6>, service);
+        const { assert!(LAST == 16 && SERVICE == LAST + 8) }
+        self.backends6
+            .store_part(id, 0, &value.address)
+            .and_then(|()| self.backends6.store_part(id, SERVICE, &value.service))
+            .and_then(|()| self.backends6.publish(id, LAST, word_of(&value, LAST)))
+            .map_err(failed("BACKENDS6", || format!("store of backend {id}")))
+    }
+
+    fn store_slots(&mut self, start: u32, backends: &[u32]) -> Result<(), DataplaneError> {
+        for (slot, backend) in (u64::from(start)..).zip(backends) {
+            u32::try_from(slot)
+                .map_err(io::Error::other)
+                .and_then(|slot| self.slots.store(slot, &Slot { backend: *backend }))
+                .map_err(failed("SLOTS", || format!("store of slot {slot}")))?;
+        }
+        Ok(())
+    }
+
+    fn store_service(&mut self, index: u32, value: Service) -> Result<(), DataplaneError> {
+        const FLAGS: usize = offset_of!(Service, affinity_seconds);
+        self.services
+            .store_part(index, FLAGS, &[value.affinity_seconds, value.flags])
+            .map_err(failed("SERVICES", || format!("store of service {index}")))?;
+        self.publish_local(index, value.local)?;
+        self.publish_cluster(index, value.cluster)
+    }
+
+    fn publish_cluster(&mut self, index: u32, range: SlotRange) -> Result<(), DataplaneError> {
+        self.services
+            .publish(index, offset_of!(Service, cluster), range.start_and_length)
+            .map_err(failed("SERVICES", || format!("publication of cluster set {index}")))
+    }
+
+    fn publish_local(&mut self, index: u32, range: SlotRange) -> Result<(), DataplaneError> {
+        self.services
+            .publish(index, offset_of!(Service, local), range.start_and_length)
+            .map_err(failed("SERVICES", || format!("publication of local set {index}")))
+    }
+
+    fn store_name(&mut self, index: u32, name: Name) -> Result<(), DataplaneError> {
+        self.names.store(index, &name).map_err(failed("NAMES", || format!("store of name {index}")))
+    }
+
+    fn upsert_frontend4(
+        &mut self,
+        key: FrontendKey<Address4>,
+        value: Frontend,
+    ) -> Result<(), DataplaneError> {
+        upsert(&self.frontends4, "FRONTENDS4", &key, &value)
+    }
+
+    fn upsert_frontend6(
+        &mut self,
+        key: FrontendKey<Address6>,
+        value: Frontend,
+    ) -> Result<(), DataplaneError> {
+        upsert(&self.frontends6, "FRONTENDS6", &key, &value)
+    }
+
+    fn delete_frontend4(&mut self, key: FrontendKey<Address4>) -> Result<(), DataplaneError> {
+        self.frontends4
+            .remove(&key)
+            .map(drop)
+            .map_err(failed("FRONTENDS4", || format!("deletion of {key:?}")))
+    }
+
+    fn delete_frontend6(&mut self, key: FrontendKey<Address6>) -> Result<(), DataplaneError> {
+        self.frontends6
+            .remove(&key)
+            .map(drop)
+            .map_err(failed("FRONTENDS6", || format!("deletion of {key:?}")))
+    }
+
+    fn store_settings(&mut self, settings: &Settings) -> Result<(), DataplaneError> {
+        const COPIES: usize = offset_of!(SettingsPair, copies);
+        if let Some(flipped) = self.flipped {
+            thread::sleep(LONGEST_RUN.saturating_sub(flipped.elapsed()));
+        }
+        let mut store = || -> io::Result<()> {
+            let active = self.settings.load(0)?.active;
+            let next = u32::from(active == 0);
+            let offset = COPIES + next as usize * size_of::<Settings>();
+            self.settings.store_part(0, offset, settings)?;
+            self.settings.publish(0, 0, word_of(&[next, 0], 0))
+        };
+        store().map_err(failed("SETTINGS", || "store".to_owned()))?;
+        self.flipped = Some(Instant::now());
+        Ok(())
+    }
+
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            services: self.services.entries().min(self.names.entries()),
+            slots: self.slots.entries(),
+            backends4: self.backends4.entries(),
+            backends6: self.backends6.entries(),
+            frontends4: self.frontends4.max_entries(),
+            frontends6: self.frontends6.max_entries(),
+        }
+    }
+
+    fn read_state(&self) -> Result<PinnedState, DataplaneError> {
+        read_state(&self.pins)
+    }
+}
+
+/// DEVICES, with an index for each device that stays the same for as long as the device
+/// is one of ours: flows hold it.
+#[derive(Debug)]
+pub struct Devices {
+    entries: Vec<Device>,
+    map: MappedArray<Device>,
+}
+
+impl Devices {
+    /// Opens the map and takes over what it holds.
+    ///
+    /// # Errors
+    /// [`PinError`] if it is missing or of another layout.
+    pub fn open(pins: &Pins) -> Result<Self, PinError> {
+        let mut map = opened(pins, "DEVICES", MappedArray::<Device>::writable)?;
+        let entries = map
+            .load_all()
+            .map_err(|source| PinError::Open { path: pins.map("DEVICES"), source })?;
+        Ok(Self { entries, map })
+    }
+
+    /// Makes the entries those of `devices`; tells which found no room.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] if the map cannot be written.
+    pub fn set(&mut self, devices: &[Device]) -> Result<Vec<Device>, DataplaneError> {
+        let wanted = placed(&self.entries, devices);
+        for (index, (entry, next)) in (0..).zip(self.entries.iter_mut().zip(&wanted.0)) {
+            if entry != next {
+                let [.., tail] = bytemuck::cast::<Device, [[u8; 4]; 3]>(*next);
+                self.map
+                    .store_part(index, 8, &tail)
+                    .and_then(|()| self.map.publish(index, 0, word_of(next, 0)))
+                    .map_err(failed("DEVICES", || format!("store of device {index}")))?;
+                *entry = *next;
+            }
+        }
+        Ok(wanted.1)
+    }
+}
+
+/// Where `devices` go, given where devices are: those that are there stay, new ones
+/// take free entries. Then those that found none.
+fn placed(entries: &[Device], devices: &[Device]) -> (Vec<Device>, Vec<Device>) {
+    let mut placed = vec![Device::zeroed(); entries.len()];
+    let mut left = Vec::new();
+    for device in devices {
+        let same = |entry: &Device| entry.ifindex == device.ifindex;
+        match entries.iter().position(same) {
+            Some(position) => placed[position] = *device,
+            None => left.push(*device),
+        }
+    }
+    let mut unplaced = Vec::new();
+    for device in left {
+        match placed.iter_mut().find(|entry| entry.ifindex == 0) {
+            Some(free) => *free = device,
+            None => unplaced.push(device),
+        }
+    }
+    (placed, unplaced)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(ifindex: u32, last: u8) -> Device {
+        Device { ifindex, mac: [2, 0, 0, 0, 0, last], zero: 0 }
+    }
+
+    #[test]
+    fn a_device_keeps_its_entry_while_others_come_and_go() {
+        let none = vec![Device::zeroed(); 3];
+        let (first, _) = placed(&none, &[device(5, 1), device(7, 2)]);
+        assert_eq!(first, [device(5, 1), device(7, 2), Device::zeroed()]);
+        let (second, _) = placed(&first, &[device(7, 9), device(8, 3)]);
+        assert_eq!(second, [device(8, 3), device(7, 9), Device::zeroed()]);
+        let all = [device(1, 0), device(2, 0), device(7, 9), device(8, 3)];
+        let (third, unplaced) = placed(&second, &all);
+        assert_eq!(third, [device(8, 3), device(7, 9), device(1, 0)]);
+        assert_eq!(unplaced, [device(2, 0)]);
+    }
+
+    #[test]
+    fn a_word_is_what_lies_at_its_offset() {
+        let value = Service { cluster: SlotRange::new(3, 4), ..Service::default() };
+        assert_eq!(word_of(&value, 0), value.cluster.start_and_length);
+        assert_eq!(word_of(&value, 8), 0);
+    }
+}

@@ -1,0 +1,257 @@
+//! Loads the object that the agent carries: maps are pinned or, where a pin is already
+//! there, taken over as they are; programs are given to the verifier.
+//!
+//! Nothing is attached here, and nothing that a map holds is changed.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    EbpfError, EbpfLoader, VerifierLogLevel,
+    programs::{Program, ProgramError},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    bpffs::{self, BpffsError},
+    pins::{MapSizes, PinError, PinnedMap, Pins, pinned_maps},
+};
+
+/// The eBPF object, as `cargo xtask build-ebpf` made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
+
+/// What is decided when the programs are loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Constants {
+    /// The network namespace whose sockets the connect-time hooks translate; 0 = every.
+    pub netns_cookie: u64,
+    /// Whether the connect-time hooks translate UDP.
+    pub socket_lb_udp: bool,
+    /// Whether the kernel has `bpf_set_retval` for the connect-time hooks.
+    pub has_set_retval: bool,
+    /// Whether the kernel has `bpf_get_netns_cookie` for the connect-time hooks.
+    pub has_netns_cookie: bool,
+}
+
+/// The programs, loaded.
+#[derive(Debug)]
+pub struct Programs {
+    programs: Vec<(String, OwnedFd)>,
+    /// How long maps and programs took.
+    pub elapsed: Duration,
+}
+
+impl Programs {
+    /// The program `name`.
+    ///
+    /// # Errors
+    /// [`LoadError::NoProgram`] if the object has none of this name.
+    pub fn get(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
+        self.programs
+            .iter()
+            .find(|(program, _)| program == name)
+            .map(|(_, descriptor)| descriptor.as_fd())
+            .ok_or(LoadError::NoProgram { name })
+    }
+}
+
+/// Makes or takes over the maps and loads every program.
+///
+/// # Errors
+/// [`LoadError`], which says what to do.
+pub fn load(pins: &Pins, sizes: &MapSizes, constants: Constants) -> Result<Programs, LoadError> {
+    let started = Instant::now();
+    if let Some(path) = bpffs::ensure(pins.base())? {
+        info!(path = %path.display(), "mounted a bpffs");
+    }
+    if bpffs::dies_with_mount_namespace(pins.base()) == Some(true) {
+        warn!(
+            bpf_dir = %pins.base().display(),
+            "this bpffs belongs to a mount namespace of its own: pins die with it"
+        );
+    }
+    for directory in [pins.maps().to_owned(), pins.links()] {
+        fs::create_dir_all(&directory)
+            .map_err(|source| LoadError::Directory { path: directory, source })?;
+    }
+    let mut maps = pinned_maps(sizes);
+    for map in &mut maps {
+        adopt_size(pins, map)?;
+    }
+    let netns_cookie = constants.netns_cookie.to_ne_bytes();
+    let flags = [
+        ("SOCKET_LB_UDP", u32::from(constants.socket_lb_udp)),
+        ("HAS_SET_RETVAL", u32::from(constants.has_set_retval)),
+        ("HAS_NETNS_COOKIE", u32::from(constants.has_netns_cookie)),
+    ];
+    let mut loader = EbpfLoader::new();
+    loader.btf(None).override_global("NETNS_COOKIE", &netns_cookie, true);
+    loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
+    for (name, value) in &flags {
+        loader.override_global(name, value, true);
+    }
+    for map in &maps {
+        loader.map_pin_path(map.name, pins.map(map.name));
+        if map.max_entries > 0 {
+            loader.map_max_entries(map.name, map.max_entries);
+        }
+    }
+    let mut object = loader.load(OBJECT).map_err(|source| refused(source.into()))?;
+    let maps_done = started.elapsed();
+    let programs = verify(object.programs_mut().map(|(name, program)| (name.to_owned(), program)))?;
+    let elapsed = started.elapsed();
+    debug!(?maps_done, ?elapsed, programs = programs.len(), "programs loaded");
+    Ok(Programs { programs, elapsed })
+}
+
+/// Makes `map` as large as its pin: what a map holds outlives a change of the flag.
+fn adopt_size(pins: &Pins, map: &mut PinnedMap) -> Result<(), LoadError> {
+    let Some(entries) = map.existing_entries(pins)? else { return Ok(()) };
+    if entries != map.max_entries {
+        warn!(
+            map = map.name,
+            pinned = entries,
+            wanted = map.max_entries,
+            flag = map.flag,
+            "the map keeps the size it was pinned with; a new size needs lb-agent cleanup first"
+        );
+        map.max_entries = entries;
+    }
+    Ok(())
+}
+
+/// Gives the programs to the verifier, which takes most of the time of a start, on as
+/// many threads as there are CPUs.
+fn verify<'a>(
+    programs: impl Iterator<Item = (String, &'a mut Program)>,
+) -> Result<Vec<(String, OwnedFd)>, LoadError> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let mut shares: Vec<Vec<(String, &mut Program)>> = Vec::new();
+    shares.resize_with(threads, Vec::new);
+    for (position, program) in programs.enumerate() {
+        shares[position % threads].push(program);
+    }
+    thread::scope(|scope| {
+        let workers: Vec<_> = shares
+            .into_iter()
+            .map(|share| {
+                scope.spawn(|| {
+                    share
+                        .into_iter()
+                        .map(|(name, program)| verify_one(name, program))
+                        .collect::<Result<Vec<_>, _>>()
+                })
+            })
+            .collect();
+        let mut loaded = Vec::new();
+        for worker in workers {
+            match worker.join() {
+                Ok(result) => loaded.extend(result?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(loaded)
+    })
+}
+
+fn verify_one(name: String, program: &mut Program) -> Result<(String, OwnedFd), LoadError> {
+    let result = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => return Err(LoadError::Kind { name }),
+    };
+    let descriptor = result.and_then(|()| Ok(program.fd()?.as_fd().try_clone_to_owned()?));
+    match descriptor {
+        Ok(descriptor) => Ok((name, descriptor)),
+        Err(ProgramError::LoadError { io_error, verifier_log }) => {
+            debug!(program = name, log = %verifier_log, "the verifier's log");
+            Err(privileged(io_error, |source| LoadError::Verifier { name, source }))
+        }
+        Err(source) => Err(LoadError::Program { name, source }),
+    }
+}
+
+fn privileged(error: io::Error, otherwise: impl FnOnce(io::Error) -> LoadError) -> LoadError {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => LoadError::Privileges,
+        _ => otherwise(error),
+    }
+}
+
+/// Tells a refusal for want of privileges, wherever aya met it, from other errors.
+fn refused(error: Box<EbpfError>) -> LoadError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+    while let Some(current) = cause {
+        let system = current.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if system == Some(libc::EPERM) {
+            return LoadError::Privileges;
+        }
+        cause = current.source();
+    }
+    LoadError::Object { source: error }
+}
+
+/// The programs could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No place for pins.
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
+    /// A pin is in the way.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A directory for pins could not be made.
+    #[error("cannot make the directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The caller may not load programs.
+    #[error("loading eBPF programs needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root)")]
+    Privileges,
+    /// The maps could not be made or the object is broken.
+    #[error("cannot load the eBPF object")]
+    Object {
+        /// What aya said.
+        #[source]
+        source: Box<EbpfError>,
+    },
+    /// The verifier refused a program.
+    #[error("the kernel refused program {name} (its log is in the log at level debug)")]
+    Verifier {
+        /// The program.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be loaded for another reason.
+    #[error("cannot load program {name}")]
+    Program {
+        /// The program.
+        name: String,
+        /// What aya said.
+        #[source]
+        source: ProgramError,
+    },
+    /// The object holds a kind of program that is never attached.
+    #[error("program {name} of the eBPF object is of a kind that the agent does not attach")]
+    Kind {
+        /// The program.
+        name: String,
+    },
+    /// The object lacks a program.
+    #[error("the eBPF object has no program {name}")]
+    NoProgram {
+        /// The program.
+        name: &'static str,
+    },
+}

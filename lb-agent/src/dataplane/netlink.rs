@@ -1,0 +1,492 @@
+//! Keeps programs on interfaces as these come and go, by rtnetlink.
+//!
+//! It does not read /sys/class/net, which shows the namespace that mounted it: netlink
+//! shows the one that the agent is in.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage, AddressScope},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+};
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    sys::SocketAddr,
+};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    DataplaneError,
+    attach::{AttachError, Direction, Interface, TcAttach, TcAttacher, is_gone},
+    interfaces::{
+        DefaultRoute, DeviceSelection, Link, Network, NodeNetwork, Place, PodSelection, places,
+    },
+    kernel::Devices,
+    load::Programs,
+    pins::{PinError, Pins},
+};
+
+/// Which interfaces get programs, and how.
+#[derive(Clone, Debug, Default)]
+pub struct InterfaceOptions {
+    /// `--devices`.
+    pub devices: DeviceSelection,
+    /// `--pod-interfaces`.
+    pub pods: PodSelection,
+    /// `--tc-attach`.
+    pub attach: TcAttach,
+}
+
+/// How often everything is read anew, in case a message was lost or somebody took a
+/// program off.
+const RESYNC: Duration = Duration::from_secs(60);
+/// How soon something that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long messages of one change are gathered for, once one has come.
+const GATHER: Duration = Duration::from_micros(500);
+
+type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// The programs on the interfaces of this network namespace.
+pub struct Interfaces {
+    options: InterfaceOptions,
+    programs: Arc<Programs>,
+    attacher: TcAttacher,
+    devices: Devices,
+    handle: Handle,
+    messages: Messages,
+    connection: JoinHandle<()>,
+    network: Network,
+    node_addresses: Vec<IpAddr>,
+    attached: BTreeMap<Place, &'static str>,
+    published: watch::Sender<NodeNetwork>,
+}
+
+impl Interfaces {
+    /// Attaches programs to the interfaces that there are, in the place of those of an
+    /// earlier agent, and detaches what that one left on others. `node_addresses` are
+    /// those of the Node object.
+    ///
+    /// # Errors
+    /// [`InterfaceError`] if the kernel cannot be asked or the pins be opened; what
+    /// cannot be attached is told by [`NodeNetwork::problems`].
+    pub async fn open(
+        pins: &Pins,
+        programs: Arc<Programs>,
+        options: InterfaceOptions,
+        node_addresses: Vec<IpAddr>,
+    ) -> Result<Self, InterfaceError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)
+            .map_err(|source| InterfaceError::Connect { source })?;
+        let mut interfaces = Self {
+            attacher: TcAttacher::new(pins, options.attach)?,
+            devices: Devices::open(pins)?,
+            options,
+            programs,
+            handle,
+            messages,
+            connection: tokio::spawn(connection),
+            network: Network::default(),
+            node_addresses,
+            attached: BTreeMap::new(),
+            published: watch::Sender::default(),
+        };
+        interfaces.network = read(&interfaces.handle).await?;
+        interfaces.reconcile()?;
+        interfaces.detach_strangers();
+        accept_local();
+        Ok(interfaces)
+    }
+
+    /// What is known of the network namespace, now and whenever it changes.
+    pub fn subscribe(&self) -> watch::Receiver<NodeNetwork> {
+        self.published.subscribe()
+    }
+
+    /// Follows the changes of the network namespace, and of the addresses of the Node
+    /// object, until the kernel can no longer be listened to. Dropping it ends it;
+    /// programs stay where they are.
+    ///
+    /// # Errors
+    /// [`InterfaceError`] if the netlink socket breaks.
+    pub async fn run(
+        mut self,
+        mut node_addresses: watch::Receiver<Vec<IpAddr>>,
+    ) -> Result<(), InterfaceError> {
+        let mut resync_at = Instant::now() + RESYNC;
+        loop {
+            let failing = !self.published.borrow().problems.is_empty();
+            let wait = if failing { RETRY } else { resync_at - Instant::now().min(resync_at) };
+            let stale = tokio::select! {
+                message = self.messages.next() => {
+                    let Some((message, _)) = message else { return Err(InterfaceError::Closed) };
+                    self.gather(message).await
+                }
+                Ok(()) = node_addresses.changed() => {
+                    self.node_addresses = node_addresses.borrow_and_update().clone();
+                    Stale::default()
+                }
+                () = sleep(wait) => Stale { all: Instant::now() >= resync_at, ..Stale::default() },
+            };
+            if stale.all {
+                self.attached.clear();
+                self.network = read(&self.handle).await?;
+                resync_at = Instant::now() + RESYNC;
+            } else {
+                self.refresh(stale).await?;
+            }
+            self.reconcile()?;
+        }
+    }
+
+    /// Takes in a message and those that come right behind it. The links are attended
+    /// to at once, while the rest of the change still comes.
+    async fn gather(&mut self, first: NetlinkMessage<RouteNetlinkMessage>) -> Stale {
+        let mut stale = Stale::default();
+        self.apply(first, &mut stale);
+        if stale.link_changed {
+            return stale;
+        }
+        while let Ok(Some((message, _))) = timeout(GATHER, self.messages.next()).await {
+            self.apply(message, &mut stale);
+            if stale.link_changed {
+                break;
+            }
+        }
+        stale
+    }
+
+    fn apply(&mut self, message: NetlinkMessage<RouteNetlinkMessage>, stale: &mut Stale) {
+        match message.payload {
+            NetlinkPayload::InnerMessage(message) => apply(&mut self.network, message, stale),
+            NetlinkPayload::Overrun(_) => {
+                warn!("the kernel dropped netlink messages: reading everything anew");
+                stale.all = true;
+            }
+            _ => {}
+        }
+    }
+
+    async fn refresh(&mut self, stale: Stale) -> Result<(), InterfaceError> {
+        for index in stale.peers {
+            let mut links = self.handle.link().get().match_index(index).execute();
+            // The interface may be gone already.
+            if let Ok(Some(message)) = links.try_next().await {
+                let (index, link) = parse_link(&message);
+                self.network.links.insert(index, link);
+            }
+        }
+        if stale.routes {
+            self.network.default_routes = read_routes(&self.handle).await?;
+        }
+        Ok(())
+    }
+
+    /// Attaches what is missing, detaches what has no place any more, and tells.
+    fn reconcile(&mut self) -> Result<(), InterfaceError> {
+        let InterfaceOptions { devices, pods, .. } = &self.options;
+        let roles = self.network.roles(devices, pods, &self.node_addresses);
+        let wanted = places(&roles);
+        // The entries that flows of node processes point to are there before a flow is.
+        let unplaced = self.devices.set(&self.network.devices(&roles))?;
+        let mut problems: Vec<String> = unplaced
+            .iter()
+            .map(|device| format!("no entry of DEVICES is left for interface {}", device.ifindex))
+            .collect();
+        let gone: Vec<Place> =
+            self.attached.keys().filter(|place| !wanted.contains_key(place)).copied().collect();
+        for (index, direction) in gone {
+            self.attached.remove(&(index, direction));
+            self.detach(index, direction);
+        }
+        for (place, program) in wanted {
+            if self.attached.get(&place) == Some(&program) {
+                continue;
+            }
+            let name = self.network.links.get(&place.0).map(|link| link.name.clone());
+            let interface = Interface { index: place.0, name: name.unwrap_or_default() };
+            match self.attacher.attach(&self.programs, program, &interface, place.1) {
+                Ok(()) => {
+                    debug!(program, interface = interface.name, "attached");
+                    self.attached.insert(place, program);
+                }
+                Err(error) if is_gone(&error) => debug!(%error, "the interface has gone"),
+                Err(error) => {
+                    let source = std::error::Error::source(&error).map(ToString::to_string);
+                    warn!(%error, source, "will try again");
+                    problems.push(format!("{error}: {}", source.unwrap_or_default()));
+                }
+            }
+        }
+        let node = NodeNetwork { problems, ..self.network.node(&roles) };
+        self.publish(node);
+        Ok(())
+    }
+
+    fn publish(&self, node: NodeNetwork) {
+        self.published.send_if_modified(|published| {
+            if *published == node {
+                return false;
+            }
+            info!(
+                devices = ?node.devices.iter().map(|device| &device.name).collect::<Vec<_>>(),
+                pods = node.pods,
+                addresses = ?node.addresses,
+                "interfaces"
+            );
+            *published = node;
+            true
+        });
+    }
+
+    fn detach(&mut self, index: u32, direction: Direction) {
+        if let Err(error) = self.attacher.detach(index, direction)
+            && !is_gone(&error)
+        {
+            warn!(%error, index, "a program could not be taken off");
+        }
+    }
+
+    /// Takes off what an earlier agent left on interfaces that are none of ours now.
+    fn detach_strangers(&mut self) {
+        let linked: Vec<Place> = self.attacher.linked().collect();
+        let others = self
+            .network
+            .links
+            .keys()
+            .flat_map(|index| [(*index, Direction::Ingress), (*index, Direction::Egress)]);
+        let others: Vec<Place> = others.chain(linked).collect();
+        for place in others {
+            if !self.attached.contains_key(&place) {
+                self.detach(place.0, place.1);
+            }
+        }
+    }
+}
+
+impl Drop for Interfaces {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// What a message says has to be read anew.
+#[derive(Debug, Default)]
+struct Stale {
+    all: bool,
+    routes: bool,
+    /// Interfaces whose peer has just left for another namespace.
+    peers: Vec<u32>,
+    link_changed: bool,
+}
+
+fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
+    match message {
+        RouteNetlinkMessage::NewLink(message) => {
+            // The kernel takes IPv4 routes of an interface that goes down away silently.
+            stale.routes |= !message.header.flags.contains(LinkFlags::Up)
+                && network
+                    .default_routes
+                    .iter()
+                    .any(|route| route.interface == message.header.index);
+            let (index, link) = parse_link(&message);
+            let known = network.links.insert(index, link);
+            stale.link_changed |= known.as_ref() != network.links.get(&index);
+        }
+        RouteNetlinkMessage::DelLink(message) => {
+            let index = message.header.index;
+            network.links.remove(&index);
+            network.addresses.retain(|(holder, _)| *holder != index);
+            network.default_routes.retain(|route| route.interface != index);
+            stale.link_changed = true;
+            for attribute in &message.attributes {
+                if let LinkAttribute::Link(peer) = attribute {
+                    stale.peers.push(*peer);
+                }
+            }
+        }
+        RouteNetlinkMessage::NewAddress(message) => {
+            network.addresses.extend(parse_address(&message));
+        }
+        RouteNetlinkMessage::DelAddress(message) => {
+            if let Some(address) = parse_address(&message) {
+                network.addresses.remove(&address);
+            }
+        }
+        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
+            stale.routes |= message.header.destination_prefix_length == 0;
+        }
+        _ => {}
+    }
+}
+
+async fn read(handle: &Handle) -> Result<Network, InterfaceError> {
+    let failed = |source| InterfaceError::Read { source };
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(failed)?;
+    let addresses: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(failed)?;
+    Ok(Network {
+        links: links.iter().map(parse_link).collect(),
+        addresses: addresses.iter().filter_map(parse_address).collect(),
+        default_routes: read_routes(handle).await?,
+    })
+}
+
+async fn read_routes(handle: &Handle) -> Result<BTreeSet<DefaultRoute>, InterfaceError> {
+    let families = [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ];
+    let mut found = BTreeSet::new();
+    for family in families {
+        let mut routes = handle.route().get(family).execute();
+        while let Some(route) =
+            routes.try_next().await.map_err(|source| InterfaceError::Read { source })?
+        {
+            found.extend(parse_default_route(&route));
+        }
+    }
+    Ok(found)
+}
+
+fn parse_link(message: &LinkMessage) -> (u32, Link) {
+    let mut link =
+        Link { is_loopback: message.header.flags.contains(LinkFlags::Loopback), ..Link::default() };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(address) => {
+                link.mac = address.as_slice().try_into().unwrap_or_default();
+            }
+            LinkAttribute::LinkNetNsId(_) => link.has_peer_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
+            _ => {}
+        }
+    }
+    (message.header.index, link)
+}
+
+/// An address of global scope; addresses of links and of the host itself are of no use
+/// to anybody outside.
+fn parse_address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
+    if !matches!(message.header.scope, AddressScope::Universe | AddressScope::Site) {
+        return None;
+    }
+    // On a point-to-point interface, `Address` is the other end's.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    Some((message.header.index, address))
+}
+
+fn parse_default_route(message: &RouteMessage) -> Vec<DefaultRoute> {
+    let header = &message.header;
+    let is_default = header.destination_prefix_length == 0
+        && header.table == RouteHeader::RT_TABLE_MAIN
+        && header.kind == RouteType::Unicast;
+    if !is_default {
+        return Vec::new();
+    }
+    let mut route = DefaultRoute {
+        is_ipv6: header.address_family == netlink_packet_route::AddressFamily::Inet6,
+        metric: 0,
+        interface: 0,
+        source: None,
+    };
+    let mut interfaces = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Oif(index) => interfaces.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                interfaces.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => {
+                route.source = Some(IpAddr::V4(*address));
+            }
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
+                route.source = Some(IpAddr::V6(*address));
+            }
+            _ => {}
+        }
+    }
+    interfaces.into_iter().map(|interface| DefaultRoute { interface, ..route.clone() }).collect()
+}
+
+/// Lets packets of this node to itself in: they come in by the loopback device without
+/// a route attached, with a source that is an address of this node, which the kernel's
+/// source check (`fib_validate_source`) else refuses.
+fn accept_local() {
+    let path = "/proc/sys/net/ipv4/conf/lo/accept_local";
+    match fs::read_to_string(path) {
+        Ok(value) if value.trim() == "1" => {}
+        _ => {
+            if let Err(error) = fs::write(path, "1") {
+                warn!(path, %error, "node processes cannot reach backends on this node by UDP");
+            }
+        }
+    }
+}
+
+/// Interfaces cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum InterfaceError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket")]
+    Connect {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused to tell.
+    #[error("cannot read interfaces, addresses and routes")]
+    Read {
+        /// What rtnetlink said.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// The socket broke.
+    #[error("the netlink socket was closed")]
+    Closed,
+    /// The links cannot be listed.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// DEVICES cannot be opened.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// DEVICES cannot be written.
+    #[error(transparent)]
+    Devices(#[from] DataplaneError),
+}

@@ -1,0 +1,347 @@
+//! bpf(2): links, pins, and what the kernel says of its objects.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::bpf_cmd;
+use bytemuck::{Pod, Zeroable};
+
+/// Calls bpf(2). `attributes` is the leading part of `union bpf_attr` that `command`
+/// reads; the kernel takes what lies behind it as zeros.
+///
+/// # Safety
+/// Every address in `attributes` that `command` reads or writes through is valid for
+/// as many bytes as the kernel moves there.
+pub(super) unsafe fn bpf<T: Pod>(command: bpf_cmd, attributes: &mut T) -> io::Result<i64> {
+    // SAFETY: `attributes` is valid for its size, and the caller vouches for what it
+    // points to.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(descriptor: i64) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    unsafe { OwnedFd::from_raw_fd(descriptor as i32) }
+}
+
+fn raw(descriptor: BorrowedFd<'_>) -> u32 {
+    descriptor.as_raw_fd() as u32
+}
+
+fn path_string(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Object {
+    pathname: u64,
+    descriptor: u32,
+    file_flags: u32,
+}
+
+/// Pins a map, program or link at `path`, which must lie in a bpffs.
+///
+/// # Errors
+/// Those of BPF_OBJ_PIN.
+pub fn obj_pin(descriptor: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = path_string(path)?;
+    let mut attributes =
+        Object { pathname: path.as_ptr() as u64, descriptor: raw(descriptor), file_flags: 0 };
+    // SAFETY: `pathname` is a C string that outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes) }.map(drop)
+}
+
+/// Opens what is pinned at `path`.
+///
+/// # Errors
+/// Those of BPF_OBJ_GET.
+pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = path_string(path)?;
+    let mut attributes = Object { pathname: path.as_ptr() as u64, descriptor: 0, file_flags: 0 };
+    // SAFETY: `pathname` is a C string that outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes) }.map(owned)
+}
+
+/// What a link attaches a program to.
+#[derive(Clone, Copy, Debug)]
+pub enum LinkTarget<'a> {
+    /// An interface, by index, in the network namespace of the caller.
+    Interface(u32),
+    /// A cgroup v2 directory.
+    Cgroup(BorrowedFd<'a>),
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    zero: u32,
+    expected_revision: u64,
+}
+
+/// Attaches `program` by a new link. `attach_type` is one of `enum bpf_attach_type`.
+///
+/// # Errors
+/// Those of BPF_LINK_CREATE; EINVAL for tcx on a kernel before 6.6.
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: LinkTarget<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let target = match target {
+        LinkTarget::Interface(index) => index,
+        LinkTarget::Cgroup(directory) => raw(directory),
+    };
+    let mut attributes =
+        LinkCreate { program: raw(program), target, attach_type, ..LinkCreate::zeroed() };
+    // SAFETY: no address among the attributes.
+    unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }.map(owned)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct LinkUpdate {
+    link: u32,
+    new_program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+/// Replaces the program of `link`; no packet or call sees neither of them.
+///
+/// # Errors
+/// Those of BPF_LINK_UPDATE; ENOLINK when what it was attached to is gone.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes =
+        LinkUpdate { link: raw(link), new_program: raw(program), flags: 0, old_program: 0 };
+    // SAFETY: no address among the attributes.
+    unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+}
+
+/// Detaches `link` although it may still be pinned or open.
+///
+/// # Errors
+/// Those of BPF_LINK_DETACH.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = raw(link);
+    // SAFETY: no address among the attributes.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes) }.map(drop)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct GetInfo {
+    descriptor: u32,
+    length: u32,
+    info: u64,
+}
+
+fn info<T: Pod>(descriptor: BorrowedFd<'_>) -> io::Result<T> {
+    let mut value = T::zeroed();
+    let mut attributes = GetInfo {
+        descriptor: raw(descriptor),
+        length: size_of::<T>() as u32,
+        info: std::ptr::from_mut(&mut value) as u64,
+    };
+    // SAFETY: the kernel writes at most `length` bytes to `info`. What it reads from
+    // there, as addresses of more buffers, is zero: none.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(value)
+}
+
+/// The start of the kernel's `struct bpf_map_info`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct MapInfo {
+    /// `enum bpf_map_type`.
+    pub map_type: u32,
+    /// The kernel's number of the map.
+    pub id: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many entries it may hold.
+    pub max_entries: u32,
+    /// BPF_F_*.
+    pub flags: u32,
+    /// The name, cut to 15 bytes.
+    pub name: [u8; 16],
+}
+
+/// What the kernel says of a map.
+///
+/// # Errors
+/// Those of BPF_OBJ_GET_INFO_BY_FD.
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    info(map)
+}
+
+/// The start of the kernel's `struct bpf_prog_info`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ProgramInfo {
+    /// `enum bpf_prog_type`.
+    pub program_type: u32,
+    /// The kernel's number of the program.
+    pub id: u32,
+    /// A hash of its instructions.
+    pub tag: [u8; 8],
+    reserved: [u32; 12],
+    /// The name, cut to 15 bytes.
+    pub name: [u8; 16],
+}
+
+impl ProgramInfo {
+    /// The name as text.
+    pub fn name(&self) -> String {
+        let bytes = self.name.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    }
+}
+
+/// What the kernel says of a program.
+///
+/// # Errors
+/// Those of BPF_OBJ_GET_INFO_BY_FD.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
+    info(program)
+}
+
+/// The start of the kernel's `struct bpf_link_info`, with what a tcx link and a cgroup
+/// link say of themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct LinkInfo {
+    /// `enum bpf_link_type`.
+    pub link_type: u32,
+    /// The kernel's number of the link.
+    pub id: u32,
+    /// The number of its program.
+    pub program: u32,
+    zero: u32,
+    /// tcx: index of the interface, 0 once that is gone, and attach type. cgroup: the
+    /// directory's id, low word first.
+    pub target: [u32; 2],
+    /// cgroup: attach type.
+    pub attach_type: u32,
+    zero_too: u32,
+}
+
+/// What the kernel says of a link.
+///
+/// # Errors
+/// Those of BPF_OBJ_GET_INFO_BY_FD.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    info(link)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct GetById {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+/// Opens the program with the kernel's number `id`.
+///
+/// # Errors
+/// Those of BPF_PROG_GET_FD_BY_ID.
+pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attributes = GetById { id, next: 0, flags: 0 };
+    // SAFETY: no address among the attributes.
+    unsafe { bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attributes) }.map(owned)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    zero: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// The numbers of the programs attached to an interface by tcx, first to run first.
+///
+/// # Errors
+/// Those of BPF_PROG_QUERY; EINVAL on a kernel before 6.6.
+pub fn tcx_query(interface: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0u32; 64];
+    let mut attributes = Query {
+        target: interface,
+        attach_type,
+        program_ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        ..Query::zeroed()
+    };
+    // SAFETY: the kernel writes at most `count` numbers to `program_ids`.
+    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attributes) }?;
+    Ok(ids[..(attributes.count as usize).min(ids.len())].to_vec())
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct TestRun {
+    program: u32,
+    returned: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    zero: u32,
+}
+
+/// Runs a classifier once on `packet` and tells what it returned.
+///
+/// # Errors
+/// Those of BPF_PROG_TEST_RUN; EINVAL for a packet shorter than an Ethernet header.
+pub fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
+    let mut attributes = TestRun {
+        program: raw(program),
+        data_size_in: packet.len() as u32,
+        data_in: packet.as_ptr() as u64,
+        repeat: 1,
+        ..TestRun::zeroed()
+    };
+    // SAFETY: the kernel reads `data_size_in` bytes from `data_in`, and there is no
+    // buffer for what comes out.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }?;
+    Ok(attributes.returned)
+}

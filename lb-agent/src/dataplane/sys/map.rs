@@ -1,0 +1,351 @@
+//! Maps by system call, one entry or a batch at a time.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use aya_obj::generated::bpf_cmd;
+use bytemuck::{Pod, Zeroable};
+
+use super::bpf::{MapInfo, bpf, map_info};
+
+/// How many entries a batch asks for at once; more than any bucket of a hash holds.
+pub const BATCH: usize = 4096;
+
+/// A map whose keys are `K` and whose values are `V`, one value an entry.
+#[derive(Debug)]
+pub struct TypedMap<K, V> {
+    descriptor: OwnedFd,
+    info: MapInfo,
+    types: PhantomData<fn(K, V)>,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Element {
+    map: u32,
+    zero: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+impl<K: Pod, V: Pod> TypedMap<K, V> {
+    /// Takes the map, if its keys and values have the sizes of `K` and `V` and there is
+    /// one value an entry.
+    ///
+    /// # Errors
+    /// InvalidData for a map of another layout, or those of BPF_OBJ_GET_INFO_BY_FD.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let info = map_info(descriptor.as_fd())?;
+        if is_per_cpu(info.map_type) {
+            return Err(other_layout("per-CPU values"));
+        }
+        Self::checked(descriptor, info)
+    }
+
+    fn checked(descriptor: OwnedFd, info: MapInfo) -> io::Result<Self> {
+        if info.key_size as usize != size_of::<K>() || info.value_size as usize != size_of::<V>() {
+            return Err(other_layout(&format!(
+                "keys of {} and values of {} bytes, not {} and {}",
+                info.key_size,
+                info.value_size,
+                size_of::<K>(),
+                size_of::<V>()
+            )));
+        }
+        Ok(Self { descriptor, info, types: PhantomData })
+    }
+
+    /// How many entries the map may hold.
+    pub fn max_entries(&self) -> u32 {
+        self.info.max_entries
+    }
+
+    fn element(&self, key: &K, value: u64, flags: u64) -> Element {
+        Element {
+            map: self.descriptor.as_raw_fd() as u32,
+            zero: 0,
+            key: std::ptr::from_ref(key) as u64,
+            value,
+            flags,
+        }
+    }
+
+    /// The value of `key`, if there is one.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_LOOKUP_ELEM but ENOENT.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::zeroed();
+        let mut attributes = self.element(key, std::ptr::from_mut(&mut value) as u64, 0);
+        // SAFETY: the kernel reads a key and writes a value of this map, whose sizes
+        // `new` has compared with those of `K` and `V`.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) } {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the value of `key`, whether or not there is one.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_UPDATE_ELEM; E2BIG when the map is full.
+    pub fn set(&self, key: &K, value: &V) -> io::Result<()> {
+        let mut attributes = self.element(key, std::ptr::from_ref(value) as u64, 0);
+        // SAFETY: the kernel reads a key and a value, of the sizes of `K` and `V`.
+        unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+    }
+
+    /// Removes `key` and tells whether it was there.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_DELETE_ELEM but ENOENT.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        let mut attributes = self.element(key, 0, 0);
+        // SAFETY: the kernel reads a key, of the size of `K`.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attributes) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets many entries with one system call (some kernels are asked again for what
+    /// they left) and tells how many were set; fewer than there are only with an error.
+    pub fn set_batch(&self, keys: &[K], values: &[V]) -> (usize, io::Result<()>) {
+        let total = keys.len().min(values.len());
+        let mut done = 0;
+        while done < total {
+            let mut attributes = self.batch(total - done);
+            attributes.keys = keys[done..].as_ptr() as u64;
+            attributes.values = values[done..].as_ptr() as u64;
+            // SAFETY: the kernel reads `count` keys and values, of the sizes of `K` and
+            // `V`, and both slices hold as many.
+            let result = unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attributes) };
+            match result {
+                Ok(_) => done += (attributes.count as usize).max(1),
+                Err(error) if is_unsupported(&error) => {
+                    return one_by_one(total, |index| self.set(&keys[index], &values[index]));
+                }
+                Err(error) => {
+                    return (done + done_before_error(&attributes, total - done), Err(error));
+                }
+            }
+        }
+        (total, Ok(()))
+    }
+
+    /// Removes many entries; those that are not there are passed over. Tells how many
+    /// were there.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_DELETE_BATCH but ENOENT.
+    pub fn remove_batch(&self, keys: &[K]) -> io::Result<usize> {
+        let (mut next, mut removed) = (0, 0);
+        while next < keys.len() {
+            let mut attributes = self.batch(keys.len() - next);
+            attributes.keys = keys[next..].as_ptr() as u64;
+            // SAFETY: the kernel reads `count` keys, of the size of `K`, and the slice
+            // holds as many.
+            let result = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attributes) };
+            let done = attributes.count as usize;
+            match result {
+                Ok(_) => {
+                    removed += done;
+                    next += done.max(1);
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    removed += done;
+                    next += done + 1;
+                }
+                Err(error) if is_unsupported(&error) => {
+                    removed += usize::from(self.remove(&keys[next])?);
+                    next += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+
+    fn batch(&self, count: usize) -> Batch {
+        Batch { count: count as u32, map: self.descriptor.as_raw_fd() as u32, ..Batch::zeroed() }
+    }
+
+    /// Calls `visit` with batch after batch of entries, until the end or until it
+    /// answers false. An entry that others move meanwhile may be seen twice or not.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_LOOKUP_BATCH.
+    pub fn visit(&self, mut visit: impl FnMut(&[K], &[V]) -> bool) -> io::Result<()> {
+        self.visit_with(1, |keys, values| visit(keys, values))
+    }
+
+    fn visit_with(
+        &self,
+        values_per_entry: usize,
+        mut visit: impl FnMut(&[K], &[V]) -> bool,
+    ) -> io::Result<()> {
+        let mut size = BATCH.min(self.info.max_entries.max(1) as usize);
+        let mut cursor = None::<[u8; CURSOR]>;
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        loop {
+            keys.resize(size, K::zeroed());
+            values.resize(size * values_per_entry, V::zeroed());
+            let mut after = [0; CURSOR];
+            let mut attributes = self.batch(size);
+            attributes.in_batch = cursor.as_ref().map_or(0, |cursor| cursor.as_ptr() as u64);
+            attributes.out_batch = after.as_mut_ptr() as u64;
+            attributes.keys = keys.as_mut_ptr() as u64;
+            attributes.values = values.as_mut_ptr() as u64;
+            // SAFETY: the kernel writes at most `count` keys, and values as many times
+            // `values_per_entry`, of the sizes of `K` and `V`, and the buffers hold as
+            // many; a cursor is a key of an array or the 4-byte number of a bucket, and
+            // `CURSOR` bytes hold both.
+            let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attributes) };
+            let found = attributes.count as usize;
+            let is_last = match result {
+                Ok(_) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    size *= 2;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if !visit(&keys[..found], &values[..found * values_per_entry]) || is_last {
+                return Ok(());
+            }
+            cursor = Some(after);
+        }
+    }
+}
+
+/// Bytes of the largest cursor of a batch: no map of ours has a longer key, and for
+/// all but hashes the kernel writes a key.
+const CURSOR: usize = 64;
+
+impl<K, V> AsFd for TypedMap<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// An array of 64-bit counters with one value for each possible CPU.
+#[derive(Debug)]
+pub struct PerCpuCounters {
+    map: TypedMap<u32, u64>,
+    cpus: usize,
+}
+
+impl PerCpuCounters {
+    /// Takes the map, if it is a per-CPU array of 8-byte values.
+    ///
+    /// # Errors
+    /// InvalidData for another map, or those of BPF_OBJ_GET_INFO_BY_FD and of reading
+    /// `/sys/devices/system/cpu/possible`.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let info = map_info(descriptor.as_fd())?;
+        if info.map_type != aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32 {
+            return Err(other_layout("one value an entry, not one a CPU"));
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        Ok(Self { map: TypedMap::checked(descriptor, info)?, cpus })
+    }
+
+    /// Every counter, summed over the CPUs.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_LOOKUP_BATCH and BPF_MAP_LOOKUP_ELEM.
+    pub fn sums(&self) -> io::Result<Vec<u64>> {
+        let mut sums = vec![0; self.map.info.max_entries as usize];
+        let add = |keys: &[u32], values: &[u64]| {
+            for (key, values) in keys.iter().zip(values.chunks(self.cpus)) {
+                if let Some(sum) = sums.get_mut(*key as usize) {
+                    *sum = values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value));
+                }
+            }
+            true
+        };
+        match self.map.visit_with(self.cpus, add) {
+            Err(error) if is_unsupported(&error) => self.sums_one_by_one(),
+            result => result.map(|()| sums),
+        }
+    }
+
+    /// Kernels before 5.13 have no batches of per-CPU arrays.
+    fn sums_one_by_one(&self) -> io::Result<Vec<u64>> {
+        (0..self.map.info.max_entries)
+            .map(|index| {
+                let mut values = vec![0u64; self.cpus];
+                let mut attributes = self.map.element(&index, values.as_mut_ptr() as u64, 0);
+                // SAFETY: the kernel reads a 4-byte key and writes 8 bytes for each
+                // possible CPU, and the buffer has room for as many.
+                unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) }?;
+                Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
+            })
+            .collect()
+    }
+}
+
+fn one_by_one(
+    total: usize,
+    mut set: impl FnMut(usize) -> io::Result<()>,
+) -> (usize, io::Result<()>) {
+    for index in 0..total {
+        if let Err(error) = set(index) {
+            return (index, Err(error));
+        }
+    }
+    (total, Ok(()))
+}
+
+/// After a failed update the kernel tells in `count` how many went in, but leaves it
+/// alone when it refused the call as such.
+fn done_before_error(attributes: &Batch, asked: usize) -> usize {
+    let count = attributes.count as usize;
+    if count < asked { count } else { 0 }
+}
+
+/// EINVAL of an unknown command (before 5.6), or ENOTSUPP, which has no name in libc,
+/// of a map type without batches.
+fn is_unsupported(error: &io::Error) -> bool {
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
+}
+
+fn is_per_cpu(map_type: u32) -> bool {
+    use aya_obj::generated::bpf_map_type::{
+        BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY,
+        BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE_DEPRECATED, BPF_MAP_TYPE_PERCPU_HASH,
+    };
+    [
+        BPF_MAP_TYPE_LRU_PERCPU_HASH,
+        BPF_MAP_TYPE_PERCPU_ARRAY,
+        BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE_DEPRECATED,
+        BPF_MAP_TYPE_PERCPU_HASH,
+    ]
+    .iter()
+    .any(|per_cpu| *per_cpu as u32 == map_type)
+}
+
+fn other_layout(found: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the map has another layout: {found}"))
+}

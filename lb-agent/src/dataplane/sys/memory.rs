@@ -1,0 +1,218 @@
+//! The memory of an mmap-able array.
+//!
+//! The kernel counts every page of such a mapping as resident at once, so a large array
+//! is mapped piece by piece as its entries are touched, into one reserved range of
+//! addresses.
+
+use std::{
+    io,
+    num::NonZeroUsize,
+    os::fd::{AsFd, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use bytemuck::pod_read_unaligned;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+use super::bpf::map_info;
+
+/// Bytes mapped at a time; a multiple of any page size.
+const PIECE: usize = 256 * 1024;
+
+/// The values of an array in memory, shared with the programs.
+///
+/// The programs may read any word at any time, so words are only ever stored and loaded
+/// whole, by atomic operations.
+#[derive(Debug)]
+pub struct Memory {
+    base: NonNull<u8>,
+    /// Bytes reserved: the array's, rounded up to whole pages.
+    length: usize,
+    stride: usize,
+    entries: u32,
+    pieces: Vec<bool>,
+    descriptor: OwnedFd,
+    protection: ProtFlags,
+}
+
+// SAFETY: nothing but this value refers to the range, and whatever stores to it while
+// it is shared with the kernel does so by atomic operations.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    /// Reserves room for the values of `map`, which must have the size `value_size`.
+    ///
+    /// # Errors
+    /// InvalidData if the map is no mmap-able array of such values, or those of mmap(2)
+    /// and BPF_OBJ_GET_INFO_BY_FD.
+    pub fn new(map: OwnedFd, value_size: usize, writable: bool) -> io::Result<Self> {
+        let info = map_info(map.as_fd())?;
+        let mmapable = aya_obj::generated::BPF_F_MMAPABLE;
+        let array = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+        if info.map_type != array
+            || info.flags & mmapable == 0
+            || info.value_size as usize != value_size
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("no array of {value_size}-byte values that can be mapped"),
+            ));
+        }
+        let page = page_size();
+        let stride = value_size.next_multiple_of(8);
+        let length = (stride * info.max_entries as usize).next_multiple_of(page);
+        let size = NonZeroUsize::new(length)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the array is empty"))?;
+        // SAFETY: a fresh range of addresses that nothing can be read from or written to.
+        let base = unsafe {
+            mmap_anonymous(
+                None,
+                size,
+                ProtFlags::PROT_NONE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+            )
+        }?
+        .cast();
+        let mut protection = ProtFlags::PROT_READ;
+        protection.set(ProtFlags::PROT_WRITE, writable);
+        Ok(Self {
+            base,
+            length,
+            stride,
+            entries: info.max_entries,
+            pieces: vec![false; length.div_ceil(PIECE)],
+            descriptor: map,
+            protection,
+        })
+    }
+
+    /// How many entries the array has.
+    pub fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// Stores `bytes`, whole 4-byte words, from the byte `offset` of the entry on.
+    ///
+    /// # Errors
+    /// InvalidInput outside of the array, PermissionDenied if it is mapped for reading,
+    /// or those of mmap(2).
+    pub fn store(&mut self, index: u32, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        let start = self.writable(index, offset, bytes.len(), 4)?;
+        for (position, word) in bytes.chunks_exact(4).enumerate() {
+            // SAFETY: `writable` has checked that the words lie in mapped memory of the
+            // entry and are aligned.
+            let target = unsafe { AtomicU32::from_ptr(start.add(position * 4).cast().as_ptr()) };
+            target.store(pod_read_unaligned(word), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Publishes one 8-byte word: whoever sees it sees everything stored before it.
+    ///
+    /// # Errors
+    /// As [`Memory::store`].
+    pub fn publish(&mut self, index: u32, offset: usize, word: u64) -> io::Result<()> {
+        let start = self.writable(index, offset, 8, 8)?;
+        // SAFETY: `writable` has checked that the word lies in mapped memory of the entry
+        // and is aligned.
+        let target = unsafe { AtomicU64::from_ptr(start.cast().as_ptr()) };
+        target.store(word, Ordering::Release);
+        Ok(())
+    }
+
+    /// Loads `bytes`, whole 4-byte words, from the start of the entry on.
+    ///
+    /// # Errors
+    /// InvalidInput outside of the array, or those of mmap(2).
+    pub fn load(&mut self, index: u32, bytes: &mut [u8]) -> io::Result<()> {
+        let start = self.place(index, 0, bytes.len(), 4)?;
+        for (position, word) in bytes.chunks_exact_mut(4).enumerate() {
+            // SAFETY: `place` has checked that the words lie in mapped memory of the
+            // entry and are aligned; an atomic load of 4 bytes writes nothing, so memory
+            // mapped for reading will do.
+            let source = unsafe { AtomicU32::from_ptr(start.add(position * 4).cast().as_ptr()) };
+            word.copy_from_slice(&source.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        Ok(())
+    }
+
+    fn writable(
+        &mut self,
+        index: u32,
+        offset: usize,
+        length: usize,
+        align: usize,
+    ) -> io::Result<NonNull<u8>> {
+        if !self.protection.contains(ProtFlags::PROT_WRITE) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.place(index, offset, length, align)
+    }
+
+    /// The address of `length` bytes of an entry, all of them mapped.
+    fn place(
+        &mut self,
+        index: u32,
+        offset: usize,
+        length: usize,
+        align: usize,
+    ) -> io::Result<NonNull<u8>> {
+        let end = offset.saturating_add(length);
+        if index >= self.entries
+            || end > self.stride
+            || !offset.is_multiple_of(align)
+            || !length.is_multiple_of(align)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("bytes {offset} to {end} of entry {index} of {}", self.entries),
+            ));
+        }
+        let start = index as usize * self.stride + offset;
+        for piece in start / PIECE..=(start + length.max(1) - 1) / PIECE {
+            self.map_piece(piece)?;
+        }
+        // SAFETY: `start` lies below `length` of the reserved range.
+        Ok(unsafe { self.base.add(start) })
+    }
+
+    fn map_piece(&mut self, piece: usize) -> io::Result<()> {
+        if self.pieces[piece] {
+            return Ok(());
+        }
+        let start = piece * PIECE;
+        // SAFETY: `pieces` has no entry for a start outside of the reserved range.
+        let address = unsafe { self.base.add(start) }.addr();
+        let length = NonZeroUsize::new(PIECE.min(self.length - start))
+            .expect("a piece starts before the end of the range");
+        // SAFETY: replaces a part of the range that this value reserved, which nothing
+        // refers to yet.
+        unsafe {
+            mmap(
+                Some(address),
+                length,
+                self.protection,
+                MapFlags::MAP_SHARED | MapFlags::MAP_FIXED,
+                &self.descriptor,
+                start as libc::off_t,
+            )
+        }?;
+        self.pieces[piece] = true;
+        Ok(())
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the range is this value's own, and no reference to it outlives a call.
+        let result = unsafe { munmap(self.base.cast(), self.length) };
+        debug_assert!(result.is_ok(), "unmapping what was mapped: {result:?}");
+    }
+}
+
+fn page_size() -> usize {
+    // SAFETY: sysconf(3) touches no memory of ours.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
