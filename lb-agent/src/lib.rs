@@ -4,11 +4,16 @@
 //! arguments, no clock, no I/O. `watch` and `dataplane` are the two shells.
 #![deny(unsafe_code)]
 
+pub mod cli;
+pub mod config;
 pub mod controller;
 pub mod dataplane;
 pub mod desired;
+pub mod events;
 pub mod execute;
+pub mod health;
 pub mod ids;
+pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod snapshot;

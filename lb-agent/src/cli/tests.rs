@@ -1,0 +1,151 @@
+use super::{
+    run::{SocketLb, TcAttach, XdpMode},
+    values::{BindAddress, NodePortAddresses, Patterns, Protocol},
+    *,
+};
+
+fn run(arguments: &[&str]) -> RunArgs {
+    let all = ["lb-agent", "run"].into_iter().chain(arguments.iter().copied());
+    match parse(all).expect("the arguments are good").command {
+        Command::Run(run) => *run,
+        other => panic!("{other:?} is not run"),
+    }
+}
+
+fn usage_error(arguments: &[&str]) -> String {
+    let all = ["lb-agent"].into_iter().chain(arguments.iter().copied());
+    let error = parse(all).expect_err("the arguments are bad");
+    assert_eq!(error.exit_code(), 2, "{arguments:?}");
+    error.to_string()
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_flag_has_an_environment_twin() {
+    let command = Cli::command();
+    for subcommand in command.get_subcommands() {
+        for argument in subcommand.get_arguments().filter(|argument| !argument.is_positional()) {
+            let flag = argument.get_long().expect("every flag has a long form");
+            if flag == "help" {
+                continue;
+            }
+            let expected = match flag {
+                "kubeconfig" => "KUBECONFIG".to_owned(),
+                "hostname-override" => "NODE_NAME".to_owned(),
+                flag => format!("LB_{}", flag.to_uppercase().replace('-', "_")),
+            };
+            let variable = argument.get_env().and_then(|variable| variable.to_str());
+            assert_eq!(variable, Some(expected.as_str()), "{} --{flag}", subcommand.get_name());
+        }
+    }
+}
+
+#[test]
+fn every_flag_without_effect_exists() {
+    let command = Cli::command();
+    let run = command.find_subcommand("run").expect("there is run");
+    for flag in run::WITHOUT_EFFECT {
+        assert!(run.get_arguments().any(|known| known.get_long() == Some(flag)), "--{flag}");
+    }
+}
+
+#[test]
+fn the_defaults_are_those_of_the_interface() {
+    let run = run(&[]);
+    assert_eq!(run.pins.bpf_dir, PathBuf::from("/sys/fs/bpf/lb"));
+    assert_eq!(
+        (run.socket_lb, run.xdp, run.tc_attach),
+        (SocketLb::Auto, XdpMode::Auto, TcAttach::Auto)
+    );
+    assert_eq!((run.devices, run.pod_interfaces), (Patterns::Auto, Patterns::Auto));
+    assert_eq!(run.nodeport_addresses, NodePortAddresses::Primary);
+    assert_eq!(run.healthz_bind_address.0, "0.0.0.0:10256".parse().ok());
+    assert_eq!(run.metrics_bind_address.0, "127.0.0.1:10249".parse().ok());
+    assert_eq!(run.log.verbosity, 0);
+    assert!(run.without_effect.is_empty() && !run.masquerade_all);
+}
+
+#[test]
+fn flags_are_read_into_their_types() {
+    let run = run(&[
+        "--manifests",
+        "/m",
+        "--socket-lb",
+        "node",
+        "--pod-interfaces",
+        "veth*,cali?1",
+        "--nodeport-addresses",
+        "10.0.0.0/8, fd00::/8",
+        "--cluster-cidr=10.1.0.0/16,fd01::/64",
+        "--masquerade-all",
+        "--detect-local-mode=ClusterCIDR",
+        "--healthz-bind-address=[::]",
+        "--metrics-bind-address=",
+        "-v",
+        "--max-flows",
+        "7",
+    ]);
+    assert_eq!(run.manifests, Some(PathBuf::from("/m")));
+    assert_eq!(run.socket_lb, SocketLb::Node);
+    assert_eq!(run.pod_interfaces.matches("cali12"), Some(false));
+    assert_eq!(run.pod_interfaces.matches("cali21"), Some(true));
+    assert_eq!(run.pod_interfaces.matches("veth"), Some(true));
+    assert_eq!(run.cluster_cidr.len(), 2);
+    assert!(
+        matches!(run.nodeport_addresses, NodePortAddresses::Ranges(ranges) if ranges.len() == 2)
+    );
+    assert_eq!(run.healthz_bind_address.0, "[::]:10256".parse().ok());
+    assert_eq!(run.metrics_bind_address, BindAddress(None));
+    assert_eq!((run.log.verbosity, run.max_flows), (4, 7));
+    let given = ["nodeport-addresses", "cluster-cidr", "detect-local-mode", "masquerade-all"];
+    assert_eq!(run.without_effect, given);
+}
+
+#[test]
+fn usage_errors_name_the_value() {
+    let rows: [(&[&str], &str); 8] = [
+        (&[], "Usage"),
+        (&["run", "--socket-lb", "some"], "some"),
+        (&["run", "--nodeport-addresses", "primry"], "primry"),
+        (&["run", "--max-services", "0"], "0"),
+        (&["run", "--healthz-bind-address", "here:1"], "here:1"),
+        (&["get", "pods"], "pods"),
+        (&["cleanup", "--drain", "5 minutes"], "5 minutes"),
+        (&["explain", "--from", "10.0.0.1", "--to", "10.0.0.2:80/sctp"], "sctp"),
+    ];
+    for (arguments, expected) in rows {
+        let text = usage_error(arguments);
+        assert!(text.contains(expected), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn explain_takes_an_address_without_a_port() {
+    let cli = parse(["lb-agent", "explain", "--from", "fd00::1", "--to", "[fd00::2]:53/UDP"]);
+    let Ok(Cli { command: Command::Explain(explain) }) = cli else { panic!("{cli:?}") };
+    assert_eq!(explain.from, "[fd00::1]:40000".parse().expect("an address"));
+    assert_eq!(explain.to.protocol, Protocol::Udp);
+}
+
+#[test]
+fn durations_are_those_of_go() {
+    let rows = [
+        ("0", Some(0)),
+        ("90s", Some(90_000)),
+        ("1h30m", Some(5_400_000)),
+        ("1.5s", Some(1_500)),
+        ("500ms", Some(500)),
+        ("", None),
+        ("5", None),
+        ("5x", None),
+        ("s", None),
+        ("-5s", None),
+    ];
+    for (text, milliseconds) in rows {
+        assert_eq!(duration(text).ok(), milliseconds.map(Duration::from_millis), "{text:?}");
+    }
+}

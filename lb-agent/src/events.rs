@@ -1,0 +1,155 @@
+//! Warning Events about objects that this proxy refuses.
+//!
+//! With an API server they become Events on the object, with manifests log lines. It
+//! never holds its caller up: what cannot be sent is logged and forgotten.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use tokio::sync::mpsc;
+
+use crate::watch::{Kind, Object, ObjectName};
+
+/// The name that Events are reported under.
+const CONTROLLER: &str = "lb-agent";
+
+/// How many Events may wait for the API server.
+const QUEUE: usize = 1024;
+
+/// What is wrong with an object, as a word; see the documentation of Event reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// A protocol that is not balanced.
+    ProtocolNotSupported,
+    /// An address or port that is none.
+    InvalidObject,
+    /// Another Service has the address and port.
+    AddressInUse,
+    /// A map is full.
+    MapFull,
+    /// The health check port cannot be bound.
+    FailedToStartServiceHealthcheck,
+}
+
+impl Refusal {
+    /// The reason as an Event has it.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::ProtocolNotSupported => "ProtocolNotSupported",
+            Self::InvalidObject => "InvalidObject",
+            Self::AddressInUse => "AddressInUse",
+            Self::MapFull => "MapFull",
+            Self::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
+        }
+    }
+}
+
+/// Which object an Event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Subject {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// Its identity, where it is known.
+    pub uid: Option<String>,
+}
+
+impl From<&Object> for Subject {
+    fn from(object: &Object) -> Self {
+        Self { kind: object.kind(), name: object.name(), uid: object.metadata().uid.clone() }
+    }
+}
+
+/// Tells what is refused, each thing once; clones share what they told.
+#[derive(Clone, Debug)]
+pub struct Refusals {
+    told: Arc<Mutex<HashMap<(Subject, Refusal), String>>>,
+    queue: Option<mpsc::Sender<(Subject, Refusal, String)>>,
+}
+
+impl Refusals {
+    /// Tells the log alone.
+    pub fn logged() -> Self {
+        Self { told: Arc::default(), queue: None }
+    }
+
+    /// Tells the API server too, as this node. Needs a tokio runtime.
+    pub fn published(client: Client, node_name: &str) -> Self {
+        let reporter =
+            Reporter { controller: CONTROLLER.to_owned(), instance: Some(node_name.to_owned()) };
+        let recorder = Recorder::new(client, reporter);
+        let (queue, inbox) = mpsc::channel(QUEUE);
+        tokio::spawn(publish(recorder, inbox));
+        Self { told: Arc::default(), queue: Some(queue) }
+    }
+
+    /// Tells that an object, or a part of it, is refused, unless the same was told before.
+    pub fn refuse(&self, subject: Subject, refusal: Refusal, note: String) {
+        let key = (subject, refusal);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.get(&key) == Some(&note) {
+            return;
+        }
+        told.insert(key.clone(), note.clone());
+        drop(told);
+        let (subject, refusal) = key;
+        let (kind, name) = (subject.kind, subject.name.to_string());
+        tracing::warn!(%kind, name, reason = refusal.reason(), note, "refused");
+        if let Some(queue) = &self.queue
+            && queue.try_send((subject, refusal, note)).is_err()
+        {
+            tracing::warn!(name, "Event dropped: too many wait for the API server");
+        }
+    }
+
+    /// Forgets what was told of an object: it is gone, or good again.
+    pub fn forget(&self, kind: Kind, name: &ObjectName) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|(subject, _), _| subject.kind != kind || subject.name != *name);
+    }
+}
+
+async fn publish(recorder: Recorder, mut inbox: mpsc::Receiver<(Subject, Refusal, String)>) {
+    while let Some((subject, refusal, note)) = inbox.recv().await {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: refusal.reason().to_owned(),
+            note: Some(shortened(note)),
+            action: "Program".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = recorder.publish(&event, &reference(&subject)).await {
+            let name = subject.name.to_string();
+            tracing::warn!(name, %error, "Event not published");
+        }
+    }
+}
+
+fn reference(subject: &Subject) -> ObjectReference {
+    let namespace = &subject.name.namespace;
+    ObjectReference {
+        api_version: Some(subject.kind.api_version().to_owned()),
+        kind: Some(subject.kind.name().to_owned()),
+        name: Some(subject.name.name.clone()),
+        namespace: (!namespace.is_empty()).then(|| namespace.clone()),
+        uid: subject.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// The note within the 1024 bytes that the API takes.
+fn shortened(mut note: String) -> String {
+    note.truncate(note.floor_char_boundary(1024));
+    note
+}
+
+#[cfg(test)]
+mod tests;

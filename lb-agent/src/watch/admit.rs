@@ -1,0 +1,202 @@
+//! Which objects concern this proxy, and which of their fields it reads.
+//!
+//! It is not validation: a field that stays is passed on as it came. Invariant: two
+//! objects that differ only in fields nobody reads are equal afterwards.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, NodeSpec, NodeStatus, Service, ServiceStatus},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use super::{Kind, Object};
+
+/// The label of objects that another proxy serves.
+pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// The label of slices that belong to a headless Service.
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// The labels and annotations that are read; others are dropped.
+const KEPT_KEYS: [&str; 6] = [
+    "kubernetes.io/service-name",
+    "kubernetes.io/hostname",
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "service.kubernetes.io/topology-mode",
+    "endpoints.kubernetes.io/last-change-trigger-time",
+];
+
+/// The label selector of the objects of a kind, as an API server takes it.
+pub const fn selector(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Service => Some("!service.kubernetes.io/service-proxy-name"),
+        Kind::EndpointSlice => {
+            Some("!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name")
+        }
+        Kind::Node | Kind::ServiceCidr => None,
+    }
+}
+
+/// The object without the fields that nobody reads; none if its labels exclude it.
+pub fn admit(mut object: Object) -> Option<Object> {
+    if is_excluded(&object) {
+        return None;
+    }
+    strip_metadata(object.metadata_mut());
+    match &mut object {
+        Object::Service(service) => strip_service(service),
+        Object::EndpointSlice(slice) => strip_slice(slice),
+        Object::Node(node) => strip_node(node),
+        Object::ServiceCidr(range) => range.status = None,
+    }
+    Some(object)
+}
+
+fn is_excluded(object: &Object) -> bool {
+    let has =
+        |label| object.metadata().labels.as_ref().is_some_and(|labels| labels.contains_key(label));
+    match object.kind() {
+        Kind::Service => has(PROXY_NAME_LABEL),
+        Kind::EndpointSlice => has(PROXY_NAME_LABEL) || has(HEADLESS_LABEL),
+        Kind::Node | Kind::ServiceCidr => false,
+    }
+}
+
+fn strip_metadata(metadata: &mut ObjectMeta) {
+    let taken = std::mem::take(metadata);
+    *metadata = ObjectMeta {
+        name: taken.name,
+        namespace: taken.namespace,
+        uid: taken.uid,
+        creation_timestamp: taken.creation_timestamp,
+        deletion_timestamp: taken.deletion_timestamp,
+        labels: kept(taken.labels),
+        annotations: kept(taken.annotations),
+        ..ObjectMeta::default()
+    };
+}
+
+fn kept(entries: Option<BTreeMap<String, String>>) -> Option<BTreeMap<String, String>> {
+    let mut entries = entries?;
+    entries.retain(|key, _| KEPT_KEYS.contains(&key.as_str()));
+    (!entries.is_empty()).then_some(entries)
+}
+
+fn strip_service(service: &mut Service) {
+    if let Some(spec) = &mut service.spec {
+        spec.selector = None;
+    }
+    if let Some(status) = service.status.take()
+        && status.load_balancer.is_some()
+    {
+        service.status =
+            Some(ServiceStatus { load_balancer: status.load_balancer, ..ServiceStatus::default() });
+    }
+}
+
+fn strip_slice(slice: &mut EndpointSlice) {
+    // A slice's own identity is never shown, and there are many.
+    slice.metadata.uid = None;
+    slice.metadata.creation_timestamp = None;
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        endpoint.addresses.truncate(1);
+        endpoint.addresses.shrink_to_fit();
+        endpoint.deprecated_topology = None;
+        endpoint.hostname = None;
+        endpoint.target_ref = None;
+    }
+    if let Some(endpoints) = &mut slice.endpoints {
+        endpoints.shrink_to_fit();
+    }
+}
+
+fn strip_node(node: &mut Node) {
+    if let Some(spec) = node.spec.take() {
+        node.spec = Some(NodeSpec {
+            pod_cidr: spec.pod_cidr,
+            pod_cidrs: spec.pod_cidrs,
+            taints: spec.taints,
+            ..NodeSpec::default()
+        });
+    }
+    if let Some(status) = node.status.take() {
+        node.status = Some(NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(labels: serde_json::Value) -> Object {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {
+                "name": "web", "namespace": "default", "labels": labels,
+                "resourceVersion": "7", "managedFields": [{"manager": "kubectl"}],
+                "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}"},
+            },
+            "spec": {"clusterIP": "10.0.0.1", "selector": {"app": "web"}},
+        }))
+        .unwrap();
+        service.into()
+    }
+
+    #[test]
+    fn a_service_of_another_proxy_is_dropped() {
+        assert_eq!(admit(service(json!({PROXY_NAME_LABEL: "mesh"}))), None);
+        assert!(admit(service(json!({"app": "web"}))).is_some());
+    }
+
+    #[test]
+    fn slices_of_headless_services_and_of_other_proxies_are_dropped() {
+        for label in [HEADLESS_LABEL, PROXY_NAME_LABEL] {
+            let slice: EndpointSlice = serde_json::from_value(json!({
+                "metadata": {"name": "web-1", "labels": {label: ""}},
+                "addressType": "IPv4", "endpoints": [],
+            }))
+            .unwrap();
+            assert_eq!(admit(slice.into()), None, "{label}");
+        }
+    }
+
+    #[test]
+    fn objects_that_differ_in_unread_fields_become_equal() {
+        let other = match service(json!({"app": "other"})) {
+            Object::Service(mut service) => {
+                service.metadata.resource_version = Some("8".to_owned());
+                service.metadata.managed_fields = None;
+                service.metadata.annotations = None;
+                Object::Service(service)
+            }
+            _ => unreachable!(),
+        };
+        assert_eq!(admit(service(json!({}))), admit(other));
+    }
+
+    #[test]
+    fn a_heartbeat_of_a_node_changes_nothing() {
+        let node = |heartbeat: &str| {
+            let node: Node = serde_json::from_value(json!({
+                "metadata": {"name": "one", "labels": {"topology.kubernetes.io/zone": "a"}},
+                "spec": {"podCIDR": "10.1.0.0/24"},
+                "status": {
+                    "addresses": [{"type": "InternalIP", "address": "192.168.0.1"}],
+                    "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": heartbeat}],
+                },
+            }))
+            .unwrap();
+            admit(node.into())
+        };
+        let one = node("2026-01-01T00:00:00Z");
+        assert_eq!(one, node("2026-01-01T00:05:00Z"));
+        let Some(Object::Node(one)) = one else { panic!("a node is never dropped") };
+        assert_eq!(one.metadata.labels.map(|labels| labels.len()), Some(1));
+        assert_eq!(one.status.and_then(|status| status.addresses).map(|all| all.len()), Some(1));
+    }
+}

@@ -1,0 +1,185 @@
+//! How to reach the API server: from a kubeconfig, from inside the cluster, or by URL.
+//!
+//! Nothing is sent: a server that is down is found by the watch, which retries.
+
+use std::{env, path::PathBuf, time::Duration};
+
+use kube::{
+    Client, Config,
+    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+
+/// How long to wait for a connection, so that an unreachable server is soon named.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an agent outside of any working Service has to know.
+const ADVICE: &str = "in-cluster configuration names a ClusterIP, which nobody serves before \
+    this agent does: give --master URL, or set KUBERNETES_SERVICE_HOST to an address of the \
+    API server itself";
+
+/// Where the API server is and how to log in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// A kubeconfig file, or several separated by colons; none: in-cluster.
+    pub kubeconfig: Option<PathBuf>,
+    /// Overrides the server's URL.
+    pub master: Option<String>,
+}
+
+/// A client, and what to say when its server is not reachable.
+#[derive(Clone)]
+pub struct Connection {
+    /// The client.
+    pub client: Client,
+    url: String,
+    advice: Option<&'static str>,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The kubeconfig is missing or not valid.
+    #[error("cannot use kubeconfig {}: correct --kubeconfig (or KUBECONFIG)", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: KubeconfigError,
+    },
+    /// No kubeconfig and not inside a cluster.
+    #[error(
+        "no API server to watch: give --kubeconfig FILE or --master URL, or --manifests DIR to \
+         work without one; in-cluster configuration is not usable"
+    )]
+    NotInCluster(#[source] InClusterError),
+    /// The URL given is none.
+    #[error("--master {master:?} is no URL such as https://192.0.2.1:6443: {reason}")]
+    Master {
+        /// The URL.
+        master: String,
+        /// The reason.
+        reason: String,
+    },
+    /// Credentials or certificates are not usable.
+    #[error("cannot use the credentials for {url}")]
+    Client {
+        /// The server.
+        url: String,
+        /// The reason.
+        source: Box<kube::Error>,
+    },
+}
+
+impl Connection {
+    /// The connection of a ready client.
+    pub fn new(client: Client, url: &str) -> Self {
+        Self { client, url: url.to_owned(), advice: None }
+    }
+
+    /// The server's URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What to try when the server is not reachable.
+    pub fn advice(&self) -> Option<&'static str> {
+        self.advice
+    }
+}
+
+/// Makes a client, without contacting the server.
+///
+/// # Errors
+/// If the configuration is missing or wrong, with what to do about it.
+pub async fn connect(options: &Options) -> Result<Connection, ConnectError> {
+    let mut advice = None;
+    let mut config = match (&options.kubeconfig, &options.master) {
+        (Some(path), _) => from_kubeconfig(path)
+            .await
+            .map_err(|source| ConnectError::Kubeconfig { path: path.clone(), source })?,
+        (None, master) => match (Config::incluster(), master) {
+            (Ok(config), None) => {
+                advice = Some(ADVICE);
+                config
+            }
+            (Ok(config), Some(_)) => config,
+            (Err(_), Some(_)) => Config::new(axum::http::Uri::default()),
+            (Err(source), None) => return Err(ConnectError::NotInCluster(source)),
+        },
+    };
+    if let Some(master) = &options.master {
+        config.cluster_url = url(master)?;
+    }
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    let url = config.cluster_url.to_string();
+    let client = Client::try_from(config)
+        .map_err(|source| ConnectError::Client { url: url.clone(), source: Box::new(source) })?;
+    Ok(Connection { client, url, advice })
+}
+
+fn url(master: &str) -> Result<axum::http::Uri, ConnectError> {
+    let wrong = |reason: String| ConnectError::Master { master: master.to_owned(), reason };
+    let uri: axum::http::Uri =
+        master.parse().map_err(|error: axum::http::uri::InvalidUri| wrong(error.to_string()))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http" | "https"), Some(_)) => Ok(uri),
+        _ => Err(wrong("it needs http:// or https:// and a host".to_owned())),
+    }
+}
+
+async fn from_kubeconfig(paths: &PathBuf) -> Result<Config, KubeconfigError> {
+    let mut merged: Option<Kubeconfig> = None;
+    for path in env::split_paths(paths) {
+        let next = Kubeconfig::read_from(path)?;
+        merged = Some(match merged {
+            None => next,
+            Some(first) => first.merge(next)?,
+        });
+    }
+    let kubeconfig = merged.ok_or(KubeconfigError::FindPath)?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    async fn failure(options: Options) -> String {
+        let Err(error) = connect(&options).await else { panic!("{options:?} is refused") };
+        match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_or_wrong_kubeconfig_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let options = Options { kubeconfig: Some(path.clone()), master: None };
+        let text = failure(options.clone()).await;
+        assert!(text.contains(path.to_str().unwrap()) && text.contains("--kubeconfig"), "{text}");
+        std::fs::write(&path, "clusters: 7").unwrap();
+        let text = failure(options).await;
+        assert!(text.contains("failed to parse kubeconfig"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn outside_a_cluster_the_error_says_what_to_give() {
+        let text = failure(Options::default()).await;
+        assert!(text.contains("--kubeconfig") && text.contains("--master"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn master_overrides_the_url_and_must_be_one() {
+        let options = |master: &str| Options { kubeconfig: None, master: Some(master.to_owned()) };
+        let connection = connect(&options("http://127.0.0.1:8080")).await.unwrap();
+        assert_eq!(connection.url(), "http://127.0.0.1:8080/");
+        for wrong in ["127.0.0.1:8080", "ftp://host", "http://"] {
+            let text = failure(options(wrong)).await;
+            assert!(text.contains("--master"), "{wrong}: {text}");
+        }
+    }
+}
