@@ -4,6 +4,7 @@
 //! it. Every flag can be given as `LB_<FLAG>` too, except where another variable is the
 //! custom (`NODE_NAME`, `KUBECONFIG`). A usage error ends with status 2.
 
+pub mod get;
 pub mod run;
 pub mod values;
 

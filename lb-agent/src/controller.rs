@@ -212,9 +212,8 @@ impl Controller {
             zone: snapshot.node().and_then(|node| node.zone.as_deref()),
             addresses: &self.facts.addresses,
         };
-        let is_wanted = |name: &&Arc<str>| {
-            snapshot.service(name).is_some_and(|entry| entry.service.is_some())
-        };
+        let is_wanted =
+            |name: &&Arc<str>| snapshot.service(name).is_some_and(|entry| entry.service.is_some());
         // Those that go make room for those that come.
         let (wanted, gone): (Vec<_>, Vec<_>) = affected.iter().partition(is_wanted);
         for name in gone.into_iter().chain(wanted) {

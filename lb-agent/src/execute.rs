@@ -54,12 +54,8 @@ pub fn perform(op: &Op, dataplane: &mut impl Dataplane) -> Result<(), DataplaneE
         Action::UpsertFrontend { frontend, kind, .. } => {
             let value = Frontend { service: op.owner, kind: *kind, ..Frontend::default() };
             match frontend.ip {
-                IpAddr::V4(ip) => {
-                    dataplane.upsert_frontend4(key(frontend, ip.into()), value)
-                }
-                IpAddr::V6(ip) => {
-                    dataplane.upsert_frontend6(key(frontend, ip.into()), value)
-                }
+                IpAddr::V4(ip) => dataplane.upsert_frontend4(key(frontend, ip.into()), value),
+                IpAddr::V6(ip) => dataplane.upsert_frontend6(key(frontend, ip.into()), value),
             }
         }
         Action::DeleteFrontend(frontend) => match frontend.ip {

@@ -105,10 +105,7 @@ pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
         None | Some("") => "default",
         Some(namespace) => namespace,
     };
-    ObjectName {
-        namespace: namespace.to_owned(),
-        name: metadata.name.clone().unwrap_or_default(),
-    }
+    ObjectName { namespace: namespace.to_owned(), name: metadata.name.clone().unwrap_or_default() }
 }
 
 /// Collects the refusals of one object.
@@ -143,8 +140,7 @@ fn is_label(text: &str) -> bool {
 
 /// Reads an address that packets can be sent to.
 fn parse_address(text: &str) -> Result<IpAddr, String> {
-    let address: IpAddr =
-        text.parse().map_err(|_| format!("\"{text}\" is not an IP address"))?;
+    let address: IpAddr = text.parse().map_err(|_| format!("\"{text}\" is not an IP address"))?;
     let why = if address.is_unspecified() {
         "the unspecified address"
     } else if address.is_loopback() {

@@ -281,9 +281,9 @@ impl Planner {
                     owner,
                     action: Action::UpsertFrontend { frontend, kind, replaces },
                 }),
-                (Some(owner), None) => draft
-                    .withdraw
-                    .push(Op { owner, action: Action::DeleteFrontend(frontend) }),
+                (Some(owner), None) => {
+                    draft.withdraw.push(Op { owner, action: Action::DeleteFrontend(frontend) })
+                }
                 (None, None) => {}
             }
         }

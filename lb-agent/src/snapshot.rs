@@ -276,8 +276,7 @@ impl Snapshot {
 
     fn apply_service_cidr(&mut self, object: &ServiceCIDR) {
         let parsed = node::parse_service_cidr(object);
-        let prefixes =
-            self.accept(Kind::ServiceCidr, &object.metadata, parsed).unwrap_or_default();
+        let prefixes = self.accept(Kind::ServiceCidr, &object.metadata, parsed).unwrap_or_default();
         let name = object.metadata.name.clone().unwrap_or_default();
         let held = self.service_cidrs.insert(name, prefixes.clone());
         self.dirty.service_cidrs |= held != Some(prefixes);

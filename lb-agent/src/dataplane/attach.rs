@@ -14,24 +14,14 @@ use std::{
 use aya_obj::generated::bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
 use tracing::debug;
 
+use crate::cli::run::TcAttach;
+
 use super::{
     clsact,
     load::{LoadError, Programs},
     pins::Pins,
     sys::{self, LinkTarget},
 };
-
-/// How programs are attached to interfaces (`--tc-attach`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TcAttach {
-    /// tcx if the kernel has it (6.6), else clsact.
-    #[default]
-    Auto,
-    /// tcx links.
-    Tcx,
-    /// Filters of the clsact qdisc.
-    Clsact,
-}
 
 /// The direction of packets on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

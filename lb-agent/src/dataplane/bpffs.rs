@@ -7,7 +7,7 @@ use std::{
 
 use nix::{
     mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
+    sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
 };
 
 /// Where distributions mount the bpffs.
@@ -36,6 +36,11 @@ pub fn is_bpffs(path: &Path) -> bool {
     path.ancestors()
         .find_map(|ancestor| statfs(ancestor).ok())
         .is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Whether `path` is a directory of a cgroup v2 hierarchy.
+pub fn is_cgroup2(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 fn mount_point(bpf_dir: &Path) -> PathBuf {

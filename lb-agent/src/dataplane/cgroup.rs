@@ -15,26 +15,14 @@ use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
 };
 
+use crate::cli::run::SocketLb;
+
 use super::{
     attach::{AttachError, remove_link},
     load::Programs,
     pins::Pins,
     sys::{self, LinkTarget},
 };
-
-/// Whose connect() is translated (`--socket-lb`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SocketLb {
-    /// TCP of every process below the cgroup.
-    #[default]
-    Tcp,
-    /// TCP of processes in the agent's own network namespace.
-    Node,
-    /// TCP and UDP of every process below the cgroup.
-    All,
-    /// Nobody's.
-    Off,
-}
 
 struct Hook {
     program: &'static str,
@@ -73,7 +61,7 @@ pub fn attach(
 ) -> Result<(), AttachError> {
     let is_wanted = |hook: &&Hook| match mode {
         SocketLb::Off => false,
-        SocketLb::Tcp | SocketLb::Node => !hook.is_for_udp,
+        SocketLb::Auto | SocketLb::Tcp | SocketLb::Node => !hook.is_for_udp,
         SocketLb::All => true,
     };
     for hook in HOOKS.iter().filter(is_wanted) {

@@ -8,27 +8,9 @@ use std::{
 
 use lb_common::abi::settings::Device;
 
+use crate::cli::values::Patterns;
+
 use super::attach::{Direction, Interface};
-
-/// Which interfaces face the outside (`--devices`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum DeviceSelection {
-    /// Those of the default routes and those that hold an address of the Node object.
-    #[default]
-    Auto,
-    /// Those with these names.
-    Names(Vec<String>),
-}
-
-/// Which interfaces are the host side of pods' (`--pod-interfaces`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum PodSelection {
-    /// veths whose peer is in another network namespace.
-    #[default]
-    Auto,
-    /// Those whose name fits one of these patterns, in which `*` is any text.
-    Patterns(Vec<String>),
-}
 
 /// An interface, as the kernel describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,11 +85,12 @@ pub struct NodeNetwork {
 }
 
 impl Network {
-    /// The role of every interface that has one.
+    /// The role of every interface that has one. `devices` and `pods` are `--devices` and
+    /// `--pod-interfaces`; `node_addresses` are those of the Node object.
     pub fn roles(
         &self,
-        devices: &DeviceSelection,
-        pods: &PodSelection,
+        devices: &Patterns,
+        pods: &Patterns,
         node_addresses: &[IpAddr],
     ) -> BTreeMap<u32, Role> {
         self.links
@@ -117,7 +100,10 @@ impl Network {
                     Role::Loopback
                 } else if self.is_external(*index, link, devices, node_addresses) {
                     Role::External
-                } else if is_of_pod(link, pods) {
+                } else if pods
+                    .matches(&link.name)
+                    .unwrap_or(link.is_veth && link.has_peer_elsewhere)
+                {
                     Role::Pod
                 } else {
                     return None;
@@ -131,18 +117,14 @@ impl Network {
         &self,
         index: u32,
         link: &Link,
-        devices: &DeviceSelection,
+        devices: &Patterns,
         node_addresses: &[IpAddr],
     ) -> bool {
-        match devices {
-            DeviceSelection::Names(names) => names.contains(&link.name),
-            DeviceSelection::Auto => {
-                self.default_routes.iter().any(|route| route.interface == index)
-                    || node_addresses
-                        .iter()
-                        .any(|address| self.addresses.contains(&(index, *address)))
-            }
-        }
+        devices.matches(&link.name).unwrap_or_else(|| {
+            let holds = |address: &IpAddr| self.addresses.contains(&(index, *address));
+            self.default_routes.iter().any(|route| route.interface == index)
+                || node_addresses.iter().any(holds)
+        })
     }
 
     /// What follows from the roles for the rest of the agent.
@@ -218,24 +200,6 @@ pub fn places(roles: &BTreeMap<u32, Role>) -> BTreeMap<Place, &'static str> {
     places
 }
 
-fn is_of_pod(link: &Link, pods: &PodSelection) -> bool {
-    match pods {
-        PodSelection::Auto => link.is_veth && link.has_peer_elsewhere,
-        PodSelection::Patterns(patterns) => {
-            patterns.iter().any(|pattern| fits(pattern, &link.name))
-        }
-    }
-}
-
-/// Whether `text` fits `pattern`, in which `*` is any text.
-fn fits(pattern: &str, text: &str) -> bool {
-    let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(text) = text.strip_prefix(start) else { return false };
-    (0..=text.len())
-        .filter(|skipped| text.is_char_boundary(*skipped))
-        .any(|skipped| fits(rest, &text[skipped..]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,8 +229,7 @@ mod tests {
 
     #[test]
     fn default_routes_and_node_addresses_make_a_device_external_and_other_veths_are_pods() {
-        let roles =
-            node().roles(&DeviceSelection::Auto, &PodSelection::Auto, &[address("2001:db8::10")]);
+        let roles = node().roles(&Patterns::Auto, &Patterns::Auto, &[address("2001:db8::10")]);
         let expected =
             [(1, Role::Loopback), (2, Role::External), (3, Role::External), (5, Role::Pod)];
         assert_eq!(roles, expected.into());
@@ -276,8 +239,8 @@ mod tests {
 
     #[test]
     fn lists_replace_what_is_found() {
-        let devices = DeviceSelection::Names(vec!["eth1".into()]);
-        let pods = PodSelection::Patterns(vec!["cali*".into(), "cn*0".into()]);
+        let devices = Patterns::Named(vec!["eth1".into()]);
+        let pods = Patterns::Named(vec!["cali*".into(), "cn*0".into()]);
         let roles = node().roles(&devices, &pods, &[]);
         assert_eq!(roles, [(1, Role::Loopback), (3, Role::External), (4, Role::Pod)].into());
     }
@@ -285,27 +248,12 @@ mod tests {
     #[test]
     fn the_address_of_a_bridge_is_the_node_s_and_that_of_a_veth_is_not() {
         let network = node();
-        let roles = network.roles(&DeviceSelection::Auto, &PodSelection::Auto, &[]);
+        let roles = network.roles(&Patterns::Auto, &Patterns::Auto, &[]);
         let node = network.node(&roles);
         // eth1 is taken for a pod's as long as nobody says that it is the node's.
         assert_eq!(node.addresses, [address("192.0.2.10"), address("10.0.0.1")]);
         assert_eq!(node.pod_side_addresses, [address("2001:db8::10"), address("10.0.9.9")]);
         assert_eq!(node.default_sources, [address("192.0.2.10")]);
         assert_eq!(node.pods, 2);
-    }
-
-    #[test]
-    fn a_star_is_any_text() {
-        for (pattern, text, expected) in [
-            ("veth*", "veth1a", true),
-            ("veth*", "vet", false),
-            ("*", "", true),
-            ("a*b*c", "aXbYc", true),
-            ("a*b*c", "aXbY", false),
-            ("eth0", "eth0", true),
-            ("eth0", "eth01", false),
-        ] {
-            assert_eq!(fits(pattern, text), expected, "{pattern} {text}");
-        }
     }
 }

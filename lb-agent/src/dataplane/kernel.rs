@@ -69,7 +69,7 @@ impl KernelDataplane {
 }
 
 /// Opens the pinned map `name` and hands it to `open`.
-pub(super) fn opened<T>(
+pub(crate) fn opened<T>(
     pins: &Pins,
     name: &'static str,
     open: impl FnOnce(OwnedFd) -> io::Result<T>,
@@ -112,7 +112,7 @@ pub fn read_state(pins: &Pins) -> Result<PinnedState, DataplaneError> {
 }
 
 /// Every entry of a hash.
-pub(super) fn read_hash<K: Pod, V: Pod>(
+pub(crate) fn read_hash<K: Pod, V: Pod>(
     map: &TypedMap<K, V>,
     name: &'static str,
 ) -> Result<Vec<(K, V)>, DataplaneError> {

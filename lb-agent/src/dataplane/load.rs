@@ -17,9 +17,12 @@ use aya::{
 };
 use tracing::{debug, info, warn};
 
+use crate::config::Sizes;
+
 use super::{
     bpffs::{self, BpffsError},
-    pins::{MapSizes, PinError, PinnedMap, Pins, pinned_maps},
+    pins::{PinError, PinnedMap, Pins, pinned_maps},
+    sys,
 };
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it.
@@ -64,7 +67,7 @@ impl Programs {
 ///
 /// # Errors
 /// [`LoadError`], which says what to do.
-pub fn load(pins: &Pins, sizes: &MapSizes, constants: Constants) -> Result<Programs, LoadError> {
+pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs, LoadError> {
     let started = Instant::now();
     if let Some(path) = bpffs::ensure(pins.base())? {
         info!(path = %path.display(), "mounted a bpffs");
@@ -104,9 +107,22 @@ pub fn load(pins: &Pins, sizes: &MapSizes, constants: Constants) -> Result<Progr
     let mut object = loader.load(OBJECT).map_err(|source| refused(source.into()))?;
     let maps_done = started.elapsed();
     let programs = verify(object.programs_mut().map(|(name, program)| (name.to_owned(), program)))?;
-    let elapsed = started.elapsed();
-    debug!(?maps_done, ?elapsed, programs = programs.len(), "programs loaded");
-    Ok(Programs { programs, elapsed })
+    let programs = Programs { programs, elapsed: started.elapsed() };
+    pin_clock(pins, &programs)?;
+    debug!(?maps_done, elapsed = ?programs.elapsed, "programs loaded");
+    Ok(programs)
+}
+
+/// Pins the program that tells the time, in the place of an earlier one.
+fn pin_clock(pins: &Pins, programs: &Programs) -> Result<(), LoadError> {
+    let path = pins.clock();
+    let pin = || {
+        if path.exists() {
+            fs::remove_file(&path)?;
+        }
+        sys::obj_pin(programs.get("clock").map_err(io::Error::other)?, &path)
+    };
+    pin().map_err(|source| LoadError::Pin(PinError::Open { path: path.clone(), source }))
 }
 
 /// Makes `map` as large as its pin: what a map holds outlives a change of the flag.

@@ -30,24 +30,24 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use crate::cli::{run::TcAttach, values::Patterns};
+
 use super::{
     DataplaneError,
-    attach::{AttachError, Direction, Interface, TcAttach, TcAttacher, is_gone},
-    interfaces::{
-        DefaultRoute, DeviceSelection, Link, Network, NodeNetwork, Place, PodSelection, places,
-    },
+    attach::{AttachError, Direction, Interface, TcAttacher, is_gone},
+    interfaces::{DefaultRoute, Link, Network, NodeNetwork, Place, places},
     kernel::Devices,
     load::Programs,
     pins::{PinError, Pins},
 };
 
 /// Which interfaces get programs, and how.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct InterfaceOptions {
     /// `--devices`.
-    pub devices: DeviceSelection,
+    pub devices: Patterns,
     /// `--pod-interfaces`.
-    pub pods: PodSelection,
+    pub pods: Patterns,
     /// `--tc-attach`.
     pub attach: TcAttach,
 }

@@ -29,6 +29,8 @@ use lb_common::abi::{
     socket::{ConnectedPeer, DatagramKey, Peer},
 };
 
+use crate::config::Sizes;
+
 use super::sys;
 
 /// The directory of one agent below a bpffs.
@@ -62,6 +64,12 @@ impl Pins {
     /// The directory of the links.
     pub fn links(&self) -> PathBuf {
         self.version.join("links")
+    }
+
+    /// Where the program `clock` is pinned, so that tools can tell how long ago something
+    /// was.
+    pub fn clock(&self) -> PathBuf {
+        self.version.join("clock")
     }
 
     /// Opens the pinned map `name`.
@@ -119,33 +127,6 @@ pub enum PinError {
         /// What should be.
         wanted: Layout,
     },
-}
-
-/// The sizes of maps that flags set, in entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapSizes {
-    /// SERVICES and NAMES (`--max-services`).
-    pub services: u32,
-    /// SLOTS (`--max-slots`).
-    pub slots: u32,
-    /// BACKENDS4 and BACKENDS6 each (`--max-backends`).
-    pub backends: u32,
-    /// FLOWS4 and FLOWS6 each (`--max-flows`).
-    pub flows: u32,
-}
-
-impl Default for MapSizes {
-    fn default() -> Self {
-        Self { services: 32_768, slots: 1_048_576, backends: 262_144, flows: 262_144 }
-    }
-}
-
-impl MapSizes {
-    /// Entries of FRONTENDS4 and of FRONTENDS6: two for each service port, because a
-    /// ClusterIP as a whole takes one too.
-    pub fn frontends(&self) -> u32 {
-        self.services.saturating_mul(2)
-    }
 }
 
 /// How entries of a map look, and what kind of map it is.
@@ -227,11 +208,12 @@ const AFFINITY: u32 = 65_536;
 const DATAGRAM_PEERS: u32 = 65_536;
 
 /// Every map that is pinned, with the sizes that `sizes` gives them.
-pub fn pinned_maps(sizes: &MapSizes) -> Vec<PinnedMap> {
+pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     let services = Some("--max-services");
     let backends = Some("--max-backends");
     let flows = Some("--max-flows");
-    let frontends = sizes.frontends();
+    // A service port may have more than one.
+    let frontends = sizes.services.saturating_mul(2);
     vec![
         hash::<FrontendKey<Address4>, Frontend>("FRONTENDS4", frontends, services),
         hash::<FrontendKey<Address6>, Frontend>("FRONTENDS6", frontends, services),

@@ -6,6 +6,7 @@
 //! whose sizes were compared with the kernel's when it was made.
 
 mod bpf;
+mod clock;
 mod map;
 mod memory;
 mod socket;
@@ -14,6 +15,7 @@ pub use bpf::{
     LinkInfo, LinkTarget, MapInfo, ProgramInfo, link_create, link_detach, link_info, link_update,
     map_info, obj_get, obj_pin, program_by_id, program_info, tcx_query, test_run,
 };
+pub use clock::coarse_clock_resolution;
 pub use map::{BATCH, PerCpuCounters, TypedMap};
 pub use memory::Memory;
 pub use socket::netns_cookie;

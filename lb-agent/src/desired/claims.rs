@@ -95,7 +95,8 @@ impl Claims {
         if claimants.owner == *service {
             return;
         }
-        let rank = |name: &Arc<str>| (self.services.get(name).map(|(age, _)| *age), Arc::clone(name));
+        let rank =
+            |name: &Arc<str>| (self.services.get(name).map(|(age, _)| *age), Arc::clone(name));
         let mut loser = Arc::clone(service);
         if rank(service) < rank(&claimants.owner) {
             affected.insert(Arc::clone(&claimants.owner));

@@ -16,8 +16,9 @@ use crate::model::{
 pub fn choose(endpoints: &[&Endpoint], policy: Policy, locality: Locality<'_>) -> Vec<u8> {
     let mut sets = vec![0; endpoints.len()];
     let hinted = hinted(endpoints, locality);
-    let in_cluster =
-        |endpoint: &Endpoint| endpoint.is_ready && hinted.is_none_or(|names| names(endpoint, locality));
+    let in_cluster = |endpoint: &Endpoint| {
+        endpoint.is_ready && hinted.is_none_or(|names| names(endpoint, locality))
+    };
     mark(&mut sets, endpoints, IN_CLUSTER_SET, in_cluster, is_draining);
     if policy.uses_local_set() {
         let ready = |endpoint: &Endpoint| endpoint.is_local && endpoint.is_ready;

@@ -148,7 +148,8 @@ fn endpoints(
             }
         };
         let conditions = endpoint.conditions.as_ref();
-        let condition = |read: fn(&v1::EndpointConditions) -> Option<bool>| conditions.and_then(read);
+        let condition =
+            |read: fn(&v1::EndpointConditions) -> Option<bool>| conditions.and_then(read);
         endpoints.push(Endpoint {
             address,
             is_ready: condition(|conditions| conditions.ready).unwrap_or(true),

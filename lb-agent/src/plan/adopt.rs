@@ -56,7 +56,8 @@ impl Planner {
         let limits = [capacity.backends4, capacity.backends6];
         let families = [IpFamily::V4, IpFamily::V6];
         let known = |number: usize| {
-            let known = entries[number].iter().map(|(_, entry)| know(entry, families[number], &owners));
+            let known =
+                entries[number].iter().map(|(_, entry)| know(entry, families[number], &owners));
             Numbers::adopt(FIRST_BACKEND, limits[number], known)
         };
         let ids = Ids {
@@ -70,16 +71,12 @@ impl Planner {
     }
 }
 
-fn entries4(
-    backends: &[Backend<Address4>],
-) -> Vec<(u32, BackendEntry)> {
+fn entries4(backends: &[Backend<Address4>]) -> Vec<(u32, BackendEntry)> {
     let ip = |backend: &Backend<_>| IpAddr::V4(Ipv4Addr::from(backend.address));
     (0..).zip(backends).map(|(id, backend)| (id, entry(backend, ip(backend)))).collect()
 }
 
-fn entries6(
-    backends: &[Backend<Address6>],
-) -> Vec<(u32, BackendEntry)> {
+fn entries6(backends: &[Backend<Address6>]) -> Vec<(u32, BackendEntry)> {
     let ip = |backend: &Backend<_>| IpAddr::V6(Ipv6Addr::from(backend.address));
     (0..).zip(backends).map(|(id, backend)| (id, entry(backend, ip(backend)))).collect()
 }
@@ -186,8 +183,12 @@ fn adopt_sets(port: &mut HeldPort, slots: &[u32], blocks: &mut Blocks) -> u32 {
     if port.key.protocol == 0 {
         return 0;
     }
-    let positions: HashMap<u32, usize> =
-        port.backends.iter().enumerate().map(|(position, backend)| (backend.id, position)).collect();
+    let positions: HashMap<u32, usize> = port
+        .backends
+        .iter()
+        .enumerate()
+        .map(|(position, backend)| (backend.id, position))
+        .collect();
     let words = [(IN_CLUSTER_SET, port.entry.cluster), (IN_LOCAL_SET, port.entry.local)];
     let mut end = 0;
     for (set, (bit, word)) in port.sets.iter_mut().zip(words) {
@@ -220,16 +221,16 @@ fn adopt_frontends(
     capacity: &Capacity,
     held: &mut HashMap<Arc<str>, Vec<HeldPort>>,
 ) -> (Frontends, Vec<(u32, Vec<FrontendAddress>)>) {
-    let v4 = state.frontends4.iter().map(|(key, frontend)| {
-        (address(key, IpAddr::V4(Ipv4Addr::from(key.address))), frontend)
-    });
-    let v6 = state.frontends6.iter().map(|(key, frontend)| {
-        (address(key, IpAddr::V6(Ipv6Addr::from(key.address))), frontend)
-    });
-    let mut frontends = Frontends {
-        limits: [capacity.frontends4, capacity.frontends6],
-        ..Frontends::default()
-    };
+    let v4 = state
+        .frontends4
+        .iter()
+        .map(|(key, frontend)| (address(key, IpAddr::V4(Ipv4Addr::from(key.address))), frontend));
+    let v6 = state
+        .frontends6
+        .iter()
+        .map(|(key, frontend)| (address(key, IpAddr::V6(Ipv6Addr::from(key.address))), frontend));
+    let mut frontends =
+        Frontends { limits: [capacity.frontends4, capacity.frontends6], ..Frontends::default() };
     let mut of_port: HashMap<u32, Vec<FrontendAddress>> = HashMap::new();
     for (frontend, Frontend { service, .. }) in v4.chain(v6) {
         frontends.leads_to.insert(frontend, *service);

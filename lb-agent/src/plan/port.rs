@@ -108,7 +108,8 @@ fn check_counts(
         let new = wanted.filter(|frontend| !frontends.leads_to.contains_key(frontend)).count();
         let wants = |frontend| desired.iter().any(|port| port.frontends.contains(frontend));
         let lost = || {
-            let owned = held.iter().flat_map(|port| port.frontends.iter().map(|at| (at, port.index)));
+            let owned =
+                held.iter().flat_map(|port| port.frontends.iter().map(|at| (at, port.index)));
             let lost = owned.filter(|(at, index)| {
                 family_index(at.ip) == family && frontends.leads_to.get(at) == Some(index)
             });
@@ -167,9 +168,8 @@ fn reserve_blocks(
             continue;
         }
         let roomy = ids.blocks.allocate(roomy_order_of(length));
-        blocks[number] = roomy.or_else(|| {
-            if must { ids.blocks.allocate(order_of(length)) } else { None }
-        });
+        blocks[number] =
+            roomy.or_else(|| if must { ids.blocks.allocate(order_of(length)) } else { None });
         if must && blocks[number].is_none() {
             blocks.into_iter().flatten().for_each(|block| ids.blocks.give_back(block));
             return None;

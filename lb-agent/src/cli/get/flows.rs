@@ -1,0 +1,264 @@
+//! Rows of what the programs write: flows and affinity.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
+};
+
+use bytemuck::Pod;
+use lb_common::abi::{
+    address::{Address4, Address6, Be16},
+    affinity::{Affinity, AffinityKey, BY_NETNS},
+    backend::Backend,
+    flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN, Tuple},
+    service::Name,
+    settings::SettingsPair,
+};
+use serde::Serialize;
+
+use super::{
+    GetError,
+    rows::{Names, protocol_name},
+};
+use crate::dataplane::{
+    kernel::{opened, read_array, read_hash},
+    pins::Pins,
+    probe,
+    sys::{self, TypedMap},
+};
+
+/// One direction of a translated flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FlowRow {
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// `request` (from the client) or `reply` (from the backend).
+    pub direction: &'static str,
+    /// Where the packet comes from, as it arrives.
+    pub source: String,
+    /// Where it goes to, as it arrives.
+    pub destination: String,
+    /// Where it comes from, as it goes on.
+    pub new_source: String,
+    /// Where it goes to, as it goes on.
+    pub new_destination: String,
+    /// How it goes on: `stack`, `route`, `loopback`, `hairpin` or `device`.
+    pub action: &'static str,
+    /// What was seen: `answered`, `client_fin`, `server_fin`, `reset`.
+    pub state: Vec<&'static str>,
+    /// The service port.
+    pub service: String,
+    /// Index into BACKENDS4 or BACKENDS6.
+    pub backend: u32,
+    /// Seconds since the last packet that was noted; null if the time can't be told.
+    pub idle_seconds: Option<u32>,
+    /// Whether the handshake is not complete yet.
+    pub half_open: bool,
+}
+
+/// A client bound to a backend of a service port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AffinityRow {
+    /// The service port.
+    pub service: String,
+    /// The client's address, or `netns:<cookie>` of its network namespace.
+    pub client: String,
+    /// `address:port` of the backend; null if its id means another one now.
+    pub backend: Option<String>,
+    /// Index into BACKENDS4 or BACKENDS6.
+    pub backend_id: u32,
+    /// Seconds since the client last opened a flow; null if the time can't be told.
+    pub idle_seconds: Option<u32>,
+}
+
+/// Tells how long ago something was.
+struct Clock {
+    now: Option<u32>,
+    ticks_per_second: u32,
+}
+
+impl Clock {
+    fn open(pins: &Pins, settings: &[SettingsPair]) -> Self {
+        let now = || -> io::Result<u32> { probe::ticks_now(sys::obj_get(&pins.clock())?.as_fd()) };
+        let ticks_per_second = settings
+            .first()
+            .map_or(0, |pair| pair.copies[usize::from(pair.active == 1)].ticks_per_second);
+        Self { now: now().ok(), ticks_per_second }
+    }
+
+    fn seconds_since(&self, last_seen: u32) -> Option<u32> {
+        let ticks = self.now?.wrapping_sub(last_seen);
+        // Touched after the clock was read.
+        let ticks = if ticks > u32::MAX / 2 { 0 } else { ticks };
+        ticks.checked_div(self.ticks_per_second)
+    }
+}
+
+/// The rows of `get flows`.
+pub(super) fn flows(pins: &Pins) -> Result<Vec<FlowRow>, GetError> {
+    let clock = Clock::open(pins, &read_array::<SettingsPair>(pins, "SETTINGS")?);
+    let names = live_names(pins)?;
+    let names = Names::new(&names);
+    let mut rows = Vec::new();
+    for (map, half_open) in [("FLOWS4", false), ("EMBRYONIC4", true)] {
+        for (key, flow) in read_flows::<Address4>(pins, map)? {
+            rows.push(row(&key, &flow, half_open, Ipv4Addr::from, &names, &clock));
+        }
+    }
+    for (map, half_open) in [("FLOWS6", false), ("EMBRYONIC6", true)] {
+        for (key, flow) in read_flows::<Address6>(pins, map)? {
+            rows.push(row(&key, &flow, half_open, Ipv6Addr::from, &names, &clock));
+        }
+    }
+    rows.sort_by(|a, b| {
+        (&a.service, a.protocol, &a.source, &a.destination).cmp(&(
+            &b.service,
+            b.protocol,
+            &b.source,
+            &b.destination,
+        ))
+    });
+    Ok(rows)
+}
+
+fn live_names(pins: &Pins) -> Result<Vec<(u32, Name)>, GetError> {
+    let names = read_array::<Name>(pins, "NAMES")?;
+    Ok((0..).zip(names).filter(|(_, name)| name.length > 0).collect())
+}
+
+fn read_flows<A>(pins: &Pins, map: &'static str) -> Result<Vec<(FlowKey<A>, Flow<A>)>, GetError>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    Ok(read_hash(&opened(pins, map, TypedMap::new)?, map)?)
+}
+
+fn row<A: Copy, I: Into<IpAddr>>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    half_open: bool,
+    address: impl Fn(A) -> I,
+    names: &Names<'_>,
+    clock: &Clock,
+) -> FlowRow {
+    let text = |ip: A, port: Be16| SocketAddr::new(address(ip).into(), port.get()).to_string();
+    let source = |tuple: &Tuple<A>| text(tuple.source, tuple.source_port);
+    let destination = |tuple: &Tuple<A>| text(tuple.destination, tuple.destination_port);
+    FlowRow {
+        protocol: protocol_name(key.protocol as u8),
+        direction: if flow.action.is_reply() { "reply" } else { "request" },
+        source: source(&key.tuple),
+        destination: destination(&key.tuple),
+        new_source: source(&flow.rewrite),
+        new_destination: destination(&flow.rewrite),
+        action: action_name(flow.action),
+        state: state_names(flow.state),
+        service: names.text(flow.service),
+        backend: flow.backend,
+        idle_seconds: clock.seconds_since(flow.last_seen),
+        half_open,
+    }
+}
+
+fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::REQUEST | Action::REPLY => "stack",
+        Action::REQUEST_ROUTE => "route",
+        Action::REQUEST_LOOPBACK => "loopback",
+        Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => "hairpin",
+        Action::REPLY_INTO_DEVICE => "device",
+        _ => "unknown",
+    }
+}
+
+fn state_names(state: u8) -> Vec<&'static str> {
+    let names = [
+        (ANSWERED, "answered"),
+        (CLIENT_FIN, "client_fin"),
+        (SERVER_FIN, "server_fin"),
+        (RESET, "reset"),
+    ];
+    names.iter().filter(|(bit, _)| state & bit != 0).map(|(_, name)| *name).collect()
+}
+
+/// The rows of `get affinity`.
+pub(super) fn affinity(pins: &Pins) -> Result<Vec<AffinityRow>, GetError> {
+    let clock = Clock::open(pins, &read_array::<SettingsPair>(pins, "SETTINGS")?);
+    let names = live_names(pins)?;
+    let is_ipv6 =
+        |service: u32| names.iter().any(|(index, name)| *index == service && name.family == 6);
+    let backends4 = read_array::<Backend<Address4>>(pins, "BACKENDS4")?;
+    let backends6 = read_array::<Backend<Address6>>(pins, "BACKENDS6")?;
+    let map = opened(pins, "AFFINITY", TypedMap::<AffinityKey, Affinity>::new)?;
+    let texts = Names::new(&names);
+    let mut rows: Vec<AffinityRow> = read_hash(&map, "AFFINITY")?
+        .iter()
+        .map(|(key, entry)| {
+            let is_ipv6 = is_ipv6(key.service);
+            let id = entry.backend as usize;
+            let backend = if is_ipv6 {
+                backends6.get(id).and_then(|backend| held(backend, entry, Ipv6Addr::from))
+            } else {
+                backends4.get(id).and_then(|backend| held(backend, entry, Ipv4Addr::from))
+            };
+            AffinityRow {
+                service: texts.text(key.service),
+                client: client_of(key, is_ipv6),
+                backend,
+                backend_id: entry.backend,
+                idle_seconds: clock.seconds_since(entry.last_seen),
+            }
+        })
+        .collect();
+    rows.sort_by(|a, b| (&a.service, &a.client).cmp(&(&b.service, &b.client)));
+    Ok(rows)
+}
+
+fn client_of(key: &AffinityKey, is_ipv6: bool) -> String {
+    let [low, high, ..] = key.client;
+    if key.kind == BY_NETNS {
+        return format!("netns:{}", u64::from(low) | u64::from(high) << 32);
+    }
+    if is_ipv6 {
+        return Ipv6Addr::from(Address6 { be32: key.client }).to_string();
+    }
+    Ipv4Addr::from(Address4 { be32: low }).to_string()
+}
+
+/// The backend's address, if its id still means what it meant when it was chosen.
+fn held<A: Copy, I: Into<IpAddr>>(
+    backend: &Backend<A>,
+    entry: &Affinity,
+    address: impl Fn(A) -> I,
+) -> Option<String> {
+    (u32::from(backend.generation) == entry.generation)
+        .then(|| SocketAddr::new(address(backend.address).into(), backend.port.get()).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_an_address_or_a_namespace() {
+        let v4 = AffinityKey {
+            client: [u32::from_ne_bytes([10, 0, 0, 9]), 0, 0, 0],
+            ..AffinityKey::default()
+        };
+        assert_eq!(client_of(&v4, false), "10.0.0.9");
+        let netns = AffinityKey { kind: BY_NETNS, client: [7, 1, 0, 0], ..v4 };
+        assert_eq!(client_of(&netns, true), format!("netns:{}", (1u64 << 32) + 7));
+    }
+
+    #[test]
+    fn time_that_cannot_be_told_is_not_made_up() {
+        let clock = Clock { now: Some(1000), ticks_per_second: 100 };
+        assert_eq!(clock.seconds_since(500), Some(5));
+        assert_eq!(clock.seconds_since(1003), Some(0));
+        assert_eq!(Clock { now: None, ..clock }.seconds_since(500), None);
+        let unset = Clock { now: Some(1000), ticks_per_second: 0 };
+        assert_eq!(unset.seconds_since(500), None);
+    }
+}

@@ -1,0 +1,346 @@
+//! Rows of what the agent writes: services, front ends, backends; and counters.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use lb_common::abi::{
+    backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, THIS_HOST},
+    counter::{Hook, Reason},
+    frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
+    service::{Name, Service},
+};
+use serde::Serialize;
+
+use crate::dataplane::PinnedState;
+
+/// A service port in one family.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceRow {
+    /// `namespace/service:port`, without `:port` for an unnamed port.
+    pub name: String,
+    /// 4 or 6.
+    pub family: u8,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// `address:port` of its front ends.
+    pub frontends: Vec<String>,
+    /// How many backends serve it, cluster wide.
+    pub cluster_backends: u32,
+    /// How many backends of this node serve it.
+    pub local_backends: u32,
+    /// `Cluster` or `Local`.
+    pub internal_traffic_policy: &'static str,
+    /// Session affinity by client for so many seconds; null without.
+    pub affinity_seconds: Option<u32>,
+    /// Index into SERVICES.
+    pub index: u32,
+}
+
+/// An address that clients connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FrontendRow {
+    /// `address:port`; the address alone for a ClusterIP as a whole.
+    pub address: String,
+    /// `tcp`, `udp`, or `any` for a ClusterIP as a whole.
+    pub protocol: &'static str,
+    /// `cluster_ip` or `cluster_ip_address` (a ClusterIP as a whole).
+    pub kind: &'static str,
+    /// The service port it leads to.
+    pub service: String,
+    /// Index into SERVICES.
+    pub index: u32,
+}
+
+/// An endpoint of a service port that is in a set of it now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackendRow {
+    /// The service port.
+    pub service: String,
+    /// `address:port`.
+    pub address: String,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// Of which sets it is a member: `cluster`, `local`.
+    pub sets: Vec<&'static str>,
+    /// `this_node`, `this_host` (a process in the host's network) or `other_node`.
+    pub place: &'static str,
+    /// Index into BACKENDS4 or BACKENDS6, by the family of the address.
+    pub id: u32,
+    /// How often the id has changed its meaning.
+    pub generation: u16,
+}
+
+/// How often a program ended for a reason, since the maps were made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CounterRow {
+    /// Where the program is attached.
+    pub hook: &'static str,
+    /// Why it ended as it did.
+    pub reason: &'static str,
+    /// How often; reasons that never occurred are left out.
+    pub count: u64,
+}
+
+/// The text of a name.
+pub(super) fn text_of(name: &Name) -> String {
+    let text = name.text.get(..usize::from(name.length)).unwrap_or(&name.text);
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// `tcp`, `udp`, or `any`.
+pub(super) fn protocol_name(protocol: u8) -> &'static str {
+    match protocol {
+        TCP => "tcp",
+        UDP => "udp",
+        _ => "any",
+    }
+}
+
+/// The names of service ports by their index.
+pub(super) struct Names<'a>(HashMap<u32, &'a Name>);
+
+impl<'a> Names<'a> {
+    pub(super) fn new(names: &'a [(u32, Name)]) -> Self {
+        Self(names.iter().map(|(index, name)| (*index, name)).collect())
+    }
+
+    /// The name of a service port; its index if it has none any more.
+    pub(super) fn text(&self, index: u32) -> String {
+        self.0.get(&index).map_or_else(|| format!("#{index}"), |name| text_of(name))
+    }
+
+    fn protocol(&self, index: u32) -> &'static str {
+        self.0.get(&index).map_or("any", |name| protocol_name(name.protocol))
+    }
+}
+
+struct AnyFrontend {
+    address: IpAddr,
+    port: u16,
+    protocol: u8,
+    value: Frontend,
+}
+
+impl AnyFrontend {
+    fn new<A: Copy>(entry: &(FrontendKey<A>, Frontend), address: impl Into<IpAddr>) -> Self {
+        let (key, value) = *entry;
+        Self { address: address.into(), port: key.port.get(), protocol: key.protocol, value }
+    }
+
+    fn text(&self) -> String {
+        if self.value.kind == FrontendKind::CLUSTER_IP_ADDRESS {
+            return self.address.to_string();
+        }
+        SocketAddr::new(self.address, self.port).to_string()
+    }
+}
+
+/// The front ends of both families, in the order of their addresses.
+fn all_frontends(state: &PinnedState) -> Vec<AnyFrontend> {
+    let v4 = state
+        .frontends4
+        .iter()
+        .map(|entry| AnyFrontend::new(entry, Ipv4Addr::from(entry.0.address)));
+    let v6 = state
+        .frontends6
+        .iter()
+        .map(|entry| AnyFrontend::new(entry, Ipv6Addr::from(entry.0.address)));
+    let mut frontends: Vec<_> = v4.chain(v6).collect();
+    frontends.sort_by_key(|frontend| (frontend.address, frontend.port, frontend.protocol));
+    frontends
+}
+
+/// The rows of `get services`, by name, family and protocol.
+pub(super) fn services(state: &PinnedState) -> Vec<ServiceRow> {
+    let mut frontends: HashMap<u32, Vec<String>> = HashMap::new();
+    for frontend in all_frontends(state) {
+        frontends.entry(frontend.value.service).or_default().push(frontend.text());
+    }
+    let mut rows: Vec<ServiceRow> = state
+        .names
+        .iter()
+        .filter_map(|(index, name)| {
+            let service = state.services.get(*index as usize)?;
+            let is_port = service.flags & Service::ADDRESS == 0;
+            is_port.then(|| service_row(*index, name, service, frontends.remove(index)))
+        })
+        .collect();
+    rows.sort_by(|a, b| (&a.name, a.family, a.protocol).cmp(&(&b.name, b.family, b.protocol)));
+    rows
+}
+
+fn service_row(
+    index: u32,
+    name: &Name,
+    service: &Service,
+    frontends: Option<Vec<String>>,
+) -> ServiceRow {
+    let is_local = service.flags & Service::INTERNAL_LOCAL != 0;
+    ServiceRow {
+        name: text_of(name),
+        family: name.family,
+        protocol: protocol_name(name.protocol),
+        frontends: frontends.unwrap_or_default(),
+        cluster_backends: service.cluster.length(),
+        local_backends: service.local.length(),
+        internal_traffic_policy: if is_local { "Local" } else { "Cluster" },
+        affinity_seconds: (service.affinity_seconds > 0).then_some(service.affinity_seconds),
+        index,
+    }
+}
+
+/// The rows of `get frontends`, by address and port.
+pub(super) fn frontends(state: &PinnedState) -> Vec<FrontendRow> {
+    let names = Names::new(&state.names);
+    all_frontends(state)
+        .iter()
+        .map(|frontend| FrontendRow {
+            address: frontend.text(),
+            protocol: protocol_name(frontend.protocol),
+            kind: match frontend.value.kind {
+                FrontendKind::CLUSTER_IP => "cluster_ip",
+                FrontendKind::CLUSTER_IP_ADDRESS => "cluster_ip_address",
+                _ => "unknown",
+            },
+            service: names.text(frontend.value.service),
+            index: frontend.value.service,
+        })
+        .collect()
+}
+
+/// The rows of `get backends`, by service and address.
+pub(super) fn backends(state: &PinnedState) -> Vec<BackendRow> {
+    let names = Names::new(&state.names);
+    let v4 = (0..)
+        .zip(&state.backends4)
+        .filter(|(_, backend)| backend.sets != 0)
+        .map(|(id, backend)| backend_row(id, backend, Ipv4Addr::from(backend.address), &names));
+    let v6 = (0..)
+        .zip(&state.backends6)
+        .filter(|(_, backend)| backend.sets != 0)
+        .map(|(id, backend)| backend_row(id, backend, Ipv6Addr::from(backend.address), &names));
+    let mut rows: Vec<_> = v4.chain(v6).collect();
+    rows.sort_by(|a, b| {
+        (&a.service, a.protocol, &a.address, a.id).cmp(&(&b.service, b.protocol, &b.address, b.id))
+    });
+    rows
+}
+
+fn backend_row<A: Copy>(
+    id: u32,
+    backend: &Backend<A>,
+    address: impl Into<IpAddr>,
+    names: &Names<'_>,
+) -> BackendRow {
+    let sets = [(IN_CLUSTER_SET, "cluster"), (IN_LOCAL_SET, "local")];
+    BackendRow {
+        service: names.text(backend.service),
+        address: SocketAddr::new(address.into(), backend.port.get()).to_string(),
+        protocol: names.protocol(backend.service),
+        sets: sets.iter().filter(|(bit, _)| backend.sets & bit != 0).map(|(_, set)| *set).collect(),
+        place: match backend.flags {
+            flags if flags & THIS_HOST != 0 => "this_host",
+            flags if flags & ON_THIS_NODE != 0 => "this_node",
+            _ => "other_node",
+        },
+        id,
+        generation: backend.generation,
+    }
+}
+
+/// The rows of `get counters`, by hook and reason as they are numbered.
+pub(super) fn counters(sums: &[u64]) -> Vec<CounterRow> {
+    Hook::ALL
+        .iter()
+        .flat_map(|hook| Reason::ALL.iter().map(move |reason| (hook, reason)))
+        .map(|(hook, reason)| CounterRow {
+            hook: hook.name(),
+            reason: reason.name(),
+            count: sums.get(hook.counter(*reason) as usize).copied().unwrap_or_default(),
+        })
+        .filter(|row| row.count > 0)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::{address::Be16, service::SlotRange};
+
+    use super::*;
+
+    fn name(text: &str, protocol: u8) -> Name {
+        let mut name = Name {
+            text: [0; Name::CAPACITY],
+            length: text.len() as u8,
+            family: 4,
+            protocol,
+            zero: 0,
+        };
+        name.text[..text.len()].copy_from_slice(text.as_bytes());
+        name
+    }
+
+    fn state() -> PinnedState {
+        let address = Ipv4Addr::new(10, 96, 0, 1).into();
+        let port = FrontendKey::new(address, Be16::new(443), TCP);
+        let frontend =
+            Frontend { service: 0, kind: FrontendKind::CLUSTER_IP, ..Frontend::default() };
+        let whole = Frontend { service: 1, kind: FrontendKind::CLUSTER_IP_ADDRESS, ..frontend };
+        let backend = Backend {
+            address: Ipv4Addr::new(10, 0, 0, 7).into(),
+            port: Be16::new(6443),
+            sets: IN_CLUSTER_SET | IN_LOCAL_SET,
+            flags: ON_THIS_NODE | THIS_HOST,
+            ..Backend::default()
+        };
+        PinnedState {
+            frontends4: vec![(FrontendKey::of_address(address), whole), (port, frontend)],
+            names: vec![
+                (0, name("default/kubernetes:https", TCP)),
+                (1, name("default/kubernetes", 0)),
+            ],
+            services: vec![
+                Service {
+                    cluster: SlotRange::new(0, 1),
+                    affinity_seconds: 9,
+                    ..Service::default()
+                },
+                Service { flags: Service::ADDRESS, ..Service::default() },
+            ],
+            backends4: vec![Backend { sets: 0, ..backend }, backend],
+            ..PinnedState::default()
+        }
+    }
+
+    #[test]
+    fn a_cluster_ip_as_a_whole_is_a_front_end_but_no_service() {
+        let rows = services(&state());
+        assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].name, "default/kubernetes:https");
+        assert_eq!(rows[0].frontends, ["10.96.0.1:443"]);
+        assert_eq!((rows[0].cluster_backends, rows[0].affinity_seconds), (1, Some(9)));
+        let addresses: Vec<_> =
+            frontends(&state()).into_iter().map(|row| (row.address, row.kind)).collect();
+        let expected = [("10.96.0.1", "cluster_ip_address"), ("10.96.0.1:443", "cluster_ip")];
+        assert_eq!(addresses, expected.map(|(address, kind)| (address.to_owned(), kind)));
+    }
+
+    #[test]
+    fn a_backend_in_no_set_is_not_shown() {
+        let rows = backends(&state());
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].id, rows[0].place), (1, "this_host"));
+        assert_eq!(rows[0].sets, ["cluster", "local"]);
+        assert_eq!(rows[0].address, "10.0.0.7:6443");
+    }
+
+    #[test]
+    fn counters_that_never_counted_are_left_out() {
+        let mut sums = vec![0; 4096];
+        sums[Hook::ToPod.counter(Reason::Reply) as usize] = 3;
+        let expected = CounterRow { hook: "to_pod", reason: "reply", count: 3 };
+        assert_eq!(counters(&sums), [expected]);
+    }
+}

@@ -1,0 +1,226 @@
+//! What this node lacks, without changing anything.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use crate::config::Sizes;
+
+use super::{
+    bpffs,
+    pins::{Pins, pinned_maps},
+    probe,
+};
+
+/// What `lb-agent check` looks at.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// `--bpf-dir`.
+    pub bpf_dir: PathBuf,
+    /// `--cgroup`, if given.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// As it should be.
+    Fine,
+    /// Something works less well.
+    Warning,
+    /// `run` would fail.
+    Fatal,
+}
+
+/// One line about this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it is about, one word.
+    pub about: &'static str,
+    /// What was found, and what to do if something.
+    pub text: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Fine => "ok",
+            Severity::Warning => "warn",
+            Severity::Fatal => "fail",
+        };
+        write!(formatter, "{severity:<5} {:<13} {}", self.about, self.text)
+    }
+}
+
+/// Looks at this node. `run` would fail if any finding is [`Severity::Fatal`].
+pub fn check(options: &Check) -> Vec<Finding> {
+    let mut findings = vec![kernel(&release()), capabilities(&status()), btf()];
+    findings.extend(bpffs(&options.bpf_dir));
+    findings.extend(pins(&options.bpf_dir));
+    findings.push(cgroup(options.cgroup.as_deref()));
+    if findings.iter().all(|finding| finding.severity < Severity::Fatal) {
+        findings.extend(features(probe::features()));
+    }
+    findings
+}
+
+fn finding(severity: Severity, about: &'static str, text: impl Into<String>) -> Finding {
+    Finding { severity, about, text: text.into() }
+}
+
+fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
+
+fn status() -> String {
+    fs::read_to_string("/proc/self/status").unwrap_or_default()
+}
+
+fn kernel(release: &str) -> Finding {
+    const OLDEST: (u32, u32) = (5, 10);
+    let release = release.trim();
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
+    match (number(), number()) {
+        (Some(major), Some(minor)) if (major, minor) >= OLDEST => {
+            finding(Severity::Fine, "kernel", release)
+        }
+        (Some(_), Some(_)) => {
+            finding(Severity::Fatal, "kernel", format!("{release}: 5.10 or newer is needed"))
+        }
+        _ => finding(Severity::Warning, "kernel", format!("unknown version {release:?}")),
+    }
+}
+
+/// The bits of capabilities(7) that loading and attaching takes.
+const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+const CAP_SYS_ADMIN: u32 = 21;
+
+fn capabilities(status: &str) -> Finding {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+        .unwrap_or_default();
+    let has = |bit: u32| effective & 1 << bit != 0;
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(bit, _)| !has(*bit) && !(*bit > 31 && has(CAP_SYS_ADMIN)))
+        .map(|(_, name)| *name)
+        .collect();
+    if missing.is_empty() {
+        return finding(Severity::Fine, "capabilities", "enough to load and attach programs");
+    }
+    let text = format!("needs {} (root)", missing.join(", "));
+    finding(Severity::Fatal, "capabilities", text)
+}
+
+fn btf() -> Finding {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return finding(Severity::Fine, "btf", "the kernel describes its types");
+    }
+    let text = "no /sys/kernel/btf/vmlinux: programs load, tools show less";
+    finding(Severity::Warning, "btf", text)
+}
+
+fn bpffs(bpf_dir: &Path) -> Vec<Finding> {
+    let path = bpf_dir.display();
+    if !bpffs::is_bpffs(bpf_dir) {
+        let text = format!("none at {path}: run mounts one if it may");
+        return vec![finding(Severity::Warning, "bpffs", text)];
+    }
+    if bpffs::dies_with_mount_namespace(bpf_dir) == Some(true) {
+        let text = format!(
+            "{path} lies in a bpffs of this mount namespace alone: what is pinned there is \
+             gone with the last process in it, mount the host's /sys/fs/bpf instead"
+        );
+        return vec![finding(Severity::Warning, "bpffs", text)];
+    }
+    vec![finding(Severity::Fine, "bpffs", format!("{path} lies in one"))]
+}
+
+/// What is pinned already and cannot be taken over.
+fn pins(bpf_dir: &Path) -> Vec<Finding> {
+    let pins = Pins::new(bpf_dir);
+    // Any size can be taken over.
+    pinned_maps(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 })
+        .iter()
+        .filter_map(|map| map.existing_entries(&pins).err())
+        .map(|error| finding(Severity::Fatal, "pins", error.to_string()))
+        .take(1)
+        .collect()
+}
+
+fn cgroup(given: Option<&Path>) -> Finding {
+    match given.map(Path::to_owned).or_else(bpffs::cgroup2_mount) {
+        Some(path) if bpffs::is_cgroup2(&path) => {
+            finding(Severity::Fine, "cgroup2", path.display().to_string())
+        }
+        Some(path) => {
+            let text = format!("{} is no cgroup v2 directory", path.display());
+            finding(Severity::Fatal, "cgroup2", text)
+        }
+        None => {
+            let text = "not mounted: connect() is not translated, packets are";
+            finding(Severity::Warning, "cgroup2", text)
+        }
+    }
+}
+
+fn features(features: probe::Features) -> Vec<Finding> {
+    let row = |has: bool, about, yes: &str, no: &str| {
+        let severity = if has { Severity::Fine } else { Severity::Warning };
+        finding(severity, about, if has { yes } else { no })
+    };
+    vec![
+        row(
+            features.has_tcx,
+            "tcx",
+            "programs attach by tcx",
+            "not there: clsact filters are used",
+        ),
+        row(
+            features.has_set_retval,
+            "set_retval",
+            "connect() is refused at once",
+            "not there: the packet path refuses instead of connect()",
+        ),
+        row(
+            features.has_netns_cookie,
+            "netns_cookie",
+            "--socket-lb node works",
+            "not there: --socket-lb node does not work",
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_new_enough_from_5_10_on() {
+        for (release, severity) in [
+            ("6.18.3-generic\n", Severity::Fine),
+            ("5.10.0", Severity::Fine),
+            ("5.9.16", Severity::Fatal),
+            ("4.19.0-27-amd64", Severity::Fatal),
+            ("", Severity::Warning),
+        ] {
+            assert_eq!(kernel(release).severity, severity, "{release:?}");
+        }
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        assert_eq!(capabilities("CapEff:\t000001ffffffffff\n").severity, Severity::Fine);
+        let admin = format!("CapEff:\t{:016x}\n", 1u64 << 12 | 1 << CAP_SYS_ADMIN);
+        assert_eq!(capabilities(&admin).severity, Severity::Fine, "as before 5.8");
+        let none = capabilities("CapEff:\t0000000000000000\n");
+        assert_eq!(none.severity, Severity::Fatal);
+        assert_eq!(none.text, "needs CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF (root)");
+    }
+}

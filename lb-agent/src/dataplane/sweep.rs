@@ -1,0 +1,221 @@
+//! Removes flows that ended long ago, and counts what the maps hold.
+//!
+//! The programs decide by themselves whether an entry still holds; the sweep only makes
+//! room, and only of what is past twice its timeout, so that it never races a packet.
+
+use std::{io, os::fd::AsFd, thread, time::Duration};
+
+use bytemuck::Pod;
+use lb_common::abi::{
+    address::{Address, Address4, Address6},
+    affinity::{Affinity, AffinityKey},
+    flow::{ANSWERED, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN},
+    frontend::TCP,
+    service::Service,
+    settings::Timeouts,
+    socket::{DatagramKey, Peer},
+};
+
+use super::{
+    kernel::opened,
+    mapped::MappedArray,
+    pins::{PinError, Pins},
+    probe,
+    sys::{self, PerCpuCounters, TypedMap},
+};
+
+/// Pause between two batches, so that a sweep of a full table leaves the CPU to others.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// The maps that fill by themselves.
+pub struct Sweeper {
+    flows4: TypedMap<FlowKey<Address4>, Flow<Address4>>,
+    flows6: TypedMap<FlowKey<Address6>, Flow<Address6>>,
+    embryonic4: TypedMap<FlowKey<Address4>, Flow<Address4>>,
+    embryonic6: TypedMap<FlowKey<Address6>, Flow<Address6>>,
+    affinity: TypedMap<AffinityKey, Affinity>,
+    datagram_peers: TypedMap<DatagramKey, Peer>,
+    services: MappedArray<Service>,
+    clock: std::os::fd::OwnedFd,
+}
+
+/// How many entries a map holds and may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapFill {
+    /// The map's name.
+    pub map: &'static str,
+    /// How many entries it holds.
+    pub entries: u64,
+    /// How many it may hold.
+    pub max_entries: u64,
+    /// How many this sweep removed.
+    pub removed: u64,
+}
+
+impl Sweeper {
+    /// Opens the pinned maps.
+    ///
+    /// # Errors
+    /// [`PinError`] if one is missing or of another layout.
+    pub fn open(pins: &Pins) -> Result<Self, PinError> {
+        let path = pins.clock();
+        Ok(Self {
+            flows4: opened(pins, "FLOWS4", TypedMap::new)?,
+            flows6: opened(pins, "FLOWS6", TypedMap::new)?,
+            embryonic4: opened(pins, "EMBRYONIC4", TypedMap::new)?,
+            embryonic6: opened(pins, "EMBRYONIC6", TypedMap::new)?,
+            affinity: opened(pins, "AFFINITY", TypedMap::new)?,
+            datagram_peers: opened(pins, "DATAGRAM_PEERS", TypedMap::new)?,
+            services: opened(pins, "SERVICES", MappedArray::readable)?,
+            clock: sys::obj_get(&path).map_err(|source| PinError::Open { path, source })?,
+        })
+    }
+
+    /// Goes once through every map. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// Those of the bpf(2) calls.
+    pub fn sweep(
+        &mut self,
+        timeouts: &Timeouts,
+        ticks_per_second: u32,
+    ) -> io::Result<Vec<MapFill>> {
+        let now = probe::ticks_now(self.clock.as_fd())?;
+        let is_old = |limit: u32, last_seen: u32| is_past(now, last_seen, limit);
+        let mut fills = Vec::new();
+        fills.push(sweep_flows("FLOWS4", &self.flows4, &is_old, timeouts)?);
+        fills.push(sweep_flows("FLOWS6", &self.flows6, &is_old, timeouts)?);
+        fills.push(sweep_flows("EMBRYONIC4", &self.embryonic4, &is_old, timeouts)?);
+        fills.push(sweep_flows("EMBRYONIC6", &self.embryonic6, &is_old, timeouts)?);
+        let services = &mut self.services;
+        fills.push(sweep_map("AFFINITY", &self.affinity, |key, entry| {
+            // An index out of range is of no service: nothing holds the entry.
+            let seconds = services.load(key.service).map_or(0, |service| service.affinity_seconds);
+            is_old(seconds.saturating_mul(ticks_per_second), entry.last_seen)
+        })?);
+        fills.push(sweep_map("DATAGRAM_PEERS", &self.datagram_peers, |_, _| false)?);
+        Ok(fills)
+    }
+}
+
+/// COUNTERS, summed over the CPUs; the index is
+/// [`Hook::counter`](lb_common::abi::counter::Hook::counter).
+///
+/// # Errors
+/// [`PinError`] if the map is missing or cannot be read.
+pub fn counters(pins: &Pins) -> Result<Vec<u64>, PinError> {
+    opened(pins, "COUNTERS", |map| PerCpuCounters::new(map)?.sums())
+}
+
+fn sweep_flows<A: Address>(
+    name: &'static str,
+    map: &TypedMap<FlowKey<A>, Flow<A>>,
+    is_old: &impl Fn(u32, u32) -> bool,
+    timeouts: &Timeouts,
+) -> io::Result<MapFill>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    sweep_map(name, map, |key, flow| {
+        let is_ended =
+            |flow: &Flow<A>| is_old(lifetime(flow, key.protocol, timeouts), flow.last_seen);
+        if !is_ended(flow) {
+            return false;
+        }
+        // One direction may be quiet for as long as the other is not.
+        let pair = FlowKey { tuple: flow.rewrite.reversed(), protocol: key.protocol };
+        !matches!(map.get(&pair), Ok(Some(pair)) if !is_ended(&pair))
+    })
+}
+
+/// Removes the entries of `map` that `is_ended` tells, batch by batch.
+fn sweep_map<K: Pod, V: Pod>(
+    name: &'static str,
+    map: &TypedMap<K, V>,
+    mut is_ended: impl FnMut(&K, &V) -> bool,
+) -> io::Result<MapFill> {
+    let (mut seen, mut removed) = (0u64, 0u64);
+    let mut failure = None;
+    map.visit(|keys, values| {
+        seen += keys.len() as u64;
+        let ended: Vec<K> = keys
+            .iter()
+            .zip(values)
+            .filter(|(key, value)| is_ended(key, value))
+            .map(|(key, _)| *key)
+            .collect();
+        match map.remove_batch(&ended) {
+            Ok(count) => removed += count as u64,
+            Err(error) => failure = Some(error),
+        }
+        if keys.len() == sys::BATCH {
+            thread::sleep(PAUSE);
+        }
+        failure.is_none()
+    })?;
+    failure.map_or(Ok(()), Err)?;
+    let max_entries = map.max_entries().into();
+    Ok(MapFill { map: name, entries: seen.saturating_sub(removed), max_entries, removed })
+}
+
+/// How long a flow lives without a packet, in ticks.
+pub fn lifetime<A>(flow: &Flow<A>, protocol: u32, timeouts: &Timeouts) -> u32 {
+    const BOTH: u8 = CLIENT_FIN | SERVER_FIN;
+    let state = flow.state;
+    match (protocol == u32::from(TCP), state & ANSWERED != 0) {
+        (false, false) => timeouts.udp,
+        (false, true) => timeouts.udp_answered,
+        (true, _) if state & RESET != 0 || state & BOTH == BOTH => timeouts.tcp_closing,
+        (true, _) if state & BOTH != 0 => timeouts.tcp_half_closed,
+        (true, false) => timeouts.tcp_syn,
+        (true, true) => timeouts.tcp_established,
+    }
+}
+
+/// Whether twice `timeout` has gone by since `last_seen`. An entry that a packet has
+/// touched after `now` was read lies in the future, and is not old.
+fn is_past(now: u32, last_seen: u32, timeout: u32) -> bool {
+    let age = now.wrapping_sub(last_seen);
+    age < 1 << 31 && age > timeout.min(probe::LONGEST) * 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_old_past_twice_its_timeout_also_across_the_wrap_of_the_clock() {
+        assert!(!is_past(1000, 900, 50));
+        assert!(is_past(1001, 900, 50));
+        assert!(is_past(50, u32::MAX - 51, 50));
+        assert!(!is_past(900, 901, 50), "touched after the clock was read");
+        assert!(!is_past(u32::MAX, u32::MAX - probe::LONGEST, u32::MAX));
+    }
+
+    #[test]
+    fn the_lifetime_follows_protocol_and_state() {
+        let timeouts = Timeouts {
+            tcp_syn: 1,
+            tcp_established: 2,
+            tcp_half_closed: 3,
+            tcp_closing: 4,
+            udp: 5,
+            udp_answered: 6,
+        };
+        for (protocol, state, expected) in [
+            (6, 0, 1),
+            (6, ANSWERED, 2),
+            (6, ANSWERED | CLIENT_FIN, 3),
+            (6, ANSWERED | SERVER_FIN, 3),
+            (6, ANSWERED | CLIENT_FIN | SERVER_FIN, 4),
+            (6, ANSWERED | RESET, 4),
+            (6, RESET, 4),
+            (17, 0, 5),
+            (17, ANSWERED, 6),
+        ] {
+            let flow = Flow::<Address4> { state, ..Flow::default() };
+            assert_eq!(lifetime(&flow, protocol, &timeouts), expected, "{protocol} {state}");
+        }
+    }
+}
