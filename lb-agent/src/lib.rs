@@ -16,5 +16,6 @@ pub mod ids;
 pub mod metrics;
 pub mod model;
 pub mod plan;
+pub mod run;
 pub mod snapshot;
 pub mod watch;

@@ -4,15 +4,13 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use anyhow::Context as _;
 use lb_agent::{
-    cli::{self, Command, LogArgs, RunArgs},
-    config::{Config, Source},
-    events::Refusals,
-    health::{self, Health, server::Server},
-    metrics::Metrics,
-    watch::{api, manifests},
+    cli::{self, CheckArgs, Command, LogArgs, RunArgs, get},
+    config::Config,
+    dataplane::{
+        check::{self, Check, Severity},
+        cleanup,
+    },
 };
-use tokio::sync::mpsc;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -57,10 +55,32 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             );
             Ok(())
         }
-        Command::Check(_) | Command::Get(_) | Command::Explain(_) | Command::Cleanup(_) => {
-            anyhow::bail!("this command is not there yet")
+        Command::Get(arguments) => {
+            print!("{}", get::get(&arguments)?);
+            Ok(())
         }
+        Command::Check(arguments) => check(arguments),
+        Command::Cleanup(arguments) => {
+            log_to_stderr(&arguments.log);
+            let cleanup::Cleaned { links, filters, pins } =
+                cleanup::cleanup(&arguments.pins.bpf_dir)?;
+            println!("detached {links} links and {filters} filters, removed {pins} pins");
+            Ok(())
+        }
+        Command::Explain(_) => anyhow::bail!("explain is not there yet"),
     }
+}
+
+fn check(arguments: CheckArgs) -> anyhow::Result<()> {
+    log_to_stderr(&arguments.log);
+    let options = Check { bpf_dir: arguments.pins.bpf_dir, cgroup: arguments.cgroup.cgroup };
+    let findings = check::check(&options);
+    for finding in &findings {
+        println!("{finding}");
+    }
+    let fatal = findings.iter().filter(|finding| finding.severity == Severity::Fatal).count();
+    anyhow::ensure!(fatal == 0, "run would fail: {fatal} of the findings above must be mended");
+    Ok(())
 }
 
 fn log_to_stderr(log: &LogArgs) {
@@ -81,107 +101,5 @@ async fn run(arguments: RunArgs) -> anyhow::Result<()> {
     for flag in &arguments.without_effect {
         tracing::warn!(flag = format!("--{flag}"), "has no effect yet");
     }
-    let config = Config::new(arguments)?;
-    let health = Health::new(health::UPDATE_TIMEOUT);
-    let metrics = Metrics::new();
-    let cancel = CancellationToken::new();
-    let tasks = TaskTracker::new();
-    start_servers(&config, &health, &metrics, &cancel, &tasks).await?;
-    let (sender, mut events) = mpsc::channel(1024);
-    let (source, _refusals) = start_source(&config, &metrics, sender).await?;
-    let mut source = std::pin::pin!(source);
-    let stopped = stop_signal()?;
-    let mut stopped = std::pin::pin!(stopped);
-    loop {
-        tokio::select! {
-            result = &mut source => {
-                result?;
-                break;
-            }
-            () = &mut stopped => break,
-            event = events.recv() => match event {
-                Some(event) => tracing::debug!(?event),
-                None => break,
-            },
-        }
-    }
-    cancel.cancel();
-    tasks.close();
-    tasks.wait().await;
-    Ok(())
-}
-
-type SourceTask = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
-
-async fn start_source(
-    config: &Config,
-    metrics: &Metrics,
-    sender: mpsc::Sender<lb_agent::watch::Event>,
-) -> anyhow::Result<(SourceTask, Refusals)> {
-    match &config.source {
-        Source::Manifests(dir) => {
-            let problems = manifests::Problems::default();
-            metrics.set_problems(problems.clone());
-            let dir = dir.clone();
-            let task = async move { Ok(manifests::watch(dir, sender, problems).await?) };
-            Ok((Box::pin(task), Refusals::logged()))
-        }
-        Source::Api(options) => {
-            let connection = api::connect(options).await?;
-            let refusals = Refusals::published(connection.client.clone(), &config.node_name);
-            let task = async move {
-                api::watch(connection, sender).await;
-                Ok(())
-            };
-            Ok((Box::pin(task), refusals))
-        }
-    }
-}
-
-async fn start_servers(
-    config: &Config,
-    health: &Health,
-    metrics: &Metrics,
-    cancel: &CancellationToken,
-    tasks: &TaskTracker,
-) -> anyhow::Result<()> {
-    let servers = [(Server::Health, config.healthz), (Server::Metrics, config.metrics)];
-    for (server, address) in servers {
-        let Some(address) = address.0 else { continue };
-        let bound = if config.bind_hard_fail {
-            Some(health::server::bind(server, address).await?)
-        } else {
-            None
-        };
-        let (health, metrics, cancel) = (health.clone(), metrics.clone(), cancel.clone());
-        tasks.spawn(async move {
-            let listener = match bound {
-                Some(listener) => Some(listener),
-                None => health::server::bind_retrying(server, address, &cancel).await,
-            };
-            let Some(listener) = listener else { return };
-            let served = match server {
-                Server::Health => {
-                    health::server::serve_health(listener, health, metrics, cancel).await
-                }
-                Server::Metrics => health::server::serve_metrics(listener, metrics, cancel).await,
-            };
-            if let Err(error) = served {
-                tracing::warn!(%address, %error, "server ended");
-            }
-        });
-    }
-    Ok(())
-}
-
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
+    lb_agent::run::run(Config::new(arguments)?).await
 }

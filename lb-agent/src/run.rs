@@ -1,0 +1,176 @@
+//! `lb-agent run`: puts the parts together and keeps them going until a signal.
+//!
+//! The datapath is taken over first and serves on with what an earlier agent left in the
+//! maps; only then is the source of objects asked. Ending leaves everything in place.
+
+mod reconciler;
+mod servers;
+mod stats;
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cli::run::SocketLb,
+    config::{Config, Source},
+    dataplane::{
+        bpffs, cgroup,
+        kernel::KernelDataplane,
+        load::{self, Constants, Programs},
+        netlink::{InterfaceOptions, Interfaces},
+        pins::Pins,
+        probe::{self, Features},
+        sys,
+    },
+    events::Refusals,
+    health::{self, Health},
+    metrics::Metrics,
+    watch::{Event, Kind, api, manifests},
+};
+
+use reconciler::Reconciler;
+
+/// How many events may wait for the reconciler.
+const EVENTS: usize = 1024;
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps the agent from starting, as a sentence that says what to do. Once it runs,
+/// only the loss of its kernel sockets or of its directory ends it.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut stopped = std::pin::pin!(stop_signal()?);
+    let health = Health::new(health::UPDATE_TIMEOUT);
+    let metrics = Metrics::new();
+    let cancel = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let pins = Pins::new(&config.bpf_dir);
+    let programs = Arc::new(load_programs(&config, &pins)?);
+    let dataplane = KernelDataplane::open(&pins)?;
+    servers::start(&config, &health, &metrics, &cancel, &tasks).await?;
+    attach_sockets(&config, &pins, &programs)?;
+    let (node_addresses, node_addresses_seen) = watch::channel(Vec::<IpAddr>::new());
+    let interfaces =
+        Interfaces::open(&pins, Arc::clone(&programs), interface_options(&config), Vec::new())
+            .await
+            .context("cannot follow the network interfaces")?;
+    let network = interfaces.subscribe();
+    let (sender, events) = mpsc::channel(EVENTS);
+    let (source, refusals) = start_source(&config, &metrics, sender).await?;
+    let ticks_per_second = probe::ticks_per_second().context("cannot read the kernel's clock")?;
+    stats::start(&pins, ticks_per_second, &metrics, &health, &tasks, &cancel)?;
+    let reconciler = Reconciler::new(&config.node_name, expected(&config), ticks_per_second)
+        .publishing(health, metrics, refusals)
+        .telling(node_addresses);
+    tracing::info!(
+        node = config.node_name,
+        bpf_dir = %config.bpf_dir.display(),
+        load = ?programs.elapsed,
+        "running"
+    );
+    tokio::select! {
+        result = source => result.context("the source of objects ended")?,
+        result = interfaces.run(node_addresses_seen) => {
+            result.context("lost sight of the network interfaces")?;
+        }
+        () = reconciler.run(events, network, dataplane) => {}
+        () = &mut stopped => tracing::info!("stopping; the datapath stays"),
+    }
+    cancel.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// The kinds that must be listed before anything is programmed. ServiceCIDRs tell which
+/// addresses must not leave the node, so they are waited for; a server that does not
+/// serve them says so with an empty list.
+fn expected(_config: &Config) -> [Kind; 2] {
+    [Kind::Node, Kind::ServiceCidr]
+}
+
+fn load_programs(config: &Config, pins: &Pins) -> anyhow::Result<Programs> {
+    let Features { has_set_retval, has_netns_cookie, .. } = probe::features();
+    let netns_cookie = match config.socket_lb {
+        SocketLb::Node => sys::netns_cookie().context("--socket-lb node needs Linux 5.14")?,
+        _ => 0,
+    };
+    let constants = Constants {
+        netns_cookie,
+        socket_lb_udp: matches!(config.socket_lb, SocketLb::All),
+        has_set_retval,
+        has_netns_cookie,
+    };
+    Ok(load::load(pins, &config.sizes, constants)?)
+}
+
+/// Attaches the connect-time hooks; without a cgroup2 they are off and packets are
+/// balanced all the same.
+fn attach_sockets(config: &Config, pins: &Pins, programs: &Programs) -> anyhow::Result<()> {
+    let mode = config.socket_lb;
+    let found: Option<PathBuf> = config.cgroup.clone().or_else(bpffs::cgroup2_mount);
+    let Some(directory) = found else {
+        if mode != SocketLb::Off {
+            tracing::warn!(
+                "no cgroup2 is mounted: connect-time hooks are off, packets are still balanced"
+            );
+        }
+        cgroup::detach(pins)?;
+        return Ok(());
+    };
+    cgroup::attach(pins, programs, &directory, mode)?;
+    tracing::info!(cgroup = %directory.display(), mode = ?mode, "connect-time hooks attached");
+    Ok(())
+}
+
+fn interface_options(config: &Config) -> InterfaceOptions {
+    InterfaceOptions {
+        devices: config.devices.clone(),
+        pods: config.pod_interfaces.clone(),
+        attach: config.tc_attach,
+    }
+}
+
+type SourceTask = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+async fn start_source(
+    config: &Config,
+    metrics: &Metrics,
+    sender: mpsc::Sender<Event>,
+) -> anyhow::Result<(SourceTask, Refusals)> {
+    match &config.source {
+        Source::Manifests(dir) => {
+            let problems = manifests::Problems::default();
+            metrics.set_problems(problems.clone());
+            let dir = dir.clone();
+            let task = async move { Ok(manifests::watch(dir, sender, problems).await?) };
+            Ok((Box::pin(task), Refusals::logged()))
+        }
+        Source::Api(options) => {
+            let connection = api::connect(options).await?;
+            let refusals = Refusals::published(connection.client.clone(), &config.node_name);
+            let task = async move {
+                api::watch(connection, sender).await;
+                Ok(())
+            };
+            Ok((Box::pin(task), refusals))
+        }
+    }
+}
+
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,318 @@
+//! The loop that brings events, and what is known of this node, into the maps.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep_until, timeout_at},
+};
+
+use crate::{
+    controller::{Controller, Outcome},
+    dataplane::{interfaces::NodeNetwork, kernel::KernelDataplane, probe},
+    desired::NodeFacts,
+    events::{Refusal, Refusals, Subject},
+    health::{self, Health},
+    metrics::{Change, Metrics},
+    model,
+    watch::{Event, Kind, Object},
+};
+
+/// How soon a failed write is tried again at first; doubled each time.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// The longest wait between tries.
+const LAST_RETRY: Duration = Duration::from_secs(10);
+/// Events that came together are planned together, at most so many.
+const BATCH: usize = 4096;
+
+/// The state of the loop.
+pub(super) struct Reconciler {
+    controller: Controller,
+    node_name: String,
+    node_addresses: Vec<IpAddr>,
+    network: NodeNetwork,
+    ticks_per_second: u32,
+    started: Instant,
+    retry: Duration,
+    due: Option<Instant>,
+    ready: bool,
+    sinks: Option<Sinks>,
+    tell: Option<watch::Sender<Vec<IpAddr>>>,
+}
+
+struct Sinks {
+    health: Health,
+    metrics: Metrics,
+    refusals: Refusals,
+}
+
+impl Reconciler {
+    pub(super) fn new(
+        node_name: &str,
+        expected: impl IntoIterator<Item = Kind>,
+        ticks_per_second: u32,
+    ) -> Self {
+        Self {
+            controller: Controller::new(node_name, expected),
+            node_name: node_name.to_owned(),
+            node_addresses: Vec::new(),
+            network: NodeNetwork::default(),
+            ticks_per_second,
+            started: Instant::now(),
+            retry: FIRST_RETRY,
+            due: None,
+            ready: false,
+            sinks: None,
+            tell: None,
+        }
+    }
+
+    /// Where state and refusals are told.
+    pub(super) fn publishing(
+        mut self,
+        health: Health,
+        metrics: Metrics,
+        refusals: Refusals,
+    ) -> Self {
+        self.sinks = Some(Sinks { health, metrics, refusals });
+        self
+    }
+
+    /// Where the addresses of the Node object are told.
+    pub(super) fn telling(mut self, node_addresses: watch::Sender<Vec<IpAddr>>) -> Self {
+        self.tell = Some(node_addresses);
+        self
+    }
+
+    /// Runs until the source of events ends.
+    pub(super) async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut network: watch::Receiver<NodeNetwork>,
+        mut dataplane: KernelDataplane,
+    ) {
+        self.network = network.borrow_and_update().clone();
+        self.refresh_facts();
+        loop {
+            let never = Instant::now() + Duration::from_secs(86_400);
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { return };
+                    self.apply(event);
+                    self.gather(&mut events).await;
+                }
+                Ok(()) = network.changed() => {
+                    self.network = network.borrow_and_update().clone();
+                    self.tell_problems();
+                    self.refresh_facts();
+                }
+                () = sleep_until(self.due.unwrap_or(never).into()) => {}
+            }
+            self.reconcile(&mut dataplane);
+        }
+    }
+
+    /// Takes in what has come already, so that it is planned in one go.
+    async fn gather(&mut self, events: &mut mpsc::Receiver<Event>) {
+        let now = tokio::time::Instant::now();
+        for _ in 0..BATCH {
+            match timeout_at(now, events.recv()).await {
+                Ok(Some(event)) => self.apply(event),
+                _ => return,
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        if let Some(sinks) = &self.sinks {
+            let now = Timestamp::now();
+            sinks.health.queued_update(now);
+            match kind_of(&event) {
+                Kind::Service => sinks.metrics.queued(Change::Service, now),
+                Kind::EndpointSlice => sinks.metrics.queued(Change::Endpoint, now),
+                Kind::Node | Kind::ServiceCidr => {}
+            }
+            self.tell_eligible(&event);
+            if let Event::Deleted(kind, name) = &event {
+                sinks.refusals.forget(*kind, name);
+            }
+        }
+        let is_node = kind_of(&event) == Kind::Node;
+        self.controller.apply(event);
+        if is_node {
+            let node = self.controller.snapshot().node();
+            let addresses = node.map(|node| node.addresses.clone()).unwrap_or_default();
+            if addresses != self.node_addresses {
+                self.node_addresses = addresses;
+                if let Some(tell) = &self.tell {
+                    // Without a receiver nobody follows the interfaces any more.
+                    let _ = tell.send(self.node_addresses.clone());
+                }
+                self.refresh_facts();
+            }
+        }
+    }
+
+    fn tell_eligible(&self, event: &Event) {
+        let Some(sinks) = &self.sinks else { return };
+        let own = |object: &Object| match object {
+            Object::Node(node) if node.metadata.name.as_deref() == Some(&self.node_name) => {
+                Some(health::is_eligible(Some(node)))
+            }
+            _ => None,
+        };
+        let eligible = match event {
+            Event::Applied(object) => own(object),
+            Event::Replaced(Kind::Node, objects) => {
+                // A source that holds no Node at all has nothing to say of ours.
+                objects.iter().find_map(own).or((!objects.is_empty()).then_some(false))
+            }
+            Event::Deleted(Kind::Node, name) if name.name == self.node_name => Some(false),
+            _ => None,
+        };
+        if let Some(eligible) = eligible {
+            sinks.health.node_eligible(eligible);
+        }
+    }
+
+    fn tell_problems(&self) {
+        let Some(sinks) = &self.sinks else { return };
+        let problems = &self.network.problems;
+        sinks.health.fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
+    }
+
+    fn refresh_facts(&mut self) {
+        let candidates = || self.node_addresses.iter().chain(&self.network.default_sources);
+        let held = |ip: &&IpAddr| self.network.addresses.contains(ip);
+        let first4 = candidates().chain(&self.network.addresses).filter(held);
+        let first6 = candidates().chain(&self.network.addresses).filter(held);
+        let facts = NodeFacts {
+            addresses: self.network.addresses.iter().copied().collect(),
+            hairpin_source4: first4
+                .filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None })
+                .next(),
+            hairpin_source6: first6
+                .filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None })
+                .next(),
+            timeouts: probe::timeouts(self.ticks_per_second),
+            ticks_per_second: self.ticks_per_second,
+        };
+        self.controller.set_facts(facts);
+    }
+
+    fn reconcile(&mut self, dataplane: &mut KernelDataplane) {
+        let started = Instant::now();
+        let now = self.started.elapsed().as_millis() as u64;
+        let outcome = match self.controller.reconcile(now, dataplane) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::error!(%error, "cannot read the maps");
+                return self.retry_later();
+            }
+        };
+        self.tell_refusals(&outcome);
+        for error in outcome.errors.iter().take(3) {
+            tracing::error!(%error, failed = outcome.errors.len(), "cannot write to a map");
+        }
+        if !outcome.errors.is_empty() {
+            return self.retry_later();
+        }
+        self.retry = FIRST_RETRY;
+        self.due = outcome.next_due.map(|at| self.started + Duration::from_millis(at));
+        if self.controller.snapshot().is_complete() {
+            self.tell_synced(&outcome, started.elapsed());
+        }
+    }
+
+    fn retry_later(&mut self) {
+        self.due = Some(Instant::now() + self.retry);
+        self.retry = (self.retry * 2).min(LAST_RETRY);
+    }
+
+    fn tell_synced(&mut self, outcome: &Outcome, took: Duration) {
+        let Some(sinks) = &self.sinks else { return };
+        let now = Timestamp::now();
+        sinks.health.updated(now);
+        sinks.metrics.synced(took, now);
+        let counts = self.controller.counts();
+        sinks.metrics.programmed_objects(counts.services, counts.frontends, counts.backends);
+        let crate::plan::Counts { services, frontends, backends } = counts;
+        if !self.ready {
+            self.ready = true;
+            tracing::info!(
+                services,
+                frontends,
+                backends,
+                writes = outcome.ops,
+                ?took,
+                "programmed"
+            );
+        } else if outcome.ops > 0 {
+            tracing::debug!(
+                services,
+                frontends,
+                backends,
+                writes = outcome.ops,
+                ?took,
+                "programmed"
+            );
+        }
+    }
+
+    fn tell_refusals(&self, outcome: &Outcome) {
+        let Some(sinks) = &self.sinks else { return };
+        for refusal in &outcome.refusals {
+            let subject = Subject {
+                kind: refusal.kind,
+                name: refusal.object.clone(),
+                uid: Some(refusal.uid.clone()).filter(|uid| !uid.is_empty()),
+            };
+            let note = format!("{}: {}", refusal.field, refusal.message);
+            sinks.refusals.refuse(subject, reason(refusal), note);
+        }
+        for shortage in &outcome.shortages {
+            let (namespace, name) = shortage.service.split_once('/').unwrap_or(("", ""));
+            let subject = Subject {
+                kind: Kind::Service,
+                name: crate::watch::ObjectName {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                },
+                uid: None,
+            };
+            let note = format!(
+                "{} holds {} entries and is full: raise {}",
+                shortage.map, shortage.limit, shortage.flag
+            );
+            sinks.refusals.refuse(subject, Refusal::MapFull, note);
+        }
+        let full = outcome.shortages.first().map(|shortage| {
+            format!(
+                "{} is full ({} entries): raise {}",
+                shortage.map, shortage.limit, shortage.flag
+            )
+        });
+        sinks.health.fault("maps", full);
+    }
+}
+
+fn reason(refusal: &model::Refusal) -> Refusal {
+    if refusal.field.ends_with(".protocol") {
+        Refusal::ProtocolNotSupported
+    } else if refusal.message.contains("belongs to the older Service") {
+        Refusal::AddressInUse
+    } else {
+        Refusal::InvalidObject
+    }
+}
+
+fn kind_of(event: &Event) -> Kind {
+    match event {
+        Event::Replaced(kind, _) | Event::Deleted(kind, _) => *kind,
+        Event::Applied(object) => object.kind(),
+    }
+}

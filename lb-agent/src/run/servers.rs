@@ -1,0 +1,52 @@
+//! The HTTP servers of `run`, which wait for their address if they must.
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::Config,
+    health::{
+        self, Health,
+        server::{BindError, Server},
+    },
+    metrics::Metrics,
+};
+
+/// Starts the servers that have an address.
+///
+/// # Errors
+/// An address that cannot be bound, if that is to end the agent.
+pub(super) async fn start(
+    config: &Config,
+    health: &Health,
+    metrics: &Metrics,
+    cancel: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<(), BindError> {
+    let servers = [(Server::Health, config.healthz), (Server::Metrics, config.metrics)];
+    for (server, address) in servers {
+        let Some(address) = address.0 else { continue };
+        let bound = if config.bind_hard_fail {
+            Some(health::server::bind(server, address).await?)
+        } else {
+            None
+        };
+        let (health, metrics, cancel) = (health.clone(), metrics.clone(), cancel.clone());
+        tasks.spawn(async move {
+            let listener = match bound {
+                Some(listener) => Some(listener),
+                None => health::server::bind_retrying(server, address, &cancel).await,
+            };
+            let Some(listener) = listener else { return };
+            let served = match server {
+                Server::Health => {
+                    health::server::serve_health(listener, health, metrics, cancel).await
+                }
+                Server::Metrics => health::server::serve_metrics(listener, metrics, cancel).await,
+            };
+            if let Err(error) = served {
+                tracing::warn!(%address, %error, "server ended");
+            }
+        });
+    }
+    Ok(())
+}

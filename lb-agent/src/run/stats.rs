@@ -1,0 +1,101 @@
+//! The sweep of what fills by itself, and what the maps tell the metrics.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use lb_common::abi::counter::{Hook, Reason};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    dataplane::{
+        pins::{PinError, Pins},
+        probe,
+        sweep::{self, MapFill, Sweeper},
+    },
+    health::Health,
+    metrics::{DatapathStats, Metrics},
+};
+
+/// How often flows are swept.
+const INTERVAL: Duration = Duration::from_secs(30);
+
+/// What the last sweep found, and the counters as they are when asked.
+struct MapStats {
+    pins: Pins,
+    fills: Mutex<Vec<MapFill>>,
+}
+
+impl fmt::Debug for MapStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MapStats").finish_non_exhaustive()
+    }
+}
+
+impl DatapathStats for MapStats {
+    fn counters(&self) -> Vec<(Hook, Reason, u64)> {
+        let sums = match sweep::counters(&self.pins) {
+            Ok(sums) => sums,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the counters");
+                return Vec::new();
+            }
+        };
+        let pairs = Hook::ALL.iter().flat_map(|hook| Reason::ALL.iter().map(move |r| (*hook, *r)));
+        pairs
+            .filter_map(|(hook, reason)| {
+                let count = *sums.get(hook.counter(reason) as usize)?;
+                (count > 0).then_some((hook, reason, count))
+            })
+            .collect()
+    }
+
+    fn map_fill(&self) -> Vec<(&'static str, u64, u64)> {
+        let fills = self.fills.lock().unwrap_or_else(PoisonError::into_inner);
+        fills.iter().map(|fill| (fill.map, fill.entries, fill.max_entries)).collect()
+    }
+}
+
+/// Starts the sweep.
+///
+/// # Errors
+/// [`PinError`] if a map cannot be opened.
+pub(super) fn start(
+    pins: &Pins,
+    ticks_per_second: u32,
+    metrics: &Metrics,
+    health: &Health,
+    tasks: &TaskTracker,
+    cancel: &CancellationToken,
+) -> Result<(), PinError> {
+    let mut sweeper = Sweeper::open(pins)?;
+    let stats = Arc::new(MapStats { pins: pins.clone(), fills: Mutex::default() });
+    metrics.set_datapath(Arc::clone(&stats) as Arc<dyn DatapathStats>);
+    let (health, cancel) = (health.clone(), cancel.clone());
+    tasks.spawn(async move {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = cancel.cancelled() => return,
+            }
+            let swept = tokio::task::spawn_blocking(move || {
+                let timeouts = probe::timeouts(ticks_per_second);
+                let fills = sweeper.sweep(&timeouts, ticks_per_second);
+                (sweeper, fills)
+            });
+            let Ok((returned, fills)) = swept.await else { return };
+            sweeper = returned;
+            match fills {
+                Ok(fills) => {
+                    *stats.fills.lock().unwrap_or_else(PoisonError::into_inner) = fills;
+                    health.fault("sweep", None);
+                }
+                Err(error) => health.fault("sweep", Some(error.to_string())),
+            }
+        }
+    });
+    Ok(())
+}
