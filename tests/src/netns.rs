@@ -29,3 +29,4 @@ pub mod node;
 pub mod plan;
 pub mod process;
 mod stale;
+pub mod world;
