@@ -17,7 +17,7 @@ use crate::{
     desired::{self, Conflict, Locality, NodeFacts, claims::Claims, gate},
     execute::execute,
     model::Refusal,
-    plan::{Counts, Draft, Planner, Shortage},
+    plan::{Counts, Draft, Op, Planner, Shortage},
     snapshot::{Dirty, Snapshot},
     watch::{Event, Kind, ObjectName},
 };
@@ -26,6 +26,10 @@ use crate::{
 /// packet takes through a program.
 pub const GRACE: u64 = 1_000;
 
+/// After so many reconciliations in a row that failed, the maps are read again instead of
+/// trying the same writes for ever.
+const MAX_FAILURES: u32 = 16;
+
 /// Follows the source of objects with the maps.
 #[derive(Debug)]
 pub struct Controller {
@@ -33,9 +37,13 @@ pub struct Controller {
     facts: NodeFacts,
     claims: Claims,
     cluster_ips: BTreeMap<IpAddr, usize>,
-    /// Absent before the first complete state and after a failed write: then the maps
+    /// Absent before the first complete state and after too many failures: then the maps
     /// are read first.
     planner: Option<Planner>,
+    /// What earlier plans have left to be done.
+    leftover: Vec<Op>,
+    /// How many reconciliations in a row left something.
+    failures: u32,
     is_everything_dirty: bool,
     is_gate_dirty: bool,
     /// Services to look at again, such as those that did not fit.
@@ -70,6 +78,8 @@ impl Controller {
             claims: Claims::default(),
             cluster_ips: BTreeMap::new(),
             planner: None,
+            leftover: Vec::new(),
+            failures: 0,
             is_everything_dirty: true,
             is_gate_dirty: true,
             shortages: BTreeMap::new(),
@@ -111,7 +121,7 @@ impl Controller {
 
     /// Brings the maps up to date, at `now` in milliseconds on a clock that never goes
     /// back. Does nothing before the first complete state. Fails if the maps cannot be
-    /// read; a write that fails is in the outcome, and repaired by the next call.
+    /// read; a write that fails is in the outcome, and tried again by the next call.
     pub fn reconcile(
         &mut self,
         now: u64,
@@ -128,7 +138,10 @@ impl Controller {
                 Planner::adopt(&state, dataplane.capacity(), GRACE)
             }
         };
-        let mut draft = planner.begin(now);
+        let mut draft = planner.begin();
+        if self.leftover.is_empty() {
+            planner.reclaim(&mut draft, now);
+        }
         let dirty = self.snapshot.take_dirty();
         let mut outcome = Outcome::default();
         let affected = self.affected(&dirty, &planner, draft.has_more_room);
@@ -142,14 +155,21 @@ impl Controller {
         outcome.services = affected.len();
         self.program(&mut planner, &mut draft, &affected, &mut outcome);
         outcome.shortages = self.shortages.values().cloned().collect();
-        let plan = planner.finish(draft);
+        let mut plan = planner.finish(draft);
         outcome.ops = plan.ops.len();
-        outcome.errors = execute(&plan, dataplane);
-        outcome.next_due = planner.next_due(now);
-        if outcome.errors.is_empty() {
+        // What is left of earlier plans comes first: later ops build on it.
+        plan.ops.splice(..0, std::mem::take(&mut self.leftover));
+        let leftover = execute(plan, dataplane);
+        outcome.errors = leftover.errors;
+        self.leftover = leftover.ops;
+        self.failures = if self.leftover.is_empty() { 0 } else { self.failures + 1 };
+        self.is_everything_dirty = false;
+        if self.failures < MAX_FAILURES {
+            outcome.next_due = planner.next_due(now);
             self.planner = Some(planner);
-            self.is_everything_dirty = false;
         } else {
+            self.failures = 0;
+            self.leftover.clear();
             self.is_gate_dirty = true;
         }
         Ok(outcome)

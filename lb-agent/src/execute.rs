@@ -15,30 +15,47 @@ use crate::{
     plan::{Action, BackendEntry, NOBODY, Op, Plan},
 };
 
-/// Does the ops of a plan in order and gives what failed.
+/// What a plan left to be done.
+#[derive(Debug, Default)]
+pub struct Leftover {
+    /// The ops that failed, and those that must not be done before them, in order. All
+    /// of them may be done again.
+    pub ops: Vec<Op>,
+    /// Why ops failed.
+    pub errors: Vec<DataplaneError>,
+}
+
+/// Does the ops of a plan in order and gives what is left.
 ///
-/// After a failure the later ops of the same owner are left out: they would publish
-/// what was not staged, or retire what is still reached. The plan's other owners do not
-/// depend on it, but for those that a front end should have been taken from.
-pub fn execute(plan: &Plan, dataplane: &mut impl Dataplane) -> Vec<DataplaneError> {
-    let mut errors = Vec::new();
+/// After a failure the later ops of the same owner are left: they would publish what was
+/// not staged, or retire what is still reached. The plan's other owners do not depend on
+/// it, but for those that a front end should have been taken from.
+pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Leftover {
+    let mut leftover = Leftover::default();
     let mut failed = HashSet::new();
-    for op in &plan.ops {
-        let is_left_out = failed.contains(&op.owner);
-        if !is_left_out {
-            match perform(op, dataplane) {
+    for op in plan.ops {
+        if op.owner == NOBODY || !failed.contains(&op.owner) {
+            match perform(&op, dataplane) {
                 Ok(()) => continue,
-                Err(error) => errors.push(error),
+                Err(error) => leftover.errors.push(error),
             }
         }
-        if op.owner != NOBODY {
-            failed.insert(op.owner);
-        }
+        failed.insert(op.owner);
         if let Action::UpsertFrontend { replaces: Some(owner), .. } = op.action {
             failed.insert(owner);
         }
+        if !is_wipe(&op) {
+            leftover.ops.push(op);
+        }
     }
-    errors
+    leftover
+}
+
+/// Whether an op wipes what means nothing any more. It must not be done again later: by
+/// then it may mean something.
+fn is_wipe(op: &Op) -> bool {
+    let wipes = matches!(op.action, Action::StoreBackend { .. } | Action::WipeService(_));
+    op.owner == NOBODY && wipes
 }
 
 /// Does one op.

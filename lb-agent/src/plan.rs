@@ -37,8 +37,8 @@
 //!   narrowed after they do not: who was chosen is eligible.
 //! - **A service port** goes after its front ends. Its entry, slots and backends keep
 //!   their content for the grace period.
-//! - **`INTERNAL_LOCAL`** is set after the local set is published and cleared before it
-//!   is emptied.
+//! - **`INTERNAL_LOCAL`** is set after the local set is there and before the cluster set
+//!   changes, and cleared the other way round: no packet gets the old policy on new sets.
 
 pub mod adopt;
 pub mod held;
@@ -157,8 +157,9 @@ pub struct Shortage {
 
 /// Knows what the maps hold and plans how they change.
 ///
-/// What it plans it takes for done: after an op failed, it must be replaced by one that
-/// [adopts](Planner::adopt) what the maps really hold.
+/// What it plans it takes for done. Ops that fail must be done later, before any later
+/// op of the same owner, and until then nothing may be reclaimed; or the planner must be
+/// replaced by one that [adopts](Planner::adopt) what the maps really hold.
 #[derive(Debug)]
 pub struct Planner {
     grace: u64,
@@ -194,9 +195,17 @@ pub struct Draft {
 }
 
 impl Planner {
-    /// Begins a plan at `now`, in milliseconds.
-    pub fn begin(&mut self, now: u64) -> Draft {
-        let mut draft = Draft::default();
+    /// Begins a plan.
+    pub fn begin(&mut self) -> Draft {
+        for (owner, frontends) in self.strays.drain(..) {
+            self.frontends.lead_away(&frontends, owner);
+        }
+        Draft::default()
+    }
+
+    /// Makes available what was taken out of use a grace period before `now`, in
+    /// milliseconds. All ops that were planned before must have been done.
+    pub fn reclaim(&mut self, draft: &mut Draft, now: u64) {
         let mut reclaim = |action| draft.reclaim.push(Op { owner: NOBODY, action });
         for (family, numbers) in [IpFamily::V4, IpFamily::V6].iter().zip(&mut self.ids.backends) {
             for (id, generation) in numbers.settle(now, self.grace) {
@@ -209,10 +218,6 @@ impl Planner {
         }
         draft.has_more_room = !draft.reclaim.is_empty();
         draft.has_more_room |= self.ids.blocks.settle(now, self.grace);
-        for (owner, frontends) in self.strays.drain(..) {
-            self.frontends.lead_away(&frontends, owner);
-        }
-        draft
     }
 
     /// Plans the settings.

@@ -1,1 +1,256 @@
+use std::time::Instant;
 
+use k8s_openapi::api::{core::v1, discovery::v1::EndpointSlice};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    dataplane::{
+        Capacity,
+        fake::{Fake, Writes},
+    },
+    watch::Object,
+};
+
+const CAPACITY: Capacity = Capacity {
+    services: 32_768,
+    slots: 1 << 18,
+    backends4: 1 << 17,
+    backends6: 1 << 10,
+    frontends4: 32_768,
+    frontends6: 1 << 10,
+};
+
+fn service(name: &str, created: Option<&str>, ip: &str, port: u16) -> Object {
+    let object = json!({
+        "metadata": { "namespace": "shop", "name": name, "creationTimestamp": created },
+        "spec": { "clusterIP": ip, "ports": [{ "name": "http", "port": port }] },
+    });
+    Object::Service(Box::new(serde_json::from_value::<v1::Service>(object).expect("a Service")))
+}
+
+fn slice(service: &str, ips: &[String]) -> Object {
+    let endpoints: Vec<_> = ips.iter().map(|ip| json!({ "addresses": [ip] })).collect();
+    let object = json!({
+        "metadata": {
+            "namespace": "shop",
+            "name": format!("{service}-1"),
+            "labels": { "kubernetes.io/service-name": service },
+        },
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{ "name": "http", "port": 8080 }],
+    });
+    let slice: EndpointSlice = serde_json::from_value(object).expect("an EndpointSlice");
+    Object::EndpointSlice(Box::new(slice))
+}
+
+fn pods(service: usize, count: usize) -> Vec<String> {
+    (0..count)
+        .map(|pod| format!("10.{}.{}.{}", 128 + service / 250, service % 250, pod + 1))
+        .collect()
+}
+
+fn listed(services: Vec<Object>, slices: Vec<Object>) -> Controller {
+    let mut controller = Controller::new("here", []);
+    controller.apply(Event::Replaced(Kind::Service, services));
+    controller.apply(Event::Replaced(Kind::EndpointSlice, slices));
+    controller
+}
+
+fn reconcile(controller: &mut Controller, now: u64, fake: &mut Fake) -> Outcome {
+    let outcome = controller.reconcile(now, fake).expect("a fake can be read");
+    assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
+    outcome
+}
+
+#[test]
+fn nothing_is_written_before_both_lists() {
+    let mut controller = Controller::new("here", []);
+    let mut fake = Fake::new(CAPACITY);
+    controller.apply(Event::Replaced(Kind::Service, vec![service("a", None, "10.0.0.1", 80)]));
+    assert_eq!(reconcile(&mut controller, 0, &mut fake).ops, 0);
+    assert_eq!(fake.take_writes(), Writes::default());
+    controller.apply(Event::Replaced(Kind::EndpointSlice, Vec::new()));
+    reconcile(&mut controller, 0, &mut fake);
+    assert_eq!(fake.take_writes().upserts, 2);
+}
+
+#[test]
+fn one_endpoint_of_a_thousand_is_at_most_four_writes() {
+    let mut ips: Vec<String> =
+        (0..1_000).map(|pod| format!("10.1.{}.{}", pod / 250, pod % 250 + 1)).collect();
+    let services = vec![service("big", None, "10.0.0.1", 80)];
+    let mut controller = listed(services, vec![slice("big", &ips)]);
+    let mut fake = Fake::new(CAPACITY);
+    reconcile(&mut controller, 0, &mut fake);
+    fake.take_writes();
+    let mut check = |ips: &[String], now| {
+        controller.apply(Event::Applied(slice("big", ips)));
+        reconcile(&mut controller, now, &mut fake);
+        let Writes { stores, published, upserts, deletes } = fake.take_writes();
+        assert!(stores + published <= 4, "{stores} stores, {published} published");
+        assert_eq!((upserts, deletes), (0, 0));
+        let lengths: u32 = fake.services.iter().map(|service| service.cluster.length()).sum();
+        // One entry is that of the address as a whole.
+        assert_eq!(lengths as usize, ips.len() + 1);
+    };
+    let gone = ips.remove(500);
+    check(&ips, 1);
+    ips.push("10.2.0.1".to_owned());
+    check(&ips, 2);
+    ips[17] = gone;
+    check(&ips, 3);
+}
+
+#[test]
+fn ten_thousand_services_take_one_system_call_for_each_front_end() {
+    let name = |number: usize| format!("s{number}");
+    let ip =
+        |number: usize| format!("10.{}.{}.{}", number >> 16, (number >> 8) & 255, number & 255);
+    let services = (0..10_000).map(|n| service(&name(n), None, &ip(n + 1), 80)).collect();
+    let slices: Vec<_> = (0..10_000).map(|n| slice(&name(n), &pods(n, 10))).collect();
+    let mut fake = Fake::new(CAPACITY);
+    let start = Instant::now();
+    let mut controller = listed(services, slices);
+    let parsed = start.elapsed();
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    let total = start.elapsed();
+    println!("10,000 x 10: parsed in {parsed:?}, all in {total:?}, {} ops", outcome.ops);
+    assert_eq!(outcome.shortages, []);
+    let writes = fake.take_writes();
+    // Each Service has a front end for its port and one for its address.
+    assert_eq!((writes.upserts, writes.deletes), (20_000, 0));
+    let expected = Counts { services: 20_000, frontends: 20_000, backends: 100_000 };
+    assert_eq!(controller.counts(), expected);
+    // A relist changes nothing, and neither does a restart.
+    let mut next = listed(
+        (0..10_000).map(|n| service(&name(n), None, &ip(n + 1), 80)).collect(),
+        (0..10_000).map(|n| slice(&name(n), &pods(n, 10))).collect(),
+    );
+    let start = Instant::now();
+    assert_eq!(reconcile(&mut next, 0, &mut fake).ops, 0);
+    println!("10,000 x 10: adopted in {:?}", start.elapsed());
+    next.apply(Event::Applied(slice("s5", &pods(5, 9))));
+    let start = Instant::now();
+    let outcome = reconcile(&mut next, 1, &mut fake);
+    println!("one endpoint: {:?}", start.elapsed());
+    assert_eq!((outcome.services, outcome.ops), (1, 2));
+}
+
+#[test]
+fn the_older_service_keeps_an_address_that_two_ask_for() {
+    let young = service("a", Some("2026-02-01T00:00:00Z"), "10.0.0.1", 80);
+    let old = service("b", Some("2026-01-01T00:00:00Z"), "10.0.0.1", 80);
+    let mut fake = Fake::new(CAPACITY);
+    let owner = |fake: &Fake| {
+        let key = fake.frontends4.iter().find(|(key, _)| key.port.get() == 80);
+        let name = fake.names[key.expect("a front end").1.service as usize];
+        String::from_utf8_lossy(&name.text[..name.length.into()]).into_owned()
+    };
+    let mut controller = listed(vec![young.clone()], Vec::new());
+    reconcile(&mut controller, 0, &mut fake);
+    assert_eq!(owner(&fake), "shop/a:http");
+    controller.apply(Event::Applied(old));
+    let outcome = reconcile(&mut controller, 1, &mut fake);
+    assert_eq!(owner(&fake), "shop/b:http");
+    let texts: Vec<_> = outcome.refusals.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        ["Service shop/a, spec.ports: 10.0.0.1 port 80 belongs to the older Service shop/b"]
+    );
+    fake.take_writes();
+    controller.apply(Event::Applied(young));
+    assert_eq!(reconcile(&mut controller, 2, &mut fake).refusals, []);
+    assert_eq!(fake.take_writes(), Writes::default());
+    let name = ObjectName { namespace: "shop".to_owned(), name: "b".to_owned() };
+    controller.apply(Event::Deleted(Kind::Service, name));
+    reconcile(&mut controller, 3, &mut fake);
+    assert_eq!((owner(&fake).as_str(), controller.conflicts().count()), ("shop/a:http", 0));
+}
+
+#[test]
+fn what_does_not_fit_is_told_and_comes_when_there_is_room() {
+    let capacity = Capacity { backends4: 6, ..CAPACITY };
+    let mut fake = Fake::new(capacity);
+    let services = vec![service("a", None, "10.0.0.1", 80), service("b", None, "10.0.0.2", 80)];
+    let slices = vec![slice("a", &pods(1, 3)), slice("b", &pods(2, 4))];
+    let mut controller = listed(services, slices);
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    let shortage =
+        Shortage { service: "shop/b".into(), map: "BACKENDS4", limit: 6, flag: "--max-backends" };
+    assert_eq!(outcome.shortages, [shortage]);
+    assert_eq!(fake.frontends4.len(), 2);
+    controller.apply(Event::Deleted(
+        Kind::Service,
+        ObjectName { namespace: "shop".to_owned(), name: "a".to_owned() },
+    ));
+    let mut now = 1;
+    let mut outcome = reconcile(&mut controller, now, &mut fake);
+    for _ in 0..4 {
+        let Some(due) = outcome.next_due else { break };
+        now = now.max(due);
+        outcome = reconcile(&mut controller, now, &mut fake);
+    }
+    assert!(now >= GRACE, "room came before the grace period was over");
+    assert_eq!(outcome.shortages, []);
+    assert_eq!(controller.counts(), Counts { services: 2, frontends: 2, backends: 4 });
+}
+
+#[test]
+fn a_dataplane_that_fails_now_and_then_converges() {
+    for seed in 1..20 {
+        let mut fake =
+            Fake::new(Capacity { slots: 4_096, backends4: 1_024, services: 256, ..CAPACITY });
+        let name = |n: usize| format!("s{n}");
+        let services = (0..30).map(|n| service(&name(n), None, &format!("10.0.0.{}", n + 1), 80));
+        let slices = (0..30).map(|n| slice(&name(n), &pods(n, n % 7)));
+        let mut controller = listed(services.collect(), slices.collect());
+        let mut now = 0;
+        for round in 0..5 {
+            fake.fail(10, seed * 77 + round);
+            for n in 0..30 {
+                let ips = pods(n, (n + round as usize) % 7);
+                controller.apply(Event::Applied(slice(&name(n), &ips)));
+            }
+            let mut tries = 0;
+            while !controller
+                .reconcile(now, &mut fake)
+                .expect("a fake can be read")
+                .errors
+                .is_empty()
+            {
+                now += 300;
+                tries += 1;
+                assert!(tries < 200, "it does not converge");
+            }
+        }
+        fake.fail(0, 1);
+        let total: usize = (0..30).map(|n| (n + 4) % 7).sum();
+        assert_eq!(controller.counts().backends, total);
+        let mut afresh = Fake::new(CAPACITY);
+        let services = (0..30).map(|n| service(&name(n), None, &format!("10.0.0.{}", n + 1), 80));
+        let slices = (0..30).map(|n| slice(&name(n), &pods(n, (n + 4) % 7)));
+        let mut next = listed(services.collect(), slices.collect());
+        reconcile(&mut next, 0, &mut afresh);
+        assert_eq!(reached(&fake), reached(&afresh));
+        assert_eq!(fake.settings, afresh.settings);
+    }
+}
+
+/// What every front end leads to, in the order of front ends.
+fn reached(fake: &Fake) -> Vec<(String, Vec<(u32, u16)>)> {
+    let of = |service: u32| {
+        let (entry, name) = (fake.services[service as usize], fake.names[service as usize]);
+        let text = String::from_utf8_lossy(&name.text[..name.length.into()]).into_owned();
+        let length = if name.protocol == 0 { 0 } else { entry.cluster.length() };
+        let slots = (entry.cluster.start()..).take(length as usize);
+        let mut backends: Vec<_> = slots
+            .map(|slot| fake.backends4[fake.slots[slot as usize] as usize])
+            .map(|backend| (backend.address.be32, backend.port.get()))
+            .collect();
+        backends.sort_unstable();
+        (text, backends)
+    };
+    fake.frontends4.values().map(|frontend| of(frontend.service)).collect()
+}

@@ -214,40 +214,38 @@ pub(super) fn program(
     let mut port = held.unwrap_or_else(|| HeldPort {
         index: allocate_service(ids),
         key: desired.key.clone(),
-        entry: Service {
-            affinity_seconds: desired.affinity_seconds,
-            flags: desired.flags,
-            ..Service::default()
-        },
+        entry: Service::default(),
         sets: [HeldSet::default(), HeldSet::default()],
         backends: Vec::new(),
         frontends: Vec::new(),
     });
     let moves = program_backends(ids, draft, &mut port, desired, &matched.diff);
-    let mut words = [port.entry.cluster, port.entry.local];
-    let mut in_place = Vec::new();
+    let old = port.entry;
+    let mut words = [old.cluster, old.local];
+    let mut live = [Vec::new(), Vec::new()];
     for (number, moves) in moves.iter().enumerate() {
         if desired.flags & Service::ADDRESS == 0 {
             let block = matched.blocks[number];
             let set = &mut port.sets[number];
-            let mut slots = |op, is_live| {
-                let op = Op { owner: port.index, action: op };
-                if is_live { in_place.push(op) } else { draft.stage.push(op) }
+            let mut store = |action, is_live| {
+                let op = Op { owner: port.index, action };
+                if is_live { live[number].push(op) } else { draft.stage.push(op) }
             };
-            words[number] = program_set(ids, set, moves, block, words[number], &mut slots);
+            words[number] = program_set(ids, set, moves, block, &mut store);
         } else if number == 0 {
             words[0] = SlotRange::new(0, desired.has_backend.into());
         }
     }
-    draft.publish.append(&mut in_place);
+    let [cluster, local] = words;
+    let (affinity_seconds, flags) = (desired.affinity_seconds, desired.flags);
+    port.entry = Service { cluster, local, affinity_seconds, flags };
     if is_new {
-        port.entry = Service { cluster: words[0], local: words[1], ..port.entry };
         let name = name_entry(service, &port.key);
         for action in [Action::StoreService(port.entry), Action::StoreName(Box::new(name))] {
             draft.stage.push(Op { owner: port.index, action });
         }
     } else {
-        publish(draft, &mut port, desired, words);
+        publish(draft, &port, old, live);
     }
     port
 }
@@ -368,7 +366,6 @@ fn program_set(
     set: &mut HeldSet,
     moves: &Moves,
     block: Option<Block>,
-    word: SlotRange,
     store: &mut impl FnMut(Action, bool),
 ) -> SlotRange {
     let writes = rearrange(set, moves);
@@ -391,7 +388,6 @@ fn program_set(
         let backends = set.slots[run[0]..=run[run.len() - 1]].to_vec();
         store(Action::StoreSlots { start: block.start + run[0] as u32, backends }, true);
     }
-    debug_assert_eq!(word.start(), block.start, "a set lives in its block");
     SlotRange::new(block.start, length)
 }
 
@@ -426,26 +422,34 @@ fn rearrange(set: &mut HeldSet, moves: &Moves) -> Vec<usize> {
     writes
 }
 
-/// Publishes what changed of the entry of an existing service port.
-fn publish(draft: &mut Draft, port: &mut HeldPort, desired: &DesiredPort, words: [SlotRange; 2]) {
-    let old = port.entry;
-    let wanted = (desired.affinity_seconds, desired.flags);
-    let is_entry_new = (old.affinity_seconds, old.flags) != wanted;
-    let becomes_local = desired.flags & !old.flags & Service::INTERNAL_LOCAL != 0;
-    let mut push = |action| draft.publish.push(Op { owner: port.index, action });
-    let entry = Service { affinity_seconds: wanted.0, flags: wanted.1, ..old };
-    if is_entry_new && !becomes_local {
-        push(Action::StoreService(entry));
+/// Publishes what changed of an existing service port; `live` are the stores into slots
+/// of each set that packets reach already.
+///
+/// A new policy takes hold after the set that it leads to is there, and before the set
+/// that it leads away from changes: no packet gets the old policy on new sets.
+fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live: [Vec<Op>; 2]) {
+    let new = port.entry;
+    let op = |action| Op { owner: port.index, action };
+    let [mut cluster, mut local] = live;
+    if new.cluster != old.cluster {
+        cluster.push(op(Action::PublishCluster(new.cluster)));
     }
-    if words[0] != old.cluster {
-        push(Action::PublishCluster(words[0]));
+    if new.local != old.local {
+        local.push(op(Action::PublishLocal(new.local)));
     }
-    if words[1] != old.local {
-        push(Action::PublishLocal(words[1]));
-    }
-    port.entry = Service { cluster: words[0], local: words[1], ..entry };
-    if becomes_local {
-        push(Action::StoreService(port.entry));
+    let is_entry_new = (old.affinity_seconds, old.flags) != (new.affinity_seconds, new.flags);
+    if new.flags & Service::INTERNAL_LOCAL != 0 {
+        draft.publish.append(&mut local);
+        if is_entry_new {
+            draft.publish.push(op(Action::StoreService(Service { cluster: old.cluster, ..new })));
+        }
+        draft.publish.append(&mut cluster);
+    } else {
+        draft.publish.append(&mut cluster);
+        if is_entry_new {
+            draft.publish.push(op(Action::StoreService(Service { local: old.local, ..new })));
+        }
+        draft.publish.append(&mut local);
     }
 }
 

@@ -1,1 +1,124 @@
+use serde_json::{Value, json};
 
+use super::*;
+
+fn service(name: &str, ip: &str) -> Object {
+    let object = json!({
+        "metadata": { "namespace": "shop", "name": name },
+        "spec": { "clusterIP": ip, "ports": [{ "port": 80 }] },
+    });
+    Object::Service(serde_json::from_value(object).expect("a Service"))
+}
+
+fn slice(name: &str, service: &str, ip: &str) -> Object {
+    let object = json!({
+        "metadata": {
+            "namespace": "shop",
+            "name": name,
+            "labels": { "kubernetes.io/service-name": service },
+        },
+        "addressType": "IPv4",
+        "endpoints": [{ "addresses": [ip] }],
+        "ports": [{ "name": "", "port": 8080 }],
+    });
+    Object::EndpointSlice(serde_json::from_value(object).expect("an EndpointSlice"))
+}
+
+fn node(labels: Value) -> Object {
+    let object = json!({ "metadata": { "name": "here", "labels": labels } });
+    Object::Node(serde_json::from_value(object).expect("a Node"))
+}
+
+fn name(name: &str) -> ObjectName {
+    ObjectName { namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+#[track_caller]
+fn check_dirty(
+    snapshot: &mut Snapshot,
+    events: impl IntoIterator<Item = Event>,
+    expected: &[&str],
+) {
+    events.into_iter().for_each(|event| snapshot.apply(event));
+    let dirty = snapshot.take_dirty();
+    let names: Vec<&str> = dirty.services.iter().map(|name| &**name).collect();
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn it_is_complete_once_every_kind_was_listed() {
+    let mut snapshot = Snapshot::new("here", [Kind::Node, Kind::ServiceCidr]);
+    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
+        snapshot.apply(Event::Replaced(kind, Vec::new()));
+        assert!(!snapshot.is_complete());
+    }
+    assert_eq!(snapshot.awaited().collect::<Vec<_>>(), [Kind::ServiceCidr]);
+    snapshot.expect_no(Kind::ServiceCidr);
+    assert!(snapshot.is_complete());
+}
+
+#[test]
+fn an_event_touches_its_service_only() {
+    let mut snapshot = Snapshot::new("here", []);
+    let services = vec![service("a", "10.0.0.1"), service("b", "10.0.0.2")];
+    check_dirty(&mut snapshot, [Event::Replaced(Kind::Service, services)], &["shop/a", "shop/b"]);
+    check_dirty(&mut snapshot, [Event::Applied(slice("b-1", "b", "10.1.0.1"))], &["shop/b"]);
+    check_dirty(&mut snapshot, [Event::Applied(slice("b-1", "b", "10.1.0.1"))], &[]);
+    check_dirty(
+        &mut snapshot,
+        [Event::Applied(slice("b-1", "a", "10.1.0.1"))],
+        &["shop/a", "shop/b"],
+    );
+    check_dirty(&mut snapshot, [Event::Deleted(Kind::EndpointSlice, name("b-1"))], &["shop/a"]);
+    check_dirty(&mut snapshot, [Event::Deleted(Kind::EndpointSlice, name("b-1"))], &[]);
+}
+
+#[test]
+fn a_relist_touches_what_differs() {
+    let mut snapshot = Snapshot::new("here", []);
+    let list = |ips: &[(&str, &str)]| {
+        let objects = ips.iter().map(|(name, ip)| service(name, ip)).collect();
+        [Event::Replaced(Kind::Service, objects)]
+    };
+    check_dirty(
+        &mut snapshot,
+        list(&[("a", "10.0.0.1"), ("b", "10.0.0.2")]),
+        &["shop/a", "shop/b"],
+    );
+    check_dirty(&mut snapshot, list(&[("a", "10.0.0.1"), ("b", "10.0.0.2")]), &[]);
+    check_dirty(
+        &mut snapshot,
+        list(&[("a", "10.0.0.3"), ("c", "10.0.0.2")]),
+        &["shop/a", "shop/b", "shop/c"],
+    );
+    assert_eq!(snapshot.names().count(), 2);
+}
+
+#[test]
+fn only_the_zone_of_this_node_touches_everything() {
+    let mut snapshot = Snapshot::new("here", []);
+    snapshot.apply(Event::Applied(node(json!({ "a": "b" }))));
+    assert!(!snapshot.take_dirty().everything);
+    snapshot.apply(Event::Applied(node(json!({ "topology.kubernetes.io/zone": "a" }))));
+    assert!(snapshot.take_dirty().everything);
+    snapshot.apply(Event::Deleted(
+        Kind::Node,
+        ObjectName { namespace: String::new(), name: "here".to_owned() },
+    ));
+    assert!(snapshot.take_dirty().everything);
+    assert_eq!(snapshot.node(), None);
+}
+
+#[test]
+fn a_refusal_is_told_once_and_ends_with_its_cause() {
+    let mut snapshot = Snapshot::new("here", []);
+    snapshot.apply(Event::Applied(service("a", "10.0.0.300")));
+    assert_eq!(snapshot.take_dirty().refusals.len(), 1);
+    snapshot.apply(Event::Applied(service("a", "10.0.0.300")));
+    assert_eq!((snapshot.take_dirty().refusals.len(), snapshot.refusals().count()), (0, 1));
+    snapshot.apply(Event::Applied(service("a", "10.0.0.3")));
+    assert_eq!((snapshot.take_dirty().refusals.len(), snapshot.refusals().count()), (0, 0));
+    snapshot.apply(Event::Applied(service("b", "nowhere")));
+    snapshot.apply(Event::Replaced(Kind::Service, Vec::new()));
+    assert_eq!(snapshot.refusals().count(), 0);
+}

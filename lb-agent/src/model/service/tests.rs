@@ -1,1 +1,153 @@
+use serde_json::{Value, json};
 
+use super::*;
+
+fn parsed(spec: Value) -> Parsed<Service> {
+    let object = json!({ "metadata": { "namespace": "shop", "name": "cart" }, "spec": spec });
+    parse(&serde_json::from_value(object).expect("a Service"))
+}
+
+fn service(spec: Value) -> Service {
+    let parsed = parsed(spec);
+    assert_eq!(parsed.refusals, []);
+    parsed.value.expect("a service with front ends")
+}
+
+#[track_caller]
+fn check_refused(spec: Value, expected: &[&str], ports: &[u16]) {
+    let parsed = parsed(spec);
+    let refusals: Vec<_> = parsed.refusals.iter().map(ToString::to_string).collect();
+    assert_eq!(refusals, expected);
+    let ports_left: Vec<_> =
+        parsed.value.iter().flat_map(|service| &service.ports).map(|port| port.number).collect();
+    assert_eq!(ports_left, ports);
+}
+
+#[test]
+fn an_object_without_defaults_is_enough() {
+    let service = service(json!({ "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }] }));
+    assert_eq!(&*service.name, "shop/cart");
+    assert_eq!(service.cluster_ips, [IpAddr::from([10, 0, 0, 1])]);
+    assert_eq!(service.ports, [Port { name: "".into(), number: 80, protocol: Protocol::Tcp }]);
+    assert_eq!((service.affinity_seconds, service.policy), (0, Policy::default()));
+}
+
+#[test]
+fn what_is_no_business_of_the_proxy_gives_nothing() {
+    for spec in [
+        json!({ "clusterIP": "None", "ports": [{ "port": 80 }] }),
+        json!({ "clusterIP": "", "ports": [{ "port": 80 }] }),
+        json!({ "ports": [{ "port": 80 }] }),
+        json!({ "clusterIPs": ["None"] }),
+        json!({ "clusterIP": "10.0.0.1", "type": "ExternalName", "externalName": "a.b" }),
+    ] {
+        assert_eq!(parsed(spec), Parsed { value: None, refusals: Vec::new() });
+    }
+    let object = json!({
+        "metadata": { "name": "cart", "labels": { PROXY_NAME_LABEL: "other" } },
+        "spec": { "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }] },
+    });
+    let object = serde_json::from_value(object).expect("a Service");
+    assert_eq!(parse(&object), Parsed { value: None, refusals: Vec::new() });
+}
+
+#[test]
+fn both_families_and_one_port_number_with_both_protocols() {
+    let service = service(json!({
+        "clusterIP": "10.0.0.1",
+        "clusterIPs": ["10.0.0.1", "fd00::1"],
+        "ports": [
+            { "name": "dns", "port": 53, "protocol": "UDP" },
+            { "name": "dns-tcp", "port": 53, "protocol": "TCP" },
+        ],
+    }));
+    assert_eq!(service.cluster_ips.len(), 2);
+    assert_eq!(service.ports.len(), 2);
+}
+
+#[test]
+fn a_service_without_ports_still_has_its_address() {
+    assert_eq!(service(json!({ "clusterIP": "10.0.0.1" })).ports, []);
+}
+
+#[test]
+fn a_bad_port_never_costs_the_others() {
+    check_refused(
+        json!({
+            "clusterIP": "10.0.0.1",
+            "ports": [
+                { "name": "a", "port": 80 },
+                { "name": "b", "port": 81, "protocol": "SCTP" },
+                { "name": "c", "port": 0 },
+                { "name": "d", "port": 70000 },
+                { "name": "e", "port": 80 },
+                { "name": "a", "port": 82 },
+                { "name": "no:colon", "port": 83 },
+                { "name": "f", "port": 80, "protocol": "UDP" },
+            ],
+        }),
+        &[
+            "Service shop/cart, spec.ports[1].protocol: protocol \"SCTP\" is not supported, only TCP and UDP are",
+            "Service shop/cart, spec.ports[2].port: 0 is not a port number (1 to 65535)",
+            "Service shop/cart, spec.ports[3].port: 70000 is not a port number (1 to 65535)",
+            "Service shop/cart, spec.ports[4].port: 80 is the number of an earlier port of the same protocol",
+            "Service shop/cart, spec.ports[5].name: \"a\" is the name of an earlier port of the same protocol",
+            "Service shop/cart, spec.ports[6].name: \"no:colon\" is not a port name",
+        ],
+        &[80, 80],
+    );
+}
+
+#[test]
+fn a_bad_address_never_costs_the_other() {
+    check_refused(
+        json!({ "clusterIPs": ["10.0.0.256", "fd00::1"], "ports": [{ "port": 80 }] }),
+        &["Service shop/cart, spec.clusterIPs[0]: \"10.0.0.256\" is not an IP address"],
+        &[80],
+    );
+    check_refused(
+        json!({ "clusterIPs": ["10.0.0.1", "10.0.0.2"], "ports": [{ "port": 80 }] }),
+        &["Service shop/cart, spec.clusterIPs[1]: 10.0.0.2 is a second ClusterIP of IPv4"],
+        &[80],
+    );
+    check_refused(
+        json!({ "clusterIP": "127.0.0.1", "ports": [{ "port": 80 }] }),
+        &["Service shop/cart, spec.clusterIP: \"127.0.0.1\" is a loopback address"],
+        &[80],
+    );
+}
+
+#[test]
+fn affinity_has_a_default_and_limits() {
+    let spec = |timeout: Value| {
+        json!({
+            "clusterIP": "10.0.0.1",
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": { "clientIP": timeout },
+        })
+    };
+    assert_eq!(service(spec(json!({ "timeoutSeconds": 7 }))).affinity_seconds, 7);
+    assert_eq!(service(spec(json!({}))).affinity_seconds, 10_800);
+    let parsed = parsed(spec(json!({ "timeoutSeconds": 0 })));
+    assert_eq!(parsed.value.map(|service| service.affinity_seconds), Some(10_800));
+    assert_eq!(parsed.refusals.len(), 1);
+}
+
+#[test]
+fn policies_and_what_makes_a_service_reachable_from_outside() {
+    let policy = |spec: Value| service(spec).policy;
+    assert!(
+        policy(json!({ "clusterIP": "10.0.0.1", "internalTrafficPolicy": "Local" })).internal_local
+    );
+    let node_port = json!({
+        "clusterIP": "10.0.0.1",
+        "externalTrafficPolicy": "Local",
+        "ports": [{ "port": 80, "nodePort": 30080 }],
+    });
+    let expected =
+        Policy { external_local: true, externally_reachable: true, internal_local: false };
+    assert_eq!(policy(node_port), expected);
+    assert!(
+        policy(json!({ "clusterIP": "10.0.0.1", "externalIPs": ["1.2.3.4"] })).externally_reachable
+    );
+}
