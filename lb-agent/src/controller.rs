@@ -175,24 +175,22 @@ impl Controller {
         Ok(outcome)
     }
 
-    /// The Services to look at; what they claim is brought up to date.
-    fn affected(
-        &mut self,
-        dirty: &Dirty,
-        planner: &Planner,
-        has_more_room: bool,
-    ) -> BTreeSet<Arc<str>> {
-        let mut affected = dirty.services.clone();
+    /// The Services to look at, in order; what they claim is brought up to date.
+    fn affected(&mut self, dirty: &Dirty, planner: &Planner, has_more_room: bool) -> Vec<Arc<str>> {
+        let mut others = BTreeSet::new();
         for name in &dirty.services {
-            self.claim(name, &mut affected);
+            self.claim(name, &mut others);
         }
+        let mut affected: Vec<Arc<str>> = others.into_iter().collect();
         if self.is_everything_dirty || dirty.everything {
-            self.is_everything_dirty = true;
             affected.extend(self.snapshot.names().chain(planner.names()).cloned());
         }
         if has_more_room {
             affected.extend(self.shortages.keys().cloned());
         }
+        affected.extend(dirty.services.iter().cloned());
+        affected.sort_unstable();
+        affected.dedup();
         affected
     }
 
@@ -223,7 +221,7 @@ impl Controller {
         &mut self,
         planner: &mut Planner,
         draft: &mut Draft,
-        affected: &BTreeSet<Arc<str>>,
+        affected: &[Arc<str>],
         outcome: &mut Outcome,
     ) {
         let snapshot = &self.snapshot;

@@ -28,22 +28,29 @@ pub struct Leftover {
 /// Does the ops of a plan in order and gives what is left.
 ///
 /// After a failure the later ops of the same owner are left: they would publish what was
-/// not staged, or retire what is still reached. The plan's other owners do not depend on
-/// it, but for those that a front end should have been taken from.
+/// not staged, or retire what is still reached. So are later ops on the same front end,
+/// and those of the owner that it should have been taken from. Nothing else depends on
+/// an op that failed.
 pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Leftover {
     let mut leftover = Leftover::default();
-    let mut failed = HashSet::new();
+    let mut owners = HashSet::new();
+    let mut frontends = HashSet::new();
     for op in plan.ops {
-        if op.owner == NOBODY || !failed.contains(&op.owner) {
+        let (frontend, replaces) = match op.action {
+            Action::UpsertFrontend { frontend, replaces, .. } => (Some(frontend), replaces),
+            Action::DeleteFrontend(frontend) => (Some(frontend), None),
+            _ => (None, None),
+        };
+        let must_wait = owners.contains(&op.owner)
+            || frontend.is_some_and(|frontend| frontends.contains(&frontend));
+        if !must_wait {
             match perform(&op, dataplane) {
                 Ok(()) => continue,
                 Err(error) => leftover.errors.push(error),
             }
         }
-        failed.insert(op.owner);
-        if let Action::UpsertFrontend { replaces: Some(owner), .. } = op.action {
-            failed.insert(owner);
-        }
+        owners.extend([op.owner].into_iter().filter(|owner| *owner != NOBODY).chain(replaces));
+        frontends.extend(frontend);
         if !is_wipe(&op) {
             leftover.ops.push(op);
         }
@@ -108,4 +115,74 @@ fn backend<A>(entry: &BackendEntry, address: A) -> Backend<A> {
 
 fn key<A>(frontend: &FrontendAddress, address: A) -> FrontendKey<A> {
     FrontendKey::new(address, Be16::new(frontend.port), frontend.protocol)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use lb_common::abi::{frontend::FrontendKind, service::SlotRange};
+
+    use super::*;
+    use crate::dataplane::{Capacity, fake::Fake};
+
+    const FULL: Capacity = Capacity {
+        services: 8,
+        slots: 8,
+        backends4: 8,
+        backends6: 8,
+        frontends4: 0,
+        frontends6: 8,
+    };
+
+    const FRONTEND: FrontendAddress =
+        FrontendAddress { ip: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port: 80, protocol: 6 };
+
+    fn upsert(owner: u32, replaces: Option<u32>) -> Op {
+        let kind = FrontendKind::CLUSTER_IP;
+        Op { owner, action: Action::UpsertFrontend { frontend: FRONTEND, kind, replaces } }
+    }
+
+    fn publish(owner: u32) -> Op {
+        Op { owner, action: Action::PublishCluster(SlotRange::new(owner, 1)) }
+    }
+
+    /// Front ends of IPv4 cannot be added: what is left, and who was published?
+    #[track_caller]
+    fn check(ops: &[Op], left: &[usize], published: &[u32]) {
+        let mut fake = Fake::new(FULL);
+        let leftover = execute(Plan { ops: ops.to_vec() }, &mut fake);
+        let expected: Vec<_> = left.iter().map(|at| ops[*at].clone()).collect();
+        assert_eq!(leftover.ops, expected);
+        let set = |index: &u32| fake.services[*index as usize].cluster != SlotRange::EMPTY;
+        assert_eq!(
+            (0..8).filter(set).collect::<BTreeSet<_>>(),
+            published.iter().copied().collect()
+        );
+    }
+
+    #[test]
+    fn later_ops_of_the_same_owner_wait() {
+        check(&[publish(1), upsert(2, None), publish(2), publish(3)], &[1, 2], &[1, 3]);
+    }
+
+    #[test]
+    fn the_owner_that_a_front_end_was_to_be_taken_from_waits() {
+        check(&[upsert(2, Some(1)), publish(1), publish(3)], &[0, 1], &[3]);
+    }
+
+    #[test]
+    fn later_ops_on_the_same_front_end_wait() {
+        let delete = Op { owner: 4, action: Action::DeleteFrontend(FRONTEND) };
+        let ops = [upsert(2, None), delete, upsert(3, None), publish(4), publish(5)];
+        check(&ops, &[0, 1, 2, 3], &[5]);
+    }
+
+    #[test]
+    fn what_failed_to_be_wiped_is_not_wiped_later() {
+        let mut fake = Fake::new(FULL);
+        let plan = Plan { ops: vec![Op { owner: NOBODY, action: Action::WipeService(8) }] };
+        let leftover = execute(plan, &mut fake);
+        assert_eq!((leftover.ops.len(), leftover.errors.len()), (0, 1));
+    }
 }

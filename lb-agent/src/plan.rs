@@ -2,7 +2,7 @@
 //!
 //! # Order
 //! 1. *reclaim*: wipe what earlier plans took out of use a grace period ago;
-//! 2. *withdraw*: delete front ends that lead nowhere any more;
+//! 2. *withdraw*: store the settings, delete front ends that lead nowhere any more;
 //! 3. *stage*: write what no packet reaches yet: backends, slots in a free block, the
 //!    entries of new service ports, and last their names;
 //! 4. *publish*: let packets reach it, one aligned word for each set;

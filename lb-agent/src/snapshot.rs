@@ -57,8 +57,9 @@ impl Entry {
 /// What changed since the last look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Services, as `namespace/name`, whose object or slices changed.
-    pub services: BTreeSet<Arc<str>>,
+    /// Services, as `namespace/name`, whose object or slices changed; in no order, and
+    /// some more than once.
+    pub services: Vec<Arc<str>>,
     /// The Node changed: every Service may have to choose anew.
     pub everything: bool,
     /// The ServiceCIDRs changed.
@@ -209,7 +210,7 @@ impl Snapshot {
             Some(service) => Arc::clone(&service.name),
             None => key.into(),
         };
-        self.dirty.services.insert(Arc::clone(&name));
+        self.dirty.services.push(Arc::clone(&name));
         match held {
             Some(entry) => entry.service = service,
             None => {
@@ -242,7 +243,7 @@ impl Snapshot {
                 self.services_of_slices.insert(key, Arc::clone(&service));
             }
         }
-        self.dirty.services.insert(service);
+        self.dirty.services.push(service);
     }
 
     fn remove_slice(&mut self, key: &str) {
@@ -251,7 +252,7 @@ impl Snapshot {
             entry.slices.retain(|(name, _)| **name != *key);
         }
         self.drop_if_empty(&service);
-        self.dirty.services.insert(service);
+        self.dirty.services.push(service);
     }
 
     fn drop_if_empty(&mut self, key: &str) {

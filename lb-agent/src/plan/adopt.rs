@@ -42,8 +42,7 @@ impl Planner {
             held.values().flatten().map(|port| (port.index, port.key.family)).collect();
         let mut backends = owned_backends(&entries, &owners);
         let mut blocks = Blocks::new(capacity.slots);
-        let last_used = state.slots.iter().rposition(|id| *id != 0);
-        let mut end = last_used.map_or(0, |last| last as u32 + 1);
+        let mut end = used(&state.slots).len() as u32;
         // In the order of indices: of two that claim a slot, the same one always has it.
         let mut ports: Vec<&mut HeldPort> = held.values_mut().flatten().collect();
         ports.sort_unstable_by_key(|port| port.index);
@@ -73,12 +72,18 @@ impl Planner {
 
 fn entries4(backends: &[Backend<Address4>]) -> Vec<(u32, BackendEntry)> {
     let ip = |backend: &Backend<_>| IpAddr::V4(Ipv4Addr::from(backend.address));
-    (0..).zip(backends).map(|(id, backend)| (id, entry(backend, ip(backend)))).collect()
+    (0..).zip(used(backends)).map(|(id, backend)| (id, entry(backend, ip(backend)))).collect()
 }
 
 fn entries6(backends: &[Backend<Address6>]) -> Vec<(u32, BackendEntry)> {
     let ip = |backend: &Backend<_>| IpAddr::V6(Ipv6Addr::from(backend.address));
-    (0..).zip(backends).map(|(id, backend)| (id, entry(backend, ip(backend)))).collect()
+    (0..).zip(used(backends)).map(|(id, backend)| (id, entry(backend, ip(backend)))).collect()
+}
+
+/// A table without the entries at its end that were never used.
+fn used<T: Default + PartialEq>(entries: &[T]) -> &[T] {
+    let last = entries.iter().rposition(|entry| *entry != T::default());
+    &entries[..last.map_or(0, |last| last + 1)]
 }
 
 fn entry<A: Copy>(backend: &Backend<A>, ip: IpAddr) -> BackendEntry {
@@ -166,7 +171,10 @@ fn adopt_services(
     capacity: &Capacity,
     owners: &HashMap<u32, IpFamily>,
 ) -> Numbers {
-    let known = state.services.iter().zip(0..).map(|(entry, index)| {
+    let last = owners.keys().max().map_or(0, |last| *last as usize + 1);
+    // A service port without backends has an entry like one that was never used.
+    let count = used(&state.services).len().max(last.min(state.services.len()));
+    let known = state.services[..count].iter().zip(0..).map(|(entry, index)| {
         if owners.contains_key(&index) {
             Known::Used
         } else if *entry == Service::default() {
