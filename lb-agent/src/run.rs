@@ -25,8 +25,7 @@ use crate::{
         load::{self, Constants, Programs},
         netlink::{InterfaceOptions, Interfaces},
         pins::Pins,
-        probe::{self, Features},
-        sys,
+        probe,
     },
     events::Refusals,
     health::{self, Health},
@@ -96,17 +95,7 @@ fn expected(_config: &Config) -> [Kind; 2] {
 }
 
 fn load_programs(config: &Config, pins: &Pins) -> anyhow::Result<Programs> {
-    let Features { has_set_retval, has_netns_cookie, .. } = probe::features();
-    let netns_cookie = match config.socket_lb {
-        SocketLb::Node => sys::netns_cookie().context("--socket-lb node needs Linux 5.14")?,
-        _ => 0,
-    };
-    let constants = Constants {
-        netns_cookie,
-        socket_lb_udp: matches!(config.socket_lb, SocketLb::All),
-        has_set_retval,
-        has_netns_cookie,
-    };
+    let constants = Constants::new(config.socket_lb, probe::features())?;
     Ok(load::load(pins, &config.sizes, constants)?)
 }
 

@@ -108,7 +108,7 @@ fn capabilities(status: &str) -> Finding {
     let has = |bit: u32| effective & 1 << bit != 0;
     let missing: Vec<&str> = NEEDED
         .iter()
-        .filter(|(bit, _)| !has(*bit) && !(*bit > 31 && has(CAP_SYS_ADMIN)))
+        .filter(|(bit, _)| !(has(*bit) || *bit > 31 && has(CAP_SYS_ADMIN)))
         .map(|(_, name)| *name)
         .collect();
     if missing.is_empty() {

@@ -17,11 +17,12 @@ use aya::{
 };
 use tracing::{debug, info, warn};
 
-use crate::config::Sizes;
+use crate::{cli::run::SocketLb, config::Sizes};
 
 use super::{
     bpffs::{self, BpffsError},
     pins::{PinError, PinnedMap, Pins, pinned_maps},
+    probe::Features,
     sys,
 };
 
@@ -39,6 +40,35 @@ pub struct Constants {
     pub has_set_retval: bool,
     /// Whether the kernel has `bpf_get_netns_cookie` for the connect-time hooks.
     pub has_netns_cookie: bool,
+    /// Whether `bpf_l4_csum_replace` knows BPF_F_IPV6.
+    pub has_csum_ipv6: bool,
+}
+
+impl Constants {
+    /// The constants for `mode` on this kernel and in the network namespace of the caller.
+    ///
+    /// # Errors
+    /// [`LoadError::Cookie`] if the namespace has none and `mode` needs it.
+    pub fn new(mode: SocketLb, features: Features) -> Result<Self, LoadError> {
+        let netns_cookie = match mode {
+            SocketLb::Node if features.has_netns_cookie => {
+                sys::netns_cookie().map_err(|source| LoadError::Cookie { source })?
+            }
+            SocketLb::Node => return Err(LoadError::Cookie { source: unsupported() }),
+            SocketLb::Auto | SocketLb::Tcp | SocketLb::All | SocketLb::Off => 0,
+        };
+        Ok(Self {
+            netns_cookie,
+            socket_lb_udp: mode == SocketLb::All,
+            has_set_retval: features.has_set_retval,
+            has_netns_cookie: features.has_netns_cookie,
+            has_csum_ipv6: features.has_csum_ipv6,
+        })
+    }
+}
+
+fn unsupported() -> io::Error {
+    io::ErrorKind::Unsupported.into()
 }
 
 /// The programs, loaded.
@@ -91,6 +121,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
         ("SOCKET_LB_UDP", u32::from(constants.socket_lb_udp)),
         ("HAS_SET_RETVAL", u32::from(constants.has_set_retval)),
         ("HAS_NETNS_COOKIE", u32::from(constants.has_netns_cookie)),
+        ("HAS_CSUM_IPV6", u32::from(constants.has_csum_ipv6)),
     ];
     let mut loader = EbpfLoader::new();
     loader.btf(None).override_global("NETNS_COOKIE", &netns_cookie, true);
@@ -226,6 +257,13 @@ pub enum LoadError {
     Directory {
         /// The directory.
         path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The network namespace cannot be told from others.
+    #[error("--socket-lb node needs the cookies of network namespaces (Linux 5.14)")]
+    Cookie {
         /// What the kernel said.
         #[source]
         source: io::Error,

@@ -322,7 +322,9 @@ fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale)
             network.default_routes.retain(|route| route.interface != index);
             stale.link_changed = true;
             for attribute in &message.attributes {
-                if let LinkAttribute::Link(peer) = attribute {
+                if let LinkAttribute::Link(peer) = attribute
+                    && *peer != 0
+                {
                     stale.peers.push(*peer);
                 }
             }

@@ -1,6 +1,11 @@
 //! What this kernel can do and how its clock runs.
 
-use std::{fs, io, os::fd::BorrowedFd, path::Path, time::Duration};
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    time::Duration,
+};
 
 use aya::{
     programs::ProgramType,
@@ -17,6 +22,8 @@ pub struct Features {
     pub has_set_retval: bool,
     /// `bpf_get_netns_cookie` in connect-time hooks (5.7).
     pub has_netns_cookie: bool,
+    /// BPF_F_IPV6 of `bpf_l4_csum_replace` (6.16 and stable releases since).
+    pub has_csum_ipv6: bool,
     /// tcx (6.6).
     pub has_tcx: bool,
 }
@@ -27,9 +34,33 @@ pub fn features() -> Features {
     Features {
         has_set_retval: has(BpfHelper::BPF_FUNC_set_retval),
         has_netns_cookie: has(BpfHelper::BPF_FUNC_get_netns_cookie),
+        has_csum_ipv6: has_csum_ipv6().unwrap_or_default(),
         has_tcx: has_tcx(),
     }
 }
+
+/// `bpf_l4_csum_replace` says EINVAL to a flag that it does not know, and EFAULT to an
+/// offset that no packet has only if it knows the flags.
+fn has_csum_ipv6() -> io::Result<bool> {
+    const BPF_F_IPV6: i32 = 1 << 7;
+    const NO_OFFSET: i32 = 0x1_0000;
+    let set = |register: u64, value: i32| 0xb7 | register << 8 | u64::from(value as u32) << 32;
+    let call = |helper: BpfHelper| 0x85 | (helper as u64) << 32;
+    let program = sys::load_classifier(&[
+        set(2, NO_OFFSET),
+        set(3, 0),
+        set(4, 0),
+        set(5, BPF_F_IPV6),
+        call(BpfHelper::BPF_FUNC_l4_csum_replace),
+        0x95,
+    ])?;
+    let returned = sys::test_run(program.as_fd(), &SHORTEST)?;
+    Ok(returned as i32 == -libc::EFAULT)
+}
+
+/// The shortest packet that BPF_PROG_TEST_RUN takes of whatever kind: an Ethernet header
+/// and something behind it.
+const SHORTEST: [u8; 64] = [0; 64];
 
 /// Jiffies per second (CONFIG_HZ): the resolution of the coarse clocks is one tick.
 ///
@@ -52,8 +83,6 @@ pub fn ticks_per_second() -> io::Result<u32> {
 /// # Errors
 /// Those of BPF_PROG_TEST_RUN.
 pub fn ticks_now(clock: BorrowedFd<'_>) -> io::Result<u32> {
-    /// The kernel wants an Ethernet header at the least.
-    const SHORTEST: [u8; 64] = [0; 64];
     sys::test_run(clock, &SHORTEST)
 }
 

@@ -6,14 +6,18 @@
 use std::{io, os::fd::AsFd, thread, time::Duration};
 
 use bytemuck::Pod;
-use lb_common::abi::{
-    address::{Address, Address4, Address6},
-    affinity::{Affinity, AffinityKey},
-    flow::{ANSWERED, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN},
-    frontend::TCP,
-    service::Service,
-    settings::Timeouts,
-    socket::{DatagramKey, Peer},
+use lb_common::{
+    abi::{
+        address::{Address, Address4, Address6},
+        affinity::{Affinity, AffinityKey, BY_SOCKET},
+        flow::{Flow, FlowKey},
+        frontend::TCP,
+        service::Service,
+        settings::Timeouts,
+        socket::{DatagramKey, Peer},
+    },
+    balance::track,
+    packet::Kind,
 };
 
 use super::{
@@ -82,16 +86,24 @@ impl Sweeper {
     ) -> io::Result<Vec<MapFill>> {
         let now = probe::ticks_now(self.clock.as_fd())?;
         let is_old = |limit: u32, last_seen: u32| is_past(now, last_seen, limit);
-        let mut fills = Vec::new();
-        fills.push(sweep_flows("FLOWS4", &self.flows4, &is_old, timeouts)?);
-        fills.push(sweep_flows("FLOWS6", &self.flows6, &is_old, timeouts)?);
-        fills.push(sweep_flows("EMBRYONIC4", &self.embryonic4, &is_old, timeouts)?);
-        fills.push(sweep_flows("EMBRYONIC6", &self.embryonic6, &is_old, timeouts)?);
+        let mut fills = vec![
+            sweep_flows("FLOWS4", &self.flows4, &is_old, timeouts)?,
+            sweep_flows("FLOWS6", &self.flows6, &is_old, timeouts)?,
+            sweep_flows("EMBRYONIC4", &self.embryonic4, &is_old, timeouts)?,
+            sweep_flows("EMBRYONIC6", &self.embryonic6, &is_old, timeouts)?,
+        ];
         let services = &mut self.services;
         fills.push(sweep_map("AFFINITY", &self.affinity, |key, entry| {
-            // An index out of range is of no service: nothing holds the entry.
-            let seconds = services.load(key.service).map_or(0, |service| service.affinity_seconds);
-            is_old(seconds.saturating_mul(ticks_per_second), entry.last_seen)
+            let limit = match key.kind {
+                // A datagram socket, whose datagrams keep to one backend as a flow's do.
+                BY_SOCKET => timeouts.udp_answered,
+                // An index out of range is of no service: nothing holds the entry.
+                _ => services
+                    .load(key.service)
+                    .map_or(0, |service| service.affinity_seconds)
+                    .saturating_mul(ticks_per_second),
+            };
+            is_old(limit, entry.last_seen)
         })?);
         fills.push(sweep_map("DATAGRAM_PEERS", &self.datagram_peers, |_, _| false)?);
         Ok(fills)
@@ -118,8 +130,9 @@ where
     Flow<A>: Pod,
 {
     sweep_map(name, map, |key, flow| {
+        let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
         let is_ended =
-            |flow: &Flow<A>| is_old(lifetime(flow, key.protocol, timeouts), flow.last_seen);
+            |flow: &Flow<A>| is_old(track::timeout(kind, flow.state, timeouts), flow.last_seen);
         if !is_ended(flow) {
             return false;
         }
@@ -159,20 +172,6 @@ fn sweep_map<K: Pod, V: Pod>(
     Ok(MapFill { map: name, entries: seen.saturating_sub(removed), max_entries, removed })
 }
 
-/// How long a flow lives without a packet, in ticks.
-pub fn lifetime<A>(flow: &Flow<A>, protocol: u32, timeouts: &Timeouts) -> u32 {
-    const BOTH: u8 = CLIENT_FIN | SERVER_FIN;
-    let state = flow.state;
-    match (protocol == u32::from(TCP), state & ANSWERED != 0) {
-        (false, false) => timeouts.udp,
-        (false, true) => timeouts.udp_answered,
-        (true, _) if state & RESET != 0 || state & BOTH == BOTH => timeouts.tcp_closing,
-        (true, _) if state & BOTH != 0 => timeouts.tcp_half_closed,
-        (true, false) => timeouts.tcp_syn,
-        (true, true) => timeouts.tcp_established,
-    }
-}
-
 /// Whether twice `timeout` has gone by since `last_seen`. An entry that a packet has
 /// touched after `now` was read lies in the future, and is not old.
 fn is_past(now: u32, last_seen: u32, timeout: u32) -> bool {
@@ -191,31 +190,5 @@ mod tests {
         assert!(is_past(50, u32::MAX - 51, 50));
         assert!(!is_past(900, 901, 50), "touched after the clock was read");
         assert!(!is_past(u32::MAX, u32::MAX - probe::LONGEST, u32::MAX));
-    }
-
-    #[test]
-    fn the_lifetime_follows_protocol_and_state() {
-        let timeouts = Timeouts {
-            tcp_syn: 1,
-            tcp_established: 2,
-            tcp_half_closed: 3,
-            tcp_closing: 4,
-            udp: 5,
-            udp_answered: 6,
-        };
-        for (protocol, state, expected) in [
-            (6, 0, 1),
-            (6, ANSWERED, 2),
-            (6, ANSWERED | CLIENT_FIN, 3),
-            (6, ANSWERED | SERVER_FIN, 3),
-            (6, ANSWERED | CLIENT_FIN | SERVER_FIN, 4),
-            (6, ANSWERED | RESET, 4),
-            (6, RESET, 4),
-            (17, 0, 5),
-            (17, ANSWERED, 6),
-        ] {
-            let flow = Flow::<Address4> { state, ..Flow::default() };
-            assert_eq!(lifetime(&flow, protocol, &timeouts), expected, "{protocol} {state}");
-        }
     }
 }

@@ -13,7 +13,7 @@ mod socket;
 
 pub use bpf::{
     LinkInfo, LinkTarget, MapInfo, ProgramInfo, link_create, link_detach, link_info, link_update,
-    map_info, obj_get, obj_pin, program_by_id, program_info, tcx_query, test_run,
+    load_classifier, map_info, obj_get, obj_pin, program_by_id, program_info, tcx_query, test_run,
 };
 pub use clock::coarse_clock_resolution;
 pub use map::{BATCH, PerCpuCounters, TypedMap};

@@ -9,7 +9,7 @@ use std::{
 use bytemuck::Pod;
 use lb_common::abi::{
     address::{Address4, Address6, Be16},
-    affinity::{Affinity, AffinityKey, BY_NETNS},
+    affinity::{Affinity, AffinityKey, BY_NETNS, BY_SOCKET},
     backend::Backend,
     flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN, Tuple},
     service::Name,
@@ -62,7 +62,9 @@ pub struct FlowRow {
 pub struct AffinityRow {
     /// The service port.
     pub service: String,
-    /// The client's address, or `netns:<cookie>` of its network namespace.
+    /// The client's address, `netns:<cookie>` of its network namespace, or
+    /// `socket:<cookie>` of a datagram socket, which keeps to one backend without
+    /// session affinity too.
     pub client: String,
     /// `address:port` of the backend; null if its id means another one now.
     pub backend: Option<String>,
@@ -127,7 +129,9 @@ fn live_names(pins: &Pins) -> Result<Vec<(u32, Name)>, GetError> {
     Ok((0..).zip(names).filter(|(_, name)| name.length > 0).collect())
 }
 
-fn read_flows<A>(pins: &Pins, map: &'static str) -> Result<Vec<(FlowKey<A>, Flow<A>)>, GetError>
+type Entry<A> = (FlowKey<A>, Flow<A>);
+
+fn read_flows<A>(pins: &Pins, map: &'static str) -> Result<Vec<Entry<A>>, GetError>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
@@ -218,13 +222,13 @@ pub(super) fn affinity(pins: &Pins) -> Result<Vec<AffinityRow>, GetError> {
 
 fn client_of(key: &AffinityKey, is_ipv6: bool) -> String {
     let [low, high, ..] = key.client;
-    if key.kind == BY_NETNS {
-        return format!("netns:{}", u64::from(low) | u64::from(high) << 32);
+    let cookie = u64::from(low) | u64::from(high) << 32;
+    match key.kind {
+        BY_NETNS => format!("netns:{cookie}"),
+        BY_SOCKET => format!("socket:{cookie}"),
+        _ if is_ipv6 => Ipv6Addr::from(Address6 { be32: key.client }).to_string(),
+        _ => Ipv4Addr::from(Address4 { be32: low }).to_string(),
     }
-    if is_ipv6 {
-        return Ipv6Addr::from(Address6 { be32: key.client }).to_string();
-    }
-    Ipv4Addr::from(Address4 { be32: low }).to_string()
 }
 
 /// The backend's address, if its id still means what it meant when it was chosen.

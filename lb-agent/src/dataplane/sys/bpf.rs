@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::bpf_cmd;
+use aya_obj::generated::{bpf_cmd, bpf_prog_type};
 use bytemuck::{Pod, Zeroable};
 
 /// Calls bpf(2). `attributes` is the leading part of `union bpf_attr` that `command`
@@ -344,4 +344,31 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
     // buffer for what comes out.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }?;
     Ok(attributes.returned)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Load {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log: [u32; 4],
+}
+
+/// Loads a classifier of a few instructions, each as the kernel's `struct bpf_insn`.
+///
+/// # Errors
+/// Those of BPF_PROG_LOAD.
+pub fn load_classifier(instructions: &[u64]) -> io::Result<OwnedFd> {
+    let mut attributes = Load {
+        program_type: bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log: [0; 4],
+    };
+    // SAFETY: the kernel reads `instruction_count` times 8 bytes from `instructions`, and
+    // `license` is a C string.
+    unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attributes) }.map(owned)
 }
