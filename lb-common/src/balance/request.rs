@@ -140,6 +140,8 @@ fn establish<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) {
     work.flow.last_seen = context.now;
+    // The packet that completes the handshake may be the last one already.
+    work.flow.state |= track::observed(context.packet.kind, context.packet.detail, false);
     prepare_pair(context, work);
     if insert_pair(FlowTable::Flows, context, true, work, tables).is_ok() {
         forget(FlowTable::Embryonic, &context.packet.key, work, tables);

@@ -100,7 +100,7 @@ const PAIR_REFRESH_SECONDS: u32 = 5;
 
 /// What a packet tells of its flow's state.
 #[inline(always)]
-fn observed(kind: Kind, flags: u8, is_reply: bool) -> u8 {
+pub(crate) fn observed(kind: Kind, flags: u8, is_reply: bool) -> u8 {
     let mut state = 0;
     if !matches!(kind, Kind::Tcp) {
         return if is_reply { ANSWERED } else { 0 };
