@@ -139,9 +139,29 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
     let maps_done = started.elapsed();
     let programs = verify(object.programs_mut().map(|(name, program)| (name.to_owned(), program)))?;
     let programs = Programs { programs, elapsed: started.elapsed() };
+    #[cfg(feature = "ebpf-log")]
+    follow_log(&mut object);
     pin_clock(pins, &programs)?;
     debug!(?maps_done, elapsed = ?programs.elapsed, "programs loaded");
     Ok(programs)
+}
+
+/// Developers only: passes on what the programs write with aya-log, if the object was
+/// built to (`cargo xtask build-ebpf --log`). Needs a tokio runtime.
+#[cfg(feature = "ebpf-log")]
+fn follow_log(object: &mut aya::Ebpf) {
+    let logger = aya_log::EbpfLogger::init(object).map_err(io::Error::other);
+    let mut logger = match logger.and_then(|logger| Ok(tokio::io::unix::AsyncFd::register(logger)?))
+    {
+        Ok(logger) => logger,
+        Err(error) => return warn!(%error, "the programs write no log"),
+    };
+    tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
 }
 
 /// Pins the program that tells the time, in the place of an earlier one.

@@ -118,6 +118,8 @@ fn family<F: FamilyMaps + Parse + Respond + Rewrite + Route, const HOOK: u32>(
         balance::decide::<F, _>(packet, site(context, hook), settings, work, &mut tables::Maps);
     let (result, reason) = apply(context, packet, hook, verdict, &work.rewrite);
     count(hook, reason);
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
 }
 
