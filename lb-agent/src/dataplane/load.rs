@@ -150,16 +150,16 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
 /// built to (`cargo xtask build-ebpf --log`). Needs a tokio runtime.
 #[cfg(feature = "ebpf-log")]
 fn follow_log(object: &mut aya::Ebpf) {
-    let logger = aya_log::EbpfLogger::init(object).map_err(io::Error::other);
-    let mut logger = match logger.and_then(|logger| Ok(tokio::io::unix::AsyncFd::register(logger)?))
-    {
+    const INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+    let mut logger = match aya_log::EbpfLogger::init(object) {
         Ok(logger) => logger,
         Err(error) => return warn!(%error, "the programs write no log"),
     };
     tokio::spawn(async move {
-        while let Ok(mut ready) = logger.readable_mut().await {
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
+        let mut ticks = tokio::time::interval(INTERVAL);
+        loop {
+            ticks.tick().await;
+            logger.flush();
         }
     });
 }
