@@ -150,7 +150,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
 /// built to (`cargo xtask build-ebpf --log`). Needs a tokio runtime.
 #[cfg(feature = "ebpf-log")]
 fn follow_log(object: &mut aya::Ebpf) {
-    const INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+    const INTERVAL: Duration = Duration::from_millis(100);
     let mut logger = match aya_log::EbpfLogger::init(object) {
         Ok(logger) => logger,
         Err(error) => return warn!(%error, "the programs write no log"),

@@ -2,7 +2,7 @@
 
 use crate::{
     abi::{address::Family, counter::Reason},
-    packet::{Kind, RST, SYN},
+    packet::{ACK, Kind, RST, SYN},
 };
 
 use super::{
@@ -23,7 +23,9 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     if !is_balanced(packet.kind) {
         return Verdict::Pass(Reason::NoFlow);
     }
-    let handshake = matches!(packet.kind, Kind::Tcp) && packet.detail & (SYN | RST) != 0;
+    let flags = packet.detail;
+    let handshake =
+        matches!(packet.kind, Kind::Tcp) && (flags & (SYN | ACK) == SYN | ACK || flags & RST != 0);
     let mut table = FlowTable::Flows;
     let mut found = tables.flow(table, &packet.key);
     if found.is_none() && handshake {

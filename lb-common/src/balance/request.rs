@@ -8,7 +8,7 @@ use crate::{
         flow::{ANSWERED, Action, Flow, FlowKey},
         frontend::FrontendKey,
     },
-    packet::Kind,
+    packet::{Kind, RST},
 };
 
 use super::{
@@ -59,7 +59,7 @@ fn handshake<F: Family, T: Tables<F>>(
     if let Some(entry) = tables.flow(FlowTable::Embryonic, &packet.key) {
         let flow = entry.get();
         if is_valid(context, flow, tables) {
-            if packet.is_syn() || flow.state != ANSWERED {
+            if packet.is_syn() || packet.detail & RST != 0 || flow.state != ANSWERED {
                 track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
             } else {
                 work.flow.set(flow);
@@ -118,7 +118,8 @@ fn has_backend<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) ->
         .is_some_and(|service| select::eligible(&service).is_ok())
 }
 
-/// Removes both directions of the flow `work.flow`, one of which is `key`.
+/// Removes both directions of the flow `work.flow`, one of which is `key`. The other may
+/// have been lost and its place taken by another flow's: that one stays.
 #[inline(never)]
 fn forget<F: Family, T: Tables<F>>(
     table: FlowTable,
@@ -128,7 +129,12 @@ fn forget<F: Family, T: Tables<F>>(
 ) {
     tables.remove_flow(table, key);
     work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
-    tables.remove_flow(table, &work.pair_key);
+    if tables
+        .flow(table, &work.pair_key)
+        .is_some_and(|pair| pair.get().rewrite.is_reverse_of(&key.tuple))
+    {
+        tables.remove_flow(table, &work.pair_key);
+    }
 }
 
 /// Moves the flow `work.flow`, whose handshake is complete, to the table of established
@@ -227,7 +233,7 @@ fn open<F: Family, T: Tables<F>>(
             Err(InsertError::Exists) => {}
         }
         attempt += 1;
-        match select::any(&choice, attempt, tables) {
+        match select::any(&choice, id, tables) {
             Some(other) => id = other,
             None => break,
         }
@@ -302,7 +308,8 @@ fn add<F: Family, T: Tables<F>>(
 }
 
 /// Makes room for the reply direction of `work.flow`: what stands there goes if it is
-/// over, or is this very flow's. Returns whether the place is free.
+/// over, or is left of an earlier flow of this very key. Returns whether the place is
+/// free, or may be overwritten.
 #[inline(never)]
 fn release<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -312,20 +319,30 @@ fn release<F: Family, T: Tables<F>>(
 ) -> bool {
     let Some(entry) = tables.flow(table, &work.pair_key) else { return true };
     let found = entry.get();
+    let kind = context.packet.kind;
+    let is_tcp = matches!(kind, Kind::Tcp);
     if found.rewrite.is_reverse_of(context.packet.tuple()) {
+        // The new flow's entries are going to stand in the other table.
+        if is_tcp && matches!(table, FlowTable::Flows) {
+            tables.remove_flow(table, &work.pair_key);
+        }
         return true;
     }
-    let kind = context.packet.kind;
-    let is_over = matches!(kind, Kind::Tcp) && track::is_closing(found.state)
+    let is_over = is_tcp && track::is_closing(found.state)
         || track::is_expired(found, kind, context.now, context.settings);
     if is_over {
         let protocol = work.pair_key.protocol;
         // The request direction of what stands there, by way of the room for ours, which
-        // is worked out again below.
+        // is worked out again below. That flow may have moved to another backend since.
         work.pair.rewrite.set(&found.rewrite);
         tables.remove_flow(table, &work.pair_key);
         work.pair_key.set_pair(&work.pair.rewrite, protocol);
-        tables.remove_flow(table, &work.pair_key);
+        if tables
+            .flow(table, &work.pair_key)
+            .is_some_and(|request| request.get().rewrite == work.flow.rewrite)
+        {
+            tables.remove_flow(table, &work.pair_key);
+        }
         prepare_pair(context, work);
     }
     is_over

@@ -99,14 +99,16 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
 ) -> Option<u32> {
     let lifetime = choice.client.lifetime(&choice.service, settings);
     if lifetime == 0 {
-        return any(choice, 0, tables);
+        return any(choice, NOBODY, tables);
     }
     let now = tables.now();
     let key = choice.client.key(choice.index);
     let entry = tables.affinity(&key);
     if let Some(entry) = &entry {
         let bound = *entry.get();
-        if now.wrapping_sub(bound.last_seen) <= lifetime
+        let age = now.wrapping_sub(bound.last_seen);
+        // A clock that another CPU read a tick later makes an age below zero.
+        if ((age as i32) < 0 || age <= lifetime)
             && let Some(backend) = tables.backend(bound.backend)
             && backend.service == choice.index
             && choice.client.keeps(&backend, &bound, choice.eligible)
@@ -115,7 +117,7 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
             return Some(bound.backend);
         }
     }
-    let id = any(choice, 0, tables)?;
+    let id = any(choice, NOBODY, tables)?;
     let generation = tables.backend(id)?.generation as u32;
     let bound = Affinity { backend: id, generation, last_seen: now };
     match entry {
@@ -125,18 +127,21 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
     Some(id)
 }
 
-/// Any backend with equal chance; returns its id. A slot may point, for the moment
-/// between two stores of the agent, to a backend that has just left: then its neighbour
-/// is taken.
+/// No backend has this id.
+const NOBODY: u32 = u32::MAX;
+
+/// Any backend but `avoided` with equal chance; returns its id. A slot may point, for the
+/// moment between two stores of the agent, to a backend that has just left: then, as for
+/// the one that is avoided, its neighbour is taken.
 #[inline(never)]
 pub(crate) fn any<F: Family, T: Tables<F>>(
     choice: &Choice<F::Address>,
-    skip: u32,
+    avoided: u32,
     tables: &mut T,
 ) -> Option<u32> {
     const ATTEMPTS: u32 = 2;
     let Eligible { range, set } = choice.eligible;
-    let mut position = ((tables.random() as u64 * range.length() as u64) >> 32) as u32 + skip;
+    let mut position = ((tables.random() as u64 * range.length() as u64) >> 32) as u32;
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         if position >= range.length() {
@@ -144,7 +149,7 @@ pub(crate) fn any<F: Family, T: Tables<F>>(
         }
         let id = tables.slot(range.start().wrapping_add(position))?;
         let backend = tables.backend(id)?;
-        if backend.service == choice.index && backend.sets & set != 0 {
+        if id != avoided && backend.service == choice.index && backend.sets & set != 0 {
             return Some(id);
         }
         position += 1;

@@ -69,8 +69,11 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
     entry.set_last_seen(context.now);
     if state != flow.state {
         entry.set_state(state);
-    } else if idle < ticks.wrapping_mul(PAIR_REFRESH_SECONDS) {
-        return;
+    } else {
+        let period = ticks.wrapping_mul(PAIR_REFRESH_SECONDS);
+        if context.now.checked_div(period) == flow.last_seen.checked_div(period) {
+            return;
+        }
     }
     work.pair_key.set_pair(&flow.rewrite, context.packet.key.protocol);
     note_pair(context, table, state, work, tables);
@@ -95,7 +98,7 @@ fn note_pair<F: Family, T: Tables<F>>(
 }
 
 /// A direction without packets of its own is kept alive by the other one, which writes
-/// there when it has not been seen itself for so long. Below every timeout.
+/// there once in each period of so many seconds. Below every timeout.
 const PAIR_REFRESH_SECONDS: u32 = 5;
 
 /// What a packet tells of its flow's state.

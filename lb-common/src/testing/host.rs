@@ -1,0 +1,115 @@
+//! The first interpreter of the rows: the core on the host, over plain maps.
+
+use crate::{
+    abi::{
+        affinity::{Affinity, AffinityKey},
+        counter::Reason,
+        flow::{Action, Flow, FlowKey},
+        settings::Settings,
+    },
+    balance::{self, FlowTable, Tables, Verdict, Work},
+    packet::Packet,
+};
+
+use super::{
+    bench::{End, Lab, Outcome, Place},
+    family::TestFamily,
+    tables::{FakeTables, Lookups},
+    world::World,
+};
+
+/// The core on the host.
+#[derive(Debug)]
+pub struct Host<F: TestFamily> {
+    /// Its tables.
+    pub tables: FakeTables<F>,
+    start: u32,
+    settings: Settings,
+    ifindices: Vec<u32>,
+}
+
+impl<F: TestFamily> Host<F> {
+    /// With a clock that starts at `start`.
+    pub fn new(start: u32) -> Self {
+        let tables = FakeTables::new(start);
+        Self { tables, start, settings: Settings::default(), ifindices: Vec::new() }
+    }
+
+    /// Decides on a frame.
+    pub fn decide(&mut self, place: Place, frame: &[u8]) -> (Verdict, Work<F::Address>, Packet<F>) {
+        let (mut packet, mut work) = (Packet::default(), Work::default());
+        self.tables.lookups = Lookups::default();
+        let verdict = match F::parse(frame, &mut packet) {
+            None => Verdict::Pass(Reason::Malformed),
+            Some(()) => {
+                balance::decide(&packet, place.site(), &self.settings, &mut work, &mut self.tables)
+            }
+        };
+        (verdict, work, packet)
+    }
+
+    fn end(
+        &self,
+        place: Place,
+        action: Action,
+        device: u32,
+        work: &Work<F::Address>,
+    ) -> End<F::Address> {
+        let tuple = work.rewrite;
+        match action {
+            Action::REQUEST | Action::REPLY => End::Onward(tuple),
+            Action::REQUEST_ROUTE => End::Routed(tuple),
+            Action::REQUEST_LOOPBACK => End::IntoLoopback(tuple),
+            Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => End::Bounced(tuple),
+            Action::REPLY_INTO_DEVICE => match self.ifindices[device as usize] {
+                ifindex if ifindex == place.ifindex() => End::Onward(tuple),
+                ifindex => End::IntoDevice(tuple, ifindex),
+            },
+            other => panic!("no such action: {other:?}"),
+        }
+    }
+}
+
+impl<F: TestFamily> Lab<F> for Host<F> {
+    fn reset(&mut self) {
+        self.tables = FakeTables::new(self.start);
+    }
+
+    fn load(&mut self, world: &World<F>) {
+        self.tables.load(world);
+        self.settings = world.settings;
+        self.ifindices = world.devices.iter().map(|device| device.ifindex).collect();
+    }
+
+    fn send(&mut self, place: Place, frame: &[u8]) -> Outcome<F::Address> {
+        let (verdict, work, _) = self.decide(place, frame);
+        match verdict {
+            Verdict::Pass(reason) => Outcome { reason, end: End::Untouched },
+            Verdict::Drop(reason) => Outcome { reason, end: End::Dropped },
+            Verdict::Answer(answer, reason) => Outcome { reason, end: End::Answered(answer) },
+            Verdict::Translate { action, device, reason } => {
+                Outcome { reason, end: self.end(place, action, device, &work) }
+            }
+        }
+    }
+
+    fn pass(&mut self, ticks: u32) {
+        self.tables.clock = self.tables.clock.wrapping_add(ticks);
+    }
+
+    fn flows(&mut self, table: FlowTable) -> Vec<(FlowKey<F::Address>, Flow<F::Address>)> {
+        self.tables.flows_of(table)
+    }
+
+    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
+        Tables::<F>::remove_flow(&mut self.tables, table, key);
+    }
+
+    fn affinities(&mut self) -> Vec<(AffinityKey, Affinity)> {
+        self.tables.affinities()
+    }
+
+    fn lookups(&self) -> Option<Lookups> {
+        Some(self.tables.lookups)
+    }
+}
