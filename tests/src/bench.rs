@@ -14,6 +14,7 @@ pub mod datapath;
 pub mod floors;
 pub mod frames;
 pub mod harness;
+pub mod lookups;
 pub mod namespace;
 pub mod programs;
 pub mod report;

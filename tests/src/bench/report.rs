@@ -24,6 +24,9 @@ pub struct Figure {
     /// The measurement, or why it is void.
     #[serde(flatten)]
     pub outcome: Outcome,
+    /// What the limits are raised by: how much more the floor costs here than on the machine
+    /// that they are from.
+    pub allowance: f64,
     /// What the steps that cannot be left out cost in the same run, and which they are.
     pub floor: Option<(f64, String)>,
 }
@@ -57,13 +60,14 @@ impl Figure {
     /// A figure that nothing is asked of, in nanoseconds.
     pub fn told(name: &str, outcome: Outcome) -> Self {
         let name = name.to_owned();
-        Self { row: 0, name, unit: "ns", aim: None, must: None, outcome, floor: None }
+        Self { row: 0, name, unit: "ns", aim: None, must: None, outcome, allowance: 0.0, floor: None }
     }
 
     /// Whether the figure suffices.
     pub fn verdict(&self) -> Verdict {
         let Outcome::Measured(estimate) = &self.outcome else { return Verdict::Invalid };
-        let above = |limit: Option<f64>| limit.is_some_and(|limit| estimate.median > limit);
+        let measured = estimate.median - self.allowance;
+        let above = |limit: Option<f64>| limit.is_some_and(|limit| measured > limit);
         match (self.aim, self.must) {
             (None, None) => Verdict::Told,
             _ if above(self.must) => Verdict::FailedMust,
@@ -121,13 +125,17 @@ fn number(value: f64) -> String {
 }
 
 fn verdict(figure: &Figure) -> String {
-    match (figure.verdict(), &figure.outcome) {
-        (_, Outcome::Invalid(why)) => format!("INVALID: {why}"),
-        (Verdict::Ok, _) => "ok".to_owned(),
-        (Verdict::MissedAim, _) => "MISSED aim".to_owned(),
-        (Verdict::FailedMust, _) => "FAILED must".to_owned(),
-        (Verdict::Told | Verdict::Invalid, _) => String::new(),
+    let word = match (figure.verdict(), &figure.outcome) {
+        (_, Outcome::Invalid(why)) => return format!("INVALID: {why}"),
+        (Verdict::Told | Verdict::Invalid, _) => return String::new(),
+        (Verdict::Ok, _) => "ok",
+        (Verdict::MissedAim, _) => "MISSED aim",
+        (Verdict::FailedMust, _) => "FAILED must",
+    };
+    if figure.allowance < 1.0 {
+        return word.to_owned();
     }
+    format!("{word}, limits raised by {:.0}: the floor is that much higher here", figure.allowance)
 }
 
 /// Writes the figures as JSON.

@@ -135,6 +135,8 @@ fn setter<K: Pod, V: Pod>(object: &Ebpf, name: &str) -> Result<Setter<K, V>> {
 pub const PODS: u8 = 244;
 const CLUSTER_IPS: u8 = 96;
 const REMOTE_PODS: u8 = 245;
+/// Pods whose flows are always new ones.
+pub const NEW_PODS: u8 = 200;
 /// See [`PODS`].
 pub const NODES: u8 = 18;
 /// See [`PODS`].

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lb_tests::bench::harness::{Effort, Harness};
 use lb_tests::bench::report::{self, Figure};
-use lb_tests::bench::{datapath, floors, namespace, programs};
+use lb_tests::bench::{datapath, floors, lookups, namespace, programs};
 
 /// Measures lb.
 #[derive(Parser)]
@@ -64,7 +64,8 @@ fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {
         Effort { rounds: 21, run: Duration::from_millis(25) }
     };
     let device = namespace::enter()?;
-    let mut figures = programs::measure(&arguments.object)?;
+    let mut figures = lookups::count()?;
+    figures.extend(programs::measure(&arguments.object, device.ifindex)?);
     namespace::keep_to_one_processor()?;
     let mut harness = Harness::load(&arguments.wrappers, effort)?;
     let (floors, steps) = floors::measure(&mut harness)?;
