@@ -4,6 +4,7 @@
 //! runs in them: servers that say which client they saw, and clients that say who answered.
 //! [`controlplane`] is a real API server with its controllers.
 
+pub mod bench;
 pub mod controlplane;
 pub mod echo;
 pub mod netns;

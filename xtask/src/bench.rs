@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 
 use crate::workspace::{Workspace, is_root};
-use crate::{build, run, setup};
+use crate::{build, build_ebpf, run, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -22,6 +22,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     build::has_tests_bin(workspace, "lb-bench")?;
     setup::ensure(workspace, setup::Scope::Build)?;
     build::agent(workspace)?;
+    build_ebpf::bench_object(workspace)?;
     build::tests_bin(workspace, "lb-bench")?;
     run::become_it(workspace.command(workspace.release("lb-bench")).args(&args.args))
 }

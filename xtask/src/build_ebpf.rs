@@ -1,7 +1,8 @@
-//! `cargo xtask build-ebpf`: the eBPF programs, as `target/ebpf/lb-ebpf.o`.
+//! `cargo xtask build-ebpf`: the eBPF programs, as `target/ebpf/lb-ebpf.o`; for `bench` also
+//! those that measure them, as `target/ebpf/lb-bench-ebpf.o`.
 //!
 //! rustup's stable toolchains hold no `core` for the BPF target, so another
-//! compiler is needed for this one crate: Debian's `rustc-web`, which comes
+//! compiler is needed for these crates: Debian's `rustc-web`, which comes
 //! with one, or else a nightly that builds `core` from source. The build has a
 //! target directory of its own, so that it and host builds never invalidate
 //! each other.
@@ -17,6 +18,8 @@ use crate::setup::linker;
 use crate::workspace::{Workspace, on_path};
 
 const TARGET: &str = "bpfel-unknown-none";
+const PROGRAMS: &str = "lb-ebpf";
+const BENCH_PROGRAMS: &str = "lb-bench-ebpf";
 /// `core` of Debian's libstd-rust-web-dev-bpf.
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -46,20 +49,29 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 
 /// Builds the object and puts it where lb-agent embeds it from.
 pub(crate) fn object(workspace: &Workspace, log: bool) -> Result<()> {
+    let features: &[&str] = if log { &["--features", "log"] } else { &[] };
+    package(workspace, PROGRAMS, features, &workspace.object())
+}
+
+/// Builds the programs that measure the others and puts them beside the object.
+pub(crate) fn bench_object(workspace: &Workspace) -> Result<()> {
+    package(workspace, BENCH_PROGRAMS, &[], &workspace.bench_object())
+}
+
+fn package(workspace: &Workspace, name: &str, arguments: &[&str], to: &Path) -> Result<()> {
     let toolchain = find_toolchain(workspace)?;
     let mut build = cargo(workspace, toolchain, "build", &[])?;
-    if log {
-        build.args(["--features", "log"]);
-    }
-    run::shown(&mut build).context("the eBPF programs could not be built")?;
-    let built = target_dir(workspace).join(TARGET).join("release").join("lb-ebpf");
-    copy_if_changed(&built, &workspace.object())
+    run::shown(build.args(["-p", name]).args(arguments))
+        .with_context(|| format!("the eBPF programs of {name} could not be built"))?;
+    copy_if_changed(&target_dir(workspace).join(TARGET).join("release").join(name), to)
 }
 
 /// The command that compiles the programs for the BPF target with warnings denied.
 pub(crate) fn deny_warnings(workspace: &Workspace) -> Result<Command> {
     let toolchain = find_toolchain(workspace)?;
-    cargo(workspace, toolchain, "check", &["-Dwarnings"])
+    let mut check = cargo(workspace, toolchain, "check", &["-Dwarnings"])?;
+    check.args(["-p", PROGRAMS, "-p", BENCH_PROGRAMS]);
+    Ok(check)
 }
 
 /// The command that runs clippy over the programs with warnings denied.
@@ -72,7 +84,7 @@ pub(crate) fn clippy(workspace: &Workspace) -> Command {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_PROFILE_DEV_PANIC", "abort")
         .env("CARGO_TARGET_DIR", workspace.target().join("ebpf-clippy"))
-        .args(["-p", "lb-ebpf", "--", "-Dwarnings"]);
+        .args(["-p", PROGRAMS, "-p", BENCH_PROGRAMS, "--", "-Dwarnings"]);
     clippy
 }
 
@@ -109,7 +121,7 @@ fn cargo(
         .env_remove("LD_LIBRARY_PATH")
         .env("CARGO_TARGET_DIR", target_dir(workspace))
         .env("CARGO_ENCODED_RUSTFLAGS", all.join(FLAG_SEPARATOR))
-        .args(["--release", "--target", TARGET, "-p", "lb-ebpf"]);
+        .args(["--release", "--target", TARGET]);
     Ok(command)
 }
 

@@ -69,6 +69,11 @@ impl Workspace {
         self.target().join("ebpf/lb-ebpf.o")
     }
 
+    /// The object that lb-bench measures with.
+    pub(crate) fn bench_object(&self) -> PathBuf {
+        self.target().join("ebpf/lb-bench-ebpf.o")
+    }
+
     /// A program of the release build.
     pub(crate) fn release(&self, name: &str) -> PathBuf {
         self.target().join("release").join(name)

@@ -13,7 +13,7 @@ const OURS: &str = "Apache-2.0";
 /// Of what the eBPF object is made of: the kernel reserves helpers for GPL
 /// programs.
 const OBJECT: &str = "Apache-2.0 OR GPL-2.0-only";
-const OBJECT_CRATES: [&str; 2] = ["lb-common", "lb-ebpf"];
+const OBJECT_CRATES: [&str; 3] = ["lb-common", "lb-ebpf", "lb-bench-ebpf"];
 const TEXTS: [&str; 2] = ["LICENSE-APACHE", "LICENSE-GPL-2.0"];
 
 /// Licences that a dependency may be used under.

@@ -1,0 +1,207 @@
+//! Row 9: how often the core looks into a hash or an LRU, counted.
+
+use anyhow::{Context, Result};
+use lb_common::{
+    abi::{
+        address::{Be16, Ipv4, Ipv6},
+        affinity::{Affinity, AffinityKey},
+        backend::Backend,
+        counter::Reason,
+        flow::{Action, Flow, FlowKey},
+        frontend::{Frontend, FrontendKey, TCP, UDP},
+        service::Service,
+    },
+    balance::{
+        self, Endpoint, Entry, FlowTable, InsertError, Site, Tables, Verdict, Work,
+        socket::{self, Caller, Decision},
+        tables::FlowEntry,
+    },
+    packet::{ACK, Packet, Parse, SYN},
+};
+
+use super::{
+    frames,
+    report::{Figure, Outcome},
+    stats::Estimate,
+    tables::{
+        ELSEWHERE, NEW_PODS, PODS, PORTS, Side, State, cluster_ip, flow_entries, flow_tuples,
+        settings,
+    },
+};
+
+/// Tables in memory, with one flow of each protocol, that count.
+struct Counting<F: Side> {
+    state: State<F>,
+    flows: Vec<(FlowKey<F::Address>, Flow<F::Address>)>,
+    look_ups: u32,
+}
+
+/// A copy of an entry: what is stored there is of no interest here.
+struct Copied<T>(T);
+
+impl<T> Entry<T> for Copied<T> {
+    fn get(&self) -> &T {
+        &self.0
+    }
+
+    fn store(&self, _value: T) {}
+}
+
+impl<A> FlowEntry<A> for Copied<Flow<A>> {
+    fn set_state(&self, _state: u8) {}
+
+    fn set_last_seen(&self, _now: u32) {}
+}
+
+impl<F: Side> Tables<F> for Counting<F> {
+    type FlowEntry = Copied<Flow<F::Address>>;
+    type AffinityEntry = Copied<Affinity>;
+
+    fn now(&self) -> u32 {
+        0
+    }
+
+    fn random(&mut self) -> u32 {
+        0
+    }
+
+    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
+        self.look_ups += 1;
+        self.state.frontends.get(key).copied()
+    }
+
+    fn service(&mut self, index: u32) -> Option<Service> {
+        self.state.services.get(&index).copied()
+    }
+
+    fn slot(&mut self, position: u32) -> Option<u32> {
+        self.state.slots.get(&position).copied()
+    }
+
+    fn backend(&mut self, id: u32) -> Option<Backend<F::Address>> {
+        self.state.backends.get(&id).copied()
+    }
+
+    fn device(&mut self, _ifindex: u32) -> Option<u32> {
+        Some(0)
+    }
+
+    fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
+        self.look_ups += 1;
+        let found = self.flows.iter().find(|(other, _)| other == key);
+        found.filter(|_| table == FlowTable::Flows).map(|(_, flow)| Copied(*flow))
+    }
+
+    fn insert_flow(
+        &mut self,
+        _table: FlowTable,
+        _key: &FlowKey<F::Address>,
+        _flow: &Flow<F::Address>,
+        _replace: bool,
+    ) -> Result<(), InsertError> {
+        Ok(())
+    }
+
+    fn remove_flow(&mut self, _table: FlowTable, _key: &FlowKey<F::Address>) {}
+
+    fn affinity(&mut self, _key: &AffinityKey) -> Option<Self::AffinityEntry> {
+        self.look_ups += 1;
+        None
+    }
+
+    fn bind(&mut self, _key: &AffinityKey, _affinity: &Affinity) {}
+}
+
+/// A stream socket of no particular namespace.
+struct Stream;
+
+impl Caller for Stream {
+    fn netns(&self) -> u64 {
+        1
+    }
+
+    fn datagram_socket(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Counts for every kind of packet, and for connect().
+///
+/// # Errors
+/// The core decides otherwise than the packet was meant for.
+pub fn count() -> Result<Vec<Figure>> {
+    let mut figures = family::<Ipv4>()?;
+    figures.extend(family::<Ipv6>()?);
+    Ok(figures)
+}
+
+fn family<F: Side + Parse>() -> Result<Vec<Figure>> {
+    let client = F::address(PODS, 0);
+    let actions = [Action::REQUEST, Action::REPLY];
+    let entries = [TCP, UDP].map(|protocol| flow_entries::<F>(protocol, client, actions, 0, 0));
+    let mut tables =
+        Counting::<F> { state: State::node(), flows: entries.concat(), look_ups: 0 };
+    let [(tcp, _), (tcp_reply, _)] = flow_tuples::<F>(TCP, client, 0);
+    let [(udp, _), (udp_reply, _)] = flow_tuples::<F>(UDP, client, 0);
+    let fresh = |protocol| flow_tuples::<F>(protocol, F::address(NEW_PODS, 0), 0)[0].0;
+    let away = lb_common::abi::flow::Tuple { destination: F::address(ELSEWHERE, 9), ..tcp };
+    let mut figures = Vec::new();
+    for (name, limits, protocol, flags, tuple, site, reason) in [
+        ("established, request, TCP", ONE, TCP, ACK, tcp, Site::FromPod, Reason::Request),
+        ("established, reply, TCP", ONE, TCP, ACK, tcp_reply, Site::ToPod, Reason::Reply),
+        ("established, request, UDP", ONE, UDP, 0, udp, Site::FromPod, Reason::Request),
+        ("established, reply, UDP", ONE, UDP, 0, udp_reply, Site::ToPod, Reason::Reply),
+        ("not for us, request side", NONE, TCP, ACK, away, Site::FromPod, Reason::NotService),
+        ("not for us, reply side", REPLY, TCP, ACK, away.reversed(), Site::ToPod, Reason::NoFlow),
+        ("new flow, TCP", None, TCP, SYN, fresh(TCP), Site::FromPod, Reason::FlowCreated),
+        ("new flow, UDP", None, UDP, 0, fresh(UDP), Site::FromPod, Reason::FlowCreated),
+    ] {
+        let frame = frames::frame::<F>(&tuple, protocol, flags, 14 + F::IP_HEADER + 32, 32);
+        let outcome = match decided(&mut tables, &frame, site) {
+            Some(ended) if ended == reason => counted(tables.look_ups),
+            ended => Outcome::Invalid(format!("ended as {ended:?}")),
+        };
+        figures.push(figure::<F>(name, limits, outcome));
+    }
+    let outcome = connect(&mut tables).map(|()| counted(tables.look_ups))?;
+    figures.push(figure::<F>("connect()", ONE, outcome));
+    Ok(figures)
+}
+
+const ONE: Option<(f64, f64)> = Some((1.0, 2.0));
+const NONE: Option<(f64, f64)> = Some((0.0, 1.0));
+const REPLY: Option<(f64, f64)> = Some((1.0, 1.0));
+
+fn counted(look_ups: u32) -> Outcome {
+    Outcome::Measured(Estimate::of(vec![f64::from(look_ups)]))
+}
+
+fn figure<F: Side>(name: &str, limits: Option<(f64, f64)>, outcome: Outcome) -> Figure {
+    Figure {
+        row: 9,
+        unit: "",
+        aim: limits.map(|limits| limits.0),
+        must: limits.map(|limits| limits.1),
+        ..Figure::told(&format!("hash look-ups, {name}, {}", F::NAME), outcome)
+    }
+}
+
+fn decided<F: Side + Parse>(tables: &mut Counting<F>, frame: &[u8], site: Site) -> Option<Reason> {
+    let mut packet = Packet::default();
+    F::parse(frame, &mut packet)?;
+    tables.look_ups = 0;
+    Some(match balance::decide(&packet, site, &settings(), &mut Work::default(), tables) {
+        Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => reason,
+        Verdict::Translate { reason, .. } => reason,
+    })
+}
+
+fn connect<F: Side>(tables: &mut Counting<F>) -> Result<()> {
+    let service = Endpoint { address: cluster_ip::<F>(), port: Be16::new(PORTS[0]) };
+    tables.look_ups = 0;
+    match socket::decide::<F, _>(service, TCP, &Stream, &settings(), tables) {
+        Decision::Translate(_) => Some(()),
+        Decision::Untouched(_) | Decision::Refuse(_) => None,
+    }
+    .context("connect() to the Service was not translated")
+}

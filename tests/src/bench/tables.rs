@@ -1,0 +1,420 @@
+//! The programs of lb with the state of a node in their maps: a Service with ten
+//! backends, one with none, and ten thousand others beside them.
+
+use std::{collections::BTreeMap, io, path::Path};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf,
+    programs::{TestRun, TestRunOptions},
+};
+use bytemuck::Pod;
+use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
+use lb_common::abi::{
+    address::{Address4, Address6, Be16, Ipv4, Ipv6, Prefix},
+    backend::{Backend, IN_CLUSTER_SET},
+    counter::Hook,
+    flow::{ANSWERED, Action, Flow, FlowKey, Tuple},
+    frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
+    service::{Service, Slot, SlotRange},
+    settings::{Device, FamilySettings, Settings, SettingsPair, Timeouts},
+};
+
+use super::{
+    abi::{address_bits, port_bits},
+    frames::Frame,
+    harness::{classifier, load_object, load_programs, map, map_descriptor},
+};
+
+/// A family as the benchmark knows it.
+pub trait Side: Frame {
+    /// `IPv4` or `IPv6`.
+    const NAME: &'static str;
+    /// Maps: front ends, backends, flows.
+    const MAPS: [&'static str; 3];
+    /// Wrappers that rotate the source and the destination.
+    const WRAPPERS: [&'static str; 2];
+    /// The first index of this family in SERVICES.
+    const FIRST_SERVICE: u32;
+
+    /// The address of network `network` (a number below 256) with these last two bytes.
+    fn address(network: u8, host: u16) -> Self::Address;
+    /// The prefix of a network of [`Side::address`].
+    fn prefix(network: u8) -> Prefix<Self::Address>;
+    /// The address with its last word combined with `bits`.
+    fn rotated(address: Self::Address, bits: u32) -> Self::Address;
+    /// What fills the family's maps.
+    ///
+    /// # Errors
+    /// The object lacks one, or it has another layout.
+    fn fill(object: &Ebpf) -> Result<Fill<Self::Address>>;
+}
+
+impl Side for Ipv4 {
+    const NAME: &'static str = "IPv4";
+    const MAPS: [&'static str; 3] = ["FRONTENDS4", "BACKENDS4", "FLOWS4"];
+    const WRAPPERS: [&'static str; 2] = ["request4", "reply4"];
+    const FIRST_SERVICE: u32 = 0;
+
+    fn address(network: u8, host: u16) -> Address4 {
+        let [high, low] = host.to_be_bytes();
+        std::net::Ipv4Addr::new(10, network, high, low).into()
+    }
+
+    fn prefix(network: u8) -> Prefix<Address4> {
+        Prefix {
+            address: Self::address(network, 0),
+            mask: std::net::Ipv4Addr::new(255, 255, 0, 0).into(),
+        }
+    }
+
+    fn rotated(address: Address4, bits: u32) -> Address4 {
+        Address4 { be32: address.be32 ^ bits }
+    }
+
+    fn fill(object: &Ebpf) -> Result<Fill<Address4>> {
+        let [frontends, backends, flows] = Self::MAPS;
+        Ok(Fill {
+            frontends: setter(object, frontends)?,
+            backends: setter(object, backends)?,
+            flows: setter(object, flows)?,
+        })
+    }
+}
+
+impl Side for Ipv6 {
+    const NAME: &'static str = "IPv6";
+    const MAPS: [&'static str; 3] = ["FRONTENDS6", "BACKENDS6", "FLOWS6"];
+    const WRAPPERS: [&'static str; 2] = ["request6", "reply6"];
+    const FIRST_SERVICE: u32 = 16;
+
+    fn address(network: u8, host: u16) -> Address6 {
+        std::net::Ipv6Addr::new(0xfd00, 0x10, network.into(), 0, 0, 0, 0, host).into()
+    }
+
+    fn prefix(network: u8) -> Prefix<Address6> {
+        const ALL: u16 = 0xffff;
+        Prefix {
+            address: Self::address(network, 0),
+            mask: std::net::Ipv6Addr::new(ALL, ALL, ALL, ALL, ALL, ALL, ALL, 0).into(),
+        }
+    }
+
+    fn rotated(address: Address6, bits: u32) -> Address6 {
+        let [a, b, c, d] = address.be32;
+        Address6 { be32: [a, b, c, d ^ bits] }
+    }
+
+    fn fill(object: &Ebpf) -> Result<Fill<Address6>> {
+        let [frontends, backends, flows] = Self::MAPS;
+        Ok(Fill {
+            frontends: setter(object, frontends)?,
+            backends: setter(object, backends)?,
+            flows: setter(object, flows)?,
+        })
+    }
+}
+
+/// Sets many entries of a map.
+type Setter<K, V> = Box<dyn Fn(&[K], &[V]) -> io::Result<()>>;
+
+/// The maps of one family, to be filled.
+pub struct Fill<A> {
+    frontends: Setter<FrontendKey<A>, Frontend>,
+    backends: Setter<u32, Backend<A>>,
+    flows: Setter<FlowKey<A>, Flow<A>>,
+}
+
+fn setter<K: Pod, V: Pod>(object: &Ebpf, name: &str) -> Result<Setter<K, V>> {
+    let map: TypedMap<K, V> = map(object, name)?;
+    Ok(Box::new(move |keys, values| map.set_batch(keys, values).1))
+}
+
+/// Networks, for [`Side::address`]: pods of this node, ClusterIPs, pods of another node,
+/// nodes, and addresses that are none of these.
+pub const PODS: u8 = 244;
+const CLUSTER_IPS: u8 = 96;
+const REMOTE_PODS: u8 = 245;
+/// Pods whose flows are always new ones.
+pub const NEW_PODS: u8 = 200;
+/// See [`PODS`].
+pub const NODES: u8 = 18;
+/// See [`PODS`].
+pub const ELSEWHERE: u8 = 33;
+
+/// The node's own host number in [`NODES`].
+pub const THIS_NODE: u16 = 11;
+/// Ports of the Service with backends, TCP then UDP.
+pub const PORTS: [u16; 2] = [80, 53];
+/// Ports of the Service without.
+pub const EMPTY_PORTS: [u16; 2] = [81, 54];
+const TARGET_PORT: u16 = 8080;
+const BACKENDS: u32 = 10;
+
+/// The ClusterIP.
+pub fn cluster_ip<F: Side>() -> F::Address {
+    F::address(CLUSTER_IPS, 10)
+}
+
+/// The programs and their maps.
+pub struct Datapath {
+    object: Ebpf,
+    /// COUNTERS.
+    pub counters: PerCpuCounters,
+}
+
+impl Datapath {
+    /// Loads the programs with room for `flows` entries in FLOWS4 and in FLOWS6, and sets
+    /// up the node; `device` is its external device.
+    ///
+    /// # Errors
+    /// No such object, or the kernel refuses something.
+    pub fn load(object: &Path, flows: [u32; 2], device: Device) -> Result<Self> {
+        let sizes = [(Ipv4::MAPS[2], flows[0]), (Ipv6::MAPS[2], flows[1])];
+        let mut object = load_object(object, &sizes)?;
+        load_programs(&mut object)?;
+        let counters = PerCpuCounters::new(map_descriptor(&object, "COUNTERS")?)?;
+        let datapath = Self { object, counters };
+        let pair = SettingsPair { active: 0, zero: 0, copies: [settings(); 2] };
+        datapath.map("SETTINGS")?.set(&0u32, &pair).context("cannot set SETTINGS")?;
+        datapath.map("DEVICES")?.set(&0u32, &device)?;
+        datapath.set_up::<Ipv4>()?;
+        datapath.set_up::<Ipv6>()?;
+        Ok(datapath)
+    }
+
+    /// The object, for what else there is to know of it.
+    pub fn object(&self) -> &Ebpf {
+        &self.object
+    }
+
+    /// The program of a hook.
+    ///
+    /// # Errors
+    /// The object has none.
+    pub fn program(&self, hook: Hook) -> Result<&aya::programs::ProgramFd> {
+        Ok(classifier(&self.object, hook.name())?.fd()?)
+    }
+
+    fn map<K: Pod, V: Pod>(&self, name: &str) -> Result<TypedMap<K, V>> {
+        map(&self.object, name)
+    }
+
+    fn now(&self) -> Result<u32> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&[0; 64]);
+        Ok(classifier(&self.object, "clock")?.test_run(options)?.return_value)
+    }
+
+    fn set_up<F: Side>(&self) -> Result<()> {
+        let (state, fill) = (State::<F>::node(), F::fill(&self.object)?);
+        let (keys, values): (Vec<_>, Vec<_>) = state.frontends.into_iter().unzip();
+        (fill.frontends)(&keys, &values).context("cannot set front ends")?;
+        let (keys, values): (Vec<_>, Vec<_>) = state.backends.into_iter().unzip();
+        (fill.backends)(&keys, &values).context("cannot set backends")?;
+        for (index, service) in state.services {
+            self.map("SERVICES")?.set(&index, &service)?;
+        }
+        for (position, backend) in state.slots {
+            self.map("SLOTS")?.set(&position, &Slot { backend })?;
+        }
+        Ok(())
+    }
+
+    /// Puts `count` established flows of pods into the table, as the wrappers number them.
+    ///
+    /// # Errors
+    /// The kernel refuses an entry.
+    pub fn pod_flows<F: Side>(&self, protocol: u8, count: u32) -> Result<()> {
+        let client = F::address(PODS, 0);
+        self.flows::<F>(protocol, client, [Action::REQUEST, Action::REPLY], count)
+    }
+
+    /// Puts a flow of a node process into the table.
+    ///
+    /// # Errors
+    /// The kernel refuses an entry.
+    pub fn node_flow<F: Side>(&self, protocol: u8) -> Result<()> {
+        let actions = [Action::REQUEST_ROUTE, Action::REPLY_INTO_DEVICE];
+        self.flows::<F>(protocol, F::address(NODES, THIS_NODE), actions, 1)
+    }
+
+    fn flows<F: Side>(
+        &self,
+        protocol: u8,
+        client: F::Address,
+        actions: [Action; 2],
+        count: u32,
+    ) -> Result<()> {
+        const CHUNK: u32 = 8192;
+        let now = self.now()?;
+        let fill = F::fill(&self.object)?;
+        let mut next = 0;
+        while next < count {
+            let end = count.min(next + CHUNK);
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for number in next..end {
+                for (key, flow) in flow_entries::<F>(protocol, client, actions, number, now) {
+                    keys.push(key);
+                    values.push(flow);
+                }
+            }
+            (fill.flows)(&keys, &values).context("cannot add flows")?;
+            next = end;
+        }
+        Ok(())
+    }
+}
+
+/// What the tables of a family hold beside flows.
+pub struct State<F: Side> {
+    /// FRONTENDS.
+    pub frontends: BTreeMap<FrontendKey<F::Address>, Frontend>,
+    /// SERVICES.
+    pub services: BTreeMap<u32, Service>,
+    /// SLOTS.
+    pub slots: BTreeMap<u32, u32>,
+    /// BACKENDS.
+    pub backends: BTreeMap<u32, Backend<F::Address>>,
+}
+
+impl<F: Side> State<F> {
+    /// The node that everything is measured on.
+    pub fn node() -> Self {
+        let mut state = Self {
+            frontends: BTreeMap::new(),
+            services: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            backends: BTreeMap::new(),
+        };
+        let frontend = |service, kind| Frontend { service, kind, flags: 0, zero: 0 };
+        let others = frontend(F::FIRST_SERVICE + 4, FrontendKind::CLUSTER_IP);
+        let address = frontend(others.service, FrontendKind::CLUSTER_IP_ADDRESS);
+        state.frontends.insert(FrontendKey::of_address(cluster_ip::<F>()), address);
+        for other in 256..10_256 {
+            let key = FrontendKey::new(F::address(CLUSTER_IPS, other), Be16::new(80), TCP);
+            state.frontends.insert(key, others);
+        }
+        for (index, protocol) in [TCP, UDP].into_iter().enumerate() {
+            for (ports, first) in [(PORTS, 0), (EMPTY_PORTS, 2)] {
+                let key = FrontendKey::new(cluster_ip::<F>(), Be16::new(ports[index]), protocol);
+                let service = F::FIRST_SERVICE + first + index as u32;
+                state.frontends.insert(key, frontend(service, FrontendKind::CLUSTER_IP));
+            }
+            state.add_backends(F::FIRST_SERVICE + index as u32);
+        }
+        state
+    }
+
+    fn add_backends(&mut self, service: u32) {
+        let range = SlotRange::new(service * BACKENDS, BACKENDS);
+        self.services.insert(service, Service { cluster: range, ..Service::default() });
+        for position in range.start()..range.start() + BACKENDS {
+            self.slots.insert(position, position);
+            self.backends.insert(position, backend::<F>(service, position));
+        }
+    }
+}
+
+/// What the programs know of the node.
+pub fn settings() -> Settings {
+    // A day, whatever CONFIG_HZ is; only flows that nobody sees for a second or more would
+    // notice what a tick is.
+    const LONG: u32 = 24 * 3600 * 100;
+    Settings {
+        ipv4: family_settings::<Ipv4>(),
+        ipv6: family_settings::<Ipv6>(),
+        timeouts: Timeouts {
+            tcp_syn: LONG,
+            tcp_established: LONG,
+            tcp_half_closed: LONG,
+            tcp_closing: LONG,
+            udp: LONG,
+            udp_answered: LONG,
+        },
+        ticks_per_second: 250,
+        zero: 0,
+    }
+}
+
+/// Both entries of flow `number` of `client`, last seen at `now`.
+pub fn flow_entries<F: Side>(
+    protocol: u8,
+    client: F::Address,
+    actions: [Action; 2],
+    number: u32,
+    now: u32,
+) -> [(FlowKey<F::Address>, Flow<F::Address>); 2] {
+    let tuples = flow_tuples::<F>(protocol, client, number);
+    [0, 1].map(|direction| {
+        let (tuple, rewrite) = tuples[direction];
+        let key = FlowKey { tuple, protocol: protocol.into() };
+        (key, flow::<F>(rewrite, actions[direction], protocol, now))
+    })
+}
+
+fn flow<F: Side>(
+    rewrite: Tuple<F::Address>,
+    action: Action,
+    protocol: u8,
+    now: u32,
+) -> Flow<F::Address> {
+    let service = service_of::<F>(protocol);
+    Flow {
+        rewrite,
+        action,
+        state: ANSWERED,
+        generation: 0,
+        backend: service * BACKENDS,
+        service,
+        last_seen: now,
+        device: 0,
+    }
+}
+
+fn family_settings<F: Side>() -> FamilySettings<F::Address> {
+    let mut family = FamilySettings::default();
+    family.gate[0] = F::prefix(CLUSTER_IPS);
+    family.gate_count = 1;
+    family.service_cidr_count = 1;
+    family.node_addresses[0] = F::address(NODES, THIS_NODE);
+    family.node_addresses[1] = F::address(PODS, 1);
+    family.node_address_count = 2;
+    family.hairpin_source = F::address(NODES, THIS_NODE);
+    family
+}
+
+fn service_of<F: Side>(protocol: u8) -> u32 {
+    F::FIRST_SERVICE + u32::from(protocol == UDP)
+}
+
+fn backend<F: Side>(service: u32, id: u32) -> Backend<F::Address> {
+    Backend {
+        address: F::address(REMOTE_PODS, 2 + id as u16),
+        port: Be16::new(TARGET_PORT),
+        generation: 0,
+        sets: IN_CLUSTER_SET,
+        flags: 0,
+        zero: 0,
+        service,
+    }
+}
+
+/// Request and reply of flow `number` of `client`: the packet as it comes and as it goes.
+pub fn flow_tuples<F: Side>(
+    protocol: u8,
+    client: F::Address,
+    number: u32,
+) -> [(Tuple<F::Address>, Tuple<F::Address>); 2] {
+    let service = service_of::<F>(protocol);
+    let endpoint = backend::<F>(service, service * BACKENDS);
+    let request = Tuple {
+        source: F::rotated(client, address_bits(number)),
+        destination: cluster_ip::<F>(),
+        source_port: Be16 { be16: port_bits(number) },
+        destination_port: Be16::new(PORTS[usize::from(protocol == UDP)]),
+    };
+    let rewritten =
+        Tuple { destination: endpoint.address, destination_port: endpoint.port, ..request };
+    [(request, rewritten), (rewritten.reversed(), request.reversed())]
+}

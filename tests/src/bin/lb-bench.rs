@@ -1,0 +1,94 @@
+//! The benchmark of lb: a report, as a table and as JSON; fails where a figure that must be
+//! reached is not.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lb_tests::bench::harness::{Effort, Harness};
+use lb_tests::bench::report::{self, Figure};
+use lb_tests::bench::{datapath, floors, lookups, namespace, programs};
+
+/// Measures lb.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// What the programs cost a packet.
+    Datapath(Datapath),
+}
+
+#[derive(clap::Args)]
+struct Datapath {
+    /// Fewer rounds: less than half a minute
+    #[arg(long)]
+    quick: bool,
+    /// Measure only figures whose name holds this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// The programs to measure
+    #[arg(long, value_name = "FILE", default_value_os_t = built("lb-ebpf.o"))]
+    object: PathBuf,
+    /// The programs to measure with
+    #[arg(long, value_name = "FILE", default_value_os_t = built("lb-bench-ebpf.o"))]
+    wrappers: PathBuf,
+}
+
+fn main() -> Result<ExitCode> {
+    let Command::Datapath(arguments) = Cli::parse().command;
+    let started = Instant::now();
+    let figures = measure(&arguments)?;
+    print!("{}", report::table(&figures));
+    let path = target().join("bench/datapath.json");
+    report::write(&figures, &path)?;
+    let failed = figures.iter().filter(|figure| figure.fails()).count();
+    println!(
+        "\n{} figures, {failed} failed, {:.0} s; also in {}",
+        figures.len(),
+        started.elapsed().as_secs_f64(),
+        path.display()
+    );
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {
+    let effort = if arguments.quick {
+        Effort { rounds: 11, run: Duration::from_millis(5) }
+    } else {
+        Effort { rounds: 21, run: Duration::from_millis(25) }
+    };
+    let device = namespace::enter()?;
+    let mut figures = lookups::count()?;
+    figures.extend(programs::measure(&arguments.object, device.ifindex)?);
+    namespace::keep_to_one_processor()?;
+    let mut harness = Harness::load(&arguments.wrappers, effort)?;
+    let (floors, steps) = floors::measure(&mut harness)?;
+    figures.splice(
+        0..0,
+        datapath::measure(
+            &mut harness,
+            &arguments.object,
+            device,
+            &floors,
+            &arguments.only,
+            arguments.quick,
+        )?,
+    );
+    figures.extend(steps);
+    Ok(figures)
+}
+
+/// What `cargo xtask` builds for the kernel.
+fn built(name: &str) -> PathBuf {
+    target().join("ebpf").join(name)
+}
+
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target")
+}
