@@ -64,8 +64,10 @@ enum Remedy {
     Relist,
     /// List page by page: the server knows no streaming lists.
     ListPages,
-    /// The server does not have the kind.
+    /// Do without the kind: the server does not have it.
     NotServed,
+    /// Do without the kind until it may be read.
+    Denied,
 }
 
 /// How a stream of one kind ended.
@@ -74,40 +76,62 @@ enum End {
     After(Remedy),
 }
 
+/// How far the watch of a kind has come.
+#[derive(Debug)]
+struct Progress {
+    /// Lists are asked for as streams.
+    streaming: bool,
+    /// No list has ended since the last one began.
+    listing: bool,
+    /// The receiver was told a list.
+    is_known: bool,
+    /// That the kind may not be read was said.
+    is_denied: bool,
+    pause: Pause,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            streaming: true,
+            listing: true,
+            is_known: false,
+            is_denied: false,
+            pause: Pause::default(),
+        }
+    }
+}
+
 impl Watch<'_> {
     async fn kind<K>(self, kind: Kind, api: Api<K>)
     where
         K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
         Object: From<K>,
     {
-        let mut streaming = true;
-        let mut pause = Pause::default();
+        let mut progress = Progress::new();
         loop {
-            let stream = watcher(api.clone(), config(kind, streaming));
+            let stream = watcher(api.clone(), config(kind, progress.streaming));
             let end = tokio::select! {
-                end = self.follow(kind, stream, streaming, &mut pause) => end,
+                end = self.follow(kind, stream, &mut progress) => end,
                 () = self.sender.closed() => End::Closed,
             };
-            match end {
+            let pause = match end {
                 End::Closed => return,
                 End::After(Remedy::ListPages) => {
                     tracing::debug!(%kind, "the API server has no streaming lists");
-                    streaming = false;
+                    progress.streaming = false;
+                    Duration::ZERO
                 }
                 End::After(Remedy::NotServed) => {
                     tracing::info!(%kind, "the API server does not serve this kind");
-                    if self.send(Event::Replaced(kind, Vec::new())).await.is_err() {
-                        return;
-                    }
-                    if self.sleep(jittered(self.not_served_retry)).await.is_err() {
-                        return;
-                    }
+                    jittered(self.not_served_retry)
                 }
-                End::After(Remedy::Relist | Remedy::Resume) => {
-                    if self.sleep(pause.next()).await.is_err() {
-                        return;
-                    }
+                End::After(Remedy::Denied | Remedy::Relist | Remedy::Resume) => {
+                    progress.pause.next()
                 }
+            };
+            if self.sleep(pause).await.is_err() {
+                return;
             }
         }
     }
@@ -117,8 +141,7 @@ impl Watch<'_> {
         &self,
         kind: Kind,
         stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
-        streaming: bool,
-        pause: &mut Pause,
+        progress: &mut Progress,
     ) -> End
     where
         Object: From<K>,
@@ -129,6 +152,7 @@ impl Watch<'_> {
             let event = match next {
                 Ok(watcher::Event::Init) => {
                     list = Vec::new();
+                    progress.listing = true;
                     continue;
                 }
                 Ok(watcher::Event::InitApply(object)) => {
@@ -137,23 +161,21 @@ impl Watch<'_> {
                 }
                 Ok(watcher::Event::InitDone) => {
                     tracing::info!(%kind, objects = list.len(), "listed");
+                    progress.listing = false;
+                    progress.is_known = true;
+                    progress.is_denied = false;
                     Event::Replaced(kind, std::mem::take(&mut list))
                 }
                 Ok(watcher::Event::Apply(object)) => changed(kind, object.into()),
                 Ok(watcher::Event::Delete(object)) => deleted(kind, &object.into()),
                 Err(error) => {
-                    let remedy = remedy(kind, &error, streaming);
-                    if remedy != Remedy::Resume {
-                        self.warn(kind, &error, &remedy, None);
-                        return End::After(remedy);
+                    if let Some(end) = self.mend(kind, &error, progress).await {
+                        return end;
                     }
-                    let delay = pause.next();
-                    self.warn(kind, &error, &remedy, Some(delay));
-                    tokio::time::sleep(delay).await;
                     continue;
                 }
             };
-            pause.reset();
+            progress.pause.reset();
             if self.send(event).await.is_err() {
                 return End::Closed;
             }
@@ -161,10 +183,42 @@ impl Watch<'_> {
         End::After(Remedy::Relist)
     }
 
-    fn warn(&self, kind: Kind, error: &watcher::Error, remedy: &Remedy, delay: Option<Duration>) {
-        if matches!(remedy, Remedy::ListPages | Remedy::NotServed) {
-            return;
+    /// Says what is wrong, and pauses where the same stream can go on; otherwise how it
+    /// ends.
+    async fn mend(
+        &self,
+        kind: Kind,
+        error: &watcher::Error,
+        progress: &mut Progress,
+    ) -> Option<End> {
+        let remedy = remedy(kind, error, progress.streaming && progress.listing);
+        match remedy {
+            Remedy::Resume => {
+                let delay = progress.pause.next();
+                self.warn(kind, error, Some(delay));
+                tokio::time::sleep(delay).await;
+                return None;
+            }
+            Remedy::Relist => self.warn(kind, error, None),
+            Remedy::ListPages => {}
+            Remedy::NotServed | Remedy::Denied => {
+                if remedy == Remedy::Denied && !progress.is_denied {
+                    let shown = sentence(error);
+                    tracing::warn!(%kind, error = shown, "not allowed to read this kind: going on without it");
+                    progress.is_denied = true;
+                }
+                // What was listed before is worth more than nothing.
+                if !progress.is_known && self.send(Event::Replaced(kind, Vec::new())).await.is_err()
+                {
+                    return Some(End::Closed);
+                }
+                progress.is_known = true;
+            }
         }
+        Some(End::After(remedy))
+    }
+
+    fn warn(&self, kind: Kind, error: &watcher::Error, delay: Option<Duration>) {
         let server = self.connection.url();
         let retry_in = delay.map(|delay| format!("{delay:.1?}"));
         let shown = sentence(error);
@@ -210,20 +264,27 @@ fn deleted(kind: Kind, object: &Object) -> Event {
     Event::Deleted(kind, object.name())
 }
 
-fn remedy(kind: Kind, error: &watcher::Error, streaming: bool) -> Remedy {
-    let (watcher::Error::WatchStartFailed(cause) | watcher::Error::InitialListFailed(cause)) =
-        error
-    else {
-        return Remedy::Resume;
-    };
-    match (cause, streaming) {
-        (kube::Error::Api(status), _) if status.code == 410 => Remedy::Relist,
-        (kube::Error::Api(status), _) if status.code == 404 && kind == Kind::ServiceCidr => {
-            Remedy::NotServed
+/// What to do after an error, `in_streaming_list` if it came instead of such a list or
+/// amid it.
+fn remedy(kind: Kind, error: &watcher::Error, in_streaming_list: bool) -> Remedy {
+    let status = match error {
+        watcher::Error::WatchStartFailed(cause) | watcher::Error::InitialListFailed(cause) => {
+            let kube::Error::Api(status) = cause else { return Remedy::Resume };
+            status
         }
+        // A server whose store cannot report progress says so in the stream, with 500.
+        watcher::Error::WatchError(status) if in_streaming_list && status.code == 500 => {
+            return Remedy::ListPages;
+        }
+        _ => return Remedy::Resume,
+    };
+    match status.code {
+        410 => Remedy::Relist,
+        404 if kind == Kind::ServiceCidr => Remedy::NotServed,
+        403 if kind == Kind::ServiceCidr => Remedy::Denied,
         // The parameters of streaming lists are invalid, or a bad request, to a server
         // without them.
-        (kube::Error::Api(status), true) if matches!(status.code, 400 | 422) => Remedy::ListPages,
+        400 | 422 if in_streaming_list => Remedy::ListPages,
         _ => Remedy::Resume,
     }
 }

@@ -185,10 +185,14 @@ fn list_end(version: &str) -> Value {
 }
 
 fn gone() -> Value {
+    failure(410, "too old")
+}
+
+fn failure(code: u16, message: &str) -> Value {
     event(
         "ERROR",
-        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
-            "message": "too old", "reason": "Expired"}),
+        json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+            "message": message, "reason": "Prepared"}),
     )
 }
 
@@ -291,16 +295,55 @@ async fn a_list_that_breaks_off_is_not_told() {
 }
 
 #[tokio::test]
-async fn a_server_without_service_cidrs_has_none_and_is_asked_again() {
-    let mut fake = Fake::with(vec![Answer::Watch(vec![list_end("1")])], Answer::Status(404)).await;
-    let mut empty = 0;
-    while empty < 2 {
-        let event = timeout(DEADLINE, fake.events.recv()).await.unwrap().unwrap();
-        if event == Event::Replaced(Kind::ServiceCidr, Vec::new()) {
-            empty += 1;
+async fn a_server_that_refuses_in_the_stream_is_asked_for_pages() {
+    let mut fake = Fake::new(vec![
+        Answer::WatchAndBreak(vec![failure(500, "RequestWatchProgress is disabled")]),
+        Answer::List(vec![service("a", "1")]),
+        Answer::Watch(vec![event("ADDED", service("b", "11"))]),
+    ])
+    .await;
+    assert_eq!(fake.next().await, "= default/a");
+    assert_eq!(fake.next().await, "+ default/b");
+}
+
+/// The lists of ServiceCIDRs that are told while the server is asked `times` times.
+async fn service_cidrs_told(fake: &mut Fake, times: usize) -> Vec<usize> {
+    let mut told = Vec::new();
+    let deadline = Instant::now() + DEADLINE;
+    while fake.asked("servicecidrs").len() < times {
+        assert!(Instant::now() < deadline, "asked {:?}", fake.asked("servicecidrs"));
+        let event = timeout(Duration::from_millis(20), fake.events.recv()).await;
+        if let Ok(Some(Event::Replaced(Kind::ServiceCidr, objects))) = event {
+            told.push(objects.len());
         }
     }
-    assert!(fake.asked("servicecidrs").len() >= 2);
+    told
+}
+
+#[tokio::test]
+async fn without_service_cidrs_there_are_none_and_the_server_is_asked_again() {
+    for refusal in [404, 403] {
+        let none = Answer::Watch(vec![list_end("1")]);
+        let mut fake = Fake::with(vec![none], Answer::Status(refusal)).await;
+        assert_eq!(service_cidrs_told(&mut fake, 3).await, [0], "{refusal}");
+    }
+}
+
+#[tokio::test]
+async fn service_cidrs_that_may_not_be_read_any_more_stay() {
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes", "resourceVersion": "1"},
+        "spec": {"cidrs": ["10.96.0.0/16"]}});
+    let listed = vec![event("ADDED", range), list_end("2"), gone()];
+    for refusal in [404, 403] {
+        let none = vec![Answer::Watch(vec![list_end("1")])];
+        let mut fake = Fake::with(none, Answer::WatchAndBreak(listed.clone())).await;
+        {
+            let mut answers = fake.script.answers.lock().unwrap();
+            answers.get_mut("servicecidrs").unwrap().push_back(Answer::Status(refusal));
+        }
+        assert_eq!(service_cidrs_told(&mut fake, 4).await, [1], "{refusal}");
+    }
 }
 
 #[tokio::test]
