@@ -28,5 +28,7 @@ mod netfilter;
 pub mod node;
 pub mod plan;
 pub mod process;
+pub mod raw;
+pub mod rows;
 mod stale;
 pub mod world;

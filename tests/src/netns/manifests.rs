@@ -206,6 +206,11 @@ impl Service {
         self
     }
 
+    /// `namespace/name`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
     /// The file that [`Manifests`] keeps it in.
     pub fn file(&self) -> String {
         format!("service-{}-{}.json", self.namespace, self.name)

@@ -117,30 +117,49 @@ impl World {
         pods.iter().flat_map(|pod| Endpoint::of_pod(&self.cluster.pod(pod))).collect()
     }
 
-    /// Publishes a Service and waits until every running agent has programmed so many
-    /// backends of it.
+    /// Publishes a Service and waits until every running agent has programmed all of these
+    /// endpoints as backends of it.
     ///
     /// # Errors
     /// It takes longer than 5 s.
     pub fn publish(&self, service: &Service, endpoints: &[Endpoint]) -> Result<()> {
+        self.publish_until(service, endpoints, endpoints.len())
+    }
+
+    /// Publishes a Service and waits until every running agent has chosen so many of the
+    /// endpoints (an endpoint has one family) to serve it.
+    ///
+    /// # Errors
+    /// It takes longer than 5 s.
+    pub fn publish_until(
+        &self,
+        service: &Service,
+        endpoints: &[Endpoint],
+        serving: usize,
+    ) -> Result<()> {
         self.manifests.publish(service, endpoints)?;
-        let name = service.object()["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let name = format!("default/{name}");
+        self.wait_serving(service, serving)
+    }
+
+    /// Waits until every running agent has chosen so many endpoints to serve a Service.
+    ///
+    /// # Errors
+    /// It takes longer than 5 s.
+    pub fn wait_serving(&self, service: &Service, serving: usize) -> Result<()> {
         // Each endpoint is one backend for each of the Service's ports.
         let ports = service.object()["spec"]["ports"].as_array().map_or(0, Vec::len);
-        let wanted = endpoints.len() * ports;
-        self.wait(|agent| {
-            let services = agent.get("services")?;
-            let rows = services.as_array().cloned().unwrap_or_default();
-            let of_service = |row: &&serde_json::Value| {
-                let port = row["name"].as_str().unwrap_or_default();
-                port.split(':').next() == Some(name.as_str())
-            };
-            let backends = |row: &serde_json::Value| row["cluster_backends"].as_u64();
-            let found: u64 = rows.iter().filter(of_service).filter_map(backends).sum();
-            Ok(rows.iter().any(|row| of_service(&row)) && found as usize == wanted)
-        })
-        .with_context(|| format!("Service {name} was not programmed with {wanted} backends"))
+        self.wait(|agent| Ok(backends_of(agent, service)? == Some(serving * ports)))
+            .with_context(|| format!("{} is not served by {serving} endpoints", service.name()))
+    }
+
+    /// Deletes a Service and waits until no running agent has it any more.
+    ///
+    /// # Errors
+    /// There is none, or it takes longer than 5 s.
+    pub fn delete(&self, service: &Service) -> Result<()> {
+        self.manifests.delete(service)?;
+        self.wait(|agent| Ok(backends_of(agent, service)?.is_none()))
+            .with_context(|| format!("{} is still there", service.name()))
     }
 
     /// Waits until every running agent meets a condition.
@@ -180,6 +199,22 @@ impl World {
         let answer = client.ask(Probe::new(transport, to))?;
         expect(&what, &answer, to, servers, seen)
     }
+}
+
+/// How many backends of the cluster set an agent has for all ports and families of a Service;
+/// `None` if it has no such Service.
+///
+/// # Errors
+/// As [`Agent::get`].
+pub fn backends_of(agent: &Agent, service: &Service) -> Result<Option<usize>> {
+    let services = agent.get("services")?;
+    let name = service.name();
+    let found = services.as_array().into_iter().flatten().filter_map(|row| {
+        let is_port = row["name"].as_str()?.split(':').next()? == name;
+        is_port.then(|| row["cluster_backends"].as_u64().unwrap_or_default() as usize)
+    });
+    let counts: Vec<_> = found.collect();
+    Ok((!counts.is_empty()).then(|| counts.iter().sum()))
 }
 
 /// Checks an answer; returns who gave it.
