@@ -89,14 +89,14 @@ fn by_connect(mode: &str, transport: Transport) -> bool {
 /// The rows of one client for TCP and UDP.
 fn check_sockets(rows: &mut Rows, mode: &str, client: &Host) -> Result<()> {
     for (transport, family) in KINDS {
-        let what = |case: &str| format!("{mode} {} {transport:?} {family:?}: {case}", client.name());
+        let what =
+            |case: &str| format!("{mode} {} {transport:?} {family:?}: {case}", client.name());
         let ask = |number: u8, port: u16| client.ask(probe(transport, to(number, family, port)));
         rows.row(what("no endpoint"), is_refused(&ask(EMPTY, PORT)?));
         rows.row(what("no endpoint is ready"), is_refused(&ask(NOT_READY, PORT)?));
         rows.row(what("unknown port"), is_refused(&ask(LIVE, PORT + 1)?));
-        let silent = |number, port| {
-            client.ask(probe(transport, to(number, family, port)).timeout(SILENT))
-        };
+        let silent =
+            |number, port| client.ask(probe(transport, to(number, family, port)).timeout(SILENT));
         if by_connect(mode, transport) {
             rows.row(what("iTP Local, endpoints elsewhere"), is_refused(&ask(LOCAL_FAR, PORT)?));
         } else {

@@ -9,9 +9,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::maps::Map;
+use lb_agent::config::Sizes;
 use lb_agent::dataplane::{
     load::{self, Constants},
-    pins::{MapSizes, Pins},
+    pins::Pins,
     sys::{LinkTarget, link_create},
 };
 
@@ -20,6 +21,10 @@ use super::{
     report::{Figure, Outcome},
     stats::Estimate,
 };
+
+/// The agent's defaults.
+const SIZES: Sizes =
+    Sizes { services: 65_536, backends: 262_144, slots: 1_048_576, flows: 262_144 };
 use crate::netns::cgroup::Cgroup;
 
 /// Program and `enum bpf_attach_type`.
@@ -81,8 +86,9 @@ pub fn measure(object: &Path, ifindex: u32) -> Result<Vec<Figure>> {
 fn load_and_attach(ifindex: u32, cgroup: &Path) -> Result<Duration> {
     let directory = PinDirectory::make()?;
     let started = Instant::now();
-    let constants = Constants { has_set_retval: true, has_netns_cookie: true, ..Default::default() };
-    let programs = load::load(&Pins::new(&directory.0), &MapSizes::default(), constants)?;
+    let constants =
+        Constants { has_set_retval: true, has_netns_cookie: true, ..Default::default() };
+    let programs = load::load(&Pins::new(&directory.0), &SIZES, constants)?;
     let cgroup = File::open(cgroup)?;
     let mut links = Vec::new();
     for (name, kind) in AT_DEVICE {

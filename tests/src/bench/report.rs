@@ -60,7 +60,16 @@ impl Figure {
     /// A figure that nothing is asked of, in nanoseconds.
     pub fn told(name: &str, outcome: Outcome) -> Self {
         let name = name.to_owned();
-        Self { row: 0, name, unit: "ns", aim: None, must: None, outcome, allowance: 0.0, floor: None }
+        Self {
+            row: 0,
+            name,
+            unit: "ns",
+            aim: None,
+            must: None,
+            outcome,
+            allowance: 0.0,
+            floor: None,
+        }
     }
 
     /// Whether the figure suffices.
@@ -97,9 +106,10 @@ pub fn table(figures: &[Figure]) -> String {
         };
         let limit = |limit: Option<f64>| limit.map_or_else(String::new, number);
         let row = if figure.row == 0 { String::new() } else { figure.row.to_string() };
-        let floor = figure.floor.as_ref().map_or_else(String::new, |(cost, steps)| {
-            format!("{} ({steps})", number(*cost))
-        });
+        let floor = figure
+            .floor
+            .as_ref()
+            .map_or_else(String::new, |(cost, steps)| format!("{} ({steps})", number(*cost)));
         table.add_row([
             row,
             figure.name.clone(),

@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    MsgFlags, SockaddrStorage, connect, recv, send, setsockopt, sockopt,
-};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, connect, recv, send, setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::host::Host;
@@ -127,7 +125,11 @@ fn exchange(
     connect(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(to, 0)))?;
     if let Err(error) = send(fd.as_raw_fd(), packet, MsgFlags::empty()) {
         // A program on the way out dropped it.
-        return Ok(if error == Errno::ENOBUFS { Outcome::Silence } else { Outcome::Refused(error) });
+        return Ok(if error == Errno::ENOBUFS {
+            Outcome::Silence
+        } else {
+            Outcome::Refused(error)
+        });
     }
     let mut buffer = [0; 2048];
     while Instant::now() < deadline {
