@@ -2,9 +2,10 @@
 //!
 //! [`netns`] builds nodes, pods and an outside client from network namespaces; [`echo`] is what
 //! runs in them: servers that say which client they saw, and clients that say who answered.
-//! [`controlplane`] is a real API server with its controllers.
+//! [`controlplane`] is a real API server with its controllers. [`demo`] shows it all to a newcomer.
 
 pub mod bench;
 pub mod controlplane;
+pub mod demo;
 pub mod echo;
 pub mod netns;

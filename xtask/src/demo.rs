@@ -19,6 +19,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     build::has_tests_bin(workspace, "lb-demo")?;
     setup::ensure(workspace, setup::Scope::Build)?;
     build::agent(workspace)?;
+    build::tests_bin(workspace, "lb-echo")?;
     build::tests_bin(workspace, "lb-demo")?;
     let mut demo = workspace.command(workspace.release("lb-demo"));
     if args.keep {

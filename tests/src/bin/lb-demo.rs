@@ -1,0 +1,50 @@
+//! Shows every kind of access to a ClusterIP on two nodes made of network namespaces:
+//! `lb_tests::demo` as a program.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use lb_tests::demo::stop::Stop;
+use lb_tests::demo::{Report, keep, run};
+
+/// Every kind of access to a ClusterIP on two nodes; exit status 0 if all is as promised.
+#[derive(Parser)]
+struct Cli {
+    /// Leave everything standing and print how to look around
+    #[arg(long)]
+    keep: bool,
+    /// What --keep starts in the background
+    #[arg(long, hide = true)]
+    hold: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = if cli.keep { keep::in_background() } else { show(cli.hold) };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn show(hold: bool) -> Result<ExitCode> {
+    let stop = Stop::listen()?;
+    let mut report = Report::default();
+    let world = match run(&mut report, stop) {
+        Ok(world) => world,
+        Err(_) if stop.signal().is_some() => {
+            eprintln!("interrupted, and cleaned up");
+            return Ok(ExitCode::from(130));
+        }
+        Err(error) => return Err(error),
+    };
+    report.summary();
+    let code = if report.is_as_promised() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if hold {
+        keep::explain(&world, &mut report)?;
+        keep::detach()?;
+        stop.wait();
+    }
+    Ok(code)
+}

@@ -1,0 +1,223 @@
+//! What `cargo xtask demo` shows: every kind of access to a ClusterIP, on two nodes.
+//!
+//! A row says what was promised and whether it came true; nothing is shown that was not
+//! measured in this run.
+
+mod access;
+pub mod keep;
+mod outage;
+mod refused;
+mod report;
+pub mod stop;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::netns::agent::lb_agent;
+use crate::netns::cluster::Cluster;
+use crate::netns::host::Host;
+use crate::netns::manifests::Service;
+use crate::netns::plan::Family;
+use crate::netns::world::{TARGET, World};
+pub use report::Report;
+use report::Table;
+use stop::Stop;
+
+/// The pod that asks; it is also its own backend, for the hairpin.
+const CLIENT: &str = "client";
+/// The backend on the client's node.
+const NEAR: &str = "near";
+/// The backend on the other node.
+const FAR: &str = "far";
+/// The port of `web` that speaks HTTP.
+const HTTP_PORT: u16 = 8000;
+
+/// The Services of the demo; the number is the end of their ClusterIPs.
+#[derive(Clone, Copy, Debug)]
+enum Number {
+    /// One backend, on the client's node.
+    Near = 1,
+    /// One backend, on the other node.
+    Far = 2,
+    /// One backend: the client.
+    Own = 3,
+    /// A backend on each node.
+    Web = 4,
+    /// As `web`, with session affinity.
+    Sticky = 5,
+    /// No endpoint.
+    Empty = 6,
+    /// No Service has these ClusterIPs.
+    Nobody = 99,
+}
+
+/// How a call reaches its backend.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Path {
+    /// connect() and sendmsg() are translated.
+    Connect,
+    /// Packets are.
+    Packet,
+}
+
+impl Path {
+    const ALL: [Self; 2] = [Self::Connect, Self::Packet];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Packet => "packet",
+        }
+    }
+
+    /// The agent's arguments under which every call takes this path.
+    fn arguments(self) -> [&'static str; 2] {
+        match self {
+            Self::Connect => ["--socket-lb", "all"],
+            Self::Packet => ["--socket-lb", "off"],
+        }
+    }
+}
+
+/// Runs the demo; what it built is still there when it returns.
+///
+/// # Errors
+/// What could not be built or asked, or that the user stopped it. A broken promise is no
+/// error but a row of the report.
+pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
+    report.line(
+        "lb: ClusterIP Services balanced by eBPF, on two nodes made of network namespaces,\n\
+         with an lb-agent on each. Pod `client` runs on node1, beside backend `near`; backend\n\
+         `far` runs on node2. client_address is the client's address as the backend saw it.",
+    );
+    let builder = Cluster::builder().pod(1, CLIENT).pod(1, NEAR).pod(2, FAR);
+    let mut world = World::start(builder, &Path::Connect.arguments())?;
+    world.serve(&[CLIENT, NEAR, FAR])?;
+    publish(&world)?;
+    stop.check()?;
+
+    let mut accesses = Vec::new();
+    let mut refusals = Vec::new();
+    for path in Path::ALL {
+        if path != Path::Connect {
+            restart(&mut world, &path.arguments())?;
+        }
+        let calls = translated_calls(&mut world)?;
+        accesses.extend(access::rows(&world, path, stop)?);
+        refusals.extend(refused::rows(&world, path, stop)?);
+        let has_translated_calls = translated_calls(&mut world)? > calls;
+        ensure!(
+            has_translated_calls == (path == Path::Connect),
+            "calls did not take the path `{}`",
+            path.name()
+        );
+    }
+    report.title("Who answers, and which client it sees");
+    report.line(
+        "path: `connect` = translated when the socket connects or sends (--socket-lb all),\n\
+         `packet` = translated packet by packet (--socket-lb off); hairpin: a pod that is its\n\
+         own backend, which sees the node when packets are translated",
+    );
+    report.table(access::table(accesses));
+    report.title("Nobody to send to");
+    report.table(refused::table(refusals));
+    stop.check()?;
+
+    // What follows is shown as an agent without flags does it.
+    restart(&mut world, &[])?;
+    report.title("Many connections, one client");
+    report.table(affinity(&world)?);
+    stop.check()?;
+
+    report.title("lb-agent get services, on node1");
+    report.line(&services(&world)?);
+    stop.check()?;
+
+    outage::show(&mut world, report, stop)?;
+    leaks(&world, report)?;
+    Ok(world)
+}
+
+/// Replaces both agents; what is in the datapath stays, and the new ones take it over.
+fn restart(world: &mut World, arguments: &[&str]) -> Result<()> {
+    world.set_arguments(arguments);
+    for node in [1, 2] {
+        world.take_agent(node)?.terminate()?;
+        world.start_agent(node)?;
+    }
+    Ok(())
+}
+
+/// How many calls of sockets node1's hooks have translated: proves which path was taken.
+fn translated_calls(world: &mut World) -> Result<u64> {
+    let counters = world.agent(1)?.get("counters")?;
+    let rows = counters.as_array().map(Vec::as_slice).unwrap_or_default();
+    let of_calls = rows.iter().filter(|row| {
+        let hook = row["hook"].as_str().unwrap_or_default();
+        hook.starts_with("connect") || hook.starts_with("sendmsg")
+    });
+    Ok(of_calls.filter_map(|row| row["count"].as_u64()).sum())
+}
+
+fn publish(world: &World) -> Result<()> {
+    let service = |name: &str, number: Number| world.service(name, number as u8);
+    let both = world.endpoints(&[NEAR, FAR]);
+    let sticky = Service::new("sticky")
+        .cluster_ips(crate::netns::plan::cluster_ip(Number::Sticky as u8))
+        .tcp(crate::netns::world::PORT, TARGET)
+        .affinity(Duration::from_secs(10_800));
+    world.publish(&service("near", Number::Near), &world.endpoints(&[NEAR]))?;
+    world.publish(&service("far", Number::Far), &world.endpoints(&[FAR]))?;
+    world.publish(&service("own", Number::Own), &world.endpoints(&[CLIENT]))?;
+    world.publish(&service("web", Number::Web).tcp(HTTP_PORT, TARGET + 1), &both)?;
+    world.publish(&sticky, &both)?;
+    world.publish(&service("empty", Number::Empty), &[])
+}
+
+/// Every address by which a backend may know a node.
+fn node_ips(node: &Host, family: Family) -> Vec<IpAddr> {
+    vec![node.ip(family)]
+}
+
+/// The same client again and again: over all backends, and to one under affinity.
+fn affinity(world: &World) -> Result<Table> {
+    const CONNECTIONS: usize = 40;
+    let client = world.cluster.pod(CLIENT);
+    let mut table = Table::new(&["Service", "connections", "answered by", "promised"]);
+    for (name, number, promised, backends) in [
+        ("web", Number::Web, "both backends", 2),
+        ("sticky", Number::Sticky, "one backend, by sessionAffinity: ClientIP", 1),
+    ] {
+        let to = access::address(number, Family::V4);
+        let mut answers = std::collections::BTreeMap::<String, usize>::new();
+        for _ in 0..CONNECTIONS {
+            let answer = client.tcp(to)?;
+            let who = answer.name().or(answer.error()).unwrap_or_default().to_owned();
+            *answers.entry(who).or_default() += 1;
+        }
+        let is_as_promised =
+            answers.len() == backends && answers.keys().all(|who| [NEAR, FAR].contains(&&**who));
+        let answers: Vec<_> = answers.iter().map(|(who, count)| format!("{who} {count}")).collect();
+        let cells = [name, &CONNECTIONS.to_string(), &answers.join(", "), promised];
+        table.row(&cells, is_as_promised);
+    }
+    Ok(table)
+}
+
+fn services(world: &World) -> Result<String> {
+    let node = world.cluster.node(1);
+    let mut command = lb_agent()?;
+    command.args(["get", "services", "--bpf-dir"]).arg(node.bpf_dir());
+    node.output(command, Duration::from_secs(5)).context("cannot show the services")
+}
+
+fn leaks(world: &World, report: &mut Report) -> Result<()> {
+    let leaked = world.cluster.fabric().service_packets()?;
+    let mut table = Table::new(&["between the nodes", "seen", "promised"]);
+    table.row(&["packets to a ClusterIP", &leaked.to_string(), "0"], leaked == 0);
+    report.title("The network between the nodes, during all of this");
+    report.table(table);
+    Ok(())
+}

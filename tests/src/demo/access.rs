@@ -1,0 +1,137 @@
+//! Calls that reach a backend: rows 3.1 to 3.3 of the Service contract.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+
+use super::report::Table;
+use super::stop::Stop;
+use super::{CLIENT, FAR, NEAR, Number, Path, node_ips};
+use crate::echo::{Answer, Probe, Transport};
+use crate::netns::host::Host;
+use crate::netns::plan::{Family, cluster_ip};
+use crate::netns::world::{PORT, World, expect};
+
+/// A ClusterIP with its port.
+pub(super) fn address(number: Number, family: Family) -> SocketAddr {
+    (cluster_ip(number as u8).get(family), PORT).into()
+}
+
+/// What one call, or two that went the same way, came to.
+#[derive(Debug)]
+pub(super) struct Row {
+    case: usize,
+    to: IpAddr,
+    path: Path,
+    protocol: &'static str,
+    answered: String,
+    client_address: String,
+    promised: &'static str,
+    is_as_promised: bool,
+}
+
+/// From where to where.
+struct Case<'a> {
+    client: &'a Host,
+    number: Number,
+    backend: &'static str,
+    promised: &'static str,
+    seen: fn(&World, Family) -> Vec<IpAddr>,
+}
+
+const CASES: [&str; 5] =
+    ["pod, same node", "pod, other node", "pod, hairpin", "node, same node", "node, other node"];
+
+fn pod_ip(world: &World, family: Family) -> Vec<IpAddr> {
+    vec![world.cluster.pod(CLIENT).ip(family)]
+}
+
+fn node_ip(world: &World, family: Family) -> Vec<IpAddr> {
+    node_ips(&world.cluster.node(1), family)
+}
+
+/// Makes every call by this path.
+pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
+    let pod = world.cluster.pod(CLIENT);
+    let node = world.cluster.node(1);
+    let case = |client, number, backend, (promised, seen)| Case {
+        client,
+        number,
+        backend,
+        promised,
+        seen,
+    };
+    type Promise = (&'static str, fn(&World, Family) -> Vec<IpAddr>);
+    let pods: Promise = ("pod's IP", pod_ip);
+    let nodes: Promise = ("node's IP", node_ip);
+    // A pod that calls itself: a packet must not come from the pod's own address.
+    let hairpin = if path == Path::Connect { pods } else { nodes };
+    let cases: [Case<'_>; CASES.len()] = [
+        case(&pod, Number::Near, NEAR, pods),
+        case(&pod, Number::Far, FAR, pods),
+        case(&pod, Number::Own, CLIENT, hairpin),
+        case(&node, Number::Near, NEAR, nodes),
+        case(&node, Number::Far, FAR, nodes),
+    ];
+    let mut rows = Vec::new();
+    for (index, case) in cases.iter().enumerate() {
+        for family in Family::ALL {
+            stop.check()?;
+            rows.extend(case.ask(world, index, path, family)?);
+        }
+    }
+    Ok(rows)
+}
+
+impl Case<'_> {
+    /// By TCP and by UDP; one row where both came to the same.
+    fn ask(&self, world: &World, case: usize, path: Path, family: Family) -> Result<Vec<Row>> {
+        let to = address(self.number, family);
+        let seen = (self.seen)(world, family);
+        let row = |protocol, answer: &Answer| {
+            let expected = expect("call", answer, to, &[self.backend], &seen);
+            let (answered, client_address) = match answer.reached() {
+                Some(reached) => {
+                    (reached.greeting.name.clone(), reached.greeting.client_address.to_string())
+                }
+                None => (answer.error().unwrap_or_default().to_owned(), "-".to_owned()),
+            };
+            let (promised, is_as_promised) = (self.promised, expected.is_ok());
+            let to = to.ip();
+            Row { case, to, path, protocol, answered, client_address, promised, is_as_promised }
+        };
+        let tcp = row("TCP", &self.client.ask(Probe::new(Transport::Tcp, to))?);
+        let udp = row("UDP", &self.client.ask(Probe::new(Transport::Udp, to))?);
+        let same = (&tcp.answered, &tcp.client_address, tcp.is_as_promised)
+            == (&udp.answered, &udp.client_address, udp.is_as_promised);
+        Ok(if same { vec![Row { protocol: "TCP+UDP", ..tcp }] } else { vec![tcp, udp] })
+    }
+}
+
+/// The rows of all paths, by case and family.
+pub(super) fn table(mut rows: Vec<Row>) -> Table {
+    let mut table = Table::new(&[
+        "client, backend",
+        "ClusterIP",
+        "path",
+        "protocol",
+        "answered by",
+        "client_address",
+        "promised",
+    ]);
+    // A stable sort: paths stay in the order in which they were tried.
+    rows.sort_by_key(|row| (row.case, row.to.is_ipv6()));
+    for row in rows {
+        let cells = [
+            CASES[row.case],
+            &row.to.to_string(),
+            row.path.name(),
+            row.protocol,
+            &row.answered,
+            &row.client_address,
+            row.promised,
+        ];
+        table.row(&cells, row.is_as_promised);
+    }
+    table
+}
