@@ -10,17 +10,15 @@ mod refused;
 mod report;
 pub mod stop;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::netns::agent::lb_agent;
 use crate::netns::cluster::Cluster;
-use crate::netns::host::Host;
 use crate::netns::manifests::Service;
-use crate::netns::plan::Family;
-use crate::netns::world::{TARGET, World};
+use crate::netns::plan::{Family, cluster_ip};
+use crate::netns::world::{PORT, TARGET, World};
 pub use report::Report;
 use report::Table;
 use stop::Stop;
@@ -94,9 +92,9 @@ pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
     );
     let builder = Cluster::builder().pod(1, CLIENT).pod(1, NEAR).pod(2, FAR);
     let mut world = World::start(builder, &Path::Connect.arguments())?;
-    world.serve(&[CLIENT, NEAR, FAR])?;
-    publish(&world)?;
     stop.check()?;
+    world.serve(&[CLIENT, NEAR, FAR])?;
+    publish(&world, stop)?;
 
     let mut accesses = Vec::new();
     let mut refusals = Vec::new();
@@ -161,24 +159,36 @@ fn translated_calls(world: &mut World) -> Result<u64> {
     Ok(of_calls.filter_map(|row| row["count"].as_u64()).sum())
 }
 
-fn publish(world: &World) -> Result<()> {
+/// Publishes all Services at once and waits until both agents have programmed them.
+fn publish(world: &World, stop: Stop) -> Result<()> {
     let service = |name: &str, number: Number| world.service(name, number as u8);
     let both = world.endpoints(&[NEAR, FAR]);
     let sticky = Service::new("sticky")
-        .cluster_ips(crate::netns::plan::cluster_ip(Number::Sticky as u8))
-        .tcp(crate::netns::world::PORT, TARGET)
+        .cluster_ips(cluster_ip(Number::Sticky as u8))
+        .tcp(PORT, TARGET)
         .affinity(Duration::from_secs(10_800));
-    world.publish(&service("near", Number::Near), &world.endpoints(&[NEAR]))?;
-    world.publish(&service("far", Number::Far), &world.endpoints(&[FAR]))?;
-    world.publish(&service("own", Number::Own), &world.endpoints(&[CLIENT]))?;
-    world.publish(&service("web", Number::Web).tcp(HTTP_PORT, TARGET + 1), &both)?;
-    world.publish(&sticky, &both)?;
-    world.publish(&service("empty", Number::Empty), &[])
-}
-
-/// Every address by which a backend may know a node.
-fn node_ips(node: &Host, family: Family) -> Vec<IpAddr> {
-    vec![node.ip(family)]
+    let services = [
+        (service("near", Number::Near), world.endpoints(&[NEAR])),
+        (service("far", Number::Far), world.endpoints(&[FAR])),
+        (service("own", Number::Own), world.endpoints(&[CLIENT])),
+        (service("web", Number::Web).tcp(HTTP_PORT, TARGET + 1), both.clone()),
+        (sticky, both),
+        (service("empty", Number::Empty), Vec::new()),
+    ];
+    let (mut ports, mut backends) = (0, 0);
+    for (service, endpoints) in &services {
+        world.manifests.publish(service, endpoints)?;
+        let of_service = service.object()["spec"]["ports"].as_array().map_or(0, Vec::len);
+        ports += of_service * Family::ALL.len();
+        backends += of_service * endpoints.len();
+    }
+    world.wait(|agent| {
+        stop.check()?;
+        let shown = agent.get("services")?;
+        let rows = shown.as_array().map(Vec::as_slice).unwrap_or_default();
+        let found: u64 = rows.iter().filter_map(|row| row["cluster_backends"].as_u64()).sum();
+        Ok((rows.len(), found) == (ports, backends as u64))
+    })
 }
 
 /// The same client again and again: over all backends, and to one under affinity.

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::report::Table;
 use super::stop::Stop;
-use super::{CLIENT, FAR, NEAR, Number, Path, node_ips};
+use super::{CLIENT, FAR, NEAR, Number, Path};
 use crate::echo::{Answer, Probe, Transport};
 use crate::netns::host::Host;
 use crate::netns::plan::{Family, cluster_ip};
@@ -47,7 +47,7 @@ fn pod_ip(world: &World, family: Family) -> Vec<IpAddr> {
 }
 
 fn node_ip(world: &World, family: Family) -> Vec<IpAddr> {
-    node_ips(&world.cluster.node(1), family)
+    vec![world.cluster.node(1).ip(family)]
 }
 
 /// Makes every call by this path.

@@ -101,7 +101,7 @@ pub fn explain(world: &World, report: &mut Report) -> Result<()> {
         format!("  {}-{{node1,node2,{},fabric,outside}}", cluster.prefix(), pods.join(",")),
         format!("A call from pod `{CLIENT}`, again for the other backend; and by IPv6:"),
         format!("  {} curl -s http://{}:{HTTP_PORT}", enter("pod-client"), web.v4),
-        format!("  {} curl -s http://[{}]:{HTTP_PORT}", enter("pod-client"), web.v6),
+        format!("  {} curl -s 'http://[{}]:{HTTP_PORT}'", enter("pod-client"), web.v6),
         "What node1's maps hold (services, frontends, backends, flows, affinity, counters):"
             .to_owned(),
         format!("  {agent} get flows --bpf-dir {bpf_dir}"),
