@@ -17,6 +17,9 @@ use crate::echo::{Answer, Probe, Transport};
 pub const TARGET: u16 = 8080;
 /// The port of Services.
 pub const PORT: u16 = 80;
+/// Maps that are read in no time: `get` reads all of them.
+pub const SMALL_MAPS: [&str; 6] =
+    ["--max-services", "1024", "--max-backends", "4096", "--max-slots", "8192"];
 /// How long a change may take to be seen.
 const SEEN: Duration = Duration::from_secs(5);
 
@@ -92,6 +95,19 @@ impl World {
     pub fn serve(&mut self, pods: &[&str]) -> Result<()> {
         for pod in pods {
             let server = self.cluster.pod(pod).serve(&Serve::on(TARGET).http(TARGET + 1))?;
+            self.servers.push(server);
+        }
+        Ok(())
+    }
+
+    /// Starts servers on each of these ports in each of these pods.
+    ///
+    /// # Errors
+    /// As [`Host::serve`].
+    pub fn serve_ports(&mut self, pods: &[&str], ports: std::ops::Range<u16>) -> Result<()> {
+        for pod in pods {
+            let serve = ports.clone().fold(Serve::default(), |serve, port| serve.tcp(port).udp(port));
+            let server = self.cluster.pod(pod).serve(&serve)?;
             self.servers.push(server);
         }
         Ok(())
