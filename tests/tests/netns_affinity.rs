@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lb_tests::echo::{Probe, Transport};
 use lb_tests::netns::cluster::Cluster;
 use lb_tests::netns::host::Host;
@@ -188,7 +188,8 @@ fn check_affinity(mode: &str) -> Result<()> {
         row["name"].as_str().is_some_and(|name| name.starts_with("default/sticky:"))
     });
     let seconds = shown.and_then(|row| row["affinity_seconds"].as_u64());
-    ensure!(seconds == Some(TIMEOUT.as_secs()), "get services shows {shown:?}");
+    let what = format!("get services shows {shown:?}");
+    rows.is_true(what, seconds == Some(TIMEOUT.as_secs()));
     rows.finish()
 }
 

@@ -174,6 +174,14 @@ impl World {
     /// There is none, or it takes longer than 5 s.
     pub fn delete(&self, service: &Service) -> Result<()> {
         self.manifests.delete(service)?;
+        self.wait_gone(service)
+    }
+
+    /// Waits until no running agent has a Service any more.
+    ///
+    /// # Errors
+    /// It takes longer than 5 s.
+    pub fn wait_gone(&self, service: &Service) -> Result<()> {
         self.wait(|agent| Ok(backends_of(agent, service)?.is_none()))
             .with_context(|| format!("{} is still there", service.name()))
     }
