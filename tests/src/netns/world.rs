@@ -72,6 +72,11 @@ impl World {
         Ok(())
     }
 
+    /// Agents that start from now on get these arguments.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(ToString::to_string).collect();
+    }
+
     /// The agent of a node.
     ///
     /// # Errors
