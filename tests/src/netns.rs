@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod cni;
 mod exec;
 pub mod fabric;
+pub mod foreign;
 pub mod host;
 pub mod manifests;
 pub mod namespace;

@@ -1,6 +1,7 @@
 //! A named network namespace.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, panic, thread};
@@ -73,6 +74,32 @@ impl Netns {
             setns(&self.file, CloneFlags::CLONE_NEWNET)
                 .with_context(|| format!("cannot enter network namespace {}", self.name))?;
             work()
+        })
+    }
+
+    /// The kernel's number for the namespace, which it gives to socket hooks.
+    ///
+    /// # Errors
+    /// Before Linux 5.14.
+    pub fn cookie(&self) -> Result<u64> {
+        self.run(|| {
+            let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+            let mut cookie = 0u64;
+            let mut length = size_of::<u64>() as libc::socklen_t;
+            // SAFETY: the kernel writes at most `length` bytes to a u64.
+            let result = unsafe {
+                libc::getsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_NETNS_COOKIE,
+                    (&raw mut cookie).cast(),
+                    &raw mut length,
+                )
+            };
+            if result != 0 {
+                return Err(std::io::Error::last_os_error()).context("no cookie of the namespace");
+            }
+            Ok(cookie)
         })
     }
 }

@@ -17,6 +17,9 @@ use crate::echo::{Answer, Probe, Transport};
 pub const TARGET: u16 = 8080;
 /// The port of Services.
 pub const PORT: u16 = 80;
+/// Maps that are read in no time: `get` reads all of them.
+pub const SMALL_MAPS: [&str; 6] =
+    ["--max-services", "1024", "--max-backends", "4096", "--max-slots", "8192"];
 /// How long a change may take to be seen.
 const SEEN: Duration = Duration::from_secs(5);
 
@@ -102,6 +105,19 @@ impl World {
         Ok(())
     }
 
+    /// Starts servers on each of these ports in each of these pods.
+    ///
+    /// # Errors
+    /// As [`Host::serve`].
+    pub fn serve_ports(&mut self, pods: &[&str], ports: std::ops::Range<u16>) -> Result<()> {
+        for pod in pods {
+            let serve = ports.clone().fold(Serve::default(), |serve, port| serve.tcp(port).udp(port));
+            let server = self.cluster.pod(pod).serve(&serve)?;
+            self.servers.push(server);
+        }
+        Ok(())
+    }
+
     /// Starts a server on [`TARGET`] in a node itself.
     ///
     /// # Errors
@@ -163,6 +179,14 @@ impl World {
     /// There is none, or it takes longer than 5 s.
     pub fn delete(&self, service: &Service) -> Result<()> {
         self.manifests.delete(service)?;
+        self.wait_gone(service)
+    }
+
+    /// Waits until no running agent has a Service any more.
+    ///
+    /// # Errors
+    /// It takes longer than 5 s.
+    pub fn wait_gone(&self, service: &Service) -> Result<()> {
         self.wait(|agent| Ok(backends_of(agent, service)?.is_none()))
             .with_context(|| format!("{} is still there", service.name()))
     }
