@@ -41,11 +41,14 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(arguments) => {
             log_to_stderr(&arguments.log);
-            tokio::runtime::Builder::new_multi_thread()
+            let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()
-                .context("cannot start the runtime")?
-                .block_on(run(*arguments))
+                .context("cannot start the runtime")?;
+            let result = runtime.block_on(run(*arguments));
+            // A name that is being resolved cannot be cancelled, nor a sweep.
+            runtime.shutdown_background();
+            result
         }
         Command::Version => {
             println!(

@@ -7,12 +7,13 @@ mod reconciler;
 mod servers;
 mod stats;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -37,6 +38,8 @@ use reconciler::Reconciler;
 
 /// How many events may wait for the reconciler.
 const EVENTS: usize = 1024;
+/// How long an ending agent waits for its servers and its sweep.
+const END: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -44,27 +47,47 @@ const EVENTS: usize = 1024;
 /// What keeps the agent from starting, as a sentence that says what to do. Once it runs,
 /// only the loss of its kernel sockets or of its directory ends it.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let mut stopped = std::pin::pin!(stop_signal()?);
-    let health = Health::new(health::UPDATE_TIMEOUT);
-    let metrics = Metrics::new();
+    let stopped = stop_signal()?;
     let cancel = CancellationToken::new();
     let tasks = TaskTracker::new();
+    let result = tokio::select! {
+        result = start(&config, &cancel, &tasks) => result,
+        () = stopped => {
+            tracing::info!("stopping; the datapath stays");
+            Ok(())
+        }
+    };
+    cancel.cancel();
+    tasks.close();
+    if timeout(END, tasks.wait()).await.is_err() {
+        tracing::warn!(after = ?END, "not everything has ended");
+    }
+    result
+}
+
+async fn start(
+    config: &Config,
+    cancel: &CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<()> {
+    let health = Health::new(health::UPDATE_TIMEOUT);
+    let metrics = Metrics::new();
     let pins = Pins::new(&config.bpf_dir);
-    let programs = Arc::new(load_programs(&config, &pins)?);
+    let programs = Arc::new(load_programs(config, &pins)?);
     let dataplane = KernelDataplane::open(&pins)?;
-    servers::start(&config, &health, &metrics, &cancel, &tasks).await?;
-    attach_sockets(&config, &pins, &programs)?;
+    servers::start(config, &health, &metrics, cancel, tasks).await?;
+    attach_sockets(config, &pins, &programs)?;
     let (node_addresses, node_addresses_seen) = watch::channel(Vec::<IpAddr>::new());
     let interfaces =
-        Interfaces::open(&pins, Arc::clone(&programs), interface_options(&config), Vec::new())
+        Interfaces::open(&pins, Arc::clone(&programs), interface_options(config), Vec::new())
             .await
             .context("cannot follow the network interfaces")?;
     let network = interfaces.subscribe();
     let (sender, events) = mpsc::channel(EVENTS);
-    let (source, refusals) = start_source(&config, &metrics, sender).await?;
+    let (source, refusals) = start_source(config, &metrics, sender).await?;
     let ticks_per_second = probe::ticks_per_second().context("cannot read the kernel's clock")?;
-    stats::start(&pins, ticks_per_second, &metrics, &health, &tasks, &cancel)?;
-    let reconciler = Reconciler::new(&config.node_name, expected(&config), ticks_per_second)
+    stats::start(&pins, ticks_per_second, &metrics, &health, tasks, cancel)?;
+    let reconciler = Reconciler::new(&config.node_name, expected(config), ticks_per_second)
         .publishing(health, metrics, refusals)
         .telling(node_addresses);
     tracing::info!(
@@ -74,17 +97,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         "running"
     );
     tokio::select! {
-        result = source => result.context("the source of objects ended")?,
+        result = source => result.context("the source of objects ended"),
         result = interfaces.run(node_addresses_seen) => {
-            result.context("lost sight of the network interfaces")?;
+            result.context("lost sight of the network interfaces")
         }
-        () = reconciler.run(events, network, dataplane) => {}
-        () = &mut stopped => tracing::info!("stopping; the datapath stays"),
+        () = reconciler.run(events, network, dataplane) => Ok(()),
     }
-    cancel.cancel();
-    tasks.close();
-    tasks.wait().await;
-    Ok(())
 }
 
 /// The kinds that must be listed before anything is programmed. ServiceCIDRs tell which

@@ -11,6 +11,7 @@
 pub mod objects;
 mod process;
 pub mod programs;
+pub mod world;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -57,6 +58,8 @@ pub struct Options {
     pub service_cidrs: Vec<String>,
     /// More arguments of kube-apiserver.
     pub api_server_arguments: Vec<String>,
+    /// Another etcd than the one that [`Programs::find`] finds.
+    pub etcd: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -65,6 +68,7 @@ impl Default for Options {
         Self {
             service_cidrs: vec!["10.96.0.0/16".to_owned(), "fd00:10:96::/112".to_owned()],
             api_server_arguments: Vec::new(),
+            etcd: None,
         }
     }
 }
@@ -97,7 +101,10 @@ impl ControlPlane {
             !listen_address.is_loopback(),
             "listen address {listen_address} is a loopback address"
         );
-        let programs = Programs::find()?;
+        let mut programs = Programs::find()?;
+        if let Some(etcd) = &options.etcd {
+            programs.etcd.clone_from(etcd);
+        }
         let namespace = File::open(namespace)
             .with_context(|| format!("open network namespace {}", namespace.display()))?;
         let directory = tempfile::Builder::new().prefix("lb-controlplane-").tempdir()?;

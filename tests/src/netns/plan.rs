@@ -43,7 +43,7 @@ impl Addresses {
 }
 
 /// The default gateway of the nodes, in the fabric.
-pub(super) const NODE_GATEWAY: Addresses = Addresses {
+pub const NODE_GATEWAY: Addresses = Addresses {
     v4: Ipv4Addr::new(172, 18, 0, 1),
     v6: Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 1),
 };

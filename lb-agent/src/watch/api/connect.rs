@@ -2,7 +2,7 @@
 //!
 //! Nothing is sent: a server that is down is found by the watch, which retries.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{env, error::Error, path::PathBuf, time::Duration};
 
 use kube::{
     Client, Config,
@@ -39,12 +39,12 @@ pub struct Connection {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The kubeconfig is missing or not valid.
-    #[error("cannot use kubeconfig {}: correct --kubeconfig (or KUBECONFIG)", path.display())]
+    #[error("cannot use kubeconfig {}: correct --kubeconfig (or KUBECONFIG): {reason}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// The reason.
-        source: KubeconfigError,
+        /// The reason, in one line.
+        reason: String,
     },
     /// No kubeconfig and not inside a cluster.
     #[error(
@@ -94,9 +94,9 @@ impl Connection {
 pub async fn connect(options: &Options) -> Result<Connection, ConnectError> {
     let mut advice = None;
     let mut config = match (&options.kubeconfig, &options.master) {
-        (Some(path), _) => from_kubeconfig(path)
-            .await
-            .map_err(|source| ConnectError::Kubeconfig { path: path.clone(), source })?,
+        (Some(path), _) => from_kubeconfig(path).await.map_err(|error| {
+            ConnectError::Kubeconfig { path: path.clone(), reason: in_one_line(&error) }
+        })?,
         (None, master) => match (Config::incluster(), master) {
             (Ok(config), None) => {
                 advice = Some(ADVICE);
@@ -115,6 +115,24 @@ pub async fn connect(options: &Options) -> Result<Connection, ConnectError> {
     let client = Client::try_from(config)
         .map_err(|source| ConnectError::Client { url: url.clone(), source: Box::new(source) })?;
     Ok(Connection { client, url, advice })
+}
+
+/// The error and its causes, without those that one before names already and without the
+/// picture of the place that a YAML parser draws.
+fn in_one_line(error: &KubeconfigError) -> String {
+    let mut text = String::new();
+    let mut next: Option<&dyn Error> = Some(error);
+    while let Some(error) = next {
+        let message = error.to_string();
+        let line = message.lines().next().unwrap_or_default().trim_end_matches(':');
+        if text.is_empty() {
+            line.clone_into(&mut text);
+        } else if !text.contains(line) {
+            text = format!("{text}: {line}");
+        }
+        next = error.source();
+    }
+    text
 }
 
 fn url(master: &str) -> Result<axum::http::Uri, ConnectError> {
@@ -142,8 +160,6 @@ async fn from_kubeconfig(paths: &PathBuf) -> Result<Config, KubeconfigError> {
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error as _;
-
     use super::*;
 
     async fn failure(options: Options) -> String {
@@ -161,9 +177,12 @@ mod tests {
         let options = Options { kubeconfig: Some(path.clone()), master: None };
         let text = failure(options.clone()).await;
         assert!(text.contains(path.to_str().unwrap()) && text.contains("--kubeconfig"), "{text}");
-        std::fs::write(&path, "clusters: 7").unwrap();
-        let text = failure(options).await;
-        assert!(text.contains("failed to parse kubeconfig"), "{text}");
+        for malformed in ["clusters: 7", "clusters: ["] {
+            std::fs::write(&path, malformed).unwrap();
+            let text = failure(options.clone()).await;
+            assert!(text.contains("failed to parse kubeconfig"), "{text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
     }
 
     #[tokio::test]
