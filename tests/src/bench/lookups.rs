@@ -139,8 +139,7 @@ fn family<F: Side + Parse>() -> Result<Vec<Figure>> {
     let client = F::address(PODS, 0);
     let actions = [Action::REQUEST, Action::REPLY];
     let entries = [TCP, UDP].map(|protocol| flow_entries::<F>(protocol, client, actions, 0, 0));
-    let mut tables =
-        Counting::<F> { state: State::node(), flows: entries.concat(), look_ups: 0 };
+    let mut tables = Counting::<F> { state: State::node(), flows: entries.concat(), look_ups: 0 };
     let [(tcp, _), (tcp_reply, _)] = flow_tuples::<F>(TCP, client, 0);
     let [(udp, _), (udp_reply, _)] = flow_tuples::<F>(UDP, client, 0);
     let fresh = |protocol| flow_tuples::<F>(protocol, F::address(NEW_PODS, 0), 0)[0].0;

@@ -81,7 +81,8 @@ pub fn measure(object: &Path, ifindex: u32) -> Result<Vec<Figure>> {
 fn load_and_attach(ifindex: u32, cgroup: &Path) -> Result<Duration> {
     let directory = PinDirectory::make()?;
     let started = Instant::now();
-    let constants = Constants { has_set_retval: true, has_netns_cookie: true, ..Default::default() };
+    let constants =
+        Constants { has_set_retval: true, has_netns_cookie: true, ..Default::default() };
     let programs = load::load(&Pins::new(&directory.0), &MapSizes::default(), constants)?;
     let cgroup = File::open(cgroup)?;
     let mut links = Vec::new();
