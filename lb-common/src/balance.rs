@@ -104,6 +104,33 @@ impl<F: Family> Context<'_, F> {
     }
 }
 
+/// What a packet may be, as far as its destination tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Candidate {
+    /// On its way to a Service.
+    Request,
+    /// On its way back to a client.
+    Reply,
+    /// Nothing of ours.
+    Neither,
+}
+
+/// What a packet caught at `site` may be: all that is to be known of most packets, before
+/// they are parsed any further.
+#[inline(always)]
+pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Settings) -> Candidate {
+    let family = F::settings(settings);
+    match site {
+        Site::ToPod => Candidate::Reply,
+        Site::FromPod | Site::ToDevice { .. } if family.may_be_service(destination) => {
+            Candidate::Request
+        }
+        Site::ToDevice { .. } => Candidate::Neither,
+        _ if family.may_be_node(destination) => Candidate::Reply,
+        _ => Candidate::Neither,
+    }
+}
+
 /// Decides on a packet caught at `site`.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>>(
@@ -113,34 +140,38 @@ pub fn decide<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
+    let candidate = candidate::<F>(packet.tuple().destination, site, settings);
+    decide_candidate(candidate, packet, site, settings, work, tables)
+}
+
+/// Decides on a packet caught at `site` that is the `candidate` told by [`candidate`].
+#[inline(always)]
+pub fn decide_candidate<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    packet: &Packet<F>,
+    site: Site,
+    settings: &Settings,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Verdict {
     let context = Context { packet, settings, site, now: tables.now() };
-    let family = context.family();
-    let destination = packet.tuple().destination;
-    let is_request = match site {
-        Site::FromPod | Site::ToDevice { .. } => family.may_be_service(destination),
-        _ => false,
-    };
-    if is_request {
-        let verdict = match site {
-            Site::ToDevice { forwarded: true, .. } => Verdict::Pass(Reason::UnknownAddress),
-            _ => request::decide(&context, work, tables),
-        };
-        return match (site, verdict) {
-            (Site::ToDevice { .. }, Verdict::Pass(_)) if is_service_address(&context, tables) => {
-                Verdict::Drop(Reason::UntranslatedLeaving)
+    match candidate {
+        Candidate::Neither => Verdict::Pass(Reason::NotService),
+        Candidate::Reply => reply::decide(&context, work, tables),
+        Candidate::Request => {
+            let verdict = match site {
+                Site::ToDevice { forwarded: true, .. } => Verdict::Pass(Reason::UnknownAddress),
+                _ => request::decide(&context, work, tables),
+            };
+            match (site, verdict) {
+                (Site::ToDevice { .. }, Verdict::Pass(_))
+                    if is_service_address(&context, tables) =>
+                {
+                    Verdict::Drop(Reason::UntranslatedLeaving)
+                }
+                _ => verdict,
             }
-            _ => verdict,
-        };
-    }
-    let may_be_reply = match site {
-        Site::ToPod => true,
-        Site::ToDevice { .. } => false,
-        _ => family.may_be_node(destination),
-    };
-    if may_be_reply {
-        reply::decide(&context, work, tables)
-    } else {
-        Verdict::Pass(Reason::NotService)
+        }
     }
 }
 

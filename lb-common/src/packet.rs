@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use network_types::{eth::EthHdr, ip::Ipv4Hdr, ip::Ipv6Hdr, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::abi::{
-    address::{Be16, Family, Ipv4, Ipv6},
+    address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
     flow::{FlowKey, Tuple},
     frontend::{TCP, UDP},
 };
@@ -105,10 +105,6 @@ impl<F: Family> Packet<F> {
 /// see no VLAN tag in it (the kernel keeps it beside the packet).
 pub const IP_OFFSET: usize = size_of::<EthHdr>();
 
-/// How many bytes from the start of the frame suffice to parse a packet whose IPv4
-/// options or IPv6 extension headers are of common size.
-pub const USUAL_HEADERS: usize = IP_OFFSET + size_of::<Ipv6Hdr>() + size_of::<TcpHdr>();
-
 /// The EtherType of a frame, host byte order; `None` if it is too short to have one.
 #[inline(always)]
 pub fn ethertype<W: Window + ?Sized>(window: &W) -> Option<u16> {
@@ -122,11 +118,25 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// A family whose packets can be parsed.
 pub trait Parse: Family {
+    /// How many bytes from the start of the frame suffice to parse a TCP packet without
+    /// IPv4 options or IPv6 extension headers.
+    const USUAL_HEADERS: usize;
+
+    /// The packet's destination; `None` if the IP header is cut short.
+    fn destination<W: Window + ?Sized>(window: &W) -> Option<Self::Address>;
+
     /// Reads into `packet`; `None` if not even the addresses are there.
     fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()>;
 }
 
 impl Parse for Ipv4 {
+    const USUAL_HEADERS: usize = IP_OFFSET + Ipv4Hdr::LEN + TcpHdr::LEN;
+
+    #[inline(always)]
+    fn destination<W: Window + ?Sized>(window: &W) -> Option<Address4> {
+        window.load::<Header4>(IP_OFFSET).map(|header| header.destination)
+    }
+
     #[inline(always)]
     fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()> {
         const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;
@@ -162,6 +172,13 @@ impl Parse for Ipv4 {
 pub const MAX_EXTENSION_HEADERS: usize = 4;
 
 impl Parse for Ipv6 {
+    const USUAL_HEADERS: usize = IP_OFFSET + Ipv6Hdr::LEN + TcpHdr::LEN;
+
+    #[inline(always)]
+    fn destination<W: Window + ?Sized>(window: &W) -> Option<Address6> {
+        window.load::<Header6>(IP_OFFSET).map(|header| header.destination)
+    }
+
     #[inline(always)]
     fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()> {
         const HOP_BY_HOP: u8 = 0;

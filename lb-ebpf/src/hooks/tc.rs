@@ -13,10 +13,8 @@ use lb_common::{
         flow::{Action, Tuple},
         settings::{MAX_DEVICES, Settings},
     },
-    balance::{self, Site, Verdict},
-    packet::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, USUAL_HEADERS, Window, answer::Respond,
-    },
+    balance::{self, Candidate, Site, Verdict},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, Window, answer::Respond},
 };
 
 use crate::{
@@ -54,12 +52,14 @@ impl Window for Linear {
 
 /// The frame's headers, pulled into one piece if they were not.
 #[inline(always)]
-fn window(context: &TcContext) -> Linear {
+fn window<F: Parse>(context: &TcContext) -> Linear {
     let linear = Linear { start: context.data(), end: context.data_end() };
-    if linear.start + USUAL_HEADERS <= linear.end {
+    let length = context.len();
+    // Short frames, such as those of most datagrams, are in one piece as a rule.
+    if linear.start + F::USUAL_HEADERS <= linear.end || linear.end - linear.start >= length as usize
+    {
         return linear;
     }
-    let length = context.len();
     let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
     // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
     // read as far as it goes.
@@ -101,7 +101,17 @@ fn family<F: FamilyMaps + Parse + Respond + Rewrite + Route, const HOOK: u32>(
     settings: &Settings,
 ) -> i32 {
     let hook = const { hook::<HOOK>() };
-    let window = window(context);
+    let window = window::<F>(context);
+    let Some(destination) = F::destination(&window) else {
+        count(hook, Reason::Malformed);
+        return NEXT;
+    };
+    let site = site(context, hook);
+    let candidate = balance::candidate::<F>(destination, site, settings);
+    if matches!(candidate, Candidate::Neither) {
+        count(hook, Reason::NotService);
+        return NEXT;
+    }
     let Some(scratch) = F::scratch() else {
         count(hook, Reason::TableInconsistent);
         return NEXT;
@@ -115,7 +125,7 @@ fn family<F: FamilyMaps + Parse + Respond + Rewrite + Route, const HOOK: u32>(
     let packet = &scratch.packet;
     let work = &mut scratch.work;
     let verdict =
-        balance::decide::<F, _>(packet, site(context, hook), settings, work, &mut tables::Maps);
+        balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps);
     let (result, reason) = apply(context, packet, hook, verdict, &work.rewrite);
     count(hook, reason);
     #[cfg(feature = "log")]

@@ -14,11 +14,10 @@ pub struct Lane {
     pub length: u32,
     /// Index into TARGETS.
     pub target: u32,
-    /// Number of flows - 1, all ones below the highest: the flow of run `n` is
-    /// `n * scatter & mask`.
+    /// Number of flows - 1, all ones below the highest: the flow of run `n` is `n & mask`.
     pub mask: u32,
-    /// An odd number, so that consecutive runs meet flows that lie far apart in memory.
-    pub scatter: u32,
+    /// Always 0.
+    pub zero: u32,
 }
 
 /// Words of an IPv6 header and a TCP header.

@@ -45,9 +45,9 @@ pub static LRU_16K: LruHashMap<FlowKey<Address4>, Flow<Address4>, 16384> = LruHa
 /// As many entries as the table of flows. Written by `lb-bench` and `insert_256k`.
 #[btf_map]
 pub static LRU_256K: LruHashMap<FlowKey<Address4>, Flow<Address4>, 262144> = LruHashMap::new();
-/// Room for a million entries. Written by `lb-bench` and `insert_1m`.
+/// Room for a million flows. Written by `lb-bench` and `insert_1m`.
 #[btf_map]
-pub static LRU_1M: LruHashMap<FlowKey<Address4>, Flow<Address4>, 1048576> = LruHashMap::new();
+pub static LRU_1M: LruHashMap<FlowKey<Address4>, Flow<Address4>, 2101248> = LruHashMap::new();
 
 const ETHERNET: usize = 14;
 const CHECKSUM_OF_TCP4: usize = ETHERNET + 20 + 16;
@@ -108,7 +108,7 @@ fn wrap<const WORDS: usize, const ADDRESS: usize, const PORTS: usize, const SOUR
         *runs = run + 1;
         run
     };
-    let flow = (run as u32).wrapping_mul(lane.scatter) & lane.mask;
+    let flow = run as u32 & lane.mask;
     let ports = port_bits(flow) as u32;
     let mut index = 0;
     while index < 3 {
@@ -177,11 +177,25 @@ pub fn lru_256k(context: TcContext) -> i32 {
     found(LRU_256K.get_ptr(&key))
 }
 
-/// A hit in an LRU of a million entries.
+/// A hit in an LRU of a million flows.
 #[classifier]
 pub fn lru_1m(context: TcContext) -> i32 {
     let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
     found(LRU_1M.get_ptr(&key))
+}
+
+/// A miss in an LRU of the size of the table of flows.
+#[classifier]
+pub fn miss_256k(context: TcContext) -> i32 {
+    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
+    missed(LRU_256K.get_ptr(&key))
+}
+
+/// A miss in an LRU of a million flows.
+#[classifier]
+pub fn miss_1m(context: TcContext) -> i32 {
+    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
+    missed(LRU_1M.get_ptr(&key))
 }
 
 /// An insertion into a small LRU that is full.
@@ -198,7 +212,7 @@ pub fn insert_256k(context: TcContext) -> i32 {
     added(LRU_256K.insert(&key, &Flow::default(), BPF_ANY as u64))
 }
 
-/// An insertion into an LRU of a million entries.
+/// An insertion into an LRU of a million flows.
 #[classifier]
 pub fn insert_1m(context: TcContext) -> i32 {
     let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
@@ -276,6 +290,11 @@ fn found(entry: Option<*const Flow<Address4>>) -> i32 {
         }
         None => TC_ACT_SHOT,
     }
+}
+
+#[inline(always)]
+fn missed(entry: Option<*const Flow<Address4>>) -> i32 {
+    if entry.is_none() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
 }
 
 #[inline(always)]

@@ -17,7 +17,7 @@ use lb_common::{
 use super::{
     floors::Floors,
     frames,
-    harness::{Harness, Shot},
+    harness::{Harness, Measurement, Shot},
     report::{Figure, Outcome},
     tables::{
         Datapath, ELSEWHERE, EMPTY_PORTS, NEW_PODS, NODES, PODS, Side, THIS_NODE, flow_tuples,
@@ -105,9 +105,9 @@ fn run(
                 target
             }
         };
-        let outcome = match one(harness, datapath, &lane, target) {
-            Ok(estimate) => Outcome::Measured(estimate),
-            Err(error) => Outcome::Invalid(format!("{error:#}")),
+        let (outcome, allowance) = match one(harness, datapath, floors, &lane, target) {
+            Ok(measurement) => (Outcome::Measured(measurement.cost), measurement.allowance),
+            Err(error) => (Outcome::Invalid(format!("{error:#}")), 0.0),
         };
         figures.push(Figure {
             row: lane.row,
@@ -116,8 +116,8 @@ fn run(
             aim: lane.limits.map(|limits| limits.0),
             must: lane.limits.map(|limits| limits.1),
             outcome,
-            allowance: allowance(floors, lane.floor),
-            floor: floor(floors, lane.floor),
+            allowance,
+            floor: floors.sum(lane.floor),
         });
     }
     harness.truncate(before);
@@ -127,9 +127,10 @@ fn run(
 fn one(
     harness: &Harness,
     datapath: &Datapath,
+    floors: &Floors,
     lane: &Lane,
     target: u32,
-) -> Result<super::stats::Estimate> {
+) -> Result<Measurement> {
     let shot = Shot {
         wrapper: lane.wrapper,
         frame: &lane.frame,
@@ -139,7 +140,7 @@ fn one(
     };
     let expected = lane.hook.counter(lane.reason) as usize;
     let mut before = Vec::new();
-    harness.measure(&shot, |run| {
+    harness.measure(&shot, &floors.anchored(lane.floor), |run| {
         let now = datapath.counters.sums()?;
         let Some(run) = run else {
             before = now;
@@ -156,35 +157,6 @@ fn one(
     })
 }
 
-fn floor(floors: &Floors, steps: &[(&'static str, u32)]) -> Option<(f64, String)> {
-    let mut sum = 0.0;
-    let mut names = Vec::new();
-    for (name, times) in steps {
-        sum += floors.get(name)? * f64::from(*times);
-        names.push(if *times == 1 { (*name).to_owned() } else { format!("{times} {name}") });
-    }
-    (!names.is_empty()).then(|| (sum, names.join(" + ")))
-}
-
-/// What the steps cost, ns, on the machine that the limits are from.
-const ANCHORS: [(&str, f64); 5] = [
-    ("LRU hit", 25.0),
-    ("LRU hit, 64k", 44.0),
-    ("LRU hit, 1 M", 205.0),
-    ("LRU insert, 16k", 225.0),
-    ("LRU insert, 256k", 225.0),
-];
-
-/// How much more the steps cost here and now: a cache that others use too makes a table's
-/// memory slow, and no program can help it.
-fn allowance(floors: &Floors, steps: &[(&'static str, u32)]) -> f64 {
-    let beyond = |(name, times): &(&'static str, u32)| {
-        let anchor = ANCHORS.iter().find(|anchor| anchor.0 == *name)?.1;
-        Some((floors.get(name)? - anchor).max(0.0) * f64::from(*times))
-    };
-    steps.iter().filter_map(beyond).sum()
-}
-
 const REQUEST_NOT_OURS: (f64, f64) = (10.0, 30.0);
 const REPLY_NOT_OURS: (f64, f64) = (40.0, 60.0);
 const HOT: (f64, f64) = (45.0, 70.0);
@@ -196,12 +168,24 @@ const ONE_HIT: &[(&str, u32)] = &[("LRU hit", 1)];
 const HIT_AND_SUMS: &[(&str, u32)] = &[("LRU hit", 1), ("checksum", 2)];
 const HIT_64K_AND_SUMS: &[(&str, u32)] = &[("LRU hit, 64k", 1), ("checksum", 2)];
 const HIT_1M_AND_SUMS: &[(&str, u32)] = &[("LRU hit, 1 M", 1), ("checksum", 2)];
-const OPEN_TCP: &[(&str, u32)] =
-    &[("LRU insert, 16k", 2), ("LRU hit", 3), ("hash hit", 1), ("checksum", 2)];
+const OPEN_TCP: &[(&str, u32)] = &[
+    ("LRU insert, 16k", 2),
+    ("LRU miss, 64k", 2),
+    ("LRU hit", 1),
+    ("hash hit", 1),
+    ("checksum", 2),
+];
+const OPEN_TCP_LARGE: &[(&str, u32)] = &[
+    ("LRU insert, 16k", 2),
+    ("LRU miss, 1 M", 2),
+    ("LRU hit", 1),
+    ("hash hit", 1),
+    ("checksum", 2),
+];
 const OPEN_UDP: &[(&str, u32)] =
-    &[("LRU insert, 256k", 2), ("LRU hit", 1), ("hash hit", 1), ("checksum", 2)];
+    &[("LRU insert, 256k", 2), ("LRU miss, 64k", 1), ("hash hit", 1), ("checksum", 2)];
 const OPEN_UDP_LARGE: &[(&str, u32)] =
-    &[("LRU insert, 1 M", 2), ("LRU hit, 1 M", 1), ("hash hit", 1), ("checksum", 2)];
+    &[("LRU insert, 1 M", 2), ("LRU miss, 1 M", 1), ("hash hit", 1), ("checksum", 2)];
 const REFUSED: &[(&str, u32)] = &[("LRU hit", 2), ("hash hit", 1)];
 
 /// A frame as a data packet is: TCP with timestamps, UDP with a few bytes.
@@ -357,7 +341,8 @@ fn opened<F: Side>(lanes: &mut Vec<Lane>, others: u32) {
             flows: 0,
             ifindex: 0,
             floor: match (protocol, others) {
-                (TCP, _) => OPEN_TCP,
+                (TCP, 0) => OPEN_TCP,
+                (TCP, _) => OPEN_TCP_LARGE,
                 (_, 0) => OPEN_UDP,
                 _ => OPEN_UDP_LARGE,
             },

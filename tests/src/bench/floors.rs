@@ -2,26 +2,72 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
-use lb_common::abi::{
-    address::{Address4, Ipv4},
-    flow::{Flow, FlowKey},
-    frontend::TCP,
+use anyhow::{Context, Result, ensure};
+use lb_common::{
+    abi::{
+        address::{Address4, Ipv4},
+        flow::{Action, Flow, FlowKey},
+        frontend::TCP,
+    },
+    packet::ACK,
 };
 
 use super::{
     frames,
-    harness::{Harness, Shot},
+    harness::{Harness, Shot, Step},
     report::{Figure, Outcome},
-    stats::Estimate,
-    tables::{PODS, Side, flow_tuples},
+    tables::{NEW_PODS, PODS, Side, flow_entries, flow_tuples},
 };
 
-/// The cost of each floor by name, ns.
-pub type Floors = BTreeMap<&'static str, f64>;
+/// What the steps cost, ns, on the machine that the limits are from, where that depends on
+/// how many others use the caches.
+const ANCHORS: [(&str, f64); 6] = [
+    ("LRU hit, 64k", 44.0),
+    ("LRU hit, 1 M", 205.0),
+    ("LRU miss, 64k", 44.0),
+    ("LRU miss, 1 M", 205.0),
+    ("LRU insert, 16k", 225.0),
+    ("LRU insert, 256k", 225.0),
+];
+
+/// The cost of each floor, and how to measure it again.
+pub struct Floors {
+    known: Vec<u8>,
+    new: Vec<u8>,
+    costs: BTreeMap<&'static str, f64>,
+    targets: BTreeMap<&'static str, (u32, u32)>,
+}
+
+impl Floors {
+    /// What the steps cost together, ns, and their names.
+    pub fn sum(&self, steps: &[(&'static str, u32)]) -> Option<(f64, String)> {
+        let mut sum = 0.0;
+        let mut names = Vec::new();
+        for (name, times) in steps {
+            sum += self.costs.get(name)? * f64::from(*times);
+            names.push(if *times == 1 { (*name).to_owned() } else { format!("{times} {name}") });
+        }
+        (!names.is_empty()).then(|| (sum, names.join(" + ")))
+    }
+
+    /// Those of the steps whose cost depends on others, to be measured again.
+    pub fn anchored(&self, steps: &[(&'static str, u32)]) -> Vec<Step<'_>> {
+        let step = |(name, times): &(&'static str, u32)| {
+            let anchor = ANCHORS.iter().find(|anchor| anchor.0 == *name)?.1;
+            let (target, flows) = *self.targets.get(name)?;
+            Some(Step { shot: self.shot(target, flows), times: f64::from(*times), anchor })
+        };
+        steps.iter().filter_map(step).collect()
+    }
+
+    fn shot(&self, target: u32, flows: u32) -> Shot<'_> {
+        let frame = if flows == 0 { &self.new } else { &self.known };
+        Shot { wrapper: Ipv4::WRAPPERS[0], frame, flows, target, ifindex: 0 }
+    }
+}
 
 /// (name, program, flows; 0 = always a new one)
-const STEPS: [(&str, &str, u32); 15] = [
+const STEPS: [(&str, &str, u32); 17] = [
     ("array look-up", "array", 1),
     ("key", "key", 1),
     ("hash hit", "hash", 1),
@@ -29,6 +75,8 @@ const STEPS: [(&str, &str, u32); 15] = [
     ("LRU hit", "lru_256k", 1),
     ("LRU hit, 64k", "lru_256k", 1 << 16),
     ("LRU hit, 1 M", "lru_1m", MILLION),
+    ("LRU miss, 64k", "miss_256k", 0),
+    ("LRU miss, 1 M", "miss_1m", 0),
     ("ktime", "ktime", 1),
     ("jiffies", "jiffies", 1),
     ("random", "random", 1),
@@ -52,31 +100,33 @@ const MILLION: u32 = 1 << 20;
 /// # Errors
 /// The kernel refuses something.
 pub fn measure(harness: &mut Harness) -> Result<(Floors, Vec<Figure>)> {
-    let mut floors = Floors::new();
-    let mut figures = Vec::new();
     fill(harness)?;
-    let targets = harness.targets();
-    let [(request, _), _] = flow_tuples::<Ipv4>(TCP, Ipv4::address(PODS, 0), 0);
-    let frame = frames::frame::<Ipv4>(&request, TCP, lb_common::packet::ACK, 66, 32);
+    let [known, new] = [PODS, NEW_PODS].map(|network| {
+        let [(request, _), _] = flow_tuples::<Ipv4>(TCP, Ipv4::address(network, 0), 0);
+        frames::frame::<Ipv4>(&request, TCP, ACK, 66, 32)
+    });
+    let mut floors = Floors { known, new, costs: BTreeMap::new(), targets: BTreeMap::new() };
+    let mut figures = Vec::new();
     for (name, program, flows) in STEPS {
-        harness.truncate(targets);
         let target = harness.floor(program)?;
-        let shot = Shot { wrapper: Ipv4::WRAPPERS[0], frame: &frame, flows, target, ifindex: 0 };
-        let outcome = match harness.measure(&shot, |run| {
+        let measured = harness.measure(&floors.shot(target, flows), &[], |run| {
             const SHOT: i32 = 2;
             ensure!(run.is_none_or(|run| run.returned != SHOT), "the step failed");
             Ok(())
-        }) {
-            Ok(estimate) => Outcome::Measured(estimate),
+        });
+        floors.targets.insert(name, (target, flows));
+        let outcome = match measured {
+            Ok(measurement) => {
+                floors.costs.insert(name, measurement.cost.median);
+                Outcome::Measured(measurement.cost)
+            }
             Err(error) => Outcome::Invalid(format!("{error:#}")),
         };
-        if let Outcome::Measured(Estimate { median, .. }) = outcome {
-            floors.insert(name, median);
-        }
         figures.push(judged(name, outcome));
     }
-    harness.truncate(targets);
-    figures.push(Figure::told("packet restored", Outcome::Measured(restore(harness, &frame)?)));
+    let bare = Shot { wrapper: "bare", ..floors.shot(0, 1) };
+    let restored = harness.compare(&floors.shot(0, 1), &bare)?;
+    figures.push(Figure::told("packet restored", Outcome::Measured(restored)));
     Ok((floors, figures))
 }
 
@@ -93,23 +143,16 @@ fn judged(name: &'static str, outcome: Outcome) -> Figure {
     Figure::told(name, outcome)
 }
 
+/// The tables of flows hold both directions of each, as those of the programs do.
 fn fill(harness: &Harness) -> Result<()> {
     let client = Ipv4::address(PODS, 0);
+    let actions = [Action::REQUEST, Action::REPLY];
     for (name, count) in [("HASH", HASHED), ("LRU_256K", 1 << 16), ("LRU_1M", MILLION)] {
         let map = harness.map::<FlowKey<Address4>, Flow<Address4>>(name)?;
-        let keys: Vec<_> = (0..count)
-            .map(|number| {
-                let tuple = flow_tuples::<Ipv4>(TCP, client, number)[0].0;
-                FlowKey { tuple, protocol: TCP.into() }
-            })
-            .collect();
-        map.set_batch(&keys, &vec![Flow::default(); keys.len()]).1?;
+        let (keys, flows): (Vec<_>, Vec<_>) = (0..count)
+            .flat_map(|number| flow_entries::<Ipv4>(TCP, client, actions, number, 0))
+            .unzip();
+        map.set_batch(&keys, &flows).1.with_context(|| format!("cannot fill {name}"))?;
     }
     Ok(())
-}
-
-/// What the wrapper itself does beyond a tail call.
-fn restore(harness: &mut Harness, frame: &[u8]) -> Result<Estimate> {
-    let bare = Shot { wrapper: "bare", frame, flows: 1, target: 0, ifindex: 0 };
-    harness.compare(&Shot { wrapper: Ipv4::WRAPPERS[0], ..bare.clone() }, &bare)
 }

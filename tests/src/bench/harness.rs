@@ -58,6 +58,26 @@ pub struct Shot<'a> {
     pub ifindex: u32,
 }
 
+/// A step that a program cannot do without, and that others on the machine make slow.
+#[derive(Clone, Debug)]
+pub struct Step<'a> {
+    /// The step alone.
+    pub shot: Shot<'a>,
+    /// How often the program takes it.
+    pub times: f64,
+    /// What it cost where the limits are from, ns.
+    pub anchor: f64,
+}
+
+/// What a program costs.
+#[derive(Clone, Copy, Debug)]
+pub struct Measurement {
+    /// Nanoseconds of a packet above an empty program.
+    pub cost: Estimate,
+    /// How much of it is what the steps cost beyond their anchors in the same rounds.
+    pub allowance: f64,
+}
+
 /// What there was of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
@@ -129,27 +149,44 @@ impl Harness {
         self.count
     }
 
-    /// Nanoseconds of one packet above an empty program. `check` is called before each run
-    /// of the target with `None`, and after it with what there was of it.
+    /// Measures `shot` and, turn about with it, the `steps` that it is judged by. `check` is
+    /// called before each run of the target with `None`, and after it with what there was of
+    /// it.
     ///
     /// # Errors
     /// Those of BPF_PROG_TEST_RUN and of `check`.
     pub fn measure(
         &self,
         shot: &Shot,
+        steps: &[Step],
         mut check: impl FnMut(Option<Run>) -> Result<()>,
-    ) -> Result<Estimate> {
+    ) -> Result<Measurement> {
         let repeat = self.repeat(shot)?;
         let empty = Shot { target: EMPTY, ..shot.clone() };
-        self.rounds(
-            || Ok(self.run(&empty, repeat)?.nanoseconds),
-            || {
-                check(None)?;
-                let run = self.run(shot, repeat)?;
-                check(Some(run))?;
-                Ok(run.nanoseconds)
-            },
-        )
+        let repeats: Vec<u32> =
+            steps.iter().map(|step| self.repeat(&step.shot)).collect::<Result<_>>()?;
+        let mut allowances = Vec::with_capacity(self.effort.rounds);
+        let mut costs = Vec::with_capacity(self.effort.rounds);
+        let mut target = || {
+            check(None)?;
+            let run = self.run(shot, repeat)?;
+            check(Some(run))?;
+            anyhow::Ok(run.nanoseconds)
+        };
+        for round in 0..self.effort.rounds {
+            let first = if round % 2 == 0 { None } else { Some(target()?) };
+            let empty = self.run(&empty, repeat)?.nanoseconds;
+            let mut allowance = 0.0;
+            for (step, repeat) in steps.iter().zip(&repeats) {
+                let cost = self.run(&step.shot, *repeat)?.nanoseconds - empty;
+                allowance += (cost - step.anchor).max(0.0) * step.times;
+            }
+            let cost = first.map_or_else(&mut target, Ok)? - empty;
+            allowances.push(cost - allowance);
+            costs.push(cost);
+        }
+        let (cost, judged) = (Estimate::of(costs), Estimate::of(allowances));
+        Ok(Measurement { cost, allowance: cost.median - judged.median })
     }
 
     /// Nanoseconds of `more` above `less`.
@@ -158,27 +195,10 @@ impl Harness {
     /// Those of BPF_PROG_TEST_RUN.
     pub fn compare(&self, more: &Shot, less: &Shot) -> Result<Estimate> {
         let repeat = self.repeat(more)?;
-        self.rounds(
-            || Ok(self.run(less, repeat)?.nanoseconds),
-            || Ok(self.run(more, repeat)?.nanoseconds),
-        )
-    }
-
-    /// The difference between two runs, one before the other by turns.
-    fn rounds(
-        &self,
-        mut less: impl FnMut() -> Result<f64>,
-        mut more: impl FnMut() -> Result<f64>,
-    ) -> Result<Estimate> {
         let mut samples = Vec::with_capacity(self.effort.rounds);
-        for round in 0..self.effort.rounds {
-            samples.push(if round % 2 == 0 {
-                let below = less()?;
-                more()? - below
-            } else {
-                let above = more()?;
-                above - less()?
-            });
+        for _ in 0..self.effort.rounds {
+            let below = self.run(less, repeat)?.nanoseconds;
+            samples.push(self.run(more, repeat)?.nanoseconds - below);
         }
         Ok(Estimate::of(samples))
     }
@@ -187,16 +207,15 @@ impl Harness {
     fn repeat(&self, shot: &Shot) -> Result<u32> {
         let trial = self.run(shot, 2_000)?.nanoseconds;
         let run = self.effort.run.as_nanos() as f64;
-        Ok((run / trial.max(1.0)).clamp(1_000.0, 1_000_000.0) as u32)
+        // Enough to meet every flow of those that a cache could hold.
+        let least = shot.flows.clamp(1_000, 1 << 16);
+        Ok(((run / trial.max(1.0)) as u32).clamp(least, 1_000_000))
     }
 
     fn run(&self, shot: &Shot, repeat: u32) -> Result<Run> {
-        // Odd, and far from any multiple of a page of entries.
-        const SCATTER: u32 = 0x9e37_79b1;
         let lane = Lane {
             target: shot.target,
             mask: shot.flows.wrapping_sub(1),
-            scatter: SCATTER,
             ..super::frames::lane(shot.frame)
         };
         self.lane.set(&0, &lane).context("cannot set LANE")?;

@@ -24,8 +24,9 @@ pub struct Figure {
     /// The measurement, or why it is void.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// What the limits are raised by: how much more the floor costs here than on the machine
-    /// that they are from.
+    /// What the limits are raised by: how much more the floor cost in the same rounds than on
+    /// the machine that they are from. Caches that others use too make a table's memory slow,
+    /// and no program can help it.
     pub allowance: f64,
     /// What the steps that cannot be left out cost in the same run, and which they are.
     pub floor: Option<(f64, String)>,
@@ -145,7 +146,7 @@ fn verdict(figure: &Figure) -> String {
     if figure.allowance < 1.0 {
         return word.to_owned();
     }
-    format!("{word}, limits raised by {:.0}: the floor is that much higher here", figure.allowance)
+    format!("{word} (limits + {:.0}, for slow memory)", figure.allowance)
 }
 
 /// Writes the figures as JSON.
