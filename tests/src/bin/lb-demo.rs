@@ -40,11 +40,11 @@ fn show(hold: bool) -> Result<ExitCode> {
         Err(error) => return Err(error),
     };
     report.summary();
-    let code = if report.is_as_promised() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let status = u8::from(!report.is_as_promised());
     if hold {
         keep::explain(&world, &mut report)?;
-        keep::detach()?;
+        keep::detach(status)?;
         stop.wait();
     }
-    Ok(code)
+    Ok(ExitCode::from(status))
 }

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::kill;
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setsid, write};
 
 use super::stop::Stop;
 use super::{CLIENT, HTTP_PORT, Number, Report};
@@ -21,7 +21,7 @@ use crate::netns::world::World;
 pub const HOLD: &str = "--hold";
 
 /// Runs the demo in a process of its own session and returns when it has been shown. That
-/// process stays when all was well.
+/// process stays, unless the demo could not be built or was interrupted.
 ///
 /// # Errors
 /// It cannot be started.
@@ -37,48 +37,42 @@ pub fn in_background() -> Result<ExitCode> {
         });
     }
     let (mut end, done) = std::io::pipe().context("cannot make a pipe")?;
-    // It closes its end of the pipe when it has nothing more to show.
+    // By which it tells its exit status when it has nothing more to show.
     command.stdin(done);
     let stop = Stop::listen()?;
     let mut child = command.spawn().context("cannot start the demo in the background")?;
     drop(command);
     let pid = Pid::from_raw(i32::try_from(child.id())?);
     let mut passed_on = false;
-    loop {
+    let mut told = [0];
+    let is_detached = loop {
         if let (Some(signal), false) = (stop.signal(), passed_on) {
             passed_on = kill(pid, signal).is_ok();
         }
-        match end.read(&mut [0]) {
+        match end.read(&mut told) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error).context("cannot wait for the demo"),
-            Ok(_) => break,
+            Ok(length) => break length > 0,
         }
+    };
+    if is_detached {
+        return Ok(ExitCode::from(told[0]));
     }
-    // It detached itself and stays, or it is ending.
-    match child.try_wait()? {
-        None if is_detached(child.id()) => Ok(ExitCode::SUCCESS),
-        _ => {
-            let status = child.wait().context("cannot wait for the demo")?;
-            let code = status.code().and_then(|code| u8::try_from(code).ok());
-            Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
-        }
-    }
+    let status = child.wait().context("cannot wait for the demo")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Whether a process has detached itself: its stdin is no pipe any more.
-fn is_detached(pid: u32) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/fd/0")).is_ok_and(|file| file.ends_with("null"))
-}
-
-/// Lets go of the terminal and of whoever waits for the output.
+/// Tells whoever waits the exit status, and lets go of the terminal.
 ///
 /// # Errors
-/// There is no /dev/null.
-pub fn detach() -> Result<()> {
+/// There is no /dev/null, or nobody waits.
+pub fn detach(status: u8) -> Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.context("cannot open /dev/null")?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
+    write(std::io::stdin(), &[status]).context("nobody waits for the demo")?;
     dup2_stdin(&null)?;
     Ok(())
 }
@@ -99,7 +93,7 @@ pub fn explain(world: &World, report: &mut Report) -> Result<()> {
         String::new(),
         "It stands, with an agent on each node. Network namespaces (see `ip netns`):".to_owned(),
         format!("  {}-{{node1,node2,{},fabric,outside}}", cluster.prefix(), pods.join(",")),
-        format!("A call from pod `{CLIENT}`, again for the other backend; and by IPv6:"),
+        format!("A call from pod `{CLIENT}`, packet by packet as curl is in no cgroup of the pod:"),
         format!("  {} curl -s http://{}:{HTTP_PORT}", enter("pod-client"), web.v4),
         format!("  {} curl -s 'http://[{}]:{HTTP_PORT}'", enter("pod-client"), web.v6),
         "What node1's maps hold (services, frontends, backends, flows, affinity, counters):"

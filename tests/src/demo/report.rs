@@ -80,3 +80,20 @@ impl Report {
         self.failed == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_row_that_is_not_as_promised_spoils_the_report() {
+        let mut report = Report::default();
+        for (is_as_promised, is_good) in [(true, true), (false, false), (true, false)] {
+            let mut table = Table::new(&["called"]);
+            table.row(&["near"], is_as_promised);
+            report.table(table);
+            assert_eq!(report.is_as_promised(), is_good, "after {is_as_promised}");
+        }
+        assert_eq!((report.rows, report.failed), (3, 1));
+    }
+}
