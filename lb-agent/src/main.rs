@@ -59,12 +59,17 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Get(arguments) => {
-            print!("{}", get::get(&arguments)?);
+            println!("{}", get::get(&arguments)?.trim_end());
             Ok(())
         }
         Command::Check(arguments) => check(arguments),
         Command::Cleanup(arguments) => {
             log_to_stderr(&arguments.log);
+            anyhow::ensure!(
+                arguments.drain.is_none(),
+                "--drain is not there yet: without it, connections that are translated packet \
+                 by packet end at once"
+            );
             let cleanup::Cleaned { links, filters, pins } =
                 cleanup::cleanup(&arguments.pins.bpf_dir)?;
             println!("detached {links} links and {filters} filters, removed {pins} pins");
