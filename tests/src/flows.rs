@@ -20,7 +20,7 @@ use lb_common::abi::service::{Service, Slot};
 use lb_common::abi::settings::{Device, SettingsPair};
 use lb_common::balance::{Answer, FlowTable};
 use lb_common::packet::Packet;
-use lb_common::testing::bench::{End, Lab, Outcome, Place};
+use lb_common::testing::bench::{End, FlowEntries, Lab, Outcome, Place};
 use lb_common::testing::family::TestFamily;
 use lb_common::testing::frame::{self, MACS};
 use lb_common::testing::tables::Lookups;
@@ -289,7 +289,7 @@ where
         age(&self.affinity, |affinity| &mut affinity.last_seen, ticks);
     }
 
-    fn flows(&mut self, table: FlowTable) -> Vec<(FlowKey<F::Address>, Flow<F::Address>)> {
+    fn flows(&mut self, table: FlowTable) -> FlowEntries<F::Address> {
         entries(self.table(table))
     }
 

@@ -65,7 +65,7 @@ fn what_has_options_is_refused_with_all_of_its_header_quoted<F: TestFamily>(benc
 fn payloads_of_every_length_keep_their_checksums<F: TestFamily>(bench: &mut Bench<F>) {
     service(bench, 1);
     let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
-    let payload: Vec<u8> = (0..1400u32).map(|index| (index * 7919 >> 3) as u8).collect();
+    let payload: Vec<u8> = (0..1400u32).map(|index| ((index * 7919) >> 3) as u8).collect();
     for length in (0..70).chain([255, 256, 257, 1023, 1400]) {
         let frame = Frame::of(bench.protocol, talk.client, talk.front, ACK);
         let frame = frame.payload(&payload[..length]);
