@@ -246,7 +246,7 @@ fn transport<F: Family, W: Window + ?Sized>(
     length: usize,
     packet: &mut Packet<F>,
 ) {
-    /// Ports, and of TCP all up to the flags.
+    /// A TCP header without options.
     #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
     #[repr(C)]
     struct Start {
@@ -254,6 +254,7 @@ fn transport<F: Family, W: Window + ?Sized>(
         sequence: [u16; 4],
         data_offset: u8,
         flags: u8,
+        rest: [u16; 3],
     }
     match packet.protocol() {
         TCP => {
@@ -281,7 +282,7 @@ fn transport<F: Family, W: Window + ?Sized>(
             if length < 8 {
                 return;
             }
-            let Some([icmp_type, _]) = window.load::<[u8; 2]>(offset) else { return };
+            let Some([icmp_type, ..]) = window.load::<[u8; 8]>(offset) else { return };
             packet.detail = icmp_type;
             packet.kind = Kind::Icmp;
         }

@@ -2,10 +2,16 @@
 //!
 //! [`netns`] builds nodes, pods and an outside client from network namespaces; [`echo`] is what
 //! runs in them: servers that say which client they saw, and clients that say who answered.
-//! [`controlplane`] is a real API server with its controllers. [`demo`] shows it all to a newcomer.
+//! [`controlplane`] is a real API server with its controllers. [`programs`] loads the eBPF
+//! object, [`flows`] runs the rows of behaviour through it, and [`verify`] tells what the
+//! verifier thought of it.
+//! [`demo`] shows it all to a newcomer.
 
 pub mod bench;
 pub mod controlplane;
 pub mod demo;
 pub mod echo;
+pub mod flows;
 pub mod netns;
+pub mod programs;
+pub mod verify;

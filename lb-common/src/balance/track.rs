@@ -61,7 +61,9 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
 ) {
     let seen = observed(context.packet.kind, context.packet.detail, flow.action.is_reply());
     let state = flow.state | seen;
-    let idle = context.now.wrapping_sub(flow.last_seen);
+    // In the kernel `flow` is the entry itself, which is about to change.
+    let last_seen = flow.last_seen;
+    let idle = context.now.wrapping_sub(last_seen);
     let ticks = context.settings.ticks_per_second;
     if state == flow.state && idle < ticks {
         return;
@@ -71,7 +73,7 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
         entry.set_state(state);
     } else {
         let period = ticks.wrapping_mul(PAIR_REFRESH_SECONDS);
-        if context.now.checked_div(period) == flow.last_seen.checked_div(period) {
+        if context.now.checked_div(period) == last_seen.checked_div(period) {
             return;
         }
     }

@@ -138,6 +138,9 @@ pub struct Outcome<A: Address> {
     pub end: End<A>,
 }
 
+/// Entries of a flow table.
+pub type FlowEntries<A> = Vec<(FlowKey<A>, Flow<A>)>;
+
 /// An interpreter of the datapath.
 pub trait Lab<F: TestFamily> {
     /// Forgets everything: flows, affinity and the world.
@@ -150,7 +153,7 @@ pub trait Lab<F: TestFamily> {
     /// Lets time pass.
     fn pass(&mut self, ticks: u32);
     /// Every entry of a flow table.
-    fn flows(&mut self, table: FlowTable) -> Vec<(FlowKey<F::Address>, Flow<F::Address>)>;
+    fn flows(&mut self, table: FlowTable) -> FlowEntries<F::Address>;
     /// Removes one entry of a flow table, as the sweep does, or the kernel in a full one.
     fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>);
     /// Every entry of AFFINITY.

@@ -104,9 +104,8 @@ impl TestFamily for Ipv4 {
         let options: Vec<u8> = options.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
         assert!(options.len().is_multiple_of(4) && options.len() <= 40, "options in words");
         let own = 20 + options.len();
-        let fragment = fragment.map_or(0x4000, |fragment| {
-            fragment.offset / 8 | if fragment.more { 0x2000 } else { 0 }
-        });
+        let fragment = fragment
+            .map_or(0x4000, |fragment| (fragment.offset / 8) | (u16::from(fragment.more) << 13));
         let mut header = vec![0x40 | (own / 4) as u8, 0x28];
         header.extend(((own + length) as u16).to_be_bytes());
         header.extend([0x12, 0x34]);

@@ -4,7 +4,7 @@ use crate::{
     abi::{
         affinity::{Affinity, AffinityKey},
         counter::Reason,
-        flow::{Action, Flow, FlowKey},
+        flow::{Action, FlowKey},
         settings::Settings,
     },
     balance::{self, FlowTable, Tables, Verdict, Work},
@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{
-    bench::{End, Lab, Outcome, Place},
+    bench::{End, FlowEntries, Lab, Outcome, Place},
     family::TestFamily,
     tables::{FakeTables, Lookups},
     world::World,
@@ -97,7 +97,7 @@ impl<F: TestFamily> Lab<F> for Host<F> {
         self.tables.clock = self.tables.clock.wrapping_add(ticks);
     }
 
-    fn flows(&mut self, table: FlowTable) -> Vec<(FlowKey<F::Address>, Flow<F::Address>)> {
+    fn flows(&mut self, table: FlowTable) -> FlowEntries<F::Address> {
         self.tables.flows_of(table)
     }
 

@@ -24,6 +24,7 @@ macro_rules! rows {
 
 pub mod affinity;
 pub mod clients;
+pub mod clock;
 pub mod life;
 pub mod nothing;
 pub mod shape;
@@ -34,7 +35,7 @@ const BOTH: &[u8] = &[TCP, UDP];
 const TCP_ONLY: &[u8] = &[TCP];
 const UDP_ONLY: &[u8] = &[UDP];
 
-/// All rows.
+/// All rows but those of [`clock`].
 pub fn all<F: TestFamily>() -> Vec<Row<F>> {
     let mut rows = clients::rows();
     rows.extend(nothing::rows());

@@ -20,7 +20,7 @@ use crate::{
     balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
 };
 
-use super::world::World;
+use super::{bench::FlowEntries, world::World};
 
 /// How often each kind of table was asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,7 +137,7 @@ impl<F: Family> FakeTables<F> {
     }
 
     /// Every entry of a flow table.
-    pub fn flows_of(&self, table: FlowTable) -> Vec<(FlowKey<F::Address>, Flow<F::Address>)> {
+    pub fn flows_of(&self, table: FlowTable) -> FlowEntries<F::Address> {
         self.table(table).iter().map(|(key, place)| (*key, place.get())).collect()
     }
 

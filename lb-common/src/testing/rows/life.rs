@@ -2,14 +2,13 @@
 
 use crate::{
     abi::counter::Reason,
-    balance::FlowTable,
     packet::{ACK, FIN, RST, SYN},
 };
 
 use super::*;
 use crate::testing::{
     bench::{End, Talk},
-    world::{TICKS, seconds},
+    world::seconds,
 };
 
 rows! {
@@ -32,7 +31,6 @@ rows! {
     TCP_ONLY => a_closed_flow_expires_soon,
     TCP_ONLY => a_reset_flow_expires_soon,
     TCP_ONLY => packets_keep_a_flow_alive,
-    TCP_ONLY => one_side_keeps_both_directions_alive,
 }
 
 #[track_caller]
@@ -272,17 +270,4 @@ fn packets_keep_a_flow_alive<F: TestFamily>(bench: &mut Bench<F>) {
         bench.request(&talk, ACK);
         bench.reply(&talk, ACK);
     }
-}
-
-fn one_side_keeps_both_directions_alive<F: TestFamily>(bench: &mut Bench<F>) {
-    let (_, talk) = connected(bench);
-    bench.request(&talk, FIN | ACK);
-    bench.reply(&talk, FIN | ACK);
-    // Nobody answers what is sent now, each time before the entry of its own is old.
-    for _ in 0..seconds::TCP_CLOSING {
-        bench.lab.pass(2 * TICKS);
-        bench.request(&talk, ACK);
-    }
-    bench.reply(&talk, ACK);
-    assert_eq!(bench.lab.flows(FlowTable::Flows).len(), 2);
 }

@@ -12,8 +12,6 @@ rows! {
     UDP_ONLY => a_flow_of_a_deleted_service_stays,
     UDP_ONLY => a_late_answer_of_a_gone_backend_is_translated,
     UDP_ONLY => an_unanswered_flow_expires_sooner_than_an_answered_one,
-    UDP_ONLY => a_client_that_only_sends_still_gets_the_answer,
-    UDP_ONLY => a_backend_that_only_sends_keeps_the_flow,
 }
 
 fn a_flow_keeps_its_backend_and_draining_does_not_move_it<F: TestFamily>(bench: &mut Bench<F>) {
@@ -108,24 +106,4 @@ fn an_unanswered_flow_expires_sooner_than_an_answered_one<F: TestFamily>(bench: 
     bench.wait(seconds::UDP_ANSWERED + 1);
     let outcome = bench.answer(&talk, Place::ToPod, 0);
     assert_eq!((outcome.reason, outcome.end), over);
-}
-
-fn a_client_that_only_sends_still_gets_the_answer<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 2);
-    let talk = bench.open(Place::FromPod, pod::<F>(), web::<F>());
-    for _ in 0..3 * seconds::UDP {
-        bench.wait(1);
-        bench.request(&talk, 0);
-    }
-    bench.reply(&talk, 0);
-}
-
-fn a_backend_that_only_sends_keeps_the_flow<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 2);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
-    for _ in 0..2 * seconds::UDP_ANSWERED / 3 {
-        bench.wait(3);
-        bench.reply(&talk, 0);
-    }
-    bench.request(&talk, 0);
 }

@@ -1,0 +1,307 @@
+//! The second interpreter of the flow rows: the loaded programs, run on frames in a network
+//! namespace of their own.
+//!
+//! Beside what a row asks for it holds every frame to what no row repeats: bytes that must
+//! not change, checksums over the whole, MACs of what is redirected, and exactly one
+//! counter.
+
+use std::cell::RefCell;
+
+use anyhow::{Context, Result, ensure};
+use bytemuck::Pod;
+use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
+use lb_common::abi::address::{Ipv4, Ipv6};
+use lb_common::abi::affinity::{Affinity, AffinityKey};
+use lb_common::abi::backend::Backend;
+use lb_common::abi::counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason};
+use lb_common::abi::flow::{Flow, FlowKey, Tuple};
+use lb_common::abi::frontend::{Frontend, FrontendKey};
+use lb_common::abi::service::{Service, Slot};
+use lb_common::abi::settings::{Device, SettingsPair};
+use lb_common::balance::{Answer, FlowTable};
+use lb_common::packet::Packet;
+use lb_common::testing::bench::{End, FlowEntries, Lab, Outcome, Place};
+use lb_common::testing::family::TestFamily;
+use lb_common::testing::frame::{self, MACS};
+use lb_common::testing::tables::Lookups;
+use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, World, mac};
+
+use crate::programs::{Programs, Ran};
+
+/// Sizes of the maps of a test: room for every row, quickly cleared.
+const ENTRIES: &[(&str, u32)] =
+    &[("SERVICES", 64), ("NAMES", 64), ("SLOTS", 4096), ("BACKENDS4", 256), ("BACKENDS6", 256)];
+
+/// A family whose maps are known.
+pub trait KernelFamily: TestFamily {
+    /// What its maps' names end in.
+    const SUFFIX: &'static str;
+}
+
+impl KernelFamily for Ipv4 {
+    const SUFFIX: &'static str = "4";
+}
+
+impl KernelFamily for Ipv6 {
+    const SUFFIX: &'static str = "6";
+}
+
+/// The loaded programs and their maps, for one family.
+pub struct Kernel<F: KernelFamily>
+where
+    FrontendKey<F::Address>: Pod,
+    Backend<F::Address>: Pod,
+    FlowKey<F::Address>: Pod,
+    Flow<F::Address>: Pod,
+{
+    programs: Programs,
+    frontends: TypedMap<FrontendKey<F::Address>, Frontend>,
+    services: TypedMap<u32, Service>,
+    slots: TypedMap<u32, Slot>,
+    backends: TypedMap<u32, Backend<F::Address>>,
+    settings: TypedMap<u32, SettingsPair>,
+    devices: TypedMap<u32, Device>,
+    flows: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
+    embryonic: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
+    affinity: TypedMap<AffinityKey, Affinity>,
+    counters: PerCpuCounters,
+    /// What the counters were after the last frame.
+    counted: RefCell<Vec<u64>>,
+}
+
+impl<F: KernelFamily> Kernel<F>
+where
+    FrontendKey<F::Address>: Pod,
+    Backend<F::Address>: Pod,
+    FlowKey<F::Address>: Pod,
+    Flow<F::Address>: Pod,
+{
+    /// Loads the object.
+    ///
+    /// # Errors
+    /// Those of [`Programs::load`].
+    pub fn load() -> Result<Self> {
+        let programs = Programs::load(ENTRIES)?;
+        let counters = programs.counters()?;
+        let name = |map: &str| format!("{map}{}", F::SUFFIX);
+        Ok(Self {
+            frontends: programs.map(&name("FRONTENDS"))?,
+            services: programs.map("SERVICES")?,
+            slots: programs.map("SLOTS")?,
+            backends: programs.map(&name("BACKENDS"))?,
+            settings: programs.map("SETTINGS")?,
+            devices: programs.map("DEVICES")?,
+            flows: programs.map(&name("FLOWS"))?,
+            embryonic: programs.map(&name("EMBRYONIC"))?,
+            affinity: programs.map("AFFINITY")?,
+            counted: RefCell::new(counters.sums()?),
+            counters,
+            programs,
+        })
+    }
+
+    fn table(&self, table: FlowTable) -> &TypedMap<FlowKey<F::Address>, Flow<F::Address>> {
+        match table {
+            FlowTable::Flows => &self.flows,
+            FlowTable::Embryonic => &self.embryonic,
+        }
+    }
+
+    /// Puts a frame through the program at `place`; says what became of it and how the
+    /// frame left.
+    ///
+    /// # Errors
+    /// A sentence, where the program broke a promise.
+    pub fn run(&self, place: Place, before: &[u8]) -> Result<(Outcome<F::Address>, Vec<u8>)> {
+        let hook = place.hook();
+        let ran =
+            self.programs.run(hook.name(), before, place.ifindex(), place.ingress_ifindex())?;
+        let reason = self.moved(hook)?;
+        let end = end::<F>(place, reason, before, &ran)
+            .with_context(|| format!("{reason:?} at {place:?}, returned {}", ran.returned))?;
+        Ok((Outcome { reason, end }, ran.frame))
+    }
+
+    /// The one reason that was counted since the last frame, at `hook`.
+    fn moved(&self, hook: Hook) -> Result<Reason> {
+        let after = self.counters.sums()?;
+        let before = self.counted.replace(after.clone());
+        ensure!(after.len() == COUNTERS as usize, "COUNTERS has {} entries", after.len());
+        let moved: Vec<(u32, u64)> = (0..COUNTERS)
+            .map(|index| (index, after[index as usize] - before[index as usize]))
+            .filter(|(_, difference)| *difference != 0)
+            .collect();
+        let &[(index, 1)] = &moved[..] else {
+            anyhow::bail!("not one counter moved once, but (entry, times): {moved:?}");
+        };
+        ensure!(index / REASONS_PER_HOOK == hook as u32, "counted at another hook: {index}");
+        let reason = Reason::ALL.get((index % REASONS_PER_HOOK) as usize);
+        reason.copied().with_context(|| format!("counter {index} is no reason's"))
+    }
+}
+
+/// What became of a frame, told from what came out of the program.
+fn end<F: TestFamily>(
+    place: Place,
+    reason: Reason,
+    before: &[u8],
+    ran: &Ran,
+) -> Result<End<F::Address>> {
+    const NEXT: i32 = -1;
+    const SHOT: i32 = 2;
+    const REDIRECT: i32 = 7;
+    let after = &ran.frame[..];
+    if ran.returned == SHOT {
+        return Ok(End::Dropped);
+    }
+    if ran.returned == NEXT && after == before {
+        return Ok(End::Untouched);
+    }
+    ensure!([NEXT, REDIRECT].contains(&ran.returned), "no such verdict");
+    let mut packet = Packet::<F>::default();
+    F::parse(before, &mut packet).context("a frame without addresses was changed")?;
+    let macs = &after[..MACS.len()];
+    let swapped = [&before[6..12], &before[..6]].concat();
+    let into = |to: [u8; 6]| macs[..6] == to && macs[6..] == before[6..12];
+    let says = |result: Result<(), String>| result.map_err(anyhow::Error::msg);
+    if let Some(answer) = answer(reason, &packet) {
+        says(frame::check_answer(before, after, &packet, answer))?;
+        ensure!(ran.returned == REDIRECT, "an answer that is not sent back");
+        let right = match place {
+            Place::FromPod => macs == swapped,
+            _ => into(mac(EXTERNAL)),
+        };
+        ensure!(right, "the answer's MACs are {macs:02x?}");
+        return Ok(End::Answered(answer));
+    }
+    let tuple = tuple_of::<F>(after, usize::from(packet.transport));
+    says(frame::check_rewrite(before, after, &packet, &tuple))?;
+    Ok(match ran.returned {
+        NEXT => {
+            ensure!(macs == &before[..12], "the MACs became {macs:02x?}");
+            End::Onward(tuple)
+        }
+        _ if macs == &before[..12] => End::Routed(tuple),
+        _ if macs == swapped => End::Bounced(tuple),
+        _ if into([0; 6]) => End::IntoLoopback(tuple),
+        _ if into(mac(EXTERNAL)) => End::IntoDevice(tuple, EXTERNAL),
+        _ if into(mac(EXTERNAL_TOO)) => End::IntoDevice(tuple, EXTERNAL_TOO),
+        _ => anyhow::bail!("redirected with MACs {macs:02x?}"),
+    })
+}
+
+/// Which answer a reason asks for.
+fn answer<F: TestFamily>(reason: Reason, packet: &Packet<F>) -> Option<Answer> {
+    const TCP: u8 = 6;
+    match reason {
+        Reason::EchoAnswered => Some(Answer::Echo),
+        Reason::NoSuchProtocol => Some(Answer::ProtocolUnreachable),
+        Reason::NoEndpoint | Reason::NoSuchPort if packet.protocol() == TCP => Some(Answer::Reset),
+        Reason::NoEndpoint | Reason::NoSuchPort => Some(Answer::PortUnreachable),
+        _ => None,
+    }
+}
+
+fn tuple_of<F: TestFamily>(frame: &[u8], transport: usize) -> Tuple<F::Address> {
+    use lb_common::abi::address::Be16;
+    let [source, destination] = frame::addresses::<F>(frame);
+    let port = |at: usize| Be16::new(u16::from_be_bytes([frame[at], frame[at + 1]]));
+    let (source_port, destination_port) = (port(transport), port(transport + 2));
+    Tuple { source, destination, source_port, destination_port }
+}
+
+fn entries<K: Pod, V: Pod>(map: &TypedMap<K, V>) -> Vec<(K, V)> {
+    let mut entries = Vec::new();
+    map.visit(|keys, values| {
+        entries.extend(keys.iter().copied().zip(values.iter().copied()));
+        true
+    })
+    .expect("a map of the test can be read");
+    entries
+}
+
+fn clear<K: Pod, V: Pod>(map: &TypedMap<K, V>) {
+    for (key, _) in entries(map) {
+        map.remove(&key).expect("an entry can be removed");
+    }
+}
+
+fn fill<V: Pod>(map: &TypedMap<u32, V>, values: &[V]) {
+    assert!(values.len() <= map.max_entries() as usize, "the map of the test is too small");
+    for (index, value) in (0..).zip(values) {
+        map.set(&index, value).expect("an entry can be set");
+    }
+}
+
+/// Makes entries older by `ticks`: to the programs it is as if the time had passed.
+fn age<K: Pod, V: Pod>(map: &TypedMap<K, V>, last_seen: impl Fn(&mut V) -> &mut u32, ticks: u32) {
+    for (key, mut value) in entries(map) {
+        let seen = last_seen(&mut value);
+        *seen = seen.wrapping_sub(ticks);
+        map.set(&key, &value).expect("an entry can be set");
+    }
+}
+
+impl<F: KernelFamily> Lab<F> for Kernel<F>
+where
+    FrontendKey<F::Address>: Pod,
+    Backend<F::Address>: Pod,
+    FlowKey<F::Address>: Pod,
+    Flow<F::Address>: Pod,
+{
+    fn reset(&mut self) {
+        clear(&self.flows);
+        clear(&self.embryonic);
+        clear(&self.affinity);
+        clear(&self.frontends);
+    }
+
+    fn load(&mut self, world: &World<F>) {
+        for (key, _) in entries(&self.frontends) {
+            if !world.frontends.iter().any(|(wanted, _)| *wanted == key) {
+                self.frontends.remove(&key).expect("a front end can be removed");
+            }
+        }
+        let pair =
+            SettingsPair { active: 1, zero: 0, copies: [Default::default(), world.settings] };
+        fill(&self.settings, &[pair]);
+        let mut devices = world.devices.clone();
+        devices.resize(16, Device::default());
+        fill(&self.devices, &devices);
+        fill(&self.services, &world.services);
+        fill(&self.slots, &world.slots);
+        fill(&self.backends, &world.backends);
+        for (key, frontend) in &world.frontends {
+            self.frontends.set(key, frontend).expect("a front end can be set");
+        }
+    }
+
+    fn send(&mut self, place: Place, frame: &[u8]) -> Outcome<F::Address> {
+        match Kernel::<F>::run(self, place, frame) {
+            Ok((outcome, _)) => outcome,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    fn pass(&mut self, ticks: u32) {
+        age(&self.flows, |flow| &mut flow.last_seen, ticks);
+        age(&self.embryonic, |flow| &mut flow.last_seen, ticks);
+        age(&self.affinity, |affinity| &mut affinity.last_seen, ticks);
+    }
+
+    fn flows(&mut self, table: FlowTable) -> FlowEntries<F::Address> {
+        entries(self.table(table))
+    }
+
+    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
+        self.table(table).remove(key).expect("an entry can be removed");
+    }
+
+    fn affinities(&mut self) -> Vec<(AffinityKey, Affinity)> {
+        entries(&self.affinity)
+    }
+
+    fn lookups(&self) -> Option<Lookups> {
+        None
+    }
+}

@@ -1,0 +1,215 @@
+//! The eBPF object, loaded for tests: maps of its own that nothing pins, and programs that
+//! are run on frames by BPF_PROG_TEST_RUN.
+//!
+//! Programs run in the network namespace of the calling thread; [`in_private_namespace`]
+//! is where tests do it, so that devices have the numbers and addresses they expect.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::{panic, thread};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{Map, MapData};
+use aya::programs::{Program, TestRun, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use bytemuck::Pod;
+use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
+use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, POD_DEVICE, mac};
+use nix::sched::{CloneFlags, unshare};
+
+/// Where `cargo xtask build-ebpf` leaves the object.
+pub fn object_path() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/lb-ebpf.o"))
+}
+
+/// The loaded object.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+/// What a classifier did with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// What it returned, a TC_ACT constant.
+    pub returned: i32,
+    /// The frame as it left it.
+    pub frame: Vec<u8>,
+}
+
+impl Programs {
+    /// Loads maps and programs, with all that this kernel has switched on; `entries` are
+    /// sizes of maps other than in the object.
+    ///
+    /// # Errors
+    /// Without the object or privileges, or if the kernel refuses a program.
+    pub fn load(entries: &[(&str, u32)]) -> Result<Self> {
+        let path = object_path();
+        let mut loader = EbpfLoader::new();
+        for (name, entries) in entries {
+            loader.map_max_entries(name, *entries);
+        }
+        for name in ["HAS_SET_RETVAL", "HAS_NETNS_COOKIE", "HAS_CSUM_IPV6"] {
+            loader.override_global(name, &1u32, true);
+        }
+        let ebpf = loader.load_file(&path).with_context(|| {
+            format!("cannot load {} (cargo xtask build-ebpf makes it)", path.display())
+        })?;
+        let mut programs = Self { ebpf };
+        for (name, program) in programs.ebpf.programs_mut() {
+            let loaded = match program {
+                Program::SchedClassifier(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                other => bail!("program {name} is of an unexpected kind: {other:?}"),
+            };
+            loaded.with_context(|| format!("the kernel refused program {name}"))?;
+        }
+        Ok(programs)
+    }
+
+    /// Every program, in the order of their names.
+    pub fn programs(&self) -> Vec<(&str, &Program)> {
+        let mut programs: Vec<_> = self.ebpf.programs().collect();
+        programs.sort_by_key(|(name, _)| *name);
+        programs
+    }
+
+    /// Every map but those of the compiler (sections such as .rodata), in the order of
+    /// their names.
+    pub fn maps(&self) -> Vec<(&str, &MapData)> {
+        let mut maps: Vec<_> = self
+            .ebpf
+            .maps()
+            .filter(|(name, _)| !name.starts_with('.'))
+            .filter_map(|(name, map)| Some((name, data(map)?)))
+            .collect();
+        maps.sort_by_key(|(name, _)| *name);
+        maps
+    }
+
+    /// A map whose keys are `K` and whose values are `V`.
+    ///
+    /// # Errors
+    /// No such map, or one of another layout.
+    pub fn map<K: Pod, V: Pod>(&self, name: &str) -> Result<TypedMap<K, V>> {
+        TypedMap::new(self.descriptor(name)?).with_context(|| format!("map {name}"))
+    }
+
+    /// COUNTERS.
+    ///
+    /// # Errors
+    /// No such map.
+    pub fn counters(&self) -> Result<PerCpuCounters> {
+        Ok(PerCpuCounters::new(self.descriptor("COUNTERS")?)?)
+    }
+
+    fn descriptor(&self, name: &str) -> Result<OwnedFd> {
+        let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+        let map = data(map).with_context(|| format!("map {name} is of an unexpected kind"))?;
+        Ok(map.fd().as_fd().try_clone_to_owned()?)
+    }
+
+    /// Runs a classifier on a frame that is at (and came in by) these devices.
+    ///
+    /// # Errors
+    /// No such classifier, no such device in this namespace, or a frame shorter than an
+    /// Ethernet header.
+    pub fn run(&self, name: &str, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Result<Ran> {
+        /// Words of `struct __sk_buff`, and those that a test may set.
+        const WORDS: usize = 48;
+        const INGRESS_IFINDEX: usize = 9;
+        const IFINDEX: usize = 10;
+        /// More than any frame grows by.
+        const ROOM: usize = 256;
+        let Some(Program::SchedClassifier(program)) = self.ebpf.program(name) else {
+            bail!("the object has no classifier {name}");
+        };
+        let mut context = [0u32; WORDS];
+        context[INGRESS_IFINDEX] = ingress_ifindex;
+        context[IFINDEX] = ifindex;
+        let mut out = vec![0; frame.len() + ROOM];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(bytemuck::bytes_of(&context)),
+                ..TestRunOptions::new()
+            })
+            .with_context(|| format!("cannot run {name} on {} bytes", frame.len()))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Ran { returned: result.return_value as i32, frame: out })
+    }
+}
+
+fn data(map: &Map) -> Option<&MapData> {
+    Some(match map {
+        Map::Array(map)
+        | Map::HashMap(map)
+        | Map::LruHashMap(map)
+        | Map::PerCpuArray(map)
+        | Map::SkStorage(map) => map,
+        _ => return None,
+    })
+}
+
+/// A descriptor of a loaded program.
+///
+/// # Errors
+/// For a kind of program that the object has none of.
+pub fn program_descriptor(program: &Program) -> Result<BorrowedFd<'_>> {
+    Ok(match program {
+        Program::SchedClassifier(program) => program.fd()?.as_fd(),
+        Program::CgroupSockAddr(program) => program.fd()?.as_fd(),
+        other => bail!("unexpected kind of program: {other:?}"),
+    })
+}
+
+/// Does `work` on a thread of its own in a network namespace that ends with it. It has the
+/// external devices and the pod interface of the flow rows, with routes to the pods of
+/// other nodes and nothing behind them.
+///
+/// # Errors
+/// Without privileges, and what `work` says.
+pub fn in_private_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let thread = || {
+        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace (no root?)")?;
+        devices()?;
+        work()
+    };
+    thread::scope(|scope| scope.spawn(thread).join())
+        .unwrap_or_else(|panicked| panic::resume_unwind(panicked))
+}
+
+fn devices() -> Result<()> {
+    let mut lines = vec!["link set lo up".to_owned()];
+    for (name, index) in [("ext0", EXTERNAL), ("ext1", EXTERNAL_TOO), ("pod0", POD_DEVICE)] {
+        let address = mac(index).map(|byte| format!("{byte:02x}")).join(":");
+        lines.push(format!(
+            "link add name {name} index {index} address {address} type veth peer name {name}p"
+        ));
+        lines.push(format!("link set {name} up"));
+        lines.push(format!("link set {name}p up"));
+    }
+    for line in [
+        "addr add 192.0.2.10/24 dev ext0",
+        "addr add 2001:db8::10/64 dev ext0 nodad",
+        "route add 10.2.0.0/16 via 192.0.2.1",
+        "route add fd00:2::/32 via 2001:db8::1",
+        "route add 10.1.0.0/16 dev pod0",
+        "route add fd00:1::/32 dev pod0",
+    ] {
+        let family = if line.contains(':') { "-6 " } else { "" };
+        lines.push(format!("{family}{line}"));
+    }
+    for line in lines {
+        let output = Command::new("ip").args(line.split(' ')).output().context("cannot run ip")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`ip {line}`: {}", said.trim());
+    }
+    for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        let path = format!("/proc/sys/net/{key}");
+        std::fs::write(&path, "1").with_context(|| format!("cannot write {path}"))?;
+    }
+    Ok(())
+}
