@@ -73,6 +73,19 @@ fn check_kill(world: &mut World, rows: &mut Rows, what: &str, own: &[&str]) -> R
     Ok(())
 }
 
+/// Makes the qdiscs that filters hang on. To make or remove one, the kernel stops the device
+/// for a moment and drops what is sent meanwhile, whoever asks for it; agents leave them.
+fn make_qdiscs(world: &World) -> Result<()> {
+    let node1 = world.cluster.node(1);
+    let pods = ["a", "b"].map(|pod| world.cluster.pod(pod).host_device().to_owned());
+    for device in pods.iter().map(String::as_str).chain(["eth0", "lo"]) {
+        let mut command = Command::new("tc");
+        command.args(["qdisc", "add", "dev", device, "clsact"]);
+        node1.output(command, Duration::from_secs(5))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn nothing_is_lost_when_an_agent_is_killed_and_started_again() -> Result<()> {
     let packets: &[&str] = &["--socket-lb", "off"];
@@ -80,6 +93,7 @@ fn nothing_is_lost_when_an_agent_is_killed_and_started_again() -> Result<()> {
     let connects: &[&str] = &["--socket-lb", "tcp"];
     let mut world = set_up(packets)?;
     let mut rows = Rows::default();
+    make_qdiscs(&world)?;
     for (what, own) in [
         ("tcx to tcx", packets),
         ("tcx to clsact", clsact),

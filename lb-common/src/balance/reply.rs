@@ -39,6 +39,13 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     {
         return Verdict::Pass(Reason::NoFlow);
     }
+    if handshake && packet.detail & SYN != 0 && track::is_closed(flow.state) {
+        // The answer to another connection: the client has gone to the backend itself,
+        // from the same port.
+        work.flow.set(flow);
+        request::forget(table, &packet.key, work, tables);
+        return Verdict::Pass(Reason::NoFlow);
+    }
     track::note(context, table, &entry, flow, work, tables);
     request::translate(flow, Reason::Reply, work)
 }

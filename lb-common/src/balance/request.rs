@@ -121,7 +121,7 @@ fn has_backend<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) ->
 /// Removes both directions of the flow `work.flow`, one of which is `key`. The other may
 /// have been lost and its place taken by another flow's: that one stays.
 #[inline(never)]
-fn forget<F: Family, T: Tables<F>>(
+pub(crate) fn forget<F: Family, T: Tables<F>>(
     table: FlowTable,
     key: &FlowKey<F::Address>,
     work: &mut Work<F::Address>,

@@ -21,6 +21,7 @@ rows! {
     TCP_ONLY => a_reply_tuple_of_a_live_handshake_is_not_taken,
     TCP_ONLY => a_reply_entry_that_lost_its_request_entry_is_in_nobodys_way,
     TCP_ONLY => forgetting_a_flow_leaves_the_replies_of_others_alone,
+    TCP_ONLY => a_closed_flow_is_not_in_the_way_of_a_connection_to_the_backend_itself,
     UDP_ONLY => taking_over_a_stale_reply_entry_leaves_the_moved_flow_alone,
 }
 
@@ -68,6 +69,21 @@ fn a_reply_tuple_of_a_closing_flow_is_taken_over<F: TestFamily>(bench: &mut Benc
     let two = bench.connect(Place::FromPod, pod::<F>(), other::<F>());
     works(bench, &two);
     assert_eq!(bench.flow_counts(), [2, 0]);
+}
+
+fn a_closed_flow_is_not_in_the_way_of_a_connection_to_the_backend_itself<F: TestFamily>(
+    bench: &mut Bench<F>,
+) {
+    service(bench, 1);
+    let one = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
+    let ends = [one.backend(), pod::<F>()];
+    bench.request(&one, FIN | ACK);
+    // Only half closed, it may still be a handshake of this flow that is repeated.
+    bench.reply(&one, SYN | ACK);
+    bench.reply(&one, FIN | ACK);
+    bench.expect(Place::ToPod, ends, SYN | ACK, Reason::NoFlow, End::Untouched);
+    bench.expect(Place::ToPod, ends, ACK, Reason::NoFlow, End::Untouched);
+    assert_eq!(bench.flow_counts(), [0, 0]);
 }
 
 fn a_reply_tuple_of_an_expired_flow_is_taken_over<F: TestFamily>(bench: &mut Bench<F>) {
