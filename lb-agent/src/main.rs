@@ -93,7 +93,8 @@ fn check(arguments: CheckArgs) -> anyhow::Result<()> {
 
 fn log_to_stderr(log: &LogArgs) {
     let level = match log.verbosity {
-        0..=3 => "info",
+        // What the client says of its connections the watch says in context.
+        0..=3 => "info,kube_client=off,kube_runtime=off",
         4 | 5 => "debug",
         6.. => "trace",
     };

@@ -25,6 +25,8 @@ const MAX_AFFINITY_SECONDS: i32 = 86_400;
 pub struct Service {
     /// `namespace/name`.
     pub name: Arc<str>,
+    /// The object's identity; empty if unknown.
+    pub uid: Box<str>,
     /// When it was created, if known.
     pub created: Option<Timestamp>,
     /// At most one address of each family.
@@ -100,6 +102,7 @@ fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Serv
     }
     Some(Service {
         name: format!("{}/{}", object.namespace, object.name).into(),
+        uid: metadata.uid.clone().unwrap_or_default().into(),
         created: metadata.creation_timestamp.as_ref().map(|Time(time)| *time),
         cluster_ips: cluster_ips(&addresses, refusals),
         ports: ports(spec, refusals),

@@ -269,7 +269,9 @@ impl Reconciler {
             let subject = Subject {
                 kind: refusal.kind,
                 name: refusal.object.clone(),
-                uid: Some(refusal.uid.clone()).filter(|uid| !uid.is_empty()),
+                uid: Some(refusal.uid.clone())
+                    .filter(|uid| !uid.is_empty())
+                    .or_else(|| self.uid(&refusal.object.to_string())),
             };
             let note = format!("{}: {}", refusal.field, refusal.message);
             sinks.refusals.refuse(subject, reason(refusal), note);
@@ -282,7 +284,7 @@ impl Reconciler {
                     namespace: namespace.to_owned(),
                     name: name.to_owned(),
                 },
-                uid: None,
+                uid: self.uid(&shortage.service),
             };
             let note = format!(
                 "{} holds {} entries and is full: raise {}",
@@ -297,6 +299,12 @@ impl Reconciler {
             )
         });
         sinks.health.fault("maps", full);
+    }
+
+    /// The identity of the Service `namespace/name`, by which its Events are found.
+    fn uid(&self, service: &str) -> Option<String> {
+        let service = self.controller.snapshot().service(service)?.service.as_ref()?;
+        (!service.uid.is_empty()).then(|| service.uid.to_string())
     }
 }
 

@@ -1,10 +1,11 @@
 //! A cluster of namespaces with a real control plane in its fabric, and agents that watch it
 //! with the rights of their ServiceAccount.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ pub struct World {
     /// Agents by node; ended before the cluster goes.
     agents: Vec<Option<Agent>>,
     servers: Vec<Process>,
-    proxy: Option<Proxy>,
+    proxy: Mutex<Option<Proxy>>,
     /// The control plane, in the fabric's namespace.
     pub plane: ControlPlane,
     /// The namespaces.
@@ -60,7 +61,7 @@ impl World {
             plane.create_node(node.name(), &[addresses.v4.into(), addresses.v6.into()])?;
         }
         let agents = cluster.nodes().iter().map(|_| None).collect();
-        Ok(Self { agents, servers: Vec::new(), proxy: None, plane, cluster })
+        Ok(Self { agents, servers: Vec::new(), proxy: Mutex::default(), plane, cluster })
     }
 
     /// Starts an agent on every node and waits until all are healthy.
@@ -229,16 +230,35 @@ impl World {
     }
 
     /// A request to the API server with every right, faster than [`World::kubectl`]: the
-    /// status and the object that it answers with.
+    /// status and the object that it answers with. The thread of the first request must
+    /// outlive the others.
     ///
     /// # Errors
     /// No answer.
-    pub fn request(&mut self, method: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
-        if self.proxy.is_none() {
-            self.proxy = Some(Proxy::start(&self.plane, &self.cluster)?);
+    pub fn request(&self, method: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
+        {
+            let mut proxy = self.proxy.lock().unwrap_or_else(PoisonError::into_inner);
+            if proxy.is_none() {
+                *proxy = Some(Proxy::start(&self.plane, &self.cluster)?);
+            }
         }
         let netns = self.cluster.fabric().netns();
         netns.run(|| request(method, path, body)).with_context(|| format!("{method} {path}"))
+    }
+
+    /// Watches objects by a path with `?watch=1`: one event a line.
+    ///
+    /// # Errors
+    /// No answer.
+    pub fn watch(&self, path: &str) -> Result<BufReader<TcpStream>> {
+        self.request("GET", "/readyz", &Value::Null)?;
+        let stream = self.cluster.fabric().netns().run(|| ask("GET", path, ""))?;
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        while reader.read_line(&mut line)? > 2 {
+            line.clear();
+        }
+        Ok(reader)
     }
 
     /// Sends a signal to the API server, to stop (SIGSTOP) and resume (SIGCONT) it.
@@ -323,13 +343,21 @@ impl Drop for Proxy {
     }
 }
 
-/// A request from the calling thread's namespace. By HTTP/1.0 the answer ends with the
-/// connection.
+/// A request from the calling thread's namespace.
 fn request(method: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
-    let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PROXY_PORT);
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(SEEN))?;
     let body = if body.is_null() { String::new() } else { body.to_string() };
+    let mut answer = String::new();
+    ask(method, path, &body)?.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no end of HTTP headers")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let object = serde_json::from_str(body).unwrap_or_else(|_| json!(body));
+    Ok((status.context("no HTTP status")?, object))
+}
+
+/// Sends a request. By HTTP/1.0 the answer is not cut in chunks and ends with the connection.
+fn ask(method: &str, path: &str, body: &str) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PROXY_PORT))?;
+    stream.set_read_timeout(Some(SEEN))?;
     let kind = match method {
         "PATCH" => "application/merge-patch+json",
         _ => "application/json",
@@ -340,12 +368,7 @@ fn request(method: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
          Accept: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no end of HTTP headers")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let object = serde_json::from_str(body).unwrap_or_else(|_| json!(body));
-    Ok((status.context("no HTTP status")?, object))
+    Ok(stream)
 }
 
 impl Drop for World {
