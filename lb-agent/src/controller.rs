@@ -149,7 +149,8 @@ impl Controller {
         if std::mem::take(&mut self.is_gate_dirty) || dirty.service_cidrs {
             let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
             let cluster_ips: Vec<IpAddr> = self.cluster_ips.keys().copied().collect();
-            let settings = gate::settings(&self.facts, &prefixes, &cluster_ips);
+            let covered = gate::covered(planner.settings());
+            let settings = gate::settings(&self.facts, &prefixes, &cluster_ips, &covered);
             planner.store_settings(&mut draft, settings);
         }
         outcome.services = affected.len();

@@ -220,6 +220,11 @@ impl Planner {
         draft.has_more_room |= self.ids.blocks.settle(now, self.grace);
     }
 
+    /// The settings that hold once everything planned is done.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Plans the settings.
     pub fn store_settings(&mut self, draft: &mut Draft, settings: Settings) {
         if self.settings != settings {

@@ -184,9 +184,10 @@ fn check_affinity(mode: &str) -> Result<()> {
         }
     }
     let services = world.agent(1)?.get("services")?;
-    let shown = services.as_array().into_iter().flatten().find(|row| {
-        row["name"].as_str().is_some_and(|name| name.starts_with("default/sticky:"))
-    });
+    let shown =
+        services.as_array().into_iter().flatten().find(|row| {
+            row["name"].as_str().is_some_and(|name| name.starts_with("default/sticky:"))
+        });
     let seconds = shown.and_then(|row| row["affinity_seconds"].as_u64());
     let what = format!("get services shows {shown:?}");
     rows.is_true(what, seconds == Some(TIMEOUT.as_secs()));

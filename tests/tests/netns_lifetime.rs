@@ -99,7 +99,12 @@ fn changed(world: &World, pods: &[(&str, Change)]) -> Vec<Endpoint> {
     pods.iter().flat_map(of_pod).collect()
 }
 
-fn check_endpoints(world: &World, rows: &mut Rows, held: &Held<'_>, service: &Service) -> Result<()> {
+fn check_endpoints(
+    world: &World,
+    rows: &mut Rows,
+    held: &Held<'_>,
+    service: &Service,
+) -> Result<()> {
     let ready: Change = |endpoint| endpoint;
     let terminating: Change = Endpoint::terminating;
     let not_ready: Change = Endpoint::not_ready;

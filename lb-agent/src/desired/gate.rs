@@ -11,9 +11,16 @@ use lb_common::abi::{
 use super::NodeFacts;
 use crate::model::IpFamily;
 
-/// The settings for a node, given the prefixes of the ServiceCIDRs and all ClusterIPs.
-pub fn settings(facts: &NodeFacts, service_cidrs: &[IpNet], cluster_ips: &[IpAddr]) -> Settings {
-    let gate = |family| gate(service_cidrs, cluster_ips, family);
+/// The settings for a node, given the prefixes of the ServiceCIDRs, all ClusterIPs, and
+/// what the gate let in [so far](covered): flows of a Service that is gone go on, so it
+/// never lets in less.
+pub fn settings(
+    facts: &NodeFacts,
+    service_cidrs: &[IpNet],
+    cluster_ips: &[IpAddr],
+    covered: &[IpNet],
+) -> Settings {
+    let gate = |family| gate(service_cidrs, cluster_ips, covered, family);
     Settings {
         ipv4: family_settings(
             &gate(IpFamily::V4),
@@ -49,6 +56,20 @@ pub fn settings(facts: &NodeFacts, service_cidrs: &[IpNet], cluster_ips: &[IpAdd
     }
 }
 
+/// The prefixes of both families that settings let in.
+pub fn covered(settings: &Settings) -> Vec<IpNet> {
+    fn meant<A: Copy>(family: &FamilySettings<A>) -> impl Iterator<Item = Prefix<A>> {
+        family.gate.into_iter().take(family.gate_count as usize)
+    }
+    let ipv4 = meant(&settings.ipv4).filter_map(|Prefix { address, mask }| {
+        Ipv4Net::with_netmask(address.into(), mask.into()).ok().map(IpNet::V4)
+    });
+    let ipv6 = meant(&settings.ipv6).filter_map(|Prefix { address, mask }| {
+        Ipv6Net::with_netmask(address.into(), mask.into()).ok().map(IpNet::V6)
+    });
+    ipv4.chain(ipv6).collect()
+}
+
 /// The prefixes of one family: the first so many are ServiceCIDRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gate {
@@ -58,24 +79,29 @@ pub struct Gate {
     pub service_cidrs: usize,
 }
 
-/// Covers the ServiceCIDRs exactly and the ClusterIPs outside of them as narrowly as
-/// the number of prefixes allows.
-pub fn gate(service_cidrs: &[IpNet], cluster_ips: &[IpAddr], family: IpFamily) -> Gate {
+/// Covers the ServiceCIDRs exactly, and the ClusterIPs outside of them and what was
+/// covered before as narrowly as the number of prefixes allows.
+pub fn gate(
+    service_cidrs: &[IpNet],
+    cluster_ips: &[IpAddr],
+    covered: &[IpNet],
+    family: IpFamily,
+) -> Gate {
     let of_family = |net: &IpNet| IpFamily::of(net.addr()) == family;
     let own = service_cidrs.iter().copied().filter(of_family).collect();
     let mut prefixes: Vec<IpNet> = IpNet::aggregate(&own);
     prefixes.sort_unstable();
-    let is_covered = |ip: &IpAddr| prefixes.iter().any(|prefix| prefix.contains(ip));
-    let of_family = cluster_ips.iter().filter(|ip| IpFamily::of(**ip) == family);
-    let mut outside: Vec<IpNet> =
-        of_family.filter(|ip| !is_covered(ip)).map(|ip| IpNet::from(*ip)).collect();
+    let is_within = |net: &IpNet| prefixes.iter().any(|prefix| prefix.contains(net));
+    let wanted = cluster_ips.iter().map(|ip| IpNet::from(*ip)).chain(covered.iter().copied());
+    let mut outside: Vec<IpNet> = wanted.filter(|net| of_family(net) && !is_within(net)).collect();
     // More ServiceCIDRs than fit: the last ones are merely covered.
     let room = if outside.is_empty() { MAX_PREFIXES } else { MAX_PREFIXES - 1 };
     if prefixes.len() > room {
         outside.extend(prefixes.drain(MAX_PREFIXES - 1..));
     }
     let service_cidrs = prefixes.len();
-    prefixes.extend(cover(outside, MAX_PREFIXES - service_cidrs));
+    let outside = IpNet::aggregate(&outside);
+    prefixes.extend(IpNet::aggregate(&cover(outside, MAX_PREFIXES - service_cidrs)));
     Gate { prefixes, service_cidrs }
 }
 

@@ -8,7 +8,7 @@ fn check(cidrs: &[&str], ips: &[&str], family: IpFamily, expected: &[&str], serv
         list.iter().map(|text| text.parse().expect("a prefix")).collect()
     };
     let ips: Vec<IpAddr> = ips.iter().map(|text| text.parse().expect("an address")).collect();
-    let gate = gate(&nets(cidrs), &ips, family);
+    let gate = gate(&nets(cidrs), &ips, &[], family);
     assert_eq!(gate, Gate { prefixes: nets(expected), service_cidrs });
 }
 
@@ -69,7 +69,7 @@ fn service_cidrs_that_do_not_fit_are_merely_covered() {
 fn more_node_addresses_than_fit_are_counted() {
     let addresses = (1..=9).map(|n| IpAddr::from([192, 168, 0, n])).collect();
     let facts = NodeFacts { addresses, ..NodeFacts::default() };
-    let settings = settings(&facts, &[], &[]);
+    let settings = settings(&facts, &[], &[], &[]);
     assert_eq!(settings.ipv4.node_address_count, 9);
     assert!(settings.ipv4.may_be_node(Ipv4Addr::new(1, 1, 1, 1).into()));
     assert_eq!(settings.ipv6.node_address_count, 0);
@@ -87,7 +87,7 @@ proptest! {
             .filter_map(|(bits, length)| IpNet::new(Ipv4Addr::from_bits(*bits).into(), *length).ok())
             .map(|net| net.trunc())
             .collect();
-        let gate = gate(&cidrs, &ips, IpFamily::V4);
+        let gate = gate(&cidrs, &ips, &[], IpFamily::V4);
         prop_assert!(gate.prefixes.len() <= MAX_PREFIXES);
         for ip in &ips {
             prop_assert!(gate.prefixes.iter().any(|prefix| prefix.contains(ip)));
@@ -96,4 +96,23 @@ proptest! {
             prop_assert!(gate.prefixes.iter().any(|prefix| prefix.contains(cidr)));
         }
     }
+}
+
+/// Flows of a Service that is gone go on: what let them in stays.
+#[test]
+fn the_gate_never_lets_in_less_than_before() {
+    let nets =
+        |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().unwrap()).collect() };
+    let ips: Vec<IpAddr> = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+    let facts = NodeFacts::default();
+    let before = settings(&facts, &[], &ips, &[]);
+    assert_eq!(covered(&before), nets(&["10.0.0.1/32", "fd00::1/128"]));
+    let after = settings(&facts, &[], &[], &covered(&before));
+    assert_eq!(covered(&after), covered(&before));
+    let served = nets(&["10.0.0.0/16"]);
+    let within = settings(&facts, &served, &[], &covered(&after));
+    assert_eq!(covered(&within), nets(&["10.0.0.0/16", "fd00::1/128"]));
+    let gone = settings(&facts, &[], &[], &covered(&within));
+    assert_eq!(covered(&gone), covered(&within));
+    assert_eq!(gone.ipv4.service_cidr_count, 0);
 }
