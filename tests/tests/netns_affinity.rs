@@ -27,6 +27,8 @@ const STICKY: u8 = 1;
 const SPREAD: u8 = 2;
 
 type Kind = (Transport, Family);
+/// What becomes of an endpoint; `None` if it goes.
+type Change = fn(Endpoint) -> Option<Endpoint>;
 /// Who answered, by port and kind.
 type Choices = BTreeMap<String, String>;
 
@@ -127,7 +129,7 @@ fn check_moving(
     rows: &mut Rows,
     client: &Host,
     transport: Transport,
-    change: (&str, fn(Endpoint) -> Option<Endpoint>),
+    change: (&str, Change),
 ) -> Result<()> {
     let kind = (transport, Family::V4);
     let what = |case: &str| format!("{} {transport:?} {}: {case}", client.name(), change.0);
@@ -167,7 +169,7 @@ fn check_affinity(mode: &str) -> Result<()> {
         check_shown(&mut world, &mut rows, client, (mode, transport))?;
     }
     for (client, transport) in [(&**a, Transport::Udp), (&**node1, Transport::Tcp)] {
-        let changes: [(&str, fn(Endpoint) -> Option<Endpoint>); 3] = [
+        let changes: [(&str, Change); 3] = [
             ("removed", |_| None),
             ("terminating", |endpoint| Some(endpoint.terminating())),
             ("not ready", |endpoint| Some(endpoint.not_ready())),
@@ -184,9 +186,10 @@ fn check_affinity(mode: &str) -> Result<()> {
         }
     }
     let services = world.agent(1)?.get("services")?;
-    let shown = services.as_array().into_iter().flatten().find(|row| {
-        row["name"].as_str().is_some_and(|name| name.starts_with("default/sticky:"))
-    });
+    let shown =
+        services.as_array().into_iter().flatten().find(|row| {
+            row["name"].as_str().is_some_and(|name| name.starts_with("default/sticky:"))
+        });
     let seconds = shown.and_then(|row| row["affinity_seconds"].as_u64());
     let what = format!("get services shows {shown:?}");
     rows.is_true(what, seconds == Some(TIMEOUT.as_secs()));

@@ -45,9 +45,7 @@ fn check_kill(world: &mut World, rows: &mut Rows, what: &str, own: &[&str]) -> R
     let longest = Duration::from_secs(20);
     let (a, node1) = (world.cluster.pod("a"), world.cluster.node(1));
     let mut loads = Vec::new();
-    for (client, tcp, udp) in
-        [(&**a, Family::V4, Family::V6), (&**node1, Family::V6, Family::V4)]
-    {
+    for (client, tcp, udp) in [(&**a, Family::V4, Family::V6), (&**node1, Family::V6, Family::V4)] {
         let connects = client.load(&probe(Transport::Tcp, SERVICE, tcp), RATE, longest)?;
         let stream = probe(Transport::Udp, SERVICE, udp);
         let datagrams = client.load(&stream, RATE, longest)?;
@@ -118,7 +116,8 @@ fn programmed(node: &Node) -> Result<Vec<Value>> {
 /// The number of writes that the first complete state took, from the log.
 fn first_writes(agent: &mut Agent) -> Result<u64> {
     let log = agent.process().stderr();
-    let line = log.lines().find(|line| line.contains(" programmed ")).context("never programmed")?;
+    let line =
+        log.lines().find(|line| line.contains(" programmed ")).context("never programmed")?;
     let writes = line.split_whitespace().find_map(|word| word.strip_prefix("writes="));
     writes.and_then(|count| count.parse().ok()).with_context(|| line.to_owned())
 }
@@ -246,8 +245,8 @@ fn check_dumps(world: &World, rows: &mut Rows) -> Result<()> {
             continue;
         }
         let dump = bpftool(&node1, &["map", "dump", "pinned", &file])?;
-        let entries: Value = serde_json::from_str(&dump)
-            .with_context(|| format!("{name}: {:.200}", dump))?;
+        let entries: Value =
+            serde_json::from_str(&dump).with_context(|| format!("{name}: {:.200}", dump))?;
         let entries = entries.as_array().cloned().unwrap_or_default();
         let is_named = |value: &Value| value.as_object().is_some_and(|fields| !fields.is_empty());
         let is_key_named = |entry: &Value| kind == "array" || is_named(&entry["key"]);
@@ -334,9 +333,8 @@ impl Others {
         let pin = PathBuf::from(format!("{}-somebody", node1.bpf_dir().display()));
         filter.pin(&pin)?;
         let pinned = pin.to_string_lossy();
-        let filter_line = format!(
-            "filter add dev {device} ingress prio 5 handle 7 bpf da pinned {pinned}"
-        );
+        let filter_line =
+            format!("filter add dev {device} ingress prio 5 handle 7 bpf da pinned {pinned}");
         for line in [format!("qdisc add dev {device} clsact"), filter_line] {
             let mut command = Command::new("tc");
             command.args(line.split(' '));

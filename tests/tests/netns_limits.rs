@@ -218,7 +218,11 @@ fn fill(world: &mut World, flag: &str) -> Result<u8> {
             });
             Ok(is_full || backends_of(world.agent(1)?, &service)? == Some(4))
         })?;
-        ensure!(decided, "{name} is neither there nor refused: {}", world.agent(1)?.process().tail());
+        ensure!(
+            decided,
+            "{name} is neither there nor refused: {}",
+            world.agent(1)?.process().tail()
+        );
         if is_full {
             return Ok(number);
         }
@@ -249,8 +253,10 @@ fn check_full(world: &mut World, rows: &mut Rows, flag: &str, map: &str) -> Resu
         world.manifests.endpoints(&first, &all)?;
         let is_told = eventually(|| {
             let log = world.agent(1)?.process().stderr();
-            Ok(log.lines().any(|line| line.contains("default/s1 ") && line.contains(flag)
-                || line.contains("default/s1\"") && line.contains(flag)))
+            Ok(log.lines().any(|line| {
+                line.contains("default/s1 ") && line.contains(flag)
+                    || line.contains("default/s1\"") && line.contains(flag)
+            }))
         })?;
         rows.is_true(format!("{flag}: growing is not refused"), is_told);
         let all = answered(world, 1)?;
@@ -396,7 +402,10 @@ fn check_ports(objects: &mut Objects<'_>) -> Result<()> {
 fn check_slices(objects: &mut Objects<'_>) -> Result<()> {
     let web = || json!([port("web", "TCP", TARGET)]);
     let b = objects.b.clone();
-    let both = [slice("both", 1, std::slice::from_ref(&b), web()), slice("both", 2, std::slice::from_ref(&b), web())];
+    let both = [
+        slice("both", 1, std::slice::from_ref(&b), web()),
+        slice("both", 2, std::slice::from_ref(&b), web()),
+    ];
     objects.write(&both)?;
     objects.write(&[service("both", 15, json!([port("web", "TCP", 80)]))])?;
     objects.is_served("in two slices", 15, 80)?;

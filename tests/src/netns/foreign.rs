@@ -140,10 +140,8 @@ impl Foreign {
         const RUN_COUNT: usize = 25;
         let mut information = [0u64; 28];
         let length = size_of_val(&information) as u64;
-        let mut get = [
-            self.program.as_raw_fd() as u64 | length << 32,
-            information.as_mut_ptr() as u64,
-        ];
+        let mut get =
+            [self.program.as_raw_fd() as u64 | length << 32, information.as_mut_ptr() as u64];
         bpf(command::OBJ_GET_INFO_BY_FD, &mut get).context("no information on a program")?;
         Ok(information[RUN_COUNT])
     }

@@ -111,7 +111,8 @@ impl World {
     /// As [`Host::serve`].
     pub fn serve_ports(&mut self, pods: &[&str], ports: std::ops::Range<u16>) -> Result<()> {
         for pod in pods {
-            let serve = ports.clone().fold(Serve::default(), |serve, port| serve.tcp(port).udp(port));
+            let serve =
+                ports.clone().fold(Serve::default(), |serve, port| serve.tcp(port).udp(port));
             let server = self.cluster.pod(pod).serve(&serve)?;
             self.servers.push(server);
         }
