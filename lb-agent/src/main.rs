@@ -24,13 +24,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error and its causes, without those that an error before names already.
+/// The error and its causes, each without those that an error before names already, and
+/// without the excerpts that parsers put below their first line.
 fn sentence(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
+        let cause = cause.lines().next().unwrap_or_default();
         if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
+            text = cause.to_owned();
+        } else if !text.contains(cause) {
             text = format!("{text}: {cause}");
         }
     }

@@ -27,6 +27,8 @@ const STICKY: u8 = 1;
 const SPREAD: u8 = 2;
 
 type Kind = (Transport, Family);
+/// What becomes of an endpoint; `None` if it goes.
+type Change = fn(Endpoint) -> Option<Endpoint>;
 /// Who answered, by port and kind.
 type Choices = BTreeMap<String, String>;
 
@@ -127,7 +129,7 @@ fn check_moving(
     rows: &mut Rows,
     client: &Host,
     transport: Transport,
-    change: (&str, fn(Endpoint) -> Option<Endpoint>),
+    change: (&str, Change),
 ) -> Result<()> {
     let kind = (transport, Family::V4);
     let what = |case: &str| format!("{} {transport:?} {}: {case}", client.name(), change.0);
@@ -167,7 +169,7 @@ fn check_affinity(mode: &str) -> Result<()> {
         check_shown(&mut world, &mut rows, client, (mode, transport))?;
     }
     for (client, transport) in [(&**a, Transport::Udp), (&**node1, Transport::Tcp)] {
-        let changes: [(&str, fn(Endpoint) -> Option<Endpoint>); 3] = [
+        let changes: [(&str, Change); 3] = [
             ("removed", |_| None),
             ("terminating", |endpoint| Some(endpoint.terminating())),
             ("not ready", |endpoint| Some(endpoint.not_ready())),

@@ -91,6 +91,8 @@ impl<'a> Held<'a> {
 
 /// What becomes of one endpoint.
 type Change = fn(Endpoint) -> Endpoint;
+/// When, what becomes of the endpoints then, and who serves new connections.
+type Step<'a> = (&'a str, &'a [(&'a str, Change)], &'a [&'a str]);
 
 fn changed(world: &World, pods: &[(&str, Change)]) -> Vec<Endpoint> {
     let of_pod = |(pod, change): &(&str, Change)| {
@@ -108,7 +110,7 @@ fn check_endpoints(
     let ready: Change = |endpoint| endpoint;
     let terminating: Change = Endpoint::terminating;
     let not_ready: Change = Endpoint::not_ready;
-    let steps: [(&str, &[(&str, Change)], &[&str]); 8] = [
+    let steps: [Step<'_>; 8] = [
         ("at first", &[("b", ready), ("c", ready)], &["b", "c"]),
         ("b terminating", &[("b", terminating), ("c", ready)], &["c"]),
         ("only b, terminating", &[("b", terminating)], &["b"]),
