@@ -23,6 +23,8 @@ const KUBERNETES: &str = "https://10.96.0.1";
 const DELETIONS: u8 = 7;
 /// The median of the last new connection after the request to delete is sooner.
 const DELETED: Duration = Duration::from_millis(50);
+/// A Service that is there for longer after its deletion stays for ever.
+const END: Duration = Duration::from_secs(5);
 /// How long a client waits where nobody is to answer.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
@@ -158,11 +160,12 @@ fn delete(world: &mut World, client: &Host, transport: Transport) -> Result<Dura
     let (sent, asked) = mpsc::channel();
     thread::scope(|scope| {
         let last = scope.spawn(move || {
-            let mut last = None;
+            let (mut last, start) = (None, Instant::now());
             // Two in a row, so that one datagram that is lost is no end.
             let mut failed = 0;
             while failed < 2 {
                 let now = Instant::now();
+                ensure!(now - start < END, "the Service lives on");
                 if ask()?.reached().is_some() {
                     if last.is_none() {
                         sent.send(())?;
