@@ -14,7 +14,6 @@ use lb_common::{
     balance::{
         self, Endpoint, Entry, FlowTable, InsertError, Site, Tables, Verdict, Work,
         socket::{self, Caller, Decision},
-        tables::FlowEntry,
     },
     packet::{ACK, Packet, Parse, SYN},
 };
@@ -24,15 +23,15 @@ use super::{
     report::{Figure, Outcome},
     stats::Estimate,
     tables::{
-        ELSEWHERE, NEW_PODS, PODS, PORTS, Side, State, cluster_ip, flow_entries, flow_tuples,
-        settings,
+        ELSEWHERE, FlowEntry, NEW_PODS, PODS, PORTS, Side, State, cluster_ip, flow_entries,
+        flow_tuples, settings,
     },
 };
 
 /// Tables in memory, with one flow of each protocol, that count.
 struct Counting<F: Side> {
     state: State<F>,
-    flows: Vec<(FlowKey<F::Address>, Flow<F::Address>)>,
+    flows: Vec<FlowEntry<F::Address>>,
     look_ups: u32,
 }
 
@@ -47,7 +46,7 @@ impl<T> Entry<T> for Copied<T> {
     fn store(&self, _value: T) {}
 }
 
-impl<A> FlowEntry<A> for Copied<Flow<A>> {
+impl<A> balance::tables::FlowEntry<A> for Copied<Flow<A>> {
     fn set_state(&self, _state: u8) {}
 
     fn set_last_seen(&self, _now: u32) {}

@@ -21,10 +21,6 @@ use super::{
     report::{Figure, Outcome},
     stats::Estimate,
 };
-
-/// The agent's defaults.
-const SIZES: Sizes =
-    Sizes { services: 65_536, backends: 262_144, slots: 1_048_576, flows: 262_144 };
 use crate::netns::cgroup::Cgroup;
 
 /// Program and `enum bpf_attach_type`.
@@ -41,6 +37,9 @@ const AT_CGROUP: [(&str, u32); 8] = [
     ("getpeername6", 30),
 ];
 const ROUNDS: usize = 5;
+/// The agent's defaults.
+const SIZES: Sizes =
+    Sizes { services: 65_536, backends: 262_144, slots: 1_048_576, flows: 262_144 };
 
 /// Measures load and attachment by the agent's own loader, and reads what the verifier says
 /// of `object`. Attaches to `ifindex` and to a cgroup of its own without processes.

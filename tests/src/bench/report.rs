@@ -86,6 +86,12 @@ impl Figure {
         }
     }
 
+    /// Whether the figure is let pass only because its limit was raised.
+    pub fn leans_on_allowance(&self) -> bool {
+        let strict = Self { allowance: 0.0, ..self.clone() };
+        strict.verdict() == Verdict::FailedMust && self.verdict() != Verdict::FailedMust
+    }
+
     /// Whether the report as a whole fails by this figure.
     pub fn fails(&self) -> bool {
         matches!(self.verdict(), Verdict::FailedMust | Verdict::Invalid)
@@ -176,5 +182,10 @@ mod tests {
         use Verdict::{FailedMust, MissedAim, Ok};
         assert_eq!(verdicts, [Ok, MissedAim, MissedAim, FailedMust]);
         assert!(Figure::told("x", Outcome::Invalid(String::new())).fails());
+        let raised = |median| Figure { allowance: 5.0, ..figure(median) };
+        assert_eq!(
+            [30.0, 35.0, 35.1].map(|it| raised(it).leans_on_allowance()),
+            [false, true, false]
+        );
     }
 }

@@ -337,6 +337,12 @@ pub fn settings() -> Settings {
     }
 }
 
+/// An entry of FLOWS.
+pub type FlowEntry<A> = (FlowKey<A>, Flow<A>);
+
+/// A packet as it comes and as it goes.
+pub type Translation<A> = (Tuple<A>, Tuple<A>);
+
 /// Both entries of flow `number` of `client`, last seen at `now`.
 pub fn flow_entries<F: Side>(
     protocol: u8,
@@ -344,7 +350,7 @@ pub fn flow_entries<F: Side>(
     actions: [Action; 2],
     number: u32,
     now: u32,
-) -> [(FlowKey<F::Address>, Flow<F::Address>); 2] {
+) -> [FlowEntry<F::Address>; 2] {
     let tuples = flow_tuples::<F>(protocol, client, number);
     [0, 1].map(|direction| {
         let (tuple, rewrite) = tuples[direction];
@@ -405,7 +411,7 @@ pub fn flow_tuples<F: Side>(
     protocol: u8,
     client: F::Address,
     number: u32,
-) -> [(Tuple<F::Address>, Tuple<F::Address>); 2] {
+) -> [Translation<F::Address>; 2] {
     let service = service_of::<F>(protocol);
     let endpoint = backend::<F>(service, service * BACKENDS);
     let request = Tuple {
