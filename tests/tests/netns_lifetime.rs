@@ -107,20 +107,20 @@ fn check_endpoints(
     held: &Held<'_>,
     service: &Service,
 ) -> Result<()> {
-    let ready: Change = |endpoint| endpoint;
-    let terminating: Change = Endpoint::terminating;
-    let not_ready: Change = Endpoint::not_ready;
-    let steps: [Step<'_>; 8] = [
-        ("at first", &[("b", ready), ("c", ready)], &["b", "c"]),
-        ("b terminating", &[("b", terminating), ("c", ready)], &["c"]),
-        ("only b, terminating", &[("b", terminating)], &["b"]),
-        ("both terminating", &[("b", terminating), ("c", terminating)], &["b", "c"]),
-        ("c not ready", &[("b", ready), ("c", not_ready)], &["b"]),
-        ("none ready", &[("b", not_ready), ("c", not_ready)], &[]),
-        ("b removed", &[("c", ready)], &["c"]),
+    const READY: Change = |endpoint| endpoint;
+    const TERMINATING: Change = Endpoint::terminating;
+    const NOT_READY: Change = Endpoint::not_ready;
+    const STEPS: [Step<'_>; 8] = [
+        ("at first", &[("b", READY), ("c", READY)], &["b", "c"]),
+        ("b terminating", &[("b", TERMINATING), ("c", READY)], &["c"]),
+        ("only b, terminating", &[("b", TERMINATING)], &["b"]),
+        ("both terminating", &[("b", TERMINATING), ("c", TERMINATING)], &["b", "c"]),
+        ("c not ready", &[("b", READY), ("c", NOT_READY)], &["b"]),
+        ("none ready", &[("b", NOT_READY), ("c", NOT_READY)], &[]),
+        ("b removed", &[("c", READY)], &["c"]),
         ("all removed", &[], &[]),
     ];
-    for (when, endpoints, servers) in steps {
+    for (when, endpoints, servers) in STEPS {
         let endpoints = changed(world, endpoints);
         world.publish_until(service, &endpoints, servers.len() * 2).context(when)?;
         held.check(rows, when, servers)?;
