@@ -126,9 +126,8 @@ impl Watch<'_> {
                     tracing::info!(%kind, "the API server does not serve this kind");
                     jittered(self.not_served_retry)
                 }
-                End::After(Remedy::Denied | Remedy::Relist | Remedy::Resume) => {
-                    progress.pause.next()
-                }
+                End::After(Remedy::Relist) => progress.pause.next(Pause::OUTDATED),
+                End::After(Remedy::Denied | Remedy::Resume) => progress.pause.next(Pause::LONGEST),
             };
             if self.sleep(pause).await.is_err() {
                 return;
@@ -194,7 +193,7 @@ impl Watch<'_> {
         let remedy = remedy(kind, error, progress.streaming && progress.listing);
         match remedy {
             Remedy::Resume => {
-                let delay = progress.pause.next();
+                let delay = progress.pause.next(longest_pause(error));
                 self.warn(kind, error, Some(delay));
                 tokio::time::sleep(delay).await;
                 return None;
@@ -289,6 +288,15 @@ fn remedy(kind: Kind, error: &watcher::Error, in_streaming_list: bool) -> Remedy
     }
 }
 
+/// How long to wait at most after an error before the same watch goes on.
+fn longest_pause(error: &watcher::Error) -> Duration {
+    match error {
+        watcher::Error::WatchError(status) if status.code == 410 => Pause::OUTDATED,
+        error if is_unreachable(error) => Pause::UNREACHABLE,
+        _ => Pause::LONGEST,
+    }
+}
+
 fn is_unreachable(error: &watcher::Error) -> bool {
     cause(error)
         .is_some_and(|cause| matches!(cause, kube::Error::Service(_) | kube::Error::HyperError(_)))
@@ -334,14 +342,19 @@ struct Pause {
 
 impl Pause {
     const FIRST: Duration = Duration::from_millis(100);
+    /// For a server that answers with errors, and may have more than enough to do.
     const LONGEST: Duration = Duration::from_secs(15);
+    /// For one that cannot be reached: what it never sees costs it nothing.
+    const UNREACHABLE: Duration = Duration::from_secs(3);
+    /// For what is too old: the next list mends it.
+    const OUTDATED: Duration = Duration::from_secs(1);
 
-    fn next(&mut self) -> Duration {
+    fn next(&mut self, longest: Duration) -> Duration {
         if self.last.elapsed() > 2 * Self::LONGEST {
             self.reset();
         }
         self.last = Instant::now();
-        let pause = self.next;
+        let pause = self.next.min(longest);
         self.next = (pause * 2).min(Self::LONGEST);
         jittered(pause)
     }

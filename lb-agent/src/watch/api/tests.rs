@@ -392,12 +392,15 @@ fn objects_of_a_kind_lose_what_nobody_reads() {
 #[test]
 fn pauses_double_up_to_a_limit_and_vary() {
     let mut pause = Pause::default();
-    let first = pause.next();
+    let first = pause.next(Pause::LONGEST);
     assert!((Pause::FIRST / 2..=Pause::FIRST * 3 / 2).contains(&first), "{first:?}");
-    let last = (0..20).map(|_| pause.next()).last().unwrap();
+    let last = (0..20).map(|_| pause.next(Pause::LONGEST)).last().unwrap();
     assert!((Pause::LONGEST / 2..=Pause::LONGEST * 3 / 2).contains(&last), "{last:?}");
     let several: std::collections::HashSet<_> = (0..8).map(|_| jittered(Pause::LONGEST)).collect();
     assert!(several.len() > 1);
+    assert!(pause.next(Pause::OUTDATED) <= Pause::OUTDATED * 3 / 2);
+    // What was short has not grown to what is long.
+    assert!(pause.next(Pause::LONGEST) <= Pause::OUTDATED * 3);
     pause.reset();
-    assert!(pause.next() <= Pause::FIRST * 3 / 2);
+    assert!(pause.next(Pause::LONGEST) <= Pause::FIRST * 3 / 2);
 }
