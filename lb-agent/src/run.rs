@@ -77,9 +77,9 @@ async fn start(
     let dataplane = KernelDataplane::open(&pins)?;
     servers::start(config, &health, &metrics, cancel, tasks).await?;
     attach_sockets(config, &pins, &programs)?;
-    let (node_addresses, node_addresses_seen) = watch::channel(Vec::<IpAddr>::new());
+    let (node_addresses, node_addresses_seen) = watch::channel(None::<Vec<IpAddr>>);
     let interfaces =
-        Interfaces::open(&pins, Arc::clone(&programs), interface_options(config), Vec::new())
+        Interfaces::open(&pins, Arc::clone(&programs), interface_options(config), None)
             .await
             .context("cannot follow the network interfaces")?;
     let network = interfaces.subscribe();

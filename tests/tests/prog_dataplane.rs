@@ -335,24 +335,36 @@ fn with_interfaces(
     dir: &BpfDir,
     work: impl FnOnce(watch::Receiver<NodeNetwork>) -> Result<()>,
 ) -> Result<()> {
+    with_interfaces_of(dir, Some(Vec::new()), |node, _| work(node))
+}
+
+/// The addresses of the Node object, as far as they are known.
+type NodeAddresses = Option<Vec<IpAddr>>;
+
+/// As [`with_interfaces`], with these addresses of the Node object at first.
+fn with_interfaces_of(
+    dir: &BpfDir,
+    addresses: NodeAddresses,
+    work: impl FnOnce(watch::Receiver<NodeNetwork>, &watch::Sender<NodeAddresses>) -> Result<()>,
+) -> Result<()> {
     let programs = Arc::new(dir.load()?);
     let pins = dir.pins();
     let (ready, is_ready) = mpsc::channel();
+    let (tell, node_addresses) = watch::channel(addresses.clone());
     thread::scope(|scope| {
         let (stop, stopped) = oneshot::channel::<()>();
         let agent = scope.spawn(move || -> Result<()> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let interfaces = Interfaces::open(&pins, programs, options(), Vec::new()).await?;
+                let interfaces = Interfaces::open(&pins, programs, options(), addresses).await?;
                 ready.send(interfaces.subscribe())?;
-                let (_sender, node_addresses) = watch::channel(Vec::new());
                 tokio::select! {
                     result = interfaces.run(node_addresses) => Ok(result?),
                     _ = stopped => Ok(()),
                 }
             })
         });
-        let result = is_ready.recv().context("no interfaces").and_then(work);
+        let result = is_ready.recv().context("no interfaces").and_then(|node| work(node, &tell));
         drop(stop);
         agent.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked))?;
         result
@@ -386,6 +398,7 @@ fn programs_follow_interfaces_as_they_come_and_go() -> Result<()> {
             println!("a new veth had its programs after {took:?}");
             let index = index_of("veth.7")?;
             let pin = dir.pins().links().join(format!("{index}-veth_7-ingress"));
+            wait_for("the pin", || Ok(pin.exists()))?;
             link(&pin)?;
             ip("link delete veth.7")?;
             wait_for("the pin to go", || Ok(!pin.exists()))?;
@@ -438,6 +451,41 @@ fn a_restart_takes_links_over_and_drops_those_of_interfaces_that_are_none_of_our
         ensure!(first.0 == second.0 && first.1 != second.1, "{first:?} {second:?}");
         ensure!(tcx_programs("veth1")?.is_empty());
         Ok(())
+    })
+}
+
+#[test]
+fn a_restart_keeps_a_device_that_only_the_node_object_knows_until_it_is_known() -> Result<()> {
+    let dir = BpfDir::new();
+    let (netns, pod) = (namespace("known")?, namespace("behind")?);
+    let address: IpAddr = "192.0.2.1".parse()?;
+    netns.run(|| {
+        ip(&format!("link add up0 type veth peer name eth0 netns {}", pod.name()))?;
+        ip("address add 192.0.2.1/24 dev up0")?;
+        ip("link add up1 type veth peer name up2")?;
+        ip("address add 192.0.2.65/32 dev up1")?;
+        let both = vec![address, "192.0.2.65".parse()?];
+        with_interfaces_of(&dir, Some(both), |_, _| Ok(()))?;
+        let pins: Vec<PathBuf> = ["up0", "up1"]
+            .iter()
+            .map(|name| Ok(dir.pins().links().join(format!("{}-{name}-ingress", index_of(name)?))))
+            .collect::<Result<_>>()?;
+        let before: Vec<_> = pins.iter().map(|pin| link(pin)).collect::<Result<_>>()?;
+        with_interfaces_of(&dir, None, |node, tell| {
+            for (pin, before) in pins.iter().zip(&before) {
+                let after = link(pin)?;
+                ensure!(after.0 == before.0 && after.1 != before.1, "{before:?} {after:?}");
+            }
+            ensure!(tcx_programs("up0")? == ["from_device", "to_device"]);
+            ensure!(tcx_programs("up1")? == ["from_device", "to_device"]);
+            ensure!(node.borrow().devices.len() == 2 && !node.borrow().knows_node_object);
+            tell.send(Some(vec![address]))?;
+            wait_for("the stranger to be left", || Ok(tcx_programs("up1")?.is_empty()))?;
+            ensure!(tcx_programs("up0")? == ["from_device", "to_device"]);
+            wait_for("the network to be told", || Ok(node.borrow().knows_node_object))?;
+            ensure!(node.borrow().devices.len() == 1);
+            Ok(())
+        })
     })
 }
 

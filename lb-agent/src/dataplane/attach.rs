@@ -18,6 +18,7 @@ use crate::cli::run::TcAttach;
 
 use super::{
     clsact,
+    interfaces::Role,
     load::{LoadError, Programs},
     pins::Pins,
     sys::{self, LinkTarget},
@@ -99,6 +100,35 @@ impl TcAttacher {
     /// The interfaces that have links, by index.
     pub fn linked(&self) -> impl Iterator<Item = (u32, Direction)> {
         self.pinned.keys().copied()
+    }
+
+    /// What an interface was taken for when it got the programs of ours that it has;
+    /// external if they disagree, as they do between the two steps of a change.
+    pub fn held_role(&self, index: u32) -> Option<Role> {
+        let held = [Direction::Ingress, Direction::Egress].map(|direction| {
+            let program = self.held(index, direction).unwrap_or_else(|error| {
+                debug!(%error, index, "cannot tell which program is attached");
+                None
+            });
+            program.as_deref().and_then(Role::of_program)
+        });
+        match held {
+            [Some(Role::External), _] | [_, Some(Role::External)] => Some(Role::External),
+            [ingress, egress] => ingress.or(egress),
+        }
+    }
+
+    /// The name of our program on an interface.
+    fn held(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
+        let Some(path) = self.pinned.get(&(index, direction)) else {
+            return clsact::held(index, direction);
+        };
+        let info = sys::link_info(sys::obj_get(path)?.as_fd())?;
+        if info.target != [index, direction.tcx()] {
+            return Ok(None);
+        }
+        let program = sys::program_by_id(info.program)?;
+        Ok(Some(sys::program_info(program.as_fd())?.name()))
     }
 
     /// Makes `program` the one of ours that sees the packets of `interface`. One that

@@ -92,32 +92,40 @@ pub(super) fn remove(interface: u32, direction: Direction) -> io::Result<()> {
 
 /// Whether a filter with our priority, handle and name is there.
 pub(super) fn ours(interface: u32, direction: Direction) -> io::Result<bool> {
+    held(interface, direction).map(|name| name.is_some())
+}
+
+/// The name of the program of our filter, if there is one.
+pub(super) fn held(interface: u32, direction: Direction) -> io::Result<Option<String>> {
     let message = TcMessage { handle: 0, info: 0, ..our_filter(interface, direction) };
     let connection = connect()?;
     send(&connection, libc::RTM_GETTFILTER, libc::NLM_F_DUMP, message, &[])?;
-    let mut found = false;
-    let result = receive(&connection, |body| found |= is_ours(body));
+    let mut found = None;
+    let result = receive(&connection, |body| found = found.take().or_else(|| our_program(body)));
     match result {
         // No such interface, or no clsact qdisc on it.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => {
-            Ok(false)
-        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(None),
         result => result.map(|()| found),
     }
 }
 
-fn is_ours(body: &[u8]) -> bool {
-    let Some((head, attributes)) = body.split_at_checked(size_of::<TcMessage>()) else {
-        return false;
-    };
+/// The name of the program, if the filter is ours.
+fn our_program(body: &[u8]) -> Option<String> {
+    let (head, attributes) = body.split_at_checked(size_of::<TcMessage>())?;
     let message: TcMessage = pod_read_unaligned(head);
     if message.info >> 16 != u32::from(PRIORITY) || message.handle != HANDLE {
-        return false;
+        return None;
     }
-    Attributes(attributes)
-        .find(|(kind, _)| *kind == TCA_OPTIONS)
-        .and_then(|(_, options)| Attributes(options).find(|(kind, _)| *kind == TCA_BPF_NAME))
-        .is_some_and(|(_, name)| name.starts_with(NAME_PREFIX.as_bytes()))
+    let (_, options) = Attributes(attributes).find(|(kind, _)| *kind == TCA_OPTIONS)?;
+    let (_, name) = Attributes(options).find(|(kind, _)| *kind == TCA_BPF_NAME)?;
+    let name = name.strip_prefix(NAME_PREFIX.as_bytes())?;
+    Some(text(name))
+}
+
+/// A string of the kernel's, without the zero at its end.
+fn text(bytes: &[u8]) -> String {
+    let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn our_filter(interface: u32, direction: Direction) -> TcMessage {
@@ -254,11 +262,12 @@ mod tests {
     #[test]
     fn only_priority_handle_and_name_together_are_ours() {
         let priority = u32::from(PRIORITY);
-        assert!(is_ours(&filter(priority, HANDLE, b"lb_from_pod\0")));
-        assert!(!is_ours(&filter(priority + 1, HANDLE, b"lb_from_pod\0")));
-        assert!(!is_ours(&filter(priority, HANDLE + 1, b"lb_from_pod\0")));
-        assert!(!is_ours(&filter(priority, HANDLE, b"cil_from_pod\0")));
-        assert!(!is_ours(&filter(priority, HANDLE, b"")));
-        assert!(!is_ours(b"short"));
+        let ours = filter(priority, HANDLE, b"lb_from_pod\0");
+        assert_eq!(our_program(&ours).as_deref(), Some("from_pod"));
+        assert_eq!(our_program(&filter(priority + 1, HANDLE, b"lb_from_pod\0")), None);
+        assert_eq!(our_program(&filter(priority, HANDLE + 1, b"lb_from_pod\0")), None);
+        assert_eq!(our_program(&filter(priority, HANDLE, b"cil_from_pod\0")), None);
+        assert_eq!(our_program(&filter(priority, HANDLE, b"")), None);
+        assert_eq!(our_program(b"short"), None);
     }
 }

@@ -62,6 +62,18 @@ pub enum Role {
     Loopback,
 }
 
+impl Role {
+    /// What an interface with this program of ours was taken for.
+    pub fn of_program(program: &str) -> Option<Self> {
+        match program {
+            "from_pod" | "to_pod" => Some(Self::Pod),
+            "from_device" | "to_device" => Some(Self::External),
+            "loopback" => Some(Self::Loopback),
+            _ => None,
+        }
+    }
+}
+
 /// A program's place.
 pub type Place = (u32, Direction);
 
@@ -82,6 +94,8 @@ pub struct NodeNetwork {
     pub pods: usize,
     /// What could not be attached, one sentence each; it is tried again.
     pub problems: Vec<String>,
+    /// Whether this takes the addresses of the Node object into account.
+    pub knows_node_object: bool,
 }
 
 impl Network {
@@ -125,6 +139,21 @@ impl Network {
             self.default_routes.iter().any(|route| route.interface == index)
                 || node_addresses.iter().any(holds)
         })
+    }
+
+    /// Makes `roles`, found without the addresses of the Node object, do for as long as
+    /// these are not known: they could make any interface external and take no device's
+    /// role away. So an interface keeps the role in `held`, which an earlier agent gave
+    /// to it, unless its own is external. `held` goes on with the outcome.
+    pub fn keep(&self, roles: &mut BTreeMap<u32, Role>, held: &mut BTreeMap<u32, Role>) {
+        held.retain(|index, _| self.links.contains_key(index));
+        for (index, role) in &*held {
+            let kept = roles.entry(*index).or_insert(*role);
+            if *kept == Role::Pod {
+                *kept = *role;
+            }
+        }
+        held.clone_from(roles);
     }
 
     /// What follows from the roles for the rest of the agent.
@@ -235,6 +264,42 @@ mod tests {
         assert_eq!(roles, expected.into());
         assert_eq!(places(&roles).get(&(5, Direction::Egress)), Some(&"to_pod"));
         assert_eq!(places(&roles).get(&(1, Direction::Ingress)), None);
+    }
+
+    #[test]
+    fn an_interface_keeps_its_role_until_the_addresses_of_the_node_are_known() {
+        let network = node();
+        let find = |held: &mut BTreeMap<u32, Role>| {
+            let mut roles = network.roles(&Patterns::Auto, &Patterns::Auto, &[]);
+            network.keep(&mut roles, held);
+            roles
+        };
+        let fresh = find(&mut BTreeMap::new());
+        assert_eq!(fresh.get(&3), Some(&Role::Pod));
+        assert_eq!(fresh.get(&4), None);
+        let mut held: BTreeMap<u32, Role> =
+            [(2, Role::Pod), (3, Role::External), (4, Role::External), (9, Role::Pod)].into();
+        let expected = [
+            (1, Role::Loopback),
+            (2, Role::External),
+            (3, Role::External),
+            (4, Role::External),
+            (5, Role::Pod),
+        ];
+        assert_eq!(find(&mut held), expected.into());
+        assert_eq!(held, expected.into(), "what is gone is forgotten");
+        let listed = network.devices(&held);
+        assert_eq!(listed.iter().map(|device| device.ifindex).collect::<Vec<_>>(), [2, 3, 4]);
+    }
+
+    #[test]
+    fn every_program_tells_the_role_that_it_is_of() {
+        for role in [Role::Pod, Role::External, Role::Loopback] {
+            for program in places(&[(7, role)].into()).values() {
+                assert_eq!(Role::of_program(program), Some(role), "{program}");
+            }
+        }
+        assert_eq!(Role::of_program("connect4"), None);
     }
 
     #[test]

@@ -3,23 +3,20 @@
 //! It does not read /sys/class/net, which shows the namespace that mounted it: netlink
 //! shows the one that the agent is in.
 
+mod messages;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
-};
+use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{
-    Handle, MulticastGroup, RouteMessageBuilder,
+    Handle, MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
     sys::SocketAddr,
 };
@@ -35,11 +32,13 @@ use crate::cli::{run::TcAttach, values::Patterns};
 use super::{
     DataplaneError,
     attach::{AttachError, Direction, Interface, TcAttacher, is_gone},
-    interfaces::{DefaultRoute, Link, Network, NodeNetwork, Place, places},
+    interfaces::{Network, NodeNetwork, Place, Role, places},
     kernel::Devices,
     load::Programs,
     pins::{PinError, Pins},
 };
+
+use messages::{Stale, apply, parse_link, read, read_routes};
 
 /// Which interfaces get programs, and how.
 #[derive(Clone, Debug)]
@@ -72,15 +71,20 @@ pub struct Interfaces {
     messages: Messages,
     connection: JoinHandle<()>,
     network: Network,
-    node_addresses: Vec<IpAddr>,
+    /// Of the Node object; `None` until it was asked for.
+    node_addresses: Option<Vec<IpAddr>>,
+    /// What an earlier agent took interfaces for, until the addresses are known.
+    held: BTreeMap<u32, Role>,
     attached: BTreeMap<Place, &'static str>,
     published: watch::Sender<NodeNetwork>,
 }
 
 impl Interfaces {
     /// Attaches programs to the interfaces that there are, in the place of those of an
-    /// earlier agent, and detaches what that one left on others. `node_addresses` are
-    /// those of the Node object.
+    /// earlier agent. `node_addresses` are those of the Node object, or `None` if they
+    /// are not known yet: a device may be external by them alone, and until then every
+    /// interface keeps the programs it has. After that, what the earlier agent left on
+    /// interfaces that are none of ours is detached.
     ///
     /// # Errors
     /// [`InterfaceError`] if the kernel cannot be asked or the pins be opened; what
@@ -89,7 +93,7 @@ impl Interfaces {
         pins: &Pins,
         programs: Arc<Programs>,
         options: InterfaceOptions,
-        node_addresses: Vec<IpAddr>,
+        node_addresses: Option<Vec<IpAddr>>,
     ) -> Result<Self, InterfaceError> {
         let groups = [
             MulticastGroup::Link,
@@ -110,12 +114,21 @@ impl Interfaces {
             connection: tokio::spawn(connection),
             network: Network::default(),
             node_addresses,
+            held: BTreeMap::new(),
             attached: BTreeMap::new(),
             published: watch::Sender::default(),
         };
         interfaces.network = read(&interfaces.handle).await?;
+        if interfaces.node_addresses.is_none() {
+            let links = interfaces.network.links.keys();
+            interfaces.held = links
+                .filter_map(|index| Some((*index, interfaces.attacher.held_role(*index)?)))
+                .collect();
+        }
         interfaces.reconcile()?;
-        interfaces.detach_strangers();
+        if interfaces.node_addresses.is_some() {
+            interfaces.detach_strangers();
+        }
         accept_local();
         Ok(interfaces)
     }
@@ -133,10 +146,11 @@ impl Interfaces {
     /// [`InterfaceError`] if the netlink socket breaks.
     pub async fn run(
         mut self,
-        mut node_addresses: watch::Receiver<Vec<IpAddr>>,
+        mut node_addresses: watch::Receiver<Option<Vec<IpAddr>>>,
     ) -> Result<(), InterfaceError> {
         let mut resync_at = Instant::now() + RESYNC;
         loop {
+            let was_known = self.node_addresses.is_some();
             let failing = !self.published.borrow().problems.is_empty();
             let wait = if failing { RETRY } else { resync_at - Instant::now().min(resync_at) };
             let stale = tokio::select! {
@@ -158,6 +172,9 @@ impl Interfaces {
                 self.refresh(stale).await?;
             }
             self.reconcile()?;
+            if !was_known && self.node_addresses.is_some() {
+                self.detach_strangers();
+            }
         }
     }
 
@@ -207,7 +224,11 @@ impl Interfaces {
     /// Attaches what is missing, detaches what has no place any more, and tells.
     fn reconcile(&mut self) -> Result<(), InterfaceError> {
         let InterfaceOptions { devices, pods, .. } = &self.options;
-        let roles = self.network.roles(devices, pods, &self.node_addresses);
+        let known = self.node_addresses.as_deref();
+        let mut roles = self.network.roles(devices, pods, known.unwrap_or_default());
+        if known.is_none() {
+            self.network.keep(&mut roles, &mut self.held);
+        }
         let wanted = places(&roles);
         // The entries that flows of node processes point to are there before a flow is.
         let unplaced = self.devices.set(&self.network.devices(&roles))?;
@@ -240,7 +261,11 @@ impl Interfaces {
                 }
             }
         }
-        let node = NodeNetwork { problems, ..self.network.node(&roles) };
+        let node = NodeNetwork {
+            problems,
+            knows_node_object: self.node_addresses.is_some(),
+            ..self.network.node(&roles)
+        };
         self.publish(node);
         Ok(())
     }
@@ -290,161 +315,6 @@ impl Drop for Interfaces {
     fn drop(&mut self) {
         self.connection.abort();
     }
-}
-
-/// What a message says has to be read anew.
-#[derive(Debug, Default)]
-struct Stale {
-    all: bool,
-    routes: bool,
-    /// Interfaces whose peer has just left for another namespace.
-    peers: Vec<u32>,
-    link_changed: bool,
-}
-
-fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
-    match message {
-        RouteNetlinkMessage::NewLink(message) => {
-            // The kernel takes IPv4 routes of an interface that goes down away silently.
-            stale.routes |= !message.header.flags.contains(LinkFlags::Up)
-                && network
-                    .default_routes
-                    .iter()
-                    .any(|route| route.interface == message.header.index);
-            let (index, link) = parse_link(&message);
-            let known = network.links.insert(index, link);
-            stale.link_changed |= known.as_ref() != network.links.get(&index);
-        }
-        RouteNetlinkMessage::DelLink(message) => {
-            let index = message.header.index;
-            network.links.remove(&index);
-            network.addresses.retain(|(holder, _)| *holder != index);
-            network.default_routes.retain(|route| route.interface != index);
-            stale.link_changed = true;
-            for attribute in &message.attributes {
-                if let LinkAttribute::Link(peer) = attribute
-                    && *peer != 0
-                {
-                    stale.peers.push(*peer);
-                }
-            }
-        }
-        RouteNetlinkMessage::NewAddress(message) => {
-            network.addresses.extend(parse_address(&message));
-        }
-        RouteNetlinkMessage::DelAddress(message) => {
-            if let Some(address) = parse_address(&message) {
-                network.addresses.remove(&address);
-            }
-        }
-        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
-            stale.routes |= message.header.destination_prefix_length == 0;
-        }
-        _ => {}
-    }
-}
-
-async fn read(handle: &Handle) -> Result<Network, InterfaceError> {
-    let failed = |source| InterfaceError::Read { source };
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.map_err(failed)?;
-    let addresses: Vec<AddressMessage> =
-        handle.address().get().execute().try_collect().await.map_err(failed)?;
-    Ok(Network {
-        links: links.iter().map(parse_link).collect(),
-        addresses: addresses.iter().filter_map(parse_address).collect(),
-        default_routes: read_routes(handle).await?,
-    })
-}
-
-async fn read_routes(handle: &Handle) -> Result<BTreeSet<DefaultRoute>, InterfaceError> {
-    let families = [
-        RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    ];
-    let mut found = BTreeSet::new();
-    for family in families {
-        let mut routes = handle.route().get(family).execute();
-        while let Some(route) =
-            routes.try_next().await.map_err(|source| InterfaceError::Read { source })?
-        {
-            found.extend(parse_default_route(&route));
-        }
-    }
-    Ok(found)
-}
-
-fn parse_link(message: &LinkMessage) -> (u32, Link) {
-    let mut link =
-        Link { is_loopback: message.header.flags.contains(LinkFlags::Loopback), ..Link::default() };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(address) => {
-                link.mac = address.as_slice().try_into().unwrap_or_default();
-            }
-            LinkAttribute::LinkNetNsId(_) => link.has_peer_elsewhere = true,
-            LinkAttribute::LinkInfo(infos) => {
-                link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
-            }
-            _ => {}
-        }
-    }
-    (message.header.index, link)
-}
-
-/// An address of global scope; addresses of links and of the host itself are of no use
-/// to anybody outside.
-fn parse_address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
-    if !matches!(message.header.scope, AddressScope::Universe | AddressScope::Site) {
-        return None;
-    }
-    // On a point-to-point interface, `Address` is the other end's.
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    let address = local.or_else(|| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
-    Some((message.header.index, address))
-}
-
-fn parse_default_route(message: &RouteMessage) -> Vec<DefaultRoute> {
-    let header = &message.header;
-    let is_default = header.destination_prefix_length == 0
-        && header.table == RouteHeader::RT_TABLE_MAIN
-        && header.kind == RouteType::Unicast;
-    if !is_default {
-        return Vec::new();
-    }
-    let mut route = DefaultRoute {
-        is_ipv6: header.address_family == netlink_packet_route::AddressFamily::Inet6,
-        metric: 0,
-        interface: 0,
-        source: None,
-    };
-    let mut interfaces = Vec::new();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Priority(metric) => route.metric = *metric,
-            RouteAttribute::Oif(index) => interfaces.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                interfaces.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => {
-                route.source = Some(IpAddr::V4(*address));
-            }
-            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
-                route.source = Some(IpAddr::V6(*address));
-            }
-            _ => {}
-        }
-    }
-    interfaces.into_iter().map(|interface| DefaultRoute { interface, ..route.clone() }).collect()
 }
 
 /// Lets packets of this node to itself in: they come in by the loopback device without

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep_until, timeout_at},
+    time::{sleep_until, timeout, timeout_at},
 };
 
 use crate::{
@@ -26,6 +26,8 @@ use crate::{
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// The longest wait between tries.
 const LAST_RETRY: Duration = Duration::from_secs(10);
+/// How long the first plan waits for the interfaces at most.
+const SETTLE: Duration = Duration::from_millis(200);
 /// Events that came together are planned together, at most so many.
 const BATCH: usize = 4096;
 
@@ -33,15 +35,17 @@ const BATCH: usize = 4096;
 pub(super) struct Reconciler {
     controller: Controller,
     node_name: String,
-    node_addresses: Vec<IpAddr>,
+    /// Of the Node object; `None` until it is known whether there is one.
+    node_addresses: Option<Vec<IpAddr>>,
     network: NodeNetwork,
     ticks_per_second: u32,
     started: Instant,
     retry: Duration,
     due: Option<Instant>,
+    settled: bool,
     ready: bool,
     sinks: Option<Sinks>,
-    tell: Option<watch::Sender<Vec<IpAddr>>>,
+    tell: Option<watch::Sender<Option<Vec<IpAddr>>>>,
 }
 
 struct Sinks {
@@ -59,12 +63,13 @@ impl Reconciler {
         Self {
             controller: Controller::new(node_name, expected),
             node_name: node_name.to_owned(),
-            node_addresses: Vec::new(),
+            node_addresses: None,
             network: NodeNetwork::default(),
             ticks_per_second,
             started: Instant::now(),
             retry: FIRST_RETRY,
             due: None,
+            settled: false,
             ready: false,
             sinks: None,
             tell: None,
@@ -83,7 +88,7 @@ impl Reconciler {
     }
 
     /// Where the addresses of the Node object are told.
-    pub(super) fn telling(mut self, node_addresses: watch::Sender<Vec<IpAddr>>) -> Self {
+    pub(super) fn telling(mut self, node_addresses: watch::Sender<Option<Vec<IpAddr>>>) -> Self {
         self.tell = Some(node_addresses);
         self
     }
@@ -105,12 +110,11 @@ impl Reconciler {
                     self.apply(event);
                     self.gather(&mut events).await;
                 }
-                Ok(()) = network.changed() => {
-                    self.network = network.borrow_and_update().clone();
-                    self.tell_problems();
-                    self.refresh_facts();
-                }
+                Ok(()) = network.changed() => self.take_over(&mut network),
                 () = sleep_until(self.due.unwrap_or(never).into()) => {}
+            }
+            if !self.settled && self.controller.snapshot().is_complete() {
+                self.settle(&mut network).await;
             }
             self.reconcile(&mut dataplane);
         }
@@ -141,20 +145,40 @@ impl Reconciler {
                 sinks.refusals.forget(*kind, name);
             }
         }
-        let is_node = kind_of(&event) == Kind::Node;
         self.controller.apply(event);
-        if is_node {
-            let node = self.controller.snapshot().node();
-            let addresses = node.map(|node| node.addresses.clone()).unwrap_or_default();
-            if addresses != self.node_addresses {
-                self.node_addresses = addresses;
-                if let Some(tell) = &self.tell {
-                    // Without a receiver nobody follows the interfaces any more.
-                    let _ = tell.send(self.node_addresses.clone());
-                }
-                self.refresh_facts();
+        let snapshot = self.controller.snapshot();
+        let addresses = match snapshot.node() {
+            Some(node) => &node.addresses[..],
+            None if snapshot.is_complete() => &[],
+            None => return,
+        };
+        if self.node_addresses.as_deref() != Some(addresses) {
+            self.node_addresses = Some(addresses.to_vec());
+            if let Some(tell) = &self.tell {
+                // Without a receiver nobody follows the interfaces any more.
+                let _ = tell.send(self.node_addresses.clone());
             }
+            self.refresh_facts();
         }
+    }
+
+    /// Waits, before anything is planned for the first time, until the interfaces were
+    /// looked at with the addresses of the Node object in mind: which addresses are this
+    /// node's depends on it.
+    async fn settle(&mut self, network: &mut watch::Receiver<NodeNetwork>) {
+        self.settled = true;
+        let seen = timeout(SETTLE, network.wait_for(|network| network.knows_node_object)).await;
+        if !matches!(seen, Ok(Ok(_))) {
+            tracing::warn!(waited = ?SETTLE, "the interfaces are not known to be complete");
+        }
+        drop(seen);
+        self.take_over(network);
+    }
+
+    fn take_over(&mut self, network: &mut watch::Receiver<NodeNetwork>) {
+        self.network = network.borrow_and_update().clone();
+        self.tell_problems();
+        self.refresh_facts();
     }
 
     fn tell_eligible(&self, event: &Event) {
@@ -186,7 +210,8 @@ impl Reconciler {
     }
 
     fn refresh_facts(&mut self) {
-        let candidates = || self.node_addresses.iter().chain(&self.network.default_sources);
+        let candidates =
+            || self.node_addresses.iter().flatten().chain(&self.network.default_sources);
         let held = |ip: &&IpAddr| self.network.addresses.contains(ip);
         let first4 = candidates().chain(&self.network.addresses).filter(held);
         let first6 = candidates().chain(&self.network.addresses).filter(held);
