@@ -229,6 +229,19 @@ pub fn places(roles: &BTreeMap<u32, Role>) -> BTreeMap<Place, &'static str> {
     places
 }
 
+/// Places in the order in which their programs are attached; they are detached in
+/// reverse. What a pod sends is balanced only where its answers are translated back,
+/// and what comes in by a device is, before anything is sent out for it.
+pub fn in_order(
+    places: impl IntoIterator<Item = (Place, &'static str)>,
+) -> Vec<(Place, &'static str)> {
+    let mut ordered: Vec<_> = places.into_iter().collect();
+    ordered.sort_by_key(|((index, _), program)| {
+        (*index, matches!(*program, "from_pod" | "to_device"))
+    });
+    ordered
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,6 +313,13 @@ mod tests {
             }
         }
         assert_eq!(Role::of_program("connect4"), None);
+    }
+
+    #[test]
+    fn answers_find_their_program_before_requests_do() {
+        let places = places(&[(3, Role::External), (5, Role::Pod), (1, Role::Loopback)].into());
+        let programs: Vec<_> = in_order(places).into_iter().map(|(_, program)| program).collect();
+        assert_eq!(programs, ["loopback", "from_device", "to_device", "to_pod", "from_pod"]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 mod messages;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
     sync::Arc,
@@ -32,7 +32,7 @@ use crate::cli::{run::TcAttach, values::Patterns};
 use super::{
     DataplaneError,
     attach::{AttachError, Direction, Interface, TcAttacher, is_gone},
-    interfaces::{Network, NodeNetwork, Place, Role, places},
+    interfaces::{Network, NodeNetwork, Place, Role, in_order, places},
     kernel::Devices,
     load::Programs,
     pins::{PinError, Pins},
@@ -125,9 +125,9 @@ impl Interfaces {
                 .filter_map(|index| Some((*index, interfaces.attacher.held_role(*index)?)))
                 .collect();
         }
-        interfaces.reconcile()?;
+        let wanted = interfaces.reconcile()?;
         if interfaces.node_addresses.is_some() {
-            interfaces.detach_strangers();
+            interfaces.detach_strangers(&wanted);
         }
         accept_local();
         Ok(interfaces)
@@ -164,16 +164,17 @@ impl Interfaces {
                 }
                 () = sleep(wait) => Stale { all: Instant::now() >= resync_at, ..Stale::default() },
             };
-            if stale.all {
+            let all = stale.all;
+            if all {
                 self.attached.clear();
                 self.network = read(&self.handle).await?;
                 resync_at = Instant::now() + RESYNC;
             } else {
                 self.refresh(stale).await?;
             }
-            self.reconcile()?;
-            if !was_known && self.node_addresses.is_some() {
-                self.detach_strangers();
+            let wanted = self.reconcile()?;
+            if self.node_addresses.is_some() && (all || !was_known) {
+                self.detach_strangers(&wanted);
             }
         }
     }
@@ -222,7 +223,8 @@ impl Interfaces {
     }
 
     /// Attaches what is missing, detaches what has no place any more, and tells.
-    fn reconcile(&mut self) -> Result<(), InterfaceError> {
+    /// Answers which places are wanted, attached or not.
+    fn reconcile(&mut self) -> Result<BTreeSet<Place>, InterfaceError> {
         let InterfaceOptions { devices, pods, .. } = &self.options;
         let known = self.node_addresses.as_deref();
         let mut roles = self.network.roles(devices, pods, known.unwrap_or_default());
@@ -236,13 +238,19 @@ impl Interfaces {
             .iter()
             .map(|device| format!("no entry of DEVICES is left for interface {}", device.ifindex))
             .collect();
-        let gone: Vec<Place> =
-            self.attached.keys().filter(|place| !wanted.contains_key(place)).copied().collect();
-        for (index, direction) in gone {
+        let places: BTreeSet<Place> = wanted.keys().copied().collect();
+        let gone = |(place, _): &(&Place, &&str)| !wanted.contains_key(*place);
+        let gone = self.attached.iter().filter(gone).map(|(place, program)| (*place, *program));
+        for ((index, direction), _) in in_order(gone).into_iter().rev() {
             self.attached.remove(&(index, direction));
             self.detach(index, direction);
         }
-        for (place, program) in wanted {
+        // Interfaces that lack the program that goes first.
+        let mut held_back = BTreeSet::new();
+        for (place, program) in in_order(wanted) {
+            if held_back.contains(&place.0) {
+                continue;
+            }
             if self.attached.get(&place) == Some(&program) {
                 continue;
             }
@@ -258,6 +266,7 @@ impl Interfaces {
                     let source = std::error::Error::source(&error).map(ToString::to_string);
                     warn!(%error, source, "will try again");
                     problems.push(format!("{error}: {}", source.unwrap_or_default()));
+                    held_back.insert(place.0);
                 }
             }
         }
@@ -267,7 +276,7 @@ impl Interfaces {
             ..self.network.node(&roles)
         };
         self.publish(node);
-        Ok(())
+        Ok(places)
     }
 
     fn publish(&self, node: NodeNetwork) {
@@ -295,7 +304,7 @@ impl Interfaces {
     }
 
     /// Takes off what an earlier agent left on interfaces that are none of ours now.
-    fn detach_strangers(&mut self) {
+    fn detach_strangers(&mut self, wanted: &BTreeSet<Place>) {
         let linked: Vec<Place> = self.attacher.linked().collect();
         let others = self
             .network
@@ -304,7 +313,7 @@ impl Interfaces {
             .flat_map(|index| [(*index, Direction::Ingress), (*index, Direction::Egress)]);
         let others: Vec<Place> = others.chain(linked).collect();
         for place in others {
-            if !self.attached.contains_key(&place) {
+            if !wanted.contains(&place) {
                 self.detach(place.0, place.1);
             }
         }
