@@ -158,9 +158,11 @@ fn sweep_map<K: Pod, V: Pod>(
             .filter(|(key, value)| is_ended(key, value))
             .map(|(key, _)| *key)
             .collect();
-        match map.remove_batch(&ended) {
-            Ok(count) => removed += count as u64,
-            Err(error) => failure = Some(error),
+        for key in &ended {
+            match remove_if(map, key, &mut is_ended) {
+                Ok(is_removed) => removed += u64::from(is_removed),
+                Err(error) => failure = Some(error),
+            }
         }
         if keys.len() == sys::BATCH {
             thread::sleep(PAUSE);
@@ -170,6 +172,18 @@ fn sweep_map<K: Pod, V: Pod>(
     failure.map_or(Ok(()), Err)?;
     let max_entries = map.max_entries().into();
     Ok(MapFill { map: name, entries: seen.saturating_sub(removed), max_entries, removed })
+}
+
+/// Removes an entry that is still ended: packets may have come since its batch was read.
+fn remove_if<K: Pod, V: Pod>(
+    map: &TypedMap<K, V>,
+    key: &K,
+    mut is_ended: impl FnMut(&K, &V) -> bool,
+) -> io::Result<bool> {
+    match map.get(key)? {
+        Some(value) if is_ended(key, &value) => map.remove(key),
+        _ => Ok(false),
+    }
 }
 
 /// Whether twice `timeout` has gone by since `last_seen`. An entry that a packet has
