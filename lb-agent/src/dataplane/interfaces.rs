@@ -21,6 +21,9 @@ pub struct Link {
     pub mac: [u8; 6],
     /// Whether it is a loopback device.
     pub is_loopback: bool,
+    /// Whether its packets have no Ethernet header, which the programs read: those of
+    /// tun, wireguard and ppp have none.
+    pub is_headerless: bool,
     /// Whether it is a veth.
     pub is_veth: bool,
     /// Whether its peer is in another network namespace.
@@ -109,6 +112,7 @@ impl Network {
     ) -> BTreeMap<u32, Role> {
         self.links
             .iter()
+            .filter(|(_, link)| !link.is_headerless)
             .filter_map(|(index, link)| {
                 let role = if link.is_loopback {
                     Role::Loopback
@@ -125,6 +129,19 @@ impl Network {
                 Some((*index, role))
             })
             .collect()
+    }
+
+    /// Interfaces that would be external, had their packets an Ethernet header.
+    pub fn headerless(
+        &self,
+        devices: &Patterns,
+        node_addresses: &[IpAddr],
+    ) -> impl Iterator<Item = Interface> {
+        self.links
+            .iter()
+            .filter(|(_, link)| link.is_headerless)
+            .filter(|(index, link)| self.is_external(**index, link, devices, node_addresses))
+            .map(|(index, link)| Interface { index: *index, name: link.name.clone() })
     }
 
     fn is_external(
@@ -146,7 +163,7 @@ impl Network {
     /// role away. So an interface keeps the role in `held`, which an earlier agent gave
     /// to it, unless its own is external. `held` goes on with the outcome.
     pub fn keep(&self, roles: &mut BTreeMap<u32, Role>, held: &mut BTreeMap<u32, Role>) {
-        held.retain(|index, _| self.links.contains_key(index));
+        held.retain(|index, _| self.links.get(index).is_some_and(|link| !link.is_headerless));
         for (index, role) in &*held {
             let kept = roles.entry(*index).or_insert(*role);
             if *kept == Role::Pod {
@@ -320,6 +337,17 @@ mod tests {
         let places = places(&[(3, Role::External), (5, Role::Pod), (1, Role::Loopback)].into());
         let programs: Vec<_> = in_order(places).into_iter().map(|(_, program)| program).collect();
         assert_eq!(programs, ["loopback", "from_device", "to_device", "to_pod", "from_pod"]);
+    }
+
+    #[test]
+    fn a_device_without_ethernet_headers_gets_no_role_and_is_named() {
+        let mut network = node();
+        network.links.entry(2).and_modify(|link| link.is_headerless = true);
+        let mut roles = network.roles(&Patterns::Auto, &Patterns::Auto, &[]);
+        network.keep(&mut roles, &mut [(2, Role::External)].into());
+        assert_eq!(roles.get(&2), None);
+        let named: Vec<_> = network.headerless(&Patterns::Auto, &[]).collect();
+        assert_eq!(named, [Interface { index: 2, name: "eth0".into() }]);
     }
 
     #[test]

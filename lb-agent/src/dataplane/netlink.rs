@@ -76,6 +76,8 @@ pub struct Interfaces {
     /// What an earlier agent took interfaces for, until the addresses are known.
     held: BTreeMap<u32, Role>,
     attached: BTreeMap<Place, &'static str>,
+    /// Devices that cannot be supported, which was said.
+    warned: BTreeSet<u32>,
     published: watch::Sender<NodeNetwork>,
 }
 
@@ -116,6 +118,7 @@ impl Interfaces {
             node_addresses,
             held: BTreeMap::new(),
             attached: BTreeMap::new(),
+            warned: BTreeSet::new(),
             published: watch::Sender::default(),
         };
         interfaces.network = read(&interfaces.handle).await?;
@@ -230,6 +233,11 @@ impl Interfaces {
         let mut roles = self.network.roles(devices, pods, known.unwrap_or_default());
         if known.is_none() {
             self.network.keep(&mut roles, &mut self.held);
+        }
+        for device in self.network.headerless(devices, known.unwrap_or_default()) {
+            if self.warned.insert(device.index) {
+                warn!(device = device.name, "has no Ethernet header: not supported yet");
+            }
         }
         let wanted = places(&roles);
         // The entries that flows of node processes point to are there before a flow is.

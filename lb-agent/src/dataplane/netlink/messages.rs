@@ -11,7 +11,7 @@ use futures::TryStreamExt;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -111,8 +111,12 @@ pub(super) async fn read_routes(handle: &Handle) -> Result<BTreeSet<DefaultRoute
 
 /// An interface and its index.
 pub(super) fn parse_link(message: &LinkMessage) -> (u32, Link) {
-    let mut link =
-        Link { is_loopback: message.header.flags.contains(LinkFlags::Loopback), ..Link::default() };
+    let kind = message.header.link_layer_type;
+    let mut link = Link {
+        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
+        is_headerless: !matches!(kind, LinkLayerType::Ether | LinkLayerType::Loopback),
+        ..Link::default()
+    };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
