@@ -152,39 +152,6 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         (total, Ok(()))
     }
 
-    /// Removes many entries; those that are not there are passed over. Tells how many
-    /// were there.
-    ///
-    /// # Errors
-    /// Those of BPF_MAP_DELETE_BATCH but ENOENT.
-    pub fn remove_batch(&self, keys: &[K]) -> io::Result<usize> {
-        let (mut next, mut removed) = (0, 0);
-        while next < keys.len() {
-            let mut attributes = self.batch(keys.len() - next);
-            attributes.keys = keys[next..].as_ptr() as u64;
-            // SAFETY: the kernel reads `count` keys, of the size of `K`, and the slice
-            // holds as many.
-            let result = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attributes) };
-            let done = attributes.count as usize;
-            match result {
-                Ok(_) => {
-                    removed += done;
-                    next += done.max(1);
-                }
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                    removed += done;
-                    next += done + 1;
-                }
-                Err(error) if is_unsupported(&error) => {
-                    removed += usize::from(self.remove(&keys[next])?);
-                    next += 1;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(removed)
-    }
-
     fn batch(&self, count: usize) -> Batch {
         Batch { count: count as u32, map: self.descriptor.as_raw_fd() as u32, ..Batch::zeroed() }
     }
