@@ -71,11 +71,10 @@ fn steps(workspace: &Workspace, bless: bool) -> Vec<Step<'_>> {
             name: "clippy",
             run: Box::new(|| {
                 let mut clippy = workspace.cargo("clippy");
-                clippy.args(["--workspace", "--exclude", "lb-ebpf", "--all-targets"]).args([
-                    "--all-features",
-                    "--",
-                    "-Dwarnings",
-                ]);
+                clippy
+                    .args(["--workspace", "--exclude", "lb-ebpf", "--exclude", "lb-bench-ebpf"])
+                    .arg("--all-targets")
+                    .args(["--all-features", "--", "-Dwarnings"]);
                 silent(workspace, "clippy", &mut clippy)
             }),
         },
