@@ -34,7 +34,7 @@ use crate::{
     watch::{Event, Kind, api, manifests},
 };
 
-use reconciler::Reconciler;
+use reconciler::{Reconciler, Sinks};
 
 /// How many events may wait for the reconciler.
 const EVENTS: usize = 1024;
@@ -87,9 +87,8 @@ async fn start(
     let (source, refusals) = start_source(config, &metrics, sender).await?;
     let ticks_per_second = probe::ticks_per_second().context("cannot read the kernel's clock")?;
     stats::start(&pins, ticks_per_second, &metrics, &health, tasks, cancel)?;
-    let reconciler = Reconciler::new(&config.node_name, expected(config), ticks_per_second)
-        .publishing(health, metrics, refusals)
-        .telling(node_addresses);
+    let sinks = Sinks { health, metrics, refusals, node_addresses };
+    let reconciler = Reconciler::new(&config.node_name, EXPECTED, ticks_per_second, sinks);
     tracing::info!(
         node = config.node_name,
         bpf_dir = %config.bpf_dir.display(),
@@ -108,9 +107,7 @@ async fn start(
 /// The kinds that must be listed before anything is programmed. ServiceCIDRs tell which
 /// addresses must not leave the node, so they are waited for; a server that does not
 /// serve them says so with an empty list.
-fn expected(_config: &Config) -> [Kind; 2] {
-    [Kind::Node, Kind::ServiceCidr]
-}
+const EXPECTED: [Kind; 2] = [Kind::Node, Kind::ServiceCidr];
 
 fn load_programs(config: &Config, pins: &Pins) -> anyhow::Result<Programs> {
     let constants = Constants::new(config.socket_lb, probe::features())?;

@@ -44,14 +44,16 @@ pub(super) struct Reconciler {
     due: Option<Instant>,
     settled: bool,
     ready: bool,
-    sinks: Option<Sinks>,
-    tell: Option<watch::Sender<Option<Vec<IpAddr>>>>,
+    sinks: Sinks,
 }
 
-struct Sinks {
-    health: Health,
-    metrics: Metrics,
-    refusals: Refusals,
+/// Where the loop tells what it knows.
+pub(super) struct Sinks {
+    pub(super) health: Health,
+    pub(super) metrics: Metrics,
+    pub(super) refusals: Refusals,
+    /// The addresses of the Node object; `None` until it is known whether there is one.
+    pub(super) node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
 }
 
 impl Reconciler {
@@ -59,6 +61,7 @@ impl Reconciler {
         node_name: &str,
         expected: impl IntoIterator<Item = Kind>,
         ticks_per_second: u32,
+        sinks: Sinks,
     ) -> Self {
         Self {
             controller: Controller::new(node_name, expected),
@@ -71,26 +74,8 @@ impl Reconciler {
             due: None,
             settled: false,
             ready: false,
-            sinks: None,
-            tell: None,
+            sinks,
         }
-    }
-
-    /// Where state and refusals are told.
-    pub(super) fn publishing(
-        mut self,
-        health: Health,
-        metrics: Metrics,
-        refusals: Refusals,
-    ) -> Self {
-        self.sinks = Some(Sinks { health, metrics, refusals });
-        self
-    }
-
-    /// Where the addresses of the Node object are told.
-    pub(super) fn telling(mut self, node_addresses: watch::Sender<Option<Vec<IpAddr>>>) -> Self {
-        self.tell = Some(node_addresses);
-        self
     }
 
     /// Runs until the source of events ends.
@@ -132,18 +117,16 @@ impl Reconciler {
     }
 
     fn apply(&mut self, event: Event) {
-        if let Some(sinks) = &self.sinks {
-            let now = Timestamp::now();
-            sinks.health.queued_update(now);
-            match kind_of(&event) {
-                Kind::Service => sinks.metrics.queued(Change::Service, now),
-                Kind::EndpointSlice => sinks.metrics.queued(Change::Endpoint, now),
-                Kind::Node | Kind::ServiceCidr => {}
-            }
-            self.tell_eligible(&event);
-            if let Event::Deleted(kind, name) = &event {
-                sinks.refusals.forget(*kind, name);
-            }
+        let now = Timestamp::now();
+        self.sinks.health.queued_update(now);
+        match kind_of(&event) {
+            Kind::Service => self.sinks.metrics.queued(Change::Service, now),
+            Kind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, now),
+            Kind::Node | Kind::ServiceCidr => {}
+        }
+        self.tell_eligible(&event);
+        if let Event::Deleted(kind, name) = &event {
+            self.sinks.refusals.forget(*kind, name);
         }
         self.controller.apply(event);
         let snapshot = self.controller.snapshot();
@@ -154,10 +137,8 @@ impl Reconciler {
         };
         if self.node_addresses.as_deref() != Some(addresses) {
             self.node_addresses = Some(addresses.to_vec());
-            if let Some(tell) = &self.tell {
-                // Without a receiver nobody follows the interfaces any more.
-                let _ = tell.send(self.node_addresses.clone());
-            }
+            // Without a receiver nobody follows the interfaces any more.
+            let _ = self.sinks.node_addresses.send(self.node_addresses.clone());
             self.refresh_facts();
         }
     }
@@ -182,7 +163,6 @@ impl Reconciler {
     }
 
     fn tell_eligible(&self, event: &Event) {
-        let Some(sinks) = &self.sinks else { return };
         let own = |object: &Object| match object {
             Object::Node(node) if node.metadata.name.as_deref() == Some(&self.node_name) => {
                 Some(health::is_eligible(Some(node)))
@@ -199,30 +179,27 @@ impl Reconciler {
             _ => None,
         };
         if let Some(eligible) = eligible {
-            sinks.health.node_eligible(eligible);
+            self.sinks.health.node_eligible(eligible);
         }
     }
 
     fn tell_problems(&self) {
-        let Some(sinks) = &self.sinks else { return };
         let problems = &self.network.problems;
-        sinks.health.fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
+        self.sinks.health.fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
     }
 
     fn refresh_facts(&mut self) {
-        let candidates =
-            || self.node_addresses.iter().flatten().chain(&self.network.default_sources);
-        let held = |ip: &&IpAddr| self.network.addresses.contains(ip);
-        let first4 = candidates().chain(&self.network.addresses).filter(held);
-        let first6 = candidates().chain(&self.network.addresses).filter(held);
+        let network = &self.network;
+        let candidates = || {
+            let preferred = self.node_addresses.iter().flatten().chain(&network.default_sources);
+            preferred.chain(&network.addresses).filter(|ip| network.addresses.contains(ip))
+        };
         let facts = NodeFacts {
-            addresses: self.network.addresses.iter().copied().collect(),
-            hairpin_source4: first4
-                .filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None })
-                .next(),
-            hairpin_source6: first6
-                .filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None })
-                .next(),
+            addresses: network.addresses.iter().copied().collect(),
+            hairpin_source4: candidates()
+                .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
+            hairpin_source6: candidates()
+                .find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }),
             timeouts: probe::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,
         };
@@ -259,7 +236,7 @@ impl Reconciler {
     }
 
     fn tell_synced(&mut self, outcome: &Outcome, took: Duration) {
-        let Some(sinks) = &self.sinks else { return };
+        let sinks = &self.sinks;
         let now = Timestamp::now();
         sinks.health.updated(now);
         sinks.metrics.synced(took, now);
@@ -289,7 +266,7 @@ impl Reconciler {
     }
 
     fn tell_refusals(&self, outcome: &Outcome) {
-        let Some(sinks) = &self.sinks else { return };
+        let sinks = &self.sinks;
         for refusal in &outcome.refusals {
             let subject = Subject {
                 kind: refusal.kind,
