@@ -35,9 +35,9 @@ pub struct NodeFacts {
     /// The addresses of this node.
     pub addresses: BTreeSet<IpAddr>,
     /// What a pod sees when it reaches itself over IPv4.
-    pub hairpin_source4: Option<Ipv4Addr>,
+    pub node_source4: Option<Ipv4Addr>,
     /// What a pod sees when it reaches itself over IPv6.
-    pub hairpin_source6: Option<Ipv6Addr>,
+    pub node_source6: Option<Ipv6Addr>,
     /// How long flows live.
     pub timeouts: Timeouts,
     /// The kernel's CONFIG_HZ.

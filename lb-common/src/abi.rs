@@ -10,13 +10,14 @@ pub mod backend;
 pub mod counter;
 pub mod flow;
 pub mod frontend;
+pub mod range;
 pub mod service;
 pub mod settings;
 pub mod socket;
 
 /// Version of the layout, part of the path that maps are pinned under
 /// (`<bpf-dir>/v<ABI_VERSION>/<MAP>`): a change of any type here bumps it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Implements [`bytemuck::Pod`] for instances of generic types, which the derive
 /// refuses, and proves at compile time that they hold no padding.

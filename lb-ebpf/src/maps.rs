@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
 use lb_common::abi::{
@@ -12,6 +12,7 @@ use lb_common::abi::{
     counter,
     flow::{Flow, FlowKey},
     frontend::{Frontend, FrontendKey},
+    range::Range,
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, Peer},
@@ -57,6 +58,14 @@ pub static BACKENDS4: Array<Backend<Address4>, 262144, MAPPED> = Array::new();
 /// Backends, IPv6. Written by the agent.
 #[btf_map]
 pub static BACKENDS6: Array<Backend<Address6>, 262144, MAPPED> = Array::new();
+/// Who may reach the load balancers' addresses that name source ranges, IPv4. Written by
+/// the agent.
+#[btf_map]
+pub static RANGES4: LpmTrie<Range<Address4>, u32, 16384> = LpmTrie::new();
+/// Who may reach the load balancers' addresses that name source ranges, IPv6. Written by
+/// the agent.
+#[btf_map]
+pub static RANGES6: LpmTrie<Range<Address6>, u32, 16384> = LpmTrie::new();
 /// What the programs must know of this node. Written by the agent.
 #[btf_map]
 pub static SETTINGS: Array<SettingsPair, 1, MAPPED> = Array::new();

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{
     address::{Address, Address4, Address6, Prefix},
-    settings::{FamilySettings, MAX_PREFIXES, Settings},
+    settings::{FamilySettings, MAX_PREFIXES, PortRange, Settings},
 };
 
 use super::NodeFacts;
@@ -28,7 +28,7 @@ pub fn settings(
                 IpAddr::V4(ip) => Some(Address4::from(*ip)),
                 IpAddr::V6(_) => None,
             }),
-            facts.hairpin_source4.map(Address4::from),
+            facts.node_source4.map(Address4::from),
             |prefix| match prefix {
                 IpNet::V4(net) => {
                     Some(Prefix { address: net.network().into(), mask: net.netmask().into() })
@@ -42,7 +42,7 @@ pub fn settings(
                 IpAddr::V4(_) => None,
                 IpAddr::V6(ip) => Some(Address6::from(*ip)),
             }),
-            facts.hairpin_source6.map(Address6::from),
+            facts.node_source6.map(Address6::from),
             |prefix| match prefix {
                 IpNet::V4(_) => None,
                 IpNet::V6(net) => {
@@ -52,7 +52,9 @@ pub fn settings(
         ),
         timeouts: facts.timeouts,
         ticks_per_second: facts.ticks_per_second,
-        zero: 0,
+        flags: 0,
+        node_ports: PortRange::default(),
+        source_ports: PortRange::default(),
     }
 }
 
@@ -138,13 +140,13 @@ fn common(a: IpNet, b: IpNet) -> u8 {
 fn family_settings<A: Address>(
     gate: &Gate,
     addresses: impl Iterator<Item = A>,
-    hairpin_source: Option<A>,
+    node_source: Option<A>,
     prefix: impl Fn(&IpNet) -> Option<Prefix<A>>,
 ) -> FamilySettings<A> {
     let mut settings = FamilySettings {
         gate_count: gate.prefixes.len() as u32,
         service_cidr_count: gate.service_cidrs as u32,
-        hairpin_source: hairpin_source.unwrap_or_default(),
+        node_source: node_source.unwrap_or_default(),
         ..FamilySettings::default()
     };
     for (slot, prefix) in settings.gate.iter_mut().zip(gate.prefixes.iter().filter_map(prefix)) {

@@ -196,9 +196,9 @@ impl Reconciler {
         };
         let facts = NodeFacts {
             addresses: network.addresses.iter().copied().collect(),
-            hairpin_source4: candidates()
+            node_source4: candidates()
                 .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
-            hairpin_source6: candidates()
+            node_source6: candidates()
                 .find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }),
             timeouts: probe::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,

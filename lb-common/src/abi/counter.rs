@@ -84,6 +84,8 @@ numbered! {
         NoSuchProtocol => "no_such_protocol",
         /// The policy is Local and this node has no endpoint: dropped (refused at connect time).
         NoLocalEndpoint => "no_local_endpoint",
+        /// A client outside `loadBalancerSourceRanges`: dropped.
+        SourceNotAllowed => "source_not_allowed",
         /// An address that no Service has, where it enters: untouched.
         UnknownAddress => "unknown_address",
         /// An address of a ServiceCIDR about to leave the node untranslated: dropped.
@@ -96,12 +98,18 @@ numbered! {
         IcmpError => "icmp_error",
         /// The reply's addresses and ports are those of another live flow: dropped.
         ReplyTupleTaken => "reply_tuple_taken",
+        /// Every source port that was tried for the flow is taken: refused.
+        NoSourcePort => "no_source_port",
         /// The flow table took no entry: dropped.
         FlowTableFull => "flow_table_full",
         /// The node has no address for a pod that reaches itself: dropped.
         NoNodeAddress => "no_node_address",
         /// No route to the backend: dropped.
         NoRoute => "no_route",
+        /// The packet's TTL or hop limit ends here: its sender is told.
+        TtlExceeded => "ttl_exceeded",
+        /// Larger than the way to the backend or client lets through: its sender is told.
+        TooBig => "too_big",
         /// The kernel would not let the packet be changed: dropped.
         RewriteFailed => "rewrite_failed",
         /// A service or slot names what is not in its table: dropped.

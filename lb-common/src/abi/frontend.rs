@@ -54,10 +54,16 @@ pub struct Frontend {
     pub service: u32,
     /// One of [`FrontendKind`]'s constants.
     pub kind: FrontendKind,
-    /// Always 0 (reserved).
+    /// A set of [`Frontend::RANGED`].
     pub flags: u8,
     /// Always 0.
     pub zero: u16,
+}
+
+impl Frontend {
+    /// The address of a load balancer whose Service names `loadBalancerSourceRanges`: only
+    /// clients that RANGES holds for the service port are let in.
+    pub const RANGED: u8 = 1;
 }
 
 /// What kind of address a front end is.
@@ -73,6 +79,17 @@ impl FrontendKind {
     pub const CLUSTER_IP: Self = Self { kind: 1 };
     /// A ClusterIP as a whole: the entry with port 0 and protocol 0.
     pub const CLUSTER_IP_ADDRESS: Self = Self { kind: 2 };
+    /// A node port on an address of this node.
+    pub const NODE_PORT: Self = Self { kind: 3 };
+    /// A port of a load balancer's address or of an external IP.
+    pub const EXTERNAL: Self = Self { kind: 4 };
+
+    /// Whether clients inside the cluster are bound to `internalTrafficPolicy` here, and
+    /// clients outside have no business here.
+    #[inline(always)]
+    pub const fn is_internal(self) -> bool {
+        self.kind <= Self::CLUSTER_IP_ADDRESS.kind
+    }
 }
 
 const _: () = assert!(size_of::<Frontend>() == 8);

@@ -44,7 +44,8 @@ pub struct Service {
     pub local: SlotRange,
     /// Session affinity by client for so many seconds after its last new flow; 0 = none.
     pub affinity_seconds: u32,
-    /// A set of [`Service::INTERNAL_LOCAL`], [`Service::ADDRESS`].
+    /// A set of [`Service::INTERNAL_LOCAL`], [`Service::ADDRESS`],
+    /// [`Service::EXTERNAL_LOCAL`].
     pub flags: u32,
 }
 
@@ -54,6 +55,8 @@ impl Service {
     /// The entry of a ClusterIP as a whole. The length of `cluster` is then 1 if any
     /// port of the Service has a backend, else 0; it points to no slot.
     pub const ADDRESS: u32 = 2;
+    /// `externalTrafficPolicy: Local`: clients outside the cluster get the local set.
+    pub const EXTERNAL_LOCAL: u32 = 4;
 }
 
 /// A slot: the index of a backend in BACKENDS4 or BACKENDS6, by the family of the

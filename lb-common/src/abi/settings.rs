@@ -32,8 +32,36 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Jiffies per second (CONFIG_HZ).
     pub ticks_per_second: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// A set of [`Settings::EXTERNAL`].
+    pub flags: u32,
+    /// Every node port lies in this range.
+    pub node_ports: PortRange,
+    /// Where source ports are taken from for flows that need one of this node's.
+    pub source_ports: PortRange,
+}
+
+impl Settings {
+    /// There are, or were, front ends that clients outside the cluster reach: packets
+    /// that leave may be replies to them.
+    pub const EXTERNAL: u32 = 1;
+}
+
+/// A range of ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PortRange {
+    /// The first port, host byte order.
+    pub first: u16,
+    /// How many ports; 0 = none.
+    pub count: u16,
+}
+
+impl PortRange {
+    /// Whether the port, host byte order, is in the range.
+    #[inline(always)]
+    pub const fn contains(self, port: u16) -> bool {
+        port.wrapping_sub(self.first) < self.count
+    }
 }
 
 /// Idle time after which a flow is absent, in ticks, by protocol and state.
@@ -61,14 +89,18 @@ pub const MAX_PREFIXES: usize = 8;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FamilySettings<A> {
-    /// Every ClusterIP lies in one of the first `gate_count` of these; what is outside
-    /// them is no business of ours and leaves after these compares.
+    /// Every ClusterIP, load balancer's address and external IP lies in one of the first
+    /// `gate_count` of these; what is outside them is, but for node ports, no business of
+    /// ours and leaves after these compares.
     pub gate: [Prefix<A>; MAX_PREFIXES],
     /// The first `node_address_count` are addresses of this node.
     pub node_addresses: [A; MAX_PREFIXES],
-    /// The address of this node that a pod sees when it reaches itself through a
-    /// Service; unspecified if the node has none of this family.
-    pub hairpin_source: A,
+    /// The first `pod_prefix_count` hold the addresses of the cluster's pods.
+    pub pod_prefixes: [Prefix<A>; MAX_PREFIXES],
+    /// The address of this node that a backend sees where it can't see the client's: a
+    /// pod that reaches itself, and backends on other nodes; unspecified if the node has
+    /// none of this family.
+    pub node_source: A,
     /// How many of `gate` are meant.
     pub gate_count: u32,
     /// The first so many of `gate` are ServiceCIDRs: an address in them that no Service
@@ -77,6 +109,8 @@ pub struct FamilySettings<A> {
     /// How many of `node_addresses` are meant; above [`MAX_PREFIXES`]: the node has
     /// more than fit, and any address may be one.
     pub node_address_count: u32,
+    /// How many of `pod_prefixes` are meant.
+    pub pod_prefix_count: u32,
 }
 
 impl<A: Address> FamilySettings<A> {
@@ -90,6 +124,12 @@ impl<A: Address> FamilySettings<A> {
     #[inline(always)]
     pub fn is_in_service_cidr(&self, address: A) -> bool {
         Self::any(&self.gate, self.service_cidr_count, address)
+    }
+
+    /// Whether `address` is that of a pod, as far as that is known.
+    #[inline(always)]
+    pub fn is_pod(&self, address: A) -> bool {
+        Self::any(&self.pod_prefixes, self.pod_prefix_count, address)
     }
 
     /// Whether `address` may be an address of this node.
@@ -138,9 +178,11 @@ pub const MAX_DEVICES: u32 = 16;
 
 pod! {
     FamilySettings<Address4> {
-        [Prefix<Address4>; MAX_PREFIXES], [Address4; MAX_PREFIXES], Address4, u32, u32, u32,
+        [Prefix<Address4>; MAX_PREFIXES], [Address4; MAX_PREFIXES], [Prefix<Address4>; MAX_PREFIXES],
+        Address4, u32, u32, u32, u32,
     }
     FamilySettings<Address6> {
-        [Prefix<Address6>; MAX_PREFIXES], [Address6; MAX_PREFIXES], Address6, u32, u32, u32,
+        [Prefix<Address6>; MAX_PREFIXES], [Address6; MAX_PREFIXES], [Prefix<Address6>; MAX_PREFIXES],
+        Address6, u32, u32, u32, u32,
     }
 }

@@ -263,7 +263,7 @@ fn flow_to<F: Family, T: Tables<F>>(
         }
         Site::ToDevice { .. } => (Action::REQUEST_LOOPBACK, 0),
         _ if backend.address == tuple.source => {
-            source = context.family().hairpin_source;
+            source = context.family().node_source;
             if source.is_unspecified() {
                 return Err(Reason::NoNodeAddress);
             }

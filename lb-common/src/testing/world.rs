@@ -7,7 +7,7 @@ use crate::{
         backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, THIS_HOST},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::{Service, Slot, SlotRange},
-        settings::{Device, FamilySettings, Settings, Timeouts},
+        settings::{Device, FamilySettings, PortRange, Settings, Timeouts},
     },
     balance::Endpoint,
 };
@@ -88,7 +88,9 @@ impl<F: TestFamily> Default for World<F> {
             ipv6: family_settings::<Ipv6>(),
             timeouts,
             ticks_per_second: TICKS,
-            zero: 0,
+            flags: 0,
+            node_ports: PortRange::default(),
+            source_ports: PortRange::default(),
         };
         let device = |ifindex| Device { ifindex, mac: mac(ifindex), zero: 0 };
         Self {
@@ -110,7 +112,7 @@ fn family_settings<F: TestFamily>() -> FamilySettings<F::Address> {
     settings.service_cidr_count = 1;
     settings.node_addresses[0] = F::node();
     settings.node_address_count = 1;
-    settings.hairpin_source = F::node();
+    settings.node_source = F::node();
     settings
 }
 

@@ -17,7 +17,7 @@ use lb_common::abi::{
     flow::{ANSWERED, Action, Flow, FlowKey, Tuple},
     frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
     service::{Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, Settings, SettingsPair, Timeouts},
+    settings::{Device, FamilySettings, PortRange, Settings, SettingsPair, Timeouts},
 };
 
 use super::{
@@ -333,7 +333,9 @@ pub fn settings() -> Settings {
             udp_answered: LONG,
         },
         ticks_per_second: 250,
-        zero: 0,
+        flags: 0,
+        node_ports: PortRange::default(),
+        source_ports: PortRange::default(),
     }
 }
 
@@ -386,7 +388,7 @@ fn family_settings<F: Side>() -> FamilySettings<F::Address> {
     family.node_addresses[0] = F::address(NODES, THIS_NODE);
     family.node_addresses[1] = F::address(PODS, 1);
     family.node_address_count = 2;
-    family.hairpin_source = F::address(NODES, THIS_NODE);
+    family.node_source = F::address(NODES, THIS_NODE);
     family
 }
 

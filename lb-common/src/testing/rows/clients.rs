@@ -66,8 +66,8 @@ fn a_pod_reaches_itself_under_an_address_of_the_node<F: TestFamily>(bench: &mut 
 fn a_pod_does_not_reach_itself_where_the_node_has_no_address<F: TestFamily>(bench: &mut Bench<F>) {
     let (index, _) = service(bench, 0);
     bench.world.add_backend(index, at(F::pod(1), 8080), Where::Here);
-    bench.world.settings.ipv4.hairpin_source = Default::default();
-    bench.world.settings.ipv6.hairpin_source = Default::default();
+    bench.world.settings.ipv4.node_source = Default::default();
+    bench.world.settings.ipv6.node_source = Default::default();
     bench.update();
     let ends = [pod::<F>(), web::<F>()];
     bench.expect(Place::FromPod, ends, SYN, Reason::NoNodeAddress, End::Dropped);

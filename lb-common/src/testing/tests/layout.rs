@@ -13,8 +13,9 @@ use crate::abi::{
     counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason},
     flow::{Flow, FlowKey, Tuple},
     frontend::{Frontend, FrontendKey},
+    range::{Range, RangeKey},
     service::{Name, Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, Settings, SettingsPair, Timeouts},
+    settings::{Device, FamilySettings, PortRange, Settings, SettingsPair, Timeouts},
     socket::{ConnectedPeer, DatagramKey, Peer},
 };
 
@@ -61,17 +62,22 @@ fn current() -> String {
         Prefix<Address4> { address, mask }
         Prefix<Address6> { address, mask }
         FamilySettings<Address4> {
-            gate, node_addresses, hairpin_source, gate_count, service_cidr_count,
-            node_address_count,
+            gate, node_addresses, pod_prefixes, node_source, gate_count, service_cidr_count,
+            node_address_count, pod_prefix_count,
         }
         FamilySettings<Address6> {
-            gate, node_addresses, hairpin_source, gate_count, service_cidr_count,
-            node_address_count,
+            gate, node_addresses, pod_prefixes, node_source, gate_count, service_cidr_count,
+            node_address_count, pod_prefix_count,
         }
         Timeouts {
             tcp_syn, tcp_established, tcp_half_closed, tcp_closing, udp, udp_answered,
         }
-        Settings { ipv4, ipv6, timeouts, ticks_per_second, zero }
+        Settings { ipv4, ipv6, timeouts, ticks_per_second, flags, node_ports, source_ports }
+        PortRange { first, count }
+        Range<Address4> { service, address }
+        Range<Address6> { service, address }
+        RangeKey<Address4> { prefix_length, range }
+        RangeKey<Address6> { prefix_length, range }
         SettingsPair { active, zero, copies }
         Device { ifindex, mac, zero }
     }
