@@ -9,7 +9,7 @@ use crate::{
     cli::{
         RunArgs,
         run::{SocketLb, TcAttach},
-        values::{BindAddress, Patterns},
+        values::{BindAddress, NodePortAddresses, Patterns},
     },
     watch::api,
 };
@@ -35,6 +35,8 @@ pub struct Config {
     pub pod_interfaces: Patterns,
     /// How tc programs are attached.
     pub tc_attach: TcAttach,
+    /// Addresses of node ports.
+    pub node_port_addresses: NodePortAddresses,
     /// Map sizes.
     pub sizes: Sizes,
     /// Where /healthz listens.
@@ -107,6 +109,7 @@ impl Config {
             devices: arguments.devices,
             pod_interfaces: arguments.pod_interfaces,
             tc_attach: arguments.tc_attach,
+            node_port_addresses: arguments.nodeport_addresses,
             sizes: Sizes {
                 services: arguments.max_services,
                 backends: arguments.max_backends,

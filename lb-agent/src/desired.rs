@@ -6,6 +6,7 @@
 pub mod claims;
 pub mod endpoints;
 pub mod gate;
+pub mod node_ports;
 
 use std::{
     collections::BTreeSet,
@@ -34,6 +35,8 @@ use crate::{
 pub struct NodeFacts {
     /// The addresses of this node.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those on which node ports are served, loopback addresses among them.
+    pub node_port_addresses: BTreeSet<IpAddr>,
     /// What a pod sees when it reaches itself over IPv4.
     pub node_source4: Option<Ipv4Addr>,
     /// What a pod sees when it reaches itself over IPv6.

@@ -88,7 +88,13 @@ async fn start(
     let ticks_per_second = probe::ticks_per_second().context("cannot read the kernel's clock")?;
     stats::start(&pins, ticks_per_second, &metrics, &health, tasks, cancel)?;
     let sinks = Sinks { health, metrics, refusals, node_addresses };
-    let reconciler = Reconciler::new(&config.node_name, EXPECTED, ticks_per_second, sinks);
+    let reconciler = Reconciler::new(
+        &config.node_name,
+        EXPECTED,
+        config.node_port_addresses.clone(),
+        ticks_per_second,
+        sinks,
+    );
     tracing::info!(
         node = config.node_name,
         bpf_dir = %config.bpf_dir.display(),

@@ -14,7 +14,6 @@ use super::{
 pub const WITHOUT_EFFECT: &[&str] = &[
     "xdp",
     "external-mode",
-    "nodeport-addresses",
     "cluster-cidr",
     "detect-local-mode",
     "masquerade-all",

@@ -18,6 +18,8 @@ pub struct Node {
     pub zone: Option<Box<str>>,
     /// InternalIP and ExternalIP addresses, in the object's order.
     pub addresses: Vec<IpAddr>,
+    /// The InternalIP addresses among them.
+    pub internal_ips: Vec<IpAddr>,
 }
 
 /// Reads a Node.
@@ -25,18 +27,21 @@ pub fn parse(node: &v1::Node) -> Parsed<Node> {
     let mut refusals = Refusals::new(Kind::Node, &node.metadata);
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
     let list = node.status.as_ref().and_then(|status| status.addresses.as_deref());
-    let mut addresses = Vec::new();
+    let (mut addresses, mut internal_ips) = (Vec::new(), Vec::new());
     for (index, address) in list.unwrap_or_default().iter().enumerate() {
         if !matches!(address.type_.as_str(), "InternalIP" | "ExternalIP") {
             continue;
         }
         match super::parse_address(&address.address) {
-            Ok(address) => addresses.push(address),
+            Ok(ip) => {
+                addresses.push(ip);
+                internal_ips.extend((address.type_ == "InternalIP").then_some(ip));
+            }
             Err(message) => refusals.add(format!("status.addresses[{index}].address"), message),
         }
     }
     let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
-    Parsed { value: Some(Node { zone, addresses }), refusals: refusals.list }
+    Parsed { value: Some(Node { zone, addresses, internal_ips }), refusals: refusals.list }
 }
 
 /// Reads the prefixes of a ServiceCIDR.

@@ -12,9 +12,10 @@ use tokio::{
 };
 
 use crate::{
+    cli::values::NodePortAddresses,
     controller::{Controller, Outcome},
     dataplane::{interfaces::NodeNetwork, kernel::KernelDataplane, probe},
-    desired::NodeFacts,
+    desired::{NodeFacts, node_ports},
     events::{Refusal, Refusals, Subject},
     health::{self, Health},
     metrics::{Change, Metrics},
@@ -38,6 +39,7 @@ pub(super) struct Reconciler {
     /// Of the Node object; `None` until it is known whether there is one.
     node_addresses: Option<Vec<IpAddr>>,
     network: NodeNetwork,
+    node_port_addresses: NodePortAddresses,
     ticks_per_second: u32,
     started: Instant,
     retry: Duration,
@@ -60,6 +62,7 @@ impl Reconciler {
     pub(super) fn new(
         node_name: &str,
         expected: impl IntoIterator<Item = Kind>,
+        node_port_addresses: NodePortAddresses,
         ticks_per_second: u32,
         sinks: Sinks,
     ) -> Self {
@@ -68,6 +71,7 @@ impl Reconciler {
             node_name: node_name.to_owned(),
             node_addresses: None,
             network: NodeNetwork::default(),
+            node_port_addresses,
             ticks_per_second,
             started: Instant::now(),
             retry: FIRST_RETRY,
@@ -125,6 +129,7 @@ impl Reconciler {
             Kind::Node | Kind::ServiceCidr => {}
         }
         self.tell_eligible(&event);
+        let is_of_node = kind_of(&event) == Kind::Node;
         if let Event::Deleted(kind, name) = &event {
             self.sinks.refusals.forget(*kind, name);
         }
@@ -139,6 +144,8 @@ impl Reconciler {
             self.node_addresses = Some(addresses.to_vec());
             // Without a receiver nobody follows the interfaces any more.
             let _ = self.sinks.node_addresses.send(self.node_addresses.clone());
+            self.refresh_facts();
+        } else if is_of_node {
             self.refresh_facts();
         }
     }
@@ -194,8 +201,15 @@ impl Reconciler {
             let preferred = self.node_addresses.iter().flatten().chain(&network.default_sources);
             preferred.chain(&network.addresses).filter(|ip| network.addresses.contains(ip))
         };
+        let node = self.controller.snapshot().node();
+        let internal_ips = node.map_or(&[][..], |node| &node.internal_ips);
         let facts = NodeFacts {
             addresses: network.addresses.iter().copied().collect(),
+            node_port_addresses: node_ports::addresses(
+                &self.node_port_addresses,
+                internal_ips,
+                network,
+            ),
             node_source4: candidates()
                 .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
             node_source6: candidates()
