@@ -37,6 +37,8 @@ pub struct Service {
     pub affinity_seconds: u32,
     /// Where traffic may go.
     pub policy: Policy,
+    /// The port of its health check server, if it is to have one.
+    pub health_check_node_port: Option<u16>,
 }
 
 /// A port of a Service.
@@ -108,6 +110,7 @@ fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Serv
         ports: ports(spec, refusals),
         affinity_seconds: affinity_seconds(spec, refusals),
         policy: policy(service, spec, refusals),
+        health_check_node_port: health_check_node_port(spec, refusals),
     })
 }
 
@@ -256,6 +259,14 @@ fn policy(service: &v1::Service, spec: &ServiceSpec, refusals: &mut Refusals<'_>
             || ports.iter().any(|port| port.node_port.is_some_and(|number| number != 0))
             || spec.external_ips.as_ref().is_some_and(|list| !list.is_empty()),
     }
+}
+
+/// Only load balancers that must find the nodes with endpoints ask for it.
+fn health_check_node_port(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Option<u16> {
+    let is_asked_for = spec.type_.as_deref() == Some("LoadBalancer")
+        && spec.external_traffic_policy.as_deref() == Some("Local");
+    let number = spec.health_check_node_port.filter(|number| is_asked_for && *number != 0)?;
+    parse_port(number).map_err(|message| refusals.add("spec.healthCheckNodePort", message)).ok()
 }
 
 #[cfg(test)]

@@ -151,3 +151,30 @@ fn policies_and_what_makes_a_service_reachable_from_outside() {
         policy(json!({ "clusterIP": "10.0.0.1", "externalIPs": ["1.2.3.4"] })).externally_reachable
     );
 }
+
+#[test]
+fn only_a_load_balancer_with_local_policy_has_a_health_check_port() {
+    let spec = |kind: &str, policy: &str, port: Value| {
+        json!({
+            "clusterIP": "10.0.0.1",
+            "type": kind,
+            "externalTrafficPolicy": policy,
+            "healthCheckNodePort": port,
+        })
+    };
+    for (kind, policy, port, expected) in [
+        ("LoadBalancer", "Local", json!(32000), Some(32000)),
+        ("LoadBalancer", "Local", json!(0), None),
+        ("LoadBalancer", "Local", json!(null), None),
+        ("LoadBalancer", "Cluster", json!(32000), None),
+        ("NodePort", "Local", json!(32000), None),
+    ] {
+        let found = service(spec(kind, policy, port.clone())).health_check_node_port;
+        assert_eq!(found, expected, "{kind} {policy} {port}");
+    }
+    check_refused(
+        spec("LoadBalancer", "Local", json!(70000)),
+        &["Service shop/cart, spec.healthCheckNodePort: 70000 is not a port number (1 to 65535)"],
+        &[],
+    );
+}
