@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -14,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::{
     dataplane::{Dataplane, DataplaneError},
-    desired::{self, Conflict, Locality, NodeFacts, claims::Claims, gate},
+    desired::{self, Conflict, DesiredFrontend, Locality, NodeFacts, claims::Claims, settings},
     execute::execute,
     model::Refusal,
     plan::{Counts, Draft, Op, Planner, Shortage},
@@ -36,7 +35,7 @@ pub struct Controller {
     snapshot: Snapshot,
     facts: NodeFacts,
     claims: Claims,
-    cluster_ips: BTreeMap<IpAddr, usize>,
+    in_use: settings::InUse,
     /// Absent before the first complete state and after too many failures: then the maps
     /// are read first.
     planner: Option<Planner>,
@@ -45,6 +44,8 @@ pub struct Controller {
     /// How many reconciliations in a row left something.
     failures: u32,
     is_everything_dirty: bool,
+    /// The addresses of node ports changed.
+    are_node_ports_dirty: bool,
     is_gate_dirty: bool,
     /// Services to look at again, such as those that did not fit.
     shortages: BTreeMap<Arc<str>, Shortage>,
@@ -76,11 +77,12 @@ impl Controller {
             snapshot: Snapshot::new(node_name, expected),
             facts: NodeFacts::default(),
             claims: Claims::default(),
-            cluster_ips: BTreeMap::new(),
+            in_use: settings::InUse::default(),
             planner: None,
             leftover: Vec::new(),
             failures: 0,
             is_everything_dirty: true,
+            are_node_ports_dirty: false,
             is_gate_dirty: true,
             shortages: BTreeMap::new(),
             conflicts: BTreeMap::new(),
@@ -95,6 +97,7 @@ impl Controller {
     /// Takes over what is known of this node.
     pub fn set_facts(&mut self, facts: NodeFacts) {
         self.is_everything_dirty |= self.facts.addresses != facts.addresses;
+        self.are_node_ports_dirty |= self.facts.node_port_addresses != facts.node_port_addresses;
         self.is_gate_dirty |= self.facts != facts;
         self.facts = facts;
     }
@@ -148,9 +151,8 @@ impl Controller {
         outcome.refusals = dirty.refusals;
         if std::mem::take(&mut self.is_gate_dirty) || dirty.service_cidrs {
             let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
-            let cluster_ips: Vec<IpAddr> = self.cluster_ips.keys().copied().collect();
-            let covered = gate::covered(planner.settings());
-            let settings = gate::settings(&self.facts, &prefixes, &cluster_ips, &covered);
+            let before = planner.settings();
+            let settings = settings::settings(&self.facts, &prefixes, &self.in_use, before);
             planner.store_settings(&mut draft, settings);
         }
         outcome.services = affected.len();
@@ -179,10 +181,15 @@ impl Controller {
     /// The Services to look at, in order; what they claim is brought up to date.
     fn affected(&mut self, dirty: &Dirty, planner: &Planner, has_more_room: bool) -> Vec<Arc<str>> {
         let mut others = BTreeSet::new();
-        for name in &dirty.services {
+        let mut affected: Vec<Arc<str>> = Vec::new();
+        if std::mem::take(&mut self.are_node_ports_dirty) {
+            let names = self.snapshot.names().filter(|name| self.has_node_ports(name));
+            affected.extend(names.cloned());
+        }
+        for name in affected.iter().chain(&dirty.services) {
             self.claim(name, &mut others);
         }
-        let mut affected: Vec<Arc<str>> = others.into_iter().collect();
+        affected.extend(others);
         if self.is_everything_dirty || dirty.everything {
             affected.extend(self.snapshot.names().chain(planner.names()).cloned());
         }
@@ -195,26 +202,25 @@ impl Controller {
         affected
     }
 
+    fn has_node_ports(&self, name: &str) -> bool {
+        let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
+        service.is_some_and(|service| service.ports.iter().any(|port| port.node_port.is_some()))
+    }
+
     fn claim(&mut self, name: &Arc<str>, affected: &mut BTreeSet<Arc<str>>) {
         let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
         let (created, wanted) = match service {
-            Some(service) => (service.created, desired::claims(service)),
+            Some(service) => {
+                (service.created, desired::claims(service, &self.facts.node_port_addresses))
+            }
             None => (None, Vec::new()),
         };
         let Some(before) = self.claims.set(name, created, wanted, affected) else { return };
-        for frontend in before.iter().filter(|frontend| frontend.protocol == 0) {
-            if let Some(count) = self.cluster_ips.get_mut(&frontend.ip) {
-                *count -= 1;
-                if *count == 0 {
-                    self.cluster_ips.remove(&frontend.ip);
-                    self.is_gate_dirty = true;
-                }
-            }
+        for frontend in &before {
+            self.is_gate_dirty |= self.in_use.remove(frontend);
         }
-        for frontend in self.claims.of(name).iter().filter(|frontend| frontend.protocol == 0) {
-            let count = self.cluster_ips.entry(frontend.ip).or_default();
-            *count += 1;
-            self.is_gate_dirty |= *count == 1;
+        for frontend in self.claims.of(name) {
+            self.is_gate_dirty |= self.in_use.add(frontend);
         }
     }
 
@@ -230,6 +236,7 @@ impl Controller {
             node: snapshot.node_name(),
             zone: snapshot.node().and_then(|node| node.zone.as_deref()),
             addresses: &self.facts.addresses,
+            node_port_addresses: &self.facts.node_port_addresses,
         };
         let is_wanted =
             |name: &&Arc<str>| snapshot.service(name).is_some_and(|entry| entry.service.is_some());
@@ -240,7 +247,10 @@ impl Controller {
             let mut desired = entry.and_then(|entry| desired::service(entry, locality));
             if let Some(desired) = &mut desired {
                 desired.ports.retain_mut(|port| {
-                    port.frontends.retain(|frontend| self.claims.is_owner(name, frontend));
+                    port.frontends.retain(|frontend| self.claims.is_owner(name, &frontend.at));
+                    if !port.frontends.iter().any(DesiredFrontend::is_ranged) {
+                        port.ranges.clear();
+                    }
                     !port.frontends.is_empty()
                 });
             }

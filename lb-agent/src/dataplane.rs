@@ -22,10 +22,14 @@ pub mod sweep;
 #[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]
 pub mod sys;
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
 use lb_common::abi::{
     address::{Address4, Address6},
     backend::Backend,
     frontend::{Frontend, FrontendKey},
+    range::RangeKey,
     service::{Name, Service, SlotRange},
     settings::Settings,
 };
@@ -77,6 +81,18 @@ pub trait Dataplane {
     /// Deletes an entry of FRONTENDS6; one that is not there counts as deleted.
     fn delete_frontend6(&mut self, key: FrontendKey<Address6>) -> Result<(), DataplaneError>;
 
+    /// Adds an entry of RANGES4; one that is there stays.
+    fn insert_range4(&mut self, key: RangeKey<Address4>) -> Result<(), DataplaneError>;
+
+    /// Adds an entry of RANGES6; one that is there stays.
+    fn insert_range6(&mut self, key: RangeKey<Address6>) -> Result<(), DataplaneError>;
+
+    /// Deletes an entry of RANGES4; one that is not there counts as deleted.
+    fn delete_range4(&mut self, key: RangeKey<Address4>) -> Result<(), DataplaneError>;
+
+    /// Deletes an entry of RANGES6; one that is not there counts as deleted.
+    fn delete_range6(&mut self, key: RangeKey<Address6>) -> Result<(), DataplaneError>;
+
     /// Replaces the settings as a whole: no packet sees half of them.
     fn store_settings(&mut self, settings: &Settings) -> Result<(), DataplaneError>;
 
@@ -102,6 +118,10 @@ pub struct Capacity {
     pub frontends4: u32,
     /// FRONTENDS6 (`--max-services`).
     pub frontends6: u32,
+    /// RANGES4 (`--max-services`).
+    pub ranges4: u32,
+    /// RANGES6 (`--max-services`).
+    pub ranges6: u32,
 }
 
 /// Everything that the maps hold, in host memory.
@@ -111,6 +131,10 @@ pub struct PinnedState {
     pub frontends4: Vec<(FrontendKey<Address4>, Frontend)>,
     /// FRONTENDS6, in any order.
     pub frontends6: Vec<(FrontendKey<Address6>, Frontend)>,
+    /// RANGES4, in any order.
+    pub ranges4: Vec<RangeKey<Address4>>,
+    /// RANGES6, in any order.
+    pub ranges6: Vec<RangeKey<Address6>>,
     /// The entries of NAMES whose length is not 0, with their index.
     pub names: Vec<(u32, Name)>,
     /// SERVICES, every entry.
@@ -123,6 +147,22 @@ pub struct PinnedState {
     pub backends6: Vec<Backend<Address6>>,
     /// The settings in force; all zeros if none were ever stored.
     pub settings: Settings,
+}
+
+impl PinnedState {
+    /// RANGES4 and RANGES6: who is let in, by the index of the service port. Keys that the
+    /// agent does not write are left out.
+    pub fn ranges(&self) -> impl Iterator<Item = (u32, IpNet)> {
+        fn net<A: Copy>(key: &RangeKey<A>, ip: impl Into<IpAddr>) -> Option<(u32, IpNet)> {
+            let length = key.prefix_length.checked_sub(u32::BITS)?;
+            let net = IpNet::new(ip.into(), u8::try_from(length).ok()?).ok()?;
+            Some((key.range.service, net))
+        }
+        let v4 = self.ranges4.iter();
+        let v4 = v4.filter_map(|key| net(key, Ipv4Addr::from(key.range.address)));
+        let v6 = self.ranges6.iter();
+        v4.chain(v6.filter_map(|key| net(key, Ipv6Addr::from(key.range.address))))
+    }
 }
 
 /// A map could not be read or written.

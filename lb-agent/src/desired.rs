@@ -5,8 +5,10 @@
 
 pub mod claims;
 pub mod endpoints;
+pub mod frontends;
 pub mod gate;
 pub mod node_ports;
+pub mod settings;
 
 use std::{
     collections::BTreeSet,
@@ -14,9 +16,10 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{
     backend::{IN_CLUSTER_SET, ON_THIS_NODE, THIS_HOST},
-    frontend::FrontendKind,
+    frontend::{Frontend as FrontendEntry, FrontendKind},
     service::Service as ServiceEntry,
     settings::Timeouts,
 };
@@ -24,7 +27,7 @@ use lb_common::abi::{
 use crate::{
     model::{
         IpFamily,
-        service::{Port, Service},
+        service::{Policy, Port, Service},
         slice::Endpoint,
     },
     snapshot::Entry,
@@ -41,6 +44,10 @@ pub struct NodeFacts {
     pub node_source4: Option<Ipv4Addr>,
     /// What a pod sees when it reaches itself over IPv6.
     pub node_source6: Option<Ipv6Addr>,
+    /// The prefixes that the addresses of pods lie in, as far as they are known.
+    pub pod_prefixes: Vec<IpNet>,
+    /// The first and the last port that the kernel gives to sockets of this node.
+    pub local_ports: (u16, u16),
     /// How long flows live.
     pub timeouts: Timeouts,
     /// The kernel's CONFIG_HZ.
@@ -56,6 +63,8 @@ pub struct Locality<'a> {
     pub zone: Option<&'a str>,
     /// The node's addresses.
     pub addresses: &'a BTreeSet<IpAddr>,
+    /// Those on which node ports are served.
+    pub node_port_addresses: &'a BTreeSet<IpAddr>,
 }
 
 /// An address that clients connect to; port 0 and protocol 0 stand for all of it.
@@ -67,6 +76,24 @@ pub struct FrontendAddress {
     pub port: u16,
     /// The protocol's number.
     pub protocol: u8,
+}
+
+/// A front end, and what is said of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DesiredFrontend {
+    /// The address.
+    pub at: FrontendAddress,
+    /// What kind of address it is.
+    pub kind: FrontendKind,
+    /// The flags of the entry.
+    pub flags: u8,
+}
+
+impl DesiredFrontend {
+    /// Whether it is only for clients that the service port's ranges hold.
+    pub fn is_ranged(&self) -> bool {
+        self.flags & FrontendEntry::RANGED != 0
+    }
 }
 
 /// What a service port is called within its Service.
@@ -93,10 +120,10 @@ pub struct DesiredService {
 pub struct DesiredPort {
     /// Its name.
     pub key: PortKey,
-    /// The addresses that lead here.
-    pub frontends: Vec<FrontendAddress>,
-    /// What kind of addresses they are.
-    pub kind: FrontendKind,
+    /// What leads here, in the order of addresses.
+    pub frontends: Vec<DesiredFrontend>,
+    /// Who is let in where a front end is [ranged](DesiredFrontend::is_ranged), in order.
+    pub ranges: Vec<IpNet>,
     /// Seconds of session affinity; 0 = none.
     pub affinity_seconds: u32,
     /// The flags of the entry.
@@ -133,8 +160,9 @@ pub fn service(entry: &Entry, locality: Locality<'_>) -> Option<DesiredService> 
     let mut ports = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
     for ip in &service.cluster_ips {
         let first = ports.len();
-        for port in &service.ports {
-            ports.push(service_port(service, port, *ip, entry, locality));
+        let frontends = frontends::of_ports(service, *ip, locality.node_port_addresses);
+        for (port, frontends) in service.ports.iter().zip(frontends) {
+            ports.push(service_port(service, port, frontends, IpFamily::of(*ip), entry, locality));
         }
         let has_backend = ports[first..]
             .iter()
@@ -146,44 +174,47 @@ pub fn service(entry: &Entry, locality: Locality<'_>) -> Option<DesiredService> 
 }
 
 /// The front ends that a Service asks for; others may be older.
-pub fn claims(service: &Service) -> Vec<FrontendAddress> {
+pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<DesiredFrontend> {
     let mut claims = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
     for ip in &service.cluster_ips {
-        claims.push(FrontendAddress { ip: *ip, port: 0, protocol: 0 });
-        claims.extend(service.ports.iter().map(|port| frontend(*ip, port)));
+        claims.push(frontends::of_address(*ip));
+        claims.extend(frontends::of_ports(service, *ip, node_port_addresses).into_iter().flatten());
     }
     claims
-}
-
-fn frontend(ip: IpAddr, port: &Port) -> FrontendAddress {
-    FrontendAddress { ip, port: port.number, protocol: port.protocol.number() }
 }
 
 fn service_port(
     service: &Service,
     port: &Port,
-    ip: IpAddr,
+    frontends: Vec<DesiredFrontend>,
+    family: IpFamily,
     entry: &Entry,
     locality: Locality<'_>,
 ) -> DesiredPort {
-    let family = IpFamily::of(ip);
+    let is_ranged = frontends.iter().any(DesiredFrontend::is_ranged);
     DesiredPort {
         key: PortKey { family, protocol: port.protocol.number(), port: port.name.clone() },
-        frontends: vec![frontend(ip, port)],
-        kind: FrontendKind::CLUSTER_IP,
+        frontends,
+        ranges: if is_ranged { frontends::ranges(service, family).collect() } else { Vec::new() },
         affinity_seconds: service.affinity_seconds,
-        flags: if service.policy.internal_local { ServiceEntry::INTERNAL_LOCAL } else { 0 },
+        flags: flags(service.policy),
         has_backend: false,
         backends: backends(service, port, family, entry, locality),
     }
+}
+
+fn flags(policy: Policy) -> u32 {
+    let internal = if policy.internal_local { ServiceEntry::INTERNAL_LOCAL } else { 0 };
+    let is_external_local = policy.external_local && policy.externally_reachable;
+    internal | if is_external_local { ServiceEntry::EXTERNAL_LOCAL } else { 0 }
 }
 
 /// The entry of a ClusterIP as a whole.
 fn address(ip: IpAddr, has_backend: bool) -> DesiredPort {
     DesiredPort {
         key: PortKey { family: IpFamily::of(ip), protocol: 0, port: "".into() },
-        frontends: vec![FrontendAddress { ip, port: 0, protocol: 0 }],
-        kind: FrontendKind::CLUSTER_IP_ADDRESS,
+        frontends: vec![frontends::of_address(ip)],
+        ranges: Vec::new(),
         affinity_seconds: 0,
         flags: ServiceEntry::ADDRESS,
         has_backend,

@@ -2,16 +2,18 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{
-    address::Be16,
+    address::{Address4, Address6, Be16},
     backend::Backend,
     frontend::{Frontend, FrontendKey},
+    range::RangeKey,
     service::Service,
 };
 
 use crate::{
     dataplane::{Dataplane, DataplaneError},
-    desired::FrontendAddress,
+    desired::{DesiredFrontend, FrontendAddress},
     plan::{Action, BackendEntry, NOBODY, Op, Plan},
 };
 
@@ -37,7 +39,7 @@ pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Leftover {
     let mut frontends = HashSet::new();
     for op in plan.ops {
         let (frontend, replaces) = match op.action {
-            Action::UpsertFrontend { frontend, replaces, .. } => (Some(frontend), replaces),
+            Action::UpsertFrontend { frontend, replaces } => (Some(frontend.at), replaces),
             Action::DeleteFrontend(frontend) => (Some(frontend), None),
             _ => (None, None),
         };
@@ -75,17 +77,21 @@ pub fn perform(op: &Op, dataplane: &mut impl Dataplane) -> Result<(), DataplaneE
         Action::PublishCluster(range) => dataplane.publish_cluster(op.owner, *range),
         Action::PublishLocal(range) => dataplane.publish_local(op.owner, *range),
         Action::StoreName(name) => dataplane.store_name(op.owner, **name),
-        Action::UpsertFrontend { frontend, kind, .. } => {
-            let value = Frontend { service: op.owner, kind: *kind, ..Frontend::default() };
-            match frontend.ip {
-                IpAddr::V4(ip) => dataplane.upsert_frontend4(key(frontend, ip.into()), value),
-                IpAddr::V6(ip) => dataplane.upsert_frontend6(key(frontend, ip.into()), value),
+        Action::UpsertFrontend { frontend: DesiredFrontend { at, kind, flags }, .. } => {
+            let value = Frontend { service: op.owner, kind: *kind, flags: *flags, zero: 0 };
+            match at.ip {
+                IpAddr::V4(ip) => dataplane.upsert_frontend4(key(at, ip.into()), value),
+                IpAddr::V6(ip) => dataplane.upsert_frontend6(key(at, ip.into()), value),
             }
         }
         Action::DeleteFrontend(frontend) => match frontend.ip {
             IpAddr::V4(ip) => dataplane.delete_frontend4(key(frontend, ip.into())),
             IpAddr::V6(ip) => dataplane.delete_frontend6(key(frontend, ip.into())),
         },
+        Action::InsertRange(IpNet::V4(net)) => dataplane.insert_range4(range4(op.owner, *net)),
+        Action::InsertRange(IpNet::V6(net)) => dataplane.insert_range6(range6(op.owner, *net)),
+        Action::DeleteRange(IpNet::V4(net)) => dataplane.delete_range4(range4(op.owner, *net)),
+        Action::DeleteRange(IpNet::V6(net)) => dataplane.delete_range6(range6(op.owner, *net)),
         Action::StoreSettings(settings) => dataplane.store_settings(settings),
     }
 }
@@ -113,6 +119,14 @@ fn backend<A>(entry: &BackendEntry, address: A) -> Backend<A> {
     }
 }
 
+fn range4(service: u32, net: Ipv4Net) -> RangeKey<Address4> {
+    RangeKey::new(service, net.network().into(), net.prefix_len().into())
+}
+
+fn range6(service: u32, net: Ipv6Net) -> RangeKey<Address6> {
+    RangeKey::new(service, net.network().into(), net.prefix_len().into())
+}
+
 fn key<A>(frontend: &FrontendAddress, address: A) -> FrontendKey<A> {
     FrontendKey::new(address, Be16::new(frontend.port), frontend.protocol)
 }
@@ -133,14 +147,16 @@ mod tests {
         backends6: 8,
         frontends4: 0,
         frontends6: 8,
+        ranges4: 8,
+        ranges6: 8,
     };
 
     const FRONTEND: FrontendAddress =
         FrontendAddress { ip: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port: 80, protocol: 6 };
 
     fn upsert(owner: u32, replaces: Option<u32>) -> Op {
-        let kind = FrontendKind::CLUSTER_IP;
-        Op { owner, action: Action::UpsertFrontend { frontend: FRONTEND, kind, replaces } }
+        let frontend = DesiredFrontend { at: FRONTEND, kind: FrontendKind::CLUSTER_IP, flags: 0 };
+        Op { owner, action: Action::UpsertFrontend { frontend, replaces } }
     }
 
     fn publish(owner: u32) -> Op {

@@ -4,11 +4,12 @@
 //! 1. *reclaim*: wipe what earlier plans took out of use a grace period ago;
 //! 2. *withdraw*: store the settings, delete front ends that lead nowhere any more;
 //! 3. *stage*: write what no packet reaches yet: backends, slots in a free block, the
-//!    entries of new service ports, and last their names;
+//!    entries of new service ports, last their names; and let in clients of ranges that
+//!    are new;
 //! 4. *publish*: let packets reach it, one aligned word for each set;
-//! 5. *open*: new front ends, last of all that adds;
+//! 5. *open*: new front ends, and what is new of old ones, last of all that adds;
 //! 6. *retire*: mark as gone what no packet finds any more. It is reused only after
-//!    the grace period, by a later plan.
+//!    the grace period, by a later plan. Ranges of clients that are no longer let in go.
 //!
 //! Ops of different service ports do not depend on each other, but for a front end
 //! that moves from one to another ([`Action::UpsertFrontend::replaces`]).
@@ -50,15 +51,16 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{
-    frontend::FrontendKind,
+    frontend::Frontend,
     service::{Name, Service, SlotRange},
     settings::Settings,
 };
 
 use self::held::{HeldPort, Ids};
 use crate::{
-    desired::{DesiredService, FrontendAddress, PortKey},
+    desired::{DesiredFrontend, DesiredService, FrontendAddress, PortKey},
     model::IpFamily,
 };
 
@@ -75,7 +77,8 @@ pub struct Op {
     pub action: Action,
 }
 
-/// What an [`Op`] writes. Entries of SERVICES and NAMES are the owner's.
+/// What an [`Op`] writes. Entries of SERVICES and NAMES, and
+/// those of RANGES4 and RANGES6, are the owner's.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Stores an entry of BACKENDS4 or BACKENDS6.
@@ -102,18 +105,21 @@ pub enum Action {
     PublishLocal(SlotRange),
     /// Stores the entry of NAMES.
     StoreName(Box<Name>),
-    /// Adds a front end, or lets it lead to another service port.
+    /// Adds a front end, lets it lead to another service port, or changes what is said of
+    /// it.
     UpsertFrontend {
         /// The front end.
-        frontend: FrontendAddress,
-        /// What kind it is.
-        kind: FrontendKind,
+        frontend: DesiredFrontend,
         /// The service port that it led to before. That one must not be retired if
         /// this fails.
         replaces: Option<u32>,
     },
     /// Deletes a front end.
     DeleteFrontend(FrontendAddress),
+    /// Adds a range of clients.
+    InsertRange(IpNet),
+    /// Deletes a range of clients.
+    DeleteRange(IpNet),
     /// Replaces the settings.
     StoreSettings(Box<Settings>),
 }
@@ -166,19 +172,38 @@ pub struct Planner {
     ids: Ids,
     held: HashMap<Arc<str>, Vec<HeldPort>>,
     frontends: Frontends,
-    /// Found at adoption: front ends of service ports that are not held.
-    strays: Vec<(u32, Vec<FrontendAddress>)>,
+    ranges: Ranges,
+    strays: Strays,
     settings: Settings,
 }
 
-/// The front ends that the maps hold, and the service port each leads to.
+/// Found at adoption: what belongs to service ports that are not held.
+#[derive(Debug, Default)]
+struct Strays {
+    frontends: Vec<(u32, Vec<FrontendAddress>)>,
+    ranges: Vec<(u32, Vec<IpNet>)>,
+}
+
+/// The front ends that the maps hold, with the service port each leads to.
 #[derive(Debug, Default)]
 struct Frontends {
-    leads_to: HashMap<FrontendAddress, u32>,
+    entries: HashMap<FrontendAddress, Frontend>,
     counts: [usize; 2],
     limits: [u32; 2],
-    /// What the draft touched: what was there before, and what kind comes.
-    touched: BTreeMap<FrontendAddress, (Option<u32>, FrontendKind)>,
+    /// What was there before the draft, of what it touched.
+    touched: BTreeMap<FrontendAddress, Option<Frontend>>,
+}
+
+/// How full RANGES4 and RANGES6 are. What a plan deletes goes last: until the plan is done
+/// it takes room.
+#[derive(Debug, Default)]
+struct Ranges {
+    counts: [usize; 2],
+    limits: [u32; 2],
+    /// How many the draft deletes.
+    leaving: [usize; 2],
+    /// Whether room was made since the last look.
+    has_more_room: bool,
 }
 
 /// A plan in the making.
@@ -197,10 +222,16 @@ pub struct Draft {
 impl Planner {
     /// Begins a plan.
     pub fn begin(&mut self) -> Draft {
-        for (owner, frontends) in self.strays.drain(..) {
+        let mut draft = Draft::default();
+        let strays = std::mem::take(&mut self.strays);
+        for (owner, frontends) in strays.frontends {
             self.frontends.lead_away(&frontends, owner);
         }
-        Draft::default()
+        // The first thing after the front ends are withdrawn: the index may be handed out.
+        for (owner, ranges) in strays.ranges {
+            self.ranges.delete(&mut draft.stage, owner, &ranges);
+        }
+        draft
     }
 
     /// Makes available what was taken out of use a grace period before `now`, in
@@ -218,6 +249,7 @@ impl Planner {
         }
         draft.has_more_room = !draft.reclaim.is_empty();
         draft.has_more_room |= self.ids.blocks.settle(now, self.grace);
+        draft.has_more_room |= std::mem::take(&mut self.ranges.has_more_room);
     }
 
     /// The settings that hold once everything planned is done.
@@ -246,7 +278,8 @@ impl Planner {
         if held.is_empty() && ports.is_empty() {
             return Ok(());
         }
-        let matched = match port::reserve(&mut self.ids, &self.frontends, &held, ports) {
+        let limits = (&self.frontends, &self.ranges);
+        let matched = match port::reserve(&mut self.ids, limits, &held, ports) {
             Ok(matched) => matched,
             Err(full) => {
                 self.held.insert(Arc::clone(name), held);
@@ -261,19 +294,22 @@ impl Planner {
         let mut old: Vec<Option<HeldPort>> = held.drain(..).map(Some).collect();
         for (desired, matched) in ports.iter().zip(matched) {
             let port = matched.held.and_then(|position| old[position].take());
-            let port = port::program(&mut self.ids, draft, name, port, desired, matched);
+            let mut port = port::program(&mut self.ids, draft, name, port, desired, matched);
+            self.ranges.program(draft, &mut port, &desired.ranges);
             held.push(port);
         }
         for gone in old.into_iter().flatten() {
             self.frontends.lead_away(&gone.frontends, gone.index);
+            self.ranges.delete(&mut draft.retire, gone.index, &gone.ranges);
             port::retire(&mut self.ids, draft, gone);
         }
         for (port, desired) in held.iter_mut().zip(ports) {
-            if port.frontends != desired.frontends {
+            let wanted = || desired.frontends.iter().map(|frontend| &frontend.at);
+            if !port.frontends.iter().eq(wanted()) {
                 self.frontends.lead_away(&port.frontends, port.index);
-                port.frontends.clone_from(&desired.frontends);
+                port.frontends = wanted().copied().collect();
             }
-            self.frontends.lead_to(&port.frontends, port.index, desired.kind);
+            self.frontends.lead_to(&desired.frontends, port.index);
         }
         if !held.is_empty() {
             self.held.insert(Arc::clone(name), held);
@@ -283,20 +319,24 @@ impl Planner {
 
     /// Ends a plan.
     pub fn finish(&mut self, mut draft: Draft) -> Plan {
-        for (frontend, (before, kind)) in std::mem::take(&mut self.frontends.touched) {
-            let now = self.frontends.leads_to.get(&frontend).copied();
+        for (at, before) in std::mem::take(&mut self.frontends.touched) {
+            let now = self.frontends.entries.get(&at).copied();
             match (before, now) {
                 (before, now) if before == now => {}
-                (replaces, Some(owner)) => draft.open.push(Op {
-                    owner,
-                    action: Action::UpsertFrontend { frontend, kind, replaces },
-                }),
-                (Some(owner), None) => {
-                    draft.withdraw.push(Op { owner, action: Action::DeleteFrontend(frontend) })
+                (before, Some(Frontend { service: owner, kind, flags, .. })) => {
+                    let replaces = before.map(|before| before.service);
+                    let replaces = replaces.filter(|service| *service != owner);
+                    let frontend = DesiredFrontend { at, kind, flags };
+                    let action = Action::UpsertFrontend { frontend, replaces };
+                    draft.open.push(Op { owner, action });
+                }
+                (Some(Frontend { service: owner, .. }), None) => {
+                    draft.withdraw.push(Op { owner, action: Action::DeleteFrontend(at) });
                 }
                 (None, None) => {}
             }
         }
+        self.ranges.settle();
         let mut ops = draft.reclaim;
         for phase in [draft.withdraw, draft.stage, draft.publish, draft.open, draft.retire] {
             ops.extend(phase);
@@ -309,7 +349,8 @@ impl Planner {
         let ids = &self.ids;
         let numbers = ids.backends.iter().chain([&ids.services]);
         let due = numbers.filter_map(|numbers| numbers.next_due(now, self.grace));
-        due.chain(ids.blocks.next_due(now, self.grace)).min()
+        let room = self.ranges.has_more_room.then_some(now);
+        due.chain(ids.blocks.next_due(now, self.grace)).chain(room).min()
     }
 
     /// The Services that the maps hold something of, in no order.
@@ -322,7 +363,7 @@ impl Planner {
         let ports = || self.held.values().flatten();
         Counts {
             services: ports().count(),
-            frontends: self.frontends.leads_to.len(),
+            frontends: self.frontends.entries.len(),
             backends: ports().map(|port| port.backends.len()).sum(),
         }
     }
@@ -340,30 +381,62 @@ pub struct Counts {
 }
 
 impl Frontends {
-    fn touch(&mut self, frontend: FrontendAddress, kind: FrontendKind) {
-        let before = self.leads_to.get(&frontend).copied();
-        self.touched.entry(frontend).or_insert((before, kind)).1 = kind;
-    }
-
     /// Those that still lead to `owner` lead nowhere any more.
     fn lead_away(&mut self, frontends: &[FrontendAddress], owner: u32) {
-        for frontend in frontends {
-            if self.leads_to.get(frontend) == Some(&owner) {
-                self.touch(*frontend, FrontendKind::default());
-                self.leads_to.remove(frontend);
-                self.counts[family_index(frontend.ip)] -= 1;
+        for at in frontends {
+            let Some(held) = self.entries.get(at).copied() else { continue };
+            if held.service == owner {
+                self.touched.entry(*at).or_insert(Some(held));
+                self.entries.remove(at);
+                self.counts[family_index(at.ip)] -= 1;
             }
         }
     }
 
-    fn lead_to(&mut self, frontends: &[FrontendAddress], owner: u32, kind: FrontendKind) {
-        for frontend in frontends {
-            if self.leads_to.get(frontend) != Some(&owner) {
-                self.touch(*frontend, kind);
-                if self.leads_to.insert(*frontend, owner).is_none() {
-                    self.counts[family_index(frontend.ip)] += 1;
-                }
+    fn lead_to(&mut self, frontends: &[DesiredFrontend], owner: u32) {
+        for DesiredFrontend { at, kind, flags } in frontends {
+            let new = Frontend { service: owner, kind: *kind, flags: *flags, zero: 0 };
+            let held = self.entries.get(at).copied();
+            if held != Some(new) {
+                self.touched.entry(*at).or_insert(held);
+                self.entries.insert(*at, new);
+                self.counts[family_index(at.ip)] += usize::from(held.is_none());
             }
+        }
+    }
+
+    fn owner(&self, at: &FrontendAddress) -> Option<u32> {
+        self.entries.get(at).map(|frontend| frontend.service)
+    }
+}
+
+impl Ranges {
+    /// Makes the ranges of a port those that are wanted; both lists are in order.
+    fn program(&mut self, draft: &mut Draft, port: &mut HeldPort, wanted: &[IpNet]) {
+        if port.ranges == wanted {
+            return;
+        }
+        for range in wanted.iter().filter(|range| port.ranges.binary_search(range).is_err()) {
+            self.counts[family_index(range.addr())] += 1;
+            draft.stage.push(Op { owner: port.index, action: Action::InsertRange(*range) });
+        }
+        let held = std::mem::replace(&mut port.ranges, wanted.to_vec());
+        let gone: Vec<_> =
+            held.into_iter().filter(|range| wanted.binary_search(range).is_err()).collect();
+        self.delete(&mut draft.retire, port.index, &gone);
+    }
+
+    fn delete(&mut self, phase: &mut Vec<Op>, owner: u32, ranges: &[IpNet]) {
+        for range in ranges {
+            self.leaving[family_index(range.addr())] += 1;
+            phase.push(Op { owner, action: Action::DeleteRange(*range) });
+        }
+    }
+
+    fn settle(&mut self) {
+        for (count, leaving) in self.counts.iter_mut().zip(&mut self.leaving) {
+            self.has_more_room |= *leaving > 0;
+            *count -= std::mem::take(leaving);
         }
     }
 }

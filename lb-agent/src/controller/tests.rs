@@ -19,6 +19,8 @@ const CAPACITY: Capacity = Capacity {
     backends6: 1 << 10,
     frontends4: 32_768,
     frontends6: 1 << 10,
+    ranges4: 1 << 10,
+    ranges6: 1 << 10,
 };
 
 fn service(name: &str, created: Option<&str>, ip: &str, port: u16) -> Object {

@@ -1,12 +1,13 @@
 //! A dataplane in host memory, for tests: it counts writes and fails on demand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable;
 use lb_common::abi::{
     address::{Address4, Address6},
     backend::Backend,
     frontend::{Frontend, FrontendKey},
+    range::RangeKey,
     service::{Name, Service, SlotRange},
     settings::Settings,
 };
@@ -21,6 +22,10 @@ pub struct Fake {
     pub frontends4: BTreeMap<FrontendKey<Address4>, Frontend>,
     /// FRONTENDS6.
     pub frontends6: BTreeMap<FrontendKey<Address6>, Frontend>,
+    /// RANGES4.
+    pub ranges4: BTreeSet<RangeKey<Address4>>,
+    /// RANGES6.
+    pub ranges6: BTreeSet<RangeKey<Address6>>,
     /// NAMES.
     pub names: Vec<Name>,
     /// SERVICES.
@@ -65,6 +70,8 @@ impl Fake {
             capacity,
             frontends4: BTreeMap::new(),
             frontends6: BTreeMap::new(),
+            ranges4: BTreeSet::new(),
+            ranges6: BTreeSet::new(),
             names: vec![Name::zeroed(); capacity.services as usize],
             services: vec![Service::default(); capacity.services as usize],
             slots: vec![0; capacity.slots as usize],
@@ -135,6 +142,24 @@ impl Fake {
         entries(self).insert(key, value);
         Ok(())
     }
+
+    fn insert_range<A: Copy + Ord + std::fmt::Debug>(
+        &mut self,
+        map: &'static str,
+        key: RangeKey<A>,
+        limit: u32,
+        entries: fn(&mut Self) -> &mut BTreeSet<RangeKey<A>>,
+    ) -> Outcome {
+        let operation = || format!("insertion of {key:?}");
+        self.may_fail(map, operation)?;
+        self.writes.upserts += 1;
+        if entries(self).len() >= limit as usize && !entries(self).contains(&key) {
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(DataplaneError { map, operation: operation(), source });
+        }
+        entries(self).insert(key);
+        Ok(())
+    }
 }
 
 type Outcome = Result<(), DataplaneError>;
@@ -201,6 +226,28 @@ impl Dataplane for Fake {
         Ok(())
     }
 
+    fn insert_range4(&mut self, key: RangeKey<Address4>) -> Outcome {
+        self.insert_range("RANGES4", key, self.capacity.ranges4, |fake| &mut fake.ranges4)
+    }
+
+    fn insert_range6(&mut self, key: RangeKey<Address6>) -> Outcome {
+        self.insert_range("RANGES6", key, self.capacity.ranges6, |fake| &mut fake.ranges6)
+    }
+
+    fn delete_range4(&mut self, key: RangeKey<Address4>) -> Outcome {
+        self.may_fail("RANGES4", || format!("deletion of {key:?}"))?;
+        self.writes.deletes += 1;
+        self.ranges4.remove(&key);
+        Ok(())
+    }
+
+    fn delete_range6(&mut self, key: RangeKey<Address6>) -> Outcome {
+        self.may_fail("RANGES6", || format!("deletion of {key:?}"))?;
+        self.writes.deletes += 1;
+        self.ranges6.remove(&key);
+        Ok(())
+    }
+
     fn store_settings(&mut self, settings: &Settings) -> Outcome {
         self.may_fail("SETTINGS", || "store".to_owned())?;
         self.settings = *settings;
@@ -216,6 +263,8 @@ impl Dataplane for Fake {
         Ok(PinnedState {
             frontends4: self.frontends4.iter().map(|(key, value)| (*key, *value)).collect(),
             frontends6: self.frontends6.iter().map(|(key, value)| (*key, *value)).collect(),
+            ranges4: self.ranges4.iter().copied().collect(),
+            ranges6: self.ranges6.iter().copied().collect(),
             names: names.map(|(index, name)| (index, *name)).collect(),
             services: self.services.clone(),
             slots: self.slots.clone(),

@@ -17,6 +17,7 @@ use lb_common::abi::{
     address::{Address4, Address6},
     backend::Backend,
     frontend::{Frontend, FrontendKey},
+    range::RangeKey,
     service::{Name, Service, Slot, SlotRange},
     settings::{Device, Settings, SettingsPair},
 };
@@ -34,6 +35,8 @@ pub struct KernelDataplane {
     pins: Pins,
     frontends4: TypedMap<FrontendKey<Address4>, Frontend>,
     frontends6: TypedMap<FrontendKey<Address6>, Frontend>,
+    ranges4: TypedMap<RangeKey<Address4>, u32>,
+    ranges6: TypedMap<RangeKey<Address6>, u32>,
     services: MappedArray<Service>,
     names: MappedArray<Name>,
     slots: MappedArray<Slot>,
@@ -57,6 +60,8 @@ impl KernelDataplane {
             pins: pins.clone(),
             frontends4: opened(pins, "FRONTENDS4", TypedMap::new)?,
             frontends6: opened(pins, "FRONTENDS6", TypedMap::new)?,
+            ranges4: opened(pins, "RANGES4", TypedMap::new)?,
+            ranges6: opened(pins, "RANGES6", TypedMap::new)?,
             services: opened(pins, "SERVICES", MappedArray::writable)?,
             names: opened(pins, "NAMES", MappedArray::writable)?,
             slots: opened(pins, "SLOTS", MappedArray::writable)?,
@@ -102,6 +107,8 @@ pub fn read_state(pins: &Pins) -> Result<PinnedState, DataplaneError> {
     Ok(PinnedState {
         frontends4: read_hash(&frontends4, "FRONTENDS4")?,
         frontends6: read_hash(&frontends6, "FRONTENDS6")?,
+        ranges4: read_ranges(pins, "RANGES4")?,
+        ranges6: read_ranges(pins, "RANGES6")?,
         names: (0..).zip(names).filter(|(_, name)| name.length > 0).collect(),
         services: read_array(pins, "SERVICES")?,
         slots: slots.into_iter().map(|slot| slot.backend).collect(),
@@ -125,6 +132,16 @@ pub(crate) fn read_hash<K: Pod, V: Pod>(
     Ok(entries)
 }
 
+fn read_ranges<A>(pins: &Pins, map: &'static str) -> Result<Vec<RangeKey<A>>, DataplaneError>
+where
+    RangeKey<A>: Pod,
+{
+    opened(pins, map, TypedMap::<RangeKey<A>, u32>::new)
+        .map_err(io::Error::other)
+        .and_then(|ranges| ranges.keys())
+        .map_err(failed(map, || "read of every key".to_owned()))
+}
+
 fn settings_in_force(pair: &SettingsPair) -> Settings {
     pair.copies[usize::from(pair.active == 1)]
 }
@@ -136,17 +153,26 @@ fn failed<F: FnOnce() -> String>(
     move |source| DataplaneError { map, operation: operation(), source }
 }
 
-fn upsert<K: Pod + Debug>(
-    map: &TypedMap<K, Frontend>,
+fn upsert<K: Pod + Debug, V: Pod>(
+    map: &TypedMap<K, V>,
     name: &'static str,
     key: &K,
-    value: &Frontend,
+    value: &V,
 ) -> Result<(), DataplaneError> {
     map.set(key, value).map_err(|source| {
-        let full = source.raw_os_error() == Some(libc::E2BIG);
+        // Of a trie it is ENOSPC.
+        let full = matches!(source.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC));
         let hint = if full { " (the map is full: --max-services)" } else { "" };
         DataplaneError { map: name, operation: format!("upsert of {key:?}{hint}"), source }
     })
+}
+
+fn delete<K: Pod + Debug, V: Pod>(
+    map: &TypedMap<K, V>,
+    name: &'static str,
+    key: &K,
+) -> Result<(), DataplaneError> {
+    map.remove(key).map(drop).map_err(failed(name, || format!("deletion of {key:?}")))
 }
 
 impl Dataplane for KernelDataplane {
@@ -223,17 +249,27 @@ impl Dataplane for KernelDataplane {
     }
 
     fn delete_frontend4(&mut self, key: FrontendKey<Address4>) -> Result<(), DataplaneError> {
-        self.frontends4
-            .remove(&key)
-            .map(drop)
-            .map_err(failed("FRONTENDS4", || format!("deletion of {key:?}")))
+        delete(&self.frontends4, "FRONTENDS4", &key)
     }
 
     fn delete_frontend6(&mut self, key: FrontendKey<Address6>) -> Result<(), DataplaneError> {
-        self.frontends6
-            .remove(&key)
-            .map(drop)
-            .map_err(failed("FRONTENDS6", || format!("deletion of {key:?}")))
+        delete(&self.frontends6, "FRONTENDS6", &key)
+    }
+
+    fn insert_range4(&mut self, key: RangeKey<Address4>) -> Result<(), DataplaneError> {
+        upsert(&self.ranges4, "RANGES4", &key, &1)
+    }
+
+    fn insert_range6(&mut self, key: RangeKey<Address6>) -> Result<(), DataplaneError> {
+        upsert(&self.ranges6, "RANGES6", &key, &1)
+    }
+
+    fn delete_range4(&mut self, key: RangeKey<Address4>) -> Result<(), DataplaneError> {
+        delete(&self.ranges4, "RANGES4", &key)
+    }
+
+    fn delete_range6(&mut self, key: RangeKey<Address6>) -> Result<(), DataplaneError> {
+        delete(&self.ranges6, "RANGES6", &key)
     }
 
     fn store_settings(&mut self, settings: &Settings) -> Result<(), DataplaneError> {
@@ -261,6 +297,8 @@ impl Dataplane for KernelDataplane {
             backends6: self.backends6.entries(),
             frontends4: self.frontends4.max_entries(),
             frontends6: self.frontends6.max_entries(),
+            ranges4: self.ranges4.max_entries(),
+            ranges6: self.ranges6.max_entries(),
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
 use aya_obj::generated::{
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
     bpf_map_type::{
-        self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LRU_HASH,
+        self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
         BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
     },
 };
@@ -24,6 +24,7 @@ use lb_common::abi::{
     counter,
     flow::{Flow, FlowKey},
     frontend::{Frontend, FrontendKey},
+    range::RangeKey,
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, Peer},
@@ -200,6 +201,10 @@ const fn hash<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>
     map::<K, V>(name, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, entries, flag)
 }
 
+const fn trie<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>) -> PinnedMap {
+    map::<K, V>(name, BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC, entries, flag)
+}
+
 /// Half-open flows kept at once in each family.
 const EMBRYONIC: u32 = 16_384;
 /// Clients of services with session affinity kept at once.
@@ -217,6 +222,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     vec![
         hash::<FrontendKey<Address4>, Frontend>("FRONTENDS4", frontends, services),
         hash::<FrontendKey<Address6>, Frontend>("FRONTENDS6", frontends, services),
+        trie::<RangeKey<Address4>, u32>("RANGES4", sizes.services, services),
+        trie::<RangeKey<Address6>, u32>("RANGES6", sizes.services, services),
         array::<Service>("SERVICES", sizes.services, services),
         array::<Name>("NAMES", sizes.services, services),
         array::<Slot>("SLOTS", sizes.slots, Some("--max-slots")),

@@ -86,6 +86,15 @@ pub fn ticks_now(clock: BorrowedFd<'_>) -> io::Result<u32> {
     sys::test_run(clock, &SHORTEST)
 }
 
+/// The first and the last port that the kernel gives to sockets of the caller's network
+/// namespace (`net.ipv4.ip_local_port_range`, which holds for IPv6 too).
+pub fn local_ports() -> (u16, u16) {
+    const DEFAULT: (u16, u16) = (32_768, 60_999);
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ports = text.split_whitespace().map_while(|text| text.parse().ok());
+    ports.next().zip(ports.next()).unwrap_or(DEFAULT)
+}
+
 /// How long flows live on this node, in ticks: TCP timeouts of a node that knows
 /// connection tracking are the node's.
 pub fn timeouts(ticks_per_second: u32) -> Timeouts {

@@ -9,12 +9,12 @@ use std::{
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Conflict, FrontendAddress};
+use super::{Conflict, DesiredFrontend, FrontendAddress};
 
 /// Who asks for which front end.
 #[derive(Debug, Default)]
 pub struct Claims {
-    services: HashMap<Arc<str>, (Age, Vec<FrontendAddress>)>,
+    services: HashMap<Arc<str>, (Age, Vec<DesiredFrontend>)>,
     claimants: HashMap<FrontendAddress, Claimants>,
 }
 
@@ -36,29 +36,29 @@ impl Claims {
         &mut self,
         service: &Arc<str>,
         created: Option<Timestamp>,
-        frontends: Vec<FrontendAddress>,
+        frontends: Vec<DesiredFrontend>,
         affected: &mut BTreeSet<Arc<str>>,
-    ) -> Option<Vec<FrontendAddress>> {
+    ) -> Option<Vec<DesiredFrontend>> {
         let age = (created.is_none(), created);
-        let is_same = |held: &(Age, Vec<FrontendAddress>)| held.0 == age && held.1 == frontends;
+        let is_same = |held: &(Age, Vec<DesiredFrontend>)| held.0 == age && held.1 == frontends;
         if self.services.get(service).map_or(frontends.is_empty(), is_same) {
             return None;
         }
         let before = self.services.remove(service).map(|(_, held)| held).unwrap_or_default();
         for frontend in &before {
-            self.withdraw(service, *frontend, affected);
+            self.withdraw(service, frontend.at, affected);
         }
         if !frontends.is_empty() {
             self.services.insert(Arc::clone(service), (age, frontends.clone()));
         }
         for frontend in frontends {
-            self.claim(service, frontend, affected);
+            self.claim(service, frontend.at, affected);
         }
         Some(before)
     }
 
     /// What a Service asks for.
-    pub fn of(&self, service: &str) -> &[FrontendAddress] {
+    pub fn of(&self, service: &str) -> &[DesiredFrontend] {
         self.services.get(service).map_or(&[], |(_, frontends)| frontends)
     }
 
@@ -70,13 +70,14 @@ impl Claims {
     /// What the Service lost; that an address as a whole is another's is no conflict.
     pub fn conflicts(&self, service: &Arc<str>) -> Vec<Conflict> {
         let Some((_, frontends)) = self.services.get(service) else { return Vec::new() };
-        let lost = frontends.iter().filter(|frontend| frontend.protocol != 0);
+        let lost = frontends.iter().map(|frontend| frontend.at);
+        let lost = lost.filter(|frontend| frontend.protocol != 0);
         lost.filter_map(|frontend| {
-            let owner = &self.claimants.get(frontend)?.owner;
+            let owner = &self.claimants.get(&frontend)?.owner;
             (owner != service).then(|| Conflict {
                 service: Arc::clone(service),
                 owner: Arc::clone(owner),
-                frontend: *frontend,
+                frontend,
             })
         })
         .collect()

@@ -1,62 +1,15 @@
-//! Which prefixes let a packet in: every ClusterIP lies in one of them.
+//! Which prefixes let a packet in: every ClusterIP, load balancer's address and external
+//! IP lies in one of them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lb_common::abi::{
-    address::{Address, Address4, Address6, Prefix},
-    settings::{FamilySettings, MAX_PREFIXES, PortRange, Settings},
+    address::Prefix,
+    settings::{FamilySettings, MAX_PREFIXES, Settings},
 };
 
-use super::NodeFacts;
 use crate::model::IpFamily;
-
-/// The settings for a node, given the prefixes of the ServiceCIDRs, all ClusterIPs, and
-/// what the gate let in [so far](covered): flows of a Service that is gone go on, so it
-/// never lets in less.
-pub fn settings(
-    facts: &NodeFacts,
-    service_cidrs: &[IpNet],
-    cluster_ips: &[IpAddr],
-    covered: &[IpNet],
-) -> Settings {
-    let gate = |family| gate(service_cidrs, cluster_ips, covered, family);
-    Settings {
-        ipv4: family_settings(
-            &gate(IpFamily::V4),
-            facts.addresses.iter().filter_map(|ip| match ip {
-                IpAddr::V4(ip) => Some(Address4::from(*ip)),
-                IpAddr::V6(_) => None,
-            }),
-            facts.node_source4.map(Address4::from),
-            |prefix| match prefix {
-                IpNet::V4(net) => {
-                    Some(Prefix { address: net.network().into(), mask: net.netmask().into() })
-                }
-                IpNet::V6(_) => None,
-            },
-        ),
-        ipv6: family_settings(
-            &gate(IpFamily::V6),
-            facts.addresses.iter().filter_map(|ip| match ip {
-                IpAddr::V4(_) => None,
-                IpAddr::V6(ip) => Some(Address6::from(*ip)),
-            }),
-            facts.node_source6.map(Address6::from),
-            |prefix| match prefix {
-                IpNet::V4(_) => None,
-                IpNet::V6(net) => {
-                    Some(Prefix { address: net.network().into(), mask: net.netmask().into() })
-                }
-            },
-        ),
-        timeouts: facts.timeouts,
-        ticks_per_second: facts.ticks_per_second,
-        flags: 0,
-        node_ports: PortRange::default(),
-        source_ports: PortRange::default(),
-    }
-}
 
 /// The prefixes of both families that settings let in.
 pub fn covered(settings: &Settings) -> Vec<IpNet> {
@@ -81,11 +34,11 @@ pub struct Gate {
     pub service_cidrs: usize,
 }
 
-/// Covers the ServiceCIDRs exactly, and the ClusterIPs outside of them and what was
-/// covered before as narrowly as the number of prefixes allows.
+/// Covers the ServiceCIDRs exactly, and the addresses outside of them and what was covered
+/// before as narrowly as the number of prefixes allows.
 pub fn gate(
     service_cidrs: &[IpNet],
-    cluster_ips: &[IpAddr],
+    addresses: &[IpAddr],
     covered: &[IpNet],
     family: IpFamily,
 ) -> Gate {
@@ -94,7 +47,7 @@ pub fn gate(
     let mut prefixes: Vec<IpNet> = IpNet::aggregate(&own);
     prefixes.sort_unstable();
     let is_within = |net: &IpNet| prefixes.iter().any(|prefix| prefix.contains(net));
-    let wanted = cluster_ips.iter().map(|ip| IpNet::from(*ip)).chain(covered.iter().copied());
+    let wanted = addresses.iter().map(|ip| IpNet::from(*ip)).chain(covered.iter().copied());
     let mut outside: Vec<IpNet> = wanted.filter(|net| of_family(net) && !is_within(net)).collect();
     // More ServiceCIDRs than fit: the last ones are merely covered.
     let room = if outside.is_empty() { MAX_PREFIXES } else { MAX_PREFIXES - 1 };
@@ -135,30 +88,6 @@ fn common(a: IpNet, b: IpNet) -> u8 {
     };
     let equal = (bits(a) ^ bits(b)).leading_zeros() as u8;
     equal.min(a.prefix_len()).min(b.prefix_len())
-}
-
-fn family_settings<A: Address>(
-    gate: &Gate,
-    addresses: impl Iterator<Item = A>,
-    node_source: Option<A>,
-    prefix: impl Fn(&IpNet) -> Option<Prefix<A>>,
-) -> FamilySettings<A> {
-    let mut settings = FamilySettings {
-        gate_count: gate.prefixes.len() as u32,
-        service_cidr_count: gate.service_cidrs as u32,
-        node_source: node_source.unwrap_or_default(),
-        ..FamilySettings::default()
-    };
-    for (slot, prefix) in settings.gate.iter_mut().zip(gate.prefixes.iter().filter_map(prefix)) {
-        *slot = prefix;
-    }
-    for address in addresses {
-        if let Some(slot) = settings.node_addresses.get_mut(settings.node_address_count as usize) {
-            *slot = address;
-        }
-        settings.node_address_count += 1;
-    }
-    settings
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Services.
 
-use std::{net::IpAddr, sync::Arc};
+mod outside;
 
+use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
+
+use ipnet::IpNet;
 use k8s_openapi::{
     api::core::v1::{self, ServiceSpec},
     apimachinery::pkg::apis::meta::v1::Time,
@@ -31,8 +34,15 @@ pub struct Service {
     pub created: Option<Timestamp>,
     /// At most one address of each family.
     pub cluster_ips: Vec<IpAddr>,
-    /// The ports; no two have the same name and protocol, or number and protocol.
+    /// The ports; no two have the same name and protocol, or number and protocol, or node
+    /// port and protocol.
     pub ports: Vec<Port>,
+    /// Addresses of the load balancer that are served here.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`, of either family.
+    pub source_ranges: Vec<IpNet>,
     /// Seconds of session affinity by client; 0 = none.
     pub affinity_seconds: u32,
     /// Where traffic may go.
@@ -50,6 +60,8 @@ pub struct Port {
     pub number: u16,
     /// The protocol.
     pub protocol: Protocol,
+    /// The port of every node that leads here.
+    pub node_port: Option<NonZeroU16>,
 }
 
 /// What decides which sets of endpoints a Service needs.
@@ -102,14 +114,22 @@ fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Serv
             return None;
         }
     }
+    let (ports, mut policy) = (ports(spec, refusals), policy(spec, refusals));
+    let outside = outside::read(service, spec, refusals);
+    policy.externally_reachable = !outside.load_balancer_ips.is_empty()
+        || !outside.external_ips.is_empty()
+        || ports.iter().any(|port| port.node_port.is_some());
     Some(Service {
         name: format!("{}/{}", object.namespace, object.name).into(),
         uid: metadata.uid.clone().unwrap_or_default().into(),
         created: metadata.creation_timestamp.as_ref().map(|Time(time)| *time),
         cluster_ips: cluster_ips(&addresses, refusals),
-        ports: ports(spec, refusals),
+        ports,
+        load_balancer_ips: outside.load_balancer_ips,
+        external_ips: outside.external_ips,
+        source_ranges: outside.source_ranges,
         affinity_seconds: affinity_seconds(spec, refusals),
-        policy: policy(service, spec, refusals),
+        policy,
         health_check_node_port: health_check_node_port(spec, refusals),
     })
 }
@@ -155,6 +175,7 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
     let mut ports: Vec<Port> = Vec::with_capacity(list.len());
     let mut names = std::collections::HashSet::new();
     let mut numbers = std::collections::HashSet::new();
+    let mut node_ports = std::collections::HashSet::new();
     for (index, port) in list.iter().enumerate() {
         let field = |name: &str| format!("spec.ports[{index}].{name}");
         let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else {
@@ -192,9 +213,27 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
             continue;
         }
         names.insert((name, protocol));
-        ports.push(Port { name: name.into(), number, protocol });
+        let node_port = node_port(port.node_port).and_then(|number| match number {
+            Some(number) if !node_ports.insert((number, protocol)) => {
+                Err(format!("{number} is the node port of an earlier port of the same protocol"))
+            }
+            number => Ok(number),
+        });
+        let node_port = node_port.unwrap_or_else(|message| {
+            refusals.add(field("nodePort"), message);
+            None
+        });
+        ports.push(Port { name: name.into(), number, protocol, node_port });
     }
     ports
+}
+
+/// Reads a node port; 0 is as good as none.
+fn node_port(number: Option<i32>) -> Result<Option<NonZeroU16>, String> {
+    match number {
+        None | Some(0) => Ok(None),
+        Some(number) => parse_port(number).map(NonZeroU16::new),
+    }
 }
 
 fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
@@ -228,7 +267,8 @@ fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
     }
 }
 
-fn policy(service: &v1::Service, spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
+/// Reads the policies; whether anybody outside reaches the Service is told by its addresses.
+fn policy(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
     let mut is_local = |field: &str, text: Option<&str>| match text {
         None | Some("" | "Cluster") => false,
         Some("Local") => true,
@@ -240,24 +280,10 @@ fn policy(service: &v1::Service, spec: &ServiceSpec, refusals: &mut Refusals<'_>
             false
         }
     };
-    let ports = spec.ports.as_deref().unwrap_or_default();
-    let ingress = service
-        .status
-        .as_ref()
-        .and_then(|status| status.load_balancer.as_ref())
-        .and_then(|status| status.ingress.as_deref())
-        .unwrap_or_default();
-    let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
-    let has_vip = is_load_balancer
-        && ingress.iter().any(|ingress| {
-            ingress.ip.is_some() && matches!(ingress.ip_mode.as_deref(), None | Some("" | "VIP"))
-        });
     Policy {
         internal_local: is_local("internalTrafficPolicy", spec.internal_traffic_policy.as_deref()),
         external_local: is_local("externalTrafficPolicy", spec.external_traffic_policy.as_deref()),
-        externally_reachable: has_vip
-            || ports.iter().any(|port| port.node_port.is_some_and(|number| number != 0))
-            || spec.external_ips.as_ref().is_some_and(|list| !list.is_empty()),
+        externally_reachable: false,
     }
 }
 

@@ -10,15 +10,16 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{
     address::{Address4, Address6},
     backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET},
-    frontend::{Frontend, FrontendKey},
+    frontend::FrontendKey,
     service::{Name, Service, SlotRange},
 };
 
 use super::{
-    BackendEntry, Frontends, Planner, family_index,
+    BackendEntry, Frontends, Planner, Ranges, Strays, family_index,
     held::{FIRST_BACKEND, HeldBackend, HeldPort, HeldSet, Ids},
 };
 use crate::{
@@ -65,8 +66,10 @@ impl Planner {
             blocks,
             capacity,
         };
-        let (frontends, strays) = adopt_frontends(state, &capacity, &mut held);
-        Self { grace, ids, held, frontends, strays, settings: state.settings }
+        let (frontends, stray_frontends) = adopt_frontends(state, &capacity, &mut held);
+        let (ranges, stray_ranges) = adopt_ranges(state, &capacity, &mut held);
+        let strays = Strays { frontends: stray_frontends, ranges: stray_ranges };
+        Self { grace, ids, held, frontends, ranges, strays, settings: state.settings }
     }
 }
 
@@ -116,6 +119,7 @@ fn named_ports(state: &PinnedState, capacity: &Capacity) -> HashMap<Arc<str>, Ve
             sets: [HeldSet::default(), HeldSet::default()],
             backends: Vec::new(),
             frontends: Vec::new(),
+            ranges: Vec::new(),
         });
     }
     held.values_mut().for_each(|ports| ports.sort_unstable_by(|a, b| a.key.cmp(&b.key)));
@@ -240,16 +244,35 @@ fn adopt_frontends(
     let mut frontends =
         Frontends { limits: [capacity.frontends4, capacity.frontends6], ..Frontends::default() };
     let mut of_port: HashMap<u32, Vec<FrontendAddress>> = HashMap::new();
-    for (frontend, Frontend { service, .. }) in v4.chain(v6) {
-        frontends.leads_to.insert(frontend, *service);
-        frontends.counts[family_index(frontend.ip)] += 1;
-        of_port.entry(*service).or_default().push(frontend);
+    for (at, frontend) in v4.chain(v6) {
+        frontends.entries.insert(at, *frontend);
+        frontends.counts[family_index(at.ip)] += 1;
+        of_port.entry(frontend.service).or_default().push(at);
     }
     for port in held.values_mut().flatten() {
         port.frontends = of_port.remove(&port.index).unwrap_or_default();
         port.frontends.sort_unstable();
     }
     (frontends, of_port.into_iter().collect())
+}
+
+/// The ranges of clients, and those of no service port that is held.
+fn adopt_ranges(
+    state: &PinnedState,
+    capacity: &Capacity,
+    held: &mut HashMap<Arc<str>, Vec<HeldPort>>,
+) -> (Ranges, Vec<(u32, Vec<IpNet>)>) {
+    let mut ranges = Ranges { limits: [capacity.ranges4, capacity.ranges6], ..Ranges::default() };
+    let mut of_port: HashMap<u32, Vec<IpNet>> = HashMap::new();
+    for (service, range) in state.ranges() {
+        ranges.counts[family_index(range.addr())] += 1;
+        of_port.entry(service).or_default().push(range);
+    }
+    for port in held.values_mut().flatten() {
+        port.ranges = of_port.remove(&port.index).unwrap_or_default();
+        port.ranges.sort_unstable();
+    }
+    (ranges, of_port.into_iter().collect())
 }
 
 fn address<A: Copy>(key: &FrontendKey<A>, ip: IpAddr) -> FrontendAddress {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::abi::service::Service;
 
 use crate::{
@@ -43,6 +44,8 @@ pub struct HeldPort {
     pub backends: Vec<HeldBackend>,
     /// The front ends that were made to lead here; another may have taken one over.
     pub frontends: Vec<FrontendAddress>,
+    /// The clients that ranged front ends let in, in order.
+    pub ranges: Vec<IpNet>,
 }
 
 /// A set of a service port, as slots.

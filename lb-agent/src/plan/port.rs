@@ -7,18 +7,21 @@ use lb_common::abi::{
 };
 
 use super::{
-    Action, BackendEntry, Draft, Frontends, Op, family_index, free_name,
+    Action, BackendEntry, Draft, Frontends, Op, Ranges, family_index, free_name,
     held::{HeldBackend, HeldPort, HeldSet, Ids},
     name_entry,
 };
 use crate::{
-    desired::{DesiredBackend, DesiredPort},
+    desired::{DesiredBackend, DesiredPort, FrontendAddress},
     ids::slots::{Block, order_of, roomy_order_of},
     model::IpFamily,
 };
 
 /// The bits of [`HeldPort::sets`].
 const SETS: [u8; 2] = [IN_CLUSTER_SET, IN_LOCAL_SET];
+
+/// Flags by which clients get the local set instead of the cluster set.
+const LOCAL_POLICIES: u32 = Service::INTERNAL_LOCAL | Service::EXTERNAL_LOCAL;
 
 /// Writing so many slots in place is never worth a new block.
 const FEW_SLOTS: usize = 8;
@@ -50,7 +53,7 @@ struct Diff {
 /// Reserves all that a Service needs beyond what it has, or nothing.
 pub(super) fn reserve(
     ids: &mut Ids,
-    frontends: &Frontends,
+    (frontends, ranges): (&Frontends, &Ranges),
     held: &[HeldPort],
     desired: &[DesiredPort],
 ) -> Result<Vec<Matched>, Full> {
@@ -63,7 +66,11 @@ pub(super) fn reserve(
         };
         matched.push(Matched { held: held_at, diff, blocks: [None; 2] });
     }
-    check_counts(ids, frontends, held, desired, &matched)?;
+    check_counts(ids, desired, &matched)?;
+    for family in [0, 1] {
+        check_frontends(frontends, held, desired, family)?;
+        check_ranges(ranges, held, desired, &matched, family)?;
+    }
     for position in 0..matched.len() {
         let port = matched[position].held.map(|at| &held[at]);
         match reserve_blocks(ids, port, &desired[position], &matched[position].diff) {
@@ -78,13 +85,7 @@ pub(super) fn reserve(
     Ok(matched)
 }
 
-fn check_counts(
-    ids: &Ids,
-    frontends: &Frontends,
-    held: &[HeldPort],
-    desired: &[DesiredPort],
-    matched: &[Matched],
-) -> Result<(), Full> {
+fn check_counts(ids: &Ids, desired: &[DesiredPort], matched: &[Matched]) -> Result<(), Full> {
     let new_ports = matched.iter().filter(|matched| matched.held.is_none()).count();
     if new_ports > ids.services.available() {
         let limit = ids.capacity.services;
@@ -92,35 +93,61 @@ fn check_counts(
     }
     let capacity = &ids.capacity;
     let backend_maps = [("BACKENDS4", capacity.backends4), ("BACKENDS6", capacity.backends6)];
-    let frontend_maps = ["FRONTENDS4", "FRONTENDS6"];
-    for family in [0, 1] {
-        let of_family = |port: &DesiredPort| match port.key.family {
-            IpFamily::V4 => family == 0,
-            IpFamily::V6 => family == 1,
-        };
-        let pairs = || desired.iter().zip(matched).filter(|(port, _)| of_family(port));
-        let added: usize = pairs().map(|(_, matched)| matched.diff.added.len()).sum();
+    for (family, (map, limit)) in backend_maps.into_iter().enumerate() {
+        let pairs = desired.iter().zip(matched);
+        let of_family = pairs.filter(|(port, _)| family_number(port.key.family) == family);
+        let added: usize = of_family.map(|(_, matched)| matched.diff.added.len()).sum();
         if added > ids.backends[family].available() {
-            let (map, limit) = backend_maps[family];
             return Err(Full { map, limit, flag: "--max-backends" });
         }
-        let wanted = pairs().flat_map(|(port, _)| &port.frontends);
-        let new = wanted.filter(|frontend| !frontends.leads_to.contains_key(frontend)).count();
-        let wants = |frontend| desired.iter().any(|port| port.frontends.contains(frontend));
-        let lost = || {
-            let owned =
-                held.iter().flat_map(|port| port.frontends.iter().map(|at| (at, port.index)));
-            let lost = owned.filter(|(at, index)| {
-                family_index(at.ip) == family && frontends.leads_to.get(at) == Some(index)
-            });
-            lost.filter(|(at, _)| !wants(at)).count()
-        };
-        let limit = frontends.limits[family];
-        let total = frontends.counts[family] + new;
-        if new > 0 && total > limit as usize && total > limit as usize + lost() {
-            let map = frontend_maps[family];
-            return Err(Full { map, limit, flag: "--max-services" });
-        }
+    }
+    Ok(())
+}
+
+/// Front ends are withdrawn before others open: the room of those that go counts.
+fn check_frontends(
+    frontends: &Frontends,
+    held: &[HeldPort],
+    desired: &[DesiredPort],
+    family: usize,
+) -> Result<(), Full> {
+    let wanted = || desired.iter().flat_map(|port| &port.frontends).map(|frontend| frontend.at);
+    let is_new =
+        |at: &FrontendAddress| family_index(at.ip) == family && frontends.owner(at).is_none();
+    let new = wanted().filter(is_new).count();
+    let lost = || {
+        let owned = held.iter().flat_map(|port| port.frontends.iter().map(|at| (at, port.index)));
+        let of_family = owned.filter(|(at, _)| family_index(at.ip) == family);
+        let lost = of_family.filter(|(at, index)| frontends.owner(at) == Some(*index));
+        lost.filter(|(at, _)| !wanted().any(|wanted| wanted == **at)).count()
+    };
+    let limit = frontends.limits[family];
+    let total = frontends.counts[family] + new;
+    if new > 0 && total > limit as usize && total > limit as usize + lost() {
+        let map = ["FRONTENDS4", "FRONTENDS6"][family];
+        return Err(Full { map, limit, flag: "--max-services" });
+    }
+    Ok(())
+}
+
+/// Ranges are deleted after others were added: there is room for both, or none.
+fn check_ranges(
+    ranges: &Ranges,
+    held: &[HeldPort],
+    desired: &[DesiredPort],
+    matched: &[Matched],
+    family: usize,
+) -> Result<(), Full> {
+    let new = |(port, matched): (&DesiredPort, &Matched)| {
+        let held = matched.held.map_or(&[][..], |at| &held[at].ranges);
+        let of_family = port.ranges.iter().filter(|range| family_index(range.addr()) == family);
+        of_family.filter(|range| held.binary_search(range).is_err()).count()
+    };
+    let new: usize = desired.iter().zip(matched).map(new).sum();
+    let limit = ranges.limits[family];
+    if new > 0 && ranges.counts[family] + new > limit as usize {
+        let map = ["RANGES4", "RANGES6"][family];
+        return Err(Full { map, limit, flag: "--max-services" });
     }
     Ok(())
 }
@@ -218,6 +245,7 @@ pub(super) fn program(
         sets: [HeldSet::default(), HeldSet::default()],
         backends: Vec::new(),
         frontends: Vec::new(),
+        ranges: Vec::new(),
     });
     let moves = program_backends(ids, draft, &mut port, desired, &matched.diff);
     let old = port.entry;
@@ -437,20 +465,22 @@ fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live: [Vec<Op>; 2])
     if new.local != old.local {
         local.push(op(Action::PublishLocal(new.local)));
     }
-    let is_entry_new = (old.affinity_seconds, old.flags) != (new.affinity_seconds, new.flags);
-    if new.flags & Service::INTERNAL_LOCAL != 0 {
-        draft.publish.append(&mut local);
-        if is_entry_new {
-            draft.publish.push(op(Action::StoreService(Service { cluster: old.cluster, ..new })));
-        }
-        draft.publish.append(&mut cluster);
-    } else {
-        draft.publish.append(&mut cluster);
-        if is_entry_new {
-            draft.publish.push(op(Action::StoreService(Service { local: old.local, ..new })));
-        }
-        draft.publish.append(&mut local);
+    let mut entry = Vec::new();
+    let to_local = new.flags & !old.flags & LOCAL_POLICIES != 0;
+    let to_cluster = old.flags & !new.flags & LOCAL_POLICIES != 0;
+    if (old.affinity_seconds, old.flags) != (new.affinity_seconds, new.flags) {
+        let (affinity_seconds, flags) = (new.affinity_seconds, new.flags);
+        let cluster = if to_local && !to_cluster { old.cluster } else { new.cluster };
+        let local = if to_local { new.local } else { old.local };
+        entry.push(op(Action::StoreService(Service { cluster, local, affinity_seconds, flags })));
     }
+    let phases = match (to_local, to_cluster) {
+        (true, false) => [local, entry, cluster],
+        (false, _) => [cluster, entry, local],
+        // Each set has clients before and after: none of them is left empty.
+        (true, true) => [cluster, local, entry],
+    };
+    draft.publish.extend(phases.into_iter().flatten());
 }
 
 /// Takes a service port out of use; its front ends lead elsewhere already.

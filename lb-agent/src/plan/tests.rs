@@ -2,14 +2,14 @@ mod packet;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::backend::IN_CLUSTER_SET;
+use lb_common::abi::{backend::IN_CLUSTER_SET, frontend::FrontendKind};
 use proptest::prelude::*;
 
 use self::packet::{Allowed, Noted, Reads, check, meaning};
 use super::*;
 use crate::{
     dataplane::{Capacity, Dataplane, fake::Fake},
-    desired::{DesiredBackend, DesiredPort},
+    desired::{DesiredBackend, DesiredPort, frontends},
     execute::perform,
 };
 
@@ -22,21 +22,40 @@ const ROOMY: Capacity = Capacity {
     backends6: 256,
     frontends4: 64,
     frontends6: 64,
+    ranges4: 64,
+    ranges6: 64,
 };
 
 /// Too small for most states.
-const TIGHT: Capacity =
-    Capacity { services: 7, slots: 24, backends4: 16, backends6: 12, frontends4: 5, frontends6: 4 };
+const TIGHT: Capacity = Capacity {
+    services: 7,
+    slots: 24,
+    backends4: 16,
+    backends6: 12,
+    frontends4: 5,
+    frontends6: 4,
+    ranges4: 3,
+    ranges6: 2,
+};
 
 type State = BTreeMap<Arc<str>, DesiredService>;
 
-/// A random Service: which number its address has, and for each port whether clients
-/// are kept on the node, and of each possible backend the sets (0: not there).
-type Recipe = (u8, Vec<(bool, u32, Vec<u8>)>);
+/// A random Service: which number its address has, and its ports.
+type Recipe = (u8, Vec<PortRecipe>);
+
+/// Whether clients inside are kept on the node, seconds of affinity, of each possible
+/// backend the sets (0: not there), and the addresses for clients outside.
+type PortRecipe = (bool, u32, Vec<u8>, Outside);
+
+/// The kind of the address outside if there is one, which ranges of clients it is for (0:
+/// everybody), and whether clients outside are kept on the node.
+type Outside = (Option<FrontendKind>, u8, bool);
 
 fn recipes() -> impl Strategy<Value = Vec<Option<Recipe>>> {
     let sets = prop_oneof![3 => Just(0u8), 1 => Just(1), 2 => Just(2), 1 => Just(3), 1 => Just(4)];
-    let port = (any::<bool>(), 0u32..2, prop::collection::vec(sets, 0..14));
+    let kind = prop_oneof![Just(FrontendKind::EXTERNAL), Just(FrontendKind::NODE_PORT)];
+    let outside = (prop::option::of(kind), 0u8..4, any::<bool>());
+    let port = (any::<bool>(), 0u32..2, prop::collection::vec(sets, 0..14), outside);
     let service = (0u8..6, prop::collection::vec(port, 1..4));
     prop::collection::vec(prop::option::weighted(0.8, service), 1..5)
 }
@@ -58,8 +77,8 @@ fn state(recipes: &[Option<Recipe>]) -> State {
             }
             desired.ports.push(DesiredPort {
                 key: PortKey { family, protocol: 0, port: "".into() },
-                frontends: vec![FrontendAddress { ip, port: 0, protocol: 0 }],
-                kind: FrontendKind::CLUSTER_IP_ADDRESS,
+                frontends: vec![frontends::of_address(ip)],
+                ranges: Vec::new(),
                 affinity_seconds: 0,
                 flags: Service::ADDRESS,
                 has_backend: !ports.is_empty(),
@@ -79,15 +98,25 @@ fn ip(family: IpFamily, high: u8, low: u8) -> IpAddr {
     }
 }
 
+/// The ranges of clients with this number.
+fn ranges(family: IpFamily, number: u8) -> Vec<IpNet> {
+    let length = if family == IpFamily::V4 { 16 } else { 32 };
+    let range = |bit: u8| IpNet::new(ip(family, 100 + bit, 0), length).expect("a prefix");
+    (0..2).filter(|bit| number & 1 << bit != 0).map(range).collect()
+}
+
 fn port_of(
     family: IpFamily,
     ip_of_service: IpAddr,
     service: u8,
     number: u8,
-    (is_local, affinity_seconds, sets): &(bool, u32, Vec<u8>),
+    (is_local, affinity_seconds, sets, (outside, clients, is_outside_local)): &PortRecipe,
 ) -> DesiredPort {
+    let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+    let flags =
+        flag(*is_local, Service::INTERNAL_LOCAL) | flag(*is_outside_local, Service::EXTERNAL_LOCAL);
     let backend = |(at, sets): (usize, &u8)| {
-        let allowed = if *is_local { 3 } else { IN_CLUSTER_SET };
+        let allowed = if flags != 0 { 3 } else { IN_CLUSTER_SET };
         (*sets != 0).then_some(DesiredBackend {
             ip: ip(family, service * 16 + number, at as u8 + 1),
             port: 8080,
@@ -95,16 +124,19 @@ fn port_of(
             flags: sets & 1,
         })
     };
+    let at = FrontendAddress { ip: ip_of_service, port: 80 + u16::from(number), protocol: 6 };
+    let mut frontends = vec![DesiredFrontend { at, kind: FrontendKind::CLUSTER_IP, flags: 0 }];
+    frontends.extend(outside.map(|kind| DesiredFrontend {
+        at: FrontendAddress { port: at.port + 30_000, ..at },
+        kind,
+        flags: if *clients != 0 { Frontend::RANGED } else { 0 },
+    }));
     DesiredPort {
         key: PortKey { family, protocol: 6, port: format!("p{number}").into() },
-        frontends: vec![FrontendAddress {
-            ip: ip_of_service,
-            port: 80 + u16::from(number),
-            protocol: 6,
-        }],
-        kind: FrontendKind::CLUSTER_IP,
+        frontends,
+        ranges: if outside.is_some() { ranges(family, *clients) } else { Vec::new() },
         affinity_seconds: *affinity_seconds,
-        flags: if *is_local { Service::INTERNAL_LOCAL } else { 0 },
+        flags,
         has_backend: false,
         backends: sets.iter().enumerate().filter_map(backend).collect(),
     }
@@ -262,6 +294,8 @@ proptest! {
         prop_assert_eq!(meaning(&fake, &states[2]), meaning(&expected, &states[2]));
         prop_assert_eq!(&fake.frontends4.len(), &expected.frontends4.len());
         prop_assert_eq!(&fake.frontends6.len(), &expected.frontends6.len());
+        let ranges = |fake: &Fake| fake.ranges4.len() + fake.ranges6.len();
+        prop_assert_eq!(ranges(&fake), ranges(&expected));
         for now in [GRACE, 2 * GRACE] {
             for op in &plan(&mut planner, &states[2], &mut programmed, now).ops {
                 perform(op, &mut fake).expect("no op fails");
@@ -279,7 +313,7 @@ fn backends_of(state: &State) -> usize {
 
 fn service_of(backends: &[u8]) -> State {
     let sets = (0..250).map(|at| u8::from(backends.contains(&at))).collect();
-    let mut state = state(&[Some((1, vec![(false, 0, sets)]))]);
+    let mut state = state(&[Some((1, vec![(false, 0, sets, (None, 0, false))]))]);
     for service in state.values_mut() {
         service.ports.retain(|port| port.key.family == IpFamily::V4);
     }

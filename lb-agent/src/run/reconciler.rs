@@ -214,6 +214,8 @@ impl Reconciler {
                 .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
             node_source6: candidates()
                 .find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }),
+            pod_prefixes: Vec::new(),
+            local_ports: probe::local_ports(),
             timeouts: probe::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,
         };

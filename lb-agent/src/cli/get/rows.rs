@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{
     backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, THIS_HOST},
     counter::{Hook, Reason},
@@ -32,6 +33,10 @@ pub struct ServiceRow {
     pub local_backends: u32,
     /// `Cluster` or `Local`.
     pub internal_traffic_policy: &'static str,
+    /// `Cluster` or `Local`; `Cluster` where nobody outside reaches it.
+    pub external_traffic_policy: &'static str,
+    /// Who may reach the load balancer's addresses; empty: everybody.
+    pub source_ranges: Vec<String>,
     /// Session affinity by client for so many seconds; null without.
     pub affinity_seconds: Option<u32>,
     /// Index into SERVICES.
@@ -45,8 +50,11 @@ pub struct FrontendRow {
     pub address: String,
     /// `tcp`, `udp`, or `any` for a ClusterIP as a whole.
     pub protocol: &'static str,
-    /// `cluster_ip` or `cluster_ip_address` (a ClusterIP as a whole).
+    /// `cluster_ip`, `cluster_ip_address` (a ClusterIP as a whole), `node_port`, or
+    /// `external` (a load balancer's address or an external IP).
     pub kind: &'static str,
+    /// Whether only clients in the service port's source ranges are let in.
+    pub restricted: bool,
     /// The service port it leads to.
     pub service: String,
     /// Index into SERVICES.
@@ -158,13 +166,20 @@ pub(super) fn services(state: &PinnedState) -> Vec<ServiceRow> {
     for frontend in all_frontends(state) {
         frontends.entry(frontend.value.service).or_default().push(frontend.text());
     }
+    let mut ranges: HashMap<u32, Vec<IpNet>> = HashMap::new();
+    for (index, range) in state.ranges() {
+        ranges.entry(index).or_default().push(range);
+    }
     let mut rows: Vec<ServiceRow> = state
         .names
         .iter()
         .filter_map(|(index, name)| {
             let service = state.services.get(*index as usize)?;
             let is_port = service.flags & Service::ADDRESS == 0;
-            is_port.then(|| service_row(*index, name, service, frontends.remove(index)))
+            let frontends = frontends.remove(index).unwrap_or_default();
+            let mut ranges = ranges.remove(index).unwrap_or_default();
+            ranges.sort_unstable();
+            is_port.then(|| service_row(*index, name, service, frontends, &ranges))
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.family, a.protocol).cmp(&(&b.name, b.family, b.protocol)));
@@ -175,17 +190,20 @@ fn service_row(
     index: u32,
     name: &Name,
     service: &Service,
-    frontends: Option<Vec<String>>,
+    frontends: Vec<String>,
+    ranges: &[IpNet],
 ) -> ServiceRow {
-    let is_local = service.flags & Service::INTERNAL_LOCAL != 0;
+    let policy = |flag| if service.flags & flag != 0 { "Local" } else { "Cluster" };
     ServiceRow {
         name: text_of(name),
         family: name.family,
         protocol: protocol_name(name.protocol),
-        frontends: frontends.unwrap_or_default(),
+        frontends,
         cluster_backends: service.cluster.length(),
         local_backends: service.local.length(),
-        internal_traffic_policy: if is_local { "Local" } else { "Cluster" },
+        internal_traffic_policy: policy(Service::INTERNAL_LOCAL),
+        external_traffic_policy: policy(Service::EXTERNAL_LOCAL),
+        source_ranges: ranges.iter().map(ToString::to_string).collect(),
         affinity_seconds: (service.affinity_seconds > 0).then_some(service.affinity_seconds),
         index,
     }
@@ -202,8 +220,11 @@ pub(super) fn frontends(state: &PinnedState) -> Vec<FrontendRow> {
             kind: match frontend.value.kind {
                 FrontendKind::CLUSTER_IP => "cluster_ip",
                 FrontendKind::CLUSTER_IP_ADDRESS => "cluster_ip_address",
+                FrontendKind::NODE_PORT => "node_port",
+                FrontendKind::EXTERNAL => "external",
                 _ => "unknown",
             },
+            restricted: frontend.value.flags & Frontend::RANGED != 0,
             service: names.text(frontend.value.service),
             index: frontend.value.service,
         })

@@ -165,6 +165,30 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         self.visit_with(1, |keys, values| visit(keys, values))
     }
 
+    /// Every key, one system call each: for maps that not every kernel reads in batches.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_GET_NEXT_KEY but ENOENT.
+    pub fn keys(&self) -> io::Result<Vec<K>> {
+        let mut keys: Vec<K> = Vec::new();
+        let mut next = K::zeroed();
+        while keys.len() < self.info.max_entries as usize {
+            let into = std::ptr::from_mut(&mut next) as u64;
+            let mut attributes = match keys.last() {
+                Some(last) => self.element(last, into, 0),
+                None => Element { key: 0, value: into, ..self.element(&K::zeroed(), 0, 0) },
+            };
+            // SAFETY: the kernel reads a key, unless there is none, and writes one, of the
+            // size of `K`.
+            match unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attributes) } {
+                Ok(_) => keys.push(next),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(keys)
+    }
+
     fn visit_with(
         &self,
         values_per_entry: usize,

@@ -36,7 +36,12 @@ fn endpoint(text: &str) -> Endpoint {
 #[track_caller]
 fn check(policy: Policy, endpoints: &[&str], expected: &[&str]) {
     let addresses = BTreeSet::new();
-    let here = Locality { node: "here", zone: Some("a"), addresses: &addresses };
+    let here = Locality {
+        node: "here",
+        zone: Some("a"),
+        addresses: &addresses,
+        node_port_addresses: &addresses,
+    };
     let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();
     let references: Vec<_> = endpoints.iter().collect();
     let letters = |sets: u8| match sets {
@@ -95,7 +100,12 @@ fn the_local_set_falls_back_by_itself() {
 #[test]
 fn without_a_zone_no_hint_for_zones_counts() {
     let addresses = BTreeSet::new();
-    let nowhere = Locality { node: "here", zone: None, addresses: &addresses };
+    let nowhere = Locality {
+        node: "here",
+        zone: None,
+        addresses: &addresses,
+        node_port_addresses: &addresses,
+    };
     let endpoints = [endpoint("r z=a"), endpoint("r z=b")];
     let sets = choose(&endpoints.iter().collect::<Vec<_>>(), CLUSTER, nowhere);
     assert_eq!(sets, [IN_CLUSTER_SET; 2]);
@@ -159,6 +169,7 @@ fn vector(case: &serde_json::Value) -> Result<(), String> {
         node: case["nodeName"].as_str().unwrap_or_default(),
         zone: zone.filter(|zone| !zone.is_empty()),
         addresses: &addresses,
+        node_port_addresses: &addresses,
     };
     let sets = choose(&endpoints.iter().collect::<Vec<_>>(), policy, locality);
     let of = |bits: u8| -> BTreeSet<&str> {

@@ -65,16 +65,6 @@ fn service_cidrs_that_do_not_fit_are_merely_covered() {
     check(&cidrs, &[], IpFamily::V4, &expected, 7);
 }
 
-#[test]
-fn more_node_addresses_than_fit_are_counted() {
-    let addresses = (1..=9).map(|n| IpAddr::from([192, 168, 0, n])).collect();
-    let facts = NodeFacts { addresses, ..NodeFacts::default() };
-    let settings = settings(&facts, &[], &[], &[]);
-    assert_eq!(settings.ipv4.node_address_count, 9);
-    assert!(settings.ipv4.may_be_node(Ipv4Addr::new(1, 1, 1, 1).into()));
-    assert_eq!(settings.ipv6.node_address_count, 0);
-}
-
 proptest! {
     #[test]
     fn every_cluster_ip_is_let_in(
@@ -96,23 +86,4 @@ proptest! {
             prop_assert!(gate.prefixes.iter().any(|prefix| prefix.contains(cidr)));
         }
     }
-}
-
-/// Flows of a Service that is gone go on: what let them in stays.
-#[test]
-fn the_gate_never_lets_in_less_than_before() {
-    let nets =
-        |texts: &[&str]| -> Vec<IpNet> { texts.iter().map(|text| text.parse().unwrap()).collect() };
-    let ips: Vec<IpAddr> = vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()];
-    let facts = NodeFacts::default();
-    let before = settings(&facts, &[], &ips, &[]);
-    assert_eq!(covered(&before), nets(&["10.0.0.1/32", "fd00::1/128"]));
-    let after = settings(&facts, &[], &[], &covered(&before));
-    assert_eq!(covered(&after), covered(&before));
-    let served = nets(&["10.0.0.0/16"]);
-    let within = settings(&facts, &served, &[], &covered(&after));
-    assert_eq!(covered(&within), nets(&["10.0.0.0/16", "fd00::1/128"]));
-    let gone = settings(&facts, &[], &[], &covered(&within));
-    assert_eq!(covered(&gone), covered(&within));
-    assert_eq!(gone.ipv4.service_cidr_count, 0);
 }

@@ -28,7 +28,8 @@ fn an_object_without_defaults_is_enough() {
     let service = service(json!({ "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }] }));
     assert_eq!(&*service.name, "shop/cart");
     assert_eq!(service.cluster_ips, [IpAddr::from([10, 0, 0, 1])]);
-    assert_eq!(service.ports, [Port { name: "".into(), number: 80, protocol: Protocol::Tcp }]);
+    let port = Port { name: "".into(), number: 80, protocol: Protocol::Tcp, node_port: None };
+    assert_eq!(service.ports, [port]);
     assert_eq!((service.affinity_seconds, service.policy), (0, Policy::default()));
 }
 
@@ -177,4 +178,92 @@ fn only_a_load_balancer_with_local_policy_has_a_health_check_port() {
         &["Service shop/cart, spec.healthCheckNodePort: 70000 is not a port number (1 to 65535)"],
         &[],
     );
+}
+
+/// What is left of the addresses and ranges of a load balancer's Service, and what was
+/// refused.
+#[track_caller]
+fn check_outside(spec: Value, ingress: Value, expected: [&[&str]; 3], refused: &[&str]) {
+    let mut spec = spec;
+    spec["clusterIP"] = json!("10.0.0.1");
+    let object = json!({
+        "metadata": { "namespace": "shop", "name": "cart" },
+        "spec": spec,
+        "status": { "loadBalancer": { "ingress": ingress } },
+    });
+    let parsed = parse(&serde_json::from_value(object).expect("a Service"));
+    let service = parsed.value.expect("a service with front ends");
+    let texts = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();
+    let found = [texts(&service.load_balancer_ips), texts(&service.external_ips), ranges];
+    assert_eq!(found, expected);
+    assert_eq!(service.policy.externally_reachable, !found[0].is_empty() || !found[1].is_empty());
+    let refusals: Vec<_> = parsed.refusals.iter().map(ToString::to_string).collect();
+    assert_eq!(refusals, refused);
+}
+
+#[test]
+fn a_load_balancer_s_addresses_count_where_its_packets_arrive_as_they_are() {
+    let load_balancer = json!({ "type": "LoadBalancer" });
+    let ingress = json!([
+        { "ip": "192.0.2.1" },
+        { "ip": "192.0.2.2", "ipMode": "VIP" },
+        { "ip": "192.0.2.3", "ipMode": "Proxy" },
+        { "hostname": "lb.example" },
+        { "ip": "" },
+        { "ip": "2001:db8::1", "ipMode": "" },
+        { "ip": "192.0.2.1" },
+    ]);
+    let expected = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
+    check_outside(load_balancer.clone(), ingress.clone(), [&expected, &[], &[]], &[]);
+    check_outside(json!({ "type": "NodePort" }), ingress, [&[], &[], &[]], &[]);
+    let bad = json!([{ "ip": "192.0.2.1" }, { "ip": "192.0.2" }]);
+    let refused =
+        "Service shop/cart, status.loadBalancer.ingress[1].ip: \"192.0.2\" is not an IP address";
+    check_outside(load_balancer, bad, [&["192.0.2.1"], &[], &[]], &[refused]);
+}
+
+#[test]
+fn external_ips_and_ranges_are_checked_one_by_one() {
+    let spec = json!({
+        "externalIPs": ["198.51.100.1", "127.0.0.1", "2001:db8::2", "198.51.100.1", "x"],
+        "loadBalancerSourceRanges": [" 10.1.2.3/8 ", "10.0.0.0/8", "1.2.3.4", "2001:db8::/32\t"],
+    });
+    check_outside(
+        spec,
+        json!([]),
+        [&[], &["198.51.100.1", "2001:db8::2"], &["10.0.0.0/8", "2001:db8::/32"]],
+        &[
+            "Service shop/cart, spec.externalIPs[1]: \"127.0.0.1\" is a loopback address",
+            "Service shop/cart, spec.externalIPs[4]: \"x\" is not an IP address",
+            "Service shop/cart, spec.loadBalancerSourceRanges[2]: \"1.2.3.4\" is not an IP prefix",
+        ],
+    );
+}
+
+#[test]
+fn node_ports_are_those_that_were_allocated() {
+    let spec = json!({
+        "clusterIP": "10.0.0.1",
+        "type": "LoadBalancer",
+        "ports": [
+            { "name": "a", "port": 80, "nodePort": 30080 },
+            { "name": "b", "port": 80, "nodePort": 30080, "protocol": "UDP" },
+            { "name": "c", "port": 81, "nodePort": 0 },
+            { "name": "d", "port": 82 },
+            { "name": "e", "port": 83, "nodePort": 30080 },
+            { "name": "f", "port": 84, "nodePort": 65536 },
+        ],
+    });
+    let parsed = parsed(spec);
+    let ports = parsed.value.expect("a service").ports;
+    let node_ports: Vec<_> =
+        ports.iter().map(|port| port.node_port.map_or(0, NonZeroU16::get)).collect();
+    assert_eq!(node_ports, [30080, 30080, 0, 0, 0, 0]);
+    let refusals: Vec<_> = parsed.refusals.iter().map(ToString::to_string).collect();
+    let expected = [
+        "Service shop/cart, spec.ports[4].nodePort: 30080 is the node port of an earlier port of the same protocol",
+        "Service shop/cart, spec.ports[5].nodePort: 65536 is not a port number (1 to 65535)",
+    ];
+    assert_eq!(refusals, expected);
 }

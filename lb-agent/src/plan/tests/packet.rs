@@ -6,18 +6,20 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{
     address::Be16,
     backend::{IN_CLUSTER_SET, IN_LOCAL_SET},
-    frontend::FrontendKey,
+    frontend::{Frontend, FrontendKey, FrontendKind},
     service::{Service, SlotRange},
 };
 use proptest::prelude::*;
 
-use super::State;
+use super::{State, ip};
 use crate::{
-    dataplane::fake::Fake,
-    desired::{DesiredBackend, DesiredPort, FrontendAddress, PortKey},
+    dataplane::{PinnedState, fake::Fake},
+    desired::{DesiredBackend, DesiredFrontend, DesiredPort, FrontendAddress, PortKey},
+    model::IpFamily,
     plan::BackendEntry,
 };
 
@@ -27,10 +29,19 @@ pub(super) type PortName = (Arc<str>, PortKey);
 /// What a client finds: no front end, or a service port.
 pub(super) type Answer = Option<PortName>;
 
-pub(super) fn answers(port: &DesiredPort) -> BTreeSet<(IpAddr, u16)> {
-    let bit = if port.flags & Service::INTERNAL_LOCAL != 0 { IN_LOCAL_SET } else { IN_CLUSTER_SET };
+/// Backends that serve.
+type Serving = BTreeSet<(IpAddr, u16)>;
+
+/// The backends that clients get whom this flag keeps on the node.
+fn answers(port: &DesiredPort, local: u32) -> Serving {
+    let bit = if port.flags & local != 0 { IN_LOCAL_SET } else { IN_CLUSTER_SET };
     let serving = port.backends.iter().filter(|backend| backend.sets & bit != 0);
     serving.map(DesiredBackend::address).collect()
+}
+
+/// The flag of a service port that keeps clients of a kind of front ends on the node.
+fn local_flag(kind: FrontendKind) -> u32 {
+    if kind.is_internal() { Service::INTERNAL_LOCAL } else { Service::EXTERNAL_LOCAL }
 }
 
 /// The answers that each front end may give while states follow each other: it leads to
@@ -38,9 +49,15 @@ pub(super) fn answers(port: &DesiredPort) -> BTreeSet<(IpAddr, u16)> {
 #[derive(Default)]
 pub(super) struct Allowed {
     answers: HashMap<FrontendAddress, Vec<Answer>>,
-    backends: HashMap<PortName, Vec<BTreeSet<(IpAddr, u16)>>>,
+    /// The kind of each front end, and whether it is for certain clients only.
+    doors: HashMap<FrontendAddress, Vec<(FrontendKind, bool)>>,
+    /// Those clients.
+    ranges: HashMap<PortName, Vec<Vec<IpNet>>>,
+    /// By the flag that counts.
+    backends: HashMap<(PortName, u32), Vec<Serving>>,
+    flags: HashMap<PortName, BTreeSet<u32>>,
     /// All backends that serve anybody.
-    serving: HashMap<PortName, BTreeSet<(IpAddr, u16)>>,
+    serving: HashMap<PortName, Serving>,
     states: usize,
 }
 
@@ -49,13 +66,22 @@ impl Allowed {
         for (name, service) in state {
             for port in &service.ports {
                 let name = (Arc::clone(name), port.key.clone());
-                self.backends.entry(name.clone()).or_default().push(answers(port));
+                for flag in [Service::INTERNAL_LOCAL, Service::EXTERNAL_LOCAL] {
+                    let backends = self.backends.entry((name.clone(), flag)).or_default();
+                    backends.push(answers(port, flag));
+                }
+                self.flags.entry(name.clone()).or_default().insert(port.flags);
                 let serving = port.backends.iter().filter(|backend| backend.sets != 0);
                 let known = self.serving.entry(name.clone()).or_default();
                 known.extend(serving.map(DesiredBackend::address));
                 for frontend in &port.frontends {
                     let new = || vec![None; self.states];
-                    self.answers.entry(*frontend).or_insert_with(new).push(Some(name.clone()));
+                    self.answers.entry(frontend.at).or_insert_with(new).push(Some(name.clone()));
+                    let door = (frontend.kind, frontend.is_ranged());
+                    self.doors.entry(frontend.at).or_default().push(door);
+                }
+                if !port.ranges.is_empty() {
+                    self.ranges.entry(name.clone()).or_default().push(port.ranges.clone());
                 }
             }
         }
@@ -65,9 +91,24 @@ impl Allowed {
         }
     }
 
-    /// The sets of backends that a front end may lead to.
-    fn sets(&self, frontend: &FrontendAddress) -> Vec<&BTreeSet<(IpAddr, u16)>> {
-        self.answers[frontend].iter().flatten().flat_map(|name| &self.backends[name]).collect()
+    fn names(&self, frontend: &FrontendAddress) -> impl Iterator<Item = &PortName> {
+        self.answers[frontend].iter().flatten()
+    }
+
+    /// The sets of backends that a front end of this kind may lead to.
+    fn sets(&self, frontend: &FrontendAddress, kind: FrontendKind) -> Vec<&Serving> {
+        let flag = local_flag(kind);
+        self.names(frontend).flat_map(|name| &self.backends[&(name.clone(), flag)]).collect()
+    }
+
+    /// Whether clients inside and outside change places: some go to the local set while
+    /// others leave it. Then the old policy may be met on a new set.
+    fn swaps_policies(&self, frontend: &FrontendAddress) -> bool {
+        self.names(frontend).any(|name| {
+            [Service::INTERNAL_LOCAL, Service::EXTERNAL_LOCAL]
+                .iter()
+                .all(|flag| self.flags[name].contains(flag))
+        })
     }
 }
 
@@ -84,34 +125,52 @@ impl<'a> Reads<'a> {
         Self { frontends: fake, services: fake, slots: fake, backends: fake }
     }
 
-    pub(super) fn frontend(&self, frontend: &FrontendAddress) -> Option<u32> {
+    pub(super) fn frontend(&self, frontend: &FrontendAddress) -> Option<Frontend> {
         let port = Be16::new(frontend.port);
-        let key4 = |ip| FrontendKey::new(ip, port, frontend.protocol);
         match frontend.ip {
-            IpAddr::V4(ip) => self.frontends.frontends4.get(&key4(ip.into())).map(|it| it.service),
+            IpAddr::V4(ip) => {
+                let key = FrontendKey::new(ip.into(), port, frontend.protocol);
+                self.frontends.frontends4.get(&key).copied()
+            }
             IpAddr::V6(ip) => {
                 let key = FrontendKey::new(ip.into(), port, frontend.protocol);
-                self.frontends.frontends6.get(&key).map(|it| it.service)
+                self.frontends.frontends6.get(&key).copied()
             }
         }
     }
 
+    /// The ranges of clients that a front end is for; none: it is for everybody.
+    fn ranges(&self, frontend: &Frontend) -> Option<Vec<IpNet>> {
+        let is_ranged = frontend.flags & Frontend::RANGED != 0;
+        is_ranged.then(|| ranges_of(self.frontends, frontend.service))
+    }
+
     /// The backends that a packet may be given, with ids and generations.
-    fn choices(&self, frontend: &FrontendAddress) -> Option<Vec<(u32, BackendEntry)>> {
-        let index = self.frontend(frontend)? as usize;
-        let entry = self.services.services[index];
+    fn choices(&self, at: &FrontendAddress, frontend: Frontend) -> Vec<(u32, BackendEntry)> {
+        let entry = self.services.services[frontend.service as usize];
         if entry.flags & Service::ADDRESS != 0 {
-            return Some(Vec::new());
+            return Vec::new();
         }
-        let is_local = entry.flags & Service::INTERNAL_LOCAL != 0;
+        let is_local = entry.flags & local_flag(frontend.kind) != 0;
         let range = if is_local { entry.local } else { entry.cluster };
         let slots = (range.start()..).take(range.length() as usize);
         let choice = |slot: u32| {
             let id = self.slots.slots[slot as usize];
-            (id, backend(self.backends, frontend.ip, id))
+            (id, backend(self.backends, at.ip, id))
         };
-        Some(slots.map(choice).collect())
+        slots.map(choice).collect()
     }
+}
+
+/// The ranges that a service port has, of both families.
+fn ranges_of(fake: &Fake, service: u32) -> Vec<IpNet> {
+    let state = PinnedState {
+        ranges4: fake.ranges4.iter().copied().collect(),
+        ranges6: fake.ranges6.iter().copied().collect(),
+        ..PinnedState::default()
+    };
+    let own = state.ranges().filter(|(index, _)| *index == service);
+    own.map(|(_, range)| range).collect()
 }
 
 pub(super) fn backend(fake: &Fake, family: IpAddr, id: u32) -> BackendEntry {
@@ -139,31 +198,55 @@ pub(super) fn check(
     noted: &mut Noted,
     is_at_once: bool,
 ) -> Result<(), TestCaseError> {
-    for frontend in allowed.answers.keys() {
-        let Some(choices) = reads.choices(frontend) else {
-            prop_assert!(allowed.answers[frontend].contains(&None), "{frontend:?} is gone");
+    for at in allowed.answers.keys() {
+        let Some(frontend) = reads.frontend(at) else {
+            prop_assert!(allowed.answers[at].contains(&None), "{at:?} is gone");
             continue;
         };
-        let sets = allowed.sets(frontend);
-        prop_assert!(!sets.is_empty(), "{frontend:?} should not be there");
-        let may_be_empty = sets.iter().any(|set| set.is_empty());
-        prop_assert!(may_be_empty || !choices.is_empty(), "{frontend:?} has no backend");
+        let sets = allowed.sets(at, frontend.kind);
+        prop_assert!(!sets.is_empty(), "{at:?} should not be there");
+        check_door(reads, allowed, at, &frontend)?;
+        let choices = reads.choices(at, frontend);
+        let is_exact = !allowed.swaps_policies(at);
+        let may_be_empty = !is_exact || sets.iter().any(|set| set.is_empty());
+        prop_assert!(may_be_empty || !choices.is_empty(), "{at:?} has no backend");
         // A packet that saw the old policy may find a set as it is now.
-        let backends: BTreeSet<_> = if is_at_once {
+        let backends: BTreeSet<_> = if is_at_once && is_exact {
             sets.into_iter().flatten().collect()
         } else {
-            let names = allowed.answers[frontend].iter().flatten();
-            names.flat_map(|name| &allowed.serving[name]).collect()
+            allowed.names(at).flat_map(|name| &allowed.serving[name]).collect()
         };
-        let index = reads.frontend(frontend);
         for (id, entry) in choices {
             let address = (entry.ip, entry.port);
-            prop_assert!(backends.contains(&address), "{frontend:?} leads to {address:?}");
+            prop_assert!(backends.contains(&address), "{at:?} leads to {address:?}");
             let first = *noted.entry((entry.ip.is_ipv4(), id, entry.generation)).or_insert(address);
             prop_assert_eq!(first, address, "generation {} of {}", entry.generation, id);
-            prop_assert_eq!(Some(entry.service), index, "backend {} of {:?}", id, frontend);
+            prop_assert_eq!(entry.service, frontend.service, "backend {} of {:?}", id, at);
             prop_assert!(!is_at_once || entry.sets != 0, "backend {id} is eligible for nobody");
         }
+    }
+    Ok(())
+}
+
+/// What is said of the front end was or will be true, and every client is let in or kept out
+/// as the service port did before or will do.
+fn check_door(
+    reads: &Reads<'_>,
+    allowed: &Allowed,
+    at: &FrontendAddress,
+    frontend: &Frontend,
+) -> Result<(), TestCaseError> {
+    let ranges = reads.ranges(frontend);
+    let door = (frontend.kind, ranges.is_some());
+    prop_assert!(allowed.doors[at].contains(&door), "{frontend:?} of {at:?}");
+    let Some(ranges) = ranges else { return Ok(()) };
+    let known: Vec<_> =
+        allowed.names(at).filter_map(|name| allowed.ranges.get(name)).flatten().collect();
+    for high in [100, 101, 102] {
+        let client = ip(IpFamily::of(at.ip), high, 7);
+        let lets_in = |ranges: &[IpNet]| ranges.iter().any(|range| range.contains(&client));
+        let is_expected = known.iter().any(|known| lets_in(known) == lets_in(&ranges));
+        prop_assert!(is_expected, "{client} at {at:?} with {ranges:?}");
     }
     Ok(())
 }
@@ -173,15 +256,18 @@ pub(super) fn meaning(fake: &Fake, state: &State) -> BTreeMap<FrontendAddress, S
     let mut meaning = BTreeMap::new();
     let frontends =
         state.values().flat_map(|service| &service.ports).flat_map(|port| &port.frontends);
-    for frontend in frontends {
-        let Some(index) = Reads::at_once(fake).frontend(frontend) else { continue };
-        let (entry, name) = (fake.services[index as usize], fake.names[index as usize]);
+    for DesiredFrontend { at, .. } in frontends {
+        let Some(Frontend { service, kind, flags, .. }) = Reads::at_once(fake).frontend(at) else {
+            continue;
+        };
+        let (entry, name) = (fake.services[service as usize], fake.names[service as usize]);
+        let door = (kind.kind, flags, ranges_of(fake, service));
         let members = |range: SlotRange| -> BTreeSet<_> {
             let slots = (range.start()..).take(range.length() as usize);
             slots
                 .map(|slot| fake.slots[slot as usize])
                 .map(|id| {
-                    let it = backend(fake, frontend.ip, id);
+                    let it = backend(fake, at.ip, id);
                     (it.ip, it.port, it.sets, it.flags)
                 })
                 .collect()
@@ -194,7 +280,7 @@ pub(super) fn meaning(fake: &Fake, state: &State) -> BTreeMap<FrontendAddress, S
         let lengths = (entry.cluster.length(), entry.local.length());
         let text = String::from_utf8_lossy(&name.text[..name.length.into()]).into_owned();
         let rest = (name.family, name.protocol, entry.affinity_seconds, entry.flags);
-        meaning.insert(*frontend, format!("{text} {rest:?} {lengths:?} {sets:?}"));
+        meaning.insert(*at, format!("{text} {door:?} {rest:?} {lengths:?} {sets:?}"));
     }
     meaning
 }
