@@ -15,10 +15,11 @@ use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{self, Conflict, DesiredFrontend, Locality, NodeFacts, claims::Claims, settings},
     execute::execute,
+    health::checks::{self, Checks},
     model::Refusal,
     plan::{Counts, Draft, Op, Planner, Shortage},
     snapshot::{Dirty, Snapshot},
-    watch::{Event, Kind, ObjectName},
+    watch::{Event, Kind},
 };
 
 /// How long what was taken out of use is kept, in milliseconds: far longer than any
@@ -50,6 +51,7 @@ pub struct Controller {
     /// Services to look at again, such as those that did not fit.
     shortages: BTreeMap<Arc<str>, Shortage>,
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
+    health_checks: Checks,
 }
 
 /// What a reconciliation did.
@@ -86,6 +88,7 @@ impl Controller {
             is_gate_dirty: true,
             shortages: BTreeMap::new(),
             conflicts: BTreeMap::new(),
+            health_checks: Checks::new(),
         }
     }
 
@@ -120,6 +123,11 @@ impl Controller {
     /// All conflicts between Services.
     pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
         self.conflicts.values().flatten()
+    }
+
+    /// The health checks that Services ask for, as of the last reconciliation.
+    pub fn health_checks(&self) -> &Checks {
+        &self.health_checks
     }
 
     /// Brings the maps up to date, at `now` in milliseconds on a clock that never goes
@@ -178,7 +186,8 @@ impl Controller {
         Ok(outcome)
     }
 
-    /// The Services to look at, in order; what they claim is brought up to date.
+    /// The Services to look at, in order; what they claim and their health checks are brought
+    /// up to date.
     fn affected(&mut self, dirty: &Dirty, planner: &Planner, has_more_room: bool) -> Vec<Arc<str>> {
         let mut others = BTreeSet::new();
         let mut affected: Vec<Arc<str>> = Vec::new();
@@ -188,6 +197,10 @@ impl Controller {
         }
         for name in affected.iter().chain(&dirty.services) {
             self.claim(name, &mut others);
+            match self.snapshot.service(name).and_then(checks::of_service) {
+                Some(check) => self.health_checks.insert(Arc::clone(name), check),
+                None => self.health_checks.remove(name),
+            };
         }
         affected.extend(others);
         if self.is_everything_dirty || dirty.everything {
@@ -271,11 +284,10 @@ impl Controller {
 
 /// A lost address as a Warning for the Service that lost it.
 fn refusal(conflict: &Conflict) -> Refusal {
-    let (namespace, name) = conflict.service.split_once('/').unwrap_or(("", &conflict.service));
     let desired::FrontendAddress { ip, port, .. } = conflict.frontend;
     Refusal {
         kind: Kind::Service,
-        object: ObjectName { namespace: namespace.to_owned(), name: name.to_owned() },
+        object: (&*conflict.service).into(),
         uid: String::new(),
         field: "spec.ports".to_owned(),
         message: format!("{ip} port {port} belongs to the older Service {}", conflict.owner),

@@ -110,6 +110,21 @@ impl Refusals {
         }
     }
 
+    /// Forgets that one thing was told of an object: it is good again.
+    pub fn withdraw(&self, subject: Subject, refusal: Refusal) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&(subject, refusal));
+    }
+
+    /// What was told of the Service `namespace/name` for a reason.
+    #[cfg(test)]
+    pub(crate) fn told(&self, service: &str, refusal: Refusal) -> Option<String> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_meant = |(subject, reason): &(Subject, Refusal)| {
+            subject.name.to_string() == service && *reason == refusal
+        };
+        told.iter().find(|(key, _)| is_meant(key)).map(|(_, note)| note.clone())
+    }
+
     /// Forgets what was told of an object: it is gone, or good again.
     pub fn forget(&self, kind: Kind, name: &ObjectName) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,12 @@
 //! Whether this proxy keeps up, and the servers that say so.
 //!
 //! The state takes time as an argument and reads no clock; [`server`] does. Invariant:
-//! before the first complete state is in the maps nothing is healthy.
+//! before the first complete state is in the maps nothing is healthy. Beside the servers of
+//! the proxy as a whole, a Service can ask for one of its own: [`checks`], [`listeners`].
 
+pub mod checks;
+mod http;
+pub mod listeners;
 pub mod server;
 
 use std::{

@@ -29,7 +29,7 @@ use crate::{
         probe,
     },
     events::Refusals,
-    health::{self, Health},
+    health::{self, Health, checks::Wanted, listeners::Listeners},
     metrics::Metrics,
     watch::{Event, Kind, api, manifests},
 };
@@ -87,7 +87,10 @@ async fn start(
     let (source, refusals) = start_source(config, &metrics, sender).await?;
     let ticks_per_second = probe::ticks_per_second().context("cannot read the kernel's clock")?;
     stats::start(&pins, ticks_per_second, &metrics, &health, tasks, cancel)?;
-    let sinks = Sinks { health, metrics, refusals, node_addresses };
+    let (health_checks, wanted) = watch::channel(Wanted::default());
+    let listeners = Listeners::new(&config.node_name, wanted, health.clone(), refusals.clone());
+    tasks.spawn(listeners.run(cancel.clone()));
+    let sinks = Sinks { health, metrics, refusals, node_addresses, health_checks };
     let reconciler = Reconciler::new(
         &config.node_name,
         EXPECTED,

@@ -176,17 +176,15 @@ impl Snapshot {
 
     /// The objects of a kind that are held now.
     fn names_of(&self, kind: Kind) -> Vec<ObjectName> {
-        let of_key = |key: &str| {
-            let (namespace, name) = key.split_once('/').unwrap_or(("", key));
-            ObjectName { namespace: namespace.to_owned(), name: name.to_owned() }
-        };
         let of_name = |name: &String| ObjectName { namespace: String::new(), name: name.clone() };
         let mut names: Vec<_> = match kind {
             Kind::Service => {
                 let held = self.services.iter().filter(|(_, entry)| entry.service.is_some());
-                held.map(|(key, _)| of_key(key)).collect()
+                held.map(|(key, _)| (&**key).into()).collect()
             }
-            Kind::EndpointSlice => self.services_of_slices.keys().map(|key| of_key(key)).collect(),
+            Kind::EndpointSlice => {
+                self.services_of_slices.keys().map(|key| (&**key).into()).collect()
+            }
             Kind::Node => self.node.iter().map(|_| of_name(&self.node_name)).collect(),
             Kind::ServiceCidr => self.service_cidrs.keys().map(of_name).collect(),
         };

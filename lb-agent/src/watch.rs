@@ -147,6 +147,14 @@ pub struct ObjectName {
     pub name: String,
 }
 
+impl From<&str> for ObjectName {
+    /// Reads `namespace/name`, or a name alone.
+    fn from(text: &str) -> Self {
+        let (namespace, name) = text.split_once('/').unwrap_or(("", text));
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
 impl fmt::Display for ObjectName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.namespace.is_empty() {

@@ -165,7 +165,7 @@ fn the_older_service_keeps_an_address_that_two_ask_for() {
     controller.apply(Event::Applied(young));
     assert_eq!(reconcile(&mut controller, 2, &mut fake).refusals, []);
     assert_eq!(fake.take_writes(), Writes::default());
-    let name = ObjectName { namespace: "shop".to_owned(), name: "b".to_owned() };
+    let name = "shop/b".into();
     controller.apply(Event::Deleted(Kind::Service, name));
     reconcile(&mut controller, 3, &mut fake);
     assert_eq!((owner(&fake).as_str(), controller.conflicts().count()), ("shop/a:http", 0));
@@ -183,10 +183,7 @@ fn what_does_not_fit_is_told_and_comes_when_there_is_room() {
         Shortage { service: "shop/b".into(), map: "BACKENDS4", limit: 6, flag: "--max-backends" };
     assert_eq!(outcome.shortages, [shortage]);
     assert_eq!(fake.frontends4.len(), 2);
-    controller.apply(Event::Deleted(
-        Kind::Service,
-        ObjectName { namespace: "shop".to_owned(), name: "a".to_owned() },
-    ));
+    controller.apply(Event::Deleted(Kind::Service, "shop/a".into()));
     let mut now = 1;
     let mut outcome = reconcile(&mut controller, now, &mut fake);
     for _ in 0..4 {

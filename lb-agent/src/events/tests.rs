@@ -59,6 +59,8 @@ fn what_was_told_is_told_again_once_the_object_was_good() {
     refusals.refuse(subject("web"), Refusal::MapFull, "raise --max-slots".to_owned());
     refusals.refuse(subject("web"), Refusal::InvalidObject, "no port".to_owned());
     assert_eq!(told(), 2);
+    refusals.withdraw(subject("web"), Refusal::MapFull);
+    assert_eq!(told(), 1);
     refusals.forget(Kind::Service, &subject("web").name);
     assert_eq!(told(), 0);
 }

@@ -1,31 +1,32 @@
-//! The HTTP servers of the agent: health (10256) and metrics (10249).
+//! The HTTP servers of the agent: health (10256), metrics (10249) and the health checks of
+//! Services.
 //!
 //! They show what they are given and decide nothing.
 
-use std::{future::Future, io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use jiff::Timestamp;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Health, Report};
-use crate::metrics::Metrics;
+use super::{Health, Report, checks::Wanted, http::serve};
+use crate::{metrics::Metrics, model::IpFamily};
 
 /// What `/proxyMode` answers.
 pub const PROXY_MODE: &str = "ebpf";
 
-/// How long a client may take to read an answer once the agent ends.
-const LINGER: Duration = Duration::from_secs(1);
-
 /// Between attempts to bind an address that is taken.
-const BIND_RETRY: Duration = Duration::from_secs(1);
+pub const BIND_RETRY: Duration = Duration::from_secs(1);
+
+/// How many endpoints the node has, for load balancers that weigh nodes by it.
+const ENDPOINT_WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
 /// An address that cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -99,58 +100,27 @@ pub async fn bind_retrying(
 }
 
 /// Serves `/healthz` and `/livez` until cancelled.
-///
-/// # Errors
-/// If accepting connections fails.
 pub async fn serve_health(
     listener: TcpListener,
     health: Health,
     metrics: Metrics,
     cancel: CancellationToken,
-) -> io::Result<()> {
+) {
     let router = Router::new()
         .route("/healthz", get(healthz))
         .route("/livez", get(livez))
         .with_state((health, metrics));
-    serve(listener, router, cancel).await
+    serve(listener, router, cancel).await;
 }
 
 /// Serves `/metrics`, `/healthz` and `/proxyMode` until cancelled.
-///
-/// # Errors
-/// If accepting connections fails.
-pub async fn serve_metrics(
-    listener: TcpListener,
-    metrics: Metrics,
-    cancel: CancellationToken,
-) -> io::Result<()> {
+pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, cancel: CancellationToken) {
     let router = Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(async || plain("ok")))
         .route("/proxyMode", get(async || plain(PROXY_MODE)))
         .with_state(metrics);
-    serve(listener, router, cancel).await
-}
-
-async fn serve(listener: TcpListener, router: Router, cancel: CancellationToken) -> io::Result<()> {
-    let end = cancel.clone();
-    let serving =
-        axum::serve(listener, router).with_graceful_shutdown(async move { end.cancelled().await });
-    let overdue = async {
-        cancel.cancelled().await;
-        tokio::time::sleep(LINGER).await;
-    };
-    first_of(serving.into_future(), overdue).await
-}
-
-async fn first_of(
-    serving: impl Future<Output = io::Result<()>>,
-    overdue: impl Future<Output = ()>,
-) -> io::Result<()> {
-    tokio::select! {
-        result = serving => result,
-        () = overdue => Ok(()),
-    }
+    serve(listener, router, cancel).await;
 }
 
 async fn healthz(State((health, metrics)): State<(Health, Metrics)>) -> Response {
@@ -166,6 +136,35 @@ async fn livez(State((health, metrics)): State<(Health, Metrics)>) -> Response {
     let status = status(report.healthy);
     metrics.livez_answered(status.as_u16());
     answer(status, &report)
+}
+
+/// What a health check listener of a Service shows.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceCheck {
+    /// `namespace/name`.
+    pub(super) service: Arc<str>,
+    /// The family of the listener.
+    pub(super) family: IpFamily,
+    /// Where the number of endpoints is found.
+    pub(super) wanted: watch::Receiver<Wanted>,
+    /// Whether the proxy keeps up.
+    pub(super) health: Health,
+}
+
+/// Answers every path and method with the health check of a Service.
+pub(super) fn service_check(check: ServiceCheck) -> Router {
+    Router::new().fallback(answer_check).with_state(check)
+}
+
+async fn answer_check(State(check): State<ServiceCheck>) -> Response {
+    let is_healthy = check.health.report(Timestamp::now()).healthy;
+    let answer = check.wanted.borrow().answer(&check.service, check.family, is_healthy);
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (ENDPOINT_WEIGHT, HeaderValue::from(answer.local_endpoints)),
+    ];
+    (status(answer.is_good()), headers, answer.body(&check.service)).into_response()
 }
 
 fn status(good: bool) -> StatusCode {

@@ -131,7 +131,7 @@ async fn the_health_server_answers_as_kube_proxy_does() {
     // A client that never finishes its request does not hold the end up.
     let _idle = TcpStream::connect(address).await.unwrap();
     cancel.cancel();
-    timeout(DEADLINE, serving).await.unwrap().unwrap().unwrap();
+    timeout(DEADLINE, serving).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn the_metrics_server_says_mode_and_metrics() {
     let (status, _, body) = get(address, "/metrics").await;
     assert!(status == 200 && body.contains("lb_build_info"), "{body}");
     cancel.cancel();
-    timeout(DEADLINE, serving).await.unwrap().unwrap().unwrap();
+    timeout(DEADLINE, serving).await.unwrap().unwrap();
 }
 
 #[tokio::test]

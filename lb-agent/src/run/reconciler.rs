@@ -1,6 +1,7 @@
 //! The loop that brings events, and what is known of this node, into the maps.
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -17,7 +18,10 @@ use crate::{
     dataplane::{interfaces::NodeNetwork, kernel::KernelDataplane, probe},
     desired::{NodeFacts, node_ports},
     events::{Refusal, Refusals, Subject},
-    health::{self, Health},
+    health::{
+        self, Health,
+        checks::{self, Wanted},
+    },
     metrics::{Change, Metrics},
     model,
     watch::{Event, Kind, Object},
@@ -40,6 +44,8 @@ pub(super) struct Reconciler {
     node_addresses: Option<Vec<IpAddr>>,
     network: NodeNetwork,
     node_port_addresses: NodePortAddresses,
+    /// Where the health check servers of Services listen.
+    health_check_addresses: BTreeSet<IpAddr>,
     ticks_per_second: u32,
     started: Instant,
     retry: Duration,
@@ -56,6 +62,8 @@ pub(super) struct Sinks {
     pub(super) refusals: Refusals,
     /// The addresses of the Node object; `None` until it is known whether there is one.
     pub(super) node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
+    /// The health checks that Services ask for.
+    pub(super) health_checks: watch::Sender<Wanted>,
 }
 
 impl Reconciler {
@@ -72,6 +80,7 @@ impl Reconciler {
             node_addresses: None,
             network: NodeNetwork::default(),
             node_port_addresses,
+            health_check_addresses: BTreeSet::new(),
             ticks_per_second,
             started: Instant::now(),
             retry: FIRST_RETRY,
@@ -219,6 +228,9 @@ impl Reconciler {
             timeouts: probe::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,
         };
+        let of_node_ports = &facts.node_port_addresses;
+        self.health_check_addresses =
+            checks::listen_addresses(&self.node_port_addresses, of_node_ports);
         self.controller.set_facts(facts);
     }
 
@@ -251,7 +263,20 @@ impl Reconciler {
         self.retry = (self.retry * 2).min(LAST_RETRY);
     }
 
+    /// Load balancers are told only what is in the maps already.
+    fn tell_health_checks(&self) {
+        let (checks, addresses) = (self.controller.health_checks(), &self.health_check_addresses);
+        self.sinks.health_checks.send_if_modified(|told| {
+            let is_news = told.checks != *checks || told.addresses != *addresses;
+            if is_news {
+                *told = Wanted { checks: checks.clone(), addresses: addresses.clone() };
+            }
+            is_news
+        });
+    }
+
     fn tell_synced(&mut self, outcome: &Outcome, took: Duration) {
+        self.tell_health_checks();
         let sinks = &self.sinks;
         let now = Timestamp::now();
         sinks.health.updated(now);
@@ -295,13 +320,9 @@ impl Reconciler {
             sinks.refusals.refuse(subject, reason(refusal), note);
         }
         for shortage in &outcome.shortages {
-            let (namespace, name) = shortage.service.split_once('/').unwrap_or(("", ""));
             let subject = Subject {
                 kind: Kind::Service,
-                name: crate::watch::ObjectName {
-                    namespace: namespace.to_owned(),
-                    name: name.to_owned(),
-                },
+                name: (&*shortage.service).into(),
                 uid: self.uid(&shortage.service),
             };
             let note = format!(

@@ -37,14 +37,11 @@ pub(super) async fn start(
                 None => health::server::bind_retrying(server, address, &cancel).await,
             };
             let Some(listener) = listener else { return };
-            let served = match server {
+            match server {
                 Server::Health => {
                     health::server::serve_health(listener, health, metrics, cancel).await
                 }
                 Server::Metrics => health::server::serve_metrics(listener, metrics, cancel).await,
-            };
-            if let Err(error) = served {
-                tracing::warn!(%address, %error, "server ended");
             }
         });
     }

@@ -1,0 +1,194 @@
+//! Holds the sockets of the health check servers of Services.
+//!
+//! It decides nothing but when to try again; [`checks`](super::checks) says who listens
+//! where. Invariant: a socket of one Service is closed before the same is bound for another.
+
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinHandle,
+    time::sleep,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Health,
+    checks::{Layout, Wanted},
+    http,
+    server::{BIND_RETRY, ServiceCheck, service_check},
+};
+use crate::{
+    events::{Refusal, Refusals, Subject},
+    model::IpFamily,
+    watch::Kind,
+};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 128;
+
+/// The health check servers of all Services.
+#[derive(Debug)]
+pub struct Listeners {
+    node_name: String,
+    wanted: watch::Receiver<Wanted>,
+    health: Health,
+    refusals: Refusals,
+    open: BTreeMap<SocketAddr, Listener>,
+    /// Services with a socket that could not be bound.
+    failed: BTreeMap<Arc<str>, Subject>,
+    connections: TaskTracker,
+}
+
+#[derive(Debug)]
+struct Listener {
+    service: Arc<str>,
+    cancel: CancellationToken,
+    accepting: JoinHandle<()>,
+}
+
+impl Listeners {
+    /// No server yet; they follow `wanted` and tell `refusals` what cannot be bound.
+    pub fn new(
+        node_name: &str,
+        wanted: watch::Receiver<Wanted>,
+        health: Health,
+        refusals: Refusals,
+    ) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            wanted,
+            health,
+            refusals,
+            open: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            connections: TaskTracker::new(),
+        }
+    }
+
+    /// Runs until cancelled, or until nobody wants anything any more, and closes all.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        loop {
+            let is_complete = self.follow().await;
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                changed = self.wanted.changed() => if changed.is_err() { break },
+                () = sleep(BIND_RETRY), if !is_complete => {}
+            }
+        }
+        self.close_but(&Layout::default()).await;
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    /// Closes and opens what is to be closed and opened now; whether all could be bound.
+    async fn follow(&mut self) -> bool {
+        let layout = self.wanted.borrow_and_update().layout();
+        self.close_but(&layout).await;
+        let mut failures = BTreeMap::new();
+        let mut is_complete = true;
+        for (address, service) in &layout.listeners {
+            if self.open.contains_key(address) {
+                continue;
+            }
+            if let Err(error) =
+                bind(*address).map(|listener| self.open(listener, *address, service))
+            {
+                is_complete = false;
+                let cause = format!("listen tcp {address}: bind: {}", cause(&error));
+                failures.entry(Arc::clone(service)).or_insert(cause);
+            }
+        }
+        for (service, owner) in layout.conflicts {
+            failures.insert(service, format!("it is the port of the Service {owner}"));
+        }
+        self.tell(failures);
+        is_complete
+    }
+
+    fn open(&mut self, listener: TcpListener, address: SocketAddr, service: &Arc<str>) {
+        let router = service_check(ServiceCheck {
+            service: Arc::clone(service),
+            family: IpFamily::of(address.ip()),
+            wanted: self.wanted.clone(),
+            health: self.health.clone(),
+        });
+        let cancel = CancellationToken::new();
+        let accepting = http::accept(listener, router, cancel.clone(), self.connections.clone());
+        let accepting = tokio::spawn(accepting);
+        self.open.insert(address, Listener { service: Arc::clone(service), cancel, accepting });
+        tracing::debug!(%service, %address, "health check port opened");
+    }
+
+    /// Closes every socket that is not in the layout, or there for another Service.
+    async fn close_but(&mut self, layout: &Layout) {
+        let is_over = |address: &SocketAddr, listener: &mut Listener| {
+            layout.listeners.get(address) != Some(&listener.service)
+        };
+        let over: Vec<_> = self.open.extract_if(.., is_over).collect();
+        for (_, listener) in &over {
+            listener.cancel.cancel();
+        }
+        for (address, Listener { service, accepting, .. }) in over {
+            if let Err(error) = accepting.await {
+                tracing::warn!(%service, %address, %error, "health check server failed");
+            }
+            tracing::debug!(%service, %address, "health check port closed");
+        }
+    }
+
+    /// Tells which Services have failed, by what each has failed; those that had and are not
+    /// among them are good again.
+    fn tell(&mut self, failures: BTreeMap<Arc<str>, String>) {
+        for (service, subject) in std::mem::take(&mut self.failed) {
+            if !failures.contains_key(&service) {
+                self.refusals.withdraw(subject, Refusal::FailedToStartServiceHealthcheck);
+            }
+        }
+        for (service, cause) in failures {
+            let wanted = self.wanted.borrow();
+            let Some(check) = wanted.checks.get(&service) else { continue };
+            let note = format!(
+                "node {} failed to start healthcheck \"{service}\" on port {}: {cause}",
+                self.node_name, check.port
+            );
+            let uid = Some(check.uid.to_string()).filter(|uid| !uid.is_empty());
+            let subject = Subject { kind: Kind::Service, name: (&*service).into(), uid };
+            drop(wanted);
+            let reason = Refusal::FailedToStartServiceHealthcheck;
+            self.refusals.refuse(subject.clone(), reason, note);
+            self.failed.insert(service, subject);
+        }
+    }
+}
+
+/// Binds one address, or with an unspecified one all of its family.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        let socket = TcpSocket::new_v6()?;
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+        socket
+    };
+    socket.set_reuseaddr(true)?;
+    // An address is known before IPv6 has made sure that nobody else has it; until then it
+    // could not be bound.
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// As Go says it, which is what alerts look for.
+fn cause(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "address already in use".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
