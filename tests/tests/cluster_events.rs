@@ -8,7 +8,8 @@ use lb_tests::controlplane::Options;
 use lb_tests::controlplane::world::{PORT, TARGET, World, service};
 use lb_tests::netns::agent;
 use lb_tests::netns::cluster::Cluster;
-use lb_tests::netns::plan::cluster_ip;
+use lb_tests::netns::host::Serve;
+use lb_tests::netns::plan::{Family, cluster_ip};
 use serde_json::{Value, json};
 
 const SEEN: Duration = Duration::from_secs(10);
@@ -122,6 +123,39 @@ fn sctp_is_refused_once_and_the_other_ports_work() -> Result<()> {
         let log = world.agent(node)?.process().stderr();
         ensure!(!log.contains("not published"), "{log}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_health_check_port_that_is_taken_is_told_and_tried_again() -> Result<()> {
+    const TAKEN: u16 = 31_234;
+    let mut world = World::start(Cluster::builder().nodes(1).pod(1, "a"), Options::default())?;
+    world.start_agents(&[])?;
+    let node1 = world.cluster.node(1);
+    let strange = node1.serve(&Serve::default().http(TAKEN))?;
+    world.create_pods("checked", &["a"])?;
+    let mut object = service("checked", 20);
+    object["spec"]["type"] = json!("LoadBalancer");
+    object["spec"]["externalTrafficPolicy"] = json!("Local");
+    object["spec"]["healthCheckNodePort"] = json!(TAKEN);
+    world.plane.apply(&object.to_string())?;
+    let told = wait_events(&world, "checked", 1)?;
+    let start = format!(
+        "node node1 failed to start healthcheck \"default/checked\" on port {TAKEN}: listen tcp "
+    );
+    let good = told[0].reason == "FailedToStartServiceHealthcheck"
+        && told[0].kind == "Warning"
+        && told[0].note.starts_with(&start)
+        && told[0].note.ends_with(": bind: address already in use");
+    ensure!(good, "{told:#?}");
+    let said = described(&world, "checked")?;
+    ensure!(said.contains("FailedToStartServiceHealthcheck"), "{said}");
+    drop(strange);
+    let url = format!("http://{}/", node1.at(Family::V4, TAKEN));
+    let curl = ["--retry", "5", "--retry-connrefused", &url];
+    let answer = world.curl(&node1, &curl)?;
+    ensure!(answer.contains("\t\"localEndpoints\": 1,\n"), "{answer}");
+    ensure!(events(&world, "checked")?.len() == 1, "told more than once");
     Ok(())
 }
 
