@@ -70,6 +70,7 @@ async fn start(
     cancel: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<()> {
+    servers::raise_file_limit();
     let health = Health::new(health::UPDATE_TIMEOUT);
     let metrics = Metrics::new();
     let pins = Pins::new(&config.bpf_dir);

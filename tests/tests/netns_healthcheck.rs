@@ -1,17 +1,20 @@
 //! The health check servers of Services: what a load balancer's prober is told, by curl.
 
+use std::fs::{self, Permissions};
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use lb_tests::netns::agent::{Agent, Options, lb_agent};
 use lb_tests::netns::cluster::Cluster;
 use lb_tests::netns::host::{Host, Serve};
 use lb_tests::netns::manifests::{Endpoint, Service};
 use lb_tests::netns::node::Node;
-use lb_tests::netns::plan::Family;
+use lb_tests::netns::plan::{Family, cluster_ip};
 use lb_tests::netns::rows::Rows;
 use lb_tests::netns::world::{SMALL_MAPS, World};
 use serde_json::json;
@@ -244,6 +247,36 @@ fn servers_follow_the_addresses_of_node_ports() -> Result<()> {
         rows.row(whole, wait_listening(&node1, PORT, whole, true));
     }
     rows.finish()
+}
+
+#[test]
+fn there_are_more_servers_than_files_are_allowed_by_default() -> Result<()> {
+    const SERVICES: u8 = 70;
+    const FILES: u16 = 256;
+    let mut world = set_up(&[])?;
+    world.take_agent(1)?.terminate()?;
+    let endpoints = world.endpoints(&["b"]);
+    for number in 1..=SERVICES {
+        let service = Service::new(&format!("web-{number}")).cluster_ips(cluster_ip(number));
+        publish(&world, &service.tcp(80, 8080), PORT + u16::from(number), &endpoints)?;
+    }
+    let script = world.manifests.path().join("limited.sh");
+    let program = lb_agent()?;
+    let program = program.get_program().to_string_lossy();
+    fs::write(&script, format!("#!/bin/sh\nulimit -S -n {FILES}\nexec '{program}' \"$@\"\n"))?;
+    fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+    let options = Options::manifests(world.manifests.path()).program(&script);
+    let node1 = world.cluster.node(1);
+    let agent = Agent::start(&node1, &options.arguments(&SMALL_MAPS))?;
+    let outside = world.cluster.outside();
+    for number in [1, SERVICES] {
+        for family in Family::ALL {
+            let told = answer(&format!("web-{number}"), 1);
+            wait(outside, node1.at(family, PORT + u16::from(number)), Some(&told))?;
+        }
+    }
+    ensure!(agent.terminate()?.success());
+    Ok(())
 }
 
 #[test]

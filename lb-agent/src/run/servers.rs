@@ -1,5 +1,6 @@
 //! The HTTP servers of `run`, which wait for their address if they must.
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -10,6 +11,16 @@ use crate::{
     },
     metrics::Metrics,
 };
+
+/// Allows as many open files as the system does: what programs are given by default is less
+/// than the health checks of some hundred Services take.
+pub(super) fn raise_file_limit() {
+    let files = Resource::RLIMIT_NOFILE;
+    let raised = getrlimit(files).and_then(|(_, hard)| setrlimit(files, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
 
 /// Starts the servers that have an address.
 ///
