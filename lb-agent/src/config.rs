@@ -5,12 +5,16 @@
 
 use std::{fs, io, path::PathBuf};
 
+use ipnet::IpNet;
+use lb_common::abi::settings::MAX_PREFIXES;
+
 use crate::{
     cli::{
         RunArgs,
-        run::{SocketLb, TcAttach},
+        run::{DetectLocalMode, SocketLb, TcAttach},
         values::{BindAddress, NodePortAddresses, Patterns},
     },
+    model::IpFamily,
     watch::api,
 };
 
@@ -37,6 +41,8 @@ pub struct Config {
     pub tc_attach: TcAttach,
     /// Addresses of node ports.
     pub node_port_addresses: NodePortAddresses,
+    /// How pods are told by their addresses.
+    pub pod_prefixes: PodPrefixes,
     /// Map sizes.
     pub sizes: Sizes,
     /// Where /healthz listens.
@@ -54,6 +60,18 @@ pub enum Source {
     Api(api::Options),
     /// Files below a directory.
     Manifests(PathBuf),
+}
+
+/// Which prefixes the addresses of pods lie in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodPrefixes {
+    /// These (`--cluster-cidr`), at most [`MAX_PREFIXES`] of a family; none: nobody said.
+    Listed(Vec<IpNet>),
+    /// Those of the Node object, for its own pods alone.
+    OfNode,
+    /// Pods were to be told by their interfaces (`--detect-local-mode`), which says nothing
+    /// of other nodes' pods.
+    Unknown,
 }
 
 /// How many entries maps have.
@@ -78,13 +96,24 @@ pub enum Error {
     /// The name is no name of a Node.
     #[error("node name {0:?} is empty or holds white space: correct --hostname-override")]
     NodeName(String),
+    /// There is no room for so many.
+    #[error(
+        "--cluster-cidr names {count} prefixes of IPv{family} that lie apart, more than \
+         {MAX_PREFIXES}: give fewer, larger ones"
+    )]
+    ClusterCidr {
+        /// 4 or 6.
+        family: u8,
+        /// How many.
+        count: usize,
+    },
 }
 
 impl Config {
     /// Checks and completes the flags of `run`.
     ///
     /// # Errors
-    /// If this node has no usable name.
+    /// If this node has no usable name, or a list is too long.
     pub fn new(arguments: RunArgs) -> Result<Self, Error> {
         let name = match arguments.hostname_override {
             Some(name) => name,
@@ -110,6 +139,7 @@ impl Config {
             pod_interfaces: arguments.pod_interfaces,
             tc_attach: arguments.tc_attach,
             node_port_addresses: arguments.nodeport_addresses,
+            pod_prefixes: pod_prefixes(arguments.detect_local_mode, &arguments.cluster_cidr)?,
             sizes: Sizes {
                 services: arguments.max_services,
                 backends: arguments.max_backends,
@@ -121,6 +151,26 @@ impl Config {
             bind_hard_fail: arguments.bind_address_hard_fail,
         })
     }
+}
+
+fn pod_prefixes(mode: Option<DetectLocalMode>, listed: &[IpNet]) -> Result<PodPrefixes, Error> {
+    match mode {
+        Some(DetectLocalMode::NodeCidr) => return Ok(PodPrefixes::OfNode),
+        Some(DetectLocalMode::BridgeInterface | DetectLocalMode::InterfaceNamePrefix) => {
+            return Ok(PodPrefixes::Unknown);
+        }
+        Some(DetectLocalMode::ClusterCidr) | None => {}
+    }
+    let listed: Vec<IpNet> = listed.iter().map(IpNet::trunc).collect();
+    let prefixes = IpNet::aggregate(&listed);
+    for family in [IpFamily::V4, IpFamily::V6] {
+        let of_family = prefixes.iter().filter(|prefix| IpFamily::of(prefix.addr()) == family);
+        let count = of_family.count();
+        if count > MAX_PREFIXES {
+            return Err(Error::ClusterCidr { family: family.number(), count });
+        }
+    }
+    Ok(PodPrefixes::Listed(prefixes))
 }
 
 /// The name of a Node as the kubelet derives it: trimmed, lower case.
@@ -158,5 +208,30 @@ mod tests {
         let all = config(&["--kubeconfig", "/k", "--socket-lb", "auto"]).expect("a configuration");
         assert!(matches!(all.source, Source::Api(api) if api.kubeconfig == Some("/k".into())));
         assert_eq!(all.socket_lb, SocketLb::Tcp);
+    }
+
+    #[track_caller]
+    fn check_pods(arguments: &[&str], expected: PodPrefixes) {
+        let found = config(arguments).map(|all| all.pod_prefixes);
+        assert!(found.is_ok_and(|found| found == expected));
+    }
+
+    #[test]
+    fn pods_are_told_by_the_prefixes_of_the_cluster_unless_another_mode_is_given() {
+        let listed = |texts: &[&str]| {
+            let nets = texts.iter().map(|text| text.parse().expect("a prefix"));
+            PodPrefixes::Listed(nets.collect())
+        };
+        let cidr = ["--cluster-cidr", "10.1.2.3/16,10.0.0.0/16,fd00::/48"];
+        let mode = |mode| [cidr[0], cidr[1], "--detect-local-mode", mode];
+        check_pods(&[], listed(&[]));
+        check_pods(&cidr, listed(&["10.0.0.0/15", "fd00::/48"]));
+        check_pods(&mode("ClusterCIDR"), listed(&["10.0.0.0/15", "fd00::/48"]));
+        check_pods(&mode("NodeCIDR"), PodPrefixes::OfNode);
+        check_pods(&mode("BridgeInterface"), PodPrefixes::Unknown);
+        check_pods(&mode("InterfaceNamePrefix"), PodPrefixes::Unknown);
+        let many: Vec<String> = (0..9).map(|n| format!("10.{}.0.0/16", n * 2)).collect();
+        let error = config(&["--cluster-cidr", &many.join(",")]).map(drop);
+        assert!(matches!(error, Err(Error::ClusterCidr { family: 4, count: 9 })));
     }
 }

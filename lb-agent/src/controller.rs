@@ -10,6 +10,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use lb_common::abi::settings::Settings;
 
 use crate::{
     dataplane::{Dataplane, DataplaneError},
@@ -103,6 +104,16 @@ impl Controller {
         self.are_node_ports_dirty |= self.facts.node_port_addresses != facts.node_port_addresses;
         self.is_gate_dirty |= self.facts != facts;
         self.facts = facts;
+    }
+
+    /// What is known of this node.
+    pub fn facts(&self) -> &NodeFacts {
+        &self.facts
+    }
+
+    /// The settings, once something was planned.
+    pub fn settings(&self) -> Option<&Settings> {
+        self.planner.as_ref().map(Planner::settings)
     }
 
     /// The state of the source.

@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cli::run::SocketLb,
-    config::{Config, Source},
+    config::{Config, PodPrefixes, Source},
     dataplane::{
         bpffs, cgroup,
         kernel::KernelDataplane,
@@ -92,13 +92,13 @@ async fn start(
     let listeners = Listeners::new(&config.node_name, wanted, health.clone(), refusals.clone());
     tasks.spawn(listeners.run(cancel.clone()));
     let sinks = Sinks { health, metrics, refusals, node_addresses, health_checks };
-    let reconciler = Reconciler::new(
-        &config.node_name,
-        EXPECTED,
-        config.node_port_addresses.clone(),
-        ticks_per_second,
-        sinks,
-    );
+    let reconciler = Reconciler::new(config, EXPECTED, ticks_per_second, sinks);
+    if config.pod_prefixes == PodPrefixes::Unknown {
+        tracing::warn!(
+            "--detect-local-mode by interfaces says nothing of pods of other nodes: they are \
+             served as clients outside the cluster; ClusterCIDR with --cluster-cidr tells them apart"
+        );
+    }
     tracing::info!(
         node = config.node_name,
         bpf_dir = %config.bpf_dir.display(),

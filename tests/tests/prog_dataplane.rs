@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
     panic,
     path::{Path, PathBuf},
@@ -44,6 +44,7 @@ use lb_common::abi::{
     backend::{Backend, IN_CLUSTER_SET},
     flow::{ANSWERED, Flow, FlowKey, Tuple},
     frontend::{Frontend, FrontendKey, FrontendKind, TCP},
+    range::RangeKey,
     service::{Name, Service, SlotRange},
     settings::{Settings, SettingsPair, Timeouts},
 };
@@ -138,7 +139,7 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<Durat
 
 fn backend4(last: u8) -> Backend<Address4> {
     Backend {
-        address: std::net::Ipv4Addr::new(10, 0, 0, last).into(),
+        address: Ipv4Addr::new(10, 0, 0, last).into(),
         port: Be16::new(8080),
         generation: 7,
         sets: IN_CLUSTER_SET,
@@ -149,7 +150,7 @@ fn backend4(last: u8) -> Backend<Address4> {
 
 fn backend6(last: u16) -> Backend<Address6> {
     let Backend { port, generation, sets, flags, zero, service, .. } = backend4(0);
-    let address = std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last).into();
+    let address = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last).into();
     Backend { address, port, generation, sets, flags, zero, service }
 }
 
@@ -168,7 +169,7 @@ const SERVICE: Service = Service {
 };
 
 fn frontend_key() -> FrontendKey<Address4> {
-    FrontendKey::new(std::net::Ipv4Addr::new(10, 96, 0, 1).into(), Be16::new(80), TCP)
+    FrontendKey::new(Ipv4Addr::new(10, 96, 0, 1).into(), Be16::new(80), TCP)
 }
 
 fn fill(dataplane: &mut impl Dataplane) -> Result<(), DataplaneError> {
@@ -207,6 +208,55 @@ fn what_is_stored_is_what_the_next_agent_reads_whatever_size_it_asks_for() -> Re
     adopted.delete_frontend4(frontend_key())?;
     adopted.delete_frontend4(frontend_key())?;
     ensure!(adopted.read_state()?.frontends4.is_empty());
+    Ok(())
+}
+
+fn range4(service: u32, net: [u8; 4], length: u32) -> RangeKey<Address4> {
+    RangeKey::new(service, Ipv4Addr::from(net).into(), length)
+}
+
+#[test]
+fn ranges_are_found_by_the_longest_prefix_and_read_back_until_they_are_deleted() -> Result<()> {
+    let directory = BpfDir::new();
+    directory.load()?;
+    let mut dataplane = KernelDataplane::open(&directory.pins())?;
+    let keys = [
+        range4(1, [10, 0, 0, 0], 8),
+        range4(1, [10, 1, 0, 0], 16),
+        range4(2, [0; 4], 0),
+        range4(2, [192, 0, 2, 1], 32),
+    ];
+    for key in keys.into_iter().chain(keys) {
+        dataplane.insert_range4(key)?;
+    }
+    let net = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0);
+    let key6 = RangeKey::new(3, net.into(), 8);
+    dataplane.insert_range6(key6)?;
+    let state = dataplane.read_state()?;
+    let mut found = state.ranges4.clone();
+    found.sort();
+    let mut expected = keys.to_vec();
+    expected.sort();
+    ensure!((&found, &state.ranges6) == (&expected, &vec![key6]), "{state:?}");
+    let ranges: TypedMap<RangeKey<Address4>, u32> =
+        TypedMap::new(directory.pins().open("RANGES4")?)?;
+    let lets_in = |service, client| ranges.get(&range4(service, client, 32));
+    ensure!(lets_in(1, [10, 9, 9, 9])? == Some(1));
+    ensure!(lets_in(1, [11, 0, 0, 1])?.is_none());
+    ensure!(lets_in(2, [11, 0, 0, 1])? == Some(1));
+    ensure!(lets_in(3, [10, 9, 9, 9])?.is_none());
+    for key in [keys[0], keys[0]] {
+        dataplane.delete_range4(key)?;
+    }
+    ensure!(lets_in(1, [10, 9, 9, 9])?.is_none() && lets_in(1, [10, 1, 9, 9])? == Some(1));
+    dataplane.delete_range6(key6)?;
+    ensure!(dataplane.read_state()?.ranges6.is_empty());
+    let limit = dataplane.capacity().ranges4;
+    ensure!(limit == SIZES.services);
+    let error = (0..=limit)
+        .find_map(|service| dataplane.insert_range4(range4(service, [1, 2, 3, 4], 32)).err());
+    let error = error.context("the map takes more than it should")?.to_string();
+    ensure!(error.contains("RANGES4") && error.contains("--max-services"), "{error}");
     Ok(())
 }
 
@@ -564,12 +614,12 @@ fn the_sweep_removes_what_is_past_twice_its_timeout_unless_its_pair_is_not() -> 
     let flows = TypedMap::<FlowKey<Address4>, Flow<Address4>>::new(pins.open("FLOWS4")?)?;
     let pair = |port: u16, request_age: u32, reply_age: u32, state: u8| -> Result<()> {
         let tuple = Tuple {
-            source: std::net::Ipv4Addr::new(10, 0, 0, 1).into(),
-            destination: std::net::Ipv4Addr::new(10, 96, 0, 1).into(),
+            source: Ipv4Addr::new(10, 0, 0, 1).into(),
+            destination: Ipv4Addr::new(10, 96, 0, 1).into(),
             source_port: Be16::new(port),
             destination_port: Be16::new(80),
         };
-        let rewrite = Tuple { destination: std::net::Ipv4Addr::new(10, 0, 0, 2).into(), ..tuple };
+        let rewrite = Tuple { destination: Ipv4Addr::new(10, 0, 0, 2).into(), ..tuple };
         let protocol = u32::from(TCP);
         let flow = |rewrite, age: u32| Flow {
             rewrite,

@@ -1,6 +1,10 @@
-use std::time::Instant;
+use std::{net::Ipv4Addr, time::Instant};
 
 use k8s_openapi::api::{core::v1, discovery::v1::EndpointSlice};
+use lb_common::abi::{
+    frontend::{Frontend, FrontendKind},
+    settings::PortRange,
+};
 use serde_json::json;
 
 use super::*;
@@ -29,6 +33,44 @@ fn service(name: &str, created: Option<&str>, ip: &str, port: u16) -> Object {
         "spec": { "clusterIP": ip, "ports": [{ "name": "http", "port": port }] },
     });
     Object::Service(Box::new(serde_json::from_value::<v1::Service>(object).expect("a Service")))
+}
+
+/// A Service with an address of a load balancer, and this more in its specification.
+fn load_balancer(name: &str, number: u8, more: serde_json::Value) -> Object {
+    let mut spec = json!({
+        "type": "LoadBalancer",
+        "clusterIP": format!("10.0.0.{number}"),
+        "ports": [{ "name": "http", "port": 80 }],
+    });
+    spec.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    let object = json!({
+        "metadata": {
+            "namespace": "shop", "name": name,
+            "creationTimestamp": format!("2026-01-{number:02}T00:00:00Z"),
+        },
+        "spec": spec,
+        "status": { "loadBalancer": { "ingress": [{ "ip": format!("203.0.113.{number}") }] } },
+    });
+    Object::Service(Box::new(serde_json::from_value::<v1::Service>(object).expect("a Service")))
+}
+
+fn node_ports_on(ips: &[&str]) -> NodeFacts {
+    let ips = ips.iter().map(|ip| ip.parse().expect("an address"));
+    NodeFacts { node_port_addresses: ips.collect(), ..NodeFacts::default() }
+}
+
+/// The front ends of IPv4 that are of a kind.
+fn frontends(fake: &Fake, kind: FrontendKind) -> Vec<(String, u16)> {
+    let of_kind = fake.frontends4.iter().filter(|(_, frontend)| frontend.kind == kind);
+    let mut found: Vec<_> =
+        of_kind.map(|(key, _)| (Ipv4Addr::from(key.address).to_string(), key.port.get())).collect();
+    found.sort();
+    found
+}
+
+fn deleted(name: &str) -> Event {
+    let name = ObjectName { namespace: "shop".to_owned(), name: name.to_owned() };
+    Event::Deleted(Kind::Service, name)
 }
 
 fn slice(service: &str, ips: &[String]) -> Object {
@@ -202,15 +244,24 @@ fn a_dataplane_that_fails_now_and_then_converges() {
         let mut fake =
             Fake::new(Capacity { slots: 4_096, backends4: 1_024, services: 256, ..CAPACITY });
         let name = |n: usize| format!("s{n}");
-        let services = (0..30).map(|n| service(&name(n), None, &format!("10.0.0.{}", n + 1), 80));
+        let ranged = |n: usize, round: usize| {
+            let ranges: Vec<_> =
+                (0..(n + round) % 3).map(|net| format!("10.{}.0.0/16", net + round)).collect();
+            let ports = json!([{ "name": "http", "port": 80, "nodePort": 30000 + n }]);
+            let more = json!({ "loadBalancerSourceRanges": ranges, "ports": ports });
+            load_balancer(&name(n), n as u8 + 1, more)
+        };
+        let services = (0..30).map(|n| ranged(n, 0));
         let slices = (0..30).map(|n| slice(&name(n), &pods(n, n % 7)));
         let mut controller = listed(services.collect(), slices.collect());
+        controller.set_facts(node_ports_on(&["192.0.2.10"]));
         let mut now = 0;
         for round in 0..5 {
             fake.fail(10, seed * 77 + round);
             for n in 0..30 {
                 let ips = pods(n, (n + round as usize) % 7);
                 controller.apply(Event::Applied(slice(&name(n), &ips)));
+                controller.apply(Event::Applied(ranged(n, round as usize)));
             }
             let mut tries = 0;
             while !controller
@@ -228,18 +279,122 @@ fn a_dataplane_that_fails_now_and_then_converges() {
         let total: usize = (0..30).map(|n| (n + 4) % 7).sum();
         assert_eq!(controller.counts().backends, total);
         let mut afresh = Fake::new(CAPACITY);
-        let services = (0..30).map(|n| service(&name(n), None, &format!("10.0.0.{}", n + 1), 80));
+        let services = (0..30).map(|n| ranged(n, 4));
         let slices = (0..30).map(|n| slice(&name(n), &pods(n, (n + 4) % 7)));
         let mut next = listed(services.collect(), slices.collect());
+        next.set_facts(node_ports_on(&["192.0.2.10"]));
         reconcile(&mut next, 0, &mut afresh);
         assert_eq!(reached(&fake), reached(&afresh));
         assert_eq!(fake.settings, afresh.settings);
     }
 }
 
-/// What every front end leads to, in the order of front ends.
-fn reached(fake: &Fake) -> Vec<(String, Vec<(u32, u16)>)> {
-    let of = |service: u32| {
+#[test]
+fn node_ports_follow_the_addresses_of_the_node() {
+    let ports = json!({ "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
+    let services = vec![load_balancer("a", 1, ports), load_balancer("b", 2, json!({}))];
+    let mut controller = listed(services, Vec::new());
+    let mut fake = Fake::new(CAPACITY);
+    let mut check = |ips: &[&str], looked_at| {
+        controller.set_facts(node_ports_on(ips));
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        assert_eq!(outcome.services, looked_at);
+        let found = frontends(&fake, FrontendKind::NODE_PORT);
+        assert_eq!(found, ips.iter().map(|ip| ((*ip).to_owned(), 30080)).collect::<Vec<_>>());
+        let settings = fake.settings;
+        assert_eq!(settings.node_ports, PortRange { first: 30080, count: 1 });
+        assert_eq!(settings.flags, Settings::EXTERNAL);
+    };
+    check(&["192.0.2.10"], 2);
+    check(&["127.0.0.1", "192.0.2.11"], 1);
+    check(&[], 1);
+    check(&["192.0.2.11"], 1);
+    check(&["192.0.2.11"], 0);
+}
+
+#[test]
+fn the_older_service_keeps_an_external_ip_that_is_another_s_node_port() {
+    let node_port = json!({ "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
+    let external = json!({
+        "externalIPs": ["192.0.2.10"], "ports": [{ "name": "http", "port": 30080 }],
+    });
+    let mut controller =
+        listed(vec![load_balancer("b", 2, node_port), load_balancer("a", 1, external)], Vec::new());
+    controller.set_facts(node_ports_on(&["127.0.0.1", "192.0.2.10"]));
+    let mut fake = Fake::new(CAPACITY);
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    let texts: Vec<_> = outcome.refusals.iter().map(ToString::to_string).collect();
+    let expected =
+        "Service shop/b, spec.ports: 192.0.2.10 port 30080 belongs to the older Service shop/a";
+    assert_eq!(texts, [expected]);
+    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), [("127.0.0.1".to_owned(), 30080)]);
+    controller.apply(deleted("a"));
+    reconcile(&mut controller, 1, &mut fake);
+    let both = ["127.0.0.1", "192.0.2.10"].map(|ip| (ip.to_owned(), 30080));
+    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), both);
+    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), [("203.0.113.2".to_owned(), 80)]);
+    assert_eq!(controller.conflicts().count(), 0);
+}
+
+#[test]
+fn ranges_come_before_the_front_end_that_they_restrict_and_go_after_it() {
+    let ranged =
+        |ranges: &[&str]| load_balancer("a", 1, json!({ "loadBalancerSourceRanges": ranges }));
+    let mut controller = listed(vec![ranged(&["10.0.0.0/8", "fd00::/8"])], Vec::new());
+    let mut fake = Fake::new(CAPACITY);
+    let mut check = |event: Option<Event>, is_ranged: bool, expected: &[&str]| {
+        if let Some(event) = event {
+            controller.apply(event);
+        }
+        reconcile(&mut controller, 0, &mut fake);
+        let mut of_kind = fake.frontends4.values().filter(|it| it.kind == FrontendKind::EXTERNAL);
+        assert_eq!(of_kind.any(|it| it.flags == Frontend::RANGED), is_ranged);
+        let state = fake.read_state().expect("a fake can be read");
+        let found: Vec<_> = state.ranges().map(|(_, range)| range.to_string()).collect();
+        assert_eq!(found, expected);
+        // The next agent finds nothing to do.
+        let mut next = Planner::adopt(&state, CAPACITY, GRACE);
+        let draft = next.begin();
+        assert_eq!(next.finish(draft).ops, []);
+    };
+    let applied = |ranges: &[&str]| Some(Event::Applied(ranged(ranges)));
+    check(None, true, &["10.0.0.0/8"]);
+    check(applied(&["10.0.0.0/8", "10.1.0.0/16"]), true, &["10.0.0.0/8", "10.1.0.0/16"]);
+    check(applied(&["192.0.2.0/24"]), true, &["192.0.2.0/24"]);
+    check(applied(&[]), false, &[]);
+    check(applied(&["192.0.2.0/24", "0.0.0.0/0"]), false, &[]);
+    check(applied(&["192.0.2.0/24"]), true, &["192.0.2.0/24"]);
+    check(Some(deleted("a")), false, &[]);
+}
+
+#[test]
+fn ranges_that_do_not_fit_leave_the_service_as_it_was_until_there_is_room() {
+    let ranged = |name: &str, number, ranges: &[&str]| {
+        load_balancer(name, number, json!({ "loadBalancerSourceRanges": ranges }))
+    };
+    let services = vec![ranged("a", 1, &["10.0.0.0/8", "11.0.0.0/8"]), ranged("b", 2, &[])];
+    let mut controller = listed(services, Vec::new());
+    let mut fake = Fake::new(Capacity { ranges4: 3, ..CAPACITY });
+    assert_eq!(reconcile(&mut controller, 0, &mut fake).shortages, []);
+    controller.apply(Event::Applied(ranged("b", 2, &["10.0.0.0/8", "11.0.0.0/8"])));
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    let shortage =
+        Shortage { service: "shop/b".into(), map: "RANGES4", limit: 3, flag: "--max-services" };
+    assert_eq!((outcome.shortages, outcome.ops), (vec![shortage], 0));
+    assert_eq!(fake.ranges4.len(), 2);
+    controller.apply(Event::Applied(ranged("a", 1, &["10.0.0.0/8"])));
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    assert_eq!((outcome.shortages.len(), outcome.next_due), (1, Some(0)));
+    assert_eq!(reconcile(&mut controller, 0, &mut fake).shortages, []);
+    assert_eq!(fake.ranges4.len(), 3);
+}
+
+/// What every front end leads to, in the order of front ends: its kind and flags, the
+/// service port's name, ranges and backends.
+fn reached(fake: &Fake) -> Vec<impl PartialEq + std::fmt::Debug + use<>> {
+    let state = fake.read_state().expect("a fake can be read");
+    let of = |frontend: &Frontend| {
+        let service = frontend.service;
         let (entry, name) = (fake.services[service as usize], fake.names[service as usize]);
         let text = String::from_utf8_lossy(&name.text[..name.length.into()]).into_owned();
         let length = if name.protocol == 0 { 0 } else { entry.cluster.length() };
@@ -249,7 +404,9 @@ fn reached(fake: &Fake) -> Vec<(String, Vec<(u32, u16)>)> {
             .map(|backend| (backend.address.be32, backend.port.get()))
             .collect();
         backends.sort_unstable();
-        (text, backends)
+        let ranges = state.ranges().filter(|(index, _)| *index == service);
+        let ranges = ranges.map(|(_, range)| range).collect();
+        (frontend.kind.kind, frontend.flags, text, ranges, backends)
     };
-    fake.frontends4.values().map(|frontend| of(frontend.service)).collect()
+    fake.frontends4.values().map(of).collect()
 }

@@ -23,7 +23,7 @@ const NODE_PORTS: (u16, u16) = (30_000, 32_767);
 /// Ports below belong to servers.
 const FIRST_SOURCE_PORT: u16 = 1_024;
 /// Fewer source ports are as good as none.
-const MIN_SOURCE_PORTS: u16 = 1_000;
+pub const MIN_SOURCE_PORTS: u16 = 1_000;
 
 /// What Services ask for, counted by how many front ends ask for it.
 #[derive(Clone, Debug, Default)]

@@ -20,6 +20,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// The InternalIP addresses among them.
     pub internal_ips: Vec<IpAddr>,
+    /// The prefixes that its pods have their addresses from, in order.
+    pub pod_cidrs: Vec<IpNet>,
 }
 
 /// Reads a Node.
@@ -40,21 +42,88 @@ pub fn parse(node: &v1::Node) -> Parsed<Node> {
             Err(message) => refusals.add(format!("status.addresses[{index}].address"), message),
         }
     }
+    let pod_cidrs = pod_cidrs(node, &mut refusals);
     let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
-    Parsed { value: Some(Node { zone, addresses, internal_ips }), refusals: refusals.list }
+    Parsed {
+        value: Some(Node { zone, addresses, internal_ips, pod_cidrs }),
+        refusals: refusals.list,
+    }
 }
 
 /// Reads the prefixes of a ServiceCIDR.
 pub fn parse_service_cidr(object: &ServiceCIDR) -> Parsed<Vec<IpNet>> {
     let mut refusals = Refusals::new(Kind::ServiceCidr, &object.metadata);
     let list = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
-    let mut prefixes = Vec::with_capacity(list.len());
-    for (index, text) in list.iter().enumerate() {
+    let texts = list.iter().enumerate();
+    let texts = texts.map(|(index, text)| (format!("spec.cidrs[{index}]"), text.as_str()));
+    Parsed { value: Some(prefixes(texts, &mut refusals)), refusals: refusals.list }
+}
+
+fn pod_cidrs(node: &v1::Node, refusals: &mut Refusals<'_>) -> Vec<IpNet> {
+    let Some(spec) = &node.spec else { return Vec::new() };
+    let list = spec.pod_cidrs.as_deref().unwrap_or_default();
+    let texts = list.iter().enumerate();
+    let texts = texts.map(|(index, text)| (format!("spec.podCIDRs[{index}]"), text.as_str()));
+    let single = spec.pod_cidr.as_deref().filter(|text| list.is_empty() && !text.is_empty());
+    let single = single.map(|text| ("spec.podCIDR".to_owned(), text));
+    let mut prefixes = prefixes(texts.chain(single), refusals);
+    prefixes.sort_unstable();
+    prefixes
+}
+
+/// The prefixes, without bits beyond their length; what is none is refused.
+fn prefixes<'a>(
+    texts: impl Iterator<Item = (String, &'a str)>,
+    refusals: &mut Refusals<'_>,
+) -> Vec<IpNet> {
+    let mut prefixes = Vec::new();
+    for (field, text) in texts {
         match text.parse::<IpNet>() {
             Ok(prefix) => prefixes.push(prefix.trunc()),
-            Err(_) => refusals
-                .add(format!("spec.cidrs[{index}]"), format!("\"{text}\" is not an IP prefix")),
+            Err(_) => refusals.add(field, format!("\"{text}\" is not an IP prefix")),
         }
     }
-    Parsed { value: Some(prefixes), refusals: refusals.list }
+    prefixes
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[track_caller]
+    fn check_pod_cidrs(spec: Value, expected: &[&str], refused: &[&str]) {
+        let node = json!({ "metadata": { "name": "one" }, "spec": spec });
+        let parsed = parse(&serde_json::from_value(node).expect("a Node"));
+        let found = parsed.value.map(|node| node.pod_cidrs).unwrap_or_default();
+        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), expected);
+        let refusals: Vec<_> = parsed.refusals.iter().map(|it| it.field.as_str()).collect();
+        assert_eq!(refusals, refused);
+    }
+
+    #[test]
+    fn pods_have_the_prefixes_of_their_node() {
+        let both = ["10.1.0.0/24", "fd00:1::/64"];
+        check_pod_cidrs(json!({}), &[], &[]);
+        check_pod_cidrs(json!({ "podCIDR": "10.1.0.0/24" }), &both[..1], &[]);
+        check_pod_cidrs(json!({ "podCIDR": "10.1.0.0/24", "podCIDRs": both }), &both, &[]);
+        let bad = json!({ "podCIDRs": ["10.1.0.0", "10.1.0.7/24"] });
+        check_pod_cidrs(bad, &both[..1], &["spec.podCIDRs[0]"]);
+    }
+
+    #[test]
+    fn internal_ips_are_told_from_external_ones() {
+        let node = json!({
+            "metadata": { "name": "one" },
+            "status": { "addresses": [
+                { "type": "ExternalIP", "address": "203.0.113.1" },
+                { "type": "InternalIP", "address": "192.0.2.1" },
+                { "type": "Hostname", "address": "one" },
+            ] },
+        });
+        let node = parse(&serde_json::from_value(node).expect("a Node")).value.expect("a node");
+        assert_eq!(node.addresses.len(), 2);
+        assert_eq!(node.internal_ips, [IpAddr::from([192, 0, 2, 1])]);
+    }
 }

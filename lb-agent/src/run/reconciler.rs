@@ -14,9 +14,10 @@ use tokio::{
 
 use crate::{
     cli::values::NodePortAddresses,
+    config::{Config, PodPrefixes},
     controller::{Controller, Outcome},
     dataplane::{interfaces::NodeNetwork, kernel::KernelDataplane, probe},
-    desired::{NodeFacts, node_ports},
+    desired::{NodeFacts, node_ports, settings},
     events::{Refusal, Refusals, Subject},
     health::{
         self, Health,
@@ -46,6 +47,9 @@ pub(super) struct Reconciler {
     node_port_addresses: NodePortAddresses,
     /// Where the health check servers of Services listen.
     health_check_addresses: BTreeSet<IpAddr>,
+    pod_prefixes: PodPrefixes,
+    /// The range of the node's own ports that left none for source ports, once that was told.
+    crowded: Option<(u16, u16)>,
     ticks_per_second: u32,
     started: Instant,
     retry: Duration,
@@ -68,19 +72,20 @@ pub(super) struct Sinks {
 
 impl Reconciler {
     pub(super) fn new(
-        node_name: &str,
+        config: &Config,
         expected: impl IntoIterator<Item = Kind>,
-        node_port_addresses: NodePortAddresses,
         ticks_per_second: u32,
         sinks: Sinks,
     ) -> Self {
         Self {
-            controller: Controller::new(node_name, expected),
-            node_name: node_name.to_owned(),
+            controller: Controller::new(&config.node_name, expected),
+            node_name: config.node_name.clone(),
             node_addresses: None,
             network: NodeNetwork::default(),
-            node_port_addresses,
             health_check_addresses: BTreeSet::new(),
+            node_port_addresses: config.node_port_addresses.clone(),
+            pod_prefixes: config.pod_prefixes.clone(),
+            crowded: None,
             ticks_per_second,
             started: Instant::now(),
             retry: FIRST_RETRY,
@@ -223,7 +228,11 @@ impl Reconciler {
                 .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
             node_source6: candidates()
                 .find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }),
-            pod_prefixes: Vec::new(),
+            pod_prefixes: match &self.pod_prefixes {
+                PodPrefixes::Listed(prefixes) => prefixes.clone(),
+                PodPrefixes::OfNode => node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
+                PodPrefixes::Unknown => Vec::new(),
+            },
             local_ports: probe::local_ports(),
             timeouts: probe::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,
@@ -255,7 +264,25 @@ impl Reconciler {
         self.due = outcome.next_due.map(|at| self.started + Duration::from_millis(at));
         if self.controller.snapshot().is_complete() {
             self.tell_synced(&outcome, started.elapsed());
+            self.tell_source_ports();
         }
+    }
+
+    /// Warns, once for each cause, when flows cannot be given a port of this node.
+    fn tell_source_ports(&mut self) {
+        let settings = self.controller.settings();
+        let is_crowded = settings.is_some_and(|settings| settings.source_ports.count == 0);
+        let local = self.controller.facts().local_ports;
+        let cause = is_crowded.then_some(local);
+        if cause.is_some() && self.crowded != cause {
+            let (first, last) = local;
+            tracing::warn!(
+                "clients outside cannot reach backends on other nodes: no {} ports in a row are \
+                 free for them; narrow net.ipv4.ip_local_port_range (now {first} {last})",
+                settings::MIN_SOURCE_PORTS
+            );
+        }
+        self.crowded = cause;
     }
 
     fn retry_later(&mut self) {

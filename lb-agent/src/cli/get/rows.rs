@@ -287,7 +287,7 @@ pub(super) fn counters(sums: &[u64]) -> Vec<CounterRow> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::{address::Be16, service::SlotRange};
+    use lb_common::abi::{address::Be16, range::RangeKey, service::SlotRange};
 
     use super::*;
 
@@ -309,6 +309,11 @@ mod tests {
         let frontend =
             Frontend { service: 0, kind: FrontendKind::CLUSTER_IP, ..Frontend::default() };
         let whole = Frontend { service: 1, kind: FrontendKind::CLUSTER_IP_ADDRESS, ..frontend };
+        let (node, load_balancer) = ([192, 0, 2, 10], [203, 0, 113, 9]);
+        let [node, load_balancer] = [node, load_balancer].map(|ip| Ipv4Addr::from(ip).into());
+        let node_port = Frontend { kind: FrontendKind::NODE_PORT, ..frontend };
+        let external =
+            Frontend { kind: FrontendKind::EXTERNAL, flags: Frontend::RANGED, ..frontend };
         let backend = Backend {
             address: Ipv4Addr::new(10, 0, 0, 7).into(),
             port: Be16::new(6443),
@@ -317,7 +322,17 @@ mod tests {
             ..Backend::default()
         };
         PinnedState {
-            frontends4: vec![(FrontendKey::of_address(address), whole), (port, frontend)],
+            frontends4: vec![
+                (FrontendKey::of_address(address), whole),
+                (port, frontend),
+                (FrontendKey::new(node, Be16::new(30443), TCP), node_port),
+                (FrontendKey::new(load_balancer, Be16::new(443), TCP), external),
+            ],
+            ranges4: vec![
+                RangeKey::new(0, Ipv4Addr::new(192, 0, 2, 0).into(), 24),
+                RangeKey::new(0, Ipv4Addr::new(10, 0, 0, 0).into(), 8),
+                RangeKey::new(7, Ipv4Addr::new(11, 0, 0, 0).into(), 8),
+            ],
             names: vec![
                 (0, name("default/kubernetes:https", TCP)),
                 (1, name("default/kubernetes", 0)),
@@ -326,6 +341,7 @@ mod tests {
                 Service {
                     cluster: SlotRange::new(0, 1),
                     affinity_seconds: 9,
+                    flags: Service::EXTERNAL_LOCAL,
                     ..Service::default()
                 },
                 Service { flags: Service::ADDRESS, ..Service::default() },
@@ -340,12 +356,28 @@ mod tests {
         let rows = services(&state());
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].name, "default/kubernetes:https");
-        assert_eq!(rows[0].frontends, ["10.96.0.1:443"]);
+        assert_eq!(rows[0].frontends, ["10.96.0.1:443", "192.0.2.10:30443", "203.0.113.9:443"]);
         assert_eq!((rows[0].cluster_backends, rows[0].affinity_seconds), (1, Some(9)));
-        let addresses: Vec<_> =
-            frontends(&state()).into_iter().map(|row| (row.address, row.kind)).collect();
-        let expected = [("10.96.0.1", "cluster_ip_address"), ("10.96.0.1:443", "cluster_ip")];
-        assert_eq!(addresses, expected.map(|(address, kind)| (address.to_owned(), kind)));
+        let addresses: Vec<_> = frontends(&state())
+            .into_iter()
+            .map(|row| (row.address, row.kind, row.restricted))
+            .collect();
+        let expected = [
+            ("10.96.0.1", "cluster_ip_address", false),
+            ("10.96.0.1:443", "cluster_ip", false),
+            ("192.0.2.10:30443", "node_port", false),
+            ("203.0.113.9:443", "external", true),
+        ];
+        let expected = expected.map(|(address, kind, is)| (address.to_owned(), kind, is));
+        assert_eq!(addresses, expected);
+    }
+
+    #[test]
+    fn a_service_shows_both_policies_and_who_may_reach_its_load_balancer() {
+        let row = services(&state()).remove(0);
+        assert_eq!(row.internal_traffic_policy, "Cluster");
+        assert_eq!(row.external_traffic_policy, "Local");
+        assert_eq!(row.source_ranges, ["10.0.0.0/8", "192.0.2.0/24"]);
     }
 
     #[test]
