@@ -13,7 +13,7 @@ use crate::{
         Capacity,
         fake::{Fake, Writes},
     },
-    watch::Object,
+    watch::{Object, ObjectName},
 };
 
 const CAPACITY: Capacity = Capacity {
@@ -405,7 +405,7 @@ fn reached(fake: &Fake) -> Vec<impl PartialEq + std::fmt::Debug + use<>> {
             .collect();
         backends.sort_unstable();
         let ranges = state.ranges().filter(|(index, _)| *index == service);
-        let ranges = ranges.map(|(_, range)| range).collect();
+        let ranges: Vec<IpNet> = ranges.map(|(_, range)| range).collect();
         (frontend.kind.kind, frontend.flags, text, ranges, backends)
     };
     fake.frontends4.values().map(of).collect()
