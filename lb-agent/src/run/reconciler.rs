@@ -263,8 +263,8 @@ impl Reconciler {
         self.retry = FIRST_RETRY;
         self.due = outcome.next_due.map(|at| self.started + Duration::from_millis(at));
         if self.controller.snapshot().is_complete() {
-            self.tell_synced(&outcome, started.elapsed());
             self.tell_source_ports();
+            self.tell_synced(&outcome, started.elapsed());
         }
     }
 
