@@ -9,13 +9,15 @@ use crate::{
         address::{Address, Be16, Family},
         counter::Reason,
         flow::{Action, Flow, FlowKey, Tuple},
+        frontend::Frontend,
+        service::Service,
         settings::{FamilySettings, Settings},
     },
     packet::{Kind, Packet},
 };
 
-pub mod reply;
-pub mod request;
+pub mod known;
+pub mod open;
 pub mod select;
 pub mod socket;
 pub mod tables;
@@ -55,6 +57,8 @@ pub enum Answer {
     ProtocolUnreachable,
     /// ICMP(v6) echo reply.
     Echo,
+    /// ICMP(v6) time exceeded in transit.
+    TimeExceeded,
 }
 
 /// What becomes of a packet.
@@ -84,6 +88,11 @@ pub enum Verdict {
 pub struct Work<A> {
     /// The addresses and ports that a translated packet goes on with.
     pub rewrite: Tuple<A>,
+    frontend: Frontend,
+    service: Service,
+    eligible: select::Eligible,
+    /// Whether the flow can't keep its client's port.
+    needs_port: u32,
     pair_key: FlowKey<A>,
     flow: Flow<A>,
     pair: Flow<A>,
@@ -102,14 +111,39 @@ impl<F: Family> Context<'_, F> {
     pub(crate) fn family(&self) -> &FamilySettings<F::Address> {
         F::settings(self.settings)
     }
+
+    /// Who the client is.
+    #[inline(always)]
+    pub(crate) fn origin(&self) -> Origin {
+        match self.site {
+            Site::FromDevice if !self.family().is_pod(self.packet.tuple().source) => {
+                Origin::Outside
+            }
+            Site::FromDevice => Origin::Pod,
+            _ => Origin::Inside,
+        }
+    }
+}
+
+/// Who a client is, as far as policies are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A pod or a process of this node.
+    Inside,
+    /// A pod of another node.
+    Pod,
+    /// Anybody else.
+    Outside,
 }
 
 /// What a packet may be, as far as its destination tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Candidate {
-    /// On its way to a Service.
-    Request,
-    /// On its way back to a client.
+    /// Addressed to what may be a Service's address.
+    Service,
+    /// Addressed to this node: a reply, or a request to a node port.
+    Node,
+    /// A reply.
     Reply,
     /// Nothing of ours.
     Neither,
@@ -120,13 +154,17 @@ pub enum Candidate {
 #[inline(always)]
 pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Settings) -> Candidate {
     let family = F::settings(settings);
+    if matches!(site, Site::ToPod) {
+        return Candidate::Reply;
+    }
+    if family.may_be_service(destination) {
+        return Candidate::Service;
+    }
     match site {
-        Site::ToPod => Candidate::Reply,
-        Site::FromPod | Site::ToDevice { .. } if family.may_be_service(destination) => {
-            Candidate::Request
-        }
+        Site::ToDevice { .. } if settings.flags & Settings::EXTERNAL != 0 => Candidate::Reply,
         Site::ToDevice { .. } => Candidate::Neither,
-        _ if family.may_be_node(destination) => Candidate::Reply,
+        Site::Loopback if F::is_loopback(destination) => Candidate::Node,
+        _ if family.may_be_node(destination) => Candidate::Node,
         _ => Candidate::Neither,
     }
 }
@@ -155,23 +193,29 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Verdict {
     let context = Context { packet, settings, site, now: tables.now() };
-    match candidate {
-        Candidate::Neither => Verdict::Pass(Reason::NotService),
-        Candidate::Reply => reply::decide(&context, work, tables),
-        Candidate::Request => {
-            let verdict = match site {
-                Site::ToDevice { forwarded: true, .. } => Verdict::Pass(Reason::UnknownAddress),
-                _ => request::decide(&context, work, tables),
-            };
-            match (site, verdict) {
-                (Site::ToDevice { .. }, Verdict::Pass(_))
-                    if is_service_address(&context, tables) =>
-                {
-                    Verdict::Drop(Reason::UntranslatedLeaving)
-                }
-                _ => verdict,
-            }
+    let may_open = match candidate {
+        Candidate::Neither => return Verdict::Pass(Reason::NotService),
+        Candidate::Service => !matches!(site, Site::ToDevice { forwarded: true, .. }),
+        Candidate::Node => settings.node_ports.contains(packet.tuple().destination_port.get()),
+        Candidate::Reply => false,
+    };
+    let verdict = if is_balanced(packet.kind) {
+        match known::decide(&context, may_open, work, tables) {
+            Some(verdict) => verdict,
+            None => open::decide(&context, work, tables),
         }
+    } else if may_open && matches!(candidate, Candidate::Service) {
+        open::not_balanced(&context, tables)
+    } else {
+        Verdict::Pass(Reason::NoFlow)
+    };
+    match (site, candidate, verdict) {
+        (Site::ToDevice { .. }, Candidate::Service, Verdict::Pass(_))
+            if is_service_address(&context, tables) =>
+        {
+            Verdict::Drop(Reason::UntranslatedLeaving)
+        }
+        _ => verdict,
     }
 }
 

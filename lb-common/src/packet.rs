@@ -73,11 +73,13 @@ pub struct Packet<F: Family> {
     pub kind: Kind,
     /// TCP flags or ICMP type, by `kind`.
     pub detail: u8,
+    /// TTL or hop limit.
+    pub hops: u8,
 }
 
 impl<F: Family> Default for Packet<F> {
     fn default() -> Self {
-        Self { key: FlowKey::default(), transport: 0, kind: Kind::default(), detail: 0 }
+        Self { key: FlowKey::default(), transport: 0, kind: Kind::default(), detail: 0, hops: 0 }
     }
 }
 
@@ -155,6 +157,7 @@ impl Parse for Ipv4 {
             transport: (IP_OFFSET + length) as u16,
             kind: Kind::Malformed,
             detail: 0,
+            hops: header.ttl,
         };
         let total = header.total_length.get() as usize;
         if header.version_and_length >> 4 == 4 && length >= Ipv4Hdr::LEN && total >= length {
@@ -199,6 +202,7 @@ impl Parse for Ipv6 {
             transport: (IP_OFFSET + Ipv6Hdr::LEN) as u16,
             kind: Kind::Malformed,
             detail: 0,
+            hops: header.hop_limit,
         };
         if header.version_class_flow.get() >> 12 != 6 {
             return Some(());

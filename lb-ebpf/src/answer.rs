@@ -5,7 +5,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
-    abi::{counter::Hook, settings::MAX_DEVICES},
+    abi::{counter::Hook, frontend::TCP, settings::MAX_DEVICES},
     balance::Answer,
     packet::{
         IP_OFFSET, Packet,
@@ -29,10 +29,13 @@ pub fn send<F: Respond>(
         Answer::Reset => reset(context, packet)?,
         Answer::PortUnreachable => unreachable(context, packet, F::PORT_UNREACHABLE)?,
         Answer::ProtocolUnreachable => unreachable(context, packet, F::PROTOCOL_UNREACHABLE)?,
+        Answer::TimeExceeded => unreachable(context, packet, F::TIME_EXCEEDED)?,
         Answer::Echo => echo(context, packet)?,
     }
-    if !matches!(hook, Hook::ToDevice) {
-        return tc::bounce(context);
+    match hook {
+        Hook::ToDevice => {}
+        Hook::Loopback => return tc::receive_on(context, tc::LOOPBACK, [0; 6]),
+        _ => return tc::bounce(context),
     }
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (*context.skb.skb).ifindex };
@@ -47,16 +50,17 @@ pub fn send<F: Respond>(
     None
 }
 
-#[inline(always)]
+#[inline(never)]
 fn reset<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     let mut sequence = 0u32;
     load(context, packet.transport as u32 + 4, &raw mut sequence, size_of::<u32>() as u32)?;
-    let reset = answer::reset(packet, sequence);
-    resize(context, IP_OFFSET + size_of_val(&reset))?;
-    write(context, IP_OFFSET, &reset)
+    let start = IP_OFFSET + size_of::<F::Header>();
+    resize(context, start + answer::RESET_LENGTH as usize)?;
+    write(context, start, &answer::reset(packet, sequence))?;
+    write(context, IP_OFFSET, &answer::header(packet, TCP, answer::RESET_LENGTH))
 }
 
-#[inline(always)]
+#[inline(never)]
 fn unreachable<F: Respond>(context: &TcContext, packet: &Packet<F>, kind: (u8, u8)) -> Option<()> {
     let length = answer::quote_length(packet)?;
     let scratch = maps::QUOTE.get_ptr_mut(0)?;
@@ -71,10 +75,12 @@ fn unreachable<F: Respond>(context: &TcContext, packet: &Packet<F>, kind: (u8, u
         return None;
     }
     load(context, IP_OFFSET as u32, quote.as_mut_ptr(), bounded)?;
-    let header = answer::unreachable(packet, kind, quote, length);
-    let start = IP_OFFSET + size_of_val(&header);
+    let icmp = answer::unreachable(packet, kind, quote, length);
+    let start = IP_OFFSET + size_of::<F::Header>() + size_of_val(&icmp);
     resize(context, start + bounded as usize)?;
-    write(context, IP_OFFSET, &header)?;
+    write(context, IP_OFFSET + size_of::<F::Header>(), &icmp)?;
+    let total = size_of_val(&icmp) as u16 + length;
+    write(context, IP_OFFSET, &answer::header(packet, F::ICMP, total))?;
     // SAFETY: the buffer holds `bounded` bytes.
     let result = unsafe {
         bpf_skb_store_bytes(
@@ -89,7 +95,7 @@ fn unreachable<F: Respond>(context: &TcContext, packet: &Packet<F>, kind: (u8, u
 }
 
 /// An echo request becomes its own reply: addresses swapped, another type.
-#[inline(always)]
+#[inline(never)]
 fn echo<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     let to = packet.tuple().reversed();
     let at = IP_OFFSET + size_of::<F::Header>() - 2 * size_of::<F::Address>();

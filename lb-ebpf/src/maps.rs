@@ -111,10 +111,12 @@ pub static SCRATCH6: PerCpuArray<Scratch<Ipv6>, 1> = PerCpuArray::new();
 #[btf_map]
 pub static QUOTE: PerCpuArray<[u32; MAX_QUOTE_WORDS], 1> = PerCpuArray::new();
 
-/// Only sockets of the network namespace with this cookie are translated at connect
-/// time; 0 = sockets of all.
+/// The cookie of the node's own network namespace; 0 = not known.
 #[unsafe(no_mangle)]
-pub static NETNS_COOKIE: Global<u64> = Global::new(0);
+pub static NODE_COOKIE: Global<u64> = Global::new(0);
+/// 1: only sockets of that network namespace are translated at connect time.
+#[unsafe(no_mangle)]
+pub static ONLY_NODE: Global<u32> = Global::new(0);
 /// 1: connect-time translation covers UDP too.
 #[unsafe(no_mangle)]
 pub static SOCKET_LB_UDP: Global<u32> = Global::new(0);

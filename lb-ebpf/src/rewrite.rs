@@ -18,6 +18,8 @@ pub trait Rewrite: Family {
     const ADDRESSES: usize;
     /// Extra flags of `bpf_l4_csum_replace` when addresses change.
     fn checksum_flags() -> u64;
+    /// Takes one from the TTL or hop limit, which is above 1, as a router does.
+    fn take_hop(context: &TcContext) -> Option<()>;
     /// Mends the IP header's own checksum, where it has one.
     fn mend_header(context: &TcContext, difference: u64) -> Option<()>;
 }
@@ -28,6 +30,21 @@ impl Rewrite for Ipv4 {
     #[inline(always)]
     fn checksum_flags() -> u64 {
         0
+    }
+
+    #[inline(always)]
+    fn take_hop(context: &TcContext) -> Option<()> {
+        const TTL: usize = IP_OFFSET + core::mem::offset_of!(Header4, ttl);
+        // TTL and protocol.
+        let field = place::<u16>(context, TTL)?;
+        // SAFETY: in bounds, as `place` checked.
+        let old = unsafe { *field };
+        let new = u16::from_be(old).wrapping_sub(0x100).to_be();
+        // SAFETY: as above.
+        unsafe { *field = new };
+        let words = |half: u16| [bytemuck::cast([half, 0u16])];
+        let difference = checksum::add(checksum::subtract(0, &words(old)), &words(new));
+        Self::mend_header(context, difference)
     }
 
     #[inline(always)]
@@ -49,6 +66,15 @@ impl Rewrite for Ipv6 {
         /// over the whole packet (CHECKSUM_COMPLETE); the kernel must be told.
         const BPF_F_IPV6: u64 = 1 << 7;
         if maps::HAS_CSUM_IPV6.load() != 0 { BPF_F_IPV6 } else { 0 }
+    }
+
+    #[inline(always)]
+    fn take_hop(context: &TcContext) -> Option<()> {
+        const HOP_LIMIT: usize = IP_OFFSET + core::mem::offset_of!(Header6, hop_limit);
+        let field = place::<u8>(context, HOP_LIMIT)?;
+        // SAFETY: in bounds, as `place` checked.
+        unsafe { *field = (*field).wrapping_sub(1) };
+        Some(())
     }
 
     #[inline(always)]

@@ -3,16 +3,22 @@
 
 use aya_ebpf::{
     bindings::bpf_fib_lookup as FibLookup,
-    helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
+    helpers::{
+        bpf_redirect,
+        generated::{bpf_fib_lookup, bpf_redirect_neigh},
+    },
     programs::TcContext,
 };
-use lb_common::abi::{
-    address::{Address4, Address6, Family, Ipv4, Ipv6},
-    counter::Reason,
-    flow::Tuple,
+use lb_common::{
+    abi::{
+        address::{Address4, Address6, Family, Ipv4, Ipv6},
+        counter::Reason,
+        flow::Tuple,
+    },
+    packet::IP_OFFSET,
 };
 
-use crate::memory;
+use crate::{memory, rewrite};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -20,6 +26,9 @@ const AF_INET6: u8 = 10;
 const SUCCESS: i64 = 0;
 /// BPF_FIB_LKUP_RET_NO_NEIGH: the route is known, the neighbour is not yet.
 const NO_NEIGHBOUR: i64 = 7;
+
+/// BPF_FIB_LKUP_RET_FRAG_NEEDED: the packet is larger than the route lets through.
+const TOO_BIG: i64 = 8;
 
 /// A family's part of a route look-up.
 pub trait Route: Family {
@@ -45,24 +54,64 @@ impl Route for Ipv6 {
     }
 }
 
+/// Asks the kernel's routing tables for the way of a packet with these addresses.
+#[inline(always)]
+fn look_up<F: Route>(
+    context: &TcContext,
+    tuple: &Tuple<F::Address>,
+    length: u16,
+    lookup: &mut core::mem::MaybeUninit<FibLookup>,
+) -> i64 {
+    memory::zero(lookup.as_mut_ptr());
+    // SAFETY: plain numbers, for which zero is valid; the context is the kernel's, the
+    // parameters are of the size given.
+    unsafe {
+        let lookup = lookup.assume_init_mut();
+        F::fill(lookup, tuple.source, tuple.destination);
+        lookup.__bindgen_anon_1.tot_len = length;
+        lookup.ifindex = (*context.skb.skb).ifindex;
+        bpf_fib_lookup(context.skb.skb.cast(), &raw mut *lookup, size_of::<FibLookup>() as i32, 0)
+    }
+}
+
 /// Redirects the packet, already rewritten, to the device and neighbour that its
 /// destination is reached by.
 #[inline(never)]
 pub fn send<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Result<i32, Reason> {
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
-    memory::zero(room.as_mut_ptr());
-    // SAFETY: plain numbers, for which zero is valid.
-    let lookup = unsafe { room.assume_init_mut() };
-    F::fill(lookup, tuple.source, tuple.destination);
-    // SAFETY: the context is the kernel's; the parameters are of the size given.
-    let found = unsafe {
-        lookup.ifindex = (*context.skb.skb).ifindex;
-        bpf_fib_lookup(context.skb.skb.cast(), &raw mut *lookup, size_of::<FibLookup>() as i32, 0)
-    } as i64;
+    let found = look_up::<F>(context, tuple, 0, &mut room);
     if found != SUCCESS && found != NO_NEIGHBOUR {
         return Err(Reason::NoRoute);
     }
-    // SAFETY: without parameters the kernel finds the neighbour by the packet's own
-    // destination.
-    Ok(unsafe { bpf_redirect_neigh(lookup.ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+    // SAFETY: filled in above. Without parameters the kernel finds the neighbour by the
+    // packet's own destination.
+    Ok(unsafe { bpf_redirect_neigh(room.assume_init_ref().ifindex, core::ptr::null_mut(), 0, 0) }
+        as i32)
+}
+
+/// The same for a packet that is on its way through this node.
+#[inline(never)]
+pub fn forward<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Result<i32, Reason> {
+    let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
+    // SAFETY: the context is the kernel's.
+    let skb = unsafe { &*context.skb.skb };
+    // What is cut into segments later is measured by the device.
+    let length = if skb.gso_size == 0 { skb.len - IP_OFFSET as u32 } else { 0 };
+    let found = look_up::<F>(context, tuple, length as u16, &mut room);
+    // SAFETY: filled in above.
+    let lookup = unsafe { room.assume_init_ref() };
+    match found {
+        SUCCESS => {
+            let macs = [lookup.dmac, lookup.smac];
+            rewrite::store(context, 0, &macs).ok_or(Reason::RewriteFailed)?;
+            // SAFETY: no preconditions.
+            Ok(unsafe { bpf_redirect(lookup.ifindex, 0) } as i32)
+        }
+        // SAFETY: as in `send`.
+        NO_NEIGHBOUR => {
+            Ok(unsafe { bpf_redirect_neigh(lookup.ifindex, core::ptr::null_mut(), 0, 0) } as i32)
+        }
+        TOO_BIG => Err(Reason::TooBig),
+        _ => Err(Reason::NoRoute),
+    }
 }

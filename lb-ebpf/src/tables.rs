@@ -2,15 +2,17 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
+    btf_maps::lpm_trie::Key,
     helpers::{bpf_get_prandom_u32, generated::bpf_jiffies64},
 };
 use lb_common::{
     abi::{
-        address::{Address4, Address6, Family, Ipv4, Ipv6},
+        address::{Address, Address4, Address6, Family, Ipv4, Ipv6},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         flow::{Flow, FlowKey},
         frontend::{Frontend, FrontendKey},
+        range::Range,
         service::Service,
         settings::{MAX_DEVICES, Settings},
     },
@@ -75,6 +77,8 @@ pub trait FamilyMaps: Family {
     fn scratch() -> Option<*mut maps::Scratch<Self>>;
     /// Looks up in FRONTENDS.
     fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
+    /// Looks up in RANGES.
+    fn range(key: &Key<Range<Self::Address>>) -> bool;
     /// Looks up in BACKENDS.
     fn backend(id: u32) -> Option<*const Backend<Self::Address>>;
     /// Looks up in FLOWS or EMBRYONIC.
@@ -91,7 +95,7 @@ pub trait FamilyMaps: Family {
 }
 
 macro_rules! family_maps {
-    ($family:ty, $address:ty, $frontends:ident, $backends:ident, $flows:ident, $embryonic:ident, $scratch:ident) => {
+    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $backends:ident, $flows:ident, $embryonic:ident, $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn scratch() -> Option<*mut maps::Scratch<Self>> {
@@ -101,6 +105,11 @@ macro_rules! family_maps {
             #[inline(always)]
             fn frontend(key: &FrontendKey<$address>) -> Option<*const Frontend> {
                 maps::$frontends.get_ptr(key)
+            }
+
+            #[inline(always)]
+            fn range(key: &Key<Range<$address>>) -> bool {
+                maps::$ranges.get(key).is_some()
             }
 
             #[inline(always)]
@@ -140,8 +149,8 @@ macro_rules! family_maps {
     };
 }
 
-family_maps!(Ipv4, Address4, FRONTENDS4, BACKENDS4, FLOWS4, EMBRYONIC4, SCRATCH4);
-family_maps!(Ipv6, Address6, FRONTENDS6, BACKENDS6, FLOWS6, EMBRYONIC6, SCRATCH6);
+family_maps!(Ipv4, Address4, FRONTENDS4, RANGES4, BACKENDS4, FLOWS4, EMBRYONIC4, SCRATCH4);
+family_maps!(Ipv6, Address6, FRONTENDS6, RANGES6, BACKENDS6, FLOWS6, EMBRYONIC6, SCRATCH6);
 
 impl<F: FamilyMaps> Tables<F> for Maps {
     type FlowEntry = Place<Flow<F::Address>>;
@@ -162,6 +171,14 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
         // SAFETY: the look-up of this run found it.
         F::frontend(key).map(|frontend| unsafe { *frontend })
+    }
+
+    #[inline(never)]
+    fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool {
+        let mut range = Range { service, address: F::Address::default() };
+        range.address.set(client);
+        let bits = 8 * size_of::<Range<F::Address>>() as u32;
+        F::range(&Key::new(bits, range))
     }
 
     #[inline(always)]

@@ -10,12 +10,13 @@ use std::cell::RefCell;
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
 use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
-use lb_common::abi::address::{Ipv4, Ipv6};
+use lb_common::abi::address::{Address, Ipv4, Ipv6};
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;
 use lb_common::abi::counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason};
 use lb_common::abi::flow::{Flow, FlowKey, Tuple};
 use lb_common::abi::frontend::{Frontend, FrontendKey};
+use lb_common::abi::range::RangeKey;
 use lb_common::abi::service::{Service, Slot};
 use lb_common::abi::settings::{Device, SettingsPair};
 use lb_common::balance::{Answer, FlowTable};
@@ -50,6 +51,7 @@ impl KernelFamily for Ipv6 {
 pub struct Kernel<F: KernelFamily>
 where
     FrontendKey<F::Address>: Pod,
+    RangeKey<F::Address>: Pod,
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
@@ -61,6 +63,7 @@ where
     backends: TypedMap<u32, Backend<F::Address>>,
     settings: TypedMap<u32, SettingsPair>,
     devices: TypedMap<u32, Device>,
+    ranges: TypedMap<RangeKey<F::Address>, u32>,
     flows: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
     embryonic: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
     affinity: TypedMap<AffinityKey, Affinity>,
@@ -72,6 +75,7 @@ where
 impl<F: KernelFamily> Kernel<F>
 where
     FrontendKey<F::Address>: Pod,
+    RangeKey<F::Address>: Pod,
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
@@ -91,6 +95,7 @@ where
             backends: programs.map(&name("BACKENDS"))?,
             settings: programs.map("SETTINGS")?,
             devices: programs.map("DEVICES")?,
+            ranges: programs.map(&name("RANGES"))?,
             flows: programs.map(&name("FLOWS"))?,
             embryonic: programs.map(&name("EMBRYONIC"))?,
             affinity: programs.map("AFFINITY")?,
@@ -168,19 +173,22 @@ fn end<F: TestFamily>(
         says(frame::check_answer(before, after, &packet, answer))?;
         ensure!(ran.returned == REDIRECT, "an answer that is not sent back");
         let right = match place {
-            Place::FromPod => macs == swapped,
+            Place::FromPod | Place::FromDevice | Place::FromOtherDevice => macs == swapped,
             _ => into(mac(EXTERNAL)),
         };
         ensure!(right, "the answer's MACs are {macs:02x?}");
         return Ok(End::Answered(answer));
     }
     let tuple = tuple_of::<F>(after, usize::from(packet.transport));
-    says(frame::check_rewrite(before, after, &packet, &tuple))?;
+    let hops = before[F::HOPS].wrapping_sub(after[F::HOPS]);
+    says(frame::check_rewrite(before, after, &packet, &tuple, hops))?;
+    ensure!(hops == 0 || hops == 1 && ran.returned == REDIRECT, "{hops} hops were taken");
     Ok(match ran.returned {
         NEXT => {
             ensure!(macs == &before[..12], "the MACs became {macs:02x?}");
             End::Onward(tuple)
         }
+        _ if macs == &before[..12] && hops == 1 => End::Forwarded(tuple),
         _ if macs == &before[..12] => End::Routed(tuple),
         _ if macs == swapped => End::Bounced(tuple),
         _ if into([0; 6]) => End::IntoLoopback(tuple),
@@ -196,8 +204,11 @@ fn answer<F: TestFamily>(reason: Reason, packet: &Packet<F>) -> Option<Answer> {
     match reason {
         Reason::EchoAnswered => Some(Answer::Echo),
         Reason::NoSuchProtocol => Some(Answer::ProtocolUnreachable),
-        Reason::NoEndpoint | Reason::NoSuchPort if packet.protocol() == TCP => Some(Answer::Reset),
-        Reason::NoEndpoint | Reason::NoSuchPort => Some(Answer::PortUnreachable),
+        Reason::TtlExceeded => Some(Answer::TimeExceeded),
+        Reason::NoEndpoint | Reason::NoSuchPort | Reason::NoSourcePort => {
+            let is_tcp = packet.protocol() == TCP;
+            Some(if is_tcp { Answer::Reset } else { Answer::PortUnreachable })
+        }
         _ => None,
     }
 }
@@ -245,6 +256,7 @@ fn age<K: Pod, V: Pod>(map: &TypedMap<K, V>, last_seen: impl Fn(&mut V) -> &mut 
 impl<F: KernelFamily> Lab<F> for Kernel<F>
 where
     FrontendKey<F::Address>: Pod,
+    RangeKey<F::Address>: Pod,
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
@@ -254,6 +266,7 @@ where
         clear(&self.embryonic);
         clear(&self.affinity);
         clear(&self.frontends);
+        clear(&self.ranges);
     }
 
     fn load(&mut self, world: &World<F>) {
@@ -273,6 +286,11 @@ where
         fill(&self.backends, &world.backends);
         for (key, frontend) in &world.frontends {
             self.frontends.set(key, frontend).expect("a front end can be set");
+        }
+        for (service, range) in &world.ranges {
+            let length = range.mask.words().iter().map(|word| word.count_ones()).sum();
+            let key = RangeKey::new(*service, range.address, length);
+            self.ranges.set(&key, &1).expect("a range can be set");
         }
     }
 

@@ -146,6 +146,7 @@ fn data(map: &Map) -> Option<&MapData> {
     Some(match map {
         Map::Array(map)
         | Map::HashMap(map)
+        | Map::LpmTrie(map)
         | Map::LruHashMap(map)
         | Map::PerCpuArray(map)
         | Map::SkStorage(map) => map,
@@ -196,6 +197,8 @@ fn devices() -> Result<()> {
         "addr add 2001:db8::10/64 dev ext0 nodad",
         "route add 10.2.0.0/16 via 192.0.2.1",
         "route add fd00:2::/32 via 2001:db8::1",
+        "route add 198.51.100.0/24 via 192.0.2.1",
+        "route add 2001:db9::/32 via 2001:db8::1",
         "route add 10.1.0.0/16 dev pod0",
         "route add fd00:1::/32 dev pod0",
     ] {

@@ -10,6 +10,7 @@ use lb_common::abi::backend::Backend;
 use lb_common::abi::counter::{Hook, Reason};
 use lb_common::abi::flow::{Flow, FlowKey};
 use lb_common::abi::frontend::{FrontendKey, TCP, UDP};
+use lb_common::abi::range::RangeKey;
 use lb_common::balance::Verdict;
 use lb_common::packet::answer::quote_length;
 use lb_common::packet::{ACK, FIN, RST, SYN};
@@ -119,6 +120,7 @@ fn cannot_be_carried_out<F: TestFamily>(host: &mut Host<F>, place: Place, frame:
 fn compare<F: KernelFamily>(seed: u64, frames: usize) -> Result<()>
 where
     FrontendKey<F::Address>: Pod,
+    RangeKey<F::Address>: Pod,
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
@@ -184,6 +186,7 @@ fn what_is_not_ip_is_untouched_and_counted() -> Result<()> {
 fn only_sends<F: KernelFamily>() -> Result<()>
 where
     FrontendKey<F::Address>: Pod,
+    RangeKey<F::Address>: Pod,
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,

@@ -32,8 +32,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 /// What is decided when the programs are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Constants {
-    /// The network namespace whose sockets the connect-time hooks translate; 0 = every.
-    pub netns_cookie: u64,
+    /// The cookie of the node's own network namespace; 0 = not known.
+    pub node_cookie: u64,
+    /// Whether the connect-time hooks translate sockets of that namespace alone.
+    pub only_node: bool,
     /// Whether the connect-time hooks translate UDP.
     pub socket_lb_udp: bool,
     /// Whether the kernel has `bpf_set_retval` for the connect-time hooks.
@@ -50,15 +52,16 @@ impl Constants {
     /// # Errors
     /// [`LoadError::Cookie`] if the namespace has none and `mode` needs it.
     pub fn new(mode: SocketLb, features: Features) -> Result<Self, LoadError> {
-        let netns_cookie = match mode {
-            SocketLb::Node if features.has_netns_cookie => {
-                sys::netns_cookie().map_err(|source| LoadError::Cookie { source })?
-            }
-            SocketLb::Node => return Err(LoadError::Cookie { source: unsupported() }),
-            SocketLb::Auto | SocketLb::Tcp | SocketLb::All | SocketLb::Off => 0,
+        let only_node = mode == SocketLb::Node;
+        let known =
+            if features.has_netns_cookie { sys::netns_cookie() } else { Err(unsupported()) };
+        let node_cookie = match known {
+            Err(source) if only_node => return Err(LoadError::Cookie { source }),
+            known => known.unwrap_or_default(),
         };
         Ok(Self {
-            netns_cookie,
+            node_cookie,
+            only_node,
             socket_lb_udp: mode == SocketLb::All,
             has_set_retval: features.has_set_retval,
             has_netns_cookie: features.has_netns_cookie,
@@ -116,15 +119,16 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
     for map in &mut maps {
         adopt_size(pins, map)?;
     }
-    let netns_cookie = constants.netns_cookie.to_ne_bytes();
+    let node_cookie = constants.node_cookie.to_ne_bytes();
     let flags = [
+        ("ONLY_NODE", u32::from(constants.only_node)),
         ("SOCKET_LB_UDP", u32::from(constants.socket_lb_udp)),
         ("HAS_SET_RETVAL", u32::from(constants.has_set_retval)),
         ("HAS_NETNS_COOKIE", u32::from(constants.has_netns_cookie)),
         ("HAS_CSUM_IPV6", u32::from(constants.has_csum_ipv6)),
     ];
     let mut loader = EbpfLoader::new();
-    loader.btf(None).override_global("NETNS_COOKIE", &netns_cookie, true);
+    loader.btf(None).override_global("NODE_COOKIE", &node_cookie, true);
     loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
     for (name, value) in &flags {
         loader.override_global(name, value, true);

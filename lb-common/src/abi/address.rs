@@ -166,6 +166,8 @@ pub trait Family: Copy + Debug + 'static {
     /// This family's part of the settings.
     fn settings(settings: &Settings) -> &FamilySettings<Self::Address>;
 
+    /// Whether the address never leaves its host.
+    fn is_loopback(address: Self::Address) -> bool;
     /// Whether an ICMP message of this type reports an error about another packet
     /// (RFC 792, RFC 4443 section 2.1).
     fn is_icmp_error(icmp_type: u8) -> bool;
@@ -183,6 +185,11 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn is_loopback(address: Address4) -> bool {
+        address.be32 & 0xff00_0000u32.to_be() == 0x7f00_0000u32.to_be()
+    }
+
+    #[inline(always)]
     fn is_icmp_error(icmp_type: u8) -> bool {
         matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
     }
@@ -197,6 +204,11 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn settings(settings: &Settings) -> &FamilySettings<Address6> {
         &settings.ipv6
+    }
+
+    #[inline(always)]
+    fn is_loopback(address: Address6) -> bool {
+        address.be32 == [0, 0, 0, 1u32.to_be()]
     }
 
     #[inline(always)]

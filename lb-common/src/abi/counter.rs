@@ -96,8 +96,6 @@ numbered! {
         Fragment => "fragment",
         /// An ICMP error about a ClusterIP: dropped.
         IcmpError => "icmp_error",
-        /// The reply's addresses and ports are those of another live flow: dropped.
-        ReplyTupleTaken => "reply_tuple_taken",
         /// Every source port that was tried for the flow is taken: refused.
         NoSourcePort => "no_source_port",
         /// The flow table took no entry: dropped.

@@ -99,7 +99,8 @@ pub struct Flow<A> {
     /// The low 32 bits of the kernel's jiffies when a packet was last noted; to within
     /// a second.
     pub last_seen: u32,
-    /// Index into DEVICES of the device that a flow of a node process left by.
+    /// Index into DEVICES of the device that a flow of a node process left by, or
+    /// [`LOOPBACK_DEVICE`].
     pub device: u32,
 }
 
@@ -117,6 +118,9 @@ impl<A: Address> Flow<A> {
         self.device = other.device;
     }
 }
+
+/// [`Flow::device`] of a node process that reached its own node by the loopback device.
+pub const LOOPBACK_DEVICE: u32 = u32::MAX;
 
 /// TCP: the backend answered the SYN. UDP: the backend sent something.
 pub const ANSWERED: u8 = 1;
@@ -144,6 +148,9 @@ impl Action {
     pub const REQUEST_LOOPBACK: Self = Self { action: 3 };
     /// Request of a pod to itself; goes back out of the device it came in by.
     pub const REQUEST_HAIRPIN: Self = Self { action: 4 };
+    /// Request with a source address of this node; forwarded by the program, past the
+    /// stack, which takes no packet in that claims to come from its own node.
+    pub const REQUEST_FORWARD: Self = Self { action: 5 };
     /// Reply; goes on as it was going.
     pub const REPLY: Self = Self { action: 65 };
     /// Reply to a node process; goes into the device that its request left by.
@@ -151,12 +158,21 @@ impl Action {
     /// Reply of a pod to itself; goes back out of the device it came in by.
     pub const REPLY_HAIRPIN: Self = Self { action: 68 };
 
+    /// Reply to a client outside, from an address of this node or a Service's; forwarded by
+    /// the program.
+    pub const REPLY_FORWARD: Self = Self { action: 69 };
     const REPLY_BIT: u8 = 64;
 
     /// Whether the entry is of the direction from backend to client.
     #[inline(always)]
     pub const fn is_reply(self) -> bool {
         self.action & Self::REPLY_BIT != 0
+    }
+
+    /// Whether the program forwards the packet as a router does.
+    #[inline(always)]
+    pub const fn is_forward(self) -> bool {
+        self.action & !Self::REPLY_BIT == Self::REQUEST_FORWARD.action
     }
 }
 

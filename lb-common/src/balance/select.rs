@@ -5,11 +5,15 @@ use crate::abi::{
     affinity::{Affinity, AffinityKey, BY_ADDRESS, BY_NETNS, BY_SOCKET},
     backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET},
     counter::Reason,
+    frontend::FrontendKind,
     service::{Service, SlotRange},
     settings::Settings,
 };
 
-use super::tables::{Entry, Tables};
+use super::{
+    Origin,
+    tables::{Entry, Tables},
+};
 
 /// Who asks, as far as keeping to a backend is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +59,7 @@ impl<A: Address> Client<A> {
 }
 
 /// The backends that may be chosen from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Eligible {
     /// Their slots.
     pub range: SlotRange,
@@ -63,11 +67,17 @@ pub struct Eligible {
     pub set: u8,
 }
 
-/// The set that a client inside the cluster gets (`internalTrafficPolicy`), or why it
-/// gets none.
+/// The set that a client gets at a front end of this kind, or why it gets none.
 #[inline(always)]
-pub fn eligible(service: &Service) -> Result<Eligible, Reason> {
-    let local = service.flags & Service::INTERNAL_LOCAL != 0;
+pub fn eligible(service: &Service, kind: FrontendKind, origin: Origin) -> Result<Eligible, Reason> {
+    let policy = match (kind.is_internal(), origin) {
+        (true, _) => Service::INTERNAL_LOCAL,
+        (false, Origin::Outside) => Service::EXTERNAL_LOCAL,
+        // Clients inside the cluster take the short way to where the traffic from outside
+        // may end.
+        (false, _) => 0,
+    };
+    let local = service.flags & policy != 0;
     let (range, set) =
         if local { (service.local, IN_LOCAL_SET) } else { (service.cluster, IN_CLUSTER_SET) };
     if range.length() > 0 {
@@ -99,7 +109,7 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
 ) -> Option<u32> {
     let lifetime = choice.client.lifetime(&choice.service, settings);
     if lifetime == 0 {
-        return any(choice, NOBODY, tables);
+        return any(choice, tables);
     }
     let now = tables.now();
     let key = choice.client.key(choice.index);
@@ -117,7 +127,7 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
             return Some(bound.backend);
         }
     }
-    let id = any(choice, NOBODY, tables)?;
+    let id = any(choice, tables)?;
     let generation = tables.backend(id)?.generation as u32;
     let bound = Affinity { backend: id, generation, last_seen: now };
     match entry {
@@ -127,18 +137,10 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
     Some(id)
 }
 
-/// No backend has this id.
-const NOBODY: u32 = u32::MAX;
-
-/// Any backend but `avoided` with equal chance; returns its id. A slot may point, for the
-/// moment between two stores of the agent, to a backend that has just left: then, as for
-/// the one that is avoided, its neighbour is taken.
+/// Any backend with equal chance; returns its id. A slot may point, for the moment between
+/// two stores of the agent, to a backend that has just left: then its neighbour is taken.
 #[inline(never)]
-pub(crate) fn any<F: Family, T: Tables<F>>(
-    choice: &Choice<F::Address>,
-    avoided: u32,
-    tables: &mut T,
-) -> Option<u32> {
+fn any<F: Family, T: Tables<F>>(choice: &Choice<F::Address>, tables: &mut T) -> Option<u32> {
     const ATTEMPTS: u32 = 2;
     let Eligible { range, set } = choice.eligible;
     let mut position = ((tables.random() as u64 * range.length() as u64) >> 32) as u32;
@@ -149,7 +151,7 @@ pub(crate) fn any<F: Family, T: Tables<F>>(
         }
         let id = tables.slot(range.start().wrapping_add(position))?;
         let backend = tables.backend(id)?;
-        if id != avoided && backend.service == choice.index && backend.sets & set != 0 {
+        if backend.service == choice.index && backend.sets & set != 0 {
             return Some(id);
         }
         position += 1;

@@ -3,12 +3,12 @@
 use crate::abi::{
     address::{Address, Family},
     counter::Reason,
-    frontend::FrontendKey,
+    frontend::{Frontend, FrontendKey},
     settings::Settings,
 };
 
 use super::{
-    Endpoint,
+    Endpoint, Origin,
     select::{self, Choice, Client},
     tables::Tables,
 };
@@ -20,7 +20,7 @@ pub enum Decision<A: Address> {
     Untouched(Reason),
     /// It goes to this backend.
     Translate(Endpoint<A>),
-    /// It fails with ECONNREFUSED.
+    /// It fails: with EPERM for [`Reason::SourceNotAllowed`], else with ECONNREFUSED.
     Refuse(Reason),
 }
 
@@ -28,6 +28,8 @@ pub enum Decision<A: Address> {
 pub trait Caller {
     /// The cookie of the socket's network namespace.
     fn netns(&self) -> u64;
+    /// Whether the socket is one of the node's own network namespace.
+    fn is_node(&self) -> bool;
     /// The cookie of the socket, if each of its datagrams is decided on anew.
     fn datagram_socket(&self) -> Option<u64>;
 }
@@ -41,7 +43,10 @@ pub fn decide<F: Family, T: Tables<F>>(
     settings: &Settings,
     tables: &mut T,
 ) -> Decision<F::Address> {
-    if !F::settings(settings).may_be_service(destination.address) {
+    let family = F::settings(settings);
+    let may_be_node_port = settings.node_ports.contains(destination.port.get())
+        && family.may_be_node(destination.address);
+    if !may_be_node_port && !family.may_be_service(destination.address) {
         return Decision::Untouched(Reason::NotService);
     }
     let key = FrontendKey::new(destination.address, destination.port, protocol);
@@ -54,7 +59,16 @@ pub fn decide<F: Family, T: Tables<F>>(
     let Some(service) = tables.service(frontend.service) else {
         return Decision::Untouched(Reason::TableInconsistent);
     };
-    let eligible = match select::eligible(&service) {
+    if frontend.flags & Frontend::RANGED != 0 {
+        // A pod's address is not known yet: its packets are judged.
+        if !caller.is_node() {
+            return Decision::Untouched(Reason::SocketExempt);
+        }
+        if !tables.is_in_range(frontend.service, &family.node_source) {
+            return Decision::Refuse(Reason::SourceNotAllowed);
+        }
+    }
+    let eligible = match select::eligible(&service, frontend.kind, Origin::Inside) {
         Ok(eligible) => eligible,
         Err(reason) => return Decision::Refuse(reason),
     };

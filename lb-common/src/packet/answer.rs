@@ -11,7 +11,6 @@ use super::{
 use crate::abi::{
     address::{Address, Address4, Address6, Be16, Family, Ipv4, Ipv6},
     frontend::TCP,
-    pod,
 };
 
 const TTL: u8 = 64;
@@ -44,29 +43,6 @@ pub struct IcmpHeader {
 /// first eight bytes of the transport header, at most so many words.
 pub const MAX_QUOTE_WORDS: usize = 26;
 
-/// The IP packet that resets a TCP connection.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Reset<H> {
-    ip: H,
-    tcp: TcpHeader,
-}
-
-/// The start of the IP packet that reports an error; the quote follows.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Unreachable<H> {
-    ip: H,
-    icmp: IcmpHeader,
-}
-
-pod! {
-    Reset<Header4> { Header4, TcpHeader }
-    Reset<Header6> { Header6, TcpHeader }
-    Unreachable<Header4> { Header4, IcmpHeader }
-    Unreachable<Header6> { Header6, IcmpHeader }
-}
-
 /// A family in which clients can be answered.
 pub trait Respond: Family {
     /// The family's IP header.
@@ -76,6 +52,8 @@ pub trait Respond: Family {
     const PORT_UNREACHABLE: (u8, u8);
     /// ICMP type and code that say: the protocol is not spoken.
     const PROTOCOL_UNREACHABLE: (u8, u8);
+    /// ICMP type and code that say: the packet has crossed as many routers as it may.
+    const TIME_EXCEEDED: (u8, u8);
     /// The ICMP type of an echo reply.
     const ECHO_REPLY: u8;
     /// Whether ICMP's checksum covers a pseudo header (RFC 4443 section 2.3).
@@ -95,6 +73,7 @@ impl Respond for Ipv4 {
 
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const PROTOCOL_UNREACHABLE: (u8, u8) = (3, 2);
+    const TIME_EXCEEDED: (u8, u8) = (11, 0);
     const ECHO_REPLY: u8 = 0;
     const ICMP_PSEUDO_HEADER: bool = false;
 
@@ -124,6 +103,7 @@ impl Respond for Ipv6 {
 
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const PROTOCOL_UNREACHABLE: (u8, u8) = (1, 4);
+    const TIME_EXCEEDED: (u8, u8) = (3, 0);
     const ECHO_REPLY: u8 = 129;
     const ICMP_PSEUDO_HEADER: bool = true;
 
@@ -148,11 +128,22 @@ fn pseudo_sum<A: Address>(source: A, destination: A, protocol: u8, length: u16) 
     sum + Be16::new(length).be16 as u64 + Be16::new(protocol as u16).be16 as u64
 }
 
-/// The answer to a SYN with `sequence` (network byte order) that nobody expects
-/// (RFC 9293 section 3.5.2): from where it was sent to.
+/// The header of an answer: `length` bytes of `protocol` from where the packet was sent to.
 #[inline(always)]
-pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> Reset<F::Header> {
-    const LENGTH: u16 = size_of::<TcpHeader>() as u16;
+pub fn header<F: Respond>(packet: &Packet<F>, protocol: u8, length: u16) -> F::Header {
+    let tuple = packet.tuple();
+    F::header(tuple.destination, tuple.source, protocol, length)
+}
+
+/// How many bytes of TCP a reset is.
+pub const RESET_LENGTH: u16 = size_of::<TcpHeader>() as u16;
+
+/// The answer to a SYN with `sequence` (network byte order) that nobody expects
+/// (RFC 9293 section 3.5.2): from where it was sent to. It follows a header for
+/// [`RESET_LENGTH`] bytes of TCP.
+#[inline(always)]
+pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> TcpHeader {
+    const LENGTH: u16 = RESET_LENGTH;
     let to = packet.tuple().reversed();
     let mut tcp = TcpHeader {
         ports: [to.source_port, to.destination_port],
@@ -167,7 +158,7 @@ pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> Reset<F::Header> 
     let words: [u32; 5] = bytemuck::cast(tcp);
     let sum = pseudo_sum(to.source, to.destination, TCP, LENGTH);
     tcp.checksum = !checksum::fold16(checksum::add(sum, &words));
-    Reset { ip: F::header(to.source, to.destination, TCP, LENGTH), tcp }
+    tcp
 }
 
 /// How many bytes of a packet an error about it quotes; `None` if its headers are
@@ -179,14 +170,15 @@ pub fn quote_length<F: Family>(packet: &Packet<F>) -> Option<u16> {
 }
 
 /// The start of an ICMP error of `kind` (type and code) about a packet of which `quote`
-/// holds the first `length` bytes, then zeros.
+/// holds the first `length` bytes, then zeros. It follows an IP header and is followed by
+/// the quote.
 #[inline(always)]
 pub fn unreachable<F: Respond>(
     packet: &Packet<F>,
     kind: (u8, u8),
     quote: &[u32; MAX_QUOTE_WORDS],
     length: u16,
-) -> Unreachable<F::Header> {
+) -> IcmpHeader {
     let to = packet.tuple().reversed();
     let total = size_of::<IcmpHeader>() as u16 + length;
     let mut icmp = IcmpHeader { icmp_type: kind.0, code: kind.1, checksum: 0, unused: 0 };
@@ -197,5 +189,5 @@ pub fn unreachable<F: Respond>(
     };
     let words: [u32; 2] = bytemuck::cast(icmp);
     icmp.checksum = !checksum::fold16(checksum::add(checksum::add(sum, &words), quote));
-    Unreachable { ip: F::header(to.source, to.destination, F::ICMP, total), icmp }
+    icmp
 }

@@ -107,6 +107,8 @@ pub enum End<A: Address> {
     Bounced(Tuple<A>),
     /// It goes where a route look-up says.
     Routed(Tuple<A>),
+    /// The same, one hop further on, as by a router.
+    Forwarded(Tuple<A>),
     /// It comes in by the loopback device.
     IntoLoopback(Tuple<A>),
     /// It comes in by the device with this index.
@@ -123,6 +125,7 @@ impl<A: Address> End<A> {
             Self::Onward(tuple)
             | Self::Bounced(tuple)
             | Self::Routed(tuple)
+            | Self::Forwarded(tuple)
             | Self::IntoLoopback(tuple)
             | Self::IntoDevice(tuple, _) => Some(*tuple),
         }
@@ -290,9 +293,20 @@ impl<F: TestFamily> Bench<'_, F> {
     pub fn reply(&mut self, talk: &Talk<F::Address>, flags: u8) {
         let back = tuple(talk.front, talk.client);
         let (place, end) = match talk.end {
+            End::Onward(_) if talk.place == Place::FromDevice => {
+                (Place::ToDeviceForwarded, End::Onward(back))
+            }
+            End::Onward(_) if talk.place == Place::Loopback => (Place::Loopback, End::Onward(back)),
             End::Onward(_) => (Place::ToPod, End::Onward(back)),
             End::Bounced(_) => (Place::FromPod, End::Bounced(back)),
+            End::Routed(_) if talk.place == Place::Loopback => {
+                (Place::FromDevice, End::IntoLoopback(back))
+            }
             End::Routed(_) => (Place::FromDevice, End::Onward(back)),
+            End::Forwarded(_) => (Place::FromDevice, End::Forwarded(back)),
+            End::IntoLoopback(_) if talk.place == Place::FromDevice => {
+                (Place::Loopback, End::Forwarded(back))
+            }
             End::IntoLoopback(_) => (Place::Loopback, End::Onward(back)),
             other => panic!("no request ends as {other:?}"),
         };

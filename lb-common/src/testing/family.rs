@@ -16,6 +16,8 @@ pub trait TestFamily: Parse + Respond {
     const ETHERTYPE: u16;
     /// Offset of the source address from the start of the frame; the destination follows.
     const ADDRESSES: usize;
+    /// Offset of TTL or hop limit from the start of the frame.
+    const HOPS: usize;
     /// Bytes of an address.
     const ADDRESS_LENGTH: usize;
     /// ICMP type of an error about a packet, of any kind.
@@ -33,6 +35,8 @@ pub trait TestFamily: Parse + Respond {
     fn vip_elsewhere(number: u8) -> Self::Address;
     /// An address that has to do with nothing.
     fn outside() -> Self::Address;
+    /// The address of the host itself.
+    fn loopback() -> Self::Address;
     /// The prefixes of [`TestFamily::vip`] and [`TestFamily::vip_elsewhere`].
     fn gate() -> [Prefix<Self::Address>; 2];
     /// The address as it stands in a packet.
@@ -54,6 +58,7 @@ impl TestFamily for Ipv4 {
     const NUMBER: u8 = 4;
     const ETHERTYPE: u16 = 0x0800;
     const ADDRESSES: usize = 14 + 12;
+    const HOPS: usize = 14 + 8;
     const ADDRESS_LENGTH: usize = 4;
     const SOME_ICMP_ERROR: u8 = 3;
 
@@ -75,6 +80,10 @@ impl TestFamily for Ipv4 {
 
     fn vip_elsewhere(number: u8) -> Address4 {
         core::net::Ipv4Addr::new(10, 97, 0, number).into()
+    }
+
+    fn loopback() -> Address4 {
+        core::net::Ipv4Addr::LOCALHOST.into()
     }
 
     fn outside() -> Address4 {
@@ -129,6 +138,7 @@ impl TestFamily for Ipv6 {
     const NUMBER: u8 = 6;
     const ETHERTYPE: u16 = 0x86dd;
     const ADDRESSES: usize = 14 + 8;
+    const HOPS: usize = 14 + 7;
     const ADDRESS_LENGTH: usize = 16;
     const SOME_ICMP_ERROR: u8 = 1;
 
@@ -150,6 +160,10 @@ impl TestFamily for Ipv6 {
 
     fn vip_elsewhere(number: u8) -> Address6 {
         Self::group([0xfd00, 0x97], number)
+    }
+
+    fn loopback() -> Address6 {
+        core::net::Ipv6Addr::LOCALHOST.into()
     }
 
     fn outside() -> Address6 {

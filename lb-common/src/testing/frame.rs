@@ -194,6 +194,7 @@ pub fn check_rewrite<F: TestFamily>(
     after: &[u8],
     packet: &Packet<F>,
     tuple: &Tuple<F::Address>,
+    hops: u8,
 ) -> Result<(), String> {
     let (transport, protocol) = (usize::from(packet.transport), packet.protocol());
     let mut expected = before.to_vec();
@@ -202,6 +203,7 @@ pub fn check_rewrite<F: TestFamily>(
     let ports = [tuple.source_port.get(), tuple.destination_port.get()];
     let ports: Vec<u8> = ports.iter().flat_map(|port| port.to_be_bytes()).collect();
     expected[transport..transport + 4].copy_from_slice(&ports);
+    expected[F::HOPS] = expected[F::HOPS].wrapping_sub(hops);
     if after.len() != expected.len() {
         return Err(format!("{} bytes became {}", before.len(), after.len()));
     }
@@ -296,6 +298,7 @@ pub fn check_answer<F: TestFamily>(
         }
         Answer::PortUnreachable => F::PORT_UNREACHABLE,
         Answer::ProtocolUnreachable => F::PROTOCOL_UNREACHABLE,
+        Answer::TimeExceeded => F::TIME_EXCEEDED,
     };
     let quote = &before[ETHERNET..from + 8];
     let right = after.len() == to + 8 + quote.len()

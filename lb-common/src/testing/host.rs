@@ -4,7 +4,7 @@ use crate::{
     abi::{
         affinity::{Affinity, AffinityKey},
         counter::Reason,
-        flow::{Action, FlowKey},
+        flow::{Action, FlowKey, LOOPBACK_DEVICE},
         settings::Settings,
     },
     balance::{self, FlowTable, Tables, Verdict, Work},
@@ -59,6 +59,8 @@ impl<F: TestFamily> Host<F> {
         match action {
             Action::REQUEST | Action::REPLY => End::Onward(tuple),
             Action::REQUEST_ROUTE => End::Routed(tuple),
+            Action::REQUEST_FORWARD | Action::REPLY_FORWARD => End::Forwarded(tuple),
+            Action::REPLY_INTO_DEVICE if device == LOOPBACK_DEVICE => End::IntoLoopback(tuple),
             Action::REQUEST_LOOPBACK => End::IntoLoopback(tuple),
             Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => End::Bounced(tuple),
             Action::REPLY_INTO_DEVICE => match self.ifindices[device as usize] {

@@ -1,4 +1,4 @@
-//! What the datapath must do with a ClusterIP, row by row, for both families and, where it
+//! What the datapath must do with Services, row by row, for both families and, where it
 //! makes no difference, both protocols.
 
 use crate::{
@@ -27,6 +27,7 @@ pub mod clients;
 pub mod clock;
 pub mod life;
 pub mod nothing;
+pub mod outside;
 pub mod shape;
 pub mod tuples;
 pub mod udp;
@@ -44,6 +45,7 @@ pub fn all<F: TestFamily>() -> Vec<Row<F>> {
     rows.extend(life::rows());
     rows.extend(udp::rows());
     rows.extend(tuples::rows());
+    rows.extend(outside::rows());
     rows
 }
 

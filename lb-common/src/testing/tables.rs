@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     abi::{
-        address::Family,
+        address::{Family, Prefix},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         flow::{Flow, FlowKey},
@@ -96,6 +96,7 @@ pub struct FakeTables<F: Family> {
     slots: Vec<u32>,
     backends: Vec<Backend<F::Address>>,
     devices: Vec<Device>,
+    ranges: Vec<(u32, Prefix<F::Address>)>,
     flows: Flows<F::Address>,
     embryonic: Flows<F::Address>,
     affinity: Vec<(AffinityKey, Rc<Cell<Affinity>>)>,
@@ -114,6 +115,7 @@ impl<F: Family> Default for FakeTables<F> {
             slots: Vec::new(),
             backends: Vec::new(),
             devices: Vec::new(),
+            ranges: Vec::new(),
             flows: Flows::new(),
             embryonic: Flows::new(),
             affinity: Vec::new(),
@@ -134,6 +136,7 @@ impl<F: Family> FakeTables<F> {
         self.slots = world.slots.iter().map(|slot| slot.backend).collect();
         self.backends = world.backends.clone();
         self.devices = world.devices.clone();
+        self.ranges = world.ranges.clone();
     }
 
     /// Every entry of a flow table.
@@ -182,6 +185,10 @@ impl<F: Family> Tables<F> for FakeTables<F> {
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
         self.lookups.frontends += 1;
         self.frontends.get(key).copied()
+    }
+
+    fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool {
+        self.ranges.iter().any(|(of, range)| *of == service && range.contains(*client))
     }
 
     fn service(&mut self, index: u32) -> Option<Service> {

@@ -3,7 +3,7 @@
 
 use crate::{
     abi::{
-        address::{Be16, Family},
+        address::{Be16, Family, Prefix},
         backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, THIS_HOST},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::{Service, Slot, SlotRange},
@@ -22,6 +22,11 @@ pub const EXTERNAL: u32 = 7;
 pub const EXTERNAL_TOO: u32 = 9;
 /// The host side of a pod's interface.
 pub const POD_DEVICE: u32 = 11;
+
+/// Where node ports lie.
+pub const NODE_PORTS: PortRange = PortRange { first: 30_000, count: 2_768 };
+/// Where the node's source ports are taken from.
+pub const SOURCE_PORTS: PortRange = PortRange { first: 10_000, count: 1_000 };
 
 /// The MAC of a device in the tests.
 pub const fn mac(ifindex: u32) -> [u8; 6] {
@@ -68,6 +73,8 @@ pub struct World<F: Family> {
     pub slots: Vec<Slot>,
     /// BACKENDS.
     pub backends: Vec<Backend<F::Address>>,
+    /// RANGES, without the look-up by prefix.
+    pub ranges: Vec<(u32, Prefix<F::Address>)>,
     /// DEVICES.
     pub devices: Vec<Device>,
 }
@@ -89,8 +96,8 @@ impl<F: TestFamily> Default for World<F> {
             timeouts,
             ticks_per_second: TICKS,
             flags: 0,
-            node_ports: PortRange::default(),
-            source_ports: PortRange::default(),
+            node_ports: NODE_PORTS,
+            source_ports: SOURCE_PORTS,
         };
         let device = |ifindex| Device { ifindex, mac: mac(ifindex), zero: 0 };
         Self {
@@ -100,6 +107,7 @@ impl<F: TestFamily> Default for World<F> {
             services: vec![Service::default()],
             slots: vec![Slot::default()],
             backends: vec![Backend::default()],
+            ranges: Vec::new(),
             devices: vec![device(EXTERNAL), device(EXTERNAL_TOO)],
         }
     }
@@ -112,6 +120,9 @@ fn family_settings<F: TestFamily>() -> FamilySettings<F::Address> {
     settings.service_cidr_count = 1;
     settings.node_addresses[0] = F::node();
     settings.node_address_count = 1;
+    let [Prefix { mask, .. }, _] = F::gate();
+    settings.pod_prefixes[0] = Prefix { address: F::remote_pod(0), mask };
+    settings.pod_prefix_count = 1;
     settings.node_source = F::node();
     settings
 }
@@ -135,9 +146,33 @@ impl<F: TestFamily> World<F> {
 
     /// Adds another front end of a service port.
     pub fn add_front(&mut self, service: u32, front: Endpoint<F::Address>, protocol: u8) {
+        self.add_front_of(FrontendKind::CLUSTER_IP, service, front, protocol);
+    }
+
+    /// Adds a front end of any kind.
+    pub fn add_front_of(
+        &mut self,
+        kind: FrontendKind,
+        service: u32,
+        front: Endpoint<F::Address>,
+        protocol: u8,
+    ) {
+        if !kind.is_internal() {
+            self.settings.flags |= Settings::EXTERNAL;
+        }
         let key = FrontendKey::new(front.address, front.port, protocol);
-        let kind = FrontendKind::CLUSTER_IP;
         self.frontends.push((key, Frontend { service, kind, ..Frontend::default() }));
+    }
+
+    /// Lets only clients of `ranges` use the front ends of a service port for clients
+    /// outside.
+    pub fn restrict(&mut self, service: u32, ranges: &[Prefix<F::Address>]) {
+        for (_, frontend) in &mut self.frontends {
+            if frontend.service == service && frontend.kind == FrontendKind::EXTERNAL {
+                frontend.flags |= Frontend::RANGED;
+            }
+        }
+        self.ranges.extend(ranges.iter().map(|range| (service, *range)));
     }
 
     /// Takes the front ends of a service port away, and those of the address as a whole

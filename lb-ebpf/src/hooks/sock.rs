@@ -27,6 +27,7 @@ use crate::{count::count, maps, memory, tables, tables::FamilyMaps};
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const EPERM: i32 = 1;
 /// The third word of a v4-mapped address (RFC 4291 section 2.5.5.2).
 const MAPPED_PREFIX: u32 = 0xffffu32.to_be();
 
@@ -162,6 +163,12 @@ impl Caller for Socket<'_> {
     }
 
     #[inline(always)]
+    fn is_node(&self) -> bool {
+        let node = maps::NODE_COOKIE.load();
+        node != 0 && self.netns() == node
+    }
+
+    #[inline(always)]
     fn datagram_socket(&self) -> Option<u64> {
         self.is_sendmsg.then(|| cookie(self.context))
     }
@@ -177,8 +184,7 @@ fn cookie(context: &SockAddrContext) -> u64 {
 #[inline(always)]
 fn is_exempt(socket: &Socket, protocol: u8) -> bool {
     let covered = protocol == TCP || protocol == UDP && maps::SOCKET_LB_UDP.load() != 0;
-    let only = maps::NETNS_COOKIE.load();
-    !covered || only != 0 && socket.netns() != only
+    !covered || maps::ONLY_NODE.load() != 0 && !socket.is_node()
 }
 
 /// connect() or sendmsg(): translates the address that the call names.
@@ -205,7 +211,7 @@ fn call<L: Location>(context: &SockAddrContext, hook: Hook, is_sendmsg: bool) ->
         }
         Decision::Refuse(reason) => {
             count(hook, reason);
-            refuse()
+            refuse(if matches!(reason, Reason::SourceNotAllowed) { EPERM } else { ECONNREFUSED })
         }
         Decision::Translate(actual) => {
             let requested = peer::<L>(requested);
@@ -229,15 +235,15 @@ fn peer<L: Location>(endpoint: Endpoint<<L::Family as Family>::Address>) -> Peer
     Peer { address: endpoint.address.widened(), port: endpoint.port, family: L::FAMILY_NUMBER }
 }
 
-/// The call fails with ECONNREFUSED; on a kernel that cannot say so from here it goes on
+/// The call fails with `error`; on a kernel that cannot say so from here it goes on
 /// as it was, and the packet path refuses.
 #[inline(always)]
-fn refuse() -> i32 {
+fn refuse(error: i32) -> i32 {
     if maps::HAS_SET_RETVAL.load() == 0 {
         return ALLOW;
     }
     // SAFETY: no preconditions.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    unsafe { bpf_set_retval(-error) };
     REFUSE
 }
 

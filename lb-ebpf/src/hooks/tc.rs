@@ -10,7 +10,7 @@ use lb_common::{
     abi::{
         address::{Ipv4, Ipv6},
         counter::{Hook, Reason},
-        flow::{Action, Tuple},
+        flow::{Action, LOOPBACK_DEVICE, Tuple},
         settings::{MAX_DEVICES, Settings},
     },
     balance::{self, Candidate, Site, Verdict},
@@ -28,7 +28,7 @@ const DROP: i32 = TC_ACT_SHOT;
 /// BPF_F_INGRESS: a redirected packet arrives at the device instead of leaving by it.
 pub const INGRESS: u64 = 1;
 /// The kernel's index of the loopback device: the first of every namespace.
-const LOOPBACK: u32 = 1;
+pub const LOOPBACK: u32 = 1;
 
 /// The bytes of a frame that lie in one piece.
 pub struct Linear {
@@ -165,7 +165,9 @@ fn apply<F: Respond + Rewrite + Route>(
             None => (DROP, Reason::RewriteFailed),
         },
         Verdict::Translate { action, device, reason } => {
-            if rewrite::apply(context, packet, rewrite).is_none() {
+            if rewrite::apply(context, packet, rewrite).is_none()
+                || action.is_forward() && F::take_hop(context).is_none()
+            {
                 return (DROP, Reason::RewriteFailed);
             }
             match deliver::<F>(context, rewrite, action, device) {
@@ -188,11 +190,15 @@ fn deliver<F: Route>(
         Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
             bounce(context).ok_or(Reason::RewriteFailed)
         }
+        Action::REQUEST_FORWARD | Action::REPLY_FORWARD => route::forward::<F>(context, rewrite),
         Action::REQUEST_ROUTE => route::send::<F>(context, rewrite),
         Action::REQUEST_LOOPBACK => {
             receive_on(context, LOOPBACK, [0; 6]).ok_or(Reason::RewriteFailed)
         }
         Action::REPLY_INTO_DEVICE => {
+            if device == LOOPBACK_DEVICE {
+                return receive_on(context, LOOPBACK, [0; 6]).ok_or(Reason::RewriteFailed);
+            }
             let Some(device) = maps::DEVICES.get(device & (MAX_DEVICES - 1)) else {
                 return Err(Reason::TableInconsistent);
             };

@@ -96,7 +96,7 @@ fn an_unknown_address_outside_of_the_service_cidrs_may_leave<F: TestFamily>(benc
     bench.expect(Place::FromPod, [pod::<F>(), neighbour], SYN, untouched.0, untouched.1);
     bench.expect(Place::ToDevice, [process::<F>(), neighbour], SYN, untouched.0, untouched.1);
     let place = Place::ToDeviceForwarded;
-    bench.expect(place, [pod::<F>(), neighbour], SYN, untouched.0, untouched.1);
+    bench.expect(place, [pod::<F>(), neighbour], SYN, Reason::NoFlow, End::Untouched);
     let live = at(F::vip_elsewhere(1), 80);
     bench.expect(place, [pod::<F>(), live], SYN, Reason::UntranslatedLeaving, End::Dropped);
 }

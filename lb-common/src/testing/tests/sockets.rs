@@ -18,6 +18,7 @@ use crate::{
 #[derive(Clone, Copy)]
 struct Socket {
     netns: u64,
+    is_node: bool,
     datagrams: Option<u64>,
 }
 
@@ -26,12 +27,16 @@ impl Caller for Socket {
         self.netns
     }
 
+    fn is_node(&self) -> bool {
+        self.is_node
+    }
+
     fn datagram_socket(&self) -> Option<u64> {
         self.datagrams
     }
 }
 
-const STREAM: Socket = Socket { netns: 1 << 40 | 7, datagrams: None };
+const STREAM: Socket = Socket { netns: 1 << 40 | 7, is_node: false, datagrams: None };
 
 struct Node<F: TestFamily> {
     world: World<F>,
@@ -125,7 +130,7 @@ fn a_network_namespace_keeps_to_its_backend() {
 
 fn datagrams<F: TestFamily>() {
     let (mut node, _, ids) = Node::<F>::new(UDP, 3);
-    let sender = |cookie| Socket { netns: 1, datagrams: Some(cookie) };
+    let sender = |cookie| Socket { netns: 1, is_node: false, datagrams: Some(cookie) };
     let round = |node: &mut Node<F>| -> Vec<F::Address> {
         (0..40).map(|cookie| node.backend(UDP, sender(cookie))).collect()
     };

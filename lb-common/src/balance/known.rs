@@ -1,0 +1,208 @@
+//! Packets of known flows, in both directions.
+
+use crate::{
+    abi::{
+        address::Family,
+        counter::Reason,
+        flow::{ANSWERED, Flow, FlowKey},
+        frontend::FrontendKey,
+    },
+    packet::{ACK, Kind, RST, SYN},
+};
+
+use super::{
+    Answer, Context, Verdict, Work, open, select,
+    tables::{Entry, FlowTable, Tables},
+    track,
+};
+
+/// Decides on a packet by the flow that it belongs to. Where it belongs to none: `None` if
+/// it opens one, which it can only if `may_open`.
+///
+/// One look-up for an established flow; the table of handshakes is asked only for what
+/// can belong to one.
+#[inline(always)]
+pub(crate) fn decide<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    may_open: bool,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Option<Verdict> {
+    let packet = context.packet;
+    if let Some(entry) = tables.flow(FlowTable::Flows, &packet.key) {
+        let flow = entry.get();
+        if flow.action.is_reply() {
+            if let Some(verdict) = reply(context, FlowTable::Flows, &entry, work, tables) {
+                return Some(verdict);
+            }
+        } else if is_valid(context, flow, tables) {
+            track::note(context, FlowTable::Flows, &entry, flow, work, tables);
+            return Some(translate(context, flow, Reason::Request, work));
+        } else if packet.is_syn() {
+            work.flow.set(flow);
+            forget(FlowTable::Flows, &packet.key, work, tables);
+        }
+    }
+    let is_tcp = matches!(packet.kind, Kind::Tcp);
+    if is_tcp
+        && (may_open || answers_handshake(packet.detail))
+        && let Some(verdict) = handshake(context, work, tables)
+    {
+        return Some(verdict);
+    }
+    if !may_open {
+        return Some(Verdict::Pass(Reason::NoFlow));
+    }
+    if is_tcp && !packet.is_syn() {
+        return Some(Verdict::Pass(Reason::UnknownTcpFlow));
+    }
+    None
+}
+
+/// Whether a TCP packet with these flags may be a backend's answer to a SYN.
+#[inline(always)]
+fn answers_handshake(flags: u8) -> bool {
+    flags & (SYN | ACK) == SYN | ACK || flags & RST != 0
+}
+
+/// A TCP packet of no established flow, if it belongs to a handshake.
+#[inline(never)]
+fn handshake<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Option<Verdict> {
+    let packet = context.packet;
+    let entry = tables.flow(FlowTable::Embryonic, &packet.key)?;
+    let flow = entry.get();
+    if flow.action.is_reply() {
+        return reply(context, FlowTable::Embryonic, &entry, work, tables);
+    }
+    if is_valid(context, flow, tables) {
+        if packet.is_syn() || packet.detail & RST != 0 || flow.state != ANSWERED {
+            track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
+        } else {
+            work.flow.set(flow);
+            establish(context, work, tables);
+        }
+        return Some(translate(context, flow, Reason::Request, work));
+    }
+    work.flow.set(flow);
+    forget(FlowTable::Embryonic, &packet.key, work, tables);
+    None
+}
+
+/// A packet from a backend, whose entry was found; `None` if that counts as absent.
+#[inline(always)]
+fn reply<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    table: FlowTable,
+    entry: &T::FlowEntry,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Option<Verdict> {
+    let packet = context.packet;
+    let flow = entry.get();
+    if track::is_expired(flow, packet.kind, context.now, context.settings) {
+        return None;
+    }
+    let is_tcp = matches!(packet.kind, Kind::Tcp);
+    if is_tcp && packet.detail & (SYN | ACK) == SYN | ACK && track::is_closed(flow.state) {
+        // The answer to another connection: the client has gone to the backend itself,
+        // from the same port.
+        work.flow.set(flow);
+        forget(table, &packet.key, work, tables);
+        return None;
+    }
+    track::note(context, table, entry, flow, work, tables);
+    Some(translate(context, flow, Reason::Reply, work))
+}
+
+/// The packet goes on with what its flow says.
+#[inline(always)]
+fn translate<F: Family>(
+    context: &Context<F>,
+    flow: &Flow<F::Address>,
+    reason: Reason,
+    work: &mut Work<F::Address>,
+) -> Verdict {
+    if flow.action.is_forward() && context.packet.hops <= 1 {
+        return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
+    }
+    work.rewrite.set(&flow.rewrite);
+    Verdict::Translate { action: flow.action, device: flow.device, reason }
+}
+
+/// Whether a flow still decides for this packet of its client; else it counts as absent.
+#[inline(always)]
+fn is_valid<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    flow: &Flow<F::Address>,
+    tables: &mut T,
+) -> bool {
+    let packet = context.packet;
+    if track::is_expired(flow, packet.kind, context.now, context.settings) {
+        return false;
+    }
+    match packet.kind {
+        Kind::Tcp => !packet.is_syn() || !(track::is_closing(flow.state) || is_gone(flow, tables)),
+        // A datagram leaves a backend that is gone as soon as there is another one.
+        _ => !is_gone(flow, tables) || !has_backend(context, tables),
+    }
+}
+
+/// Whether the backend that a flow chose is in no slice any more.
+#[inline(always)]
+fn is_gone<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
+    match tables.backend(flow.backend) {
+        Some(backend) => backend.generation != flow.generation,
+        None => true,
+    }
+}
+
+#[inline(always)]
+fn has_backend<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> bool {
+    let tuple = context.packet.tuple();
+    let key =
+        FrontendKey::new(tuple.destination, tuple.destination_port, context.packet.protocol());
+    let Some(frontend) = tables.frontend(&key) else { return false };
+    tables
+        .service(frontend.service)
+        .is_some_and(|service| select::eligible(&service, frontend.kind, context.origin()).is_ok())
+}
+
+/// Removes both directions of the flow `work.flow`, one of which is `key`. The other may
+/// have been lost and its place taken by another flow's: that one stays.
+#[inline(never)]
+fn forget<F: Family, T: Tables<F>>(
+    table: FlowTable,
+    key: &FlowKey<F::Address>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) {
+    tables.remove_flow(table, key);
+    work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
+    if tables
+        .flow(table, &work.pair_key)
+        .is_some_and(|pair| pair.get().rewrite.is_reverse_of(&key.tuple))
+    {
+        tables.remove_flow(table, &work.pair_key);
+    }
+}
+
+/// Moves the flow `work.flow`, whose handshake is complete, to the table of established
+/// flows. If that takes no entry, the flow stays where it is.
+#[inline(always)]
+fn establish<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) {
+    work.flow.last_seen = context.now;
+    // The packet that completes the handshake may be the last one already.
+    work.flow.state |= track::observed(context.packet.kind, context.packet.detail, false);
+    open::prepare_pair(context, work);
+    if open::insert_pair(FlowTable::Flows, context, true, work, tables).is_ok() {
+        forget(FlowTable::Embryonic, &context.packet.key, work, tables);
+    }
+}
