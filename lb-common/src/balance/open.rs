@@ -102,28 +102,39 @@ fn enter<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), Reason> {
-    let mut attempt = 0;
-    while attempt < 2 {
-        if (work.needs_port != 0 || attempt > 0) && !find_port(context, attempt > 0, work, tables) {
-            break;
-        }
-        prepare_pair(context, work);
-        match add(context, work, tables) {
-            Ok(()) => return Ok(()),
-            Err(InsertError::Full) => return Err(Reason::FlowTableFull),
-            Err(InsertError::Exists) => {}
-        }
-        attempt += 1;
+    if work.needs_port != 0 && !find_port(context, false, work, tables) {
+        return Err(Reason::NoSourcePort);
     }
-    Err(Reason::NoSourcePort)
+    prepare_pair(context, work);
+    match add(context, work, tables) {
+        Err(InsertError::Exists) if find_port(context, true, work, tables) => {
+            prepare_pair(context, work);
+            insert_pair(table_of(context), context, false, work, tables)
+        }
+        result => result,
+    }
+    .map_err(|error| match error {
+        InsertError::Exists => Reason::NoSourcePort,
+        InsertError::Full => Reason::FlowTableFull,
+    })
+}
+
+/// Where a new flow is kept: TCP in the table of handshakes, everything else is established
+/// at once.
+#[inline(always)]
+fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
+    match context.packet.kind {
+        Kind::Tcp => FlowTable::Embryonic,
+        _ => FlowTable::Flows,
+    }
 }
 
 /// How many source ports are looked at in search of a free one. Where seven in ten are
 /// taken, all of them are once in 30,000 flows.
 const ATTEMPTS: u32 = 28;
 
-/// Gives the new flow a source port of this node's: any, or one that is free, failing that
-/// any again, for what stands there may be over. Returns whether there are such ports.
+/// Gives the new flow a source port of this node's: any, or one that is free. Returns
+/// whether there is one.
 #[inline(never)]
 fn find_port<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -144,11 +155,11 @@ fn find_port<F: Family, T: Tables<F>>(
             || tables.flow(FlowTable::Flows, &work.pair_key).is_none()
                 && tables.flow(FlowTable::Embryonic, &work.pair_key).is_none()
         {
-            break;
+            return true;
         }
         attempt += 1;
     }
-    true
+    false
 }
 
 #[inline(always)]
@@ -291,17 +302,15 @@ fn reply_action(request: Action, site: Site) -> Action {
     }
 }
 
-/// Adds the new flow `work.flow` unless its reply's addresses and ports are taken: TCP
-/// goes to the table of handshakes, everything else is established at once.
+/// Adds the new flow `work.flow` unless its reply's addresses and ports are taken.
 #[inline(always)]
 fn add<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), InsertError> {
-    let is_tcp = matches!(context.packet.kind, Kind::Tcp);
-    let table = if is_tcp { FlowTable::Embryonic } else { FlowTable::Flows };
-    if is_tcp && !release(context, FlowTable::Flows, work, tables) {
+    let table = table_of(context);
+    if matches!(table, FlowTable::Embryonic) && !release(context, FlowTable::Flows, work, tables) {
         return Err(InsertError::Exists);
     }
     match insert_pair(table, context, false, work, tables) {
