@@ -125,7 +125,9 @@ where
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
 {
-    let world = world::<F>();
+    let mut world = world::<F>();
+    // Each draws a source port of its own; from one there is no choice.
+    world.settings.source_ports.count = 1;
     let (mut host, mut kernel) = (Host::<F>::new(0), Kernel::<F>::load()?);
     host.load(&world);
     kernel.load(&world);
