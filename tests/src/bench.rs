@@ -6,14 +6,19 @@
 //! that every single packet met the expected end, or the figure is void. The floors, which
 //! say what the helpers cost that a program cannot do without, come from the same run.
 //!
+//! Limits are those of the plan, raised as much as the one step that a path cannot do
+//! without is slower here than where the plan's figures are from, and never lowered.
+//!
 //! It is no measurement of throughput: no device, no stack, one processor.
 
 #[path = "../bench-ebpf/src/abi.rs"]
 pub mod abi;
+pub mod connects;
 pub mod datapath;
 pub mod floors;
 pub mod frames;
 pub mod harness;
+pub mod lanes;
 pub mod lookups;
 pub mod namespace;
 pub mod programs;

@@ -14,10 +14,10 @@ pub struct Lane {
     pub length: u32,
     /// Index into TARGETS.
     pub target: u32,
-    /// Number of flows - 1, all ones below the highest: the flow of run `n` is `n & mask`.
+    /// Number of flows - 1, all ones below the highest.
     pub mask: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// Where to begin: the flow of run `n` is `(first + n) & mask`.
+    pub first: u32,
 }
 
 /// Words of an IPv6 header and a TCP header.

@@ -19,7 +19,7 @@ use aya_ebpf::{
     programs::{SockAddrContext, TcContext},
 };
 use lb_common::abi::{
-    address::{Address4, Be16},
+    address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
     flow::{Flow, FlowKey, Tuple},
     frontend::TCP,
 };
@@ -36,19 +36,26 @@ pub static RUNS: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 pub static TARGETS: ProgramArray<MAX_TARGETS> = ProgramArray::new();
 
-/// One entry for each flow. Written by `lb-bench`.
-#[btf_map]
-pub static HASH: HashMap<FlowKey<Address4>, Flow<Address4>, 65536> = HashMap::new();
-/// As many entries as the table of handshakes. Written by `insert_16k`.
-#[btf_map]
-pub static LRU_16K: LruHashMap<FlowKey<Address4>, Flow<Address4>, 16384> = LruHashMap::new();
-/// As many entries as the table of flows. Written by `lb-bench` and `insert_256k`.
-#[btf_map]
-pub static LRU_256K: LruHashMap<FlowKey<Address4>, Flow<Address4>, 262144> = LruHashMap::new();
-/// Room for a million flows. Written by `lb-bench` and `insert_1m`.
-#[btf_map]
-pub static LRU_1M: LruHashMap<FlowKey<Address4>, Flow<Address4>, 2101248> = LruHashMap::new();
+/// A map of flows as those of the programs are.
+type Flows<A, const ENTRIES: usize> = LruHashMap<FlowKey<A>, Flow<A>, ENTRIES>;
 
+/// One flow. Written by `lb-bench`.
+#[btf_map]
+pub static HASH4: HashMap<FlowKey<Address4>, Flow<Address4>, 65536> = HashMap::new();
+/// As FLOWS4, whose size `lb-bench` gives it. Written by `lb-bench` and `insert4`.
+#[btf_map]
+pub static LRU4: Flows<Address4, 262144> = LruHashMap::new();
+/// As FLOWS6, whose size `lb-bench` gives it. Written by `lb-bench` and `insert6`.
+#[btf_map]
+pub static LRU6: Flows<Address6, 262144> = LruHashMap::new();
+/// As EMBRYONIC4. Written by `insert_small4`.
+#[btf_map]
+pub static SMALL_LRU4: Flows<Address4, 16384> = LruHashMap::new();
+/// As EMBRYONIC6. Written by `insert_small6`.
+#[btf_map]
+pub static SMALL_LRU6: Flows<Address6, 16384> = LruHashMap::new();
+
+const ANY: u64 = BPF_ANY as u64;
 const ETHERNET: usize = 14;
 const CHECKSUM_OF_TCP4: usize = ETHERNET + 20 + 16;
 const WORDS4: usize = 10;
@@ -78,15 +85,6 @@ pub fn reply6(context: TcContext) -> i32 {
     wrap::<WORDS6, 9, 10, false>(&context)
 }
 
-/// Changes nothing before the target runs.
-#[classifier]
-pub fn bare(context: TcContext) -> i32 {
-    let Some(lane) = LANE.get(0) else { return TC_ACT_SHOT };
-    // SAFETY: the wrapper ends here either way.
-    unsafe { TARGETS.tail_call(&context, lane.target) };
-    TC_ACT_SHOT
-}
-
 /// Every field is stored with the width that the target loads it with: a load that spans
 /// two recent stores would stall, which packets from a device never do.
 #[inline(always)]
@@ -108,7 +106,7 @@ fn wrap<const WORDS: usize, const ADDRESS: usize, const PORTS: usize, const SOUR
         *runs = run + 1;
         run
     };
-    let flow = run as u32 & lane.mask;
+    let flow = lane.first.wrapping_add(run as u32) & lane.mask;
     let ports = port_bits(flow) as u32;
     let mut index = 0;
     while index < 3 {
@@ -146,12 +144,16 @@ pub fn empty(_context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Reads the flow of the packet, as every floor below that needs a key.
+/// Reads the flow of an IPv4 packet, as every floor below that needs a key.
 #[classifier]
-pub fn key(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    keep(&key);
-    TC_ACT_UNSPEC
+pub fn key4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |_| true)
+}
+
+/// Reads the flow of an IPv6 packet.
+#[classifier]
+pub fn key6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |_| true)
 }
 
 /// A look-up in an array.
@@ -165,58 +167,68 @@ pub fn array(_context: TcContext) -> i32 {
 
 /// A hit in a hash.
 #[classifier]
-pub fn hash(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    found(HASH.get_ptr(&key))
+pub fn hash4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| HASH4.get_ptr(key).is_some())
 }
 
-/// A hit in an LRU of the size of the table of flows.
+/// A hit in an LRU.
 #[classifier]
-pub fn lru_256k(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    found(LRU_256K.get_ptr(&key))
+pub fn hit4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| LRU4.get_ptr(key).is_some())
 }
 
-/// A hit in an LRU of a million flows.
+/// A hit in an LRU.
 #[classifier]
-pub fn lru_1m(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    found(LRU_1M.get_ptr(&key))
+pub fn hit6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| LRU6.get_ptr(key).is_some())
 }
 
-/// A miss in an LRU of the size of the table of flows.
+/// A hit in an LRU, and a load of what was found.
 #[classifier]
-pub fn miss_256k(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    missed(LRU_256K.get_ptr(&key))
+pub fn read4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| read(LRU4.get_ptr(key)))
 }
 
-/// A miss in an LRU of a million flows.
+/// A hit in an LRU, and a load of what was found.
 #[classifier]
-pub fn miss_1m(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    missed(LRU_1M.get_ptr(&key))
+pub fn read6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| read(LRU6.get_ptr(key)))
+}
+
+/// A miss in an LRU.
+#[classifier]
+pub fn miss4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| LRU4.get_ptr(key).is_none())
+}
+
+/// A miss in an LRU.
+#[classifier]
+pub fn miss6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| LRU6.get_ptr(key).is_none())
+}
+
+/// An insertion into an LRU, which is full once this has run for a while.
+#[classifier]
+pub fn insert4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| LRU4.insert(key, &Flow::default(), ANY).is_ok())
+}
+
+/// An insertion into an LRU, which is full once this has run for a while.
+#[classifier]
+pub fn insert6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| LRU6.insert(key, &Flow::default(), ANY).is_ok())
 }
 
 /// An insertion into a small LRU that is full.
 #[classifier]
-pub fn insert_16k(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    added(LRU_16K.insert(&key, &Flow::default(), BPF_ANY as u64))
+pub fn insert_small4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| SMALL_LRU4.insert(key, &Flow::default(), ANY).is_ok())
 }
 
-/// An insertion into an LRU of the size of the table of flows.
+/// An insertion into a small LRU that is full.
 #[classifier]
-pub fn insert_256k(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    added(LRU_256K.insert(&key, &Flow::default(), BPF_ANY as u64))
-}
-
-/// An insertion into an LRU of a million flows.
-#[classifier]
-pub fn insert_1m(context: TcContext) -> i32 {
-    let Some(key) = flow_key(&context) else { return TC_ACT_SHOT };
-    added(LRU_1M.insert(&key, &Flow::default(), BPF_ANY as u64))
+pub fn insert_small6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| SMALL_LRU6.insert(key, &Flow::default(), ANY).is_ok())
 }
 
 /// A clock of nanoseconds.
@@ -258,48 +270,76 @@ pub fn empty_connect4(_context: SockAddrContext) -> i32 {
     1
 }
 
+/// The same of an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub fn empty_connect6(_context: SockAddrContext) -> i32 {
+    1
+}
+
+/// Where a family's packets have their addresses.
+trait Layout: Family {
+    /// Words of the IP header before the source.
+    const SOURCE: usize;
+    /// Words of an address.
+    const LENGTH: usize;
+
+    /// The address whose words `word` reads.
+    fn address(word: impl Fn(usize) -> u32) -> Self::Address;
+}
+
+impl Layout for Ipv4 {
+    const SOURCE: usize = 3;
+    const LENGTH: usize = 1;
+
+    #[inline(always)]
+    fn address(word: impl Fn(usize) -> u32) -> Address4 {
+        Address4 { be32: word(0) }
+    }
+}
+
+impl Layout for Ipv6 {
+    const SOURCE: usize = 2;
+    const LENGTH: usize = 4;
+
+    #[inline(always)]
+    fn address(word: impl Fn(usize) -> u32) -> Address6 {
+        Address6 { be32: [word(0), word(1), word(2), word(3)] }
+    }
+}
+
+/// Takes the step, which says whether it went as it should, with the flow of the packet.
 #[inline(always)]
-fn flow_key(context: &TcContext) -> Option<FlowKey<Address4>> {
-    let start = context.data();
-    if start + ETHERNET + WORDS4 * 4 > context.data_end() {
-        return None;
+fn with_key<F: Layout>(
+    context: &TcContext,
+    step: impl FnOnce(&FlowKey<F::Address>) -> bool,
+) -> i32 {
+    let (start, ports) = (context.data() + ETHERNET, F::SOURCE + 2 * F::LENGTH);
+    if start + (ports + 1) * 4 > context.data_end() {
+        return TC_ACT_SHOT;
     }
     let word = |index: usize| {
         // SAFETY: in bounds, as just checked.
-        unsafe { *((start + ETHERNET + index * 4) as *const u32) }
+        unsafe { *((start + index * 4) as *const u32) }
     };
-    let ports = word(5);
-    Some(FlowKey {
+    let key = FlowKey {
         tuple: Tuple {
-            source: Address4 { be32: word(3) },
-            destination: Address4 { be32: word(4) },
-            source_port: Be16 { be16: ports as u16 },
-            destination_port: Be16 { be16: (ports >> 16) as u16 },
+            source: F::address(|index| word(F::SOURCE + index)),
+            destination: F::address(|index| word(F::SOURCE + F::LENGTH + index)),
+            source_port: Be16 { be16: word(ports) as u16 },
+            destination_port: Be16 { be16: (word(ports) >> 16) as u16 },
         },
         protocol: TCP as u32,
-    })
+    };
+    keep(&&key);
+    if step(&key) { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
 }
 
 #[inline(always)]
-fn found(entry: Option<*const Flow<Address4>>) -> i32 {
-    match entry {
-        Some(flow) => {
-            // SAFETY: the look-up of this run found it.
-            keep(&unsafe { (*flow).last_seen });
-            TC_ACT_UNSPEC
-        }
-        None => TC_ACT_SHOT,
-    }
-}
-
-#[inline(always)]
-fn missed(entry: Option<*const Flow<Address4>>) -> i32 {
-    if entry.is_none() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
-}
-
-#[inline(always)]
-fn added(result: Result<(), i32>) -> i32 {
-    if result.is_ok() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+fn read<A>(entry: Option<*const Flow<A>>) -> bool {
+    let Some(flow) = entry else { return false };
+    // SAFETY: the look-up of this run found it.
+    keep(&unsafe { (*flow).last_seen });
+    true
 }
 
 /// Makes the compiler work out `value`.

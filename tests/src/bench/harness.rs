@@ -1,7 +1,8 @@
-//! Runs a program again and again on a packet that is put back before each run, against an
-//! empty program under the same wrapper, turn about.
+//! Runs programs again and again on packets that are put back before each run, in turns
+//! with each other and each with an empty program under the same wrapper.
 
 use std::{
+    cell::Cell,
     fs,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -12,70 +13,50 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, ProgramArray},
-    programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions},
+    programs::{CgroupSockAddr, ProgramFd, SchedClassifier, TestRun, TestRunOptions},
 };
 use bytemuck::Pod;
 use lb_agent::dataplane::sys::TypedMap;
 
-use super::{
-    abi::{Lane, MAX_TARGETS},
-    stats::Estimate,
-};
+use super::abi::{Lane, MAX_TARGETS};
 
 /// The empty target's index.
-const EMPTY: u32 = 0;
+pub const EMPTY: u32 = 0;
 
 /// The wrapper programs and their targets.
 pub struct Harness {
     object: Ebpf,
     lane: TypedMap<u32, Lane>,
     targets: ProgramArray<MapData>,
-    count: u32,
+    names: Vec<String>,
     effort: Effort,
+    seed: Cell<u64>,
 }
 
 /// How long to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Rounds of each measurement; a round is a run of the target and one of the empty one.
+    /// How often every program has its turn.
     pub rounds: usize,
-    /// How long either run of a round should take.
+    /// How long a turn should take.
     pub run: Duration,
 }
 
 /// A packet, the wrapper that restores it and the program it is given to.
 #[derive(Clone, Debug)]
-pub struct Shot<'a> {
+pub struct Shot {
     /// Name of the wrapper.
     pub wrapper: &'static str,
     /// The frame.
-    pub frame: &'a [u8],
+    pub frame: Vec<u8>,
     /// How many flows the wrapper goes through, a power of two; 0 = always a new one.
     pub flows: u32,
     /// What [`Harness::add`] returned.
     pub target: u32,
+    /// The target whose cost is taken off: [`EMPTY`], or what prepares a step.
+    pub base: u32,
     /// The device that the packet is at; 0 = loopback.
     pub ifindex: u32,
-}
-
-/// A step that a program cannot do without, and that others on the machine make slow.
-#[derive(Clone, Debug)]
-pub struct Step<'a> {
-    /// The step alone.
-    pub shot: Shot<'a>,
-    /// How often the program takes it.
-    pub times: f64,
-    /// What it cost where the limits are from, ns.
-    pub anchor: f64,
-}
-
-/// What a program costs.
-#[derive(Clone, Copy, Debug)]
-pub struct Measurement {
-    /// Nanoseconds of a packet above an empty program.
-    pub cost: Estimate,
-    /// How much of it is what the steps cost beyond their anchors in the same rounds.
-    pub allowance: f64,
 }
 
 /// What there was of a run.
@@ -90,139 +71,135 @@ pub struct Run {
 }
 
 impl Harness {
-    /// Loads the wrappers and the floors.
+    /// Loads the wrappers and the floors; `sizes` are those of maps that differ from the
+    /// object's.
     ///
     /// # Errors
     /// No such object, no privileges, or the kernel refuses a program.
-    pub fn load(object: &Path, effort: Effort) -> Result<Self> {
-        let mut object = load_object(object, &[])?;
+    pub fn load(object: &Path, sizes: &[(&str, u32)], effort: Effort) -> Result<Self> {
+        let mut object = load_object(object, sizes)?;
         load_programs(&mut object)?;
         let lane = map(&object, "LANE")?;
         let targets = object.take_map("TARGETS").context("no map TARGETS")?;
         let targets = ProgramArray::try_from(targets)?;
-        let mut harness = Self { object, lane, targets, count: 0, effort };
-        let index = harness.floor("empty")?;
+        let mut harness =
+            Self { object, lane, targets, names: Vec::new(), effort, seed: Cell::new(0) };
+        let index = harness.step("empty")?;
         ensure!(index == EMPTY, "the empty program is not the first target");
         Ok(harness)
     }
 
-    /// The rounds and the time of each run.
-    pub fn effort(&self) -> Effort {
-        self.effort
+    /// The object, for the maps of the steps.
+    pub fn object(&self) -> &Ebpf {
+        &self.object
     }
 
-    /// A map of the floors.
-    ///
-    /// # Errors
-    /// No such map, or of another layout.
-    pub fn map<K: Pod, V: Pod>(&self, name: &str) -> Result<TypedMap<K, V>> {
-        map(&self.object, name)
-    }
-
-    /// Makes one of the floors a target.
+    /// Makes one of the steps a target.
     ///
     /// # Errors
     /// No such program, or no room.
-    pub fn floor(&mut self, name: &str) -> Result<u32> {
+    pub fn step(&mut self, name: &str) -> Result<u32> {
         let descriptor = classifier(&self.object, name)?.fd()?.try_clone()?;
-        self.add(&descriptor)
+        self.add(name, &descriptor)
     }
 
-    /// Makes a program a target.
+    /// Makes a program a target, unless that of this name is one.
     ///
     /// # Errors
     /// No room, or the kernel refuses to tail-call the program.
-    pub fn add(&mut self, program: &ProgramFd) -> Result<u32> {
-        ensure!((self.count as usize) < MAX_TARGETS, "more than {MAX_TARGETS} targets");
-        self.targets.set(self.count, program, 0).context("the program cannot be tail-called")?;
-        self.count += 1;
-        Ok(self.count - 1)
+    pub fn add(&mut self, name: &str, program: &ProgramFd) -> Result<u32> {
+        if let Some(target) = self.names.iter().position(|other| other == name) {
+            return Ok(target as u32);
+        }
+        let target = self.names.len() as u32;
+        ensure!((target as usize) < MAX_TARGETS, "more than {MAX_TARGETS} targets");
+        self.targets.set(target, program, 0).context("the program cannot be tail-called")?;
+        self.names.push(name.to_owned());
+        Ok(target)
     }
 
-    /// Forgets all targets added after `count`.
-    pub fn truncate(&mut self, count: u32) {
-        self.count = self.count.min(count);
-    }
-
-    /// How many targets there are.
-    pub fn targets(&self) -> u32 {
-        self.count
-    }
-
-    /// Measures `shot` and, turn about with it, the `steps` that it is judged by. `check` is
-    /// called before each run of the target with `None`, and after it with what there was of
-    /// it.
-    ///
-    /// # Errors
-    /// Those of BPF_PROG_TEST_RUN and of `check`.
+    /// Measures all `shots` turn about: nanoseconds of a packet above the base, one a round.
+    /// `check` is called before each run of a shot's target with the shot's index and `None`,
+    /// and after it with what there was of it; a shot that it refuses is out.
     pub fn measure(
         &self,
+        shots: &[Shot],
+        mut check: impl FnMut(usize, Option<Run>) -> Result<()>,
+    ) -> Vec<Result<Vec<f64>>> {
+        let mut lanes: Vec<Result<(u32, Vec<f64>)>> = shots
+            .iter()
+            .map(|shot| Ok((self.repeat(shot)?, Vec::with_capacity(self.effort.rounds))))
+            .collect();
+        let mut order: Vec<usize> = (0..shots.len()).collect();
+        for round in 0..self.effort.rounds {
+            // What ran before is still in the caches: it must not always be the same.
+            self.shuffle(&mut order);
+            for &index in &order {
+                let Ok((repeat, samples)) = &mut lanes[index] else { continue };
+                match self.turn(&shots[index], *repeat, round % 2 == 1, |run| check(index, run)) {
+                    Ok(sample) => samples.push(sample),
+                    Err(error) => lanes[index] = Err(error),
+                }
+            }
+        }
+        lanes.into_iter().map(|lane| Ok(lane?.1)).collect()
+    }
+
+    fn turn(
+        &self,
         shot: &Shot,
-        steps: &[Step],
+        repeat: u32,
+        is_base_last: bool,
         mut check: impl FnMut(Option<Run>) -> Result<()>,
-    ) -> Result<Measurement> {
-        let repeat = self.repeat(shot)?;
-        let empty = Shot { target: EMPTY, ..shot.clone() };
-        let repeats: Vec<u32> =
-            steps.iter().map(|step| self.repeat(&step.shot)).collect::<Result<_>>()?;
-        let mut allowances = Vec::with_capacity(self.effort.rounds);
-        let mut costs = Vec::with_capacity(self.effort.rounds);
+    ) -> Result<f64> {
+        let base = || anyhow::Ok(self.run(shot, shot.base, repeat)?.nanoseconds);
         let mut target = || {
             check(None)?;
-            let run = self.run(shot, repeat)?;
+            let run = self.run(shot, shot.target, repeat)?;
             check(Some(run))?;
             anyhow::Ok(run.nanoseconds)
         };
-        for round in 0..self.effort.rounds {
-            let first = if round % 2 == 0 { None } else { Some(target()?) };
-            let empty = self.run(&empty, repeat)?.nanoseconds;
-            let mut allowance = 0.0;
-            for (step, repeat) in steps.iter().zip(&repeats) {
-                let cost = self.run(&step.shot, *repeat)?.nanoseconds - empty;
-                allowance += (cost - step.anchor).max(0.0) * step.times;
-            }
-            let cost = first.map_or_else(&mut target, Ok)? - empty;
-            allowances.push(cost - allowance);
-            costs.push(cost);
+        if is_base_last {
+            let cost = target()?;
+            Ok(cost - base()?)
+        } else {
+            let below = base()?;
+            Ok(target()? - below)
         }
-        let (cost, judged) = (Estimate::of(costs), Estimate::of(allowances));
-        Ok(Measurement { cost, allowance: cost.median - judged.median })
     }
 
-    /// Nanoseconds of `more` above `less`.
-    ///
-    /// # Errors
-    /// Those of BPF_PROG_TEST_RUN.
-    pub fn compare(&self, more: &Shot, less: &Shot) -> Result<Estimate> {
-        let repeat = self.repeat(more)?;
-        let mut samples = Vec::with_capacity(self.effort.rounds);
-        for _ in 0..self.effort.rounds {
-            let below = self.run(less, repeat)?.nanoseconds;
-            samples.push(self.run(more, repeat)?.nanoseconds - below);
+    fn shuffle(&self, order: &mut [usize]) {
+        for last in (1..order.len()).rev() {
+            order.swap(last, self.random() as usize % (last + 1));
         }
-        Ok(Estimate::of(samples))
+    }
+
+    /// Always the same numbers (the middle of a Weyl sequence).
+    fn random(&self) -> u32 {
+        self.seed.set(self.seed.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
+        let seed = self.seed.get();
+        ((seed ^ (seed >> 31)).wrapping_mul(0x7fb5_d329_728e_a185) >> 32) as u32
     }
 
     /// How many packets take as long as a run should.
     fn repeat(&self, shot: &Shot) -> Result<u32> {
-        let trial = self.run(shot, 2_000)?.nanoseconds;
+        let trial = self.run(shot, shot.target, 2_000)?.nanoseconds;
         let run = self.effort.run.as_nanos() as f64;
         // Enough to meet every flow of those that a cache could hold.
         let least = shot.flows.clamp(1_000, 1 << 16);
         Ok(((run / trial.max(1.0)) as u32).clamp(least, 1_000_000))
     }
 
-    fn run(&self, shot: &Shot, repeat: u32) -> Result<Run> {
-        let lane = Lane {
-            target: shot.target,
-            mask: shot.flows.wrapping_sub(1),
-            ..super::frames::lane(shot.frame)
-        };
+    fn run(&self, shot: &Shot, target: u32, repeat: u32) -> Result<Run> {
+        // A run through a large table begins anywhere in it; new flows go on where they were.
+        let first = if shot.flows == 0 { 0 } else { self.random() };
+        let mask = shot.flows.wrapping_sub(1);
+        let lane = Lane { target, mask, first, ..super::frames::lane(&shot.frame) };
         self.lane.set(&0, &lane).context("cannot set LANE")?;
         let mut context = [0u8; 44];
         context[40..].copy_from_slice(&shot.ifindex.to_ne_bytes());
         let mut options = TestRunOptions::new();
-        options.data_in = Some(shot.frame);
+        options.data_in = Some(&shot.frame);
         options.ctx_in = Some(&context);
         options.repeat = repeat;
         let wrapper = classifier(&self.object, shot.wrapper)?;
@@ -234,7 +211,11 @@ impl Harness {
     }
 }
 
-fn processor_time() -> Result<Duration> {
+/// Processor time of the calling thread.
+///
+/// # Errors
+/// Those of clock_gettime(2).
+pub fn processor_time() -> Result<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes a timespec.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
@@ -284,6 +265,15 @@ pub fn load_programs(object: &mut Ebpf) -> Result<()> {
 pub fn classifier<'a>(object: &'a Ebpf, name: &str) -> Result<&'a SchedClassifier> {
     let program = object.program(name).with_context(|| format!("no program {name}"))?;
     program.try_into().with_context(|| format!("{name} is no tc program"))
+}
+
+/// A cgroup program of an object.
+///
+/// # Errors
+/// There is none of this name.
+pub fn sock_addr<'a>(object: &'a Ebpf, name: &str) -> Result<&'a CgroupSockAddr> {
+    let program = object.program(name).with_context(|| format!("no program {name}"))?;
+    program.try_into().with_context(|| format!("{name} is no program of a socket address"))
 }
 
 /// A map of an object.

@@ -38,17 +38,36 @@ pub fn enter() -> Result<Device> {
         "route add 10.245.0.0/16 via 10.18.0.12",
         "route add fd00:10:f5::/64 via fd00:10:12::c",
     ] {
-        let family = if line.contains("fd00") { "-6" } else { "-4" };
-        let output = Command::new("ip").arg(family).args(line.split(' ')).output();
-        let output = output.context("cannot start ip (package iproute2)")?;
-        ensure!(
-            output.status.success(),
-            "ip {line}: {}",
-            String::from_utf8_lossy(&output.stderr).trim_end()
-        );
+        ip(line)?;
     }
     let ifindex = if_nametoindex(DEVICE).context("eth0 has no index")?;
     Ok(Device { ifindex, mac: MAC, zero: 0 })
+}
+
+/// Moves the calling thread into a new network namespace that leads nowhere: connect() to the
+/// pods of another node fails with EHOSTUNREACH, to any other address with ENETUNREACH.
+///
+/// # Errors
+/// No privileges, or no `ip`.
+pub fn enter_dead_end() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    for line in [
+        "link set lo up",
+        "route add unreachable 10.245.0.0/16",
+        "route add unreachable fd00:10:f5::/64",
+    ] {
+        ip(line)?;
+    }
+    Ok(())
+}
+
+fn ip(line: &str) -> Result<()> {
+    let family = if line.contains("fd00") { "-6" } else { "-4" };
+    let output = Command::new("ip").arg(family).args(line.split(' ')).output();
+    let output = output.context("cannot start ip (package iproute2)")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ip {line}: {}", errors.trim_end());
+    Ok(())
 }
 
 /// Keeps the calling thread on the processor that it may use with the highest number, and

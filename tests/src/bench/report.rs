@@ -17,19 +17,35 @@ pub struct Figure {
     pub name: String,
     /// In which unit.
     pub unit: &'static str,
-    /// What it should not exceed.
+    /// What the plan says it should not exceed.
     pub aim: Option<f64>,
-    /// What it must not exceed.
+    /// What the plan says it must not exceed.
     pub must: Option<f64>,
     /// The measurement, or why it is void.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// What the limits are raised by: how much more the floor cost in the same rounds than on
-    /// the machine that they are from. Caches that others use too make a table's memory slow,
-    /// and no program can help it.
-    pub allowance: f64,
-    /// What the steps that cannot be left out cost in the same run, and which they are.
-    pub floor: Option<(f64, String)>,
+    /// What it stands on.
+    pub floor: Option<Floor>,
+    /// What `aim` and `must` are multiplied by, at least 1.
+    pub scale: f64,
+}
+
+/// The kernel's part of a figure, which no program can help: measured turn about with it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Floor {
+    /// What it consists of.
+    pub steps: String,
+    /// What it costs here, ns.
+    pub cost: f64,
+    /// What it cost, ns, where the figures of the plan were measured.
+    pub anchor: f64,
+}
+
+impl Floor {
+    /// How much slower it is here; 1 where it is faster, since limits are never lowered.
+    pub fn scale(&self) -> f64 {
+        (self.cost / self.anchor).max(1.0)
+    }
 }
 
 /// A measurement, or why there is none.
@@ -61,35 +77,35 @@ impl Figure {
     /// A figure that nothing is asked of, in nanoseconds.
     pub fn told(name: &str, outcome: Outcome) -> Self {
         let name = name.to_owned();
-        Self {
-            row: 0,
-            name,
-            unit: "ns",
-            aim: None,
-            must: None,
-            outcome,
-            allowance: 0.0,
-            floor: None,
-        }
+        Self { row: 0, name, unit: "ns", aim: None, must: None, outcome, floor: None, scale: 1.0 }
+    }
+
+    /// The same figure, with limits raised as much as `floor` is slower here.
+    #[must_use]
+    pub fn upon(self, floor: Floor) -> Self {
+        Self { scale: floor.scale(), floor: Some(floor), ..self }
+    }
+
+    /// What must not be exceeded here.
+    fn scaled_must(&self) -> Option<f64> {
+        self.must.map(|must| must * self.scale)
+    }
+
+    /// What should not be exceeded here.
+    fn scaled_aim(&self) -> Option<f64> {
+        self.aim.map(|aim| aim * self.scale)
     }
 
     /// Whether the figure suffices.
     pub fn verdict(&self) -> Verdict {
         let Outcome::Measured(estimate) = &self.outcome else { return Verdict::Invalid };
-        let measured = estimate.median - self.allowance;
-        let above = |limit: Option<f64>| limit.is_some_and(|limit| measured > limit);
+        let above = |limit: Option<f64>| limit.is_some_and(|limit| estimate.median > limit);
         match (self.aim, self.must) {
             (None, None) => Verdict::Told,
-            _ if above(self.must) => Verdict::FailedMust,
-            _ if above(self.aim) => Verdict::MissedAim,
+            _ if above(self.scaled_must()) => Verdict::FailedMust,
+            _ if above(self.scaled_aim()) => Verdict::MissedAim,
             _ => Verdict::Ok,
         }
-    }
-
-    /// Whether the figure is let pass only because its limit was raised.
-    pub fn leans_on_allowance(&self) -> bool {
-        let strict = Self { allowance: 0.0, ..self.clone() };
-        strict.verdict() == Verdict::FailedMust && self.verdict() != Verdict::FailedMust
     }
 
     /// Whether the report as a whole fails by this figure.
@@ -98,43 +114,76 @@ impl Figure {
     }
 }
 
+/// How far the control may be off, percent, before the run is void.
+const CONTROL_MUST: f64 = 5.0;
+
+/// What `name` cost in its first and in its second turn of the same rounds: nothing but
+/// noise may be between them.
+pub fn control(name: &str, once: &[f64], again: &[f64]) -> Figure {
+    let percents = once.iter().zip(again).map(|(once, again)| (again / once - 1.0) * 100.0);
+    let estimate = Estimate::of(percents.collect());
+    let outcome = if estimate.median.abs() <= CONTROL_MUST {
+        Outcome::Measured(estimate)
+    } else {
+        Outcome::Invalid(format!("off by {:.1} %", estimate.median))
+    };
+    let name = format!("{CONTROL}{name} against itself");
+    Figure { unit: "%", must: Some(CONTROL_MUST), ..Figure::told(&name, outcome) }
+}
+
+const CONTROL: &str = "control: ";
+
+/// Whether a control voids the whole run.
+pub fn is_void(figures: &[Figure]) -> bool {
+    figures
+        .iter()
+        .any(|figure| figure.name.starts_with(CONTROL) && figure.verdict() == Verdict::Invalid)
+}
+
 /// The figures as an aligned table.
 pub fn table(figures: &[Figure]) -> String {
+    const HEADER: [&str; 11] = [
+        "row", "figure", "measured", "95 %", "", "floor", "steps", "x floor", "aim", "must",
+        "verdict",
+    ];
     let mut table = Table::new();
     table.load_style(NOTHING);
-    table.set_header(["row", "figure", "aim", "must", "measured", "95 %", "", "floor", "verdict"]);
+    table.set_header(HEADER);
     for figure in figures {
-        let (measured, interval) = match &figure.outcome {
-            Outcome::Measured(it) if it.low == it.high => (number(it.median), String::new()),
-            Outcome::Measured(it) => {
-                (number(it.median), format!("{} .. {}", number(it.low), number(it.high)))
-            }
-            Outcome::Invalid(_) => ("-".to_owned(), String::new()),
-        };
-        let limit = |limit: Option<f64>| limit.map_or_else(String::new, number);
-        let row = if figure.row == 0 { String::new() } else { figure.row.to_string() };
-        let floor = figure
-            .floor
-            .as_ref()
-            .map_or_else(String::new, |(cost, steps)| format!("{} ({steps})", number(*cost)));
-        table.add_row([
-            row,
-            figure.name.clone(),
-            limit(figure.aim),
-            limit(figure.must),
-            measured,
-            interval,
-            figure.unit.to_owned(),
-            floor,
-            verdict(figure),
-        ]);
+        table.add_row(cells(figure));
     }
-    for column in [0, 2, 3, 4, 5] {
+    for column in [0, 2, 3, 5, 7, 8, 9] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
     table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+fn cells(figure: &Figure) -> [String; 11] {
+    let (measured, interval) = match &figure.outcome {
+        Outcome::Measured(it) if it.low == it.high => (number(it.median), String::new()),
+        Outcome::Measured(it) => {
+            (number(it.median), format!("{} .. {}", number(it.low), number(it.high)))
+        }
+        Outcome::Invalid(_) => ("-".to_owned(), String::new()),
+    };
+    let row = if figure.row == 0 { String::new() } else { figure.row.to_string() };
+    let [floor, steps, factor] = match (&figure.floor, &figure.outcome) {
+        (Some(floor), Outcome::Measured(it)) => {
+            let factor = format!("{:.2}", it.median / floor.cost);
+            [number(floor.cost), format!("{}, {}", floor.steps, speed(floor)), factor]
+        }
+        _ => [const { String::new() }; 3],
+    };
+    let limit = |limit: Option<f64>| limit.map_or_else(String::new, number);
+    let (aim, must) = (limit(figure.scaled_aim()), limit(figure.scaled_must()));
+    let (name, unit) = (figure.name.clone(), figure.unit.to_owned());
+    [row, name, measured, interval, unit, floor, steps, factor, aim, must, verdict(figure)]
+}
+
+fn speed(floor: &Floor) -> String {
+    format!("{} in the plan", number(floor.anchor))
 }
 
 fn number(value: f64) -> String {
@@ -149,10 +198,11 @@ fn verdict(figure: &Figure) -> String {
         (Verdict::MissedAim, _) => "MISSED aim",
         (Verdict::FailedMust, _) => "FAILED must",
     };
-    if figure.allowance < 1.0 {
-        return word.to_owned();
+    if figure.scale > 1.0 {
+        format!("{word} (limits x {:.2})", figure.scale)
+    } else {
+        word.to_owned()
     }
-    format!("{word} (limits + {:.0}, for slow memory)", figure.allowance)
 }
 
 /// Writes the figures as JSON.
@@ -182,10 +232,14 @@ mod tests {
         use Verdict::{FailedMust, MissedAim, Ok};
         assert_eq!(verdicts, [Ok, MissedAim, MissedAim, FailedMust]);
         assert!(Figure::told("x", Outcome::Invalid(String::new())).fails());
-        let raised = |median| Figure { allowance: 5.0, ..figure(median) };
+        let upon = |cost, median| {
+            figure(median).upon(Floor { steps: "x".to_owned(), cost, anchor: 40.0 }).verdict()
+        };
+        assert_eq!([20.0, 20.1, 60.0, 60.1].map(|median| upon(80.0, median)), verdicts);
         assert_eq!(
-            [30.0, 35.0, 35.1].map(|it| raised(it).leans_on_allowance()),
-            [false, true, false]
+            [10.0, 10.1, 30.0, 30.1].map(|median| upon(20.0, median)),
+            verdicts,
+            "a fast floor lowers no limit"
         );
     }
 }

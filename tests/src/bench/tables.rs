@@ -48,6 +48,11 @@ pub trait Side: Frame {
     /// # Errors
     /// The object lacks one, or it has another layout.
     fn fill(object: &Ebpf) -> Result<Fill<Self::Address>>;
+    /// What fills a map of flows.
+    ///
+    /// # Errors
+    /// The object lacks it, or it has another layout.
+    fn fill_flows(object: &Ebpf, name: &str) -> Result<FlowSetter<Self::Address>>;
 }
 
 impl Side for Ipv4 {
@@ -73,12 +78,12 @@ impl Side for Ipv4 {
     }
 
     fn fill(object: &Ebpf) -> Result<Fill<Address4>> {
-        let [frontends, backends, flows] = Self::MAPS;
-        Ok(Fill {
-            frontends: setter(object, frontends)?,
-            backends: setter(object, backends)?,
-            flows: setter(object, flows)?,
-        })
+        let [frontends, backends, _] = Self::MAPS;
+        Ok(Fill { frontends: setter(object, frontends)?, backends: setter(object, backends)? })
+    }
+
+    fn fill_flows(object: &Ebpf, name: &str) -> Result<FlowSetter<Address4>> {
+        setter(object, name)
     }
 }
 
@@ -106,23 +111,24 @@ impl Side for Ipv6 {
     }
 
     fn fill(object: &Ebpf) -> Result<Fill<Address6>> {
-        let [frontends, backends, flows] = Self::MAPS;
-        Ok(Fill {
-            frontends: setter(object, frontends)?,
-            backends: setter(object, backends)?,
-            flows: setter(object, flows)?,
-        })
+        let [frontends, backends, _] = Self::MAPS;
+        Ok(Fill { frontends: setter(object, frontends)?, backends: setter(object, backends)? })
+    }
+
+    fn fill_flows(object: &Ebpf, name: &str) -> Result<FlowSetter<Address6>> {
+        setter(object, name)
     }
 }
 
 /// Sets many entries of a map.
 type Setter<K, V> = Box<dyn Fn(&[K], &[V]) -> io::Result<()>>;
+/// Sets many entries of a map of flows.
+pub type FlowSetter<A> = Setter<FlowKey<A>, Flow<A>>;
 
 /// The maps of one family, to be filled.
 pub struct Fill<A> {
     frontends: Setter<FrontendKey<A>, Frontend>,
     backends: Setter<u32, Backend<A>>,
-    flows: Setter<FlowKey<A>, Flow<A>>,
 }
 
 fn setter<K: Pod, V: Pod>(object: &Ebpf, name: &str) -> Result<Setter<K, V>> {
@@ -156,11 +162,19 @@ pub fn cluster_ip<F: Side>() -> F::Address {
     F::address(CLUSTER_IPS, 10)
 }
 
+/// A backend of the Service's TCP port.
+pub fn backend_endpoint<F: Side>() -> (F::Address, Be16) {
+    let backend = backend::<F>(F::FIRST_SERVICE, F::FIRST_SERVICE * BACKENDS);
+    (backend.address, backend.port)
+}
+
 /// The programs and their maps.
 pub struct Datapath {
     object: Ebpf,
     /// COUNTERS.
     pub counters: PerCpuCounters,
+    /// The external device.
+    pub device: Device,
 }
 
 impl Datapath {
@@ -174,7 +188,7 @@ impl Datapath {
         let mut object = load_object(object, &sizes)?;
         load_programs(&mut object)?;
         let counters = PerCpuCounters::new(map_descriptor(&object, "COUNTERS")?)?;
-        let datapath = Self { object, counters };
+        let datapath = Self { object, counters, device };
         let pair = SettingsPair { active: 0, zero: 0, copies: [settings(); 2] };
         datapath.map("SETTINGS")?.set(&0u32, &pair).context("cannot set SETTINGS")?;
         datapath.map("DEVICES")?.set(&0u32, &device)?;
@@ -246,24 +260,32 @@ impl Datapath {
         actions: [Action; 2],
         count: u32,
     ) -> Result<()> {
-        const CHUNK: u32 = 8192;
         let now = self.now()?;
-        let fill = F::fill(&self.object)?;
-        let mut next = 0;
-        while next < count {
-            let end = count.min(next + CHUNK);
-            let (mut keys, mut values) = (Vec::new(), Vec::new());
-            for number in next..end {
-                for (key, flow) in flow_entries::<F>(protocol, client, actions, number, now) {
-                    keys.push(key);
-                    values.push(flow);
-                }
-            }
-            (fill.flows)(&keys, &values).context("cannot add flows")?;
-            next = end;
-        }
-        Ok(())
+        let flow = |number| flow_entries::<F>(protocol, client, actions, number, now);
+        add_flows::<F>(&self.object, F::MAPS[2], count, flow)
     }
+}
+
+/// Puts `count` flows into a map, both directions of each, as `flow` numbers them.
+///
+/// # Errors
+/// No such map, or the kernel refuses an entry.
+pub fn add_flows<F: Side>(
+    object: &Ebpf,
+    map: &str,
+    count: u32,
+    flow: impl Fn(u32) -> [FlowEntry<F::Address>; 2],
+) -> Result<()> {
+    const CHUNK: u32 = 8192;
+    let set = F::fill_flows(object, map)?;
+    let mut next = 0;
+    while next < count {
+        let end = count.min(next + CHUNK);
+        let (keys, values): (Vec<_>, Vec<_>) = (next..end).flat_map(&flow).unzip();
+        set(&keys, &values).with_context(|| format!("cannot add flows to {map}"))?;
+        next = end;
+    }
+    Ok(())
 }
 
 /// What the tables of a family hold beside flows.
