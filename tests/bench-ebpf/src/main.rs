@@ -231,6 +231,46 @@ pub fn insert_small6(context: TcContext) -> i32 {
     with_key::<Ipv6>(&context, |key| SMALL_LRU6.insert(key, &Flow::default(), ANY).is_ok())
 }
 
+/// The least that a new flow takes: a miss, and both directions into a large LRU.
+#[classifier]
+pub fn open4(context: TcContext) -> i32 {
+    open::<Ipv4>(
+        &context,
+        |key| LRU4.get_ptr(key).is_none(),
+        |key| LRU4.insert(key, &Flow::default(), ANY).is_ok(),
+    )
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn open6(context: TcContext) -> i32 {
+    open::<Ipv6>(
+        &context,
+        |key| LRU6.get_ptr(key).is_none(),
+        |key| LRU6.insert(key, &Flow::default(), ANY).is_ok(),
+    )
+}
+
+/// The least that a new TCP flow takes: both directions go into a small LRU.
+#[classifier]
+pub fn open_small4(context: TcContext) -> i32 {
+    open::<Ipv4>(
+        &context,
+        |key| LRU4.get_ptr(key).is_none(),
+        |key| SMALL_LRU4.insert(key, &Flow::default(), ANY).is_ok(),
+    )
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn open_small6(context: TcContext) -> i32 {
+    open::<Ipv6>(
+        &context,
+        |key| LRU6.get_ptr(key).is_none(),
+        |key| SMALL_LRU6.insert(key, &Flow::default(), ANY).is_ok(),
+    )
+}
+
 /// A clock of nanoseconds.
 #[classifier]
 pub fn ktime(_context: TcContext) -> i32 {
@@ -332,6 +372,22 @@ fn with_key<F: Layout>(
     };
     keep(&&key);
     if step(&key) { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+}
+
+#[inline(always)]
+fn open<F: Layout>(
+    context: &TcContext,
+    is_new: impl Fn(&FlowKey<F::Address>) -> bool,
+    insert: impl Fn(&FlowKey<F::Address>) -> bool,
+) -> i32 {
+    with_key::<F>(context, |key| {
+        if !is_new(key) {
+            return false;
+        }
+        let mut pair = FlowKey::default();
+        pair.set_pair(&key.tuple, key.protocol);
+        insert(key) && insert(&pair)
+    })
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! Rows 7 and 8: what a packet costs in the programs at tc.
 //!
 //! Limits rise with the one step that the plan names beside them: a look-up that finds one of
-//! as many flows (row 7), two insertions (row 8). What has neither has fixed limits.
+//! as many flows (row 7), two insertions after one that finds none (row 8). What has neither has fixed limits.
 
 use std::path::Path;
 
@@ -18,9 +18,9 @@ use lb_common::{
 };
 
 use super::{
-    floors::{self, HIT, HIT_1M, HIT_64K, INSERT, footing},
+    floors::{self, HIT, HIT_1M, HIT_64K, INSERTIONS, footing},
     frames,
-    harness::{EMPTY, Effort, Harness, Shot},
+    harness::{EMPTY, Harness, Shot},
     lanes::{self, End, Footing, Lane},
     report::Figure,
     tables::{
@@ -45,8 +45,8 @@ pub struct Bench<'a> {
     pub wrappers: &'a Path,
     /// The external device.
     pub device: Device,
-    /// How long.
-    pub effort: Effort,
+    /// How often everything has its turn.
+    pub rounds: usize,
     /// Only figures whose name holds this.
     pub only: &'a str,
 }
@@ -72,9 +72,9 @@ impl Bench<'_> {
         floors::others(&mut plan.harness, &mut plan.lanes)?;
         plan.measure();
         plan.many::<Ipv4>()?;
-        plan.measure();
+        plan.measure_long();
         plan.many::<Ipv6>()?;
-        plan.measure();
+        plan.measure_long();
         // They come last because they push what others look for out of the tables.
         plan.opened::<Ipv4>(false)?;
         plan.measure();
@@ -86,7 +86,7 @@ impl Bench<'_> {
     fn million<F: Side>(&self, flows: [u32; 2]) -> Result<Vec<Figure>> {
         let mut plan = Plan::new(self, &[(&*floors::lru::<F>(), LARGE_TABLE)], flows)?;
         plan.most::<F>()?;
-        plan.measure();
+        plan.measure_long();
         plan.opened::<F>(true)?;
         plan.measure();
         Ok(plan.figures)
@@ -108,6 +108,7 @@ struct Plan<'a> {
     harness: Harness,
     datapath: Datapath,
     only: &'a str,
+    rounds: usize,
     lanes: Vec<Lane>,
     figures: Vec<Figure>,
 }
@@ -116,18 +117,28 @@ impl<'a> Plan<'a> {
     /// `steps` are the sizes of maps of the steps, `flows` of FLOWS4 and FLOWS6.
     fn new(bench: &Bench<'a>, steps: &[(&str, u32)], flows: [u32; 2]) -> Result<Self> {
         Ok(Self {
-            harness: Harness::load(bench.wrappers, steps, bench.effort)?,
+            harness: Harness::load(bench.wrappers, steps)?,
             datapath: Datapath::load(bench.object, flows, bench.device)?,
             only: bench.only,
+            rounds: bench.rounds,
             lanes: Vec::new(),
             figures: Vec::new(),
         })
     }
 
     fn measure(&mut self) {
+        self.measure_for(self.rounds);
+    }
+
+    /// Measures what depends on caches that others use too, and so takes longer to settle.
+    fn measure_long(&mut self) {
+        self.measure_for(3 * self.rounds);
+    }
+
+    fn measure_for(&mut self, rounds: usize) {
         let mut lanes = std::mem::take(&mut self.lanes);
         lanes.retain(|lane| matches!(lane.end, End::Step) || lane.name.contains(self.only));
-        self.figures.extend(lanes::measure(&self.harness, &self.datapath, &lanes));
+        self.figures.extend(lanes::measure(&self.harness, &self.datapath, rounds, &lanes));
     }
 
     fn hot<F: Side>(&mut self) -> Result<()> {
@@ -136,7 +147,7 @@ impl<'a> Plan<'a> {
         self.datapath.pod_flows::<F>(UDP, 1)?;
         self.datapath.node_flow::<F>(UDP)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit", 1)?);
-        let hot = footing::<F>("LRU hit", 1, HIT);
+        let hot = footing::<F>("LRU hit", HIT);
         self.not_for_us::<F>(&hot)?;
         self.established::<F>(TCP, (1, "hot"), HOT, &hot)?;
         self.established::<F>(UDP, (1, "hot"), HOT, &hot)?;
@@ -149,7 +160,7 @@ impl<'a> Plan<'a> {
         self.datapath.pod_flows::<F>(TCP, USUAL)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit, 64k", USUAL)?);
         floors::others_of_many::<F>(&mut self.harness, &mut self.lanes)?;
-        let many = footing::<F>("LRU hit, 64k", 1, HIT_64K);
+        let many = footing::<F>("LRU hit, 64k", HIT_64K);
         self.established::<F>(TCP, (USUAL, "64k flows"), MANY, &many)
     }
 
@@ -157,7 +168,7 @@ impl<'a> Plan<'a> {
         floors::fill::<F>(&self.harness, MILLION)?;
         self.datapath.pod_flows::<F>(TCP, MILLION)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit, 1 M", MILLION)?);
-        let most = footing::<F>("LRU hit, 1 M", 1, HIT_1M);
+        let most = footing::<F>("LRU hit, 1 M", HIT_1M);
         self.established::<F>(TCP, (MILLION, "1 M flows"), MOST, &most)
     }
 
@@ -268,11 +279,15 @@ impl<'a> Plan<'a> {
     /// flows. Row 8 is about flows in a table of a usual size: nothing is asked of UDP in a
     /// large one, where the insertions alone take more than the row allows.
     fn opened<F: Side>(&mut self, is_large: bool) -> Result<()> {
-        let (among, size) = if is_large { (", among 1 M", "1 M") } else { ("", "256k") };
-        let (small, table) = ("LRU insert, 16k", format!("LRU insert, {size}"));
-        self.lanes.push(floors::insert::<F>(&mut self.harness, small, "insert_small")?);
-        self.lanes.push(floors::insert::<F>(&mut self.harness, &table, "insert")?);
-        for (protocol, step) in [(TCP, small), (UDP, &table)] {
+        let (among, flows, size, miss) = match is_large {
+            true => (", among 1 M", "1 M", "2 M", HIT_1M),
+            false => ("", "64k", "256k", HIT_64K),
+        };
+        for (protocol, size, suffix) in [(TCP, "16k", "_small"), (UDP, size, "")] {
+            let insert = (format!("LRU insert, {size}"), format!("insert{suffix}"));
+            self.lanes.push(floors::insert::<F>(&mut self.harness, &insert.0, &insert.1)?);
+            let step = format!("LRU miss, {flows}, and 2 LRU inserts, {size}");
+            self.lanes.push(floors::open::<F>(&mut self.harness, &step, &format!("open{suffix}"))?);
             let tuple = flow_tuples::<F>(protocol, F::address(NEW_PODS, 0), 0)[0].0;
             let name = format!("new flow (DNAT){among}, {} {}", protocol_name(protocol), F::NAME);
             let frame = frames::frame::<F>(&tuple, protocol, SYN, 14 + F::IP_HEADER + 40, 40);
@@ -281,7 +296,7 @@ impl<'a> Plan<'a> {
             self.lanes.push(Lane {
                 row: 8,
                 limits: (protocol == TCP || !is_large).then_some(NEW),
-                footing: Some(footing::<F>(step, 2, INSERT)),
+                footing: Some(footing::<F>(&step, miss + INSERTIONS)),
                 shot: Shot { flows: 0, ..lane.shot },
                 ..lane
             });

@@ -29,17 +29,7 @@ pub struct Harness {
     lane: TypedMap<u32, Lane>,
     targets: ProgramArray<MapData>,
     names: Vec<String>,
-    effort: Effort,
     seed: Cell<u64>,
-}
-
-/// How long to measure.
-#[derive(Clone, Copy, Debug)]
-pub struct Effort {
-    /// How often every program has its turn.
-    pub rounds: usize,
-    /// How long a turn should take.
-    pub run: Duration,
 }
 
 /// A packet, the wrapper that restores it and the program it is given to.
@@ -71,19 +61,18 @@ pub struct Run {
 }
 
 impl Harness {
-    /// Loads the wrappers and the floors; `sizes` are those of maps that differ from the
+    /// Loads the wrappers and the steps; `sizes` are those of maps that differ from the
     /// object's.
     ///
     /// # Errors
     /// No such object, no privileges, or the kernel refuses a program.
-    pub fn load(object: &Path, sizes: &[(&str, u32)], effort: Effort) -> Result<Self> {
+    pub fn load(object: &Path, sizes: &[(&str, u32)]) -> Result<Self> {
         let mut object = load_object(object, sizes)?;
         load_programs(&mut object)?;
         let lane = map(&object, "LANE")?;
         let targets = object.take_map("TARGETS").context("no map TARGETS")?;
         let targets = ProgramArray::try_from(targets)?;
-        let mut harness =
-            Self { object, lane, targets, names: Vec::new(), effort, seed: Cell::new(0) };
+        let mut harness = Self { object, lane, targets, names: Vec::new(), seed: Cell::new(0) };
         let index = harness.step("empty")?;
         ensure!(index == EMPTY, "the empty program is not the first target");
         Ok(harness)
@@ -124,38 +113,35 @@ impl Harness {
     pub fn measure(
         &self,
         shots: &[Shot],
+        rounds: usize,
         mut check: impl FnMut(usize, Option<Run>) -> Result<()>,
     ) -> Vec<Result<Vec<f64>>> {
-        let mut lanes: Vec<Result<(u32, Vec<f64>)>> = shots
-            .iter()
-            .map(|shot| Ok((self.repeat(shot)?, Vec::with_capacity(self.effort.rounds))))
-            .collect();
+        let mut lanes: Vec<Result<Vec<f64>>> = shots.iter().map(|_| Ok(Vec::new())).collect();
         let mut order: Vec<usize> = (0..shots.len()).collect();
-        for round in 0..self.effort.rounds {
+        for round in 0..rounds {
             // What ran before is still in the caches: it must not always be the same.
             self.shuffle(&mut order);
             for &index in &order {
-                let Ok((repeat, samples)) = &mut lanes[index] else { continue };
-                match self.turn(&shots[index], *repeat, round % 2 == 1, |run| check(index, run)) {
+                let Ok(samples) = &mut lanes[index] else { continue };
+                match self.turn(&shots[index], round % 2 == 1, |run| check(index, run)) {
                     Ok(sample) => samples.push(sample),
                     Err(error) => lanes[index] = Err(error),
                 }
             }
         }
-        lanes.into_iter().map(|lane| Ok(lane?.1)).collect()
+        lanes
     }
 
     fn turn(
         &self,
         shot: &Shot,
-        repeat: u32,
         is_base_last: bool,
         mut check: impl FnMut(Option<Run>) -> Result<()>,
     ) -> Result<f64> {
-        let base = || anyhow::Ok(self.run(shot, shot.base, repeat)?.nanoseconds);
+        let base = || anyhow::Ok(self.run(shot, shot.base)?.nanoseconds);
         let mut target = || {
             check(None)?;
-            let run = self.run(shot, shot.target, repeat)?;
+            let run = self.run(shot, shot.target)?;
             check(Some(run))?;
             anyhow::Ok(run.nanoseconds)
         };
@@ -181,16 +167,13 @@ impl Harness {
         ((seed ^ (seed >> 31)).wrapping_mul(0x7fb5_d329_728e_a185) >> 32) as u32
     }
 
-    /// How many packets take as long as a run should.
-    fn repeat(&self, shot: &Shot) -> Result<u32> {
-        let trial = self.run(shot, shot.target, 2_000)?.nanoseconds;
-        let run = self.effort.run.as_nanos() as f64;
-        // Enough to meet every flow of those that a cache could hold.
-        let least = shot.flows.clamp(1_000, 1 << 16);
-        Ok(((run / trial.max(1.0)) as u32).clamp(least, 1_000_000))
-    }
-
-    fn run(&self, shot: &Shot, target: u32, repeat: u32) -> Result<Run> {
+    fn run(&self, shot: &Shot, target: u32) -> Result<Run> {
+        // About a millisecond: what disturbs a turn then disturbs its neighbours too.
+        let repeat = match shot.flows {
+            0 => 2_048,
+            1 => 16_384,
+            _ => 8_192,
+        };
         // A run through a large table begins anywhere in it; new flows go on where they were.
         let first = if shot.flows == 0 { 0 } else { self.random() };
         let mask = shot.flows.wrapping_sub(1);

@@ -45,20 +45,23 @@ pub enum End {
 pub struct Footing {
     /// Its name.
     pub step: String,
-    /// How often the program takes the step.
-    pub times: u32,
     /// What the step cost, ns, where the limits are from.
     pub anchor: f64,
 }
 
-/// Measures `lanes` turn about.
-pub fn measure(harness: &Harness, datapath: &Datapath, lanes: &[Lane]) -> Vec<Figure> {
+/// Measures `lanes` turn about, each so many `rounds`.
+pub fn measure(
+    harness: &Harness,
+    datapath: &Datapath,
+    rounds: usize,
+    lanes: &[Lane],
+) -> Vec<Figure> {
     let controls = lanes.iter().filter(|lane| lane.is_control);
     let all: Vec<&Lane> = lanes.iter().chain(controls).collect();
     let shots: Vec<Shot> = all.iter().map(|lane| lane.shot.clone()).collect();
     let mut before = Vec::new();
-    let samples =
-        harness.measure(&shots, |index, run| check(datapath, all[index].end, run, &mut before));
+    let samples = harness
+        .measure(&shots, rounds, |index, run| check(datapath, all[index].end, run, &mut before));
     let (first, again) = samples.split_at(lanes.len());
     let figures = lanes.iter().zip(first).map(|(lane, samples)| {
         let outcome = match samples {
@@ -97,13 +100,8 @@ fn stand(
         let why = format!("{} was not measured", footing.step);
         return Figure { outcome: Outcome::Invalid(why), ..figure };
     };
-    let times = f64::from(footing.times);
-    let steps = match footing.times {
-        1 => footing.step.clone(),
-        times => format!("{times} x {}", footing.step),
-    };
-    let cost = Estimate::of(samples.clone()).median * times;
-    figure.upon(Floor { steps, cost, anchor: footing.anchor * times })
+    let cost = Estimate::of(samples.clone()).median;
+    figure.upon(Floor { steps: footing.step.clone(), cost, anchor: footing.anchor })
 }
 
 fn check(datapath: &Datapath, end: End, run: Option<Run>, before: &mut Vec<u64>) -> Result<()> {

@@ -120,7 +120,8 @@ const CONTROL_MUST: f64 = 5.0;
 /// What `name` cost in its first and in its second turn of the same rounds: nothing but
 /// noise may be between them.
 pub fn control(name: &str, once: &[f64], again: &[f64]) -> Figure {
-    let percents = once.iter().zip(again).map(|(once, again)| (again / once - 1.0) * 100.0);
+    let base = Estimate::of(once.to_vec()).median;
+    let percents = again.iter().map(|again| (again / base - 1.0) * 100.0);
     let estimate = Estimate::of(percents.collect());
     let outcome = if estimate.median.abs() <= CONTROL_MUST {
         Outcome::Measured(estimate)

@@ -3,11 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lb_tests::bench::harness::Effort;
 use lb_tests::bench::report::{self, Figure};
 use lb_tests::bench::{connects, datapath, lookups, namespace, programs};
 
@@ -70,11 +69,6 @@ fn main() -> Result<ExitCode> {
 }
 
 fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {
-    let effort = if arguments.quick {
-        Effort { rounds: 11, run: Duration::from_millis(2) }
-    } else {
-        Effort { rounds: 41, run: Duration::from_millis(3) }
-    };
     let device = namespace::enter()?;
     let mut others = lookups::count()?;
     others.extend(programs::measure(&arguments.object, device.ifindex)?);
@@ -83,7 +77,7 @@ fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {
         object: &arguments.object,
         wrappers: &arguments.wrappers,
         device,
-        effort,
+        rounds: if arguments.quick { 31 } else { 121 },
         only: &arguments.only,
     };
     let mut figures = bench.measure(!arguments.quick)?;
