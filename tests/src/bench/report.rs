@@ -243,4 +243,15 @@ mod tests {
             "a fast floor lowers no limit"
         );
     }
+
+    #[test]
+    fn a_control_that_differs_from_itself_voids_the_run() {
+        let off = |again| [control("x", &[100.0], &[again])];
+        assert_eq!(
+            [94.0, 96.0, 104.0, 106.0].map(|it| is_void(&off(it))),
+            [true, false, false, true]
+        );
+        assert!(off(106.0)[0].fails());
+        assert!(!is_void(&[Figure::told("x", Outcome::Invalid(String::new()))]));
+    }
 }
