@@ -37,8 +37,9 @@ const NOT_A_SERVICE: (f64, f64) = (200.0, 400.0);
 const EMPTY_HOOK: f64 = 176.0;
 /// Sockets that are open at a time: few enough to stay in the nearer caches.
 const SOCKETS: usize = 64;
-/// How often that many are made in a turn: what takes about half a millisecond of connect().
-const BATCHES: usize = 16;
+/// How often that many are made in a turn: few enough that what closed sockets leave behind,
+/// freed only after a grace period, never runs short.
+const BATCHES: usize = 4;
 const SMALL_TABLE: u32 = 1 << 12;
 
 /// Whom a family's connect() asks, and with which program.
@@ -158,7 +159,7 @@ impl<'a, F: Call> Rounds<'a, F> {
 
     fn measure(&self, name: &str, calls: &Calls, limits: (f64, f64)) -> Result<[Figure; 2]> {
         let [mut none, mut empty, mut ours, mut again] = [const { Vec::new() }; 4];
-        for round in 0..self.bench.rounds {
+        for round in 0..2 * self.bench.rounds {
             let mut turns: [(&mut Vec<f64>, Option<&ProgramFd>, bool); 4] = [
                 (&mut none, None, false),
                 (&mut empty, Some(self.empty), false),

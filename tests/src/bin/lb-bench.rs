@@ -77,7 +77,7 @@ fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {
         object: &arguments.object,
         wrappers: &arguments.wrappers,
         device,
-        rounds: if arguments.quick { 31 } else { 121 },
+        rounds: if arguments.quick { 61 } else { 121 },
         only: &arguments.only,
     };
     let mut figures = bench.measure(!arguments.quick)?;
