@@ -441,7 +441,10 @@ fn programs_follow_interfaces_as_they_come_and_go() -> Result<()> {
             ensure!(known.devices == [Interface { index: index_of("up0")?, name: "up0".into() }]);
             ensure!(known.addresses == ["192.0.2.1".parse::<IpAddr>()?], "{known:?}");
             ensure!(known.default_sources == known.addresses);
-            ensure!(fs::read_to_string("/proc/sys/net/ipv4/conf/lo/accept_local")? == "1\n");
+            for name in ["accept_local", "route_localnet"] {
+                let path = format!("/proc/sys/net/ipv4/conf/lo/{name}");
+                ensure!(fs::read_to_string(path)? == "1\n", "{name}");
+            }
 
             add("veth.7")?;
             let took = wait_for("a new veth", || Ok(tcx_programs("veth.7")?.len() == 2))?;

@@ -132,7 +132,7 @@ impl Interfaces {
         if interfaces.node_addresses.is_some() {
             interfaces.detach_strangers(&wanted);
         }
-        accept_local();
+        accept_own_packets();
         Ok(interfaces)
     }
 
@@ -335,16 +335,21 @@ impl Drop for Interfaces {
 }
 
 /// Lets packets of this node to itself in: they come in by the loopback device without
-/// a route attached, with a source that is an address of this node, which the kernel's
-/// source check (`fib_validate_source`) else refuses.
-fn accept_local() {
-    let path = "/proc/sys/net/ipv4/conf/lo/accept_local";
-    match fs::read_to_string(path) {
-        Ok(value) if value.trim() == "1" => {}
-        _ => {
-            if let Err(error) = fs::write(path, "1") {
-                warn!(path, %error, "node processes cannot reach backends on this node by UDP");
-            }
+/// a route attached, with a source that is an address of this node, or from and to
+/// 127.0.0.1, which the kernel's checks of what is routed in else refuse. Nobody else's
+/// packets come in by that device.
+fn accept_own_packets() {
+    let settings = [
+        ("accept_local", "node processes cannot reach backends on this node by UDP"),
+        ("route_localnet", "node processes cannot reach node ports by 127.0.0.1"),
+    ];
+    for (name, consequence) in settings {
+        let path = format!("/proc/sys/net/ipv4/conf/lo/{name}");
+        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+            continue;
+        }
+        if let Err(error) = fs::write(&path, "1") {
+            warn!(path, %error, "{consequence}");
         }
     }
 }

@@ -98,6 +98,19 @@ impl Fabric {
         ];
         self.netns.run(|| ip_batch(&lines))
     }
+
+    /// Routes the addresses of load balancers and external IPs to a node, as a load balancer's
+    /// speaker there would have it; nodes count from 1.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn route_external_to(&self, node: u8) -> Result<()> {
+        let Addresses { v4, v6 } = plan::node(node);
+        let external = cidr::EXTERNAL_V4.iter().map(|net| format!("route replace {net} via {v4}"));
+        let external6 = cidr::EXTERNAL_V6.iter().map(|net| format!("route replace {net} via {v6}"));
+        let lines: Vec<_> = external.chain(external6).collect();
+        self.netns.run(|| ip_batch(&lines))
+    }
 }
 
 fn addresses(addresses: Addresses, device: &str) -> [String; 2] {

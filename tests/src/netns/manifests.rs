@@ -121,7 +121,7 @@ impl Manifests {
     }
 }
 
-/// A Service of type ClusterIP.
+/// A Service of type ClusterIP, until it is given more.
 #[derive(Clone, Debug)]
 pub struct Service {
     namespace: String,
@@ -130,6 +130,11 @@ pub struct Service {
     ports: Vec<Port>,
     affinity: Option<Duration>,
     internal_local: bool,
+    node_port: Option<u16>,
+    balancer_ips: Vec<IpAddr>,
+    external_ips: Vec<IpAddr>,
+    external_local: bool,
+    source_ranges: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -138,6 +143,21 @@ struct Port {
     protocol: &'static str,
     number: u16,
     target: u16,
+}
+
+impl Port {
+    fn object(&self, node_port: Option<u16>) -> Value {
+        let mut port = json!({
+            "name": self.name,
+            "protocol": self.protocol,
+            "port": self.number,
+            "targetPort": self.target,
+        });
+        if let Some(number) = node_port {
+            port["nodePort"] = json!(number);
+        }
+        port
+    }
 }
 
 impl Service {
@@ -150,6 +170,11 @@ impl Service {
             ports: Vec::new(),
             affinity: None,
             internal_local: false,
+            node_port: None,
+            balancer_ips: Vec::new(),
+            external_ips: Vec::new(),
+            external_local: false,
+            source_ranges: Vec::new(),
         }
     }
 
@@ -206,6 +231,41 @@ impl Service {
         self
     }
 
+    /// `type: NodePort`, with this node port for every port: one of each protocol at most.
+    #[must_use]
+    pub fn node_port(mut self, number: u16) -> Self {
+        self.node_port = Some(number);
+        self
+    }
+
+    /// `type: LoadBalancer`, with ingress addresses of each family.
+    #[must_use]
+    pub fn balancer(mut self, addresses: Addresses) -> Self {
+        self.balancer_ips.extend(Family::ALL.map(|family| addresses.get(family)));
+        self
+    }
+
+    /// `externalIPs` of each family.
+    #[must_use]
+    pub fn external_ips(mut self, addresses: Addresses) -> Self {
+        self.external_ips.extend(Family::ALL.map(|family| addresses.get(family)));
+        self
+    }
+
+    /// `externalTrafficPolicy: Local`.
+    #[must_use]
+    pub fn external_local(mut self) -> Self {
+        self.external_local = true;
+        self
+    }
+
+    /// One more of `loadBalancerSourceRanges`, as it is written.
+    #[must_use]
+    pub fn source_range(mut self, range: impl Into<String>) -> Self {
+        self.source_ranges.push(range.into());
+        self
+    }
+
     /// `namespace/name`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
@@ -225,38 +285,47 @@ impl Service {
     pub fn object(&self) -> Value {
         let families: Vec<_> =
             self.cluster_ips.iter().map(|ip| address_type(Family::of(*ip))).collect();
-        let ports: Vec<_> = self
-            .ports
-            .iter()
-            .map(|port| {
-                json!({
-                    "name": port.name,
-                    "protocol": port.protocol,
-                    "port": port.number,
-                    "targetPort": port.target,
-                })
-            })
-            .collect();
-        let policy = if self.internal_local { "Local" } else { "Cluster" };
+        let ports: Vec<_> = self.ports.iter().map(|port| port.object(self.node_port)).collect();
+        let policy = |is_local| if is_local { "Local" } else { "Cluster" };
         let mut service = json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"namespace": self.namespace, "name": self.name},
             "spec": {
-                "type": "ClusterIP",
+                "type": self.kind(),
                 "clusterIP": self.cluster_ips.first(),
                 "clusterIPs": self.cluster_ips,
+                "externalIPs": self.external_ips,
                 "ipFamilies": families,
-                "internalTrafficPolicy": policy,
+                "internalTrafficPolicy": policy(self.internal_local),
                 "ports": ports,
             },
         });
+        let spec = &mut service["spec"];
+        if self.kind() != "ClusterIP" || !self.external_ips.is_empty() {
+            spec["externalTrafficPolicy"] = json!(policy(self.external_local));
+        }
+        if !self.source_ranges.is_empty() {
+            spec["loadBalancerSourceRanges"] = json!(self.source_ranges);
+        }
         if let Some(timeout) = self.affinity {
-            service["spec"]["sessionAffinity"] = json!("ClientIP");
+            spec["sessionAffinity"] = json!("ClientIP");
             let config = json!({"clientIP": {"timeoutSeconds": timeout.as_secs()}});
-            service["spec"]["sessionAffinityConfig"] = config;
+            spec["sessionAffinityConfig"] = config;
+        }
+        if !self.balancer_ips.is_empty() {
+            let ingress: Vec<_> = self.balancer_ips.iter().map(|ip| json!({"ip": ip})).collect();
+            service["status"] = json!({"loadBalancer": {"ingress": ingress}});
         }
         service
+    }
+
+    fn kind(&self) -> &'static str {
+        match (self.balancer_ips.is_empty(), self.node_port) {
+            (false, _) => "LoadBalancer",
+            (true, Some(_)) => "NodePort",
+            (true, None) => "ClusterIP",
+        }
     }
 
     fn slice(&self, family: Family, endpoints: &[&Endpoint]) -> Value {

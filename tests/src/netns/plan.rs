@@ -75,6 +75,17 @@ pub mod cidr {
     pub const PODS_V6: Ipv6Net =
         Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0), 48);
 
+    /// Addresses of load balancers and external IPs, IPv4.
+    pub const EXTERNAL_V4: [Ipv4Net; 2] = [
+        Ipv4Net::new_assert(Ipv4Addr::new(203, 0, 113, 0), 24),
+        Ipv4Net::new_assert(Ipv4Addr::new(198, 51, 100, 0), 24),
+    ];
+    /// Addresses of load balancers and external IPs, IPv6.
+    pub const EXTERNAL_V6: [Ipv6Net; 2] = [
+        Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0), 64),
+        Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0), 64),
+    ];
+
     /// Pods of all nodes, as `--cluster-cidr` takes it.
     pub fn cluster() -> String {
         format!("{PODS_V4},{PODS_V6}")
@@ -109,5 +120,21 @@ pub fn cluster_ip(number: u8) -> Addresses {
     Addresses {
         v4: Ipv4Addr::new(10, 96, 0, number),
         v6: Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()),
+    }
+}
+
+/// The load balancer addresses that tests give to their Services: number 1 to 250.
+pub fn balancer_ip(number: u8) -> Addresses {
+    Addresses {
+        v4: Ipv4Addr::new(203, 0, 113, number),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, number.into()),
+    }
+}
+
+/// The external IPs that tests give to their Services: number 1 to 250.
+pub fn external_ip(number: u8) -> Addresses {
+    Addresses {
+        v4: Ipv4Addr::new(198, 51, 100, number),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, number.into()),
     }
 }
