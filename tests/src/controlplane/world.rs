@@ -1,6 +1,8 @@
 //! A cluster of namespaces with a real control plane in its fabric, and agents that watch it
 //! with the rights of their ServiceAccount.
 
+pub mod exposed;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
