@@ -8,6 +8,7 @@
 mod bpffs;
 mod control_plane;
 pub(crate) mod linker;
+mod nginx;
 mod packages;
 mod rustup;
 
@@ -21,7 +22,7 @@ use crate::workspace::{Workspace, is_root, on_path};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave out the Kubernetes programs that only `test cluster` needs
+    /// Leave out the Kubernetes programs and nginx, which only `test cluster` needs
     #[arg(long)]
     without_control_plane: bool,
 }
@@ -31,7 +32,7 @@ pub(crate) struct Args {
 pub(crate) enum Scope {
     /// What building, checking, the demo and most tests need.
     Build,
-    /// Also the API server and what runs beside it.
+    /// Also the API server, what runs beside it, and nginx.
     All,
 }
 
@@ -53,6 +54,7 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<bool> {
     changed |= bpffs::ensure(workspace)?;
     if scope == Scope::All {
         changed |= control_plane::ensure(workspace)?;
+        changed |= nginx::ensure(workspace)?;
     }
     Ok(changed)
 }

@@ -8,7 +8,7 @@ use crate::run;
 use crate::workspace::{Workspace, on_path};
 
 /// Each package, and what it is needed for.
-const PACKAGES: [&str; 15] = [
+const PACKAGES: [&str; 16] = [
     // The programs: a compiler with `core` for the BPF target.
     "rustc-web",
     "cargo-web",
@@ -20,7 +20,7 @@ const PACKAGES: [&str; 15] = [
     "zlib1g-dev",
     "g++",
     // Tests and demo: reading maps, the API server's store, nodes made of
-    // network namespaces with the rules that CNIs and firewalls write.
+    // network namespaces with the rules that CNIs and firewalls write, TLS.
     "bpftool",
     "etcd-server",
     "iptables",
@@ -28,6 +28,7 @@ const PACKAGES: [&str; 15] = [
     "iproute2",
     "util-linux",
     "curl",
+    "openssl",
 ];
 
 pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
@@ -70,7 +71,7 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
     Ok(true)
 }
 
-fn apt(workspace: &Workspace, arguments: &[&str], log: &str) -> Result<()> {
+pub(super) fn apt(workspace: &Workspace, arguments: &[&str], log: &str) -> Result<()> {
     let mut command = workspace.command("apt-get");
     command
         .env("DEBIAN_FRONTEND", "noninteractive")
