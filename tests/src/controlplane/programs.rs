@@ -57,12 +57,28 @@ impl Programs {
 /// # Errors
 /// Neither `XDG_CACHE_HOME` nor `HOME` is set.
 pub fn cache_directory() -> Result<PathBuf> {
+    Ok(cache()?.join(format!("controlplane-{KUBERNETES_VERSION}")))
+}
+
+/// nginx, from the cache or else from `PATH`.
+///
+/// # Errors
+/// It is in neither.
+pub fn nginx() -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<_> =
+        [cache()?.join("nginx")].into_iter().chain(env::split_paths(&path)).collect();
+    find_in(&directories, "nginx")
+}
+
+/// What `cargo xtask setup` keeps outside of clones.
+fn cache() -> Result<PathBuf> {
     let cache = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(cache) => PathBuf::from(cache),
         None => Path::new(&env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
             .join(".cache"),
     };
-    Ok(cache.join("lb").join(format!("controlplane-{KUBERNETES_VERSION}")))
+    Ok(cache.join("lb"))
 }
 
 fn find_in(directories: &[PathBuf], name: &str) -> Result<PathBuf> {
