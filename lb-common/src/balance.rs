@@ -13,9 +13,10 @@ use crate::{
         service::Service,
         settings::{FamilySettings, Settings},
     },
-    packet::{Kind, Packet},
+    packet::{Kind, Packet, quote::Quote},
 };
 
+pub mod error;
 pub mod known;
 pub mod open;
 pub mod select;
@@ -88,6 +89,10 @@ pub enum Verdict {
 pub struct Work<A> {
     /// The addresses and ports that a translated packet goes on with.
     pub rewrite: Tuple<A>,
+    /// What an ICMP error quotes, where the packet is one.
+    pub quote: Quote<A>,
+    /// The addresses and ports that a translated quote goes on with.
+    pub quoted: Tuple<A>,
     frontend: Frontend,
     service: Service,
     eligible: select::Eligible,
@@ -195,7 +200,7 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     let context = Context { packet, settings, site, now: tables.now() };
     let may_open = match candidate {
         Candidate::Neither => return Verdict::Pass(Reason::NotService),
-        Candidate::Service => !matches!(site, Site::ToDevice { forwarded: true, .. }),
+        Candidate::Service => may_enter(site),
         Candidate::Node => settings.node_ports.contains(packet.tuple().destination_port.get()),
         Candidate::Reply => false,
     };
@@ -209,9 +214,26 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     } else {
         Verdict::Pass(Reason::NoFlow)
     };
-    match (site, candidate, verdict) {
+    keep_in(candidate, &context, verdict, tables)
+}
+
+/// Whether what is addressed to a Service may be new at `site`.
+#[inline(always)]
+fn may_enter(site: Site) -> bool {
+    !matches!(site, Site::ToDevice { forwarded: true, .. })
+}
+
+/// The verdict, but for what would leave the node untranslated for a ClusterIP.
+#[inline(always)]
+fn keep_in<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    context: &Context<F>,
+    verdict: Verdict,
+    tables: &mut T,
+) -> Verdict {
+    match (context.site, candidate, verdict) {
         (Site::ToDevice { .. }, Candidate::Service, Verdict::Pass(_))
-            if is_service_address(&context, tables) =>
+            if is_service_address(context, tables) =>
         {
             Verdict::Drop(Reason::UntranslatedLeaving)
         }

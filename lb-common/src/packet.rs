@@ -15,6 +15,7 @@ use crate::abi::{
 pub mod answer;
 pub mod checksum;
 pub mod header;
+pub mod quote;
 
 use header::{Header4, Header6};
 

@@ -7,6 +7,7 @@
 
 mod answer;
 mod count;
+mod error;
 mod hooks;
 mod maps;
 mod memory;

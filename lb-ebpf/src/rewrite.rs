@@ -16,6 +16,8 @@ use crate::maps;
 pub trait Rewrite: Family {
     /// Offset of the source address from the start of the frame; the destination follows.
     const ADDRESSES: usize;
+    /// Offset of the header's own checksum from its start, where it has one.
+    const HEADER_CHECKSUM: Option<usize>;
     /// Extra flags of `bpf_l4_csum_replace` when addresses change.
     fn checksum_flags() -> u64;
     /// Takes one from the TTL or hop limit, which is above 1, as a router does.
@@ -26,6 +28,7 @@ pub trait Rewrite: Family {
 
 impl Rewrite for Ipv4 {
     const ADDRESSES: usize = IP_OFFSET + core::mem::offset_of!(Header4, source);
+    const HEADER_CHECKSUM: Option<usize> = Some(core::mem::offset_of!(Header4, checksum));
 
     #[inline(always)]
     fn checksum_flags() -> u64 {
@@ -59,6 +62,7 @@ impl Rewrite for Ipv4 {
 
 impl Rewrite for Ipv6 {
     const ADDRESSES: usize = IP_OFFSET + core::mem::offset_of!(Header6, source);
+    const HEADER_CHECKSUM: Option<usize> = None;
 
     #[inline(always)]
     fn checksum_flags() -> u64 {

@@ -5,7 +5,7 @@
 //! not change, checksums over the whole, MACs of what is redirected, and exactly one
 //! counter.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
@@ -70,6 +70,8 @@ where
     counters: PerCpuCounters,
     /// What the counters were after the last frame.
     counted: RefCell<Vec<u64>>,
+    /// What the last frame quotes, if it is an ICMP error that was translated.
+    quoted: Cell<Option<Tuple<F::Address>>>,
 }
 
 impl<F: KernelFamily> Kernel<F>
@@ -102,6 +104,7 @@ where
             counted: RefCell::new(counters.sums()?),
             counters,
             programs,
+            quoted: Cell::new(None),
         })
     }
 
@@ -122,7 +125,8 @@ where
         let ran =
             self.programs.run(hook.name(), before, place.ifindex(), place.ingress_ifindex())?;
         let reason = self.moved(hook)?;
-        let end = end::<F>(place, reason, before, &ran)
+        self.quoted.set(None);
+        let end = end::<F>(place, reason, before, &ran, &self.quoted)
             .with_context(|| format!("{reason:?} at {place:?}, returned {}", ran.returned))?;
         Ok((Outcome { reason, end }, ran.frame))
     }
@@ -151,6 +155,7 @@ fn end<F: TestFamily>(
     reason: Reason,
     before: &[u8],
     ran: &Ran,
+    quoted: &Cell<Option<Tuple<F::Address>>>,
 ) -> Result<End<F::Address>> {
     const NEXT: i32 = -1;
     const SHOT: i32 = 2;
@@ -180,9 +185,17 @@ fn end<F: TestFamily>(
         ensure!(right, "the answer's MACs are {macs:02x?}");
         return Ok(End::Answered(answer));
     }
-    let tuple = tuple_of::<F>(after, usize::from(packet.transport));
     let hops = before[F::HOPS].wrapping_sub(after[F::HOPS]);
-    says(frame::check_rewrite(before, after, &packet, &tuple, hops))?;
+    let tuple = if reason == Reason::IcmpTranslated {
+        let [outer, inner] =
+            frame::check_error(before, after, &packet, hops).map_err(anyhow::Error::msg)?;
+        quoted.set(Some(inner));
+        outer
+    } else {
+        let tuple = tuple_of::<F>(after, usize::from(packet.transport));
+        says(frame::check_rewrite(before, after, &packet, &tuple, hops))?;
+        tuple
+    };
     ensure!(hops == 0 || hops == 1 && ran.returned == REDIRECT, "{hops} hops were taken");
     Ok(match ran.returned {
         NEXT => {
@@ -300,6 +313,10 @@ where
             Ok((outcome, _)) => outcome,
             Err(error) => panic!("{error:#}"),
         }
+    }
+
+    fn quoted(&self) -> Option<Tuple<F::Address>> {
+        self.quoted.get()
     }
 
     fn pass(&mut self, ticks: u32) {

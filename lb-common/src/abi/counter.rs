@@ -94,8 +94,10 @@ numbered! {
         UnknownTcpFlow => "unknown_tcp_flow",
         /// An IP fragment for a ClusterIP: dropped.
         Fragment => "fragment",
-        /// An ICMP error about a ClusterIP: dropped.
+        /// An ICMP error to a ClusterIP, about no known flow: dropped.
         IcmpError => "icmp_error",
+        /// An ICMP error about a packet of a known flow, translated with what it quotes.
+        IcmpTranslated => "icmp_translated",
         /// Every source port that was tried for the flow is taken: refused.
         NoSourcePort => "no_source_port",
         /// The flow table took no entry: dropped.

@@ -153,6 +153,8 @@ pub trait Lab<F: TestFamily> {
     /// Puts a frame through the datapath. Panics where the interpreter breaks a promise
     /// that no row has to repeat: checksums, bytes that must not change, one counter.
     fn send(&mut self, place: Place, frame: &[u8]) -> Outcome<F::Address>;
+    /// What the last frame quotes once it is translated, if it was an ICMP error that was.
+    fn quoted(&self) -> Option<Tuple<F::Address>>;
     /// Lets time pass.
     fn pass(&mut self, ticks: u32);
     /// Every entry of a flow table.
@@ -194,6 +196,42 @@ impl<A: Address> Talk<A> {
     /// The backend it was given.
     pub fn backend(&self) -> Endpoint<A> {
         Endpoint { address: self.sent.destination, port: self.sent.destination_port }
+    }
+
+    /// Where packets of the other direction are caught, and what becomes of one that goes on
+    /// as `back`.
+    pub fn way_back(&self, back: Tuple<A>) -> (Place, End<A>) {
+        match self.end {
+            End::Onward(_) if self.place == Place::FromDevice => {
+                (Place::ToDeviceForwarded, End::Onward(back))
+            }
+            End::Onward(_) if self.place == Place::Loopback => (Place::Loopback, End::Onward(back)),
+            End::Onward(_) => (Place::ToPod, End::Onward(back)),
+            End::Bounced(_) => (Place::FromPod, End::Bounced(back)),
+            End::Routed(_) if self.place == Place::Loopback => {
+                (Place::FromDevice, End::IntoLoopback(back))
+            }
+            End::Routed(_) => (Place::FromDevice, End::Onward(back)),
+            End::Forwarded(_) => (Place::FromDevice, End::Forwarded(back)),
+            End::IntoLoopback(_) if self.place == Place::FromDevice => {
+                (Place::Loopback, End::Forwarded(back))
+            }
+            End::IntoLoopback(_) => (Place::Loopback, End::Onward(back)),
+            other => panic!("no request ends as {other:?}"),
+        }
+    }
+
+    /// What becomes of a packet of the client's direction that goes on as `onward`.
+    pub fn way_there(&self, onward: Tuple<A>) -> End<A> {
+        match self.end {
+            End::Onward(_) => End::Onward(onward),
+            End::Bounced(_) => End::Bounced(onward),
+            End::Routed(_) => End::Routed(onward),
+            End::Forwarded(_) => End::Forwarded(onward),
+            End::IntoLoopback(_) => End::IntoLoopback(onward),
+            End::IntoDevice(_, device) => End::IntoDevice(onward, device),
+            other => panic!("no request ends as {other:?}"),
+        }
     }
 
     /// The key of the direction of requests.
@@ -291,25 +329,7 @@ impl<F: TestFamily> Bench<'_, F> {
     /// Sends from the backend and asserts that the client gets it, from the Service.
     #[track_caller]
     pub fn reply(&mut self, talk: &Talk<F::Address>, flags: u8) {
-        let back = tuple(talk.front, talk.client);
-        let (place, end) = match talk.end {
-            End::Onward(_) if talk.place == Place::FromDevice => {
-                (Place::ToDeviceForwarded, End::Onward(back))
-            }
-            End::Onward(_) if talk.place == Place::Loopback => (Place::Loopback, End::Onward(back)),
-            End::Onward(_) => (Place::ToPod, End::Onward(back)),
-            End::Bounced(_) => (Place::FromPod, End::Bounced(back)),
-            End::Routed(_) if talk.place == Place::Loopback => {
-                (Place::FromDevice, End::IntoLoopback(back))
-            }
-            End::Routed(_) => (Place::FromDevice, End::Onward(back)),
-            End::Forwarded(_) => (Place::FromDevice, End::Forwarded(back)),
-            End::IntoLoopback(_) if talk.place == Place::FromDevice => {
-                (Place::Loopback, End::Forwarded(back))
-            }
-            End::IntoLoopback(_) => (Place::Loopback, End::Onward(back)),
-            other => panic!("no request ends as {other:?}"),
-        };
+        let (place, end) = talk.way_back(tuple(talk.front, talk.client));
         let outcome = self.answer(talk, place, flags);
         assert_eq!(outcome, Outcome { reason: Reason::Reply, end });
     }

@@ -3,13 +3,13 @@
 
 use crate::{
     abi::address::{Address4, Address6, Ipv4, Ipv6, Prefix},
-    packet::{Parse, answer::Respond},
+    packet::{answer::Respond, quote::ParseQuote},
 };
 
 use super::frame::Fragment;
 
 /// An address family in which packets can be built.
-pub trait TestFamily: Parse + Respond {
+pub trait TestFamily: ParseQuote + Respond {
     /// 4 or 6.
     const NUMBER: u8;
     /// The EtherType.

@@ -3,11 +3,12 @@
 
 use crate::{
     abi::{
+        address::Be16,
         flow::Tuple,
         frontend::{TCP, UDP},
     },
     balance::{Answer, Endpoint},
-    packet::{ACK, Packet, RST},
+    packet::{ACK, Packet, RST, quote::Quote},
 };
 
 use super::family::TestFamily;
@@ -240,6 +241,64 @@ pub fn check_rewrite<F: TestFamily>(
     } else {
         Err(format!("the transport checksum is wrong: {after:02x?}"))
     }
+}
+
+/// Checks that `after` is the ICMP error `before` with other addresses, and other addresses
+/// and ports in what it quotes, every checksum of a header as right (or as wrong) as it was,
+/// and nothing else changed but the MACs. Returns the addresses and what is quoted.
+///
+/// # Errors
+/// A sentence that says what differs.
+pub fn check_error<F: TestFamily>(
+    before: &[u8],
+    after: &[u8],
+    packet: &Packet<F>,
+    hops: u8,
+) -> Result<[Tuple<F::Address>; 2], String> {
+    let fail = |what: &str| Err(format!("{what}\n  before {before:02x?}\n  after  {after:02x?}"));
+    let transport = usize::from(packet.transport);
+    let mut quote = Quote::default();
+    F::parse_quote(before, packet, &mut quote).ok_or("nothing is quoted")?;
+    let (header, ports) = (usize::from(quote.header), usize::from(quote.transport));
+    let addresses_at = header + F::ADDRESSES - ETHERNET;
+    let both = 2 * F::ADDRESS_LENGTH;
+    let mut free = vec![
+        (F::ADDRESSES, both),
+        (transport + 2, 2),
+        (addresses_at, both),
+        (ports, 4),
+        (F::HOPS, 1),
+    ];
+    if F::NUMBER == 4 {
+        free.extend([(ETHERNET + 10, 2), (header + 10, 2)]);
+    }
+    let mut expected = before.to_vec();
+    if after.len() != before.len() || before[F::HOPS].wrapping_sub(after[F::HOPS]) != hops {
+        return fail("another length, or other hops");
+    }
+    for (at, length) in free {
+        expected[at..at + length].copy_from_slice(&after[at..at + length]);
+    }
+    if expected[MACS.len()..] != after[MACS.len()..] {
+        return fail("bytes changed that have to stay");
+    }
+    let is_right = |frame: &[u8]| {
+        let inner = [&frame[..ETHERNET], &frame[header..]].concat();
+        [header_sum::<F>(frame), header_sum::<F>(&inner)]
+            .into_iter()
+            .chain([transport_sum::<F>(frame, transport, F::ICMP)])
+            .map(|sum| sum % 0xffff)
+            .collect::<Vec<_>>()
+    };
+    if is_right(before) != is_right(after) {
+        return fail("a checksum is wrong");
+    }
+    let [source, destination] = addresses::<F>(after);
+    let none = Be16::new(0);
+    let outer = Tuple { source, destination, source_port: none, destination_port: none };
+    let mut quote = Quote::default();
+    F::parse_quote(after, packet, &mut quote).ok_or("the quote is gone")?;
+    Ok([outer, quote.key.tuple])
 }
 
 /// Checks that `after` answers `before`, of which `packet` says what it is, as `answer`.

@@ -4,10 +4,10 @@ use crate::{
     abi::{
         affinity::{Affinity, AffinityKey},
         counter::Reason,
-        flow::{Action, FlowKey, LOOPBACK_DEVICE},
+        flow::{Action, FlowKey, LOOPBACK_DEVICE, Tuple},
         settings::Settings,
     },
-    balance::{self, FlowTable, Tables, Verdict, Work},
+    balance::{self, Candidate, FlowTable, Tables, Verdict, Work, error},
     packet::Packet,
 };
 
@@ -26,24 +26,33 @@ pub struct Host<F: TestFamily> {
     start: u32,
     settings: Settings,
     ifindices: Vec<u32>,
+    quoted: Option<Tuple<F::Address>>,
 }
 
 impl<F: TestFamily> Host<F> {
     /// With a clock that starts at `start`.
     pub fn new(start: u32) -> Self {
         let tables = FakeTables::new(start);
-        Self { tables, start, settings: Settings::default(), ifindices: Vec::new() }
+        let (settings, ifindices) = (Settings::default(), Vec::new());
+        Self { tables, start, settings, ifindices, quoted: None }
     }
 
     /// Decides on a frame.
     pub fn decide(&mut self, place: Place, frame: &[u8]) -> (Verdict, Work<F::Address>, Packet<F>) {
         let (mut packet, mut work) = (Packet::default(), Work::default());
         self.tables.lookups = Lookups::default();
-        let verdict = match F::parse(frame, &mut packet) {
-            None => Verdict::Pass(Reason::Malformed),
-            Some(()) => {
-                balance::decide(&packet, place.site(), &self.settings, &mut work, &mut self.tables)
-            }
+        if F::parse(frame, &mut packet).is_none() {
+            return (Verdict::Pass(Reason::Malformed), work, packet);
+        }
+        let (site, settings, tables) = (place.site(), &self.settings, &mut self.tables);
+        let candidate = balance::candidate::<F>(packet.tuple().destination, site, settings);
+        let verdict = if candidate == Candidate::Neither {
+            Verdict::Pass(Reason::NotService)
+        } else if packet.is_icmp_error() {
+            let is_quoted = F::parse_quote(frame, &packet, &mut work.quote).is_some();
+            error::decide(candidate, &packet, is_quoted, site, settings, &mut work, tables)
+        } else {
+            balance::decide_candidate(candidate, &packet, site, settings, &mut work, tables)
         };
         (verdict, work, packet)
     }
@@ -85,6 +94,10 @@ impl<F: TestFamily> Lab<F> for Host<F> {
 
     fn send(&mut self, place: Place, frame: &[u8]) -> Outcome<F::Address> {
         let (verdict, work, _) = self.decide(place, frame);
+        self.quoted = match verdict {
+            Verdict::Translate { reason: Reason::IcmpTranslated, .. } => Some(work.quoted),
+            _ => None,
+        };
         match verdict {
             Verdict::Pass(reason) => Outcome { reason, end: End::Untouched },
             Verdict::Drop(reason) => Outcome { reason, end: End::Dropped },
@@ -93,6 +106,10 @@ impl<F: TestFamily> Lab<F> for Host<F> {
                 Outcome { reason, end: self.end(place, action, device, &work) }
             }
         }
+    }
+
+    fn quoted(&self) -> Option<Tuple<F::Address>> {
+        self.quoted
     }
 
     fn pass(&mut self, ticks: u32) {

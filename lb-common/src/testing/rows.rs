@@ -25,6 +25,7 @@ macro_rules! rows {
 pub mod affinity;
 pub mod clients;
 pub mod clock;
+pub mod icmp;
 pub mod life;
 pub mod nothing;
 pub mod outside;
@@ -46,6 +47,7 @@ pub fn all<F: TestFamily>() -> Vec<Row<F>> {
     rows.extend(udp::rows());
     rows.extend(tuples::rows());
     rows.extend(outside::rows());
+    rows.extend(icmp::rows());
     rows
 }
 

@@ -13,13 +13,15 @@ use lb_common::{
         flow::{Action, LOOPBACK_DEVICE, Tuple},
         settings::{MAX_DEVICES, Settings},
     },
-    balance::{self, Candidate, Site, Verdict},
-    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, Window, answer::Respond},
+    balance::{self, Candidate, Site, Verdict, Work},
+    packet::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, Window, answer::Respond, quote::ParseQuote,
+    },
 };
 
 use crate::{
-    answer, count::count, maps, rewrite, rewrite::Rewrite, route, route::Route, tables,
-    tables::FamilyMaps,
+    answer, count::count, error, maps, maps::Scratch, rewrite, rewrite::Rewrite, route,
+    route::Route, tables, tables::FamilyMaps,
 };
 
 /// Go on to the next program of the hook, and with it to the stack.
@@ -32,8 +34,10 @@ pub const LOOPBACK: u32 = 1;
 
 /// The bytes of a frame that lie in one piece.
 pub struct Linear {
-    start: usize,
-    end: usize,
+    /// The first byte.
+    pub start: usize,
+    /// Behind the last one.
+    pub end: usize,
 }
 
 impl Window for Linear {
@@ -96,7 +100,7 @@ const fn hook<const HOOK: u32>() -> Hook {
 
 /// A function of its own for each family, so that their stack frames do not add up.
 #[inline(never)]
-fn family<F: FamilyMaps + Parse + Respond + Rewrite + Route, const HOOK: u32>(
+fn family<F: FamilyMaps + ParseQuote + Respond + Rewrite + Route, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
 ) -> i32 {
@@ -122,15 +126,32 @@ fn family<F: FamilyMaps + Parse + Respond + Rewrite + Route, const HOOK: u32>(
         count(hook, Reason::Malformed);
         return NEXT;
     }
-    let packet = &scratch.packet;
-    let work = &mut scratch.work;
-    let verdict =
-        balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps);
-    let (result, reason) = apply(context, packet, hook, verdict, &work.rewrite);
+    let verdict = if scratch.packet.is_icmp_error() {
+        decide_error::<F, HOOK>(context, settings, scratch, candidate)
+    } else {
+        let (packet, work) = (&scratch.packet, &mut scratch.work);
+        balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps)
+    };
+    let (result, reason) = apply(context, &scratch.packet, hook, verdict, &scratch.work);
     count(hook, reason);
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
+}
+
+/// An ICMP error may be about a packet that was translated.
+#[inline(never)]
+fn decide_error<F: FamilyMaps + ParseQuote, const HOOK: u32>(
+    context: &TcContext,
+    settings: &Settings,
+    scratch: &mut Scratch<F>,
+    candidate: Candidate,
+) -> Verdict {
+    let site = site(context, const { hook::<HOOK>() });
+    let (packet, work) = (&scratch.packet, &mut scratch.work);
+    let is_quoted = error::read(context, packet, work).is_some();
+    let tables = &mut tables::Maps;
+    balance::error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
 #[inline(always)]
@@ -155,7 +176,7 @@ fn apply<F: Respond + Rewrite + Route>(
     packet: &Packet<F>,
     hook: Hook,
     verdict: Verdict,
-    rewrite: &Tuple<F::Address>,
+    work: &Work<F::Address>,
 ) -> (i32, Reason) {
     match verdict {
         Verdict::Pass(reason) => (NEXT, reason),
@@ -165,9 +186,12 @@ fn apply<F: Respond + Rewrite + Route>(
             None => (DROP, Reason::RewriteFailed),
         },
         Verdict::Translate { action, device, reason } => {
-            if rewrite::apply(context, packet, rewrite).is_none()
-                || action.is_forward() && F::take_hop(context).is_none()
-            {
+            let rewrite = &work.rewrite;
+            let rewritten = match reason {
+                Reason::IcmpTranslated => error::apply(context, packet, work),
+                _ => rewrite::apply(context, packet, rewrite),
+            };
+            if rewritten.is_none() || action.is_forward() && F::take_hop(context).is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
             match deliver::<F>(context, rewrite, action, device) {

@@ -33,18 +33,18 @@ rows! {
     TCP_ONLY => a_port_of_a_closed_flow_is_used_again,
 }
 
-const NODE_PORT: u16 = 30_080;
+pub(super) const NODE_PORT: u16 = 30_080;
 
-fn client<F: TestFamily>() -> Endpoint<F::Address> {
+pub(super) fn client<F: TestFamily>() -> Endpoint<F::Address> {
     at(F::outside(), 45_000)
 }
 
 /// The node port that most rows use.
-fn node_port<F: TestFamily>() -> Endpoint<F::Address> {
+pub(super) fn node_port<F: TestFamily>() -> Endpoint<F::Address> {
     at(F::node(), NODE_PORT)
 }
 
-fn balancer<F: TestFamily>() -> Endpoint<F::Address> {
+pub(super) fn balancer<F: TestFamily>() -> Endpoint<F::Address> {
     at(F::vip_elsewhere(9), 80)
 }
 
@@ -54,7 +54,7 @@ fn here<F: TestFamily>() -> Endpoint<F::Address> {
 
 /// A Service at [`web`], [`node_port`] and [`balancer`] with backends at these places;
 /// returns its index.
-fn exposed<F: TestFamily>(bench: &mut Bench<F>, places: &[Where]) -> u32 {
+pub(super) fn exposed<F: TestFamily>(bench: &mut Bench<F>, places: &[Where]) -> u32 {
     let index = bench.world.add_service(web::<F>(), bench.protocol);
     let fronts = [
         (FrontendKind::NODE_PORT, node_port::<F>()),

@@ -23,7 +23,7 @@ rows! {
 }
 
 /// Options that hold nothing: no-operations in IPv4, padded extension headers in IPv6.
-fn padding<F: TestFamily>() -> [Vec<(u8, Vec<u8>)>; 3] {
+pub(super) fn padding<F: TestFamily>() -> [Vec<(u8, Vec<u8>)>; 3] {
     let filler = |kind| (kind, vec![0, 1, 4, 0, 0, 0, 0]);
     if F::NUMBER == 4 {
         [vec![(0, vec![1; 4])], vec![(0, vec![1; 20])], vec![(0, vec![1; 40])]]

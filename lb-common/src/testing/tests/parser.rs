@@ -5,11 +5,11 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     abi::address::{Ipv4, Ipv6},
     abi::frontend::{TCP, UDP},
-    packet::{Kind, Packet},
+    packet::{Kind, Packet, quote::Quote},
     testing::{
         bench::tuple,
         family::TestFamily,
-        frame::{Body, Frame},
+        frame::{Body, ETHERNET, Frame},
         world::at,
     },
 };
@@ -27,6 +27,13 @@ fn stays_inside<F: TestFamily>(frame: &[u8]) -> Result<(), TestCaseError> {
         Kind::Other | Kind::Fragment | Kind::Malformed => return Ok(()),
     };
     prop_assert!(usize::from(packet.transport) + needed <= frame.len(), "{packet:?}");
+    let mut quote = Quote::default();
+    if packet.kind == Kind::Icmp && F::parse_quote(frame, &packet, &mut quote).is_some() {
+        let [header, ports] = [quote.header, quote.transport].map(usize::from);
+        let addresses = F::ADDRESSES - ETHERNET + 2 * F::ADDRESS_LENGTH;
+        prop_assert!(usize::from(packet.transport) + 8 == header, "{quote:?}");
+        prop_assert!(header + addresses <= ports && ports + 4 <= frame.len(), "{quote:?}");
+    }
     Ok(())
 }
 
@@ -87,6 +94,25 @@ fn whole<F: TestFamily>(
     Ok(())
 }
 
+/// An ICMP error that quotes a frame, cut short and damaged.
+fn quoting<F: TestFamily>(
+    words: usize,
+    cut: usize,
+    changes: &[(prop::sample::Index, u8)],
+) -> Result<(), TestCaseError> {
+    let (from, to) = (at(F::pod(1), 1000), at(F::vip(1), 80));
+    let quoted = Frame::<F>::new(from, to, Body::Udp).options(&options::<F>(words)).bytes();
+    let error = Frame::<F>::new(to, from, Body::Icmp(F::SOME_ICMP_ERROR, 1));
+    let mut bytes = error.payload(&quoted[ETHERNET..]).bytes();
+    stays_inside::<F>(&bytes)?;
+    for (index, byte) in changes {
+        let index = index.index(bytes.len());
+        bytes[index] = *byte;
+    }
+    stays_inside::<F>(&bytes)?;
+    stays_inside::<F>(&bytes[..bytes.len().saturating_sub(cut)])
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_within_their_bounds(bytes in vec(any::<u8>(), 0..200)) {
@@ -106,5 +132,15 @@ proptest! {
         whole::<Ipv4>(ports, flags, words, &payload, cut, &changes)?;
         // Four extension headers are followed, of which a fragment's would be one.
         whole::<Ipv6>(ports, flags, words.min(3), &payload, cut, &changes)?;
+    }
+
+    #[test]
+    fn what_an_error_quotes_is_read_within_its_bounds(
+        words in 0..3usize,
+        cut in 0..100usize,
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+    ) {
+        quoting::<Ipv4>(words, cut, &changes)?;
+        quoting::<Ipv6>(words, cut, &changes)?;
     }
 }

@@ -1,0 +1,95 @@
+//! ICMP errors: about a packet of a known flow they go to the end that sent it, and say what
+//! that end had sent.
+
+use crate::{
+    abi::{
+        address::{Address, Family},
+        counter::Reason,
+        flow::{Action, Flow},
+        frontend::TCP,
+        settings::Settings,
+    },
+    packet::{Kind, Packet},
+};
+
+use super::{
+    Candidate, Context, Site, Verdict, Work, keep_in, may_enter, open,
+    tables::{Entry, FlowTable, Tables},
+    track,
+};
+
+/// Decides on an ICMP error caught at `site`, which is the `candidate` told by
+/// [`candidate`](super::candidate) and, if `is_quoted`, quotes `work.quote`. The flow's state
+/// and times stay as they are: the error may be anybody's.
+#[inline(always)]
+pub fn decide<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    packet: &Packet<F>,
+    is_quoted: bool,
+    site: Site,
+    settings: &Settings,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Verdict {
+    let context = Context { packet, settings, site, now: tables.now() };
+    let about = if is_quoted { about_flow(&context, work, tables) } else { None };
+    let verdict = match (about, candidate) {
+        (Some(verdict), _) => return verdict,
+        (None, Candidate::Service) if may_enter(site) => open::not_balanced(&context, tables),
+        _ => Verdict::Pass(Reason::NoFlow),
+    };
+    keep_in(candidate, &context, verdict, tables)
+}
+
+/// What becomes of the error if it is about a packet of a known flow.
+///
+/// The packet that it quotes had been translated before it was sent, so its reverse is the
+/// key of the flow's other direction: that direction's packets go where the error must go,
+/// and their rewrite, reversed, is the packet as its sender knows it.
+#[inline(never)]
+fn about_flow<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Option<Verdict> {
+    let protocol = work.quote.key.protocol;
+    let outer = context.packet.tuple();
+    if outer.destination != work.quote.key.tuple.source {
+        return None;
+    }
+    work.pair_key.set_pair(&work.quote.key.tuple, protocol);
+    let is_tcp = protocol == TCP as u32;
+    let mut found = tables.flow(FlowTable::Flows, &work.pair_key);
+    if found.is_none() && is_tcp {
+        found = tables.flow(FlowTable::Embryonic, &work.pair_key);
+    }
+    let entry = found?;
+    let flow = entry.get();
+    let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
+    if track::is_expired(flow, kind, context.now, context.settings) {
+        return None;
+    }
+    if flow.action.is_forward() && context.packet.hops <= 1 {
+        // Nobody is told of an error about an error (RFC 1122 section 3.2.2).
+        return Some(Verdict::Drop(Reason::TtlExceeded));
+    }
+    work.quoted.set_reverse(&flow.rewrite);
+    work.rewrite.source.set(&flow.rewrite.source);
+    work.rewrite.destination.set(&flow.rewrite.destination);
+    if keeps_source(outer.source, work.quote.key.tuple.destination, flow) {
+        work.rewrite.source.set(&outer.source);
+    }
+    let (action, device) = (flow.action, flow.device);
+    Some(Verdict::Translate { action, device, reason: Reason::IcmpTranslated })
+}
+
+/// Whether who reports an error about a packet to `end` stays known as `reporter`: a router
+/// does, unless the error has to go where only the flow's own addresses are let through.
+#[inline(always)]
+fn keeps_source<A: Address>(reporter: A, end: A, flow: &Flow<A>) -> bool {
+    let is_free = match flow.action {
+        Action::REPLY | Action::REPLY_INTO_DEVICE => true,
+        action => !action.is_reply() && flow.rewrite.source == end,
+    };
+    is_free && reporter != end
+}
