@@ -9,6 +9,7 @@ pub mod affinity;
 pub mod backend;
 pub mod counter;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod range;
 pub mod service;

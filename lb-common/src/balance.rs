@@ -9,7 +9,8 @@ use crate::{
         address::{Address, Be16, Family},
         counter::Reason,
         flow::{Action, Flow, FlowKey, Tuple},
-        frontend::Frontend,
+        fragment::FragmentKey,
+        frontend::{Frontend, TCP},
         service::Service,
         settings::{FamilySettings, Settings},
     },
@@ -17,6 +18,7 @@ use crate::{
 };
 
 pub mod error;
+pub mod fragment;
 pub mod known;
 pub mod open;
 pub mod select;
@@ -93,6 +95,7 @@ pub struct Work<A> {
     pub quote: Quote<A>,
     /// The addresses and ports that a translated quote goes on with.
     pub quoted: Tuple<A>,
+    fragment: FragmentKey<A>,
     frontend: Frontend,
     service: Service,
     eligible: select::Eligible,
@@ -248,6 +251,22 @@ fn is_service_address<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mu
     let destination = context.packet.tuple().destination;
     context.family().is_in_service_cidr(destination)
         || tables.frontend(&crate::abi::frontend::FrontendKey::of_address(destination)).is_some()
+}
+
+/// The entry of the flow that packets of this key belong to, whatever they carry.
+#[inline(always)]
+fn live_flow<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    key: &FlowKey<F::Address>,
+    tables: &mut T,
+) -> Option<T::FlowEntry> {
+    let is_tcp = key.protocol == TCP as u32;
+    let mut found = tables.flow(FlowTable::Flows, key);
+    if found.is_none() && is_tcp {
+        found = tables.flow(FlowTable::Embryonic, key);
+    }
+    let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
+    found.filter(|entry| !track::is_expired(entry.get(), kind, context.now, context.settings))
 }
 
 /// Whether a packet carries what Services carry.

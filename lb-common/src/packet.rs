@@ -17,7 +17,7 @@ pub mod checksum;
 pub mod header;
 pub mod quote;
 
-use header::{Header4, Header6};
+use header::{Fragment6, Header4, Header6};
 
 /// A view of a frame's first bytes.
 pub trait Window {
@@ -44,7 +44,7 @@ pub enum Kind {
     Udp,
     /// The family's ICMP; [`Packet::detail`] holds the type.
     Icmp,
-    /// A fragment of a larger datagram, the first one included.
+    /// A fragment of a larger datagram that has no ports: any but the first one of TCP or UDP.
     Fragment,
     /// Another protocol.
     Other,
@@ -76,15 +76,39 @@ pub struct Packet<F: Family> {
     pub detail: u8,
     /// TTL or hop limit.
     pub hops: u8,
+    /// 1: the first fragment of a larger datagram.
+    pub is_first: u16,
+    /// What all fragments of a datagram have in common, in a fragment; IPv4's has 16 bits.
+    pub identification: u32,
 }
 
 impl<F: Family> Default for Packet<F> {
     fn default() -> Self {
-        Self { key: FlowKey::default(), transport: 0, kind: Kind::default(), detail: 0, hops: 0 }
+        Self::of(FlowKey::default(), 0, 0)
     }
 }
 
 impl<F: Family> Packet<F> {
+    /// A packet of which no more is known yet.
+    #[inline(always)]
+    fn of(key: FlowKey<F::Address>, transport: usize, hops: u8) -> Self {
+        Self {
+            key,
+            transport: transport as u16,
+            kind: Kind::Malformed,
+            detail: 0,
+            hops,
+            is_first: 0,
+            identification: 0,
+        }
+    }
+
+    /// `kind` if the packet is all of it: what has no ports is nothing of ours in pieces.
+    #[inline(always)]
+    fn whole(&self, kind: Kind) -> Kind {
+        if self.is_first != 0 { Kind::Fragment } else { kind }
+    }
+
     /// Addresses and ports.
     #[inline(always)]
     pub fn tuple(&self) -> &Tuple<F::Address> {
@@ -142,31 +166,24 @@ impl Parse for Ipv4 {
 
     #[inline(always)]
     fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()> {
-        const MORE_FRAGMENTS_OR_OFFSET: u16 = 0x3fff;
+        const MORE_FRAGMENTS: u16 = 0x2000;
+        const OFFSET: u16 = 0x1fff;
         let header: Header4 = window.load(IP_OFFSET)?;
         let length = ((header.version_and_length & 0x0f) as usize) * 4;
-        *packet = Packet {
-            key: FlowKey {
-                tuple: Tuple {
-                    source: header.source,
-                    destination: header.destination,
-                    source_port: Be16::new(0),
-                    destination_port: Be16::new(0),
-                },
-                protocol: header.protocol as u32,
-            },
-            transport: (IP_OFFSET + length) as u16,
-            kind: Kind::Malformed,
-            detail: 0,
-            hops: header.ttl,
-        };
+        let key = flow_key(header.source, header.destination, header.protocol);
+        *packet = Packet::of(key, IP_OFFSET + length, header.ttl);
         let total = header.total_length.get() as usize;
         if header.version_and_length >> 4 == 4 && length >= Ipv4Hdr::LEN && total >= length {
-            if header.fragment.get() & MORE_FRAGMENTS_OR_OFFSET != 0 {
-                packet.kind = Kind::Fragment;
-            } else {
-                transport(window, IP_OFFSET + length, total - length, packet);
+            let fragment = header.fragment.get();
+            if fragment & (MORE_FRAGMENTS | OFFSET) != 0 {
+                packet.identification = header.identification as u32;
+                if fragment & OFFSET != 0 {
+                    packet.kind = Kind::Fragment;
+                    return Some(());
+                }
+                packet.is_first = 1;
             }
+            transport(window, IP_OFFSET + length, total - length, packet);
         }
         Some(())
     }
@@ -189,22 +206,11 @@ impl Parse for Ipv6 {
         const ROUTING: u8 = 43;
         const FRAGMENT: u8 = 44;
         const DESTINATION_OPTIONS: u8 = 60;
+        const MORE_FRAGMENTS: u16 = 1;
+        const OFFSET: u16 = 0xfff8;
         let header: Header6 = window.load(IP_OFFSET)?;
-        *packet = Packet {
-            key: FlowKey {
-                tuple: Tuple {
-                    source: header.source,
-                    destination: header.destination,
-                    source_port: Be16::new(0),
-                    destination_port: Be16::new(0),
-                },
-                protocol: header.next_header as u32,
-            },
-            transport: (IP_OFFSET + Ipv6Hdr::LEN) as u16,
-            kind: Kind::Malformed,
-            detail: 0,
-            hops: header.hop_limit,
-        };
+        let key = flow_key(header.source, header.destination, header.next_header);
+        *packet = Packet::of(key, IP_OFFSET + Ipv6Hdr::LEN, header.hop_limit);
         if header.version_class_flow.get() >> 12 != 6 {
             return Some(());
         }
@@ -214,8 +220,21 @@ impl Parse for Ipv6 {
         while followed < MAX_EXTENSION_HEADERS {
             match packet.protocol() {
                 FRAGMENT => {
-                    packet.kind = Kind::Fragment;
-                    return Some(());
+                    let Some(header) = window.load::<Fragment6>(IP_OFFSET + Ipv6Hdr::LEN + skipped)
+                    else {
+                        return Some(());
+                    };
+                    packet.key.protocol = header.next_header as u32;
+                    skipped += size_of::<Fragment6>();
+                    let fragment = header.fragment.get();
+                    if fragment & (MORE_FRAGMENTS | OFFSET) != 0 {
+                        packet.identification = header.identification;
+                        if fragment & OFFSET != 0 {
+                            packet.kind = Kind::Fragment;
+                            return Some(());
+                        }
+                        packet.is_first = 1;
+                    }
                 }
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
                     let Some([next, length]) =
@@ -240,6 +259,14 @@ impl Parse for Ipv6 {
         transport(window, offset, payload - skipped, packet);
         Some(())
     }
+}
+
+/// The key of a packet without ports.
+#[inline(always)]
+fn flow_key<A>(source: A, destination: A, protocol: u8) -> FlowKey<A> {
+    let none = Be16::new(0);
+    let tuple = Tuple { source, destination, source_port: none, destination_port: none };
+    FlowKey { tuple, protocol: protocol as u32 }
 }
 
 /// Reads the transport header at `offset`, of which the IP header promises `length`
@@ -289,8 +316,8 @@ fn transport<F: Family, W: Window + ?Sized>(
             }
             let Some([icmp_type, ..]) = window.load::<[u8; 8]>(offset) else { return };
             packet.detail = icmp_type;
-            packet.kind = Kind::Icmp;
+            packet.kind = packet.whole(Kind::Icmp);
         }
-        _ => packet.kind = Kind::Other,
+        _ => packet.kind = packet.whole(Kind::Other),
     }
 }

@@ -67,9 +67,9 @@ pub fn apply<F: Rewrite>(
         let all = difference(quoted, new, both + PORTS, outer);
         context.l4_csum_replace(field, 0, all, 0).ok()?;
     }
-    store(context, F::ADDRESSES, &raw const to.source, both)?;
-    store(context, inner_header + F::ADDRESSES - IP_OFFSET, &raw const new.source, both)?;
-    store(context, quote.transport as usize, &raw const new.source_port, PORTS)
+    store(context, F::ADDRESSES, &raw const to.source, both, 0)?;
+    store(context, inner_header + F::ADDRESSES - IP_OFFSET, &raw const new.source, both, 0)?;
+    store(context, quote.transport as usize, &raw const new.source_port, PORTS, 0)
 }
 
 /// Bytes of both ports.
@@ -78,7 +78,7 @@ const PORTS: u32 = 4;
 /// How far a sum changes, on top of `before`, with `length` bytes of it. The helper does it
 /// without the stack that the words would take.
 #[inline(always)]
-fn difference<T>(old: *const T, new: *const T, length: u32, before: u64) -> u64 {
+pub fn difference<T>(old: *const T, new: *const T, length: u32, before: u64) -> u64 {
     // SAFETY: there are `length` bytes at both, a whole number of words.
     unsafe {
         bpf_csum_diff(old.cast_mut().cast(), length, new.cast_mut().cast(), length, before as u32)
@@ -86,10 +86,17 @@ fn difference<T>(old: *const T, new: *const T, length: u32, before: u64) -> u64 
     }
 }
 
+/// Stores `length` bytes, with the flags of `bpf_skb_store_bytes`.
 #[inline(always)]
-fn store<T>(context: &TcContext, offset: usize, from: *const T, length: u32) -> Option<()> {
+pub fn store<T>(
+    context: &TcContext,
+    offset: usize,
+    from: *const T,
+    length: u32,
+    flags: u64,
+) -> Option<()> {
     // SAFETY: there are `length` bytes at `from`, in this CPU's entry of the scratch map.
     let result =
-        unsafe { bpf_skb_store_bytes(context.skb.skb, offset as u32, from.cast(), length, 0) };
+        unsafe { bpf_skb_store_bytes(context.skb.skb, offset as u32, from.cast(), length, flags) };
     (result == 0).then_some(())
 }

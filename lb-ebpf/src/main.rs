@@ -8,6 +8,7 @@
 mod answer;
 mod count;
 mod error;
+mod fragment;
 mod hooks;
 mod maps;
 mod memory;

@@ -11,6 +11,7 @@ use lb_common::abi::{
     backend::Backend,
     counter,
     flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::Range,
     service::{Name, Service, Slot},
@@ -86,6 +87,12 @@ pub static EMBRYONIC4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 16384> = Lr
 /// TCP handshakes, IPv6. Written by the programs; the agent's sweep deletes.
 #[btf_map]
 pub static EMBRYONIC6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 16384> = LruHashMap::new();
+/// Ports of datagrams that come in fragments, IPv4. Written by the programs.
+#[btf_map]
+pub static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment, 16384> = LruHashMap::new();
+/// Ports of datagrams that come in fragments, IPv6. Written by the programs.
+#[btf_map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment, 16384> = LruHashMap::new();
 /// Session affinity of both families. Written by the programs; the agent's sweep deletes.
 #[btf_map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();

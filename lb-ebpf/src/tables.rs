@@ -11,6 +11,7 @@ use lb_common::{
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         flow::{Flow, FlowKey},
+        fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey},
         range::Range,
         service::Service,
@@ -94,10 +95,14 @@ pub trait FamilyMaps: Family {
     ) -> Result<(), i32>;
     /// Removes from FLOWS or EMBRYONIC.
     fn remove(table: FlowTable, key: &FlowKey<Self::Address>) -> Result<(), i32>;
+    /// Looks up in FRAGMENTS.
+    fn fragment(key: &FragmentKey<Self::Address>) -> Option<*const Fragment>;
+    /// Inserts into FRAGMENTS.
+    fn enter(key: &FragmentKey<Self::Address>, fragment: &Fragment) -> Result<(), i32>;
 }
 
 macro_rules! family_maps {
-    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $backends:ident, $flows:ident, $embryonic:ident, $scratch:ident) => {
+    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $backends:ident, $flows:ident, $embryonic:ident, $fragments:ident, $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn scratch() -> Option<*mut maps::Scratch<Self>> {
@@ -141,6 +146,16 @@ macro_rules! family_maps {
             }
 
             #[inline(always)]
+            fn fragment(key: &FragmentKey<$address>) -> Option<*const Fragment> {
+                maps::$fragments.get_ptr(key)
+            }
+
+            #[inline(always)]
+            fn enter(key: &FragmentKey<$address>, fragment: &Fragment) -> Result<(), i32> {
+                maps::$fragments.insert(key, fragment, BPF_ANY as u64)
+            }
+
+            #[inline(always)]
             fn remove(table: FlowTable, key: &FlowKey<$address>) -> Result<(), i32> {
                 match table {
                     FlowTable::Flows => maps::$flows.remove(key),
@@ -151,8 +166,12 @@ macro_rules! family_maps {
     };
 }
 
-family_maps!(Ipv4, Address4, FRONTENDS4, RANGES4, BACKENDS4, FLOWS4, EMBRYONIC4, SCRATCH4);
-family_maps!(Ipv6, Address6, FRONTENDS6, RANGES6, BACKENDS6, FLOWS6, EMBRYONIC6, SCRATCH6);
+family_maps!(
+    Ipv4, Address4, FRONTENDS4, RANGES4, BACKENDS4, FLOWS4, EMBRYONIC4, FRAGMENTS4, SCRATCH4
+);
+family_maps!(
+    Ipv6, Address6, FRONTENDS6, RANGES6, BACKENDS6, FLOWS6, EMBRYONIC6, FRAGMENTS6, SCRATCH6
+);
 
 impl<F: FamilyMaps> Tables<F> for Maps {
     type FlowEntry = Place<Flow<F::Address>>;
@@ -236,6 +255,18 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
         // What is not there needs no removal.
         let _ = F::remove(table, key);
+    }
+
+    #[inline(always)]
+    fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment> {
+        // SAFETY: the look-up of this run found it.
+        F::fragment(key).map(|fragment| unsafe { *fragment })
+    }
+
+    #[inline(always)]
+    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
+        // Fragments of a datagram that could not be remembered count as too early.
+        let _ = F::enter(key, fragment);
     }
 
     #[inline(always)]

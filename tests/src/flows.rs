@@ -15,12 +15,13 @@ use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;
 use lb_common::abi::counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason};
 use lb_common::abi::flow::{Flow, FlowKey, Tuple};
+use lb_common::abi::fragment::{Fragment, FragmentKey};
 use lb_common::abi::frontend::{Frontend, FrontendKey};
 use lb_common::abi::range::RangeKey;
 use lb_common::abi::service::{Service, Slot};
 use lb_common::abi::settings::{Device, SettingsPair};
 use lb_common::balance::{Answer, FlowTable};
-use lb_common::packet::Packet;
+use lb_common::packet::{Kind, Packet};
 use lb_common::testing::bench::{End, FlowEntries, Lab, Outcome, Place};
 use lb_common::testing::family::TestFamily;
 use lb_common::testing::frame::{self, MACS};
@@ -55,6 +56,7 @@ where
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
+    FragmentKey<F::Address>: Pod,
 {
     programs: Programs,
     frontends: TypedMap<FrontendKey<F::Address>, Frontend>,
@@ -66,6 +68,7 @@ where
     ranges: TypedMap<RangeKey<F::Address>, u32>,
     flows: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
     embryonic: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
+    fragments: TypedMap<FragmentKey<F::Address>, Fragment>,
     affinity: TypedMap<AffinityKey, Affinity>,
     counters: PerCpuCounters,
     /// What the counters were after the last frame.
@@ -81,6 +84,7 @@ where
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
+    FragmentKey<F::Address>: Pod,
 {
     /// Loads the object.
     ///
@@ -100,6 +104,7 @@ where
             ranges: programs.map(&name("RANGES"))?,
             flows: programs.map(&name("FLOWS"))?,
             embryonic: programs.map(&name("EMBRYONIC"))?,
+            fragments: programs.map(&name("FRAGMENTS"))?,
             affinity: programs.map("AFFINITY")?,
             counted: RefCell::new(counters.sums()?),
             counters,
@@ -164,7 +169,9 @@ fn end<F: TestFamily>(
     if ran.returned == SHOT {
         return Ok(End::Dropped);
     }
-    if ran.returned == NEXT && after == before {
+    // What a later fragment of a request to this node's own port carries stays as it is.
+    let is_of_flow = matches!(reason, Reason::Request | Reason::Reply);
+    if ran.returned == NEXT && after == before && !is_of_flow {
         return Ok(End::Untouched);
     }
     ensure!([NEXT, REDIRECT].contains(&ran.returned), "no such verdict");
@@ -186,7 +193,12 @@ fn end<F: TestFamily>(
         return Ok(End::Answered(answer));
     }
     let hops = before[F::HOPS].wrapping_sub(after[F::HOPS]);
-    let tuple = if reason == Reason::IcmpTranslated {
+    let tuple = if packet.kind == Kind::Fragment {
+        let [source, destination] = frame::addresses::<F>(after);
+        let tuple = Tuple { source, destination, ..Tuple::default() };
+        says(frame::check_rewrite(before, after, &packet, &tuple, hops))?;
+        tuple
+    } else if reason == Reason::IcmpTranslated {
         let [outer, inner] =
             frame::check_error(before, after, &packet, hops).map_err(anyhow::Error::msg)?;
         quoted.set(Some(inner));
@@ -274,10 +286,12 @@ where
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
+    FragmentKey<F::Address>: Pod,
 {
     fn reset(&mut self) {
         clear(&self.flows);
         clear(&self.embryonic);
+        clear(&self.fragments);
         clear(&self.affinity);
         clear(&self.frontends);
         clear(&self.ranges);
@@ -322,6 +336,7 @@ where
     fn pass(&mut self, ticks: u32) {
         age(&self.flows, |flow| &mut flow.last_seen, ticks);
         age(&self.embryonic, |flow| &mut flow.last_seen, ticks);
+        age(&self.fragments, |fragment| &mut fragment.last_seen, ticks);
         age(&self.affinity, |affinity| &mut affinity.last_seen, ticks);
     }
 

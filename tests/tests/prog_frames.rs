@@ -9,6 +9,7 @@ use lb_common::abi::address::{Ipv4, Ipv6};
 use lb_common::abi::backend::Backend;
 use lb_common::abi::counter::{Hook, Reason};
 use lb_common::abi::flow::{Flow, FlowKey};
+use lb_common::abi::fragment::FragmentKey;
 use lb_common::abi::frontend::{FrontendKey, TCP, UDP};
 use lb_common::abi::range::RangeKey;
 use lb_common::balance::Verdict;
@@ -124,6 +125,7 @@ where
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
+    FragmentKey<F::Address>: Pod,
 {
     let mut world = world::<F>();
     // Each draws a source port of its own; from one there is no choice.
@@ -192,6 +194,7 @@ where
     Backend<F::Address>: Pod,
     FlowKey<F::Address>: Pod,
     Flow<F::Address>: Pod,
+    FragmentKey<F::Address>: Pod,
 {
     const TICKS: u32 = 25;
     const TICK: Duration = Duration::from_millis(4);

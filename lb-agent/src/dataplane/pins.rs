@@ -23,6 +23,7 @@ use lb_common::abi::{
     backend::Backend,
     counter,
     flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::RangeKey,
     service::{Name, Service, Slot},
@@ -207,6 +208,8 @@ const fn trie<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>
 
 /// Half-open flows kept at once in each family.
 const EMBRYONIC: u32 = 16_384;
+/// Datagrams that come in fragments kept at once in each family.
+const FRAGMENTS: u32 = 16_384;
 /// Clients of services with session affinity kept at once.
 const AFFINITY: u32 = 65_536;
 /// (socket, peer) pairs of unconnected datagram sockets kept at once.
@@ -235,6 +238,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
         lru::<FlowKey<Address6>, Flow<Address6>>("FLOWS6", sizes.flows, flows),
         lru::<FlowKey<Address4>, Flow<Address4>>("EMBRYONIC4", EMBRYONIC, None),
         lru::<FlowKey<Address6>, Flow<Address6>>("EMBRYONIC6", EMBRYONIC, None),
+        lru::<FragmentKey<Address4>, Fragment>("FRAGMENTS4", FRAGMENTS, None),
+        lru::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", FRAGMENTS, None),
         lru::<AffinityKey, Affinity>("AFFINITY", AFFINITY, None),
         lru::<DatagramKey, Peer>("DATAGRAM_PEERS", DATAGRAM_PEERS, None),
         map::<i32, ConnectedPeer>("SOCKETS", BPF_MAP_TYPE_SK_STORAGE, BPF_F_NO_PREALLOC, 0, None),

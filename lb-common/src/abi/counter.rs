@@ -92,7 +92,7 @@ numbered! {
         UntranslatedLeaving => "untranslated_leaving",
         /// TCP that is neither SYN nor part of a known flow: left to the stack.
         UnknownTcpFlow => "unknown_tcp_flow",
-        /// An IP fragment for a ClusterIP: dropped.
+        /// An IP fragment for a ClusterIP, before the first one of its datagram: dropped.
         Fragment => "fragment",
         /// An ICMP error to a ClusterIP, about no known flow: dropped.
         IcmpError => "icmp_error",

@@ -6,16 +6,14 @@ use crate::{
         address::{Address, Family},
         counter::Reason,
         flow::{Action, Flow},
-        frontend::TCP,
         settings::Settings,
     },
-    packet::{Kind, Packet},
+    packet::Packet,
 };
 
 use super::{
-    Candidate, Context, Site, Verdict, Work, keep_in, may_enter, open,
-    tables::{Entry, FlowTable, Tables},
-    track,
+    Candidate, Context, Site, Verdict, Work, keep_in, live_flow, may_enter, open,
+    tables::{Entry, Tables},
 };
 
 /// Decides on an ICMP error caught at `site`, which is the `candidate` told by
@@ -52,23 +50,14 @@ fn about_flow<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    let protocol = work.quote.key.protocol;
+    let quoted = &work.quote.key;
     let outer = context.packet.tuple();
-    if outer.destination != work.quote.key.tuple.source {
+    if outer.destination != quoted.tuple.source {
         return None;
     }
-    work.pair_key.set_pair(&work.quote.key.tuple, protocol);
-    let is_tcp = protocol == TCP as u32;
-    let mut found = tables.flow(FlowTable::Flows, &work.pair_key);
-    if found.is_none() && is_tcp {
-        found = tables.flow(FlowTable::Embryonic, &work.pair_key);
-    }
-    let entry = found?;
+    work.pair_key.set_pair(&quoted.tuple, quoted.protocol);
+    let entry = live_flow(context, &work.pair_key, tables)?;
     let flow = entry.get();
-    let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
-    if track::is_expired(flow, kind, context.now, context.settings) {
-        return None;
-    }
     if flow.action.is_forward() && context.packet.hops <= 1 {
         // Nobody is told of an error about an error (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));

@@ -5,6 +5,7 @@ use crate::abi::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     service::Service,
 };
@@ -84,6 +85,11 @@ pub trait Tables<F: Family> {
     ) -> Result<(), InsertError>;
     /// Removes one direction of a flow, if it is there.
     fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>);
+
+    /// Looks up the ports of a datagram that comes in fragments.
+    fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment>;
+    /// Enters the ports of such a datagram.
+    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment);
 
     /// Looks up which backend a client is bound to.
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry>;

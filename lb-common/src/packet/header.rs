@@ -51,4 +51,17 @@ pub struct Header6 {
     pub destination: Address6,
 }
 
+/// An IPv6 fragment header (RFC 8200 section 4.5).
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Fragment6 {
+    /// Protocol, or kind of extension header, of what follows in the whole datagram.
+    pub next_header: u8,
+    reserved: u8,
+    /// Fragment offset in the upper 13 bits; the lowest tells that more follows.
+    pub fragment: Be16,
+    /// Identification of the datagram that a fragment belongs to.
+    pub identification: u32,
+}
+
 const _: () = assert!(size_of::<Header4>() == Ipv4Hdr::LEN && size_of::<Header6>() == Ipv6Hdr::LEN);

@@ -113,11 +113,12 @@ impl TestFamily for Ipv4 {
         let options: Vec<u8> = options.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
         assert!(options.len().is_multiple_of(4) && options.len() <= 40, "options in words");
         let own = 20 + options.len();
+        let identification = fragment.map_or(0x1234, |fragment| fragment.identification);
         let fragment = fragment
             .map_or(0x4000, |fragment| (fragment.offset / 8) | (u16::from(fragment.more) << 13));
         let mut header = vec![0x40 | (own / 4) as u8, 0x28];
         header.extend(((own + length) as u16).to_be_bytes());
-        header.extend([0x12, 0x34]);
+        header.extend(identification.to_be_bytes());
         header.extend(fragment.to_be_bytes());
         header.extend([63, protocol, 0, 0]);
         addresses.iter().for_each(|address| header.extend(Self::bytes(*address)));
@@ -197,7 +198,8 @@ impl TestFamily for Ipv6 {
         let mut chain = options.to_vec();
         if let Some(fragment) = fragment {
             let [high, low] = (fragment.offset | u16::from(fragment.more)).to_be_bytes();
-            chain.push((FRAGMENT, vec![0, high, low, 0, 0, 0, 9]));
+            let [first, second] = fragment.identification.to_be_bytes();
+            chain.push((FRAGMENT, vec![0, high, low, 0, 0, first, second]));
         }
         let kinds: Vec<u8> = chain.iter().map(|(kind, _)| *kind).chain([protocol]).collect();
         let between: usize = chain.iter().map(|(_, bytes)| bytes.len() + 1).sum();

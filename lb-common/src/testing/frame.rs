@@ -8,7 +8,7 @@ use crate::{
         frontend::{TCP, UDP},
     },
     balance::{Answer, Endpoint},
-    packet::{ACK, Packet, RST, quote::Quote},
+    packet::{ACK, Kind, Packet, RST, quote::Quote},
 };
 
 use super::family::TestFamily;
@@ -25,6 +25,8 @@ pub struct Fragment {
     pub offset: u16,
     /// Whether more follows.
     pub more: bool,
+    /// Which datagram it is of.
+    pub identification: u16,
 }
 
 /// What follows the IP header.
@@ -102,8 +104,13 @@ impl<F: TestFamily> Frame<F> {
     }
 
     /// As a fragment.
-    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
-        self.fragment = Some(Fragment { offset, more });
+    pub fn fragment(self, offset: u16, more: bool) -> Self {
+        self.fragment_of(9, offset, more)
+    }
+
+    /// As a fragment of a certain datagram.
+    pub fn fragment_of(mut self, identification: u16, offset: u16, more: bool) -> Self {
+        self.fragment = Some(Fragment { offset, more, identification });
         self
     }
 
@@ -186,7 +193,8 @@ fn header_sum<F: TestFamily>(frame: &[u8]) -> u16 {
 }
 
 /// Checks that `after` is `before` with the addresses and ports `tuple`, every checksum
-/// as right (or as wrong) as it was, and nothing else changed but the MACs.
+/// as right (or as wrong) as it was, and nothing else changed but the MACs. A fragment
+/// without ports keeps what follows its IP header.
 ///
 /// # Errors
 /// A sentence that says what differs.
@@ -203,13 +211,16 @@ pub fn check_rewrite<F: TestFamily>(
     expected[F::ADDRESSES..F::ADDRESSES + ends.len()].copy_from_slice(&ends);
     let ports = [tuple.source_port.get(), tuple.destination_port.get()];
     let ports: Vec<u8> = ports.iter().flat_map(|port| port.to_be_bytes()).collect();
-    expected[transport..transport + 4].copy_from_slice(&ports);
+    let has_ports = packet.kind != Kind::Fragment;
+    if has_ports {
+        expected[transport..transport + 4].copy_from_slice(&ports);
+    }
     expected[F::HOPS] = expected[F::HOPS].wrapping_sub(hops);
     if after.len() != expected.len() {
         return Err(format!("{} bytes became {}", before.len(), after.len()));
     }
     let field = transport + if protocol == TCP { 16 } else { 6 };
-    let mut sums = vec![field];
+    let mut sums = if has_ports { vec![field] } else { Vec::new() };
     if F::NUMBER == 4 {
         sums.push(ETHERNET + 10);
     }
@@ -226,6 +237,9 @@ pub fn check_rewrite<F: TestFamily>(
     }
     if header_sum::<F>(before) != header_sum::<F>(after) {
         return Err(format!("the IPv4 header checksum is wrong: {after:02x?}"));
+    }
+    if !has_ports {
+        return Ok(());
     }
     let is_udp = protocol == UDP;
     match (before.get(field..field + 2), after.get(field..field + 2)) {

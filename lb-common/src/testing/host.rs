@@ -7,8 +7,8 @@ use crate::{
         flow::{Action, FlowKey, LOOPBACK_DEVICE, Tuple},
         settings::Settings,
     },
-    balance::{self, Candidate, FlowTable, Tables, Verdict, Work, error},
-    packet::Packet,
+    balance::{self, Candidate, FlowTable, Tables, Verdict, Work, error, fragment},
+    packet::{Kind, Packet},
 };
 
 use super::{
@@ -51,9 +51,14 @@ impl<F: TestFamily> Host<F> {
         } else if packet.is_icmp_error() {
             let is_quoted = F::parse_quote(frame, &packet, &mut work.quote).is_some();
             error::decide(candidate, &packet, is_quoted, site, settings, &mut work, tables)
+        } else if packet.kind == Kind::Fragment {
+            fragment::decide(candidate, &packet, site, settings, &mut work, tables)
         } else {
             balance::decide_candidate(candidate, &packet, site, settings, &mut work, tables)
         };
+        if packet.is_first != 0 && matches!(verdict, Verdict::Translate { .. }) {
+            fragment::enter(&packet, &mut work, tables);
+        }
         (verdict, work, packet)
     }
 
@@ -93,7 +98,11 @@ impl<F: TestFamily> Lab<F> for Host<F> {
     }
 
     fn send(&mut self, place: Place, frame: &[u8]) -> Outcome<F::Address> {
-        let (verdict, work, _) = self.decide(place, frame);
+        let (verdict, mut work, packet) = self.decide(place, frame);
+        if packet.kind == Kind::Fragment {
+            // None of its bytes are ports.
+            (work.rewrite.source_port, work.rewrite.destination_port) = Default::default();
+        }
         self.quoted = match verdict {
             Verdict::Translate { reason: Reason::IcmpTranslated, .. } => Some(work.quoted),
             _ => None,

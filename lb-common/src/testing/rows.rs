@@ -25,6 +25,7 @@ macro_rules! rows {
 pub mod affinity;
 pub mod clients;
 pub mod clock;
+pub mod fragments;
 pub mod icmp;
 pub mod life;
 pub mod nothing;
@@ -48,6 +49,7 @@ pub fn all<F: TestFamily>() -> Vec<Row<F>> {
     rows.extend(tuples::rows());
     rows.extend(outside::rows());
     rows.extend(icmp::rows());
+    rows.extend(fragments::rows());
     rows
 }
 

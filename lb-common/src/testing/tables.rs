@@ -13,6 +13,7 @@ use crate::{
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         flow::{Flow, FlowKey},
+        fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey},
         service::Service,
         settings::Device,
@@ -31,6 +32,8 @@ pub struct Lookups {
     pub flows: u32,
     /// EMBRYONIC, a hash.
     pub embryonic: u32,
+    /// FRAGMENTS, a hash.
+    pub fragments: u32,
     /// AFFINITY, a hash.
     pub affinity: u32,
     /// SERVICES, SLOTS, BACKENDS and DEVICES, arrays.
@@ -40,7 +43,7 @@ pub struct Lookups {
 impl Lookups {
     /// The look-ups that cost: those in hashes.
     pub fn hashes(self) -> u32 {
-        self.frontends + self.flows + self.embryonic + self.affinity
+        self.frontends + self.flows + self.embryonic + self.fragments + self.affinity
     }
 }
 
@@ -99,6 +102,7 @@ pub struct FakeTables<F: Family> {
     ranges: Vec<(u32, Prefix<F::Address>)>,
     flows: Flows<F::Address>,
     embryonic: Flows<F::Address>,
+    fragments: BTreeMap<FragmentKey<F::Address>, Fragment>,
     affinity: Vec<(AffinityKey, Rc<Cell<Affinity>>)>,
 }
 
@@ -118,6 +122,7 @@ impl<F: Family> Default for FakeTables<F> {
             ranges: Vec::new(),
             flows: Flows::new(),
             embryonic: Flows::new(),
+            fragments: BTreeMap::new(),
             affinity: Vec::new(),
         }
     }
@@ -240,6 +245,15 @@ impl<F: Family> Tables<F> for FakeTables<F> {
 
     fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
         self.table_mut(table).remove(key);
+    }
+
+    fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment> {
+        self.lookups.fragments += 1;
+        self.fragments.get(key).copied()
+    }
+
+    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
+        self.fragments.insert(*key, *fragment);
     }
 
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry> {

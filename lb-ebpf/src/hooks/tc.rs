@@ -15,12 +15,13 @@ use lb_common::{
     },
     balance::{self, Candidate, Site, Verdict, Work},
     packet::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, Window, answer::Respond, quote::ParseQuote,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Kind, Packet, Parse, Window, answer::Respond,
+        quote::ParseQuote,
     },
 };
 
 use crate::{
-    answer, count::count, error, maps, maps::Scratch, rewrite, rewrite::Rewrite, route,
+    answer, count::count, error, fragment, maps, maps::Scratch, rewrite, rewrite::Rewrite, route,
     route::Route, tables, tables::FamilyMaps,
 };
 
@@ -126,22 +127,24 @@ fn family<F: FamilyMaps + ParseQuote + Respond + Rewrite + Route, const HOOK: u3
         count(hook, Reason::Malformed);
         return NEXT;
     }
-    let verdict = if scratch.packet.is_icmp_error() {
-        decide_error::<F, HOOK>(context, settings, scratch, candidate)
+    let is_fragment = matches!(scratch.packet.kind, Kind::Fragment);
+    let verdict = if is_fragment || scratch.packet.is_icmp_error() {
+        decide_other::<F, HOOK>(context, settings, scratch, candidate)
     } else {
         let (packet, work) = (&scratch.packet, &mut scratch.work);
         balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps)
     };
-    let (result, reason) = apply(context, &scratch.packet, hook, verdict, &scratch.work);
+    let (result, reason) = apply(context, &scratch.packet, hook, verdict, &mut scratch.work);
     count(hook, reason);
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
 }
 
-/// An ICMP error may be about a packet that was translated.
+/// What has no ports itself may belong to a flow all the same: ICMP errors about a packet of
+/// it, and fragments.
 #[inline(never)]
-fn decide_error<F: FamilyMaps + ParseQuote, const HOOK: u32>(
+fn decide_other<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
     scratch: &mut Scratch<F>,
@@ -149,8 +152,11 @@ fn decide_error<F: FamilyMaps + ParseQuote, const HOOK: u32>(
 ) -> Verdict {
     let site = site(context, const { hook::<HOOK>() });
     let (packet, work) = (&scratch.packet, &mut scratch.work);
-    let is_quoted = error::read(context, packet, work).is_some();
     let tables = &mut tables::Maps;
+    if matches!(packet.kind, Kind::Fragment) {
+        return balance::fragment::decide(candidate, packet, site, settings, work, tables);
+    }
+    let is_quoted = error::read(context, packet, work).is_some();
     balance::error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
@@ -171,12 +177,12 @@ fn site(context: &TcContext, hook: Hook) -> Site {
 
 /// Does what the core decided; returns what the program returns, and why.
 #[inline(always)]
-fn apply<F: Respond + Rewrite + Route>(
+fn apply<F: FamilyMaps + Respond + Rewrite + Route>(
     context: &TcContext,
     packet: &Packet<F>,
     hook: Hook,
     verdict: Verdict,
-    work: &Work<F::Address>,
+    work: &mut Work<F::Address>,
 ) -> (i32, Reason) {
     match verdict {
         Verdict::Pass(reason) => (NEXT, reason),
@@ -186,9 +192,13 @@ fn apply<F: Respond + Rewrite + Route>(
             None => (DROP, Reason::RewriteFailed),
         },
         Verdict::Translate { action, device, reason } => {
+            if packet.is_first != 0 {
+                balance::fragment::enter(packet, work, &mut tables::Maps);
+            }
             let rewrite = &work.rewrite;
-            let rewritten = match reason {
-                Reason::IcmpTranslated => error::apply(context, packet, work),
+            let rewritten = match packet.kind {
+                Kind::Icmp => error::apply(context, packet, work),
+                Kind::Fragment => fragment::apply(context, packet, rewrite),
                 _ => rewrite::apply(context, packet, rewrite),
             };
             if rewritten.is_none() || action.is_forward() && F::take_hop(context).is_none() {

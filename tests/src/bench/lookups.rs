@@ -8,6 +8,7 @@ use lb_common::{
         backend::Backend,
         counter::Reason,
         flow::{Action, Flow, FlowKey},
+        fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey, TCP, UDP},
         service::Service,
     },
@@ -105,6 +106,13 @@ impl<F: Side> Tables<F> for Counting<F> {
     ) -> Result<(), InsertError> {
         Ok(())
     }
+
+    fn fragment(&mut self, _key: &FragmentKey<F::Address>) -> Option<Fragment> {
+        self.look_ups += 1;
+        None
+    }
+
+    fn enter_fragment(&mut self, _key: &FragmentKey<F::Address>, _fragment: &Fragment) {}
 
     fn remove_flow(&mut self, _table: FlowTable, _key: &FlowKey<F::Address>) {}
 

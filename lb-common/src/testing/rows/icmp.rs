@@ -77,7 +77,10 @@ fn expect<F: TestFamily>(
 }
 
 /// Does `check` with a flow of every client to every kind of backend.
-fn with_all<F: TestFamily>(bench: &mut Bench<F>, check: fn(&mut Bench<F>, &Talk<F::Address>)) {
+pub(super) fn with_all<F: TestFamily>(
+    bench: &mut Bench<F>,
+    check: fn(&mut Bench<F>, &Talk<F::Address>),
+) {
     let fronts = [
         (Place::FromPod, pod::<F>(), web::<F>()),
         (Place::FromPod, pod::<F>(), node_port::<F>()),

@@ -17,7 +17,6 @@ rows! {
     BOTH => what_has_options_is_refused_with_all_of_its_header_quoted,
     BOTH => payloads_of_every_length_keep_their_checksums,
     UDP_ONLY => a_datagram_without_checksum_stays_without,
-    BOTH => fragments_for_a_service_are_dropped_and_others_left_alone,
     BOTH => frames_cut_short_go_on_untouched_and_never_leave,
     BOTH => an_ip_header_that_contradicts_itself_is_malformed,
 }
@@ -79,25 +78,6 @@ fn a_datagram_without_checksum_stays_without<F: TestFamily>(bench: &mut Bench<F>
     let frame = Frame::new(client, web::<F>(), Body::UdpWithoutChecksum);
     let onward = End::Onward(tuple(client, at(F::remote_pod(1), 8080)));
     bench.expect_frame(Place::FromPod, &frame, Reason::FlowCreated, onward);
-}
-
-fn fragments_for_a_service_are_dropped_and_others_left_alone<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 1);
-    for (offset, more) in [(0, true), (1480, true), (1480, false)] {
-        for (place, client) in clients::<F>() {
-            let frame = |to| Frame::of(bench.protocol, client, to, SYN).fragment(offset, more);
-            let (ours, outside, unknown) =
-                (frame(web::<F>()), frame(at(F::outside(), 80)), frame(at(F::vip(9), 80)));
-            bench.expect_frame(place, &ours, Reason::Fragment, End::Dropped);
-            bench.expect_frame(place, &outside, Reason::NotService, End::Untouched);
-            let outcome = bench.send_frame(place, &unknown);
-            let leaves = matches!(place, Place::ToDevice);
-            assert_eq!(outcome.end, if leaves { End::Dropped } else { End::Untouched });
-        }
-        let into = Frame::of(bench.protocol, web::<F>(), pod::<F>(), ACK).fragment(offset, more);
-        bench.expect_frame(Place::ToPod, &into, Reason::NoFlow, End::Untouched);
-    }
-    assert_eq!(bench.flow_counts(), [0, 0]);
 }
 
 fn frames_cut_short_go_on_untouched_and_never_leave<F: TestFamily>(bench: &mut Bench<F>) {

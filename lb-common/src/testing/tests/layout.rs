@@ -12,6 +12,7 @@ use crate::abi::{
     backend::Backend,
     counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason},
     flow::{Flow, FlowKey, Tuple},
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::{Range, RangeKey},
     service::{Name, Service, Slot, SlotRange},
@@ -45,6 +46,9 @@ fn current() -> String {
         FlowKey<Address6> { tuple, protocol }
         Flow<Address4> { rewrite, action, state, generation, backend, service, last_seen, device }
         Flow<Address6> { rewrite, action, state, generation, backend, service, last_seen, device }
+        FragmentKey<Address4> { source, destination, identification, protocol }
+        FragmentKey<Address6> { source, destination, identification, protocol }
+        Fragment { source_port, destination_port, last_seen }
         FrontendKey<Address4> { address, port, protocol, zero }
         FrontendKey<Address6> { address, port, protocol, zero }
         Frontend { service, kind, flags, zero }

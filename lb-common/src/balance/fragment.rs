@@ -1,0 +1,97 @@
+//! IP fragments: the first one of a datagram has its ports and is decided on as a whole
+//! packet is; it enters them for the others, which go where the flow's packets go.
+
+use crate::{
+    abi::{
+        address::{Address, Family},
+        counter::Reason,
+        fragment::{FRAGMENT_SECONDS, Fragment},
+        settings::Settings,
+    },
+    packet::Packet,
+};
+
+use super::{
+    Candidate, Context, Site, Verdict, Work, keep_in, live_flow, may_enter, open,
+    tables::{Entry, Tables},
+};
+
+/// Decides on a fragment without ports caught at `site`, which is the `candidate` told by
+/// [`candidate`](super::candidate). One that comes before the first is dropped if it is for
+/// a Service.
+#[inline(always)]
+pub fn decide<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    packet: &Packet<F>,
+    site: Site,
+    settings: &Settings,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Verdict {
+    let context = Context { packet, settings, site, now: tables.now() };
+    let verdict = match (of_flow(&context, work, tables), candidate) {
+        (Some(verdict), _) => return verdict,
+        (None, Candidate::Service) if may_enter(site) => open::not_balanced(&context, tables),
+        _ => Verdict::Pass(Reason::NoFlow),
+    };
+    keep_in(candidate, &context, verdict, tables)
+}
+
+/// Enters the ports of the first fragment of a datagram that is translated.
+#[inline(never)]
+pub fn enter<F: Family, T: Tables<F>>(
+    packet: &Packet<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) {
+    set_key(packet, work);
+    let tuple = packet.tuple();
+    let fragment = Fragment {
+        source_port: tuple.source_port,
+        destination_port: tuple.destination_port,
+        last_seen: tables.now(),
+    };
+    tables.enter_fragment(&work.fragment, &fragment);
+}
+
+#[inline(always)]
+fn set_key<F: Family>(packet: &Packet<F>, work: &mut Work<F::Address>) {
+    let tuple = packet.tuple();
+    work.fragment.source.set(&tuple.source);
+    work.fragment.destination.set(&tuple.destination);
+    work.fragment.identification = packet.identification;
+    work.fragment.protocol = packet.key.protocol;
+}
+
+/// What becomes of a fragment whose datagram's first one has been translated. The flow's
+/// state and times are as the first fragment left them.
+#[inline(never)]
+fn of_flow<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Option<Verdict> {
+    let packet = context.packet;
+    set_key(packet, work);
+    let first = tables.fragment(&work.fragment)?;
+    let age = context.now.wrapping_sub(first.last_seen);
+    let lifetime = context.settings.ticks_per_second.wrapping_mul(FRAGMENT_SECONDS);
+    // A clock that another CPU read a tick later makes an age below zero.
+    if (age as i32) >= 0 && age > lifetime {
+        return None;
+    }
+    let key = &mut work.pair_key;
+    key.tuple.set(packet.tuple());
+    key.protocol = packet.key.protocol;
+    (key.tuple.source_port, key.tuple.destination_port) =
+        (first.source_port, first.destination_port);
+    let entry = live_flow(context, &work.pair_key, tables)?;
+    let flow = entry.get();
+    if flow.action.is_forward() && packet.hops <= 1 {
+        // Nobody is told of what became of a later fragment (RFC 1122 section 3.2.2).
+        return Some(Verdict::Drop(Reason::TtlExceeded));
+    }
+    work.rewrite.set(&flow.rewrite);
+    let reason = if flow.action.is_reply() { Reason::Reply } else { Reason::Request };
+    Some(Verdict::Translate { action: flow.action, device: flow.device, reason })
+}
