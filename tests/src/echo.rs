@@ -4,6 +4,8 @@
 //! test of a load balancer needs to know. The program `lb-echo` is a command line over this
 //! module. It is no benchmark: a rate is bounded, a latency is only an indication.
 
+pub mod bulk;
+pub mod crowd;
 pub mod load;
 pub mod probe;
 pub mod repl;

@@ -2,21 +2,24 @@
 //! which client it sees, and who is turned away.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::echo::{Probe, Transport};
 use lb_tests::netns::cluster::{Builder, Cluster};
 use lb_tests::netns::cni::Cni;
-use lb_tests::netns::host::Host;
-use lb_tests::netns::manifests::{Endpoint, Service};
-use lb_tests::netns::plan::{Family, balancer_ip, cidr, cluster_ip, external_ip};
+use lb_tests::netns::host::{Host, Serve};
+use lb_tests::netns::manifests::Endpoint;
+use lb_tests::netns::plan::{Family, balancer_ip, cidr, cluster_ip, external_ip, node_port};
 use lb_tests::netns::rows::Rows;
 use lb_tests::netns::world::{PORT, SMALL_MAPS, World, expect};
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 /// How long is waited for what is not to come.
 const SILENT: Duration = Duration::from_millis(150);
+/// How soon a change must be seen.
+const SEEN: Duration = Duration::from_secs(5);
 /// How soon a refusal must come.
 const AT_ONCE: f64 = 100.0;
 
@@ -28,6 +31,8 @@ const OWN: u8 = 4;
 const NONE: u8 = 5;
 const NEAR_LOCAL: u8 = 6;
 const FAR_LOCAL: u8 = 7;
+const CLIENT: u8 = 8;
+const NODE: u8 = 9;
 
 fn kinds() -> impl Iterator<Item = (Transport, Family)> {
     TRANSPORTS.into_iter().flat_map(|transport| Family::ALL.map(|family| (transport, family)))
@@ -35,18 +40,6 @@ fn kinds() -> impl Iterator<Item = (Transport, Family)> {
 
 fn pods(cni: Cni) -> Builder {
     Cluster::builder().cni(cni).pod(1, "a").pod(1, "b").pod(2, "c").pod(2, "d")
-}
-
-fn node_port(number: u8) -> u16 {
-    30_000 + u16::from(number)
-}
-
-fn exposed(world: &World, name: &str, number: u8) -> Service {
-    world
-        .service(name, number)
-        .node_port(node_port(number))
-        .balancer(balancer_ip(number))
-        .external_ips(external_ip(number))
 }
 
 /// Where a client asks.
@@ -85,6 +78,8 @@ enum Got<'a> {
     /// An answer of this server, which saw one of these hosts' addresses.
     Answer(&'a str, &'a [&'a str]),
     Refusal,
+    /// Another error of the call, by its name.
+    Error(&'a str),
     Silence,
 }
 
@@ -127,6 +122,10 @@ fn ask(world: &World, client: &Host, probe: Probe, got: Got<'_>) -> Result<()> {
             ensure!(failed.elapsed_ms < AT_ONCE, "{what}: refused late: {answer:?}");
             Ok(())
         }
+        Got::Error(name) => {
+            ensure!(answer.error() == Some(name), "{what}: not {name}: {answer:?}");
+            Ok(())
+        }
         Got::Silence => {
             ensure!(answer.error() == Some("timeout"), "{what}: no silence: {answer:?}");
             Ok(())
@@ -144,13 +143,13 @@ fn publish(world: &mut World) -> Result<()> {
     let node1 = world.cluster.node(1);
     let host = Family::ALL.map(|family| Endpoint::at(node1.ip(family)).node("node1"));
     let (near, far) = (world.endpoints(&["b"]), world.endpoints(&["c"]));
-    world.publish(&exposed(world, "near", NEAR), &near)?;
-    world.publish(&exposed(world, "far", FAR), &far)?;
-    world.publish(&exposed(world, "host", HOST), &host)?;
-    world.publish(&exposed(world, "own", OWN), &world.endpoints(&["a"]))?;
-    world.publish(&exposed(world, "none", NONE), &[])?;
-    world.publish(&exposed(world, "near-local", NEAR_LOCAL).external_local(), &near)?;
-    world.publish(&exposed(world, "far-local", FAR_LOCAL).external_local(), &far)?;
+    world.publish(&world.exposed("near", NEAR), &near)?;
+    world.publish(&world.exposed("far", FAR), &far)?;
+    world.publish(&world.exposed("host", HOST), &host)?;
+    world.publish(&world.exposed("own", OWN), &world.endpoints(&["a"]))?;
+    world.publish(&world.exposed("none", NONE), &[])?;
+    world.publish(&world.exposed("near-local", NEAR_LOCAL).external_local(), &near)?;
+    world.publish(&world.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
     world.cluster.fabric().route_external_to(1)?;
     world.cluster.fabric().route_services_to(1)
 }
@@ -230,6 +229,17 @@ fn check(world: &World, masqueraded: bool) -> Result<()> {
         ("d", FAR_LOCAL, if masqueraded { Silence } else { from_node }),
     ];
     try_rows(world, &mut rows, &[NodePort(1)], &other_pod);
+    // Addresses that every node serves: these clients never reach node 1.
+    let at_home = [
+        ("d", NEAR, Answer("b", &["d"])),
+        ("d", FAR_LOCAL, Answer("c", &["d"])),
+        ("d", NONE, Refusal),
+        ("node2", HOST, Answer("node1", &["node2"])),
+        ("node2", NEAR_LOCAL, Answer("b", &["node2"])),
+        ("node2", FAR_LOCAL, Answer("c", &["node2"])),
+        ("node2", NONE, Refusal),
+    ];
+    try_rows(world, &mut rows, &[Balancer, External], &at_home);
     rows.finish()
 }
 
@@ -239,11 +249,26 @@ fn arguments(mode: &str) -> Vec<String> {
 }
 
 fn start(builder: Builder, mode: &str) -> Result<World> {
+    start_with(builder, mode, &[])
+}
+
+fn start_with(builder: Builder, mode: &str, more: &[&str]) -> Result<World> {
     let arguments = arguments(mode);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut world = World::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
+    let mut world = World::start(builder, &[&arguments[..], more, &SMALL_MAPS].concat())?;
     publish(&mut world)?;
     Ok(world)
+}
+
+/// Tries until it is so.
+fn eventually(mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        match check() {
+            Err(_) if start.elapsed() < SEEN => {}
+            result => return result,
+        }
+    }
 }
 
 #[test]
@@ -259,6 +284,115 @@ fn packets_of_bridged_pods() -> Result<()> {
 #[test]
 fn connects_are_translated() -> Result<()> {
     check(&start(pods(Cni::PointToPoint), "tcp")?, false)
+}
+
+#[test]
+fn the_older_way_of_attaching_does_the_same() -> Result<()> {
+    let more = ["--tc-attach", "clsact"];
+    check(&start_with(pods(Cni::PointToPoint), "off", &more)?, false)
+}
+
+/// Without `--cluster-cidr` a pod of another node is a client as any other.
+#[test]
+fn pods_of_other_nodes_are_outside_unless_they_are_known() -> Result<()> {
+    let mut world = World::start(pods(Cni::PointToPoint), &SMALL_MAPS)?;
+    publish(&mut world)?;
+    let mut rows = Rows::default();
+    let table = [
+        ("d", NEAR, Got::Answer("b", &["d"])),
+        ("d", FAR, Got::Answer("c", &["node1"])),
+        ("d", FAR_LOCAL, Got::Silence),
+    ];
+    try_rows(&world, &mut rows, &[Front::NodePort(1)], &table);
+    rows.finish()
+}
+
+/// The address of a load balancer that a node holds itself, and a program there at a port of
+/// it that no Service has.
+#[test]
+fn other_ports_of_an_address_are_left_alone() -> Result<()> {
+    const OTHER: u16 = 81;
+    let mut world = start(pods(Cni::PointToPoint), "off")?;
+    let node1 = world.cluster.node(1);
+    let own = balancer_ip(FAR);
+    for address in [format!("{}/32", own.v4), format!("{}/128", own.v6)] {
+        let mut command = Command::new("ip");
+        command.args(["address", "add", &address, "dev", "lo"]);
+        node1.output(command, Duration::from_secs(5))?;
+    }
+    world.serve_node_these(1, &Serve::on(OTHER))?;
+    let mut rows = Rows::default();
+    let (outside, a) = (world.cluster.outside(), world.cluster.pod("a"));
+    let clients: [(&Host, &str); 3] = [(outside, "outside"), (&a, "a"), (&node1, "node1")];
+    for (transport, family) in kinds() {
+        let [served, other] = [PORT, OTHER].map(|port| (own.get(family), port).into());
+        for (client, name) in clients {
+            let elsewhere: &[&str] = if name == "outside" { &["node1"] } else { &[name] };
+            let probe = Probe::new(transport, served);
+            rows.row("a Service", ask(&world, client, probe, Got::Answer("c", elsewhere)));
+            if name != "node1" {
+                let probe = Probe::new(transport, other);
+                rows.row("the node", ask(&world, client, probe, Got::Answer("node1", &[name])));
+            }
+        }
+    }
+    rows.finish()
+}
+
+/// `refused`: what a process of a node is told that is not in the ranges.
+fn check_ranges(mode: &str, refused: &str) -> Result<()> {
+    use Front::{Balancer, External, NodePort};
+    use Got::{Answer, Error, Silence};
+    let world = start(pods(Cni::PointToPoint), mode)?;
+    let cluster = &world.cluster;
+    let [outside4, outside6] = Family::ALL.map(|family| cluster.outside().ip(family));
+    let [node4, node6] = Family::ALL.map(|family| cluster.node(1).ip(family));
+    let far = world.endpoints(&["c"]);
+    let client = world.exposed("client", CLIENT).source_range(format!(" {outside4}/32 "));
+    world.publish(&client.source_range(format!("{outside6}/128")), &far)?;
+    let node = world.exposed("node", NODE).source_range(format!("{node4}/32"));
+    world.publish(&node.source_range(format!("{node6}/128")), &far)?;
+    let mut rows = Rows::default();
+    let table = [
+        ("outside", CLIENT, Answer("c", &["node1"])),
+        ("outside", NODE, Silence),
+        ("a", CLIENT, Silence),
+        ("a", NODE, Silence),
+        ("node1", NODE, Answer("c", &["node1"])),
+        ("d", NODE, Silence),
+    ];
+    try_rows(&world, &mut rows, &[Balancer], &table);
+    let open = [
+        ("outside", NODE, Answer("c", &["node1"])),
+        ("a", CLIENT, Answer("c", &["a"])),
+        ("node1", CLIENT, Answer("c", &["node1"])),
+    ];
+    try_rows(&world, &mut rows, &[NodePort(1), External], &open);
+    for (transport, family) in kinds() {
+        // A datagram that the node's own hook drops is known to its sender.
+        let error = Error(if transport == Transport::Tcp { refused } else { "ENOBUFS" });
+        let probe = Probe::new(transport, Balancer.at(&world, CLIENT, family)).timeout(SILENT);
+        rows.row("a stranger", ask(&world, &world.cluster.node(1), probe, error));
+    }
+    rows.finish()?;
+    // Ranges of one family say nothing about the other.
+    let client = world.exposed("client", CLIENT).source_range(format!("{outside4}/32"));
+    world.publish(&client, &far)?;
+    let a = world.cluster.pod("a");
+    let ask_at = |family, got| {
+        eventually(|| {
+            let probe = Probe::tcp(Balancer.at(&world, CLIENT, family)).timeout(SILENT);
+            ask(&world, &a, probe, got)
+        })
+    };
+    ask_at(Family::V6, Answer("c", &["a"]))?;
+    ask_at(Family::V4, Silence)
+}
+
+#[test]
+fn clients_outside_the_source_ranges_are_dropped() -> Result<()> {
+    check_ranges("off", "timeout").context("packets")?;
+    check_ranges("tcp", "EPERM").context("connects")
 }
 
 #[test]

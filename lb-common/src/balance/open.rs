@@ -208,8 +208,13 @@ fn way<F: Family, T: Tables<F>>(
             way(Action::REQUEST_ROUTE, tables.device(ifindex)?, Source::Client)
         }
         Site::Loopback => {
-            let is_loopback = F::is_loopback(context.packet.tuple().source);
-            let source = if is_loopback { Source::Node } else { Source::Client };
+            // A process that asks for an address held by this node has that address as
+            // its source. But for a node port's, other nodes may hold it as well, and the
+            // answers would go to them.
+            let tuple = context.packet.tuple();
+            let is_shared = tuple.source == tuple.destination && kind != FrontendKind::NODE_PORT;
+            let is_own = !is_shared && !F::is_loopback(tuple.source);
+            let source = if is_own { Source::Client } else { Source::Node };
             match is_host {
                 true => way(Action::REQUEST, 0, source),
                 false => way(Action::REQUEST_ROUTE, LOOPBACK_DEVICE, source),

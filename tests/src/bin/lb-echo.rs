@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
+use lb_tests::echo::bulk::download;
 use lb_tests::echo::load::Load;
 use lb_tests::echo::probe::{self, Channel};
 use lb_tests::echo::serve::Servers;
@@ -39,6 +40,12 @@ enum Command {
         /// Ports of HTTP servers.
         #[arg(long)]
         http: Vec<u16>,
+        /// Ports of TCP echo servers for tens of thousands of clients.
+        #[arg(long)]
+        crowd: Vec<u16>,
+        /// Ports of servers of downloads.
+        #[arg(long)]
+        bulk: Vec<u16>,
     },
     /// Ask once and print the answer as JSON; exit status 0 whatever the answer.
     Connect(Target),
@@ -55,6 +62,17 @@ enum Command {
         /// TCP: exchanges on a few connections that stay open.
         #[arg(long)]
         keepalive: bool,
+    },
+    /// Download at once on many connections, compare every byte and print a report as JSON.
+    Download {
+        #[command(flatten)]
+        target: Target,
+        /// How many connections.
+        #[arg(long)]
+        count: u64,
+        /// How much on each.
+        #[arg(long)]
+        bytes: u64,
     },
     /// One connection: sends each line of stdin and prints the answer to it.
     Hold(Target),
@@ -102,8 +120,10 @@ impl Target {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Serve { name, tcp, udp, http } => {
-            Servers { name, tcp, udp, http }.run(|| say("ready")).context("cannot serve")
+        Command::Serve { name, tcp, udp, http, crowd, bulk } => {
+            Servers { name, tcp, udp, http, crowd, bulk }
+                .run(|| say("ready"))
+                .context("cannot serve")
         }
         Command::Connect(target) => {
             say(&serde_json::to_string(&probe::ask(&target.probe()))?);
@@ -114,6 +134,11 @@ fn main() -> Result<()> {
             say("started");
             let report = Load { probe: target.probe(), rate, seconds, keepalive }.run(&stop)?;
             say(&serde_json::to_string(&report)?);
+            Ok(())
+        }
+        Command::Download { target, count, bytes } => {
+            say("started");
+            say(&serde_json::to_string(&download(&target.probe(), count, bytes))?);
             Ok(())
         }
         Command::Hold(target) => hold(&target),

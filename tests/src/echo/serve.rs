@@ -1,5 +1,6 @@
 //! The server's side: dual stack TCP, UDP and HTTP servers that say which client they saw.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -7,12 +8,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn6, recvmsg, sendmsg, setsockopt,
-    sockopt,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    SockaddrIn6, SockaddrStorage, bind, listen, recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
 
-use super::Greeting;
+use super::{Greeting, bulk, crowd};
 
 /// A connection without a byte for this long is closed, so that no test leaves threads behind
 /// for long.
@@ -27,6 +30,11 @@ pub struct Servers {
     pub tcp: Vec<u16>,
     /// Answers every datagram with the greeting, a line feed and the payload.
     pub udp: Vec<u16>,
+    /// As `tcp`, for tens of thousands of clients: one thread for all of them, and a port
+    /// that other processes may serve too.
+    pub crowd: Vec<u16>,
+    /// Greets, then sends as many bytes as it is asked for; see [`super::bulk`].
+    pub bulk: Vec<u16>,
     /// Answers any request with `client_address=…` and `name=…` lines.
     pub http: Vec<u16>,
 }
@@ -43,6 +51,15 @@ impl Servers {
             let (listener, name) =
                 (TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?, name.clone());
             threads.push(thread::spawn(move || accept(&listener, &name, echo)));
+        }
+        for port in self.bulk {
+            let (listener, name) =
+                (TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?, name.clone());
+            threads.push(thread::spawn(move || accept(&listener, &name, bulk::serve)));
+        }
+        for port in self.crowd {
+            let crowd = Crowd::new(shared_listener(port)?, name.clone())?;
+            threads.push(thread::spawn(move || crowd.run()));
         }
         for port in self.http {
             let (listener, name) =
@@ -83,10 +100,14 @@ fn greet(stream: &TcpStream, name: &str) -> io::Result<Greeting> {
     Ok(Greeting::new(name, stream.peer_addr()?, stream.local_addr()?))
 }
 
-fn echo(mut stream: TcpStream, name: &str) -> io::Result<()> {
-    let mut first = serde_json::to_string(&greet(&stream, name)?)?;
+pub(super) fn greet_in_a_line(mut stream: &TcpStream, name: &str) -> io::Result<()> {
+    let mut first = serde_json::to_string(&greet(stream, name)?)?;
     first.push('\n');
-    stream.write_all(first.as_bytes())?;
+    stream.write_all(first.as_bytes())
+}
+
+fn echo(mut stream: TcpStream, name: &str) -> io::Result<()> {
+    greet_in_a_line(&stream, name)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = stream.read(&mut buffer)?;
@@ -94,6 +115,80 @@ fn echo(mut stream: TcpStream, name: &str) -> io::Result<()> {
             return Ok(());
         }
         stream.write_all(&buffer[..length])?;
+    }
+}
+
+/// A listener beside those of other processes on the same port.
+fn shared_listener(port: u16) -> io::Result<TcpListener> {
+    let fd = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    setsockopt(&fd, sockopt::ReusePort, &true)?;
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(any))?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok(fd.into())
+}
+
+/// Clients whose sockets one thread watches.
+struct Crowd {
+    listener: TcpListener,
+    name: Arc<str>,
+    clients: HashMap<u64, TcpStream>,
+    epoll: Epoll,
+}
+
+impl Crowd {
+    /// What stands for the listener among the watched, which else are known by descriptor.
+    const LISTENER: u64 = u64::MAX;
+
+    fn new(listener: TcpListener, name: Arc<str>) -> io::Result<Self> {
+        crowd::allow_files(crowd::SHARE)?;
+        listener.set_nonblocking(true)?;
+        let epoll = Epoll::new(EpollCreateFlags::empty())?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, Self::LISTENER))?;
+        Ok(Self { listener, name, clients: HashMap::new(), epoll })
+    }
+
+    fn run(mut self) {
+        let mut events = [EpollEvent::empty(); 256];
+        loop {
+            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
+                Err(error) => return eprintln!("epoll: {error}"),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    Self::LISTENER => self.accept(),
+                    client => self.echo(client),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let client = stream.as_raw_fd() as u64;
+            let watch = EpollEvent::new(EpollFlags::EPOLLIN, client);
+            let watched = greet_in_a_line(&stream, &self.name)
+                .and_then(|()| Ok(self.epoll.add(&stream, watch)?));
+            match watched {
+                Ok(()) => drop(self.clients.insert(client, stream)),
+                Err(error) => eprintln!("a client of many: {error}"),
+            }
+        }
+    }
+
+    fn echo(&mut self, client: u64) {
+        let Some(mut stream) = self.clients.get(&client) else { return };
+        let mut buffer = [0; 4096];
+        let echoed = stream
+            .read(&mut buffer)
+            .and_then(|length| stream.write_all(&buffer[..length]).map(|()| length));
+        // Closing it ends the watch.
+        if !matches!(echoed, Ok(1..)) {
+            self.clients.remove(&client);
+        }
     }
 }
 

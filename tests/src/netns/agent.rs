@@ -153,6 +153,17 @@ impl Agent {
         self.process.wait(Duration::from_secs(5))
     }
 
+    /// How often a packet of any hook ended for this reason, by `get counters`.
+    ///
+    /// # Errors
+    /// As [`get`].
+    pub fn counted(&self, reason: &str) -> Result<u64> {
+        let counters = self.get("counters")?;
+        let rows = counters.as_array().into_iter().flatten();
+        let rows = rows.filter(|row| row["reason"] == reason);
+        Ok(rows.filter_map(|row| row["count"].as_u64()).sum())
+    }
+
     /// `lb-agent get WHAT` on this agent's node.
     ///
     /// # Errors

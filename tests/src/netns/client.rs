@@ -2,9 +2,11 @@
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +16,7 @@ use super::host::Host;
 use super::process::Process;
 use crate::echo::load::Report;
 use crate::echo::repl::{Reply, Request};
-use crate::echo::{Answer, Probe, Transport};
+use crate::echo::{Answer, Probe, Transport, bulk, crowd};
 
 /// The `lb-echo` program, ready for arguments.
 pub(super) fn lb_echo() -> Result<Command> {
@@ -123,6 +125,83 @@ impl Drop for Connection {
     fn drop(&mut self) {
         // A client that is gone has closed it already.
         call(&self.client, &Request::Close { handle: self.handle }).ok();
+    }
+}
+
+/// Many sockets, each with a port of its own, which stay open, in a few processes.
+#[derive(Debug)]
+pub struct Crowd {
+    parts: Vec<(Mutex<Repl>, u64)>,
+}
+
+/// The port of the first one of a crowd.
+const FIRST_PORT: usize = 2_000;
+
+impl Crowd {
+    pub(super) fn gather(host: &Host, probe: &Probe, count: usize) -> Result<Self> {
+        let mut parts = Vec::new();
+        for first in (0..count).step_by(crowd::SHARE) {
+            let repl = Mutex::new(Repl::start(host)?);
+            let source_port = u16::try_from(FIRST_PORT + first)?;
+            let probe = Probe { source_port, ..probe.clone() };
+            let count = crowd::SHARE.min(count - first);
+            let reply = call(&repl, &Request::Gather { probe, count })?;
+            parts.push((repl, reply.handle.context("a crowd without a handle")?));
+        }
+        Ok(Self { parts })
+    }
+
+    /// Every one asks once; the first time all of them open their sockets.
+    ///
+    /// # Errors
+    /// A client process does not work.
+    pub fn ask(&self) -> Result<crowd::Report> {
+        let ask = |(repl, handle): &(Mutex<Repl>, u64)| {
+            let reply = call(repl, &Request::Crowd { handle: *handle })?;
+            reply.crowd.context("a reply without a report")
+        };
+        let reports = thread::scope(|scope| {
+            let all: Vec<_> =
+                self.parts.iter().map(|part| scope.spawn(move || ask(part))).collect();
+            all.into_iter().map(|one| one.join()).collect::<Vec<_>>()
+        });
+        let mut sum = crowd::Report::default();
+        for report in reports {
+            sum.add(report.ok().context("a thread panicked")??);
+        }
+        Ok(sum)
+    }
+}
+
+/// Running downloads, `lb-echo download`.
+#[derive(Debug)]
+pub struct Downloads {
+    process: Process,
+}
+
+impl Downloads {
+    pub(super) fn start(host: &Host, to: SocketAddr, count: u64, length: u64) -> Result<Self> {
+        let mut command = lb_echo()?;
+        command.arg("download").arg(to.to_string());
+        command.args(["--count", &count.to_string(), "--bytes", &length.to_string()]);
+        command.args(["--timeout-ms", "5000"]);
+        let mut process = host.spawn("download", command)?;
+        process.wait_for_output("started", Duration::from_secs(5))?;
+        Ok(Self { process })
+    }
+
+    /// Waits for the end and returns what became of them.
+    ///
+    /// # Errors
+    /// They take longer than `timeout`, or the process fails.
+    pub fn finish(mut self, timeout: Duration) -> Result<bulk::Report> {
+        let status = self.process.wait(timeout)?;
+        if !status.success() {
+            bail!("the downloads ended with {status}\n{}", self.process.tail());
+        }
+        let output = self.process.stdout();
+        let report = output.lines().last().unwrap_or_default();
+        serde_json::from_str(report).with_context(|| format!("the downloads said {output:?}"))
     }
 }
 

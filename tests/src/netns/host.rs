@@ -33,12 +33,14 @@ pub struct Serve {
     tcp: Vec<u16>,
     udp: Vec<u16>,
     http: Vec<u16>,
+    crowd: Vec<u16>,
+    bulk: Vec<u16>,
 }
 
 impl Serve {
     /// An echo server for TCP and one for UDP on this port.
     pub fn on(port: u16) -> Self {
-        Self { tcp: vec![port], udp: vec![port], http: Vec::new() }
+        Self { tcp: vec![port], udp: vec![port], ..Self::default() }
     }
 
     /// Another TCP echo server.
@@ -52,6 +54,20 @@ impl Serve {
     #[must_use]
     pub fn udp(mut self, port: u16) -> Self {
         self.udp.push(port);
+        self
+    }
+
+    /// Another TCP echo server, for tens of thousands of clients at once.
+    #[must_use]
+    pub fn crowd(mut self, port: u16) -> Self {
+        self.crowd.push(port);
+        self
+    }
+
+    /// A server of downloads.
+    #[must_use]
+    pub fn bulk(mut self, port: u16) -> Self {
+        self.bulk.push(port);
         self
     }
 
@@ -131,8 +147,13 @@ impl Host {
     pub fn serve_as(&self, name: &str, serve: &Serve) -> Result<Process> {
         let mut command = client::lb_echo()?;
         command.args(["serve", "--name", name]);
-        for (flag, ports) in [("--tcp", &serve.tcp), ("--udp", &serve.udp), ("--http", &serve.http)]
-        {
+        for (flag, ports) in [
+            ("--tcp", &serve.tcp),
+            ("--udp", &serve.udp),
+            ("--http", &serve.http),
+            ("--crowd", &serve.crowd),
+            ("--bulk", &serve.bulk),
+        ] {
             for port in ports {
                 command.arg(flag).arg(port.to_string());
             }
@@ -189,6 +210,22 @@ impl Host {
     /// As [`Host::load`].
     pub fn load_keepalive(&self, probe: &Probe, rate: u64, time: Duration) -> Result<client::Load> {
         client::Load::start(self, probe, rate, time, true)
+    }
+
+    /// Gathers many clients, each with a port of its own, which ask when they are told to.
+    ///
+    /// # Errors
+    /// As [`Host::ask`], and where there are more than ports.
+    pub fn crowd(&self, probe: &Probe, count: usize) -> Result<client::Crowd> {
+        client::Crowd::gather(self, probe, count)
+    }
+
+    /// Starts so many downloads of so many bytes at once.
+    ///
+    /// # Errors
+    /// `lb-echo` is not there or does not start.
+    pub fn download(&self, to: SocketAddr, count: u64, length: u64) -> Result<client::Downloads> {
+        client::Downloads::start(self, to, count, length)
     }
 
     pub(super) fn place(&self) -> Place<'_> {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::plan::{Addresses, Family};
+use super::plan::{Addresses, Family, balancer_ip, external_ip, node_port};
 
 /// A directory of manifests; removed when it is dropped.
 #[derive(Debug)]
@@ -250,6 +250,15 @@ impl Service {
     pub fn external_ips(mut self, addresses: Addresses) -> Self {
         self.external_ips.extend(Family::ALL.map(|family| addresses.get(family)));
         self
+    }
+
+    /// All of [`Service::node_port`], [`Service::balancer`] and [`Service::external_ips`], as
+    /// the [`plan`](super::plan) has them for this number.
+    #[must_use]
+    pub fn exposed(self, number: u8) -> Self {
+        self.node_port(node_port(number))
+            .balancer(balancer_ip(number))
+            .external_ips(external_ip(number))
     }
 
     /// `externalTrafficPolicy: Local`.

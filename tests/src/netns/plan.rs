@@ -138,3 +138,8 @@ pub fn external_ip(number: u8) -> Addresses {
         v6: Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, number.into()),
     }
 }
+
+/// The node ports that tests give to their Services: number 1 to 250.
+pub fn node_port(number: u8) -> u16 {
+    30_000 + u16::from(number)
+}

@@ -105,6 +105,16 @@ impl World {
         Ok(())
     }
 
+    /// Starts these servers in a pod.
+    ///
+    /// # Errors
+    /// As [`Host::serve`].
+    pub fn serve_these(&mut self, pod: &str, serve: &Serve) -> Result<()> {
+        let server = self.cluster.pod(pod).serve(serve)?;
+        self.servers.push(server);
+        Ok(())
+    }
+
     /// Starts servers on each of these ports in each of these pods.
     ///
     /// # Errors
@@ -124,14 +134,33 @@ impl World {
     /// # Errors
     /// As [`Host::serve`].
     pub fn serve_node(&mut self, node: u8) -> Result<()> {
-        let server = self.cluster.node(node).serve(&Serve::on(TARGET).http(TARGET + 1))?;
+        self.serve_node_these(node, &Serve::on(TARGET).http(TARGET + 1))
+    }
+
+    /// Starts these servers in a node itself.
+    ///
+    /// # Errors
+    /// As [`Host::serve`].
+    pub fn serve_node_these(&mut self, node: u8, serve: &Serve) -> Result<()> {
+        let server = self.cluster.node(node).serve(serve)?;
         self.servers.push(server);
         Ok(())
     }
 
     /// A Service on [`PORT`], TCP and UDP, with the ClusterIPs of this number.
     pub fn service(&self, name: &str, number: u8) -> Service {
-        Service::new(name).cluster_ips(cluster_ip(number)).tcp(PORT, TARGET).udp(PORT, TARGET)
+        self.empty_service(name, number).tcp(PORT, TARGET).udp(PORT, TARGET)
+    }
+
+    /// A Service with the ClusterIPs of this number, and no port yet.
+    pub fn empty_service(&self, name: &str, number: u8) -> Service {
+        Service::new(name).cluster_ips(cluster_ip(number))
+    }
+
+    /// [`World::service`] that clients outside the cluster reach as well: at a node port, a load
+    /// balancer's addresses and external IPs (see [`Service::exposed`]).
+    pub fn exposed(&self, name: &str, number: u8) -> Service {
+        self.service(name, number).exposed(number)
     }
 
     /// The endpoints that these pods make.

@@ -24,6 +24,7 @@ rows! {
     BOTH => a_pod_reaches_a_node_port_with_its_own_address,
     BOTH => a_process_reaches_its_own_node_port,
     BOTH => a_process_reaches_a_node_port_by_the_loopback_address,
+    BOTH => a_process_reaches_a_service_at_an_address_that_its_node_holds,
     BOTH => a_client_outside_the_ranges_is_dropped,
     BOTH => a_node_port_without_endpoint_refuses,
     BOTH => another_port_of_an_external_address_is_left_alone,
@@ -222,6 +223,21 @@ fn a_process_reaches_a_node_port_by_the_loopback_address<F: TestFamily>(bench: &
         let talk = bench.connect(Place::Loopback, from, to);
         is_seen_as_node::<F>(&talk);
         works(bench, &talk);
+    }
+}
+
+fn a_process_reaches_a_service_at_an_address_that_its_node_holds<F: TestFamily>(
+    bench: &mut Bench<F>,
+) {
+    for place in [Where::Here, Where::Elsewhere, Where::Host] {
+        for front in [balancer::<F>(), web::<F>()] {
+            bench.lab.reset();
+            bench.world = Default::default();
+            exposed(bench, &[place]);
+            let talk = bench.connect(Place::Loopback, at(front.address, 50_001), front);
+            is_seen_as_node::<F>(&talk);
+            works(bench, &talk);
+        }
     }
 }
 
