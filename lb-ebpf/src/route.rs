@@ -83,10 +83,15 @@ pub fn send<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Result<
     if found != SUCCESS && found != NO_NEIGHBOUR {
         return Err(Reason::NoRoute);
     }
-    // SAFETY: filled in above. Without parameters the kernel finds the neighbour by the
-    // packet's own destination.
-    Ok(unsafe { bpf_redirect_neigh(room.assume_init_ref().ifindex, core::ptr::null_mut(), 0, 0) }
-        as i32)
+    // SAFETY: filled in above.
+    Ok(to_neighbour(unsafe { room.assume_init_ref() }.ifindex))
+}
+
+/// Redirects the packet to whom its own destination is reached by at this device.
+#[inline(always)]
+fn to_neighbour(ifindex: u32) -> i32 {
+    // SAFETY: without parameters it takes none from memory.
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// The same for a packet that is on its way through this node.
@@ -107,10 +112,7 @@ pub fn forward<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Resu
             // SAFETY: no preconditions.
             Ok(unsafe { bpf_redirect(lookup.ifindex, 0) } as i32)
         }
-        // SAFETY: as in `send`.
-        NO_NEIGHBOUR => {
-            Ok(unsafe { bpf_redirect_neigh(lookup.ifindex, core::ptr::null_mut(), 0, 0) } as i32)
-        }
+        NO_NEIGHBOUR => Ok(to_neighbour(lookup.ifindex)),
         TOO_BIG => Err(Reason::TooBig),
         _ => Err(Reason::NoRoute),
     }
