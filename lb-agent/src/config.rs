@@ -11,7 +11,7 @@ use lb_common::abi::settings::MAX_PREFIXES;
 use crate::{
     cli::{
         RunArgs,
-        run::{DetectLocalMode, SocketLb, TcAttach},
+        run::{DetectLocalMode, SocketLb, TcAttach, XdpMode},
         values::{BindAddress, NodePortAddresses, Patterns},
     },
     model::IpFamily,
@@ -39,6 +39,8 @@ pub struct Config {
     pub pod_interfaces: Patterns,
     /// How tc programs are attached.
     pub tc_attach: TcAttach,
+    /// Whether external packets are taken by XDP.
+    pub xdp: XdpMode,
     /// Addresses of node ports.
     pub node_port_addresses: NodePortAddresses,
     /// How pods are told by their addresses.
@@ -138,6 +140,7 @@ impl Config {
             devices: arguments.devices,
             pod_interfaces: arguments.pod_interfaces,
             tc_attach: arguments.tc_attach,
+            xdp: arguments.xdp,
             node_port_addresses: arguments.nodeport_addresses,
             pod_prefixes: pod_prefixes(arguments.detect_local_mode, &arguments.cluster_cidr)?,
             sizes: Sizes {

@@ -148,6 +148,7 @@ fn interface_options(config: &Config) -> InterfaceOptions {
         devices: config.devices.clone(),
         pods: config.pod_interfaces.clone(),
         attach: config.tc_attach,
+        xdp: config.xdp,
     }
 }
 

@@ -200,13 +200,11 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
+    if matches!(candidate, Candidate::Neither) {
+        return Verdict::Pass(Reason::NotService);
+    }
     let context = Context { packet, settings, site, now: tables.now() };
-    let may_open = match candidate {
-        Candidate::Neither => return Verdict::Pass(Reason::NotService),
-        Candidate::Service => may_enter(site),
-        Candidate::Node => settings.node_ports.contains(packet.tuple().destination_port.get()),
-        Candidate::Reply => false,
-    };
+    let may_open = may_open(&context, candidate);
     let verdict = if is_balanced(packet.kind) {
         match known::decide(&context, may_open, work, tables) {
             Some(verdict) => verdict,
@@ -241,6 +239,34 @@ fn keep_in<F: Family, T: Tables<F>>(
             Verdict::Drop(Reason::UntranslatedLeaving)
         }
         _ => verdict,
+    }
+}
+
+/// Decides on a packet that came in by an external device and belongs to a known flow, or
+/// can be told to be nothing of ours; `None` for every other.
+#[inline(always)]
+pub fn decide_known<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    packet: &Packet<F>,
+    settings: &Settings,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Option<Verdict> {
+    if !is_balanced(packet.kind) {
+        return None;
+    }
+    let context = Context { packet, settings, site: Site::FromDevice, now: tables.now() };
+    known::decide(&context, may_open(&context, candidate), work, tables)
+}
+
+/// Whether a packet without a flow may open one.
+#[inline(always)]
+fn may_open<F: Family>(context: &Context<F>, candidate: Candidate) -> bool {
+    let port = context.packet.tuple().destination_port.get();
+    match candidate {
+        Candidate::Service => may_enter(context.site),
+        Candidate::Node => context.settings.node_ports.contains(port),
+        Candidate::Reply | Candidate::Neither => false,
     }
 }
 

@@ -17,10 +17,10 @@ mod route;
 mod tables;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
-use hooks::{sock, tc};
+use hooks::{sock, tc, xdp};
 use lb_common::abi::counter::Hook;
 
 /// tc ingress on the host side of a pod's interface: what comes out of the pod.
@@ -39,6 +39,12 @@ pub fn to_pod(context: TcContext) -> i32 {
 #[classifier]
 pub fn from_device(context: TcContext) -> i32 {
     tc::handle::<{ Hook::FromDevice as u32 }>(&context)
+}
+
+/// XDP of an external device, before tc ingress.
+#[xdp]
+pub fn xdp_device(context: XdpContext) -> u32 {
+    xdp::handle(&context)
 }
 
 /// tc egress of an external device.

@@ -1,6 +1,9 @@
 //! Changing addresses and ports of a packet, checksums included.
 
-use aya_ebpf::{bindings::BPF_F_PSEUDO_HDR, programs::TcContext};
+use aya_ebpf::{
+    bindings::BPF_F_PSEUDO_HDR,
+    programs::{TcContext, XdpContext},
+};
 use lb_common::{
     abi::{
         address::{Address, Family, Ipv4, Ipv6},
@@ -12,6 +15,95 @@ use lb_common::{
 
 use crate::maps;
 
+/// A packet that can be changed: a socket buffer of tc, or the bare frame of XDP.
+pub trait Frame {
+    /// Where its first piece starts.
+    fn start(&self) -> usize;
+    /// Where its first piece ends.
+    fn end(&self) -> usize;
+    /// Brings the TCP or UDP checksum up to date with changes whose differences are given,
+    /// in the pseudo header and in the ports. Nothing read before holds afterwards.
+    fn mend_transport<F: Rewrite>(
+        &self,
+        protocol: u8,
+        transport: usize,
+        addresses: u64,
+        ports: u64,
+    ) -> Option<()>;
+}
+
+/// Where the checksum stands.
+#[inline(always)]
+const fn checksum_field(protocol: u8, transport: usize) -> usize {
+    transport + if protocol == TCP { 16 } else { 6 }
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+
+    #[inline(always)]
+    fn mend_transport<F: Rewrite>(
+        &self,
+        protocol: u8,
+        transport: usize,
+        addresses: u64,
+        ports: u64,
+    ) -> Option<()> {
+        // The checksum of a packet that this host made is often left to the device: the
+        // kernel knows how to change what stands there instead.
+        let field = checksum_field(protocol, transport);
+        let flags = if protocol == TCP { 0 } else { MARK_MANGLED_0 };
+        let pseudo = flags | BPF_F_PSEUDO_HDR as u64 | F::checksum_flags();
+        self.l4_csum_replace(field, 0, checksum::fold32(addresses) as u64, pseudo).ok()?;
+        if ports != 0 {
+            self.l4_csum_replace(field, 0, checksum::fold32(ports) as u64, flags).ok()?;
+        }
+        Some(())
+    }
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+
+    #[inline(always)]
+    fn mend_transport<F: Rewrite>(
+        &self,
+        protocol: u8,
+        transport: usize,
+        addresses: u64,
+        ports: u64,
+    ) -> Option<()> {
+        let field: *mut u16 = place(self, checksum_field(protocol, transport))?;
+        // SAFETY: in bounds, as `place` checked.
+        let old = unsafe { *field };
+        if protocol != TCP && old == 0 {
+            // A UDP checksum of zero means none, and stays so.
+            return Some(());
+        }
+        let new = checksum::updated(old, checksum::add(addresses, &[checksum::fold32(ports)]));
+        let new = if protocol != TCP && new == 0 { !0 } else { new };
+        // SAFETY: as above.
+        unsafe { *field = new };
+        Some(())
+    }
+}
+
 /// What the IP header needs beyond the addresses.
 pub trait Rewrite: Family {
     /// Offset of the source address from the start of the frame; the destination follows.
@@ -21,9 +113,9 @@ pub trait Rewrite: Family {
     /// Extra flags of `bpf_l4_csum_replace` when addresses change.
     fn checksum_flags() -> u64;
     /// Takes one from the TTL or hop limit, which is above 1, as a router does.
-    fn take_hop(context: &TcContext) -> Option<()>;
+    fn take_hop(frame: &impl Frame) -> Option<()>;
     /// Mends the IP header's own checksum, where it has one.
-    fn mend_header(context: &TcContext, difference: u64) -> Option<()>;
+    fn mend_header(frame: &impl Frame, difference: u64) -> Option<()>;
 }
 
 impl Rewrite for Ipv4 {
@@ -36,10 +128,10 @@ impl Rewrite for Ipv4 {
     }
 
     #[inline(always)]
-    fn take_hop(context: &TcContext) -> Option<()> {
+    fn take_hop(frame: &impl Frame) -> Option<()> {
         const TTL: usize = IP_OFFSET + core::mem::offset_of!(Header4, ttl);
         // TTL and protocol.
-        let field = place::<u16>(context, TTL)?;
+        let field: *mut u16 = place(frame, TTL)?;
         // SAFETY: in bounds, as `place` checked.
         let old = unsafe { *field };
         let new = u16::from_be(old).wrapping_sub(0x100).to_be();
@@ -47,13 +139,13 @@ impl Rewrite for Ipv4 {
         unsafe { *field = new };
         let words = |half: u16| [bytemuck::cast([half, 0u16])];
         let difference = checksum::add(checksum::subtract(0, &words(old)), &words(new));
-        Self::mend_header(context, difference)
+        Self::mend_header(frame, difference)
     }
 
     #[inline(always)]
-    fn mend_header(context: &TcContext, difference: u64) -> Option<()> {
+    fn mend_header(frame: &impl Frame, difference: u64) -> Option<()> {
         const CHECKSUM: usize = IP_OFFSET + core::mem::offset_of!(Header4, checksum);
-        let field = place::<u16>(context, CHECKSUM)?;
+        let field: *mut u16 = place(frame, CHECKSUM)?;
         // SAFETY: in bounds, as `place` checked.
         unsafe { *field = checksum::updated(*field, difference) };
         Some(())
@@ -73,16 +165,16 @@ impl Rewrite for Ipv6 {
     }
 
     #[inline(always)]
-    fn take_hop(context: &TcContext) -> Option<()> {
+    fn take_hop(frame: &impl Frame) -> Option<()> {
         const HOP_LIMIT: usize = IP_OFFSET + core::mem::offset_of!(Header6, hop_limit);
-        let field = place::<u8>(context, HOP_LIMIT)?;
+        let field: *mut u8 = place(frame, HOP_LIMIT)?;
         // SAFETY: in bounds, as `place` checked.
         unsafe { *field = (*field).wrapping_sub(1) };
         Some(())
     }
 
     #[inline(always)]
-    fn mend_header(_context: &TcContext, _difference: u64) -> Option<()> {
+    fn mend_header(_frame: &impl Frame, _difference: u64) -> Option<()> {
         Some(())
     }
 }
@@ -90,9 +182,9 @@ impl Rewrite for Ipv6 {
 /// The bytes at `offset` as a `T` that can be written to, if they lie in the frame's
 /// first piece.
 #[inline(always)]
-fn place<T>(context: &TcContext, offset: usize) -> Option<*mut T> {
-    let at = context.data() + (offset & 0x3fff);
-    if at + size_of::<T>() > context.data_end() {
+fn place<T>(frame: &impl Frame, offset: usize) -> Option<*mut T> {
+    let at = frame.start() + (offset & 0x3fff);
+    if at + size_of::<T>() > frame.end() {
         return None;
     }
     Some(at as *mut T)
@@ -100,8 +192,8 @@ fn place<T>(context: &TcContext, offset: usize) -> Option<*mut T> {
 
 /// Stores into the frame.
 #[inline(always)]
-pub fn store<T: Copy>(context: &TcContext, offset: usize, value: &T) -> Option<()> {
-    let place = place::<T>(context, offset)?;
+pub fn store<T: Copy>(frame: &impl Frame, offset: usize, value: &T) -> Option<()> {
+    let place = place::<T>(frame, offset)?;
     // SAFETY: in bounds, as `place` checked; unaligned stores are as for loads.
     unsafe { *place = *value };
     Some(())
@@ -110,7 +202,7 @@ pub fn store<T: Copy>(context: &TcContext, offset: usize, value: &T) -> Option<(
 /// Gives a TCP or UDP packet the addresses and ports of `new`.
 #[inline(always)]
 pub fn apply<F: Rewrite>(
-    context: &TcContext,
+    frame: &impl Frame,
     packet: &Packet<F>,
     new: &Tuple<F::Address>,
 ) -> Option<()> {
@@ -122,31 +214,18 @@ pub fn apply<F: Rewrite>(
     if old.destination != new.destination {
         addresses = change(addresses, old.destination, new.destination);
     }
-    store(context, F::ADDRESSES, &[new.source, new.destination])?;
-    F::mend_header(context, addresses)?;
+    store(frame, F::ADDRESSES, &[new.source, new.destination])?;
+    F::mend_header(frame, addresses)?;
     let old_ports = [old.source_port, old.destination_port];
     let new_ports = [new.source_port, new.destination_port];
     let transport = packet.transport as usize;
-    let ports_change = old_ports != new_ports;
-    if ports_change {
-        store(context, transport, &new_ports)?;
+    let mut ports = 0;
+    if old_ports != new_ports {
+        store(frame, transport, &new_ports)?;
+        ports = checksum::subtract(0, &[bytemuck::cast(old_ports)]);
+        ports = checksum::add(ports, &[bytemuck::cast(new_ports)]);
     }
-    // From here on the kernel may move the packet: only offsets, no pointers.
-    let (field, flags) = if packet.protocol() == TCP {
-        (transport + 16, 0)
-    } else {
-        (transport + 6, MARK_MANGLED_0)
-    };
-    let pseudo = flags | BPF_F_PSEUDO_HDR as u64 | F::checksum_flags();
-    context.l4_csum_replace(field, 0, checksum::fold32(addresses) as u64, pseudo).ok()?;
-    if ports_change {
-        let ports = checksum::add(
-            checksum::subtract(0, &[bytemuck::cast(old_ports)]),
-            &[bytemuck::cast(new_ports)],
-        );
-        context.l4_csum_replace(field, 0, checksum::fold32(ports) as u64, flags).ok()?;
-    }
-    Some(())
+    frame.mend_transport::<F>(packet.protocol(), transport, addresses, ports)
 }
 
 /// BPF_F_MARK_MANGLED_0: a UDP checksum of zero means none, and stays so.

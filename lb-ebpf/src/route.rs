@@ -7,7 +7,7 @@ use aya_ebpf::{
         bpf_redirect,
         generated::{bpf_fib_lookup, bpf_redirect_neigh},
     },
-    programs::TcContext,
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
     abi::{
@@ -54,10 +54,12 @@ impl Route for Ipv6 {
     }
 }
 
-/// Asks the kernel's routing tables for the way of a packet with these addresses.
+/// Asks the kernel's routing tables for the way of a packet of `length` bytes (0 = whatever
+/// the device takes) with these addresses, which came in by `ifindex`.
 #[inline(always)]
 fn look_up<F: Route>(
-    context: &TcContext,
+    context: *mut core::ffi::c_void,
+    ifindex: u32,
     tuple: &Tuple<F::Address>,
     length: u16,
     lookup: &mut core::mem::MaybeUninit<FibLookup>,
@@ -69,8 +71,8 @@ fn look_up<F: Route>(
         let lookup = lookup.assume_init_mut();
         F::fill(lookup, tuple.source, tuple.destination);
         lookup.__bindgen_anon_1.tot_len = length;
-        lookup.ifindex = (*context.skb.skb).ifindex;
-        bpf_fib_lookup(context.skb.skb.cast(), &raw mut *lookup, size_of::<FibLookup>() as i32, 0)
+        lookup.ifindex = ifindex;
+        bpf_fib_lookup(context, &raw mut *lookup, size_of::<FibLookup>() as i32, 0)
     }
 }
 
@@ -79,7 +81,9 @@ fn look_up<F: Route>(
 #[inline(never)]
 pub fn send<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Result<i32, Reason> {
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
-    let found = look_up::<F>(context, tuple, 0, &mut room);
+    // SAFETY: the context is the kernel's.
+    let ifindex = unsafe { (*context.skb.skb).ifindex };
+    let found = look_up::<F>(context.skb.skb.cast(), ifindex, tuple, 0, &mut room);
     if found != SUCCESS && found != NO_NEIGHBOUR {
         return Err(Reason::NoRoute);
     }
@@ -102,7 +106,8 @@ pub fn forward<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Resu
     let skb = unsafe { &*context.skb.skb };
     // What is cut into segments later is measured by the device.
     let length = if skb.gso_size == 0 { skb.len - IP_OFFSET as u32 } else { 0 };
-    let found = look_up::<F>(context, tuple, length as u16, &mut room);
+    let context_pointer = context.skb.skb.cast();
+    let found = look_up::<F>(context_pointer, skb.ifindex, tuple, length as u16, &mut room);
     // SAFETY: filled in above.
     let lookup = unsafe { room.assume_init_ref() };
     match found {
@@ -116,4 +121,26 @@ pub fn forward<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Resu
         TOO_BIG => Err(Reason::TooBig),
         _ => Err(Reason::NoRoute),
     }
+}
+
+/// Whether a packet of a frame without tags goes back out of the device that it came in by,
+/// to a neighbour that is known: its MAC, and the device's.
+#[inline(never)]
+pub fn back<F: Route>(
+    context: &XdpContext,
+    tuple: &Tuple<F::Address>,
+    macs: &mut [[u8; 6]; 2],
+) -> bool {
+    let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
+    // SAFETY: the context is the kernel's.
+    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
+    let length = context.data_end() - context.data() - IP_OFFSET;
+    let found = look_up::<F>(context.ctx.cast(), ifindex, tuple, length as u16, &mut room);
+    // SAFETY: filled in above.
+    let lookup = unsafe { room.assume_init_ref() };
+    if found != SUCCESS || lookup.ifindex != ifindex {
+        return false;
+    }
+    *macs = [lookup.dmac, lookup.smac];
+    true
 }

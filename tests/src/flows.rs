@@ -28,7 +28,7 @@ use lb_common::testing::frame::{self, MACS};
 use lb_common::testing::tables::Lookups;
 use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, World, mac};
 
-use crate::programs::{Programs, Ran};
+use crate::programs::{GATEWAY_MAC, Programs, Ran};
 
 /// Sizes of the maps of a test: room for every row, quickly cleared.
 const ENTRIES: &[(&str, u32)] =
@@ -59,6 +59,7 @@ where
     FragmentKey<F::Address>: Pod,
 {
     programs: Programs,
+    has_xdp: bool,
     frontends: TypedMap<FrontendKey<F::Address>, Frontend>,
     services: TypedMap<u32, Service>,
     slots: TypedMap<u32, Slot>,
@@ -110,6 +111,7 @@ where
             counters,
             programs,
             quoted: Cell::new(None),
+            has_xdp: false,
         })
     }
 
@@ -120,12 +122,64 @@ where
         }
     }
 
-    /// Puts a frame through the program at `place`; says what became of it and how the
+    /// Has what comes in by an external device go through XDP first.
+    pub fn with_xdp(mut self) -> Self {
+        self.has_xdp = true;
+        self
+    }
+
+    /// Puts a frame through XDP; gives the frame and, unless that is left to tc, its end.
+    fn run_xdp(
+        &self,
+        place: Place,
+        before: &[u8],
+    ) -> Result<(Option<Outcome<F::Address>>, Vec<u8>)> {
+        const DROP: i32 = 1;
+        const PASS: i32 = 2;
+        const TX: i32 = 3;
+        let ran = self.programs.run_xdp(before, place.ifindex())?;
+        let reason = self.moved(Hook::Xdp)?;
+        let changed = ran.frame != before;
+        let end = match (ran.returned, changed) {
+            (DROP, _) => End::Dropped,
+            (PASS, false) => {
+                let is_left = reason == Reason::LeftToTc;
+                let passed = Outcome { reason, end: End::Untouched };
+                return Ok(((!is_left).then_some(passed), ran.frame));
+            }
+            (PASS, true) => End::Onward(checked::<F>(before, &ran.frame, 0)?),
+            (TX, true) => End::Forwarded(checked::<F>(before, &ran.frame, 1)?),
+            other => anyhow::bail!("no such verdict of XDP: {other:?}"),
+        };
+        Ok((Some(Outcome { reason, end }), ran.frame))
+    }
+
+    /// Puts a frame through the programs at `place`; says what became of it and how the
     /// frame left.
     ///
     /// # Errors
-    /// A sentence, where the program broke a promise.
+    /// A sentence, where a program broke a promise.
     pub fn run(&self, place: Place, before: &[u8]) -> Result<(Outcome<F::Address>, Vec<u8>)> {
+        if !self.has_xdp || !matches!(place, Place::FromDevice | Place::FromOtherDevice) {
+            return self.run_tc(place, before);
+        }
+        let (by_xdp, frame) = self.run_xdp(place, before).with_context(|| format!("{place:?}"))?;
+        match by_xdp {
+            None => self.run_tc(place, before),
+            Some(Outcome { reason, end: end @ (End::Untouched | End::Onward(_)) }) => {
+                let (by_tc, after) = self.run_tc(place, &frame)?;
+                ensure!(by_tc.end == End::Untouched && after == frame, "XDP and tc: {by_tc:?}");
+                Ok((Outcome { reason, end }, after))
+            }
+            Some(outcome) => Ok((outcome, frame)),
+        }
+    }
+
+    /// Puts a frame through the tc program at `place`.
+    ///
+    /// # Errors
+    /// A sentence, where the program broke a promise.
+    fn run_tc(&self, place: Place, before: &[u8]) -> Result<(Outcome<F::Address>, Vec<u8>)> {
         let hook = place.hook();
         let ran =
             self.programs.run(hook.name(), before, place.ifindex(), place.ingress_ifindex())?;
@@ -152,6 +206,23 @@ where
         let reason = Reason::ALL.get((index % REASONS_PER_HOOK) as usize);
         reason.copied().with_context(|| format!("counter {index} is no reason's"))
     }
+}
+
+/// The addresses and ports of a frame that was rewritten, held to what else must not change.
+fn checked<F: TestFamily>(before: &[u8], after: &[u8], hops: u8) -> Result<Tuple<F::Address>> {
+    let mut packet = Packet::<F>::default();
+    F::parse(before, &mut packet).context("a frame without addresses was changed")?;
+    let tuple = tuple_of::<F>(after, usize::from(packet.transport));
+    frame::check_rewrite(before, after, &packet, &tuple, hops).map_err(anyhow::Error::msg)?;
+    let macs = &after[..MACS.len()];
+    let expected = if hops == 0 { before[..12].to_vec() } else { forwarded_macs() };
+    ensure!(macs == expected, "the MACs became {macs:02x?}");
+    Ok(tuple)
+}
+
+/// The MACs of a frame that goes to the gateway of the tests.
+fn forwarded_macs() -> Vec<u8> {
+    [GATEWAY_MAC, mac(EXTERNAL)].concat()
 }
 
 /// What became of a frame, told from what came out of the program.
@@ -214,7 +285,10 @@ fn end<F: TestFamily>(
             ensure!(macs == &before[..12], "the MACs became {macs:02x?}");
             End::Onward(tuple)
         }
-        _ if macs == &before[..12] && hops == 1 => End::Forwarded(tuple),
+        _ if hops == 1 => {
+            ensure!(macs == forwarded_macs() || macs == &before[..12], "MACs {macs:02x?}");
+            End::Forwarded(tuple)
+        }
         _ if macs == &before[..12] => End::Routed(tuple),
         _ if macs == swapped => End::Bounced(tuple),
         _ if into([0; 6]) => End::IntoLoopback(tuple),

@@ -61,6 +61,7 @@ impl Programs {
             let loaded = match program {
                 Program::SchedClassifier(program) => program.load(),
                 Program::CgroupSockAddr(program) => program.load(),
+                Program::Xdp(program) => program.load(),
                 other => bail!("program {name} is of an unexpected kind: {other:?}"),
             };
             loaded.with_context(|| format!("the kernel refused program {name}"))?;
@@ -140,7 +141,35 @@ impl Programs {
         out.truncate(result.data_size_out as usize);
         Ok(Ran { returned: result.return_value as i32, frame: out })
     }
+
+    /// Runs the XDP program on a frame that came in by this device.
+    ///
+    /// # Errors
+    /// As for [`Programs::run`].
+    pub fn run_xdp(&self, frame: &[u8], ifindex: u32) -> Result<Ran> {
+        const NAME: &str = "xdp_device";
+        let Some(Program::Xdp(program)) = self.ebpf.program(NAME) else {
+            bail!("the object has no XDP program {NAME}");
+        };
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
+        let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
+        let mut out = vec![0; frame.len()];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(bytemuck::bytes_of(&context)),
+                ..TestRunOptions::new()
+            })
+            .with_context(|| format!("cannot run {NAME} on {} bytes", frame.len()))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Ran { returned: result.return_value as i32, frame: out })
+    }
 }
+
+/// The gateway of the external device of [`in_private_namespace`].
+pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 
 fn data(map: &Map) -> Option<&MapData> {
     Some(match map {
@@ -162,6 +191,7 @@ pub fn program_descriptor(program: &Program) -> Result<BorrowedFd<'_>> {
     Ok(match program {
         Program::SchedClassifier(program) => program.fd()?.as_fd(),
         Program::CgroupSockAddr(program) => program.fd()?.as_fd(),
+        Program::Xdp(program) => program.fd()?.as_fd(),
         other => bail!("unexpected kind of program: {other:?}"),
     })
 }
@@ -195,6 +225,8 @@ fn devices() -> Result<()> {
     for line in [
         "addr add 192.0.2.10/24 dev ext0",
         "addr add 2001:db8::10/64 dev ext0 nodad",
+        "neigh add 192.0.2.1 lladdr 02:00:00:00:02:01 nud permanent dev ext0",
+        "neigh add 2001:db8::1 lladdr 02:00:00:00:02:01 nud permanent dev ext0",
         "route add 10.2.0.0/16 via 192.0.2.1",
         "route add fd00:2::/32 via 2001:db8::1",
         "route add 198.51.100.0/24 via 192.0.2.1",
@@ -202,7 +234,7 @@ fn devices() -> Result<()> {
         "route add 10.1.0.0/16 dev pod0",
         "route add fd00:1::/32 dev pod0",
     ] {
-        let family = if line.contains(':') { "-6 " } else { "" };
+        let family = if line.contains("::") { "-6 " } else { "" };
         lines.push(format!("{family}{line}"));
     }
     for line in lines {

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use lb_agent::{
     cli::{
         GetArgs, Output, PinArgs, What, get,
-        run::{SocketLb, TcAttach},
+        run::{SocketLb, TcAttach, XdpMode},
         values::Patterns,
     },
     config::Sizes,
@@ -378,7 +378,12 @@ fn tc(arguments: &str) -> Result<String> {
 }
 
 fn options() -> InterfaceOptions {
-    InterfaceOptions { devices: Patterns::Auto, pods: Patterns::Auto, attach: TcAttach::Auto }
+    InterfaceOptions {
+        devices: Patterns::Auto,
+        pods: Patterns::Auto,
+        attach: TcAttach::Auto,
+        xdp: XdpMode::Auto,
+    }
 }
 
 /// Runs `work` beside an agent's interfaces in the namespace of the caller.

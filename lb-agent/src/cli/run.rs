@@ -12,7 +12,7 @@ use super::{
 
 /// Flags of `run` whose feature does not exist yet: `run` says so once when one is given.
 pub const WITHOUT_EFFECT: &[&str] =
-    &["xdp", "external-mode", "masquerade-all", "socket-lb-exclude-cgroups"];
+    &["external-mode", "masquerade-all", "socket-lb-exclude-cgroups"];
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]

@@ -234,6 +234,7 @@ fn verify_one(name: String, program: &mut Program) -> Result<(String, OwnedFd), 
     let result = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         _ => return Err(LoadError::Kind { name }),
     };
     let descriptor = result.and_then(|()| Ok(program.fd()?.as_fd().try_clone_to_owned()?));

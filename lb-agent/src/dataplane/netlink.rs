@@ -27,7 +27,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use crate::cli::{run::TcAttach, values::Patterns};
+use crate::cli::{
+    run::{TcAttach, XdpMode},
+    values::Patterns,
+};
 
 use super::{
     DataplaneError,
@@ -36,6 +39,7 @@ use super::{
     kernel::Devices,
     load::Programs,
     pins::{PinError, Pins},
+    xdp::XdpAttacher,
 };
 
 use messages::{Stale, apply, parse_link, read, read_routes};
@@ -49,6 +53,8 @@ pub struct InterfaceOptions {
     pub pods: Patterns,
     /// `--tc-attach`.
     pub attach: TcAttach,
+    /// `--xdp`.
+    pub xdp: XdpMode,
 }
 
 /// How often everything is read anew, in case a message was lost or somebody took a
@@ -66,6 +72,7 @@ pub struct Interfaces {
     options: InterfaceOptions,
     programs: Arc<Programs>,
     attacher: TcAttacher,
+    xdp: XdpAttacher,
     devices: Devices,
     handle: Handle,
     messages: Messages,
@@ -108,6 +115,7 @@ impl Interfaces {
             .map_err(|source| InterfaceError::Connect { source })?;
         let mut interfaces = Self {
             attacher: TcAttacher::new(pins, options.attach)?,
+            xdp: XdpAttacher::new(pins, options.xdp)?,
             devices: Devices::open(pins)?,
             options,
             programs,
@@ -170,6 +178,7 @@ impl Interfaces {
             let all = stale.all;
             if all {
                 self.attached.clear();
+                self.xdp.unsettle();
                 self.network = read(&self.handle).await?;
                 resync_at = Instant::now() + RESYNC;
             } else {
@@ -278,6 +287,7 @@ impl Interfaces {
                 }
             }
         }
+        self.take_by_xdp(&roles);
         let node = NodeNetwork {
             problems,
             knows_node_object: self.node_addresses.is_some(),
@@ -285,6 +295,21 @@ impl Interfaces {
         };
         self.publish(node);
         Ok(places)
+    }
+
+    /// Has external devices taken by XDP that have our tc programs already.
+    fn take_by_xdp(&mut self, roles: &BTreeMap<u32, Role>) {
+        let is_external = |index| roles.get(&index) == Some(&Role::External);
+        if self.node_addresses.is_some() {
+            self.xdp.retain(is_external);
+        }
+        for (index, link) in self.network.links.iter().filter(|(index, _)| is_external(**index)) {
+            let has_tc = self.attached.contains_key(&(*index, Direction::Ingress));
+            if has_tc && !self.xdp.is_settled(*index) {
+                let interface = Interface { index: *index, name: link.name.clone() };
+                self.xdp.settle(&self.programs, &interface, link.is_veth);
+            }
+        }
     }
 
     fn publish(&self, node: NodeNetwork) {

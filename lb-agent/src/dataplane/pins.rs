@@ -7,10 +7,11 @@ use std::{
     fmt, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
+    thread,
 };
 
 use aya_obj::generated::{
-    BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
+    BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU, BPF_F_NO_PREALLOC,
     bpf_map_type::{
         self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
         BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
@@ -206,8 +207,15 @@ const fn trie<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>
     map::<K, V>(name, BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC, entries, flag)
 }
 
-/// Half-open flows kept at once in each family.
+/// An LRU map of which every CPU has a share that it evicts from on its own.
+const fn shared_lru<K, V>(name: &'static str, entries: u32) -> PinnedMap {
+    map::<K, V>(name, BPF_MAP_TYPE_LRU_HASH, BPF_F_NO_COMMON_LRU, entries, None)
+}
+
+/// Entries of half-open flows kept at once in each family, at least.
 const EMBRYONIC: u32 = 16_384;
+/// The same for each CPU, at least.
+const EMBRYONIC_PER_CPU: u32 = 2_048;
 /// Datagrams that come in fragments kept at once in each family.
 const FRAGMENTS: u32 = 16_384;
 /// Clients of services with session affinity kept at once.
@@ -222,6 +230,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     let flows = Some("--max-flows");
     // A service port may have more than one.
     let frontends = sizes.services.saturating_mul(2);
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let embryonic = EMBRYONIC.max(EMBRYONIC_PER_CPU.saturating_mul(cpus as u32));
     vec![
         hash::<FrontendKey<Address4>, Frontend>("FRONTENDS4", frontends, services),
         hash::<FrontendKey<Address6>, Frontend>("FRONTENDS6", frontends, services),
@@ -236,8 +246,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
         array::<Device>("DEVICES", MAX_DEVICES, None),
         lru::<FlowKey<Address4>, Flow<Address4>>("FLOWS4", sizes.flows, flows),
         lru::<FlowKey<Address6>, Flow<Address6>>("FLOWS6", sizes.flows, flows),
-        lru::<FlowKey<Address4>, Flow<Address4>>("EMBRYONIC4", EMBRYONIC, None),
-        lru::<FlowKey<Address6>, Flow<Address6>>("EMBRYONIC6", EMBRYONIC, None),
+        shared_lru::<FlowKey<Address4>, Flow<Address4>>("EMBRYONIC4", embryonic),
+        shared_lru::<FlowKey<Address6>, Flow<Address6>>("EMBRYONIC6", embryonic),
         lru::<FragmentKey<Address4>, Fragment>("FRAGMENTS4", FRAGMENTS, None),
         lru::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", FRAGMENTS, None),
         lru::<AffinityKey, Affinity>("AFFINITY", AFFINITY, None),

@@ -50,6 +50,8 @@ numbered! {
         Getpeername4 => "getpeername4",
         /// getpeername() on an IPv6 socket.
         Getpeername6 => "getpeername6",
+        /// XDP of an external device, before tc.
+        Xdp => "xdp_device",
     }
 }
 
@@ -58,6 +60,8 @@ numbered! {
     Reason {
         /// Not addressed to, nor coming from, a Service: untouched.
         NotService => "not_service",
+        /// XDP leaves the packet, untouched, to tc.
+        LeftToTc => "left_to_tc",
         /// Neither IPv4 nor IPv6: untouched.
         NotIp => "not_ip",
         /// Truncated or malformed: untouched.

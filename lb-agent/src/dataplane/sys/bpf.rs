@@ -82,6 +82,13 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
 pub enum LinkTarget<'a> {
     /// An interface, by index, in the network namespace of the caller.
     Interface(u32),
+    /// An interface, by index, with XDP_FLAGS_DRV_MODE or XDP_FLAGS_SKB_MODE.
+    Xdp {
+        /// The index of the interface.
+        interface: u32,
+        /// The mode.
+        flags: u32,
+    },
     /// A cgroup v2 directory.
     Cgroup(BorrowedFd<'a>),
 }
@@ -107,12 +114,13 @@ pub fn link_create(
     target: LinkTarget<'_>,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
-    let target = match target {
-        LinkTarget::Interface(index) => index,
-        LinkTarget::Cgroup(directory) => raw(directory),
+    let (target, flags) = match target {
+        LinkTarget::Interface(index) => (index, 0),
+        LinkTarget::Xdp { interface, flags } => (interface, flags),
+        LinkTarget::Cgroup(directory) => (raw(directory), 0),
     };
     let mut attributes =
-        LinkCreate { program: raw(program), target, attach_type, ..LinkCreate::zeroed() };
+        LinkCreate { program: raw(program), target, attach_type, flags, ..LinkCreate::zeroed() };
     // SAFETY: no address among the attributes.
     unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }.map(owned)
 }
@@ -239,8 +247,8 @@ pub struct LinkInfo {
     /// The number of its program.
     pub program: u32,
     zero: u32,
-    /// tcx: index of the interface, 0 once that is gone, and attach type. cgroup: the
-    /// directory's id, low word first.
+    /// tcx and XDP: index of the interface, 0 once that is gone; tcx: attach type. cgroup:
+    /// the directory's id, low word first.
     pub target: [u32; 2],
     /// cgroup: attach type.
     pub attach_type: u32,

@@ -1,0 +1,132 @@
+//! XDP: takes the packets of known flows that it can finish, and leaves everything else to
+//! tc as it came.
+//!
+//! It decides as tc does, over the same tables.
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    programs::XdpContext,
+};
+use lb_common::{
+    abi::{
+        address::{Ipv4, Ipv6},
+        counter::{Hook, Reason},
+        flow::{Action, Tuple},
+        settings::{MAX_DEVICES, Settings},
+    },
+    balance::{self, Candidate, Site, Verdict},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, ethertype},
+};
+
+use crate::{
+    count::count,
+    hooks::tc::Linear,
+    maps,
+    rewrite::{self, Rewrite},
+    route::{self, Route},
+    tables,
+    tables::FamilyMaps,
+};
+
+/// Handles a frame that an external device has received.
+#[inline(always)]
+pub fn handle(context: &XdpContext) -> u32 {
+    let Some(settings) = tables::settings() else {
+        count(Hook::Xdp, Reason::TableInconsistent);
+        return XDP_PASS;
+    };
+    let window = Linear { start: context.data(), end: context.data_end() };
+    match ethertype(&window) {
+        Some(ETHERTYPE_IPV4) => family::<Ipv4>(context, settings),
+        Some(ETHERTYPE_IPV6) => family::<Ipv6>(context, settings),
+        _ => {
+            count(Hook::Xdp, Reason::NotIp);
+            XDP_PASS
+        }
+    }
+}
+
+/// A function of its own for each family, so that their stack frames do not add up.
+#[inline(never)]
+fn family<F: FamilyMaps + Parse + Rewrite + Route>(
+    context: &XdpContext,
+    settings: &Settings,
+) -> u32 {
+    let (action, reason) = judge::<F>(context, settings);
+    count(Hook::Xdp, reason);
+    action
+}
+
+#[inline(always)]
+fn judge<F: FamilyMaps + Parse + Rewrite + Route>(
+    context: &XdpContext,
+    settings: &Settings,
+) -> (u32, Reason) {
+    let window = Linear { start: context.data(), end: context.data_end() };
+    let Some(destination) = F::destination(&window) else {
+        return (XDP_PASS, Reason::Malformed);
+    };
+    let candidate = balance::candidate::<F>(destination, Site::FromDevice, settings);
+    if matches!(candidate, Candidate::Neither) {
+        return (XDP_PASS, Reason::NotService);
+    }
+    let Some(scratch) = F::scratch() else {
+        return (XDP_PASS, Reason::TableInconsistent);
+    };
+    // SAFETY: this CPU's entry, for this run alone.
+    let scratch = unsafe { &mut *scratch };
+    if F::parse(&window, &mut scratch.packet).is_none() {
+        return (XDP_PASS, Reason::Malformed);
+    }
+    let packet = &scratch.packet;
+    let work = &mut scratch.work;
+    match balance::decide_known(candidate, packet, settings, work, &mut tables::Maps) {
+        Some(Verdict::Pass(reason)) => (XDP_PASS, reason),
+        Some(Verdict::Drop(reason)) => (XDP_DROP, reason),
+        Some(Verdict::Translate { action, device, reason }) => {
+            translate(context, packet, &work.rewrite, (action, device), reason)
+        }
+        Some(Verdict::Answer(..)) | None => (XDP_PASS, Reason::LeftToTc),
+    }
+}
+
+/// Translates what goes on from here by the stack of this node, or back out of the device.
+#[inline(always)]
+fn translate<F: Rewrite + Route>(
+    context: &XdpContext,
+    packet: &Packet<F>,
+    new: &Tuple<F::Address>,
+    (action, device): (Action, u32),
+    reason: Reason,
+) -> (u32, Reason) {
+    let mut macs = [[0; 6]; 2];
+    let done = match action {
+        Action::REQUEST | Action::REPLY => XDP_PASS,
+        Action::REPLY_INTO_DEVICE if is_here(context, device) => XDP_PASS,
+        Action::REQUEST_FORWARD | Action::REPLY_FORWARD
+            if route::back::<F>(context, new, &mut macs) =>
+        {
+            XDP_TX
+        }
+        _ => return (XDP_PASS, Reason::LeftToTc),
+    };
+    let mut changed = rewrite::apply(context, packet, new);
+    if done == XDP_TX {
+        changed = changed
+            .and_then(|()| F::take_hop(context))
+            .and_then(|()| rewrite::store(context, 0, &macs));
+    }
+    match changed {
+        Some(()) => (done, reason),
+        None => (XDP_DROP, Reason::RewriteFailed),
+    }
+}
+
+/// Whether the frame came in by the device of this index in DEVICES.
+#[inline(always)]
+fn is_here(context: &XdpContext, device: u32) -> bool {
+    // SAFETY: the context is the kernel's.
+    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
+    device < MAX_DEVICES
+        && maps::DEVICES.get(device).is_some_and(|device| device.ifindex == ifindex)
+}
