@@ -123,14 +123,17 @@ pub fn forward<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Resu
     }
 }
 
-/// Whether a packet of a frame without tags goes back out of the device that it came in by,
-/// to a neighbour that is known: its MAC, and the device's.
+/// Where XDP sends a frame.
+pub struct Hop {
+    /// The device.
+    pub ifindex: u32,
+    /// The MAC of the next hop, and the device's.
+    pub macs: [[u8; 6]; 2],
+}
+
+/// The way of a packet with these addresses to a neighbour that is known.
 #[inline(never)]
-pub fn back<F: Route>(
-    context: &XdpContext,
-    tuple: &Tuple<F::Address>,
-    macs: &mut [[u8; 6]; 2],
-) -> bool {
+pub fn hop<F: Route>(context: &XdpContext, tuple: &Tuple<F::Address>, hop: &mut Hop) -> bool {
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
@@ -138,9 +141,7 @@ pub fn back<F: Route>(
     let found = look_up::<F>(context.ctx.cast(), ifindex, tuple, length as u16, &mut room);
     // SAFETY: filled in above.
     let lookup = unsafe { room.assume_init_ref() };
-    if found != SUCCESS || lookup.ifindex != ifindex {
-        return false;
-    }
-    *macs = [lookup.dmac, lookup.smac];
-    true
+    hop.ifindex = lookup.ifindex;
+    hop.macs = [lookup.dmac, lookup.smac];
+    found == SUCCESS
 }

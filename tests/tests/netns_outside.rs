@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::echo::{Probe, Transport};
+use lb_tests::netns::agent;
 use lb_tests::netns::cluster::{Builder, Cluster};
 use lb_tests::netns::cni::Cni;
 use lb_tests::netns::host::{Host, Serve};
@@ -274,6 +275,38 @@ fn eventually(mut check: impl FnMut() -> Result<()>) -> Result<()> {
 #[test]
 fn packets_of_point_to_point_pods() -> Result<()> {
     check(&start(pods(Cni::PointToPoint), "off")?, false)
+}
+
+/// How often XDP of a node's device ended with this reason.
+fn taken_by_xdp(world: &World, node: u8, reason: &str) -> Result<u64> {
+    let counters = agent::get(&world.cluster.node(node), "counters")?;
+    let rows = counters.as_array().context("no list of counters")?;
+    let row = rows.iter().find(|row| row["hook"] == "xdp_device" && row["reason"] == reason);
+    Ok(row.and_then(|row| row["count"].as_u64()).unwrap_or(0))
+}
+
+/// Every row with XDP before tc, in both modes that a device can have.
+fn check_xdp(xdp: &str) -> Result<()> {
+    for cni in Cni::ALL {
+        let builder = pods(cni).no_tx_checksum_offload();
+        let world = start_with(builder, "off", &["--xdp", xdp])?;
+        check(&world, false).with_context(|| format!("{cni:?}"))?;
+        for reason in ["request", "reply"] {
+            let count = taken_by_xdp(&world, 1, reason)?;
+            ensure!(count > 0, "{cni:?}: XDP took no {reason}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn packets_taken_by_xdp_in_the_driver() -> Result<()> {
+    check_xdp("native")
+}
+
+#[test]
+fn packets_taken_by_xdp_in_the_stack() -> Result<()> {
+    check_xdp("generic")
 }
 
 #[test]

@@ -220,7 +220,11 @@ impl Network {
         self.links
             .iter()
             .filter(|(index, _)| roles.get(index) == Some(&Role::External))
-            .map(|(index, link)| Device { ifindex: *index, mac: link.mac, zero: 0 })
+            .map(|(index, link)| Device {
+                ifindex: *index,
+                mac: link.mac,
+                flags: if link.is_veth { Device::XDP_REDIRECT } else { 0 },
+            })
             .collect()
     }
 }

@@ -375,7 +375,7 @@ mod tests {
     use super::*;
 
     fn device(ifindex: u32, last: u8) -> Device {
-        Device { ifindex, mac: [2, 0, 0, 0, 0, last], zero: 0 }
+        Device { ifindex, mac: [2, 0, 0, 0, 0, last], flags: 0 }
     }
 
     #[test]

@@ -169,8 +169,14 @@ pub struct Device {
     pub ifindex: u32,
     /// Its link-layer address.
     pub mac: [u8; 6],
-    /// Always 0.
-    pub zero: u16,
+    /// A set of [`Device::XDP_REDIRECT`].
+    pub flags: u16,
+}
+
+impl Device {
+    /// XDP sends frames by redirecting them to the device: a veth's peer is not woken for
+    /// those that XDP_TX leaves there, unless it runs XDP itself (`veth_xdp_flush`).
+    pub const XDP_REDIRECT: u16 = 1;
 }
 
 /// How many entries DEVICES has.

@@ -99,7 +99,7 @@ impl<F: TestFamily> Default for World<F> {
             node_ports: NODE_PORTS,
             source_ports: SOURCE_PORTS,
         };
-        let device = |ifindex| Device { ifindex, mac: mac(ifindex), zero: 0 };
+        let device = |ifindex| Device { ifindex, mac: mac(ifindex), flags: 0 };
         Self {
             settings,
             frontends: Vec::new(),

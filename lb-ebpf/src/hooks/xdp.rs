@@ -4,7 +4,8 @@
 //! It decides as tc does, over the same tables.
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+    helpers::bpf_redirect,
     programs::XdpContext,
 };
 use lb_common::{
@@ -12,7 +13,7 @@ use lb_common::{
         address::{Ipv4, Ipv6},
         counter::{Hook, Reason},
         flow::{Action, Tuple},
-        settings::{MAX_DEVICES, Settings},
+        settings::{Device, MAX_DEVICES, Settings},
     },
     balance::{self, Candidate, Site, Verdict},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, ethertype},
@@ -23,7 +24,7 @@ use crate::{
     hooks::tc::Linear,
     maps,
     rewrite::{self, Rewrite},
-    route::{self, Route},
+    route::{self, Hop, Route},
     tables,
     tables::FamilyMaps,
 };
@@ -99,34 +100,56 @@ fn translate<F: Rewrite + Route>(
     (action, device): (Action, u32),
     reason: Reason,
 ) -> (u32, Reason) {
-    let mut macs = [[0; 6]; 2];
+    let mut hop = Hop { ifindex: 0, macs: [[0; 6]; 2] };
     let done = match action {
-        Action::REQUEST | Action::REPLY => XDP_PASS,
-        Action::REPLY_INTO_DEVICE if is_here(context, device) => XDP_PASS,
-        Action::REQUEST_FORWARD | Action::REPLY_FORWARD
-            if route::back::<F>(context, new, &mut macs) =>
-        {
-            XDP_TX
+        Action::REQUEST | Action::REPLY => Some(XDP_PASS),
+        Action::REPLY_INTO_DEVICE => is_here(context, device).then_some(XDP_PASS),
+        Action::REQUEST_FORWARD | Action::REPLY_FORWARD => {
+            if route::hop::<F>(context, new, &mut hop) { exit(context, hop.ifindex) } else { None }
         }
-        _ => return (XDP_PASS, Reason::LeftToTc),
+        _ => None,
     };
+    let Some(done) = done else { return (XDP_PASS, Reason::LeftToTc) };
     let mut changed = rewrite::apply(context, packet, new);
-    if done == XDP_TX {
+    if done != XDP_PASS {
         changed = changed
             .and_then(|()| F::take_hop(context))
-            .and_then(|()| rewrite::store(context, 0, &macs));
+            .and_then(|()| rewrite::store(context, 0, &hop.macs));
     }
     match changed {
-        Some(()) => (done, reason),
         None => (XDP_DROP, Reason::RewriteFailed),
+        // SAFETY: no preconditions.
+        Some(()) if done == XDP_REDIRECT => {
+            (unsafe { bpf_redirect(hop.ifindex, 0) } as u32, reason)
+        }
+        Some(()) => (done, reason),
     }
+}
+
+/// How a frame leaves by a device, if XDP can send it there.
+#[inline(always)]
+fn exit(context: &XdpContext, ifindex: u32) -> Option<u32> {
+    let mut index = 0;
+    while index < MAX_DEVICES {
+        let device = maps::DEVICES.get(index)?;
+        if device.ifindex == ifindex && device.flags & Device::XDP_REDIRECT != 0 {
+            return Some(XDP_REDIRECT);
+        }
+        index += 1;
+    }
+    (ifindex == ingress(context)).then_some(XDP_TX)
 }
 
 /// Whether the frame came in by the device of this index in DEVICES.
 #[inline(always)]
 fn is_here(context: &XdpContext, device: u32) -> bool {
-    // SAFETY: the context is the kernel's.
-    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
     device < MAX_DEVICES
-        && maps::DEVICES.get(device).is_some_and(|device| device.ifindex == ifindex)
+        && maps::DEVICES.get(device).is_some_and(|device| device.ifindex == ingress(context))
+}
+
+/// The device that the frame came in by.
+#[inline(always)]
+fn ingress(context: &XdpContext) -> u32 {
+    // SAFETY: the context is the kernel's.
+    unsafe { (*context.ctx).ingress_ifindex }
 }

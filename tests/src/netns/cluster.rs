@@ -113,7 +113,8 @@ impl Builder {
         self
     }
 
-    /// Nodes and pods compute checksums themselves, as XDP redirects between veths need it.
+    /// Nodes and pods compute checksums themselves, and the fabric polls its ports, as XDP on
+    /// veths needs it.
     #[must_use]
     pub fn no_tx_checksum_offload(mut self) -> Self {
         self.options.tx_checksum = false;
@@ -164,6 +165,9 @@ impl Builder {
             ip_batch(&uplink)?;
             if options.tx_checksum { Ok(()) } else { disable_tx_checksum("eth0") }
         })?;
+        if !options.tx_checksum {
+            fabric.poll_ports()?;
+        }
         let nodes = nodes.into_iter().map(Arc::new).collect();
         let cluster = Cluster { nodes, pods: Mutex::default(), outside, fabric, options, scope };
         for (node, name) in &self.pods {

@@ -52,17 +52,31 @@ pub(super) fn sysctl(key: &str, value: &str) -> Result<()> {
     std::fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))
 }
 
-/// Makes a device of the calling thread's namespace compute TCP and UDP checksums itself, as
-/// frames that XDP redirects need it.
+/// Has packets that leave by a device of the calling thread's namespace carry finished
+/// checksums.
 ///
 /// # Errors
 /// No such device, or one that cannot do it.
 pub(super) fn disable_tx_checksum(device: &str) -> Result<()> {
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
     const ETHTOOL_STXCSUM: u32 = 0x17;
+    ethtool(device, ETHTOOL_STXCSUM, 0).context("cannot switch off tx checksum offload")
+}
+
+/// Has a veth of the calling thread's namespace take in what XDP of its peer sends: the
+/// kernel polls it only with GRO, or with an XDP program of its own.
+///
+/// # Errors
+/// No such device, or one that cannot do it.
+pub(super) fn enable_gro(device: &str) -> Result<()> {
+    const ETHTOOL_SGRO: u32 = 0x2c;
+    ethtool(device, ETHTOOL_SGRO, 1).context("cannot switch on GRO")
+}
+
+fn ethtool(device: &str, command: u32, value: u32) -> Result<()> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
     let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // `struct ethtool_value`.
-    let mut value = [ETHTOOL_STXCSUM, 0];
+    let mut value = [command, value];
     let mut name = [0; libc::IFNAMSIZ];
     if device.len() >= name.len() {
         bail!("device name {device} is too long");
@@ -79,7 +93,7 @@ pub(super) fn disable_tx_checksum(device: &str) -> Result<()> {
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if done != 0 {
         let error = std::io::Error::last_os_error();
-        bail!("cannot switch off tx checksum offload of {device}: {error}");
+        bail!("{device}: {error}");
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::exec::{ip_batch, sysctl, tool};
+use super::exec::{enable_gro, ip_batch, sysctl, tool};
 use super::namespace::Netns;
 use super::netfilter;
 use super::plan::{self, Addresses, NODE_GATEWAY, OUTSIDE_GATEWAY, SUBNET, cidr};
@@ -59,6 +59,11 @@ impl Fabric {
     /// The namespace: a bridge `br0` with ports `node1`, `node2` …, and a device `outside`.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// Takes in what XDP programs of the nodes send.
+    pub(super) fn poll_ports(&self) -> Result<()> {
+        self.netns.run(|| (1..=self.nodes).try_for_each(|node| enable_gro(&format!("node{node}"))))
     }
 
     /// How many packets for a ClusterIP left a node; all were dropped. Nodes count from 1.

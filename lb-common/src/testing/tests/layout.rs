@@ -83,7 +83,7 @@ fn current() -> String {
         RangeKey<Address4> { prefix_length, range }
         RangeKey<Address6> { prefix_length, range }
         SettingsPair { active, zero, copies }
-        Device { ifindex, mac, zero }
+        Device { ifindex, mac, flags }
     }
     writeln!(text, "counters: {COUNTERS}, {REASONS_PER_HOOK} for each hook")
         .expect("a string takes text");
