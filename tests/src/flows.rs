@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
 use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
-use lb_common::abi::address::{Address, Ipv4, Ipv6};
+use lb_common::abi::address::{Address, Family, Ipv4, Ipv6};
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;
 use lb_common::abi::counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason};
@@ -129,11 +129,7 @@ where
     }
 
     /// Puts a frame through XDP; gives the frame and, unless that is left to tc, its end.
-    fn run_xdp(
-        &self,
-        place: Place,
-        before: &[u8],
-    ) -> Result<(Option<Outcome<F::Address>>, Vec<u8>)> {
+    fn run_xdp(&self, place: Place, before: &[u8]) -> Result<ByXdp<F>> {
         const DROP: i32 = 1;
         const PASS: i32 = 2;
         const TX: i32 = 3;
@@ -207,6 +203,9 @@ where
         reason.copied().with_context(|| format!("counter {index} is no reason's"))
     }
 }
+
+/// What XDP made of a frame, unless it left it to tc, and the frame.
+type ByXdp<F> = (Option<Outcome<<F as Family>::Address>>, Vec<u8>);
 
 /// The addresses and ports of a frame that was rewritten, held to what else must not change.
 fn checked<F: TestFamily>(before: &[u8], after: &[u8], hops: u8) -> Result<Tuple<F::Address>> {
