@@ -242,8 +242,8 @@ fn keep_in<F: Family, T: Tables<F>>(
     }
 }
 
-/// Decides on a packet that came in by an external device and belongs to a known flow, or
-/// can be told to be nothing of ours; `None` for every other.
+/// Decides on a whole packet that came in by an external device and belongs to a known flow,
+/// or can be told to be nothing of ours; `None` for every other.
 #[inline(always)]
 pub fn decide_known<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -252,7 +252,7 @@ pub fn decide_known<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    if !is_balanced(packet.kind) {
+    if !is_balanced(packet.kind) || packet.is_first != 0 {
         return None;
     }
     let context = Context { packet, settings, site: Site::FromDevice, now: tables.now() };
