@@ -14,7 +14,7 @@ use lb_tests::netns::host::{Host, Serve};
 use lb_tests::netns::manifests::Endpoint;
 use lb_tests::netns::plan::{Family, balancer_ip, cidr, cluster_ip, external_ip, node_port};
 use lb_tests::netns::rows::Rows;
-use lb_tests::netns::world::{PORT, SMALL_MAPS, World, expect};
+use lb_tests::netns::world::{PORT, SMALL_MAPS, TARGET, World, expect};
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 /// How long is waited for what is not to come.
@@ -312,6 +312,24 @@ fn packets_taken_by_xdp_in_the_stack() -> Result<()> {
 #[test]
 fn packets_of_bridged_pods() -> Result<()> {
     check(&start(pods(Cni::Bridge), "off")?, false)
+}
+
+/// A node whose pods hang on a bridge tells them that their neighbour is nearer to them than
+/// the node: what it says of the backend must not be taken for the node port's address.
+#[test]
+fn redirects_of_a_node_lead_no_pod_astray() -> Result<()> {
+    let world = start(pods(Cni::Bridge), "off")?;
+    let mut rows = Rows::default();
+    // A pod believes that only of a neighbour whom it knows.
+    let (a, b) = (world.cluster.pod("a"), world.cluster.pod("b"));
+    a.udp(b.at(Family::V4, TARGET))?;
+    for _ in 0..5 {
+        for (number, server) in [(NEAR, "b"), (FAR, "c")] {
+            let table = [("a", number, Got::Answer(server, &["a"]))];
+            try_rows(&world, &mut rows, &[Front::NodePort(1), Front::Balancer], &table);
+        }
+    }
+    rows.finish()
 }
 
 #[test]

@@ -162,6 +162,8 @@ pub trait Family: Copy + Debug + 'static {
     const ICMP: u8;
     /// The ICMP type of an echo request.
     const ECHO_REQUEST: u8;
+    /// The ICMP type by which a router tells of a better next hop.
+    const REDIRECT: u8;
 
     /// This family's part of the settings.
     fn settings(settings: &Settings) -> &FamilySettings<Self::Address>;
@@ -178,6 +180,7 @@ impl Family for Ipv4 {
 
     const ICMP: u8 = 1;
     const ECHO_REQUEST: u8 = 8;
+    const REDIRECT: u8 = 5;
 
     #[inline(always)]
     fn settings(settings: &Settings) -> &FamilySettings<Address4> {
@@ -200,6 +203,7 @@ impl Family for Ipv6 {
 
     const ICMP: u8 = 58;
     const ECHO_REQUEST: u8 = 128;
+    const REDIRECT: u8 = 137;
 
     #[inline(always)]
     fn settings(settings: &Settings) -> &FamilySettings<Address6> {

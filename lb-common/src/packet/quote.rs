@@ -129,9 +129,13 @@ fn set<A: Address>(quote: &mut Quote<A>, source: &A, destination: &A, protocol: 
 }
 
 impl<F: Family> Packet<F> {
-    /// Whether this is an ICMP error about another packet.
+    /// Whether this is an ICMP error about another packet. A redirect is none: it names the
+    /// neighbour that is nearer to the packet's destination as it was routed, the backend,
+    /// and would lead the sender astray if it were made to speak of the Service.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
-        matches!(self.kind, super::Kind::Icmp) && F::is_icmp_error(self.detail)
+        matches!(self.kind, super::Kind::Icmp)
+            && F::is_icmp_error(self.detail)
+            && self.detail != F::REDIRECT
     }
 }

@@ -21,6 +21,7 @@ rows! {
     BOTH => a_router_stays_who_it_is_where_it_is_let_through,
     BOTH => errors_about_a_handshake_reach_the_client,
     BOTH => every_kind_of_error_is_translated,
+    BOTH => a_redirect_is_left_alone,
     BOTH => quotes_of_every_length_are_translated,
     BOTH => quotes_with_options_are_translated,
     BOTH => errors_change_nothing_of_the_flow,
@@ -183,6 +184,14 @@ fn every_kind_of_error_is_translated<F: TestFamily>(bench: &mut Bench<F>) {
         let (place, end) = talk.way_back(ends::<F>(talk.front.address, talk.client.address));
         expect(bench, place, &frame, end, tuple(talk.client, talk.front));
     }
+}
+
+fn a_redirect_is_left_alone<F: TestFamily>(bench: &mut Bench<F>) {
+    service(bench, 1);
+    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
+    let mut frame = about(bench, F::node(), &talk.sent);
+    frame.body = Body::Icmp(F::REDIRECT, 1);
+    is_left_alone(bench, Place::ToPod, &frame);
 }
 
 fn quotes_of_every_length_are_translated<F: TestFamily>(bench: &mut Bench<F>) {
