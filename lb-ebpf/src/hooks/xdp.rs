@@ -118,8 +118,8 @@ fn translate<F: Rewrite + Route>(
     }
     match changed {
         None => (XDP_DROP, Reason::RewriteFailed),
-        // SAFETY: no preconditions.
         Some(()) if done == XDP_REDIRECT => {
+            // SAFETY: no preconditions.
             (unsafe { bpf_redirect(hop.ifindex, 0) } as u32, reason)
         }
         Some(()) => (done, reason),
