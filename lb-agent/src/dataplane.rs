@@ -14,6 +14,7 @@ pub mod fake;
 pub mod interfaces;
 pub mod kernel;
 pub mod load;
+pub mod lock;
 pub mod mapped;
 pub mod netlink;
 pub mod pins;

@@ -24,6 +24,7 @@ use crate::{
         bpffs, cgroup,
         kernel::KernelDataplane,
         load::{self, Constants, Programs},
+        lock::Lock,
         netlink::{InterfaceOptions, Interfaces},
         pins::Pins,
         probe,
@@ -48,6 +49,8 @@ const END: Duration = Duration::from_secs(2);
 /// only the loss of its kernel sockets or of its directory ends it.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let stopped = stop_signal()?;
+    bpffs::ensure(&config.bpf_dir)?;
+    let _lock = Lock::take(&config.bpf_dir)?;
     let cancel = CancellationToken::new();
     let tasks = TaskTracker::new();
     let result = tokio::select! {

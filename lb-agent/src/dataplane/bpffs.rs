@@ -9,26 +9,24 @@ use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
 };
+use tracing::info;
 
 /// Where distributions mount the bpffs.
 const USUAL: &str = "/sys/fs/bpf";
 
 /// Makes sure that `bpf_dir` exists and lies in a bpffs; mounts one if there is none:
-/// on `/sys/fs/bpf` for a directory below that, else on `bpf_dir` itself. Tells where
-/// it mounted one.
+/// on `/sys/fs/bpf` for a directory below that, else on `bpf_dir` itself.
 ///
 /// # Errors
 /// [`BpffsError`], which says what to do.
-pub fn ensure(bpf_dir: &Path) -> Result<Option<PathBuf>, BpffsError> {
-    let mut mounted = None;
+pub fn ensure(bpf_dir: &Path) -> Result<(), BpffsError> {
     if !is_bpffs(bpf_dir) {
         let target = mount_point(bpf_dir);
         mount_at(&target).map_err(|source| BpffsError::Mount { path: target.clone(), source })?;
-        mounted = Some(target);
+        info!(path = %target.display(), "mounted a bpffs");
     }
     fs::create_dir_all(bpf_dir)
-        .map_err(|source| BpffsError::Create { path: bpf_dir.to_owned(), source })?;
-    Ok(mounted)
+        .map_err(|source| BpffsError::Create { path: bpf_dir.to_owned(), source })
 }
 
 /// Whether what exists of `path` lies in a bpffs.

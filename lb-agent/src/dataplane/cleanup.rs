@@ -5,9 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tracing::warn;
+
 use super::{
     attach::{AttachError, Direction, remove_link},
     cgroup, clsact,
+    lock::{Lock, LockError},
     pins::Pins,
 };
 
@@ -30,6 +33,9 @@ pub struct Cleaned {
 /// is gone then, and a second run goes on.
 pub fn cleanup(bpf_dir: &Path) -> Result<Cleaned, CleanupError> {
     let mut cleaned = Cleaned::default();
+    if let Err(error @ LockError::Held { .. }) = Lock::take(bpf_dir) {
+        warn!("{error}: it goes on without what is taken away here until it is started anew");
+    }
     cgroup::detach(&Pins::new(bpf_dir))?;
     for version in versions(bpf_dir).map_err(failed("list", bpf_dir))? {
         let links = version.join("links");

@@ -15,7 +15,7 @@ use aya::{
     EbpfError, EbpfLoader, VerifierLogLevel,
     programs::{Program, ProgramError},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{cli::run::SocketLb, config::Sizes};
 
@@ -102,9 +102,7 @@ impl Programs {
 /// [`LoadError`], which says what to do.
 pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs, LoadError> {
     let started = Instant::now();
-    if let Some(path) = bpffs::ensure(pins.base())? {
-        info!(path = %path.display(), "mounted a bpffs");
-    }
+    bpffs::ensure(pins.base())?;
     if bpffs::dies_with_mount_namespace(pins.base()) == Some(true) {
         warn!(
             bpf_dir = %pins.base().display(),

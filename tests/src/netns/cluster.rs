@@ -232,6 +232,39 @@ impl Cluster {
         &self.scope.prefix
     }
 
+    /// Pulls the uplink of a node, an `eth0`, and plugs in a new one; nodes count from 1.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn replug(&self, number: u8) -> Result<()> {
+        let node = self.node(number);
+        node.netns().run(|| ip_batch(&["link del eth0".to_owned()]))?;
+        self.fabric.replug(number, node.netns())?;
+        if !self.options.tx_checksum {
+            self.fabric.poll_ports()?;
+        }
+        node.reconnect(self.nodes.len() as u8, "eth0", &self.options)?;
+        self.forget_neighbours(number)
+    }
+
+    /// Takes the uplink of a node down and up again by another name; nodes count from 1.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn rename_uplink(&self, number: u8, old: &str, new: &str) -> Result<()> {
+        let node = self.node(number);
+        let lines = [format!("link set {old} down"), format!("link set {old} name {new}")];
+        node.netns().run(|| ip_batch(&lines))?;
+        node.reconnect(self.nodes.len() as u8, new, &self.options)
+    }
+
+    /// Has all other nodes ask for link-layer addresses anew.
+    fn forget_neighbours(&self, number: u8) -> Result<()> {
+        let mut others = self.nodes.iter().filter(|node| node.number() != number);
+        let flush = ["neigh flush dev eth0".to_owned()];
+        others.try_for_each(|node| node.netns().run(|| ip_batch(&flush)))
+    }
+
     /// Starts a pod, as a kubelet and its network plugin would; nodes count from 1.
     ///
     /// # Errors

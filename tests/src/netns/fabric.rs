@@ -26,13 +26,8 @@ impl Fabric {
         lines.extend(addresses(NODE_GATEWAY, "br0"));
         let mut ports = Vec::new();
         for (node, far) in (1..=count).zip(nodes) {
-            let port = format!("node{node}");
-            lines.extend([
-                format!("link add {port} type veth peer name eth0 netns {}", far.name()),
-                format!("link set {port} master br0"),
-                format!("link set {port} up"),
-            ]);
-            ports.push(port);
+            lines.extend(port(node, far));
+            ports.push(format!("node{node}"));
         }
         lines.push(format!("link add outside type veth peer name eth0 netns {}", outside.name()));
         lines.extend(addresses(OUTSIDE_GATEWAY, "outside"));
@@ -59,6 +54,13 @@ impl Fabric {
     /// The namespace: a bridge `br0` with ports `node1`, `node2` …, and a device `outside`.
     pub fn netns(&self) -> &Netns {
         &self.netns
+    }
+
+    /// Makes the port of a node and its far end again, and forgets who was there.
+    pub(super) fn replug(&self, node: u8, far: &Netns) -> Result<()> {
+        let mut lines = Vec::from(port(node, far));
+        lines.push("neigh flush dev br0".to_owned());
+        self.netns.run(|| ip_batch(&lines))
     }
 
     /// Takes in what XDP programs of the nodes send.
@@ -116,6 +118,16 @@ impl Fabric {
         let lines: Vec<_> = external.chain(external6).collect();
         self.netns.run(|| ip_batch(&lines))
     }
+}
+
+/// A port of the switch with its far end `eth0` in the namespace of a node.
+fn port(node: u8, far: &Netns) -> [String; 3] {
+    let port = format!("node{node}");
+    [
+        format!("link add {port} type veth peer name eth0 netns {}", far.name()),
+        format!("link set {port} master br0"),
+        format!("link set {port} up"),
+    ]
 }
 
 fn addresses(addresses: Addresses, device: &str) -> [String; 2] {

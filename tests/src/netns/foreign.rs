@@ -29,6 +29,8 @@ pub enum Hook {
     Egress,
     /// connect() to an IPv4 address.
     Connect4,
+    /// XDP, in the driver where it can.
+    Xdp,
 }
 
 impl Hook {
@@ -38,6 +40,7 @@ impl Hook {
             Self::Ingress => 46,
             Self::Egress => 47,
             Self::Connect4 => 10,
+            Self::Xdp => 37,
         }
     }
 
@@ -46,14 +49,16 @@ impl Hook {
         match self {
             Self::Ingress | Self::Egress => 3,
             Self::Connect4 => 18,
+            Self::Xdp => 6,
         }
     }
 
-    /// What the program returns: the next one may run too.
+    /// What the program returns: the packet or call goes on.
     fn verdict(self) -> i32 {
         match self {
             Self::Ingress | Self::Egress => -1,
             Self::Connect4 => 1,
+            Self::Xdp => 2,
         }
     }
 }
@@ -83,7 +88,7 @@ impl Foreign {
         load[6] = u64::from_ne_bytes(*b"somebody");
         load[8] = match hook {
             Hook::Connect4 => u64::from(hook.attach_type()) << 32,
-            Hook::Ingress | Hook::Egress => 0,
+            Hook::Ingress | Hook::Egress | Hook::Xdp => 0,
         };
         let program = bpf(command::PROG_LOAD, &mut load).context("cannot load a program")?;
         let counting = bpf(command::ENABLE_STATS, &mut [0]).context("cannot count runs")?;

@@ -58,14 +58,8 @@ impl Node {
 
     /// Sets up the node's side of its uplink, its routes and what it needs for pods.
     pub(super) fn connect(&self, nodes: u8, options: &Options) -> Result<()> {
-        let mut lines = uplink(self.host.addresses, NODE_GATEWAY);
+        let mut lines = self.uplink(nodes);
         lines.extend(cni::on_node(options.cni, self.number));
-        for other in (1..=nodes).filter(|other| *other != self.number) {
-            let Addresses { v4, v6 } = plan::node(other);
-            let [pods_v4, pods_v6] = cidr::pods_of_node(other);
-            lines.push(format!("route add {pods_v4} via {v4}"));
-            lines.push(format!("route add {pods_v6} via {v6}"));
-        }
         let rules = options.rules.of_node(self.number);
         self.host.netns.run(|| {
             ip_batch(&lines)?;
@@ -76,6 +70,29 @@ impl Node {
                 tool("nft", &["-f", "-"], &rules)?;
             }
             Ok(())
+        })
+    }
+
+    /// Its `eth0` and the routes by it.
+    fn uplink(&self, nodes: u8) -> Vec<String> {
+        let mut lines = uplink(self.host.addresses, NODE_GATEWAY);
+        for other in (1..=nodes).filter(|other| *other != self.number) {
+            let Addresses { v4, v6 } = plan::node(other);
+            let [pods_v4, pods_v6] = cidr::pods_of_node(other);
+            lines.push(format!("route add {pods_v4} via {v4}"));
+            lines.push(format!("route add {pods_v6} via {v6}"));
+        }
+        lines
+    }
+
+    /// Sets up its `eth0`, which has come back, by another name.
+    pub(super) fn reconnect(&self, nodes: u8, device: &str, options: &Options) -> Result<()> {
+        let lines = self.uplink(nodes).into_iter();
+        let lines = lines.map(|line| line.replace(" add ", " replace ").replace("eth0", device));
+        let lines: Vec<_> = lines.collect();
+        self.host.netns.run(|| {
+            ip_batch(&lines)?;
+            if options.tx_checksum { Ok(()) } else { disable_tx_checksum(device) }
         })
     }
 
