@@ -27,11 +27,29 @@ pub fn send<F: Respond>(
 ) -> Option<i32> {
     match kind {
         Answer::Reset => reset(context, packet)?,
-        Answer::PortUnreachable => unreachable(context, packet, F::PORT_UNREACHABLE)?,
-        Answer::ProtocolUnreachable => unreachable(context, packet, F::PROTOCOL_UNREACHABLE)?,
-        Answer::TimeExceeded => unreachable(context, packet, F::TIME_EXCEEDED)?,
+        Answer::PortUnreachable => unreachable(context, packet, F::PORT_UNREACHABLE, 0)?,
+        Answer::ProtocolUnreachable => unreachable(context, packet, F::PROTOCOL_UNREACHABLE, 0)?,
+        Answer::TimeExceeded => unreachable(context, packet, F::TIME_EXCEEDED, 0)?,
         Answer::Echo => echo(context, packet)?,
     }
+    back(context, hook)
+}
+
+/// The same, where the packet is larger than the `mtu` of its way on.
+#[inline(never)]
+pub fn too_big<F: Respond>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    hook: Hook,
+    mtu: u16,
+) -> Option<i32> {
+    unreachable(context, packet, F::TOO_BIG, mtu)?;
+    back(context, hook)
+}
+
+/// Sends what the packet has become to where it came from.
+#[inline(always)]
+fn back(context: &TcContext, hook: Hook) -> Option<i32> {
     match hook {
         Hook::ToDevice => {}
         Hook::Loopback => return tc::receive_on(context, tc::LOOPBACK, [0; 6]),
@@ -61,7 +79,12 @@ fn reset<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
 }
 
 #[inline(never)]
-fn unreachable<F: Respond>(context: &TcContext, packet: &Packet<F>, kind: (u8, u8)) -> Option<()> {
+fn unreachable<F: Respond>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    kind: (u8, u8),
+    mtu: u16,
+) -> Option<()> {
     let length = answer::quote_length(packet)?;
     let scratch = maps::QUOTE.get_ptr_mut(0)?;
     // SAFETY: the entry of this CPU, for this run.
@@ -75,7 +98,7 @@ fn unreachable<F: Respond>(context: &TcContext, packet: &Packet<F>, kind: (u8, u
         return None;
     }
     load(context, IP_OFFSET as u32, quote.as_mut_ptr(), bounded)?;
-    let icmp = answer::unreachable(packet, kind, quote, length);
+    let icmp = answer::unreachable(packet, kind, mtu, quote, length);
     let start = IP_OFFSET + size_of::<F::Header>() + size_of_val(&icmp);
     resize(context, start + bounded as usize)?;
     write(context, IP_OFFSET + size_of::<F::Header>(), &icmp)?;

@@ -24,6 +24,8 @@ use lb_common::{
     packet::{Packet, answer::MAX_QUOTE_WORDS},
 };
 
+use crate::route::Way;
+
 /// What a tc program works with.
 #[repr(C)]
 pub struct Scratch<F: Family> {
@@ -31,6 +33,8 @@ pub struct Scratch<F: Family> {
     pub packet: Packet<F>,
     /// What becomes of it.
     pub work: Work<F::Address>,
+    /// Where it goes on, if it is sent by a route look-up.
+    pub way: Way,
 }
 
 /// BPF_F_MMAPABLE: the agent stores into these without a system call.

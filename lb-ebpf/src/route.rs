@@ -1,5 +1,5 @@
-//! Sending a node's own packet where its new destination is, past the route that the
-//! stack chose for the old one.
+//! Sending a packet where its new destination is, past the route that the stack chose for
+//! the old one, or past the stack.
 
 use aya_ebpf::{
     bindings::bpf_fib_lookup as FibLookup,
@@ -11,11 +11,12 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        address::{Address4, Address6, Family, Ipv4, Ipv6},
+        address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
         counter::Reason,
         flow::Tuple,
+        frontend::TCP,
     },
-    packet::IP_OFFSET,
+    packet::{IP_OFFSET, Packet},
 };
 
 use crate::{memory, rewrite};
@@ -76,51 +77,86 @@ fn look_up<F: Route>(
     }
 }
 
-/// Redirects the packet, already rewritten, to the device and neighbour that its
-/// destination is reached by.
+/// Where a route look-up leads.
+#[repr(C)]
+pub struct Way {
+    /// The kernel's index of the device.
+    ifindex: u32,
+    /// 1: `macs` are the frame's destination and source; else the neighbour is not known yet.
+    has_neighbour: u16,
+    /// What the way lets through, if the packet is too big for it.
+    pub mtu: u16,
+    macs: [[u8; 6]; 2],
+}
+
+/// Finds the way of a packet that will have the addresses of `to`. It is done while the
+/// packet is still as it came, so that its sender can be told why it does not go on.
 #[inline(never)]
-pub fn send<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Result<i32, Reason> {
+pub fn find<F: Route>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    to: &Tuple<F::Address>,
+    way: &mut Way,
+) -> Result<(), Reason> {
+    let length = longest(context, packet).ok_or(Reason::RewriteFailed)?;
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (*context.skb.skb).ifindex };
-    let found = look_up::<F>(context.skb.skb.cast(), ifindex, tuple, 0, &mut room);
-    if found != SUCCESS && found != NO_NEIGHBOUR {
-        return Err(Reason::NoRoute);
-    }
+    let found = look_up::<F>(context.skb.skb.cast(), ifindex, to, length, &mut room);
     // SAFETY: filled in above.
-    Ok(to_neighbour(unsafe { room.assume_init_ref() }.ifindex))
+    let lookup = unsafe { room.assume_init_ref() };
+    way.ifindex = lookup.ifindex;
+    way.has_neighbour = u16::from(found == SUCCESS);
+    way.macs = [lookup.dmac, lookup.smac];
+    match found {
+        SUCCESS | NO_NEIGHBOUR => Ok(()),
+        TOO_BIG => {
+            // SAFETY: the field is a number under either name.
+            let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
+            // Kernels before 5.12 do not tell it.
+            way.mtu = if mtu < length { mtu } else { 0 };
+            Err(Reason::TooBig)
+        }
+        _ => Err(Reason::NoRoute),
+    }
 }
 
-/// Redirects the packet to whom its own destination is reached by at this device.
+/// The length of the IP packet, or of the largest one of those that it is cut into.
 #[inline(always)]
-fn to_neighbour(ifindex: u32) -> i32 {
-    // SAFETY: without parameters it takes none from memory.
-    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+fn longest<F: Family>(context: &TcContext, packet: &Packet<F>) -> Option<u16> {
+    // SAFETY: the context is the kernel's.
+    let skb = unsafe { &*context.skb.skb };
+    if skb.gso_size == 0 {
+        return Some((skb.len - IP_OFFSET as u32) as u16);
+    }
+    const DATA_OFFSET: usize = 12;
+    let header = if packet.protocol() == TCP {
+        let data_offset: u8 = context.load(packet.transport as usize + DATA_OFFSET).ok()?;
+        (data_offset >> 4) as u32 * 4
+    } else {
+        size_of::<[Be16; 4]>() as u32
+    };
+    Some((packet.transport as u32 - IP_OFFSET as u32 + header + skb.gso_size) as u16)
+}
+
+/// Redirects a packet of this node, already rewritten, to the device and neighbour that its
+/// destination is reached by.
+#[inline(always)]
+pub fn send(way: &Way) -> i32 {
+    // SAFETY: no preconditions. Without parameters the kernel finds the neighbour by the
+    // packet's own destination.
+    unsafe { bpf_redirect_neigh(way.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// The same for a packet that is on its way through this node.
-#[inline(never)]
-pub fn forward<F: Route>(context: &TcContext, tuple: &Tuple<F::Address>) -> Result<i32, Reason> {
-    let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
-    // SAFETY: the context is the kernel's.
-    let skb = unsafe { &*context.skb.skb };
-    // What is cut into segments later is measured by the device.
-    let length = if skb.gso_size == 0 { skb.len - IP_OFFSET as u32 } else { 0 };
-    let context_pointer = context.skb.skb.cast();
-    let found = look_up::<F>(context_pointer, skb.ifindex, tuple, length as u16, &mut room);
-    // SAFETY: filled in above.
-    let lookup = unsafe { room.assume_init_ref() };
-    match found {
-        SUCCESS => {
-            let macs = [lookup.dmac, lookup.smac];
-            rewrite::store(context, 0, &macs).ok_or(Reason::RewriteFailed)?;
-            // SAFETY: no preconditions.
-            Ok(unsafe { bpf_redirect(lookup.ifindex, 0) } as i32)
-        }
-        NO_NEIGHBOUR => Ok(to_neighbour(lookup.ifindex)),
-        TOO_BIG => Err(Reason::TooBig),
-        _ => Err(Reason::NoRoute),
+#[inline(always)]
+pub fn forward(context: &TcContext, way: &Way) -> Option<i32> {
+    if way.has_neighbour == 0 {
+        return Some(send(way));
     }
+    rewrite::store(context, 0, &way.macs)?;
+    // SAFETY: no preconditions.
+    Some(unsafe { bpf_redirect(way.ifindex, 0) } as i32)
 }
 
 /// Where XDP sends a frame.

@@ -36,7 +36,8 @@ pub struct IcmpHeader {
     icmp_type: u8,
     code: u8,
     checksum: u16,
-    unused: u32,
+    /// The MTU of an error that says so, network byte order; else 0.
+    mtu: u32,
 }
 
 /// How much of the packet an error quotes: its IP header with what follows and the
@@ -54,6 +55,8 @@ pub trait Respond: Family {
     const PROTOCOL_UNREACHABLE: (u8, u8);
     /// ICMP type and code that say: the packet has crossed as many routers as it may.
     const TIME_EXCEEDED: (u8, u8);
+    /// ICMP type and code that say: the packet is larger than the way on lets through.
+    const TOO_BIG: (u8, u8);
     /// The ICMP type of an echo reply.
     const ECHO_REPLY: u8;
     /// Whether ICMP's checksum covers a pseudo header (RFC 4443 section 2.3).
@@ -74,6 +77,7 @@ impl Respond for Ipv4 {
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const PROTOCOL_UNREACHABLE: (u8, u8) = (3, 2);
     const TIME_EXCEEDED: (u8, u8) = (11, 0);
+    const TOO_BIG: (u8, u8) = (3, 4);
     const ECHO_REPLY: u8 = 0;
     const ICMP_PSEUDO_HEADER: bool = false;
 
@@ -104,6 +108,7 @@ impl Respond for Ipv6 {
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const PROTOCOL_UNREACHABLE: (u8, u8) = (1, 4);
     const TIME_EXCEEDED: (u8, u8) = (3, 0);
+    const TOO_BIG: (u8, u8) = (2, 0);
     const ECHO_REPLY: u8 = 129;
     const ICMP_PSEUDO_HEADER: bool = true;
 
@@ -169,19 +174,22 @@ pub fn quote_length<F: Family>(packet: &Packet<F>) -> Option<u16> {
     (length as usize <= MAX_QUOTE_WORDS * 4).then_some(length)
 }
 
-/// The start of an ICMP error of `kind` (type and code) about a packet of which `quote`
+/// The start of an ICMP error of `kind` (type and code), with the `mtu` if that is
+/// [`Respond::TOO_BIG`] and 0 else, about a packet of which `quote`
 /// holds the first `length` bytes, then zeros. It follows an IP header and is followed by
 /// the quote.
 #[inline(always)]
 pub fn unreachable<F: Respond>(
     packet: &Packet<F>,
     kind: (u8, u8),
+    mtu: u16,
     quote: &[u32; MAX_QUOTE_WORDS],
     length: u16,
 ) -> IcmpHeader {
     let to = packet.tuple().reversed();
     let total = size_of::<IcmpHeader>() as u16 + length;
-    let mut icmp = IcmpHeader { icmp_type: kind.0, code: kind.1, checksum: 0, unused: 0 };
+    let mut icmp =
+        IcmpHeader { icmp_type: kind.0, code: kind.1, checksum: 0, mtu: u32::from(mtu).to_be() };
     let sum = if F::ICMP_PSEUDO_HEADER {
         pseudo_sum(to.source, to.destination, F::ICMP, total)
     } else {

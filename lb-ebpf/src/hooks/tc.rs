@@ -10,10 +10,10 @@ use lb_common::{
     abi::{
         address::{Ipv4, Ipv6},
         counter::{Hook, Reason},
-        flow::{Action, LOOPBACK_DEVICE, Tuple},
+        flow::{Action, LOOPBACK_DEVICE},
         settings::{MAX_DEVICES, Settings},
     },
-    balance::{self, Candidate, Site, Verdict, Work},
+    balance::{self, Candidate, Site, Verdict},
     packet::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, Kind, Packet, Parse, Window, answer::Respond,
         quote::ParseQuote,
@@ -21,8 +21,16 @@ use lb_common::{
 };
 
 use crate::{
-    answer, count::count, error, fragment, maps, maps::Scratch, rewrite, rewrite::Rewrite, route,
-    route::Route, tables, tables::FamilyMaps,
+    answer,
+    count::count,
+    error, fragment, maps,
+    maps::Scratch,
+    rewrite,
+    rewrite::Rewrite,
+    route,
+    route::{Route, Way},
+    tables,
+    tables::FamilyMaps,
 };
 
 /// Go on to the next program of the hook, and with it to the stack.
@@ -134,7 +142,7 @@ fn family<F: FamilyMaps + ParseQuote + Respond + Rewrite + Route, const HOOK: u3
         let (packet, work) = (&scratch.packet, &mut scratch.work);
         balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps)
     };
-    let (result, reason) = apply(context, &scratch.packet, hook, verdict, &mut scratch.work);
+    let (result, reason) = apply(context, scratch, hook, verdict);
     count(hook, reason);
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
@@ -179,11 +187,11 @@ fn site(context: &TcContext, hook: Hook) -> Site {
 #[inline(always)]
 fn apply<F: FamilyMaps + Respond + Rewrite + Route>(
     context: &TcContext,
-    packet: &Packet<F>,
+    scratch: &mut Scratch<F>,
     hook: Hook,
     verdict: Verdict,
-    work: &mut Work<F::Address>,
 ) -> (i32, Reason) {
+    let Scratch { packet, work, way } = scratch;
     match verdict {
         Verdict::Pass(reason) => (NEXT, reason),
         Verdict::Drop(reason) => (DROP, reason),
@@ -192,6 +200,11 @@ fn apply<F: FamilyMaps + Respond + Rewrite + Route>(
             None => (DROP, Reason::RewriteFailed),
         },
         Verdict::Translate { action, device, reason } => {
+            if is_routed(action)
+                && let Err(reason) = route::find(context, packet, &work.rewrite, way)
+            {
+                return ended(context, packet, hook, reason, way.mtu);
+            }
             if packet.is_first != 0 {
                 balance::fragment::enter(packet, work, &mut tables::Maps);
             }
@@ -204,7 +217,7 @@ fn apply<F: FamilyMaps + Respond + Rewrite + Route>(
             if rewritten.is_none() || action.is_forward() && F::take_hop(context).is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
-            match deliver::<F>(context, rewrite, action, device) {
+            match deliver(context, way, action, device) {
                 Ok(result) => (result, reason),
                 Err(reason) => (DROP, reason),
             }
@@ -212,20 +225,46 @@ fn apply<F: FamilyMaps + Respond + Rewrite + Route>(
     }
 }
 
+/// Whether packets of the action go where a route look-up says.
+#[inline(always)]
+fn is_routed(action: Action) -> bool {
+    action.is_forward() || action == Action::REQUEST_ROUTE
+}
+
+/// What becomes of a packet that has no way on. Its sender is told of an MTU, with or
+/// without the flag that forbids fragments: they could not be made here, and a sender that
+/// knows makes them itself. Nobody is told about an error, or a fragment without ports.
+#[inline(always)]
+fn ended<F: Respond>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    hook: Hook,
+    reason: Reason,
+    mtu: u16,
+) -> (i32, Reason) {
+    let is_told = matches!(reason, Reason::TooBig)
+        && matches!(packet.kind, Kind::Tcp | Kind::Udp)
+        && mtu != 0;
+    if !is_told {
+        return (DROP, reason);
+    }
+    match answer::too_big(context, packet, hook, mtu) {
+        Some(result) => (result, reason),
+        None => (DROP, Reason::RewriteFailed),
+    }
+}
+
 /// Sends a rewritten packet on its way.
 #[inline(always)]
-fn deliver<F: Route>(
-    context: &TcContext,
-    rewrite: &Tuple<F::Address>,
-    action: Action,
-    device: u32,
-) -> Result<i32, Reason> {
+fn deliver(context: &TcContext, way: &Way, action: Action, device: u32) -> Result<i32, Reason> {
     match action {
         Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
             bounce(context).ok_or(Reason::RewriteFailed)
         }
-        Action::REQUEST_FORWARD | Action::REPLY_FORWARD => route::forward::<F>(context, rewrite),
-        Action::REQUEST_ROUTE => route::send::<F>(context, rewrite),
+        Action::REQUEST_FORWARD | Action::REPLY_FORWARD => {
+            route::forward(context, way).ok_or(Reason::RewriteFailed)
+        }
+        Action::REQUEST_ROUTE => Ok(route::send(way)),
         Action::REQUEST_LOOPBACK => {
             receive_on(context, LOOPBACK, [0; 6]).ok_or(Reason::RewriteFailed)
         }

@@ -1,0 +1,262 @@
+//! ICMP errors, a smaller MTU on the way and IP fragments through Services, as real sockets
+//! see them.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::echo::{Probe, Transport};
+use lb_tests::netns::cluster::{Builder, Cluster};
+use lb_tests::netns::host::Host;
+use lb_tests::netns::namespace::Netns;
+use lb_tests::netns::plan::{Family, balancer_ip, cidr, cluster_ip};
+use lb_tests::netns::rows::Rows;
+use lb_tests::netns::world::{PORT, SMALL_MAPS, World};
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
+};
+
+/// The Services of the tests by number: served on node 1 and on node 2, and by pods there
+/// where nobody listens.
+const NEAR: u8 = 1;
+const FAR: u8 = 2;
+const CLOSED_NEAR: u8 = 3;
+const CLOSED_FAR: u8 = 4;
+
+/// How long an answer, or an error, may take.
+const SOON: Duration = Duration::from_secs(5);
+/// Smaller than any other MTU here, and as much as IPv6 needs.
+const SMALL: u16 = 1300;
+
+fn node_port(number: u8) -> u16 {
+    30_000 + u16::from(number)
+}
+
+fn start() -> Result<World> {
+    start_with(Cluster::builder())
+}
+
+fn start_with(builder: Builder) -> Result<World> {
+    let builder = builder.pod(1, "a").pod(1, "b").pod(1, "closed1").pod(2, "c").pod(2, "closed2");
+    let cluster = cidr::cluster();
+    let arguments = ["--socket-lb", "off", "--cluster-cidr", &cluster];
+    let mut world = World::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
+    world.serve(&["b", "c"])?;
+    for (name, number, pod) in [
+        ("near", NEAR, "b"),
+        ("far", FAR, "c"),
+        ("closed-near", CLOSED_NEAR, "closed1"),
+        ("closed-far", CLOSED_FAR, "closed2"),
+    ] {
+        let service = world.service(name, number);
+        let service = service.node_port(node_port(number)).balancer(balancer_ip(number));
+        world.publish(&service, &world.endpoints(&[pod]))?;
+    }
+    world.cluster.fabric().route_external_to(1)?;
+    Ok(world)
+}
+
+fn ip(netns: &Netns, line: &str) -> Result<()> {
+    netns.run(|| {
+        let output = Command::new("ip").args(line.split(' ')).output().context("cannot run ip")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`ip {line}`: {}", said.trim());
+        Ok(())
+    })
+}
+
+/// Does `try_one` for every client and every front end that it has of these Services, in both
+/// families.
+fn try_all(
+    world: &World,
+    rows: &mut Rows,
+    numbers: &[u8],
+    try_one: impl Fn(&Host, SocketAddr) -> Result<()>,
+) {
+    let (pod, node, outside) =
+        (world.cluster.pod("a"), world.cluster.node(1), world.cluster.outside());
+    for family in Family::ALL {
+        for &number in numbers {
+            let inside: SocketAddr = (cluster_ip(number).get(family), PORT).into();
+            let port = node.at(family, node_port(number));
+            let balancer: SocketAddr = (balancer_ip(number).get(family), PORT).into();
+            for (client, to) in
+                [(&**pod, inside), (&**node, inside), (outside, port), (outside, balancer)]
+            {
+                rows.row(format!("{} -> {to}", client.name()), try_one(client, to));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_datagram_to_a_closed_port_is_refused() -> Result<()> {
+    let world = start()?;
+    let mut rows = Rows::default();
+    try_all(&world, &mut rows, &[CLOSED_NEAR, CLOSED_FAR], |client, to| {
+        let answer = client.ask(Probe::udp(to).connected().timeout(SOON))?;
+        ensure!(answer.error() == Some("ECONNREFUSED"), "{answer:?}");
+        Ok(())
+    });
+    rows.finish()
+}
+
+#[test]
+fn datagrams_in_fragments_come_and_go() -> Result<()> {
+    let world = start()?;
+    let mut rows = Rows::default();
+    let payload = "fragment".repeat(1000);
+    try_all(&world, &mut rows, &[NEAR, FAR], |client, to| {
+        let answer = client.ask(Probe::udp(to).payload(&payload).timeout(SOON))?;
+        ensure!(answer.reached().is_some(), "{answer:?}");
+        Ok(())
+    });
+    rows.finish()
+}
+
+/// Sends and receives more than a window over TCP.
+fn transfer(client: &Host, to: SocketAddr) -> Result<()> {
+    let payload = "0123456789".repeat(6_000);
+    let answer = client.ask(Probe::new(Transport::Tcp, to).payload(payload).timeout(SOON))?;
+    ensure!(answer.reached().is_some(), "{answer:?}");
+    Ok(())
+}
+
+/// How often a program of node 1 told a sender of an MTU.
+fn told(world: &mut World, hook: &str) -> Result<u64> {
+    let counters = world.agent(1)?.get("counters")?;
+    let row = counters
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|row| row["hook"] == hook && row["reason"] == "too_big");
+    Ok(row.and_then(|row| row["count"].as_u64()).unwrap_or(0))
+}
+
+/// Packets of every size, and large ones that a device is to cut (GSO).
+#[test]
+fn transfers_get_through_a_small_mtu_before_the_backend() -> Result<()> {
+    for builder in [Cluster::builder(), Cluster::builder().no_tx_checksum_offload()] {
+        let mut world = start_with(builder)?;
+        let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
+        for (family, pods) in Family::ALL.into_iter().zip(node2.pod_cidrs()) {
+            let via = node2.ip(family);
+            ip(node1.netns(), &format!("route replace {pods} via {via} mtu lock {SMALL}"))?;
+        }
+        let mut rows = Rows::default();
+        try_all(&world, &mut rows, &[FAR], transfer);
+        for hook in ["from_device", "to_device"] {
+            rows.is_true(format!("too big at {hook}"), told(&mut world, hook)? > 0);
+        }
+        rows.finish()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn transfers_get_through_a_small_mtu_before_the_client() -> Result<()> {
+    let world = start()?;
+    for family in Family::ALL {
+        let client = world.cluster.outside().ip(family);
+        let route = format!("route replace {client} dev outside mtu lock {SMALL}");
+        ip(world.cluster.fabric().netns(), &route)?;
+    }
+    let mut rows = Rows::default();
+    try_all(&world, &mut rows, &[NEAR, FAR], transfer);
+    rows.finish()
+}
+
+#[test]
+fn transfers_get_through_a_small_mtu_after_the_node_that_answers() -> Result<()> {
+    let world = start()?;
+    let node = world.cluster.node(1);
+    for family in Family::ALL {
+        let client = world.cluster.outside().ip(family);
+        let via = lb_tests::netns::plan::NODE_GATEWAY.get(family);
+        ip(node.netns(), &format!("route replace {client} via {via} mtu lock {SMALL}"))?;
+    }
+    let mut rows = Rows::default();
+    try_all(&world, &mut rows, &[NEAR, FAR], transfer);
+    rows.finish()
+}
+
+/// The router that a datagram with so many hops ends at, as its sender is told.
+fn end_of_hops(client: &Host, to: SocketAddr, hops: u8) -> Result<IpAddr> {
+    client.netns().run(|| {
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(SOON))?;
+        if to.is_ipv4() {
+            setsockopt(&socket, sockopt::Ipv4Ttl, &hops.into())?;
+            setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv6Ttl, &hops.into())?;
+            setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        }
+        socket.send(b"how far")?;
+        let error = socket.recv(&mut [0; 64]).err().context("somebody answered")?;
+        let is_told = error.raw_os_error() == Some(Errno::EHOSTUNREACH as i32);
+        ensure!(is_told, "no time exceeded: {error}");
+        let mut space = cmsg_space!([u8; 128]);
+        let mut part = [0; 64];
+        let mut parts = [std::io::IoSliceMut::new(&mut part)];
+        let message = recvmsg::<SockaddrStorage>(
+            socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::MSG_ERRQUEUE,
+        )?;
+        let reporter = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::Ipv4RecvErr(_, Some(from)) => {
+                Some(IpAddr::from(u32::from_be(from.sin_addr.s_addr).to_be_bytes()))
+            }
+            ControlMessageOwned::Ipv6RecvErr(_, Some(from)) => {
+                Some(IpAddr::from(from.sin6_addr.s6_addr))
+            }
+            _ => None,
+        });
+        reporter.context("the error does not say whose it is")
+    })
+}
+
+#[test]
+fn a_client_is_told_where_its_hops_end() -> Result<()> {
+    let world = start()?;
+    let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
+    let mut rows = Rows::default();
+    for family in Family::ALL {
+        let inside: SocketAddr = (cluster_ip(FAR).get(family), PORT).into();
+        let port = node1.at(family, node_port(FAR));
+        let pod = world.cluster.pod("a");
+        let cases: [(&Host, SocketAddr, u8, IpAddr); 4] = [
+            (&pod, inside, 2, node2.ip(family)),
+            (&node1, inside, 1, node2.ip(family)),
+            // The node that forwards answers itself, and for who is behind it.
+            (world.cluster.outside(), port, 2, port.ip()),
+            (world.cluster.outside(), port, 3, port.ip()),
+        ];
+        for (client, to, hops, reporter) in cases {
+            let what = format!("{} -> {to} in {hops}", client.name());
+            let found = end_of_hops(client, to, hops);
+            rows.row(
+                what,
+                found.and_then(|found| {
+                    ensure!(found == reporter, "told by {found}, not {reporter}");
+                    Ok(())
+                }),
+            );
+        }
+        // The first router of a pod: any address of its node.
+        let found = end_of_hops(&pod, inside, 1);
+        rows.row(format!("{inside} in 1"), found.map(drop));
+    }
+    rows.finish()
+}
