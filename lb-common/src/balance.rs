@@ -101,6 +101,8 @@ pub struct Work<A> {
     eligible: select::Eligible,
     /// Whether the flow can't keep its client's port.
     needs_port: u32,
+    /// Whether another flow has the reply tuple that the flow had.
+    is_contested: u32,
     pair_key: FlowKey<A>,
     flow: Flow<A>,
     pair: Flow<A>,
@@ -252,7 +254,7 @@ pub fn decide_known<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    if !is_balanced(packet.kind) || packet.is_first != 0 {
+    if !is_balanced(packet.kind) || packet.is_syn() || packet.is_first != 0 {
         return None;
     }
     let context = Context { packet, settings, site: Site::FromDevice, now: tables.now() };

@@ -20,7 +20,8 @@ use super::{
 /// it opens one, which it can only if `may_open`.
 ///
 /// One look-up for an established flow; the table of handshakes is asked only for what
-/// can belong to one.
+/// can belong to one. It has the word on the answer to a SYN: what stands for that among
+/// the established flows is another connection's as a rule.
 #[inline(always)]
 pub(crate) fn decide<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -29,6 +30,11 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
+    let is_tcp = matches!(packet.kind, Kind::Tcp);
+    let answers_syn = is_tcp && packet.detail & (SYN | ACK) == SYN | ACK;
+    if answers_syn && let Some(verdict) = syn_answered(context, work, tables) {
+        return Some(verdict);
+    }
     if let Some(entry) = tables.flow(FlowTable::Flows, &packet.key) {
         let flow = entry.get();
         if flow.action.is_reply() {
@@ -43,9 +49,9 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
             forget(FlowTable::Flows, &packet.key, work, tables);
         }
     }
-    let is_tcp = matches!(packet.kind, Kind::Tcp);
     if is_tcp
-        && (may_open || answers_handshake(packet.detail))
+        && !answers_syn
+        && (may_open || packet.detail & RST != 0)
         && let Some(verdict) = handshake(context, work, tables)
     {
         return Some(verdict);
@@ -59,10 +65,18 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     None
 }
 
-/// Whether a TCP packet with these flags may be a backend's answer to a SYN.
-#[inline(always)]
-fn answers_handshake(flags: u8) -> bool {
-    flags & (SYN | ACK) == SYN | ACK || flags & RST != 0
+/// The answer to the SYN of a handshake.
+#[inline(never)]
+fn syn_answered<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Option<Verdict> {
+    let entry = tables.flow(FlowTable::Embryonic, &context.packet.key)?;
+    if !entry.get().action.is_reply() {
+        return None;
+    }
+    reply(context, FlowTable::Embryonic, &entry, work, tables)
 }
 
 /// A TCP packet of no established flow, if it belongs to a handshake.
@@ -73,12 +87,16 @@ fn handshake<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
+    work.is_contested = 0;
     let entry = tables.flow(FlowTable::Embryonic, &packet.key)?;
     let flow = entry.get();
     if flow.action.is_reply() {
         return reply(context, FlowTable::Embryonic, &entry, work, tables);
     }
-    if is_valid(context, flow, tables) {
+    let is_repeated = packet.is_syn() && flow.state == 0;
+    if is_repeated && is_contested(context, flow, work, tables) {
+        work.is_contested = 1;
+    } else if is_valid(context, flow, tables) {
         if packet.is_syn() || packet.detail & RST != 0 || flow.state != ANSWERED {
             track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
         } else {
@@ -90,6 +108,25 @@ fn handshake<F: Family, T: Tables<F>>(
     work.flow.set(flow);
     forget(FlowTable::Embryonic, &packet.key, work, tables);
     None
+}
+
+/// Whether nobody answers the SYN of this flow because its backend takes it for one of an
+/// established connection: the same client, from the same port, through another front end.
+/// It is asked when the SYN is repeated, as the look-up would cost every new flow dearly.
+#[inline(always)]
+fn is_contested<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    flow: &Flow<F::Address>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
+    let packet = context.packet;
+    work.pair_key.set_pair(&flow.rewrite, packet.key.protocol);
+    let Some(entry) = tables.flow(FlowTable::Flows, &work.pair_key) else { return false };
+    let other = entry.get();
+    !track::is_closing(other.state)
+        && !track::is_expired(other, packet.kind, context.now, context.settings)
+        && !other.rewrite.is_reverse_of(packet.tuple())
 }
 
 /// A packet from a backend, whose entry was found; `None` if that counts as absent.
@@ -202,6 +239,8 @@ fn establish<F: Family, T: Tables<F>>(
     // The packet that completes the handshake may be the last one already.
     work.flow.state |= track::observed(context.packet.kind, context.packet.detail, false);
     open::prepare_pair(context, work);
+    // The backend has answered: what stands there is over, even if nothing here tells.
+    open::release(context, FlowTable::Flows, work, tables);
     if open::insert_pair(FlowTable::Flows, context, true, work, tables).is_ok() {
         forget(FlowTable::Embryonic, &context.packet.key, work, tables);
     }

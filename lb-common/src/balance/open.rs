@@ -315,7 +315,11 @@ fn add<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Result<(), InsertError> {
     let table = table_of(context);
-    if matches!(table, FlowTable::Embryonic) && !release(context, FlowTable::Flows, work, tables) {
+    // A client has a port of its own for a backend nearly always (see `known`).
+    if matches!(table, FlowTable::Embryonic)
+        && work.needs_port | work.is_contested != 0
+        && !release(context, FlowTable::Flows, work, tables)
+    {
         return Err(InsertError::Exists);
     }
     match insert_pair(table, context, false, work, tables) {
@@ -330,7 +334,7 @@ fn add<F: Family, T: Tables<F>>(
 /// over, or is left of an earlier flow of this very key. Returns whether the place is
 /// free, or may be overwritten.
 #[inline(never)]
-fn release<F: Family, T: Tables<F>>(
+pub(crate) fn release<F: Family, T: Tables<F>>(
     context: &Context<F>,
     table: FlowTable,
     work: &mut Work<F::Address>,

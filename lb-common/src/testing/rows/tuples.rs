@@ -44,6 +44,10 @@ fn works<F: TestFamily>(bench: &mut Bench<F>, talk: &Talk<F::Address>) {
 /// Opens a flow to `other` from where `one` came, and shows that both live on.
 #[track_caller]
 fn beside<F: TestFamily>(bench: &mut Bench<F>, one: &Talk<F::Address>) {
+    if bench.is_tcp() {
+        // The backend has no answer to this SYN; the client repeats it.
+        bench.open(one.place, one.client, other::<F>());
+    }
     let two = bench.connect(one.place, one.client, other::<F>());
     assert_eq!(two.sent.source, one.client.address);
     assert!(SOURCE_PORTS.contains(two.sent.source_port.get()), "{two:?}");
@@ -62,6 +66,9 @@ fn without_a_source_port_a_flow_is_refused<F: TestFamily>(bench: &mut Bench<F>) 
     two_services(bench, 1);
     let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
     let ends = [pod::<F>(), other::<F>()];
+    if bench.is_tcp() {
+        bench.open(Place::FromPod, pod::<F>(), other::<F>());
+    }
     bench.expect(Place::FromPod, ends, SYN, Reason::NoSourcePort, bench.refusal());
     works(bench, &talk);
 }
@@ -138,6 +145,7 @@ fn forgetting_a_flow_leaves_the_replies_of_others_alone<F: TestFamily>(bench: &m
     bench.request(&one, FIN | ACK);
     bench.lab.remove_flow(FlowTable::Flows, &one.reply_key(bench.protocol));
     let two = bench.connect(Place::FromPod, pod::<F>(), other::<F>());
+    bench.open(Place::FromPod, pod::<F>(), web::<F>());
     let three = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
     assert_ne!(three.sent, two.sent);
     works(bench, &three);
