@@ -1,4 +1,4 @@
-//! What `cargo xtask demo` shows: every kind of access to a ClusterIP, on two nodes.
+//! What `cargo xtask demo` shows: every kind of access to a Service, on two nodes.
 //!
 //! A row says what was promised and whether it came true; nothing is shown that was not
 //! measured in this run.
@@ -6,6 +6,7 @@
 mod access;
 pub mod keep;
 mod outage;
+mod outside;
 mod refused;
 mod report;
 pub mod stop;
@@ -16,8 +17,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::netns::agent::lb_agent;
 use crate::netns::cluster::Cluster;
-use crate::netns::manifests::Service;
-use crate::netns::plan::{Family, cluster_ip};
+use crate::netns::manifests::{Endpoint, Service};
+use crate::netns::plan::{Family, balancer_ip, cidr, cluster_ip, node_port};
 use crate::netns::world::{PORT, TARGET, World};
 pub use report::Report;
 use report::Table;
@@ -32,7 +33,7 @@ const FAR: &str = "far";
 /// The port of `web` that speaks HTTP.
 const HTTP_PORT: u16 = 8000;
 
-/// The Services of the demo; the number is the end of their ClusterIPs.
+/// The Services of the demo; the number is the end of their addresses and node ports.
 #[derive(Clone, Copy, Debug)]
 enum Number {
     /// One backend, on the client's node.
@@ -47,6 +48,12 @@ enum Number {
     Sticky = 5,
     /// No endpoint.
     Empty = 6,
+    /// One backend, on node1; `externalTrafficPolicy: Local`.
+    Local = 7,
+    /// One backend; its load balancer's address is for pods only.
+    Private = 8,
+    /// A backend on each node, at node ports too.
+    Public = 9,
     /// No Service has these ClusterIPs.
     Nobody = 99,
 }
@@ -86,9 +93,10 @@ impl Path {
 /// error but a row of the report.
 pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
     report.line(
-        "lb: ClusterIP Services balanced by eBPF, on two nodes made of network namespaces,\n\
-         with an lb-agent on each. Pod `client` runs on node1, beside backend `near`; backend\n\
-         `far` runs on node2. client_address is the client's address as the backend saw it.",
+        "lb: Services balanced by eBPF, on two nodes made of network namespaces, with an\n\
+         lb-agent on each. Pod `client` runs on node1, beside backend `near`; backend `far`\n\
+         runs on node2; `outside` is no part of the cluster. client_address is the client's\n\
+         address as the backend saw it.",
     );
     let builder = Cluster::builder().pod(1, CLIENT).pod(1, NEAR).pod(2, FAR);
     let mut world = World::start(builder, &Path::Connect.arguments())?;
@@ -119,17 +127,26 @@ pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
          own backend, which sees the node when packets are translated",
     );
     report.table(access::table(accesses));
+
+    // What follows is shown as an agent without flags does it.
+    restart(&mut world, &[])?;
+    report.title("From outside, and from node1 to its own node ports");
+    report.line(
+        "node: a process of node1. LB: the load balancer's address, routed to node1 as external\n\
+         IPs are; Local: externalTrafficPolicy, which is Cluster elsewhere. The backend on the\n\
+         other node sees node1, which is where its answers must go through",
+    );
+    report.table(outside::table(&world, stop)?);
+    refusals.extend(refused::outside_rows(&world, stop)?);
     report.title("Nobody to send to");
     report.table(refused::table(refusals));
     stop.check()?;
 
-    // What follows is shown as an agent without flags does it.
-    restart(&mut world, &[])?;
     report.title("Many connections, one client");
     report.table(affinity(&world)?);
     stop.check()?;
 
-    report.title("lb-agent get services, on node1");
+    report.title("lb-agent get services, on node1 (TCP port 80 with IPv4)");
     report.line(&services(&world)?);
     stop.check()?;
 
@@ -159,22 +176,40 @@ fn translated_calls(world: &mut World) -> Result<u64> {
     Ok(of_calls.filter_map(|row| row["count"].as_u64()).sum())
 }
 
-/// Publishes all Services at once and waits until both agents have programmed them.
-fn publish(world: &World, stop: Stop) -> Result<()> {
-    let service = |name: &str, number: Number| world.service(name, number as u8);
+/// Every Service with its endpoints.
+fn objects(world: &World) -> Vec<(Service, Vec<Endpoint>)> {
+    let service = |name, number: Number| world.service(name, number as u8);
+    let at_nodes = |name, number: Number| service(name, number).node_port(node_port(number as u8));
+    let exposed = |name, number: Number| world.exposed(name, number as u8);
+    let balancer = |number: Number| balancer_ip(number as u8);
+    let (near, far) = (world.endpoints(&[NEAR]), world.endpoints(&[FAR]));
     let both = world.endpoints(&[NEAR, FAR]);
+    let web = service("web", Number::Web).tcp(HTTP_PORT, TARGET + 1);
     let sticky = Service::new("sticky")
         .cluster_ips(cluster_ip(Number::Sticky as u8))
         .tcp(PORT, TARGET)
         .affinity(Duration::from_secs(10_800));
-    let services = [
-        (service("near", Number::Near), world.endpoints(&[NEAR])),
-        (service("far", Number::Far), world.endpoints(&[FAR])),
+    let local = at_nodes("local", Number::Local).external_local();
+    let private = service("private", Number::Private)
+        .balancer(balancer(Number::Private))
+        .source_range(cidr::PODS_V4.to_string())
+        .source_range(cidr::PODS_V6.to_string());
+    vec![
+        (exposed("near", Number::Near), near.clone()),
+        (exposed("far", Number::Far), far),
         (service("own", Number::Own), world.endpoints(&[CLIENT])),
-        (service("web", Number::Web).tcp(HTTP_PORT, TARGET + 1), both.clone()),
-        (sticky, both),
-        (service("empty", Number::Empty), Vec::new()),
-    ];
+        (web.balancer(balancer(Number::Web)), both.clone()),
+        (sticky, both.clone()),
+        (at_nodes("empty", Number::Empty), Vec::new()),
+        (local.balancer(balancer(Number::Local)), near.clone()),
+        (private, near),
+        (at_nodes("public", Number::Public), both),
+    ]
+}
+
+/// Publishes all Services at once and waits until both agents have programmed them.
+fn publish(world: &World, stop: Stop) -> Result<()> {
+    let services = objects(world);
     let (mut ports, mut backends) = (0, 0);
     for (service, endpoints) in &services {
         world.manifests.publish(service, endpoints)?;
@@ -220,7 +255,13 @@ fn services(world: &World) -> Result<String> {
     let node = world.cluster.node(1);
     let mut command = lb_agent()?;
     command.args(["get", "services", "--bpf-dir"]).arg(node.bpf_dir());
-    node.output(command, Duration::from_secs(5)).context("cannot show the services")
+    let all = node.output(command, Duration::from_secs(5)).context("cannot show the services")?;
+    let shown = all.lines().enumerate().filter(|(index, line)| {
+        let mut cells = line.split_whitespace();
+        let is_tcp = cells.next().is_some_and(|name| name.ends_with(":tcp-80"));
+        *index == 0 || is_tcp && cells.next() == Some("4")
+    });
+    Ok(shown.map(|(_, line)| line).collect::<Vec<_>>().join("\n"))
 }
 
 fn leaks(world: &World, report: &mut Report) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Shows every kind of access to a ClusterIP on two nodes made of network namespaces:
+//! Shows every kind of access to a Service on two nodes made of network namespaces:
 //! `lb_tests::demo` as a program.
 
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use clap::Parser;
 use lb_tests::demo::stop::Stop;
 use lb_tests::demo::{Report, keep, run};
 
-/// Every kind of access to a ClusterIP on two nodes; exit status 0 if all is as promised.
+/// Every kind of access to a Service on two nodes; exit status 0 if all is as promised.
 #[derive(Parser)]
 struct Cli {
     /// Leave everything standing and print how to look around

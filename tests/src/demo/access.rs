@@ -17,17 +17,55 @@ pub(super) fn address(number: Number, family: Family) -> SocketAddr {
     (cluster_ip(number as u8).get(family), PORT).into()
 }
 
+/// One call, and what is to come of it.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub(super) client: &'a Host,
+    pub(super) to: SocketAddr,
+    pub(super) backend: &'static str,
+    /// The client's address as the backend is to see it.
+    pub(super) seen: IpAddr,
+}
+
 /// What one call, or two that went the same way, came to.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) protocol: &'static str,
+    pub(super) answered: String,
+    pub(super) client_address: String,
+    pub(super) is_as_promised: bool,
+}
+
+impl Call<'_> {
+    /// By TCP and by UDP; one outcome where both came to the same.
+    pub(super) fn outcomes(&self) -> Result<Vec<Outcome>> {
+        let tcp = self.outcome("TCP", &self.client.ask(Probe::new(Transport::Tcp, self.to))?);
+        let udp = self.outcome("UDP", &self.client.ask(Probe::new(Transport::Udp, self.to))?);
+        let same = (&tcp.answered, &tcp.client_address, tcp.is_as_promised)
+            == (&udp.answered, &udp.client_address, udp.is_as_promised);
+        Ok(if same { vec![Outcome { protocol: "TCP+UDP", ..tcp }] } else { vec![tcp, udp] })
+    }
+
+    fn outcome(&self, protocol: &'static str, answer: &Answer) -> Outcome {
+        let expected = expect("call", answer, self.to, &[self.backend], &[self.seen]);
+        let (answered, client_address) = match answer.reached() {
+            Some(reached) => {
+                (reached.greeting.name.clone(), reached.greeting.client_address.to_string())
+            }
+            None => (answer.error().unwrap_or_default().to_owned(), "-".to_owned()),
+        };
+        Outcome { protocol, answered, client_address, is_as_promised: expected.is_ok() }
+    }
+}
+
+/// What came of a case by one path.
 #[derive(Debug)]
 pub(super) struct Row {
     case: usize,
     to: IpAddr,
     path: Path,
-    protocol: &'static str,
-    answered: String,
-    client_address: String,
     promised: &'static str,
-    is_as_promised: bool,
+    outcome: Outcome,
 }
 
 /// From where to where.
@@ -36,18 +74,18 @@ struct Case<'a> {
     number: Number,
     backend: &'static str,
     promised: &'static str,
-    seen: fn(&World, Family) -> Vec<IpAddr>,
+    seen: fn(&World, Family) -> IpAddr,
 }
 
 const CASES: [&str; 5] =
     ["pod, same node", "pod, other node", "pod, hairpin", "node, same node", "node, other node"];
 
-fn pod_ip(world: &World, family: Family) -> Vec<IpAddr> {
-    vec![world.cluster.pod(CLIENT).ip(family)]
+fn pod_ip(world: &World, family: Family) -> IpAddr {
+    world.cluster.pod(CLIENT).ip(family)
 }
 
-fn node_ip(world: &World, family: Family) -> Vec<IpAddr> {
-    vec![world.cluster.node(1).ip(family)]
+fn node_ip(world: &World, family: Family) -> IpAddr {
+    world.cluster.node(1).ip(family)
 }
 
 /// Makes every call by this path.
@@ -61,7 +99,7 @@ pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
         promised,
         seen,
     };
-    type Promise = (&'static str, fn(&World, Family) -> Vec<IpAddr>);
+    type Promise = (&'static str, fn(&World, Family) -> IpAddr);
     let pods: Promise = ("pod's IP", pod_ip);
     let nodes: Promise = ("node's IP", node_ip);
     // A pod that calls itself: a packet must not come from the pod's own address.
@@ -77,35 +115,14 @@ pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
     for (index, case) in cases.iter().enumerate() {
         for family in Family::ALL {
             stop.check()?;
-            rows.extend(case.ask(world, index, path, family)?);
+            let Case { client, number, backend, promised, seen } = *case;
+            let to = address(number, family);
+            let call = Call { client, to, backend, seen: seen(world, family) };
+            let row = |outcome| Row { case: index, to: to.ip(), path, promised, outcome };
+            rows.extend(call.outcomes()?.into_iter().map(row));
         }
     }
     Ok(rows)
-}
-
-impl Case<'_> {
-    /// By TCP and by UDP; one row where both came to the same.
-    fn ask(&self, world: &World, case: usize, path: Path, family: Family) -> Result<Vec<Row>> {
-        let to = address(self.number, family);
-        let seen = (self.seen)(world, family);
-        let row = |protocol, answer: &Answer| {
-            let expected = expect("call", answer, to, &[self.backend], &seen);
-            let (answered, client_address) = match answer.reached() {
-                Some(reached) => {
-                    (reached.greeting.name.clone(), reached.greeting.client_address.to_string())
-                }
-                None => (answer.error().unwrap_or_default().to_owned(), "-".to_owned()),
-            };
-            let (promised, is_as_promised) = (self.promised, expected.is_ok());
-            let to = to.ip();
-            Row { case, to, path, protocol, answered, client_address, promised, is_as_promised }
-        };
-        let tcp = row("TCP", &self.client.ask(Probe::new(Transport::Tcp, to))?);
-        let udp = row("UDP", &self.client.ask(Probe::new(Transport::Udp, to))?);
-        let same = (&tcp.answered, &tcp.client_address, tcp.is_as_promised)
-            == (&udp.answered, &udp.client_address, udp.is_as_promised);
-        Ok(if same { vec![Row { protocol: "TCP+UDP", ..tcp }] } else { vec![tcp, udp] })
-    }
 }
 
 /// The rows of all paths, by case and family.
@@ -126,12 +143,12 @@ pub(super) fn table(mut rows: Vec<Row>) -> Table {
             CASES[row.case],
             &row.to.to_string(),
             row.path.name(),
-            row.protocol,
-            &row.answered,
-            &row.client_address,
+            row.outcome.protocol,
+            &row.outcome.answered,
+            &row.outcome.client_address,
             row.promised,
         ];
-        table.row(&cells, row.is_as_promised);
+        table.row(&cells, row.outcome.is_as_promised);
     }
     table
 }

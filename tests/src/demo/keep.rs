@@ -14,7 +14,7 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, setsid, write};
 use super::stop::Stop;
 use super::{CLIENT, HTTP_PORT, Number, Report};
 use crate::netns::agent::lb_agent;
-use crate::netns::plan::cluster_ip;
+use crate::netns::plan::{balancer_ip, cluster_ip};
 use crate::netns::world::World;
 
 /// The flag of the process in the background.
@@ -88,6 +88,7 @@ pub fn explain(world: &World, report: &mut Report) -> Result<()> {
     let agent = lb_agent()?.get_program().to_string_lossy().into_owned();
     let bpf_dir = node.bpf_dir().display();
     let web = cluster_ip(Number::Web as u8);
+    let balancer = balancer_ip(Number::Web as u8);
     let pods = ["pod-client", "pod-near", "pod-far"];
     let lines = [
         String::new(),
@@ -96,6 +97,9 @@ pub fn explain(world: &World, report: &mut Report) -> Result<()> {
         format!("A call from pod `{CLIENT}`, packet by packet as curl is in no cgroup of the pod:"),
         format!("  {} curl -s http://{}:{HTTP_PORT}", enter("pod-client"), web.v4),
         format!("  {} curl -s 'http://[{}]:{HTTP_PORT}'", enter("pod-client"), web.v6),
+        "A call from outside, at the load balancer's address:".to_owned(),
+        format!("  {} curl -s http://{}:{HTTP_PORT}", enter("outside"), balancer.v4),
+        format!("  {} curl -s 'http://[{}]:{HTTP_PORT}'", enter("outside"), balancer.v6),
         "What node1's maps hold (services, frontends, backends, flows, affinity, counters):"
             .to_owned(),
         format!("  {agent} get flows --bpf-dir {bpf_dir}"),

@@ -5,29 +5,45 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::outside::Front;
 use super::report::Table;
 use super::stop::Stop;
 use super::{CLIENT, Number, Report, access};
 use crate::echo::load::Report as Outcome;
 use crate::echo::{Probe, Transport};
+use crate::netns::host::Host;
 use crate::netns::plan::Family;
 use crate::netns::world::World;
 
 /// Connections, and datagrams, per second.
 const RATE: u64 = 1000;
-/// How long both streams run.
+/// Ways of asking, and what a second has of each.
+const STREAMS: [(Transport, &str); 2] =
+    [(Transport::Tcp, "TCP connections/s"), (Transport::Udp, "UDP datagrams/s, one flow")];
+/// How long all streams run.
 const RUN: Duration = Duration::from_millis(3200);
 /// When the agent is killed.
 const KILL_AT: Duration = Duration::from_millis(800);
 /// How long it is away.
 const AWAY: Duration = Duration::from_secs(1);
 
-/// Kills the agent of the client's node under traffic to `web`, starts it again, and counts.
+/// Kills node1's agent under traffic of a pod and of a client outside, starts it again, and
+/// counts.
 pub(super) fn show(world: &mut World, report: &mut Report, stop: Stop) -> Result<()> {
-    let client = world.cluster.pod(CLIENT);
-    let to = access::address(Number::Web, Family::V4);
-    let tcp = client.load(&Probe::new(Transport::Tcp, to), RATE, RUN)?;
-    let udp = client.load(&Probe::new(Transport::Udp, to), RATE, RUN)?;
+    let pod = world.cluster.pod(CLIENT);
+    let web = access::address(Number::Web, Family::V4);
+    let node_port = Front::NodePort(1).address(world, Number::Public, Family::V4);
+    let clients: [(&str, &Host, _); 2] = [
+        ("client to web", &pod, web),
+        ("outside to node1's NodePort of public", world.cluster.outside(), node_port),
+    ];
+    let mut loads = Vec::new();
+    for (name, client, to) in clients {
+        for (transport, unit) in STREAMS {
+            let load = client.load(&Probe::new(transport, to), RATE, RUN)?;
+            loads.push((format!("{name}, {RATE} {unit}"), load));
+        }
+    }
     let start = Instant::now();
     pass(KILL_AT, stop)?;
     let killed = start.elapsed();
@@ -37,18 +53,8 @@ pub(super) fn show(world: &mut World, report: &mut Report, stop: Stop) -> Result
     world.start_agent(1)?;
     let healthy = started.elapsed();
     let still_ran = start.elapsed() < RUN;
-    let mut table = Table::new(&[
-        "traffic of client to web",
-        "sent",
-        "answered",
-        "lost",
-        "longest gap",
-        "promised",
-    ]);
-    for (name, load) in [
-        (format!("{RATE} TCP connections/s"), tcp),
-        (format!("{RATE} UDP datagrams/s, one flow"), udp),
-    ] {
+    let mut table = Table::new(&["traffic", "sent", "answered", "lost", "longest gap", "promised"]);
+    for (name, load) in loads {
         stop.check()?;
         let outcome = load.finish()?;
         add(&mut table, &name, &outcome, still_ran);
