@@ -17,7 +17,7 @@ use crate::netns::world::World;
 /// "At once": far below the second after which TCP would send its SYN again.
 const AT_ONCE_MS: f64 = 200.0;
 /// How long a call waits that nobody answers.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(super) struct Row {
