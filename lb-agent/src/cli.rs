@@ -77,6 +77,12 @@ pub struct CheckArgs {
     /// Cgroup.
     #[command(flatten)]
     pub cgroup: CgroupArgs,
+    /// As run has it
+    #[arg(long, env = "LB_DEVICES", value_name = "LIST", default_value = "auto")]
+    pub devices: values::Patterns,
+    /// As run has it
+    #[arg(long, env = "LB_XDP", value_name = "MODE", default_value = "auto")]
+    pub xdp: run::XdpMode,
     /// Log level.
     #[command(flatten)]
     pub log: LogArgs,

@@ -83,7 +83,12 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
 
 fn check(arguments: CheckArgs) -> anyhow::Result<()> {
     log_to_stderr(&arguments.log);
-    let options = Check { bpf_dir: arguments.pins.bpf_dir, cgroup: arguments.cgroup.cgroup };
+    let options = Check {
+        bpf_dir: arguments.pins.bpf_dir,
+        cgroup: arguments.cgroup.cgroup,
+        devices: arguments.devices,
+        xdp: arguments.xdp,
+    };
     let findings = check::check(&options);
     for finding in &findings {
         println!("{finding}");

@@ -178,6 +178,58 @@ fn a_device_comes_back() -> Result<()> {
     Ok(())
 }
 
+/// What `check` says of `eth0` of node 1.
+fn checked(world: &World, xdp: &str) -> Result<String> {
+    let node = world.cluster.node(1);
+    let mut command = lb_agent()?;
+    command.args(["check", "--xdp", xdp, "--bpf-dir"]).arg(node.bpf_dir());
+    command.arg("--cgroup").arg(node.cgroup_tree().path());
+    let said = node.output(command, SEEN)?;
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains(" eth0: ")).collect();
+    ensure!(lines.len() == 1, "not one line of eth0: {said}");
+    Ok(lines[0].to_owned())
+}
+
+#[test]
+fn check_tells_how_a_device_is_taken() -> Result<()> {
+    let mut rows = Rows::default();
+    let mut row = |said: String, words: &str| rows.is_true(said.clone(), said.ends_with(words));
+    let mut world = start(pods().no_tx_checksum_offload(), &["--xdp", "native"])?;
+    let node = world.cluster.node(1);
+    row(checked(&world, "auto")?, "eth0: packets are taken by XDP in the driver");
+    world.take_agent(1)?.terminate()?;
+    row(checked(&world, "auto")?, "eth0: packets are taken by XDP in the driver");
+    cleanup(&node)?;
+    let would = "packets would be taken by XDP in the driver, or by tc if its driver refuses that";
+    row(checked(&world, "native")?, would);
+    row(checked(&world, "off")?, "packets would be taken by tc: --xdp off");
+    let _other = Foreign::load(Hook::Xdp)?.attach_device(node.netns(), "eth0")?;
+    row(checked(&world, "native")?, "would be taken by tc: another XDP program is attached");
+    world.start_agent(1)?;
+    row(checked(&world, "native")?, "are taken by tc: another XDP program is attached");
+    rows.finish()
+}
+
+/// A flow with a rewritten source shows the node's address and port.
+#[test]
+fn flows_show_the_source_that_they_go_on_with() -> Result<()> {
+    let mut world = start(pods(), &[])?;
+    let (node, outside) = (world.cluster.node(1).ip(Family::V4), world.cluster.outside());
+    let to = at(&world, FAR, Family::V4);
+    let held = outside.open(Probe::tcp(to))?;
+    let seen = held.exchange("who", SEEN)?.reached().map(|reached| reached.greeting.clone());
+    let seen = seen.context("no answer")?;
+    ensure!(seen.client_address == node, "not from the node: {seen:?}");
+    let flows = world.agent(1)?.get("flows")?;
+    let mut rows = flows.as_array().into_iter().flatten();
+    let row =
+        rows.find(|row| row["direction"] == "request" && row["destination"] == to.to_string());
+    let row = row.context("no such flow")?;
+    let source: SocketAddr = row["new_source"].as_str().context("no new_source")?.parse()?;
+    ensure!(source == SocketAddr::new(node, seen.client_port), "{row} but {seen:?}");
+    Ok(())
+}
+
 /// Sets the range of ports that the node's own sockets get.
 fn set_local_ports(world: &World, range: &str) -> Result<()> {
     let set = || Ok(std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range)?);

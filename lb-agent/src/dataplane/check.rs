@@ -1,11 +1,16 @@
 //! What this node lacks, without changing anything.
 
+mod devices;
+
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
 };
 
-use crate::config::Sizes;
+use crate::{
+    cli::{run::XdpMode, values::Patterns},
+    config::Sizes,
+};
 
 use super::{
     bpffs,
@@ -20,6 +25,10 @@ pub struct Check {
     pub bpf_dir: PathBuf,
     /// `--cgroup`, if given.
     pub cgroup: Option<PathBuf>,
+    /// `--devices`.
+    pub devices: Patterns,
+    /// `--xdp`.
+    pub xdp: XdpMode,
 }
 
 /// How bad a finding is.
@@ -63,6 +72,7 @@ pub fn check(options: &Check) -> Vec<Finding> {
     findings.push(cgroup(options.cgroup.as_deref()));
     if findings.iter().all(|finding| finding.severity < Severity::Fatal) {
         findings.extend(features(probe::features()));
+        findings.extend(devices::devices(options));
     }
     findings
 }

@@ -4,6 +4,7 @@
 //! shows the one that the agent is in.
 
 mod messages;
+mod survey;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,6 +44,7 @@ use super::{
 };
 
 use messages::{Stale, apply, parse_link, read, read_routes};
+pub use survey::survey;
 
 /// Which interfaces get programs, and how.
 #[derive(Clone, Debug)]

@@ -22,6 +22,8 @@ use super::{
 
 /// The program.
 const PROGRAM: &str = "xdp_device";
+/// Why a device with another's program is left to tc.
+pub(super) const OCCUPIED: &str = "another XDP program is attached";
 
 /// How a device's packets are taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,13 @@ impl Taken {
             Self::Generic => Some(("xdp_generic", XDP_FLAGS_SKB_MODE)),
             Self::Tc(_) => None,
         }
+    }
+
+    /// What a pin says by its name.
+    pub(super) fn of_pin(path: &Path) -> Option<Self> {
+        let name = path.file_name()?.to_str()?;
+        let ends = |taken: &Self| taken.mode().is_some_and(|(suffix, _)| name.ends_with(suffix));
+        [Self::Native, Self::Generic].into_iter().find(ends)
     }
 }
 
@@ -177,7 +186,7 @@ impl XdpAttacher {
 /// Why a device is left to tc.
 fn explained(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::EBUSY | libc::EEXIST) => "another XDP program is attached".to_owned(),
+        Some(libc::EBUSY | libc::EEXIST) => OCCUPIED.to_owned(),
         Some(libc::EOPNOTSUPP | libc::ENOSYS) => "its driver has no XDP".to_owned(),
         Some(libc::EINVAL | libc::ERANGE) => {
             "its driver refuses XDP, as for a large MTU".to_owned()
@@ -201,7 +210,8 @@ fn parse_pin_name(name: &str) -> Option<u32> {
     index.parse().ok()
 }
 
-fn pinned_links(directory: &Path) -> io::Result<BTreeMap<u32, PathBuf>> {
+/// The links that are pinned, by the index of their device.
+pub(super) fn pinned_links(directory: &Path) -> io::Result<BTreeMap<u32, PathBuf>> {
     let mut links = BTreeMap::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
