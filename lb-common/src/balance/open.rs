@@ -130,8 +130,8 @@ fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
 }
 
 /// How many source ports are looked at in search of a free one. Where seven in ten are
-/// taken, all of them are once in 30,000 flows.
-const ATTEMPTS: u32 = 28;
+/// taken, all of them are once in three million flows.
+const ATTEMPTS: u32 = 42;
 
 /// Gives the new flow a source port of this node's: any, or one that is free. Returns
 /// whether there is one.
