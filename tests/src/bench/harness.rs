@@ -234,6 +234,7 @@ pub fn load_programs(object: &mut Ebpf) -> Result<()> {
         match program {
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
+            Program::Xdp(program) => program.load(),
             _ => bail!("program {name} is of another kind than those of lb"),
         }
         .with_context(|| format!("the kernel refused {name}"))?;
