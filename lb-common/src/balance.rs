@@ -41,8 +41,9 @@ pub enum Site {
     ToDevice {
         /// The kernel's index of that device.
         ifindex: u32,
-        /// Whether it came in by another device; else a process of this node made it.
-        forwarded: bool,
+        /// The kernel's index of the device that it came in by; 0 = a process of this node
+        /// made it.
+        ingress: u32,
     },
     /// It goes from this node to itself.
     Loopback,
@@ -223,7 +224,7 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
 /// Whether what is addressed to a Service may be new at `site`.
 #[inline(always)]
 fn may_enter(site: Site) -> bool {
-    !matches!(site, Site::ToDevice { forwarded: true, .. })
+    !matches!(site, Site::ToDevice { ingress: 1.., .. })
 }
 
 /// The verdict, but for what would leave the node untranslated for a ClusterIP.

@@ -102,12 +102,12 @@ fn enter<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), Reason> {
-    if work.needs_port != 0 && !find_port(context, false, work, tables) {
+    if work.needs_port != 0 && !draw_port(context, work, tables) {
         return Err(Reason::NoSourcePort);
     }
     prepare_pair(context, work);
     match add(context, work, tables) {
-        Err(InsertError::Exists) if find_port(context, true, work, tables) => {
+        Err(InsertError::Exists) if find_port(context, work, tables) => {
             prepare_pair(context, work);
             insert_pair(table_of(context), context, false, work, tables)
         }
@@ -133,12 +133,10 @@ fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
 /// taken, all of them are once in three million flows.
 const ATTEMPTS: u32 = 42;
 
-/// Gives the new flow a source port of this node's: any, or one that is free. Returns
-/// whether there is one.
-#[inline(never)]
-fn find_port<F: Family, T: Tables<F>>(
+/// Gives the new flow a source port of this node's, any. Returns whether there is one.
+#[inline(always)]
+fn draw_port<F: Family, T: Tables<F>>(
     context: &Context<F>,
-    free: bool,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
@@ -146,14 +144,24 @@ fn find_port<F: Family, T: Tables<F>>(
     if ports.count == 0 {
         return false;
     }
+    let offset = (tables.random() as u64 * ports.count as u64) >> 32;
+    work.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
+    work.pair_key.set_pair(&work.flow.rewrite, context.packet.key.protocol);
+    true
+}
+
+/// Gives the new flow a source port of this node's that is free. Returns whether one was
+/// found.
+#[inline(never)]
+fn find_port<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
     let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        let offset = (tables.random() as u64 * ports.count as u64) >> 32;
-        work.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
-        work.pair_key.set_pair(&work.flow.rewrite, context.packet.key.protocol);
-        if !free
-            || tables.flow(FlowTable::Flows, &work.pair_key).is_none()
-                && tables.flow(FlowTable::Embryonic, &work.pair_key).is_none()
+    while attempt < ATTEMPTS && draw_port(context, work, tables) {
+        if tables.flow(FlowTable::Flows, &work.pair_key).is_none()
+            && tables.flow(FlowTable::Embryonic, &work.pair_key).is_none()
         {
             return true;
         }

@@ -57,8 +57,8 @@ impl Place {
             Self::FromPod => Site::FromPod,
             Self::ToPod => Site::ToPod,
             Self::FromDevice | Self::FromOtherDevice => Site::FromDevice,
-            Self::ToDevice => Site::ToDevice { ifindex: EXTERNAL, forwarded: false },
-            Self::ToDeviceForwarded => Site::ToDevice { ifindex: EXTERNAL, forwarded: true },
+            Self::ToDevice => Site::ToDevice { ifindex: EXTERNAL, ingress: 0 },
+            Self::ToDeviceForwarded => Site::ToDevice { ifindex: EXTERNAL, ingress: POD_DEVICE },
             Self::Loopback => Site::Loopback,
         }
     }

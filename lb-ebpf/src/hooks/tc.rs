@@ -178,7 +178,7 @@ fn site(context: &TcContext, hook: Hook) -> Site {
         _ => {
             // SAFETY: the context is the kernel's.
             let skb = unsafe { &*context.skb.skb };
-            Site::ToDevice { ifindex: skb.ifindex, forwarded: skb.ingress_ifindex != 0 }
+            Site::ToDevice { ifindex: skb.ifindex, ingress: skb.ingress_ifindex }
         }
     }
 }
