@@ -107,7 +107,7 @@ fn store_backend(
     }
 }
 
-fn backend<A>(entry: &BackendEntry, address: A) -> Backend<A> {
+fn backend<A: Default>(entry: &BackendEntry, address: A) -> Backend<A> {
     Backend {
         address,
         port: Be16::new(entry.port),
@@ -116,6 +116,7 @@ fn backend<A>(entry: &BackendEntry, address: A) -> Backend<A> {
         flags: entry.flags,
         zero: 0,
         service: entry.service,
+        node: A::default(),
     }
 }
 

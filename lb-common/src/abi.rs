@@ -18,7 +18,7 @@ pub mod socket;
 
 /// Version of the layout, part of the path that maps are pinned under
 /// (`<bpf-dir>/v<ABI_VERSION>/<MAP>`): a change of any type here bumps it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Implements [`bytemuck::Pod`] for instances of generic types, which the derive
 /// refuses, and proves at compile time that they hold no padding.

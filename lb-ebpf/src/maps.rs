@@ -74,6 +74,12 @@ pub static RANGES4: LpmTrie<Range<Address4>, u32, 16384> = LpmTrie::new();
 /// the agent.
 #[btf_map]
 pub static RANGES6: LpmTrie<Range<Address6>, u32, 16384> = LpmTrie::new();
+/// Addresses of the cluster's nodes, IPv4; the value is always 1. Written by the agent.
+#[btf_map]
+pub static NODES4: HashMap<Address4, u32, 16384, ON_DEMAND> = HashMap::new();
+/// Addresses of the cluster's nodes, IPv6; the value is always 1. Written by the agent.
+#[btf_map]
+pub static NODES6: HashMap<Address6, u32, 16384, ON_DEMAND> = HashMap::new();
 /// What the programs must know of this node. Written by the agent.
 #[btf_map]
 pub static SETTINGS: Array<SettingsPair, 1, MAPPED> = Array::new();

@@ -82,6 +82,8 @@ pub trait FamilyMaps: Family {
     fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
     /// Looks up in RANGES.
     fn range(key: &Key<Range<Self::Address>>) -> bool;
+    /// Looks up in NODES.
+    fn node(address: &Self::Address) -> bool;
     /// Looks up in BACKENDS.
     fn backend(id: u32) -> Option<*const Backend<Self::Address>>;
     /// Looks up in FLOWS or EMBRYONIC.
@@ -102,7 +104,7 @@ pub trait FamilyMaps: Family {
 }
 
 macro_rules! family_maps {
-    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $backends:ident, $flows:ident, $embryonic:ident, $fragments:ident, $scratch:ident) => {
+    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $nodes:ident, $backends:ident, $flows:ident, $embryonic:ident, $fragments:ident, $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn scratch() -> Option<*mut maps::Scratch<Self>> {
@@ -117,6 +119,11 @@ macro_rules! family_maps {
             #[inline(always)]
             fn range(key: &Key<Range<$address>>) -> bool {
                 maps::$ranges.get(key).is_some()
+            }
+
+            #[inline(always)]
+            fn node(address: &$address) -> bool {
+                maps::$nodes.get_ptr(address).is_some()
             }
 
             #[inline(always)]
@@ -167,10 +174,12 @@ macro_rules! family_maps {
 }
 
 family_maps!(
-    Ipv4, Address4, FRONTENDS4, RANGES4, BACKENDS4, FLOWS4, EMBRYONIC4, FRAGMENTS4, SCRATCH4
+    Ipv4, Address4, FRONTENDS4, RANGES4, NODES4, BACKENDS4, FLOWS4, EMBRYONIC4, FRAGMENTS4,
+    SCRATCH4
 );
 family_maps!(
-    Ipv6, Address6, FRONTENDS6, RANGES6, BACKENDS6, FLOWS6, EMBRYONIC6, FRAGMENTS6, SCRATCH6
+    Ipv6, Address6, FRONTENDS6, RANGES6, NODES6, BACKENDS6, FLOWS6, EMBRYONIC6, FRAGMENTS6,
+    SCRATCH6
 );
 
 impl<F: FamilyMaps> Tables<F> for Maps {
@@ -200,6 +209,11 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         range.address.set(client);
         let bits = 8 * size_of::<Range<F::Address>>() as u32;
         F::range(&Key::new(bits, range))
+    }
+
+    #[inline(never)]
+    fn is_node(&mut self, address: &F::Address) -> bool {
+        F::node(address)
     }
 
     #[inline(always)]

@@ -67,6 +67,7 @@ where
     settings: TypedMap<u32, SettingsPair>,
     devices: TypedMap<u32, Device>,
     ranges: TypedMap<RangeKey<F::Address>, u32>,
+    nodes: TypedMap<F::Address, u32>,
     flows: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
     embryonic: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
     fragments: TypedMap<FragmentKey<F::Address>, Fragment>,
@@ -103,6 +104,7 @@ where
             settings: programs.map("SETTINGS")?,
             devices: programs.map("DEVICES")?,
             ranges: programs.map(&name("RANGES"))?,
+            nodes: programs.map(&name("NODES"))?,
             flows: programs.map(&name("FLOWS"))?,
             embryonic: programs.map(&name("EMBRYONIC"))?,
             fragments: programs.map(&name("FRAGMENTS"))?,
@@ -368,6 +370,7 @@ where
         clear(&self.affinity);
         clear(&self.frontends);
         clear(&self.ranges);
+        clear(&self.nodes);
     }
 
     fn load(&mut self, world: &World<F>) {
@@ -387,6 +390,9 @@ where
         fill(&self.backends, &world.backends);
         for (key, frontend) in &world.frontends {
             self.frontends.set(key, frontend).expect("a front end can be set");
+        }
+        for node in &world.nodes {
+            self.nodes.set(node, &1).expect("a node can be set");
         }
         for (service, range) in &world.ranges {
             let length = range.mask.words().iter().map(|word| word.count_ones()).sum();

@@ -151,7 +151,7 @@ fn backend4(last: u8) -> Backend<Address4> {
 fn backend6(last: u16) -> Backend<Address6> {
     let Backend { port, generation, sets, flags, zero, service, .. } = backend4(0);
     let address = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last).into();
-    Backend { address, port, generation, sets, flags, zero, service }
+    Backend { address, port, generation, sets, flags, zero, service, node: address }
 }
 
 fn name(text: &str) -> Name {
@@ -609,6 +609,7 @@ const TIMEOUTS: Timeouts = Timeouts {
     tcp_syn: 100,
     tcp_established: 100_000,
     tcp_half_closed: 100,
+    tcp_fin_one_way: 120,
     tcp_closing: 100,
     udp: 100,
     udp_answered: 100,

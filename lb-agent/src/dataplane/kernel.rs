@@ -177,9 +177,11 @@ fn delete<K: Pod + Debug, V: Pod>(
 
 impl Dataplane for KernelDataplane {
     fn store_backend4(&mut self, id: u32, value: Backend<Address4>) -> Result<(), DataplaneError> {
-        const { assert!(size_of::<Backend<Address4>>() == 16) }
+        const NODE: usize = offset_of!(Backend<Address4>, node);
+        const { assert!(NODE == 16) }
         self.backends4
-            .publish(id, 8, word_of(&value, 8))
+            .store_part(id, NODE, &value.node)
+            .and_then(|()| self.backends4.publish(id, 8, word_of(&value, 8)))
             // Address, port and generation go out as one: no packet gets the address of
             // one backend and the generation of another.
             .and_then(|()| self.backends4.publish(id, 0, word_of(&value, 0)))
@@ -189,10 +191,12 @@ impl Dataplane for KernelDataplane {
     fn store_backend6(&mut self, id: u32, value: Backend<Address6>) -> Result<(), DataplaneError> {
         const LAST: usize = offset_of!(Backend<Address6>, port);
         const SERVICE: usize = offset_of!(Backend<Address6>, service);
-        const { assert!(LAST == 16 && SERVICE == LAST + 8) }
+        const NODE: usize = offset_of!(Backend<Address6>, node);
+        const { assert!(LAST == 16 && SERVICE == LAST + 8 && NODE == SERVICE + 4) }
         self.backends6
             .store_part(id, 0, &value.address)
             .and_then(|()| self.backends6.store_part(id, SERVICE, &value.service))
+            .and_then(|()| self.backends6.store_part(id, NODE, &value.node))
             .and_then(|()| self.backends6.publish(id, LAST, word_of(&value, LAST)))
             .map_err(failed("BACKENDS6", || format!("store of backend {id}")))
     }

@@ -218,6 +218,8 @@ const EMBRYONIC: u32 = 16_384;
 const EMBRYONIC_PER_CPU: u32 = 2_048;
 /// Datagrams that come in fragments kept at once in each family.
 const FRAGMENTS: u32 = 16_384;
+/// Addresses of nodes in each family.
+const NODES: u32 = 16_384;
 /// Clients of services with session affinity kept at once.
 const AFFINITY: u32 = 65_536;
 /// (socket, peer) pairs of unconnected datagram sockets kept at once.
@@ -237,6 +239,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
         hash::<FrontendKey<Address6>, Frontend>("FRONTENDS6", frontends, services),
         trie::<RangeKey<Address4>, u32>("RANGES4", sizes.services, services),
         trie::<RangeKey<Address6>, u32>("RANGES6", sizes.services, services),
+        hash::<Address4, u32>("NODES4", NODES, None),
+        hash::<Address6, u32>("NODES6", NODES, None),
         array::<Service>("SERVICES", sizes.services, services),
         array::<Name>("NAMES", sizes.services, services),
         array::<Slot>("SLOTS", sizes.slots, Some("--max-slots")),

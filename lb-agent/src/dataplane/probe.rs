@@ -128,6 +128,7 @@ fn timeouts_from(
         tcp_syn: seconds(60),
         tcp_established: ticks(established.unwrap_or(24 * HOUR)),
         tcp_half_closed: ticks(half_closed.unwrap_or(HOUR).max(HOUR)),
+        tcp_fin_one_way: seconds(120),
         tcp_closing: seconds(30),
         udp: seconds(30),
         udp_answered: seconds(180),

@@ -25,6 +25,9 @@ pub struct Backend<A> {
     pub zero: u16,
     /// Index into SERVICES of the service port that owns the id.
     pub service: u32,
+    /// The address of the node that the backend runs on, where packets can be tunnelled to;
+    /// unspecified: this node, or none that is known.
+    pub node: A,
 }
 
 /// The backend is in the cluster set of its service port.
@@ -37,6 +40,6 @@ pub const ON_THIS_NODE: u8 = 1;
 pub const THIS_HOST: u8 = 2;
 
 pod! {
-    Backend<Address4> { Address4, Be16, u16, u8, u8, u16, u32 }
-    Backend<Address6> { Address6, Be16, u16, u8, u8, u16, u32 }
+    Backend<Address4> { Address4, Be16, u16, u8, u8, u16, u32, Address4 }
+    Backend<Address6> { Address6, Be16, u16, u8, u8, u16, u32, Address6 }
 }

@@ -151,6 +151,9 @@ impl Action {
     /// Request with a source address of this node; forwarded by the program, past the
     /// stack, which takes no packet in that claims to come from its own node.
     pub const REQUEST_FORWARD: Self = Self { action: 5 };
+    /// Request, tunnelled as it came to the backend's node, which answers the client itself.
+    /// The addresses of the entry are those of the tunnel, its ports are 0; it has no pair.
+    pub const REQUEST_TUNNEL: Self = Self { action: 6 };
     /// Reply; goes on as it was going.
     pub const REPLY: Self = Self { action: 65 };
     /// Reply to a node process; goes into the device that its request left by.
@@ -161,6 +164,8 @@ impl Action {
     /// Reply to a client outside, from an address of this node or a Service's; forwarded by
     /// the program.
     pub const REPLY_FORWARD: Self = Self { action: 69 };
+    /// Reply to a client whose requests came by another node, in a tunnel.
+    pub const REPLY_DIRECT: Self = Self { action: 70 };
     const REPLY_BIT: u8 = 64;
 
     /// Whether the entry is of the direction from backend to client.

@@ -44,6 +44,16 @@ impl<A> FrontendKey<A> {
     pub const fn of_address(address: A) -> Self {
         Self::new(address, Be16::new(0), 0)
     }
+
+    /// The key of a node port on any node: with the unspecified address in place of theirs.
+    /// It is for packets that another node has tunnelled here untouched.
+    #[inline(always)]
+    pub fn of_any_node(port: Be16, protocol: u8) -> Self
+    where
+        A: Default,
+    {
+        Self::new(A::default(), port, protocol)
+    }
 }
 
 /// Where a front end leads.

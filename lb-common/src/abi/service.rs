@@ -45,7 +45,7 @@ pub struct Service {
     /// Session affinity by client for so many seconds after its last new flow; 0 = none.
     pub affinity_seconds: u32,
     /// A set of [`Service::INTERNAL_LOCAL`], [`Service::ADDRESS`],
-    /// [`Service::EXTERNAL_LOCAL`].
+    /// [`Service::EXTERNAL_LOCAL`], [`Service::DSR`].
     pub flags: u32,
 }
 
@@ -57,6 +57,9 @@ impl Service {
     pub const ADDRESS: u32 = 2;
     /// `externalTrafficPolicy: Local`: clients outside the cluster get the local set.
     pub const EXTERNAL_LOCAL: u32 = 4;
+    /// Packets of clients outside are tunnelled, as they came, to a backend's node, and that
+    /// answers the client itself (direct server return).
+    pub const DSR: u32 = 8;
 }
 
 /// A slot: the index of a backend in BACKENDS4 or BACKENDS6, by the family of the

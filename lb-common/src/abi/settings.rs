@@ -74,6 +74,9 @@ pub struct Timeouts {
     pub tcp_established: u32,
     /// TCP, one side has sent FIN: it may still be receiving.
     pub tcp_half_closed: u32,
+    /// TCP whose answers go another way, so that only the client's packets are seen, once
+    /// the client has sent FIN: whether it may still be receiving cannot be told.
+    pub tcp_fin_one_way: u32,
     /// TCP, both sides have sent FIN or one has sent RST.
     pub tcp_closing: u32,
     /// UDP nobody has answered yet.

@@ -63,6 +63,8 @@ pub trait Tables<F: Family> {
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
     /// Whether the source ranges of a service port hold a client.
     fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool;
+    /// Whether a node of the cluster has this address.
+    fn is_node(&mut self, address: &F::Address) -> bool;
     /// Looks up a service port.
     fn service(&mut self, index: u32) -> Option<Service>;
     /// The backend in a slot.

@@ -29,6 +29,8 @@ pub trait TestFamily: ParseQuote + Respond {
     fn remote_pod(number: u8) -> Self::Address;
     /// This node.
     fn node() -> Self::Address;
+    /// The node of backends that are elsewhere.
+    fn other_node() -> Self::Address;
     /// An address in a ServiceCIDR.
     fn vip(number: u8) -> Self::Address;
     /// An address that may be a ClusterIP though it lies in no ServiceCIDR.
@@ -72,6 +74,10 @@ impl TestFamily for Ipv4 {
 
     fn node() -> Address4 {
         core::net::Ipv4Addr::new(192, 0, 2, 10).into()
+    }
+
+    fn other_node() -> Address4 {
+        core::net::Ipv4Addr::new(192, 0, 2, 11).into()
     }
 
     fn vip(number: u8) -> Address4 {
@@ -153,6 +159,10 @@ impl TestFamily for Ipv6 {
 
     fn node() -> Address6 {
         Self::group([0x2001, 0xdb8], 10)
+    }
+
+    fn other_node() -> Address6 {
+        Self::group([0x2001, 0xdb8], 11)
     }
 
     fn vip(number: u8) -> Address6 {

@@ -34,6 +34,8 @@ pub struct Lookups {
     pub embryonic: u32,
     /// FRAGMENTS, a hash.
     pub fragments: u32,
+    /// NODES, a hash.
+    pub nodes: u32,
     /// AFFINITY, a hash.
     pub affinity: u32,
     /// SERVICES, SLOTS, BACKENDS and DEVICES, arrays.
@@ -43,7 +45,7 @@ pub struct Lookups {
 impl Lookups {
     /// The look-ups that cost: those in hashes.
     pub fn hashes(self) -> u32 {
-        self.frontends + self.flows + self.embryonic + self.fragments + self.affinity
+        self.frontends + self.flows + self.embryonic + self.fragments + self.nodes + self.affinity
     }
 }
 
@@ -100,6 +102,7 @@ pub struct FakeTables<F: Family> {
     backends: Vec<Backend<F::Address>>,
     devices: Vec<Device>,
     ranges: Vec<(u32, Prefix<F::Address>)>,
+    nodes: Vec<F::Address>,
     flows: Flows<F::Address>,
     embryonic: Flows<F::Address>,
     fragments: BTreeMap<FragmentKey<F::Address>, Fragment>,
@@ -120,6 +123,7 @@ impl<F: Family> Default for FakeTables<F> {
             backends: Vec::new(),
             devices: Vec::new(),
             ranges: Vec::new(),
+            nodes: Vec::new(),
             flows: Flows::new(),
             embryonic: Flows::new(),
             fragments: BTreeMap::new(),
@@ -142,6 +146,7 @@ impl<F: Family> FakeTables<F> {
         self.backends = world.backends.clone();
         self.devices = world.devices.clone();
         self.ranges = world.ranges.clone();
+        self.nodes = world.nodes.clone();
     }
 
     /// Every entry of a flow table.
@@ -190,6 +195,11 @@ impl<F: Family> Tables<F> for FakeTables<F> {
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
         self.lookups.frontends += 1;
         self.frontends.get(key).copied()
+    }
+
+    fn is_node(&mut self, address: &F::Address) -> bool {
+        self.lookups.nodes += 1;
+        self.nodes.contains(address)
     }
 
     fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool {

@@ -41,6 +41,8 @@ pub mod seconds {
     pub const TCP_ESTABLISHED: u32 = 86_400;
     /// TCP, half closed.
     pub const TCP_HALF_CLOSED: u32 = 3_600;
+    /// TCP seen one way, closed by the client.
+    pub const TCP_FIN_ONE_WAY: u32 = 120;
     /// TCP, closed.
     pub const TCP_CLOSING: u32 = 30;
     /// UDP.
@@ -56,7 +58,7 @@ pub enum Where {
     Here,
     /// In the node's own network namespace.
     Host,
-    /// On another node.
+    /// On another node, [`other_node`](TestFamily::other_node).
     Elsewhere,
 }
 
@@ -73,6 +75,8 @@ pub struct World<F: Family> {
     pub slots: Vec<Slot>,
     /// BACKENDS.
     pub backends: Vec<Backend<F::Address>>,
+    /// NODES.
+    pub nodes: Vec<F::Address>,
     /// RANGES, without the look-up by prefix.
     pub ranges: Vec<(u32, Prefix<F::Address>)>,
     /// DEVICES.
@@ -85,6 +89,7 @@ impl<F: TestFamily> Default for World<F> {
             tcp_syn: seconds::TCP_SYN * TICKS,
             tcp_established: seconds::TCP_ESTABLISHED * TICKS,
             tcp_half_closed: seconds::TCP_HALF_CLOSED * TICKS,
+            tcp_fin_one_way: seconds::TCP_FIN_ONE_WAY * TICKS,
             tcp_closing: seconds::TCP_CLOSING * TICKS,
             udp: seconds::UDP * TICKS,
             udp_answered: seconds::UDP_ANSWERED * TICKS,
@@ -107,6 +112,7 @@ impl<F: TestFamily> Default for World<F> {
             services: vec![Service::default()],
             slots: vec![Slot::default()],
             backends: vec![Backend::default()],
+            nodes: vec![F::node(), F::other_node()],
             ranges: Vec::new(),
             devices: vec![device(EXTERNAL), device(EXTERNAL_TOO)],
         }
@@ -193,6 +199,7 @@ impl<F: TestFamily> World<F> {
             Where::Host => (ON_THIS_NODE | THIS_HOST, IN_LOCAL_SET),
             Where::Elsewhere => (0, 0),
         };
+        let node = if flags == 0 { F::other_node() } else { F::Address::default() };
         let id = self.backends.len() as u32;
         self.backends.push(Backend {
             address: to.address,
@@ -202,6 +209,7 @@ impl<F: TestFamily> World<F> {
             flags,
             zero: 0,
             service,
+            node,
         });
         self.publish();
         id

@@ -75,6 +75,11 @@ impl<F: Side> Tables<F> for Counting<F> {
         true
     }
 
+    fn is_node(&mut self, _address: &F::Address) -> bool {
+        self.look_ups += 1;
+        false
+    }
+
     fn service(&mut self, index: u32) -> Option<Service> {
         self.state.services.get(&index).copied()
     }

@@ -350,6 +350,7 @@ pub fn settings() -> Settings {
             tcp_syn: LONG,
             tcp_established: LONG,
             tcp_half_closed: LONG,
+            tcp_fin_one_way: LONG,
             tcp_closing: LONG,
             udp: LONG,
             udp_answered: LONG,
@@ -427,6 +428,7 @@ fn backend<F: Side>(service: u32, id: u32) -> Backend<F::Address> {
         flags: 0,
         zero: 0,
         service,
+        node: F::Address::default(),
     }
 }
 

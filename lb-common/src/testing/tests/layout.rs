@@ -52,8 +52,8 @@ fn current() -> String {
         FrontendKey<Address4> { address, port, protocol, zero }
         FrontendKey<Address6> { address, port, protocol, zero }
         Frontend { service, kind, flags, zero }
-        Backend<Address4> { address, port, generation, sets, flags, zero, service }
-        Backend<Address6> { address, port, generation, sets, flags, zero, service }
+        Backend<Address4> { address, port, generation, sets, flags, zero, service, node }
+        Backend<Address6> { address, port, generation, sets, flags, zero, service, node }
         SlotRange { start_and_length }
         Service { cluster, local, affinity_seconds, flags }
         Slot { backend }
@@ -74,7 +74,7 @@ fn current() -> String {
             node_address_count, pod_prefix_count,
         }
         Timeouts {
-            tcp_syn, tcp_established, tcp_half_closed, tcp_closing, udp, udp_answered,
+            tcp_syn, tcp_established, tcp_half_closed, tcp_fin_one_way, tcp_closing, udp, udp_answered,
         }
         Settings { ipv4, ipv6, timeouts, ticks_per_second, flags, node_ports, source_ports }
         PortRange { first, count }
