@@ -186,6 +186,48 @@ fn what_is_not_ip_is_untouched_and_counted() -> Result<()> {
     })
 }
 
+/// A tag that is still in the frame hides what follows it, be it for a Service.
+fn tagged<F: KernelFamily>() -> Result<()>
+where
+    FrontendKey<F::Address>: Pod,
+    RangeKey<F::Address>: Pod,
+    Backend<F::Address>: Pod,
+    FlowKey<F::Address>: Pod,
+    Flow<F::Address>: Pod,
+    FragmentKey<F::Address>: Pod,
+{
+    const MACS: usize = 12;
+    const TAGS: [&[u16]; 4] =
+        [&[0x8100, 5], &[0x88a8, 5], &[0x88a8, 5, 0x8100, 6], &[0x8100, 0xe000]];
+    for mut kernel in [Kernel::<F>::load()?, Kernel::<F>::load()?.with_xdp()] {
+        kernel.load(&world::<F>());
+        for (place, protocol) in
+            Place::ALL.into_iter().flat_map(|place| [(place, TCP), (place, UDP)])
+        {
+            let frame = Frame::<F>::of(protocol, at(F::pod(1), 1000), at(F::vip(1), 80), SYN);
+            let whole = frame.bytes();
+            let (plain, _) = Kernel::<F>::run(&kernel, place, &whole)?;
+            ensure!(plain.reason != Reason::NotIp, "{plain:?} at {place:?}");
+            for tags in TAGS {
+                let tags: Vec<u8> = tags.iter().flat_map(|half| half.to_be_bytes()).collect();
+                let frame = [&whole[..MACS], &tags, &whole[MACS..]].concat();
+                let (outcome, after) = Kernel::<F>::run(&kernel, place, &frame)?;
+                let untouched = Outcome { reason: Reason::NotIp, end: End::Untouched };
+                ensure!(outcome == untouched && after == frame, "{outcome:?} at {place:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_frame_with_its_vlan_tag_is_untouched_and_counted() -> Result<()> {
+    in_private_namespace(|| {
+        tagged::<Ipv4>()?;
+        tagged::<Ipv6>()
+    })
+}
+
 /// The one row that goes by the kernel's clock: a second is a tenth of one here.
 fn only_sends<F: KernelFamily>() -> Result<()>
 where

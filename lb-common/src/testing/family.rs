@@ -46,7 +46,8 @@ pub trait TestFamily: ParseQuote + Respond {
     /// The address that stands at the start of `bytes`.
     fn address(bytes: &[u8]) -> Self::Address;
     /// An IP header and what stands between it and `body`: options of IPv4 (whole words),
-    /// or extension headers of IPv6 as (kind, bytes behind the next-header field).
+    /// or extension headers of IPv6 as (kind, bytes behind the next-header field). TTL or hop
+    /// limit and the header's own checksum are 0.
     fn ip_header(
         addresses: [Self::Address; 2],
         protocol: u8,
@@ -126,11 +127,9 @@ impl TestFamily for Ipv4 {
         header.extend(((own + length) as u16).to_be_bytes());
         header.extend(identification.to_be_bytes());
         header.extend(fragment.to_be_bytes());
-        header.extend([63, protocol, 0, 0]);
+        header.extend([0, protocol, 0, 0]);
         addresses.iter().for_each(|address| header.extend(Self::bytes(*address)));
         header.extend(options);
-        let sum = super::frame::checksum(&[&header]);
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
         header
     }
 }
@@ -215,7 +214,7 @@ impl TestFamily for Ipv6 {
         let between: usize = chain.iter().map(|(_, bytes)| bytes.len() + 1).sum();
         let mut header = vec![0x62, 0x8a, 0xbc, 0xde];
         header.extend(((between + length) as u16).to_be_bytes());
-        header.extend([kinds[0], 63]);
+        header.extend([kinds[0], 0]);
         addresses.iter().for_each(|address| header.extend(Self::bytes(*address)));
         for (index, (_, bytes)) in chain.iter().enumerate() {
             header.push(kinds[index + 1]);

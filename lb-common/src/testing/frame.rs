@@ -18,6 +18,9 @@ pub const ETHERNET: usize = 14;
 /// Destination and source MAC of every frame that is built.
 pub const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
+/// TTL or hop limit of a frame that is not given another.
+const HOPS: u8 = 63;
+
 /// Which part of a larger datagram a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
@@ -53,6 +56,8 @@ pub struct Frame<F: TestFamily> {
     pub destination: Endpoint<F::Address>,
     /// What follows the IP header.
     pub body: Body,
+    /// TTL or hop limit.
+    pub hops: u8,
     /// See [`TestFamily::ip_header`].
     pub options: Vec<(u8, Vec<u8>)>,
     /// TCP options, in whole words.
@@ -74,6 +79,7 @@ impl<F: TestFamily> Frame<F> {
             source,
             destination,
             body,
+            hops: HOPS,
             options: Vec::new(),
             tcp_options: vec![2, 4, 5, 0xb4],
             fragment: None,
@@ -100,6 +106,12 @@ impl<F: TestFamily> Frame<F> {
     /// With options or extension headers, see [`TestFamily::ip_header`].
     pub fn options(mut self, options: &[(u8, Vec<u8>)]) -> Self {
         self.options = options.to_vec();
+        self
+    }
+
+    /// With this TTL or hop limit.
+    pub fn hops(mut self, hops: u8) -> Self {
+        self.hops = hops;
         self
     }
 
@@ -142,8 +154,22 @@ impl<F: TestFamily> Frame<F> {
             body[field..field + 2].copy_from_slice(&sum.to_be_bytes());
         }
         let header = F::ip_header(addresses, protocol, &self.options, self.fragment, body.len());
-        [&MACS[..], &F::ETHERTYPE.to_be_bytes(), &header, &body].concat()
+        let mut frame = [&MACS[..], &F::ETHERTYPE.to_be_bytes(), &header, &body].concat();
+        frame[F::HOPS] = self.hops;
+        mend_header::<F>(&mut frame);
+        frame
     }
+}
+
+/// Computes the IPv4 header's checksum anew.
+fn mend_header<F: TestFamily>(frame: &mut [u8]) {
+    if F::NUMBER == 6 {
+        return;
+    }
+    let field = ETHERNET + 10;
+    frame[field..field + 2].fill(0);
+    let sum = !header_sum::<F>(frame);
+    frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// The Internet checksum of the parts, all but the last of even length (RFC 1071).

@@ -29,6 +29,7 @@ pub mod fragments;
 pub mod icmp;
 pub mod life;
 pub mod nothing;
+pub mod odd;
 pub mod outside;
 pub mod shape;
 pub mod tuples;
@@ -50,6 +51,7 @@ pub fn all<F: TestFamily>() -> Vec<Row<F>> {
     rows.extend(outside::rows());
     rows.extend(icmp::rows());
     rows.extend(fragments::rows());
+    rows.extend(odd::rows());
     rows
 }
 
