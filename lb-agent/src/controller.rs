@@ -52,6 +52,8 @@ pub struct Controller {
     /// Services to look at again, such as those that did not fit.
     shortages: BTreeMap<Arc<str>, Shortage>,
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
+    /// How many addresses of nodes do not fit.
+    nodes_left_out: usize,
     health_checks: Checks,
 }
 
@@ -66,6 +68,8 @@ pub struct Outcome {
     pub refusals: Vec<Refusal>,
     /// All Services that do not fit.
     pub shortages: Vec<Shortage>,
+    /// How many addresses of nodes do not fit.
+    pub nodes_left_out: usize,
     /// The writes that failed.
     pub errors: Vec<DataplaneError>,
     /// When to call again even if nothing happens, on the caller's clock.
@@ -89,6 +93,7 @@ impl Controller {
             is_gate_dirty: true,
             shortages: BTreeMap::new(),
             conflicts: BTreeMap::new(),
+            nodes_left_out: 0,
             health_checks: Checks::new(),
         }
     }
@@ -168,6 +173,11 @@ impl Controller {
         let mut outcome = Outcome::default();
         let affected = self.affected(&dirty, &planner, draft.has_more_room);
         outcome.refusals = dirty.refusals;
+        if dirty.nodes || self.is_everything_dirty {
+            let addresses = self.snapshot.nodes().addresses().collect();
+            self.nodes_left_out = planner.store_nodes(&mut draft, &addresses);
+        }
+        outcome.nodes_left_out = self.nodes_left_out;
         if std::mem::take(&mut self.is_gate_dirty) || dirty.service_cidrs {
             let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
             let before = planner.settings();
@@ -261,6 +271,7 @@ impl Controller {
             zone: snapshot.node().and_then(|node| node.zone.as_deref()),
             addresses: &self.facts.addresses,
             node_port_addresses: &self.facts.node_port_addresses,
+            nodes: snapshot.nodes(),
         };
         let is_wanted =
             |name: &&Arc<str>| snapshot.service(name).is_some_and(|entry| entry.service.is_some());

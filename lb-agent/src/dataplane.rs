@@ -95,6 +95,18 @@ pub trait Dataplane {
     /// Deletes an entry of RANGES6; one that is not there counts as deleted.
     fn delete_range6(&mut self, key: RangeKey<Address6>) -> Result<(), DataplaneError>;
 
+    /// Adds an entry of NODES4; one that is there stays.
+    fn insert_node4(&mut self, address: Address4) -> Result<(), DataplaneError>;
+
+    /// Adds an entry of NODES6; one that is there stays.
+    fn insert_node6(&mut self, address: Address6) -> Result<(), DataplaneError>;
+
+    /// Deletes an entry of NODES4; one that is not there counts as deleted.
+    fn delete_node4(&mut self, address: Address4) -> Result<(), DataplaneError>;
+
+    /// Deletes an entry of NODES6; one that is not there counts as deleted.
+    fn delete_node6(&mut self, address: Address6) -> Result<(), DataplaneError>;
+
     /// Replaces the settings as a whole: no packet sees half of them.
     fn store_settings(&mut self, settings: &Settings) -> Result<(), DataplaneError>;
 
@@ -124,6 +136,10 @@ pub struct Capacity {
     pub ranges4: u32,
     /// RANGES6 (`--max-services`).
     pub ranges6: u32,
+    /// NODES4.
+    pub nodes4: u32,
+    /// NODES6.
+    pub nodes6: u32,
 }
 
 /// Everything that the maps hold, in host memory.
@@ -137,6 +153,10 @@ pub struct PinnedState {
     pub ranges4: Vec<RangeKey<Address4>>,
     /// RANGES6, in any order.
     pub ranges6: Vec<RangeKey<Address6>>,
+    /// NODES4, in any order.
+    pub nodes4: Vec<Address4>,
+    /// NODES6, in any order.
+    pub nodes6: Vec<Address6>,
     /// The entries of NAMES whose length is not 0, with their index.
     pub names: Vec<(u32, Name)>,
     /// SERVICES, every entry.
@@ -152,6 +172,13 @@ pub struct PinnedState {
 }
 
 impl PinnedState {
+    /// NODES4 and NODES6.
+    pub fn nodes(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.nodes4.iter().map(|address| IpAddr::V4(Ipv4Addr::from(*address)));
+        let v6 = self.nodes6.iter().map(|address| IpAddr::V6(Ipv6Addr::from(*address)));
+        v4.chain(v6)
+    }
+
     /// RANGES4 and RANGES6: who is let in, by the index of the service port. Keys that the
     /// agent does not write are left out.
     pub fn ranges(&self) -> impl Iterator<Item = (u32, IpNet)> {

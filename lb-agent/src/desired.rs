@@ -30,7 +30,7 @@ use crate::{
         service::{Policy, Port, Service},
         slice::Endpoint,
     },
-    snapshot::Entry,
+    snapshot::{Entry, nodes::Nodes},
 };
 
 /// What must be known of this node from elsewhere than the objects.
@@ -65,6 +65,8 @@ pub struct Locality<'a> {
     pub addresses: &'a BTreeSet<IpAddr>,
     /// Those on which node ports are served.
     pub node_port_addresses: &'a BTreeSet<IpAddr>,
+    /// All nodes.
+    pub nodes: &'a Nodes,
 }
 
 /// An address that clients connect to; port 0 and protocol 0 stand for all of it.
@@ -145,6 +147,8 @@ pub struct DesiredBackend {
     pub sets: u8,
     /// What is known of it.
     pub flags: u8,
+    /// The address of the node that it runs on, if that is another one and known.
+    pub node: Option<IpAddr>,
 }
 
 impl DesiredBackend {
@@ -245,7 +249,9 @@ fn backends(
         let is_host = locality.addresses.contains(&endpoint.address);
         let on_node = if endpoint.is_local || is_host { ON_THIS_NODE } else { 0 };
         let flags = on_node | if is_host { THIS_HOST } else { 0 };
-        DesiredBackend { ip: endpoint.address, port: *number, sets, flags }
+        let node = endpoint.node.as_deref().filter(|_| on_node == 0);
+        let node = node.and_then(|node| locality.nodes.internal_ip(node, family));
+        DesiredBackend { ip: endpoint.address, port: *number, sets, flags, node }
     };
     found.iter().zip(sets).map(backend).collect()
 }

@@ -31,20 +31,20 @@ pub struct Leftover {
 ///
 /// After a failure the later ops of the same owner are left: they would publish what was
 /// not staged, or retire what is still reached. So are later ops on the same front end,
-/// and those of the owner that it should have been taken from. Nothing else depends on
-/// an op that failed.
+/// and those of the owner that it should have been taken from; and those on the same
+/// address of a node, and on the settings. Nothing else depends on an op that failed.
 pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Leftover {
     let mut leftover = Leftover::default();
     let mut owners = HashSet::new();
-    let mut frontends = HashSet::new();
+    let mut shared = HashSet::new();
     for op in plan.ops {
-        let (frontend, replaces) = match op.action {
-            Action::UpsertFrontend { frontend, replaces } => (Some(frontend.at), replaces),
-            Action::DeleteFrontend(frontend) => (Some(frontend), None),
-            _ => (None, None),
+        let entry = Shared::of(&op.action);
+        let replaces = match op.action {
+            Action::UpsertFrontend { replaces, .. } => replaces,
+            _ => None,
         };
-        let must_wait = owners.contains(&op.owner)
-            || frontend.is_some_and(|frontend| frontends.contains(&frontend));
+        let must_wait =
+            owners.contains(&op.owner) || entry.is_some_and(|entry| shared.contains(&entry));
         if !must_wait {
             match perform(&op, dataplane) {
                 Ok(()) => continue,
@@ -52,12 +52,32 @@ pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Leftover {
             }
         }
         owners.extend([op.owner].into_iter().filter(|owner| *owner != NOBODY).chain(replaces));
-        frontends.extend(frontend);
+        shared.extend(entry);
         if !is_wipe(&op) {
             leftover.ops.push(op);
         }
     }
     leftover
+}
+
+/// What ops of several owners, or of nobody, write: of two such ops the later one holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Shared {
+    Frontend(FrontendAddress),
+    Node(IpAddr),
+    Settings,
+}
+
+impl Shared {
+    fn of(action: &Action) -> Option<Self> {
+        match action {
+            Action::UpsertFrontend { frontend, .. } => Some(Self::Frontend(frontend.at)),
+            Action::DeleteFrontend(frontend) => Some(Self::Frontend(*frontend)),
+            Action::InsertNode(ip) | Action::DeleteNode(ip) => Some(Self::Node(*ip)),
+            Action::StoreSettings(_) => Some(Self::Settings),
+            _ => None,
+        }
+    }
 }
 
 /// Whether an op wipes what means nothing any more. It must not be done again later: by
@@ -92,6 +112,10 @@ pub fn perform(op: &Op, dataplane: &mut impl Dataplane) -> Result<(), DataplaneE
         Action::InsertRange(IpNet::V6(net)) => dataplane.insert_range6(range6(op.owner, *net)),
         Action::DeleteRange(IpNet::V4(net)) => dataplane.delete_range4(range4(op.owner, *net)),
         Action::DeleteRange(IpNet::V6(net)) => dataplane.delete_range6(range6(op.owner, *net)),
+        Action::InsertNode(IpAddr::V4(ip)) => dataplane.insert_node4((*ip).into()),
+        Action::InsertNode(IpAddr::V6(ip)) => dataplane.insert_node6((*ip).into()),
+        Action::DeleteNode(IpAddr::V4(ip)) => dataplane.delete_node4((*ip).into()),
+        Action::DeleteNode(IpAddr::V6(ip)) => dataplane.delete_node6((*ip).into()),
         Action::StoreSettings(settings) => dataplane.store_settings(settings),
     }
 }
@@ -102,12 +126,26 @@ fn store_backend(
     dataplane: &mut impl Dataplane,
 ) -> Result<(), DataplaneError> {
     match entry.ip {
-        IpAddr::V4(ip) => dataplane.store_backend4(id, backend(entry, ip.into())),
-        IpAddr::V6(ip) => dataplane.store_backend6(id, backend(entry, ip.into())),
+        IpAddr::V4(ip) => {
+            let node = if let Some(IpAddr::V4(node)) = entry.node {
+                node.into()
+            } else {
+                Address4::default()
+            };
+            dataplane.store_backend4(id, backend(entry, ip.into(), node))
+        }
+        IpAddr::V6(ip) => {
+            let node = if let Some(IpAddr::V6(node)) = entry.node {
+                node.into()
+            } else {
+                Address6::default()
+            };
+            dataplane.store_backend6(id, backend(entry, ip.into(), node))
+        }
     }
 }
 
-fn backend<A: Default>(entry: &BackendEntry, address: A) -> Backend<A> {
+fn backend<A>(entry: &BackendEntry, address: A, node: A) -> Backend<A> {
     Backend {
         address,
         port: Be16::new(entry.port),
@@ -116,7 +154,7 @@ fn backend<A: Default>(entry: &BackendEntry, address: A) -> Backend<A> {
         flags: entry.flags,
         zero: 0,
         service: entry.service,
-        node: A::default(),
+        node,
     }
 }
 
@@ -150,6 +188,8 @@ mod tests {
         frontends6: 8,
         ranges4: 8,
         ranges6: 8,
+        nodes4: 8,
+        nodes6: 8,
     };
 
     const FRONTEND: FrontendAddress =
@@ -193,6 +233,20 @@ mod tests {
         let delete = Op { owner: 4, action: Action::DeleteFrontend(FRONTEND) };
         let ops = [upsert(2, None), delete, upsert(3, None), publish(4), publish(5)];
         check(&ops, &[0, 1, 2, 3], &[5]);
+    }
+
+    #[test]
+    fn later_ops_on_the_same_address_of_a_node_wait() {
+        let node = |action: fn(IpAddr) -> Action, last| Op {
+            owner: NOBODY,
+            action: action([192, 0, 2, last].into()),
+        };
+        let mut fake = Fake::new(Capacity { nodes4: 1, ..FULL });
+        let full = [node(Action::InsertNode, 1), node(Action::InsertNode, 2)];
+        let ops = [&full[..], &[node(Action::DeleteNode, 2), node(Action::DeleteNode, 1)]].concat();
+        let leftover = execute(Plan { ops: ops.clone() }, &mut fake);
+        assert_eq!((leftover.ops, leftover.errors.len()), (ops[1..3].to_vec(), 1));
+        assert!(fake.nodes4.is_empty());
     }
 
     #[test]

@@ -9,7 +9,7 @@ pub mod node;
 pub mod service;
 pub mod slice;
 
-use std::{fmt, net::IpAddr};
+use std::{collections::HashSet, fmt, net::IpAddr, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::abi::frontend;
@@ -97,6 +97,29 @@ pub struct Parsed<T> {
     pub value: Option<T>,
     /// What was left out of it.
     pub refusals: Vec<Refusal>,
+}
+
+/// Names that many objects hold, each in memory once.
+#[derive(Debug, Default)]
+pub struct Names {
+    names: HashSet<Arc<str>>,
+}
+
+impl Names {
+    /// The name, shared with all who hold it.
+    pub fn share(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = name.into();
+        self.names.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Drops what nobody holds any more.
+    pub fn forget_unused(&mut self) {
+        self.names.retain(|name| Arc::strong_count(name) > 1);
+    }
 }
 
 /// Namespace and name of an object; an absent namespace is `default`.

@@ -2,14 +2,16 @@
 //!
 //! # Order
 //! 1. *reclaim*: wipe what earlier plans took out of use a grace period ago;
-//! 2. *withdraw*: store the settings, delete front ends that lead nowhere any more;
+//! 2. *withdraw*: add addresses of nodes, store the settings, delete front ends that lead
+//!    nowhere any more;
 //! 3. *stage*: write what no packet reaches yet: backends, slots in a free block, the
 //!    entries of new service ports, last their names; and let in clients of ranges that
 //!    are new;
 //! 4. *publish*: let packets reach it, one aligned word for each set;
 //! 5. *open*: new front ends, and what is new of old ones, last of all that adds;
 //! 6. *retire*: mark as gone what no packet finds any more. It is reused only after
-//!    the grace period, by a later plan. Ranges of clients that are no longer let in go.
+//!    the grace period, by a later plan. Ranges of clients that are no longer let in go,
+//!    and so do addresses of nodes.
 //!
 //! Ops of different service ports do not depend on each other, but for a front end
 //! that moves from one to another ([`Action::UpsertFrontend::replaces`]).
@@ -36,6 +38,9 @@
 //!   that holds an old generation never meets a new meaning.
 //! - **Sets that a backend is a member of** are widened before slots lead to it and
 //!   narrowed after they do not: who was chosen is eligible.
+//! - **A backend's node** gets another address in place. Of an IPv6 address a packet may
+//!   read a part of the old one and a part of the new one; a flow that begins in that
+//!   instant is tunnelled to nobody.
 //! - **A service port** goes after its front ends. Its entry, slots and backends keep
 //!   their content for the grace period.
 //! - **`INTERNAL_LOCAL`** is set after the local set is there and before the cluster set
@@ -43,10 +48,11 @@
 
 pub mod adopt;
 pub mod held;
+mod nodes;
 mod port;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -120,6 +126,10 @@ pub enum Action {
     InsertRange(IpNet),
     /// Deletes a range of clients.
     DeleteRange(IpNet),
+    /// Adds an address of a node.
+    InsertNode(IpAddr),
+    /// Deletes an address of a node.
+    DeleteNode(IpAddr),
     /// Replaces the settings.
     StoreSettings(Box<Settings>),
 }
@@ -139,6 +149,8 @@ pub struct BackendEntry {
     pub flags: u8,
     /// The service port that owns it.
     pub service: u32,
+    /// The address of the node that it runs on, if that is another one and known.
+    pub node: Option<IpAddr>,
 }
 
 /// Writes in the order in which they are to be done.
@@ -173,6 +185,7 @@ pub struct Planner {
     held: HashMap<Arc<str>, Vec<HeldPort>>,
     frontends: Frontends,
     ranges: Ranges,
+    nodes: nodes::Nodes,
     strays: Strays,
     settings: Settings,
 }
@@ -264,6 +277,11 @@ impl Planner {
             let action = Action::StoreSettings(Box::new(settings));
             draft.withdraw.push(Op { owner: NOBODY, action });
         }
+    }
+
+    /// Plans that NODES4 and NODES6 hold these addresses, and gives how many found no room.
+    pub fn store_nodes(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
+        self.nodes.program(draft, wanted)
     }
 
     /// Plans one Service, or its end. One that does not fit stays as it is.
@@ -448,7 +466,7 @@ impl BackendEntry {
             IpFamily::V4 => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
             IpFamily::V6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
         };
-        Self { ip, port: 0, generation, sets: 0, flags: 0, service: 0 }
+        Self { ip, port: 0, generation, sets: 0, flags: 0, service: 0, node: None }
     }
 }
 

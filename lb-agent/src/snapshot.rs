@@ -3,6 +3,8 @@
 //! It decides nothing about endpoints or front ends. An event touches the one Service
 //! that it is about; one that changes nothing that matters touches none.
 
+pub mod nodes;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -24,6 +26,8 @@ use crate::{
     watch::{Event, Kind, Object, ObjectName},
 };
 
+use nodes::Nodes;
+
 /// The state of the source, as far as this node needs it.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -33,6 +37,7 @@ pub struct Snapshot {
     /// The Service of every slice, by `namespace/name` of the slice.
     services_of_slices: HashMap<Arc<str>, Arc<str>>,
     node: Option<Node>,
+    nodes: Nodes,
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
     refusals: BTreeMap<(Kind, ObjectName), Vec<Refusal>>,
     dirty: Dirty,
@@ -52,16 +57,24 @@ impl Entry {
     pub fn slices(&self) -> impl Iterator<Item = &Slice> {
         self.slices.iter().map(|(_, slice)| slice)
     }
+
+    /// Whether any endpoint is on one of these nodes.
+    fn is_on(&self, nodes: &HashSet<Arc<str>>) -> bool {
+        let endpoints = self.slices().flat_map(|slice| &slice.endpoints);
+        endpoints.filter_map(|endpoint| endpoint.node.as_ref()).any(|node| nodes.contains(node))
+    }
 }
 
 /// What changed since the last look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Services, as `namespace/name`, whose object or slices changed; in no order, and
-    /// some more than once.
+    /// Services, as `namespace/name`, whose object, slices or endpoints' nodes changed; in
+    /// no order, and some more than once.
     pub services: Vec<Arc<str>>,
     /// The Node changed: every Service may have to choose anew.
     pub everything: bool,
+    /// Addresses of Nodes came or went.
+    pub nodes: bool,
     /// The ServiceCIDRs changed.
     pub service_cidrs: bool,
     /// Refusals that were not there before.
@@ -78,6 +91,7 @@ impl Snapshot {
             services: HashMap::new(),
             services_of_slices: HashMap::new(),
             node: None,
+            nodes: Nodes::default(),
             service_cidrs: BTreeMap::new(),
             refusals: BTreeMap::new(),
             dirty: Dirty::default(),
@@ -119,6 +133,11 @@ impl Snapshot {
         self.node.as_ref()
     }
 
+    /// The addresses of all Nodes.
+    pub fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
     /// The prefixes of all ServiceCIDRs.
     pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
         self.service_cidrs.values().flatten().copied()
@@ -131,7 +150,14 @@ impl Snapshot {
 
     /// What changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
-        std::mem::take(&mut self.dirty)
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let moved = self.nodes.take_moved();
+        // One look at all endpoints, however many Nodes it was: it is rare.
+        if !moved.is_empty() && !dirty.everything {
+            let on_them = self.services.iter().filter(|(_, entry)| entry.is_on(&moved));
+            dirty.services.extend(on_them.map(|(name, _)| Arc::clone(name)));
+        }
+        dirty
     }
 
     /// Takes over a change of the source.
@@ -165,8 +191,7 @@ impl Snapshot {
         match kind {
             Kind::Service => self.set_service(&key_of(name), None),
             Kind::EndpointSlice => self.remove_slice(&key_of(name)),
-            Kind::Node if name.name == self.node_name => self.set_node(None),
-            Kind::Node => {}
+            Kind::Node => self.set_node(&name.name, None),
             Kind::ServiceCidr => {
                 self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();
             }
@@ -176,7 +201,7 @@ impl Snapshot {
 
     /// The objects of a kind that are held now.
     fn names_of(&self, kind: Kind) -> Vec<ObjectName> {
-        let of_name = |name: &String| ObjectName { namespace: String::new(), name: name.clone() };
+        let of_name = |name: &str| ObjectName { namespace: String::new(), name: name.to_owned() };
         let mut names: Vec<_> = match kind {
             Kind::Service => {
                 let held = self.services.iter().filter(|(_, entry)| entry.service.is_some());
@@ -185,8 +210,8 @@ impl Snapshot {
             Kind::EndpointSlice => {
                 self.services_of_slices.keys().map(|key| (&**key).into()).collect()
             }
-            Kind::Node => self.node.iter().map(|_| of_name(&self.node_name)).collect(),
-            Kind::ServiceCidr => self.service_cidrs.keys().map(of_name).collect(),
+            Kind::Node => self.nodes.names().map(|name| of_name(name)).collect(),
+            Kind::ServiceCidr => self.service_cidrs.keys().map(|name| of_name(name)).collect(),
         };
         let refused = self.refusals.keys().filter(|(of, _)| *of == kind);
         names.extend(refused.map(|(_, name)| name.clone()));
@@ -220,7 +245,7 @@ impl Snapshot {
 
     fn apply_slice(&mut self, object: &EndpointSlice) {
         let key = key_of(&model::object_name(&object.metadata));
-        let parsed = slice::parse(object, &self.node_name);
+        let parsed = slice::parse(object, &self.node_name, &mut self.nodes.names);
         let Some(slice) = self.accept(Kind::EndpointSlice, &object.metadata, parsed) else {
             return self.remove_slice(&key);
         };
@@ -261,16 +286,23 @@ impl Snapshot {
     }
 
     fn apply_node(&mut self, object: &v1::Node) {
-        if object.metadata.name.as_deref() == Some(&self.node_name) {
-            let node = self.accept(Kind::Node, &object.metadata, node::parse(object));
-            self.set_node(node);
-        }
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let parsed = node::parse(object);
+        // What is wrong with another Node is its own agent's to tell.
+        let is_own = name == self.node_name;
+        let node =
+            if is_own { self.accept(Kind::Node, &object.metadata, parsed) } else { parsed.value };
+        self.set_node(name, node);
     }
 
-    fn set_node(&mut self, node: Option<Node>) {
-        let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
-        self.dirty.everything |= zone(&self.node) != zone(&node);
-        self.node = node;
+    fn set_node(&mut self, name: &str, node: Option<Node>) {
+        let addresses = node.as_ref().map(|node| node.addresses.clone());
+        self.dirty.nodes |= self.nodes.set(name, addresses);
+        if name == self.node_name {
+            let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
+            self.dirty.everything |= zone(&self.node) != zone(&node);
+            self.node = node;
+        }
     }
 
     fn apply_service_cidr(&mut self, object: &ServiceCIDR) {

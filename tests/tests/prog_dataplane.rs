@@ -261,6 +261,35 @@ fn ranges_are_found_by_the_longest_prefix_and_read_back_until_they_are_deleted()
 }
 
 #[test]
+fn addresses_of_nodes_are_read_back_until_they_are_deleted() -> Result<()> {
+    let directory = BpfDir::new();
+    directory.load()?;
+    let mut dataplane = KernelDataplane::open(&directory.pins())?;
+    let v4 = [1, 2].map(|last| Address4::from(Ipv4Addr::new(192, 0, 2, last)));
+    let v6 = Address6::from(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1));
+    for address in v4.into_iter().chain(v4) {
+        dataplane.insert_node4(address)?;
+    }
+    dataplane.insert_node6(v6)?;
+    let mut state = KernelDataplane::open(&directory.pins())?.read_state()?;
+    state.nodes4.sort();
+    ensure!((&state.nodes4, &state.nodes6) == (&v4.to_vec(), &vec![v6]), "{state:?}");
+    for address in [v4[0], v4[0]] {
+        dataplane.delete_node4(address)?;
+    }
+    dataplane.delete_node6(v6)?;
+    let state = dataplane.read_state()?;
+    ensure!((state.nodes4.len(), state.nodes6.len()) == (1, 0), "{state:?}");
+    let limit = dataplane.capacity().nodes4;
+    ensure!(limit == dataplane.capacity().nodes6 && limit == 16_384);
+    let address = |last: u32| Address4::from(Ipv4Addr::from_bits(last));
+    let error = (1..=limit).find_map(|last| dataplane.insert_node4(address(last)).err());
+    let error = error.context("the map takes more than it should")?.to_string();
+    ensure!(error.contains("NODES4") && !error.contains("--max"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn a_store_into_memory_is_seen_by_a_lookup_and_the_settings_flip_between_two_copies() -> Result<()>
 {
     let dir = BpfDir::new();

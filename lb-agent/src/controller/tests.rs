@@ -25,6 +25,8 @@ const CAPACITY: Capacity = Capacity {
     frontends6: 1 << 10,
     ranges4: 1 << 10,
     ranges6: 1 << 10,
+    nodes4: 1 << 10,
+    nodes6: 1 << 10,
 };
 
 fn service(name: &str, created: Option<&str>, ip: &str, port: u16) -> Object {
@@ -334,6 +336,75 @@ fn the_older_service_keeps_an_external_ip_that_is_another_s_node_port() {
     assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), both);
     assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), [("203.0.113.2".to_owned(), 80)]);
     assert_eq!(controller.conflicts().count(), 0);
+}
+
+fn node(name: &str, ips: &[&str]) -> Object {
+    let address = |ip: &&str| json!({ "type": "InternalIP", "address": ip });
+    let addresses: Vec<_> = ips.iter().map(address).collect();
+    let object = json!({ "metadata": { "name": name }, "status": { "addresses": addresses } });
+    Object::Node(serde_json::from_value(object).expect("a Node"))
+}
+
+#[test]
+fn backends_have_the_address_of_their_node() {
+    let Object::EndpointSlice(mut object) = slice("a", &pods(1, 5)) else { panic!("no slice") };
+    let nodes = [Some("one"), Some("here"), None, Some("two"), Some("one")];
+    for (endpoint, node) in object.endpoints.iter_mut().flatten().zip(nodes) {
+        endpoint.node_name = node.map(str::to_owned);
+    }
+    let services = vec![service("a", None, "10.0.0.1", 80), service("b", None, "10.0.0.2", 80)];
+    let slices = vec![Object::EndpointSlice(object), slice("b", &pods(2, 2))];
+    let mut controller = listed(services, slices);
+    // The last one's address is this node's: it is no matter which node it is said to be on.
+    let addresses = [pods(1, 5)[4].parse().expect("an address")].into();
+    controller.set_facts(NodeFacts { addresses, ..NodeFacts::default() });
+    let mut fake = Fake::new(CAPACITY);
+    reconcile(&mut controller, 0, &mut fake);
+    let mut check = |event: Event,
+                     ops: usize,
+                     looked_at: usize,
+                     nodes: [[u8; 4]; 5],
+                     all: &[&str]| {
+        controller.apply(event);
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        assert_eq!((outcome.ops, outcome.services, outcome.nodes_left_out), (ops, looked_at, 0));
+        let found: Vec<_> = fake.backends4[1..6].iter().map(|it| Ipv4Addr::from(it.node)).collect();
+        assert_eq!(found, nodes.map(Ipv4Addr::from));
+        let held = fake.read_state().expect("a fake can be read");
+        assert_eq!(held.nodes().map(|ip| ip.to_string()).collect::<Vec<_>>(), all);
+        assert!(fake.backends4.iter().all(|backend| backend.generation == 0));
+    };
+    let (one, two, none) = ([192, 0, 2, 1], [192, 0, 2, 2], [0; 4]);
+    let list = vec![node("one", &["fd00::1", "192.0.2.1"]), node("here", &["192.0.2.9"])];
+    let all = ["192.0.2.1", "192.0.2.9", "fd00::1"];
+    check(Event::Replaced(Kind::Node, list), 4, 1, [one, none, none, none, none], &all);
+    let came = Event::Applied(node("two", &["192.0.2.2"]));
+    let all = ["192.0.2.1", "192.0.2.2", "192.0.2.9", "fd00::1"];
+    check(came, 2, 1, [one, none, none, two, none], &all);
+    let moved = Event::Applied(node("one", &["192.0.2.3"]));
+    let all = ["192.0.2.2", "192.0.2.3", "192.0.2.9"];
+    check(moved, 4, 1, [[192, 0, 2, 3], none, none, two, none], &all);
+    let gone = ObjectName { namespace: String::new(), name: "two".to_owned() };
+    let all = ["192.0.2.3", "192.0.2.9"];
+    let deleted = Event::Deleted(Kind::Node, gone);
+    check(deleted, 2, 1, [[192, 0, 2, 3], none, none, none, none], &all);
+    let same = Event::Applied(node("one", &["192.0.2.3"]));
+    check(same, 0, 0, [[192, 0, 2, 3], none, none, none, none], &all);
+}
+
+#[test]
+fn more_addresses_of_nodes_than_fit_cost_no_service() {
+    let mut fake = Fake::new(Capacity { nodes4: 2, ..CAPACITY });
+    let mut controller =
+        listed(vec![service("a", None, "10.0.0.1", 80)], vec![slice("a", &pods(1, 3))]);
+    controller.apply(Event::Applied(node("one", &["192.0.2.1", "192.0.2.2", "192.0.2.3"])));
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    assert_eq!((outcome.nodes_left_out, outcome.shortages.len()), (1, 0));
+    assert_eq!((fake.nodes4.len(), controller.counts().backends), (2, 3));
+    assert_eq!(reconcile(&mut controller, 1, &mut fake).nodes_left_out, 1);
+    controller.apply(Event::Applied(node("one", &["192.0.2.3"])));
+    assert_eq!(reconcile(&mut controller, 2, &mut fake).nodes_left_out, 0);
+    assert_eq!(fake.nodes4.len(), 1);
 }
 
 #[test]

@@ -26,6 +26,10 @@ pub struct Fake {
     pub ranges4: BTreeSet<RangeKey<Address4>>,
     /// RANGES6.
     pub ranges6: BTreeSet<RangeKey<Address6>>,
+    /// NODES4.
+    pub nodes4: BTreeSet<Address4>,
+    /// NODES6.
+    pub nodes6: BTreeSet<Address6>,
     /// NAMES.
     pub names: Vec<Name>,
     /// SERVICES.
@@ -72,6 +76,8 @@ impl Fake {
             frontends6: BTreeMap::new(),
             ranges4: BTreeSet::new(),
             ranges6: BTreeSet::new(),
+            nodes4: BTreeSet::new(),
+            nodes6: BTreeSet::new(),
             names: vec![Name::zeroed(); capacity.services as usize],
             services: vec![Service::default(); capacity.services as usize],
             slots: vec![0; capacity.slots as usize],
@@ -143,12 +149,12 @@ impl Fake {
         Ok(())
     }
 
-    fn insert_range<A: Copy + Ord + std::fmt::Debug>(
+    fn insert<K: Ord + std::fmt::Debug>(
         &mut self,
         map: &'static str,
-        key: RangeKey<A>,
+        key: K,
         limit: u32,
-        entries: fn(&mut Self) -> &mut BTreeSet<RangeKey<A>>,
+        entries: fn(&mut Self) -> &mut BTreeSet<K>,
     ) -> Outcome {
         let operation = || format!("insertion of {key:?}");
         self.may_fail(map, operation)?;
@@ -158,6 +164,18 @@ impl Fake {
             return Err(DataplaneError { map, operation: operation(), source });
         }
         entries(self).insert(key);
+        Ok(())
+    }
+
+    fn delete<K: Ord + std::fmt::Debug>(
+        &mut self,
+        map: &'static str,
+        key: &K,
+        entries: fn(&mut Self) -> &mut BTreeSet<K>,
+    ) -> Outcome {
+        self.may_fail(map, || format!("deletion of {key:?}"))?;
+        self.writes.deletes += 1;
+        entries(self).remove(key);
         Ok(())
     }
 }
@@ -227,25 +245,35 @@ impl Dataplane for Fake {
     }
 
     fn insert_range4(&mut self, key: RangeKey<Address4>) -> Outcome {
-        self.insert_range("RANGES4", key, self.capacity.ranges4, |fake| &mut fake.ranges4)
+        self.insert("RANGES4", key, self.capacity.ranges4, |fake| &mut fake.ranges4)
     }
 
     fn insert_range6(&mut self, key: RangeKey<Address6>) -> Outcome {
-        self.insert_range("RANGES6", key, self.capacity.ranges6, |fake| &mut fake.ranges6)
+        self.insert("RANGES6", key, self.capacity.ranges6, |fake| &mut fake.ranges6)
     }
 
     fn delete_range4(&mut self, key: RangeKey<Address4>) -> Outcome {
-        self.may_fail("RANGES4", || format!("deletion of {key:?}"))?;
-        self.writes.deletes += 1;
-        self.ranges4.remove(&key);
-        Ok(())
+        self.delete("RANGES4", &key, |fake| &mut fake.ranges4)
     }
 
     fn delete_range6(&mut self, key: RangeKey<Address6>) -> Outcome {
-        self.may_fail("RANGES6", || format!("deletion of {key:?}"))?;
-        self.writes.deletes += 1;
-        self.ranges6.remove(&key);
-        Ok(())
+        self.delete("RANGES6", &key, |fake| &mut fake.ranges6)
+    }
+
+    fn insert_node4(&mut self, address: Address4) -> Outcome {
+        self.insert("NODES4", address, self.capacity.nodes4, |fake| &mut fake.nodes4)
+    }
+
+    fn insert_node6(&mut self, address: Address6) -> Outcome {
+        self.insert("NODES6", address, self.capacity.nodes6, |fake| &mut fake.nodes6)
+    }
+
+    fn delete_node4(&mut self, address: Address4) -> Outcome {
+        self.delete("NODES4", &address, |fake| &mut fake.nodes4)
+    }
+
+    fn delete_node6(&mut self, address: Address6) -> Outcome {
+        self.delete("NODES6", &address, |fake| &mut fake.nodes6)
     }
 
     fn store_settings(&mut self, settings: &Settings) -> Outcome {
@@ -265,6 +293,8 @@ impl Dataplane for Fake {
             frontends6: self.frontends6.iter().map(|(key, value)| (*key, *value)).collect(),
             ranges4: self.ranges4.iter().copied().collect(),
             ranges6: self.ranges6.iter().copied().collect(),
+            nodes4: self.nodes4.iter().copied().collect(),
+            nodes6: self.nodes6.iter().copied().collect(),
             names: names.map(|(index, name)| (index, *name)).collect(),
             services: self.services.clone(),
             slots: self.slots.clone(),

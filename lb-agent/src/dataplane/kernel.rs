@@ -37,6 +37,8 @@ pub struct KernelDataplane {
     frontends6: TypedMap<FrontendKey<Address6>, Frontend>,
     ranges4: TypedMap<RangeKey<Address4>, u32>,
     ranges6: TypedMap<RangeKey<Address6>, u32>,
+    nodes4: TypedMap<Address4, u32>,
+    nodes6: TypedMap<Address6, u32>,
     services: MappedArray<Service>,
     names: MappedArray<Name>,
     slots: MappedArray<Slot>,
@@ -62,6 +64,8 @@ impl KernelDataplane {
             frontends6: opened(pins, "FRONTENDS6", TypedMap::new)?,
             ranges4: opened(pins, "RANGES4", TypedMap::new)?,
             ranges6: opened(pins, "RANGES6", TypedMap::new)?,
+            nodes4: opened(pins, "NODES4", TypedMap::new)?,
+            nodes6: opened(pins, "NODES6", TypedMap::new)?,
             services: opened(pins, "SERVICES", MappedArray::writable)?,
             names: opened(pins, "NAMES", MappedArray::writable)?,
             slots: opened(pins, "SLOTS", MappedArray::writable)?,
@@ -107,8 +111,10 @@ pub fn read_state(pins: &Pins) -> Result<PinnedState, DataplaneError> {
     Ok(PinnedState {
         frontends4: read_hash(&frontends4, "FRONTENDS4")?,
         frontends6: read_hash(&frontends6, "FRONTENDS6")?,
-        ranges4: read_ranges(pins, "RANGES4")?,
-        ranges6: read_ranges(pins, "RANGES6")?,
+        ranges4: read_keys(pins, "RANGES4")?,
+        ranges6: read_keys(pins, "RANGES6")?,
+        nodes4: read_keys(pins, "NODES4")?,
+        nodes6: read_keys(pins, "NODES6")?,
         names: (0..).zip(names).filter(|(_, name)| name.length > 0).collect(),
         services: read_array(pins, "SERVICES")?,
         slots: slots.into_iter().map(|slot| slot.backend).collect(),
@@ -132,13 +138,11 @@ pub(crate) fn read_hash<K: Pod, V: Pod>(
     Ok(entries)
 }
 
-fn read_ranges<A>(pins: &Pins, map: &'static str) -> Result<Vec<RangeKey<A>>, DataplaneError>
-where
-    RangeKey<A>: Pod,
-{
-    opened(pins, map, TypedMap::<RangeKey<A>, u32>::new)
+/// Every key of a map that is a set.
+fn read_keys<K: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<K>, DataplaneError> {
+    opened(pins, map, TypedMap::<K, u32>::new)
         .map_err(io::Error::other)
-        .and_then(|ranges| ranges.keys())
+        .and_then(|map| map.keys())
         .map_err(failed(map, || "read of every key".to_owned()))
 }
 
@@ -165,6 +169,14 @@ fn upsert<K: Pod + Debug, V: Pod>(
         let hint = if full { " (the map is full: --max-services)" } else { "" };
         DataplaneError { map: name, operation: format!("upsert of {key:?}{hint}"), source }
     })
+}
+
+fn insert_node<A: Pod + Debug>(
+    map: &TypedMap<A, u32>,
+    name: &'static str,
+    address: &A,
+) -> Result<(), DataplaneError> {
+    map.set(address, &1).map_err(failed(name, || format!("insertion of {address:?}")))
 }
 
 fn delete<K: Pod + Debug, V: Pod>(
@@ -276,6 +288,22 @@ impl Dataplane for KernelDataplane {
         delete(&self.ranges6, "RANGES6", &key)
     }
 
+    fn insert_node4(&mut self, address: Address4) -> Result<(), DataplaneError> {
+        insert_node(&self.nodes4, "NODES4", &address)
+    }
+
+    fn insert_node6(&mut self, address: Address6) -> Result<(), DataplaneError> {
+        insert_node(&self.nodes6, "NODES6", &address)
+    }
+
+    fn delete_node4(&mut self, address: Address4) -> Result<(), DataplaneError> {
+        delete(&self.nodes4, "NODES4", &address)
+    }
+
+    fn delete_node6(&mut self, address: Address6) -> Result<(), DataplaneError> {
+        delete(&self.nodes6, "NODES6", &address)
+    }
+
     fn store_settings(&mut self, settings: &Settings) -> Result<(), DataplaneError> {
         const COPIES: usize = offset_of!(SettingsPair, copies);
         if let Some(flipped) = self.flipped {
@@ -303,6 +331,8 @@ impl Dataplane for KernelDataplane {
             frontends6: self.frontends6.max_entries(),
             ranges4: self.ranges4.max_entries(),
             ranges6: self.ranges6.max_entries(),
+            nodes4: self.nodes4.max_entries(),
+            nodes6: self.nodes6.max_entries(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1, networking::v1::ServiceCIDR};
 
-use super::{Parsed, Refusals};
+use super::{IpFamily, Parsed, Refusals};
 use crate::watch::Kind;
 
 /// The label that names a node's zone.
@@ -16,12 +16,26 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 pub struct Node {
     /// The zone; absent or empty means that no hint names it.
     pub zone: Option<Box<str>>,
-    /// InternalIP and ExternalIP addresses, in the object's order.
-    pub addresses: Vec<IpAddr>,
-    /// The InternalIP addresses among them.
-    pub internal_ips: Vec<IpAddr>,
+    /// Its addresses.
+    pub addresses: NodeAddresses,
     /// The prefixes that its pods have their addresses from, in order.
     pub pod_cidrs: Vec<IpNet>,
+}
+
+/// The addresses of a Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// InternalIP and ExternalIP addresses, in the object's order.
+    pub all: Vec<IpAddr>,
+    /// The InternalIP addresses among them.
+    pub internal: Vec<IpAddr>,
+}
+
+impl NodeAddresses {
+    /// The address of a family that other nodes reach it by.
+    pub fn internal_ip(&self, family: IpFamily) -> Option<IpAddr> {
+        self.internal.iter().copied().find(|ip| IpFamily::of(*ip) == family)
+    }
 }
 
 /// Reads a Node.
@@ -29,25 +43,22 @@ pub fn parse(node: &v1::Node) -> Parsed<Node> {
     let mut refusals = Refusals::new(Kind::Node, &node.metadata);
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
     let list = node.status.as_ref().and_then(|status| status.addresses.as_deref());
-    let (mut addresses, mut internal_ips) = (Vec::new(), Vec::new());
+    let mut addresses = NodeAddresses::default();
     for (index, address) in list.unwrap_or_default().iter().enumerate() {
         if !matches!(address.type_.as_str(), "InternalIP" | "ExternalIP") {
             continue;
         }
         match super::parse_address(&address.address) {
             Ok(ip) => {
-                addresses.push(ip);
-                internal_ips.extend((address.type_ == "InternalIP").then_some(ip));
+                addresses.all.push(ip);
+                addresses.internal.extend((address.type_ == "InternalIP").then_some(ip));
             }
             Err(message) => refusals.add(format!("status.addresses[{index}].address"), message),
         }
     }
     let pod_cidrs = pod_cidrs(node, &mut refusals);
     let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
-    Parsed {
-        value: Some(Node { zone, addresses, internal_ips, pod_cidrs }),
-        refusals: refusals.list,
-    }
+    Parsed { value: Some(Node { zone, addresses, pod_cidrs }), refusals: refusals.list }
 }
 
 /// Reads the prefixes of a ServiceCIDR.
@@ -123,7 +134,10 @@ mod tests {
             ] },
         });
         let node = parse(&serde_json::from_value(node).expect("a Node")).value.expect("a node");
-        assert_eq!(node.addresses.len(), 2);
-        assert_eq!(node.internal_ips, [IpAddr::from([192, 0, 2, 1])]);
+        let internal = IpAddr::from([192, 0, 2, 1]);
+        assert_eq!(node.addresses.all.len(), 2);
+        assert_eq!(node.addresses.internal, [internal]);
+        assert_eq!(node.addresses.internal_ip(IpFamily::V4), Some(internal));
+        assert_eq!(node.addresses.internal_ip(IpFamily::V6), None);
     }
 }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::discovery::v1::{self, EndpointHints, EndpointSlice};
 
-use super::{IpFamily, Parsed, Protocol, Refusals, is_label, parse_address, parse_port};
+use super::{IpFamily, Names, Parsed, Protocol, Refusals, is_label, parse_address, parse_port};
 use crate::watch::Kind;
 
 /// The label that names the Service of a slice.
@@ -49,6 +49,8 @@ pub struct Endpoint {
     pub is_terminating: bool,
     /// Its `nodeName` is this node.
     pub is_local: bool,
+    /// Its `nodeName`, if that is another node; shared with all endpoints that have it.
+    pub node: Option<Arc<str>>,
     /// Whom it is meant for; shared with other endpoints of the slice.
     pub hints: Option<Arc<Hints>>,
 }
@@ -63,16 +65,17 @@ pub struct Hints {
 }
 
 /// Reads a slice. One of a headless Service, of no Service, or of host names gives
-/// nothing and no refusal.
-pub fn parse(slice: &EndpointSlice, node_name: &str) -> Parsed<Slice> {
+/// nothing and no refusal. `names` are those of nodes, as far as they were read.
+pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut Names) -> Parsed<Slice> {
     let mut refusals = Refusals::new(Kind::EndpointSlice, &slice.metadata);
-    let value = parse_into(slice, node_name, &mut refusals);
+    let value = parse_into(slice, node_name, names, &mut refusals);
     Parsed { value, refusals: refusals.list }
 }
 
 fn parse_into(
     slice: &EndpointSlice,
     node_name: &str,
+    names: &mut Names,
     refusals: &mut Refusals<'_>,
 ) -> Option<Slice> {
     let labels = slice.metadata.labels.as_ref()?;
@@ -94,7 +97,7 @@ fn parse_into(
         service: format!("{namespace}/{service}").into(),
         family,
         ports: ports(slice, refusals),
-        endpoints: endpoints(slice, family, node_name, refusals),
+        endpoints: endpoints(slice, family, (node_name, names), refusals),
     })
 }
 
@@ -123,7 +126,7 @@ fn ports(slice: &EndpointSlice, refusals: &mut Refusals<'_>) -> Vec<SlicePort> {
 fn endpoints(
     slice: &EndpointSlice,
     family: IpFamily,
-    node_name: &str,
+    (own_node, names): (&str, &mut Names),
     refusals: &mut Refusals<'_>,
 ) -> Vec<Endpoint> {
     let list = slice.endpoints.as_deref().unwrap_or_default();
@@ -150,12 +153,14 @@ fn endpoints(
         let conditions = endpoint.conditions.as_ref();
         let condition =
             |read: fn(&v1::EndpointConditions) -> Option<bool>| conditions.and_then(read);
+        let node = endpoint.node_name.as_deref().filter(|node| !node.is_empty());
         endpoints.push(Endpoint {
             address,
             is_ready: condition(|conditions| conditions.ready).unwrap_or(true),
             is_serving: condition(|conditions| conditions.serving).unwrap_or(true),
             is_terminating: condition(|conditions| conditions.terminating).unwrap_or(false),
-            is_local: endpoint.node_name.as_deref() == Some(node_name),
+            is_local: node == Some(own_node),
+            node: node.filter(|node| *node != own_node).map(|node| names.share(node)),
             hints: endpoint.hints.as_ref().and_then(|hints| shared(hints, &mut latest_hints)),
         });
     }

@@ -21,6 +21,7 @@ use lb_common::abi::{
 use super::{
     BackendEntry, Frontends, Planner, Ranges, Strays, family_index,
     held::{FIRST_BACKEND, HeldBackend, HeldPort, HeldSet, Ids},
+    nodes::Nodes,
 };
 use crate::{
     dataplane::{Capacity, PinnedState},
@@ -69,18 +70,19 @@ impl Planner {
         let (frontends, stray_frontends) = adopt_frontends(state, &capacity, &mut held);
         let (ranges, stray_ranges) = adopt_ranges(state, &capacity, &mut held);
         let strays = Strays { frontends: stray_frontends, ranges: stray_ranges };
-        Self { grace, ids, held, frontends, ranges, strays, settings: state.settings }
+        let nodes = Nodes::new(state.nodes(), [capacity.nodes4, capacity.nodes6]);
+        Self { grace, ids, held, frontends, ranges, nodes, strays, settings: state.settings }
     }
 }
 
 fn entries4(backends: &[Backend<Address4>]) -> Vec<(u32, BackendEntry)> {
-    let ip = |backend: &Backend<_>| IpAddr::V4(Ipv4Addr::from(backend.address));
-    (0..).zip(used(backends)).map(|(id, backend)| (id, entry(backend, ip(backend)))).collect()
+    let ip = |address| IpAddr::V4(Ipv4Addr::from(address));
+    (0..).zip(used(backends)).map(|(id, backend)| (id, entry(backend, ip))).collect()
 }
 
 fn entries6(backends: &[Backend<Address6>]) -> Vec<(u32, BackendEntry)> {
-    let ip = |backend: &Backend<_>| IpAddr::V6(Ipv6Addr::from(backend.address));
-    (0..).zip(used(backends)).map(|(id, backend)| (id, entry(backend, ip(backend)))).collect()
+    let ip = |address| IpAddr::V6(Ipv6Addr::from(address));
+    (0..).zip(used(backends)).map(|(id, backend)| (id, entry(backend, ip))).collect()
 }
 
 /// A table without the entries at its end that were never used.
@@ -89,14 +91,15 @@ fn used<T: Default + PartialEq>(entries: &[T]) -> &[T] {
     &entries[..last.map_or(0, |last| last + 1)]
 }
 
-fn entry<A: Copy>(backend: &Backend<A>, ip: IpAddr) -> BackendEntry {
+fn entry<A: Copy>(backend: &Backend<A>, ip: impl Fn(A) -> IpAddr) -> BackendEntry {
     BackendEntry {
-        ip,
+        ip: ip(backend.address),
         port: backend.port.get(),
         generation: backend.generation,
         sets: backend.sets,
         flags: backend.flags,
         service: backend.service,
+        node: Some(ip(backend.node)).filter(|node| !node.is_unspecified()),
     }
 }
 
@@ -154,6 +157,7 @@ fn owned_backends(
                 sets: entry.sets,
                 slotted: 0,
                 flags: entry.flags,
+                node: entry.node,
             });
         }
     }

@@ -76,6 +76,8 @@ pub struct HeldBackend {
     pub slotted: u8,
     /// The flags.
     pub flags: u8,
+    /// The address of the node that it runs on, if that is another one and known.
+    pub node: Option<IpAddr>,
 }
 
 impl HeldBackend {

@@ -160,7 +160,9 @@ fn diff(held: &[HeldBackend], desired: &[DesiredBackend]) -> Diff {
         match (held.get(at), desired.get(to)) {
             (None, None) => return diff,
             (Some(old), Some(new)) if old.address() == new.address() => {
-                if (old.sets, old.slotted, old.flags) != (new.sets, new.sets, new.flags) {
+                let is_same = (old.sets, old.slotted) == (new.sets, new.sets)
+                    && (old.flags, old.node) == (new.flags, new.node);
+                if !is_same {
                     diff.changed.push((at, to));
                 }
                 (at, to) = (at + 1, to + 1);
@@ -318,8 +320,9 @@ fn program_backends(
         let (backend, wanted) = (&mut port.backends[*at], &desired.backends[*to]);
         note(backend.id, backend.slotted, wanted.sets);
         let widened = backend.sets | wanted.sets;
-        if (widened, wanted.flags) != (backend.sets, backend.flags) {
-            (backend.sets, backend.flags) = (widened, wanted.flags);
+        let held = (backend.sets, backend.flags, backend.node);
+        if held != (widened, wanted.flags, wanted.node) {
+            (backend.sets, backend.flags, backend.node) = (widened, wanted.flags, wanted.node);
             draft.stage.push(store(backend, index));
         }
         (backend.sets, backend.slotted) = (wanted.sets, wanted.sets);
@@ -359,6 +362,7 @@ fn program_backends(
             sets: wanted.sets,
             slotted: wanted.sets,
             flags: wanted.flags,
+            node: wanted.node,
         };
         draft.stage.push(store(&backend, index));
         port.backends.push(backend);
@@ -375,8 +379,8 @@ fn family_number(family: IpFamily) -> usize {
 }
 
 fn store(backend: &HeldBackend, service: u32) -> Op {
-    let HeldBackend { ip, id, port, generation, sets, flags, .. } = *backend;
-    let entry = BackendEntry { ip, port, generation, sets, flags, service };
+    let HeldBackend { ip, id, port, generation, sets, flags, node, .. } = *backend;
+    let entry = BackendEntry { ip, port, generation, sets, flags, service, node };
     Op { owner: service, action: Action::StoreBackend { id, entry } }
 }
 

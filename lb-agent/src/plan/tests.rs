@@ -24,6 +24,8 @@ const ROOMY: Capacity = Capacity {
     frontends6: 64,
     ranges4: 64,
     ranges6: 64,
+    nodes4: 64,
+    nodes6: 64,
 };
 
 /// Too small for most states.
@@ -36,6 +38,8 @@ const TIGHT: Capacity = Capacity {
     frontends6: 4,
     ranges4: 3,
     ranges6: 2,
+    nodes4: 2,
+    nodes6: 2,
 };
 
 type State = BTreeMap<Arc<str>, DesiredService>;
@@ -122,6 +126,7 @@ fn port_of(
             port: 8080,
             sets: sets & allowed,
             flags: sets & 1,
+            node: (sets & 2 != 0).then(|| ip(family, 50, *sets)),
         })
     };
     let at = FrontendAddress { ip: ip_of_service, port: 80 + u16::from(number), protocol: 6 };
@@ -374,6 +379,65 @@ fn a_set_that_outgrows_its_block_moves_as_a_whole() {
         "cluster 8 5",
     ];
     check_ops(&[0, 1], &[0, 1, 2, 3, 4], &expected);
+}
+
+#[test]
+fn another_address_of_a_backend_s_node_is_one_write_in_place() {
+    let mut planner = adopt(&Fake::new(ROOMY));
+    let mut programmed = State::new();
+    let on = |last: u8| {
+        let mut state = service_of(&[0, 1]);
+        let ports = state.values_mut().flat_map(|service| &mut service.ports);
+        for backend in ports.flat_map(|port| &mut port.backends).skip(1) {
+            backend.node = (last != 0).then(|| [192, 0, 2, last].into());
+        }
+        state
+    };
+    plan(&mut planner, &on(1), &mut programmed, 0);
+    for last in [2, 0] {
+        let ops = plan(&mut planner, &on(last), &mut programmed, 1).ops;
+        let [Op { action: Action::StoreBackend { id: 2, entry }, .. }] = ops[..] else {
+            panic!("{ops:?}");
+        };
+        let node = (last != 0).then(|| [192, 0, 2, last].into());
+        assert_eq!((entry.generation, entry.sets, entry.node), (0, IN_CLUSTER_SET, node));
+    }
+}
+
+/// What is added and what is deleted, and whether in this order; the last octets.
+#[track_caller]
+fn check_nodes(planner: &mut Planner, wanted: &[u8], expected: &[&str], left_out: usize) {
+    let wanted = wanted.iter().map(|last| IpAddr::from([192, 0, 2, *last])).collect();
+    let mut draft = planner.begin();
+    assert_eq!(planner.store_nodes(&mut draft, &wanted), left_out);
+    planner
+        .store_settings(&mut draft, Settings { flags: wanted.len() as u32, ..Settings::default() });
+    let text = |op: &Op| match &op.action {
+        Action::InsertNode(IpAddr::V4(ip)) => format!("+{}", ip.octets()[3]),
+        Action::DeleteNode(IpAddr::V4(ip)) => format!("-{}", ip.octets()[3]),
+        Action::StoreSettings(_) => "settings".to_owned(),
+        other => format!("{other:?}"),
+    };
+    assert_eq!(planner.finish(draft).ops.iter().map(text).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn addresses_of_nodes_come_first_and_go_last_unless_their_room_is_needed() {
+    let mut planner = adopt(&Fake::new(Capacity { nodes4: 3, ..ROOMY }));
+    check_nodes(&mut planner, &[1, 2], &["+1", "+2", "settings"], 0);
+    check_nodes(&mut planner, &[2, 3], &["+3", "-1"], 0);
+    check_nodes(&mut planner, &[3, 4, 5], &["-2", "+4", "+5", "settings"], 0);
+    check_nodes(&mut planner, &[1, 3, 4, 5], &["settings"], 1);
+    check_nodes(&mut planner, &[1, 3, 5], &["-4", "+1", "settings"], 0);
+    check_nodes(&mut planner, &[], &["settings", "-1", "-3", "-5"], 0);
+}
+
+#[test]
+fn addresses_of_nodes_are_adopted() {
+    let mut fake = Fake::new(ROOMY);
+    fake.nodes4.insert(std::net::Ipv4Addr::new(192, 0, 2, 1).into());
+    fake.nodes4.insert(std::net::Ipv4Addr::new(192, 0, 2, 2).into());
+    check_nodes(&mut adopt(&fake), &[2, 3], &["+3", "settings", "-1"], 0);
 }
 
 #[test]

@@ -50,6 +50,8 @@ pub(super) struct Reconciler {
     pod_prefixes: PodPrefixes,
     /// The range of the node's own ports that left none for source ports, once that was told.
     crowded: Option<(u16, u16)>,
+    /// Not all addresses of nodes fit.
+    lacks_nodes: bool,
     ticks_per_second: u32,
     started: Instant,
     retry: Duration,
@@ -86,6 +88,7 @@ impl Reconciler {
             node_port_addresses: config.node_port_addresses.clone(),
             pod_prefixes: config.pod_prefixes.clone(),
             crowded: None,
+            lacks_nodes: false,
             ticks_per_second,
             started: Instant::now(),
             retry: FIRST_RETRY,
@@ -150,7 +153,7 @@ impl Reconciler {
         self.controller.apply(event);
         let snapshot = self.controller.snapshot();
         let addresses = match snapshot.node() {
-            Some(node) => &node.addresses[..],
+            Some(node) => &node.addresses.all[..],
             None if snapshot.is_complete() => &[],
             None => return,
         };
@@ -216,7 +219,7 @@ impl Reconciler {
             preferred.chain(&network.addresses).filter(|ip| network.addresses.contains(ip))
         };
         let node = self.controller.snapshot().node();
-        let internal_ips = node.map_or(&[][..], |node| &node.internal_ips);
+        let internal_ips = node.map_or(&[][..], |node| &node.addresses.internal);
         let facts = NodeFacts {
             addresses: network.addresses.iter().copied().collect(),
             node_port_addresses: node_ports::addresses(
@@ -264,8 +267,20 @@ impl Reconciler {
         self.due = outcome.next_due.map(|at| self.started + Duration::from_millis(at));
         if self.controller.snapshot().is_complete() {
             self.tell_source_ports();
+            self.tell_nodes(outcome.nodes_left_out);
             self.tell_synced(&outcome, started.elapsed());
         }
+    }
+
+    /// Warns, once, when not all addresses of nodes fit.
+    fn tell_nodes(&mut self, left_out: usize) {
+        if left_out > 0 && !self.lacks_nodes {
+            tracing::warn!(
+                left_out,
+                "NODES4 or NODES6 is full: what nodes of these addresses tunnel here is dropped"
+            );
+        }
+        self.lacks_nodes = left_out > 0;
     }
 
     /// Warns, once for each cause, when flows cannot be given a port of this node.

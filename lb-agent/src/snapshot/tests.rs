@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::IpFamily;
 
 fn service(name: &str, ip: &str) -> Object {
     let object = json!({
@@ -27,6 +28,24 @@ fn slice(name: &str, service: &str, ip: &str) -> Object {
 fn node(labels: Value) -> Object {
     let object = json!({ "metadata": { "name": "here", "labels": labels } });
     Object::Node(serde_json::from_value(object).expect("a Node"))
+}
+
+/// A Node with an external address and these InternalIPs.
+fn node_at(name: &str, external: &str, internal: &[&str]) -> Object {
+    let internal = internal.iter().map(|ip| json!({ "type": "InternalIP", "address": ip }));
+    let external = json!({ "type": "ExternalIP", "address": external });
+    let addresses: Vec<_> = internal.chain([external]).collect();
+    let object = json!({ "metadata": { "name": name }, "status": { "addresses": addresses } });
+    Object::Node(serde_json::from_value(object).expect("a Node"))
+}
+
+/// A slice of one endpoint on that node.
+fn slice_on(name: &str, service: &str, node: &str) -> Object {
+    let Object::EndpointSlice(mut object) = slice(name, service, "10.1.0.1") else {
+        panic!("no slice");
+    };
+    object.endpoints.iter_mut().flatten().for_each(|it| it.node_name = Some(node.to_owned()));
+    Object::EndpointSlice(object)
 }
 
 fn name(name: &str) -> ObjectName {
@@ -107,6 +126,56 @@ fn only_the_zone_of_this_node_touches_everything() {
     ));
     assert!(snapshot.take_dirty().everything);
     assert_eq!(snapshot.node(), None);
+}
+
+#[test]
+fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
+    let mut snapshot = Snapshot::new("here", []);
+    let slices = vec![
+        slice_on("a-1", "a", "there"),
+        slice_on("b-1", "b", "elsewhere"),
+        slice_on("c-1", "c", "here"),
+        slice_on("c-2", "c", "there"),
+    ];
+    let all = ["shop/a", "shop/b", "shop/c"];
+    check_dirty(&mut snapshot, [Event::Replaced(Kind::EndpointSlice, slices)], &all);
+    let mut check = |event: Event, services: &[&str], nodes: bool| {
+        snapshot.apply(event);
+        let dirty = snapshot.take_dirty();
+        let names: BTreeSet<&str> = dirty.services.iter().map(|name| &**name).collect();
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), services);
+        assert_eq!((dirty.nodes, dirty.everything), (nodes, false));
+        let held: BTreeSet<_> = snapshot.nodes().addresses().map(|ip| ip.to_string()).collect();
+        held.into_iter().collect::<Vec<_>>()
+    };
+    let there = |external, internal: &[&str]| Event::Applied(node_at("there", external, internal));
+    let on_it = ["shop/a", "shop/c"];
+    let held = check(there("203.0.113.1", &["192.0.2.1"]), &on_it, true);
+    assert_eq!(held, ["192.0.2.1", "203.0.113.1"]);
+    check(there("203.0.113.1", &["192.0.2.1"]), &[], false);
+    let held = check(there("203.0.113.2", &["192.0.2.1"]), &[], true);
+    assert_eq!(held, ["192.0.2.1", "203.0.113.2"]);
+    check(there("203.0.113.2", &["192.0.2.1", "192.0.2.2"]), &[], true);
+    check(there("203.0.113.2", &["192.0.2.2", "192.0.2.1"]), &on_it, true);
+    check(there("203.0.113.2", &["192.0.2.2", "192.0.2.1", "fd00::1"]), &on_it, true);
+    check(Event::Applied(node_at("new", "203.0.113.3", &["192.0.2.3"])), &[], true);
+    check(Event::Applied(node_at("here", "203.0.113.4", &["192.0.2.4"])), &[], true);
+    let list = vec![node_at("here", "203.0.113.4", &["192.0.2.4"])];
+    let held = check(Event::Replaced(Kind::Node, list), &on_it, true);
+    assert_eq!(held, ["192.0.2.4", "203.0.113.4"]);
+    let gone = ObjectName { namespace: String::new(), name: "there".to_owned() };
+    check(Event::Deleted(Kind::Node, gone), &[], false);
+    assert_eq!(snapshot.nodes().internal_ip("here", IpFamily::V6), None);
+}
+
+#[test]
+fn what_is_wrong_with_another_node_is_not_told_here() {
+    let mut snapshot = Snapshot::new("here", []);
+    snapshot.apply(Event::Applied(node_at("there", "nowhere", &["192.0.2.1"])));
+    assert_eq!(snapshot.take_dirty().refusals, []);
+    snapshot.apply(Event::Applied(node_at("here", "nowhere", &["192.0.2.2"])));
+    assert_eq!(snapshot.take_dirty().refusals.len(), 1);
+    assert_eq!(snapshot.nodes().addresses().count(), 2);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::*;
+use crate::snapshot::nodes::Nodes;
 
 const CLUSTER: Policy =
     Policy { internal_local: false, external_local: false, externally_reachable: false };
@@ -28,6 +29,7 @@ fn endpoint(text: &str) -> Endpoint {
         is_serving: letters.contains('s'),
         is_terminating: letters.contains('t'),
         is_local: letters.contains('h'),
+        node: None,
         hints: (hints != Hints::default()).then(|| Arc::new(hints)),
     }
 }
@@ -41,6 +43,7 @@ fn check(policy: Policy, endpoints: &[&str], expected: &[&str]) {
         zone: Some("a"),
         addresses: &addresses,
         node_port_addresses: &addresses,
+        nodes: &Nodes::default(),
     };
     let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();
     let references: Vec<_> = endpoints.iter().collect();
@@ -105,6 +108,7 @@ fn without_a_zone_no_hint_for_zones_counts() {
         zone: None,
         addresses: &addresses,
         node_port_addresses: &addresses,
+        nodes: &Nodes::default(),
     };
     let endpoints = [endpoint("r z=a"), endpoint("r z=b")];
     let sets = choose(&endpoints.iter().collect::<Vec<_>>(), CLUSTER, nowhere);
@@ -160,6 +164,7 @@ fn vector(case: &serde_json::Value) -> Result<(), String> {
             is_serving: flag(&given["serving"]),
             is_terminating: flag(&given["terminating"]),
             is_local: flag(&given["isLocal"]),
+            node: None,
             hints: Some(Arc::new(hints)),
         });
     }
@@ -170,6 +175,7 @@ fn vector(case: &serde_json::Value) -> Result<(), String> {
         zone: zone.filter(|zone| !zone.is_empty()),
         addresses: &addresses,
         node_port_addresses: &addresses,
+        nodes: &Nodes::default(),
     };
     let sets = choose(&endpoints.iter().collect::<Vec<_>>(), policy, locality);
     let of = |bits: u8| -> BTreeSet<&str> {

@@ -8,7 +8,8 @@ fn parsed(mut object: Value) -> Parsed<Slice> {
         "name": "cart-x",
         "labels": { SERVICE_LABEL: "cart" },
     });
-    parse(&serde_json::from_value(object).expect("an EndpointSlice"), "here")
+    let object = serde_json::from_value(object).expect("an EndpointSlice");
+    parse(&object, "here", &mut Names::default())
 }
 
 fn slice(object: Value) -> Slice {
@@ -34,6 +35,7 @@ fn absent_conditions_mean_ready_serving_and_not_terminating() {
         is_serving: true,
         is_terminating: false,
         is_local: false,
+        node: None,
         hints: None,
     };
     let local = Endpoint { address: [10, 1, 0, 2].into(), is_local: true, ..ready.clone() };
@@ -99,7 +101,7 @@ fn slices_of_others_give_nothing() {
             "endpoints": [],
         });
         let object = serde_json::from_value(object).expect("an EndpointSlice");
-        assert_eq!(parse(&object, "here"), nothing);
+        assert_eq!(parse(&object, "here", &mut Names::default()), nothing);
     }
 }
 
@@ -118,4 +120,22 @@ fn equal_hints_are_shared() {
     assert!(hints(0).zip(hints(1)).is_some_and(|(a, b)| Arc::ptr_eq(a, b)));
     assert_eq!(hints(0).map(|hints| (hints.zones.len(), hints.nodes.len())), Some((1, 1)));
     assert_eq!(hints(2), None);
+}
+
+#[test]
+fn the_name_of_another_node_is_held_once() {
+    let slice = slice(json!({
+        "addressType": "IPv4",
+        "endpoints": [
+            { "addresses": ["10.1.0.1"], "nodeName": "there" },
+            { "addresses": ["10.1.0.2"], "nodeName": "here" },
+            { "addresses": ["10.1.0.3"], "nodeName": "there" },
+            { "addresses": ["10.1.0.4"], "nodeName": "" },
+            { "addresses": ["10.1.0.5"] },
+        ],
+    }));
+    let nodes: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.node.as_deref()).collect();
+    assert_eq!(nodes, [Some("there"), None, Some("there"), None, None]);
+    let node = |at: usize| slice.endpoints[at].node.as_ref();
+    assert!(node(0).zip(node(2)).is_some_and(|(a, b)| Arc::ptr_eq(a, b)));
 }

@@ -174,19 +174,20 @@ fn ranges_of(fake: &Fake, service: u32) -> Vec<IpNet> {
 }
 
 pub(super) fn backend(fake: &Fake, family: IpAddr, id: u32) -> BackendEntry {
-    let (ip, port, generation, sets, flags, service) = match family {
+    let (ip, node, port, generation, sets, flags, service) = match family {
         IpAddr::V4(_) => {
             let it = fake.backends4[id as usize];
-            let ip = Ipv4Addr::from(it.address);
-            (ip.into(), it.port, it.generation, it.sets, it.flags, it.service)
+            let [ip, node] = [it.address, it.node].map(|ip| IpAddr::V4(Ipv4Addr::from(ip)));
+            (ip, node, it.port, it.generation, it.sets, it.flags, it.service)
         }
         IpAddr::V6(_) => {
             let it = fake.backends6[id as usize];
-            let ip = Ipv6Addr::from(it.address);
-            (ip.into(), it.port, it.generation, it.sets, it.flags, it.service)
+            let [ip, node] = [it.address, it.node].map(|ip| IpAddr::V6(Ipv6Addr::from(ip)));
+            (ip, node, it.port, it.generation, it.sets, it.flags, it.service)
         }
     };
-    BackendEntry { ip, port: port.get(), generation, sets, flags, service }
+    let node = Some(node).filter(|node| !node.is_unspecified());
+    BackendEntry { ip, port: port.get(), generation, sets, flags, service, node }
 }
 
 /// What flows noted, so that a generation never stands for two backends.
@@ -268,7 +269,7 @@ pub(super) fn meaning(fake: &Fake, state: &State) -> BTreeMap<FrontendAddress, S
                 .map(|slot| fake.slots[slot as usize])
                 .map(|id| {
                     let it = backend(fake, at.ip, id);
-                    (it.ip, it.port, it.sets, it.flags)
+                    (it.ip, it.port, it.sets, it.flags, it.node)
                 })
                 .collect()
         };

@@ -1,0 +1,55 @@
+//! The addresses of all nodes: who may tunnel packets here, and which node ports another
+//! node may have been asked for.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{Action, Draft, NOBODY, Op, family_index};
+
+/// What NODES4 and NODES6 hold.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    held: BTreeSet<IpAddr>,
+    limits: [u32; 2],
+}
+
+impl Nodes {
+    pub(super) fn new(held: impl IntoIterator<Item = IpAddr>, limits: [u32; 2]) -> Self {
+        Self { held: held.into_iter().collect(), limits }
+    }
+
+    /// Makes the addresses those that are wanted, the first ones if there is no room for
+    /// all, and gives how many found none. Others go last, unless it is their room that is
+    /// needed.
+    pub(super) fn program(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
+        let op = |action| Op { owner: NOBODY, action };
+        let gone: Vec<IpAddr> = self.held.difference(wanted).copied().collect();
+        let is_short =
+            self.counts_with(wanted).iter().zip(self.limits).any(|(n, limit)| *n > limit);
+        let phase = if is_short { &mut draft.withdraw } else { &mut draft.retire };
+        phase.extend(gone.iter().map(|ip| op(Action::DeleteNode(*ip))));
+        self.held.retain(|ip| wanted.contains(ip));
+        let mut counts = self.counts_with(&BTreeSet::new());
+        let mut left_out = 0;
+        for ip in wanted {
+            let family = family_index(*ip);
+            if self.held.contains(ip) {
+                continue;
+            }
+            if counts[family] >= self.limits[family] {
+                left_out += 1;
+                continue;
+            }
+            counts[family] += 1;
+            self.held.insert(*ip);
+            draft.withdraw.push(op(Action::InsertNode(*ip)));
+        }
+        left_out
+    }
+
+    /// How many addresses of each family there are, and these.
+    fn counts_with(&self, more: &BTreeSet<IpAddr>) -> [u32; 2] {
+        let mut counts = [0; 2];
+        self.held.union(more).for_each(|ip| counts[family_index(*ip)] += 1);
+        counts
+    }
+}

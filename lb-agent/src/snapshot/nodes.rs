@@ -1,0 +1,70 @@
+//! The addresses of all Nodes, by the names that endpoints call them by.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::model::{IpFamily, Names, node::NodeAddresses};
+
+/// All Nodes, as far as they are another node's business.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    addresses: HashMap<Arc<str>, NodeAddresses>,
+    /// The names of these and of those that endpoints are said to be on.
+    pub(super) names: Names,
+    /// Those whose [`Nodes::internal_ip`] changed since the last look.
+    moved: HashSet<Arc<str>>,
+}
+
+impl Nodes {
+    /// The address of a family by which a node is reached, if it has one.
+    pub fn internal_ip(&self, name: &str, family: IpFamily) -> Option<IpAddr> {
+        self.addresses.get(name)?.internal_ip(family)
+    }
+
+    /// InternalIP and ExternalIP addresses of all Nodes, in no order.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.values().flat_map(|addresses| addresses.all.iter().copied())
+    }
+
+    /// The names of all Nodes, in no order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.addresses.keys()
+    }
+
+    /// Takes over a Node, or its end, and tells whether any address came or went.
+    pub(super) fn set(&mut self, name: &str, addresses: Option<NodeAddresses>) -> bool {
+        let held = self.addresses.get(name);
+        if held == addresses.as_ref() {
+            return false;
+        }
+        let internal = |addresses: Option<&NodeAddresses>| {
+            [IpFamily::V4, IpFamily::V6].map(|family| addresses?.internal_ip(family))
+        };
+        let all = |addresses: Option<&NodeAddresses>| {
+            addresses.map(|addresses| addresses.all.clone()).unwrap_or_default()
+        };
+        let has_changed = all(held) != all(addresses.as_ref());
+        let name = self.names.share(name);
+        if internal(held) != internal(addresses.as_ref()) {
+            self.moved.insert(Arc::clone(&name));
+        }
+        match addresses {
+            Some(addresses) => self.addresses.insert(name, addresses),
+            None => self.addresses.remove(&name),
+        };
+        has_changed
+    }
+
+    /// The names of the Nodes that are reached by another address, or by none, since the
+    /// last call.
+    pub(super) fn take_moved(&mut self) -> HashSet<Arc<str>> {
+        let moved = std::mem::take(&mut self.moved);
+        if !moved.is_empty() {
+            self.names.forget_unused();
+        }
+        moved
+    }
+}
