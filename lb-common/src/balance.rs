@@ -25,6 +25,7 @@ pub mod select;
 pub mod socket;
 pub mod tables;
 pub mod track;
+pub mod tunnel;
 
 pub use tables::{Entry, FlowTable, InsertError, Tables};
 
@@ -72,15 +73,8 @@ pub enum Verdict {
     Pass(Reason),
     /// Ends here.
     Drop(Reason),
-    /// Goes on with the addresses and ports of [`Work::rewrite`].
-    Translate {
-        /// Where it goes on.
-        action: Action,
-        /// Index into DEVICES, for [`Action::REPLY_INTO_DEVICE`].
-        device: u32,
-        /// Why.
-        reason: Reason,
-    },
+    /// Goes on as [`Work::rewrite`], [`Work::action`] and [`Work::device`] say.
+    Translate(Reason),
     /// Ends here, and its sender is answered.
     Answer(Answer, Reason),
 }
@@ -92,6 +86,10 @@ pub enum Verdict {
 pub struct Work<A> {
     /// The addresses and ports that a translated packet goes on with.
     pub rewrite: Tuple<A>,
+    /// Where a translated packet goes on.
+    pub action: Action,
+    /// Index into DEVICES, for [`Action::REPLY_INTO_DEVICE`].
+    pub device: u32,
     /// What an ICMP error quotes, where the packet is one.
     pub quote: Quote<A>,
     /// The addresses and ports that a translated quote goes on with.
@@ -123,10 +121,23 @@ impl<F: Family> Context<'_, F> {
         F::settings(self.settings)
     }
 
+    /// Whether the packet came in a tunnel of another node.
+    #[inline(always)]
+    pub(crate) fn is_tunnelled(&self) -> bool {
+        matches!(self.site, Site::FromDevice) && self.packet.tunnel != 0
+    }
+
+    /// Whether the program is to send the packet on as a router does, which ends here.
+    #[inline(always)]
+    pub(crate) fn is_last_hop(&self, action: Action) -> bool {
+        action.is_forward() && self.packet.hops <= 1
+    }
+
     /// Who the client is.
     #[inline(always)]
     pub(crate) fn origin(&self) -> Origin {
         match self.site {
+            Site::FromDevice if self.is_tunnelled() => Origin::Tunnel,
             Site::FromDevice if !self.family().is_pod(self.packet.tuple().source) => {
                 Origin::Outside
             }
@@ -145,6 +156,8 @@ pub enum Origin {
     Pod,
     /// Anybody else.
     Outside,
+    /// Anybody else, by way of another node, which has chosen this one.
+    Tunnel,
 }
 
 /// What a packet may be, as far as its destination tells.
@@ -227,7 +240,8 @@ fn may_enter(site: Site) -> bool {
     !matches!(site, Site::ToDevice { ingress: 1.., .. })
 }
 
-/// The verdict, but for what would leave the node untranslated for a ClusterIP.
+/// The verdict, but for what would leave the node untranslated for a ClusterIP, and for
+/// what came in a tunnel and belongs to nothing here.
 #[inline(always)]
 fn keep_in<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -240,6 +254,11 @@ fn keep_in<F: Family, T: Tables<F>>(
             if is_service_address(context, tables) =>
         {
             Verdict::Drop(Reason::UntranslatedLeaving)
+        }
+        (Site::FromDevice, _, Verdict::Pass(reason) | Verdict::Answer(_, reason))
+            if context.is_tunnelled() =>
+        {
+            tunnel::ended(context, reason, tables)
         }
         _ => verdict,
     }
@@ -295,7 +314,11 @@ fn live_flow<F: Family, T: Tables<F>>(
         found = tables.flow(FlowTable::Embryonic, key);
     }
     let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
-    found.filter(|entry| !track::is_expired(entry.get(), kind, context.now, context.settings))
+    found.filter(|entry| {
+        let flow = entry.get();
+        !track::is_expired(flow, kind, context.now, context.settings)
+            && !(flow.action.is_one_way() && context.is_tunnelled())
+    })
 }
 
 /// Whether a packet carries what Services carry.

@@ -16,6 +16,7 @@ pub mod answer;
 pub mod checksum;
 pub mod header;
 pub mod quote;
+pub mod tunnel;
 
 use header::{Fragment6, Header4, Header6};
 
@@ -80,18 +81,21 @@ pub struct Packet<F: Family> {
     pub is_first: u16,
     /// What all fragments of a datagram have in common, in a fragment; IPv4's has 16 bits.
     pub identification: u32,
+    /// Bytes of the tunnel's header that the packet came behind, from another node of the
+    /// cluster; 0 = none. Set before the packet is parsed.
+    pub tunnel: u32,
 }
 
 impl<F: Family> Default for Packet<F> {
     fn default() -> Self {
-        Self::of(FlowKey::default(), 0, 0)
+        Self::of(FlowKey::default(), 0, 0, 0)
     }
 }
 
 impl<F: Family> Packet<F> {
     /// A packet of which no more is known yet.
     #[inline(always)]
-    fn of(key: FlowKey<F::Address>, transport: usize, hops: u8) -> Self {
+    fn of(key: FlowKey<F::Address>, transport: usize, hops: u8, tunnel: u32) -> Self {
         Self {
             key,
             transport: transport as u16,
@@ -100,6 +104,7 @@ impl<F: Family> Packet<F> {
             hops,
             is_first: 0,
             identification: 0,
+            tunnel,
         }
     }
 
@@ -119,6 +124,12 @@ impl<F: Family> Packet<F> {
     #[inline(always)]
     pub fn protocol(&self) -> u8 {
         self.key.protocol as u8
+    }
+
+    /// Whether this answers a SYN.
+    #[inline(always)]
+    pub fn is_syn_ack(&self) -> bool {
+        matches!(self.kind, Kind::Tcp) && self.detail & (SYN | ACK) == SYN | ACK
     }
 
     /// Whether this opens a TCP connection.
@@ -171,7 +182,7 @@ impl Parse for Ipv4 {
         let header: Header4 = window.load(IP_OFFSET)?;
         let length = ((header.version_and_length & 0x0f) as usize) * 4;
         let key = flow_key(header.source, header.destination, header.protocol);
-        *packet = Packet::of(key, IP_OFFSET + length, header.ttl);
+        *packet = Packet::of(key, IP_OFFSET + length, header.ttl, packet.tunnel);
         let total = header.total_length.get() as usize;
         if header.version_and_length >> 4 == 4 && length >= Ipv4Hdr::LEN && total >= length {
             let fragment = header.fragment.get();
@@ -210,7 +221,8 @@ impl Parse for Ipv6 {
         const OFFSET: u16 = 0xfff8;
         let header: Header6 = window.load(IP_OFFSET)?;
         let key = flow_key(header.source, header.destination, header.next_header);
-        *packet = Packet::of(key, IP_OFFSET + Ipv6Hdr::LEN, header.hop_limit);
+        let transport_offset = IP_OFFSET + Ipv6Hdr::LEN;
+        *packet = Packet::of(key, transport_offset, header.hop_limit, packet.tunnel);
         if header.version_class_flow.get() >> 12 != 6 {
             return Some(());
         }

@@ -15,14 +15,17 @@ use lb_common::{
 use crate::{hooks::tc::Linear, rewrite::Rewrite};
 
 /// How many bytes of a frame hold the headers of an error and of what it quotes: as long as
-/// they come, 14 + 60 + 8 + 60 + 8 with IPv4.
-const MOST_HEADERS: u32 = 160;
+/// they come, 14 + 60 + 8 + 60 + 8 with IPv4, or 14 + 40 + 40 + 8 + 40 + 8 and more with IPv6 in a
+/// tunnel.
+const MOST_HEADERS: u32 = 200;
 
-/// Reads what the ICMP error `packet` quotes, as [`ParseQuote::parse_quote`] does.
+/// Reads what the ICMP error `packet`, so many bytes behind the start of the frame, quotes, as
+/// [`ParseQuote::parse_quote`] does.
 #[inline(never)]
 pub fn read<F: ParseQuote>(
     context: &TcContext,
     packet: &Packet<F>,
+    behind: usize,
     work: &mut Work<F::Address>,
 ) -> Option<()> {
     let length = context.len();
@@ -30,7 +33,7 @@ pub fn read<F: ParseQuote>(
     // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
     // read as far as it goes.
     unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
-    let window = Linear { start: context.data(), end: context.data_end() };
+    let window = Linear { start: context.data() + behind, end: context.data_end() };
     F::parse_quote(&window, packet, &mut work.quote)
 }
 

@@ -15,6 +15,7 @@ mod memory;
 mod rewrite;
 mod route;
 mod tables;
+mod tunnel;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier, xdp},

@@ -2,6 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_PSEUDO_HDR,
+    helpers::bpf_xdp_adjust_head,
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
@@ -10,7 +11,11 @@ use lb_common::{
         flow::Tuple,
         frontend::TCP,
     },
-    packet::{IP_OFFSET, Packet, checksum, header::Header4, header::Header6},
+    packet::{
+        IP_OFFSET, Packet, checksum,
+        header::{Header4, Header6},
+        tunnel::Tunnel,
+    },
 };
 
 use crate::maps;
@@ -30,6 +35,9 @@ pub trait Frame {
         addresses: u64,
         ports: u64,
     ) -> Option<()>;
+    /// Makes the space between Ethernet header and IP header larger by so many bytes, or
+    /// smaller. What new bytes hold is not said. Nothing read before holds afterwards.
+    fn resize<F: Tunnel>(&self, difference: i32) -> Option<()>;
 }
 
 /// Where the checksum stands.
@@ -68,6 +76,22 @@ impl Frame for TcContext {
         }
         Some(())
     }
+
+    #[inline(always)]
+    fn resize<F: Tunnel>(&self, difference: i32) -> Option<()> {
+        /// BPF_ADJ_ROOM_MAC.
+        const BEHIND_ETHERNET: u32 = 1;
+        /// BPF_F_ADJ_ROOM_FIXED_GSO: segments that are to be cut stay as long as they are.
+        const FIXED_SEGMENTS: u64 = 1;
+        /// BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 and _IPV6: what is cut later is cut inside.
+        const IN_IPV4: u64 = 2;
+        const IN_IPV6: u64 = 4;
+        let mut flags = FIXED_SEGMENTS;
+        if difference > 0 {
+            flags |= if F::PROTOCOL == Ipv4::PROTOCOL { IN_IPV4 } else { IN_IPV6 };
+        }
+        self.adjust_room(difference, BEHIND_ETHERNET, flags).ok()
+    }
 }
 
 impl Frame for XdpContext {
@@ -101,6 +125,18 @@ impl Frame for XdpContext {
         // SAFETY: as above.
         unsafe { *field = new };
         Some(())
+    }
+
+    #[inline(always)]
+    fn resize<F: Tunnel>(&self, difference: i32) -> Option<()> {
+        let ethernet: *mut [u16; IP_OFFSET / 2] = place(self, 0)?;
+        // SAFETY: in bounds, as `place` checked.
+        let ethernet = unsafe { *ethernet };
+        // SAFETY: the context is the kernel's.
+        if unsafe { bpf_xdp_adjust_head(self.ctx, -difference) } != 0 {
+            return None;
+        }
+        store(self, 0, &ethernet)
     }
 }
 

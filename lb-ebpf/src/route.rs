@@ -16,10 +16,10 @@ use lb_common::{
         flow::Tuple,
         frontend::TCP,
     },
-    packet::{IP_OFFSET, Packet},
+    packet::{IP_OFFSET, Packet, tunnel::Tunnel},
 };
 
-use crate::{memory, rewrite};
+use crate::{hooks::tc::Linear, memory, rewrite};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -89,16 +89,17 @@ pub struct Way {
     macs: [[u8; 6]; 2],
 }
 
-/// Finds the way of a packet that will have the addresses of `to`. It is done while the
+/// Finds the way of a packet that will have the addresses of `to`, and `added` more bytes. It is done while the
 /// packet is still as it came, so that its sender can be told why it does not go on.
 #[inline(never)]
 pub fn find<F: Route>(
     context: &TcContext,
     packet: &Packet<F>,
     to: &Tuple<F::Address>,
+    added: u32,
     way: &mut Way,
 ) -> Result<(), Reason> {
-    let length = longest(context, packet).ok_or(Reason::RewriteFailed)?;
+    let length = longest(context, packet).ok_or(Reason::RewriteFailed)? + added as u16;
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (*context.skb.skb).ifindex };
@@ -114,7 +115,7 @@ pub fn find<F: Route>(
             // SAFETY: the field is a number under either name.
             let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
             // Kernels before 5.12 do not tell it.
-            way.mtu = if mtu < length { mtu } else { 0 };
+            way.mtu = if mtu < length { mtu.saturating_sub(added as u16) } else { 0 };
             Err(Reason::TooBig)
         }
         _ => Err(Reason::NoRoute),
@@ -167,14 +168,22 @@ pub struct Hop {
     pub macs: [[u8; 6]; 2],
 }
 
-/// The way of a packet with these addresses to a neighbour that is known.
+/// The way of a packet with these addresses, and `added` more bytes, to a neighbour that is
+/// known.
 #[inline(never)]
-pub fn hop<F: Route>(context: &XdpContext, tuple: &Tuple<F::Address>, hop: &mut Hop) -> bool {
+pub fn hop<F: Route + Tunnel>(
+    context: &XdpContext,
+    tuple: &Tuple<F::Address>,
+    added: u32,
+    hop: &mut Hop,
+) -> bool {
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (*context.ctx).ingress_ifindex };
-    let length = context.data_end() - context.data() - IP_OFFSET;
-    let found = look_up::<F>(context.ctx.cast(), ifindex, tuple, length as u16, &mut room);
+    let window = Linear { start: context.data(), end: context.data_end() };
+    let Some(length) = F::length(&window) else { return false };
+    let length = length.saturating_add(added as u16);
+    let found = look_up::<F>(context.ctx.cast(), ifindex, tuple, length, &mut room);
     // SAFETY: filled in above.
     let lookup = unsafe { room.assume_init_ref() };
     hop.ifindex = lookup.ifindex;

@@ -131,8 +131,9 @@ where
 {
     sweep_map(name, map, |key, flow| {
         let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
-        let is_ended =
-            |flow: &Flow<A>| is_old(track::timeout(kind, flow.state, timeouts), flow.last_seen);
+        let is_ended = |flow: &Flow<A>| {
+            is_old(track::timeout(kind, flow.action, flow.state, timeouts), flow.last_seen)
+        };
         if !is_ended(flow) {
             return false;
         }

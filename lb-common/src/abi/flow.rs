@@ -174,10 +174,17 @@ impl Action {
         self.action & Self::REPLY_BIT != 0
     }
 
-    /// Whether the program forwards the packet as a router does.
+    /// Whether the program sends the packet on its way, and takes a hop, as a router does.
     #[inline(always)]
     pub const fn is_forward(self) -> bool {
-        self.action & !Self::REPLY_BIT == Self::REQUEST_FORWARD.action
+        let action = self.action & !Self::REPLY_BIT;
+        action == Self::REQUEST_FORWARD.action || self.is_one_way()
+    }
+
+    /// Whether the answers to these requests go another way, so that nothing tells of them.
+    #[inline(always)]
+    pub const fn is_one_way(self) -> bool {
+        self.action == Self::REQUEST_TUNNEL.action
     }
 }
 

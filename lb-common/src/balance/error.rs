@@ -58,7 +58,7 @@ fn about_flow<F: Family, T: Tables<F>>(
     work.pair_key.set_pair(&quoted.tuple, quoted.protocol);
     let entry = live_flow(context, &work.pair_key, tables)?;
     let flow = entry.get();
-    if flow.action.is_forward() && context.packet.hops <= 1 {
+    if context.is_last_hop(flow.action) {
         // Nobody is told of an error about an error (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
@@ -68,8 +68,8 @@ fn about_flow<F: Family, T: Tables<F>>(
     if keeps_source(outer.source, work.quote.key.tuple.destination, flow) {
         work.rewrite.source.set(&outer.source);
     }
-    let (action, device) = (flow.action, flow.device);
-    Some(Verdict::Translate { action, device, reason: Reason::IcmpTranslated })
+    (work.action, work.device) = (flow.action, flow.device);
+    Some(Verdict::Translate(Reason::IcmpTranslated))
 }
 
 /// Whether who reports an error about a packet to `end` stays known as `reporter`: a router
@@ -77,7 +77,7 @@ fn about_flow<F: Family, T: Tables<F>>(
 #[inline(always)]
 fn keeps_source<A: Address>(reporter: A, end: A, flow: &Flow<A>) -> bool {
     let is_free = match flow.action {
-        Action::REPLY | Action::REPLY_INTO_DEVICE => true,
+        Action::REPLY | Action::REPLY_DIRECT | Action::REPLY_INTO_DEVICE => true,
         action => !action.is_reply() && flow.rewrite.source == end,
     };
     is_free && reporter != end

@@ -87,11 +87,12 @@ fn of_flow<F: Family, T: Tables<F>>(
         (first.source_port, first.destination_port);
     let entry = live_flow(context, &work.pair_key, tables)?;
     let flow = entry.get();
-    if flow.action.is_forward() && packet.hops <= 1 {
+    if context.is_last_hop(flow.action) {
         // Nobody is told of what became of a later fragment (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
     work.rewrite.set(&flow.rewrite);
     let reason = if flow.action.is_reply() { Reason::Reply } else { Reason::Request };
-    Some(Verdict::Translate { action: flow.action, device: flow.device, reason })
+    (work.action, work.device) = (flow.action, flow.device);
+    Some(Verdict::Translate(reason))
 }

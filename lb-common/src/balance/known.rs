@@ -5,15 +5,15 @@ use crate::{
         address::Family,
         counter::Reason,
         flow::{ANSWERED, Flow, FlowKey},
-        frontend::FrontendKey,
+        frontend::Frontend,
     },
-    packet::{ACK, Kind, RST, SYN},
+    packet::{Kind, RST},
 };
 
 use super::{
     Answer, Context, Verdict, Work, open, select,
     tables::{Entry, FlowTable, Tables},
-    track,
+    track, tunnel,
 };
 
 /// Decides on a packet by the flow that it belongs to. Where it belongs to none: `None` if
@@ -31,7 +31,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
 ) -> Option<Verdict> {
     let packet = context.packet;
     let is_tcp = matches!(packet.kind, Kind::Tcp);
-    let answers_syn = is_tcp && packet.detail & (SYN | ACK) == SYN | ACK;
+    let answers_syn = packet.is_syn_ack();
     if answers_syn && let Some(verdict) = syn_answered(context, work, tables) {
         return Some(verdict);
     }
@@ -41,7 +41,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
             if let Some(verdict) = reply(context, FlowTable::Flows, &entry, work, tables) {
                 return Some(verdict);
             }
-        } else if is_valid(context, flow, tables) {
+        } else if is_valid(context, flow, work, tables) {
             track::note(context, FlowTable::Flows, &entry, flow, work, tables);
             return Some(translate(context, flow, Reason::Request, work));
         } else if packet.is_syn() {
@@ -96,8 +96,10 @@ fn handshake<F: Family, T: Tables<F>>(
     let is_repeated = packet.is_syn() && flow.state == 0;
     if is_repeated && is_contested(context, flow, work, tables) {
         work.is_contested = 1;
-    } else if is_valid(context, flow, tables) {
-        if packet.is_syn() || packet.detail & RST != 0 || flow.state != ANSWERED {
+    } else if is_valid(context, flow, work, tables) {
+        // Nothing tells of the answer that goes another way, but that the client goes on.
+        let is_answered = flow.state == ANSWERED || flow.action.is_one_way() && flow.state == 0;
+        if packet.is_syn() || packet.detail & RST != 0 || !is_answered {
             track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
         } else {
             work.flow.set(flow);
@@ -143,8 +145,7 @@ fn reply<F: Family, T: Tables<F>>(
     if track::is_expired(flow, packet.kind, context.now, context.settings) {
         return None;
     }
-    let is_tcp = matches!(packet.kind, Kind::Tcp);
-    if is_tcp && packet.detail & (SYN | ACK) == SYN | ACK && track::is_closed(flow.state) {
+    if packet.is_syn_ack() && track::is_closed(flow.state) {
         // The answer to another connection: the client has gone to the backend itself,
         // from the same port.
         work.flow.set(flow);
@@ -163,11 +164,12 @@ fn translate<F: Family>(
     reason: Reason,
     work: &mut Work<F::Address>,
 ) -> Verdict {
-    if flow.action.is_forward() && context.packet.hops <= 1 {
+    if context.is_last_hop(flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
     work.rewrite.set(&flow.rewrite);
-    Verdict::Translate { action: flow.action, device: flow.device, reason }
+    (work.action, work.device) = (flow.action, flow.device);
+    Verdict::Translate(reason)
 }
 
 /// Whether a flow still decides for this packet of its client; else it counts as absent.
@@ -175,37 +177,44 @@ fn translate<F: Family>(
 fn is_valid<F: Family, T: Tables<F>>(
     context: &Context<F>,
     flow: &Flow<F::Address>,
+    work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
     let packet = context.packet;
-    if track::is_expired(flow, packet.kind, context.now, context.settings) {
+    if track::is_expired(flow, packet.kind, context.now, context.settings)
+        || flow.action.is_one_way() && context.is_tunnelled()
+    {
         return false;
     }
     match packet.kind {
         Kind::Tcp => !packet.is_syn() || !(track::is_closing(flow.state) || is_gone(flow, tables)),
         // A datagram leaves a backend that is gone as soon as there is another one.
-        _ => !is_gone(flow, tables) || !has_backend(context, tables),
+        _ => !is_gone(flow, tables) || !has_backend(context, work, tables),
     }
 }
 
 /// Whether the backend that a flow chose is in no slice any more.
 #[inline(always)]
 fn is_gone<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
-    match tables.backend(flow.backend) {
-        Some(backend) => backend.generation != flow.generation,
-        None => true,
-    }
+    /// No backend's.
+    const NONE: u32 = u32::MAX;
+    let generation = tables.backend(flow.backend).map_or(NONE, |backend| backend.generation.into());
+    generation != flow.generation.into()
 }
 
 #[inline(always)]
-fn has_backend<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> bool {
-    let tuple = context.packet.tuple();
-    let key =
-        FrontendKey::new(tuple.destination, tuple.destination_port, context.packet.protocol());
-    let Some(frontend) = tables.frontend(&key) else { return false };
+fn has_backend<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
+    if !tunnel::front_end(context, work, tables) {
+        return false;
+    }
+    let Frontend { service, kind, .. } = work.frontend;
     tables
-        .service(frontend.service)
-        .is_some_and(|service| select::eligible(&service, frontend.kind, context.origin()).is_ok())
+        .service(service)
+        .is_some_and(|service| select::eligible(&service, kind, context.origin()).is_ok())
 }
 
 /// Removes both directions of the flow `work.flow`, one of which is `key`. The other may
@@ -229,7 +238,7 @@ fn forget<F: Family, T: Tables<F>>(
 
 /// Moves the flow `work.flow`, whose handshake is complete, to the table of established
 /// flows. If that takes no entry, the flow stays where it is.
-#[inline(always)]
+#[inline(never)]
 fn establish<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
@@ -237,7 +246,8 @@ fn establish<F: Family, T: Tables<F>>(
 ) {
     work.flow.last_seen = context.now;
     // The packet that completes the handshake may be the last one already.
-    work.flow.state |= track::observed(context.packet.kind, context.packet.detail, false);
+    work.flow.state |=
+        ANSWERED | track::observed(context.packet.kind, context.packet.detail, false);
     open::prepare_pair(context, work);
     // The backend has answered: what stands there is over, even if nothing here tells.
     open::release(context, FlowTable::Flows, work, tables);

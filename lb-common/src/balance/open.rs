@@ -3,10 +3,11 @@
 use crate::{
     abi::{
         address::{Address, Be16, Family},
-        backend::{ON_THIS_NODE, THIS_HOST},
+        backend::{Backend, ON_THIS_NODE, THIS_HOST},
         counter::Reason,
-        flow::{Action, LOOPBACK_DEVICE},
+        flow::{ANSWERED, Action, LOOPBACK_DEVICE},
         frontend::{Frontend, FrontendKey, FrontendKind},
+        service::Service,
     },
     packet::Kind,
 };
@@ -15,7 +16,7 @@ use super::{
     Answer, Context, Origin, Site, Verdict, Work,
     select::{self, Choice, Client},
     tables::{Entry, FlowTable, InsertError, Tables},
-    track,
+    track, tunnel,
 };
 
 /// A new flow: finds the Service, chooses a backend and remembers both directions.
@@ -58,16 +59,14 @@ fn find<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), Reason> {
-    let packet = context.packet;
-    let tuple = packet.tuple();
-    let mut key = FrontendKey::new(tuple.destination, tuple.destination_port, packet.protocol());
-    let Some(frontend) = tables.frontend(&key) else {
-        (key.port, key.protocol) = (Be16::new(0), 0);
-        return Err(match tables.frontend(&key) {
+    let tuple = context.packet.tuple();
+    if !tunnel::front_end(context, work, tables) {
+        return Err(match tables.frontend(&FrontendKey::of_address(tuple.destination)) {
             Some(_) => Reason::NoSuchPort,
             None => Reason::UnknownAddress,
         });
-    };
+    }
+    let frontend = work.frontend;
     let service = tables.service(frontend.service).ok_or(Reason::TableInconsistent)?;
     if frontend.flags & Frontend::RANGED != 0
         && !tables.is_in_range(frontend.service, &tuple.source)
@@ -75,7 +74,6 @@ fn find<F: Family, T: Tables<F>>(
         return Err(Reason::SourceNotAllowed);
     }
     work.eligible = select::eligible(&service, frontend.kind, context.origin())?;
-    work.frontend = frontend;
     work.service = service;
     Ok(())
 }
@@ -172,12 +170,12 @@ fn find_port<F: Family, T: Tables<F>>(
 
 #[inline(always)]
 fn onward<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdict {
-    if work.flow.action.is_forward() && context.packet.hops <= 1 {
+    if context.is_last_hop(work.flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
     work.rewrite.set(&work.flow.rewrite);
-    let (action, device) = (work.flow.action, work.flow.device);
-    Verdict::Translate { action, device, reason: Reason::FlowCreated }
+    (work.action, work.device) = (work.flow.action, work.flow.device);
+    Verdict::Translate(Reason::FlowCreated)
 }
 
 /// How a new flow reaches its backend.
@@ -196,6 +194,8 @@ enum Source {
     Hairpin,
     /// The node's address and a port of the node's.
     Node,
+    /// The client's, in a tunnel from the node's address.
+    Tunnel,
 }
 
 /// The way to a backend with these flags (see semantics.md, table 3).
@@ -203,12 +203,12 @@ enum Source {
 fn way<F: Family, T: Tables<F>>(
     context: &Context<F>,
     kind: FrontendKind,
-    flags: u8,
-    is_itself: bool,
+    service: &Service,
+    backend: &Backend<F::Address>,
     tables: &mut T,
 ) -> Option<Way> {
-    let is_host = flags & THIS_HOST != 0;
-    let is_here = flags & ON_THIS_NODE != 0 || is_host;
+    let is_host = backend.flags & THIS_HOST != 0;
+    let is_here = backend.flags & ON_THIS_NODE != 0 || is_host;
     let way = |action, device, source| Some(Way { action, device, source });
     match context.site {
         Site::ToDevice { .. } if is_host => way(Action::REQUEST_LOOPBACK, 0, Source::Client),
@@ -235,10 +235,17 @@ fn way<F: Family, T: Tables<F>>(
             match (is_here && shows_client, is_host) {
                 (true, _) => way(Action::REQUEST, 0, Source::Client),
                 (false, true) => way(Action::REQUEST_LOOPBACK, 0, Source::Node),
+                (false, false)
+                    if tunnel::is_wanted(context, service, kind, backend.node, tables) =>
+                {
+                    way(Action::REQUEST_TUNNEL, 0, Source::Tunnel)
+                }
                 (false, false) => way(Action::REQUEST_FORWARD, 0, Source::Node),
             }
         }
-        _ if is_itself => way(Action::REQUEST_HAIRPIN, 0, Source::Hairpin),
+        _ if backend.address == context.packet.tuple().source => {
+            way(Action::REQUEST_HAIRPIN, 0, Source::Hairpin)
+        }
         _ => way(Action::REQUEST, 0, Source::Client),
     }
 }
@@ -254,9 +261,8 @@ fn flow_to<F: Family, T: Tables<F>>(
     let tuple = context.packet.tuple();
     let frontend = work.frontend;
     let backend = tables.backend(work.flow.backend).ok_or(Reason::TableInconsistent)?;
-    let is_itself = backend.address == tuple.source;
     let Way { action, device, source } =
-        way(context, frontend.kind, backend.flags, is_itself, tables)
+        way(context, frontend.kind, &work.service, &backend, tables)
             .ok_or(Reason::TableInconsistent)?;
     let flow = &mut work.flow;
     flow.rewrite.source.set(&tuple.source);
@@ -270,8 +276,15 @@ fn flow_to<F: Family, T: Tables<F>>(
     flow.rewrite.destination.set(&backend.address);
     flow.rewrite.source_port = tuple.source_port;
     flow.rewrite.destination_port = backend.port;
-    flow.action = action;
     flow.state = 0;
+    if source == Source::Tunnel {
+        flow.rewrite.destination.set(&backend.node);
+        flow.rewrite.source_port = Be16::new(0);
+        flow.rewrite.destination_port = Be16::new(0);
+        // Nothing is going to tell of answers, so they are taken for granted.
+        flow.state = if matches!(context.packet.kind, Kind::Tcp) { 0 } else { ANSWERED };
+    }
+    flow.action = action;
     flow.generation = backend.generation;
     flow.service = frontend.service;
     flow.last_seen = context.now;
@@ -287,10 +300,11 @@ pub(crate) fn prepare_pair<F: Family>(context: &Context<F>, work: &mut Work<F::A
     work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
     work.pair.set(&work.flow);
     work.pair.rewrite.set_reverse(&key.tuple);
-    work.pair.action = reply_action(work.flow.action, context.site);
+    work.pair.action = reply_action(work.flow.action, context);
 }
 
-/// Adds both directions: the reply's first, so that no answer finds it missing.
+/// Adds both directions: the reply's first, so that no answer finds it missing. Answers that
+/// go another way need none.
 #[inline(never)]
 pub(crate) fn insert_pair<F: Family, T: Tables<F>>(
     table: FlowTable,
@@ -299,18 +313,21 @@ pub(crate) fn insert_pair<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), InsertError> {
-    tables.insert_flow(table, &work.pair_key, &work.pair, replace)?;
+    if !work.flow.action.is_one_way() {
+        tables.insert_flow(table, &work.pair_key, &work.pair, replace)?;
+    }
     tables.insert_flow(table, &context.packet.key, &work.flow, true)
 }
 
 #[inline(always)]
-fn reply_action(request: Action, site: Site) -> Action {
-    match (request, site) {
+fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
+    match (request, context.site) {
         (Action::REQUEST_ROUTE, _) => Action::REPLY_INTO_DEVICE,
         (Action::REQUEST_HAIRPIN, _) => Action::REPLY_HAIRPIN,
         (Action::REQUEST_FORWARD, _) | (Action::REQUEST_LOOPBACK, Site::FromDevice) => {
             Action::REPLY_FORWARD
         }
+        (Action::REQUEST, _) if context.is_tunnelled() => Action::REPLY_DIRECT,
         _ => Action::REPLY,
     }
 }

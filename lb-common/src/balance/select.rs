@@ -77,12 +77,13 @@ pub fn eligible(service: &Service, kind: FrontendKind, origin: Origin) -> Result
         // may end.
         (false, _) => 0,
     };
-    let local = service.flags & policy != 0;
+    let is_chosen = matches!(origin, Origin::Tunnel);
+    let local = is_chosen || service.flags & policy != 0;
     let (range, set) =
         if local { (service.local, IN_LOCAL_SET) } else { (service.cluster, IN_CLUSTER_SET) };
     if range.length() > 0 {
         Ok(Eligible { range, set })
-    } else if local && service.cluster.length() > 0 {
+    } else if is_chosen || local && service.cluster.length() > 0 {
         Err(Reason::NoLocalEndpoint)
     } else {
         Err(Reason::NoEndpoint)

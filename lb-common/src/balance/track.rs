@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         address::Family,
-        flow::{ANSWERED, CLIENT_FIN, Flow, RESET, SERVER_FIN},
+        flow::{ANSWERED, Action, CLIENT_FIN, Flow, RESET, SERVER_FIN},
         settings::{Settings, Timeouts},
     },
     packet::{ACK, FIN, Kind, RST, SYN},
@@ -16,9 +16,10 @@ use super::{
 
 /// How long a flow in `state` lives without a packet, in ticks.
 #[inline(always)]
-pub fn timeout(kind: Kind, state: u8, timeouts: &Timeouts) -> u32 {
+pub fn timeout(kind: Kind, action: Action, state: u8, timeouts: &Timeouts) -> u32 {
     match kind {
         Kind::Tcp if is_closed(state) => timeouts.tcp_closing,
+        Kind::Tcp if is_closing(state) && action.is_one_way() => timeouts.tcp_fin_one_way,
         Kind::Tcp if is_closing(state) => timeouts.tcp_half_closed,
         Kind::Tcp if state & ANSWERED != 0 => timeouts.tcp_established,
         Kind::Tcp => timeouts.tcp_syn,
@@ -40,11 +41,11 @@ pub fn is_closed(state: u8) -> bool {
 }
 
 /// Whether the flow is past its timeout and so counts as absent.
-#[inline(always)]
+#[inline(never)]
 pub fn is_expired<A>(flow: &Flow<A>, kind: Kind, now: u32, settings: &Settings) -> bool {
     let age = now.wrapping_sub(flow.last_seen);
     // A clock that another CPU read a tick later makes an age below zero.
-    (age as i32) >= 0 && age > timeout(kind, flow.state, &settings.timeouts)
+    (age as i32) >= 0 && age > timeout(kind, flow.action, flow.state, &settings.timeouts)
 }
 
 /// Notes a packet of a known flow in its entry. What its pair must know too (a change

@@ -56,21 +56,15 @@ impl<F: TestFamily> Host<F> {
         } else {
             balance::decide_candidate(candidate, &packet, site, settings, &mut work, tables)
         };
-        if packet.is_first != 0 && matches!(verdict, Verdict::Translate { .. }) {
+        if packet.is_first != 0 && matches!(verdict, Verdict::Translate(_)) {
             fragment::enter(&packet, &mut work, tables);
         }
         (verdict, work, packet)
     }
 
-    fn end(
-        &self,
-        place: Place,
-        action: Action,
-        device: u32,
-        work: &Work<F::Address>,
-    ) -> End<F::Address> {
-        let tuple = work.rewrite;
-        match action {
+    fn end(&self, place: Place, work: &Work<F::Address>) -> End<F::Address> {
+        let (tuple, device) = (work.rewrite, work.device);
+        match work.action {
             Action::REQUEST | Action::REPLY => End::Onward(tuple),
             Action::REQUEST_ROUTE => End::Routed(tuple),
             Action::REQUEST_FORWARD | Action::REPLY_FORWARD => End::Forwarded(tuple),
@@ -104,16 +98,14 @@ impl<F: TestFamily> Lab<F> for Host<F> {
             (work.rewrite.source_port, work.rewrite.destination_port) = Default::default();
         }
         self.quoted = match verdict {
-            Verdict::Translate { reason: Reason::IcmpTranslated, .. } => Some(work.quoted),
+            Verdict::Translate(Reason::IcmpTranslated) => Some(work.quoted),
             _ => None,
         };
         match verdict {
             Verdict::Pass(reason) => Outcome { reason, end: End::Untouched },
             Verdict::Drop(reason) => Outcome { reason, end: End::Dropped },
             Verdict::Answer(answer, reason) => Outcome { reason, end: End::Answered(answer) },
-            Verdict::Translate { action, device, reason } => {
-                Outcome { reason, end: self.end(place, action, device, &work) }
-            }
+            Verdict::Translate(reason) => Outcome { reason, end: self.end(place, &work) },
         }
     }
 

@@ -8,15 +8,15 @@ use aya_ebpf::{
 use bytemuck::Pod;
 use lb_common::{
     abi::{
-        address::{Ipv4, Ipv6},
+        address::{Family, Ipv4, Ipv6},
         counter::{Hook, Reason},
         flow::{Action, LOOPBACK_DEVICE},
         settings::{MAX_DEVICES, Settings},
     },
-    balance::{self, Candidate, Site, Verdict},
+    balance::{self, Candidate, Site, Verdict, Work},
     packet::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, Kind, Packet, Parse, Window, answer::Respond,
-        quote::ParseQuote,
+        quote::ParseQuote, tunnel::Tunnel,
     },
 };
 
@@ -24,13 +24,14 @@ use crate::{
     answer,
     count::count,
     error, fragment, maps,
-    maps::Scratch,
+    maps::{Fate, Ruling, Scratch},
     rewrite,
     rewrite::Rewrite,
     route,
     route::{Route, Way},
     tables,
     tables::FamilyMaps,
+    tunnel,
 };
 
 /// Go on to the next program of the hook, and with it to the stack.
@@ -73,7 +74,12 @@ fn window<F: Parse>(context: &TcContext) -> Linear {
     {
         return linear;
     }
-    let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
+    pulled(context, if length < MOST_HEADERS { length } else { MOST_HEADERS })
+}
+
+/// The frame, with so many bytes of it in one piece.
+#[inline(always)]
+fn pulled(context: &TcContext, wanted: u32) -> Linear {
     // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
     // read as far as it goes.
     unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
@@ -109,18 +115,18 @@ const fn hook<const HOOK: u32>() -> Hook {
 
 /// A function of its own for each family, so that their stack frames do not add up.
 #[inline(never)]
-fn family<F: FamilyMaps + ParseQuote + Respond + Rewrite + Route, const HOOK: u32>(
+fn family<F: FamilyMaps + ParseQuote + Rewrite + Route + Tunnel, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
 ) -> i32 {
     let hook = const { hook::<HOOK>() };
-    let window = window::<F>(context);
+    let mut window = window::<F>(context);
     let Some(destination) = F::destination(&window) else {
         count(hook, Reason::Malformed);
         return NEXT;
     };
     let site = site(context, hook);
-    let candidate = balance::candidate::<F>(destination, site, settings);
+    let mut candidate = balance::candidate::<F>(destination, site, settings);
     if matches!(candidate, Candidate::Neither) {
         count(hook, Reason::NotService);
         return NEXT;
@@ -131,6 +137,16 @@ fn family<F: FamilyMaps + ParseQuote + Respond + Rewrite + Route, const HOOK: u3
     };
     // SAFETY: this CPU's entry, for this run alone.
     let scratch = unsafe { &mut *scratch };
+    scratch.packet.tunnel = 0;
+    if const { receives::<HOOK>() } && matches!(candidate, Candidate::Node) && F::is_tunnel(&window)
+    {
+        window = pulled(context, u32::min(context.len(), MOST_HEADERS));
+        scratch.packet.tunnel = tunnel::length::<F>(&window, settings);
+        if scratch.packet.tunnel != 0 {
+            candidate = Candidate::Service;
+        }
+    }
+    window.start += behind_tunnel::<F, HOOK>(&scratch.packet);
     if F::parse(&window, &mut scratch.packet).is_none() {
         count(hook, Reason::Malformed);
         return NEXT;
@@ -142,11 +158,29 @@ fn family<F: FamilyMaps + ParseQuote + Respond + Rewrite + Route, const HOOK: u3
         let (packet, work) = (&scratch.packet, &mut scratch.work);
         balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps)
     };
-    let (result, reason) = apply(context, scratch, hook, verdict);
+    let ruling = Ruling::keep(&mut scratch.ruling, verdict);
+    let (result, reason) = apply::<F, HOOK>(context, scratch, ruling);
     count(hook, reason);
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
+}
+
+/// Whether the hook may meet packets in tunnels.
+const fn receives<const HOOK: u32>() -> bool {
+    matches!(hook::<HOOK>(), Hook::FromDevice)
+}
+
+/// How many bytes later than that of others the IP header of a packet comes.
+#[inline(always)]
+pub fn behind_tunnel<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
+    if const { !receives::<HOOK>() } {
+        return 0;
+    }
+    // Read from the map, as the verifier would follow each length of its own.
+    // SAFETY: a reference.
+    let tunnel = unsafe { core::ptr::read_volatile(&raw const packet.tunnel) };
+    (tunnel & 0x3f) as usize
 }
 
 /// What has no ports itself may belong to a flow all the same: ICMP errors about a packet of
@@ -164,7 +198,7 @@ fn decide_other<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     if matches!(packet.kind, Kind::Fragment) {
         return balance::fragment::decide(candidate, packet, site, settings, work, tables);
     }
-    let is_quoted = error::read(context, packet, work).is_some();
+    let is_quoted = error::read(context, packet, behind_tunnel::<F, HOOK>(packet), work).is_some();
     balance::error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
@@ -185,44 +219,71 @@ fn site(context: &TcContext, hook: Hook) -> Site {
 
 /// Does what the core decided; returns what the program returns, and why.
 #[inline(always)]
-fn apply<F: FamilyMaps + Respond + Rewrite + Route>(
+fn apply<F: FamilyMaps + Rewrite + Route + Tunnel, const HOOK: u32>(
     context: &TcContext,
     scratch: &mut Scratch<F>,
-    hook: Hook,
-    verdict: Verdict,
+    Ruling { fate, answer, reason }: Ruling,
 ) -> (i32, Reason) {
-    let Scratch { packet, work, way } = scratch;
-    match verdict {
-        Verdict::Pass(reason) => (NEXT, reason),
-        Verdict::Drop(reason) => (DROP, reason),
-        Verdict::Answer(kind, reason) => match answer::send(context, packet, hook, kind) {
+    let hook = const { hook::<HOOK>() };
+    let Scratch { packet, work, way, .. } = scratch;
+    match fate {
+        Fate::Pass => (NEXT, reason),
+        Fate::Drop => (DROP, reason),
+        Fate::Answer => match answer::send(context, packet, hook, answer) {
             Some(result) => (result, reason),
             None => (DROP, Reason::RewriteFailed),
         },
-        Verdict::Translate { action, device, reason } => {
+        Fate::Translate => {
+            let action = work.action;
+            let is_tunnelled = const { receives::<HOOK>() } && action.is_one_way();
+            let added = if is_tunnelled { F::LENGTH } else { 0 };
             if is_routed(action)
-                && let Err(reason) = route::find(context, packet, &work.rewrite, way)
+                && let Err(reason) = route::find(context, packet, &work.rewrite, added, way)
             {
                 return ended(context, packet, hook, reason, way.mtu);
             }
             if packet.is_first != 0 {
                 balance::fragment::enter(packet, work, &mut tables::Maps);
             }
-            let rewrite = &work.rewrite;
-            let rewritten = match packet.kind {
-                Kind::Icmp => error::apply(context, packet, work),
-                Kind::Fragment => fragment::apply(context, packet, rewrite),
-                _ => rewrite::apply(context, packet, rewrite),
+            let changed = if is_tunnelled {
+                tunnel::enter::<F>(context, &work.rewrite)
+            } else {
+                translate::<F, HOOK>(context, packet, work)
             };
-            if rewritten.is_none() || action.is_forward() && F::take_hop(context).is_none() {
+            if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
-            match deliver(context, way, action, device) {
+            match deliver(context, way, action, work.device) {
                 Ok(result) => (result, reason),
                 Err(reason) => (DROP, reason),
             }
         }
     }
+}
+
+/// Gives a packet its new addresses, and takes a hop if the program is its router.
+#[inline(always)]
+fn translate<F: Rewrite + Tunnel, const HOOK: u32>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    work: &Work<F::Address>,
+) -> Option<()> {
+    if const { receives::<HOOK>() } && packet.tunnel != 0 {
+        tunnel::leave::<F>(context)?;
+    }
+    let rewrite = &work.rewrite;
+    match packet.kind {
+        Kind::Icmp => error::apply(context, packet, work)?,
+        Kind::Fragment => fragment::apply(context, packet, rewrite)?,
+        _ => rewrite::apply(context, packet, rewrite)?,
+    }
+    if const { matches!(hook::<HOOK>(), Hook::ToDevice) }
+        && work.action == Action::REPLY_DIRECT
+        && packet.is_syn_ack()
+    {
+        tunnel::clamp(context, packet);
+    }
+    if work.action.is_forward() { F::take_hop(context) } else { Some(()) }
 }
 
 /// Whether packets of the action go where a route look-up says.
@@ -261,7 +322,7 @@ fn deliver(context: &TcContext, way: &Way, action: Action, device: u32) -> Resul
         Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
             bounce(context).ok_or(Reason::RewriteFailed)
         }
-        Action::REQUEST_FORWARD | Action::REPLY_FORWARD => {
+        Action::REQUEST_FORWARD | Action::REPLY_FORWARD | Action::REQUEST_TUNNEL => {
             route::forward(context, way).ok_or(Reason::RewriteFailed)
         }
         Action::REQUEST_ROUTE => Ok(route::send(way)),

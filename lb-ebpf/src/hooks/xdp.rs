@@ -15,18 +15,19 @@ use lb_common::{
         flow::{Action, Tuple},
         settings::{Device, MAX_DEVICES, Settings},
     },
-    balance::{self, Candidate, Site, Verdict},
-    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, Parse, ethertype},
+    balance::{self, Candidate, Site, Verdict, Work},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, ethertype, tunnel::Tunnel},
 };
 
 use crate::{
     count::count,
-    hooks::tc::Linear,
+    hooks::tc::{self, Linear},
     maps,
     rewrite::{self, Rewrite},
     route::{self, Hop, Route},
     tables,
     tables::FamilyMaps,
+    tunnel,
 };
 
 /// Handles a frame that an external device has received.
@@ -49,7 +50,7 @@ pub fn handle(context: &XdpContext) -> u32 {
 
 /// A function of its own for each family, so that their stack frames do not add up.
 #[inline(never)]
-fn family<F: FamilyMaps + Parse + Rewrite + Route>(
+fn family<F: FamilyMaps + Rewrite + Route + Tunnel>(
     context: &XdpContext,
     settings: &Settings,
 ) -> u32 {
@@ -59,15 +60,15 @@ fn family<F: FamilyMaps + Parse + Rewrite + Route>(
 }
 
 #[inline(always)]
-fn judge<F: FamilyMaps + Parse + Rewrite + Route>(
+fn judge<F: FamilyMaps + Rewrite + Route + Tunnel>(
     context: &XdpContext,
     settings: &Settings,
 ) -> (u32, Reason) {
-    let window = Linear { start: context.data(), end: context.data_end() };
+    let mut window = Linear { start: context.data(), end: context.data_end() };
     let Some(destination) = F::destination(&window) else {
         return (XDP_PASS, Reason::Malformed);
     };
-    let candidate = balance::candidate::<F>(destination, Site::FromDevice, settings);
+    let mut candidate = balance::candidate::<F>(destination, Site::FromDevice, settings);
     if matches!(candidate, Candidate::Neither) {
         return (XDP_PASS, Reason::NotService);
     }
@@ -76,6 +77,14 @@ fn judge<F: FamilyMaps + Parse + Rewrite + Route>(
     };
     // SAFETY: this CPU's entry, for this run alone.
     let scratch = unsafe { &mut *scratch };
+    scratch.packet.tunnel = 0;
+    if matches!(candidate, Candidate::Node) && F::is_tunnel(&window) {
+        scratch.packet.tunnel = tunnel::length::<F>(&window, settings);
+        if scratch.packet.tunnel != 0 {
+            candidate = Candidate::Service;
+        }
+    }
+    window.start += tc::behind_tunnel::<F, { Hook::FromDevice as u32 }>(&scratch.packet);
     if F::parse(&window, &mut scratch.packet).is_none() {
         return (XDP_PASS, Reason::Malformed);
     }
@@ -84,37 +93,38 @@ fn judge<F: FamilyMaps + Parse + Rewrite + Route>(
     match balance::decide_known(candidate, packet, settings, work, &mut tables::Maps) {
         Some(Verdict::Pass(reason)) => (XDP_PASS, reason),
         Some(Verdict::Drop(reason)) => (XDP_DROP, reason),
-        Some(Verdict::Translate { action, device, reason }) => {
-            translate(context, packet, &work.rewrite, (action, device), reason)
-        }
+        Some(Verdict::Translate(reason)) => translate(context, packet, work, reason),
         Some(Verdict::Answer(..)) | None => (XDP_PASS, Reason::LeftToTc),
     }
 }
 
 /// Translates what goes on from here by the stack of this node, or back out of the device.
 #[inline(always)]
-fn translate<F: Rewrite + Route>(
+fn translate<F: Rewrite + Route + Tunnel>(
     context: &XdpContext,
     packet: &Packet<F>,
-    new: &Tuple<F::Address>,
-    (action, device): (Action, u32),
+    work: &Work<F::Address>,
     reason: Reason,
 ) -> (u32, Reason) {
+    let (new, action) = (&work.rewrite, work.action);
     let mut hop = Hop { ifindex: 0, macs: [[0; 6]; 2] };
     let done = match action {
         Action::REQUEST | Action::REPLY => Some(XDP_PASS),
-        Action::REPLY_INTO_DEVICE => is_here(context, device).then_some(XDP_PASS),
-        Action::REQUEST_FORWARD | Action::REPLY_FORWARD => {
-            if route::hop::<F>(context, new, &mut hop) { exit(context, hop.ifindex) } else { None }
+        Action::REPLY_INTO_DEVICE => is_here(context, work.device).then_some(XDP_PASS),
+        action if action.is_forward() => {
+            let added = if action.is_one_way() { F::LENGTH } else { 0 };
+            if route::hop::<F>(context, new, added, &mut hop) {
+                exit(context, hop.ifindex)
+            } else {
+                None
+            }
         }
         _ => None,
     };
     let Some(done) = done else { return (XDP_PASS, Reason::LeftToTc) };
-    let mut changed = rewrite::apply(context, packet, new);
+    let mut changed = change(context, packet, new, action);
     if done != XDP_PASS {
-        changed = changed
-            .and_then(|()| F::take_hop(context))
-            .and_then(|()| rewrite::store(context, 0, &hop.macs));
+        changed = changed.and_then(|()| rewrite::store(context, 0, &hop.macs));
     }
     match changed {
         None => (XDP_DROP, Reason::RewriteFailed),
@@ -124,6 +134,24 @@ fn translate<F: Rewrite + Route>(
         }
         Some(()) => (done, reason),
     }
+}
+
+/// Gives a frame its new addresses, and takes a hop if the program is its router.
+#[inline(always)]
+fn change<F: Rewrite + Tunnel>(
+    context: &XdpContext,
+    packet: &Packet<F>,
+    new: &Tuple<F::Address>,
+    action: Action,
+) -> Option<()> {
+    if action.is_one_way() {
+        return tunnel::enter::<F>(context, new);
+    }
+    if packet.tunnel != 0 {
+        tunnel::leave::<F>(context)?;
+    }
+    rewrite::apply(context, packet, new)?;
+    if action.is_forward() { F::take_hop(context) } else { Some(()) }
 }
 
 /// How a frame leaves by a device, if XDP can send it there.

@@ -212,7 +212,7 @@ fn decided<F: Side + Parse>(tables: &mut Counting<F>, frame: &[u8], site: Site) 
     tables.look_ups = 0;
     Some(match balance::decide(&packet, site, &settings(), &mut Work::default(), tables) {
         Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => reason,
-        Verdict::Translate { reason, .. } => reason,
+        Verdict::Translate(reason) => reason,
     })
 }
 

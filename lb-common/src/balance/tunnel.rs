@@ -1,0 +1,97 @@
+//! Direct server return: what is tunnelled to a backend's node, and what that node makes of
+//! it.
+//!
+//! The node that a client's packet comes to chooses a backend and with it a node, and sends
+//! the packet there as it came, but for a hop. That node chooses among its own backends and
+//! answers the client itself. What came in a tunnel is never tunnelled again.
+
+use crate::abi::{
+    address::{Address, Family},
+    counter::Reason,
+    frontend::{Frontend, FrontendKey, FrontendKind},
+    service::Service,
+    settings::Settings,
+};
+
+use super::{Context, Origin, Verdict, Work, tables::Tables};
+
+/// Whether what an external device received in a tunnel with the ends `outer` was put there
+/// by another node: the packet inside, with the ends `inner`, is a client's outside. Packets
+/// of nodes and pods are never tunnelled here, so that what a CNI tunnels for them is let
+/// alone.
+#[inline(always)]
+pub fn is_ours<F: Family, T: Tables<F>>(
+    outer: &[F::Address; 2],
+    inner: &[F::Address; 2],
+    settings: &Settings,
+    tables: &mut T,
+) -> bool {
+    let family = F::settings(settings);
+    family.may_be_node(outer[1])
+        && !family.is_pod(inner[0])
+        && tables.is_node(&outer[0])
+        && !tables.is_node(&inner[0])
+}
+
+/// Whether a new flow is tunnelled to `node`, where its backend runs. Clients that are pods
+/// or nodes are not: they would be answered past what their own node knows of the flow. Nor
+/// is a node port at an address that the other nodes do not know for a node's.
+#[inline(always)]
+pub(crate) fn is_wanted<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    service: &Service,
+    kind: FrontendKind,
+    node: F::Address,
+    tables: &mut T,
+) -> bool {
+    let tuple = context.packet.tuple();
+    service.flags & Service::DSR != 0
+        && !kind.is_internal()
+        && !node.is_unspecified()
+        && matches!(context.origin(), Origin::Outside)
+        && !tables.is_node(&tuple.source)
+        && (kind != FrontendKind::NODE_PORT || tables.is_node(&tuple.destination))
+}
+
+/// Looks up the front end that the packet is addressed to, into `work.frontend`. What came in
+/// a tunnel may be addressed to a node port of the node that sent it.
+#[inline(never)]
+pub(crate) fn front_end<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
+    let found = look_up(context, tables);
+    if let Some(frontend) = found {
+        work.frontend = frontend;
+    }
+    found.is_some()
+}
+
+#[inline(always)]
+fn look_up<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Option<Frontend> {
+    let (tuple, protocol) = (context.packet.tuple(), context.packet.protocol());
+    let port = tuple.destination_port;
+    let found = tables.frontend(&FrontendKey::new(tuple.destination, port, protocol));
+    if !context.is_tunnelled() {
+        return found;
+    }
+    if found.is_none() && tables.is_node(&tuple.destination) {
+        return tables.frontend(&FrontendKey::of_any_node(port, protocol));
+    }
+    found.filter(|frontend| !frontend.kind.is_internal())
+}
+
+/// What becomes of a packet that came in a tunnel and leads to no backend: dropped if it is
+/// for a front end, as it would only go round in circles; else it is no business of ours.
+#[inline(never)]
+pub(crate) fn ended<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    reason: Reason,
+    tables: &mut T,
+) -> Verdict {
+    match look_up(context, tables) {
+        Some(_) => Verdict::Drop(reason),
+        None => Verdict::Pass(reason),
+    }
+}

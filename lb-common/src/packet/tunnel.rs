@@ -1,0 +1,85 @@
+//! IP in IP of one family (RFC 2003, RFC 2473): how a packet goes untouched from the node
+//! that received it to the node of its backend.
+
+use super::{
+    IP_OFFSET, Parse, Window,
+    answer::Respond,
+    header::{Header4, Header6},
+};
+use crate::abi::{
+    address::{Address4, Address6, Ipv4, Ipv6},
+    flow::Tuple,
+};
+
+/// A family whose packets can be tunnelled in packets of the same family.
+pub trait Tunnel: Parse + Respond {
+    /// The protocol number of a packet of the family inside another one.
+    const PROTOCOL: u8;
+    /// Bytes of the tunnel's header.
+    const LENGTH: u32 = size_of::<Self::Header>() as u32;
+
+    /// Whether the frame carries a whole packet of the family behind an IP header without
+    /// options.
+    fn is_tunnel<W: Window + ?Sized>(window: &W) -> bool;
+
+    /// Source and destination of the IP header.
+    fn ends<W: Window + ?Sized>(window: &W) -> Option<[Self::Address; 2]>;
+
+    /// Bytes of the IP packet, its header included; what does not fit wraps around.
+    fn length<W: Window + ?Sized>(window: &W) -> Option<u16>;
+}
+
+impl Tunnel for Ipv4 {
+    /// IPIP.
+    const PROTOCOL: u8 = 4;
+
+    #[inline(always)]
+    fn is_tunnel<W: Window + ?Sized>(window: &W) -> bool {
+        /// More fragments, and the offset of this one.
+        const FRAGMENT: u16 = 0x3fff;
+        let header = window.load::<Header4>(IP_OFFSET);
+        header.is_some_and(|header| {
+            header.protocol == Self::PROTOCOL
+                && header.version_and_length == 0x45
+                && header.fragment.get() & FRAGMENT == 0
+        })
+    }
+
+    #[inline(always)]
+    fn ends<W: Window + ?Sized>(window: &W) -> Option<[Address4; 2]> {
+        window.load::<Header4>(IP_OFFSET).map(|header| [header.source, header.destination])
+    }
+
+    #[inline(always)]
+    fn length<W: Window + ?Sized>(window: &W) -> Option<u16> {
+        window.load::<Header4>(IP_OFFSET).map(|header| header.total_length.get())
+    }
+}
+
+impl Tunnel for Ipv6 {
+    /// IPv6 in IPv6.
+    const PROTOCOL: u8 = 41;
+
+    #[inline(always)]
+    fn is_tunnel<W: Window + ?Sized>(window: &W) -> bool {
+        let header = window.load::<Header6>(IP_OFFSET);
+        header.is_some_and(|header| header.next_header == Self::PROTOCOL)
+    }
+
+    #[inline(always)]
+    fn ends<W: Window + ?Sized>(window: &W) -> Option<[Address6; 2]> {
+        window.load::<Header6>(IP_OFFSET).map(|header| [header.source, header.destination])
+    }
+
+    #[inline(always)]
+    fn length<W: Window + ?Sized>(window: &W) -> Option<u16> {
+        let header = window.load::<Header6>(IP_OFFSET)?;
+        Some(header.payload_length.get().wrapping_add(size_of::<Header6>() as u16))
+    }
+}
+
+/// The header of a tunnel with these ends around a packet of `length` bytes.
+#[inline(always)]
+pub fn header<F: Tunnel>(ends: &Tuple<F::Address>, length: u16) -> F::Header {
+    F::header(ends.source, ends.destination, F::PROTOCOL, length)
+}

@@ -1,0 +1,82 @@
+//! Packets on their way to a backend's node, and from the node that clients send to.
+
+use aya_ebpf::programs::TcContext;
+use lb_common::{
+    abi::{flow::Tuple, settings::Settings},
+    balance,
+    packet::{IP_OFFSET, Packet, Window, tunnel, tunnel::Tunnel},
+};
+
+use crate::{
+    hooks::tc::Linear,
+    rewrite::{self, Frame, Rewrite},
+    tables::{FamilyMaps, Maps},
+};
+
+/// The length of the header of a tunnel ([`Tunnel::is_tunnel`]), if another node put the
+/// packet behind it there; else 0.
+#[inline(never)]
+pub fn length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u32 {
+    let inside = Linear { start: window.start + F::LENGTH as usize, end: window.end };
+    let (Some(outer), Some(inner)) = (F::ends(window), F::ends(&inside)) else { return 0 };
+    let is_ours = balance::tunnel::is_ours::<F, _>(&outer, &inner, settings, &mut Maps);
+    if is_ours { F::LENGTH } else { 0 }
+}
+
+/// Puts a packet, one hop further on, into a tunnel with these ends.
+#[inline(never)]
+pub fn enter<F: Rewrite + Tunnel>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
+    let length = F::length(&Linear { start: frame.start(), end: frame.end() })?;
+    F::take_hop(frame)?;
+    frame.resize::<F>(F::LENGTH as i32)?;
+    rewrite::store(frame, IP_OFFSET, &tunnel::header::<F>(ends, length))
+}
+
+/// Takes a packet out of the tunnel that it came in.
+#[inline(always)]
+pub fn leave<F: Tunnel>(frame: &impl Frame) -> Option<()> {
+    frame.resize::<F>(-(F::LENGTH as i32))
+}
+
+/// How many TCP options are looked at in search of the segment size; it comes first as a
+/// rule.
+const MAX_OPTIONS: u32 = 4;
+
+/// Has the client make its segments smaller by the header of the tunnel that they will go
+/// through, as the backend's SYN-ACK says. What cannot be changed stays as it is: packets that
+/// do not fit are answered.
+#[inline(never)]
+pub fn clamp<F: Tunnel>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
+    const END: u8 = 0;
+    const NOTHING: u8 = 1;
+    const SEGMENT_SIZE: u8 = 2;
+    /// What every host takes (RFC 9293 section 3.7.1).
+    const LEAST: u16 = 536;
+    let window = Linear { start: context.data(), end: context.data_end() };
+    let transport = packet.transport as usize;
+    let mut option = transport + 20;
+    let mut looked_at = 0;
+    while looked_at < MAX_OPTIONS {
+        let [kind, length] = window.load::<[u8; 2]>(option)?;
+        match kind {
+            SEGMENT_SIZE => break,
+            END => return None,
+            NOTHING => option += 1,
+            _ => option += length as usize,
+        }
+        looked_at += 1;
+    }
+    let [kind, _, high, low] = window.load::<[u8; 4]>(option)?;
+    // A checksum is changed by words that begin at even places.
+    if kind != SEGMENT_SIZE || (option - transport) & 1 != 0 {
+        return None;
+    }
+    let size = u16::from_be_bytes([high, low]);
+    let clamped = size.wrapping_sub(F::LENGTH as u16);
+    if size < LEAST || clamped < LEAST {
+        return None;
+    }
+    let (old, new) = (size.to_be(), clamped.to_be());
+    rewrite::store(context, option + 2, &new)?;
+    context.l4_csum_replace(transport + 16, old.into(), new.into(), 2).ok()
+}
