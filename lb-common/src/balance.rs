@@ -278,7 +278,11 @@ pub fn decide_known<F: Family, T: Tables<F>>(
         return None;
     }
     let context = Context { packet, settings, site: Site::FromDevice, now: tables.now() };
-    known::decide(&context, may_open(&context, candidate), work, tables)
+    let verdict = known::decide(&context, may_open(&context, candidate), work, tables);
+    if context.is_tunnelled() && matches!(verdict, Some(Verdict::Pass(_))) {
+        return None;
+    }
+    verdict
 }
 
 /// Whether a packet without a flow may open one.

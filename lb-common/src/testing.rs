@@ -11,6 +11,7 @@ pub mod frame;
 pub mod host;
 pub mod rows;
 pub mod tables;
+pub mod tunnel;
 pub mod world;
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use aya_ebpf::programs::TcContext;
 use lb_common::{
     abi::{flow::Tuple, settings::Settings},
     balance,
-    packet::{IP_OFFSET, Packet, Window, tunnel, tunnel::Tunnel},
+    packet::{IP_OFFSET, Packet, Window, tunnel::Tunnel},
 };
 
 use crate::{
@@ -26,10 +26,10 @@ pub fn length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u
 /// Puts a packet, one hop further on, into a tunnel with these ends.
 #[inline(never)]
 pub fn enter<F: Rewrite + Tunnel>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
-    let length = F::length(&Linear { start: frame.start(), end: frame.end() })?;
+    let header = F::outer(&Linear { start: frame.start(), end: frame.end() }, ends)?;
     F::take_hop(frame)?;
     frame.resize::<F>(F::LENGTH as i32)?;
-    rewrite::store(frame, IP_OFFSET, &tunnel::header::<F>(ends, length))
+    rewrite::store(frame, IP_OFFSET, &header)
 }
 
 /// Takes a packet out of the tunnel that it came in.

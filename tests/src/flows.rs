@@ -5,6 +5,7 @@
 //! not change, checksums over the whole, MACs of what is redirected, and exactly one
 //! counter.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
@@ -26,6 +27,7 @@ use lb_common::testing::bench::{End, FlowEntries, Lab, Outcome, Place};
 use lb_common::testing::family::TestFamily;
 use lb_common::testing::frame::{self, MACS};
 use lb_common::testing::tables::Lookups;
+use lb_common::testing::tunnel;
 use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, World, mac};
 
 use crate::programs::{GATEWAY_MAC, Programs, Ran};
@@ -146,6 +148,9 @@ where
                 return Ok(((!is_left).then_some(passed), ran.frame));
             }
             (PASS, true) => End::Onward(checked::<F>(before, &ran.frame, 0)?),
+            (TX, true) if ran.frame.len() > before.len() => {
+                End::Tunnelled(wrapped::<F>(before, &ran.frame)?)
+            }
             (TX, true) => End::Forwarded(checked::<F>(before, &ran.frame, 1)?),
             other => anyhow::bail!("no such verdict of XDP: {other:?}"),
         };
@@ -211,6 +216,7 @@ type ByXdp<F> = (Option<Outcome<<F as Family>::Address>>, Vec<u8>);
 
 /// The addresses and ports of a frame that was rewritten, held to what else must not change.
 fn checked<F: TestFamily>(before: &[u8], after: &[u8], hops: u8) -> Result<Tuple<F::Address>> {
+    let before = &inside::<F>(before, after)[..];
     let mut packet = Packet::<F>::default();
     F::parse(before, &mut packet).context("a frame without addresses was changed")?;
     let tuple = tuple_of::<F>(after, usize::from(packet.transport));
@@ -219,6 +225,23 @@ fn checked<F: TestFamily>(before: &[u8], after: &[u8], hops: u8) -> Result<Tuple
     let expected = if hops == 0 { before[..12].to_vec() } else { forwarded_macs() };
     ensure!(macs == expected, "the MACs became {macs:02x?}");
     Ok(tuple)
+}
+
+/// The frame as it came, without the tunnel that it came in if `after` is without it.
+fn inside<'a, F: TestFamily>(before: &'a [u8], after: &[u8]) -> Cow<'a, [u8]> {
+    match after.len() + tunnel::length::<F>() == before.len() {
+        true => tunnel::unwrapped::<F>(before).into(),
+        false => before.into(),
+    }
+}
+
+/// The ends of the tunnel that a frame was put into.
+fn wrapped<F: TestFamily>(before: &[u8], after: &[u8]) -> Result<Tuple<F::Address>> {
+    let [source, destination] =
+        tunnel::check_wrapped::<F>(before, after).map_err(anyhow::Error::msg)?;
+    let macs = &after[..MACS.len()];
+    ensure!(macs == forwarded_macs() || macs == &before[..12], "MACs {macs:02x?}");
+    Ok(Tuple { source, destination, ..Tuple::default() })
 }
 
 /// The MACs of a frame that goes to the gateway of the tests.
@@ -247,6 +270,10 @@ fn end<F: TestFamily>(
         return Ok(End::Untouched);
     }
     ensure!([NEXT, REDIRECT].contains(&ran.returned), "no such verdict");
+    if after.len() == before.len() + tunnel::length::<F>() && ran.returned == REDIRECT {
+        return wrapped::<F>(before, after).map(End::Tunnelled);
+    }
+    let before = &inside::<F>(before, after)[..];
     let mut packet = Packet::<F>::default();
     F::parse(before, &mut packet).context("a frame without addresses was changed")?;
     let macs = &after[..MACS.len()];
@@ -275,6 +302,11 @@ fn end<F: TestFamily>(
             frame::check_error(before, after, &packet, hops).map_err(anyhow::Error::msg)?;
         quoted.set(Some(inner));
         outer
+    } else if let Some(clamped) = tunnel::clamped(before, after, &packet) {
+        let tuple = tuple_of::<F>(after, usize::from(packet.transport));
+        says(frame::check_rewrite(&clamped, after, &packet, &tuple, hops))?;
+        ensure!(ran.returned == NEXT && hops == 0, "a smaller segment size on another way");
+        return Ok(End::Clamped(tuple));
     } else {
         let tuple = tuple_of::<F>(after, usize::from(packet.transport));
         says(frame::check_rewrite(before, after, &packet, &tuple, hops))?;

@@ -121,8 +121,6 @@ impl Programs {
         const WORDS: usize = 48;
         const INGRESS_IFINDEX: usize = 9;
         const IFINDEX: usize = 10;
-        /// More than any frame grows by.
-        const ROOM: usize = 256;
         let Some(Program::SchedClassifier(program)) = self.ebpf.program(name) else {
             bail!("the object has no classifier {name}");
         };
@@ -154,7 +152,7 @@ impl Programs {
         // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
         // egress_ifindex.
         let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
-        let mut out = vec![0; frame.len()];
+        let mut out = vec![0; frame.len() + ROOM];
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -167,6 +165,9 @@ impl Programs {
         Ok(Ran { returned: result.return_value as i32, frame: out })
     }
 }
+
+/// More than any frame grows by.
+const ROOM: usize = 256;
 
 /// The gateway of the external device of [`in_private_namespace`].
 pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];

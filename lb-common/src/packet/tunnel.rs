@@ -4,12 +4,16 @@
 use super::{
     IP_OFFSET, Parse, Window,
     answer::Respond,
+    checksum,
     header::{Header4, Header6},
 };
 use crate::abi::{
-    address::{Address4, Address6, Ipv4, Ipv6},
+    address::{Address4, Address6, Be16, Ipv4, Ipv6},
     flow::Tuple,
 };
+
+/// The two lowest bits of the class of service.
+const ECN: u8 = 3;
 
 /// A family whose packets can be tunnelled in packets of the same family.
 pub trait Tunnel: Parse + Respond {
@@ -27,6 +31,11 @@ pub trait Tunnel: Parse + Respond {
 
     /// Bytes of the IP packet, its header included; what does not fit wraps around.
     fn length<W: Window + ?Sized>(window: &W) -> Option<u16>;
+
+    /// The header of a tunnel with these ends around the packet: of the packet's class of
+    /// service and flow label, but without ECN, as who takes it out of the tunnel reads nothing
+    /// of that (RFC 6040 section 4.3, compatibility mode).
+    fn outer<W: Window + ?Sized>(window: &W, ends: &Tuple<Self::Address>) -> Option<Self::Header>;
 }
 
 impl Tunnel for Ipv4 {
@@ -54,6 +63,19 @@ impl Tunnel for Ipv4 {
     fn length<W: Window + ?Sized>(window: &W) -> Option<u16> {
         window.load::<Header4>(IP_OFFSET).map(|header| header.total_length.get())
     }
+
+    #[inline(always)]
+    fn outer<W: Window + ?Sized>(window: &W, ends: &Tuple<Address4>) -> Option<Header4> {
+        let inner = window.load::<Header4>(IP_OFFSET)?;
+        let Tuple { source, destination, .. } = *ends;
+        let mut outer = Self::header(source, destination, Self::PROTOCOL, Self::length(window)?);
+        let tos = inner.tos & !ECN;
+        let [old, new] = [0, tos].map(|tos| bytemuck::cast([outer.version_and_length, tos, 0, 0]));
+        let difference = checksum::add(checksum::subtract(0, &[old]), &[new]);
+        outer.checksum = checksum::updated(outer.checksum, difference);
+        outer.tos = tos;
+        Some(outer)
+    }
 }
 
 impl Tunnel for Ipv6 {
@@ -76,10 +98,16 @@ impl Tunnel for Ipv6 {
         let header = window.load::<Header6>(IP_OFFSET)?;
         Some(header.payload_length.get().wrapping_add(size_of::<Header6>() as u16))
     }
-}
 
-/// The header of a tunnel with these ends around a packet of `length` bytes.
-#[inline(always)]
-pub fn header<F: Tunnel>(ends: &Tuple<F::Address>, length: u16) -> F::Header {
-    F::header(ends.source, ends.destination, F::PROTOCOL, length)
+    #[inline(always)]
+    fn outer<W: Window + ?Sized>(window: &W, ends: &Tuple<Address6>) -> Option<Header6> {
+        /// Where ECN lies beside version, class and flow label.
+        const ECN_OF_CLASS: u16 = (ECN as u16) << 4;
+        let inner = window.load::<Header6>(IP_OFFSET)?;
+        let Tuple { source, destination, .. } = *ends;
+        let mut outer = Self::header(source, destination, Self::PROTOCOL, Self::length(window)?);
+        outer.version_class_flow = Be16::new(inner.version_class_flow.get() & !ECN_OF_CLASS);
+        outer.flow = inner.flow;
+        Some(outer)
+    }
 }

@@ -109,6 +109,10 @@ pub enum End<A: Address> {
     Routed(Tuple<A>),
     /// The same, one hop further on, as by a router.
     Forwarded(Tuple<A>),
+    /// It goes on as it came, one hop further on, in a tunnel with these ends.
+    Tunnelled(Tuple<A>),
+    /// Onward, and segments are to be smaller by the header of a tunnel.
+    Clamped(Tuple<A>),
     /// It comes in by the loopback device.
     IntoLoopback(Tuple<A>),
     /// It comes in by the device with this index.
@@ -126,6 +130,8 @@ impl<A: Address> End<A> {
             | Self::Bounced(tuple)
             | Self::Routed(tuple)
             | Self::Forwarded(tuple)
+            | Self::Tunnelled(tuple)
+            | Self::Clamped(tuple)
             | Self::IntoLoopback(tuple)
             | Self::IntoDevice(tuple, _) => Some(*tuple),
         }

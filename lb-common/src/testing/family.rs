@@ -3,13 +3,13 @@
 
 use crate::{
     abi::address::{Address4, Address6, Ipv4, Ipv6, Prefix},
-    packet::{answer::Respond, quote::ParseQuote},
+    packet::{quote::ParseQuote, tunnel::Tunnel},
 };
 
 use super::frame::Fragment;
 
 /// An address family in which packets can be built.
-pub trait TestFamily: ParseQuote + Respond {
+pub trait TestFamily: ParseQuote + Tunnel {
     /// 4 or 6.
     const NUMBER: u8;
     /// The EtherType.

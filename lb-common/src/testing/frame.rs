@@ -11,7 +11,7 @@ use crate::{
     packet::{ACK, Kind, Packet, RST, quote::Quote},
 };
 
-use super::family::TestFamily;
+use super::{family::TestFamily, tunnel::wrapped};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
@@ -66,6 +66,8 @@ pub struct Frame<F: TestFamily> {
     pub fragment: Option<Fragment>,
     /// What follows the transport header.
     pub payload: Vec<u8>,
+    /// The ends of the tunnel that it is in.
+    pub tunnel: Option<[F::Address; 2]>,
 }
 
 impl<F: TestFamily> Frame<F> {
@@ -84,6 +86,7 @@ impl<F: TestFamily> Frame<F> {
             tcp_options: vec![2, 4, 5, 0xb4],
             fragment: None,
             payload: b"payload".to_vec(),
+            tunnel: None,
         }
     }
 
@@ -106,6 +109,12 @@ impl<F: TestFamily> Frame<F> {
     /// With options or extension headers, see [`TestFamily::ip_header`].
     pub fn options(mut self, options: &[(u8, Vec<u8>)]) -> Self {
         self.options = options.to_vec();
+        self
+    }
+
+    /// In a tunnel with these ends.
+    pub fn tunnel(mut self, from: F::Address, to: F::Address) -> Self {
+        self.tunnel = Some([from, to]);
         self
     }
 
@@ -157,12 +166,15 @@ impl<F: TestFamily> Frame<F> {
         let mut frame = [&MACS[..], &F::ETHERTYPE.to_be_bytes(), &header, &body].concat();
         frame[F::HOPS] = self.hops;
         mend_header::<F>(&mut frame);
-        frame
+        match self.tunnel {
+            Some(ends) => wrapped::<F>(&frame, ends),
+            None => frame,
+        }
     }
 }
 
 /// Computes the IPv4 header's checksum anew.
-fn mend_header<F: TestFamily>(frame: &mut [u8]) {
+pub(super) fn mend_header<F: TestFamily>(frame: &mut [u8]) {
     if F::NUMBER == 6 {
         return;
     }
@@ -190,7 +202,11 @@ fn sum(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-fn pseudo<F: TestFamily>(addresses: [F::Address; 2], protocol: u8, length: usize) -> Vec<u8> {
+pub(super) fn pseudo<F: TestFamily>(
+    addresses: [F::Address; 2],
+    protocol: u8,
+    length: usize,
+) -> Vec<u8> {
     if F::NUMBER == 4 && protocol == F::ICMP {
         return Vec::new();
     }
@@ -213,7 +229,7 @@ pub fn transport_sum<F: TestFamily>(frame: &[u8], transport: usize, protocol: u8
     sum(&[&pseudo::<F>(addresses::<F>(frame), protocol, body.len()), body])
 }
 
-fn header_sum<F: TestFamily>(frame: &[u8]) -> u16 {
+pub(super) fn header_sum<F: TestFamily>(frame: &[u8]) -> u16 {
     let length = usize::from(frame[ETHERNET] & 0x0f) * 4;
     if F::NUMBER == 6 { 0xffff } else { sum(&[&frame[ETHERNET..ETHERNET + length]]) }
 }

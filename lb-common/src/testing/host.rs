@@ -7,7 +7,7 @@ use crate::{
         flow::{Action, FlowKey, LOOPBACK_DEVICE, Tuple},
         settings::Settings,
     },
-    balance::{self, Candidate, FlowTable, Tables, Verdict, Work, error, fragment},
+    balance::{self, Candidate, FlowTable, Site, Tables, Verdict, Work, error, fragment},
     packet::{Kind, Packet},
 };
 
@@ -15,6 +15,7 @@ use super::{
     bench::{End, FlowEntries, Lab, Outcome, Place},
     family::TestFamily,
     tables::{FakeTables, Lookups},
+    tunnel,
     world::World,
 };
 
@@ -41,11 +42,23 @@ impl<F: TestFamily> Host<F> {
     pub fn decide(&mut self, place: Place, frame: &[u8]) -> (Verdict, Work<F::Address>, Packet<F>) {
         let (mut packet, mut work) = (Packet::default(), Work::default());
         self.tables.lookups = Lookups::default();
+        let (site, settings, tables) = (place.site(), &self.settings, &mut self.tables);
+        let Some(destination) = F::destination(frame) else {
+            return (Verdict::Pass(Reason::Malformed), work, packet);
+        };
+        let mut candidate = balance::candidate::<F>(destination, site, settings);
+        let mut frame = frame;
+        if site == Site::FromDevice && candidate == Candidate::Node && F::is_tunnel(frame) {
+            let inside = &frame[F::LENGTH as usize..];
+            if let (Some(outer), Some(inner)) = (F::ends(frame), F::ends(inside))
+                && balance::tunnel::is_ours::<F, _>(&outer, &inner, settings, tables)
+            {
+                (packet.tunnel, frame, candidate) = (F::LENGTH, inside, Candidate::Service);
+            }
+        }
         if F::parse(frame, &mut packet).is_none() {
             return (Verdict::Pass(Reason::Malformed), work, packet);
         }
-        let (site, settings, tables) = (place.site(), &self.settings, &mut self.tables);
-        let candidate = balance::candidate::<F>(packet.tuple().destination, site, settings);
         let verdict = if candidate == Candidate::Neither {
             Verdict::Pass(Reason::NotService)
         } else if packet.is_icmp_error() {
@@ -62,10 +75,19 @@ impl<F: TestFamily> Host<F> {
         (verdict, work, packet)
     }
 
-    fn end(&self, place: Place, work: &Work<F::Address>) -> End<F::Address> {
+    fn end(
+        &self,
+        place: Place,
+        frame: &[u8],
+        packet: &Packet<F>,
+        work: &Work<F::Address>,
+    ) -> End<F::Address> {
         let (tuple, device) = (work.rewrite, work.device);
         match work.action {
             Action::REQUEST | Action::REPLY => End::Onward(tuple),
+            Action::REPLY_DIRECT if tunnel::is_to_be_clamped(frame, packet) => End::Clamped(tuple),
+            Action::REPLY_DIRECT => End::Onward(tuple),
+            Action::REQUEST_TUNNEL => End::Tunnelled(tuple),
             Action::REQUEST_ROUTE => End::Routed(tuple),
             Action::REQUEST_FORWARD | Action::REPLY_FORWARD => End::Forwarded(tuple),
             Action::REPLY_INTO_DEVICE if device == LOOPBACK_DEVICE => End::IntoLoopback(tuple),
@@ -105,7 +127,9 @@ impl<F: TestFamily> Lab<F> for Host<F> {
             Verdict::Pass(reason) => Outcome { reason, end: End::Untouched },
             Verdict::Drop(reason) => Outcome { reason, end: End::Dropped },
             Verdict::Answer(answer, reason) => Outcome { reason, end: End::Answered(answer) },
-            Verdict::Translate(reason) => Outcome { reason, end: self.end(place, &work) },
+            Verdict::Translate(reason) => {
+                Outcome { reason, end: self.end(place, frame, &packet, &work) }
+            }
         }
     }
 

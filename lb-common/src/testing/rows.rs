@@ -25,6 +25,7 @@ macro_rules! rows {
 pub mod affinity;
 pub mod clients;
 pub mod clock;
+pub mod direct;
 pub mod fragments;
 pub mod icmp;
 pub mod life;
@@ -49,6 +50,7 @@ pub fn all<F: TestFamily>() -> Vec<Row<F>> {
     rows.extend(udp::rows());
     rows.extend(tuples::rows());
     rows.extend(outside::rows());
+    rows.extend(direct::rows());
     rows.extend(icmp::rows());
     rows.extend(fragments::rows());
     rows.extend(odd::rows());

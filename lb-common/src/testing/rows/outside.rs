@@ -49,7 +49,7 @@ pub(super) fn balancer<F: TestFamily>() -> Endpoint<F::Address> {
     at(F::vip_elsewhere(9), 80)
 }
 
-fn here<F: TestFamily>() -> Endpoint<F::Address> {
+pub(super) fn here<F: TestFamily>() -> Endpoint<F::Address> {
     at(F::pod(3), 8080)
 }
 
@@ -77,13 +77,13 @@ pub(super) fn exposed<F: TestFamily>(bench: &mut Bench<F>, places: &[Where]) -> 
     index
 }
 
-fn policy<F: TestFamily>(bench: &mut Bench<F>, index: u32, flags: u32) {
+pub(super) fn policy<F: TestFamily>(bench: &mut Bench<F>, index: u32, flags: u32) {
     bench.world.services[index as usize].flags = flags;
     bench.update();
 }
 
 /// The front ends that clients outside have.
-fn fronts<F: TestFamily>() -> [Endpoint<F::Address>; 2] {
+pub(super) fn fronts<F: TestFamily>() -> [Endpoint<F::Address>; 2] {
     [node_port::<F>(), balancer::<F>()]
 }
 
