@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lb_tests::echo::{Probe, Transport};
 use lb_tests::netns::cluster::{Builder, Cluster};
-use lb_tests::netns::host::Host;
+use lb_tests::netns::host::{Host, Serve};
 use lb_tests::netns::namespace::Netns;
 use lb_tests::netns::plan::{Family, balancer_ip, cidr, cluster_ip};
 use lb_tests::netns::rows::Rows;
@@ -26,9 +26,16 @@ const NEAR: u8 = 1;
 const FAR: u8 = 2;
 const CLOSED_NEAR: u8 = 3;
 const CLOSED_FAR: u8 = 4;
+/// A server of downloads on node 2, and its port there.
+const DOWNLOADS: u8 = 5;
+const BULK: u16 = 9_000;
+/// The length of a download.
+const LENGTH: u64 = 100 << 20;
 
 /// How long an answer, or an error, may take.
 const SOON: Duration = Duration::from_secs(5);
+/// How long a download may take.
+const DOWNLOADED: Duration = Duration::from_secs(20);
 /// Smaller than any other MTU here, and as much as IPv6 needs.
 const SMALL: u16 = 1300;
 
@@ -36,16 +43,28 @@ fn node_port(number: u8) -> u16 {
     30_000 + u16::from(number)
 }
 
+/// How node 1 takes packets, as `--xdp` says it.
+const TAKEN: [&str; 3] = ["off", "native", "generic"];
+
 fn start() -> Result<World> {
-    start_with(Cluster::builder())
+    start_with(Cluster::builder(), "off")
 }
 
-fn start_with(builder: Builder) -> Result<World> {
+/// XDP on veths needs checksums that are finished.
+fn start_taken(xdp: &str) -> Result<World> {
+    let builder = Cluster::builder();
+    start_with(if xdp == "off" { builder } else { builder.no_tx_checksum_offload() }, xdp)
+}
+
+fn start_with(builder: Builder, xdp: &str) -> Result<World> {
     let builder = builder.pod(1, "a").pod(1, "b").pod(1, "closed1").pod(2, "c").pod(2, "closed2");
     let cluster = cidr::cluster();
-    let arguments = ["--socket-lb", "off", "--cluster-cidr", &cluster];
+    let arguments = ["--socket-lb", "off", "--cluster-cidr", &cluster, "--xdp", xdp];
     let mut world = World::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
     world.serve(&["b", "c"])?;
+    world.serve_these("c", &Serve::default().bulk(BULK))?;
+    let downloads = world.empty_service("downloads", DOWNLOADS).tcp(PORT, BULK);
+    world.publish(&downloads.exposed(DOWNLOADS), &world.endpoints(&["c"]))?;
     for (name, number, pod) in [
         ("near", NEAR, "b"),
         ("far", FAR, "c"),
@@ -126,14 +145,25 @@ fn transfer(client: &Host, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// How often a program of node 1 told a sender of an MTU.
-fn told(world: &mut World, hook: &str) -> Result<u64> {
+/// Downloads through node 1 from a backend on node 2, in both families, and checks every byte.
+fn download(world: &World) -> Result<()> {
+    for family in Family::ALL {
+        let to = world.cluster.node(1).at(family, node_port(DOWNLOADS));
+        let report = world.cluster.outside().download(to, 1, LENGTH)?.finish(DOWNLOADED)?;
+        println!("{to}: {report:?}");
+        ensure!(report.ok == 1 && report.bytes == LENGTH, "{to}: {report:?}");
+    }
+    Ok(())
+}
+
+/// How often a program of node 1 ended for this reason.
+fn counted(world: &mut World, hook: &str, reason: &str) -> Result<u64> {
     let counters = world.agent(1)?.get("counters")?;
     let row = counters
         .as_array()
         .into_iter()
         .flatten()
-        .find(|row| row["hook"] == hook && row["reason"] == "too_big");
+        .find(|row| row["hook"] == hook && row["reason"] == reason);
     Ok(row.and_then(|row| row["count"].as_u64()).unwrap_or(0))
 }
 
@@ -141,7 +171,7 @@ fn told(world: &mut World, hook: &str) -> Result<u64> {
 #[test]
 fn transfers_get_through_a_small_mtu_before_the_backend() -> Result<()> {
     for builder in [Cluster::builder(), Cluster::builder().no_tx_checksum_offload()] {
-        let mut world = start_with(builder)?;
+        let mut world = start_with(builder, "off")?;
         let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
         for (family, pods) in Family::ALL.into_iter().zip(node2.pod_cidrs()) {
             let via = node2.ip(family);
@@ -150,38 +180,50 @@ fn transfers_get_through_a_small_mtu_before_the_backend() -> Result<()> {
         let mut rows = Rows::default();
         try_all(&world, &mut rows, &[FAR], transfer);
         for hook in ["from_device", "to_device"] {
-            rows.is_true(format!("too big at {hook}"), told(&mut world, hook)? > 0);
+            rows.is_true(format!("too big at {hook}"), counted(&mut world, hook, "too_big")? > 0);
         }
         rows.finish()?;
     }
     Ok(())
 }
 
+/// Transfers and downloads by clients, of which `narrow` lets only small packets through.
+fn check_narrow(narrow: impl Fn(&World, Family) -> Result<()>) -> Result<()> {
+    for xdp in TAKEN {
+        let mut world = start_taken(xdp)?;
+        for family in Family::ALL {
+            narrow(&world, family)?;
+        }
+        download(&world).with_context(|| format!("--xdp {xdp}"))?;
+        if xdp == "off" {
+            let mut rows = Rows::default();
+            try_all(&world, &mut rows, &[NEAR, FAR], transfer);
+            rows.finish()?;
+        } else {
+            let replies = counted(&mut world, "xdp_device", "reply")?;
+            ensure!(replies > LENGTH / u64::from(SMALL), "--xdp {xdp}: only {replies} by XDP");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn transfers_get_through_a_small_mtu_before_the_client() -> Result<()> {
-    let world = start()?;
-    for family in Family::ALL {
+    check_narrow(|world, family| {
         let client = world.cluster.outside().ip(family);
         let route = format!("route replace {client} dev outside mtu lock {SMALL}");
-        ip(world.cluster.fabric().netns(), &route)?;
-    }
-    let mut rows = Rows::default();
-    try_all(&world, &mut rows, &[NEAR, FAR], transfer);
-    rows.finish()
+        ip(world.cluster.fabric().netns(), &route)
+    })
 }
 
 #[test]
 fn transfers_get_through_a_small_mtu_after_the_node_that_answers() -> Result<()> {
-    let world = start()?;
-    let node = world.cluster.node(1);
-    for family in Family::ALL {
+    check_narrow(|world, family| {
         let client = world.cluster.outside().ip(family);
         let via = lb_tests::netns::plan::NODE_GATEWAY.get(family);
-        ip(node.netns(), &format!("route replace {client} via {via} mtu lock {SMALL}"))?;
-    }
-    let mut rows = Rows::default();
-    try_all(&world, &mut rows, &[NEAR, FAR], transfer);
-    rows.finish()
+        let route = format!("route replace {client} via {via} mtu lock {SMALL}");
+        ip(world.cluster.node(1).netns(), &route)
+    })
 }
 
 /// The router that a datagram with so many hops ends at, as its sender is told.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::exec::{enable_gro, ip_batch, sysctl, tool};
+use super::exec::{disable_tx_checksum, enable_gro, ip_batch, sysctl, tool};
 use super::namespace::Netns;
 use super::netfilter;
 use super::plan::{self, Addresses, NODE_GATEWAY, OUTSIDE_GATEWAY, SUBNET, cidr};
@@ -63,9 +63,16 @@ impl Fabric {
         self.netns.run(|| ip_batch(&lines))
     }
 
-    /// Takes in what XDP programs of the nodes send.
+    /// Takes in what XDP programs of the nodes send. What it merges on the way is cut up again
+    /// with finished checksums, as these programs need it.
     pub(super) fn poll_ports(&self) -> Result<()> {
-        self.netns.run(|| (1..=self.nodes).try_for_each(|node| enable_gro(&format!("node{node}"))))
+        self.netns.run(|| {
+            (1..=self.nodes).try_for_each(|node| {
+                let port = format!("node{node}");
+                enable_gro(&port)?;
+                disable_tx_checksum(&port)
+            })
+        })
     }
 
     /// How many packets for a ClusterIP left a node; all were dropped. Nodes count from 1.
