@@ -15,6 +15,7 @@
 //! that was killed left behind is removed by the next run: every name holds the process id.
 
 pub mod agent;
+pub mod capture;
 pub mod cgroup;
 pub mod client;
 pub mod cluster;
@@ -27,6 +28,7 @@ pub mod manifests;
 pub mod namespace;
 mod netfilter;
 pub mod node;
+pub mod offload;
 pub mod plan;
 pub mod process;
 pub mod raw;
