@@ -320,8 +320,8 @@ fn live_flow<F: Family, T: Tables<F>>(
     let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
     found.filter(|entry| {
         let flow = entry.get();
-        !track::is_expired(flow, kind, context.now, context.settings)
-            && !(flow.action.is_one_way() && context.is_tunnelled())
+        let is_not_for_it = flow.action.is_one_way() && context.is_tunnelled();
+        !is_not_for_it && !track::is_expired(flow, kind, context.now, context.settings)
     })
 }
 

@@ -88,7 +88,7 @@ pub fn clamped<F: TestFamily>(before: &[u8], after: &[u8], packet: &Packet<F>) -
         return None;
     }
     let transport = usize::from(packet.transport);
-    let was_right = transport_sum::<F>(before, transport, TCP) % 0xffff == 0;
+    let was_right = transport_sum::<F>(before, transport, TCP).is_multiple_of(0xffff);
     let mut frame = before.to_vec();
     frame[transport + 22..transport + 24].copy_from_slice(&clamped.to_be_bytes());
     if was_right {
