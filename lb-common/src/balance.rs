@@ -8,7 +8,7 @@ use crate::{
     abi::{
         address::{Address, Be16, Family},
         counter::Reason,
-        flow::{Action, Flow, FlowKey, Tuple},
+        flow::{Action, Flow, FlowKey, NextHop, Tuple},
         fragment::FragmentKey,
         frontend::{Frontend, TCP},
         service::Service,
@@ -90,6 +90,8 @@ pub struct Work<A> {
     pub action: Action,
     /// Index into DEVICES, for [`Action::REPLY_INTO_DEVICE`].
     pub device: u32,
+    /// Where the flow remembers that a forwarded packet goes.
+    pub next_hop: NextHop,
     /// What an ICMP error quotes, where the packet is one.
     pub quote: Quote<A>,
     /// The addresses and ports that a translated quote goes on with.
@@ -115,6 +117,14 @@ pub(crate) struct Context<'a, F: Family> {
     pub(crate) now: u32,
 }
 
+impl<A: Address> Work<A> {
+    /// The packet goes where those of this direction of a flow go.
+    #[inline(always)]
+    fn go_with(&mut self, flow: &Flow<A>) {
+        (self.action, self.device, self.next_hop) = (flow.action, flow.device, flow.next_hop);
+    }
+}
+
 impl<F: Family> Context<'_, F> {
     #[inline(always)]
     pub(crate) fn family(&self) -> &FamilySettings<F::Address> {
@@ -130,7 +140,7 @@ impl<F: Family> Context<'_, F> {
     /// Whether the program is to send the packet on as a router does, which ends here.
     #[inline(always)]
     pub(crate) fn is_last_hop(&self, action: Action) -> bool {
-        action.is_forward() && self.packet.hops <= 1
+        may_forward(self.site) && action.is_forward() && self.packet.hops <= 1
     }
 
     /// Who the client is.
@@ -234,14 +244,20 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     keep_in(candidate, &context, verdict, tables)
 }
 
+/// Whether packets caught at `site` may be such as the program forwards: those that come out
+/// of a pod or in by a device, and what this node sends to itself.
+#[inline(always)]
+pub const fn may_forward(site: Site) -> bool {
+    matches!(site, Site::FromPod | Site::FromDevice | Site::Loopback)
+}
+
 /// Whether what is addressed to a Service may be new at `site`.
 #[inline(always)]
 fn may_enter(site: Site) -> bool {
     !matches!(site, Site::ToDevice { ingress: 1.., .. })
 }
 
-/// The verdict, but for what would leave the node untranslated for a ClusterIP, and for
-/// what came in a tunnel and belongs to nothing here.
+/// The verdict, but for what would leave the node untranslated for a ClusterIP.
 #[inline(always)]
 fn keep_in<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -254,11 +270,6 @@ fn keep_in<F: Family, T: Tables<F>>(
             if is_service_address(context, tables) =>
         {
             Verdict::Drop(Reason::UntranslatedLeaving)
-        }
-        (Site::FromDevice, _, Verdict::Pass(reason) | Verdict::Answer(_, reason))
-            if context.is_tunnelled() =>
-        {
-            tunnel::ended(context, reason, tables)
         }
         _ => verdict,
     }

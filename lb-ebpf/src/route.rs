@@ -13,13 +13,15 @@ use lb_common::{
     abi::{
         address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
         counter::Reason,
-        flow::Tuple,
+        flow::{NextHop, Tuple},
         frontend::TCP,
+        settings::MAX_DEVICES,
     },
+    balance::{FlowTable, Work},
     packet::{IP_OFFSET, Packet, tunnel::Tunnel},
 };
 
-use crate::{hooks::tc::Linear, memory, rewrite};
+use crate::{hooks::tc::Linear, maps, memory, rewrite, tables::FamilyMaps};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -81,63 +83,160 @@ fn look_up<F: Route>(
 #[repr(C)]
 pub struct Way {
     /// The kernel's index of the device.
-    ifindex: u32,
-    /// 1: `macs` are the frame's destination and source; else the neighbour is not known yet.
-    has_neighbour: u16,
+    pub ifindex: u32,
+    /// 1: as the packet's flow remembers it; else the kernel has just told it.
+    pub is_remembered: u16,
     /// What the way lets through, if the packet is too big for it.
     pub mtu: u16,
-    macs: [[u8; 6]; 2],
+    /// The MAC of the next hop, and the device's, if they are known.
+    pub macs: [[u8; 6]; 2],
+    /// [`Device::flags`](lb_common::abi::settings::Device::flags) of the device, if remembered.
+    pub flags: u16,
+    /// 1: `macs` are known.
+    pub has_neighbour: u16,
 }
 
-/// Finds the way of a packet that will have the addresses of `to`, and `added` more bytes. It is done while the
-/// packet is still as it came, so that its sender can be told why it does not go on.
+/// A packet that a way is looked for.
+pub trait Received {
+    /// The context that the kernel gave.
+    fn context(&self) -> *mut core::ffi::c_void;
+    /// The kernel's index of the device that the program runs on.
+    fn ifindex(&self) -> u32;
+    /// The length of the IP packet, or of the largest one of those that it is cut into.
+    fn longest<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16>;
+}
+
+impl Received for TcContext {
+    #[inline(always)]
+    fn context(&self) -> *mut core::ffi::c_void {
+        self.skb.skb.cast()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn longest<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16> {
+        // SAFETY: the context is the kernel's.
+        let skb = unsafe { &*self.skb.skb };
+        if skb.gso_size == 0 {
+            return Some((skb.len - IP_OFFSET as u32) as u16);
+        }
+        const DATA_OFFSET: usize = 12;
+        let header = if packet.protocol() == TCP {
+            let data_offset: u8 = self.load(packet.transport as usize + DATA_OFFSET).ok()?;
+            (data_offset >> 4) as u32 * 4
+        } else {
+            size_of::<[Be16; 4]>() as u32
+        };
+        Some((packet.transport as u32 - IP_OFFSET as u32 + header + skb.gso_size) as u16)
+    }
+}
+
+impl Received for XdpContext {
+    #[inline(always)]
+    fn context(&self) -> *mut core::ffi::c_void {
+        self.ctx.cast()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is the kernel's.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn longest<F: Tunnel>(&self, _packet: &Packet<F>) -> Option<u16> {
+        F::length(&Linear { start: self.data(), end: self.data_end() })
+    }
+}
+
+/// Asks the kernel's routing tables for the way of a packet that will have the addresses of
+/// `to`, and `added` more bytes. It is done while the packet is still as it came, so that its
+/// sender can be told why it does not go on.
 #[inline(never)]
-pub fn find<F: Route>(
-    context: &TcContext,
+pub fn find<F: Route + Tunnel>(
+    frame: &impl Received,
     packet: &Packet<F>,
     to: &Tuple<F::Address>,
     added: u32,
     way: &mut Way,
 ) -> Result<(), Reason> {
-    let length = longest(context, packet).ok_or(Reason::RewriteFailed)? + added as u16;
+    let length = frame.longest(packet).ok_or(Reason::RewriteFailed)?.saturating_add(added as u16);
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
-    // SAFETY: the context is the kernel's.
-    let ifindex = unsafe { (*context.skb.skb).ifindex };
-    let found = look_up::<F>(context.skb.skb.cast(), ifindex, to, length, &mut room);
+    let found = look_up::<F>(frame.context(), frame.ifindex(), to, length, &mut room);
     // SAFETY: filled in above.
     let lookup = unsafe { room.assume_init_ref() };
     way.ifindex = lookup.ifindex;
+    way.is_remembered = 0;
     way.has_neighbour = u16::from(found == SUCCESS);
     way.macs = [lookup.dmac, lookup.smac];
+    // SAFETY: the field is a number under either name.
+    way.mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
     match found {
         SUCCESS | NO_NEIGHBOUR => Ok(()),
         TOO_BIG => {
-            // SAFETY: the field is a number under either name.
-            let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
             // Kernels before 5.12 do not tell it.
-            way.mtu = if mtu < length { mtu.saturating_sub(added as u16) } else { 0 };
+            way.mtu = if way.mtu < length { way.mtu.saturating_sub(added as u16) } else { 0 };
             Err(Reason::TooBig)
         }
         _ => Err(Reason::NoRoute),
     }
 }
 
-/// The length of the IP packet, or of the largest one of those that it is cut into.
+/// Fills in the way that a packet's flow remembers, if that still holds, and for a packet of
+/// this length with `added` more bytes.
 #[inline(always)]
-fn longest<F: Family>(context: &TcContext, packet: &Packet<F>) -> Option<u16> {
-    // SAFETY: the context is the kernel's.
-    let skb = unsafe { &*context.skb.skb };
-    if skb.gso_size == 0 {
-        return Some((skb.len - IP_OFFSET as u32) as u16);
+pub fn remembered<F: Tunnel>(
+    frame: &impl Received,
+    packet: &Packet<F>,
+    work: &Work<F::Address>,
+    added: u32,
+    way: &mut Way,
+) -> bool {
+    let next_hop = work.next_hop;
+    if next_hop.epoch() == 0 {
+        return false;
     }
-    const DATA_OFFSET: usize = 12;
-    let header = if packet.protocol() == TCP {
-        let data_offset: u8 = context.load(packet.transport as usize + DATA_OFFSET).ok()?;
-        (data_offset >> 4) as u32 * 4
-    } else {
-        size_of::<[Be16; 4]>() as u32
+    let Some(length) = frame.longest(packet) else { return false };
+    let Some(device) = maps::DEVICES.get(next_hop.device() as u32 & (MAX_DEVICES - 1)) else {
+        return false;
     };
-    Some((packet.transport as u32 - IP_OFFSET as u32 + header + skb.gso_size) as u16)
+    if device.epoch != next_hop.epoch() as u32 || length as u32 + added > device.mtu {
+        return false;
+    }
+    way.ifindex = device.ifindex;
+    way.is_remembered = 1;
+    way.macs = [next_hop.mac(), device.mac];
+    way.flags = device.flags;
+    true
+}
+
+/// Notes a way that was just found in the packet's flow, unless that is not established yet.
+/// One that does not let through as much as its device is asked for each time.
+#[inline(never)]
+pub fn remember<F: FamilyMaps>(packet: &Packet<F>, way: &Way) {
+    if way.is_remembered | packet.is_syn() as u16 != 0 || way.has_neighbour == 0 {
+        return;
+    }
+    let mut index = 0;
+    while index < MAX_DEVICES {
+        let Some(device) = maps::DEVICES.get(index) else { return };
+        if device.ifindex == way.ifindex {
+            if device.mtu == way.mtu as u32
+                && let Some(flow) = F::flow(FlowTable::Flows, &packet.key)
+            {
+                let next_hop = NextHop::new(way.macs[0], index as u8, device.epoch as u8);
+                // SAFETY: the look-up of this run found it; one aligned word.
+                unsafe { core::ptr::write_volatile(&raw mut (*flow).next_hop, next_hop) };
+            }
+            return;
+        }
+        index += 1;
+    }
 }
 
 /// Redirects a packet of this node, already rewritten, to the device and neighbour that its
@@ -149,44 +248,15 @@ pub fn send(way: &Way) -> i32 {
     unsafe { bpf_redirect_neigh(way.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// The same for a packet that is on its way through this node.
+/// The same for a packet that is on its way through this node. Where its flow remembers the
+/// neighbour the kernel is not asked; it is about once in a second, and so sees that the
+/// neighbour is in use.
 #[inline(always)]
 pub fn forward(context: &TcContext, way: &Way) -> Option<i32> {
-    if way.has_neighbour == 0 {
+    if way.is_remembered == 0 {
         return Some(send(way));
     }
     rewrite::store(context, 0, &way.macs)?;
     // SAFETY: no preconditions.
     Some(unsafe { bpf_redirect(way.ifindex, 0) } as i32)
-}
-
-/// Where XDP sends a frame.
-pub struct Hop {
-    /// The device.
-    pub ifindex: u32,
-    /// The MAC of the next hop, and the device's.
-    pub macs: [[u8; 6]; 2],
-}
-
-/// The way of a packet with these addresses, and `added` more bytes, to a neighbour that is
-/// known.
-#[inline(never)]
-pub fn hop<F: Route + Tunnel>(
-    context: &XdpContext,
-    tuple: &Tuple<F::Address>,
-    added: u32,
-    hop: &mut Hop,
-) -> bool {
-    let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
-    // SAFETY: the context is the kernel's.
-    let ifindex = unsafe { (*context.ctx).ingress_ifindex };
-    let window = Linear { start: context.data(), end: context.data_end() };
-    let Some(length) = F::length(&window) else { return false };
-    let length = length.saturating_add(added as u16);
-    let found = look_up::<F>(context.ctx.cast(), ifindex, tuple, length, &mut room);
-    // SAFETY: filled in above.
-    let lookup = unsafe { room.assume_init_ref() };
-    hop.ifindex = lookup.ifindex;
-    hop.macs = [lookup.dmac, lookup.smac];
-    found == SUCCESS
 }

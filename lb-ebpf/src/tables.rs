@@ -7,10 +7,10 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        address::{Address, Address4, Address6, Family, Ipv4, Ipv6},
+        address::{Address, Address4, Address6, Be16, Family, Ipv4, Ipv6},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
-        flow::{Flow, FlowKey},
+        flow::{Flow, FlowKey, NextHop},
         fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey},
         range::Range,
@@ -70,7 +70,10 @@ impl<A: Copy> FlowEntry<A> for Place<Flow<A>> {
     #[inline(always)]
     fn set_last_seen(&self, now: u32) {
         // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(&raw mut (*self.0).last_seen, now) }
+        unsafe {
+            core::ptr::write_volatile(&raw mut (*self.0).last_seen, now);
+            core::ptr::write_volatile(&raw mut (*self.0).next_hop, NextHop::UNKNOWN);
+        }
     }
 }
 
@@ -201,6 +204,16 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
         // SAFETY: the look-up of this run found it.
         F::frontend(key).map(|frontend| unsafe { *frontend })
+    }
+
+    #[inline(always)]
+    fn node_port(&mut self, port: Be16, protocol: u8) -> Option<Frontend> {
+        let mut room = core::mem::MaybeUninit::<FrontendKey<F::Address>>::uninit();
+        memory::zero(room.as_mut_ptr());
+        // SAFETY: plain numbers, for which zero is valid.
+        let key = unsafe { room.assume_init_mut() };
+        (key.port, key.protocol) = (port, protocol);
+        <Self as Tables<F>>::frontend(self, key)
     }
 
     #[inline(never)]

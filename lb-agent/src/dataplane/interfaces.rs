@@ -19,6 +19,8 @@ pub struct Link {
     pub name: String,
     /// The link-layer address, if it has 6 bytes.
     pub mac: [u8; 6],
+    /// The longest packet that it sends, bytes.
+    pub mtu: u32,
     /// Whether it is a loopback device.
     pub is_loopback: bool,
     /// Whether its packets have no Ethernet header, which the programs read: those of
@@ -52,6 +54,8 @@ pub struct Network {
     pub addresses: BTreeSet<(u32, IpAddr)>,
     /// Default routes.
     pub default_routes: BTreeSet<DefaultRoute>,
+    /// MACs of neighbours that were told of since everything was read, by interface.
+    pub neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
 }
 
 /// What an interface is to us.
@@ -215,7 +219,7 @@ impl Network {
             .map(|(index, link)| Interface { index: *index, name: link.name.clone() })
     }
 
-    /// The entries of DEVICES.
+    /// The entries of DEVICES, but for the epoch.
     pub fn devices(&self, roles: &BTreeMap<u32, Role>) -> Vec<Device> {
         self.links
             .iter()
@@ -224,6 +228,8 @@ impl Network {
                 ifindex: *index,
                 mac: link.mac,
                 flags: if link.is_veth { Device::XDP_REDIRECT } else { 0 },
+                mtu: link.mtu,
+                epoch: 0,
             })
             .collect()
     }
@@ -287,6 +293,7 @@ mod tests {
                 .map(|(index, text)| (index, address(text)))
                 .into(),
             default_routes: [route].into(),
+            neighbours: BTreeMap::new(),
         }
     }
 

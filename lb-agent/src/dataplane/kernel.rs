@@ -345,7 +345,9 @@ impl Dataplane for KernelDataplane {
 /// is one of ours: flows hold it.
 #[derive(Debug)]
 pub struct Devices {
+    /// Without the epoch.
     entries: Vec<Device>,
+    epoch: u32,
     map: MappedArray<Device>,
 }
 
@@ -356,10 +358,12 @@ impl Devices {
     /// [`PinError`] if it is missing or of another layout.
     pub fn open(pins: &Pins) -> Result<Self, PinError> {
         let mut map = opened(pins, "DEVICES", MappedArray::<Device>::writable)?;
-        let entries = map
+        let mut entries = map
             .load_all()
             .map_err(|source| PinError::Open { path: pins.map("DEVICES"), source })?;
-        Ok(Self { entries, map })
+        let epoch = entries.iter().map(|entry| entry.epoch).max().unwrap_or_default();
+        entries.iter_mut().for_each(|entry| entry.epoch = 0);
+        Ok(Self { entries, epoch, map })
     }
 
     /// Makes the entries those of `devices`; tells which found no room.
@@ -368,11 +372,17 @@ impl Devices {
     /// [`DataplaneError`] if the map cannot be written.
     pub fn set(&mut self, devices: &[Device]) -> Result<Vec<Device>, DataplaneError> {
         let wanted = placed(&self.entries, devices);
+        if self.entries != wanted.0 {
+            self.forget_ways()?;
+        }
         for (index, (entry, next)) in (0..).zip(self.entries.iter_mut().zip(&wanted.0)) {
             if entry != next {
-                let [.., tail] = bytemuck::cast::<Device, [[u8; 4]; 3]>(*next);
+                const MTU: usize = offset_of!(Device, mtu);
+                let [_, _, tail, ..] = bytemuck::cast::<Device, [[u8; 4]; 5]>(*next);
                 self.map
-                    .store_part(index, 8, &tail)
+                    .store_part(index, EPOCH, &self.epoch)
+                    .and_then(|()| self.map.store_part(index, MTU, &next.mtu))
+                    .and_then(|()| self.map.store_part(index, 8, &tail))
                     .and_then(|()| self.map.publish(index, 0, word_of(next, 0)))
                     .map_err(failed("DEVICES", || format!("store of device {index}")))?;
                 *entry = *next;
@@ -380,7 +390,26 @@ impl Devices {
         }
         Ok(wanted.1)
     }
+
+    /// Has every flow ask anew where its packets go: routes or neighbours may have changed.
+    /// More often than a hundred times in a second the numbers would come round within the
+    /// second that a flow remembers.
+    ///
+    /// # Errors
+    /// [`DataplaneError`] if the map cannot be written.
+    pub fn forget_ways(&mut self) -> Result<(), DataplaneError> {
+        self.epoch = self.epoch % 255 + 1;
+        for (index, _) in (0..).zip(&self.entries).filter(|(_, entry)| entry.ifindex != 0) {
+            self.map
+                .store_part(index, EPOCH, &self.epoch)
+                .map_err(failed("DEVICES", || format!("store of the epoch of device {index}")))?;
+        }
+        Ok(())
+    }
 }
+
+/// Where the epoch of a device lies in its entry.
+const EPOCH: usize = offset_of!(Device, epoch);
 
 /// Where `devices` go, given where devices are: those that are there stay, new ones
 /// take free entries. Then those that found none.
@@ -409,7 +438,7 @@ mod tests {
     use super::*;
 
     fn device(ifindex: u32, last: u8) -> Device {
-        Device { ifindex, mac: [2, 0, 0, 0, 0, last], flags: 0 }
+        Device { ifindex, mac: [2, 0, 0, 0, 0, last], ..Device::default() }
     }
 
     #[test]

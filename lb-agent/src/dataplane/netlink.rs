@@ -64,6 +64,8 @@ pub struct InterfaceOptions {
 const RESYNC: Duration = Duration::from_secs(60);
 /// How soon something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Flows are told no more often than this to ask for their way anew.
+const FORGET: Duration = Duration::from_millis(10);
 /// How long messages of one change are gathered for, once one has come.
 const GATHER: Duration = Duration::from_micros(500);
 
@@ -85,6 +87,9 @@ pub struct Interfaces {
     /// What an earlier agent took interfaces for, until the addresses are known.
     held: BTreeMap<u32, Role>,
     attached: BTreeMap<Place, &'static str>,
+    /// When flows may next be told to ask for their way anew, and whether they have to.
+    forget_at: Instant,
+    forgets: bool,
     /// Devices that cannot be supported, which was said.
     warned: BTreeSet<u32>,
     published: watch::Sender<NodeNetwork>,
@@ -112,6 +117,9 @@ impl Interfaces {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
+            MulticastGroup::Neigh,
         ];
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|source| InterfaceError::Connect { source })?;
@@ -128,6 +136,8 @@ impl Interfaces {
             node_addresses,
             held: BTreeMap::new(),
             attached: BTreeMap::new(),
+            forget_at: Instant::now(),
+            forgets: true,
             warned: BTreeSet::new(),
             published: watch::Sender::default(),
         };
@@ -165,7 +175,11 @@ impl Interfaces {
         loop {
             let was_known = self.node_addresses.is_some();
             let failing = !self.published.borrow().problems.is_empty();
-            let wait = if failing { RETRY } else { resync_at - Instant::now().min(resync_at) };
+            let until = |at: Instant| at - Instant::now().min(at);
+            let mut wait = if failing { RETRY } else { until(resync_at) };
+            if self.forgets {
+                wait = wait.min(until(self.forget_at));
+            }
             let stale = tokio::select! {
                 message = self.messages.next() => {
                     let Some((message, _)) = message else { return Err(InterfaceError::Closed) };
@@ -173,11 +187,22 @@ impl Interfaces {
                 }
                 Ok(()) = node_addresses.changed() => {
                     self.node_addresses = node_addresses.borrow_and_update().clone();
-                    Stale::default()
+                    Stale { interfaces: true, ..Stale::default() }
                 }
-                () = sleep(wait) => Stale { all: Instant::now() >= resync_at, ..Stale::default() },
+                () = sleep(wait) => {
+                    Stale { all: Instant::now() >= resync_at, interfaces: true, ..Stale::default() }
+                }
             };
             let all = stale.all;
+            self.forgets |= all || stale.ways;
+            if self.forgets && Instant::now() >= self.forget_at {
+                self.devices.forget_ways()?;
+                self.forgets = false;
+                self.forget_at = Instant::now() + FORGET;
+            }
+            if !(all || stale.interfaces) {
+                continue;
+            }
             if all {
                 self.attached.clear();
                 self.xdp.unsettle();

@@ -102,6 +102,50 @@ pub struct Flow<A> {
     /// Index into DEVICES of the device that a flow of a node process left by, or
     /// [`LOOPBACK_DEVICE`].
     pub device: u32,
+    /// Where packets that the program forwards go, if it has asked.
+    pub next_hop: NextHop,
+}
+
+/// What a route look-up said, in one aligned word, so that it is replaced by one store: the
+/// MAC of the next hop, the device that leads there, and when that was. It holds for as long
+/// as the device's epoch is the same, and no longer than a second: no agent may be there to
+/// tell of changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct NextHop {
+    /// The bytes, in memory order: six of the MAC, one of the index into DEVICES, one of the
+    /// device's epoch; 0 = not known.
+    pub bytes: u64,
+}
+
+impl NextHop {
+    /// Not asked for yet.
+    pub const UNKNOWN: Self = Self { bytes: 0 };
+
+    /// By the device with this index into DEVICES, in its `epoch`.
+    #[inline(always)]
+    pub fn new([a, b, c, d, e, f]: [u8; 6], device: u8, epoch: u8) -> Self {
+        Self { bytes: u64::from_ne_bytes([a, b, c, d, e, f, device, epoch]) }
+    }
+
+    /// The MAC of the next hop.
+    #[inline(always)]
+    pub fn mac(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.bytes.to_ne_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// Index into DEVICES.
+    #[inline(always)]
+    pub fn device(self) -> u8 {
+        self.bytes.to_ne_bytes()[6]
+    }
+
+    /// The epoch of the device; 0 = not known.
+    #[inline(always)]
+    pub fn epoch(self) -> u8 {
+        self.bytes.to_ne_bytes()[7]
+    }
 }
 
 impl<A: Address> Flow<A> {
@@ -116,6 +160,7 @@ impl<A: Address> Flow<A> {
         self.service = other.service;
         self.last_seen = other.last_seen;
         self.device = other.device;
+        self.next_hop = other.next_hop;
     }
 }
 
@@ -193,7 +238,7 @@ pod! {
     Tuple<Address6> { Address6, Address6, Be16, Be16 }
     FlowKey<Address4> { Tuple<Address4>, u32 }
     FlowKey<Address6> { Tuple<Address6>, u32 }
-    Flow<Address4> { Tuple<Address4>, Action, u8, u16, u32, u32, u32, u32 }
-    Flow<Address6> { Tuple<Address6>, Action, u8, u16, u32, u32, u32, u32 }
+    Flow<Address4> { Tuple<Address4>, Action, u8, u16, u32, u32, u32, u32, NextHop }
+    Flow<Address6> { Tuple<Address6>, Action, u8, u16, u32, u32, u32, u32, NextHop }
 }
-const _: () = assert!(size_of::<FlowKey<Address4>>() == 16 && size_of::<Flow<Address4>>() == 32);
+const _: () = assert!(size_of::<FlowKey<Address4>>() == 16 && size_of::<Flow<Address4>>() == 40);

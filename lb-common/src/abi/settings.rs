@@ -174,6 +174,11 @@ pub struct Device {
     pub mac: [u8; 6],
     /// A set of [`Device::XDP_REDIRECT`].
     pub flags: u16,
+    /// The longest packet that it sends, bytes without Ethernet header.
+    pub mtu: u32,
+    /// From 1 to 255, another one whenever routes or neighbours may have changed: what flows
+    /// remember of them from before counts no more.
+    pub epoch: u32,
 }
 
 impl Device {

@@ -68,7 +68,7 @@ fn about_flow<F: Family, T: Tables<F>>(
     if keeps_source(outer.source, work.quote.key.tuple.destination, flow) {
         work.rewrite.source.set(&outer.source);
     }
-    (work.action, work.device) = (flow.action, flow.device);
+    work.go_with(flow);
     Some(Verdict::Translate(Reason::IcmpTranslated))
 }
 

@@ -93,6 +93,6 @@ fn of_flow<F: Family, T: Tables<F>>(
     }
     work.rewrite.set(&flow.rewrite);
     let reason = if flow.action.is_reply() { Reason::Reply } else { Reason::Request };
-    (work.action, work.device) = (flow.action, flow.device);
+    work.go_with(flow);
     Some(Verdict::Translate(reason))
 }

@@ -168,12 +168,12 @@ fn translate<F: Family>(
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
     work.rewrite.set(&flow.rewrite);
-    (work.action, work.device) = (flow.action, flow.device);
+    work.go_with(flow);
     Verdict::Translate(reason)
 }
 
 /// Whether a flow still decides for this packet of its client; else it counts as absent.
-#[inline(always)]
+#[inline(never)]
 fn is_valid<F: Family, T: Tables<F>>(
     context: &Context<F>,
     flow: &Flow<F::Address>,

@@ -5,7 +5,7 @@ use crate::{
         address::{Address, Be16, Family},
         backend::{Backend, ON_THIS_NODE, THIS_HOST},
         counter::Reason,
-        flow::{ANSWERED, Action, LOOPBACK_DEVICE},
+        flow::{ANSWERED, Action, LOOPBACK_DEVICE, NextHop},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::Service,
     },
@@ -175,6 +175,7 @@ fn onward<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdi
     }
     work.rewrite.set(&work.flow.rewrite);
     (work.action, work.device) = (work.flow.action, work.flow.device);
+    work.next_hop = NextHop::UNKNOWN;
     Verdict::Translate(Reason::FlowCreated)
 }
 
@@ -289,6 +290,7 @@ fn flow_to<F: Family, T: Tables<F>>(
     flow.service = frontend.service;
     flow.last_seen = context.now;
     flow.device = device;
+    flow.next_hop = NextHop::UNKNOWN;
     work.needs_port = u32::from(source == Source::Node);
     Ok(())
 }
@@ -300,6 +302,7 @@ pub(crate) fn prepare_pair<F: Family>(context: &Context<F>, work: &mut Work<F::A
     work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
     work.pair.set(&work.flow);
     work.pair.rewrite.set_reverse(&key.tuple);
+    work.pair.next_hop = NextHop::UNKNOWN;
     work.pair.action = reply_action(work.flow.action, context);
 }
 

@@ -1,7 +1,7 @@
 //! The tables as the core sees them: kernel maps in the programs, plain maps in tests.
 
 use crate::abi::{
-    address::Family,
+    address::{Be16, Family},
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     flow::{Flow, FlowKey},
@@ -20,12 +20,12 @@ pub trait Entry<T> {
     fn store(&self, value: T);
 }
 
-/// An entry of a flow table: only these two fields ever change in place.
+/// An entry of a flow table: the core changes nothing else of it in place.
 pub trait FlowEntry<A>: Entry<Flow<A>> {
     /// Replaces the state.
     fn set_state(&self, state: u8);
 
-    /// Notes that a packet was seen at `now`.
+    /// Notes that a packet was seen at `now`, and forgets the next hop.
     fn set_last_seen(&self, now: u32);
 }
 
@@ -61,6 +61,8 @@ pub trait Tables<F: Family> {
 
     /// Looks up a front end.
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
+    /// Looks up the front end [of any node](FrontendKey::of_any_node).
+    fn node_port(&mut self, port: Be16, protocol: u8) -> Option<Frontend>;
     /// Whether the source ranges of a service port hold a client.
     fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool;
     /// Whether a node of the cluster has this address.

@@ -5,15 +5,17 @@
 //! the packet there as it came, but for a hop. That node chooses among its own backends and
 //! answers the client itself. What came in a tunnel is never tunnelled again.
 
-use crate::abi::{
-    address::{Address, Family},
-    counter::Reason,
-    frontend::{Frontend, FrontendKey, FrontendKind},
-    service::Service,
-    settings::Settings,
+use crate::{
+    abi::{
+        address::{Address, Family},
+        frontend::{FrontendKey, FrontendKind},
+        service::Service,
+        settings::Settings,
+    },
+    packet::Packet,
 };
 
-use super::{Context, Origin, Verdict, Work, tables::Tables};
+use super::{Context, Origin, Site, Work, tables::Tables};
 
 /// Whether what an external device received in a tunnel with the ends `outer` was put there
 /// by another node: the packet inside, with the ends `inner`, is a client's outside. Packets
@@ -61,37 +63,31 @@ pub(crate) fn front_end<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
-    let found = look_up(context, tables);
+    let (tuple, protocol) = (context.packet.tuple(), context.packet.protocol());
+    let port = tuple.destination_port;
+    let mut found = tables.frontend(&FrontendKey::new(tuple.destination, port, protocol));
+    if context.is_tunnelled() {
+        if found.is_none() && tables.is_node(&tuple.destination) {
+            found = tables.node_port(port, protocol);
+        }
+        found = found.filter(|frontend| !frontend.kind.is_internal());
+    }
     if let Some(frontend) = found {
         work.frontend = frontend;
     }
     found.is_some()
 }
 
+/// Whether a packet that came in a tunnel, and for which there is neither backend nor flow, is
+/// dropped: for a front end it is, as it would only go round in circles. The rest is no business
+/// of ours and stays in its tunnel.
 #[inline(always)]
-fn look_up<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Option<Frontend> {
-    let (tuple, protocol) = (context.packet.tuple(), context.packet.protocol());
-    let port = tuple.destination_port;
-    let found = tables.frontend(&FrontendKey::new(tuple.destination, port, protocol));
-    if !context.is_tunnelled() {
-        return found;
-    }
-    if found.is_none() && tables.is_node(&tuple.destination) {
-        return tables.frontend(&FrontendKey::of_any_node(port, protocol));
-    }
-    found.filter(|frontend| !frontend.kind.is_internal())
-}
-
-/// What becomes of a packet that came in a tunnel and leads to no backend: dropped if it is
-/// for a front end, as it would only go round in circles; else it is no business of ours.
-#[inline(never)]
-pub(crate) fn ended<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    reason: Reason,
+pub fn is_stray<F: Family, T: Tables<F>>(
+    packet: &Packet<F>,
+    settings: &Settings,
+    work: &mut Work<F::Address>,
     tables: &mut T,
-) -> Verdict {
-    match look_up(context, tables) {
-        Some(_) => Verdict::Drop(reason),
-        None => Verdict::Pass(reason),
-    }
+) -> bool {
+    let context = Context { packet, settings, site: Site::FromDevice, now: 0 };
+    context.is_tunnelled() && front_end(&context, work, tables)
 }

@@ -7,7 +7,10 @@ use crate::{
         flow::{Action, FlowKey, LOOPBACK_DEVICE, Tuple},
         settings::Settings,
     },
-    balance::{self, Candidate, FlowTable, Site, Tables, Verdict, Work, error, fragment},
+    balance::{
+        self, Candidate, FlowTable, Site, Tables, Verdict, Work, error, fragment,
+        tunnel as tunnelled,
+    },
     packet::{Kind, Packet},
 };
 
@@ -51,7 +54,7 @@ impl<F: TestFamily> Host<F> {
         if site == Site::FromDevice && candidate == Candidate::Node && F::is_tunnel(frame) {
             let inside = &frame[F::LENGTH as usize..];
             if let (Some(outer), Some(inner)) = (F::ends(frame), F::ends(inside))
-                && balance::tunnel::is_ours::<F, _>(&outer, &inner, settings, tables)
+                && tunnelled::is_ours::<F, _>(&outer, &inner, settings, tables)
             {
                 (packet.tunnel, frame, candidate) = (F::LENGTH, inside, Candidate::Service);
             }
@@ -69,8 +72,17 @@ impl<F: TestFamily> Host<F> {
         } else {
             balance::decide_candidate(candidate, &packet, site, settings, &mut work, tables)
         };
+        let verdict = match verdict {
+            Verdict::Pass(reason) | Verdict::Answer(_, reason) if packet.tunnel != 0 => {
+                match tunnelled::is_stray(&packet, &self.settings, &mut work, &mut self.tables) {
+                    true => Verdict::Drop(reason),
+                    false => Verdict::Pass(reason),
+                }
+            }
+            verdict => verdict,
+        };
         if packet.is_first != 0 && matches!(verdict, Verdict::Translate(_)) {
-            fragment::enter(&packet, &mut work, tables);
+            fragment::enter(&packet, &mut work, &mut self.tables);
         }
         (verdict, work, packet)
     }

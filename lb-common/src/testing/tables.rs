@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     abi::{
-        address::{Family, Prefix},
+        address::{Be16, Family, Prefix},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         flow::{Flow, FlowKey},
@@ -195,6 +195,10 @@ impl<F: Family> Tables<F> for FakeTables<F> {
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
         self.lookups.frontends += 1;
         self.frontends.get(key).copied()
+    }
+
+    fn node_port(&mut self, port: Be16, protocol: u8) -> Option<Frontend> {
+        self.frontend(&FrontendKey::of_any_node(port, protocol))
     }
 
     fn is_node(&mut self, address: &F::Address) -> bool {

@@ -104,7 +104,7 @@ impl<F: TestFamily> Default for World<F> {
             node_ports: NODE_PORTS,
             source_ports: SOURCE_PORTS,
         };
-        let device = |ifindex| Device { ifindex, mac: mac(ifindex), flags: 0 };
+        let device = |ifindex| Device { ifindex, mac: mac(ifindex), flags: 0, mtu: 1500, epoch: 1 };
         Self {
             settings,
             frontends: Vec::new(),

@@ -158,7 +158,15 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route + Tunnel, const HOOK: u32
         let (packet, work) = (&scratch.packet, &mut scratch.work);
         balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps)
     };
-    let ruling = Ruling::keep(&mut scratch.ruling, verdict);
+    let mut ruling = Ruling::keep(&mut scratch.ruling, verdict);
+    if const { receives::<HOOK>() }
+        && scratch.packet.tunnel != 0
+        && matches!(ruling.fate, Fate::Pass | Fate::Answer)
+    {
+        let (packet, work) = (&scratch.packet, &mut scratch.work);
+        let is_stray = balance::tunnel::is_stray(packet, settings, work, &mut tables::Maps);
+        ruling.fate = if is_stray { Fate::Drop } else { Fate::Pass };
+    }
     let (result, reason) = apply::<F, HOOK>(context, scratch, ruling);
     count(hook, reason);
     #[cfg(feature = "log")]
@@ -237,9 +245,15 @@ fn apply<F: FamilyMaps + Rewrite + Route + Tunnel, const HOOK: u32>(
             let action = work.action;
             let is_tunnelled = const { receives::<HOOK>() } && action.is_one_way();
             let added = if is_tunnelled { F::LENGTH } else { 0 };
-            if is_routed(action)
-                && let Err(reason) = route::find(context, packet, &work.rewrite, added, way)
-            {
+            let is_forwarded = is_forwarded::<HOOK>(action);
+            let has_way = if is_forwarded && route::remembered(context, packet, work, added, way) {
+                Ok(())
+            } else if is_forwarded || action == Action::REQUEST_ROUTE {
+                route::find(context, packet, &work.rewrite, added, way)
+            } else {
+                Ok(())
+            };
+            if let Err(reason) = has_way {
                 return ended(context, packet, hook, reason, way.mtu);
             }
             if packet.is_first != 0 {
@@ -252,6 +266,9 @@ fn apply<F: FamilyMaps + Rewrite + Route + Tunnel, const HOOK: u32>(
             };
             if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
+            }
+            if is_forwarded {
+                route::remember(packet, way);
             }
             match deliver(context, way, action, work.device) {
                 Ok(result) => (result, reason),
@@ -283,13 +300,14 @@ fn translate<F: Rewrite + Tunnel, const HOOK: u32>(
     {
         tunnel::clamp(context, packet);
     }
-    if work.action.is_forward() { F::take_hop(context) } else { Some(()) }
+    if is_forwarded::<HOOK>(work.action) { F::take_hop(context) } else { Some(()) }
 }
 
-/// Whether packets of the action go where a route look-up says.
+/// Whether the program sends a packet with this action on as a router does.
 #[inline(always)]
-fn is_routed(action: Action) -> bool {
-    action.is_forward() || action == Action::REQUEST_ROUTE
+fn is_forwarded<const HOOK: u32>(action: Action) -> bool {
+    let may = const { matches!(hook::<HOOK>(), Hook::FromPod | Hook::FromDevice | Hook::Loopback) };
+    may && action.is_forward()
 }
 
 /// What becomes of a packet that has no way on. Its sender is told of an MTU, with or

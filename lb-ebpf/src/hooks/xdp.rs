@@ -22,9 +22,9 @@ use lb_common::{
 use crate::{
     count::count,
     hooks::tc::{self, Linear},
-    maps,
+    maps::{self, Scratch},
     rewrite::{self, Rewrite},
-    route::{self, Hop, Route},
+    route::{self, Received, Way},
     tables,
     tables::FamilyMaps,
     tunnel,
@@ -50,17 +50,14 @@ pub fn handle(context: &XdpContext) -> u32 {
 
 /// A function of its own for each family, so that their stack frames do not add up.
 #[inline(never)]
-fn family<F: FamilyMaps + Rewrite + Route + Tunnel>(
-    context: &XdpContext,
-    settings: &Settings,
-) -> u32 {
+fn family<F: FamilyMaps + Rewrite + Tunnel>(context: &XdpContext, settings: &Settings) -> u32 {
     let (action, reason) = judge::<F>(context, settings);
     count(Hook::Xdp, reason);
     action
 }
 
 #[inline(always)]
-fn judge<F: FamilyMaps + Rewrite + Route + Tunnel>(
+fn judge<F: FamilyMaps + Rewrite + Tunnel>(
     context: &XdpContext,
     settings: &Settings,
 ) -> (u32, Reason) {
@@ -93,28 +90,29 @@ fn judge<F: FamilyMaps + Rewrite + Route + Tunnel>(
     match balance::decide_known(candidate, packet, settings, work, &mut tables::Maps) {
         Some(Verdict::Pass(reason)) => (XDP_PASS, reason),
         Some(Verdict::Drop(reason)) => (XDP_DROP, reason),
-        Some(Verdict::Translate(reason)) => translate(context, packet, work, reason),
+        Some(Verdict::Translate(reason)) => translate(context, scratch, reason),
         Some(Verdict::Answer(..)) | None => (XDP_PASS, Reason::LeftToTc),
     }
 }
 
 /// Translates what goes on from here by the stack of this node, or back out of the device.
 #[inline(always)]
-fn translate<F: Rewrite + Route + Tunnel>(
+fn translate<F: FamilyMaps + Rewrite + Tunnel>(
     context: &XdpContext,
-    packet: &Packet<F>,
-    work: &Work<F::Address>,
+    scratch: &mut Scratch<F>,
     reason: Reason,
 ) -> (u32, Reason) {
+    let Scratch { packet, work, way, .. } = scratch;
     let (new, action) = (&work.rewrite, work.action);
-    let mut hop = Hop { ifindex: 0, macs: [[0; 6]; 2] };
     let done = match action {
         Action::REQUEST | Action::REPLY => Some(XDP_PASS),
         Action::REPLY_INTO_DEVICE => is_here(context, work.device).then_some(XDP_PASS),
         action if action.is_forward() => {
             let added = if action.is_one_way() { F::LENGTH } else { 0 };
-            if route::hop::<F>(context, new, added, &mut hop) {
-                exit(context, hop.ifindex)
+            // The first packet of each second goes by way of tc, which asks, and by the kernel's
+            // neighbours, so that these are seen to be in use.
+            if route::remembered(context, packet, work, added, way) {
+                exit(context, way)
             } else {
                 None
             }
@@ -124,13 +122,13 @@ fn translate<F: Rewrite + Route + Tunnel>(
     let Some(done) = done else { return (XDP_PASS, Reason::LeftToTc) };
     let mut changed = change(context, packet, new, action);
     if done != XDP_PASS {
-        changed = changed.and_then(|()| rewrite::store(context, 0, &hop.macs));
+        changed = changed.and_then(|()| rewrite::store(context, 0, &way.macs));
     }
     match changed {
         None => (XDP_DROP, Reason::RewriteFailed),
         Some(()) if done == XDP_REDIRECT => {
             // SAFETY: no preconditions.
-            (unsafe { bpf_redirect(hop.ifindex, 0) } as u32, reason)
+            (unsafe { bpf_redirect(way.ifindex, 0) } as u32, reason)
         }
         Some(()) => (done, reason),
     }
@@ -156,28 +154,16 @@ fn change<F: Rewrite + Tunnel>(
 
 /// How a frame leaves by a device, if XDP can send it there.
 #[inline(always)]
-fn exit(context: &XdpContext, ifindex: u32) -> Option<u32> {
-    let mut index = 0;
-    while index < MAX_DEVICES {
-        let device = maps::DEVICES.get(index)?;
-        if device.ifindex == ifindex && device.flags & Device::XDP_REDIRECT != 0 {
-            return Some(XDP_REDIRECT);
-        }
-        index += 1;
+fn exit(context: &XdpContext, way: &Way) -> Option<u32> {
+    if way.flags & Device::XDP_REDIRECT != 0 {
+        return Some(XDP_REDIRECT);
     }
-    (ifindex == ingress(context)).then_some(XDP_TX)
+    (way.ifindex == context.ifindex()).then_some(XDP_TX)
 }
 
 /// Whether the frame came in by the device of this index in DEVICES.
 #[inline(always)]
 fn is_here(context: &XdpContext, device: u32) -> bool {
     device < MAX_DEVICES
-        && maps::DEVICES.get(device).is_some_and(|device| device.ifindex == ingress(context))
-}
-
-/// The device that the frame came in by.
-#[inline(always)]
-fn ingress(context: &XdpContext) -> u32 {
-    // SAFETY: the context is the kernel's.
-    unsafe { (*context.ctx).ingress_ifindex }
+        && maps::DEVICES.get(device).is_some_and(|device| device.ifindex == context.ifindex())
 }

@@ -75,6 +75,10 @@ impl<F: Side> Tables<F> for Counting<F> {
         true
     }
 
+    fn node_port(&mut self, port: Be16, protocol: u8) -> Option<Frontend> {
+        self.frontend(&FrontendKey::of_any_node(port, protocol))
+    }
+
     fn is_node(&mut self, _address: &F::Address) -> bool {
         self.look_ups += 1;
         false

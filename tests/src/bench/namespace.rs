@@ -41,7 +41,7 @@ pub fn enter() -> Result<Device> {
         ip(line)?;
     }
     let ifindex = if_nametoindex(DEVICE).context("eth0 has no index")?;
-    Ok(Device { ifindex, mac: MAC, flags: 0 })
+    Ok(Device { ifindex, mac: MAC, flags: 0, mtu: 1500, epoch: 1 })
 }
 
 /// Moves the calling thread into a new network namespace that leads nowhere: connect() to the

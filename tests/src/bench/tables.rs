@@ -14,7 +14,7 @@ use lb_common::abi::{
     address::{Address4, Address6, Be16, Ipv4, Ipv6, Prefix},
     backend::{Backend, IN_CLUSTER_SET},
     counter::Hook,
-    flow::{ANSWERED, Action, Flow, FlowKey, Tuple},
+    flow::{NextHop, ANSWERED, Action, Flow, FlowKey, Tuple},
     frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
     service::{Service, Slot, SlotRange},
     settings::{Device, FamilySettings, PortRange, Settings, SettingsPair, Timeouts},
@@ -400,6 +400,7 @@ fn flow<F: Side>(
         service,
         last_seen: now,
         device: 0,
+        next_hop: NextHop::UNKNOWN,
     }
 }
 

@@ -3,7 +3,7 @@
 //! It decides nothing about programs.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -12,6 +12,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -32,10 +33,21 @@ pub(super) struct Stale {
     pub peers: Vec<u32>,
     /// Whether an interface came, went or changed.
     pub link_changed: bool,
+    /// Whether there is any change but of ways.
+    pub interfaces: bool,
+    /// Whether packets may have to go another way.
+    pub ways: bool,
 }
 
 /// Takes a message in, and tells what is to be read besides.
 pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
+    stale.interfaces |= !matches!(
+        message,
+        RouteNetlinkMessage::NewNeighbour(_)
+            | RouteNetlinkMessage::DelNeighbour(_)
+            | RouteNetlinkMessage::NewRule(_)
+            | RouteNetlinkMessage::DelRule(_)
+    );
     match message {
         RouteNetlinkMessage::NewLink(message) => {
             // The kernel takes IPv4 routes of an interface that goes down away silently.
@@ -72,9 +84,48 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
         }
         RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
             stale.routes |= message.header.destination_prefix_length == 0;
+            stale.ways = true;
+        }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => stale.ways = true,
+        RouteNetlinkMessage::NewNeighbour(message) => {
+            stale.ways |= note_neighbour(network, &message);
+        }
+        RouteNetlinkMessage::DelNeighbour(message) => {
+            network.neighbours.retain(|(index, address), _| {
+                *index != message.header.ifindex || Some(*address) != destination(&message)
+            });
+            stale.ways = true;
         }
         _ => {}
     }
+}
+
+/// Notes a neighbour; tells whether its packets go elsewhere than before.
+fn note_neighbour(network: &mut Network, message: &NeighbourMessage) -> bool {
+    let Some(address) = destination(message) else { return false };
+    let is_valid =
+        !matches!(message.header.state, NeighbourState::Failed | NeighbourState::Incomplete);
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(mac) if is_valid => mac.as_slice().try_into().ok(),
+        _ => None,
+    });
+    let key = (message.header.ifindex, address);
+    match mac {
+        Some(mac) => network.neighbours.insert(key, mac) != Some(mac),
+        None => network.neighbours.remove(&key).is_some(),
+    }
+}
+
+fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+            Some(IpAddr::V4(*address))
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+            Some(IpAddr::V6(*address))
+        }
+        _ => None,
+    })
 }
 
 /// Everything, read anew.
@@ -88,6 +139,7 @@ pub(super) async fn read(handle: &Handle) -> Result<Network, InterfaceError> {
         links: links.iter().map(parse_link).collect(),
         addresses: addresses.iter().filter_map(parse_address).collect(),
         default_routes: read_routes(handle).await?,
+        neighbours: BTreeMap::new(),
     })
 }
 
@@ -123,6 +175,7 @@ pub(super) fn parse_link(message: &LinkMessage) -> (u32, Link) {
             LinkAttribute::Address(address) => {
                 link.mac = address.as_slice().try_into().unwrap_or_default();
             }
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::LinkNetNsId(_) => link.has_peer_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));

@@ -11,7 +11,7 @@ use crate::abi::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason},
-    flow::{Flow, FlowKey, Tuple},
+    flow::{Flow, FlowKey, NextHop, Tuple},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::{Range, RangeKey},
@@ -44,8 +44,13 @@ fn current() -> String {
         Tuple<Address6> { source, destination, source_port, destination_port }
         FlowKey<Address4> { tuple, protocol }
         FlowKey<Address6> { tuple, protocol }
-        Flow<Address4> { rewrite, action, state, generation, backend, service, last_seen, device }
-        Flow<Address6> { rewrite, action, state, generation, backend, service, last_seen, device }
+        NextHop { bytes }
+        Flow<Address4> {
+            rewrite, action, state, generation, backend, service, last_seen, device, next_hop,
+        }
+        Flow<Address6> {
+            rewrite, action, state, generation, backend, service, last_seen, device, next_hop,
+        }
         FragmentKey<Address4> { source, destination, identification, protocol }
         FragmentKey<Address6> { source, destination, identification, protocol }
         Fragment { source_port, destination_port, last_seen }
@@ -83,7 +88,7 @@ fn current() -> String {
         RangeKey<Address4> { prefix_length, range }
         RangeKey<Address6> { prefix_length, range }
         SettingsPair { active, zero, copies }
-        Device { ifindex, mac, flags }
+        Device { ifindex, mac, flags, mtu, epoch }
     }
     writeln!(text, "counters: {COUNTERS}, {REASONS_PER_HOOK} for each hook")
         .expect("a string takes text");
