@@ -137,6 +137,9 @@ where
         if !is_ended(flow) {
             return false;
         }
+        if flow.action.is_one_way() {
+            return true;
+        }
         // One direction may be quiet for as long as the other is not.
         let pair = FlowKey { tuple: flow.rewrite.reversed(), protocol: key.protocol };
         !matches!(map.get(&pair), Ok(Some(pair)) if !is_ended(&pair))
