@@ -43,14 +43,22 @@ fn publish(world: &World, more: Value) -> Result<()> {
     world.manifests.write(&service.file(), &format!("{object:#}"))
 }
 
-/// The front ends that are not ClusterIPs: address, kind, and whether it is restricted.
+/// The front ends that are not ClusterIPs, nor node ports of any node: address, kind, and
+/// whether it is restricted.
 fn outside(frontends: &Value) -> Vec<(String, String, bool)> {
     let rows = frontends.as_array().into_iter().flatten();
     let rows = rows.map(|row| {
         let text = |field: &str| row[field].as_str().unwrap_or_default().to_owned();
         (text("address"), text("kind"), row["restricted"] == true)
     });
-    rows.filter(|(_, kind, _)| !kind.starts_with("cluster_ip")).collect()
+    rows.filter(|(_, kind, _)| !kind.starts_with("cluster_ip") && kind != "any_node").collect()
+}
+
+/// The node ports of any node.
+fn of_any_node(world: &mut World) -> Result<Vec<Value>> {
+    let found = world.agent(1)?.get("frontends")?;
+    let rows = found.as_array().into_iter().flatten();
+    Ok(rows.filter(|row| row["kind"] == "any_node").map(|row| row["address"].clone()).collect())
 }
 
 /// Waits until the agent has exactly these, in the order of `get`.
@@ -89,6 +97,7 @@ fn front_ends_follow_addresses_and_services() -> Result<()> {
         node_port(&node6),
     ];
     wait(&world, &all)?;
+    ensure!(of_any_node(&mut world)? == ["0.0.0.0:30080", "[::]:30080"]);
 
     let ranges = json!({ "loadBalancerSourceRanges": [" 10.0.0.0/8", "2001:db8::/32"] });
     publish(&world, ranges)?;
@@ -107,6 +116,7 @@ fn front_ends_follow_addresses_and_services() -> Result<()> {
     wait(&world, &[node_port(&node4), node_port(&added), external, restricted])?;
     run(&world, "ip", &format!("address del {ADDED}/32 dev eth0"))?;
     wait(&world, &[node_port(&node4), external, restricted])?;
+    ensure!(of_any_node(&mut world)? == ["0.0.0.0:30080", "[::]:30080"]);
 
     publish(
         &world,
@@ -115,6 +125,7 @@ fn front_ends_follow_addresses_and_services() -> Result<()> {
         }),
     )?;
     wait(&world, &[])?;
+    ensure!(of_any_node(&mut world)?.is_empty());
     let services = world.agent(1)?.get("services")?;
     ensure!(services[0]["source_ranges"] == json!([]), "{services}");
     ensure!(services[0]["frontends"] == json!([format!("{}:80", cluster_ip(NUMBER).v4)]));

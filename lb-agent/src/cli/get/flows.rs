@@ -43,8 +43,11 @@ pub struct FlowRow {
     pub new_source: String,
     /// Where it goes to, as it goes on.
     pub new_destination: String,
-    /// How it goes on: `stack`, `route`, `loopback`, `hairpin` or `device`.
+    /// How it goes on: `stack`, `route`, `loopback`, `hairpin`, `device`, `forward`, `tunnel`
+    /// or `direct`.
     pub action: &'static str,
+    /// The node that it is tunnelled to; null if it is not.
+    pub via: Option<String>,
     /// What was seen: `answered`, `client_fin`, `server_fin`, `reset`.
     pub state: Vec<&'static str>,
     /// The service port.
@@ -150,14 +153,19 @@ fn row<A: Copy, I: Into<IpAddr>>(
     let text = |ip: A, port: Be16| SocketAddr::new(address(ip).into(), port.get()).to_string();
     let source = |tuple: &Tuple<A>| text(tuple.source, tuple.source_port);
     let destination = |tuple: &Tuple<A>| text(tuple.destination, tuple.destination_port);
+    let is_tunnel = flow.action == Action::REQUEST_TUNNEL;
+    // In a tunnel a packet stays as it came.
+    let next = if is_tunnel { &key.tuple } else { &flow.rewrite };
+    let via: IpAddr = address(flow.rewrite.destination).into();
     FlowRow {
         protocol: protocol_name(key.protocol as u8),
         direction: if flow.action.is_reply() { "reply" } else { "request" },
         source: source(&key.tuple),
         destination: destination(&key.tuple),
-        new_source: source(&flow.rewrite),
-        new_destination: destination(&flow.rewrite),
+        new_source: source(next),
+        new_destination: destination(next),
         action: action_name(flow.action),
+        via: is_tunnel.then(|| via.to_string()),
         state: state_names(flow.state),
         service: names.text(flow.service),
         backend: flow.backend,
@@ -173,6 +181,9 @@ fn action_name(action: Action) -> &'static str {
         Action::REQUEST_LOOPBACK => "loopback",
         Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => "hairpin",
         Action::REPLY_INTO_DEVICE => "device",
+        Action::REQUEST_FORWARD | Action::REPLY_FORWARD => "forward",
+        Action::REQUEST_TUNNEL => "tunnel",
+        Action::REPLY_DIRECT => "direct",
         _ => "unknown",
     }
 }
@@ -254,6 +265,26 @@ mod tests {
         assert_eq!(client_of(&v4, false), "10.0.0.9");
         let netns = AffinityKey { kind: BY_NETNS, client: [7, 1, 0, 0], ..v4 };
         assert_eq!(client_of(&netns, true), format!("netns:{}", (1u64 << 32) + 7));
+    }
+
+    #[test]
+    fn a_tunnelled_packet_stays_as_it_is_and_goes_by_a_node() {
+        let ip = |last: u8| Ipv4Addr::new(192, 0, 2, last).into();
+        let [source_port, destination_port] = [40_000, 80].map(Be16::new);
+        let tuple = Tuple { source: ip(9), destination: ip(1), source_port, destination_port };
+        let mut flow = Flow { action: Action::REQUEST_TUNNEL, ..Flow::default() };
+        (flow.rewrite.source, flow.rewrite.destination) = (ip(1), ip(2));
+        let key = FlowKey { tuple, protocol: 6 };
+        let (names, clock) = (Names::new(&[]), Clock { now: None, ticks_per_second: 0 });
+        let row = |flow: &Flow<Address4>| row(&key, flow, false, Ipv4Addr::from, &names, &clock);
+        let shown = row(&flow);
+        assert_eq!((shown.direction, shown.action), ("request", "tunnel"));
+        assert_eq!(shown.via.as_deref(), Some("192.0.2.2"));
+        assert_eq!((shown.new_source, shown.new_destination), (shown.source, shown.destination));
+        flow.action = Action::REQUEST_FORWARD;
+        let shown = row(&flow);
+        assert_eq!((shown.action, shown.via), ("forward", None));
+        assert_eq!(shown.new_destination, "192.0.2.2:0");
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct ServiceRow {
     pub family: u8,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `address:port` of its front ends.
+    /// `address:port` of its front ends, but for node ports of any node.
     pub frontends: Vec<String>,
     /// How many backends serve it, cluster wide.
     pub cluster_backends: u32,
@@ -35,6 +35,9 @@ pub struct ServiceRow {
     pub internal_traffic_policy: &'static str,
     /// `Cluster` or `Local`; `Cluster` where nobody outside reaches it.
     pub external_traffic_policy: &'static str,
+    /// `snat` or `dsr`: how clients outside reach backends on other nodes; null where nobody
+    /// outside reaches it.
+    pub external_mode: Option<&'static str>,
     /// Who may reach the load balancer's addresses; empty: everybody.
     pub source_ranges: Vec<String>,
     /// Session affinity by client for so many seconds; null without.
@@ -50,8 +53,9 @@ pub struct FrontendRow {
     pub address: String,
     /// `tcp`, `udp`, or `any` for a ClusterIP as a whole.
     pub protocol: &'static str,
-    /// `cluster_ip`, `cluster_ip_address` (a ClusterIP as a whole), `node_port`, or
-    /// `external` (a load balancer's address or an external IP).
+    /// `cluster_ip`, `cluster_ip_address` (a ClusterIP as a whole), `node_port`, `any_node`
+    /// (a node port that clients asked another node for) or `external` (a load balancer's
+    /// address or an external IP).
     pub kind: &'static str,
     /// Whether only clients in the service port's source ranges are let in.
     pub restricted: bool,
@@ -74,6 +78,8 @@ pub struct BackendRow {
     pub sets: Vec<&'static str>,
     /// `this_node`, `this_host` (a process in the host's network) or `other_node`.
     pub place: &'static str,
+    /// The address of that other node; null if it is not known.
+    pub node: Option<String>,
     /// Index into BACKENDS4 or BACKENDS6, by the family of the address.
     pub id: u32,
     /// How often the id has changed its meaning.
@@ -137,6 +143,10 @@ impl AnyFrontend {
         Self { address: address.into(), port: key.port.get(), protocol: key.protocol, value }
     }
 
+    fn is_of_any_node(&self) -> bool {
+        self.address.is_unspecified()
+    }
+
     fn text(&self) -> String {
         if self.value.kind == FrontendKind::CLUSTER_IP_ADDRESS {
             return self.address.to_string();
@@ -162,9 +172,9 @@ fn all_frontends(state: &PinnedState) -> Vec<AnyFrontend> {
 
 /// The rows of `get services`, by name, family and protocol.
 pub(super) fn services(state: &PinnedState) -> Vec<ServiceRow> {
-    let mut frontends: HashMap<u32, Vec<String>> = HashMap::new();
+    let mut frontends: HashMap<u32, Vec<AnyFrontend>> = HashMap::new();
     for frontend in all_frontends(state) {
-        frontends.entry(frontend.value.service).or_default().push(frontend.text());
+        frontends.entry(frontend.value.service).or_default().push(frontend);
     }
     let mut ranges: HashMap<u32, Vec<IpNet>> = HashMap::new();
     for (index, range) in state.ranges() {
@@ -179,7 +189,7 @@ pub(super) fn services(state: &PinnedState) -> Vec<ServiceRow> {
             let frontends = frontends.remove(index).unwrap_or_default();
             let mut ranges = ranges.remove(index).unwrap_or_default();
             ranges.sort_unstable();
-            is_port.then(|| service_row(*index, name, service, frontends, &ranges))
+            is_port.then(|| service_row(*index, name, service, &frontends, &ranges))
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.family, a.protocol).cmp(&(&b.name, b.family, b.protocol)));
@@ -190,19 +200,23 @@ fn service_row(
     index: u32,
     name: &Name,
     service: &Service,
-    frontends: Vec<String>,
+    frontends: &[AnyFrontend],
     ranges: &[IpNet],
 ) -> ServiceRow {
+    let is_outside = frontends.iter().any(|frontend| !frontend.value.kind.is_internal());
+    let mode = if service.flags & Service::DSR != 0 { "dsr" } else { "snat" };
+    let shown = frontends.iter().filter(|frontend| !frontend.is_of_any_node());
     let policy = |flag| if service.flags & flag != 0 { "Local" } else { "Cluster" };
     ServiceRow {
         name: text_of(name),
         family: name.family,
         protocol: protocol_name(name.protocol),
-        frontends,
+        frontends: shown.map(AnyFrontend::text).collect(),
         cluster_backends: service.cluster.length(),
         local_backends: service.local.length(),
         internal_traffic_policy: policy(Service::INTERNAL_LOCAL),
         external_traffic_policy: policy(Service::EXTERNAL_LOCAL),
+        external_mode: is_outside.then_some(mode),
         source_ranges: ranges.iter().map(ToString::to_string).collect(),
         affinity_seconds: (service.affinity_seconds > 0).then_some(service.affinity_seconds),
         index,
@@ -220,6 +234,7 @@ pub(super) fn frontends(state: &PinnedState) -> Vec<FrontendRow> {
             kind: match frontend.value.kind {
                 FrontendKind::CLUSTER_IP => "cluster_ip",
                 FrontendKind::CLUSTER_IP_ADDRESS => "cluster_ip_address",
+                FrontendKind::NODE_PORT if frontend.is_of_any_node() => "any_node",
                 FrontendKind::NODE_PORT => "node_port",
                 FrontendKind::EXTERNAL => "external",
                 _ => "unknown",
@@ -237,11 +252,11 @@ pub(super) fn backends(state: &PinnedState) -> Vec<BackendRow> {
     let v4 = (0..)
         .zip(&state.backends4)
         .filter(|(_, backend)| backend.sets != 0)
-        .map(|(id, backend)| backend_row(id, backend, Ipv4Addr::from(backend.address), &names));
+        .map(|(id, backend)| backend_row(id, backend, Ipv4Addr::from, &names));
     let v6 = (0..)
         .zip(&state.backends6)
         .filter(|(_, backend)| backend.sets != 0)
-        .map(|(id, backend)| backend_row(id, backend, Ipv6Addr::from(backend.address), &names));
+        .map(|(id, backend)| backend_row(id, backend, Ipv6Addr::from, &names));
     let mut rows: Vec<_> = v4.chain(v6).collect();
     rows.sort_by(|a, b| {
         (&a.service, a.protocol, &a.address, a.id).cmp(&(&b.service, b.protocol, &b.address, b.id))
@@ -249,16 +264,17 @@ pub(super) fn backends(state: &PinnedState) -> Vec<BackendRow> {
     rows
 }
 
-fn backend_row<A: Copy>(
+fn backend_row<A: Copy, I: Into<IpAddr>>(
     id: u32,
     backend: &Backend<A>,
-    address: impl Into<IpAddr>,
+    ip: impl Fn(A) -> I,
     names: &Names<'_>,
 ) -> BackendRow {
+    let node: IpAddr = ip(backend.node).into();
     let sets = [(IN_CLUSTER_SET, "cluster"), (IN_LOCAL_SET, "local")];
     BackendRow {
         service: names.text(backend.service),
-        address: SocketAddr::new(address.into(), backend.port.get()).to_string(),
+        address: SocketAddr::new(ip(backend.address).into(), backend.port.get()).to_string(),
         protocol: names.protocol(backend.service),
         sets: sets.iter().filter(|(bit, _)| backend.sets & bit != 0).map(|(_, set)| *set).collect(),
         place: match backend.flags {
@@ -266,6 +282,7 @@ fn backend_row<A: Copy>(
             flags if flags & ON_THIS_NODE != 0 => "this_node",
             _ => "other_node",
         },
+        node: (!node.is_unspecified()).then(|| node.to_string()),
         id,
         generation: backend.generation,
     }
@@ -327,6 +344,7 @@ mod tests {
                 (port, frontend),
                 (FrontendKey::new(node, Be16::new(30443), TCP), node_port),
                 (FrontendKey::new(load_balancer, Be16::new(443), TCP), external),
+                (FrontendKey::of_any_node(Be16::new(30443), TCP), node_port),
             ],
             ranges4: vec![
                 RangeKey::new(0, Ipv4Addr::new(192, 0, 2, 0).into(), 24),
@@ -341,7 +359,7 @@ mod tests {
                 Service {
                     cluster: SlotRange::new(0, 1),
                     affinity_seconds: 9,
-                    flags: Service::EXTERNAL_LOCAL,
+                    flags: Service::EXTERNAL_LOCAL | Service::DSR,
                     ..Service::default()
                 },
                 Service { flags: Service::ADDRESS, ..Service::default() },
@@ -363,6 +381,7 @@ mod tests {
             .map(|row| (row.address, row.kind, row.restricted))
             .collect();
         let expected = [
+            ("0.0.0.0:30443", "any_node", false),
             ("10.96.0.1", "cluster_ip_address", false),
             ("10.96.0.1:443", "cluster_ip", false),
             ("192.0.2.10:30443", "node_port", false),
@@ -377,13 +396,37 @@ mod tests {
         let row = services(&state()).remove(0);
         assert_eq!(row.internal_traffic_policy, "Cluster");
         assert_eq!(row.external_traffic_policy, "Local");
+        assert_eq!(row.external_mode, Some("dsr"));
         assert_eq!(row.source_ranges, ["10.0.0.0/8", "192.0.2.0/24"]);
+    }
+
+    #[test]
+    fn a_service_that_nobody_outside_reaches_has_no_mode_for_them() {
+        let mode = |service: &dyn Fn(&mut PinnedState)| {
+            let mut state = state();
+            service(&mut state);
+            services(&state).remove(0).external_mode
+        };
+        assert_eq!(mode(&|state| state.services[0].flags = 0), Some("snat"));
+        let inside = |state: &mut PinnedState| state.frontends4.truncate(2);
+        assert_eq!(mode(&inside), None);
+    }
+
+    #[test]
+    fn a_backend_on_another_node_shows_its_address() {
+        let mut state = state();
+        state.backends4[1].flags = 0;
+        assert_eq!(backends(&state)[0].node, None);
+        state.backends4[1].node = Ipv4Addr::new(192, 0, 2, 11).into();
+        let row = backends(&state).remove(0);
+        assert_eq!((row.place, row.node.as_deref()), ("other_node", Some("192.0.2.11")));
     }
 
     #[test]
     fn a_backend_in_no_set_is_not_shown() {
         let rows = backends(&state());
         assert_eq!(rows.len(), 1);
+        assert_eq!(rows[0].node, None);
         assert_eq!((rows[0].id, rows[0].place), (1, "this_host"));
         assert_eq!(rows[0].sets, ["cluster", "local"]);
         assert_eq!(rows[0].address, "10.0.0.7:6443");
