@@ -11,7 +11,7 @@ use lb_common::abi::settings::MAX_PREFIXES;
 use crate::{
     cli::{
         RunArgs,
-        run::{DetectLocalMode, SocketLb, TcAttach, XdpMode},
+        run::{DetectLocalMode, ExternalMode, SocketLb, TcAttach, XdpMode},
         values::{BindAddress, NodePortAddresses, Patterns},
     },
     model::IpFamily,
@@ -41,6 +41,8 @@ pub struct Config {
     pub tc_attach: TcAttach,
     /// Whether external packets are taken by XDP.
     pub xdp: XdpMode,
+    /// How clients outside reach backends on other nodes, where a Service does not say.
+    pub external_mode: ExternalMode,
     /// Addresses of node ports.
     pub node_port_addresses: NodePortAddresses,
     /// How pods are told by their addresses.
@@ -141,6 +143,7 @@ impl Config {
             pod_interfaces: arguments.pod_interfaces,
             tc_attach: arguments.tc_attach,
             xdp: arguments.xdp,
+            external_mode: arguments.external_mode,
             node_port_addresses: arguments.nodeport_addresses,
             pod_prefixes: pod_prefixes(arguments.detect_local_mode, &arguments.cluster_cidr)?,
             sizes: Sizes {

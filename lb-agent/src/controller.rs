@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use lb_common::abi::settings::Settings;
 
 use crate::{
+    cli::run::ExternalMode,
     dataplane::{Dataplane, DataplaneError},
     desired::{self, Conflict, DesiredFrontend, Locality, NodeFacts, claims::Claims, settings},
     execute::execute,
@@ -35,6 +36,8 @@ const MAX_FAILURES: u32 = 16;
 #[derive(Debug)]
 pub struct Controller {
     snapshot: Snapshot,
+    /// How clients outside reach backends on other nodes, where a Service does not say.
+    external_mode: ExternalMode,
     facts: NodeFacts,
     claims: Claims,
     in_use: settings::InUse,
@@ -77,11 +80,17 @@ pub struct Outcome {
 }
 
 impl Controller {
-    /// A controller for the node of this name. `expected` are the kinds, beside Service
-    /// and EndpointSlice, that the source lists.
-    pub fn new(node_name: &str, expected: impl IntoIterator<Item = Kind>) -> Self {
+    /// A controller for the node of this name. Clients outside reach backends on other nodes
+    /// by `external_mode` where a Service does not say. `expected` are the kinds, beside
+    /// Service and EndpointSlice, that the source lists.
+    pub fn new(
+        node_name: &str,
+        external_mode: ExternalMode,
+        expected: impl IntoIterator<Item = Kind>,
+    ) -> Self {
         Self {
             snapshot: Snapshot::new(node_name, expected),
+            external_mode,
             facts: NodeFacts::default(),
             claims: Claims::default(),
             in_use: settings::InUse::default(),
@@ -272,6 +281,7 @@ impl Controller {
             addresses: &self.facts.addresses,
             node_port_addresses: &self.facts.node_port_addresses,
             nodes: snapshot.nodes(),
+            external_mode: self.external_mode,
         };
         let is_wanted =
             |name: &&Arc<str>| snapshot.service(name).is_some_and(|entry| entry.service.is_some());
@@ -307,12 +317,17 @@ impl Controller {
 /// A lost address as a Warning for the Service that lost it.
 fn refusal(conflict: &Conflict) -> Refusal {
     let desired::FrontendAddress { ip, port, .. } = conflict.frontend;
+    let lost = if conflict.frontend.is_of_any_node() {
+        format!("node port {port}")
+    } else {
+        format!("{ip} port {port}")
+    };
     Refusal {
         kind: Kind::Service,
         object: (&*conflict.service).into(),
         uid: String::new(),
         field: "spec.ports".to_owned(),
-        message: format!("{ip} port {port} belongs to the older Service {}", conflict.owner),
+        message: format!("{lost} belongs to the older Service {}", conflict.owner),
     }
 }
 

@@ -25,9 +25,10 @@ use lb_common::abi::{
 };
 
 use crate::{
+    cli::run::ExternalMode,
     model::{
         IpFamily,
-        service::{Policy, Port, Service},
+        service::{Port, Service},
         slice::Endpoint,
     },
     snapshot::{Entry, nodes::Nodes},
@@ -67,9 +68,12 @@ pub struct Locality<'a> {
     pub node_port_addresses: &'a BTreeSet<IpAddr>,
     /// All nodes.
     pub nodes: &'a Nodes,
+    /// How clients outside reach backends on other nodes, where the Service does not say.
+    pub external_mode: ExternalMode,
 }
 
-/// An address that clients connect to; port 0 and protocol 0 stand for all of it.
+/// An address that clients connect to; port 0 and protocol 0 stand for all of it, and the
+/// unspecified address for those of all nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendAddress {
     /// The address.
@@ -78,6 +82,13 @@ pub struct FrontendAddress {
     pub port: u16,
     /// The protocol's number.
     pub protocol: u8,
+}
+
+impl FrontendAddress {
+    /// Whether it stands for a node port on any node.
+    pub fn is_of_any_node(&self) -> bool {
+        self.ip.is_unspecified()
+    }
 }
 
 /// A front end, and what is said of it.
@@ -201,16 +212,21 @@ fn service_port(
         frontends,
         ranges: if is_ranged { frontends::ranges(service, family).collect() } else { Vec::new() },
         affinity_seconds: service.affinity_seconds,
-        flags: flags(service.policy),
+        flags: flags(service, locality.external_mode),
         has_backend: false,
         backends: backends(service, port, family, entry, locality),
     }
 }
 
-fn flags(policy: Policy) -> u32 {
-    let internal = if policy.internal_local { ServiceEntry::INTERNAL_LOCAL } else { 0 };
-    let is_external_local = policy.external_local && policy.externally_reachable;
-    internal | if is_external_local { ServiceEntry::EXTERNAL_LOCAL } else { 0 }
+fn flags(service: &Service, external_mode: ExternalMode) -> u32 {
+    let policy = service.policy;
+    let is_dsr = service.external_mode.unwrap_or(external_mode) == ExternalMode::Dsr;
+    let flags = [
+        (policy.internal_local, ServiceEntry::INTERNAL_LOCAL),
+        (policy.externally_reachable && policy.external_local, ServiceEntry::EXTERNAL_LOCAL),
+        (policy.externally_reachable && is_dsr, ServiceEntry::DSR),
+    ];
+    flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum()
 }
 
 /// The entry of a ClusterIP as a whole.

@@ -462,11 +462,15 @@ impl Ranges {
 impl BackendEntry {
     /// An entry that means nothing.
     fn free(family: IpFamily, generation: u16) -> Self {
-        let ip = match family {
-            IpFamily::V4 => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-            IpFamily::V6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
-        };
-        Self { ip, port: 0, generation, sets: 0, flags: 0, service: 0, node: None }
+        Self {
+            ip: family.unspecified(),
+            port: 0,
+            generation,
+            sets: 0,
+            flags: 0,
+            service: 0,
+            node: None,
+        }
     }
 }
 

@@ -11,8 +11,7 @@ use super::{
 };
 
 /// Flags of `run` whose feature does not exist yet: `run` says so once when one is given.
-pub const WITHOUT_EFFECT: &[&str] =
-    &["external-mode", "masquerade-all", "socket-lb-exclude-cgroups"];
+pub const WITHOUT_EFFECT: &[&str] = &["masquerade-all", "socket-lb-exclude-cgroups"];
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
@@ -57,7 +56,8 @@ pub struct RunArgs {
     /// How tc programs are attached
     #[arg(long, env = "LB_TC_ATTACH", value_name = "MODE", default_value = "auto")]
     pub tc_attach: TcAttach,
-    /// How external packets reach a backend on another node
+    /// How external packets reach a backend on another node; the annotation
+    /// lb-agent/external-mode of a Service says otherwise for that one
     #[arg(long, env = "LB_EXTERNAL_MODE", value_name = "MODE", default_value = "snat")]
     pub external_mode: ExternalMode,
     /// Addresses of NodePorts: CIDRs, or primary: the first InternalIP of each family
@@ -74,7 +74,8 @@ pub struct RunArgs {
           default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub masquerade_all: bool,
 
-    /// How many services, each port of each family one, the maps hold
+    /// How many services, each port of each family one, the maps hold; of front ends twice
+    /// as many in each family
     #[arg(long, env = "LB_MAX_SERVICES", value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_services: u32,

@@ -1,9 +1,11 @@
+mod outside;
+
 use std::{net::Ipv4Addr, time::Instant};
 
 use k8s_openapi::api::{core::v1, discovery::v1::EndpointSlice};
 use lb_common::abi::{
+    address::Address4,
     frontend::{Frontend, FrontendKind},
-    settings::PortRange,
 };
 use serde_json::json;
 
@@ -61,9 +63,10 @@ fn node_ports_on(ips: &[&str]) -> NodeFacts {
     NodeFacts { node_port_addresses: ips.collect(), ..NodeFacts::default() }
 }
 
-/// The front ends of IPv4 that are of a kind.
+/// The front ends of IPv4 that are of a kind, but for node ports of any node.
 fn frontends(fake: &Fake, kind: FrontendKind) -> Vec<(String, u16)> {
     let of_kind = fake.frontends4.iter().filter(|(_, frontend)| frontend.kind == kind);
+    let of_kind = of_kind.filter(|(key, _)| key.address != Address4::default());
     let mut found: Vec<_> =
         of_kind.map(|(key, _)| (Ipv4Addr::from(key.address).to_string(), key.port.get())).collect();
     found.sort();
@@ -98,7 +101,7 @@ fn pods(service: usize, count: usize) -> Vec<String> {
 }
 
 fn listed(services: Vec<Object>, slices: Vec<Object>) -> Controller {
-    let mut controller = Controller::new("here", []);
+    let mut controller = Controller::new("here", ExternalMode::Snat, []);
     controller.apply(Event::Replaced(Kind::Service, services));
     controller.apply(Event::Replaced(Kind::EndpointSlice, slices));
     controller
@@ -112,7 +115,7 @@ fn reconcile(controller: &mut Controller, now: u64, fake: &mut Fake) -> Outcome 
 
 #[test]
 fn nothing_is_written_before_both_lists() {
-    let mut controller = Controller::new("here", []);
+    let mut controller = Controller::new("here", ExternalMode::Snat, []);
     let mut fake = Fake::new(CAPACITY);
     controller.apply(Event::Replaced(Kind::Service, vec![service("a", None, "10.0.0.1", 80)]));
     assert_eq!(reconcile(&mut controller, 0, &mut fake).ops, 0);
@@ -289,122 +292,6 @@ fn a_dataplane_that_fails_now_and_then_converges() {
         assert_eq!(reached(&fake), reached(&afresh));
         assert_eq!(fake.settings, afresh.settings);
     }
-}
-
-#[test]
-fn node_ports_follow_the_addresses_of_the_node() {
-    let ports = json!({ "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
-    let services = vec![load_balancer("a", 1, ports), load_balancer("b", 2, json!({}))];
-    let mut controller = listed(services, Vec::new());
-    let mut fake = Fake::new(CAPACITY);
-    let mut check = |ips: &[&str], looked_at| {
-        controller.set_facts(node_ports_on(ips));
-        let outcome = reconcile(&mut controller, 0, &mut fake);
-        assert_eq!(outcome.services, looked_at);
-        let found = frontends(&fake, FrontendKind::NODE_PORT);
-        assert_eq!(found, ips.iter().map(|ip| ((*ip).to_owned(), 30080)).collect::<Vec<_>>());
-        let settings = fake.settings;
-        assert_eq!(settings.node_ports, PortRange { first: 30080, count: 1 });
-        assert_eq!(settings.flags, Settings::EXTERNAL);
-    };
-    check(&["192.0.2.10"], 2);
-    check(&["127.0.0.1", "192.0.2.11"], 1);
-    check(&[], 1);
-    check(&["192.0.2.11"], 1);
-    check(&["192.0.2.11"], 0);
-}
-
-#[test]
-fn the_older_service_keeps_an_external_ip_that_is_another_s_node_port() {
-    let node_port = json!({ "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
-    let external = json!({
-        "externalIPs": ["192.0.2.10"], "ports": [{ "name": "http", "port": 30080 }],
-    });
-    let mut controller =
-        listed(vec![load_balancer("b", 2, node_port), load_balancer("a", 1, external)], Vec::new());
-    controller.set_facts(node_ports_on(&["127.0.0.1", "192.0.2.10"]));
-    let mut fake = Fake::new(CAPACITY);
-    let outcome = reconcile(&mut controller, 0, &mut fake);
-    let texts: Vec<_> = outcome.refusals.iter().map(ToString::to_string).collect();
-    let expected =
-        "Service shop/b, spec.ports: 192.0.2.10 port 30080 belongs to the older Service shop/a";
-    assert_eq!(texts, [expected]);
-    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), [("127.0.0.1".to_owned(), 30080)]);
-    controller.apply(deleted("a"));
-    reconcile(&mut controller, 1, &mut fake);
-    let both = ["127.0.0.1", "192.0.2.10"].map(|ip| (ip.to_owned(), 30080));
-    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), both);
-    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), [("203.0.113.2".to_owned(), 80)]);
-    assert_eq!(controller.conflicts().count(), 0);
-}
-
-fn node(name: &str, ips: &[&str]) -> Object {
-    let address = |ip: &&str| json!({ "type": "InternalIP", "address": ip });
-    let addresses: Vec<_> = ips.iter().map(address).collect();
-    let object = json!({ "metadata": { "name": name }, "status": { "addresses": addresses } });
-    Object::Node(serde_json::from_value(object).expect("a Node"))
-}
-
-#[test]
-fn backends_have_the_address_of_their_node() {
-    let Object::EndpointSlice(mut object) = slice("a", &pods(1, 5)) else { panic!("no slice") };
-    let nodes = [Some("one"), Some("here"), None, Some("two"), Some("one")];
-    for (endpoint, node) in object.endpoints.iter_mut().flatten().zip(nodes) {
-        endpoint.node_name = node.map(str::to_owned);
-    }
-    let services = vec![service("a", None, "10.0.0.1", 80), service("b", None, "10.0.0.2", 80)];
-    let slices = vec![Object::EndpointSlice(object), slice("b", &pods(2, 2))];
-    let mut controller = listed(services, slices);
-    // The last one's address is this node's: it is no matter which node it is said to be on.
-    let addresses = [pods(1, 5)[4].parse().expect("an address")].into();
-    controller.set_facts(NodeFacts { addresses, ..NodeFacts::default() });
-    let mut fake = Fake::new(CAPACITY);
-    reconcile(&mut controller, 0, &mut fake);
-    let mut check = |event: Event,
-                     ops: usize,
-                     looked_at: usize,
-                     nodes: [[u8; 4]; 5],
-                     all: &[&str]| {
-        controller.apply(event);
-        let outcome = reconcile(&mut controller, 0, &mut fake);
-        assert_eq!((outcome.ops, outcome.services, outcome.nodes_left_out), (ops, looked_at, 0));
-        let found: Vec<_> = fake.backends4[1..6].iter().map(|it| Ipv4Addr::from(it.node)).collect();
-        assert_eq!(found, nodes.map(Ipv4Addr::from));
-        let held = fake.read_state().expect("a fake can be read");
-        assert_eq!(held.nodes().map(|ip| ip.to_string()).collect::<Vec<_>>(), all);
-        assert!(fake.backends4.iter().all(|backend| backend.generation == 0));
-    };
-    let (one, two, none) = ([192, 0, 2, 1], [192, 0, 2, 2], [0; 4]);
-    let list = vec![node("one", &["fd00::1", "192.0.2.1"]), node("here", &["192.0.2.9"])];
-    let all = ["192.0.2.1", "192.0.2.9", "fd00::1"];
-    check(Event::Replaced(Kind::Node, list), 4, 1, [one, none, none, none, none], &all);
-    let came = Event::Applied(node("two", &["192.0.2.2"]));
-    let all = ["192.0.2.1", "192.0.2.2", "192.0.2.9", "fd00::1"];
-    check(came, 2, 1, [one, none, none, two, none], &all);
-    let moved = Event::Applied(node("one", &["192.0.2.3"]));
-    let all = ["192.0.2.2", "192.0.2.3", "192.0.2.9"];
-    check(moved, 4, 1, [[192, 0, 2, 3], none, none, two, none], &all);
-    let gone = ObjectName { namespace: String::new(), name: "two".to_owned() };
-    let all = ["192.0.2.3", "192.0.2.9"];
-    let deleted = Event::Deleted(Kind::Node, gone);
-    check(deleted, 2, 1, [[192, 0, 2, 3], none, none, none, none], &all);
-    let same = Event::Applied(node("one", &["192.0.2.3"]));
-    check(same, 0, 0, [[192, 0, 2, 3], none, none, none, none], &all);
-}
-
-#[test]
-fn more_addresses_of_nodes_than_fit_cost_no_service() {
-    let mut fake = Fake::new(Capacity { nodes4: 2, ..CAPACITY });
-    let mut controller =
-        listed(vec![service("a", None, "10.0.0.1", 80)], vec![slice("a", &pods(1, 3))]);
-    controller.apply(Event::Applied(node("one", &["192.0.2.1", "192.0.2.2", "192.0.2.3"])));
-    let outcome = reconcile(&mut controller, 0, &mut fake);
-    assert_eq!((outcome.nodes_left_out, outcome.shortages.len()), (1, 0));
-    assert_eq!((fake.nodes4.len(), controller.counts().backends), (2, 3));
-    assert_eq!(reconcile(&mut controller, 1, &mut fake).nodes_left_out, 1);
-    controller.apply(Event::Applied(node("one", &["192.0.2.3"])));
-    assert_eq!(reconcile(&mut controller, 2, &mut fake).nodes_left_out, 0);
-    assert_eq!(fake.nodes4.len(), 1);
 }
 
 #[test]

@@ -230,7 +230,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     let services = Some("--max-services");
     let backends = Some("--max-backends");
     let flows = Some("--max-flows");
-    // A service port may have more than one.
+    // A service port may have more than one. Those of any node do not count: there are few
+    // node ports.
     let frontends = sizes.services.saturating_mul(2);
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let embryonic = EMBRYONIC.max(EMBRYONIC_PER_CPU.saturating_mul(cpus as u32));

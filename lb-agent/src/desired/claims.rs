@@ -8,6 +8,7 @@ use std::{
 };
 
 use k8s_openapi::jiff::Timestamp;
+use lb_common::abi::frontend::FrontendKind;
 
 use super::{Conflict, DesiredFrontend, FrontendAddress};
 
@@ -67,20 +68,35 @@ impl Claims {
         self.claimants.get(frontend).is_some_and(|claimants| *claimants.owner == *service)
     }
 
-    /// What the Service lost; that an address as a whole is another's is no conflict.
+    /// What the Service lost; that an address as a whole is another's is no conflict. A node
+    /// port that is another's everywhere is one conflict, whatever addresses it has.
     pub fn conflicts(&self, service: &Arc<str>) -> Vec<Conflict> {
         let Some((_, frontends)) = self.services.get(service) else { return Vec::new() };
-        let lost = frontends.iter().map(|frontend| frontend.at);
-        let lost = lost.filter(|frontend| frontend.protocol != 0);
-        lost.filter_map(|frontend| {
-            let owner = &self.claimants.get(&frontend)?.owner;
-            (owner != service).then(|| Conflict {
+        let lost = |frontend: &DesiredFrontend| {
+            let owner = &self.claimants.get(&frontend.at)?.owner;
+            (owner != service && frontend.at.protocol != 0).then_some((*frontend, owner))
+        };
+        let lost: Vec<_> = frontends.iter().filter_map(lost).collect();
+        let node_port = |at: FrontendAddress, owner| (at.port, at.protocol, owner);
+        let of_any_node = lost.iter().filter(|(frontend, _)| frontend.at.is_of_any_node());
+        let mut lost_everywhere: HashMap<_, bool> =
+            of_any_node.map(|(frontend, owner)| (node_port(frontend.at, *owner), false)).collect();
+        lost.iter()
+            .filter(|(DesiredFrontend { at, kind, .. }, owner)| {
+                if *kind != FrontendKind::NODE_PORT {
+                    return true;
+                }
+                let is_told = lost_everywhere.get_mut(&node_port(*at, *owner));
+                // Of both families, and of all addresses, the first of any node is told.
+                is_told
+                    .is_none_or(|is_told| at.is_of_any_node() && !std::mem::replace(is_told, true))
+            })
+            .map(|(frontend, owner)| Conflict {
                 service: Arc::clone(service),
                 owner: Arc::clone(owner),
-                frontend,
+                frontend: frontend.at,
             })
-        })
-        .collect()
+            .collect()
     }
 
     fn claim(

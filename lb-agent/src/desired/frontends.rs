@@ -20,6 +20,9 @@ pub fn of_address(ip: IpAddr) -> DesiredFrontend {
 /// The front ends of each port of a Service, in the family of its ClusterIP `ip`: those of
 /// a port in the order of addresses, and none twice. Where two ports ask for the same, the
 /// one that has it by its own number comes before the one that has it as a node port.
+///
+/// A node port has one more front end, [of any node](super::FrontendAddress::is_of_any_node),
+/// wherever it is served here: what clients ask another node for may be tunnelled to this one.
 pub fn of_ports(
     service: &Service,
     ip: IpAddr,
@@ -44,9 +47,10 @@ pub fn of_ports(
     }
     for (port, found) in service.ports.iter().zip(&mut found) {
         let Some(number) = port.node_port else { continue };
-        for ip in node_port_addresses.iter().filter(|ip| IpFamily::of(**ip) == family) {
+        let here = node_port_addresses.iter().copied().filter(|ip| IpFamily::of(*ip) == family);
+        for ip in [family.unspecified()].into_iter().chain(here) {
             let protocol = port.protocol.number();
-            let at = FrontendAddress { ip: *ip, port: number.get(), protocol };
+            let at = FrontendAddress { ip, port: number.get(), protocol };
             let new = DesiredFrontend { at, kind: FrontendKind::NODE_PORT, flags: 0 };
             found.extend(taken.insert(at).then_some(new));
         }

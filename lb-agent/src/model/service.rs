@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 
 use super::{IpFamily, Parsed, Protocol, Refusals, is_label, parse_address, parse_port};
-use crate::watch::Kind;
+use crate::{cli::run::ExternalMode, watch::Kind};
 
 /// The label that hands a Service to another proxy.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -47,6 +47,8 @@ pub struct Service {
     pub affinity_seconds: u32,
     /// Where traffic may go.
     pub policy: Policy,
+    /// How clients outside reach backends on other nodes, if the Service says so itself.
+    pub external_mode: Option<ExternalMode>,
     /// The port of its health check server, if it is to have one.
     pub health_check_node_port: Option<u16>,
 }
@@ -81,9 +83,10 @@ impl Policy {
         !self.internal_local || self.externally_reachable
     }
 
-    /// Whether some clients get endpoints of this node only.
+    /// Whether some clients get endpoints of this node only: by a policy, or because another
+    /// node has sent their packets here in a tunnel.
     pub fn uses_local_set(self) -> bool {
-        self.internal_local || (self.external_local && self.externally_reachable)
+        self.internal_local || self.externally_reachable
     }
 }
 
@@ -130,6 +133,7 @@ fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Serv
         source_ranges: outside.source_ranges,
         affinity_seconds: affinity_seconds(spec, refusals),
         policy,
+        external_mode: outside.mode,
         health_check_node_port: health_check_node_port(spec, refusals),
     })
 }

@@ -52,13 +52,14 @@ type Recipe = (u8, Vec<PortRecipe>);
 type PortRecipe = (bool, u32, Vec<u8>, Outside);
 
 /// The kind of the address outside if there is one, which ranges of clients it is for (0:
-/// everybody), and whether clients outside are kept on the node.
-type Outside = (Option<FrontendKind>, u8, bool);
+/// everybody), whether clients outside are kept on the node, and whether their packets are
+/// tunnelled.
+type Outside = (Option<FrontendKind>, u8, bool, bool);
 
 fn recipes() -> impl Strategy<Value = Vec<Option<Recipe>>> {
     let sets = prop_oneof![3 => Just(0u8), 1 => Just(1), 2 => Just(2), 1 => Just(3), 1 => Just(4)];
     let kind = prop_oneof![Just(FrontendKind::EXTERNAL), Just(FrontendKind::NODE_PORT)];
-    let outside = (prop::option::of(kind), 0u8..4, any::<bool>());
+    let outside = (prop::option::of(kind), 0u8..4, any::<bool>(), any::<bool>());
     let port = (any::<bool>(), 0u32..2, prop::collection::vec(sets, 0..14), outside);
     let service = (0u8..6, prop::collection::vec(port, 1..4));
     prop::collection::vec(prop::option::weighted(0.8, service), 1..5)
@@ -114,13 +115,16 @@ fn port_of(
     ip_of_service: IpAddr,
     service: u8,
     number: u8,
-    (is_local, affinity_seconds, sets, (outside, clients, is_outside_local)): &PortRecipe,
+    (is_local, affinity_seconds, sets, outside): &PortRecipe,
 ) -> DesiredPort {
     let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
-    let flags =
-        flag(*is_local, Service::INTERNAL_LOCAL) | flag(*is_outside_local, Service::EXTERNAL_LOCAL);
+    let (outside, clients, is_outside_local, is_dsr) = outside;
+    let flags = flag(*is_local, Service::INTERNAL_LOCAL)
+        | flag(*is_outside_local, Service::EXTERNAL_LOCAL)
+        | flag(*is_dsr, Service::DSR);
     let backend = |(at, sets): (usize, &u8)| {
-        let allowed = if flags != 0 { 3 } else { IN_CLUSTER_SET };
+        let has_local = outside.is_some() || flags & !Service::DSR != 0;
+        let allowed = if has_local { 3 } else { IN_CLUSTER_SET };
         (*sets != 0).then_some(DesiredBackend {
             ip: ip(family, service * 16 + number, at as u8 + 1),
             port: 8080,
@@ -318,7 +322,7 @@ fn backends_of(state: &State) -> usize {
 
 fn service_of(backends: &[u8]) -> State {
     let sets = (0..250).map(|at| u8::from(backends.contains(&at))).collect();
-    let mut state = state(&[Some((1, vec![(false, 0, sets, (None, 0, false))]))]);
+    let mut state = state(&[Some((1, vec![(false, 0, sets, (None, 0, false, false))]))]);
     for service in state.values_mut() {
         service.ports.retain(|port| port.key.family == IpFamily::V4);
     }

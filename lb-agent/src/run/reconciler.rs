@@ -80,7 +80,7 @@ impl Reconciler {
         sinks: Sinks,
     ) -> Self {
         Self {
-            controller: Controller::new(&config.node_name, expected),
+            controller: Controller::new(&config.node_name, config.external_mode, expected),
             node_name: config.node_name.clone(),
             node_addresses: None,
             network: NodeNetwork::default(),

@@ -20,8 +20,12 @@ pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// The label of slices that belong to a headless Service.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
+/// The annotation that says for one Service what `--external-mode` says for all.
+pub const EXTERNAL_MODE_ANNOTATION: &str = "lb-agent/external-mode";
+
 /// The labels and annotations that are read; others are dropped.
-const KEPT_KEYS: [&str; 6] = [
+const KEPT_KEYS: [&str; 7] = [
+    EXTERNAL_MODE_ANNOTATION,
     "kubernetes.io/service-name",
     "kubernetes.io/hostname",
     "topology.kubernetes.io/zone",
@@ -177,6 +181,19 @@ mod tests {
             _ => unreachable!(),
         };
         assert_eq!(admit(service(json!({}))), admit(other));
+    }
+
+    #[test]
+    fn the_external_mode_of_a_service_is_kept() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {
+                "name": "web", "annotations": { EXTERNAL_MODE_ANNOTATION: "dsr", "other": "" },
+            },
+        }))
+        .unwrap();
+        let Some(Object::Service(kept)) = admit(service.into()) else { panic!("it is dropped") };
+        let annotations = kept.metadata.annotations.unwrap();
+        assert_eq!(annotations.into_keys().collect::<Vec<_>>(), [EXTERNAL_MODE_ANNOTATION]);
     }
 
     #[test]

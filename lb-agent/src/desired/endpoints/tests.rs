@@ -1,13 +1,15 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::*;
-use crate::snapshot::nodes::Nodes;
+use crate::{cli::run::ExternalMode, snapshot::nodes::Nodes};
 
 const CLUSTER: Policy =
     Policy { internal_local: false, external_local: false, externally_reachable: false };
 const INTERNAL_LOCAL: Policy = Policy { internal_local: true, ..CLUSTER };
 const EXTERNAL_LOCAL: Policy =
     Policy { external_local: true, externally_reachable: true, ..CLUSTER };
+/// Another node may send packets of its clients here.
+const REACHABLE: Policy = Policy { externally_reachable: true, ..CLUSTER };
 const UNREACHABLE_LOCAL: Policy = Policy { external_local: true, ..CLUSTER };
 
 /// An endpoint from a few letters: `r`eady, `s`erving, `t`erminating, on this node (`h`),
@@ -44,6 +46,7 @@ fn check(policy: Policy, endpoints: &[&str], expected: &[&str]) {
         addresses: &addresses,
         node_port_addresses: &addresses,
         nodes: &Nodes::default(),
+        external_mode: ExternalMode::Snat,
     };
     let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();
     let references: Vec<_> = endpoints.iter().collect();
@@ -91,6 +94,9 @@ fn the_local_set_is_of_this_node_and_ignores_hints() {
     check(INTERNAL_LOCAL, &["rh z=b", "r z=a"], &["l", "c"]);
     check(EXTERNAL_LOCAL, &["rh", "r"], &["cl", "c"]);
     check(UNREACHABLE_LOCAL, &["rh", "r"], &["c", "c"]);
+    check(REACHABLE, &["rh z=b", "r z=a"], &["l", "c"]);
+    check(REACHABLE, &["sth", "r", "h"], &["l", "c", ""]);
+    check(CLUSTER, &["rh", "r"], &["c", "c"]);
     check(INTERNAL_LOCAL, &["r", "r"], &["c", "c"]);
 }
 
@@ -109,6 +115,7 @@ fn without_a_zone_no_hint_for_zones_counts() {
         addresses: &addresses,
         node_port_addresses: &addresses,
         nodes: &Nodes::default(),
+        external_mode: ExternalMode::Snat,
     };
     let endpoints = [endpoint("r z=a"), endpoint("r z=b")];
     let sets = choose(&endpoints.iter().collect::<Vec<_>>(), CLUSTER, nowhere);
@@ -136,8 +143,11 @@ fn vector(case: &serde_json::Value) -> Result<(), String> {
         external_local: flag(&service["externalTrafficPolicyLocal"]),
         externally_reachable: flag(&service["externallyAccessible"]),
     };
+    // The local set of tunnelled packets is none of kube-proxy's.
+    let is_kept_here =
+        policy.internal_local || (policy.external_local && policy.externally_reachable);
     if policy.uses_cluster_set() != flag(&service["usesClusterEndpoints"])
-        || policy.uses_local_set() != flag(&service["usesLocalEndpoints"])
+        || is_kept_here != flag(&service["usesLocalEndpoints"])
     {
         return Err(format!("{}: uses other sets", case["name"]));
     }
@@ -176,6 +186,7 @@ fn vector(case: &serde_json::Value) -> Result<(), String> {
         addresses: &addresses,
         node_port_addresses: &addresses,
         nodes: &Nodes::default(),
+        external_mode: ExternalMode::Snat,
     };
     let sets = choose(&endpoints.iter().collect::<Vec<_>>(), policy, locality);
     let of = |bits: u8| -> BTreeSet<&str> {
@@ -187,7 +198,7 @@ fn vector(case: &serde_json::Value) -> Result<(), String> {
         list.filter_map(serde_json::Value::as_str).collect()
     };
     let cluster = if policy.uses_cluster_set() { IN_CLUSTER_SET } else { 0 };
-    let local = if policy.uses_local_set() { IN_LOCAL_SET } else { 0 };
+    let local = if is_kept_here { IN_LOCAL_SET } else { 0 };
     let rows = [
         ("clusterEndpoints", of(cluster)),
         ("localEndpoints", of(local)),

@@ -47,14 +47,29 @@ fn a_node_port_is_served_on_the_addresses_of_the_service_s_families() {
     check(
         json!({ "clusterIP": "10.0.0.1", "ports": ports }),
         &[],
-        &[&["10.0.0.1 80 cluster ip", "127.0.0.1 30080 node port", "192.0.2.10 30080 node port"]],
+        &[&[
+            "0.0.0.0 30080 node port",
+            "10.0.0.1 80 cluster ip",
+            "127.0.0.1 30080 node port",
+            "192.0.2.10 30080 node port",
+        ]],
     );
     check(
         json!({ "clusterIPs": ["10.0.0.1", "fd00::1"], "ports": ports }),
         &[],
         &[
-            &["10.0.0.1 80 cluster ip", "127.0.0.1 30080 node port", "192.0.2.10 30080 node port"],
-            &["::1 30080 node port", "2001:db8::10 30080 node port", "fd00::1 80 cluster ip"],
+            &[
+                "0.0.0.0 30080 node port",
+                "10.0.0.1 80 cluster ip",
+                "127.0.0.1 30080 node port",
+                "192.0.2.10 30080 node port",
+            ],
+            &[
+                ":: 30080 node port",
+                "::1 30080 node port",
+                "2001:db8::10 30080 node port",
+                "fd00::1 80 cluster ip",
+            ],
         ],
     );
 }
@@ -101,13 +116,27 @@ fn two_ports_of_a_service_never_have_the_same_front_end() {
             { "name": "b", "port": 30080, "nodePort": 30081 },
         ],
     });
-    let first: &[&str] =
-        &["10.0.0.1 80 cluster ip", "127.0.0.1 30080 node port", "192.0.2.10 80 external"];
+    let first: &[&str] = &[
+        "0.0.0.0 30080 node port",
+        "10.0.0.1 80 cluster ip",
+        "127.0.0.1 30080 node port",
+        "192.0.2.10 80 external",
+    ];
     let second: &[&str] = &[
+        "0.0.0.0 30081 node port",
         "10.0.0.1 30080 cluster ip",
         "127.0.0.1 30081 node port",
         "192.0.2.10 30080 external",
         "192.0.2.10 30081 node port",
     ];
     check(spec, &[], &[first, second]);
+}
+
+#[test]
+fn a_node_port_has_its_front_end_of_any_node_without_any_address_here() {
+    let spec = json!({ "clusterIP": "fd00::1", "ports": [{ "port": 80, "nodePort": 30080 }] });
+    let service = service(spec, &[]);
+    let found = of_ports(&service, service.cluster_ips[0], &BTreeSet::new());
+    let texts: Vec<_> = found.iter().flatten().map(text).collect();
+    assert_eq!(texts, [":: 30080 node port", "fd00::1 80 cluster ip"]);
 }

@@ -75,6 +75,17 @@ fn addresses_outside_the_cluster_pass_the_gate_and_node_ports_have_a_range() {
 }
 
 #[test]
+fn a_node_port_of_any_node_is_no_address_but_a_port_and_a_reason_to_look_outside() {
+    let mut used = whole(&["10.0.0.1"]);
+    let any = frontend(FrontendKind::NODE_PORT, "0.0.0.0", 30_080);
+    assert!(used.add(&any) && !used.add(&frontend(FrontendKind::NODE_PORT, "::", 30_080)));
+    let settings = settings(&NodeFacts::default(), &[], &used, &Settings::default());
+    assert_eq!(gate::covered(&settings), nets(&["10.0.0.1/32"]));
+    assert_eq!(settings.node_ports, PortRange { first: 30_080, count: 1 });
+    assert_eq!((settings.flags, settings.ipv4.node_address_count), (Settings::EXTERNAL, 0));
+}
+
+#[test]
 fn the_first_front_end_for_clients_outside_is_news_even_with_a_known_address() {
     let mut used = whole(&["10.0.0.1"]);
     assert!(used.add(&frontend(FrontendKind::EXTERNAL, "10.0.0.1", 80)));

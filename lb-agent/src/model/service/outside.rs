@@ -2,16 +2,19 @@
 
 use std::net::IpAddr;
 
+use clap::ValueEnum as _;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
 
 use super::super::{Refusals, parse_address};
+use crate::{cli::run::ExternalMode, watch::admit::EXTERNAL_MODE_ANNOTATION};
 
 /// What a Service says of clients outside the cluster, but for its node ports.
 pub(super) struct Outside {
     pub(super) load_balancer_ips: Vec<IpAddr>,
     pub(super) external_ips: Vec<IpAddr>,
     pub(super) source_ranges: Vec<IpNet>,
+    pub(super) mode: Option<ExternalMode>,
 }
 
 pub(super) fn read(
@@ -28,7 +31,20 @@ pub(super) fn read(
         },
         external_ips: external_ips(spec, refusals),
         source_ranges: source_ranges(spec, refusals),
+        mode: mode(service, refusals),
     }
+}
+
+fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMode> {
+    let text = service.metadata.annotations.as_ref()?.get(EXTERNAL_MODE_ANNOTATION)?;
+    let mode = ExternalMode::from_str(text, false).ok();
+    if mode.is_none() {
+        refusals.add(
+            format!("metadata.annotations[{EXTERNAL_MODE_ANNOTATION}]"),
+            format!("\"{text}\" is neither snat nor dsr; what --external-mode says is used"),
+        );
+    }
+    mode
 }
 
 /// The load balancer's addresses whose packets arrive here as they are. Behind one with

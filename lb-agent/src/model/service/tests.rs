@@ -34,6 +34,27 @@ fn an_object_without_defaults_is_enough() {
 }
 
 #[test]
+fn an_annotation_says_how_clients_outside_reach_other_nodes() {
+    let check = |annotations: Value, expected: Option<ExternalMode>, refused: &[&str]| {
+        let object = json!({
+            "metadata": { "namespace": "shop", "name": "cart", "annotations": annotations },
+            "spec": { "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }] },
+        });
+        let parsed = parse(&serde_json::from_value(object).expect("a Service"));
+        let refusals: Vec<_> = parsed.refusals.iter().map(ToString::to_string).collect();
+        assert_eq!(refusals, refused);
+        assert_eq!(parsed.value.expect("a service with front ends").external_mode, expected);
+    };
+    let annotation = |value: &str| json!({ "lb-agent/external-mode": value });
+    check(json!({}), None, &[]);
+    check(annotation("snat"), Some(ExternalMode::Snat), &[]);
+    check(annotation("dsr"), Some(ExternalMode::Dsr), &[]);
+    let refused = "Service shop/cart, metadata.annotations[lb-agent/external-mode]: \
+                   \"DSR\" is neither snat nor dsr; what --external-mode says is used";
+    check(annotation("DSR"), None, &[refused]);
+}
+
+#[test]
 fn what_is_no_business_of_the_proxy_gives_nothing() {
     for spec in [
         json!({ "clusterIP": "None", "ports": [{ "port": 80 }] }),

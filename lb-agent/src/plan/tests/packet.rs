@@ -32,16 +32,32 @@ pub(super) type Answer = Option<PortName>;
 /// Backends that serve.
 type Serving = BTreeSet<(IpAddr, u16)>;
 
+/// The flags that keep clients on the node.
+const POLICIES: u32 = Service::INTERNAL_LOCAL | Service::EXTERNAL_LOCAL;
+
+/// Stands for packets that came in a tunnel: no flag of a service port, they are always kept
+/// on the node.
+const TUNNELLED: u32 = 0;
+
+/// Whether clients whom this flag keeps on the node are kept there.
+fn is_kept(flags: u32, local: u32) -> bool {
+    local == TUNNELLED || flags & local != 0
+}
+
 /// The backends that clients get whom this flag keeps on the node.
 fn answers(port: &DesiredPort, local: u32) -> Serving {
-    let bit = if port.flags & local != 0 { IN_LOCAL_SET } else { IN_CLUSTER_SET };
+    let bit = if is_kept(port.flags, local) { IN_LOCAL_SET } else { IN_CLUSTER_SET };
     let serving = port.backends.iter().filter(|backend| backend.sets & bit != 0);
     serving.map(DesiredBackend::address).collect()
 }
 
-/// The flag of a service port that keeps clients of a kind of front ends on the node.
-fn local_flag(kind: FrontendKind) -> u32 {
-    if kind.is_internal() { Service::INTERNAL_LOCAL } else { Service::EXTERNAL_LOCAL }
+/// The flags of a service port that keep clients of a kind of front ends on the node.
+fn local_flags(kind: FrontendKind) -> &'static [u32] {
+    if kind.is_internal() {
+        &[Service::INTERNAL_LOCAL]
+    } else {
+        &[Service::EXTERNAL_LOCAL, TUNNELLED]
+    }
 }
 
 /// The answers that each front end may give while states follow each other: it leads to
@@ -66,11 +82,11 @@ impl Allowed {
         for (name, service) in state {
             for port in &service.ports {
                 let name = (Arc::clone(name), port.key.clone());
-                for flag in [Service::INTERNAL_LOCAL, Service::EXTERNAL_LOCAL] {
+                for flag in [Service::INTERNAL_LOCAL, Service::EXTERNAL_LOCAL, TUNNELLED] {
                     let backends = self.backends.entry((name.clone(), flag)).or_default();
                     backends.push(answers(port, flag));
                 }
-                self.flags.entry(name.clone()).or_default().insert(port.flags);
+                self.flags.entry(name.clone()).or_default().insert(port.flags & POLICIES);
                 let serving = port.backends.iter().filter(|backend| backend.sets != 0);
                 let known = self.serving.entry(name.clone()).or_default();
                 known.extend(serving.map(DesiredBackend::address));
@@ -95,9 +111,9 @@ impl Allowed {
         self.answers[frontend].iter().flatten()
     }
 
-    /// The sets of backends that a front end of this kind may lead to.
-    fn sets(&self, frontend: &FrontendAddress, kind: FrontendKind) -> Vec<&Serving> {
-        let flag = local_flag(kind);
+    /// The sets of backends that a front end may lead clients to whom this flag keeps on the
+    /// node.
+    fn sets(&self, frontend: &FrontendAddress, flag: u32) -> Vec<&Serving> {
         self.names(frontend).flat_map(|name| &self.backends[&(name.clone(), flag)]).collect()
     }
 
@@ -146,13 +162,17 @@ impl<'a> Reads<'a> {
     }
 
     /// The backends that a packet may be given, with ids and generations.
-    fn choices(&self, at: &FrontendAddress, frontend: Frontend) -> Vec<(u32, BackendEntry)> {
+    fn choices(
+        &self,
+        at: &FrontendAddress,
+        frontend: Frontend,
+        flag: u32,
+    ) -> Vec<(u32, BackendEntry)> {
         let entry = self.services.services[frontend.service as usize];
         if entry.flags & Service::ADDRESS != 0 {
             return Vec::new();
         }
-        let is_local = entry.flags & local_flag(frontend.kind) != 0;
-        let range = if is_local { entry.local } else { entry.cluster };
+        let range = if is_kept(entry.flags, flag) { entry.local } else { entry.cluster };
         let slots = (range.start()..).take(range.length() as usize);
         let choice = |slot: u32| {
             let id = self.slots.slots[slot as usize];
@@ -204,27 +224,43 @@ pub(super) fn check(
             prop_assert!(allowed.answers[at].contains(&None), "{at:?} is gone");
             continue;
         };
-        let sets = allowed.sets(at, frontend.kind);
-        prop_assert!(!sets.is_empty(), "{at:?} should not be there");
         check_door(reads, allowed, at, &frontend)?;
-        let choices = reads.choices(at, frontend);
-        let is_exact = !allowed.swaps_policies(at);
-        let may_be_empty = !is_exact || sets.iter().any(|set| set.is_empty());
-        prop_assert!(may_be_empty || !choices.is_empty(), "{at:?} has no backend");
-        // A packet that saw the old policy may find a set as it is now.
-        let backends: BTreeSet<_> = if is_at_once && is_exact {
-            sets.into_iter().flatten().collect()
-        } else {
-            allowed.names(at).flat_map(|name| &allowed.serving[name]).collect()
-        };
-        for (id, entry) in choices {
-            let address = (entry.ip, entry.port);
-            prop_assert!(backends.contains(&address), "{at:?} leads to {address:?}");
-            let first = *noted.entry((entry.ip.is_ipv4(), id, entry.generation)).or_insert(address);
-            prop_assert_eq!(first, address, "generation {} of {}", entry.generation, id);
-            prop_assert_eq!(entry.service, frontend.service, "backend {} of {:?}", id, at);
-            prop_assert!(!is_at_once || entry.sets != 0, "backend {id} is eligible for nobody");
+        for flag in local_flags(frontend.kind) {
+            let choices = reads.choices(at, frontend, *flag);
+            check_choices(&choices, allowed, (at, *flag), is_at_once)?;
+            for (id, entry) in choices {
+                let (address, generation) = ((entry.ip, entry.port), entry.generation);
+                let first = *noted.entry((entry.ip.is_ipv4(), id, generation)).or_insert(address);
+                prop_assert_eq!(first, address, "generation {} of {}", generation, id);
+                prop_assert_eq!(entry.service, frontend.service, "backend {} of {:?}", id, at);
+                prop_assert!(!is_at_once || entry.sets != 0, "backend {id} is eligible for nobody");
+            }
         }
+    }
+    Ok(())
+}
+
+/// Clients whom `flag` keeps on the node get backends that they got before or will get.
+fn check_choices(
+    choices: &[(u32, BackendEntry)],
+    allowed: &Allowed,
+    (at, flag): (&FrontendAddress, u32),
+    is_at_once: bool,
+) -> Result<(), TestCaseError> {
+    let sets = allowed.sets(at, flag);
+    prop_assert!(!sets.is_empty(), "{at:?} should not be there");
+    let is_exact = flag == TUNNELLED || !allowed.swaps_policies(at);
+    let may_be_empty = !is_exact || sets.iter().any(|set| set.is_empty());
+    prop_assert!(may_be_empty || !choices.is_empty(), "{at:?} has no backend");
+    // A packet that saw the old policy may find a set as it is now.
+    let backends: BTreeSet<_> = if is_at_once && is_exact {
+        sets.into_iter().flatten().collect()
+    } else {
+        allowed.names(at).flat_map(|name| &allowed.serving[name]).collect()
+    };
+    for (_, entry) in choices {
+        let address = (entry.ip, entry.port);
+        prop_assert!(backends.contains(&address), "{at:?} leads to {address:?}");
     }
     Ok(())
 }

@@ -1,0 +1,201 @@
+//! Clients outside the cluster: node ports, external addresses, and what nodes tunnel to each
+//! other.
+
+use lb_common::abi::{
+    address::Be16,
+    frontend::{FrontendKey, FrontendKind, TCP},
+    service::Service,
+    settings::PortRange,
+};
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn node_ports_follow_the_addresses_of_the_node() {
+    let ports = json!({ "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
+    let services = vec![load_balancer("a", 1, ports), load_balancer("b", 2, json!({}))];
+    let mut controller = listed(services, Vec::new());
+    let mut fake = Fake::new(CAPACITY);
+    let mut check = |ips: &[&str], looked_at| {
+        controller.set_facts(node_ports_on(ips));
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        assert_eq!(outcome.services, looked_at);
+        let found = frontends(&fake, FrontendKind::NODE_PORT);
+        assert_eq!(found, ips.iter().map(|ip| ((*ip).to_owned(), 30080)).collect::<Vec<_>>());
+        let of_any_node = FrontendKey::of_any_node(Be16::new(30080), TCP);
+        assert!(fake.frontends4.contains_key(&of_any_node));
+        let settings = fake.settings;
+        assert_eq!(settings.node_ports, PortRange { first: 30080, count: 1 });
+        assert_eq!(settings.flags, Settings::EXTERNAL);
+    };
+    check(&["192.0.2.10"], 2);
+    check(&["127.0.0.1", "192.0.2.11"], 1);
+    check(&[], 1);
+    check(&["192.0.2.11"], 1);
+    check(&["192.0.2.11"], 0);
+}
+
+#[test]
+fn the_older_service_keeps_an_external_ip_that_is_another_s_node_port() {
+    let node_port = json!({ "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
+    let external = json!({
+        "externalIPs": ["192.0.2.10"], "ports": [{ "name": "http", "port": 30080 }],
+    });
+    let mut controller =
+        listed(vec![load_balancer("b", 2, node_port), load_balancer("a", 1, external)], Vec::new());
+    controller.set_facts(node_ports_on(&["127.0.0.1", "192.0.2.10"]));
+    let mut fake = Fake::new(CAPACITY);
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    let texts: Vec<_> = outcome.refusals.iter().map(ToString::to_string).collect();
+    let expected =
+        "Service shop/b, spec.ports: 192.0.2.10 port 30080 belongs to the older Service shop/a";
+    assert_eq!(texts, [expected]);
+    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), [("127.0.0.1".to_owned(), 30080)]);
+    controller.apply(deleted("a"));
+    reconcile(&mut controller, 1, &mut fake);
+    let both = ["127.0.0.1", "192.0.2.10"].map(|ip| (ip.to_owned(), 30080));
+    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), both);
+    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), [("203.0.113.2".to_owned(), 80)]);
+    assert_eq!(controller.conflicts().count(), 0);
+}
+
+fn node(name: &str, ips: &[&str]) -> Object {
+    let address = |ip: &&str| json!({ "type": "InternalIP", "address": ip });
+    let addresses: Vec<_> = ips.iter().map(address).collect();
+    let object = json!({ "metadata": { "name": name }, "status": { "addresses": addresses } });
+    Object::Node(serde_json::from_value(object).expect("a Node"))
+}
+
+#[test]
+fn backends_have_the_address_of_their_node() {
+    let Object::EndpointSlice(mut object) = slice("a", &pods(1, 5)) else { panic!("no slice") };
+    let nodes = [Some("one"), Some("here"), None, Some("two"), Some("one")];
+    for (endpoint, node) in object.endpoints.iter_mut().flatten().zip(nodes) {
+        endpoint.node_name = node.map(str::to_owned);
+    }
+    let services = vec![service("a", None, "10.0.0.1", 80), service("b", None, "10.0.0.2", 80)];
+    let slices = vec![Object::EndpointSlice(object), slice("b", &pods(2, 2))];
+    let mut controller = listed(services, slices);
+    // The last one's address is this node's: it is no matter which node it is said to be on.
+    let addresses = [pods(1, 5)[4].parse().expect("an address")].into();
+    controller.set_facts(NodeFacts { addresses, ..NodeFacts::default() });
+    let mut fake = Fake::new(CAPACITY);
+    reconcile(&mut controller, 0, &mut fake);
+    let mut check = |event: Event,
+                     ops: usize,
+                     looked_at: usize,
+                     nodes: [[u8; 4]; 5],
+                     all: &[&str]| {
+        controller.apply(event);
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        assert_eq!((outcome.ops, outcome.services, outcome.nodes_left_out), (ops, looked_at, 0));
+        let found: Vec<_> = fake.backends4[1..6].iter().map(|it| Ipv4Addr::from(it.node)).collect();
+        assert_eq!(found, nodes.map(Ipv4Addr::from));
+        let held = fake.read_state().expect("a fake can be read");
+        assert_eq!(held.nodes().map(|ip| ip.to_string()).collect::<Vec<_>>(), all);
+        assert!(fake.backends4.iter().all(|backend| backend.generation == 0));
+    };
+    let (one, two, none) = ([192, 0, 2, 1], [192, 0, 2, 2], [0; 4]);
+    let list = vec![node("one", &["fd00::1", "192.0.2.1"]), node("here", &["192.0.2.9"])];
+    let all = ["192.0.2.1", "192.0.2.9", "fd00::1"];
+    check(Event::Replaced(Kind::Node, list), 4, 1, [one, none, none, none, none], &all);
+    let came = Event::Applied(node("two", &["192.0.2.2"]));
+    let all = ["192.0.2.1", "192.0.2.2", "192.0.2.9", "fd00::1"];
+    check(came, 2, 1, [one, none, none, two, none], &all);
+    let moved = Event::Applied(node("one", &["192.0.2.3"]));
+    let all = ["192.0.2.2", "192.0.2.3", "192.0.2.9"];
+    check(moved, 4, 1, [[192, 0, 2, 3], none, none, two, none], &all);
+    let gone = ObjectName { namespace: String::new(), name: "two".to_owned() };
+    let all = ["192.0.2.3", "192.0.2.9"];
+    let deleted = Event::Deleted(Kind::Node, gone);
+    check(deleted, 2, 1, [[192, 0, 2, 3], none, none, none, none], &all);
+    let same = Event::Applied(node("one", &["192.0.2.3"]));
+    check(same, 0, 0, [[192, 0, 2, 3], none, none, none, none], &all);
+}
+
+#[test]
+fn more_addresses_of_nodes_than_fit_cost_no_service() {
+    let mut fake = Fake::new(Capacity { nodes4: 2, ..CAPACITY });
+    let mut controller =
+        listed(vec![service("a", None, "10.0.0.1", 80)], vec![slice("a", &pods(1, 3))]);
+    controller.apply(Event::Applied(node("one", &["192.0.2.1", "192.0.2.2", "192.0.2.3"])));
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    assert_eq!((outcome.nodes_left_out, outcome.shortages.len()), (1, 0));
+    assert_eq!((fake.nodes4.len(), controller.counts().backends), (2, 3));
+    assert_eq!(reconcile(&mut controller, 1, &mut fake).nodes_left_out, 1);
+    controller.apply(Event::Applied(node("one", &["192.0.2.3"])));
+    assert_eq!(reconcile(&mut controller, 2, &mut fake).nodes_left_out, 0);
+    assert_eq!(fake.nodes4.len(), 1);
+}
+
+/// Which Service has the node port 30080 on any node, and what is told.
+#[track_caller]
+fn check_node_port(controller: &mut Controller, fake: &mut Fake, owner: &str, told: &[&str]) {
+    let outcome = reconcile(controller, 0, fake);
+    let key = FrontendKey::of_any_node(Be16::new(30080), TCP);
+    let name = fake.names[fake.frontends4[&key].service as usize];
+    assert_eq!(String::from_utf8_lossy(&name.text[..name.length.into()]), owner);
+    let texts: Vec<_> = outcome.refusals.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, told);
+}
+
+#[test]
+fn a_node_port_that_two_ask_for_is_one_conflict() {
+    let node_port = |name: &str, number: u8| {
+        let ports = json!([{ "name": "http", "port": 80, "nodePort": 30080 }]);
+        let ips = [format!("10.0.0.{number}"), format!("fd00::{number}")];
+        load_balancer(name, number, json!({ "clusterIPs": ips, "ports": ports }))
+    };
+    let mut fake = Fake::new(CAPACITY);
+    let mut controller = listed(vec![node_port("a", 2), node_port("b", 1)], Vec::new());
+    let (b, told) = ("shop/b:http", "spec.ports: node port 30080 belongs to the older Service");
+    controller.set_facts(node_ports_on(&["127.0.0.1", "192.0.2.10", "::1"]));
+    check_node_port(&mut controller, &mut fake, b, &[&format!("Service shop/a, {told} shop/b")]);
+    controller.set_facts(node_ports_on(&[]));
+    check_node_port(&mut controller, &mut fake, b, &[]);
+    controller.set_facts(node_ports_on(&["192.0.2.11"]));
+    check_node_port(&mut controller, &mut fake, b, &[]);
+    assert_eq!(controller.conflicts().count(), 1);
+    controller.apply(Event::Applied(node_port("b", 3)));
+    let told = format!("Service shop/b, {told} shop/a");
+    check_node_port(&mut controller, &mut fake, "shop/a:http", &[&told]);
+    controller.apply(deleted("a"));
+    check_node_port(&mut controller, &mut fake, b, &[]);
+    assert_eq!(controller.conflicts().count(), 0);
+}
+
+#[test]
+fn packets_of_clients_outside_are_tunnelled_where_flag_or_annotation_says_so() {
+    let of_mode = |mode: Option<&str>| {
+        let Object::Service(mut object) = load_balancer("a", 1, json!({})) else {
+            panic!("no Service");
+        };
+        let mode = mode.map(|mode| ("lb-agent/external-mode".to_owned(), mode.to_owned()));
+        object.metadata.annotations = Some(mode.into_iter().collect());
+        Object::Service(object)
+    };
+    let check = |flag: ExternalMode, rows: &[(Option<&str>, bool)]| {
+        let mut controller = Controller::new("here", flag, []);
+        controller.apply(Event::Replaced(Kind::EndpointSlice, vec![slice("a", &pods(1, 3))]));
+        // Nobody outside reaches it: there is nothing to tunnel.
+        let services = vec![service("b", None, "10.0.0.9", 80), of_mode(None)];
+        controller.apply(Event::Replaced(Kind::Service, services));
+        let mut fake = Fake::new(CAPACITY);
+        reconcile(&mut controller, 0, &mut fake);
+        fake.take_writes();
+        for (mode, is_tunnelled) in rows {
+            controller.apply(Event::Applied(of_mode(*mode)));
+            let outcome = reconcile(&mut controller, 0, &mut fake);
+            let tunnelled = fake.services.iter().filter(|entry| entry.flags & Service::DSR != 0);
+            assert_eq!(tunnelled.count(), usize::from(*is_tunnelled), "{flag:?} {mode:?}");
+            assert_eq!(outcome.refusals.len(), usize::from(*mode == Some("none")));
+            let Writes { upserts, deletes, published, .. } = fake.take_writes();
+            assert_eq!((upserts, deletes, published), (0, 0, 0));
+        }
+    };
+    let rows = [(None, false), (Some("dsr"), true), (Some("none"), false), (Some("snat"), false)];
+    check(ExternalMode::Snat, &rows);
+    let rows = [(None, true), (Some("snat"), false), (Some("none"), true), (Some("dsr"), true)];
+    check(ExternalMode::Dsr, &rows);
+}
