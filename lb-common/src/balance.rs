@@ -140,7 +140,7 @@ impl<F: Family> Context<'_, F> {
     /// Whether the program is to send the packet on as a router does, which ends here.
     #[inline(always)]
     pub(crate) fn is_last_hop(&self, action: Action) -> bool {
-        may_forward(self.site) && action.is_forward() && self.packet.hops <= 1
+        action.is_forward() && self.packet.hops <= 1
     }
 
     /// Who the client is.
@@ -242,13 +242,6 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
         Verdict::Pass(Reason::NoFlow)
     };
     keep_in(candidate, &context, verdict, tables)
-}
-
-/// Whether packets caught at `site` may be such as the program forwards: those that come out
-/// of a pod or in by a device, and what this node sends to itself.
-#[inline(always)]
-pub const fn may_forward(site: Site) -> bool {
-    matches!(site, Site::FromPod | Site::FromDevice | Site::Loopback)
 }
 
 /// Whether what is addressed to a Service may be new at `site`.

@@ -270,10 +270,13 @@ fn end<F: TestFamily>(
         return Ok(End::Untouched);
     }
     ensure!([NEXT, REDIRECT].contains(&ran.returned), "no such verdict");
-    if after.len() == before.len() + tunnel::length::<F>() && ran.returned == REDIRECT {
+    let is_request =
+        matches!(reason, Reason::FlowCreated | Reason::Request | Reason::IcmpTranslated);
+    if is_request && after.len() == before.len() + tunnel::length::<F>() {
         return wrapped::<F>(before, after).map(End::Tunnelled);
     }
-    let before = &inside::<F>(before, after)[..];
+    let before = if is_request { inside::<F>(before, after) } else { before.into() };
+    let before = &before[..];
     let mut packet = Packet::<F>::default();
     F::parse(before, &mut packet).context("a frame without addresses was changed")?;
     let macs = &after[..MACS.len()];

@@ -12,14 +12,15 @@ use lb_common::abi::flow::{Flow, FlowKey};
 use lb_common::abi::fragment::FragmentKey;
 use lb_common::abi::frontend::{FrontendKey, TCP, UDP};
 use lb_common::abi::range::RangeKey;
-use lb_common::balance::Verdict;
+use lb_common::abi::settings::Timeouts;
+use lb_common::balance::{Verdict, track};
 use lb_common::packet::answer::quote_length;
 use lb_common::packet::{ACK, FIN, RST, SYN};
 use lb_common::testing::bench::{Bench, End, Lab, Outcome, Place};
 use lb_common::testing::family::TestFamily;
 use lb_common::testing::frame::{Body, Frame};
 use lb_common::testing::host::Host;
-use lb_common::testing::world::{Where, World, at};
+use lb_common::testing::world::{Where, World, at, timeouts};
 use lb_tests::flows::{Kernel, KernelFamily};
 use lb_tests::programs::in_private_namespace;
 
@@ -243,7 +244,8 @@ where
     let mut kernel = Kernel::<F>::load()?;
     let mut world = world::<F>();
     world.settings.ticks_per_second = TICKS;
-    world.settings.timeouts.udp = 10 * TICKS;
+    let timeouts = Timeouts { udp: 10 * TICKS, ..timeouts() };
+    world.settings.lifetimes = track::lifetimes(&timeouts);
     let mut bench = Bench { lab: &mut kernel, world, protocol: UDP };
     bench.update();
     let talk = bench.open(Place::FromPod, at(F::pod(2), 1000), at(F::vip(1), 80));

@@ -17,7 +17,6 @@ use lb_common::{
         socket::{DatagramKey, Peer},
     },
     balance::track,
-    packet::Kind,
 };
 
 use super::{
@@ -130,10 +129,9 @@ where
     Flow<A>: Pod,
 {
     sweep_map(name, map, |key, flow| {
-        let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
-        let is_ended = |flow: &Flow<A>| {
-            is_old(track::timeout(kind, flow.action, flow.state, timeouts), flow.last_seen)
-        };
+        let is_tcp = key.protocol == u32::from(TCP);
+        let is_ended =
+            |flow: &Flow<A>| is_old(track::timeout(is_tcp, flow.state, timeouts), flow.last_seen);
         if !is_ended(flow) {
             return false;
         }

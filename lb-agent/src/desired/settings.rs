@@ -11,6 +11,7 @@ use lb_common::abi::{
     frontend::FrontendKind,
     settings::{FamilySettings, MAX_PREFIXES, PortRange, Settings},
 };
+use lb_common::balance::track;
 
 use super::{
     DesiredFrontend, NodeFacts,
@@ -105,7 +106,7 @@ pub fn settings(
             node_source: facts.node_source6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
             ..family_settings(&gate(IpFamily::V6), &facts.pod_prefixes, ipv6_addresses, prefix6)
         },
-        timeouts: facts.timeouts,
+        lifetimes: track::lifetimes(&facts.timeouts),
         ticks_per_second: facts.ticks_per_second,
         flags: before.flags | external,
         node_ports: node_ports(in_use, before.node_ports),

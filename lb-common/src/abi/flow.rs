@@ -88,7 +88,8 @@ pub struct Flow<A> {
     pub rewrite: Tuple<A>,
     /// Where the packet goes on: an [`Action`] constant.
     pub action: Action,
-    /// What was seen of the flow: [`ANSWERED`], [`CLIENT_FIN`], [`SERVER_FIN`], [`RESET`].
+    /// What was seen of the flow: [`ANSWERED`], [`CLIENT_FIN`], [`SERVER_FIN`], [`RESET`];
+    /// and [`ONE_WAY`].
     pub state: u8,
     /// The backend's generation when the flow chose it.
     pub generation: u16,
@@ -175,6 +176,8 @@ pub const CLIENT_FIN: u8 = 2;
 pub const SERVER_FIN: u8 = 4;
 /// TCP: either side sent RST.
 pub const RESET: u8 = 8;
+/// The answers go another way: nothing tells of them.
+pub const ONE_WAY: u8 = 16;
 
 /// What becomes of a packet once it is rewritten, and which direction it belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]

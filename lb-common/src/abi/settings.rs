@@ -29,7 +29,7 @@ pub struct Settings {
     /// IPv6.
     pub ipv6: FamilySettings<Address6>,
     /// How long flows live without a packet.
-    pub timeouts: Timeouts,
+    pub lifetimes: Lifetimes,
     /// Jiffies per second (CONFIG_HZ).
     pub ticks_per_second: u32,
     /// A set of [`Settings::EXTERNAL`].
@@ -64,7 +64,25 @@ impl PortRange {
     }
 }
 
-/// Idle time after which a flow is absent, in ticks, by protocol and state.
+/// How long flows live without a packet, in ticks: for every protocol and state a number, so
+/// that programs look it up without a branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Lifetimes {
+    /// TCP's first, then those of all else, by [`Flow::state`](super::flow::Flow::state).
+    pub ticks: [u32; 2 * STATES],
+}
+
+/// How many states a flow may be in.
+pub const STATES: usize = 32;
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self::zeroed()
+    }
+}
+
+/// Idle time after which a flow is absent, in ticks: what [`Lifetimes`] are made of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Timeouts {

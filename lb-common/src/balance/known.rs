@@ -4,7 +4,7 @@ use crate::{
     abi::{
         address::Family,
         counter::Reason,
-        flow::{ANSWERED, Flow, FlowKey},
+        flow::{ANSWERED, Flow, FlowKey, ONE_WAY},
         frontend::Frontend,
     },
     packet::{Kind, RST},
@@ -93,12 +93,12 @@ fn handshake<F: Family, T: Tables<F>>(
     if flow.action.is_reply() {
         return reply(context, FlowTable::Embryonic, &entry, work, tables);
     }
-    let is_repeated = packet.is_syn() && flow.state == 0;
+    let is_repeated = packet.is_syn() && flow.state & !ONE_WAY == 0;
     if is_repeated && is_contested(context, flow, work, tables) {
         work.is_contested = 1;
     } else if is_valid(context, flow, work, tables) {
         // Nothing tells of the answer that goes another way, but that the client goes on.
-        let is_answered = flow.state == ANSWERED || flow.action.is_one_way() && flow.state == 0;
+        let is_answered = flow.state == ANSWERED || flow.state == ONE_WAY;
         if packet.is_syn() || packet.detail & RST != 0 || !is_answered {
             track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
         } else {
@@ -173,7 +173,7 @@ fn translate<F: Family>(
 }
 
 /// Whether a flow still decides for this packet of its client; else it counts as absent.
-#[inline(never)]
+#[inline(always)]
 fn is_valid<F: Family, T: Tables<F>>(
     context: &Context<F>,
     flow: &Flow<F::Address>,

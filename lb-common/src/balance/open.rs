@@ -5,7 +5,7 @@ use crate::{
         address::{Address, Be16, Family},
         backend::{Backend, ON_THIS_NODE, THIS_HOST},
         counter::Reason,
-        flow::{ANSWERED, Action, LOOPBACK_DEVICE, NextHop},
+        flow::{ANSWERED, Action, LOOPBACK_DEVICE, NextHop, ONE_WAY},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::Service,
     },
@@ -282,8 +282,9 @@ fn flow_to<F: Family, T: Tables<F>>(
         flow.rewrite.destination.set(&backend.node);
         flow.rewrite.source_port = Be16::new(0);
         flow.rewrite.destination_port = Be16::new(0);
-        // Nothing is going to tell of answers, so they are taken for granted.
-        flow.state = if matches!(context.packet.kind, Kind::Tcp) { 0 } else { ANSWERED };
+        // Datagrams are taken for answered: nothing is going to tell.
+        let is_tcp = matches!(context.packet.kind, Kind::Tcp);
+        flow.state = if is_tcp { ONE_WAY } else { ONE_WAY | ANSWERED };
     }
     flow.action = action;
     flow.generation = backend.generation;

@@ -1,18 +1,23 @@
 //! Which backend a new flow gets.
 
-use crate::abi::{
-    address::{Address, Family},
-    affinity::{Affinity, AffinityKey, BY_ADDRESS, BY_NETNS, BY_SOCKET},
-    backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET},
-    counter::Reason,
-    frontend::FrontendKind,
-    service::{Service, SlotRange},
-    settings::Settings,
+use crate::{
+    abi::{
+        address::{Address, Family},
+        affinity::{Affinity, AffinityKey, BY_ADDRESS, BY_NETNS, BY_SOCKET},
+        backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET},
+        counter::Reason,
+        flow::ANSWERED,
+        frontend::FrontendKind,
+        service::{Service, SlotRange},
+        settings::Settings,
+    },
+    packet::Kind,
 };
 
 use super::{
     Origin,
     tables::{Entry, Tables},
+    track,
 };
 
 /// Who asks, as far as keeping to a backend is concerned.
@@ -43,7 +48,7 @@ impl<A: Address> Client<A> {
     #[inline(always)]
     fn lifetime(self, service: &Service, settings: &Settings) -> u32 {
         match self {
-            Self::Socket(_) => settings.timeouts.udp_answered,
+            Self::Socket(_) => track::lifetime(Kind::Udp, ANSWERED, settings),
             // 24.8 days at 1,000 ticks a second; the API allows a day.
             _ => service.affinity_seconds.wrapping_mul(settings.ticks_per_second),
         }

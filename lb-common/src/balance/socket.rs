@@ -46,7 +46,9 @@ pub fn decide<F: Family, T: Tables<F>>(
     let family = F::settings(settings);
     let may_be_node_port = settings.node_ports.contains(destination.port.get())
         && family.may_be_node(destination.address);
-    if !may_be_node_port && !family.may_be_service(destination.address) {
+    // These are of the caller's own namespace, which may be a pod's.
+    let is_own = destination.address.is_unspecified() || F::is_loopback(destination.address);
+    if is_own || (!may_be_node_port && !family.may_be_service(destination.address)) {
         return Decision::Untouched(Reason::NotService);
     }
     let key = FrontendKey::new(destination.address, destination.port, protocol);

@@ -3,8 +3,8 @@
 use crate::{
     abi::{
         address::Family,
-        flow::{ANSWERED, Action, CLIENT_FIN, Flow, RESET, SERVER_FIN},
-        settings::{Settings, Timeouts},
+        flow::{ANSWERED, CLIENT_FIN, Flow, ONE_WAY, RESET, SERVER_FIN},
+        settings::{Lifetimes, STATES, Settings, Timeouts},
     },
     packet::{ACK, FIN, Kind, RST, SYN},
 };
@@ -15,37 +15,55 @@ use super::{
 };
 
 /// How long a flow in `state` lives without a packet, in ticks.
-#[inline(always)]
-pub fn timeout(kind: Kind, action: Action, state: u8, timeouts: &Timeouts) -> u32 {
-    match kind {
-        Kind::Tcp if is_closed(state) => timeouts.tcp_closing,
-        Kind::Tcp if is_closing(state) && action.is_one_way() => timeouts.tcp_fin_one_way,
-        Kind::Tcp if is_closing(state) => timeouts.tcp_half_closed,
-        Kind::Tcp if state & ANSWERED != 0 => timeouts.tcp_established,
-        Kind::Tcp => timeouts.tcp_syn,
-        _ if state & ANSWERED != 0 => timeouts.udp_answered,
-        _ => timeouts.udp,
+pub const fn timeout(is_tcp: bool, state: u8, timeouts: &Timeouts) -> u32 {
+    match is_tcp {
+        true if is_closed(state) => timeouts.tcp_closing,
+        true if is_closing(state) && state & ONE_WAY != 0 => timeouts.tcp_fin_one_way,
+        true if is_closing(state) => timeouts.tcp_half_closed,
+        true if state & ANSWERED != 0 => timeouts.tcp_established,
+        true => timeouts.tcp_syn,
+        false if state & ANSWERED != 0 => timeouts.udp_answered,
+        false => timeouts.udp,
     }
+}
+
+/// The same for all states.
+pub const fn lifetimes(timeouts: &Timeouts) -> Lifetimes {
+    let mut ticks = [0; 2 * STATES];
+    let mut state = 0;
+    while state < STATES {
+        ticks[state] = timeout(true, state as u8, timeouts);
+        ticks[STATES + state] = timeout(false, state as u8, timeouts);
+        state += 1;
+    }
+    Lifetimes { ticks }
+}
+
+/// How long a flow of TCP or of UDP lives in `state`, in ticks.
+#[inline(always)]
+pub fn lifetime(kind: Kind, state: u8, settings: &Settings) -> u32 {
+    const { assert!(Kind::Tcp as usize == 0 && Kind::Udp as usize == 1) };
+    settings.lifetimes.ticks[(kind as usize & 1) * STATES + (state as usize & (STATES - 1))]
 }
 
 /// Whether either side has begun to close the connection.
 #[inline(always)]
-pub fn is_closing(state: u8) -> bool {
+pub const fn is_closing(state: u8) -> bool {
     state & (CLIENT_FIN | SERVER_FIN | RESET) != 0
 }
 
 /// Whether both sides have closed the connection, or one has reset it.
 #[inline(always)]
-pub fn is_closed(state: u8) -> bool {
+pub const fn is_closed(state: u8) -> bool {
     state & RESET != 0 || state & (CLIENT_FIN | SERVER_FIN) == CLIENT_FIN | SERVER_FIN
 }
 
 /// Whether the flow is past its timeout and so counts as absent.
-#[inline(never)]
+#[inline(always)]
 pub fn is_expired<A>(flow: &Flow<A>, kind: Kind, now: u32, settings: &Settings) -> bool {
     let age = now.wrapping_sub(flow.last_seen);
     // A clock that another CPU read a tick later makes an age below zero.
-    (age as i32) >= 0 && age > timeout(kind, flow.action, flow.state, &settings.timeouts)
+    (age as i32) >= 0 && age > lifetime(kind, flow.state, settings)
 }
 
 /// Notes a packet of a known flow in its entry. What its pair must know too (a change

@@ -9,7 +9,7 @@ use crate::{
         service::{Service, Slot, SlotRange},
         settings::{Device, FamilySettings, PortRange, Settings, Timeouts},
     },
-    balance::Endpoint,
+    balance::{Endpoint, track},
 };
 
 use super::family::TestFamily;
@@ -83,22 +83,26 @@ pub struct World<F: Family> {
     pub devices: Vec<Device>,
 }
 
+/// How long flows live in the tests, in ticks.
+pub fn timeouts() -> Timeouts {
+    Timeouts {
+        tcp_syn: seconds::TCP_SYN * TICKS,
+        tcp_established: seconds::TCP_ESTABLISHED * TICKS,
+        tcp_half_closed: seconds::TCP_HALF_CLOSED * TICKS,
+        tcp_fin_one_way: seconds::TCP_FIN_ONE_WAY * TICKS,
+        tcp_closing: seconds::TCP_CLOSING * TICKS,
+        udp: seconds::UDP * TICKS,
+        udp_answered: seconds::UDP_ANSWERED * TICKS,
+    }
+}
+
 impl<F: TestFamily> Default for World<F> {
     fn default() -> Self {
-        let timeouts = Timeouts {
-            tcp_syn: seconds::TCP_SYN * TICKS,
-            tcp_established: seconds::TCP_ESTABLISHED * TICKS,
-            tcp_half_closed: seconds::TCP_HALF_CLOSED * TICKS,
-            tcp_fin_one_way: seconds::TCP_FIN_ONE_WAY * TICKS,
-            tcp_closing: seconds::TCP_CLOSING * TICKS,
-            udp: seconds::UDP * TICKS,
-            udp_answered: seconds::UDP_ANSWERED * TICKS,
-        };
         use crate::abi::address::{Ipv4, Ipv6};
         let settings = Settings {
             ipv4: family_settings::<Ipv4>(),
             ipv6: family_settings::<Ipv6>(),
-            timeouts,
+            lifetimes: track::lifetimes(&timeouts()),
             ticks_per_second: TICKS,
             flags: 0,
             node_ports: NODE_PORTS,

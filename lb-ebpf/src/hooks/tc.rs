@@ -245,10 +245,10 @@ fn apply<F: FamilyMaps + Rewrite + Route + Tunnel, const HOOK: u32>(
             let action = work.action;
             let is_tunnelled = const { receives::<HOOK>() } && action.is_one_way();
             let added = if is_tunnelled { F::LENGTH } else { 0 };
-            let is_forwarded = is_forwarded::<HOOK>(action);
-            let has_way = if is_forwarded && route::remembered(context, packet, work, added, way) {
+            let remembers = const { remembers::<HOOK>() } && action.is_forward();
+            let has_way = if remembers && route::remembered(context, packet, work, added, way) {
                 Ok(())
-            } else if is_forwarded || action == Action::REQUEST_ROUTE {
+            } else if action.is_forward() || action == Action::REQUEST_ROUTE {
                 route::find(context, packet, &work.rewrite, added, way)
             } else {
                 Ok(())
@@ -267,7 +267,7 @@ fn apply<F: FamilyMaps + Rewrite + Route + Tunnel, const HOOK: u32>(
             if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
-            if is_forwarded {
+            if remembers {
                 route::remember(packet, way);
             }
             match deliver(context, way, action, work.device) {
@@ -300,14 +300,12 @@ fn translate<F: Rewrite + Tunnel, const HOOK: u32>(
     {
         tunnel::clamp(context, packet);
     }
-    if is_forwarded::<HOOK>(work.action) { F::take_hop(context) } else { Some(()) }
+    if work.action.is_forward() { F::take_hop(context) } else { Some(()) }
 }
 
-/// Whether the program sends a packet with this action on as a router does.
-#[inline(always)]
-fn is_forwarded<const HOOK: u32>(action: Action) -> bool {
-    let may = const { matches!(hook::<HOOK>(), Hook::FromPod | Hook::FromDevice | Hook::Loopback) };
-    may && action.is_forward()
+/// Whether the hook meets flows, as a rule, of which the program forwards every packet.
+const fn remembers<const HOOK: u32>() -> bool {
+    matches!(hook::<HOOK>(), Hook::FromPod | Hook::FromDevice | Hook::Loopback)
 }
 
 /// What becomes of a packet that has no way on. Its sender is told of an MTU, with or

@@ -14,10 +14,10 @@ use lb_common::abi::{
     address::{Address4, Address6, Be16, Ipv4, Ipv6, Prefix},
     backend::{Backend, IN_CLUSTER_SET},
     counter::Hook,
-    flow::{NextHop, ANSWERED, Action, Flow, FlowKey, Tuple},
+    flow::{ANSWERED, Action, Flow, FlowKey, NextHop, Tuple},
     frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
     service::{Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, PortRange, Settings, SettingsPair, Timeouts},
+    settings::{Device, FamilySettings, Lifetimes, PortRange, STATES, Settings, SettingsPair},
 };
 
 use super::{
@@ -346,15 +346,7 @@ pub fn settings() -> Settings {
     Settings {
         ipv4: family_settings::<Ipv4>(),
         ipv6: family_settings::<Ipv6>(),
-        timeouts: Timeouts {
-            tcp_syn: LONG,
-            tcp_established: LONG,
-            tcp_half_closed: LONG,
-            tcp_fin_one_way: LONG,
-            tcp_closing: LONG,
-            udp: LONG,
-            udp_answered: LONG,
-        },
+        lifetimes: Lifetimes { ticks: [LONG; 2 * STATES] },
         ticks_per_second: 250,
         flags: 0,
         node_ports: PortRange::default(),

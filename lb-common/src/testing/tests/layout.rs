@@ -16,7 +16,7 @@ use crate::abi::{
     frontend::{Frontend, FrontendKey},
     range::{Range, RangeKey},
     service::{Name, Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, PortRange, Settings, SettingsPair, Timeouts},
+    settings::{Device, FamilySettings, Lifetimes, PortRange, Settings, SettingsPair, Timeouts},
     socket::{ConnectedPeer, DatagramKey, Peer},
 };
 
@@ -81,7 +81,8 @@ fn current() -> String {
         Timeouts {
             tcp_syn, tcp_established, tcp_half_closed, tcp_fin_one_way, tcp_closing, udp, udp_answered,
         }
-        Settings { ipv4, ipv6, timeouts, ticks_per_second, flags, node_ports, source_ports }
+        Lifetimes { ticks }
+        Settings { ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports }
         PortRange { first, count }
         Range<Address4> { service, address }
         Range<Address6> { service, address }

@@ -2,10 +2,11 @@
 
 use crate::{
     abi::{
-        address::{Ipv4, Ipv6},
+        address::{Be16, Ipv4, Ipv6},
         counter::Reason,
-        frontend::{TCP, UDP},
+        frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
         service::Service,
+        settings::{MAX_PREFIXES, PortRange},
     },
     balance::socket::{self, Caller, Decision},
     testing::{
@@ -100,6 +101,34 @@ fn answers<F: TestFamily>() {
 fn a_call_is_translated_refused_or_left_alone() {
     answers::<Ipv4>();
     answers::<Ipv6>();
+}
+
+/// A node with more addresses than fit, so that any address may be one; its node ports have a
+/// front end of any node and one of the loopback address.
+fn own_namespace<F: TestFamily>() {
+    let (mut node, index, _) = Node::<F>::new(TCP, 1);
+    node.world.settings.node_ports = PortRange { first: 30_080, count: 1 };
+    node.world.settings.ipv4.node_address_count = MAX_PREFIXES as u32 + 1;
+    node.world.settings.ipv6.node_address_count = MAX_PREFIXES as u32 + 1;
+    let port = Be16::new(30_080);
+    let frontend =
+        Frontend { service: index, kind: FrontendKind::NODE_PORT, ..Frontend::default() };
+    for address in [F::Address::default(), F::loopback()] {
+        node.world.frontends.push((FrontendKey::new(address, port, TCP), frontend));
+    }
+    node.tables.load(&node.world);
+    for address in [F::Address::default(), F::loopback()] {
+        let to = crate::balance::Endpoint { address, port };
+        let decision = socket::decide(to, TCP, &STREAM, &node.world.settings, &mut node.tables);
+        let untouched = matches!(decision, Decision::Untouched(_));
+        assert!(untouched, "a pod means itself by {address:?}: {decision:?}");
+    }
+}
+
+#[test]
+fn a_pod_that_asks_its_own_namespace_is_left_alone() {
+    own_namespace::<Ipv4>();
+    own_namespace::<Ipv6>();
 }
 
 fn affinity<F: TestFamily>() {
