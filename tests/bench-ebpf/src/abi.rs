@@ -12,7 +12,7 @@ pub struct Lane {
     pub words: [u32; MAX_WORDS],
     /// Length of the frame, bytes.
     pub length: u32,
-    /// Index into TARGETS.
+    /// Index into TARGETS, or XDP_TARGETS.
     pub target: u32,
     /// Number of flows - 1, all ones below the highest.
     pub mask: u32,

@@ -7,24 +7,29 @@
 #![no_main]
 
 mod abi;
+mod steps;
+mod wrap;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
-    helpers::{
-        bpf_get_prandom_u32, bpf_ktime_get_ns,
-        generated::{bpf_jiffies64, bpf_skb_change_tail},
+    bindings::{
+        BPF_ANY, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, TC_ACT_SHOT,
+        TC_ACT_UNSPEC, xdp_action,
     },
-    macros::{btf_map, cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, generated::bpf_jiffies64},
+    macros::{btf_map, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use lb_common::abi::{
-    address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
-    flow::{Flow, FlowKey, Tuple},
-    frontend::TCP,
+    address::{Address4, Address6, Ipv4, Ipv6},
+    flow::{Flow, FlowKey},
 };
 
-use crate::abi::{Lane, MAX_TARGETS, address_bits, port_bits};
+use crate::{
+    abi::{Lane, MAX_TARGETS},
+    steps::{is_routed, keep, make_room, make_room_xdp, open, read, with_key},
+    wrap::wrap,
+};
 
 /// What to do. Written by `lb-bench`.
 #[btf_map]
@@ -32,9 +37,12 @@ pub static LANE: Array<Lane, 1> = Array::new();
 /// How many packets the wrappers have made. Written by the wrappers.
 #[btf_map]
 pub static RUNS: PerCpuArray<u64, 1> = PerCpuArray::new();
-/// The programs to measure. Written by `lb-bench`.
+/// The tc programs to measure. Written by `lb-bench`.
 #[btf_map]
 pub static TARGETS: ProgramArray<MAX_TARGETS> = ProgramArray::new();
+/// The XDP programs to measure. Written by `lb-bench`.
+#[btf_map]
+pub static XDP_TARGETS: ProgramArray<MAX_TARGETS> = ProgramArray::new();
 
 /// A map of flows as those of the programs are.
 type Flows<A, const ENTRIES: usize> = LruHashMap<FlowKey<A>, Flow<A>, ENTRIES>;
@@ -58,90 +66,89 @@ pub static SMALL_LRU6: Flows<Address6, 16384> = LruHashMap::new();
 const ANY: u64 = BPF_ANY as u64;
 const ETHERNET: usize = 14;
 const CHECKSUM_OF_TCP4: usize = ETHERNET + 20 + 16;
+const IP_HEADER4: i32 = 20;
+const IP_HEADER6: i32 = 40;
 const WORDS4: usize = 10;
 const WORDS6: usize = abi::MAX_WORDS;
 
 /// The source of an IPv4 packet is rotated.
 #[classifier]
 pub fn request4(context: TcContext) -> i32 {
-    wrap::<WORDS4, 3, 5, true>(&context)
+    wrap::<_, WORDS4, 3, 5, true>(&context);
+    TC_ACT_SHOT
 }
 
 /// The destination of an IPv4 packet is rotated.
 #[classifier]
 pub fn reply4(context: TcContext) -> i32 {
-    wrap::<WORDS4, 4, 5, false>(&context)
+    wrap::<_, WORDS4, 4, 5, false>(&context);
+    TC_ACT_SHOT
 }
 
 /// The source of an IPv6 packet is rotated.
 #[classifier]
 pub fn request6(context: TcContext) -> i32 {
-    wrap::<WORDS6, 5, 10, true>(&context)
+    wrap::<_, WORDS6, 5, 10, true>(&context);
+    TC_ACT_SHOT
 }
 
 /// The destination of an IPv6 packet is rotated.
 #[classifier]
 pub fn reply6(context: TcContext) -> i32 {
-    wrap::<WORDS6, 9, 10, false>(&context)
-}
-
-/// Every field is stored with the width that the target loads it with: a load that spans
-/// two recent stores would stall, which packets from a device never do.
-#[inline(always)]
-fn wrap<const WORDS: usize, const ADDRESS: usize, const PORTS: usize, const SOURCE: bool>(
-    context: &TcContext,
-) -> i32 {
-    let (Some(lane), Some(runs)) = (LANE.get(0), RUNS.get_ptr_mut(0)) else { return TC_ACT_SHOT };
-    if context.len() != lane.length {
-        // SAFETY: the context is the kernel's.
-        unsafe { bpf_skb_change_tail(context.skb.skb, lane.length, 0) };
-    }
-    let start = context.data();
-    if start + ETHERNET + WORDS * 4 > context.data_end() {
-        return TC_ACT_SHOT;
-    }
-    // SAFETY: this CPU's entry.
-    let run = unsafe {
-        let run = *runs;
-        *runs = run + 1;
-        run
-    };
-    let flow = lane.first.wrapping_add(run as u32) & lane.mask;
-    let ports = port_bits(flow) as u32;
-    let mut index = 0;
-    while index < 3 {
-        put(start + index * 4, lane.ethernet[index]);
-        index += 1;
-    }
-    put(start + 12, lane.ethernet[3] as u16);
-    index = 0;
-    while index < WORDS {
-        let word = lane.words[index];
-        let word = if index == ADDRESS {
-            word ^ address_bits(flow)
-        } else if index == PORTS {
-            word ^ if SOURCE { ports } else { ports << 16 }
-        } else {
-            word
-        };
-        put(start + ETHERNET + index * 4, word);
-        index += 1;
-    }
-    // SAFETY: the wrapper ends here either way.
-    unsafe { TARGETS.tail_call(context, lane.target) };
+    wrap::<_, WORDS6, 9, 10, false>(&context);
     TC_ACT_SHOT
 }
 
-#[inline(always)]
-fn put<T>(at: usize, value: T) {
-    // SAFETY: `wrap` checked that the headers lie in the frame.
-    unsafe { core::ptr::write_volatile(at as *mut T, value) };
+/// As `request4`, at XDP.
+#[xdp]
+pub fn xdp_request4(context: XdpContext) -> u32 {
+    wrap::<_, WORDS4, 3, 5, true>(&context);
+    xdp_action::XDP_ABORTED
 }
 
-/// What everything is measured against.
+/// As `reply4`, at XDP.
+#[xdp]
+pub fn xdp_reply4(context: XdpContext) -> u32 {
+    wrap::<_, WORDS4, 4, 5, false>(&context);
+    xdp_action::XDP_ABORTED
+}
+
+/// As `request6`, at XDP.
+#[xdp]
+pub fn xdp_request6(context: XdpContext) -> u32 {
+    wrap::<_, WORDS6, 5, 10, true>(&context);
+    xdp_action::XDP_ABORTED
+}
+
+/// As `reply6`, at XDP.
+#[xdp]
+pub fn xdp_reply6(context: XdpContext) -> u32 {
+    wrap::<_, WORDS6, 9, 10, false>(&context);
+    xdp_action::XDP_ABORTED
+}
+
+/// What every tc program is measured against.
 #[classifier]
 pub fn empty(_context: TcContext) -> i32 {
     TC_ACT_UNSPEC
+}
+
+/// Room for the header of a tunnel around an IPv4 packet, which the wrapper takes back.
+#[xdp]
+pub fn xdp_room4(context: XdpContext) -> u32 {
+    make_room_xdp(&context, IP_HEADER4)
+}
+
+/// The same for IPv6.
+#[xdp]
+pub fn xdp_room6(context: XdpContext) -> u32 {
+    make_room_xdp(&context, IP_HEADER6)
+}
+
+/// What every XDP program is measured against.
+#[xdp]
+pub fn xdp_empty(_context: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
 }
 
 /// Reads the flow of an IPv4 packet, as every floor below that needs a key.
@@ -271,6 +278,38 @@ pub fn open_small6(context: TcContext) -> i32 {
     )
 }
 
+/// The least that a new flow in one direction takes: a miss, and an insertion.
+#[classifier]
+pub fn enter4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| {
+        LRU4.get_ptr(key).is_none() && LRU4.insert(key, &Flow::default(), ANY).is_ok()
+    })
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn enter6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| {
+        LRU6.get_ptr(key).is_none() && LRU6.insert(key, &Flow::default(), ANY).is_ok()
+    })
+}
+
+/// The same into a small LRU, as for a new TCP flow.
+#[classifier]
+pub fn enter_small4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| {
+        LRU4.get_ptr(key).is_none() && SMALL_LRU4.insert(key, &Flow::default(), ANY).is_ok()
+    })
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn enter_small6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| {
+        LRU6.get_ptr(key).is_none() && SMALL_LRU6.insert(key, &Flow::default(), ANY).is_ok()
+    })
+}
+
 /// A clock of nanoseconds.
 #[classifier]
 pub fn ktime(_context: TcContext) -> i32 {
@@ -304,6 +343,30 @@ pub fn checksum(context: TcContext) -> i32 {
     }
 }
 
+/// A route look-up that finds a neighbour, for an IPv4 packet.
+#[classifier]
+pub fn fib4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| is_routed::<Ipv4>(&context, key))
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn fib6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| is_routed::<Ipv6>(&context, key))
+}
+
+/// Room for the header of a tunnel around an IPv4 packet.
+#[classifier]
+pub fn room4(context: TcContext) -> i32 {
+    make_room(&context, IP_HEADER4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64)
+}
+
+/// The same for IPv6.
+#[classifier]
+pub fn room6(context: TcContext) -> i32 {
+    make_room(&context, IP_HEADER6, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64)
+}
+
 /// connect(): what the kernel spends before and after any program.
 #[cgroup_sock_addr(connect4)]
 pub fn empty_connect4(_context: SockAddrContext) -> i32 {
@@ -314,96 +377,6 @@ pub fn empty_connect4(_context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn empty_connect6(_context: SockAddrContext) -> i32 {
     1
-}
-
-/// Where a family's packets have their addresses.
-trait Layout: Family {
-    /// Words of the IP header before the source.
-    const SOURCE: usize;
-    /// Words of an address.
-    const LENGTH: usize;
-
-    /// The address whose words `word` reads.
-    fn address(word: impl Fn(usize) -> u32) -> Self::Address;
-}
-
-impl Layout for Ipv4 {
-    const SOURCE: usize = 3;
-    const LENGTH: usize = 1;
-
-    #[inline(always)]
-    fn address(word: impl Fn(usize) -> u32) -> Address4 {
-        Address4 { be32: word(0) }
-    }
-}
-
-impl Layout for Ipv6 {
-    const SOURCE: usize = 2;
-    const LENGTH: usize = 4;
-
-    #[inline(always)]
-    fn address(word: impl Fn(usize) -> u32) -> Address6 {
-        Address6 { be32: [word(0), word(1), word(2), word(3)] }
-    }
-}
-
-/// Takes the step, which says whether it went as it should, with the flow of the packet.
-#[inline(always)]
-fn with_key<F: Layout>(
-    context: &TcContext,
-    step: impl FnOnce(&FlowKey<F::Address>) -> bool,
-) -> i32 {
-    let (start, ports) = (context.data() + ETHERNET, F::SOURCE + 2 * F::LENGTH);
-    if start + (ports + 1) * 4 > context.data_end() {
-        return TC_ACT_SHOT;
-    }
-    let word = |index: usize| {
-        // SAFETY: in bounds, as just checked.
-        unsafe { *((start + index * 4) as *const u32) }
-    };
-    let key = FlowKey {
-        tuple: Tuple {
-            source: F::address(|index| word(F::SOURCE + index)),
-            destination: F::address(|index| word(F::SOURCE + F::LENGTH + index)),
-            source_port: Be16 { be16: word(ports) as u16 },
-            destination_port: Be16 { be16: (word(ports) >> 16) as u16 },
-        },
-        protocol: TCP as u32,
-    };
-    keep(&&key);
-    if step(&key) { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
-}
-
-#[inline(always)]
-fn open<F: Layout>(
-    context: &TcContext,
-    is_new: impl Fn(&FlowKey<F::Address>) -> bool,
-    insert: impl Fn(&FlowKey<F::Address>) -> bool,
-) -> i32 {
-    with_key::<F>(context, |key| {
-        if !is_new(key) {
-            return false;
-        }
-        let mut pair = FlowKey::default();
-        pair.set_pair(&key.tuple, key.protocol);
-        insert(key) && insert(&pair)
-    })
-}
-
-#[inline(always)]
-fn read<A>(entry: Option<*const Flow<A>>) -> bool {
-    let Some(flow) = entry else { return false };
-    // SAFETY: the look-up of this run found it.
-    keep(&unsafe { (*flow).last_seen });
-    true
-}
-
-/// Makes the compiler work out `value`.
-#[inline(always)]
-fn keep<T: Copy>(value: &T) {
-    let mut place = core::mem::MaybeUninit::<T>::uninit();
-    // SAFETY: a local.
-    unsafe { core::ptr::write_volatile(place.as_mut_ptr(), *value) };
 }
 
 #[panic_handler]

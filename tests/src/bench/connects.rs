@@ -26,7 +26,7 @@ use super::{
     harness::{load_object, load_programs, processor_time, sock_addr},
     report::{Figure, Floor, Outcome, control},
     stats::Estimate,
-    tables::{Datapath, ELSEWHERE, PORTS, Side, backend_endpoint, cluster_ip},
+    tables::{Datapath, ELSEWHERE, Fronts, PORTS, Side, backend_endpoint, cluster_ip},
 };
 use crate::netns::cgroup::Cgroup;
 
@@ -96,7 +96,8 @@ struct Calls {
 pub fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     super::namespace::enter_dead_end()?;
     let cgroup = Joined::new()?;
-    let datapath = Datapath::load(bench.object, [SMALL_TABLE; 2], bench.device)?;
+    let datapath =
+        Datapath::load(bench.object, [SMALL_TABLE; 2], bench.device, Fronts::ClusterIps)?;
     let mut empties = load_object(bench.wrappers, &[])?;
     load_programs(&mut empties)?;
     let mut figures = Vec::new();

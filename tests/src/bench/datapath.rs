@@ -18,18 +18,17 @@ use lb_common::{
 };
 
 use super::{
-    floors::{self, HIT, HIT_1M, HIT_64K, INSERTIONS, footing},
+    floors::{self, HIT, HIT_1M, HIT_64K, INSERTION, footing},
+    flows::{Flows, Way},
     frames,
-    harness::{EMPTY, Harness, Shot},
-    lanes::{self, End, Footing, Lane},
+    harness::{EMPTY, Harness, Pace, Shot, Wrapper},
+    lanes::{self, End, Footing, Lane, Verdict},
     report::Figure,
-    tables::{
-        Datapath, ELSEWHERE, EMPTY_PORTS, NEW_PODS, NODES, PODS, Side, THIS_NODE, flow_tuples,
-    },
+    tables::{Datapath, ELSEWHERE, EMPTY_PORTS, Fronts, NODES, PODS, Side, THIS_NODE},
 };
 
 /// How many flows the table of a usual size holds.
-const USUAL: u32 = 1 << 16;
+pub const USUAL: u32 = 1 << 16;
 const MILLION: u32 = 1 << 20;
 /// Entries of a table that a million flows fill but for a few: what the kernel keeps ready
 /// for each processor.
@@ -58,6 +57,7 @@ impl Bench<'_> {
     /// The kernel refuses the programs or an entry of a map.
     pub fn measure(&self, is_complete: bool) -> Result<Vec<Figure>> {
         let mut figures = self.usual()?;
+        figures.extend(self.outside()?);
         figures.extend(self.million::<Ipv4>([LARGE_TABLE, SMALL_TABLE])?);
         if is_complete {
             figures.extend(self.million::<Ipv6>([SMALL_TABLE, LARGE_TABLE])?);
@@ -66,7 +66,7 @@ impl Bench<'_> {
     }
 
     fn usual(&self) -> Result<Vec<Figure>> {
-        let mut plan = Plan::new(self, &[], [USUAL_TABLE; 2])?;
+        let mut plan = Plan::new(self, &[], [USUAL_TABLE; 2], Fronts::ClusterIps)?;
         plan.hot::<Ipv4>()?;
         plan.hot::<Ipv6>()?;
         floors::others(&mut plan.harness, &mut plan.lanes)?;
@@ -83,8 +83,17 @@ impl Bench<'_> {
         Ok(plan.figures)
     }
 
+    /// What clients outside ask for.
+    fn outside(&self) -> Result<Vec<Figure>> {
+        let mut plan = Plan::new(self, &[], [USUAL_TABLE; 2], Fronts::NodePorts)?;
+        plan.outside::<Ipv4>()?;
+        plan.outside::<Ipv6>()?;
+        Ok(plan.figures)
+    }
+
     fn million<F: Side>(&self, flows: [u32; 2]) -> Result<Vec<Figure>> {
-        let mut plan = Plan::new(self, &[(&*floors::lru::<F>(), LARGE_TABLE)], flows)?;
+        let steps = [(&*floors::lru::<F>(), LARGE_TABLE)];
+        let mut plan = Plan::new(self, &steps, flows, Fronts::ClusterIps)?;
         plan.most::<F>()?;
         plan.measure_long();
         plan.opened::<F>(true)?;
@@ -94,31 +103,43 @@ impl Bench<'_> {
 }
 
 /// Aim and must, ns.
-type Limits = (f64, f64);
+pub type Limits = (f64, f64);
 
-const REQUEST_NOT_OURS: Limits = (10.0, 30.0);
-const REPLY_NOT_OURS: Limits = (40.0, 60.0);
-const HOT: Limits = (45.0, 70.0);
-const MANY: Limits = (70.0, 110.0);
+/// Not for us, where nothing is looked up.
+pub const REQUEST_NOT_OURS: Limits = (10.0, 30.0);
+/// Not for us, where replies are.
+pub const REPLY_NOT_OURS: Limits = (40.0, 60.0);
+/// A flow that is the only one.
+pub const HOT: Limits = (45.0, 70.0);
+/// One of 64k flows.
+pub const MANY: Limits = (70.0, 110.0);
 const MOST: Limits = (230.0, 300.0);
 const NEW: Limits = (620.0, 800.0);
 
 /// The lanes to be measured next, turn about, and what came of those before.
-struct Plan<'a> {
-    harness: Harness,
-    datapath: Datapath,
+pub struct Plan<'a> {
+    /// What measures.
+    pub harness: Harness,
+    /// What is measured.
+    pub datapath: Datapath,
     only: &'a str,
     rounds: usize,
-    lanes: Vec<Lane>,
+    /// What is measured next.
+    pub lanes: Vec<Lane>,
     figures: Vec<Figure>,
 }
 
 impl<'a> Plan<'a> {
     /// `steps` are the sizes of maps of the steps, `flows` of FLOWS4 and FLOWS6.
-    fn new(bench: &Bench<'a>, steps: &[(&str, u32)], flows: [u32; 2]) -> Result<Self> {
+    fn new(
+        bench: &Bench<'a>,
+        steps: &[(&str, u32)],
+        flows: [u32; 2],
+        fronts: Fronts,
+    ) -> Result<Self> {
         Ok(Self {
             harness: Harness::load(bench.wrappers, steps)?,
-            datapath: Datapath::load(bench.object, flows, bench.device)?,
+            datapath: Datapath::load(bench.object, flows, bench.device, fronts)?,
             only: bench.only,
             rounds: bench.rounds,
             lanes: Vec::new(),
@@ -126,26 +147,27 @@ impl<'a> Plan<'a> {
         })
     }
 
-    fn measure(&mut self) {
+    /// Measures the lanes.
+    pub fn measure(&mut self) {
         self.measure_for(self.rounds);
     }
 
     /// Measures what depends on caches that others use too, and so takes longer to settle.
-    fn measure_long(&mut self) {
+    pub fn measure_long(&mut self) {
         self.measure_for(3 * self.rounds);
     }
 
     fn measure_for(&mut self, rounds: usize) {
         let mut lanes = std::mem::take(&mut self.lanes);
-        lanes.retain(|lane| matches!(lane.end, End::Step) || lane.name.contains(self.only));
+        lanes.retain(|lane| matches!(lane.end, End::Step(_)) || lane.name.contains(self.only));
         self.figures.extend(lanes::measure(&self.harness, &self.datapath, rounds, &lanes));
     }
 
     fn hot<F: Side>(&mut self) -> Result<()> {
         floors::fill::<F>(&self.harness, 1)?;
-        self.datapath.pod_flows::<F>(TCP, 1)?;
-        self.datapath.pod_flows::<F>(UDP, 1)?;
-        self.datapath.node_flow::<F>(UDP)?;
+        self.datapath.add(&Flows::<F>::known(Way::Pod, TCP), 1)?;
+        self.datapath.add(&Flows::<F>::known(Way::Pod, UDP), 1)?;
+        self.datapath.add(&Flows::<F>::known(Way::NodeProcess, UDP), 1)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit", 1)?);
         let hot = footing::<F>("LRU hit", HIT);
         self.not_for_us::<F>(&hot)?;
@@ -157,7 +179,7 @@ impl<'a> Plan<'a> {
 
     fn many<F: Side>(&mut self) -> Result<()> {
         floors::fill::<F>(&self.harness, USUAL)?;
-        self.datapath.pod_flows::<F>(TCP, USUAL)?;
+        self.datapath.add(&Flows::<F>::known(Way::Pod, TCP), USUAL)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit, 64k", USUAL)?);
         floors::others_of_many::<F>(&mut self.harness, &mut self.lanes)?;
         let many = footing::<F>("LRU hit, 64k", HIT_64K);
@@ -166,24 +188,39 @@ impl<'a> Plan<'a> {
 
     fn most<F: Side>(&mut self) -> Result<()> {
         floors::fill::<F>(&self.harness, MILLION)?;
-        self.datapath.pod_flows::<F>(TCP, MILLION)?;
+        self.datapath.add(&Flows::<F>::known(Way::Pod, TCP), MILLION)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit, 1 M", MILLION)?);
         let most = footing::<F>("LRU hit, 1 M", HIT_1M);
         self.established::<F>(TCP, (MILLION, "1 M flows"), MOST, &most)
     }
 
-    /// A lane of which nothing is asked.
-    fn lane(
+    /// A lane of which nothing is asked, of one flow. Its packets end at a hook for a reason,
+    /// and the program returns a verdict.
+    ///
+    /// # Errors
+    /// No such program, or no room.
+    pub fn lane(
         &mut self,
         name: String,
-        (hook, reason): (Hook, Reason),
-        wrapper: &'static str,
+        (hook, reason, verdict): (Hook, Reason, Verdict),
+        wrapper: Wrapper,
         frame: Vec<u8>,
     ) -> Result<Lane> {
-        let target = self.harness.add(hook.name(), self.datapath.program(hook)?)?;
-        let shot = Shot { wrapper, frame, flows: 1, target, base: EMPTY, ifindex: 0 };
-        let end = End::Counted(hook, reason);
-        Ok(Lane { row: 0, name, limits: None, footing: None, shot, end, is_control: false })
+        let program = self.datapath.program(hook)?;
+        let target = self.harness.add(wrapper.layer, hook.name(), program)?;
+        let shot =
+            Shot { wrapper, frame, flows: 1, target, base: EMPTY, ifindex: 0, pace: Pace::Running };
+        Ok(Lane {
+            row: 0,
+            name,
+            limits: None,
+            footing: None,
+            shot,
+            end: End::Counted(hook, reason, verdict),
+            onward: None,
+            then: None,
+            is_control: false,
+        })
     }
 
     fn not_for_us<F: Side>(&mut self, hit: &Footing) -> Result<()> {
@@ -205,7 +242,7 @@ impl<'a> Plan<'a> {
         ] {
             let name = format!("not for us, {side}, {}, TCP {}", hook.name(), F::NAME);
             let frame = data::<F>(&tuple, TCP);
-            let lane = self.lane(name, (hook, reason), F::WRAPPERS[0], frame)?;
+            let lane = self.lane(name, (hook, reason, Verdict::NEXT), F::WRAPPERS[0], frame)?;
             let (limits, footing) = match reason {
                 Reason::NoFlow => (REPLY_NOT_OURS, Some(hit.clone())),
                 _ => (REQUEST_NOT_OURS, None),
@@ -222,7 +259,7 @@ impl<'a> Plan<'a> {
         limits: Limits,
         footing: &Footing,
     ) -> Result<()> {
-        let tuples = flow_tuples::<F>(protocol, F::address(PODS, 0), 0);
+        let tuples = Flows::<F>::known(Way::Pod, protocol).tuples(0);
         for (direction, hook, reason) in
             [(0, Hook::FromPod, Reason::Request), (1, Hook::ToPod, Reason::Reply)]
         {
@@ -230,7 +267,8 @@ impl<'a> Plan<'a> {
             let name =
                 format!("established {text}, {}, {protocol_name} {}", reason.name(), F::NAME);
             let frame = data::<F>(&tuples[direction].0, protocol);
-            let lane = self.lane(name, (hook, reason), F::WRAPPERS[direction], frame)?;
+            let lane =
+                self.lane(name, (hook, reason, Verdict::NEXT), F::WRAPPERS[direction], frame)?;
             self.lanes.push(Lane {
                 row: 7,
                 limits: Some(limits),
@@ -245,13 +283,14 @@ impl<'a> Plan<'a> {
     /// A flow of a process of the node: with a route look-up and a redirection, for which
     /// there is no target.
     fn node<F: Side>(&mut self) -> Result<()> {
-        let tuples = flow_tuples::<F>(UDP, F::address(NODES, THIS_NODE), 0);
-        for (direction, hook, reason) in
-            [(0, Hook::ToDevice, Reason::Request), (1, Hook::FromDevice, Reason::Reply)]
-        {
+        let tuples = Flows::<F>::known(Way::NodeProcess, UDP).tuples(0);
+        for (direction, hook, reason, verdict) in [
+            (0, Hook::ToDevice, Reason::Request, Verdict::REDIRECT),
+            (1, Hook::FromDevice, Reason::Reply, Verdict::NEXT),
+        ] {
             let name = format!("node process, {}, {}, UDP {}", reason.name(), hook.name(), F::NAME);
             let frame = data::<F>(&tuples[direction].0, UDP);
-            let lane = self.lane(name, (hook, reason), F::WRAPPERS[direction], frame)?;
+            let lane = self.lane(name, (hook, reason, verdict), F::WRAPPERS[direction], frame)?;
             let shot = Shot { ifindex: self.datapath.device.ifindex, ..lane.shot };
             self.lanes.push(Lane { shot, ..lane });
         }
@@ -260,7 +299,7 @@ impl<'a> Plan<'a> {
 
     /// The frames are as long as what they become, so that putting them back costs nothing.
     fn refused<F: Side>(&mut self) -> Result<()> {
-        let template = flow_tuples::<F>(TCP, F::address(PODS, 0), 0)[0].0;
+        let template = Flows::<F>::known(Way::Pod, TCP).tuples(0)[0].0;
         let quoted = F::IP_HEADER + 8;
         for (index, protocol, length) in
             [(0, TCP, 14 + F::IP_HEADER + 20), (1, UDP, 14 + F::IP_HEADER + 8 + quoted)]
@@ -268,7 +307,7 @@ impl<'a> Plan<'a> {
             let tuple = Tuple { destination_port: Be16::new(EMPTY_PORTS[index]), ..template };
             let name = format!("refused, {} {}", protocol_name(protocol), F::NAME);
             let frame = frames::frame::<F>(&tuple, protocol, SYN, length, 20);
-            let end = (Hook::FromPod, Reason::NoEndpoint);
+            let end = (Hook::FromPod, Reason::NoEndpoint, Verdict::REDIRECT);
             let lane = self.lane(name, end, F::WRAPPERS[0], frame)?;
             self.lanes.push(lane);
         }
@@ -288,15 +327,15 @@ impl<'a> Plan<'a> {
             self.lanes.push(floors::insert::<F>(&mut self.harness, &insert.0, &insert.1)?);
             let step = format!("LRU miss, {flows}, and 2 LRU inserts, {size}");
             self.lanes.push(floors::open::<F>(&mut self.harness, &step, &format!("open{suffix}"))?);
-            let tuple = flow_tuples::<F>(protocol, F::address(NEW_PODS, 0), 0)[0].0;
+            let tuple = Flows::<F>::fresh(Way::Pod, protocol).tuples(0)[0].0;
             let name = format!("new flow (DNAT){among}, {} {}", protocol_name(protocol), F::NAME);
-            let frame = frames::frame::<F>(&tuple, protocol, SYN, 14 + F::IP_HEADER + 40, 40);
-            let end = (Hook::FromPod, Reason::FlowCreated);
+            let frame = first::<F>(&tuple, protocol);
+            let end = (Hook::FromPod, Reason::FlowCreated, Verdict::NEXT);
             let lane = self.lane(name, end, F::WRAPPERS[0], frame)?;
             self.lanes.push(Lane {
                 row: 8,
                 limits: (protocol == TCP || !is_large).then_some(NEW),
-                footing: Some(footing::<F>(&step, miss + INSERTIONS)),
+                footing: Some(footing::<F>(&step, miss + 2.0 * INSERTION)),
                 shot: Shot { flows: 0, ..lane.shot },
                 ..lane
             });
@@ -306,10 +345,16 @@ impl<'a> Plan<'a> {
 }
 
 /// A frame as a data packet is: TCP with timestamps, UDP with a few bytes.
-fn data<F: Side>(tuple: &Tuple<F::Address>, protocol: u8) -> Vec<u8> {
+pub fn data<F: Side>(tuple: &Tuple<F::Address>, protocol: u8) -> Vec<u8> {
     frames::frame::<F>(tuple, protocol, ACK, 14 + F::IP_HEADER + 32, 32)
 }
 
-fn protocol_name(protocol: u8) -> &'static str {
+/// A frame as the first packet of a flow is: SYN with its usual options.
+pub fn first<F: Side>(tuple: &Tuple<F::Address>, protocol: u8) -> Vec<u8> {
+    frames::frame::<F>(tuple, protocol, SYN, 14 + F::IP_HEADER + 40, 40)
+}
+
+/// `TCP` or `UDP`.
+pub fn protocol_name(protocol: u8) -> &'static str {
     if protocol == TCP { "TCP" } else { "UDP" }
 }

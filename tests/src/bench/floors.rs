@@ -3,19 +3,16 @@
 
 use anyhow::Result;
 use lb_common::{
-    abi::{
-        address::Ipv4,
-        flow::{Action, Tuple},
-        frontend::TCP,
-    },
+    abi::{address::Ipv4, flow::Tuple, frontend::TCP},
     packet::ACK,
 };
 
 use super::{
+    flows::{Flows, Way},
     frames,
-    harness::{EMPTY, Harness, Shot},
-    lanes::{End, Footing, Lane},
-    tables::{NEW_PODS, PODS, Side, add_flows, flow_entries, flow_tuples},
+    harness::{EMPTY, Harness, Layer, Pace, Shot},
+    lanes::{End, Footing, Lane, Verdict},
+    tables::Side,
 };
 
 /// What a look-up costs in the plan, ns.
@@ -24,8 +21,8 @@ pub const HIT: f64 = 25.0;
 pub const HIT_64K: f64 = 44.0;
 /// The same among a million.
 pub const HIT_1M: f64 = 205.0;
-/// Two insertions. One costs 200 to 250 in the plan: what is most there raises limits least.
-pub const INSERTIONS: f64 = 500.0;
+/// An insertion: 200 to 250 in the plan. What is most there raises limits least.
+pub const INSERTION: f64 = 250.0;
 
 /// The map of a family's steps that stands for FLOWS.
 pub fn lru<F: Side>() -> String {
@@ -41,10 +38,7 @@ pub fn fill<F: Side>(harness: &Harness, flows: u32) -> Result<()> {
 }
 
 fn known<F: Side>(harness: &Harness, map: &str, flows: u32) -> Result<()> {
-    let client = F::address(PODS, 0);
-    let actions = [Action::REQUEST, Action::REPLY];
-    let flow = |number| flow_entries::<F>(TCP, client, actions, number, 0);
-    add_flows::<F>(harness.object(), map, flows, flow)
+    Flows::<F>::known(Way::Pod, TCP).add(harness.object(), map, flows, 0)
 }
 
 /// A footing in a step of a family.
@@ -52,6 +46,7 @@ pub fn footing<F: Side>(step: &str, anchor: f64) -> Footing {
     Footing { step: name::<F>(step), anchor }
 }
 
+/// The name of a step of a family.
 fn name<F: Side>(step: &str) -> String {
     format!("{step}, {}", F::NAME)
 }
@@ -68,8 +63,8 @@ pub fn hit<F: Side>(harness: &mut Harness, step: &str, flows: u32) -> Result<Lan
     Ok(Lane { is_control: true, ..lane::<F>(harness, step, "hit", flows)? })
 }
 
-/// What no new flow can do without: a look-up that finds nothing and the insertion of both
-/// directions, by `program`.
+/// What no new flow can do without: a look-up that finds nothing and the insertion of one
+/// direction or both, by `program`.
 ///
 /// # Errors
 /// No room.
@@ -100,7 +95,7 @@ pub fn others(harness: &mut Harness, lanes: &mut Vec<Lane>) -> Result<()> {
         ("random", "random"),
         ("checksum", "checksum"),
     ] {
-        let shot = Shot { target: harness.step(program)?, ..shot::<Ipv4>(1) };
+        let shot = Shot { target: harness.step(Layer::Tc, program)?, ..shot::<Ipv4>(1) };
         lanes.push(Lane { name: name.to_owned(), shot, ..lane::<Ipv4>(harness, "", "key", 1)? });
     }
     Ok(())
@@ -116,25 +111,63 @@ pub fn others_of_many<F: Side>(harness: &mut Harness, lanes: &mut Vec<Lane>) -> 
     Ok(())
 }
 
+/// Room for the header of a tunnel: at tc, and at XDP with its return by the wrapper.
+///
+/// # Errors
+/// No room.
+pub fn rooms<F: Side>(harness: &mut Harness) -> Result<[Lane; 2]> {
+    let tc = lane::<F>(harness, "room for a tunnel, tc", "room", 1)?;
+    let xdp = lane::<F>(harness, "room for a tunnel and back, XDP", "key", 1)?;
+    let target = harness.step(Layer::Xdp, &program::<F>("xdp_room"))?;
+    let shot = Shot { wrapper: F::XDP_WRAPPERS[0], target, base: EMPTY, ..xdp.shot };
+    let end = End::Step(Verdict::XDP_PASS);
+    let tc = Lane { shot: Shot { base: EMPTY, ..tc.shot }, ..tc };
+    Ok([tc.at(Pace::Single), Lane { shot, end, ..xdp }])
+}
+
+/// A look-up of the route to the backend, for a packet that came in by `ifindex`.
+///
+/// # Errors
+/// No room.
+pub fn route<F: Side>(harness: &mut Harness, ifindex: u32) -> Result<Lane> {
+    let lane = lane::<F>(harness, "route look-up", "fib", 1)?;
+    let rewritten = Flows::<F>::known(Way::Snat, TCP).tuples(0)[0].1;
+    let Shot { target, base, .. } = lane.shot;
+    Ok(Lane { shot: Shot { target, base, ifindex, ..step_shot::<F>(&rewritten, 1) }, ..lane })
+}
+
 /// Above reading the flow from the packet.
 fn lane<F: Side>(harness: &mut Harness, step: &str, program: &str, flows: u32) -> Result<Lane> {
-    let target = harness.step(&self::program::<F>(program))?;
-    let base = harness.step(&self::program::<F>("key"))?;
+    let target = harness.step(Layer::Tc, &self::program::<F>(program))?;
+    let base = harness.step(Layer::Tc, &self::program::<F>("key"))?;
     Ok(Lane {
         row: 0,
         name: name::<F>(step),
         limits: None,
         footing: None,
         shot: Shot { target, base, ..shot::<F>(flows) },
-        end: End::Step,
+        end: End::Step(Verdict::NEXT),
+        onward: None,
+        then: None,
         is_control: false,
     })
 }
 
 /// A packet of one of `flows`, or always of a new one.
 fn shot<F: Side>(flows: u32) -> Shot {
-    let client = F::address(if flows == 0 { NEW_PODS } else { PODS }, 0);
-    let request: Tuple<F::Address> = flow_tuples::<F>(TCP, client, 0)[0].0;
-    let frame = frames::frame::<F>(&request, TCP, ACK, 14 + F::IP_HEADER + 32, 32);
-    Shot { wrapper: F::WRAPPERS[0], frame, flows, target: EMPTY, base: EMPTY, ifindex: 0 }
+    let known = if flows == 0 { Flows::<F>::fresh } else { Flows::<F>::known };
+    step_shot::<F>(&known(Way::Pod, TCP).tuples(0)[0].0, flows)
+}
+
+fn step_shot<F: Side>(tuple: &Tuple<F::Address>, flows: u32) -> Shot {
+    let frame = frames::frame::<F>(tuple, TCP, ACK, 14 + F::IP_HEADER + 32, 32);
+    Shot {
+        wrapper: F::WRAPPERS[0],
+        frame,
+        flows,
+        target: EMPTY,
+        base: EMPTY,
+        ifindex: 0,
+        pace: Pace::Running,
+    }
 }

@@ -13,30 +13,73 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, ProgramArray},
-    programs::{CgroupSockAddr, ProgramFd, SchedClassifier, TestRun, TestRunOptions},
+    programs::{
+        CgroupSockAddr, Program, ProgramFd, SchedClassifier, TestRun, TestRunOptions,
+        TestRunResult, Xdp, XdpMode,
+    },
 };
 use bytemuck::Pod;
 use lb_agent::dataplane::sys::TypedMap;
 
-use super::abi::{Lane, MAX_TARGETS};
+use super::{
+    abi::{Lane, MAX_TARGETS},
+    namespace::IDLE,
+};
 
 /// The empty target's index.
 pub const EMPTY: u32 = 0;
+
+const XDP_WRAPPERS: [&str; 4] = ["xdp_request4", "xdp_reply4", "xdp_request6", "xdp_reply6"];
+
+/// What the kernel runs a program on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// A socket buffer.
+    Tc,
+    /// A bare frame.
+    Xdp,
+}
+
+/// A program that restores a packet and runs a target on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wrapper {
+    name: &'static str,
+    /// What it runs on, and its targets with it.
+    pub layer: Layer,
+}
+
+impl Wrapper {
+    /// The tc wrapper of this name.
+    pub const fn tc(name: &'static str) -> Self {
+        Self { name, layer: Layer::Tc }
+    }
+
+    /// The XDP wrapper of this name.
+    pub const fn xdp(name: &'static str) -> Self {
+        Self { name, layer: Layer::Xdp }
+    }
+}
 
 /// The wrapper programs and their targets.
 pub struct Harness {
     object: Ebpf,
     lane: TypedMap<u32, Lane>,
-    targets: ProgramArray<MapData>,
-    names: Vec<String>,
+    tc: Targets,
+    xdp: Targets,
     seed: Cell<u64>,
+}
+
+/// The targets of the wrappers of one layer.
+struct Targets {
+    map: ProgramArray<MapData>,
+    names: Vec<String>,
 }
 
 /// A packet, the wrapper that restores it and the program it is given to.
 #[derive(Clone, Debug)]
 pub struct Shot {
-    /// Name of the wrapper.
-    pub wrapper: &'static str,
+    /// The wrapper.
+    pub wrapper: Wrapper,
     /// The frame.
     pub frame: Vec<u8>,
     /// How many flows the wrapper goes through, a power of two; 0 = always a new one.
@@ -47,15 +90,29 @@ pub struct Shot {
     pub base: u32,
     /// The device that the packet is at; 0 = loopback.
     pub ifindex: u32,
+    /// How packets follow each other.
+    pub pace: Pace,
+}
+
+/// How packets follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// One after the other, each put back by the wrapper.
+    Running,
+    /// One a system call, each a new packet: for a target that leaves behind what no wrapper
+    /// can undo. The caches have other things in them in between.
+    Single,
 }
 
 /// What there was of a run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Run {
     /// How many packets.
     pub packets: u32,
     /// What the target returned for the last one.
     pub returned: i32,
+    /// The last one as the target left it.
+    pub frame: Vec<u8>,
     /// Processor time of a packet with its wrapper.
     pub nanoseconds: f64,
 }
@@ -69,12 +126,15 @@ impl Harness {
     pub fn load(object: &Path, sizes: &[(&str, u32)]) -> Result<Self> {
         let mut object = load_object(object, sizes)?;
         load_programs(&mut object)?;
+        keep_dispatched(&mut object)?;
         let lane = map(&object, "LANE")?;
-        let targets = object.take_map("TARGETS").context("no map TARGETS")?;
-        let targets = ProgramArray::try_from(targets)?;
-        let mut harness = Self { object, lane, targets, names: Vec::new(), seed: Cell::new(0) };
-        let index = harness.step("empty")?;
-        ensure!(index == EMPTY, "the empty program is not the first target");
+        let tc = Targets::of(&mut object, "TARGETS")?;
+        let xdp = Targets::of(&mut object, "XDP_TARGETS")?;
+        let mut harness = Self { object, lane, tc, xdp, seed: Cell::new(0) };
+        for (layer, name) in [(Layer::Tc, "empty"), (Layer::Xdp, "xdp_empty")] {
+            let index = harness.step(layer, name)?;
+            ensure!(index == EMPTY, "the empty program is not the first target");
+        }
         Ok(harness)
     }
 
@@ -87,23 +147,27 @@ impl Harness {
     ///
     /// # Errors
     /// No such program, or no room.
-    pub fn step(&mut self, name: &str) -> Result<u32> {
-        let descriptor = classifier(&self.object, name)?.fd()?.try_clone()?;
-        self.add(name, &descriptor)
+    pub fn step(&mut self, layer: Layer, name: &str) -> Result<u32> {
+        let descriptor = program(&self.object, name)?.try_clone()?;
+        self.add(layer, name, &descriptor)
     }
 
-    /// Makes a program a target, unless that of this name is one.
+    /// Makes a program a target of the wrappers of its layer, unless that of this name is one.
     ///
     /// # Errors
     /// No room, or the kernel refuses to tail-call the program.
-    pub fn add(&mut self, name: &str, program: &ProgramFd) -> Result<u32> {
-        if let Some(target) = self.names.iter().position(|other| other == name) {
+    pub fn add(&mut self, layer: Layer, name: &str, program: &ProgramFd) -> Result<u32> {
+        let Targets { map, names } = match layer {
+            Layer::Tc => &mut self.tc,
+            Layer::Xdp => &mut self.xdp,
+        };
+        if let Some(target) = names.iter().position(|other| other == name) {
             return Ok(target as u32);
         }
-        let target = self.names.len() as u32;
+        let target = names.len() as u32;
         ensure!((target as usize) < MAX_TARGETS, "more than {MAX_TARGETS} targets");
-        self.targets.set(target, program, 0).context("the program cannot be tail-called")?;
-        self.names.push(name.to_owned());
+        map.set(target, program, 0).context("the program cannot be tail-called")?;
+        names.push(name.to_owned());
         Ok(target)
     }
 
@@ -142,8 +206,9 @@ impl Harness {
         let mut target = || {
             check(None)?;
             let run = self.run(shot, shot.target)?;
+            let nanoseconds = run.nanoseconds;
             check(Some(run))?;
-            anyhow::Ok(run.nanoseconds)
+            anyhow::Ok(nanoseconds)
         };
         if is_base_last {
             let cost = target()?;
@@ -167,30 +232,106 @@ impl Harness {
         ((seed ^ (seed >> 31)).wrapping_mul(0x7fb5_d329_728e_a185) >> 32) as u32
     }
 
+    /// Gives the target one packet.
+    ///
+    /// # Errors
+    /// The kernel refuses to run the wrapper.
+    pub fn once(&self, shot: &Shot) -> Result<Run> {
+        self.repeat(shot, shot.target, 1)
+    }
+
     fn run(&self, shot: &Shot, target: u32) -> Result<Run> {
+        if shot.pace == Pace::Single {
+            return self.repeat(shot, target, 512);
+        }
         // About a millisecond: what disturbs a turn then disturbs its neighbours too.
         let repeat = match shot.flows {
             0 => 2_048,
             1 => 16_384,
             _ => 8_192,
         };
+        self.repeat(shot, target, repeat)
+    }
+
+    fn repeat(&self, shot: &Shot, target: u32, packets: u32) -> Result<Run> {
         // A run through a large table begins anywhere in it; new flows go on where they were.
         let first = if shot.flows == 0 { 0 } else { self.random() };
         let mask = shot.flows.wrapping_sub(1);
         let lane = Lane { target, mask, first, ..super::frames::lane(&shot.frame) };
         self.lane.set(&0, &lane).context("cannot set LANE")?;
-        let mut context = [0u8; 44];
-        context[40..].copy_from_slice(&shot.ifindex.to_ne_bytes());
+        let mut frame = vec![0; shot.frame.len() + ROOM];
+        let (spent, result) = match shot.pace {
+            Pace::Running => {
+                let before = processor_time()?;
+                let result = self.test_run(shot, &mut frame, packets)?;
+                (processor_time()? - before, result)
+            }
+            Pace::Single => {
+                let mut spent = Duration::ZERO;
+                for _ in 1..packets {
+                    spent += self.test_run(shot, &mut frame, 1)?.duration;
+                }
+                let last = self.test_run(shot, &mut frame, 1)?;
+                (spent + last.duration, last)
+            }
+        };
+        frame.truncate(result.data_size_out as usize);
+        let nanoseconds = spent.as_nanos() as f64 / f64::from(packets);
+        Ok(Run { packets, returned: result.return_value as i32, frame, nanoseconds })
+    }
+
+    fn test_run(&self, shot: &Shot, out: &mut [u8], repeat: u32) -> Result<TestRunResult> {
+        let context = context(shot);
         let mut options = TestRunOptions::new();
         options.data_in = Some(&shot.frame);
-        options.ctx_in = Some(&context);
+        options.data_out = Some(out);
+        options.ctx_in = Some(bytemuck::cast_slice(&context));
         options.repeat = repeat;
-        let wrapper = classifier(&self.object, shot.wrapper)?;
-        let before = processor_time()?;
-        let result =
-            wrapper.test_run(options).with_context(|| format!("cannot run {}", shot.wrapper))?;
-        let nanoseconds = (processor_time()? - before).as_nanos() as f64 / f64::from(repeat);
-        Ok(Run { packets: repeat, returned: result.return_value as i32, nanoseconds })
+        let name = shot.wrapper.name;
+        test_run(&self.object, name, options).with_context(|| format!("cannot run {name}"))
+    }
+}
+
+/// Attaches the XDP wrappers to idle devices. One that is on no device is patched into the
+/// kernel's XDP dispatcher for each run, and out of it again, and the waits for that let
+/// other processes have the caches.
+fn keep_dispatched(object: &mut Ebpf) -> Result<()> {
+    for (name, device) in XDP_WRAPPERS.iter().zip(IDLE) {
+        let program = object.program_mut(name).with_context(|| format!("no program {name}"))?;
+        let program: &mut Xdp = program.try_into()?;
+        program
+            .attach(device, XdpMode::Skb)
+            .with_context(|| format!("cannot attach {name} to {device}"))?;
+    }
+    Ok(())
+}
+
+/// More than any frame grows by, bytes.
+const ROOM: usize = 256;
+
+/// What the kernel is told of the packet beside its bytes.
+fn context(shot: &Shot) -> Vec<u32> {
+    match shot.wrapper.layer {
+        // `struct __sk_buff`, up to `ifindex`.
+        Layer::Tc => [[0; 10].as_slice(), &[shot.ifindex]].concat(),
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
+        Layer::Xdp => vec![0, shot.frame.len() as u32, 0, shot.ifindex, 0, 0],
+    }
+}
+
+fn test_run(object: &Ebpf, name: &str, options: TestRunOptions) -> Result<TestRunResult> {
+    Ok(match object.program(name).with_context(|| format!("no program {name}"))? {
+        Program::SchedClassifier(program) => program.test_run(options)?,
+        Program::Xdp(program) => program.test_run(options)?,
+        _ => bail!("{name} is neither for tc nor for XDP"),
+    })
+}
+
+impl Targets {
+    fn of(object: &mut Ebpf, name: &str) -> Result<Self> {
+        let map = object.take_map(name).with_context(|| format!("no map {name}"))?;
+        Ok(Self { map: ProgramArray::try_from(map)?, names: Vec::new() })
     }
 }
 
@@ -229,7 +370,6 @@ pub fn load_object(path: &Path, sizes: &[(&str, u32)]) -> Result<Ebpf> {
 /// # Errors
 /// The kernel refuses one.
 pub fn load_programs(object: &mut Ebpf) -> Result<()> {
-    use aya::programs::Program;
     for (name, program) in object.programs_mut() {
         match program {
             Program::SchedClassifier(program) => program.load(),
@@ -240,6 +380,18 @@ pub fn load_programs(object: &mut Ebpf) -> Result<()> {
         .with_context(|| format!("the kernel refused {name}"))?;
     }
     Ok(())
+}
+
+/// A tc or XDP program of an object.
+///
+/// # Errors
+/// There is none of this name.
+pub fn program<'a>(object: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
+    Ok(match object.program(name).with_context(|| format!("no program {name}"))? {
+        Program::SchedClassifier(program) => program.fd()?,
+        Program::Xdp(program) => program.fd()?,
+        _ => bail!("{name} is neither for tc nor for XDP"),
+    })
 }
 
 /// A tc program of an object.

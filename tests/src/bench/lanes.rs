@@ -3,11 +3,16 @@
 //! A figure and the floor that it stands on have their turns in the same rounds. So has the
 //! control: a lane that is measured twice, and whose second cost must be its first.
 
+use std::ops::Range;
+
 use anyhow::{Result, ensure};
-use lb_common::abi::counter::{Hook, Reason};
+use lb_common::{
+    abi::counter::{Hook, Reason},
+    packet::IP_OFFSET,
+};
 
 use super::{
-    harness::{Harness, Run, Shot},
+    harness::{Harness, Pace, Run, Shot},
     report::{Figure, Floor, Outcome, control},
     stats::Estimate,
     tables::Datapath,
@@ -27,17 +32,55 @@ pub struct Lane {
     pub shot: Shot,
     /// How every packet must end.
     pub end: End,
+    /// The head of the frame that a packet becomes, up to its ports: the checksums in it do
+    /// not count. Of a lane with one flow alone.
+    pub onward: Option<Vec<u8>>,
+    /// The lane that the packets go on to: its cost is part of this figure.
+    pub then: Option<String>,
     /// Whether it is measured a second time, as the control.
     pub is_control: bool,
+}
+
+impl Lane {
+    /// The same at this pace, which the name then tells. Single packets differ too much to be
+    /// a control.
+    #[must_use]
+    pub fn at(self, pace: Pace) -> Self {
+        let is_control = self.is_control && pace == Pace::Running;
+        let shot = Shot { pace, ..self.shot };
+        Self { name: self.name + suffix(pace), shot, is_control, ..self }
+    }
+}
+
+fn suffix(pace: Pace) -> &'static str {
+    match pace {
+        Pace::Running => "",
+        Pace::Single => ", one a run",
+    }
 }
 
 /// How a packet ends.
 #[derive(Clone, Copy, Debug)]
 pub enum End {
-    /// The step succeeds.
-    Step,
+    /// The last packet's step succeeds, which returns this then.
+    Step(Verdict),
     /// COUNTERS say so.
-    Counted(Hook, Reason),
+    Counted(Hook, Reason, Verdict),
+}
+
+/// What a program returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict(i32);
+
+impl Verdict {
+    /// tc: on to the stack.
+    pub const NEXT: Self = Self(-1);
+    /// tc: into or out of a device.
+    pub const REDIRECT: Self = Self(7);
+    /// XDP: on to tc.
+    pub const XDP_PASS: Self = Self(2);
+    /// XDP: back out of the device.
+    pub const XDP_TX: Self = Self(3);
 }
 
 /// The lane that a figure stands on.
@@ -47,6 +90,14 @@ pub struct Footing {
     pub step: String,
     /// What the step cost, ns, where the limits are from.
     pub anchor: f64,
+}
+
+impl Footing {
+    /// The same lane at this pace (see [`Lane::at`]).
+    #[must_use]
+    pub fn at(self, pace: Pace) -> Self {
+        Self { step: self.step + suffix(pace), ..self }
+    }
 }
 
 /// Measures `lanes` turn about, each so many `rounds`.
@@ -59,14 +110,20 @@ pub fn measure(
     let controls = lanes.iter().filter(|lane| lane.is_control);
     let all: Vec<&Lane> = lanes.iter().chain(controls).collect();
     let shots: Vec<Shot> = all.iter().map(|lane| lane.shot.clone()).collect();
+    let tried: Vec<Result<()>> = lanes.iter().map(|lane| one_by_one(harness, lane)).collect();
     let mut before = Vec::new();
-    let samples = harness
+    let mut samples = harness
         .measure(&shots, rounds, |index, run| check(datapath, all[index].end, run, &mut before));
+    for (samples, tried) in samples.iter_mut().zip(tried) {
+        if let Err(error) = tried {
+            *samples = Err(error);
+        }
+    }
     let (first, again) = samples.split_at(lanes.len());
     let figures = lanes.iter().zip(first).map(|(lane, samples)| {
-        let outcome = match samples {
-            Ok(samples) => Outcome::Measured(Estimate::of(samples.clone())),
-            Err(error) => Outcome::Invalid(format!("{error:#}")),
+        let outcome = match whole(lane, samples, lanes, first) {
+            Ok(samples) => Outcome::Measured(Estimate::of(samples)),
+            Err(error) => Outcome::Invalid(error),
         };
         let figure = Figure {
             row: lane.row,
@@ -89,6 +146,50 @@ pub fn measure(
     figures
 }
 
+/// The samples of a lane, each with that of the lane that its packets go on to.
+fn whole(
+    lane: &Lane,
+    samples: &Result<Vec<f64>>,
+    lanes: &[Lane],
+    all: &[Result<Vec<f64>>],
+) -> Result<Vec<f64>, String> {
+    let samples = samples.as_ref().map_err(|error| format!("{error:#}"))?;
+    let Some(then) = &lane.then else { return Ok(samples.clone()) };
+    let position = lanes.iter().position(|other| other.name == *then);
+    let Some(Ok(others)) = position.map(|index| &all[index]) else {
+        return Err(format!("{then} was not measured"));
+    };
+    Ok(samples.iter().zip(others).map(|(one, other)| one + other).collect())
+}
+
+/// How many packets are given to a program one by one.
+const TRIED: usize = 256;
+
+/// Counts the verdicts of some packets: of those of a measured run, only the last one's is
+/// known.
+fn one_by_one(harness: &Harness, lane: &Lane) -> Result<()> {
+    let End::Counted(_, _, expected) = lane.end else { return Ok(()) };
+    for number in 0..TRIED {
+        let run = harness.once(&lane.shot)?;
+        let verdict = Verdict(run.returned);
+        ensure!(verdict == expected, "packet {number} of {TRIED} ended as {verdict:?}");
+        if let Some(onward) = &lane.onward {
+            ensure!(is_like(&run.frame, onward), "became {:02x?}, not {onward:02x?}", run.frame);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a frame has the link-layer and IP addresses, and the ports, of `head`.
+fn is_like(frame: &[u8], head: &[u8]) -> bool {
+    let same = |bytes: Range<usize>| {
+        frame.get(bytes.clone()).is_some_and(|bytes_of| Some(bytes_of) == head.get(bytes))
+    };
+    let ports = head.len();
+    let addresses = if ports == IP_OFFSET + 24 { IP_OFFSET + 12 } else { IP_OFFSET + 8 };
+    same(0..IP_OFFSET) && same(addresses..ports)
+}
+
 fn stand(
     figure: Figure,
     footing: &Footing,
@@ -105,25 +206,105 @@ fn stand(
 }
 
 fn check(datapath: &Datapath, end: End, run: Option<Run>, before: &mut Vec<u64>) -> Result<()> {
-    const SHOT: i32 = 2;
-    let (hook, reason) = match end {
-        End::Step => {
-            ensure!(run.is_none_or(|run| run.returned != SHOT), "the step failed");
+    let (hook, reason, verdict) = match end {
+        End::Step(verdict) => {
+            ensure!(run.is_none_or(|run| Verdict(run.returned) == verdict), "the step failed");
             return Ok(());
         }
-        End::Counted(hook, reason) => (hook, reason),
+        End::Counted(hook, reason, verdict) => (hook, reason, verdict),
     };
     let now = datapath.counters.sums()?;
     if let Some(run) = run {
-        let expected = hook.counter(reason) as usize;
-        let met = now[expected] - before[expected];
-        let all = now.iter().sum::<u64>() - before.iter().sum::<u64>();
-        let (name, packets) = (reason.name(), u64::from(run.packets));
-        ensure!(
-            met == packets && all == packets,
-            "{met} of {packets} packets ended as {name}, {all} were counted"
-        );
+        let ends = ends(before, &now);
+        let expected = [(hook, reason, u64::from(run.packets))];
+        ensure!(ends == expected, "{} packets ended as {ends:?}", run.packets);
+        let last = Verdict(run.returned);
+        ensure!(last == verdict, "the last packet ended as {last:?}, not {verdict:?}");
     }
     *before = now;
     Ok(())
+}
+
+/// How many packets ended where, and why, between two readings of COUNTERS.
+fn ends(before: &[u64], now: &[u64]) -> Vec<(Hook, Reason, u64)> {
+    let all = Hook::ALL.iter().flat_map(|hook| Reason::ALL.iter().map(move |why| (*hook, *why)));
+    all.filter_map(|(hook, reason)| {
+        let counter = hook.counter(reason) as usize;
+        let count = now.get(counter)?.checked_sub(*before.get(counter)?)?;
+        (count != 0).then_some((hook, reason, count))
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::harness::{EMPTY, Wrapper},
+        *,
+    };
+
+    #[test]
+    fn every_counter_that_moved_is_named() {
+        let mut now = vec![7; lb_common::abi::counter::COUNTERS as usize];
+        let before = now.clone();
+        assert_eq!(ends(&before, &now), []);
+        now[Hook::Xdp.counter(Reason::LeftToTc) as usize] += 2;
+        now[Hook::FromDevice.counter(Reason::NoRoute) as usize] += 1;
+        assert_eq!(
+            ends(&before, &now),
+            [(Hook::FromDevice, Reason::NoRoute, 1), (Hook::Xdp, Reason::LeftToTc, 2)]
+        );
+    }
+
+    fn lane(name: &str, then: Option<&str>) -> Lane {
+        let shot = Shot {
+            wrapper: Wrapper::tc("request4"),
+            frame: Vec::new(),
+            flows: 1,
+            target: EMPTY,
+            base: EMPTY,
+            ifindex: 0,
+            pace: Pace::Running,
+        };
+        Lane {
+            row: 0,
+            name: name.to_owned(),
+            limits: None,
+            footing: None,
+            shot,
+            end: End::Step(Verdict::NEXT),
+            onward: None,
+            then: then.map(str::to_owned),
+            is_control: false,
+        }
+    }
+
+    #[test]
+    fn what_packets_go_on_to_is_added_round_by_round() {
+        let lanes = [lane("xdp", Some("tc")), lane("tc", None), lane("gone", Some("elsewhere"))];
+        let all = [Ok(vec![1.0, 2.0]), Ok(vec![30.0, 10.0]), Ok(vec![1.0, 1.0])];
+        let wholes = [0, 1, 2].map(|index| whole(&lanes[index], &all[index], &lanes, &all));
+        assert_eq!(wholes[..2], [Ok(vec![31.0, 12.0]), Ok(vec![30.0, 10.0])]);
+        assert!(wholes[2].is_err(), "a part alone is no figure");
+    }
+
+    #[test]
+    fn checksums_do_not_count_in_a_head() {
+        let frame: Vec<u8> = (0..64).collect();
+        let changed = |at: usize| {
+            let mut frame = frame.clone();
+            frame[at] ^= 0xff;
+            frame
+        };
+        let (ipv4, ipv6) = (IP_OFFSET + 20 + 4, IP_OFFSET + 40 + 4);
+        for ports in [ipv4, ipv6] {
+            assert!(is_like(&frame, &frame[..ports]));
+            assert!(!is_like(&changed(0), &frame[..ports]), "the next hop");
+            assert!(!is_like(&changed(ports - 1), &frame[..ports]), "the port");
+            assert!(!is_like(&frame[..ports - 1], &frame[..ports]), "too short");
+        }
+        let header_checksum = changed(IP_OFFSET + 10);
+        assert!(is_like(&header_checksum, &frame[..ipv4]));
+        assert!(!is_like(&changed(IP_OFFSET + 8), &frame[..ipv6]), "the source");
+    }
 }

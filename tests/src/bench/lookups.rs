@@ -7,7 +7,7 @@ use lb_common::{
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         counter::Reason,
-        flow::{Action, Flow, FlowKey},
+        flow::{Flow, FlowKey, Tuple},
         fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey, TCP, UDP},
         service::Service,
@@ -20,13 +20,11 @@ use lb_common::{
 };
 
 use super::{
+    flows::{FlowEntry, Flows, Way},
     frames,
     report::{Figure, Outcome},
     stats::Estimate,
-    tables::{
-        ELSEWHERE, FlowEntry, NEW_PODS, PODS, PORTS, Side, State, cluster_ip, flow_entries,
-        flow_tuples, settings,
-    },
+    tables::{ELSEWHERE, Fronts, PORTS, Side, State, cluster_ip, settings},
 };
 
 /// Tables in memory, with one flow of each protocol, that count.
@@ -79,9 +77,9 @@ impl<F: Side> Tables<F> for Counting<F> {
         self.frontend(&FrontendKey::of_any_node(port, protocol))
     }
 
-    fn is_node(&mut self, _address: &F::Address) -> bool {
+    fn is_node(&mut self, address: &F::Address) -> bool {
         self.look_ups += 1;
-        false
+        self.state.nodes.contains(address)
     }
 
     fn service(&mut self, index: u32) -> Option<Service> {
@@ -161,16 +159,14 @@ pub fn count() -> Result<Vec<Figure>> {
 }
 
 fn family<F: Side + Parse>() -> Result<Vec<Figure>> {
-    let client = F::address(PODS, 0);
-    let actions = [Action::REQUEST, Action::REPLY];
-    let entries = [TCP, UDP].map(|protocol| flow_entries::<F>(protocol, client, actions, 0, 0));
-    let mut tables = Counting::<F> { state: State::node(), flows: entries.concat(), look_ups: 0 };
-    let [(tcp, _), (tcp_reply, _)] = flow_tuples::<F>(TCP, client, 0);
-    let [(udp, _), (udp_reply, _)] = flow_tuples::<F>(UDP, client, 0);
-    let fresh = |protocol| flow_tuples::<F>(protocol, F::address(NEW_PODS, 0), 0)[0].0;
-    let away = lb_common::abi::flow::Tuple { destination: F::address(ELSEWHERE, 9), ..tcp };
+    let pod = [TCP, UDP].map(|protocol| Flows::<F>::known(Way::Pod, protocol));
+    let mut tables = counting::<F>(&pod, Fronts::ClusterIps);
+    let [(tcp, _), (tcp_reply, _)] = pod[0].tuples(0);
+    let [(udp, _), (udp_reply, _)] = pod[1].tuples(0);
+    let fresh = |protocol| Flows::<F>::fresh(Way::Pod, protocol).tuples(0)[0].0;
+    let away = Tuple { destination: F::address(ELSEWHERE, 9), ..tcp };
     let mut figures = Vec::new();
-    for (name, limits, protocol, flags, tuple, site, reason) in [
+    for row in [
         ("established, request, TCP", ONE, TCP, ACK, tcp, Site::FromPod, Reason::Request),
         ("established, reply, TCP", ONE, TCP, ACK, tcp_reply, Site::ToPod, Reason::Reply),
         ("established, request, UDP", ONE, UDP, 0, udp, Site::FromPod, Reason::Request),
@@ -180,16 +176,72 @@ fn family<F: Side + Parse>() -> Result<Vec<Figure>> {
         ("new flow, TCP", None, TCP, SYN, fresh(TCP), Site::FromPod, Reason::FlowCreated),
         ("new flow, UDP", None, UDP, 0, fresh(UDP), Site::FromPod, Reason::FlowCreated),
     ] {
-        let frame = frames::frame::<F>(&tuple, protocol, flags, 14 + F::IP_HEADER + 32, 32);
-        let outcome = match decided(&mut tables, &frame, site) {
-            Some(ended) if ended == reason => counted(tables.look_ups),
-            ended => Outcome::Invalid(format!("ended as {ended:?}")),
-        };
-        figures.push(figure::<F>(name, limits, outcome));
+        figures.push(packet(&mut tables, Fronts::ClusterIps, row));
     }
     let outcome = connect(&mut tables).map(|()| counted(tables.look_ups))?;
     figures.push(figure::<F>("connect()", ONE, outcome));
+    figures.extend(outside::<F>());
     Ok(figures)
+}
+
+/// What clients outside ask for, and what every other packet then costs.
+fn outside<F: Side + Parse>() -> Vec<Figure> {
+    let known = [Way::Snat, Way::Dsr].map(|way| Flows::<F>::known(way, TCP));
+    let mut tables = counting::<F>(&known, Fronts::NodePorts);
+    let [[(tcp, _), (tcp_reply, _)], [(dsr, _), _]] = known.map(|flows| flows.tuples(0));
+    let fresh = |protocol| Flows::<F>::fresh(Way::Snat, protocol).tuples(0)[0].0;
+    let fresh_dsr = |protocol| Flows::<F>::fresh(Way::Dsr, protocol).tuples(0)[0].0;
+    let away = Tuple { destination: F::address(ELSEWHERE, 9), ..tcp };
+    let device = Site::FromDevice;
+    let leaving = Site::ToDevice { ifindex: 2, ingress: 0 };
+    let rows = [
+        ("NodePort (SNAT), request, TCP", ONE, TCP, ACK, tcp, device, Reason::Request),
+        ("NodePort (SNAT), reply, TCP", ONE, TCP, ACK, tcp_reply, device, Reason::Reply),
+        ("NodePort (SNAT), new flow, TCP", None, TCP, SYN, fresh(TCP), device, Reason::FlowCreated),
+        ("NodePort (SNAT), new flow, UDP", None, UDP, 0, fresh(UDP), device, Reason::FlowCreated),
+        ("NodePort (DSR), request, TCP", ONE, TCP, ACK, dsr, device, Reason::Request),
+        (
+            "NodePort (DSR), new flow, TCP",
+            None,
+            TCP,
+            SYN,
+            fresh_dsr(TCP),
+            device,
+            Reason::FlowCreated,
+        ),
+        (
+            "NodePort (DSR), new flow, UDP",
+            None,
+            UDP,
+            0,
+            fresh_dsr(UDP),
+            device,
+            Reason::FlowCreated,
+        ),
+        ("not for us, NodePorts, leaving", REPLY, TCP, ACK, away, leaving, Reason::NoFlow),
+    ];
+    rows.map(|row| packet(&mut tables, Fronts::NodePorts, row)).into()
+}
+
+fn counting<F: Side>(flows: &[Flows<F>], fronts: Fronts) -> Counting<F> {
+    let flows = flows.iter().flat_map(|flows| flows.entries(0, 0)).collect();
+    Counting { state: State::node(fronts), flows, look_ups: 0 }
+}
+
+/// What a packet is, how many look-ups it may cost, where it is caught and how it ends.
+type Row<A> = (&'static str, Option<(f64, f64)>, u8, u8, Tuple<A>, Site, Reason);
+
+fn packet<F: Side + Parse>(
+    tables: &mut Counting<F>,
+    fronts: Fronts,
+    (name, limits, protocol, flags, tuple, site, reason): Row<F::Address>,
+) -> Figure {
+    let frame = frames::frame::<F>(&tuple, protocol, flags, 14 + F::IP_HEADER + 32, 32);
+    let outcome = match decided(tables, &frame, site, fronts) {
+        Some(ended) if ended == reason => counted(tables.look_ups),
+        ended => Outcome::Invalid(format!("ended as {ended:?}")),
+    };
+    figure::<F>(name, limits, outcome)
 }
 
 const ONE: Option<(f64, f64)> = Some((1.0, 2.0));
@@ -210,11 +262,17 @@ fn figure<F: Side>(name: &str, limits: Option<(f64, f64)>, outcome: Outcome) -> 
     }
 }
 
-fn decided<F: Side + Parse>(tables: &mut Counting<F>, frame: &[u8], site: Site) -> Option<Reason> {
+fn decided<F: Side + Parse>(
+    tables: &mut Counting<F>,
+    frame: &[u8],
+    site: Site,
+    fronts: Fronts,
+) -> Option<Reason> {
     let mut packet = Packet::default();
     F::parse(frame, &mut packet)?;
     tables.look_ups = 0;
-    Some(match balance::decide(&packet, site, &settings(), &mut Work::default(), tables) {
+    let settings = settings(fronts);
+    Some(match balance::decide(&packet, site, &settings, &mut Work::default(), tables) {
         Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => reason,
         Verdict::Translate(reason) => reason,
     })
@@ -223,7 +281,8 @@ fn decided<F: Side + Parse>(tables: &mut Counting<F>, frame: &[u8], site: Site) 
 fn connect<F: Side>(tables: &mut Counting<F>) -> Result<()> {
     let service = Endpoint { address: cluster_ip::<F>(), port: Be16::new(PORTS[0]) };
     tables.look_ups = 0;
-    match socket::decide::<F, _>(service, TCP, &Stream, &settings(), tables) {
+    let settings = settings(Fronts::ClusterIps);
+    match socket::decide::<F, _>(service, TCP, &Stream, &settings, tables) {
         Decision::Translate(_) => Some(()),
         Decision::Untouched(_) | Decision::Refuse(_) => None,
     }

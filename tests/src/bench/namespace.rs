@@ -12,11 +12,21 @@ use nix::{
 
 /// The device.
 pub const DEVICE: &str = "eth0";
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Its link-layer address.
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The other node's link-layer address.
+pub const OTHER_NODE: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// That of the router to clients outside.
+pub const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 3];
+
+/// The epoch of its routes and neighbours, which do not change.
+pub const EPOCH: u32 = 1;
+/// Devices that are down, for XDP programs that are never run there.
+pub const IDLE: [&str; 4] = ["idle0", "idle1", "idle2", "idle3"];
 
 /// Moves the calling thread, and those it starts from now on, into a new network namespace
 /// that ends with them, and makes the device: IPv4 and IPv6 routes lead over it to the pods of
-/// another node, whose link-layer address is known.
+/// another node and to clients outside, by neighbours whose link-layer addresses are known.
 ///
 /// # Errors
 /// No privileges, or no `ip`.
@@ -29,19 +39,25 @@ pub fn enter() -> Result<Device> {
     for line in [
         "link set lo up",
         "link add eth0 address 02:00:00:00:00:01 type veth peer name peer0",
+        "link add idle0 type veth peer name idle1",
+        "link add idle2 type veth peer name idle3",
         "link set eth0 up",
         "link set peer0 up",
         "addr add 10.18.0.11/16 dev eth0",
         "addr add fd00:10:12::b/64 dev eth0 nodad",
         "neigh add 10.18.0.12 lladdr 02:00:00:00:00:02 dev eth0",
         "neigh add fd00:10:12::c lladdr 02:00:00:00:00:02 dev eth0",
+        "neigh add 10.18.0.1 lladdr 02:00:00:00:00:03 dev eth0",
+        "neigh add fd00:10:12::1 lladdr 02:00:00:00:00:03 dev eth0",
         "route add 10.245.0.0/16 via 10.18.0.12",
         "route add fd00:10:f5::/64 via fd00:10:12::c",
+        "route add 10.34.0.0/15 via 10.18.0.1",
+        "route add fd00:10:22::/47 via fd00:10:12::1",
     ] {
         ip(line)?;
     }
     let ifindex = if_nametoindex(DEVICE).context("eth0 has no index")?;
-    Ok(Device { ifindex, mac: MAC, flags: 0, mtu: 1500, epoch: 1 })
+    Ok(Device { ifindex, mac: MAC, flags: 0, mtu: 1500, epoch: EPOCH })
 }
 
 /// Moves the calling thread into a new network namespace that leads nowhere: connect() to the

@@ -1,7 +1,11 @@
-//! The programs of lb with the state of a node in their maps: a Service with ten
+//! The programs of lb with the state of a node in their maps: a Service with some
 //! backends, one with none, and ten thousand others beside them.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -14,26 +18,28 @@ use lb_common::abi::{
     address::{Address4, Address6, Be16, Ipv4, Ipv6, Prefix},
     backend::{Backend, IN_CLUSTER_SET},
     counter::Hook,
-    flow::{ANSWERED, Action, Flow, FlowKey, NextHop, Tuple},
+    flow::{Flow, FlowKey},
     frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
     service::{Service, Slot, SlotRange},
     settings::{Device, FamilySettings, Lifetimes, PortRange, STATES, Settings, SettingsPair},
 };
 
 use super::{
-    abi::{address_bits, port_bits},
+    flows::Flows,
     frames::Frame,
-    harness::{classifier, load_object, load_programs, map, map_descriptor},
+    harness::{Wrapper, classifier, load_object, load_programs, map, map_descriptor, program},
 };
 
 /// A family as the benchmark knows it.
 pub trait Side: Frame {
     /// `IPv4` or `IPv6`.
     const NAME: &'static str;
-    /// Maps: front ends, backends, flows.
-    const MAPS: [&'static str; 3];
-    /// Wrappers that rotate the source and the destination.
-    const WRAPPERS: [&'static str; 2];
+    /// Maps: front ends, backends, nodes, flows.
+    const MAPS: [&'static str; 4];
+    /// tc wrappers that rotate the source and the destination.
+    const WRAPPERS: [Wrapper; 2];
+    /// The same of XDP.
+    const XDP_WRAPPERS: [Wrapper; 2];
     /// The first index of this family in SERVICES.
     const FIRST_SERVICE: u32;
 
@@ -57,8 +63,9 @@ pub trait Side: Frame {
 
 impl Side for Ipv4 {
     const NAME: &'static str = "IPv4";
-    const MAPS: [&'static str; 3] = ["FRONTENDS4", "BACKENDS4", "FLOWS4"];
-    const WRAPPERS: [&'static str; 2] = ["request4", "reply4"];
+    const MAPS: [&'static str; 4] = ["FRONTENDS4", "BACKENDS4", "NODES4", "FLOWS4"];
+    const WRAPPERS: [Wrapper; 2] = [Wrapper::tc("request4"), Wrapper::tc("reply4")];
+    const XDP_WRAPPERS: [Wrapper; 2] = [Wrapper::xdp("xdp_request4"), Wrapper::xdp("xdp_reply4")];
     const FIRST_SERVICE: u32 = 0;
 
     fn address(network: u8, host: u16) -> Address4 {
@@ -78,8 +85,12 @@ impl Side for Ipv4 {
     }
 
     fn fill(object: &Ebpf) -> Result<Fill<Address4>> {
-        let [frontends, backends, _] = Self::MAPS;
-        Ok(Fill { frontends: setter(object, frontends)?, backends: setter(object, backends)? })
+        let [frontends, backends, nodes, _] = Self::MAPS;
+        Ok(Fill {
+            frontends: setter(object, frontends)?,
+            backends: setter(object, backends)?,
+            nodes: setter(object, nodes)?,
+        })
     }
 
     fn fill_flows(object: &Ebpf, name: &str) -> Result<FlowSetter<Address4>> {
@@ -89,8 +100,9 @@ impl Side for Ipv4 {
 
 impl Side for Ipv6 {
     const NAME: &'static str = "IPv6";
-    const MAPS: [&'static str; 3] = ["FRONTENDS6", "BACKENDS6", "FLOWS6"];
-    const WRAPPERS: [&'static str; 2] = ["request6", "reply6"];
+    const MAPS: [&'static str; 4] = ["FRONTENDS6", "BACKENDS6", "NODES6", "FLOWS6"];
+    const WRAPPERS: [Wrapper; 2] = [Wrapper::tc("request6"), Wrapper::tc("reply6")];
+    const XDP_WRAPPERS: [Wrapper; 2] = [Wrapper::xdp("xdp_request6"), Wrapper::xdp("xdp_reply6")];
     const FIRST_SERVICE: u32 = 16;
 
     fn address(network: u8, host: u16) -> Address6 {
@@ -111,8 +123,12 @@ impl Side for Ipv6 {
     }
 
     fn fill(object: &Ebpf) -> Result<Fill<Address6>> {
-        let [frontends, backends, _] = Self::MAPS;
-        Ok(Fill { frontends: setter(object, frontends)?, backends: setter(object, backends)? })
+        let [frontends, backends, nodes, _] = Self::MAPS;
+        Ok(Fill {
+            frontends: setter(object, frontends)?,
+            backends: setter(object, backends)?,
+            nodes: setter(object, nodes)?,
+        })
     }
 
     fn fill_flows(object: &Ebpf, name: &str) -> Result<FlowSetter<Address6>> {
@@ -129,6 +145,7 @@ pub type FlowSetter<A> = Setter<FlowKey<A>, Flow<A>>;
 pub struct Fill<A> {
     frontends: Setter<FrontendKey<A>, Frontend>,
     backends: Setter<u32, Backend<A>>,
+    nodes: Setter<A, u32>,
 }
 
 fn setter<K: Pod, V: Pod>(object: &Ebpf, name: &str) -> Result<Setter<K, V>> {
@@ -147,6 +164,10 @@ pub const NEW_PODS: u8 = 200;
 pub const NODES: u8 = 18;
 /// See [`PODS`].
 pub const ELSEWHERE: u8 = 33;
+/// Clients outside.
+pub const CLIENTS: u8 = 34;
+/// Clients outside whose flows are always new ones.
+pub const NEW_CLIENTS: u8 = 35;
 
 /// The node's own host number in [`NODES`].
 pub const THIS_NODE: u16 = 11;
@@ -154,8 +175,26 @@ pub const THIS_NODE: u16 = 11;
 pub const PORTS: [u16; 2] = [80, 53];
 /// Ports of the Service without.
 pub const EMPTY_PORTS: [u16; 2] = [81, 54];
+/// Node ports of the Service with backends, TCP then UDP.
+pub const NODE_PORTS: [u16; 2] = [30_080, 30_053];
+/// Node ports of a Service with as many, whose packets are tunnelled.
+pub const DSR_NODE_PORTS: [u16; 2] = [30_081, 30_054];
+/// The node that backends run on, and how many nodes there are.
+const OTHER_NODE: u16 = 12;
+const NODE_COUNT: u16 = 1_000;
 const TARGET_PORT: u16 = 8080;
-const BACKENDS: u32 = 10;
+/// How many backends the Service has: enough that of the ports that the node has for each of
+/// them, few are taken by as many flows as the table holds.
+pub const BACKENDS: u32 = 64;
+
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fronts {
+    /// ClusterIPs alone.
+    ClusterIps,
+    /// Node ports too.
+    NodePorts,
+}
 
 /// The ClusterIP.
 pub fn cluster_ip<F: Side>() -> F::Address {
@@ -183,17 +222,17 @@ impl Datapath {
     ///
     /// # Errors
     /// No such object, or the kernel refuses something.
-    pub fn load(object: &Path, flows: [u32; 2], device: Device) -> Result<Self> {
-        let sizes = [(Ipv4::MAPS[2], flows[0]), (Ipv6::MAPS[2], flows[1])];
+    pub fn load(object: &Path, flows: [u32; 2], device: Device, fronts: Fronts) -> Result<Self> {
+        let sizes = [(Ipv4::MAPS[3], flows[0]), (Ipv6::MAPS[3], flows[1])];
         let mut object = load_object(object, &sizes)?;
         load_programs(&mut object)?;
         let counters = PerCpuCounters::new(map_descriptor(&object, "COUNTERS")?)?;
         let datapath = Self { object, counters, device };
-        let pair = SettingsPair { active: 0, zero: 0, copies: [settings(); 2] };
+        let pair = SettingsPair { active: 0, zero: 0, copies: [settings(fronts); 2] };
         datapath.map("SETTINGS")?.set(&0u32, &pair).context("cannot set SETTINGS")?;
         datapath.map("DEVICES")?.set(&0u32, &device)?;
-        datapath.set_up::<Ipv4>()?;
-        datapath.set_up::<Ipv6>()?;
+        datapath.set_up::<Ipv4>(fronts)?;
+        datapath.set_up::<Ipv6>(fronts)?;
         Ok(datapath)
     }
 
@@ -207,7 +246,7 @@ impl Datapath {
     /// # Errors
     /// The object has none.
     pub fn program(&self, hook: Hook) -> Result<&aya::programs::ProgramFd> {
-        Ok(classifier(&self.object, hook.name())?.fd()?)
+        program(&self.object, hook.name())
     }
 
     fn map<K: Pod, V: Pod>(&self, name: &str) -> Result<TypedMap<K, V>> {
@@ -220,12 +259,14 @@ impl Datapath {
         Ok(classifier(&self.object, "clock")?.test_run(options)?.return_value)
     }
 
-    fn set_up<F: Side>(&self) -> Result<()> {
-        let (state, fill) = (State::<F>::node(), F::fill(&self.object)?);
+    fn set_up<F: Side>(&self, fronts: Fronts) -> Result<()> {
+        let (state, fill) = (State::<F>::node(fronts), F::fill(&self.object)?);
         let (keys, values): (Vec<_>, Vec<_>) = state.frontends.into_iter().unzip();
         (fill.frontends)(&keys, &values).context("cannot set front ends")?;
         let (keys, values): (Vec<_>, Vec<_>) = state.backends.into_iter().unzip();
         (fill.backends)(&keys, &values).context("cannot set backends")?;
+        let nodes: Vec<_> = state.nodes.into_iter().collect();
+        (fill.nodes)(&nodes, &vec![1; nodes.len()]).context("cannot set nodes")?;
         for (index, service) in state.services {
             self.map("SERVICES")?.set(&index, &service)?;
         }
@@ -235,57 +276,13 @@ impl Datapath {
         Ok(())
     }
 
-    /// Puts `count` established flows of pods into the table, as the wrappers number them.
+    /// Puts the first `count` of `flows` into the table, all established.
     ///
     /// # Errors
     /// The kernel refuses an entry.
-    pub fn pod_flows<F: Side>(&self, protocol: u8, count: u32) -> Result<()> {
-        let client = F::address(PODS, 0);
-        self.flows::<F>(protocol, client, [Action::REQUEST, Action::REPLY], count)
+    pub fn add<F: Side>(&self, flows: &Flows<F>, count: u32) -> Result<()> {
+        flows.add(&self.object, F::MAPS[3], count, self.now()?)
     }
-
-    /// Puts a flow of a node process into the table.
-    ///
-    /// # Errors
-    /// The kernel refuses an entry.
-    pub fn node_flow<F: Side>(&self, protocol: u8) -> Result<()> {
-        let actions = [Action::REQUEST_ROUTE, Action::REPLY_INTO_DEVICE];
-        self.flows::<F>(protocol, F::address(NODES, THIS_NODE), actions, 1)
-    }
-
-    fn flows<F: Side>(
-        &self,
-        protocol: u8,
-        client: F::Address,
-        actions: [Action; 2],
-        count: u32,
-    ) -> Result<()> {
-        let now = self.now()?;
-        let flow = |number| flow_entries::<F>(protocol, client, actions, number, now);
-        add_flows::<F>(&self.object, F::MAPS[2], count, flow)
-    }
-}
-
-/// Puts `count` flows into a map, both directions of each, as `flow` numbers them.
-///
-/// # Errors
-/// No such map, or the kernel refuses an entry.
-pub fn add_flows<F: Side>(
-    object: &Ebpf,
-    map: &str,
-    count: u32,
-    flow: impl Fn(u32) -> [FlowEntry<F::Address>; 2],
-) -> Result<()> {
-    const CHUNK: u32 = 8192;
-    let set = F::fill_flows(object, map)?;
-    let mut next = 0;
-    while next < count {
-        let end = count.min(next + CHUNK);
-        let (keys, values): (Vec<_>, Vec<_>) = (next..end).flat_map(&flow).unzip();
-        set(&keys, &values).with_context(|| format!("cannot add flows to {map}"))?;
-        next = end;
-    }
-    Ok(())
 }
 
 /// What the tables of a family hold beside flows.
@@ -298,16 +295,19 @@ pub struct State<F: Side> {
     pub slots: BTreeMap<u32, u32>,
     /// BACKENDS.
     pub backends: BTreeMap<u32, Backend<F::Address>>,
+    /// NODES.
+    pub nodes: BTreeSet<F::Address>,
 }
 
 impl<F: Side> State<F> {
     /// The node that everything is measured on.
-    pub fn node() -> Self {
+    pub fn node(fronts: Fronts) -> Self {
         let mut state = Self {
             frontends: BTreeMap::new(),
             services: BTreeMap::new(),
             slots: BTreeMap::new(),
             backends: BTreeMap::new(),
+            nodes: BTreeSet::new(),
         };
         let frontend = |service, kind| Frontend { service, kind, flags: 0, zero: 0 };
         let others = frontend(F::FIRST_SERVICE + 4, FrontendKind::CLUSTER_IP);
@@ -323,15 +323,30 @@ impl<F: Side> State<F> {
                 let service = F::FIRST_SERVICE + first + index as u32;
                 state.frontends.insert(key, frontend(service, FrontendKind::CLUSTER_IP));
             }
-            state.add_backends(F::FIRST_SERVICE + index as u32);
+            let service = F::FIRST_SERVICE + index as u32;
+            state.add_backends(service, 0);
+            if fronts == Fronts::NodePorts {
+                let tunnelled = dsr_service_of::<F>(protocol);
+                state.add_backends(tunnelled, Service::DSR);
+                for (service, port) in
+                    [(service, NODE_PORTS[index]), (tunnelled, DSR_NODE_PORTS[index])]
+                {
+                    let node = F::address(NODES, THIS_NODE);
+                    let key = FrontendKey::new(node, Be16::new(port), protocol);
+                    state.frontends.insert(key, frontend(service, FrontendKind::NODE_PORT));
+                }
+            }
         }
+        state.nodes = (1..=NODE_COUNT).map(|host| F::address(NODES, host)).collect();
         state
     }
 
-    fn add_backends(&mut self, service: u32) {
-        let range = SlotRange::new(service * BACKENDS, BACKENDS);
-        self.services.insert(service, Service { cluster: range, ..Service::default() });
-        for position in range.start()..range.start() + BACKENDS {
+    fn add_backends(&mut self, service: u32, flags: u32) {
+        // The first backend drains: known flows have it, and with them all ports that the
+        // node has for it.
+        let range = SlotRange::new(service * BACKENDS + 1, BACKENDS - 1);
+        self.services.insert(service, Service { cluster: range, flags, ..Service::default() });
+        for position in service * BACKENDS..(service + 1) * BACKENDS {
             self.slots.insert(position, position);
             self.backends.insert(position, backend::<F>(service, position));
         }
@@ -339,7 +354,7 @@ impl<F: Side> State<F> {
 }
 
 /// What the programs know of the node.
-pub fn settings() -> Settings {
+pub fn settings(fronts: Fronts) -> Settings {
     // A day, whatever CONFIG_HZ is; only flows that nobody sees for a second or more would
     // notice what a tick is.
     const LONG: u32 = 24 * 3600 * 100;
@@ -347,52 +362,15 @@ pub fn settings() -> Settings {
         ipv4: family_settings::<Ipv4>(),
         ipv6: family_settings::<Ipv6>(),
         lifetimes: Lifetimes { ticks: [LONG; 2 * STATES] },
-        ticks_per_second: 250,
-        flags: 0,
-        node_ports: PortRange::default(),
-        source_ports: PortRange::default(),
-    }
-}
-
-/// An entry of FLOWS.
-pub type FlowEntry<A> = (FlowKey<A>, Flow<A>);
-
-/// A packet as it comes and as it goes.
-pub type Translation<A> = (Tuple<A>, Tuple<A>);
-
-/// Both entries of flow `number` of `client`, last seen at `now`.
-pub fn flow_entries<F: Side>(
-    protocol: u8,
-    client: F::Address,
-    actions: [Action; 2],
-    number: u32,
-    now: u32,
-) -> [FlowEntry<F::Address>; 2] {
-    let tuples = flow_tuples::<F>(protocol, client, number);
-    [0, 1].map(|direction| {
-        let (tuple, rewrite) = tuples[direction];
-        let key = FlowKey { tuple, protocol: protocol.into() };
-        (key, flow::<F>(rewrite, actions[direction], protocol, now))
-    })
-}
-
-fn flow<F: Side>(
-    rewrite: Tuple<F::Address>,
-    action: Action,
-    protocol: u8,
-    now: u32,
-) -> Flow<F::Address> {
-    let service = service_of::<F>(protocol);
-    Flow {
-        rewrite,
-        action,
-        state: ANSWERED,
-        generation: 0,
-        backend: service * BACKENDS,
-        service,
-        last_seen: now,
-        device: 0,
-        next_hop: NextHop::UNKNOWN,
+        // With node ports: never. What a flow notes once a second, and where its packets go then,
+        // is no matter here.
+        ticks_per_second: if fronts == Fronts::NodePorts { LONG } else { 250 },
+        flags: if fronts == Fronts::NodePorts { Settings::EXTERNAL } else { 0 },
+        node_ports: match fronts {
+            Fronts::ClusterIps => PortRange::default(),
+            Fronts::NodePorts => PortRange { first: 30_000, count: 2_768 },
+        },
+        source_ports: PortRange { first: 1_024, count: 28_976 },
     }
 }
 
@@ -405,14 +383,23 @@ fn family_settings<F: Side>() -> FamilySettings<F::Address> {
     family.node_addresses[1] = F::address(PODS, 1);
     family.node_address_count = 2;
     family.node_source = F::address(NODES, THIS_NODE);
+    family.pod_prefixes[..2].copy_from_slice(&[F::prefix(PODS), F::prefix(REMOTE_PODS)]);
+    family.pod_prefix_count = 2;
     family
 }
 
-fn service_of<F: Side>(protocol: u8) -> u32 {
+/// The index of the Service's entry of a protocol in SERVICES.
+pub fn service_of<F: Side>(protocol: u8) -> u32 {
     F::FIRST_SERVICE + u32::from(protocol == UDP)
 }
 
-fn backend<F: Side>(service: u32, id: u32) -> Backend<F::Address> {
+/// The same of the Service whose packets are tunnelled.
+pub fn dsr_service_of<F: Side>(protocol: u8) -> u32 {
+    service_of::<F>(protocol) + 6
+}
+
+/// A backend of a service.
+pub fn backend<F: Side>(service: u32, id: u32) -> Backend<F::Address> {
     Backend {
         address: F::address(REMOTE_PODS, 2 + id as u16),
         port: Be16::new(TARGET_PORT),
@@ -421,25 +408,6 @@ fn backend<F: Side>(service: u32, id: u32) -> Backend<F::Address> {
         flags: 0,
         zero: 0,
         service,
-        node: F::Address::default(),
+        node: F::address(NODES, OTHER_NODE),
     }
-}
-
-/// Request and reply of flow `number` of `client`: the packet as it comes and as it goes.
-pub fn flow_tuples<F: Side>(
-    protocol: u8,
-    client: F::Address,
-    number: u32,
-) -> [Translation<F::Address>; 2] {
-    let service = service_of::<F>(protocol);
-    let endpoint = backend::<F>(service, service * BACKENDS);
-    let request = Tuple {
-        source: F::rotated(client, address_bits(number)),
-        destination: cluster_ip::<F>(),
-        source_port: Be16 { be16: port_bits(number) },
-        destination_port: Be16::new(PORTS[usize::from(protocol == UDP)]),
-    };
-    let rewritten =
-        Tuple { destination: endpoint.address, destination_port: endpoint.port, ..request };
-    [(request, rewritten), (rewritten.reversed(), request.reversed())]
 }

@@ -25,7 +25,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Datapath {
-    /// Fewer rounds: less than half a minute
+    /// Fewer rounds: less than a minute
     #[arg(long)]
     quick: bool,
     /// Judge by the limits as they stand, however slow the same steps alone are here

@@ -1,0 +1,128 @@
+//! What the wrappers do: put a packet back into its first state, and run the target.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_skb_change_tail, bpf_xdp_adjust_head},
+    programs::{TcContext, XdpContext},
+};
+
+use crate::{
+    ETHERNET, LANE, RUNS, TARGETS, XDP_TARGETS,
+    abi::{Lane, address_bits, port_bits},
+};
+
+/// A packet that a wrapper can put back, and give to a target of its own kind.
+pub trait Wrapped {
+    /// The first byte, and behind the last one.
+    fn bounds(&self) -> (usize, usize);
+    /// Length of the frame, bytes.
+    fn length(&self) -> u32;
+    /// Gives the frame the length of `lane` back, at its end with tc, in front with XDP.
+    fn resize(&self, lane: &Lane);
+    /// Ends the wrapper, unless there is no such target.
+    fn run(&self, target: u32);
+}
+
+impl Wrapped for TcContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.len()
+    }
+
+    #[inline(always)]
+    fn resize(&self, lane: &Lane) {
+        // SAFETY: the context is the kernel's.
+        unsafe { bpf_skb_change_tail(self.skb.skb, lane.length, 0) };
+    }
+
+    #[inline(always)]
+    fn run(&self, target: u32) {
+        // SAFETY: the wrapper ends here either way.
+        unsafe { TARGETS.tail_call(self, target) }
+    }
+}
+
+impl Wrapped for XdpContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
+    }
+
+    #[inline(always)]
+    fn resize(&self, lane: &Lane) {
+        let difference = self.length().wrapping_sub(lane.length) as i32;
+        // SAFETY: the context is the kernel's.
+        unsafe { bpf_xdp_adjust_head(self.ctx, difference) };
+    }
+
+    #[inline(always)]
+    fn run(&self, target: u32) {
+        // SAFETY: the wrapper ends here either way.
+        unsafe { XDP_TARGETS.tail_call(self, target) }
+    }
+}
+
+/// Every field is stored with the width that the target loads it with: a load that spans
+/// two recent stores would stall, which packets from a device never do.
+#[inline(always)]
+pub fn wrap<
+    C: Wrapped,
+    const WORDS: usize,
+    const ADDRESS: usize,
+    const PORTS: usize,
+    const SOURCE: bool,
+>(
+    context: &C,
+) {
+    let (Some(lane), Some(runs)) = (LANE.get(0), RUNS.get_ptr_mut(0)) else { return };
+    if context.length() != lane.length {
+        context.resize(lane);
+    }
+    let (start, end) = context.bounds();
+    if start + ETHERNET + WORDS * 4 > end {
+        return;
+    }
+    // SAFETY: this CPU's entry.
+    let run = unsafe {
+        let run = *runs;
+        *runs = run + 1;
+        run
+    };
+    let flow = lane.first.wrapping_add(run as u32) & lane.mask;
+    let ports = port_bits(flow) as u32;
+    let mut index = 0;
+    while index < 3 {
+        put(start + index * 4, lane.ethernet[index]);
+        index += 1;
+    }
+    put(start + 12, lane.ethernet[3] as u16);
+    index = 0;
+    while index < WORDS {
+        let word = lane.words[index];
+        let word = if index == ADDRESS {
+            word ^ address_bits(flow)
+        } else if index == PORTS {
+            word ^ if SOURCE { ports } else { ports << 16 }
+        } else {
+            word
+        };
+        put(start + ETHERNET + index * 4, word);
+        index += 1;
+    }
+    context.run(lane.target);
+}
+
+#[inline(always)]
+fn put<T>(at: usize, value: T) {
+    // SAFETY: `wrap` checked that the headers lie in the frame.
+    unsafe { core::ptr::write_volatile(at as *mut T, value) };
+}
