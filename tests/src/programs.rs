@@ -171,6 +171,8 @@ const ROOM: usize = 256;
 
 /// The gateway of the external device of [`in_private_namespace`].
 pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
+/// The MAC of the gateway after a test has changed it.
+pub const MOVED_GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 2, 9];
 
 fn data(map: &Map) -> Option<&MapData> {
     Some(match map {
@@ -228,6 +230,8 @@ fn devices() -> Result<()> {
         "addr add 2001:db8::10/64 dev ext0 nodad",
         "neigh add 192.0.2.1 lladdr 02:00:00:00:02:01 nud permanent dev ext0",
         "neigh add 2001:db8::1 lladdr 02:00:00:00:02:01 nud permanent dev ext0",
+        "neigh add 192.0.2.11 lladdr 02:00:00:00:02:01 nud permanent dev ext0",
+        "neigh add 2001:db8::b lladdr 02:00:00:00:02:01 nud permanent dev ext0",
         "route add 10.2.0.0/16 via 192.0.2.1",
         "route add fd00:2::/32 via 2001:db8::1",
         "route add 198.51.100.0/24 via 192.0.2.1",

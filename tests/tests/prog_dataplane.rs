@@ -42,7 +42,7 @@ use lb_agent::{
 use lb_common::abi::{
     address::{Address4, Address6, Be16},
     backend::{Backend, IN_CLUSTER_SET},
-    flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, Tuple},
+    flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, ONE_WAY, Tuple},
     frontend::{Frontend, FrontendKey, FrontendKind, TCP},
     range::RangeKey,
     service::{Name, Service, SlotRange},
@@ -681,9 +681,9 @@ fn the_sweep_removes_what_is_past_twice_its_timeout_unless_its_pair_is_not() -> 
         let flow = Flow { action: Action::REQUEST_TUNNEL, state, last_seen, ..Flow::default() };
         Ok(flows.set(&FlowKey { tuple, protocol: u32::from(TCP) }, &flow)?)
     };
-    alone(5, 1_000, ANSWERED)?;
-    alone(6, 230, ANSWERED | CLIENT_FIN)?;
-    alone(7, 250, ANSWERED | CLIENT_FIN)?;
+    alone(5, 1_000, ONE_WAY | ANSWERED)?;
+    alone(6, 230, ONE_WAY | ANSWERED | CLIENT_FIN)?;
+    alone(7, 250, ONE_WAY | ANSWERED | CLIENT_FIN)?;
     let mut sweeper = Sweeper::open(&pins)?;
     let fills = sweeper.sweep(&TIMEOUTS, 250)?;
     let fill = fills.iter().find(|fill| fill.map == "FLOWS4").context("no FLOWS4")?;
