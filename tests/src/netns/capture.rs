@@ -13,6 +13,7 @@ use lb_common::abi::address::{Ipv4, Ipv6};
 use lb_common::testing::family::TestFamily;
 use lb_common::testing::frame::{ETHERNET, checksum, transport_sum};
 
+use super::exec::tool;
 use super::namespace::Netns;
 
 /// Protocol numbers of TCP and UDP.
@@ -114,8 +115,38 @@ impl Capture {
     }
 }
 
+/// Puts a frame, from its Ethernet header on, on a device of a namespace as it is.
+///
+/// # Errors
+/// As [`Capture::on`], or the device takes no such frame.
+pub fn send(netns: &Netns, device: &str, frame: &[u8]) -> Result<()> {
+    netns.run(|| {
+        let socket = packet_socket(0).context("cannot make a packet socket")?;
+        bind(&socket, device, 0)?;
+        let (fd, length) = (socket.as_raw_fd(), frame.len());
+        // SAFETY: the kernel reads as many bytes as there are.
+        let sent = unsafe { libc::send(fd, frame.as_ptr().cast(), length, 0) };
+        ensure!(sent == length as isize, "not sent by {device}: {}", io::Error::last_os_error());
+        Ok(())
+    })
+}
+
+/// The link-layer address of a device of a namespace.
+///
+/// # Errors
+/// No such device.
+pub fn link_address(netns: &Netns, device: &str) -> Result<[u8; 6]> {
+    let said = netns.run(|| tool("ip", &["-o", "link", "show", device], ""))?;
+    let mut words = said.split_whitespace().skip_while(|word| *word != "link/ether");
+    let text = words.nth(1).with_context(|| format!("no address in {said:?}"))?;
+    let bytes: Result<Vec<u8>, _> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    let bytes = bytes.with_context(|| format!("no address: {text}"))?;
+    bytes.try_into().ok().with_context(|| format!("no address: {text}"))
+}
+
 /// A packet socket that gets frames of this EtherType, in network byte order, 0 for none.
-pub(super) fn packet_socket(protocol: u16) -> io::Result<OwnedFd> {
+fn packet_socket(protocol: u16) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: plain numbers.
     let fd = unsafe { libc::socket(libc::AF_PACKET, kind, libc::c_int::from(protocol)) };
@@ -127,7 +158,7 @@ pub(super) fn packet_socket(protocol: u16) -> io::Result<OwnedFd> {
 }
 
 /// Binds to a device of the calling thread's namespace and to an EtherType.
-pub(super) fn bind(socket: &OwnedFd, device: &str, protocol: u16) -> Result<()> {
+fn bind(socket: &OwnedFd, device: &str, protocol: u16) -> Result<()> {
     let index = nix::net::if_::if_nametoindex(device).context("no such device")?;
     // SAFETY: plain numbers, for which zero is valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
