@@ -277,13 +277,16 @@ fn a_client_is_told_where_its_hops_end() -> Result<()> {
     for family in Family::ALL {
         let inside: SocketAddr = (cluster_ip(FAR).get(family), PORT).into();
         let port = node1.at(family, node_port(FAR));
+        let near = node1.at(family, node_port(NEAR));
         let pod = world.cluster.pod("a");
-        let cases: [(&Host, SocketAddr, u8, IpAddr); 4] = [
+        let cases: [(&Host, SocketAddr, u8, IpAddr); 5] = [
             (&pod, inside, 2, node2.ip(family)),
             (&node1, inside, 1, node2.ip(family)),
             // The node that forwards answers itself, and for who is behind it.
             (world.cluster.outside(), port, 2, port.ip()),
             (world.cluster.outside(), port, 3, port.ip()),
+            // Its stack does, for the pod behind it.
+            (world.cluster.outside(), near, 2, near.ip()),
         ];
         for (client, to, hops, reporter) in cases {
             let what = format!("{} -> {to} in {hops}", client.name());
