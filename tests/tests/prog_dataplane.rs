@@ -46,7 +46,7 @@ use lb_common::abi::{
     frontend::{Frontend, FrontendKey, FrontendKind, TCP},
     range::RangeKey,
     service::{Name, Service, SlotRange},
-    settings::{Settings, SettingsPair, Timeouts},
+    settings::{Device, Settings, SettingsPair, Timeouts},
 };
 use lb_tests::netns::{cgroup::Cgroup, namespace::Netns};
 use tokio::sync::{oneshot, watch};
@@ -497,6 +497,47 @@ fn programs_follow_interfaces_as_they_come_and_go() -> Result<()> {
             wait_for("the role to change back", || {
                 Ok(tcx_programs("up0")? == ["from_device", "to_device"])
             })?;
+            Ok(())
+        })
+    })
+}
+
+#[test]
+fn flows_are_told_of_changes_of_routes_rules_and_neighbours() -> Result<()> {
+    let dir = BpfDir::new();
+    let netns = namespace("ways")?;
+    netns.run(|| {
+        ip("link add up0 mtu 1400 type veth peer name down0")?;
+        ip("address add 192.0.2.1/24 dev up0")?;
+        ip("link set up0 up")?;
+        ip("route add default via 192.0.2.2")?;
+        with_interfaces(&dir, |_| {
+            let map = TypedMap::<u32, Device>::new(dir.pins().open("DEVICES")?)?;
+            let device = || map.get(&0)?.context("no device");
+            let mut epoch = 0;
+            let mut changes = |what: &str| -> Result<()> {
+                wait_for(what, || Ok(device()?.epoch != epoch))?;
+                // A change may come in more than one message.
+                while epoch != device()?.epoch {
+                    epoch = device()?.epoch;
+                    thread::sleep(Duration::from_millis(50));
+                }
+                Ok(())
+            };
+            changes("the first epoch")?;
+            for change in [
+                "route add 198.51.100.0/24 via 192.0.2.9",
+                "route delete 198.51.100.0/24",
+                "rule add from 192.0.2.1 table 7",
+                "neigh add 192.0.2.9 lladdr 02:00:00:00:00:01 dev up0",
+                "neigh replace 192.0.2.9 lladdr 02:00:00:00:00:02 dev up0",
+                "neigh delete 192.0.2.9 dev up0",
+                "link set up0 mtu 1300",
+            ] {
+                ip(change)?;
+                changes(change)?;
+            }
+            ensure!(device()?.mtu == 1300, "{:?}", device()?);
             Ok(())
         })
     })
