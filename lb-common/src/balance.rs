@@ -236,12 +236,24 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
             Some(verdict) => verdict,
             None => open::decide(&context, work, tables),
         }
-    } else if may_open && matches!(candidate, Candidate::Service) {
-        open::not_balanced(&context, tables)
     } else {
-        Verdict::Pass(Reason::NoFlow)
+        return of_no_flow(candidate, &context, tables);
     };
     keep_in(candidate, &context, verdict, tables)
+}
+
+/// What becomes of a packet that belongs to no flow and can't open one.
+#[inline(always)]
+fn of_no_flow<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    context: &Context<F>,
+    tables: &mut T,
+) -> Verdict {
+    let verdict = match candidate {
+        Candidate::Service if may_enter(context.site) => open::not_balanced(context, tables),
+        _ => Verdict::Pass(Reason::NoFlow),
+    };
+    keep_in(candidate, context, verdict, tables)
 }
 
 /// Whether what is addressed to a Service may be new at `site`.

@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{
-    Candidate, Context, Site, Verdict, Work, keep_in, live_flow, may_enter, open,
+    Candidate, Context, Site, Verdict, Work, live_flow, of_no_flow,
     tables::{Entry, Tables},
 };
 
@@ -30,13 +30,10 @@ pub fn decide<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Verdict {
     let context = Context { packet, settings, site, now: tables.now() };
-    let about = if is_quoted { about_flow(&context, work, tables) } else { None };
-    let verdict = match (about, candidate) {
-        (Some(verdict), _) => return verdict,
-        (None, Candidate::Service) if may_enter(site) => open::not_balanced(&context, tables),
-        _ => Verdict::Pass(Reason::NoFlow),
-    };
-    keep_in(candidate, &context, verdict, tables)
+    if is_quoted && let Some(verdict) = about_flow(&context, work, tables) {
+        return verdict;
+    }
+    of_no_flow(candidate, &context, tables)
 }
 
 /// What becomes of the error if it is about a packet of a known flow.

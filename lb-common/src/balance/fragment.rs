@@ -12,8 +12,9 @@ use crate::{
 };
 
 use super::{
-    Candidate, Context, Site, Verdict, Work, keep_in, live_flow, may_enter, open,
+    Candidate, Context, Site, Verdict, Work, live_flow, of_no_flow,
     tables::{Entry, Tables},
+    track,
 };
 
 /// Decides on a fragment without ports caught at `site`, which is the `candidate` told by
@@ -29,12 +30,10 @@ pub fn decide<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Verdict {
     let context = Context { packet, settings, site, now: tables.now() };
-    let verdict = match (of_flow(&context, work, tables), candidate) {
-        (Some(verdict), _) => return verdict,
-        (None, Candidate::Service) if may_enter(site) => open::not_balanced(&context, tables),
-        _ => Verdict::Pass(Reason::NoFlow),
-    };
-    keep_in(candidate, &context, verdict, tables)
+    match of_flow(&context, work, tables) {
+        Some(verdict) => verdict,
+        None => of_no_flow(candidate, &context, tables),
+    }
 }
 
 /// Enters the ports of the first fragment of a datagram that is translated.
@@ -74,10 +73,8 @@ fn of_flow<F: Family, T: Tables<F>>(
     let packet = context.packet;
     set_key(packet, work);
     let first = tables.fragment(&work.fragment)?;
-    let age = context.now.wrapping_sub(first.last_seen);
     let lifetime = context.settings.ticks_per_second.wrapping_mul(FRAGMENT_SECONDS);
-    // A clock that another CPU read a tick later makes an age below zero.
-    if (age as i32) >= 0 && age > lifetime {
+    if track::is_past(first.last_seen, context.now, lifetime) {
         return None;
     }
     let key = &mut work.pair_key;

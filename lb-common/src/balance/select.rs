@@ -122,9 +122,7 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
     let entry = tables.affinity(&key);
     if let Some(entry) = &entry {
         let bound = *entry.get();
-        let age = now.wrapping_sub(bound.last_seen);
-        // A clock that another CPU read a tick later makes an age below zero.
-        if ((age as i32) < 0 || age <= lifetime)
+        if !track::is_past(bound.last_seen, now, lifetime)
             && let Some(backend) = tables.backend(bound.backend)
             && backend.service == choice.index
             && choice.client.keeps(&backend, &bound, choice.eligible)

@@ -61,9 +61,15 @@ pub const fn is_closed(state: u8) -> bool {
 /// Whether the flow is past its timeout and so counts as absent.
 #[inline(always)]
 pub fn is_expired<A>(flow: &Flow<A>, kind: Kind, now: u32, settings: &Settings) -> bool {
-    let age = now.wrapping_sub(flow.last_seen);
+    is_past(flow.last_seen, now, lifetime(kind, flow.state, settings))
+}
+
+/// Whether more than `lifetime` has gone by since `last_seen`, all in ticks.
+#[inline(always)]
+pub(crate) fn is_past(last_seen: u32, now: u32, lifetime: u32) -> bool {
+    let age = now.wrapping_sub(last_seen);
     // A clock that another CPU read a tick later makes an age below zero.
-    (age as i32) >= 0 && age > lifetime(kind, flow.state, settings)
+    (age as i32) >= 0 && age > lifetime
 }
 
 /// Notes a packet of a known flow in its entry. What its pair must know too (a change
