@@ -23,6 +23,7 @@ pub mod cni;
 mod exec;
 pub mod fabric;
 pub mod foreign;
+pub mod fronts;
 pub mod host;
 pub mod manifests;
 pub mod namespace;

@@ -1,7 +1,6 @@
 //! Real sockets through node ports, load balancer addresses and external IPs: who answers,
 //! which client it sees, and who is turned away.
 
-use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,19 +9,15 @@ use lb_tests::echo::{Probe, Transport};
 use lb_tests::netns::agent;
 use lb_tests::netns::cluster::{Builder, Cluster};
 use lb_tests::netns::cni::Cni;
+use lb_tests::netns::fronts::{Front, Got, SILENT, ask, kinds, try_rows};
 use lb_tests::netns::host::{Host, Serve};
 use lb_tests::netns::manifests::Endpoint;
-use lb_tests::netns::plan::{Family, balancer_ip, cidr, cluster_ip, external_ip, node_port};
+use lb_tests::netns::plan::{Family, balancer_ip, cidr};
 use lb_tests::netns::rows::Rows;
-use lb_tests::netns::world::{PORT, SMALL_MAPS, TARGET, World, expect};
+use lb_tests::netns::world::{PORT, SMALL_MAPS, TARGET, World};
 
-const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
-/// How long is waited for what is not to come.
-const SILENT: Duration = Duration::from_millis(150);
 /// How soon a change must be seen.
 const SEEN: Duration = Duration::from_secs(5);
-/// How soon a refusal must come.
-const AT_ONCE: f64 = 100.0;
 
 /// The Services of the tests by number: what their addresses and node ports end with.
 const NEAR: u8 = 1;
@@ -35,107 +30,9 @@ const FAR_LOCAL: u8 = 7;
 const CLIENT: u8 = 8;
 const NODE: u8 = 9;
 
-fn kinds() -> impl Iterator<Item = (Transport, Family)> {
-    TRANSPORTS.into_iter().flat_map(|transport| Family::ALL.map(|family| (transport, family)))
-}
-
 fn pods(cni: Cni) -> Builder {
     Cluster::builder().cni(cni).pod(1, "a").pod(1, "b").pod(2, "c").pod(2, "d")
 }
-
-/// Where a client asks.
-#[derive(Clone, Copy, Debug)]
-enum Front {
-    NodePort(u8),
-    Loopback,
-    Balancer,
-    External,
-    ClusterIp,
-}
-
-impl Front {
-    fn at(self, world: &World, number: u8, family: Family) -> SocketAddr {
-        let (ip, port) = match self {
-            Self::NodePort(node) => (world.cluster.node(node).ip(family), node_port(number)),
-            Self::Loopback => (loopback(family), node_port(number)),
-            Self::Balancer => (balancer_ip(number).get(family), PORT),
-            Self::External => (external_ip(number).get(family), PORT),
-            Self::ClusterIp => (cluster_ip(number).get(family), PORT),
-        };
-        (ip, port).into()
-    }
-}
-
-fn loopback(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => std::net::Ipv4Addr::LOCALHOST.into(),
-        Family::V6 => std::net::Ipv6Addr::LOCALHOST.into(),
-    }
-}
-
-/// What a client gets.
-#[derive(Clone, Copy, Debug)]
-enum Got<'a> {
-    /// An answer of this server, which saw one of these hosts' addresses.
-    Answer(&'a str, &'a [&'a str]),
-    Refusal,
-    /// Another error of the call, by its name.
-    Error(&'a str),
-    Silence,
-}
-
-/// The address that a host has, by its name.
-fn address_of(world: &World, host: &str, family: Family) -> Vec<IpAddr> {
-    match host {
-        "outside" => vec![world.cluster.outside().ip(family)],
-        "node1" => node_addresses(world, 1, family),
-        "node2" => node_addresses(world, 2, family),
-        pod => vec![world.cluster.pod(pod).ip(family)],
-    }
-}
-
-/// Every address of a node that a backend may see: its own and, under a bridge, the
-/// gateway's of its pods.
-fn node_addresses(world: &World, node: u8, family: Family) -> Vec<IpAddr> {
-    let host = world.cluster.node(node);
-    let gateway = host.pod_cidrs().into_iter().find(|cidr| Family::of(cidr.addr()) == family);
-    let first = gateway.and_then(|cidr| cidr.hosts().find(|ip| *ip != cidr.network()));
-    std::iter::once(host.ip(family)).chain(first).collect()
-}
-
-/// Asks once and compares.
-fn ask(world: &World, client: &Host, probe: Probe, got: Got<'_>) -> Result<()> {
-    let to = probe.to;
-    let family = Family::of(to.ip());
-    let what = format!("{} -> {to} {:?}", client.name(), probe.transport);
-    let probe = if matches!(got, Got::Silence) { probe.timeout(SILENT) } else { probe };
-    let answer = client.ask(probe)?;
-    match got {
-        Got::Answer(server, seen) => {
-            let seen: Vec<_> =
-                seen.iter().flat_map(|host| address_of(world, host, family)).collect();
-            expect(&what, &answer, to, &[server], &seen).map(drop)
-        }
-        Got::Refusal => {
-            let refused = answer.error() == Some("ECONNREFUSED");
-            ensure!(refused, "{what}: not refused: {answer:?}");
-            let lb_tests::echo::Answer::Failed(failed) = &answer else { return Ok(()) };
-            ensure!(failed.elapsed_ms < AT_ONCE, "{what}: refused late: {answer:?}");
-            Ok(())
-        }
-        Got::Error(name) => {
-            ensure!(answer.error() == Some(name), "{what}: not {name}: {answer:?}");
-            Ok(())
-        }
-        Got::Silence => {
-            ensure!(answer.error() == Some("timeout"), "{what}: no silence: {answer:?}");
-            Ok(())
-        }
-    }
-}
-
-/// A row: who asks which Service, and what it gets at every front end in question.
-type Row<'a> = (&'a str, u8, Got<'a>);
 
 /// Publishes the Services of the tests: near and far are served from node 1 and node 2.
 fn publish(world: &mut World) -> Result<()> {
@@ -153,23 +50,6 @@ fn publish(world: &mut World) -> Result<()> {
     world.publish(&world.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
     world.cluster.fabric().route_external_to(1)?;
     world.cluster.fabric().route_services_to(1)
-}
-
-fn try_rows(world: &World, rows: &mut Rows, fronts: &[Front], table: &[Row<'_>]) {
-    for kind @ (transport, family) in kinds() {
-        for front in fronts {
-            for (client, number, got) in table {
-                let probe = Probe::new(transport, front.at(world, *number, family));
-                let outcome = match *client {
-                    "outside" => ask(world, world.cluster.outside(), probe, *got),
-                    "node1" => ask(world, &world.cluster.node(1), probe, *got),
-                    "node2" => ask(world, &world.cluster.node(2), probe, *got),
-                    pod => ask(world, &world.cluster.pod(pod), probe, *got),
-                };
-                rows.row(format!("{front:?} {kind:?}"), outcome);
-            }
-        }
-    }
 }
 
 /// The rows 3.4 to 3.11 of the contract but 3.7, and those of table 4 for clients outside.

@@ -135,6 +135,7 @@ pub struct Service {
     external_ips: Vec<IpAddr>,
     external_local: bool,
     source_ranges: Vec<String>,
+    external_mode: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -175,6 +176,7 @@ impl Service {
             external_ips: Vec::new(),
             external_local: false,
             source_ranges: Vec::new(),
+            external_mode: None,
         }
     }
 
@@ -275,6 +277,13 @@ impl Service {
         self
     }
 
+    /// Packets of clients outside reach backends on other nodes like this: `snat` or `dsr`.
+    #[must_use]
+    pub fn external_mode(mut self, mode: &'static str) -> Self {
+        self.external_mode = Some(mode);
+        self
+    }
+
     /// `namespace/name`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
@@ -321,6 +330,9 @@ impl Service {
             spec["sessionAffinity"] = json!("ClientIP");
             let config = json!({"clientIP": {"timeoutSeconds": timeout.as_secs()}});
             spec["sessionAffinityConfig"] = config;
+        }
+        if let Some(mode) = self.external_mode {
+            service["metadata"]["annotations"] = json!({"lb-agent/external-mode": mode});
         }
         if !self.balancer_ips.is_empty() {
             let ingress: Vec<_> = self.balancer_ips.iter().map(|ip| json!({"ip": ip})).collect();
