@@ -3,14 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::echo::{Probe, Transport};
 use lb_tests::netns::cluster::{Builder, Cluster};
 use lb_tests::netns::host::{Host, Serve};
-use lb_tests::netns::namespace::Netns;
 use lb_tests::netns::plan::{Family, balancer_ip, cidr, cluster_ip};
 use lb_tests::netns::rows::Rows;
 use lb_tests::netns::world::{PORT, SMALL_MAPS, World};
@@ -77,15 +75,6 @@ fn start_with(builder: Builder, xdp: &str) -> Result<World> {
     }
     world.cluster.fabric().route_external_to(1)?;
     Ok(world)
-}
-
-fn ip(netns: &Netns, line: &str) -> Result<()> {
-    netns.run(|| {
-        let output = Command::new("ip").args(line.split(' ')).output().context("cannot run ip")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`ip {line}`: {}", said.trim());
-        Ok(())
-    })
 }
 
 /// Does `try_one` for every client and every front end that it has of these Services, in both
@@ -175,7 +164,7 @@ fn transfers_get_through_a_small_mtu_before_the_backend() -> Result<()> {
         let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
         for (family, pods) in Family::ALL.into_iter().zip(node2.pod_cidrs()) {
             let via = node2.ip(family);
-            ip(node1.netns(), &format!("route replace {pods} via {via} mtu lock {SMALL}"))?;
+            node1.netns().ip(&format!("route replace {pods} via {via} mtu lock {SMALL}"))?;
         }
         let mut rows = Rows::default();
         try_all(&world, &mut rows, &[FAR], transfer);
@@ -212,7 +201,7 @@ fn transfers_get_through_a_small_mtu_before_the_client() -> Result<()> {
     check_narrow(|world, family| {
         let client = world.cluster.outside().ip(family);
         let route = format!("route replace {client} dev outside mtu lock {SMALL}");
-        ip(world.cluster.fabric().netns(), &route)
+        world.cluster.fabric().netns().ip(&route)
     })
 }
 
@@ -222,7 +211,7 @@ fn transfers_get_through_a_small_mtu_after_the_node_that_answers() -> Result<()>
         let client = world.cluster.outside().ip(family);
         let via = lb_tests::netns::plan::NODE_GATEWAY.get(family);
         let route = format!("route replace {client} via {via} mtu lock {SMALL}");
-        ip(world.cluster.node(1).netns(), &route)
+        world.cluster.node(1).netns().ip(&route)
     })
 }
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use lb_tests::echo::bulk::download;
+use lb_tests::echo::bulk::{Direction, transfer};
 use lb_tests::echo::load::Load;
 use lb_tests::echo::probe::{self, Channel};
 use lb_tests::echo::serve::Servers;
@@ -43,7 +43,7 @@ enum Command {
         /// Ports of TCP echo servers for tens of thousands of clients.
         #[arg(long)]
         crowd: Vec<u16>,
-        /// Ports of servers of downloads.
+        /// Ports of servers of downloads and uploads.
         #[arg(long)]
         bulk: Vec<u16>,
     },
@@ -65,6 +65,9 @@ enum Command {
     },
     /// Download at once on many connections, compare every byte and print a report as JSON.
     Download {
+        /// Upload instead; the server compares.
+        #[arg(long)]
+        up: bool,
         #[command(flatten)]
         target: Target,
         /// How many connections.
@@ -136,9 +139,11 @@ fn main() -> Result<()> {
             say(&serde_json::to_string(&report)?);
             Ok(())
         }
-        Command::Download { target, count, bytes } => {
+        Command::Download { up, target, count, bytes } => {
+            let direction = if up { Direction::Up } else { Direction::Down };
             say("started");
-            say(&serde_json::to_string(&download(&target.probe(), count, bytes))?);
+            let report = transfer(&target.probe(), direction, count, bytes);
+            say(&serde_json::to_string(&report)?);
             Ok(())
         }
         Command::Hold(target) => hold(&target),

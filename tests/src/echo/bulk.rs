@@ -1,4 +1,4 @@
-//! Downloads of which every byte is known: who asks names a length and a seed.
+//! Downloads and uploads of which every byte is known: who asks names a length and a seed.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,7 +15,29 @@ use super::{Probe, error_name};
 /// there or another connection's is the one that belongs in its place.
 const BLOCK: usize = 65_521;
 
-/// What became of parallel downloads.
+/// Which end sends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Direction {
+    /// The server.
+    Down,
+    /// The client; the server says at the end that every byte was right.
+    Up,
+}
+
+impl Direction {
+    /// What it is called in a request.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Up => "up",
+        }
+    }
+}
+
+/// What a server says after an upload.
+const RIGHT: &str = "right\n";
+
+/// What became of parallel transfers.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct Report {
     /// Those that are complete and right to the last byte.
@@ -28,36 +50,64 @@ pub struct Report {
     pub seconds: f64,
 }
 
-/// Sends what the client's one line asks for, as often as it asks.
+/// Does what each of the client's lines asks for.
 ///
 /// # Errors
-/// A client that goes away, or says something else.
+/// A client that goes away, or says or sends something else.
 pub(super) fn serve(stream: TcpStream, name: &str) -> io::Result<()> {
     super::serve::greet_in_a_line(&stream, name)?;
     let mut reader = BufReader::new(&stream);
     let mut line = String::new();
     while reader.read_line(&mut line)? > 0 {
-        let mut words = line.split_whitespace().map(str::parse::<u64>);
-        let (Some(Ok(mut left)), Some(Ok(seed))) = (words.next(), words.next()) else {
+        let mut words = line.split_whitespace();
+        let direction = words.next();
+        let mut numbers = words.map(str::parse::<u64>);
+        let (Some(Ok(length)), Some(Ok(seed))) = (numbers.next(), numbers.next()) else {
             return Err(io::ErrorKind::InvalidData.into());
         };
-        let block = block(seed);
-        while left > 0 {
-            let length = left.min(BLOCK as u64);
-            (&stream).write_all(&block[..length as usize])?;
-            left -= length;
+        if direction == Some(Direction::Up.word()) {
+            receive(&mut reader, length, seed, &mut 0)?;
+            (&stream).write_all(RIGHT.as_bytes())?;
+        } else {
+            send(&mut &stream, length, seed, &mut 0)?;
         }
         line.clear();
     }
     Ok(())
 }
 
-/// Downloads `length` bytes on each of `count` connections at once.
-pub fn download(probe: &Probe, count: u64, length: u64) -> Report {
+/// Sends what this seed makes; `done` counts the bytes.
+fn send(to: &mut impl Write, length: u64, seed: u64, done: &mut u64) -> io::Result<()> {
+    let block = block(seed);
+    while *done < length {
+        let part = (length - *done).min(BLOCK as u64);
+        to.write_all(&block[..part as usize])?;
+        *done += part;
+    }
+    Ok(())
+}
+
+/// Receives what this seed makes, and nothing else; `done` counts the bytes.
+fn receive(from: &mut impl Read, length: u64, seed: u64, done: &mut u64) -> io::Result<()> {
+    let expected = block(seed);
+    let mut buffer = vec![0; BLOCK];
+    while *done < length {
+        let part = (length - *done).min(BLOCK as u64) as usize;
+        from.read_exact(&mut buffer[..part])?;
+        if buffer[..part] != expected[..part] {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        *done += part as u64;
+    }
+    Ok(())
+}
+
+/// Sends `length` bytes on each of `count` connections at once.
+pub fn transfer(probe: &Probe, direction: Direction, count: u64, length: u64) -> Report {
     let start = Instant::now();
     let one = |seed| {
         let mut done = 0;
-        let result = Download { probe, length, seed }.run(&mut done);
+        let result = Transfer { probe, direction, length, seed }.run(&mut done);
         (done, result)
     };
     let mut report = Report::default();
@@ -76,31 +126,31 @@ pub fn download(probe: &Probe, count: u64, length: u64) -> Report {
     report
 }
 
-struct Download<'a> {
+struct Transfer<'a> {
     probe: &'a Probe,
+    direction: Direction,
     length: u64,
     seed: u64,
 }
 
-impl Download<'_> {
+impl Transfer<'_> {
     fn run(&self, done: &mut u64) -> io::Result<()> {
         let Channel::Tcp { mut stream, .. } = Channel::open(self.probe)? else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        stream.get_ref().set_read_timeout(Some(Duration::from_secs(20)))?;
-        let request = format!("{} {}\n", self.length, self.seed);
+        let patience = Some(Duration::from_secs(20));
+        stream.get_ref().set_read_timeout(patience)?;
+        stream.get_ref().set_write_timeout(patience)?;
+        let Self { direction, length, seed, .. } = *self;
+        let request = format!("{} {length} {seed}\n", direction.word());
         stream.get_mut().write_all(request.as_bytes())?;
-        let expected = block(self.seed);
-        let mut buffer = vec![0; BLOCK];
-        while *done < self.length {
-            let length = (self.length - *done).min(BLOCK as u64) as usize;
-            stream.read_exact(&mut buffer[..length])?;
-            if buffer[..length] != expected[..length] {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            *done += length as u64;
+        if direction == Direction::Down {
+            return receive(&mut stream, length, seed, done);
         }
-        Ok(())
+        send(stream.get_mut(), length, seed, done)?;
+        let mut said = String::new();
+        stream.read_line(&mut said)?;
+        if said == RIGHT { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 }
 
@@ -125,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_download_is_right_to_the_last_byte_or_is_told_to_be_wrong() {
+    fn a_transfer_is_right_to_the_last_byte_or_is_told_to_be_wrong() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let to = listener.local_addr().expect("its address");
         thread::spawn(move || {
@@ -133,10 +183,15 @@ mod tests {
                 thread::spawn(move || serve(stream, "one"));
             }
         });
-        let report = download(&Probe::tcp(to), 3, 200_000);
-        assert_eq!((report.ok, report.bytes), (3, 600_000), "{report:?}");
+        for direction in [Direction::Down, Direction::Up] {
+            let report = transfer(&Probe::tcp(to), direction, 3, 200_000);
+            assert_eq!((report.ok, report.bytes), (3, 600_000), "{direction:?}: {report:?}");
+        }
         assert_ne!(block(1), block(2));
-        let none = download(&Probe::tcp((Ipv4Addr::LOCALHOST, 1).into()), 2, 1);
+        let wrong = receive(&mut &block(1)[..], 100, 2, &mut 0);
+        assert_eq!(wrong.expect_err("another seed").kind(), io::ErrorKind::InvalidData);
+        let nowhere = Probe::tcp((Ipv4Addr::LOCALHOST, 1).into());
+        let none = transfer(&nowhere, Direction::Down, 2, 1);
         assert_eq!(none.failed.get("ECONNREFUSED"), Some(&2), "{none:?}");
     }
 }

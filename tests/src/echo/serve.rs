@@ -33,7 +33,7 @@ pub struct Servers {
     /// As `tcp`, for tens of thousands of clients: one thread for all of them, and a port
     /// that other processes may serve too.
     pub crowd: Vec<u16>,
-    /// Greets, then sends as many bytes as it is asked for; see [`super::bulk`].
+    /// Greets, then sends or takes as many bytes as it is asked to; see [`super::bulk`].
     pub bulk: Vec<u16>,
     /// Answers any request with `client_address=…` and `name=…` lines.
     pub http: Vec<u16>,

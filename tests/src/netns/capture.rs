@@ -257,6 +257,16 @@ impl Captured {
         Some((protocol, [(source, port(transport)?), (destination, port(transport + 2)?)]))
     }
 
+    /// The segment size (MSS) that the answer to a SYN names, as its first option.
+    pub fn segment_size(&self) -> Option<u16> {
+        const SYN_ACK: u8 = 0x12;
+        const OPTIONS: usize = 20;
+        let (transport, TCP) = self.transport()? else { return None };
+        let header = self.bytes.get(transport..transport + OPTIONS + 4)?;
+        let is_answer = header[13] & SYN_ACK == SYN_ACK && header[OPTIONS..OPTIONS + 2] == [2, 4];
+        is_answer.then(|| u16::from_be_bytes([header[OPTIONS + 2], header[OPTIONS + 3]]))
+    }
+
     /// Source and destination.
     pub fn addresses(&self) -> Option<[IpAddr; 2]> {
         if self.is_of::<Ipv4>() {

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 
 use super::host::Host;
 use super::process::Process;
+use crate::echo::bulk::Direction;
 use crate::echo::load::Report;
 use crate::echo::repl::{Reply, Request};
 use crate::echo::{Answer, Probe, Transport, bulk, crowd};
@@ -173,19 +174,28 @@ impl Crowd {
     }
 }
 
-/// Running downloads, `lb-echo download`.
+/// Running downloads or uploads, `lb-echo download`.
 #[derive(Debug)]
-pub struct Downloads {
+pub struct Transfers {
     process: Process,
 }
 
-impl Downloads {
-    pub(super) fn start(host: &Host, to: SocketAddr, count: u64, length: u64) -> Result<Self> {
+impl Transfers {
+    pub(super) fn start(
+        host: &Host,
+        to: SocketAddr,
+        direction: Direction,
+        count: u64,
+        length: u64,
+    ) -> Result<Self> {
         let mut command = lb_echo()?;
         command.arg("download").arg(to.to_string());
         command.args(["--count", &count.to_string(), "--bytes", &length.to_string()]);
         command.args(["--timeout-ms", "5000"]);
-        let mut process = host.spawn("download", command)?;
+        if direction == Direction::Up {
+            command.arg("--up");
+        }
+        let mut process = host.spawn("transfer", command)?;
         process.wait_for_output("started", Duration::from_secs(5))?;
         Ok(Self { process })
     }
@@ -197,11 +207,11 @@ impl Downloads {
     pub fn finish(mut self, timeout: Duration) -> Result<bulk::Report> {
         let status = self.process.wait(timeout)?;
         if !status.success() {
-            bail!("the downloads ended with {status}\n{}", self.process.tail());
+            bail!("the transfers ended with {status}\n{}", self.process.tail());
         }
         let output = self.process.stdout();
         let report = output.lines().last().unwrap_or_default();
-        serde_json::from_str(report).with_context(|| format!("the downloads said {output:?}"))
+        serde_json::from_str(report).with_context(|| format!("the transfers said {output:?}"))
     }
 }
 

@@ -14,6 +14,7 @@ use super::client::{self, Connection, Repl};
 use super::namespace::Netns;
 use super::plan::{Addresses, Family};
 use super::process::{Place, Process};
+use crate::echo::bulk::Direction;
 use crate::echo::{Answer, Probe, Transport};
 
 /// A place where processes run.
@@ -64,7 +65,7 @@ impl Serve {
         self
     }
 
-    /// A server of downloads.
+    /// A server of downloads and uploads.
     #[must_use]
     pub fn bulk(mut self, port: u16) -> Self {
         self.bulk.push(port);
@@ -224,8 +225,16 @@ impl Host {
     ///
     /// # Errors
     /// `lb-echo` is not there or does not start.
-    pub fn download(&self, to: SocketAddr, count: u64, length: u64) -> Result<client::Downloads> {
-        client::Downloads::start(self, to, count, length)
+    pub fn download(&self, to: SocketAddr, count: u64, length: u64) -> Result<client::Transfers> {
+        client::Transfers::start(self, to, Direction::Down, count, length)
+    }
+
+    /// Starts so many uploads of so many bytes at once.
+    ///
+    /// # Errors
+    /// As [`Host::download`].
+    pub fn upload(&self, to: SocketAddr, count: u64, length: u64) -> Result<client::Transfers> {
+        client::Transfers::start(self, to, Direction::Up, count, length)
     }
 
     pub(super) fn place(&self) -> Place<'_> {

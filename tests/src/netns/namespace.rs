@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::exec::ip_batch;
+
 /// Where iproute2 keeps the names, so that `ip netns` and `nsenter` find ours too.
 pub(super) const DIRECTORY: &str = "/run/netns";
 
@@ -75,6 +77,14 @@ impl Netns {
                 .with_context(|| format!("cannot enter network namespace {}", self.name))?;
             work()
         })
+    }
+
+    /// Runs `ip` with the words of this line.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn ip(&self, line: &str) -> Result<()> {
+        self.run(|| ip_batch(&[line.to_owned()]))
     }
 
     /// The kernel's number for the namespace, which it gives to socket hooks.
