@@ -23,8 +23,9 @@ const DOWNLOADS: u8 = 2;
 const NEAR: u8 = 3;
 
 /// Node 1 is asked; `c` on node 2 serves, and for comparison `b` on node 1.
-fn set_up() -> Result<World> {
-    let mut world = World::start(Cluster::builder().pod(1, "b").pod(2, "c"), &[])?;
+fn set_up(mode: &str) -> Result<World> {
+    let builder = Cluster::builder().pod(1, "b").pod(2, "c");
+    let mut world = World::start(builder, &["--external-mode", mode])?;
     world.serve(&["b"])?;
     world.serve_these("c", &Serve::on(TARGET).bulk(BULK))?;
     // As many processes as it takes to hold all the clients, with some to spare.
@@ -44,23 +45,27 @@ fn to(world: &World, number: u8, family: Family) -> SocketAddr {
     world.cluster.node(1).at(family, node_port(number))
 }
 
-fn restart(world: &mut World) -> Result<()> {
-    world.take_agent(1)?.kill9()?;
-    world.start_agent(1)
+fn restart(world: &mut World, node: u8) -> Result<()> {
+    world.take_agent(node)?.kill9()?;
+    world.start_agent(node)
 }
 
 #[test]
 fn parallel_downloads_are_right_to_the_last_byte() -> Result<()> {
     const COUNT: u64 = 200;
     const LENGTH: u64 = 10 << 20;
-    let mut world = set_up()?;
-    for family in Family::ALL {
-        let to = to(&world, DOWNLOADS, family);
-        let downloads = world.cluster.outside().download(to, COUNT, LENGTH)?;
-        restart(&mut world)?;
-        let report = downloads.finish(Duration::from_secs(60))?;
-        println!("{family:?}: {report:?}");
-        ensure!(report.ok == COUNT && report.bytes == COUNT * LENGTH, "{family:?}: {report:?}");
+    for mode in ["snat", "dsr"] {
+        let mut world = set_up(mode)?;
+        for family in Family::ALL {
+            let to = to(&world, DOWNLOADS, family);
+            let downloads = world.cluster.outside().download(to, COUNT, LENGTH)?;
+            restart(&mut world, 1)?;
+            restart(&mut world, 2)?;
+            let report = downloads.finish(Duration::from_secs(60))?;
+            println!("{mode}, {family:?}: {report:?}");
+            let is_right = report.ok == COUNT && report.bytes == COUNT * LENGTH;
+            ensure!(is_right, "{mode}, {family:?}: {report:?}");
+        }
     }
     Ok(())
 }
@@ -84,7 +89,7 @@ fn check_own_connections(world: &World, rows: &mut Rows, family: Family) -> Resu
 #[test]
 fn twenty_thousand_clients_of_one_backend_are_told_apart() -> Result<()> {
     const COUNT: u64 = 20_000;
-    let mut world = set_up()?;
+    let mut world = set_up("snat")?;
     let mut rows = Rows::default();
     for family in Family::ALL {
         let mut crowds = Vec::new();
@@ -98,7 +103,7 @@ fn twenty_thousand_clients_of_one_backend_are_told_apart() -> Result<()> {
             crowds.push((transport, crowd));
         }
         check_own_connections(&world, &mut rows, family)?;
-        restart(&mut world)?;
+        restart(&mut world, 1)?;
         for (transport, crowd) in crowds {
             let report = crowd.ask()?;
             let what = format!("{transport:?} {family:?}, again: {}", told(&report));
@@ -122,7 +127,7 @@ fn is_complete(report: &crowd::Report, count: u64) -> bool {
 #[test]
 fn who_gets_no_source_port_is_refused_and_nobody_hears_another_one() -> Result<()> {
     const COUNT: u64 = 32_000;
-    let mut world = set_up()?;
+    let mut world = set_up("snat")?;
     let mut rows = Rows::default();
     for family in Family::ALL {
         for transport in TRANSPORTS {
@@ -152,7 +157,7 @@ fn who_gets_no_source_port_is_refused_and_nobody_hears_another_one() -> Result<(
 fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
     const RATE: u64 = 200;
     const TRAFFIC: Duration = Duration::from_secs(60);
-    let mut world = set_up()?;
+    let mut world = set_up("snat")?;
     let mut loads = Vec::new();
     for family in Family::ALL {
         for number in [MANY, NEAR] {
