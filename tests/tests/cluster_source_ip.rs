@@ -37,7 +37,10 @@ struct Mode {
 }
 
 /// Every mode there is; the tests run in each.
-const MODES: [Mode; 1] = [Mode { name: "snat", from_elsewhere: |_, node, family| node.ip(family) }];
+const MODES: [Mode; 2] = [
+    Mode { name: "snat", from_elsewhere: |_, node, family| node.ip(family) },
+    Mode { name: "dsr", from_elsewhere: |client, _, family| client.ip(family) },
+];
 
 /// Where a Service is reached, for HTTP and for UDP.
 #[derive(Clone, Copy)]
