@@ -92,8 +92,40 @@ pub fn tcp_ack(host: &Host, to: SocketAddr, timeout: Duration) -> Result<Outcome
     })
 }
 
+/// Sends a packet of the same family to `to` in a tunnel (IP in IP), from a host's own address.
+///
+/// # Errors
+/// As [`ping`].
+pub fn tunnel(host: &Host, to: IpAddr, packet: &[u8]) -> Result<()> {
+    host.netns().run(|| {
+        let socket = open(tunnelled(to), to, Duration::from_secs(1))?;
+        connect(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(to, 0)))?;
+        send(socket.as_raw_fd(), packet, MsgFlags::empty())?;
+        Ok(())
+    })
+}
+
+/// The protocol number of a packet in another one of the family of `address`.
+pub(super) fn tunnelled(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 4 } else { 41 }
+}
+
+/// A raw socket that is told of ICMP errors.
 fn open(protocol: u8, to: IpAddr, timeout: Duration) -> Result<OwnedFd> {
-    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let fd = socket(protocol, to)?;
+    let timeout = TimeVal::new(timeout.as_secs().try_into()?, timeout.subsec_micros().into());
+    setsockopt(&fd, sockopt::ReceiveTimeout, &timeout)?;
+    if to.is_ipv4() {
+        setsockopt(&fd, sockopt::Ipv4RecvErr, &true)?;
+    } else {
+        setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?;
+    }
+    Ok(fd)
+}
+
+/// A raw socket for packets of a protocol to and from `peer`'s family.
+pub(super) fn socket(protocol: u8, peer: IpAddr) -> Result<OwnedFd> {
+    let family = if peer.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // nix knows a few protocols only.
     // SAFETY: plain numbers.
     let fd = unsafe {
@@ -103,15 +135,7 @@ fn open(protocol: u8, to: IpAddr, timeout: Duration) -> Result<OwnedFd> {
         return Err(io::Error::last_os_error()).context("cannot make a raw socket");
     }
     // SAFETY: it was just made and nobody else has it.
-    let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
-    let timeout = TimeVal::new(timeout.as_secs().try_into()?, timeout.subsec_micros().into());
-    setsockopt(&fd, sockopt::ReceiveTimeout, &timeout)?;
-    if to.is_ipv4() {
-        setsockopt(&fd, sockopt::Ipv4RecvErr, &true)?;
-    } else {
-        setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?;
-    }
-    Ok(fd)
+    Ok(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) })
 }
 
 fn exchange(
