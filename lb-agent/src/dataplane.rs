@@ -13,6 +13,7 @@ mod clsact;
 pub mod fake;
 pub mod interfaces;
 pub mod kernel;
+mod links;
 pub mod load;
 pub mod lock;
 pub mod mapped;

@@ -19,6 +19,7 @@ use crate::cli::run::TcAttach;
 use super::{
     clsact,
     interfaces::Role,
+    links,
     load::{LoadError, Programs},
     pins::Pins,
     sys::{self, LinkTarget},
@@ -40,6 +41,11 @@ impl Direction {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
         }
+    }
+
+    /// The direction of that name.
+    fn of_name(name: &str) -> Option<Self> {
+        [Self::Ingress, Self::Egress].into_iter().find(|direction| direction.name() == name)
     }
 
     /// The attach type of tcx.
@@ -87,8 +93,10 @@ impl TcAttacher {
             TcAttach::Tcx => true,
             TcAttach::Clsact => false,
         };
-        let pinned = pinned_links(&directory)
+        let pinned = links::pinned(&directory, Direction::of_name)
             .map_err(|source| AttachError::Pins { path: directory.clone(), source })?;
+        let by_place = |(index, direction, path)| ((index, direction), path);
+        let pinned = pinned.into_iter().map(by_place).collect();
         Ok(Self { directory, by_tcx, pinned })
     }
 
@@ -175,7 +183,7 @@ impl TcAttacher {
         }
         let target = LinkTarget::Interface(interface.index);
         let link = sys::link_create(program, target, direction.tcx())?;
-        let path = self.directory.join(pin_name(interface, direction));
+        let path = self.directory.join(links::name(interface, direction.name()));
         sys::obj_pin(link.as_fd(), &path)?;
         self.pinned.insert((interface.index, direction), path);
         Ok(())
@@ -217,33 +225,6 @@ pub(super) fn remove_link(path: &Path) -> io::Result<()> {
 /// Whether a link was found detached already: its interface or cgroup is gone.
 fn is_detached(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT))
-}
-
-/// `<ifindex>-<ifname>-<direction>`; a bpffs has no dots in names.
-fn pin_name(interface: &Interface, direction: Direction) -> String {
-    format!("{}-{}-{}", interface.index, interface.name.replace('.', "_"), direction.name())
-}
-
-/// What a pin's name says of its interface.
-fn parse_pin_name(name: &str) -> Option<(u32, Direction)> {
-    let (index, rest) = name.split_once('-')?;
-    let direction = match rest.rsplit_once('-')?.1 {
-        "ingress" => Direction::Ingress,
-        "egress" => Direction::Egress,
-        _ => return None,
-    };
-    Some((index.parse().ok()?, direction))
-}
-
-fn pinned_links(directory: &Path) -> io::Result<HashMap<(u32, Direction), PathBuf>> {
-    let mut links = HashMap::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if let Some(key) = entry.file_name().to_str().and_then(parse_pin_name) {
-            links.insert(key, entry.path());
-        }
-    }
-    Ok(links)
 }
 
 /// A program could not be attached.
@@ -294,23 +275,5 @@ pub fn is_gone(error: &AttachError) -> bool {
             matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENOLINK))
         }
         AttachError::Load(_) | AttachError::Pins { .. } | AttachError::Cgroup { .. } => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pin_tells_interface_and_direction() {
-        for (index, name) in [(7, "eth0"), (12, "veth-a-b"), (3, "bond0.100")] {
-            for direction in [Direction::Ingress, Direction::Egress] {
-                let interface = Interface { index, name: name.to_owned() };
-                let pin = pin_name(&interface, direction);
-                assert!(!pin.contains('.'), "{pin}");
-                assert_eq!(parse_pin_name(&pin), Some((index, direction)));
-            }
-        }
-        assert_eq!(parse_pin_name("cgroup-connect4"), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs, io,
+    fmt, io,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
@@ -15,6 +15,7 @@ use crate::cli::run::XdpMode;
 
 use super::{
     attach::{AttachError, Interface, remove_link},
+    links,
     load::Programs,
     pins::Pins,
     sys::{self, LinkTarget},
@@ -168,7 +169,7 @@ impl XdpAttacher {
         }
         let target = LinkTarget::Xdp { interface: interface.index, flags };
         let link = sys::link_create(program.as_fd(), target, BPF_XDP as u32)?;
-        let path = self.directory.join(pin_name(interface, suffix));
+        let path = self.directory.join(links::name(interface, suffix));
         sys::obj_pin(link.as_fd(), &path)?;
         self.pinned.insert(interface.index, path);
         Ok(())
@@ -195,49 +196,16 @@ fn explained(error: &io::Error) -> String {
     }
 }
 
-/// `<ifindex>-<ifname>-<mode>`; a bpffs has no dots in names.
-fn pin_name(interface: &Interface, suffix: &str) -> String {
-    format!("{}-{}-{suffix}", interface.index, interface.name.replace('.', "_"))
-}
-
-/// What a pin's name says of its device.
-fn parse_pin_name(name: &str) -> Option<u32> {
-    let (index, rest) = name.split_once('-')?;
-    let (_, mode) = rest.rsplit_once('-')?;
-    if !mode.starts_with("xdp_") {
-        return None;
-    }
-    index.parse().ok()
-}
-
 /// The links that are pinned, by the index of their device.
 pub(super) fn pinned_links(directory: &Path) -> io::Result<BTreeMap<u32, PathBuf>> {
-    let mut links = BTreeMap::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if let Some(index) = entry.file_name().to_str().and_then(parse_pin_name) {
-            links.insert(index, entry.path());
-        }
-    }
-    Ok(links)
+    let of_xdp = |site: &str| site.starts_with("xdp_").then_some(());
+    let pinned = links::pinned(directory, of_xdp)?;
+    Ok(pinned.into_iter().map(|(index, (), path)| (index, path)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pin_tells_its_device() {
-        for taken in [Taken::Native, Taken::Generic] {
-            let interface = Interface { index: 3, name: "bond0.100".to_owned() };
-            let (suffix, _) = taken.mode().expect("a mode of XDP");
-            let pin = pin_name(&interface, suffix);
-            assert!(!pin.contains('.'), "{pin}");
-            assert_eq!(parse_pin_name(&pin), Some(3));
-        }
-        assert_eq!(parse_pin_name("3-eth0-ingress"), None);
-        assert_eq!(parse_pin_name("cgroup-connect4"), None);
-    }
 
     #[test]
     fn a_veth_is_taken_by_xdp_only_when_asked() {
