@@ -140,6 +140,25 @@ fn check_martians<F: Kind>(world: &World, martians: &[IpAddr]) -> Result<()> {
     rows.finish()
 }
 
+/// A stranger that claims to be the node, from the port that a process there is going to use to
+/// talk to a backend, is not in its way.
+fn check_own_connections<F: Kind>(world: &World) -> Result<()> {
+    let (node, pod) = (world.cluster.node(1), world.cluster.pod("b"));
+    let from = node.at(F::FAMILY, 21_000);
+    for body in [Body::Tcp(SYN), Body::Udp] {
+        send(world, &frame::<F>(from, front(world, BACKENDS[0].1, F::FAMILY), body), &[])?;
+    }
+    check_services::<F>(world)?;
+    let mut rows = Rows::default();
+    for transport in TRANSPORTS {
+        let probe = Probe::new(transport, pod.at(F::FAMILY, TARGET)).source_port(from.port());
+        let answer = node.ask(probe.timeout(SOON / 5))?;
+        let is_right = answer.client_address() == Some(from.ip());
+        rows.is_true(format!("{transport:?}: {answer:?}"), is_right);
+    }
+    rows.finish()
+}
+
 /// A frame without what a router changes: link-layer addresses, hops and their checksum.
 fn routed(frame: &Captured) -> Vec<u8> {
     let mut bytes = frame.bytes[ETHERNET..].to_vec();
@@ -290,8 +309,41 @@ fn check_too_many(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Frames with the tag of a VLAN that the node has no part in are nobody's: no flow, and nothing
+/// comes to a backend or goes out again.
+fn check_tagged<F: Kind>(world: &mut World) -> Result<()> {
+    let before = world.agent(1)?.counted("flow_created")?;
+    let wire = Capture::on(world.cluster.fabric().netns(), "node1")?;
+    let mut rows = Rows::default();
+    for (index, tag) in [&[0x81, 0, 0, 7][..], &[0x88, 0xa8, 0, 7]].into_iter().enumerate() {
+        for (pod, number, _) in BACKENDS {
+            for body in [Body::Tcp(SYN), Body::Udp] {
+                let from = world.cluster.outside().at(F::FAMILY, 42_000 + index as u16);
+                let to = front(world, number, F::FAMILY);
+                let at_pod = Capture::on(world.cluster.pod(pod).netns(), "eth0")?;
+                send(world, &frame::<F>(from, to, body.clone()), tag)?;
+                // What was sent before has gone its way when this is answered.
+                let probe = Probe::udp(world.cluster.pod("b").at(F::FAMILY, TARGET)).timeout(SOON);
+                ensure!(world.cluster.outside().ask(probe)?.name() == Some("b"), "no answer");
+                let of_it = |frame: &&Captured| match frame.ends() {
+                    Some((_, [(_, port), (_, to)])) => port == from.port() || to == from.port(),
+                    None => false,
+                };
+                let came = came_in(&at_pod)?.iter().filter(of_it).count();
+                rows.is_true(format!("{pod} got {body:?} of {tag:x?}"), came == 0);
+                let sent: Vec<_> =
+                    came_in(&wire)?.into_iter().filter(|one| one.tag.is_some()).collect();
+                rows.is_true(format!("{body:?} of {tag:x?} for {pod} goes out"), sent.is_empty());
+            }
+        }
+    }
+    let created = world.agent(1)?.counted("flow_created")? - before;
+    rows.is_true(format!("{created} flows"), created == 0);
+    rows.finish()
+}
+
 fn check_all(builder: Builder, xdp: &str) -> Result<()> {
-    let world = start(builder, xdp)?;
+    let mut world = start(builder, xdp)?;
     let own = world.cluster.node(1).ip(Family::V4);
     let mut rows = Rows::default();
     rows.row(
@@ -299,11 +351,17 @@ fn check_all(builder: Builder, xdp: &str) -> Result<()> {
         check_martians::<Ipv4>(&world, &[Ipv4::martians(), vec![own]].concat()),
     );
     rows.row("martians, IPv6", check_martians::<Ipv6>(&world, &Ipv6::martians()));
+    let own = world.cluster.node(1).ip(Family::V6);
+    rows.row("the node's own, IPv6", check_martians::<Ipv6>(&world, &[own]));
+    rows.row("the node's own connections, IPv4", check_own_connections::<Ipv4>(&world));
+    rows.row("the node's own connections, IPv6", check_own_connections::<Ipv6>(&world));
     rows.row("a pod, IPv4", check_pod::<Ipv4>(&world));
     rows.row("a pod, IPv6", check_pod::<Ipv6>(&world));
     rows.row("options", check_headers::<Ipv4>(&world));
     rows.row("extension headers", check_headers::<Ipv6>(&world));
     rows.row("more of them than are followed", check_too_many(&world));
+    rows.row("tags, IPv4", check_tagged::<Ipv4>(&mut world));
+    rows.row("tags, IPv6", check_tagged::<Ipv6>(&mut world));
     rows.finish()
 }
 

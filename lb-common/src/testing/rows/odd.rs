@@ -7,7 +7,7 @@ use crate::{
     packet::{ACK, MAX_EXTENSION_HEADERS, SYN},
 };
 
-use super::outside::{client, exposed, node_port};
+use super::outside::{balancer, client, exposed, node_port};
 use super::shape::padding;
 use super::*;
 use crate::testing::{
@@ -23,6 +23,8 @@ rows! {
     BOTH => hops_end_where_this_node_forwards,
     BOTH => hops_are_the_stacks_where_it_routes,
     BOTH => what_is_for_a_pod_is_left_alone,
+    BOTH => what_comes_from_nowhere_opens_no_flow,
+    BOTH => who_claims_to_be_this_node_is_in_nobodys_way,
 }
 
 /// Where the backend is of which the packets go on by the stack, and by a look-up of ours.
@@ -188,4 +190,44 @@ fn what_is_for_a_pod_is_left_alone<F: TestFamily>(bench: &mut Bench<F>) {
         bench.request(talk, ACK);
         bench.reply(talk, ACK);
     });
+}
+
+/// Addresses that no packet on a wire may come from, this node's own among them.
+fn martians<F: TestFamily>() -> Vec<F::Address> {
+    let parts: [[u8; 2]; 3] = match F::NUMBER {
+        4 => [[0, 0], [224, 1], [255, 255]],
+        _ => [[0, 0], [0xff, 2], [0xff, 0x0e]],
+    };
+    let filled = |[first, second]: [u8; 2]| {
+        let mut bytes =
+            vec![if first == 255 && F::NUMBER == 4 { 255 } else { 0 }; F::ADDRESS_LENGTH];
+        bytes[..2].copy_from_slice(&[first, second]);
+        F::address(&bytes)
+    };
+    parts.map(filled).into_iter().chain([F::loopback(), F::node()]).collect()
+}
+
+fn what_comes_from_nowhere_opens_no_flow<F: TestFamily>(bench: &mut Bench<F>) {
+    for place in [Where::Here, Where::Elsewhere, Where::Host] {
+        bench.lab.reset();
+        bench.world = Default::default();
+        exposed(bench, &[place]);
+        for source in martians::<F>() {
+            for front in [node_port::<F>(), balancer::<F>(), web::<F>()] {
+                let outcome = bench.send(Place::FromDevice, at(source, 1000), front, SYN);
+                assert_eq!(outcome.end, End::Untouched, "{source:?} to {front:?}: {outcome:?}");
+            }
+        }
+        assert_eq!(bench.flow_counts(), [0, 0]);
+        bench.connect(Place::FromDevice, client::<F>(), node_port::<F>());
+    }
+}
+
+/// The node's own connection to a backend, from the port that a stranger has guessed.
+fn who_claims_to_be_this_node_is_in_nobodys_way<F: TestFamily>(bench: &mut Bench<F>) {
+    exposed(bench, &[Where::Here]);
+    let backend = bench.world.endpoint(1);
+    bench.send(Place::FromDevice, process::<F>(), node_port::<F>(), SYN);
+    let ends = [backend, process::<F>()];
+    bench.expect(Place::FromPod, ends, SYN | ACK, Reason::NoFlow, End::Untouched);
 }
