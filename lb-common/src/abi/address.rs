@@ -170,6 +170,9 @@ pub trait Family: Copy + Debug + 'static {
 
     /// Whether the address never leaves its host.
     fn is_loopback(address: Self::Address) -> bool;
+    /// Whether no packet on a wire may come from this address: unspecified, the host itself,
+    /// multicast, broadcast.
+    fn is_martian(address: Self::Address) -> bool;
     /// Whether an ICMP message of this type reports an error about another packet
     /// (RFC 792, RFC 4443 section 2.1).
     fn is_icmp_error(icmp_type: u8) -> bool;
@@ -193,6 +196,12 @@ impl Family for Ipv4 {
     }
 
     #[inline(always)]
+    fn is_martian(address: Address4) -> bool {
+        let address = u32::from_be(address.be32);
+        matches!(address >> 24, 0 | 127 | 224..=239) || address == u32::MAX
+    }
+
+    #[inline(always)]
     fn is_icmp_error(icmp_type: u8) -> bool {
         matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
     }
@@ -213,6 +222,13 @@ impl Family for Ipv6 {
     #[inline(always)]
     fn is_loopback(address: Address6) -> bool {
         address.be32 == [0, 0, 0, 1u32.to_be()]
+    }
+
+    #[inline(always)]
+    fn is_martian(address: Address6) -> bool {
+        let [first, second, third, fourth] = address.be32;
+        let is_small = first | second | third == 0 && u32::from_be(fourth) <= 1;
+        is_small || u32::from_be(first) >> 24 == 0xff
     }
 
     #[inline(always)]

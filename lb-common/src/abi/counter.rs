@@ -116,6 +116,8 @@ numbered! {
         TooBig => "too_big",
         /// The kernel would not let the packet be changed: dropped.
         RewriteFailed => "rewrite_failed",
+        /// From outside, from an address that nobody there can have: left to the stack.
+        MartianSource => "martian_source",
         /// A service or slot names what is not in its table: dropped.
         TableInconsistent => "table_inconsistent",
     }

@@ -153,12 +153,9 @@ impl<A: Address> FamilySettings<A> {
         Self::any(&self.pod_prefixes, self.pod_prefix_count, address)
     }
 
-    /// Whether `address` may be an address of this node.
+    /// Whether `address` is known to be an address of this node.
     #[inline(always)]
-    pub fn may_be_node(&self, address: A) -> bool {
-        if self.node_address_count as usize > MAX_PREFIXES {
-            return true;
-        }
+    pub fn is_node(&self, address: A) -> bool {
         let mut index = 0;
         while index < MAX_PREFIXES && index < self.node_address_count as usize {
             if self.node_addresses[index] == address {
@@ -167,6 +164,12 @@ impl<A: Address> FamilySettings<A> {
             index += 1;
         }
         false
+    }
+
+    /// Whether `address` may be an address of this node.
+    #[inline(always)]
+    pub fn may_be_node(&self, address: A) -> bool {
+        self.node_address_count as usize > MAX_PREFIXES || self.is_node(address)
     }
 
     #[inline(always)]

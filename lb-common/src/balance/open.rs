@@ -43,7 +43,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
 #[inline(always)]
 fn ended(kind: Kind, reason: Reason) -> Verdict {
     match reason {
-        Reason::UnknownAddress => Verdict::Pass(reason),
+        Reason::UnknownAddress | Reason::MartianSource => Verdict::Pass(reason),
         Reason::NoSuchPort | Reason::NoEndpoint | Reason::NoSourcePort => match kind {
             Kind::Tcp => Verdict::Answer(Answer::Reset, reason),
             _ => Verdict::Answer(Answer::PortUnreachable, reason),
@@ -65,6 +65,11 @@ fn find<F: Family, T: Tables<F>>(
             Some(_) => Reason::NoSuchPort,
             None => Reason::UnknownAddress,
         });
+    }
+    if matches!(context.site, Site::FromDevice)
+        && (F::is_martian(tuple.source) || context.family().is_node(tuple.source))
+    {
+        return Err(Reason::MartianSource);
     }
     let frontend = work.frontend;
     let service = tables.service(frontend.service).ok_or(Reason::TableInconsistent)?;

@@ -97,7 +97,13 @@ pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
         return NEXT;
     };
     // SAFETY: the context is the kernel's.
-    let protocol = unsafe { (*context.skb.skb).protocol } as u16;
+    let skb = unsafe { &*context.skb.skb };
+    // The kernel keeps a tag beside the packet, which passes the device of that VLAN too.
+    if skb.vlan_present != 0 && skb.vlan_tci & 0xfff != 0 {
+        count(hook, Reason::NotIp);
+        return NEXT;
+    }
+    let protocol = skb.protocol as u16;
     match u16::from_be(protocol) {
         ETHERTYPE_IPV4 => family::<Ipv4, HOOK>(context, settings),
         ETHERTYPE_IPV6 => family::<Ipv6, HOOK>(context, settings),
