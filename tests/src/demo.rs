@@ -54,6 +54,8 @@ enum Number {
     Private = 8,
     /// A backend on each node, at node ports too.
     Public = 9,
+    /// One backend, on the other node, which answers clients outside itself.
+    Direct = 10,
     /// No Service has these ClusterIPs.
     Nobody = 99,
 }
@@ -134,7 +136,8 @@ pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
     report.line(
         "node: a process of node1. LB: the load balancer's address, routed to node1 as external\n\
          IPs are; Local: externalTrafficPolicy, which is Cluster elsewhere. The backend on the\n\
-         other node sees node1, which is where its answers must go through",
+         other node sees node1, which is where its answers must go through, unless its Service\n\
+         says dsr (lb-agent/external-mode): then it sees the client and answers it itself",
     );
     report.table(outside::table(&world, stop)?);
     refusals.extend(refused::outside_rows(&world, stop)?);
@@ -196,7 +199,8 @@ fn objects(world: &World) -> Vec<(Service, Vec<Endpoint>)> {
         .source_range(cidr::PODS_V6.to_string());
     vec![
         (exposed("near", Number::Near), near.clone()),
-        (exposed("far", Number::Far), far),
+        (exposed("far", Number::Far), far.clone()),
+        (exposed("direct", Number::Direct).external_mode("dsr"), far),
         (service("own", Number::Own), world.endpoints(&[CLIENT])),
         (web.balancer(balancer(Number::Web)), both.clone()),
         (sticky, both.clone()),

@@ -1,5 +1,5 @@
 //! Calls from outside the cluster, and of a node at its own node ports: rows 3.4 to 3.9 of the
-//! Service contract, but 3.7.
+//! Service contract.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -71,7 +71,7 @@ enum Client {
 
 type Case = (&'static str, Client, Front, Number, &'static str, Seen);
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 13] = [
     ("outside, NodePort", Client::Outside, Front::NodePort(1), Number::Near, NEAR, Seen::Outside),
     ("outside, NodePort", Client::Outside, Front::NodePort(1), Number::Far, FAR, Seen::Node),
     ("outside, LB", Client::Outside, Front::Balancer, Number::Near, NEAR, Seen::Outside),
@@ -79,8 +79,18 @@ const CASES: [Case; 10] = [
     ("outside, LB, Local", Client::Outside, Front::Balancer, Number::Local, NEAR, Seen::Outside),
     ("outside, externalIP", Client::Outside, Front::External, Number::Near, NEAR, Seen::Outside),
     ("outside, externalIP", Client::Outside, Front::External, Number::Far, FAR, Seen::Node),
+    (
+        "outside, NodePort, dsr",
+        Client::Outside,
+        Front::NodePort(1),
+        Number::Direct,
+        FAR,
+        Seen::Outside,
+    ),
+    ("outside, LB, dsr", Client::Outside, Front::Balancer, Number::Direct, FAR, Seen::Outside),
     ("node, NodePort", Client::Node, Front::NodePort(1), Number::Near, NEAR, Seen::Node),
     ("node, NodePort", Client::Node, Front::NodePort(1), Number::Far, FAR, Seen::Node),
+    ("node, NodePort, dsr", Client::Node, Front::NodePort(1), Number::Direct, FAR, Seen::Node),
     ("node, loopback", Client::Node, Front::Loopback, Number::Far, FAR, Seen::Node),
 ];
 
