@@ -15,7 +15,7 @@ use lb_common::{
         flow::{Action, Tuple},
         settings::{Device, MAX_DEVICES, Settings},
     },
-    balance::{self, Candidate, Site, Verdict, Work},
+    balance::{self, Candidate, Site, Verdict},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, ethertype, tunnel::Tunnel},
 };
 
