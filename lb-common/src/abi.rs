@@ -20,19 +20,28 @@ pub mod socket;
 /// (`<bpf-dir>/v<ABI_VERSION>/<MAP>`): a change of any type here bumps it.
 pub const ABI_VERSION: u32 = 3;
 
-/// Implements [`bytemuck::Pod`] for instances of generic types, which the derive
+/// Implements [`bytemuck::Pod`] for types of which each family has its own, which the derive
 /// refuses, and proves at compile time that they hold no padding.
 macro_rules! pod {
-    ($($type:ty { $($field:ty),+ $(,)? })+) => {$(
-        const _: () = assert!(
-            size_of::<$type>() == 0 $(+ size_of::<$field>())+,
-            concat!(stringify!($type), " holds padding")
-        );
-        // SAFETY: `repr(C)`, every field is `Pod`, and the assertion above shows
-        // that the fields fill the type.
-        unsafe impl bytemuck::Zeroable for $type {}
+    ($($name:ident<$address:ident> { $($field:ty),+ $(,)? })+) => {$(
+        const _: () = {
+            const fn is_full<$address: $crate::abi::address::Address>() -> bool {
+                size_of::<$name<$address>>() == 0 $(+ size_of::<$field>())+
+            }
+            use $crate::abi::address::{Address4, Address6};
+            assert!(
+                is_full::<Address4>() && is_full::<Address6>(),
+                concat!(stringify!($name), " holds padding")
+            );
+        };
+        // SAFETY: `repr(C)`, every field is `Pod`, and the assertion above shows that the
+        // fields fill the type for both addresses that there are: nobody else implements
+        // `Address`.
+        unsafe impl<$address: $crate::abi::address::Address> bytemuck::Zeroable
+            for $name<$address> {}
         // SAFETY: as above.
-        unsafe impl bytemuck::Pod for $type {}
+        unsafe impl<$address: $crate::abi::address::Address> bytemuck::Pod
+            for $name<$address> {}
     )+};
 }
 pub(crate) use pod;

@@ -51,15 +51,7 @@ impl KernelFamily for Ipv6 {
 }
 
 /// The loaded programs and their maps, for one family.
-pub struct Kernel<F: KernelFamily>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+pub struct Kernel<F: KernelFamily> {
     programs: Programs,
     has_xdp: bool,
     frontends: TypedMap<FrontendKey<F::Address>, Frontend>,
@@ -81,15 +73,7 @@ where
     quoted: Cell<Option<Tuple<F::Address>>>,
 }
 
-impl<F: KernelFamily> Kernel<F>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+impl<F: KernelFamily> Kernel<F> {
     /// Loads the object.
     ///
     /// # Errors
@@ -390,15 +374,7 @@ fn age<K: Pod, V: Pod>(map: &TypedMap<K, V>, last_seen: impl Fn(&mut V) -> &mut 
     }
 }
 
-impl<F: KernelFamily> Lab<F> for Kernel<F>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+impl<F: KernelFamily> Lab<F> for Kernel<F> {
     fn reset(&mut self) {
         clear(&self.flows);
         clear(&self.embryonic);

@@ -4,14 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bytemuck::Pod;
 use lb_common::abi::address::{Ipv4, Ipv6};
-use lb_common::abi::backend::Backend;
 use lb_common::abi::counter::{Hook, Reason};
-use lb_common::abi::flow::{Flow, FlowKey};
-use lb_common::abi::fragment::FragmentKey;
-use lb_common::abi::frontend::{FrontendKey, TCP, UDP};
-use lb_common::abi::range::RangeKey;
+use lb_common::abi::frontend::{TCP, UDP};
 use lb_common::abi::settings::Timeouts;
 use lb_common::balance::{Verdict, track};
 use lb_common::packet::answer::quote_length;
@@ -119,15 +114,7 @@ fn cannot_be_carried_out<F: TestFamily>(host: &mut Host<F>, place: Place, frame:
         && (quote_length(&packet).is_none() || frame.len() < usize::from(packet.transport) + 8)
 }
 
-fn compare<F: KernelFamily>(seed: u64, frames: usize) -> Result<()>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+fn compare<F: KernelFamily>(seed: u64, frames: usize) -> Result<()> {
     let mut world = world::<F>();
     // Each draws a source port of its own; from one there is no choice.
     world.settings.source_ports.count = 1;
@@ -188,15 +175,7 @@ fn what_is_not_ip_is_untouched_and_counted() -> Result<()> {
 }
 
 /// A tag that is still in the frame hides what follows it, be it for a Service.
-fn tagged<F: KernelFamily>() -> Result<()>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+fn tagged<F: KernelFamily>() -> Result<()> {
     const MACS: usize = 12;
     const TAGS: [&[u16]; 4] =
         [&[0x8100, 5], &[0x88a8, 5], &[0x88a8, 5, 0x8100, 6], &[0x8100, 0xe000]];
@@ -230,15 +209,7 @@ fn a_frame_with_its_vlan_tag_is_untouched_and_counted() -> Result<()> {
 }
 
 /// The one row that goes by the kernel's clock: a second is a tenth of one here.
-fn only_sends<F: KernelFamily>() -> Result<()>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+fn only_sends<F: KernelFamily>() -> Result<()> {
     const TICKS: u32 = 25;
     const TICK: Duration = Duration::from_millis(4);
     let mut kernel = Kernel::<F>::load()?;

@@ -4,13 +4,9 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use bytemuck::Pod;
 use lb_common::abi::address::{Family, Ipv4, Ipv6};
-use lb_common::abi::backend::Backend;
-use lb_common::abi::flow::{Flow, FlowKey, Tuple};
-use lb_common::abi::fragment::FragmentKey;
-use lb_common::abi::frontend::{FrontendKey, FrontendKind, UDP};
-use lb_common::abi::range::RangeKey;
+use lb_common::abi::flow::Tuple;
+use lb_common::abi::frontend::{FrontendKind, UDP};
 use lb_common::abi::service::Service;
 use lb_common::balance::Endpoint;
 use lb_common::testing::bench::{End, Lab, Place};
@@ -24,29 +20,13 @@ use lb_tests::programs::{GATEWAY_MAC, MOVED_GATEWAY_MAC, in_private_namespace};
 const SECOND: u32 = 1_000_000;
 
 /// A node port over UDP with its backend on another node.
-struct Scene<F: KernelFamily>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+struct Scene<F: KernelFamily> {
     kernel: Kernel<F>,
     world: World<F>,
     front: Endpoint<F::Address>,
 }
 
-impl<F: KernelFamily> Scene<F>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+impl<F: KernelFamily> Scene<F> {
     fn new(flags: u32) -> Result<Self> {
         let (mut kernel, mut world) = (Kernel::<F>::load()?, World::default());
         let front = at(F::node(), NODE_PORTS.first);
@@ -104,15 +84,7 @@ fn move_gateway<F: Family + TestFamily>(to: [u8; 6]) -> Result<()> {
     Ok(())
 }
 
-fn requests_go_where_they_went<F: KernelFamily>(flags: u32) -> Result<()>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+fn requests_go_where_they_went<F: KernelFamily>(flags: u32) -> Result<()> {
     let mut scene = Scene::<F>::new(flags)?;
     let small = scene.request(8);
     ensure!(scene.next_hop(&small)?.is_none(), "the first one is sent by the kernel");
@@ -157,15 +129,7 @@ fn requests_to_other_nodes_go_where_they_went_until_the_kernel_may_know_better()
     Ok(())
 }
 
-fn replies_have_their_own<F: KernelFamily>() -> Result<()>
-where
-    FrontendKey<F::Address>: Pod,
-    RangeKey<F::Address>: Pod,
-    Backend<F::Address>: Pod,
-    FlowKey<F::Address>: Pod,
-    Flow<F::Address>: Pod,
-    FragmentKey<F::Address>: Pod,
-{
+fn replies_have_their_own<F: KernelFamily>() -> Result<()> {
     let mut scene = Scene::<F>::new(0)?;
     let sent = scene.sent()?;
     ensure!(scene.next_hop(&scene.request(8))? == Some(GATEWAY_MAC), "the request's is known");

@@ -123,11 +123,7 @@ fn sweep_flows<A: Address>(
     map: &TypedMap<FlowKey<A>, Flow<A>>,
     is_old: &impl Fn(u32, u32) -> bool,
     timeouts: &Timeouts,
-) -> io::Result<MapFill>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
+) -> io::Result<MapFill> {
     sweep_map(name, map, |key, flow| {
         let is_tcp = key.protocol == u32::from(TCP);
         let is_ended =

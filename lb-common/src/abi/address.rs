@@ -45,8 +45,14 @@ pub struct Address6 {
     pub be32: [u32; 4],
 }
 
+mod sealed {
+    /// Nobody else's types are addresses.
+    pub trait Sealed {}
+}
+use sealed::Sealed;
+
 /// An address of either family, as words in network byte order.
-pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + Pod {
+pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + Pod + Sealed {
     /// The words of the address.
     fn words(&self) -> &[u32];
 
@@ -66,6 +72,9 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + Pod {
     /// The address widened to four words: IPv4 in the first, zeros behind.
     fn widened(self) -> [u32; 4];
 }
+
+impl Sealed for Address4 {}
+impl Sealed for Address6 {}
 
 impl Address for Address4 {
     #[inline(always)]
@@ -256,6 +265,5 @@ impl<A: Address> Prefix<A> {
 }
 
 pod! {
-    Prefix<Address4> { Address4, Address4 }
-    Prefix<Address6> { Address6, Address6 }
+    Prefix<A> { A, A }
 }

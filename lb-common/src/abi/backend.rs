@@ -1,9 +1,6 @@
 //! BACKENDS4 and BACKENDS6: where service ports lead.
 
-use super::{
-    address::{Address4, Address6, Be16},
-    pod,
-};
+use super::{address::Be16, pod};
 
 /// An endpoint of one service port. Its index is its id; ids are not shared between
 /// service ports, so that membership is a property of the entry.
@@ -40,6 +37,5 @@ pub const ON_THIS_NODE: u8 = 1;
 pub const THIS_HOST: u8 = 2;
 
 pod! {
-    Backend<Address4> { Address4, Be16, u16, u8, u8, u16, u32, Address4 }
-    Backend<Address6> { Address6, Be16, u16, u8, u8, u16, u32, Address6 }
+    Backend<A> { A, Be16, u16, u8, u8, u16, u32, A }
 }

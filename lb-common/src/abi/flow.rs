@@ -6,7 +6,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    address::{Address, Address4, Address6, Be16},
+    address::{Address, Address4, Be16},
     pod,
 };
 
@@ -237,11 +237,8 @@ impl Action {
 }
 
 pod! {
-    Tuple<Address4> { Address4, Address4, Be16, Be16 }
-    Tuple<Address6> { Address6, Address6, Be16, Be16 }
-    FlowKey<Address4> { Tuple<Address4>, u32 }
-    FlowKey<Address6> { Tuple<Address6>, u32 }
-    Flow<Address4> { Tuple<Address4>, Action, u8, u16, u32, u32, u32, u32, NextHop }
-    Flow<Address6> { Tuple<Address6>, Action, u8, u16, u32, u32, u32, u32, NextHop }
+    Tuple<A> { A, A, Be16, Be16 }
+    FlowKey<A> { Tuple<A>, u32 }
+    Flow<A> { Tuple<A>, Action, u8, u16, u32, u32, u32, u32, NextHop }
 }
 const _: () = assert!(size_of::<FlowKey<Address4>>() == 16 && size_of::<Flow<Address4>>() == 40);

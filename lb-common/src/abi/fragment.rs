@@ -3,10 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{
-    address::{Address4, Address6, Be16},
-    pod,
-};
+use super::{address::Be16, pod};
 
 /// What all pieces of a datagram have in common, as they arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +36,5 @@ pub struct Fragment {
 pub const FRAGMENT_SECONDS: u32 = 30;
 
 pod! {
-    FragmentKey<Address4> { Address4, Address4, u32, u32 }
-    FragmentKey<Address6> { Address6, Address6, u32, u32 }
+    FragmentKey<A> { A, A, u32, u32 }
 }

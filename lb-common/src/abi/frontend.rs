@@ -2,10 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{
-    address::{Address4, Address6, Be16},
-    pod,
-};
+use super::{address::Be16, pod};
 
 /// Protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -28,8 +25,7 @@ pub struct FrontendKey<A> {
 }
 
 pod! {
-    FrontendKey<Address4> { Address4, Be16, u8, u8 }
-    FrontendKey<Address6> { Address6, Be16, u8, u8 }
+    FrontendKey<A> { A, Be16, u8, u8 }
 }
 
 impl<A> FrontendKey<A> {

@@ -1,9 +1,6 @@
 //! RANGES4 and RANGES6: who may reach the load balancer's address of a service port.
 
-use super::{
-    address::{Address4, Address6},
-    pod,
-};
+use super::pod;
 
 /// Key of the longest-prefix-match trie: a prefix of client addresses of one service port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,8 +33,6 @@ impl<A> RangeKey<A> {
 }
 
 pod! {
-    Range<Address4> { u32, Address4 }
-    Range<Address6> { u32, Address6 }
-    RangeKey<Address4> { u32, Range<Address4> }
-    RangeKey<Address6> { u32, Range<Address6> }
+    Range<A> { u32, A }
+    RangeKey<A> { u32, Range<A> }
 }

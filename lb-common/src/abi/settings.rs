@@ -212,12 +212,8 @@ impl Device {
 pub const MAX_DEVICES: u32 = 16;
 
 pod! {
-    FamilySettings<Address4> {
-        [Prefix<Address4>; MAX_PREFIXES], [Address4; MAX_PREFIXES], [Prefix<Address4>; MAX_PREFIXES],
-        Address4, u32, u32, u32, u32,
-    }
-    FamilySettings<Address6> {
-        [Prefix<Address6>; MAX_PREFIXES], [Address6; MAX_PREFIXES], [Prefix<Address6>; MAX_PREFIXES],
-        Address6, u32, u32, u32, u32,
+    FamilySettings<A> {
+        [Prefix<A>; MAX_PREFIXES], [A; MAX_PREFIXES], [Prefix<A>; MAX_PREFIXES],
+        A, u32, u32, u32, u32,
     }
 }

@@ -6,9 +6,8 @@ use std::{
     os::fd::AsFd,
 };
 
-use bytemuck::Pod;
 use lb_common::abi::{
-    address::{Address4, Address6, Be16},
+    address::{Address, Address4, Address6, Be16},
     affinity::{Affinity, AffinityKey, BY_NETNS, BY_SOCKET},
     backend::Backend,
     flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN, Tuple},
@@ -134,11 +133,7 @@ fn live_names(pins: &Pins) -> Result<Vec<(u32, Name)>, GetError> {
 
 type Entry<A> = (FlowKey<A>, Flow<A>);
 
-fn read_flows<A>(pins: &Pins, map: &'static str) -> Result<Vec<Entry<A>>, GetError>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
+fn read_flows<A: Address>(pins: &Pins, map: &'static str) -> Result<Vec<Entry<A>>, GetError> {
     Ok(read_hash(&opened(pins, map, TypedMap::new)?, map)?)
 }
 
