@@ -2,13 +2,13 @@
 
 use aya_ebpf::programs::TcContext;
 use lb_common::{
-    abi::{flow::Tuple, settings::Settings},
+    abi::{address::Be16, flow::Tuple, settings::Settings},
     balance,
     packet::{IP_OFFSET, Packet, Window, tunnel::Tunnel},
 };
 
 use crate::{
-    hooks::tc::Linear,
+    hooks::tc::{self, Linear},
     rewrite::{self, Frame, Rewrite},
     tables::{FamilyMaps, Maps},
 };
@@ -36,6 +36,52 @@ pub fn enter<F: Rewrite + Tunnel>(frame: &impl Frame, ends: &Tuple<F::Address>) 
 #[inline(always)]
 pub fn leave<F: Tunnel>(frame: &impl Frame) -> Option<()> {
     frame.resize::<F>(-(F::LENGTH as i32))
+}
+
+/// Bytes of an ICMP error's header, before what it quotes.
+const ICMP: usize = 8;
+
+/// The MTU for what is in a tunnel, if `packet` is a router's ICMP error that a packet of this
+/// node in that tunnel is too big for its way on; 0 for any other, and for one that does not
+/// quote enough.
+#[inline(never)]
+pub fn told_mtu<F: FamilyMaps + Tunnel>(
+    context: &TcContext,
+    settings: &Settings,
+    packet: &Packet<F>,
+) -> u16 {
+    mtu_inside(context, settings, packet).unwrap_or(0)
+}
+
+#[inline(always)]
+fn mtu_inside<F: FamilyMaps + Tunnel>(
+    context: &TcContext,
+    settings: &Settings,
+    packet: &Packet<F>,
+) -> Option<u16> {
+    let header = F::LENGTH as usize;
+    if packet.tunnel != 0 || packet.transport as usize != IP_OFFSET + header {
+        return None;
+    }
+    let window = tc::pulled(context);
+    let [kind, _, _, mtu] = window.load::<[Be16; 4]>(IP_OFFSET + header)?;
+    let quoted = Linear { start: window.start + header + ICMP, end: window.end };
+    let inside = Linear { start: quoted.start + header, end: quoted.end };
+    if kind.get() != u16::from_be_bytes([F::TOO_BIG.0, F::TOO_BIG.1]) || !F::is_tunnel(&quoted) {
+        return None;
+    }
+    let ([own, other], inner) = (F::ends(&quoted)?, F::ends(&inside)?);
+    let is_sent = own == packet.tuple().destination
+        && balance::tunnel::is_ours::<F, _>(&[other, own], &inner, settings, &mut Maps);
+    if is_sent { mtu.get().checked_sub(F::LENGTH as u16) } else { None }
+}
+
+/// Takes the packet out of the tunnel that an ICMP error quotes, in place of which it may be
+/// answered then.
+#[inline(never)]
+pub fn leave_quote<F: Tunnel>(context: &TcContext, packet: &mut Packet<F>) -> Option<()> {
+    context.resize::<F>(-((2 * F::LENGTH as usize + ICMP) as i32))?;
+    F::parse(&tc::pulled(context), packet)
 }
 
 /// How many TCP options are looked at in search of the segment size; it comes first as a

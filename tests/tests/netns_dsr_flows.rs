@@ -1,6 +1,7 @@
 //! Direct server return over time: backends that go, agents that are killed, and packets in
 //! tunnels that are none of ours.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -144,6 +145,61 @@ fn connections_stay_and_datagrams_move_as_backends_go() -> Result<()> {
         held.check(&world, &mut rows, &format!("agent {node} killed"), ["c"; 3])?;
         world.start_agent(node)?;
         held.check(&world, &mut rows, &format!("agent {node} again"), ["c"; 3])?;
+    }
+    rows.finish()
+}
+
+/// A client that asks at several front ends from one port, at the same time, of one backend.
+#[test]
+fn one_port_of_a_client_at_many_front_ends() -> Result<()> {
+    let world = start(Cluster::builder(), "auto")?;
+    let outside = world.cluster.outside();
+    let mut rows = Rows::default();
+    for (transport, family) in kinds() {
+        let fronts = [Front::NodePort(1), Front::Balancer, Front::External, Front::NodePort(2)];
+        let mut open = Vec::new();
+        for front in fronts {
+            let to = front.at(&world, FAR, family);
+            let probe = Probe::new(transport, to).source_port(40_000).connected();
+            open.push((to, outside.open(probe.timeout(SEEN))?));
+        }
+        for when in ["once", "twice"] {
+            for (to, connection) in &open {
+                let answer = connection.exchange(when, ANSWER)?;
+                let is_it = answer.reached().is_some_and(|it| it.peer == *to);
+                rows.is_true(format!("{to} {transport:?}: {answer:?}"), is_it);
+            }
+        }
+    }
+    rows.finish()
+}
+
+/// Backends of one node share what comes to it, and a client that is to keep its backend does.
+#[test]
+fn backends_of_a_node_take_turns_or_keep_their_client() -> Result<()> {
+    let world = start(Cluster::builder(), "auto")?;
+    let endpoints = world.endpoints(&["b", "c", "e"]);
+    let service = world.exposed("moving", MOVING);
+    let mut rows = Rows::default();
+    for (service, expected) in [(service.clone(), 3), (service.affinity(SEEN * 60), 1)] {
+        world.publish(&service, &endpoints)?;
+        world.wait(|agent| {
+            let services = agent.get("services")?;
+            let mut rows = services.as_array().into_iter().flatten();
+            Ok(rows.any(|row| row["affinity_seconds"].is_u64()) == (expected == 1))
+        })?;
+        for family in Family::ALL {
+            for front in FRONTS {
+                let to = front.at(&world, MOVING, family);
+                let mut servers = BTreeSet::new();
+                for _ in 0..30 {
+                    let answer = world.cluster.outside().tcp(to)?;
+                    servers.insert(answer.name().unwrap_or("nobody").to_owned());
+                }
+                let what = format!("{to}: {servers:?} instead of {expected}");
+                rows.is_true(what, servers.len() == expected && !servers.contains("nobody"));
+            }
+        }
     }
     rows.finish()
 }

@@ -239,6 +239,33 @@ fn check_uploads(world: &mut World, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
+/// Uploads, of which a router between the nodes lets only small packets through, as it tells the
+/// node that tunnels them.
+fn check_routed_uploads(world: &World, rows: &mut Rows) -> Result<()> {
+    let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
+    let fabric = world.cluster.fabric().netns();
+    for family in Family::ALL {
+        let (node2, via) = (node2.ip(family), NODE_GATEWAY.get(family));
+        let narrow = format!("{node2} dev br0 mtu lock {SMALL}");
+        fabric.ip(&format!("route add {narrow}"))?;
+        node1.netns().ip(&format!("route add {node2} via {via}"))?;
+        for front in FRONTS {
+            let to = front.at(world, FAR, family);
+            let known = upload_and_ask(world.cluster.outside(), to);
+            let outcome = known.and_then(|known| {
+                ensure!(known == SMALL - tunnel(family), "told of {known} bytes");
+                Ok(())
+            });
+            rows.row(format!("{to}, a router between the nodes"), outcome);
+        }
+        rows.row(format!("{family:?}"), upload(world, family));
+        node1.netns().ip(&format!("route del {node2} via {via}"))?;
+        fabric.ip(&format!("route del {narrow}"))?;
+        forget_mtus(world.cluster.outside(), family)?;
+    }
+    Ok(())
+}
+
 /// Where the way back to the client lets only small packets through.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Narrow {
@@ -297,6 +324,7 @@ fn check(builder: Builder, xdp: &str) -> Result<()> {
     each(&world, &mut rows, &[FAR, HOST], |world, to, _| check_fragments(world, to));
     check_uploads(&mut world, &mut rows)?;
     check_downloads(&mut world, &mut rows)?;
+    check_routed_uploads(&world, &mut rows)?;
     rows.finish()
 }
 

@@ -74,12 +74,14 @@ fn window<F: Parse>(context: &TcContext) -> Linear {
     {
         return linear;
     }
-    pulled(context, if length < MOST_HEADERS { length } else { MOST_HEADERS })
+    pulled(context)
 }
 
-/// The frame, with so many bytes of it in one piece.
+/// The frame, with as many bytes as all headers take in one piece.
 #[inline(always)]
-fn pulled(context: &TcContext, wanted: u32) -> Linear {
+pub fn pulled(context: &TcContext) -> Linear {
+    let length = context.len();
+    let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
     // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
     // read as far as it goes.
     unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
@@ -146,7 +148,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route + Tunnel, const HOOK: u32
     scratch.packet.tunnel = 0;
     if const { receives::<HOOK>() } && matches!(candidate, Candidate::Node) && F::is_tunnel(&window)
     {
-        window = pulled(context, u32::min(context.len(), MOST_HEADERS));
+        window = pulled(context);
         scratch.packet.tunnel = tunnel::length::<F>(&window, settings);
         if scratch.packet.tunnel != 0 {
             candidate = Candidate::Service;
@@ -156,6 +158,12 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route + Tunnel, const HOOK: u32
     if F::parse(&window, &mut scratch.packet).is_none() {
         count(hook, Reason::Malformed);
         return NEXT;
+    }
+    if const { receives::<HOOK>() }
+        && let Some((result, reason)) = pass_on_mtu(context, settings, &mut scratch.packet)
+    {
+        count(hook, reason);
+        return result;
     }
     let is_fragment = matches!(scratch.packet.kind, Kind::Fragment);
     let verdict = if is_fragment || scratch.packet.is_icmp_error() {
@@ -178,6 +186,26 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route + Tunnel, const HOOK: u32
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
+}
+
+/// Tells a client that what it sent is too big for a router between the nodes, if `packet` is
+/// that router's error about the tunnel that it went by.
+#[inline(always)]
+fn pass_on_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
+    context: &TcContext,
+    settings: &Settings,
+    packet: &mut Packet<F>,
+) -> Option<(i32, Reason)> {
+    if !packet.is_icmp_error() {
+        return None;
+    }
+    let mtu = tunnel::told_mtu(context, settings, packet);
+    if mtu == 0 {
+        return None;
+    }
+    let told = tunnel::leave_quote(context, packet)
+        .and_then(|()| answer::too_big(context, packet, Hook::FromDevice, mtu));
+    Some(told.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
 }
 
 /// Whether the hook may meet packets in tunnels.
