@@ -23,7 +23,7 @@ use super::{
     frames,
     harness::{EMPTY, Harness, Pace, Shot, Wrapper},
     lanes::{self, End, Footing, Lane, Verdict},
-    report::Figure,
+    report::{Figure, Outcome},
     tables::{Datapath, ELSEWHERE, EMPTY_PORTS, Fronts, NODES, PODS, Side, THIS_NODE},
 };
 
@@ -160,7 +160,20 @@ impl<'a> Plan<'a> {
     fn measure_for(&mut self, rounds: usize) {
         let mut lanes = std::mem::take(&mut self.lanes);
         lanes.retain(|lane| matches!(lane.end, End::Step(_)) || lane.name.contains(self.only));
+        let first = self.figures.len();
         self.figures.extend(lanes::measure(&self.harness, &self.datapath, rounds, &lanes));
+        for (index, lane) in lanes.iter().enumerate() {
+            let Some(name) = &lane.pace else { continue };
+            let cost = lanes::single_cost(&self.figures, name);
+            let figure = &mut self.figures[first + index];
+            match cost {
+                Some(cost) => figure.single = cost,
+                None => {
+                    let why = format!("{name} was not measured at both paces");
+                    figure.outcome = Outcome::Invalid(why);
+                }
+            }
+        }
     }
 
     fn hot<F: Side>(&mut self) -> Result<()> {
@@ -219,6 +232,7 @@ impl<'a> Plan<'a> {
             end: End::Counted(hook, reason, verdict),
             onward: None,
             then: None,
+            pace: None,
             is_control: false,
         })
     }

@@ -149,6 +149,7 @@ fn lane<F: Side>(harness: &mut Harness, step: &str, program: &str, flows: u32) -
         end: End::Step(Verdict::NEXT),
         onward: None,
         then: None,
+        pace: None,
         is_control: false,
     })
 }

@@ -19,6 +19,7 @@ use super::{
 };
 
 /// A figure to measure.
+#[derive(Clone)]
 pub struct Lane {
     /// The number of the target that it belongs to; 0 for none.
     pub row: u8,
@@ -37,6 +38,9 @@ pub struct Lane {
     pub onward: Option<Vec<u8>>,
     /// The lane that the packets go on to: its cost is part of this figure.
     pub then: Option<String>,
+    /// The lane, measured at both paces, that tells what single packets cost more; that much
+    /// of this figure is not judged.
+    pub pace: Option<String>,
     /// Whether it is measured a second time, as the control.
     pub is_control: bool,
 }
@@ -50,6 +54,19 @@ impl Lane {
         let shot = Shot { pace, ..self.shot };
         Self { name: self.name + suffix(pace), shot, is_control, ..self }
     }
+}
+
+/// What a packet of the lane of this name cost more by itself than among others, ns; not less
+/// than nothing.
+pub fn single_cost(figures: &[Figure], name: &str) -> Option<f64> {
+    let median = |name: String| {
+        let figure = figures.iter().find(|figure| figure.name == name)?;
+        let Outcome::Measured(estimate) = &figure.outcome else { return None };
+        Some(estimate.median)
+    };
+    let [running, single] =
+        [Pace::Running, Pace::Single].map(|pace| median(name.to_owned() + suffix(pace)));
+    Some((single? - running?).max(0.0))
 }
 
 fn suffix(pace: Pace) -> &'static str {
@@ -275,6 +292,7 @@ mod tests {
             end: End::Step(Verdict::NEXT),
             onward: None,
             then: then.map(str::to_owned),
+            pace: None,
             is_control: false,
         }
     }
@@ -286,6 +304,18 @@ mod tests {
         let wholes = [0, 1, 2].map(|index| whole(&lanes[index], &all[index], &lanes, &all));
         assert_eq!(wholes[..2], [Ok(vec![31.0, 12.0]), Ok(vec![30.0, 10.0])]);
         assert!(wholes[2].is_err(), "a part alone is no figure");
+    }
+
+    #[test]
+    fn single_packets_cost_what_they_cost_more() {
+        let figures = |running, single| {
+            [("x", running), ("x, one a run", single)].map(|(name, median)| {
+                Figure::told(name, Outcome::Measured(Estimate::of(vec![median])))
+            })
+        };
+        assert_eq!(single_cost(&figures(50.0, 80.0), "x"), Some(30.0));
+        assert_eq!(single_cost(&figures(50.0, 49.0), "x"), Some(0.0));
+        assert_eq!(single_cost(&figures(50.0, 80.0)[..1], "x"), None, "at one pace alone");
     }
 
     #[test]

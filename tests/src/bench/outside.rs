@@ -138,7 +138,11 @@ impl Plan<'_> {
         self.lanes.extend(floors::rooms::<F>(&mut self.harness)?);
         let hot = footing::<F>("LRU hit", HIT);
         self.not_for_us_outside::<F>(&hot)?;
-        WAYS.iter().try_for_each(|way| self.known_by::<F>(way, |_| true, (1, "hot"), HOT, &hot))
+        WAYS.iter().try_for_each(|way| self.known_by::<F>(way, |_| true, (1, "hot"), HOT, &hot))?;
+        let both = self.lanes.iter().find(|lane| lane.name == at_both_paces::<F>()).cloned();
+        let single = both.map(|lane| Lane { row: 0, limits: None, footing: None, ..lane });
+        self.lanes.extend(single.map(|lane| lane.at(Pace::Single)));
+        Ok(())
     }
 
     /// What every other packet costs once there are node ports.
@@ -181,19 +185,20 @@ impl Plan<'_> {
         self.datapath.add(&flows, count)?;
         for known in known.iter().filter(|known| is_meant(known)) {
             let Known { hook, reason, verdict, next_hop, pace } = *known;
-            let (direction, at) = (known.direction(), hook.name());
-            let direction_name = reason.name();
-            let name = format!("NodePort ({name}) {text}, {direction_name}, {at}, TCP {}", F::NAME);
+            let direction = known.direction();
+            let name = known_name::<F>(name, text, reason.name(), hook.name());
             let (comes, goes) = flows.tuples(0)[direction];
             let frame = data::<F>(&comes, TCP);
             let onward = (count == 1).then(|| head::<F>(*way, next_hop, &goes, &frame));
             let lane = self.at_device::<F>(name, (hook, reason, verdict), direction, frame)?;
+            let lane = lane.at(pace);
             self.lanes.push(Lane {
                 row: 7,
                 limits: Some(limits),
                 footing: Some(footing.clone().at(pace)),
                 onward,
-                shot: Shot { flows: count, pace, ..lane.shot },
+                shot: Shot { flows: count, ..lane.shot },
+                pace: (pace == Pace::Single).then(at_both_paces::<F>),
                 ..lane
             });
         }
@@ -222,6 +227,7 @@ impl Plan<'_> {
             let lane = self.at_device::<F>(name, end, 0, frame.clone())?;
             self.lanes.push(Lane {
                 row: 8,
+                pace: (new.pace == Pace::Single).then(at_both_paces::<F>),
                 limits: Some(new.limits),
                 footing: Some(footing.clone()),
                 shot: Shot { flows: 0, pace, ..lane.shot },
@@ -245,6 +251,16 @@ impl Plan<'_> {
         let shot = Shot { ifindex: self.datapath.device.ifindex, ..lane.shot };
         Ok(Lane { shot, ..lane })
     }
+}
+
+fn known_name<F: Side>(way: &str, flows: &str, direction: &str, hook: &str) -> String {
+    format!("NodePort ({way}) {flows}, {direction}, {hook}, TCP {}", F::NAME)
+}
+
+/// The lane that is measured at both paces: with source NAT a packet needs about as much of
+/// the program as with a tunnel, and nothing that happens once only.
+fn at_both_paces<F: Side>() -> String {
+    known_name::<F>("SNAT", "hot", Reason::Request.name(), Hook::FromDevice.name())
 }
 
 fn wrapper<F: Side>(hook: Hook, direction: usize) -> Wrapper {

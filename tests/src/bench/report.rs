@@ -28,6 +28,9 @@ pub struct Figure {
     pub floor: Option<Floor>,
     /// What `aim` and `must` are multiplied by, at least 1.
     pub scale: f64,
+    /// What of the measurement is not judged, ns: what it costs to measure packets one by one,
+    /// where nothing else will do.
+    pub single: f64,
 }
 
 /// The kernel's part of a figure, which no program can help: measured turn about with it.
@@ -77,7 +80,17 @@ impl Figure {
     /// A figure that nothing is asked of, in nanoseconds.
     pub fn told(name: &str, outcome: Outcome) -> Self {
         let name = name.to_owned();
-        Self { row: 0, name, unit: "ns", aim: None, must: None, outcome, floor: None, scale: 1.0 }
+        Self {
+            row: 0,
+            name,
+            unit: "ns",
+            aim: None,
+            must: None,
+            outcome,
+            floor: None,
+            scale: 1.0,
+            single: 0.0,
+        }
     }
 
     /// The same figure, with limits raised as much as `floor` is slower here.
@@ -99,7 +112,8 @@ impl Figure {
     /// Whether the figure suffices.
     pub fn verdict(&self) -> Verdict {
         let Outcome::Measured(estimate) = &self.outcome else { return Verdict::Invalid };
-        let above = |limit: Option<f64>| limit.is_some_and(|limit| estimate.median > limit);
+        let judged = estimate.median - self.single;
+        let above = |limit: Option<f64>| limit.is_some_and(|limit| judged > limit);
         match (self.aim, self.must) {
             (None, None) => Verdict::Told,
             _ if above(self.scaled_must()) => Verdict::FailedMust,
@@ -199,11 +213,14 @@ fn verdict(figure: &Figure) -> String {
         (Verdict::MissedAim, _) => "MISSED aim",
         (Verdict::FailedMust, _) => "FAILED must",
     };
-    if figure.scale > 1.0 {
-        format!("{word} (limits x {:.2})", figure.scale)
-    } else {
-        word.to_owned()
+    let mut text = word.to_owned();
+    if figure.single > 0.0 {
+        text += &format!(" (less {:.1} for one a run)", figure.single);
     }
+    if figure.scale > 1.0 {
+        text += &format!(" (limits x {:.2})", figure.scale);
+    }
+    text
 }
 
 /// Writes the figures as JSON.
@@ -242,6 +259,8 @@ mod tests {
             verdicts,
             "a fast floor lowers no limit"
         );
+        let less = |median| Figure { single: 29.0, ..figure(median) }.verdict();
+        assert_eq!([39.0, 39.1, 59.0, 59.1].map(less), verdicts);
     }
 
     #[test]
