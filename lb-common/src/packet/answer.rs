@@ -6,14 +6,12 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{
     Packet, checksum,
-    header::{Header4, Header6},
+    header::{Header4, Header6, TTL},
 };
 use crate::abi::{
     address::{Address, Address4, Address6, Be16, Family, Ipv4, Ipv6},
     frontend::TCP,
 };
-
-const TTL: u8 = 64;
 
 /// A TCP header without options (RFC 9293).
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -83,22 +81,7 @@ impl Respond for Ipv4 {
 
     #[inline(always)]
     fn header(source: Address4, destination: Address4, protocol: u8, length: u16) -> Header4 {
-        const DONT_FRAGMENT: u16 = 0x4000;
-        let mut header = Header4 {
-            version_and_length: 0x45,
-            tos: 0,
-            total_length: Be16::new(size_of::<Header4>() as u16 + length),
-            identification: 0,
-            fragment: Be16::new(DONT_FRAGMENT),
-            ttl: TTL,
-            protocol,
-            checksum: 0,
-            source,
-            destination,
-        };
-        let words: [u32; 5] = bytemuck::cast(header);
-        header.checksum = !checksum::fold16(checksum::add(0, &words));
-        header
+        Header4::new(source, destination, 0, protocol, length)
     }
 }
 

@@ -3,7 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use super::checksum;
 use crate::abi::address::{Address4, Address6, Be16};
+
+/// The TTL or hop limit of packets of this host.
+pub const TTL: u8 = 64;
 
 /// An IPv4 header without options (RFC 791).
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -29,6 +33,35 @@ pub struct Header4 {
     pub source: Address4,
     /// Destination address.
     pub destination: Address4,
+}
+
+impl Header4 {
+    /// The header of a packet of this host, not to be cut, for `length` bytes of `protocol`.
+    #[inline(always)]
+    pub fn new(
+        source: Address4,
+        destination: Address4,
+        tos: u8,
+        protocol: u8,
+        length: u16,
+    ) -> Self {
+        const DONT_FRAGMENT: u16 = 0x4000;
+        let mut header = Self {
+            version_and_length: 0x45,
+            tos,
+            total_length: Be16::new(size_of::<Self>() as u16 + length),
+            identification: 0,
+            fragment: Be16::new(DONT_FRAGMENT),
+            ttl: TTL,
+            protocol,
+            checksum: 0,
+            source,
+            destination,
+        };
+        let words: [u32; 5] = bytemuck::cast(header);
+        header.checksum = !checksum::fold16(checksum::add(0, &words));
+        header
+    }
 }
 
 /// An IPv6 header (RFC 8200 section 3).

@@ -4,7 +4,6 @@
 use super::{
     IP_OFFSET, Parse, Window,
     answer::Respond,
-    checksum,
     header::{Header4, Header6},
 };
 use crate::abi::{
@@ -68,13 +67,8 @@ impl Tunnel for Ipv4 {
     fn outer<W: Window + ?Sized>(window: &W, ends: &Tuple<Address4>) -> Option<Header4> {
         let inner = window.load::<Header4>(IP_OFFSET)?;
         let Tuple { source, destination, .. } = *ends;
-        let mut outer = Self::header(source, destination, Self::PROTOCOL, Self::length(window)?);
-        let tos = inner.tos & !ECN;
-        let [old, new] = [0, tos].map(|tos| bytemuck::cast([outer.version_and_length, tos, 0, 0]));
-        let difference = checksum::add(checksum::subtract(0, &[old]), &[new]);
-        outer.checksum = checksum::updated(outer.checksum, difference);
-        outer.tos = tos;
-        Some(outer)
+        let length = inner.total_length.get();
+        Some(Header4::new(source, destination, inner.tos & !ECN, Self::PROTOCOL, length))
     }
 }
 
