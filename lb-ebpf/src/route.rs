@@ -88,8 +88,9 @@ pub struct Way {
     pub is_remembered: u16,
     /// What the way lets through, if the packet is too big for it.
     pub mtu: u16,
-    /// The MAC of the next hop, and the device's, if they are known.
-    pub macs: [[u8; 6]; 2],
+    /// The MAC of the next hop, and the device's, if they are known: as a frame begins, in words,
+    /// since bytes are copied one by one.
+    pub macs: [u32; 3],
     /// [`Device::flags`](lb_common::abi::settings::Device::flags) of the device, if remembered.
     pub flags: u16,
     /// 1: `macs` are known.
@@ -173,7 +174,7 @@ pub fn find<F: Route + Tunnel>(
     way.ifindex = lookup.ifindex;
     way.is_remembered = 0;
     way.has_neighbour = u16::from(found == SUCCESS);
-    way.macs = [lookup.dmac, lookup.smac];
+    way.macs = bytemuck::cast([lookup.dmac, lookup.smac]);
     // SAFETY: the field is a number under either name.
     way.mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
     match found {
@@ -210,7 +211,10 @@ pub fn remembered<F: Tunnel>(
     }
     way.ifindex = device.ifindex;
     way.is_remembered = 1;
-    way.macs = [next_hop.mac(), device.mac];
+    let [start, _]: [u32; 2] = bytemuck::cast(next_hop.bytes);
+    let [_, _, end, _]: [u16; 4] = bytemuck::cast(next_hop.bytes);
+    let own: [u16; 3] = bytemuck::cast(device.mac);
+    way.macs = [start, bytemuck::cast([end, own[0]]), bytemuck::cast([own[1], own[2]])];
     way.flags = device.flags;
     true
 }
@@ -229,7 +233,8 @@ pub fn remember<F: FamilyMaps>(packet: &Packet<F>, way: &Way) {
             if device.mtu == way.mtu as u32
                 && let Some(flow) = F::flow(FlowTable::Flows, &packet.key)
             {
-                let next_hop = NextHop::new(way.macs[0], index as u8, device.epoch as u8);
+                let [mac, _]: [[u8; 6]; 2] = bytemuck::cast(way.macs);
+                let next_hop = NextHop::new(mac, index as u8, device.epoch as u8);
                 // SAFETY: the look-up of this run found it; one aligned word.
                 unsafe { core::ptr::write_volatile(&raw mut (*flow).next_hop, next_hop) };
             }
