@@ -97,6 +97,14 @@ pub struct Way {
     pub has_neighbour: u16,
 }
 
+/// The MACs of the next hop and of the device as a frame begins.
+#[inline(always)]
+fn words(next_hop: [u8; 6], device: [u8; 6]) -> [u32; 3] {
+    let [a, b, c]: [u16; 3] = bytemuck::cast(next_hop);
+    let [d, e, f]: [u16; 3] = bytemuck::cast(device);
+    [[a, b], [c, d], [e, f]].map(bytemuck::cast)
+}
+
 /// A packet that a way is looked for.
 pub trait Received {
     /// The context that the kernel gave.
@@ -174,7 +182,7 @@ pub fn find<F: Route + Tunnel>(
     way.ifindex = lookup.ifindex;
     way.is_remembered = 0;
     way.has_neighbour = u16::from(found == SUCCESS);
-    way.macs = bytemuck::cast([lookup.dmac, lookup.smac]);
+    way.macs = words(lookup.dmac, lookup.smac);
     // SAFETY: the field is a number under either name.
     way.mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
     match found {
@@ -211,10 +219,7 @@ pub fn remembered<F: Tunnel>(
     }
     way.ifindex = device.ifindex;
     way.is_remembered = 1;
-    let [start, _]: [u32; 2] = bytemuck::cast(next_hop.bytes);
-    let [_, _, end, _]: [u16; 4] = bytemuck::cast(next_hop.bytes);
-    let own: [u16; 3] = bytemuck::cast(device.mac);
-    way.macs = [start, bytemuck::cast([end, own[0]]), bytemuck::cast([own[1], own[2]])];
+    way.macs = words(next_hop.mac(), device.mac);
     way.flags = device.flags;
     true
 }
