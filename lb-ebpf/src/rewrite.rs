@@ -165,17 +165,13 @@ impl Rewrite for Ipv4 {
 
     #[inline(always)]
     fn take_hop(frame: &impl Frame) -> Option<()> {
-        const TTL: usize = IP_OFFSET + core::mem::offset_of!(Header4, ttl);
-        // TTL and protocol.
-        let field: *mut u16 = place(frame, TTL)?;
+        let header: *mut Header4 = place(frame, IP_OFFSET)?;
         // SAFETY: in bounds, as `place` checked.
-        let old = unsafe { *field };
-        let new = u16::from_be(old).wrapping_sub(0x100).to_be();
-        // SAFETY: as above.
-        unsafe { *field = new };
-        let words = |half: u16| [bytemuck::cast([half, 0u16])];
-        let difference = checksum::add(checksum::subtract(0, &words(old)), &words(new));
-        Self::mend_header(frame, difference)
+        unsafe {
+            (*header).ttl = (*header).ttl.wrapping_sub(1);
+            (*header).checksum = checksum::hop_taken((*header).checksum);
+        }
+        Some(())
     }
 
     #[inline(always)]

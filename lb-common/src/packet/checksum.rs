@@ -47,6 +47,13 @@ pub fn updated(checksum: u16, difference: u64) -> u16 {
     !fold16(!checksum as u64 + difference)
 }
 
+/// The checksum field of an IPv4 header whose TTL fell by one (RFC 1141).
+#[inline(always)]
+pub fn hop_taken(checksum: u16) -> u16 {
+    let sum = checksum as u32 + 0x100u16.to_be() as u32;
+    (sum + (sum >= 0xffff) as u32) as u16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +64,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_hop_taken_is_an_update(checksum: u16, ttl in 1..=255u8, protocol: u8) {
+            let words = |ttl| [u32::from_ne_bytes([ttl, protocol, 0, 0])];
+            let difference = add(subtract(0, &words(ttl)), &words(ttl - 1));
+            prop_assert_eq!(hop_taken(checksum) % 0xffff, updated(checksum, difference) % 0xffff);
+        }
+
         #[test]
         fn an_incremental_update_equals_a_whole_sum(
             mut words in proptest::collection::vec(any::<u32>(), 1..20),
