@@ -98,7 +98,7 @@ numbered! {
         UnknownTcpFlow => "unknown_tcp_flow",
         /// An IP fragment for a ClusterIP, before the first one of its datagram: dropped.
         Fragment => "fragment",
-        /// An ICMP error to a ClusterIP, about no known flow: dropped.
+        /// An ICMP error to a ClusterIP, or about a tunnel, but about no known flow: dropped.
         IcmpError => "icmp_error",
         /// An ICMP error about a packet of a known flow, translated with what it quotes.
         IcmpTranslated => "icmp_translated",

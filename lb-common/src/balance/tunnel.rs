@@ -15,7 +15,10 @@ use crate::{
     packet::Packet,
 };
 
-use super::{Context, Origin, Site, Work, tables::Tables};
+use super::{
+    Context, Origin, Site, Work,
+    tables::{Entry, FlowTable, Tables},
+};
 
 /// Whether what an external device received in a tunnel with the ends `outer` was put there
 /// by another node: the packet inside, with the ends `inner`, is a client's outside. Packets
@@ -53,6 +56,17 @@ pub(crate) fn is_wanted<F: Family, T: Tables<F>>(
         && matches!(context.origin(), Origin::Outside)
         && !tables.is_node(&tuple.source)
         && (kind != FrontendKind::NODE_PORT || tables.is_node(&tuple.destination))
+}
+
+/// Whether packets like this one are tunnelled: an error about one of them may be a forgery
+/// that is to hit somebody else.
+#[inline(always)]
+pub fn is_known<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> bool {
+    let mut found = tables.flow(FlowTable::Flows, &packet.key);
+    if found.is_none() {
+        found = tables.flow(FlowTable::Embryonic, &packet.key);
+    }
+    found.is_some_and(|entry| entry.get().action.is_one_way())
 }
 
 /// Looks up the front end that the packet is addressed to, into `work.frontend`. What came in

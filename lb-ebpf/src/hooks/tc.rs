@@ -203,8 +203,13 @@ fn pass_on_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     if mtu == 0 {
         return None;
     }
-    let told = tunnel::leave_quote(context, packet)
-        .and_then(|()| answer::too_big(context, packet, Hook::FromDevice, mtu));
+    if tunnel::leave_quote(context, packet).is_none() {
+        return Some((DROP, Reason::RewriteFailed));
+    }
+    if !balance::tunnel::is_known(packet, &mut tables::Maps) {
+        return Some((DROP, Reason::IcmpError));
+    }
+    let told = answer::too_big(context, packet, Hook::FromDevice, mtu);
     Some(told.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
 }
 
