@@ -91,9 +91,9 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
             stale.ways |= note_neighbour(network, &message);
         }
         RouteNetlinkMessage::DelNeighbour(message) => {
-            network.neighbours.retain(|(index, address), _| {
-                *index != message.header.ifindex || Some(*address) != destination(&message)
-            });
+            if let Some(address) = destination(&message) {
+                network.neighbours.remove(&(message.header.ifindex, address));
+            }
             stale.ways = true;
         }
         _ => {}
