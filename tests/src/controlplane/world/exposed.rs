@@ -195,7 +195,8 @@ impl World {
         .with_context(|| format!("not {wanted:?} local backends"))
     }
 
-    /// Waits until exactly these pods serve a Service, as every running agent has it.
+    /// Waits until exactly these pods serve a Service, as every running agent has it. Where no
+    /// policy is Local, the local set is for what other nodes tunnel only, and does not count.
     ///
     /// # Errors
     /// It takes longer than 20 s.
@@ -206,11 +207,22 @@ impl World {
             pods.flat_map(|pod| Family::ALL.map(|family| pod.get(family))).collect();
         let mut found = BTreeSet::new();
         self.wait(|agent| {
+            let services = agent.get("services")?;
+            let mut services =
+                services.as_array().into_iter().flatten().filter(|row| is_port(row, "name", &name));
+            let policies = ["external_traffic_policy", "internal_traffic_policy"];
+            let is_local = services
+                .any(|row| policies.iter().any(|column| row[column] == Policy::Local.name()));
             let rows = agent.get("backends")?;
             let rows =
                 rows.as_array().into_iter().flatten().filter(|row| is_port(row, "service", &name));
-            let members =
-                rows.filter_map(|row| row["address"].as_str()?.parse::<SocketAddr>().ok());
+            let serves = |row: &&Value| {
+                is_local
+                    || row["sets"].as_array().is_some_and(|sets| sets.contains(&"cluster".into()))
+            };
+            let members = rows
+                .filter(serves)
+                .filter_map(|row| row["address"].as_str()?.parse::<SocketAddr>().ok());
             found = members.map(|address| address.ip()).collect();
             Ok(found == wanted)
         })
