@@ -24,7 +24,8 @@ struct Told {
     times: u64,
 }
 
-/// The Events about a Service, by node.
+/// The Events about a Service that agents have sent, by node: controllers send some too, as
+/// when they meet one another at a slice, without naming an instance.
 fn events(world: &World, service: &str) -> Result<Vec<Told>> {
     let selector =
         format!("--field-selector=involvedObject.kind=Service,involvedObject.name={service}");
@@ -42,6 +43,7 @@ fn events(world: &World, service: &str) -> Result<Vec<Told>> {
             note: text(&event["message"]),
             times: event["series"]["count"].as_u64().unwrap_or(1),
         })
+        .filter(|told| !told.by.is_empty())
         .collect();
     told.sort_by(|one, other| one.by.cmp(&other.by));
     Ok(told)
