@@ -30,13 +30,9 @@ fn check_table_3(world: &mut World) -> Result<()> {
     let own = world.service("own", 3);
     world.publish(&own, &world.endpoints(&["a"]))?;
     let host = world.service("host", 4);
-    let node1 = world.cluster.node(1);
-    let host_endpoints: Vec<_> = Family::ALL
-        .map(|family| lb_tests::netns::manifests::Endpoint::at(node1.ip(family)).node("node1"))
-        .to_vec();
-    world.publish(&host, &host_endpoints)?;
+    world.publish(&host, &world.node_endpoints(1))?;
     let a = world.cluster.pod("a");
-    let node2 = world.cluster.node(2);
+    let [node1, node2] = [1, 2].map(|node| world.cluster.node(node));
     let mut failures = Vec::new();
     for kind @ (_, family) in kinds() {
         let pod_ip: &[IpAddr] = &[a.ip(family)];

@@ -10,7 +10,6 @@ use lb_tests::netns::capture::{Capture, Captured};
 use lb_tests::netns::cluster::{Builder, Cluster};
 use lb_tests::netns::cni::Cni;
 use lb_tests::netns::fronts::{Front, Got, kinds, try_rows};
-use lb_tests::netns::manifests::Endpoint;
 use lb_tests::netns::plan::{Family, cidr};
 use lb_tests::netns::rows::Rows;
 use lb_tests::netns::world::{SMALL_MAPS, World};
@@ -53,8 +52,7 @@ fn start(builder: Builder, modes: [&str; 2], more: &[&str]) -> Result<World> {
 fn publish(world: &mut World) -> Result<()> {
     world.serve(&["b", "c"])?;
     world.serve_node(2)?;
-    let node2 = world.cluster.node(2);
-    let host = Family::ALL.map(|family| Endpoint::at(node2.ip(family)).node("node2"));
+    let host = world.node_endpoints(2);
     let (near, far) = (world.endpoints(&["b"]), world.endpoints(&["c"]));
     world.publish(&world.exposed("near", NEAR), &near)?;
     world.publish(&world.exposed("far", FAR), &far)?;

@@ -13,7 +13,7 @@ use lb_common::testing::family::TestFamily;
 use lb_common::testing::frame::{ETHERNET, Frame};
 use lb_common::testing::tunnel::wrapped;
 use lb_tests::echo::Probe;
-use lb_tests::netns::client::Connection;
+use lb_tests::netns::client::{Connection, stop_without_loss};
 use lb_tests::netns::cluster::{Builder, Cluster};
 use lb_tests::netns::fronts::{Front, Got, SILENT, kinds, try_rows};
 use lb_tests::netns::host::Host;
@@ -213,10 +213,7 @@ fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
     let mut loads = Vec::new();
     for family in Family::ALL {
         let to = Front::NodePort(1).at(&world, FAR, family);
-        let outside = world.cluster.outside();
-        loads.push(outside.load(&Probe::tcp(to), RATE, TRAFFIC)?);
-        loads.push(outside.load(&Probe::udp(to), RATE, TRAFFIC)?);
-        loads.push(outside.load_keepalive(&Probe::tcp(to), RATE, TRAFFIC)?);
+        loads.extend(world.cluster.outside().loads(to, RATE, TRAFFIC)?);
     }
     let start = Instant::now();
     for node in [1, 2, 1, 2] {
@@ -224,13 +221,7 @@ fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
         std::thread::sleep(Duration::from_millis(200));
         world.start_agent(node)?;
     }
-    let least = start.elapsed().as_secs() * RATE / 2;
-    for load in loads {
-        let report = load.stop()?;
-        println!("{report:?}");
-        ensure!(report.failures() == 0 && report.ok > least, "{report:?}");
-    }
-    Ok(())
+    stop_without_loss(loads, start.elapsed().as_secs() * RATE / 2)
 }
 
 fn family<F: TestFamily>() -> Family {

@@ -12,7 +12,6 @@ use lb_tests::netns::capture::{Capture, Captured};
 use lb_tests::netns::cluster::{Builder, Cluster};
 use lb_tests::netns::fronts::Front;
 use lb_tests::netns::host::{Host, Serve};
-use lb_tests::netns::manifests::Endpoint;
 use lb_tests::netns::offload;
 use lb_tests::netns::plan::{Family, NODE_GATEWAY};
 use lb_tests::netns::rows::Rows;
@@ -45,8 +44,7 @@ fn start(builder: Builder, xdp: &str) -> Result<World> {
     world.serve(&["b"])?;
     world.serve_these("c", &Serve::on(TARGET).bulk(BULK))?;
     world.serve_node(2)?;
-    let node2 = world.cluster.node(2);
-    let host = Family::ALL.map(|family| Endpoint::at(node2.ip(family)).node("node2"));
+    let host = world.node_endpoints(2);
     let (near, far) = (world.endpoints(&["b"]), world.endpoints(&["c"]));
     world.publish(&world.exposed("near", NEAR), &near)?;
     world.publish(&world.exposed("far", FAR), &far)?;

@@ -2,7 +2,7 @@
 //! several segments in one, frames of 9000 bytes. Clients outside, through a node port, to a
 //! backend of the node and of another one.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -167,19 +167,6 @@ fn kinds() -> impl Iterator<Item = (Family, Backend, Transport)> {
     backends.flat_map(|(family, backend)| TRANSPORTS.map(|transport| (family, backend, transport)))
 }
 
-/// A datagram socket of this process on a host.
-fn datagrams(host: &Host, family: Family, port: u16) -> Result<UdpSocket> {
-    let any: IpAddr = match family {
-        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
-        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    host.netns().run(|| {
-        let socket = UdpSocket::bind((any, port))?;
-        socket.set_read_timeout(Some(SOON))?;
-        Ok(socket)
-    })
-}
-
 /// Has a socket send datagrams without checksum.
 fn leave_out_checksums(socket: &UdpSocket) -> Result<()> {
     let on: libc::c_int = 1;
@@ -198,8 +185,8 @@ fn a_datagram_without_checksum_gets_none() -> Result<()> {
         for backend in BACKENDS {
             let to = front(&world, backend.1 + THE_TESTS, Family::V4);
             let (outside, pod) = (world.cluster.outside(), world.cluster.pod(backend.0));
-            let client = datagrams(outside, Family::V4, 0)?;
-            let server = datagrams(&pod, Family::V4, OWN)?;
+            let client = outside.datagrams(Family::V4, 0, SOON)?;
+            let server = pod.datagrams(Family::V4, OWN, SOON)?;
             [&client, &server].into_iter().try_for_each(leave_out_checksums)?;
             let captures = captures_at(&[outside, &pod])?;
             for question in [&b"odd"[..], b"even"] {
@@ -305,8 +292,8 @@ fn datagrams_cross_as_one_packet() -> Result<()> {
     each(|backend, family| {
         let to = front(&world, backend.1 + THE_TESTS, family);
         let pod = world.cluster.pod(backend.0);
-        let client = datagrams(world.cluster.outside(), family, 0)?;
-        let server = datagrams(&pod, family, OWN)?;
+        let client = world.cluster.outside().datagrams(family, 0, SOON)?;
+        let server = pod.datagrams(family, OWN, SOON)?;
         for socket in [&client, &server] {
             setsockopt(socket, sockopt::UdpGsoSegment, &LENGTH.into())?;
         }

@@ -11,7 +11,6 @@ use lb_tests::netns::cluster::{Builder, Cluster};
 use lb_tests::netns::cni::Cni;
 use lb_tests::netns::fronts::{Front, Got, SILENT, ask, kinds, try_rows};
 use lb_tests::netns::host::{Host, Serve};
-use lb_tests::netns::manifests::Endpoint;
 use lb_tests::netns::plan::{Family, balancer_ip, cidr};
 use lb_tests::netns::rows::Rows;
 use lb_tests::netns::world::{PORT, SMALL_MAPS, TARGET, World};
@@ -38,8 +37,7 @@ fn pods(cni: Cni) -> Builder {
 fn publish(world: &mut World) -> Result<()> {
     world.serve(&["a", "b", "c"])?;
     world.serve_node(1)?;
-    let node1 = world.cluster.node(1);
-    let host = Family::ALL.map(|family| Endpoint::at(node1.ip(family)).node("node1"));
+    let host = world.node_endpoints(1);
     let (near, far) = (world.endpoints(&["b"]), world.endpoints(&["c"]));
     world.publish(&world.exposed("near", NEAR), &near)?;
     world.publish(&world.exposed("far", FAR), &far)?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lb_tests::echo::{Probe, Transport, crowd};
+use lb_tests::netns::client::stop_without_loss;
 use lb_tests::netns::cluster::Cluster;
 use lb_tests::netns::host::Serve;
 use lb_tests::netns::plan::{Family, node_port};
@@ -162,10 +163,7 @@ fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
     for family in Family::ALL {
         for number in [MANY, NEAR] {
             let to = to(&world, number, family);
-            let outside = world.cluster.outside();
-            loads.push(outside.load(&Probe::tcp(to), RATE, TRAFFIC)?);
-            loads.push(outside.load(&Probe::udp(to), RATE, TRAFFIC)?);
-            loads.push(outside.load_keepalive(&Probe::tcp(to), RATE, TRAFFIC)?);
+            loads.extend(world.cluster.outside().loads(to, RATE, TRAFFIC)?);
         }
     }
     let start = Instant::now();
@@ -174,11 +172,5 @@ fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
         thread::sleep(Duration::from_millis(300));
         world.start_agent(1)?;
     }
-    let least = start.elapsed().as_secs() * RATE / 2;
-    for load in loads {
-        let report = load.stop()?;
-        println!("{report:?}");
-        ensure!(report.failures() == 0 && report.ok > least, "{report:?}");
-    }
-    Ok(())
+    stop_without_loss(loads, start.elapsed().as_secs() * RATE / 2)
 }

@@ -1,7 +1,7 @@
 //! Packets from outside that are none of Services', or that no honest client sends: they are
 //! put on the wire to node 1 byte by byte.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -230,19 +230,6 @@ fn check_pod<F: Kind>(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// A datagram socket of this process on a host.
-fn datagrams(host: &Host, family: Family, port: u16) -> Result<UdpSocket> {
-    let any: IpAddr = match family {
-        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
-        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    host.netns().run(|| {
-        let socket = UdpSocket::bind((any, port))?;
-        socket.set_read_timeout(Some(SOON))?;
-        Ok(socket)
-    })
-}
-
 /// IPv4 options, or so many extension headers of IPv6, that say nothing.
 fn fillers<F: Kind>(count: usize) -> Vec<(u8, Vec<u8>)> {
     match F::FAMILY {
@@ -256,9 +243,9 @@ fn check_headers<F: Kind>(world: &World) -> Result<()> {
     let outside = world.cluster.outside();
     for (pod, _, number) in BACKENDS {
         let (pod, to) = (world.cluster.pod(pod), front(world, number, F::FAMILY));
-        let server = datagrams(&pod, F::FAMILY, OWN)?;
+        let server = pod.datagrams(F::FAMILY, OWN, SOON)?;
         for count in 1..=4 {
-            let client = datagrams(outside, F::FAMILY, 0)?;
+            let client = outside.datagrams(F::FAMILY, 0, SOON)?;
             let from = SocketAddr::new(outside.ip(F::FAMILY), client.local_addr()?.port());
             let at_pod = Capture::on(pod.netns(), "eth0")?;
             // The second one belongs to a flow that is known.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use super::host::Host;
@@ -272,4 +272,17 @@ impl Load {
         self.process.signal(Signal::SIGTERM)?;
         self.finish()
     }
+}
+
+/// Ends loads and holds each to it that nothing failed and more than `least` was answered.
+///
+/// # Errors
+/// What was lost, or a load that did not run.
+pub fn stop_without_loss(loads: impl IntoIterator<Item = Load>, least: u64) -> Result<()> {
+    for load in loads {
+        let report = load.stop()?;
+        println!("{report:?}");
+        ensure!(report.failures() == 0 && report.ok > least, "{report:?}");
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! What nodes, pods and the outside client have in common: a namespace, a cgroup, addresses,
 //! processes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -173,6 +173,22 @@ impl Host {
         client::ask(&client, probe)
     }
 
+    /// A datagram socket of the calling process on this host; waits so long for a datagram.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub fn datagrams(&self, family: Family, port: u16, patience: Duration) -> Result<UdpSocket> {
+        let any: IpAddr = match family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.netns().run(|| {
+            let socket = UdpSocket::bind((any, port))?;
+            socket.set_read_timeout(Some(patience))?;
+            Ok(socket)
+        })
+    }
+
     /// Asks once over TCP from here.
     ///
     /// # Errors
@@ -211,6 +227,18 @@ impl Host {
     /// As [`Host::load`].
     pub fn load_keepalive(&self, probe: &Probe, rate: u64, time: Duration) -> Result<client::Load> {
         client::Load::start(self, probe, rate, time, true)
+    }
+
+    /// The loads of each kind: TCP connections, datagrams, requests on one connection.
+    ///
+    /// # Errors
+    /// As [`Host::load`].
+    pub fn loads(&self, to: SocketAddr, rate: u64, time: Duration) -> Result<[client::Load; 3]> {
+        Ok([
+            self.load(&Probe::tcp(to), rate, time)?,
+            self.load(&Probe::udp(to), rate, time)?,
+            self.load_keepalive(&Probe::tcp(to), rate, time)?,
+        ])
     }
 
     /// Gathers many clients, each with a port of its own, which ask when they are told to.

@@ -168,6 +168,13 @@ impl World {
         pods.iter().flat_map(|pod| Endpoint::of_pod(&self.cluster.pod(pod))).collect()
     }
 
+    /// The endpoints that processes in a node's own network namespace make.
+    pub fn node_endpoints(&self, node: u8) -> [Endpoint; 2] {
+        let name = format!("node{node}");
+        let node = self.cluster.node(node);
+        Family::ALL.map(|family| Endpoint::at(node.ip(family)).node(&name))
+    }
+
     /// Publishes a Service and waits until every running agent has programmed all of these
     /// endpoints as backends of it.
     ///

@@ -13,7 +13,8 @@ use crate::run;
 use crate::workspace::{Workspace, on_path};
 
 const MODULE: &str = "k8s.io/kubernetes";
-const PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"];
+const PROGRAMS: [&str; 5] =
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kubectl"];
 
 pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
     if env::var_os("KUBEBUILDER_ASSETS").is_some_and(|dir| !dir.is_empty()) {
