@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_PSEUDO_HDR,
-    helpers::bpf_xdp_adjust_head,
+    helpers::{bpf_csum_update, bpf_xdp_adjust_head},
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
@@ -18,7 +18,7 @@ use lb_common::{
     },
 };
 
-use crate::maps;
+use crate::{hooks::tc::Linear, maps};
 
 /// A packet that can be changed: a socket buffer of tc, or the bare frame of XDP.
 pub trait Frame {
@@ -27,11 +27,11 @@ pub trait Frame {
     /// Where its first piece ends.
     fn end(&self) -> usize;
     /// Brings the TCP or UDP checksum up to date with changes whose differences are given,
-    /// in the pseudo header and in the ports. Nothing read before holds afterwards.
+    /// in the pseudo header and in the ports; `packet` is as it was before them. Nothing read
+    /// before holds afterwards.
     fn mend_transport<F: Rewrite>(
         &self,
-        protocol: u8,
-        transport: usize,
+        packet: &Packet<F>,
         addresses: u64,
         ports: u64,
     ) -> Option<()>;
@@ -42,8 +42,34 @@ pub trait Frame {
 
 /// Where the checksum stands.
 #[inline(always)]
-const fn checksum_field(protocol: u8, transport: usize) -> usize {
-    transport + if protocol == TCP { 16 } else { 6 }
+const fn checksum_field<F: Family>(packet: &Packet<F>) -> usize {
+    packet.transport as usize + if packet.key.protocol == TCP as u32 { 16 } else { 6 }
+}
+
+/// A checksum over all of the packet, after changes with these differences.
+#[inline(always)]
+fn mended<F: Family>(packet: &Packet<F>, old: u16, addresses: u64, ports: u64) -> u16 {
+    let new = checksum::updated(old, checksum::add(addresses, &[checksum::fold32(ports)]));
+    // A UDP checksum of zero means none.
+    if packet.protocol() != TCP && new == 0 { !0 } else { new }
+}
+
+/// Has the kernel bring a checksum up to date, whatever stands in its place.
+#[inline(never)]
+fn mend_by_kernel<F: Rewrite>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    addresses: u32,
+    ports: u32,
+) -> Option<()> {
+    let field = checksum_field(packet);
+    let flags = if packet.protocol() == TCP { 0 } else { MARK_MANGLED_0 };
+    let pseudo = flags | BPF_F_PSEUDO_HDR as u64 | F::checksum_flags();
+    context.l4_csum_replace(field, 0, addresses as u64, pseudo).ok()?;
+    if ports != 0 {
+        context.l4_csum_replace(field, 0, ports as u64, flags).ok()?;
+    }
+    Some(())
 }
 
 impl Frame for TcContext {
@@ -57,22 +83,40 @@ impl Frame for TcContext {
         self.data_end()
     }
 
+    /// The checksum of a packet that this host made is often left to the device. Then the sum
+    /// of the pseudo header stands in its place, which no change of a port concerns
+    /// (CHECKSUM_PARTIAL). Anything else is a checksum over all of the packet, and changed
+    /// without help, as each call of the kernel costs more than the rest.
     #[inline(always)]
     fn mend_transport<F: Rewrite>(
         &self,
-        protocol: u8,
-        transport: usize,
+        packet: &Packet<F>,
         addresses: u64,
         ports: u64,
     ) -> Option<()> {
-        // The checksum of a packet that this host made is often left to the device: the
-        // kernel knows how to change what stands there instead.
-        let field = checksum_field(protocol, transport);
-        let flags = if protocol == TCP { 0 } else { MARK_MANGLED_0 };
-        let pseudo = flags | BPF_F_PSEUDO_HDR as u64 | F::checksum_flags();
-        self.l4_csum_replace(field, 0, checksum::fold32(addresses) as u64, pseudo).ok()?;
-        if ports != 0 {
-            self.l4_csum_replace(field, 0, checksum::fold32(ports) as u64, flags).ok()?;
+        let window = Linear { start: self.start(), end: self.end() };
+        let before = packet.transport.wrapping_sub(IP_OFFSET as u16);
+        let length = F::length(&window)?.wrapping_sub(before);
+        let tuple = packet.tuple();
+        let seed = checksum::pseudo(tuple.source, tuple.destination, packet.protocol(), length);
+        let field: *mut u16 = place(self, checksum_field(packet))?;
+        // SAFETY: in bounds, as `place` checked.
+        let old = unsafe { *field };
+        // SAFETY: the context is the kernel's.
+        let segment = unsafe { (*self.skb.skb).gso_size };
+        // Zero: none, or the other way to write a sum of 0xffff.
+        if old == 0 || old == checksum::fold16(seed) || segment != 0 {
+            let (addresses, ports) = (checksum::fold32(addresses), checksum::fold32(ports));
+            return mend_by_kernel(self, packet, addresses, ports);
+        }
+        // SAFETY: as above.
+        unsafe { *field = mended(packet, old, addresses, ports) };
+        if F::HEADER_CHECKSUM.is_some() {
+            // The device's sum over the packet (CHECKSUM_COMPLETE), if there is one: the changes
+            // of the IP header even out in its own checksum, those of the checksum do not.
+            // An IPv6 header evens out with the checksum.
+            // SAFETY: the context is the kernel's. Without such a sum it does nothing.
+            unsafe { bpf_csum_update(self.skb.skb, !checksum::fold32(addresses)) };
         }
         Some(())
     }
@@ -108,22 +152,17 @@ impl Frame for XdpContext {
     #[inline(always)]
     fn mend_transport<F: Rewrite>(
         &self,
-        protocol: u8,
-        transport: usize,
+        packet: &Packet<F>,
         addresses: u64,
         ports: u64,
     ) -> Option<()> {
-        let field: *mut u16 = place(self, checksum_field(protocol, transport))?;
+        let field: *mut u16 = place(self, checksum_field(packet))?;
         // SAFETY: in bounds, as `place` checked.
         let old = unsafe { *field };
-        if protocol != TCP && old == 0 {
-            // A UDP checksum of zero means none, and stays so.
-            return Some(());
+        if packet.protocol() == TCP || old != 0 {
+            // SAFETY: as above.
+            unsafe { *field = mended(packet, old, addresses, ports) };
         }
-        let new = checksum::updated(old, checksum::add(addresses, &[checksum::fold32(ports)]));
-        let new = if protocol != TCP && new == 0 { !0 } else { new };
-        // SAFETY: as above.
-        unsafe { *field = new };
         Some(())
     }
 
@@ -141,7 +180,7 @@ impl Frame for XdpContext {
 }
 
 /// What the IP header needs beyond the addresses.
-pub trait Rewrite: Family {
+pub trait Rewrite: Tunnel {
     /// Offset of the source address from the start of the frame; the destination follows.
     const ADDRESSES: usize;
     /// Offset of the header's own checksum from its start, where it has one.
@@ -257,7 +296,7 @@ pub fn apply<F: Rewrite>(
         ports = checksum::subtract(0, &[bytemuck::cast(old_ports)]);
         ports = checksum::add(ports, &[bytemuck::cast(new_ports)]);
     }
-    frame.mend_transport::<F>(packet.protocol(), transport, addresses, ports)
+    frame.mend_transport(packet, addresses, ports)
 }
 
 /// BPF_F_MARK_MANGLED_0: a UDP checksum of zero means none, and stays so.

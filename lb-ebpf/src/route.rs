@@ -227,8 +227,8 @@ pub fn remembered<F: Tunnel>(
 /// Notes a way that was just found in the packet's flow, unless that is not established yet.
 /// One that does not let through as much as its device is asked for each time.
 #[inline(never)]
-pub fn remember<F: FamilyMaps>(packet: &Packet<F>, way: &Way) {
-    if way.is_remembered | packet.is_syn() as u16 != 0 || way.has_neighbour == 0 {
+fn remember<F: FamilyMaps>(packet: &Packet<F>, way: &Way) {
+    if packet.is_syn() || way.has_neighbour == 0 {
         return;
     }
     let mut index = 0;
@@ -260,10 +260,18 @@ pub fn send(way: &Way) -> i32 {
 
 /// The same for a packet that is on its way through this node. Where its flow remembers the
 /// neighbour the kernel is not asked; it is about once in a second, and so sees that the
-/// neighbour is in use.
+/// neighbour is in use. What it tells is noted in the flow if that `remembers`.
 #[inline(always)]
-pub fn forward(context: &TcContext, way: &Way) -> Option<i32> {
+pub fn forward<F: FamilyMaps>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    way: &Way,
+    remembers: bool,
+) -> Option<i32> {
     if way.is_remembered == 0 {
+        if remembers {
+            remember(packet, way);
+        }
         return Some(send(way));
     }
     rewrite::store(context, 0, &way.macs)?;

@@ -9,7 +9,7 @@ use super::{
     header::{Header4, Header6, TTL},
 };
 use crate::abi::{
-    address::{Address, Address4, Address6, Be16, Family, Ipv4, Ipv6},
+    address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
     frontend::TCP,
 };
 
@@ -109,13 +109,6 @@ impl Respond for Ipv6 {
     }
 }
 
-/// The sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1).
-#[inline(always)]
-fn pseudo_sum<A: Address>(source: A, destination: A, protocol: u8, length: u16) -> u64 {
-    let sum = checksum::add(checksum::add(0, source.words()), destination.words());
-    sum + Be16::new(length).be16 as u64 + Be16::new(protocol as u16).be16 as u64
-}
-
 /// The header of an answer: `length` bytes of `protocol` from where the packet was sent to.
 #[inline(always)]
 pub fn header<F: Respond>(packet: &Packet<F>, protocol: u8, length: u16) -> F::Header {
@@ -144,7 +137,7 @@ pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> TcpHeader {
         urgent: 0,
     };
     let words: [u32; 5] = bytemuck::cast(tcp);
-    let sum = pseudo_sum(to.source, to.destination, TCP, LENGTH);
+    let sum = checksum::pseudo(to.source, to.destination, TCP, LENGTH);
     tcp.checksum = !checksum::fold16(checksum::add(sum, &words));
     tcp
 }
@@ -174,7 +167,7 @@ pub fn unreachable<F: Respond>(
     let mut icmp =
         IcmpHeader { icmp_type: kind.0, code: kind.1, checksum: 0, mtu: u32::from(mtu).to_be() };
     let sum = if F::ICMP_PSEUDO_HEADER {
-        pseudo_sum(to.source, to.destination, F::ICMP, total)
+        checksum::pseudo(to.source, to.destination, F::ICMP, total)
     } else {
         0
     };

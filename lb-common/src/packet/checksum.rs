@@ -3,6 +3,8 @@
 //! Sums are of 16-bit words as they stand in memory: the result is stored as it is,
 //! whatever the byte order of the machine.
 
+use crate::abi::address::{Address, Be16};
+
 /// Adds the halves of `words` to a running sum; the carries stay in the upper bits.
 #[inline(always)]
 pub fn add(mut sum: u64, words: &[u32]) -> u64 {
@@ -39,6 +41,14 @@ pub fn fold16(sum: u64) -> u16 {
     let sum = fold32(sum) as u64;
     let sum = (sum & 0xffff) + (sum >> 16);
     ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// The running sum of a pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `length`
+/// bytes of transport header and payload.
+#[inline(always)]
+pub fn pseudo<A: Address>(source: A, destination: A, protocol: u8, length: u16) -> u64 {
+    let sum = add(add(0, source.words()), destination.words());
+    sum + Be16::new(length).be16 as u64 + Be16::new(protocol as u16).be16 as u64
 }
 
 /// The checksum field after the words it covers changed by `difference` (a running sum).

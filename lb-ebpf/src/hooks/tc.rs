@@ -306,10 +306,7 @@ fn apply<F: FamilyMaps + Rewrite + Route + Tunnel, const HOOK: u32>(
             if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
-            if remembers {
-                route::remember(packet, way);
-            }
-            match deliver(context, way, action, work.device) {
+            match deliver::<F, HOOK>(context, packet, way, action, work.device) {
                 Ok(result) => (result, reason),
                 Err(reason) => (DROP, reason),
             }
@@ -372,13 +369,20 @@ fn ended<F: Respond>(
 
 /// Sends a rewritten packet on its way.
 #[inline(always)]
-fn deliver(context: &TcContext, way: &Way, action: Action, device: u32) -> Result<i32, Reason> {
+fn deliver<F: FamilyMaps, const HOOK: u32>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    way: &Way,
+    action: Action,
+    device: u32,
+) -> Result<i32, Reason> {
     match action {
         Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
             bounce(context).ok_or(Reason::RewriteFailed)
         }
         Action::REQUEST_FORWARD | Action::REPLY_FORWARD | Action::REQUEST_TUNNEL => {
-            route::forward(context, way).ok_or(Reason::RewriteFailed)
+            let remembers = const { remembers::<HOOK>() };
+            route::forward(context, packet, way, remembers).ok_or(Reason::RewriteFailed)
         }
         Action::REQUEST_ROUTE => Ok(route::send(way)),
         Action::REQUEST_LOOPBACK => {
