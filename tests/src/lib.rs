@@ -8,6 +8,7 @@
 //! [`demo`] shows it all to a newcomer.
 
 pub mod bench;
+mod contract;
 pub mod controlplane;
 pub mod demo;
 pub mod echo;
