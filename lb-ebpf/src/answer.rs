@@ -90,11 +90,12 @@ fn unreachable<F: Respond>(
     // SAFETY: the entry of this CPU, for this run.
     let quote = unsafe { &mut *scratch };
     memory::zero(quote);
-    // The verifier wants to see that the length is at least 1 and fits; the compiler
-    // knows it already, and would leave the check out but for the volatile read.
+    // The verifier wants to see that there is something (before 6.8 it learns nothing from a
+    // comparison with 0) and that it fits; the compiler knows it already, and would leave the
+    // check out but for the volatile read.
     // SAFETY: a local.
     let bounded = unsafe { core::ptr::read_volatile(&raw const length) } as u32;
-    if bounded == 0 || bounded > (MAX_QUOTE_WORDS * 4) as u32 {
+    if bounded < size_of::<F::Header>() as u32 || bounded > (MAX_QUOTE_WORDS * 4) as u32 {
         return None;
     }
     load(context, IP_OFFSET as u32, quote.as_mut_ptr(), bounded)?;

@@ -5,7 +5,7 @@
 //! [`controlplane`] is a real API server with its controllers. [`programs`] loads the eBPF
 //! object, [`flows`] runs the rows of behaviour through it, and [`verify`] tells what the
 //! verifier thought of it.
-//! [`demo`] shows it all to a newcomer.
+//! [`demo`] shows it all to a newcomer, [`vm`] tries what depends on the kernel on others.
 
 pub mod bench;
 mod contract;
@@ -16,3 +16,4 @@ pub mod flows;
 pub mod netns;
 pub mod programs;
 pub mod verify;
+pub mod vm;

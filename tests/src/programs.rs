@@ -7,19 +7,23 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
-use std::{panic, thread};
+use std::{env, panic, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, TestRun, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Pod;
+use lb_agent::dataplane::probe;
 use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
 use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, POD_DEVICE, mac};
 use nix::sched::{CloneFlags, unshare};
 
-/// Where `cargo xtask build-ebpf` leaves the object.
+/// The object: where `LB_OBJECT` says, else where `cargo xtask build-ebpf` leaves it.
 pub fn object_path() -> PathBuf {
+    if let Some(path) = env::var_os("LB_OBJECT") {
+        return path.into();
+    }
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/lb-ebpf.o"))
 }
 
@@ -45,18 +49,38 @@ impl Programs {
     /// # Errors
     /// Without the object or privileges, or if the kernel refuses a program.
     pub fn load(entries: &[(&str, u32)]) -> Result<Self> {
+        let (programs, refused) = Self::load_each(entries)?;
+        match refused.into_iter().next() {
+            None => Ok(programs),
+            Some((_, error)) => Err(error),
+        }
+    }
+
+    /// [`Programs::load`] that goes on after a program that the kernel refuses; gives the
+    /// names of those too.
+    ///
+    /// # Errors
+    /// Without the object or privileges, or if the kernel refuses a map.
+    pub fn load_each(entries: &[(&str, u32)]) -> Result<(Self, Vec<(String, anyhow::Error)>)> {
         let path = object_path();
         let mut loader = EbpfLoader::new();
         for (name, entries) in entries {
             loader.map_max_entries(name, *entries);
         }
-        for name in ["HAS_SET_RETVAL", "HAS_NETNS_COOKIE", "HAS_CSUM_IPV6"] {
-            loader.override_global(name, &1u32, true);
+        let features = probe::features();
+        let constants = [
+            ("HAS_SET_RETVAL", u32::from(features.has_set_retval)),
+            ("HAS_NETNS_COOKIE", u32::from(features.has_netns_cookie)),
+            ("HAS_CSUM_IPV6", u32::from(features.has_csum_ipv6)),
+        ];
+        for (name, value) in &constants {
+            loader.override_global(name, value, true);
         }
         let ebpf = loader.load_file(&path).with_context(|| {
             format!("cannot load {} (cargo xtask build-ebpf makes it)", path.display())
         })?;
         let mut programs = Self { ebpf };
+        let mut refused = Vec::new();
         for (name, program) in programs.ebpf.programs_mut() {
             let loaded = match program {
                 Program::SchedClassifier(program) => program.load(),
@@ -64,9 +88,10 @@ impl Programs {
                 Program::Xdp(program) => program.load(),
                 other => bail!("program {name} is of an unexpected kind: {other:?}"),
             };
-            loaded.with_context(|| format!("the kernel refused program {name}"))?;
+            let loaded = loaded.with_context(|| format!("the kernel refused program {name}"));
+            refused.extend(loaded.err().map(|error| (name.to_owned(), error)));
         }
-        Ok(programs)
+        Ok((programs, refused))
     }
 
     /// Every program, in the order of their names.

@@ -43,7 +43,10 @@ pub const fn lifetimes(timeouts: &Timeouts) -> Lifetimes {
 #[inline(always)]
 pub fn lifetime(kind: Kind, state: u8, settings: &Settings) -> u32 {
     const { assert!(Kind::Tcp as usize == 0 && Kind::Udp as usize == 1) };
-    settings.lifetimes.ticks[(kind as usize & 1) * STATES + (state as usize & (STATES - 1))]
+    // In two steps: verifiers before 6.10 know no bound of two numbers that are ORed, as which
+    // the compiler would add these.
+    let (tables, _) = settings.lifetimes.ticks.as_chunks::<STATES>();
+    tables[kind as usize & 1][state as usize & (STATES - 1)]
 }
 
 /// Whether either side has begun to close the connection.

@@ -1,0 +1,86 @@
+//! What is tried on another kernel, inside a virtual machine: `cargo xtask vm` boots the kernel
+//! with `lb-vm` as its first process.
+//!
+//! Every result is one line on the console, [`PREFIX`] and then JSON; who reads the console
+//! knows that all of them were told by the line of [`Report::finish`].
+
+pub mod boot;
+mod connections;
+mod load;
+mod rows;
+
+use std::env;
+use std::fmt::Display;
+
+use anyhow::Result;
+use lb_agent::dataplane::probe::{self, Features};
+use serde_json::{Value, json};
+
+/// What lines of results begin with.
+pub const PREFIX: &str = "lb-vm: ";
+
+/// Tells results as they come.
+#[derive(Debug, Default)]
+pub struct Report {
+    passed: usize,
+    failed: usize,
+}
+
+impl Report {
+    /// Tells what one test came to.
+    pub fn test(&mut self, name: impl Display, result: Result<()>) {
+        let error = result.err().map(|error| format!("{error:#}"));
+        match error {
+            None => self.passed += 1,
+            Some(_) => self.failed += 1,
+        }
+        say(&json!({"test": name.to_string(), "error": error}));
+    }
+
+    /// Tells something about this kernel.
+    pub fn fact(&self, name: &str, value: impl Into<Value>) {
+        say(&json!({"fact": name, "value": value.into()}));
+    }
+
+    /// Tells that this was all; returns whether every test passed.
+    pub fn finish(self) -> bool {
+        say(&json!({"passed": self.passed, "failed": self.failed}));
+        self.failed == 0
+    }
+}
+
+fn say(line: &Value) {
+    println!("{PREFIX}{line}");
+}
+
+/// Tries everything, or the parts that `LB_VM_ONLY` names.
+pub fn run() -> bool {
+    let mut report = Report::default();
+    report.fact("kernel", nix::sys::utsname::uname().map_or_else(
+        |error| error.to_string(),
+        |name| name.release().to_string_lossy().into_owned(),
+    ));
+    let features = probe::features();
+    report.fact("features", features_of(features));
+    let only = env::var("LB_VM_ONLY").unwrap_or_default();
+    let is_asked_for = |part| only.is_empty() || only.split(',').any(|name| name == part);
+    if is_asked_for("load") {
+        load::run(&mut report, features);
+    }
+    if is_asked_for("rows") {
+        rows::run(&mut report);
+    }
+    if is_asked_for("connections") {
+        connections::run(&mut report, features);
+    }
+    report.finish()
+}
+
+fn features_of(features: Features) -> Value {
+    json!({
+        "tcx": features.has_tcx,
+        "set_retval": features.has_set_retval,
+        "netns_cookie": features.has_netns_cookie,
+        "csum_ipv6": features.has_csum_ipv6,
+    })
+}
