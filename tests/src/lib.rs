@@ -5,7 +5,7 @@
 //! [`controlplane`] is a real API server with its controllers. [`programs`] loads the eBPF
 //! object, [`flows`] runs the rows of behaviour through it, and [`verify`] tells what the
 //! verifier thought of it.
-//! [`demo`] shows it all to a newcomer.
+//! [`demo`] shows it all to a newcomer. [`vectors`] holds lb to the answers of kube-proxy.
 
 pub mod bench;
 pub mod controlplane;
@@ -14,4 +14,5 @@ pub mod echo;
 pub mod flows;
 pub mod netns;
 pub mod programs;
+pub mod vectors;
 pub mod verify;
