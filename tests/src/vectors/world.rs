@@ -234,7 +234,8 @@ fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
         flag(&format!("max-{name}"), &entries.to_string());
     }
     let Command::Run(run) = cli::parse(flags)?.command else { bail!("`run` is another command") };
-    Ok(Config::new(*run)?)
+    let localhost_node_ports = node.localhost_node_ports.unwrap_or(true);
+    Ok(Config { localhost_node_ports, ..Config::new(*run)? })
 }
 
 fn words<T: ToString>(list: &List<T>) -> Vec<String> {
