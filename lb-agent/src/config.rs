@@ -55,6 +55,10 @@ pub struct Config {
     pub metrics: BindAddress,
     /// Whether an address that cannot be bound ends the agent.
     pub bind_hard_fail: bool,
+    /// Whether every packet to a ClusterIP gets an address of the node as its source.
+    pub masquerade_all: bool,
+    /// Whether node ports are served on loopback addresses.
+    pub localhost_node_ports: bool,
 }
 
 /// Where objects come from.
@@ -135,10 +139,7 @@ impl Config {
             node_name: node_name(&name)?,
             bpf_dir: arguments.pins.bpf_dir,
             cgroup: arguments.cgroup.cgroup,
-            socket_lb: match arguments.socket_lb {
-                SocketLb::Auto => SocketLb::Tcp,
-                mode => mode,
-            },
+            socket_lb: socket_lb(arguments.socket_lb, arguments.masquerade_all),
             devices: arguments.devices,
             pod_interfaces: arguments.pod_interfaces,
             tc_attach: arguments.tc_attach,
@@ -155,7 +156,19 @@ impl Config {
             healthz: arguments.healthz_bind_address,
             metrics: arguments.metrics_bind_address,
             bind_hard_fail: arguments.bind_address_hard_fail,
+            masquerade_all: arguments.masquerade_all,
+            localhost_node_ports: true,
         })
+    }
+}
+
+/// Whose connect() is translated. What a pod has connected to a backend itself would show its
+/// address, so that `masquerade_all` leaves pods to their packets.
+fn socket_lb(mode: SocketLb, masquerade_all: bool) -> SocketLb {
+    match mode {
+        SocketLb::Auto | SocketLb::Tcp | SocketLb::All if masquerade_all => SocketLb::Node,
+        SocketLb::Auto => SocketLb::Tcp,
+        mode => mode,
     }
 }
 
@@ -214,6 +227,19 @@ mod tests {
         let all = config(&["--kubeconfig", "/k", "--socket-lb", "auto"]).expect("a configuration");
         assert!(matches!(all.source, Source::Api(api) if api.kubeconfig == Some("/k".into())));
         assert_eq!(all.socket_lb, SocketLb::Tcp);
+    }
+
+    #[test]
+    fn masquerading_all_leaves_pods_to_their_packets() {
+        let mode = |mode, all| {
+            let flags = ["--socket-lb", mode, "--masquerade-all", all];
+            config(&flags).map(|config| config.socket_lb).expect("a configuration")
+        };
+        for given in ["auto", "tcp", "all", "node"] {
+            assert_eq!(mode(given, "true"), SocketLb::Node);
+        }
+        assert_eq!(mode("off", "true"), SocketLb::Off);
+        assert_eq!((mode("auto", "false"), mode("all", "false")), (SocketLb::Tcp, SocketLb::All));
     }
 
     #[track_caller]

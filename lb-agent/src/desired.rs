@@ -47,6 +47,8 @@ pub struct NodeFacts {
     pub node_source6: Option<Ipv6Addr>,
     /// The prefixes that the addresses of pods lie in, as far as they are known.
     pub pod_prefixes: Vec<IpNet>,
+    /// Whether every client of a ClusterIP gets an address of this node.
+    pub masquerade_all: bool,
     /// The first and the last port that the kernel gives to sockets of this node.
     pub local_ports: (u16, u16),
     /// How long flows live.
@@ -210,7 +212,11 @@ fn service_port(
     DesiredPort {
         key: PortKey { family, protocol: port.protocol.number(), port: port.name.clone() },
         frontends,
-        ranges: if is_ranged { frontends::ranges(service, family).collect() } else { Vec::new() },
+        ranges: if is_ranged {
+            frontends::let_in(service, family, locality.addresses)
+        } else {
+            Vec::new()
+        },
         affinity_seconds: service.affinity_seconds,
         flags: flags(service, locality.external_mode),
         has_backend: false,

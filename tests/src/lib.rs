@@ -6,6 +6,7 @@
 //! object, [`flows`] runs the rows of behaviour through it, and [`verify`] tells what the
 //! verifier thought of it.
 //! [`demo`] shows it all to a newcomer, [`vm`] tries what depends on the kernel on others.
+//! [`vectors`] holds lb to the answers of kube-proxy.
 
 pub mod bench;
 mod contract;
@@ -15,5 +16,6 @@ pub mod echo;
 pub mod flows;
 pub mod netns;
 pub mod programs;
+pub mod vectors;
 pub mod verify;
 pub mod vm;

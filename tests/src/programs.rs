@@ -11,8 +11,8 @@ use std::{env, panic, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Map, MapData};
-use aya::programs::{Program, TestRun, TestRunOptions};
-use aya::{Ebpf, EbpfLoader};
+use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader, TestRunResult};
 use bytemuck::Pod;
 use lb_agent::dataplane::probe;
 use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
@@ -142,27 +142,11 @@ impl Programs {
     /// No such classifier, no such device in this namespace, or a frame shorter than an
     /// Ethernet header.
     pub fn run(&self, name: &str, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Result<Ran> {
-        /// Words of `struct __sk_buff`, and those that a test may set.
-        const WORDS: usize = 48;
-        const INGRESS_IFINDEX: usize = 9;
-        const IFINDEX: usize = 10;
         let Some(Program::SchedClassifier(program)) = self.ebpf.program(name) else {
             bail!("the object has no classifier {name}");
         };
-        let mut context = [0u32; WORDS];
-        context[INGRESS_IFINDEX] = ingress_ifindex;
-        context[IFINDEX] = ifindex;
-        let mut out = vec![0; frame.len() + ROOM];
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(bytemuck::bytes_of(&context)),
-                ..TestRunOptions::new()
-            })
-            .with_context(|| format!("cannot run {name} on {} bytes", frame.len()))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Ran { returned: result.return_value as i32, frame: out })
+        run_classifier(program, frame, ifindex, ingress_ifindex)
+            .with_context(|| format!("cannot run {name} on {} bytes", frame.len()))
     }
 
     /// Runs the XDP program on a frame that came in by this device.
@@ -174,21 +158,56 @@ impl Programs {
         let Some(Program::Xdp(program)) = self.ebpf.program(NAME) else {
             bail!("the object has no XDP program {NAME}");
         };
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
-        // egress_ifindex.
-        let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
-        let mut out = vec![0; frame.len() + ROOM];
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(bytemuck::bytes_of(&context)),
-                ..TestRunOptions::new()
-            })
-            .with_context(|| format!("cannot run {NAME} on {} bytes", frame.len()))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Ran { returned: result.return_value as i32, frame: out })
+        run_xdp(program, frame, ifindex)
+            .with_context(|| format!("cannot run {NAME} on {} bytes", frame.len()))
     }
+}
+
+/// Runs a classifier on a frame that is at (and came in by) these devices of the calling
+/// thread's namespace.
+///
+/// # Errors
+/// No such device, or a frame shorter than an Ethernet header.
+pub fn run_classifier(
+    program: &SchedClassifier,
+    frame: &[u8],
+    ifindex: u32,
+    ingress_ifindex: u32,
+) -> Result<Ran> {
+    /// Words of `struct __sk_buff`, and those that a test may set.
+    const WORDS: usize = 48;
+    const INGRESS_IFINDEX: usize = 9;
+    const IFINDEX: usize = 10;
+    let mut context = [0u32; WORDS];
+    context[INGRESS_IFINDEX] = ingress_ifindex;
+    context[IFINDEX] = ifindex;
+    test_run(program, frame, &context)
+}
+
+/// Runs an XDP program on a frame that came in by this device.
+///
+/// # Errors
+/// As for [`run_classifier`].
+pub fn run_xdp(program: &Xdp, frame: &[u8], ifindex: u32) -> Result<Ran> {
+    // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+    // egress_ifindex.
+    let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
+    test_run(program, frame, &context)
+}
+
+fn test_run<P>(program: &P, frame: &[u8], context: &[u32]) -> Result<Ran>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let mut out = vec![0; frame.len() + ROOM];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(bytemuck::cast_slice(context)),
+        ..TestRunOptions::new()
+    })?;
+    out.truncate(result.data_size_out as usize);
+    Ok(Ran { returned: result.return_value as i32, frame: out })
 }
 
 /// More than any frame grows by.
@@ -231,9 +250,20 @@ pub fn program_descriptor(program: &Program) -> Result<BorrowedFd<'_>> {
 /// # Errors
 /// Without privileges, and what `work` says.
 pub fn in_private_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    in_empty_namespace(|| {
+        devices()?;
+        work()
+    })
+}
+
+/// Does `work` on a thread of its own in a network namespace that ends with it, and that has
+/// nothing but a loopback device.
+///
+/// # Errors
+/// Without privileges, and what `work` says.
+pub fn in_empty_namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let thread = || {
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace (no root?)")?;
-        devices()?;
         work()
     };
     thread::scope(|scope| scope.spawn(thread).join())

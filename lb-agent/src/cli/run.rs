@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Flags of `run` whose feature does not exist yet: `run` says so once when one is given.
-pub const WITHOUT_EFFECT: &[&str] = &["masquerade-all", "socket-lb-exclude-cgroups"];
+pub const WITHOUT_EFFECT: &[&str] = &["socket-lb-exclude-cgroups"];
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
@@ -69,7 +69,8 @@ pub struct RunArgs {
     /// How traffic of pods is told from other traffic
     #[arg(long, env = "LB_DETECT_LOCAL_MODE", value_name = "MODE")]
     pub detect_local_mode: Option<DetectLocalMode>,
-    /// Give every packet to a ClusterIP the node's address as its source
+    /// Give every packet to a ClusterIP the node's address as its source; connect() of pods is
+    /// then not translated
     #[arg(long, env = "LB_MASQUERADE_ALL", value_name = "BOOL", num_args = 0..=1,
           default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
     pub masquerade_all: bool,

@@ -285,7 +285,10 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The network namespace cannot be told from others.
-    #[error("--socket-lb node needs the cookies of network namespaces (Linux 5.14)")]
+    #[error(
+        "--socket-lb node, also where --masquerade-all asks for it, needs the cookies of network \
+         namespaces (Linux 5.14): give --socket-lb off"
+    )]
     Cookie {
         /// What the kernel said.
         #[source]

@@ -69,6 +69,19 @@ fn external_ips(service: &Service, family: IpFamily) -> impl Iterator<Item = (Ip
     load_balancer.chain(external).filter(move |(ip, _)| IpFamily::of(*ip) == family)
 }
 
+/// Who is let in where there are [`ranges`], in order. A process of a node that is let in may
+/// have the load balancer's address as its own, where the node holds that address.
+pub fn let_in(service: &Service, family: IpFamily, node: &BTreeSet<IpAddr>) -> Vec<IpNet> {
+    let mut found: Vec<IpNet> = ranges(service, family).collect();
+    if node.iter().any(|ip| found.iter().any(|range| range.contains(ip))) {
+        let own = service.load_balancer_ips.iter().copied();
+        found.extend(own.filter(|ip| IpFamily::of(*ip) == family).map(IpNet::from));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
 /// Who may reach the load balancer's addresses of a family; empty: everybody. As with
 /// kube-proxy, ranges of the other family restrict nobody of this one.
 pub fn ranges(service: &Service, family: IpFamily) -> impl Iterator<Item = IpNet> {

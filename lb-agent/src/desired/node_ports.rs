@@ -10,7 +10,8 @@ use crate::{cli::values::NodePortAddresses, dataplane::interfaces::NodeNetwork, 
 const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// The addresses that `--nodeport-addresses` selects: addresses that this node has now, but
-/// for those of pods' interfaces, and the loopback addresses, for processes of this node.
+/// for those of pods' interfaces, and the loopback addresses, for processes of this node, if
+/// `serves_loopback`.
 ///
 /// `internal_ips` are those of the Node object in its order; without any, the sources of
 /// the default routes stand in for them.
@@ -18,8 +19,10 @@ pub fn addresses(
     selected: &NodePortAddresses,
     internal_ips: &[IpAddr],
     network: &NodeNetwork,
+    serves_loopback: bool,
 ) -> BTreeSet<IpAddr> {
-    let candidates = network.addresses.iter().chain(&LOOPBACKS);
+    let loopbacks = LOOPBACKS.iter().filter(|_| serves_loopback);
+    let candidates = network.addresses.iter().chain(loopbacks);
     match selected {
         NodePortAddresses::Ranges(ranges) => candidates
             .filter(|ip| ranges.iter().any(|range| range.contains(*ip)))
@@ -57,8 +60,10 @@ mod tests {
             ..NodeNetwork::default()
         };
         let selected = selected.parse().expect("a value of the flag");
-        let found = addresses(&selected, &ips(internal_ips), &network);
+        let found = addresses(&selected, &ips(internal_ips), &network, true);
         assert_eq!(found, ips(expected).into_iter().collect());
+        let without = addresses(&selected, &ips(internal_ips), &network, false);
+        assert_eq!(without, found.into_iter().filter(|ip| !ip.is_loopback()).collect());
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub(super) struct Reconciler {
     /// Where the health check servers of Services listen.
     health_check_addresses: BTreeSet<IpAddr>,
     pod_prefixes: PodPrefixes,
+    masquerade_all: bool,
+    localhost_node_ports: bool,
     /// The range of the node's own ports that left none for source ports, once that was told.
     crowded: Option<(u16, u16)>,
     /// Not all addresses of nodes fit.
@@ -87,6 +89,8 @@ impl Reconciler {
             health_check_addresses: BTreeSet::new(),
             node_port_addresses: config.node_port_addresses.clone(),
             pod_prefixes: config.pod_prefixes.clone(),
+            masquerade_all: config.masquerade_all,
+            localhost_node_ports: config.localhost_node_ports,
             crowded: None,
             lacks_nodes: false,
             ticks_per_second,
@@ -226,6 +230,7 @@ impl Reconciler {
                 &self.node_port_addresses,
                 internal_ips,
                 network,
+                self.localhost_node_ports,
             ),
             node_source4: candidates()
                 .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
@@ -236,6 +241,7 @@ impl Reconciler {
                 PodPrefixes::OfNode => node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
                 PodPrefixes::Unknown => Vec::new(),
             },
+            masquerade_all: self.masquerade_all,
             local_ports: probe::local_ports(),
             timeouts: probe::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,

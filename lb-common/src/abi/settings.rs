@@ -32,7 +32,7 @@ pub struct Settings {
     pub lifetimes: Lifetimes,
     /// Jiffies per second (CONFIG_HZ).
     pub ticks_per_second: u32,
-    /// A set of [`Settings::EXTERNAL`].
+    /// A set of [`Settings::EXTERNAL`] and [`Settings::MASQUERADE_ALL`].
     pub flags: u32,
     /// Every node port lies in this range.
     pub node_ports: PortRange,
@@ -44,6 +44,14 @@ impl Settings {
     /// There are, or were, front ends that clients outside the cluster reach: packets
     /// that leave may be replies to them.
     pub const EXTERNAL: u32 = 1;
+    /// Backends see this node as the client of a ClusterIP, whoever that is.
+    pub const MASQUERADE_ALL: u32 = 2;
+
+    /// Whether every client of a ClusterIP gets an address of this node.
+    #[inline(always)]
+    pub const fn masquerades_all(&self) -> bool {
+        self.flags & Self::MASQUERADE_ALL != 0
+    }
 }
 
 /// A range of ports.

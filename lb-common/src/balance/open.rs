@@ -234,11 +234,19 @@ fn way<F: Family, T: Tables<F>>(
                 false => way(Action::REQUEST_ROUTE, LOOPBACK_DEVICE, source),
             }
         }
-        Site::FromDevice => {
-            // A pod's address is known to every node, a client's outside only to those
-            // that its packets to a ClusterIP were routed to.
-            let shows_client = !kind.is_internal() || matches!(context.origin(), Origin::Pod);
-            match (is_here && shows_client, is_host) {
+        Site::FromPod if backend.address == context.packet.tuple().source => {
+            way(Action::REQUEST_HAIRPIN, 0, Source::Hairpin)
+        }
+        Site::FromDevice | Site::FromPod => {
+            let keeps_client = match context.origin() {
+                _ if kind.is_internal() && context.settings.masquerades_all() => false,
+                Origin::Inside => true,
+                // A pod's address is known to every node, a client's outside only to those
+                // that its packets to a ClusterIP were routed to.
+                Origin::Pod => is_here,
+                Origin::Outside | Origin::Tunnel => is_here && !kind.is_internal(),
+            };
+            match (keeps_client, is_host) {
                 (true, _) => way(Action::REQUEST, 0, Source::Client),
                 (false, true) => way(Action::REQUEST_LOOPBACK, 0, Source::Node),
                 (false, false)
@@ -249,10 +257,7 @@ fn way<F: Family, T: Tables<F>>(
                 (false, false) => way(Action::REQUEST_FORWARD, 0, Source::Node),
             }
         }
-        _ if backend.address == context.packet.tuple().source => {
-            way(Action::REQUEST_HAIRPIN, 0, Source::Hairpin)
-        }
-        _ => way(Action::REQUEST, 0, Source::Client),
+        Site::ToPod => None,
     }
 }
 
@@ -333,9 +338,8 @@ fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
     match (request, context.site) {
         (Action::REQUEST_ROUTE, _) => Action::REPLY_INTO_DEVICE,
         (Action::REQUEST_HAIRPIN, _) => Action::REPLY_HAIRPIN,
-        (Action::REQUEST_FORWARD, _) | (Action::REQUEST_LOOPBACK, Site::FromDevice) => {
-            Action::REPLY_FORWARD
-        }
+        (Action::REQUEST_FORWARD, _)
+        | (Action::REQUEST_LOOPBACK, Site::FromDevice | Site::FromPod) => Action::REPLY_FORWARD,
         (Action::REQUEST, _) if context.is_tunnelled() => Action::REPLY_DIRECT,
         _ => Action::REPLY,
     }

@@ -219,7 +219,7 @@ impl<A: Address> Talk<A> {
             }
             End::Routed(_) => (Place::FromDevice, End::Onward(back)),
             End::Forwarded(_) => (Place::FromDevice, End::Forwarded(back)),
-            End::IntoLoopback(_) if self.place == Place::FromDevice => {
+            End::IntoLoopback(_) if matches!(self.place, Place::FromDevice | Place::FromPod) => {
                 (Place::Loopback, End::Forwarded(back))
             }
             End::IntoLoopback(_) => (Place::Loopback, End::Onward(back)),

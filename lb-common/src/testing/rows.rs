@@ -29,6 +29,7 @@ pub mod direct;
 pub mod fragments;
 pub mod icmp;
 pub mod life;
+pub mod masquerade;
 pub mod nothing;
 pub mod odd;
 pub mod outside;
@@ -50,6 +51,7 @@ pub fn all<F: TestFamily>() -> Vec<Row<F>> {
     rows.extend(udp::rows());
     rows.extend(tuples::rows());
     rows.extend(outside::rows());
+    rows.extend(masquerade::rows());
     rows.extend(direct::rows());
     rows.extend(icmp::rows());
     rows.extend(fragments::rows());

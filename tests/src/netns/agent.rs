@@ -214,7 +214,7 @@ pub fn lb_agent() -> Result<Command> {
 }
 
 /// A request to 127.0.0.1 of the calling thread's namespace.
-fn http_get(port: u16, path: &str) -> Result<(u16, String)> {
+pub(crate) fn http_get(port: u16, path: &str) -> Result<(u16, String)> {
     let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
     let timeout = Duration::from_secs(1);
     let mut stream = TcpStream::connect_timeout(&address, timeout)?;

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::address::{Ipv4, Ipv6};
@@ -63,18 +63,24 @@ impl Capture {
     /// # Errors
     /// No privileges, or no such device.
     pub fn on(netns: &Netns, device: &str) -> Result<Self> {
+        netns.run(|| Self::here(device))
+    }
+
+    /// [`Capture::on`] in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As [`Capture::on`].
+    pub fn here(device: &str) -> Result<Self> {
         const PACKET_AUXDATA: libc::c_int = 8;
         const PACKET_VNET_HDR: libc::c_int = 15;
         const SO_RCVBUFFORCE: libc::c_int = 33;
         const ROOM: libc::c_int = 1 << 28;
-        netns.run(|| {
-            let socket = packet_socket(0).context("cannot make a packet socket")?;
-            set(&socket, SOL_PACKET, PACKET_VNET_HDR, 1)?;
-            set(&socket, SOL_PACKET, PACKET_AUXDATA, 1)?;
-            set(&socket, libc::SOL_SOCKET, SO_RCVBUFFORCE, ROOM)?;
-            bind(&socket, device, libc::ETH_P_ALL as u16)?;
-            Ok(Self { socket })
-        })
+        let socket = packet_socket(0).context("cannot make a packet socket")?;
+        set(&socket, SOL_PACKET, PACKET_VNET_HDR, 1)?;
+        set(&socket, SOL_PACKET, PACKET_AUXDATA, 1)?;
+        set(&socket, libc::SOL_SOCKET, SO_RCVBUFFORCE, ROOM)?;
+        bind(&socket, device, libc::ETH_P_ALL as u16)?;
+        Ok(Self { socket })
     }
 
     /// What has passed since the last time.
@@ -224,6 +230,12 @@ fn tag(control: &[u8]) -> Option<u16> {
     let status = u32::from_ne_bytes([status[0], status[1], status[2], status[3]]);
     let tag = control.get(TAG..TAG + 2)?;
     (status & IS_TAGGED != 0).then(|| u16::from_ne_bytes([tag[0], tag[1]]))
+}
+
+impl AsFd for Capture {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Captured {

@@ -37,7 +37,7 @@ pub(super) fn tool(program: &str, arguments: &[&str], input: &str) -> Result<Str
 ///
 /// # Errors
 /// The first line that fails.
-pub(super) fn ip_batch(lines: &[String]) -> Result<()> {
+pub(crate) fn ip_batch(lines: &[String]) -> Result<()> {
     let mut input = lines.join("\n");
     input.push('\n');
     tool("ip", &["-batch", "-"], &input).map(drop)
@@ -47,7 +47,7 @@ pub(super) fn ip_batch(lines: &[String]) -> Result<()> {
 ///
 /// # Errors
 /// No such key, or a value it refuses.
-pub(super) fn sysctl(key: &str, value: &str) -> Result<()> {
+pub(crate) fn sysctl(key: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/net/{key}");
     std::fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))
 }

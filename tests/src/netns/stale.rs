@@ -13,10 +13,10 @@ use super::cgroup::{self, Cgroup};
 use super::namespace;
 
 /// Where per-node BPF directories are made.
-pub(super) const BPF_FS: &str = "/sys/fs/bpf";
+pub(crate) const BPF_FS: &str = "/sys/fs/bpf";
 
 /// Sweeps once in the life of the process, before its first cluster.
-pub(super) fn sweep() -> Result<()> {
+pub(crate) fn sweep() -> Result<()> {
     static ONCE: Once = Once::new();
     let cgroups = cgroup::mount_point()?;
     ONCE.call_once(|| remove_stale(&cgroups));

@@ -140,3 +140,22 @@ fn a_node_port_has_its_front_end_of_any_node_without_any_address_here() {
     let texts: Vec<_> = found.iter().flatten().map(text).collect();
     assert_eq!(texts, [":: 30080 node port", "fd00::1 80 cluster ip"]);
 }
+
+#[test]
+fn a_node_that_is_let_in_is_so_from_the_load_balancer_s_address_too() {
+    let spec = json!({
+        "clusterIP": "10.0.0.1", "type": "LoadBalancer", "ports": [{ "port": 80 }],
+        "loadBalancerSourceRanges": ["198.51.100.0/24", "192.0.2.0/28"],
+    });
+    let service = service(spec, &["203.0.113.9", "2001:db8::9"]);
+    let found = |node: &[&str]| -> Vec<String> {
+        let node = node.iter().map(|ip| ip.parse().expect("an address")).collect();
+        let found = let_in(&service, IpFamily::V4, &node);
+        found.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(found(&["192.0.2.16"]), ["192.0.2.0/28", "198.51.100.0/24"]);
+    assert_eq!(
+        found(&["192.0.2.16", "192.0.2.10"]),
+        ["192.0.2.0/28", "198.51.100.0/24", "203.0.113.9/32"]
+    );
+}

@@ -96,7 +96,7 @@ fn works<F: TestFamily>(bench: &mut Bench<F>, talk: &Talk<F::Address>) {
 }
 
 #[track_caller]
-fn is_seen_as_node<F: TestFamily>(talk: &Talk<F::Address>) {
+pub(super) fn is_seen_as_node<F: TestFamily>(talk: &Talk<F::Address>) {
     assert_eq!(talk.sent.source, F::node());
     assert!(SOURCE_PORTS.contains(talk.sent.source_port.get()), "{talk:?}");
 }
