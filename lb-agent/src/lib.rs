@@ -18,4 +18,5 @@ pub mod model;
 pub mod plan;
 pub mod run;
 pub mod snapshot;
+pub mod takeover;
 pub mod watch;

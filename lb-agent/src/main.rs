@@ -10,6 +10,7 @@ use lb_agent::{
         check::{self, Check, Severity},
         cleanup,
     },
+    takeover,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -67,6 +68,9 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Check(arguments) => check(arguments),
         Command::Cleanup(arguments) => {
             log_to_stderr(&arguments.log);
+            if arguments.kube_proxy {
+                return remove_kube_proxy();
+            }
             anyhow::ensure!(
                 arguments.drain.is_none(),
                 "--drain is not there yet: without it, connections that are translated packet \
@@ -74,10 +78,25 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             );
             let cleanup::Cleaned { links, filters, pins } =
                 cleanup::cleanup(&arguments.pins.bpf_dir)?;
+            takeover::release()?;
             println!("detached {links} links and {filters} filters, removed {pins} pins");
             Ok(())
         }
         Command::Explain(_) => anyhow::bail!("explain is not there yet"),
+    }
+}
+
+fn remove_kube_proxy() -> anyhow::Result<()> {
+    let takeover::Survey { leftovers, errors } = takeover::remove()?;
+    for leftover in &leftovers {
+        println!("removed {leftover}");
+    }
+    if leftovers.is_empty() {
+        println!("nothing of kube-proxy found");
+    }
+    match errors.into_iter().map(|error| error.to_string()).collect::<Vec<_>>() {
+        errors if errors.is_empty() => Ok(()),
+        errors => anyhow::bail!(errors.join("; ")),
     }
 }
 

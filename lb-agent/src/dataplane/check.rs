@@ -10,6 +10,7 @@ use std::{
 use crate::{
     cli::{run::XdpMode, values::Patterns},
     config::Sizes,
+    takeover::{self, Survey},
 };
 
 use super::{
@@ -73,6 +74,7 @@ pub fn check(options: &Check) -> Vec<Finding> {
     if findings.iter().all(|finding| finding.severity < Severity::Fatal) {
         findings.extend(features(probe::features()));
         findings.extend(devices::devices(options));
+        findings.extend(kube_proxy(takeover::running().ok().flatten(), &takeover::survey()));
     }
     findings
 }
@@ -207,9 +209,56 @@ fn features(features: probe::Features) -> Vec<Finding> {
     ]
 }
 
+/// kube-proxy, and what it has left. Programs see packets before its rules do, so it is not in
+/// the way; but rules that nobody keeps up lead node processes to endpoints that are gone.
+fn kube_proxy(process: Option<u32>, survey: &Survey) -> Vec<Finding> {
+    const ABOUT: &str = "kube-proxy";
+    let mut findings: Vec<Finding> = survey
+        .errors
+        .iter()
+        .map(|error| finding(Severity::Warning, ABOUT, error.to_string()))
+        .collect();
+    let rules: Vec<String> = survey.leftovers.iter().map(ToString::to_string).collect();
+    let rules = rules.join("; ");
+    let text = match process {
+        Some(process) => format!(
+            "it runs here (process {process}): lb works beside it, on other health and metrics \
+             addresses than its own; stop it, then `lb-agent cleanup --kube-proxy`"
+        ),
+        None if !rules.is_empty() => format!(
+            "its rules are there: lb works beside them, but nobody keeps them up: \
+             `lb-agent cleanup --kube-proxy` removes them ({rules})"
+        ),
+        None if findings.is_empty() => {
+            findings.push(finding(Severity::Fine, ABOUT, "no rules of it"));
+            return findings;
+        }
+        None => return findings,
+    };
+    findings.push(finding(Severity::Warning, ABOUT, text));
+    findings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::takeover::Leftover;
+
+    #[test]
+    fn kube_proxy_is_told_of_in_one_line() {
+        let place = "iptables-nft, table nat".to_owned();
+        let leftover = Leftover { place, what: "12 chains".to_owned(), kept: Vec::new() };
+        let left = Survey { leftovers: vec![leftover], errors: Vec::new() };
+        for (process, survey, severity, text) in [
+            (None, &Survey::default(), Severity::Fine, "no rules of it"),
+            (None, &left, Severity::Warning, "removes them (iptables-nft, table nat: 12 chains)"),
+            (Some(7), &left, Severity::Warning, "it runs here (process 7)"),
+        ] {
+            let found = kube_proxy(process, survey);
+            assert!(found.len() == 1 && found[0].text.contains(text), "{found:?}");
+            assert_eq!(found[0].severity, severity, "{text}");
+        }
+    }
 
     #[test]
     fn a_kernel_is_new_enough_from_5_10_on() {
