@@ -91,7 +91,7 @@ fn remove_kube_proxy() -> anyhow::Result<()> {
     for leftover in &leftovers {
         println!("removed {leftover}");
     }
-    if leftovers.is_empty() {
+    if leftovers.is_empty() && errors.is_empty() {
         println!("nothing of kube-proxy found");
     }
     match errors.into_iter().map(|error| error.to_string()).collect::<Vec<_>>() {

@@ -108,7 +108,8 @@ pub fn settings(
         },
         lifetimes: track::lifetimes(&facts.timeouts),
         ticks_per_second: facts.ticks_per_second,
-        flags: before.flags | external,
+        // An agent that runs ends a drain.
+        flags: before.flags & Settings::EXTERNAL | external,
         node_ports: node_ports(in_use, before.node_ports),
         source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),
     }

@@ -32,7 +32,7 @@ pub struct Settings {
     pub lifetimes: Lifetimes,
     /// Jiffies per second (CONFIG_HZ).
     pub ticks_per_second: u32,
-    /// A set of [`Settings::EXTERNAL`].
+    /// A set of [`Settings::EXTERNAL`] and [`Settings::DRAINING`].
     pub flags: u32,
     /// Every node port lies in this range.
     pub node_ports: PortRange,
@@ -44,6 +44,14 @@ impl Settings {
     /// There are, or were, front ends that clients outside the cluster reach: packets
     /// that leave may be replies to them.
     pub const EXTERNAL: u32 = 1;
+    /// Known flows go on and no new ones are opened: they are left to the stack.
+    pub const DRAINING: u32 = 2;
+
+    /// Whether no new flows are opened.
+    #[inline(always)]
+    pub const fn is_draining(&self) -> bool {
+        self.flags & Self::DRAINING != 0
+    }
 }
 
 /// A range of ports.
