@@ -9,6 +9,7 @@ pub mod config;
 pub mod controller;
 pub mod dataplane;
 pub mod desired;
+pub mod drain;
 pub mod events;
 pub mod execute;
 pub mod health;

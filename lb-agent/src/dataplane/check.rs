@@ -15,6 +15,7 @@ use crate::{
 
 use super::{
     bpffs,
+    kernel::read_settings,
     pins::{Pins, pinned_maps},
     probe,
 };
@@ -158,12 +159,16 @@ fn bpffs(bpf_dir: &Path) -> Vec<Finding> {
 fn pins(bpf_dir: &Path) -> Vec<Finding> {
     let pins = Pins::new(bpf_dir);
     // Any size can be taken over.
-    pinned_maps(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 })
-        .iter()
-        .filter_map(|map| map.existing_entries(&pins).err())
-        .map(|error| finding(Severity::Fatal, "pins", error.to_string()))
-        .take(1)
-        .collect()
+    let maps = pinned_maps(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 });
+    let mut errors = maps.iter().filter_map(|map| map.existing_entries(&pins).err());
+    if let Some(error) = errors.next() {
+        return vec![finding(Severity::Fatal, "pins", error.to_string())];
+    }
+    if read_settings(&pins).is_ok_and(|settings| settings.is_draining()) {
+        let text = "`cleanup --drain` was begun: new flows are left to the stack until `run`";
+        return vec![finding(Severity::Warning, "pins", text)];
+    }
+    Vec::new()
 }
 
 fn cgroup(given: Option<&Path>) -> Finding {
