@@ -151,6 +151,9 @@ pub struct CleanupArgs {
     /// Let known flows go on, new ones to the stack, until none is left or for so long
     #[arg(long, env = "LB_DRAIN", value_name = "DURATION", value_parser = duration)]
     pub drain: Option<Duration>,
+    /// Take away what kube-proxy has left (iptables, nftables, ipvs) instead of what is ours
+    #[arg(long, env = "LB_KUBE_PROXY", conflicts_with = "drain")]
+    pub kube_proxy: bool,
     /// Pins.
     #[command(flatten)]
     pub pins: PinArgs,

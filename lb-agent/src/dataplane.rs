@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod check;
 pub mod cleanup;
 mod clsact;
+pub mod drain;
 pub mod fake;
 pub mod interfaces;
 pub mod kernel;

@@ -1,6 +1,6 @@
 //! lb-agent: parses the command line, sets up logging and dispatches.
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::{io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use lb_agent::{
@@ -10,6 +10,9 @@ use lb_agent::{
         check::{self, Check, Severity},
         cleanup,
     },
+    drain::{Outcome, drain},
+    run::stop_signal,
+    takeover,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -67,17 +70,53 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Check(arguments) => check(arguments),
         Command::Cleanup(arguments) => {
             log_to_stderr(&arguments.log);
-            anyhow::ensure!(
-                arguments.drain.is_none(),
-                "--drain is not there yet: without it, connections that are translated packet \
-                 by packet end at once"
-            );
+            if arguments.kube_proxy {
+                return remove_kube_proxy();
+            }
+            if let Some(longest) = arguments.drain {
+                drain_flows(&arguments.pins.bpf_dir, longest)?;
+            }
             let cleanup::Cleaned { links, filters, pins } =
                 cleanup::cleanup(&arguments.pins.bpf_dir)?;
+            takeover::release()?;
             println!("detached {links} links and {filters} filters, removed {pins} pins");
             Ok(())
         }
         Command::Explain(_) => anyhow::bail!("explain is not there yet"),
+    }
+}
+
+/// Returns once everything may be taken away.
+fn drain_flows(bpf_dir: &Path, longest: Duration) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime
+        .block_on(async { Ok::<_, anyhow::Error>(drain(bpf_dir, longest, stop_signal()?).await?) });
+    match outcome? {
+        Outcome::Nothing => println!("nothing to drain"),
+        Outcome::Over(0) => println!("drained: no flow is left"),
+        Outcome::Over(flows) => println!("{longest:?} are over: {flows} flows are cut"),
+        Outcome::Stopped(flows) => anyhow::bail!(
+            "stopped: {flows} flows go on and new ones are left to the stack; `cleanup --drain` \
+             goes on with it, `cleanup` ends it, `run` serves new flows again"
+        ),
+    }
+    Ok(())
+}
+
+fn remove_kube_proxy() -> anyhow::Result<()> {
+    let takeover::Survey { leftovers, errors } = takeover::remove()?;
+    for leftover in &leftovers {
+        println!("removed {leftover}");
+    }
+    if leftovers.is_empty() && errors.is_empty() {
+        println!("nothing of kube-proxy found");
+    }
+    match errors.into_iter().map(|error| error.to_string()).collect::<Vec<_>>() {
+        errors if errors.is_empty() => Ok(()),
+        errors => anyhow::bail!(errors.join("; ")),
     }
 }
 

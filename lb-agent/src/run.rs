@@ -182,7 +182,11 @@ async fn start_source(
     }
 }
 
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+/// Ready with SIGTERM or SIGINT, neither of which ends the process any more.
+///
+/// # Errors
+/// The signals cannot be handled.
+pub fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     Ok(async move {

@@ -137,6 +137,12 @@ impl<F: Family> Context<'_, F> {
         matches!(self.site, Site::FromDevice) && self.packet.tunnel != 0
     }
 
+    /// Whether new flows are left to the stack. Those in a tunnel would end there.
+    #[inline(always)]
+    pub(crate) fn is_draining(&self) -> bool {
+        self.settings.is_draining() && !self.is_tunnelled()
+    }
+
     /// Whether the program is to send the packet on as a router does, which ends here.
     #[inline(always)]
     pub(crate) fn is_last_hop(&self, action: Action) -> bool {

@@ -10,10 +10,12 @@ use std::{
 use crate::{
     cli::{run::XdpMode, values::Patterns},
     config::Sizes,
+    takeover::{self, Survey},
 };
 
 use super::{
     bpffs,
+    kernel::read_settings,
     pins::{Pins, pinned_maps},
     probe,
 };
@@ -73,6 +75,7 @@ pub fn check(options: &Check) -> Vec<Finding> {
     if findings.iter().all(|finding| finding.severity < Severity::Fatal) {
         findings.extend(features(probe::features()));
         findings.extend(devices::devices(options));
+        findings.extend(kube_proxy(takeover::running().ok().flatten(), &takeover::survey()));
     }
     findings
 }
@@ -156,12 +159,16 @@ fn bpffs(bpf_dir: &Path) -> Vec<Finding> {
 fn pins(bpf_dir: &Path) -> Vec<Finding> {
     let pins = Pins::new(bpf_dir);
     // Any size can be taken over.
-    pinned_maps(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 })
-        .iter()
-        .filter_map(|map| map.existing_entries(&pins).err())
-        .map(|error| finding(Severity::Fatal, "pins", error.to_string()))
-        .take(1)
-        .collect()
+    let maps = pinned_maps(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 });
+    let mut errors = maps.iter().filter_map(|map| map.existing_entries(&pins).err());
+    if let Some(error) = errors.next() {
+        return vec![finding(Severity::Fatal, "pins", error.to_string())];
+    }
+    if read_settings(&pins).is_ok_and(|settings| settings.is_draining()) {
+        let text = "`cleanup --drain` was begun: new flows are left to the stack until `run`";
+        return vec![finding(Severity::Warning, "pins", text)];
+    }
+    Vec::new()
 }
 
 fn cgroup(given: Option<&Path>) -> Finding {
@@ -207,9 +214,56 @@ fn features(features: probe::Features) -> Vec<Finding> {
     ]
 }
 
+/// kube-proxy, and what it has left. Programs see packets before its rules do, so it is not in
+/// the way; but rules that nobody keeps up lead node processes to endpoints that are gone.
+fn kube_proxy(process: Option<u32>, survey: &Survey) -> Vec<Finding> {
+    const ABOUT: &str = "kube-proxy";
+    let mut findings: Vec<Finding> = survey
+        .errors
+        .iter()
+        .map(|error| finding(Severity::Warning, ABOUT, error.to_string()))
+        .collect();
+    let rules: Vec<String> = survey.leftovers.iter().map(ToString::to_string).collect();
+    let rules = rules.join("; ");
+    let text = match process {
+        Some(process) => format!(
+            "it runs here (process {process}): lb works beside it, on other health and metrics \
+             addresses than its own; stop it, then `lb-agent cleanup --kube-proxy`"
+        ),
+        None if !rules.is_empty() => format!(
+            "its rules are there: lb works beside them, but nobody keeps them up: \
+             `lb-agent cleanup --kube-proxy` removes them ({rules})"
+        ),
+        None if findings.is_empty() => {
+            findings.push(finding(Severity::Fine, ABOUT, "no rules of it"));
+            return findings;
+        }
+        None => return findings,
+    };
+    findings.push(finding(Severity::Warning, ABOUT, text));
+    findings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::takeover::Leftover;
+
+    #[test]
+    fn kube_proxy_is_told_of_in_one_line() {
+        let place = "iptables-nft, table nat".to_owned();
+        let leftover = Leftover { place, what: "12 chains".to_owned(), kept: Vec::new() };
+        let left = Survey { leftovers: vec![leftover], errors: Vec::new() };
+        for (process, survey, severity, text) in [
+            (None, &Survey::default(), Severity::Fine, "no rules of it"),
+            (None, &left, Severity::Warning, "removes them (iptables-nft, table nat: 12 chains)"),
+            (Some(7), &left, Severity::Warning, "it runs here (process 7)"),
+        ] {
+            let found = kube_proxy(process, survey);
+            assert!(found.len() == 1 && found[0].text.contains(text), "{found:?}");
+            assert_eq!(found[0].severity, severity, "{text}");
+        }
+    }
 
     #[test]
     fn a_kernel_is_new_enough_from_5_10_on() {

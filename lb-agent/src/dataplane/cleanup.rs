@@ -82,7 +82,7 @@ fn remove_filters() -> Result<usize, CleanupError> {
 }
 
 /// `v<number>` directories.
-fn versions(bpf_dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn versions(bpf_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let is_version = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())

@@ -107,7 +107,6 @@ pub fn read_state(pins: &Pins) -> Result<PinnedState, DataplaneError> {
         .map_err(|error| failed("FRONTENDS6", || "open".to_owned())(io::Error::other(error)))?;
     let names = read_array::<Name>(pins, "NAMES")?;
     let slots = read_array::<Slot>(pins, "SLOTS")?;
-    let settings = read_array::<SettingsPair>(pins, "SETTINGS")?;
     Ok(PinnedState {
         frontends4: read_hash(&frontends4, "FRONTENDS4")?,
         frontends6: read_hash(&frontends6, "FRONTENDS6")?,
@@ -120,8 +119,17 @@ pub fn read_state(pins: &Pins) -> Result<PinnedState, DataplaneError> {
         slots: slots.into_iter().map(|slot| slot.backend).collect(),
         backends4: read_array(pins, "BACKENDS4")?,
         backends6: read_array(pins, "BACKENDS6")?,
-        settings: settings.first().map(settings_in_force).unwrap_or_default(),
+        settings: read_settings(pins)?,
     })
+}
+
+/// The settings in force.
+///
+/// # Errors
+/// [`DataplaneError`] if the map is missing or cannot be read.
+pub fn read_settings(pins: &Pins) -> Result<Settings, DataplaneError> {
+    let pair = read_array::<SettingsPair>(pins, "SETTINGS")?;
+    Ok(pair.first().map(settings_in_force).unwrap_or_default())
 }
 
 /// Every entry of a hash.

@@ -13,10 +13,11 @@ use lb_common::{
         flow::{Flow, FlowKey},
         frontend::TCP,
         service::Service,
-        settings::Timeouts,
+        settings::{Settings, Timeouts},
         socket::{DatagramKey, Peer},
     },
     balance::track,
+    packet::Kind,
 };
 
 use super::{
@@ -29,6 +30,10 @@ use super::{
 
 /// Pause between two batches, so that a sweep of a full table leaves the CPU to others.
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// For how long a connection that both sides have closed may still need us: see
+/// [`Sweeper::live`].
+const CLOSED_SECONDS: u32 = 2;
 
 /// The maps that fill by themselves.
 pub struct Sweeper {
@@ -109,6 +114,56 @@ impl Sweeper {
     }
 }
 
+impl Sweeper {
+    /// How many flows go on: those that the programs would find, by their client's direction.
+    /// A connection that both sides have closed is over once nothing was seen of it for
+    /// [`CLOSED_SECONDS`]; the programs know it for longer, in case its last packet was lost.
+    ///
+    /// # Errors
+    /// Those of the bpf(2) calls.
+    pub fn live(&self, settings: &Settings) -> io::Result<u64> {
+        let now = probe::ticks_now(self.clock.as_fd())?;
+        let closed = settings.ticks_per_second.saturating_mul(CLOSED_SECONDS);
+        let age = |last_seen: u32| {
+            let age = now.wrapping_sub(last_seen);
+            if age < 1 << 31 { age } else { 0 }
+        };
+        let is_live = |protocol: u32, state: u8, last_seen: u32| {
+            let is_tcp = protocol == u32::from(TCP);
+            let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
+            let most = if is_tcp && track::is_closed(state) { closed } else { u32::MAX };
+            age(last_seen) <= track::lifetime(kind, state, settings).min(most)
+        };
+        let mut live = 0;
+        live += live_flows(&self.flows4, &is_live)? + live_flows(&self.flows6, &is_live)?;
+        live += live_flows(&self.embryonic4, &is_live)? + live_flows(&self.embryonic6, &is_live)?;
+        Ok(live)
+    }
+}
+
+/// One direction may be quiet for as long as the other is not.
+fn live_flows<A: Address>(
+    map: &TypedMap<FlowKey<A>, Flow<A>>,
+    is_live: &impl Fn(u32, u8, u32) -> bool,
+) -> io::Result<u64> {
+    let mut live = 0;
+    map.visit(|keys, values| {
+        let requests = keys.iter().zip(values).filter(|(_, flow)| !flow.action.is_reply());
+        let found = requests.filter(|(key, flow)| {
+            let of = |flow: &Flow<A>| is_live(key.protocol, flow.state, flow.last_seen);
+            of(flow) || map.get(&pair_key(key, flow)).is_ok_and(|pair| pair.is_some_and(|p| of(&p)))
+        });
+        live += found.count() as u64;
+        true
+    })?;
+    Ok(live)
+}
+
+/// The key of the other direction.
+fn pair_key<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
+    FlowKey { tuple: flow.rewrite.reversed(), protocol: key.protocol }
+}
+
 /// COUNTERS, summed over the CPUs; the index is
 /// [`Hook::counter`](lb_common::abi::counter::Hook::counter).
 ///
@@ -135,8 +190,7 @@ fn sweep_flows<A: Address>(
             return true;
         }
         // One direction may be quiet for as long as the other is not.
-        let pair = FlowKey { tuple: flow.rewrite.reversed(), protocol: key.protocol };
-        !matches!(map.get(&pair), Ok(Some(pair)) if !is_ended(&pair))
+        !matches!(map.get(&pair_key(key, flow)), Ok(Some(pair)) if !is_ended(&pair))
     })
 }
 

@@ -110,6 +110,7 @@ pub fn settings(
         },
         lifetimes: track::lifetimes(&facts.timeouts),
         ticks_per_second: facts.ticks_per_second,
+        // An agent that runs ends a drain.
         flags: external | masquerade,
         node_ports: node_ports(in_use, before.node_ports),
         source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),

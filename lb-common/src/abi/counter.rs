@@ -120,6 +120,8 @@ numbered! {
         MartianSource => "martian_source",
         /// A service or slot names what is not in its table: dropped.
         TableInconsistent => "table_inconsistent",
+        /// `cleanup --drain` goes on, which lets in nothing new: left to the stack.
+        Draining => "draining",
     }
 }
 

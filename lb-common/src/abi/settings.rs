@@ -32,7 +32,7 @@ pub struct Settings {
     pub lifetimes: Lifetimes,
     /// Jiffies per second (CONFIG_HZ).
     pub ticks_per_second: u32,
-    /// A set of [`Settings::EXTERNAL`] and [`Settings::MASQUERADE_ALL`].
+    /// A set of [`Settings::EXTERNAL`], [`Settings::MASQUERADE_ALL`] and [`Settings::DRAINING`].
     pub flags: u32,
     /// Every node port lies in this range.
     pub node_ports: PortRange,
@@ -51,6 +51,15 @@ impl Settings {
     #[inline(always)]
     pub const fn masquerades_all(&self) -> bool {
         self.flags & Self::MASQUERADE_ALL != 0
+    }
+
+    /// Known flows go on and no new ones are opened: they are left to the stack.
+    pub const DRAINING: u32 = 4;
+
+    /// Whether no new flows are opened.
+    #[inline(always)]
+    pub const fn is_draining(&self) -> bool {
+        self.flags & Self::DRAINING != 0
     }
 }
 

@@ -62,6 +62,9 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     if is_tcp && !packet.is_syn() {
         return Some(Verdict::Pass(Reason::UnknownTcpFlow));
     }
+    if context.is_draining() {
+        return Some(Verdict::Pass(Reason::Draining));
+    }
     None
 }
 

@@ -419,6 +419,9 @@ pub(crate) fn not_balanced<F: Family, T: Tables<F>>(
     if matches!(packet.kind, Kind::Malformed) {
         return Verdict::Pass(Reason::Malformed);
     }
+    if context.is_draining() {
+        return Verdict::Pass(Reason::Draining);
+    }
     let Some(frontend) = tables.frontend(&FrontendKey::of_address(packet.tuple().destination))
     else {
         return Verdict::Pass(Reason::UnknownAddress);

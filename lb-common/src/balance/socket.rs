@@ -51,6 +51,9 @@ pub fn decide<F: Family, T: Tables<F>>(
     if is_own || (!may_be_node_port && !family.may_be_service(destination.address)) {
         return Decision::Untouched(Reason::NotService);
     }
+    if settings.is_draining() {
+        return Decision::Untouched(Reason::Draining);
+    }
     let key = FrontendKey::new(destination.address, destination.port, protocol);
     let Some(frontend) = tables.frontend(&key) else {
         return match tables.frontend(&FrontendKey::of_address(destination.address)) {

@@ -26,6 +26,7 @@ pub mod affinity;
 pub mod clients;
 pub mod clock;
 pub mod direct;
+pub mod drain;
 pub mod fragments;
 pub mod icmp;
 pub mod life;
@@ -56,6 +57,7 @@ pub fn all<F: TestFamily>() -> Vec<Row<F>> {
     rows.extend(icmp::rows());
     rows.extend(fragments::rows());
     rows.extend(odd::rows());
+    rows.extend(drain::rows());
     rows
 }
 

@@ -6,7 +6,7 @@ use crate::{
         counter::Reason,
         frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
         service::Service,
-        settings::{MAX_PREFIXES, PortRange},
+        settings::{MAX_PREFIXES, PortRange, Settings},
     },
     balance::socket::{self, Caller, Decision},
     testing::{
@@ -92,6 +92,12 @@ fn answers<F: TestFamily>() {
         let none_here = Decision::Refuse(Reason::NoLocalEndpoint);
         assert_eq!(node.call(1, 80, protocol, STREAM), none_here);
         node.world.services[index as usize].flags = 0;
+        node.world.settings.flags |= Settings::DRAINING;
+        for port in [80, 81] {
+            let left = Decision::Untouched(Reason::Draining);
+            assert_eq!(node.call(1, port, protocol, STREAM), left);
+        }
+        node.world.settings.flags &= !Settings::DRAINING;
         node.world.drain(ids[0]);
         assert_eq!(node.call(1, 80, protocol, STREAM), Decision::Refuse(Reason::NoEndpoint));
     }

@@ -1,0 +1,100 @@
+//! kube-proxy's rules of the mode iptables (and those that the mode ipvs needs besides), in
+//! both of the kernel's rule sets and both families.
+
+use std::fs;
+
+use super::{
+    Leftover, Mode, has_connections, nftables,
+    rules::{self, Removal},
+    tool::{self, ToolError},
+};
+
+/// One rule set of one family.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Variant {
+    /// What the tools' names begin with, such as `ip6tables-legacy`.
+    program: String,
+}
+
+/// The rule sets that may hold anything: the legacy one only where the kernel has tables of it,
+/// as its tool makes those that it asks for.
+pub(super) fn variants() -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for (family, legacy_tables) in
+        [("iptables", "/proc/net/ip_tables_names"), ("ip6tables", "/proc/net/ip6_tables_names")]
+    {
+        let has_legacy = fs::read_to_string(legacy_tables).is_ok_and(|names| !names.is_empty());
+        let named = |kind: &str| Variant { program: format!("{family}-{kind}") };
+        if [named("nft"), named("legacy")].iter().any(Variant::is_there) {
+            variants.push(named("nft"));
+            variants.extend(has_legacy.then(|| named("legacy")));
+        } else {
+            // Before 1.8 there was one kind of tools, without a name of its own.
+            variants.push(Variant { program: family.to_owned() });
+        }
+    }
+    variants
+}
+
+impl Variant {
+    fn is_there(&self) -> bool {
+        tool::is_there(&self.save())
+    }
+
+    fn save(&self) -> String {
+        format!("{}-save", self.program)
+    }
+
+    /// Replaces what the script names, one transaction a table.
+    fn restore(&self, script: &str) -> Result<(), ToolError> {
+        const WAIT_SECONDS: &str = "10";
+        let program = format!("{}-restore", self.program);
+        tool::run(&program, &["-w", WAIT_SECONDS, "--noflush"], script).map(drop)
+    }
+
+    fn tables(&self) -> Result<Vec<rules::Table>, ToolError> {
+        match tool::run(&self.save(), &[], "") {
+            Err(error) if error.is_of_kernel() => Ok(Vec::new()),
+            Err(ToolError::Missing { .. }) if !nftables::may_have_chains("KUBE-") => Ok(Vec::new()),
+            saved => Ok(rules::parse(&saved?)),
+        }
+    }
+}
+
+/// Looks for kube-proxy's rules, and removes them if `mode` says so.
+///
+/// # Errors
+/// [`ToolError`] if the tools are missing or fail; tables before are done then.
+pub(super) fn go_through(variant: &Variant, mode: Mode) -> Result<Vec<Leftover>, ToolError> {
+    let tables = variant.tables()?;
+    let removals = tables.iter().filter_map(rules::Table::removal);
+    let removals = removals.filter(|removal| mode == Mode::Look || removal.chains > 0);
+    removals
+        .map(|removal| {
+            if mode == Mode::Remove {
+                variant.restore(&removal.script(has_connections()))?;
+            }
+            Ok(leftover(variant, removal))
+        })
+        .collect()
+}
+
+/// Takes away what a removal has left of ours.
+///
+/// # Errors
+/// [`ToolError`] if the tools are missing or fail.
+pub(super) fn release(variant: &Variant) -> Result<(), ToolError> {
+    if variant.tables()?.iter().any(rules::Table::has_keeper) {
+        variant.restore(&rules::release_script())?;
+    }
+    Ok(())
+}
+
+fn leftover(variant: &Variant, removal: Removal) -> Leftover {
+    let Removal { table, chains, jumps, kept, .. } = removal;
+    Leftover {
+        place: format!("{}, table {table}", variant.program),
+        what: format!("{chains} chains, {jumps} jumps to them"),
+        kept,
+    }
+}
