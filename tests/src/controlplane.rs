@@ -8,6 +8,7 @@
 //!
 //! Everything a control plane starts and writes is gone when it is dropped.
 
+pub mod kube_proxy;
 pub mod objects;
 mod process;
 pub mod programs;
@@ -193,6 +194,12 @@ impl ControlPlane {
         self.kubeconfig("lb-agent")
     }
 
+    /// A kubeconfig file with the rights of kube-proxy, which the API server gives to the
+    /// user `system:kube-proxy`.
+    pub fn kube_proxy_kubeconfig(&self) -> PathBuf {
+        self.kubeconfig("kube-proxy")
+    }
+
     /// Ids of the running programs.
     pub fn process_ids(&self) -> Vec<u32> {
         [&self.controller_manager, &self.api_server]
@@ -319,13 +326,17 @@ impl ControlPlane {
         Process::start(name, command, self.directory())
     }
 
-    /// Tokens of the two users with every right, and their kubeconfig files.
+    /// Tokens of the two users with every right and of kube-proxy, and their kubeconfig files.
     fn write_credentials(&self) -> Result<()> {
         let mut tokens = String::new();
-        for user in ["admin", "controller-manager"] {
-            let token = format!("token-of-{user}");
-            tokens += &format!("{token},{user},{user},system:masters\n");
-            self.write_kubeconfig(user, &token)?;
+        for (name, user, group) in [
+            ("admin", "admin", "system:masters"),
+            ("controller-manager", "controller-manager", "system:masters"),
+            ("kube-proxy", "system:kube-proxy", "kube-proxies"),
+        ] {
+            let token = format!("token-of-{name}");
+            tokens += &format!("{token},{user},{user},{group}\n");
+            self.write_kubeconfig(name, &token)?;
         }
         fs::write(self.directory().join("tokens"), tokens)?;
         Ok(())

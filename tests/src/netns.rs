@@ -25,6 +25,7 @@ pub mod fabric;
 pub mod foreign;
 pub mod fronts;
 pub mod host;
+pub mod http;
 pub mod ipip;
 pub mod manifests;
 pub mod namespace;

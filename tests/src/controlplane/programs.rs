@@ -34,13 +34,7 @@ impl Programs {
     /// # Errors
     /// A program is in none of the three.
     pub fn find() -> Result<Self> {
-        let cache = cache_directory()?;
-        let directories: Vec<PathBuf> = env::var_os(ASSETS)
-            .map(PathBuf::from)
-            .into_iter()
-            .chain([cache])
-            .chain(env::split_paths(&env::var_os("PATH").unwrap_or_default()))
-            .collect();
+        let directories = directories()?;
         let find = |name: &str| find_in(&directories, name);
         Ok(Self {
             etcd: find("etcd")?,
@@ -49,6 +43,20 @@ impl Programs {
             kubectl: find("kubectl")?,
         })
     }
+}
+
+/// kube-proxy, from where [`Programs::find`] looks.
+///
+/// # Errors
+/// It is nowhere.
+pub fn kube_proxy() -> Result<PathBuf> {
+    find_in(&directories()?, "kube-proxy")
+}
+
+fn directories() -> Result<Vec<PathBuf>> {
+    let assets = env::var_os(ASSETS).map(PathBuf::from);
+    let path = env::var_os("PATH").unwrap_or_default();
+    Ok(assets.into_iter().chain([cache_directory()?]).chain(env::split_paths(&path)).collect())
 }
 
 /// The directory that `cargo xtask setup` builds the Kubernetes programs into:

@@ -1,8 +1,7 @@
 //! The agent under test, on a node.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::client::program;
+use super::http;
 use super::node::Node;
 use super::process::Process;
 
@@ -216,14 +216,6 @@ pub fn lb_agent() -> Result<Command> {
 /// A request to 127.0.0.1 of the calling thread's namespace.
 fn http_get(port: u16, path: &str) -> Result<(u16, String)> {
     let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-    let timeout = Duration::from_secs(1);
-    let mut stream = TcpStream::connect_timeout(&address, timeout)?;
-    stream.set_read_timeout(Some(timeout))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no end of HTTP headers")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok((status.context("no HTTP status")?, body.to_owned()))
+    let answer = http::request("GET", address, path, &[])?;
+    Ok((answer.status(), answer.body))
 }
