@@ -15,12 +15,14 @@ use lb_common::abi::settings::Settings;
 use crate::{
     cli::run::ExternalMode,
     dataplane::{Dataplane, DataplaneError},
-    desired::{self, Conflict, DesiredFrontend, Locality, NodeFacts, claims::Claims, settings},
+    desired::{
+        self, Conflict, DesiredFrontend, Locality, NodeFacts, claims::Claims, lacking, settings,
+    },
     execute::execute,
     health::checks::{self, Checks},
     model::Refusal,
     plan::{Counts, Draft, Op, Planner, Shortage},
-    snapshot::{Dirty, Snapshot},
+    snapshot::{Dirty, Snapshot, Trigger},
     watch::{Event, Kind},
 };
 
@@ -58,6 +60,9 @@ pub struct Controller {
     /// How many addresses of nodes do not fit.
     nodes_left_out: usize,
     health_checks: Checks,
+    lacking: lacking::Sum,
+    /// What caused changes that are not all in the maps yet.
+    triggers: Vec<Trigger>,
 }
 
 /// What a reconciliation did.
@@ -75,6 +80,8 @@ pub struct Outcome {
     pub nodes_left_out: usize,
     /// The writes that failed.
     pub errors: Vec<DataplaneError>,
+    /// What caused the changes that are in the maps since this call, with all before them.
+    pub triggers: Vec<Trigger>,
     /// When to call again even if nothing happens, on the caller's clock.
     pub next_due: Option<u64>,
 }
@@ -104,6 +111,8 @@ impl Controller {
             conflicts: BTreeMap::new(),
             nodes_left_out: 0,
             health_checks: Checks::new(),
+            lacking: lacking::Sum::default(),
+            triggers: Vec::new(),
         }
     }
 
@@ -155,6 +164,11 @@ impl Controller {
         &self.health_checks
     }
 
+    /// Service ports without an endpoint here, as of the last reconciliation.
+    pub fn lacking(&self) -> &lacking::Sum {
+        &self.lacking
+    }
+
     /// Brings the maps up to date, at `now` in milliseconds on a clock that never goes
     /// back. Does nothing before the first complete state. Fails if the maps cannot be
     /// read; a write that fails is in the outcome, and tried again by the next call.
@@ -182,6 +196,7 @@ impl Controller {
         let mut outcome = Outcome::default();
         let affected = self.affected(&dirty, &planner, draft.has_more_room);
         outcome.refusals = dirty.refusals;
+        self.triggers.extend(dirty.triggers);
         if dirty.nodes || self.is_everything_dirty {
             let addresses = self.snapshot.nodes().addresses().collect();
             self.nodes_left_out = planner.store_nodes(&mut draft, &addresses);
@@ -204,6 +219,9 @@ impl Controller {
         outcome.errors = leftover.errors;
         self.leftover = leftover.ops;
         self.failures = if self.leftover.is_empty() { 0 } else { self.failures + 1 };
+        if self.leftover.is_empty() {
+            outcome.triggers = std::mem::take(&mut self.triggers);
+        }
         self.is_everything_dirty = false;
         if self.failures < MAX_FAILURES {
             outcome.next_due = planner.next_due(now);
@@ -306,6 +324,7 @@ impl Controller {
             if !lost.is_empty() {
                 self.conflicts.insert(Arc::clone(name), lost);
             }
+            self.lacking.set(name, desired.as_ref());
             match planner.program(draft, name, desired.as_ref()) {
                 Ok(()) => self.shortages.remove(name),
                 Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),

@@ -7,6 +7,7 @@ pub mod claims;
 pub mod endpoints;
 pub mod frontends;
 pub mod gate;
+pub mod lacking;
 pub mod node_ports;
 pub mod settings;
 

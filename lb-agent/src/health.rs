@@ -7,6 +7,7 @@
 pub mod checks;
 mod http;
 pub mod listeners;
+mod reply;
 pub mod server;
 
 use std::{

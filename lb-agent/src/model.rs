@@ -59,6 +59,17 @@ pub enum IpFamily {
 }
 
 impl IpFamily {
+    /// Both, for loops.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// As Kubernetes spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }

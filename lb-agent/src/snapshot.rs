@@ -11,6 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -18,7 +19,7 @@ use k8s_openapi::{
 
 use crate::{
     model::{
-        self, Parsed, Refusal,
+        self, IpFamily, Parsed, Refusal,
         node::{self, Node},
         service::{self, Service},
         slice::{self, Slice},
@@ -27,6 +28,9 @@ use crate::{
 };
 
 use nodes::Nodes;
+
+/// The annotation of a slice that tells when what caused its last change happened.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The state of the source, as far as this node needs it.
 #[derive(Debug)]
@@ -79,6 +83,19 @@ pub struct Dirty {
     pub service_cidrs: bool,
     /// Refusals that were not there before.
     pub refusals: Vec<Refusal>,
+    /// What caused changes of slices that are still there.
+    pub triggers: Vec<Trigger>,
+}
+
+/// What caused a change of a slice: a pod that became ready, a Service that was edited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// The Service, as `namespace/name`.
+    pub service: Arc<str>,
+    /// The family of the slice.
+    pub family: IpFamily,
+    /// When it happened, by the clock of the cluster.
+    pub at: Timestamp,
 }
 
 impl Snapshot {
@@ -256,6 +273,7 @@ impl Snapshot {
             Some((name, _)) => Arc::clone(name),
             None => Arc::clone(&slice.service),
         };
+        let family = slice.family;
         let entry = self.services.entry(Arc::clone(&service)).or_default();
         match entry.slices.binary_search_by(|(name, _)| (**name).cmp(&key)) {
             Ok(position) if entry.slices[position].1 == slice => return,
@@ -266,6 +284,9 @@ impl Snapshot {
                 self.services_of_slices.insert(key, Arc::clone(&service));
             }
         }
+        if let Some(at) = trigger_time(object) {
+            self.dirty.triggers.push(Trigger { service: Arc::clone(&service), family, at });
+        }
         self.dirty.services.push(service);
     }
 
@@ -275,6 +296,8 @@ impl Snapshot {
             entry.slices.retain(|(name, _)| **name != *key);
         }
         self.drop_if_empty(&service);
+        // What caused the last change of what is gone did not cause that.
+        self.dirty.triggers.retain(|trigger| trigger.service != service);
         self.dirty.services.push(service);
     }
 
@@ -327,6 +350,11 @@ impl Snapshot {
         }
         parsed.value
     }
+}
+
+/// When what caused the last change of a slice happened, if that is told.
+fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
+    slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
 }
 
 /// The name of an object as its deletion would give it.

@@ -7,17 +7,25 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::State,
-    http::{HeaderName, HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
+    extract::{RawQuery, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::Response,
+    routing::any,
 };
 use jiff::Timestamp;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Health, Report, checks::Wanted, http::serve};
-use crate::{metrics::Metrics, model::IpFamily};
+use super::{
+    Health, Report,
+    checks::Wanted,
+    http::serve,
+    reply::{JSON, NO_SNIFF, TEXT, not_found, reply, server_error},
+};
+use crate::{
+    metrics::{Metrics, format::Format},
+    model::IpFamily,
+};
 
 /// What `/proxyMode` answers.
 pub const PROXY_MODE: &str = "ebpf";
@@ -27,6 +35,9 @@ pub const BIND_RETRY: Duration = Duration::from_secs(1);
 
 /// How many endpoints the node has, for load balancers that weigh nodes by it.
 const ENDPOINT_WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
+
+/// Since when counters count, for scrapers.
+const START_TIME: HeaderName = HeaderName::from_static("process-start-time-unix");
 
 /// An address that cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +118,9 @@ pub async fn serve_health(
     cancel: CancellationToken,
 ) {
     let router = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/livez", get(livez))
+        .route("/healthz", any(healthz))
+        .route("/livez", any(livez))
+        .fallback(not_found)
         .with_state((health, metrics));
     serve(listener, router, cancel).await;
 }
@@ -116,26 +128,27 @@ pub async fn serve_health(
 /// Serves `/metrics`, `/healthz` and `/proxyMode` until cancelled.
 pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, cancel: CancellationToken) {
     let router = Router::new()
-        .route("/metrics", get(scrape))
-        .route("/healthz", get(async || plain("ok")))
-        .route("/proxyMode", get(async || plain(PROXY_MODE)))
+        .route("/metrics", any(scrape))
+        .route("/healthz", any(ping))
+        .route("/healthz/ping", any(async || reply(StatusCode::OK, TEXT, [], "ok")))
+        .route("/proxyMode", any(async || text(PROXY_MODE)))
+        .fallback(not_found)
         .with_state(metrics);
     serve(listener, router, cancel).await;
 }
 
 async fn healthz(State((health, metrics)): State<(Health, Metrics)>) -> Response {
     let report = health.report(Timestamp::now());
-    let good = report.healthy && report.node_eligible == Some(true);
-    let status = status(good);
+    let status = status(report.healthy && report.node_eligible == Some(true));
     metrics.healthz_answered(status.as_u16());
-    answer(status, &report)
+    answer(status, report)
 }
 
 async fn livez(State((health, metrics)): State<(Health, Metrics)>) -> Response {
     let report = Report { node_eligible: None, ..health.report(Timestamp::now()) };
     let status = status(report.healthy);
     metrics.livez_answered(status.as_u16());
-    answer(status, &report)
+    answer(status, report)
 }
 
 /// What a health check listener of a Service shows.
@@ -159,38 +172,43 @@ pub(super) fn service_check(check: ServiceCheck) -> Router {
 async fn answer_check(State(check): State<ServiceCheck>) -> Response {
     let is_healthy = check.health.report(Timestamp::now()).healthy;
     let answer = check.wanted.borrow().answer(&check.service, check.family, is_healthy);
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (ENDPOINT_WEIGHT, HeaderValue::from(answer.local_endpoints)),
-    ];
-    (status(answer.is_good()), headers, answer.body(&check.service)).into_response()
+    let weight = (ENDPOINT_WEIGHT, HeaderValue::from(answer.local_endpoints));
+    reply(status(answer.is_good()), JSON, [NO_SNIFF, weight], answer.body(&check.service))
 }
 
 fn status(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-fn answer(status: StatusCode, report: &Report) -> Response {
-    let json = HeaderValue::from_static("application/json");
-    let body = serde_json::to_string(report).expect("a report has string keys only");
-    let headers = [
-        (header::CONTENT_TYPE, json),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    ];
-    (status, headers, body).into_response()
+/// A good answer says that it is news, as kube-proxy's does: of old that was the time of its
+/// last round, which there always was.
+fn answer(status: StatusCode, report: Report) -> Response {
+    let last_updated =
+        if status == StatusCode::OK { report.current_time } else { report.last_updated };
+    let body = serde_json::to_string(&Report { last_updated, ..report });
+    reply(status, JSON, [NO_SNIFF], body.expect("a report has string keys only"))
 }
 
-fn plain(text: &'static str) -> Response {
-    let headers = [(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))];
-    (headers, text).into_response()
+fn text(text: &'static str) -> Response {
+    reply(StatusCode::OK, TEXT, [NO_SNIFF], text)
 }
 
-async fn scrape(State(metrics): State<Metrics>) -> Response {
-    let kind =
-        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    match tokio::task::spawn_blocking(move || metrics.encode()).await {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
-        Ok(Err(_)) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+async fn ping(RawQuery(query): RawQuery) -> Response {
+    let mut names = query.as_deref().unwrap_or_default().split('&');
+    let is_verbose = names.any(|part| part.split('=').next() == Some("verbose"));
+    text(if is_verbose { "[+]ping ok\nhealthz check passed\n" } else { "ok" })
+}
+
+async fn scrape(State(metrics): State<Metrics>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accept.unwrap_or_default());
+    let started_at = metrics.started_at();
+    match tokio::task::spawn_blocking(move || metrics.encode(format)).await {
+        Ok(Ok(text)) => {
+            let kind = HeaderValue::from_static(format.content_type());
+            let since = HeaderValue::from(started_at.as_second());
+            reply(StatusCode::OK, kind, [(START_TIME, since)], text)
+        }
+        Ok(Err(_)) | Err(_) => server_error("the metrics cannot be told"),
     }
 }

@@ -13,7 +13,7 @@ use super::{
     Health, UPDATE_TIMEOUT, is_eligible,
     server::{Server, bind, bind_retrying, serve_health, serve_metrics},
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, format::Format};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -118,13 +118,21 @@ async fn the_health_server_answers_as_kube_proxy_does() {
     assert!(head.contains("content-type: application/json"), "{head}");
     assert!(head.contains("x-content-type-options: nosniff"), "{head}");
     assert!(body.contains("\"nodeEligible\":true"), "{body}");
+    let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(told["lastUpdated"], told["currentTime"], "a good answer is always news");
     health.node_eligible(false);
-    assert_eq!(get(address, "/healthz").await.0, 503);
+    let (status, _, body) = get(address, "/healthz").await;
+    let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert!(
+        status == 503 && told["lastUpdated"] == told["status"]["IPv4"]["lastUpdated"],
+        "{body}"
+    );
     let (status, _, body) = get(address, "/livez").await;
     assert_eq!(status, 200);
     assert!(!body.contains("nodeEligible"), "{body}");
-    assert_eq!(get(address, "/other").await.0, 404);
-    let counted = metrics.encode().unwrap();
+    let (status, head, body) = get(address, "/other").await;
+    assert!(status == 404 && body == "404 page not found\n" && head.contains("nosniff"), "{body}");
+    let counted = metrics.encode(Format::Plain).unwrap();
     assert!(counted.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 2"), "{counted}");
     assert!(counted.contains("kubeproxy_proxy_livez_total{code=\"200\"} 1"), "{counted}");
 

@@ -56,6 +56,8 @@ pub(super) struct Reconciler {
     lacks_nodes: bool,
     ticks_per_second: u32,
     started: Instant,
+    /// What happened in the cluster before is nobody's delay.
+    started_at: Timestamp,
     retry: Duration,
     due: Option<Instant>,
     settled: bool,
@@ -95,6 +97,7 @@ impl Reconciler {
             lacks_nodes: false,
             ticks_per_second,
             started: Instant::now(),
+            started_at: Timestamp::now(),
             retry: FIRST_RETRY,
             due: None,
             settled: false,
@@ -144,9 +147,13 @@ impl Reconciler {
     fn apply(&mut self, event: Event) {
         let now = Timestamp::now();
         self.sinks.health.queued_update(now);
+        let count = match &event {
+            Event::Replaced(_, objects) => objects.len(),
+            Event::Applied(_) | Event::Deleted(..) => 1,
+        };
         match kind_of(&event) {
-            Kind::Service => self.sinks.metrics.queued(Change::Service, now),
-            Kind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, now),
+            Kind::Service => self.sinks.metrics.queued(Change::Service, count, now),
+            Kind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, count, now),
             Kind::Node | Kind::ServiceCidr => {}
         }
         self.tell_eligible(&event);
@@ -329,6 +336,13 @@ impl Reconciler {
         let now = Timestamp::now();
         sinks.health.updated(now);
         sinks.metrics.synced(took, now);
+        for trigger in outcome.triggers.iter().filter(|trigger| trigger.at > self.started_at) {
+            let waited = now.duration_since(trigger.at).try_into().unwrap_or_default();
+            sinks.metrics.programmed(trigger.family, waited);
+        }
+        for (family, lacking) in self.controller.lacking().of_families() {
+            sinks.metrics.no_local_endpoints(family, lacking.internal, lacking.external);
+        }
         let counts = self.controller.counts();
         sinks.metrics.programmed_objects(counts.services, counts.frontends, counts.backends);
         let crate::plan::Counts { services, frontends, backends } = counts;

@@ -1,7 +1,6 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::IpFamily;
 
 fn service(name: &str, ip: &str) -> Object {
     let object = json!({
@@ -190,4 +189,29 @@ fn a_refusal_is_told_once_and_ends_with_its_cause() {
     snapshot.apply(Event::Applied(service("b", "nowhere")));
     snapshot.apply(Event::Replaced(Kind::Service, Vec::new()));
     assert_eq!(snapshot.refusals().count(), 0);
+}
+
+#[test]
+fn a_change_of_a_slice_that_stays_tells_what_caused_it() {
+    let mut snapshot = Snapshot::new("here", []);
+    let at = |ip: &str, time: &str| {
+        let Object::EndpointSlice(mut object) = slice("web-1", "web", ip) else {
+            panic!("no slice");
+        };
+        object.metadata.annotations = Some([(TRIGGER_TIME.to_owned(), time.to_owned())].into());
+        Event::Applied(Object::EndpointSlice(object))
+    };
+    let mut triggers = |event: Event| {
+        snapshot.apply(event);
+        let triggers = snapshot.take_dirty().triggers.into_iter();
+        triggers.map(|trigger| (trigger.service.to_string(), trigger.at.to_string())).collect()
+    };
+    let told: Vec<_> = triggers(at("10.1.0.1", "2026-11-21T11:41:28.5Z"));
+    assert_eq!(told, [("shop/web".to_owned(), "2026-11-21T11:41:28.5Z".to_owned())]);
+    assert_eq!(triggers(at("10.1.0.1", "2026-11-21T11:41:29Z")), [], "nothing changed");
+    assert_eq!(triggers(at("10.1.0.2", "soon")), []);
+    assert_eq!(triggers(Event::Applied(slice("web-1", "web", "10.1.0.3"))), []);
+    snapshot.apply(at("10.1.0.4", "2026-11-21T11:41:30Z"));
+    snapshot.apply(Event::Deleted(Kind::EndpointSlice, name("web-1")));
+    assert_eq!(snapshot.take_dirty().triggers, []);
 }

@@ -1,0 +1,68 @@
+//! What others count, read when somebody asks.
+//!
+//! It keeps nothing: two scrapes at once read twice.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+};
+
+use super::DatapathStats;
+use crate::watch::manifests::Problems;
+
+/// Reads what others count, when somebody asks.
+#[derive(Debug)]
+pub(super) struct OnScrape {
+    pub(super) datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
+    pub(super) problems: Arc<OnceLock<Problems>>,
+}
+
+impl Collector for OnScrape {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        if let Some(problems) = self.problems.get() {
+            let gauge = ConstGauge::new(problems.count() as i64);
+            let help = "Faults in the manifests now";
+            let out =
+                encoder.encode_descriptor("lb_manifest_errors", help, None, gauge.metric_type())?;
+            gauge.encode(out)?;
+        }
+        let Some(datapath) = self.datapath.get() else { return Ok(()) };
+        let counter = ConstCounter::new(0_u64);
+        let mut out = encoder.encode_descriptor(
+            "lb_datapath_packets",
+            "Packets and calls by hook and by why they went where they went",
+            None,
+            counter.metric_type(),
+        )?;
+        for (hook, reason, count) in datapath.counters() {
+            let labels = [("hook", hook.name()), ("reason", reason.name())];
+            ConstCounter::new(count).encode(out.encode_family(&labels)?)?;
+        }
+        let fill = datapath.map_fill();
+        let used = fill.iter().map(|(map, used, _)| (*map, *used));
+        encode_maps(&mut encoder, "lb_map_entries", "Used entries of a map", used)?;
+        let capacity = fill.iter().map(|(map, _, capacity)| (*map, *capacity));
+        encode_maps(&mut encoder, "lb_map_capacity", "Entries that a map can hold", capacity)
+    }
+}
+
+fn encode_maps(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (&'static str, u64)>,
+) -> Result<(), fmt::Error> {
+    let kind = ConstGauge::new(0_i64).metric_type();
+    let mut out = encoder.encode_descriptor(name, help, None, kind)?;
+    for (map, value) in values {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        ConstGauge::new(value).encode(out.encode_family(&[("map", map)])?)?;
+    }
+    Ok(())
+}

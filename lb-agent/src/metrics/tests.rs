@@ -1,0 +1,103 @@
+use super::*;
+
+const PAGE: &str = include_str!("../../../docs/metrics.md");
+
+#[derive(Debug)]
+struct Fake;
+
+impl DatapathStats for Fake {
+    fn counters(&self) -> Vec<(Hook, Reason, u64)> {
+        vec![(Hook::FromPod, Reason::FlowCreated, 3), (Hook::ToPod, Reason::Reply, 5)]
+    }
+
+    fn map_fill(&self) -> Vec<(&'static str, u64, u64)> {
+        vec![("FLOWS4", 7, 1024), ("SERVICES", 1, 64)]
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_millisecond(1_500).unwrap()
+}
+
+/// Metrics that have counted something of each kind.
+fn all() -> Metrics {
+    let metrics = Metrics::new();
+    metrics.set_datapath(Arc::new(Fake));
+    metrics.set_problems(Problems::default());
+    metrics.queued(Change::Service, 1, now());
+    metrics.queued(Change::Endpoint, 2, now());
+    metrics.programmed_objects(1, 2, 3);
+    metrics.no_local_endpoints(IpFamily::V4, 1, 0);
+    metrics.healthz_answered(200);
+    metrics.livez_answered(503);
+    metrics.programmed(IpFamily::V6, Duration::from_millis(20));
+    metrics
+}
+
+fn told(metrics: &Metrics) -> String {
+    metrics.encode(Format::Plain).unwrap()
+}
+
+#[test]
+fn the_metrics_have_their_names_types_and_values() {
+    let metrics = all();
+    let before = told(&metrics);
+    metrics.synced(Duration::from_millis(2), now());
+    let after = told(&metrics);
+    let build = format!("lb_build_info{{version=\"{}\"", env!("CARGO_PKG_VERSION"));
+    for (text, line) in [
+        (&before, "kubeproxy_sync_proxy_rules_endpoint_changes_pending 2"),
+        (&before, "kubeproxy_sync_proxy_rules_service_changes_pending 1"),
+        (&after, "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram"),
+        (&before, &build),
+        (&after, "kubeproxy_sync_proxy_rules_endpoint_changes_total 2"),
+        (&after, "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0"),
+        (&after, "kubeproxy_sync_proxy_rules_service_changes_total 1"),
+        (&after, "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1"),
+        (&after, "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1.5"),
+        (
+            &after,
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv4\"} 1.5",
+        ),
+        (
+            &after,
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total\
+             {ip_family=\"IPv4\",traffic_policy=\"internal\"} 1",
+        ),
+        (&after, "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 1"),
+        (&after, "kubeproxy_proxy_healthz_total{code=\"200\"} 1"),
+        (&after, "kubeproxy_proxy_livez_total{code=\"503\"} 1"),
+        (&after, "lb_services 1"),
+        (&after, "lb_frontends 2"),
+        (&after, "lb_endpoints 3"),
+        (&after, "lb_datapath_packets_total{hook=\"from_pod\",reason=\"flow_created\"} 3"),
+        (&after, "lb_datapath_packets_total{hook=\"to_pod\",reason=\"reply\"} 5"),
+        (&after, "lb_map_entries{map=\"FLOWS4\"} 7"),
+        (&after, "lb_map_capacity{map=\"FLOWS4\"} 1024"),
+    ] {
+        assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn bad_manifests_are_counted_where_there_are_any() {
+    let metrics = Metrics::new();
+    assert!(!told(&metrics).contains("lb_manifest_errors"));
+    metrics.set_problems(Problems::default());
+    assert!(told(&metrics).contains("lb_manifest_errors 0"));
+}
+
+#[test]
+fn the_page_lists_every_metric_with_its_type_and_no_other() {
+    let metrics = all();
+    metrics.synced(Duration::from_millis(2), now());
+    let text = told(&metrics);
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let mut told: Vec<_> = types.map(|(name, kind)| format!("| `{name}` | {kind} |")).collect();
+    let rows = PAGE.lines().filter(|line| line.starts_with("| `"));
+    let mut listed: Vec<_> =
+        rows.map(|row| row.split(" | ").take(2).collect::<Vec<_>>().join(" | ") + " |").collect();
+    told.sort();
+    listed.sort();
+    assert_eq!(listed, told);
+}
