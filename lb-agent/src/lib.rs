@@ -11,6 +11,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod events;
 pub mod execute;
+pub mod explain;
 pub mod health;
 pub mod ids;
 pub mod metrics;

@@ -10,6 +10,7 @@ use lb_agent::{
         check::{self, Check, Severity},
         cleanup,
     },
+    explain::explain,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -77,7 +78,10 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             println!("detached {links} links and {filters} filters, removed {pins} pins");
             Ok(())
         }
-        Command::Explain(_) => anyhow::bail!("explain is not there yet"),
+        Command::Explain(arguments) => {
+            println!("{}", explain(&arguments)?);
+            Ok(())
+        }
     }
 }
 
