@@ -53,6 +53,8 @@ pub struct NodeFacts {
     pub timeouts: Timeouts,
     /// The kernel's CONFIG_HZ.
     pub ticks_per_second: u32,
+    /// Whether connect() is translated for the node's own sockets alone.
+    pub only_node_sockets: bool,
 }
 
 /// Where this node is: what the choice of endpoints depends on beside the Service.

@@ -126,7 +126,7 @@ fn explanation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         Protocol::Udp => UDP,
     };
     let mut walk = Walk::new(reader, around, number, &tuple);
-    let of_packet = match &question.at {
+    let mut of_packet = match &question.at {
         At::Pod => walk.out_of_pod(tuple)?,
         At::Node => walk.made_here(tuple)?,
         At::Device(name) => {
@@ -135,6 +135,10 @@ fn explanation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
             walk.received(device, tuple)
         }
     };
+    let goes_on = matches!(of_packet.result, "delivered" | "leaves");
+    if goes_on && walk.steps.iter().any(|step| step.possible() > 1) {
+        of_packet.text = format!("for example {}", of_packet.text);
+    }
     let settings = reader.settings();
     let facts = Facts {
         reader,
@@ -223,3 +227,6 @@ pub enum ExplainError {
     #[error("cannot write JSON")]
     Json(#[from] serde_json::Error),
 }
+
+#[cfg(test)]
+mod tests;

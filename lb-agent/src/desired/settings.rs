@@ -97,6 +97,7 @@ pub fn settings(
         IpAddr::V6(ip) => Some(Address6::from(*ip)),
     });
     let external = if in_use.external > 0 { Settings::EXTERNAL } else { 0 };
+    let sockets = if facts.only_node_sockets { Settings::ONLY_NODE_SOCKETS } else { 0 };
     Settings {
         ipv4: FamilySettings {
             node_source: facts.node_source4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
@@ -108,7 +109,7 @@ pub fn settings(
         },
         lifetimes: track::lifetimes(&facts.timeouts),
         ticks_per_second: facts.ticks_per_second,
-        flags: before.flags | external,
+        flags: before.flags & Settings::EXTERNAL | external | sockets,
         node_ports: node_ports(in_use, before.node_ports),
         source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),
     }

@@ -1,7 +1,11 @@
 //! What connect() makes of an address, before there is a packet.
 
 use lb_common::{
-    abi::{counter::Hook, frontend::TCP},
+    abi::{
+        counter::{Hook, Reason},
+        frontend::TCP,
+        settings::Settings,
+    },
     balance::{
         Endpoint, Origin,
         socket::{self, Caller, Decision},
@@ -64,7 +68,7 @@ pub(super) fn connect<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         step.say("caught", text);
         return (step, None);
     }
-    if around.only_node_sockets() && !caller.is_node {
+    if facts.settings.flags & Settings::ONLY_NODE_SOCKETS != 0 && !caller.is_node {
         step.say("caught", "is not translated: --socket-lb node leaves pods' to the packet's way");
         return (step, None);
     }
@@ -92,18 +96,18 @@ fn describe<F: PinnedFamily, R: Reader<F>>(
     decision: &Decision<F::Address>,
     step: &mut Step,
 ) {
-    if matches!(decision, Decision::Untouched(lb_common::abi::counter::Reason::NotService)) {
+    if matches!(decision, Decision::Untouched(Reason::NotService)) {
         return;
     }
     let Some(frontend) = facts.front_end(step) else { return };
     if overlay.looks.iter().any(|look| matches!(look, Look::Range(..))) {
         facts.ranges(&frontend, F::settings(facts.settings).node_source, step);
     }
-    let Some(eligible) = facts.policy(&frontend, Origin::Inside, step) else { return };
-    if !matches!(decision, Decision::Translate(_)) {
-        step.backends.iter_mut().for_each(|candidate| candidate.possible = false);
+    let is_left = matches!(decision, Decision::Untouched(_));
+    if is_left || matches!(decision, Decision::Refuse(Reason::SourceNotAllowed)) {
         return;
     }
+    let Some(eligible) = facts.policy(&frontend, Origin::Inside, step) else { return };
     let service = facts.reader.service(frontend.service).unwrap_or_default();
     if service.affinity_seconds > 0 && caller.netns == 0 {
         let text = "ClientIP: the client is its network namespace here, which an address does \
@@ -135,24 +139,26 @@ fn finish<F: PinnedFamily, R: Reader<F>>(
     decision: &Decision<F::Address>,
     step: &mut Step,
 ) -> Option<Outcome> {
-    use lb_common::abi::counter::Reason;
     let source = text::<F>(facts.source);
     let (verdict, reason, outcome) = match *decision {
         Decision::Untouched(reason) => ("pass", reason, None),
         Decision::Refuse(reason) => {
             let denied = matches!(reason, Reason::SourceNotAllowed);
             let error = if denied { "EPERM" } else { "ECONNREFUSED" };
-            let text = format!("answered: connect() fails with {error}");
+            let text = format!("connect() fails with {error}");
             let destination = text_of::<F>(facts.destination);
             ("answer", reason, Some(Outcome { result: "answered", source, destination, text }))
         }
         Decision::Translate(to) => {
             let to = text_of::<F>(to);
-            let possible = step.backends.iter().filter(|candidate| candidate.possible).count();
+            let possible = step.possible();
             let text = match possible {
-                0 | 1 => format!("connected to {to} itself: no program touches its packets"),
+                0 | 1 => format!(
+                    "the socket is connected to {to} itself: no program touches its packets"
+                ),
                 more => format!(
-                    "connected to one of {more} backends itself: no program touches its packets"
+                    "the socket is connected to one of {more} backends itself: no program touches its \
+                     packets"
                 ),
             };
             step.new_source = Some(source.clone());

@@ -29,6 +29,10 @@ use super::{
     tables::Reader,
 };
 
+/// What cannot be told.
+const NOT_IN_MAPS: &str =
+    "endpoints that are not ready, or terminating while others are ready, are in no map";
+
 /// A client and what it asks for.
 pub(super) struct Facts<'a, F: PinnedFamily, R> {
     /// The tables.
@@ -93,10 +97,10 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         None
     }
 
-    /// Says who may ask, where not everybody may.
-    pub(super) fn ranges(&self, frontend: &Frontend, client: F::Address, step: &mut Step) {
+    /// Says who may ask, where not everybody may; whether the client may.
+    pub(super) fn ranges(&self, frontend: &Frontend, client: F::Address, step: &mut Step) -> bool {
         if frontend.flags & Frontend::RANGED == 0 {
-            return;
+            return true;
         }
         let ranges = self.reader.ranges(frontend.service);
         let is_in = self.reader.is_in_range(frontend.service, client);
@@ -104,6 +108,7 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         let is = if is_in { "is" } else { "is not" };
         let list = if ranges.is_empty() { "none".to_owned() } else { ranges.join(", ") };
         step.say("ranges", format!("{client} {is} in loadBalancerSourceRanges ({list})"));
+        is_in
     }
 
     /// Says which set the client gets and which backends are in it.
@@ -124,25 +129,22 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         let count = eligible.map_or(0, |eligible| eligible.range.length());
         let why = policy_text(&service, frontend.kind, origin);
         step.say("policy", format!("{why}: the {set} set, {}", plural(count, "backend")));
-        self.backends(frontend.service, eligible.ok(), is_local, step);
+        let set = if is_local { IN_LOCAL_SET } else { IN_CLUSTER_SET };
+        self.backends(frontend.service, set, step);
         eligible.ok()
     }
 
     /// Lists the backends of a service port.
-    fn backends(&self, index: u32, eligible: Option<Eligible>, is_local: bool, step: &mut Step) {
-        let set = if is_local { IN_LOCAL_SET } else { IN_CLUSTER_SET };
+    fn backends(&self, index: u32, set: u8, step: &mut Step) {
         let backends = self.reader.backends_of(index);
         step.backends = backends.iter().map(|(_, backend)| candidate::<F>(backend, set)).collect();
-        let possible = step.backends.iter().filter(|candidate| candidate.possible).count();
+        let possible = step.possible();
         let known = step.backends.len();
-        let mut text = match (eligible, known) {
-            (_, 0) => "none is in the maps".to_owned(),
+        let known = match known {
+            0 => "none is in the maps".to_owned(),
             _ => format!("{possible} of {known} in the maps may be chosen"),
         };
-        text.push_str(
-            "; endpoints that are not ready, or terminate while others are ready, are in no map",
-        );
-        step.say(BACKENDS, text);
+        step.say(BACKENDS, format!("{known}; {NOT_IN_MAPS}"));
     }
 
     /// Says what a flow entry tells; whether it still counts.

@@ -100,6 +100,11 @@ impl Step {
     pub fn say(&mut self, about: &'static str, text: impl Into<String>) {
         self.decisions.push(Decision { about, text: text.into() });
     }
+
+    /// How many backends may be chosen.
+    pub fn possible(&self) -> usize {
+        self.backends.iter().filter(|candidate| candidate.possible).count()
+    }
 }
 
 /// How many backends are shown one by one.
@@ -112,6 +117,9 @@ impl fmt::Display for Explanation {
         if let Some(step) = &self.connect {
             writeln!(out, "\nconnect()")?;
             step_lines(out, step)?;
+            if step.attached && matches!(step.verdict, "translate" | "answer") {
+                writeln!(out, "\nThe rest is for packets of sockets that this hook has not seen:")?;
+            }
         }
         for step in &self.path {
             let device = step.device.as_deref().unwrap_or("-");

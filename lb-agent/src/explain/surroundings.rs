@@ -62,8 +62,6 @@ pub(super) trait Surroundings {
     fn ports(&self, bridge: u32) -> Vec<Device>;
     /// Whether a connect-time hook is attached.
     fn has_socket_hook(&self, hook: Hook) -> bool;
-    /// Whether it sees only the sockets of the node's own network namespace.
-    fn only_node_sockets(&self) -> bool;
     /// The cookie of this network namespace.
     fn netns_cookie(&self) -> u64;
 }
@@ -198,10 +196,6 @@ impl Surroundings for Here {
 
     fn has_socket_hook(&self, hook: Hook) -> bool {
         self.socket_hooks.contains(&hook.name())
-    }
-
-    fn only_node_sockets(&self) -> bool {
-        false
     }
 
     fn netns_cookie(&self) -> u64 {

@@ -54,10 +54,12 @@ pub(super) fn step<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         if let Some(frontend) = frontend
             && !is_known
         {
-            facts.ranges(&frontend, tuple.source, step);
-            let eligible = facts.policy(&frontend, origin, step);
-            affinity(walk, &frontend, step);
-            choice(walk, before, judged, &frontend, eligible, step);
+            let is_let_in = facts.ranges(&frontend, tuple.source, step);
+            if is_let_in && !matches!(judged.verdict, Verdict::Pass(_)) {
+                let eligible = facts.policy(&frontend, origin, step);
+                affinity(walk, &frontend, step);
+                choice(walk, before, judged, &frontend, eligible, step);
+            }
         }
     }
     translation(walk, judged, &facts, origin, step);
@@ -308,11 +310,11 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     let new = &work.rewrite;
     let (source, destination) =
         (side(new.source, new.source_port), side(new.destination, new.destination_port));
-    let example = if by_chance(&walk.overlay) { "for example " } else { "" };
-    let change = format!("{example}{source} -> {destination}");
-    step.say("translation", change);
-    (step.new_source, step.new_destination) = (Some(source), Some(destination));
     let is_port_drawn = reason == Reason::FlowCreated && new.source_port != tuple.source_port;
+    let is_example = is_port_drawn || step.possible() > 1;
+    let example = if is_example { "for example " } else { "" };
+    step.say("translation", format!("{example}{source} -> {destination}"));
+    (step.new_source, step.new_destination) = (Some(source), Some(destination));
     let mut why = if new.source == tuple.source {
         kept_text(work.action).to_owned()
     } else {

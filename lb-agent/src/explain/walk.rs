@@ -343,6 +343,5 @@ fn ended<F: PinnedFamily>(tuple: &Tuple<F::Address>, verdict: Verdict) -> Outcom
             ("dropped", reason)
         }
     };
-    let text = format!("{result}: {}", meaning(reason));
-    Outcome { text, ..outcome::<F>(result, tuple, "") }
+    Outcome { text: meaning(reason).to_owned(), ..outcome::<F>(result, tuple, "") }
 }

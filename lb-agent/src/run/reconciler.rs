@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    cli::values::NodePortAddresses,
+    cli::{run::SocketLb, values::NodePortAddresses},
     config::{Config, PodPrefixes},
     controller::{Controller, Outcome},
     dataplane::{interfaces::NodeNetwork, kernel::KernelDataplane, probe},
@@ -53,6 +53,7 @@ pub(super) struct Reconciler {
     /// Not all addresses of nodes fit.
     lacks_nodes: bool,
     ticks_per_second: u32,
+    only_node_sockets: bool,
     started: Instant,
     retry: Duration,
     due: Option<Instant>,
@@ -90,6 +91,7 @@ impl Reconciler {
             crowded: None,
             lacks_nodes: false,
             ticks_per_second,
+            only_node_sockets: config.socket_lb == SocketLb::Node,
             started: Instant::now(),
             retry: FIRST_RETRY,
             due: None,
@@ -239,6 +241,7 @@ impl Reconciler {
             local_ports: probe::local_ports(),
             timeouts: probe::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,
+            only_node_sockets: self.only_node_sockets,
         };
         let of_node_ports = &facts.node_port_addresses;
         self.health_check_addresses =

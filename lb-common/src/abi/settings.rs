@@ -32,7 +32,7 @@ pub struct Settings {
     pub lifetimes: Lifetimes,
     /// Jiffies per second (CONFIG_HZ).
     pub ticks_per_second: u32,
-    /// A set of [`Settings::EXTERNAL`].
+    /// A set of [`Settings::EXTERNAL`], [`Settings::ONLY_NODE_SOCKETS`].
     pub flags: u32,
     /// Every node port lies in this range.
     pub node_ports: PortRange,
@@ -44,6 +44,9 @@ impl Settings {
     /// There are, or were, front ends that clients outside the cluster reach: packets
     /// that leave may be replies to them.
     pub const EXTERNAL: u32 = 1;
+    /// For the tools, as no program reads it: connect-time hooks leave the sockets of other
+    /// network namespaces than the node's alone.
+    pub const ONLY_NODE_SOCKETS: u32 = 1 << 16;
 }
 
 /// A range of ports.
