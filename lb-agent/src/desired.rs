@@ -18,7 +18,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    backend::{IN_CLUSTER_SET, ON_THIS_NODE, THIS_HOST},
+    backend::{IN_CLUSTER_SET, IN_SLICE, ON_THIS_NODE, READY, TERMINATING, THIS_HOST},
     frontend::{Frontend as FrontendEntry, FrontendKind},
     service::Service as ServiceEntry,
     settings::Timeouts,
@@ -266,7 +266,13 @@ fn backends(
     let backend = |((number, endpoint), sets): (&(u16, &Endpoint), u8)| {
         let is_host = locality.addresses.contains(&endpoint.address);
         let on_node = if endpoint.is_local || is_host { ON_THIS_NODE } else { 0 };
-        let flags = on_node | if is_host { THIS_HOST } else { 0 };
+        let conditions = [
+            (is_host, THIS_HOST),
+            (endpoint.is_ready, READY),
+            (endpoint.is_terminating, TERMINATING),
+        ];
+        let conditions = conditions.iter().filter(|(is_met, _)| *is_met);
+        let flags = conditions.fold(on_node | IN_SLICE, |flags, (_, flag)| flags | flag);
         let node = endpoint.node.as_deref().filter(|_| on_node == 0);
         let node = node.and_then(|node| locality.nodes.internal_ip(node, family));
         DesiredBackend { ip: endpoint.address, port: *number, sets, flags, node }

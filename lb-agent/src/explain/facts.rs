@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use lb_common::{
     abi::{
         address::Be16,
-        backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, THIS_HOST},
+        backend::{
+            Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, READY, TERMINATING, THIS_HOST,
+        },
         counter::Reason,
         flow::{ANSWERED, CLIENT_FIN, Flow, FlowKey, ONE_WAY, RESET, SERVER_FIN},
         frontend::{Frontend, FrontendKey, FrontendKind, TCP},
@@ -28,10 +30,6 @@ use super::{
     report::{BACKENDS, Candidate, Step},
     tables::Reader,
 };
-
-/// What cannot be told.
-const NOT_IN_MAPS: &str =
-    "endpoints that are not ready, or terminating while others are ready, are in no map";
 
 /// A client and what it asks for.
 pub(super) struct Facts<'a, F: PinnedFamily, R> {
@@ -141,10 +139,10 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         let possible = step.possible();
         let known = step.backends.len();
         let known = match known {
-            0 => "none is in the maps".to_owned(),
-            _ => format!("{possible} of {known} in the maps may be chosen"),
+            0 => "the Service has no endpoint".to_owned(),
+            _ => format!("{possible} of {known} may be chosen"),
         };
-        step.say(BACKENDS, format!("{known}; {NOT_IN_MAPS}"));
+        step.say(BACKENDS, known);
     }
 
     /// Says what a flow entry tells; whether it still counts.
@@ -237,21 +235,25 @@ pub(super) fn place<A>(backend: &Backend<A>) -> &'static str {
 
 fn candidate<F: PinnedFamily>(backend: &Backend<F::Address>, set: u8) -> Candidate {
     let possible = backend.sets & set != 0;
-    let why_not = match (possible, set) {
-        (true, _) => None,
-        (false, IN_LOCAL_SET) if place(backend) == "other_node" => Some("it is not on this node"),
-        (false, IN_LOCAL_SET) => Some("it is not in the local set"),
-        (false, _) => Some(
-            "it is in the local set alone: by the hints for another place, or terminating while \
-             others are ready",
-        ),
-    };
+    let why_not = (!possible).then(|| why_not(backend, set).to_owned());
     Candidate {
         address: text::<F>(endpoint::<F>(backend.address, backend.port)),
         place: place(backend),
         possible,
-        why_not: why_not.map(ToOwned::to_owned),
+        why_not,
         ..Candidate::default()
+    }
+}
+
+/// Why an endpoint is not in a set.
+fn why_not<A>(backend: &Backend<A>, set: u8) -> &'static str {
+    let is_away = set == IN_LOCAL_SET && place(backend) == "other_node";
+    match backend.flags {
+        _ if is_away => "it is not on this node",
+        flags if flags & TERMINATING != 0 => "it is terminating",
+        flags if flags & READY == 0 => "it is not ready",
+        _ if set == IN_LOCAL_SET => "the local set is not used",
+        _ => "the hints of the endpoints name another place",
     }
 }
 

@@ -13,7 +13,7 @@ use lb_common::{
     abi::{
         address::{Address4, Address6, Family, Ipv4, Ipv6},
         affinity::{Affinity, AffinityKey},
-        backend::Backend,
+        backend::{Backend, IN_SLICE},
         flow::{Flow, FlowKey},
         frontend::{Frontend, FrontendKey},
         range::RangeKey,
@@ -243,8 +243,9 @@ impl<F: PinnedFamily> Reader<F> for Pinned<F> {
     fn backends_of(&self, service: u32) -> Vec<(u32, Backend<F::Address>)> {
         let all = self.backends.borrow_mut().load_all();
         let all = self.noted(F::MAPS[3], all.map(Some)).unwrap_or_default();
-        let is_its =
-            |backend: &Backend<F::Address>| backend.sets != 0 && backend.service == service;
+        let is_its = |backend: &Backend<F::Address>| {
+            (backend.sets != 0 || backend.flags & IN_SLICE != 0) && backend.service == service
+        };
         (0..).zip(all).filter(|(_, backend)| is_its(backend)).collect()
     }
 }

@@ -52,7 +52,7 @@ pub(super) trait Reader<F: Family> {
     fn name(&self, service: u32) -> String;
     /// Who may reach the load balancer's addresses of a service port, as text.
     fn ranges(&self, service: u32) -> Vec<String>;
-    /// Every backend of a service port that is in a set, by id.
+    /// Every endpoint of a service port that is in a slice, by id.
     fn backends_of(&self, service: u32) -> Vec<(u32, Backend<F::Address>)>;
 }
 

@@ -219,7 +219,7 @@ fn a_new_flow_shows_every_backend_that_it_may_get() {
             "none is known",
             "10.96.0.1:80/tcp is a ClusterIP and port of default/web1",
             "internalTrafficPolicy Cluster: the cluster set, 2 backends",
-            "2 of 2 in the maps may be chosen; endpoints that are not ready",
+            "2 of 2 may be chosen",
             "10.1.0.2:8080 (on this node), sees 10.1.0.1, by veth1",
             "10.2.0.2:8080 (on another node), sees 10.1.0.1, by eth0 via 192.0.2.11",
             "one of 2, by chance",
@@ -264,7 +264,7 @@ fn what_is_refused_or_dropped_says_why() {
             At::Pod,
             &[
                 "the cluster set, 0 backends",
-                "none is in the maps",
+                "the Service has no endpoint",
                 "with a TCP RST",
                 "from_pod no_endpoint",
                 "outcome: the Service has no endpoint",
