@@ -140,6 +140,9 @@ pub struct ExplainArgs {
     /// Where the packet is seen first: pod, node or the name of a device
     #[arg(long, env = "LB_AT", value_name = "pod|node|DEVICE", default_value = "pod")]
     pub at: String,
+    /// How to print it; table: as lines for people
+    #[arg(short, long, env = "LB_OUTPUT", value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
     /// Pins.
     #[command(flatten)]
     pub pins: PinArgs,

@@ -19,7 +19,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    backend::{IN_CLUSTER_SET, ON_THIS_NODE, THIS_HOST},
+    backend::{IN_CLUSTER_SET, IN_SLICE, ON_THIS_NODE, READY, TERMINATING, THIS_HOST},
     frontend::{Frontend as FrontendEntry, FrontendKind},
     service::Service as ServiceEntry,
     settings::Timeouts,
@@ -56,6 +56,8 @@ pub struct NodeFacts {
     pub timeouts: Timeouts,
     /// The kernel's CONFIG_HZ.
     pub ticks_per_second: u32,
+    /// Whether connect() is translated for the node's own sockets alone.
+    pub only_node_sockets: bool,
 }
 
 /// Where this node is: what the choice of endpoints depends on beside the Service.
@@ -271,7 +273,13 @@ fn backends(
     let backend = |((number, endpoint), sets): (&(u16, &Endpoint), u8)| {
         let is_host = locality.addresses.contains(&endpoint.address);
         let on_node = if endpoint.is_local || is_host { ON_THIS_NODE } else { 0 };
-        let flags = on_node | if is_host { THIS_HOST } else { 0 };
+        let conditions = [
+            (is_host, THIS_HOST),
+            (endpoint.is_ready, READY),
+            (endpoint.is_terminating, TERMINATING),
+        ];
+        let conditions = conditions.iter().filter(|(is_met, _)| *is_met);
+        let flags = conditions.fold(on_node | IN_SLICE, |flags, (_, flag)| flags | flag);
         let node = endpoint.node.as_deref().filter(|_| on_node == 0);
         let node = node.and_then(|node| locality.nodes.internal_ip(node, family));
         DesiredBackend { ip: endpoint.address, port: *number, sets, flags, node }

@@ -12,6 +12,7 @@ pub mod desired;
 pub mod drain;
 pub mod events;
 pub mod execute;
+pub mod explain;
 pub mod health;
 pub mod ids;
 pub mod metrics;

@@ -11,6 +11,7 @@ use lb_agent::{
         cleanup,
     },
     drain::{Outcome, drain},
+    explain::explain,
     run::stop_signal,
     takeover,
 };
@@ -82,7 +83,10 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             println!("detached {links} links and {filters} filters, removed {pins} pins");
             Ok(())
         }
-        Command::Explain(_) => anyhow::bail!("explain is not there yet"),
+        Command::Explain(arguments) => {
+            println!("{}", explain(&arguments)?);
+            Ok(())
+        }
     }
 }
 

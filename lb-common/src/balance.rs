@@ -176,6 +176,11 @@ pub enum Origin {
     Tunnel,
 }
 
+/// Who the client of a packet caught at `site` is.
+pub fn origin<F: Family>(packet: &Packet<F>, site: Site, settings: &Settings) -> Origin {
+    Context { packet, settings, site, now: 0 }.origin()
+}
+
 /// What a packet may be, as far as its destination tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Candidate {

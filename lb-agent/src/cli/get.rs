@@ -24,6 +24,7 @@ use crate::dataplane::{
 };
 
 pub use flows::{AffinityRow, FlowRow};
+pub(crate) use rows::text_of;
 pub use rows::{BackendRow, CounterRow, FrontendRow, ServiceRow};
 
 /// The text that `lb-agent get` prints.

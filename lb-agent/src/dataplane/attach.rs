@@ -127,7 +127,10 @@ impl TcAttacher {
     }
 
     /// The name of our program on an interface.
-    fn held(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
+    ///
+    /// # Errors
+    /// Those of asking the kernel about a link or a filter.
+    pub fn held(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
         let Some(path) = self.pinned.get(&(index, direction)) else {
             return clsact::held(index, direction);
         };

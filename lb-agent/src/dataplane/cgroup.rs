@@ -86,6 +86,12 @@ pub fn detach(pins: &Pins) -> Result<(), AttachError> {
     HOOKS.iter().rev().try_for_each(|hook| detach_one(pins, hook))
 }
 
+/// The connect-time hooks that are pinned.
+pub fn attached(pins: &Pins) -> Vec<&'static str> {
+    let is_pinned = |hook: &&Hook| pin(pins, hook).exists();
+    HOOKS.iter().filter(is_pinned).map(|hook| hook.program).collect()
+}
+
 fn pin(pins: &Pins, hook: &Hook) -> PathBuf {
     pins.links().join(format!("cgroup-{}", hook.program))
 }

@@ -154,7 +154,8 @@ fn read_keys<K: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<K>, Dataplane
         .map_err(failed(map, || "read of every key".to_owned()))
 }
 
-fn settings_in_force(pair: &SettingsPair) -> Settings {
+/// The copy that holds.
+pub(crate) fn settings_in_force(pair: &SettingsPair) -> Settings {
     pair.copies[usize::from(pair.active == 1)]
 }
 

@@ -48,7 +48,7 @@ impl Taken {
     }
 
     /// What a pin says by its name.
-    pub(super) fn of_pin(path: &Path) -> Option<Self> {
+    pub(crate) fn of_pin(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?;
         let ends = |taken: &Self| taken.mode().is_some_and(|(suffix, _)| name.ends_with(suffix));
         [Self::Native, Self::Generic].into_iter().find(ends)
@@ -197,7 +197,7 @@ fn explained(error: &io::Error) -> String {
 }
 
 /// The links that are pinned, by the index of their device.
-pub(super) fn pinned_links(directory: &Path) -> io::Result<BTreeMap<u32, PathBuf>> {
+pub(crate) fn pinned_links(directory: &Path) -> io::Result<BTreeMap<u32, PathBuf>> {
     let of_xdp = |site: &str| site.starts_with("xdp_").then_some(());
     let pinned = links::pinned(directory, of_xdp)?;
     Ok(pinned.into_iter().map(|(index, (), path)| (index, path)).collect())

@@ -99,6 +99,7 @@ pub fn settings(
     let was_external = before.flags & Settings::EXTERNAL;
     let external = if in_use.external > 0 { Settings::EXTERNAL } else { was_external };
     let masquerade = if facts.masquerade_all { Settings::MASQUERADE_ALL } else { 0 };
+    let sockets = if facts.only_node_sockets { Settings::ONLY_NODE_SOCKETS } else { 0 };
     Settings {
         ipv4: FamilySettings {
             node_source: facts.node_source4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
@@ -111,7 +112,7 @@ pub fn settings(
         lifetimes: track::lifetimes(&facts.timeouts),
         ticks_per_second: facts.ticks_per_second,
         // An agent that runs ends a drain.
-        flags: external | masquerade,
+        flags: external | masquerade | sockets,
         node_ports: node_ports(in_use, before.node_ports),
         source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),
     }

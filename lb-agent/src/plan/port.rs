@@ -387,7 +387,7 @@ fn store(backend: &HeldBackend, service: u32) -> Op {
 /// Takes a backend out of use; its flows find out by the generation.
 fn release(ids: &mut Ids, family: usize, mut gone: HeldBackend, service: u32) -> Op {
     gone.generation = gone.generation.wrapping_add(1);
-    gone.sets = 0;
+    (gone.sets, gone.flags) = (0, 0);
     ids.backends[family].release(gone.id, gone.generation);
     store(&gone, service)
 }

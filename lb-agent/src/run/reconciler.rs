@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    cli::values::NodePortAddresses,
+    cli::{run::SocketLb, values::NodePortAddresses},
     config::{Config, PodPrefixes},
     controller::{Controller, Outcome},
     dataplane::{interfaces::NodeNetwork, kernel::KernelDataplane, probe},
@@ -55,6 +55,7 @@ pub(super) struct Reconciler {
     /// Not all addresses of nodes fit.
     lacks_nodes: bool,
     ticks_per_second: u32,
+    only_node_sockets: bool,
     started: Instant,
     /// What happened in the cluster before is nobody's delay.
     started_at: Timestamp,
@@ -96,6 +97,7 @@ impl Reconciler {
             crowded: None,
             lacks_nodes: false,
             ticks_per_second,
+            only_node_sockets: config.socket_lb == SocketLb::Node,
             started: Instant::now(),
             started_at: Timestamp::now(),
             retry: FIRST_RETRY,
@@ -252,6 +254,7 @@ impl Reconciler {
             local_ports: probe::local_ports(),
             timeouts: probe::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,
+            only_node_sockets: self.only_node_sockets,
         };
         let of_node_ports = &facts.node_port_addresses;
         self.health_check_addresses =

@@ -16,7 +16,8 @@ pub struct Backend<A> {
     pub generation: u16,
     /// Of which sets the backend is a member now: [`IN_CLUSTER_SET`], [`IN_LOCAL_SET`].
     pub sets: u8,
-    /// Any of [`ON_THIS_NODE`], [`THIS_HOST`].
+    /// Any of [`ON_THIS_NODE`], [`THIS_HOST`]; and, for the tools, [`IN_SLICE`], [`READY`],
+    /// [`TERMINATING`].
     pub flags: u8,
     /// Always 0.
     pub zero: u16,
@@ -35,6 +36,12 @@ pub const IN_LOCAL_SET: u8 = 2;
 pub const ON_THIS_NODE: u8 = 1;
 /// The backend's address is an address of this node: a host-network process.
 pub const THIS_HOST: u8 = 2;
+/// The endpoint is in a slice, serving or not. No program reads it, nor the two below.
+pub const IN_SLICE: u8 = 4;
+/// The endpoint is ready.
+pub const READY: u8 = 8;
+/// The endpoint is terminating.
+pub const TERMINATING: u8 = 16;
 
 pod! {
     Backend<A> { A, Be16, u16, u8, u8, u16, u32, A }

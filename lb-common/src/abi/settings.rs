@@ -32,7 +32,8 @@ pub struct Settings {
     pub lifetimes: Lifetimes,
     /// Jiffies per second (CONFIG_HZ).
     pub ticks_per_second: u32,
-    /// A set of [`Settings::EXTERNAL`], [`Settings::MASQUERADE_ALL`] and [`Settings::DRAINING`].
+    /// A set of [`Settings::EXTERNAL`], [`Settings::MASQUERADE_ALL`], [`Settings::DRAINING`] and
+    /// [`Settings::ONLY_NODE_SOCKETS`].
     pub flags: u32,
     /// Every node port lies in this range.
     pub node_ports: PortRange,
@@ -61,6 +62,10 @@ impl Settings {
     pub const fn is_draining(&self) -> bool {
         self.flags & Self::DRAINING != 0
     }
+
+    /// For the tools, as no program reads it: connect-time hooks leave the sockets of other
+    /// network namespaces than the node's alone.
+    pub const ONLY_NODE_SOCKETS: u32 = 1 << 16;
 }
 
 /// A range of ports.

@@ -184,6 +184,18 @@ pub fn get(node: &Node, what: &str) -> Result<Value> {
     serde_json::from_str(&output).with_context(|| format!("`get {what}` printed {output:?}"))
 }
 
+/// `lb-agent explain -o json` on a node: `from` with or without a port, `to` with a protocol.
+///
+/// # Errors
+/// The command fails or prints no JSON.
+pub fn explain(node: &Node, from: &str, to: &str, at: &str) -> Result<Value> {
+    let mut command = lb_agent()?;
+    command.args(["explain", "--from", from, "--to", to, "--at", at, "-o", "json"]);
+    command.arg("--bpf-dir").arg(node.bpf_dir());
+    let output = node.output(command, COMMAND)?;
+    serde_json::from_str(&output).with_context(|| format!("`explain` printed {output:?}"))
+}
+
 /// `lb-agent cleanup` on a node.
 ///
 /// # Errors

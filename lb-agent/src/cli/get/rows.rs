@@ -98,7 +98,7 @@ pub struct CounterRow {
 }
 
 /// The text of a name.
-pub(super) fn text_of(name: &Name) -> String {
+pub(crate) fn text_of(name: &Name) -> String {
     let text = name.text.get(..usize::from(name.length)).unwrap_or(&name.text);
     String::from_utf8_lossy(text).into_owned()
 }

@@ -1,0 +1,263 @@
+//! What the tables say of an address that a client asks for, in sentences.
+//!
+//! It decides nothing: which set a client gets is told by the core's own
+//! [`eligible`](select::eligible).
+
+use std::net::SocketAddr;
+
+use lb_common::{
+    abi::{
+        address::Be16,
+        backend::{
+            Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, READY, TERMINATING, THIS_HOST,
+        },
+        counter::Reason,
+        flow::{ANSWERED, CLIENT_FIN, Flow, FlowKey, ONE_WAY, RESET, SERVER_FIN},
+        frontend::{Frontend, FrontendKey, FrontendKind, TCP},
+        service::Service,
+        settings::Settings,
+    },
+    balance::{
+        Endpoint, FlowTable, Origin,
+        select::{self, Eligible},
+        track,
+    },
+    packet::Kind,
+};
+
+use super::{
+    pinned::PinnedFamily,
+    report::{BACKENDS, Candidate, Step},
+    tables::Reader,
+};
+
+/// A client and what it asks for.
+pub(super) struct Facts<'a, F: PinnedFamily, R> {
+    /// The tables.
+    pub(super) reader: &'a R,
+    /// What holds for this node.
+    pub(super) settings: &'a Settings,
+    /// The client.
+    pub(super) source: Endpoint<F::Address>,
+    /// What it asks for.
+    pub(super) destination: Endpoint<F::Address>,
+    /// [`TCP`] or UDP.
+    pub(super) protocol: u8,
+}
+
+/// An address and port as text.
+pub(super) fn text<F: PinnedFamily>(endpoint: Endpoint<F::Address>) -> String {
+    SocketAddr::new(F::ip(endpoint.address), endpoint.port.get()).to_string()
+}
+
+/// The name of a protocol.
+pub(super) fn protocol_name(protocol: u8) -> &'static str {
+    if protocol == TCP { "tcp" } else { "udp" }
+}
+
+/// An address and port.
+pub(super) fn endpoint<F: PinnedFamily>(address: F::Address, port: Be16) -> Endpoint<F::Address> {
+    Endpoint { address, port }
+}
+
+impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
+    /// Says which front end is asked, and returns it.
+    pub(super) fn front_end(&self, step: &mut Step) -> Option<Frontend> {
+        const ABOUT: &str = "front end";
+        let Endpoint { address, port } = self.destination;
+        let key = FrontendKey::new(address, port, self.protocol);
+        let ip = F::ip(address);
+        if let Some(frontend) = self.reader.frontend(&key) {
+            let (kind, what) = kind_of(frontend.kind);
+            let name = self.reader.name(frontend.service);
+            let port = format!("{}/{}", text::<F>(self.destination), protocol_name(self.protocol));
+            step.say(ABOUT, format!("{port} is {what} of {name}"));
+            (step.frontend, step.service) = (Some(kind), Some(name));
+            return Some(frontend);
+        }
+        let family = F::settings(self.settings);
+        let text = match self.reader.frontend(&FrontendKey::of_address(address)) {
+            Some(whole) => {
+                let name = self.reader.name(whole.service);
+                let port = format!("{}/{}", port.get(), protocol_name(self.protocol));
+                format!("{ip} is a ClusterIP of {name}, which has no port {port}")
+            }
+            None if family.is_in_service_cidr(address) => {
+                format!("{ip} is in a ServiceCIDR, but no Service has it here")
+            }
+            None if self.settings.node_ports.contains(port.get()) && family.is_node(address) => {
+                format!("{} is no node port of {ip}, an address of this node", port.get())
+            }
+            None if family.is_node(address) => format!("{ip} is an address of this node"),
+            None => format!("no Service has {ip} with port {}", port.get()),
+        };
+        step.say(ABOUT, text);
+        None
+    }
+
+    /// Says who may ask, where not everybody may; whether the client may.
+    pub(super) fn ranges(&self, frontend: &Frontend, client: F::Address, step: &mut Step) -> bool {
+        if frontend.flags & Frontend::RANGED == 0 {
+            return true;
+        }
+        let ranges = self.reader.ranges(frontend.service);
+        let is_in = self.reader.is_in_range(frontend.service, client);
+        let client = F::ip(client);
+        let is = if is_in { "is" } else { "is not" };
+        let list = if ranges.is_empty() { "none".to_owned() } else { ranges.join(", ") };
+        step.say("ranges", format!("{client} {is} in loadBalancerSourceRanges ({list})"));
+        is_in
+    }
+
+    /// Says which set the client gets and which backends are in it.
+    pub(super) fn policy(
+        &self,
+        frontend: &Frontend,
+        origin: Origin,
+        step: &mut Step,
+    ) -> Option<Eligible> {
+        let service = self.reader.service(frontend.service)?;
+        let eligible = select::eligible(&service, frontend.kind, origin);
+        let is_local = match eligible {
+            Ok(eligible) => eligible.set == IN_LOCAL_SET,
+            Err(reason) => matches!(reason, Reason::NoLocalEndpoint),
+        };
+        let set = if is_local { "local" } else { "cluster" };
+        step.set = Some(set);
+        let count = eligible.map_or(0, |eligible| eligible.range.length());
+        let why = policy_text(&service, frontend.kind, origin);
+        step.say("policy", format!("{why}: the {set} set, {}", plural(count, "backend")));
+        let set = if is_local { IN_LOCAL_SET } else { IN_CLUSTER_SET };
+        self.backends(frontend.service, set, step);
+        eligible.ok()
+    }
+
+    /// Lists the backends of a service port.
+    fn backends(&self, index: u32, set: u8, step: &mut Step) {
+        let backends = self.reader.backends_of(index);
+        step.backends = backends.iter().map(|(_, backend)| candidate::<F>(backend, set)).collect();
+        let possible = step.possible();
+        let known = step.backends.len();
+        let known = match known {
+            0 => "the Service has no endpoint".to_owned(),
+            _ => format!("{possible} of {known} may be chosen"),
+        };
+        step.say(BACKENDS, known);
+    }
+
+    /// Says what a flow entry tells; whether it still counts.
+    pub(super) fn flow(
+        &self,
+        table: FlowTable,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+        step: &mut Step,
+    ) {
+        let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
+        let idle = self.reader.now().wrapping_sub(flow.last_seen);
+        let idle = if idle > u32::MAX / 2 { 0 } else { idle };
+        let ticks = self.settings.ticks_per_second.max(1);
+        let lifetime = track::lifetime(kind, flow.state, self.settings);
+        let is_expired = track::is_expired(flow, kind, self.reader.now(), self.settings);
+        let backend = self.reader.backend(flow.backend);
+        let is_gone = backend.is_none_or(|backend| backend.generation != flow.generation);
+        let direction = if flow.action.is_reply() { "to its client" } else { "to its backend" };
+        let handshake = match table {
+            FlowTable::Flows => "",
+            FlowTable::Embryonic => ", handshake not complete",
+        };
+        let to = endpoint::<F>(flow.rewrite.destination, flow.rewrite.destination_port);
+        let mut text = format!(
+            "known, {direction} {}{handshake}{}, idle for {} s of {} s",
+            text::<F>(to),
+            state_text(flow.state),
+            idle / ticks,
+            lifetime / ticks,
+        );
+        if is_expired {
+            text.push_str(": expired, counts as absent");
+        }
+        if is_gone {
+            text.push_str("; its backend is in no slice any more");
+        }
+        step.say("flow", text);
+        step.service.get_or_insert_with(|| self.reader.name(flow.service));
+    }
+}
+
+fn state_text(state: u8) -> String {
+    let names = [
+        (ANSWERED, "answered"),
+        (CLIENT_FIN, "client has sent FIN"),
+        (SERVER_FIN, "backend has sent FIN"),
+        (RESET, "reset"),
+        (ONE_WAY, "answers go another way"),
+    ];
+    let seen = names.iter().filter(|(bit, _)| state & bit != 0);
+    seen.map(|(_, name)| format!(", {name}")).collect()
+}
+
+fn kind_of(kind: FrontendKind) -> (&'static str, &'static str) {
+    match kind {
+        FrontendKind::CLUSTER_IP => ("cluster_ip", "a ClusterIP and port"),
+        FrontendKind::CLUSTER_IP_ADDRESS => ("cluster_ip_address", "the ClusterIP"),
+        FrontendKind::NODE_PORT => ("node_port", "a node port"),
+        FrontendKind::EXTERNAL => ("external", "a load balancer's address or external IP"),
+        _ => ("unknown", "a front end of an unknown kind"),
+    }
+}
+
+fn policy_text(service: &Service, kind: FrontendKind, origin: Origin) -> String {
+    let named = |flag| if service.flags & flag != 0 { "Local" } else { "Cluster" };
+    let internal = named(Service::INTERNAL_LOCAL);
+    let external = named(Service::EXTERNAL_LOCAL);
+    match (kind.is_internal(), origin) {
+        (_, Origin::Tunnel) => "another node has chosen this one".to_owned(),
+        (true, _) => format!("internalTrafficPolicy {internal}"),
+        (false, Origin::Outside) => format!("a client outside, externalTrafficPolicy {external}"),
+        (false, Origin::Pod) => {
+            format!("a pod of another node, whatever externalTrafficPolicy ({external}) says")
+        }
+        (false, Origin::Inside) => {
+            format!("a client on this node, whatever externalTrafficPolicy ({external}) says")
+        }
+    }
+}
+
+/// Where a backend runs, as in `get backends`.
+pub(super) fn place<A>(backend: &Backend<A>) -> &'static str {
+    match backend.flags {
+        flags if flags & THIS_HOST != 0 => "this_host",
+        flags if flags & ON_THIS_NODE != 0 => "this_node",
+        _ => "other_node",
+    }
+}
+
+fn candidate<F: PinnedFamily>(backend: &Backend<F::Address>, set: u8) -> Candidate {
+    let possible = backend.sets & set != 0;
+    let why_not = (!possible).then(|| why_not(backend, set).to_owned());
+    Candidate {
+        address: text::<F>(endpoint::<F>(backend.address, backend.port)),
+        place: place(backend),
+        possible,
+        why_not,
+        ..Candidate::default()
+    }
+}
+
+/// Why an endpoint is not in a set.
+fn why_not<A>(backend: &Backend<A>, set: u8) -> &'static str {
+    let is_away = set == IN_LOCAL_SET && place(backend) == "other_node";
+    match backend.flags {
+        _ if is_away => "it is not on this node",
+        flags if flags & TERMINATING != 0 => "it is terminating",
+        flags if flags & READY == 0 => "it is not ready",
+        _ if set == IN_LOCAL_SET => "the local set is not used",
+        _ => "the hints of the endpoints name another place",
+    }
+}
+
+/// A number of things.
+pub(super) fn plural(count: u32, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
+}

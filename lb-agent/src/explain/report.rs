@@ -1,0 +1,215 @@
+//! An explanation as data, and as lines for people. The data are what `-o json` prints.
+
+use std::fmt::{self, Write as _};
+
+use lb_common::abi::counter::Reason;
+use serde::Serialize;
+
+/// What happens to a packet on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// `ADDRESS:PORT` of the client.
+    pub source: String,
+    /// `ADDRESS:PORT` that it asks for.
+    pub destination: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// What connect() makes of it; null where the client is not on this node.
+    pub connect: Option<Step>,
+    /// The packet's way, program by program.
+    pub path: Vec<Step>,
+    /// What becomes of the packet.
+    pub outcome: Outcome,
+}
+
+/// What one program, or the kernel in its place, makes of the packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// The program, as in `get counters`.
+    pub hook: &'static str,
+    /// The interface; null for connect().
+    pub device: Option<String>,
+    /// Whether the program is attached there.
+    pub attached: bool,
+    /// `ADDRESS:PORT` of the packet as it comes.
+    pub source: String,
+    /// The same of its destination.
+    pub destination: String,
+    /// `pass`, `drop`, `translate`, `answer`, or `none` if no program sees it.
+    pub verdict: &'static str,
+    /// The reason that is counted, as in `get counters`.
+    pub reason: Option<&'static str>,
+    /// The service port.
+    pub service: Option<String>,
+    /// The kind of its front end, as in `get frontends`.
+    pub frontend: Option<&'static str>,
+    /// The set that the client gets: `cluster` or `local`.
+    pub set: Option<&'static str>,
+    /// Every backend of the service port.
+    pub backends: Vec<Candidate>,
+    /// `ADDRESS:PORT` of the packet as it goes on, for example.
+    pub new_source: Option<String>,
+    /// The same of its destination.
+    pub new_destination: Option<String>,
+    /// What was decided and why, in the order in which it was.
+    pub decisions: Vec<Decision>,
+}
+
+/// A backend that may have been chosen, or may not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Candidate {
+    /// `ADDRESS:PORT`.
+    pub address: String,
+    /// `this_node`, `this_host` or `other_node`.
+    pub place: &'static str,
+    /// Whether this packet may be sent to it.
+    pub possible: bool,
+    /// Why it may not.
+    pub why_not: Option<String>,
+    /// The address that it sees as the client's; null if it can't be sent to, and for connect().
+    pub client_address: Option<String>,
+    /// Where packets to it go.
+    pub next_hop: Option<String>,
+}
+
+/// Something that was decided, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// What it is about: `front end`, `policy` and so on.
+    pub about: &'static str,
+    /// A sentence.
+    pub text: String,
+}
+
+/// What becomes of the packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// `delivered` (to this node or to a pod of it), `leaves` (by a device), `answered` (its
+    /// sender is refused, or told), `dropped`.
+    pub result: &'static str,
+    /// `ADDRESS:PORT` that it has as its source then.
+    pub source: String,
+    /// The same of its destination.
+    pub destination: String,
+    /// A sentence.
+    pub text: String,
+}
+
+impl Step {
+    /// Adds a decision.
+    pub fn say(&mut self, about: &'static str, text: impl Into<String>) {
+        self.decisions.push(Decision { about, text: text.into() });
+    }
+
+    /// How many backends may be chosen.
+    pub fn possible(&self) -> usize {
+        self.backends.iter().filter(|candidate| candidate.possible).count()
+    }
+}
+
+/// How many backends are shown one by one.
+const SHOWN: usize = 16;
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { source, destination, protocol, .. } = self;
+        writeln!(out, "{source} -> {destination}/{protocol}")?;
+        if let Some(step) = &self.connect {
+            writeln!(out, "\nconnect()")?;
+            step_lines(out, step)?;
+            if step.attached && matches!(step.verdict, "translate" | "answer") {
+                writeln!(out, "\nThe rest is for packets of sockets that this hook has not seen:")?;
+            }
+        }
+        for step in &self.path {
+            let device = step.device.as_deref().unwrap_or("-");
+            writeln!(out, "\n{} {device}: {} -> {}", step.hook, step.source, step.destination)?;
+            step_lines(out, step)?;
+        }
+        write!(out, "\noutcome: {}", self.outcome.text)
+    }
+}
+
+fn step_lines(out: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
+    for Decision { about, text } in &step.decisions {
+        writeln!(out, "  {about:<12}{text}")?;
+        if *about == BACKENDS {
+            candidates(out, &step.backends)?;
+        }
+    }
+    Ok(())
+}
+
+/// The decision that the list of backends belongs to.
+pub(super) const BACKENDS: &str = "backends";
+
+fn candidates(out: &mut fmt::Formatter<'_>, all: &[Candidate]) -> fmt::Result {
+    for candidate in all.iter().take(SHOWN) {
+        let mut line = format!("{} ({})", candidate.address, place_text(candidate.place));
+        if let Some(why_not) = &candidate.why_not {
+            write!(line, " not: {why_not}")?;
+        }
+        if let Some(address) = &candidate.client_address {
+            write!(line, ", sees {address}")?;
+        }
+        if let Some(next_hop) = &candidate.next_hop {
+            write!(line, ", {next_hop}")?;
+        }
+        writeln!(out, "  {:<12}{line}", "")?;
+    }
+    match all.len().checked_sub(SHOWN) {
+        Some(more @ 1..) => writeln!(out, "  {:<12}and {more} more", ""),
+        _ => Ok(()),
+    }
+}
+
+fn place_text(place: &str) -> &'static str {
+    match place {
+        "this_host" => "a process of this node",
+        "this_node" => "on this node",
+        _ => "on another node",
+    }
+}
+
+/// What a reason means for the packet.
+pub(super) fn meaning(reason: Reason) -> &'static str {
+    match reason {
+        Reason::NotService => "no Service address: left alone",
+        Reason::LeftToTc => "left to tc",
+        Reason::NotIp => "neither IPv4 nor IPv6: left alone",
+        Reason::Malformed => "malformed: left alone",
+        Reason::NoFlow => "no flow of ours: left alone",
+        Reason::FlowCreated => "a new flow is made, and the packet translated",
+        Reason::Request => "a packet of a known flow, from its client: translated",
+        Reason::Reply => "a packet of a known flow, from its backend: translated",
+        Reason::SocketTranslated => "the socket connects to the backend itself",
+        Reason::SocketExempt => "not decided before there is a packet: left to the packet's way",
+        Reason::EchoAnswered => "answered in the Service's name",
+        Reason::NoEndpoint => "the Service has no endpoint that serves: refused",
+        Reason::NoSuchPort => "the Service has no such port: refused",
+        Reason::NoSuchProtocol => "Services do not carry this protocol: refused",
+        Reason::NoLocalEndpoint => {
+            "the policy is Local and no endpoint of this node serves: dropped"
+        }
+        Reason::SourceNotAllowed => "the client is not in loadBalancerSourceRanges: dropped",
+        Reason::UnknownAddress => "no Service has this address: left alone",
+        Reason::UntranslatedLeaving => {
+            "addressed to a ServiceCIDR and about to leave the node untranslated: dropped"
+        }
+        Reason::UnknownTcpFlow => "TCP of no known flow that opens none: left to the stack",
+        Reason::Fragment => "a fragment before the first of its datagram: dropped",
+        Reason::IcmpError => "an ICMP error about no known flow: dropped",
+        Reason::IcmpTranslated => "an ICMP error about a known flow: translated",
+        Reason::NoSourcePort => "no source port of this node is free for the flow: refused",
+        Reason::FlowTableFull => "the flow table took no entry: dropped",
+        Reason::NoNodeAddress => "the node has no address of this family to send from: dropped",
+        Reason::NoRoute => "the kernel has no route to the backend: dropped",
+        Reason::TtlExceeded => "its TTL ends here: its sender is told",
+        Reason::TooBig => "too big for its way: its sender is told",
+        Reason::RewriteFailed => "it could not be rewritten: dropped",
+        Reason::MartianSource => "nobody outside can have its source address: left to the stack",
+        Reason::TableInconsistent => {
+            "an entry names what is not in its table, as while an agent writes: dropped"
+        }
+    }
+}
