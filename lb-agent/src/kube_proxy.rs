@@ -44,12 +44,12 @@ pub enum Error {
         source: io::Error,
     },
     /// The file is wrong.
-    #[error("--config {}: {source}", path.display())]
+    #[error("--config {}: {fault}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: FieldError,
+        fault: FieldError,
     },
     /// Flags do not fit each other, or the file.
     #[error("the flags make a configuration that is not valid: {0}")]
@@ -80,8 +80,7 @@ impl KubeProxyConfiguration {
             Some(path) => {
                 let text = fs::read_to_string(path)
                     .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-                Self::parse(&text)
-                    .map_err(|source| Error::File { path: path.to_owned(), source })?
+                Self::parse(&text).map_err(|fault| Error::File { path: path.to_owned(), fault })?
             }
         };
         let mut all = flags.over(&from_file).map_err(Error::Flags)?;

@@ -130,8 +130,9 @@ fn check(arguments: CheckArgs) -> anyhow::Result<()> {
 
 fn log_to_stderr(verbosity: u32) {
     let level = match verbosity {
-        // What the client says of its connections the watch says in context.
-        0..=3 => "info,kube_client=off,kube_runtime=off",
+        // What the client says of its connections the watch says in context; directories that
+        // are swapped take their inotify watches with them.
+        0..=3 => "info,kube_client=off,kube_runtime=off,notify=error",
         4 | 5 => "debug",
         6.. => "trace",
     };

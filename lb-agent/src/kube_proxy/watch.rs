@@ -62,11 +62,10 @@ fn watch(watcher: &mut notify::RecommendedWatcher, file: &Path) {
 }
 
 fn is_different(config: &Config, file: &Path, fault: &mut Option<String>) -> bool {
-    let file = file.display();
     match config.reload() {
         Ok(new) => {
             if fault.take().is_some() {
-                tracing::info!(%file, "the configuration is valid again");
+                tracing::info!(file = %file.display(), "the configuration is valid again");
             }
             new.kube_proxy != config.kube_proxy
         }
@@ -74,8 +73,10 @@ fn is_different(config: &Config, file: &Path, fault: &mut Option<String>) -> boo
             let now = anyhow::Error::from(error);
             let now = format!("{now:#}");
             if fault.as_ref() != Some(&now) {
-                tracing::error!(%file, error = now, "the changed configuration is not valid: \
-                    going on with the one before");
+                tracing::error!(
+                    error = %now,
+                    "the changed configuration is not valid: going on with the one before"
+                );
             }
             *fault = Some(now);
             false
