@@ -1,4 +1,4 @@
-use super::{flags::FLAGS, *};
+use super::{effects::Effect, flags::FLAGS, *};
 use crate::cli::{Command, parse};
 
 /// As kubeadm 1.36 writes it.
@@ -347,4 +347,26 @@ fn durations_are_written_as_go_writes_them() {
         let duration = crate::cli::values::duration(text).expect("a duration");
         assert_eq!(values::Duration(duration).to_string(), expected);
     }
+}
+
+#[test]
+fn the_page_on_kube_proxy_says_of_every_field_and_flag_what_it_does() {
+    let page = include_str!("../../../docs/kube-proxy.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+    let own = ["config", "write-config-to", "cleanup", "init-only", "master", "v"];
+    let own = own.map(|flag| (format!("--{flag}"), Effect::Used));
+    let fields = FIELDS.iter().map(|(path, effect)| ((*path).to_owned(), *effect));
+    let flags = FLAGS.iter().map(|flag| (format!("--{}", flag.name), flag.effect()));
+    let expected: Vec<_> = fields.chain(flags).chain(own).collect();
+    for (name, effect) in &expected {
+        let effect = match effect {
+            Effect::Used => "used",
+            Effect::Ignored => "ignored",
+        };
+        let start = format!("| `{name}` | {effect} | ");
+        assert_eq!(rows.iter().filter(|row| row.starts_with(&start)).count(), 1, "{start}");
+    }
+    let differences =
+        rows.iter().filter(|row| !row.contains("used |") && !row.contains("ignored |"));
+    assert_eq!(rows.len() - differences.count(), expected.len(), "the page has a row too much");
 }
