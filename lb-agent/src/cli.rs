@@ -48,8 +48,8 @@ pub enum Command {
 pub struct LogArgs {
     /// Log level as kube-proxy counts: 4 logs decisions, 6 everything; RUST_LOG wins
     #[arg(short = 'v', long = "v", env = "LB_V", value_name = "LEVEL", num_args = 0..=1,
-          default_value_t = 0, default_missing_value = "4")]
-    pub verbosity: u8,
+          default_missing_value = "4", overrides_with = "verbosity")]
+    pub verbosity: Option<u32>,
 }
 
 /// Where maps, programs and links are pinned.

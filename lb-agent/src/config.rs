@@ -1,9 +1,13 @@
-//! What `run` works with: the flags, checked and completed.
+//! What `run` works with: the flags and kube-proxy's file, checked and completed.
 //!
-//! It reads the host name and nothing else. Invariant: whatever is built from here on
-//! never looks at flags or the environment again.
+//! It reads that file and the host name, nothing else. Invariant: whatever is built from
+//! here on never looks at flags or the environment again.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 use lb_common::abi::settings::MAX_PREFIXES;
@@ -11,8 +15,12 @@ use lb_common::abi::settings::MAX_PREFIXES;
 use crate::{
     cli::{
         RunArgs,
-        run::{DetectLocalMode, ExternalMode, SocketLb, TcAttach, XdpMode},
+        run::{ExternalMode, SocketLb, TcAttach, XdpMode},
         values::{BindAddress, NodePortAddresses, Patterns},
+    },
+    kube_proxy::{
+        self, KubeProxyConfiguration,
+        values::{Bind, DetectLocalMode},
     },
     model::IpFamily,
     watch::api,
@@ -59,6 +67,11 @@ pub struct Config {
     pub masquerade_all: bool,
     /// Whether node ports are served on loopback addresses.
     pub localhost_node_ports: bool,
+    /// The primary address of this node, where it is not the Node's.
+    pub bind_address: Option<IpAddr>,
+    /// What all this was made of, as far as kube-proxy has it too.
+    pub kube_proxy: KubeProxyConfiguration,
+    arguments: Box<RunArgs>,
 }
 
 /// Where objects come from.
@@ -98,6 +111,9 @@ pub struct Sizes {
 /// Why flags make no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// kube-proxy's part is wrong.
+    #[error(transparent)]
+    KubeProxy(#[from] kube_proxy::Error),
     /// There is no name for this node.
     #[error("the host name is not usable as this node's name: give --hostname-override NAME")]
     HostName(#[source] io::Error),
@@ -118,46 +134,83 @@ pub enum Error {
 }
 
 impl Config {
-    /// Checks and completes the flags of `run`.
+    /// Reads the file that `--config` names, and checks and completes what that and the
+    /// flags of `run` say.
     ///
     /// # Errors
-    /// If this node has no usable name, or a list is too long.
-    pub fn new(arguments: RunArgs) -> Result<Self, Error> {
-        let name = match arguments.hostname_override {
-            Some(name) => name,
-            None => fs::read_to_string(HOST_NAME).map_err(Error::HostName)?,
+    /// If either is wrong, or this node has no usable name.
+    pub fn load(arguments: RunArgs) -> Result<Self, Error> {
+        let kube_proxy = KubeProxyConfiguration::load(
+            arguments.config.as_deref(),
+            &arguments.kube_proxy,
+            arguments.log.verbosity,
+        )?;
+        Self::new(arguments, kube_proxy)
+    }
+
+    /// The same once more, of what the file says now.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn reload(&self) -> Result<Self, Error> {
+        Self::load((*self.arguments).clone())
+    }
+
+    /// The log level, as kube-proxy counts.
+    pub fn verbosity(&self) -> u32 {
+        self.kube_proxy.logging.verbosity
+    }
+
+    /// The file of `--config`.
+    pub fn file(&self) -> Option<&Path> {
+        self.arguments.config.as_deref()
+    }
+
+    fn new(arguments: RunArgs, kube_proxy: KubeProxyConfiguration) -> Result<Self, Error> {
+        let name = match kube_proxy.hostname_override.as_str() {
+            "" => fs::read_to_string(HOST_NAME).map_err(Error::HostName)?,
+            name => name.to_owned(),
         };
-        let source = match arguments.manifests {
-            Some(dir) => Source::Manifests(dir),
+        let kubeconfig = &kube_proxy.client_connection.kubeconfig;
+        let source = match &arguments.manifests {
+            Some(dir) => Source::Manifests(dir.clone()),
             None => Source::Api(api::Options {
-                kubeconfig: arguments.kubeconfig.filter(|path| !path.as_os_str().is_empty()),
-                master: arguments.master,
+                kubeconfig: (!kubeconfig.is_empty()).then(|| kubeconfig.into()),
+                master: arguments.master.clone().filter(|master| !master.is_empty()),
             }),
         };
+        let Bind(healthz) = kube_proxy.healthz_bind_address;
+        let Bind(metrics) = kube_proxy.metrics_bind_address;
+        let node_port_addresses = kube_proxy.node_port_addresses.0.clone();
+        let masquerade_all =
+            kube_proxy.iptables.masquerade_all || kube_proxy.nftables.masquerade_all;
         Ok(Self {
             source,
             node_name: node_name(&name)?,
-            bpf_dir: arguments.pins.bpf_dir,
-            cgroup: arguments.cgroup.cgroup,
-            socket_lb: socket_lb(arguments.socket_lb, arguments.masquerade_all),
-            devices: arguments.devices,
-            pod_interfaces: arguments.pod_interfaces,
+            bpf_dir: arguments.pins.bpf_dir.clone(),
+            cgroup: arguments.cgroup.cgroup.clone(),
+            socket_lb: socket_lb(arguments.socket_lb, masquerade_all),
+            devices: arguments.devices.clone(),
+            pod_interfaces: arguments.pod_interfaces.clone(),
             tc_attach: arguments.tc_attach,
             xdp: arguments.xdp,
             external_mode: arguments.external_mode,
-            node_port_addresses: arguments.nodeport_addresses,
-            pod_prefixes: pod_prefixes(arguments.detect_local_mode, &arguments.cluster_cidr)?,
+            node_port_addresses: node_port_addresses.unwrap_or(NodePortAddresses::Primary),
+            pod_prefixes: pod_prefixes(kube_proxy.detect_local_mode.0, &kube_proxy.cluster_cidr)?,
             sizes: Sizes {
                 services: arguments.max_services,
                 backends: arguments.max_backends,
                 slots: arguments.max_slots,
                 flows: arguments.max_flows,
             },
-            healthz: arguments.healthz_bind_address,
-            metrics: arguments.metrics_bind_address,
-            bind_hard_fail: arguments.bind_address_hard_fail,
-            masquerade_all: arguments.masquerade_all,
-            localhost_node_ports: true,
+            healthz: BindAddress(healthz),
+            metrics: BindAddress(metrics),
+            bind_hard_fail: kube_proxy.bind_address_hard_fail,
+            masquerade_all,
+            localhost_node_ports: kube_proxy.iptables.localhost_node_ports != Some(false),
+            bind_address: kube_proxy.bind_address.filter(|ip| !ip.is_unspecified()),
+            kube_proxy,
+            arguments: Box::new(arguments),
         })
     }
 }
@@ -209,7 +262,7 @@ mod tests {
     fn config(arguments: &[&str]) -> Result<Config, Error> {
         let all = ["lb-agent", "run"].into_iter().chain(arguments.iter().copied());
         let Ok(Cli { command: Command::Run(run) }) = parse(all) else { panic!("bad arguments") };
-        Config::new(*run)
+        Config::load(*run)
     }
 
     #[test]
@@ -242,6 +295,33 @@ mod tests {
         assert_eq!((mode("auto", "false"), mode("all", "false")), (SocketLb::Tcp, SocketLb::All));
     }
 
+    #[test]
+    fn what_kube_proxy_has_too_means_the_same() {
+        let all = config(&[]).expect("a configuration");
+        assert_eq!(all.node_port_addresses, NodePortAddresses::Primary);
+        assert_eq!(all.healthz.0, "0.0.0.0:10256".parse().ok());
+        assert_eq!(all.metrics.0, "127.0.0.1:10249".parse().ok());
+        assert!(all.localhost_node_ports && !all.masquerade_all && !all.bind_hard_fail);
+        assert_eq!((all.bind_address, all.verbosity()), (None, 0));
+        let arguments = [
+            "--nodeport-addresses=10.0.0.0/8,fd00::/8",
+            "--healthz-bind-address=[::]",
+            "--metrics-bind-address=",
+            "--masquerade-all",
+            "--iptables-localhost-nodeports=false",
+            "--bind-address=192.0.2.1",
+            "--bind-address-hard-fail",
+            "-v",
+        ];
+        let all = config(&arguments).expect("a configuration");
+        let ranges = ["10.0.0.0/8", "fd00::/8"].map(|text| text.parse().expect("a range"));
+        assert_eq!(all.node_port_addresses, NodePortAddresses::Ranges(ranges.to_vec()));
+        assert_eq!(all.healthz.0, "[::]:10256".parse().ok());
+        assert_eq!(all.metrics.0, None);
+        assert!(!all.localhost_node_ports && all.masquerade_all && all.bind_hard_fail);
+        assert_eq!((all.bind_address, all.verbosity()), ("192.0.2.1".parse().ok(), 4));
+    }
+
     #[track_caller]
     fn check_pods(arguments: &[&str], expected: PodPrefixes) {
         let found = config(arguments).map(|all| all.pod_prefixes);
@@ -260,8 +340,11 @@ mod tests {
         check_pods(&cidr, listed(&["10.0.0.0/15", "fd00::/48"]));
         check_pods(&mode("ClusterCIDR"), listed(&["10.0.0.0/15", "fd00::/48"]));
         check_pods(&mode("NodeCIDR"), PodPrefixes::OfNode);
-        check_pods(&mode("BridgeInterface"), PodPrefixes::Unknown);
-        check_pods(&mode("InterfaceNamePrefix"), PodPrefixes::Unknown);
+        let named = |mode, flag| [&[flag][..], &["--detect-local-mode", mode]].concat();
+        let bridge = named("BridgeInterface", "--pod-bridge-interface=cni0");
+        check_pods(&bridge, PodPrefixes::Unknown);
+        let prefix = named("InterfaceNamePrefix", "--pod-interface-name-prefix=cali");
+        check_pods(&prefix, PodPrefixes::Unknown);
         let many: Vec<String> = (0..9).map(|n| format!("10.{}.0.0/16", n * 2)).collect();
         let error = config(&["--cluster-cidr", &many.join(",")]).map(drop);
         assert!(matches!(error, Err(Error::ClusterCidr { family: 4, count: 9 })));

@@ -6,6 +6,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod conntrack;
 pub mod controller;
 pub mod dataplane;
 pub mod desired;
@@ -15,6 +16,7 @@ pub mod execute;
 pub mod explain;
 pub mod health;
 pub mod ids;
+pub mod kube_proxy;
 pub mod metrics;
 pub mod model;
 pub mod plan;

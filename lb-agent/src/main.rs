@@ -4,8 +4,9 @@ use std::{io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use lb_agent::{
-    cli::{self, CheckArgs, Command, LogArgs, RunArgs, get},
+    cli::{self, CheckArgs, Command, RunArgs, get},
     config::Config,
+    conntrack,
     dataplane::{
         check::{self, Check, Severity},
         cleanup,
@@ -45,17 +46,7 @@ fn sentence(error: &anyhow::Error) -> String {
 
 fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run(arguments) => {
-            log_to_stderr(&arguments.log);
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .build()
-                .context("cannot start the runtime")?;
-            let result = runtime.block_on(run(*arguments));
-            // A name that is being resolved cannot be cancelled, nor a sweep.
-            runtime.shutdown_background();
-            result
-        }
+        Command::Run(arguments) => run(*arguments),
         Command::Version => {
             println!(
                 "lb-agent {} (maps v{})",
@@ -70,18 +61,14 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
         }
         Command::Check(arguments) => check(arguments),
         Command::Cleanup(arguments) => {
-            log_to_stderr(&arguments.log);
+            log_to_stderr(arguments.log.verbosity.unwrap_or_default());
             if arguments.kube_proxy {
                 return remove_kube_proxy();
             }
             if let Some(longest) = arguments.drain {
                 drain_flows(&arguments.pins.bpf_dir, longest)?;
             }
-            let cleanup::Cleaned { links, filters, pins } =
-                cleanup::cleanup(&arguments.pins.bpf_dir)?;
-            takeover::release()?;
-            println!("detached {links} links and {filters} filters, removed {pins} pins");
-            Ok(())
+            cleanup(&arguments.pins.bpf_dir)
         }
         Command::Explain(arguments) => {
             println!("{}", explain(&arguments)?);
@@ -125,7 +112,7 @@ fn remove_kube_proxy() -> anyhow::Result<()> {
 }
 
 fn check(arguments: CheckArgs) -> anyhow::Result<()> {
-    log_to_stderr(&arguments.log);
+    log_to_stderr(arguments.log.verbosity.unwrap_or_default());
     let options = Check {
         bpf_dir: arguments.pins.bpf_dir,
         cgroup: arguments.cgroup.cgroup,
@@ -141,10 +128,11 @@ fn check(arguments: CheckArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn log_to_stderr(log: &LogArgs) {
-    let level = match log.verbosity {
-        // What the client says of its connections the watch says in context.
-        0..=3 => "info,kube_client=off,kube_runtime=off",
+fn log_to_stderr(verbosity: u32) {
+    let level = match verbosity {
+        // What the client says of its connections the watch says in context; directories that
+        // are swapped take their inotify watches with them.
+        0..=3 => "info,kube_client=off,kube_runtime=off,notify=error",
         4 | 5 => "debug",
         6.. => "trace",
     };
@@ -156,9 +144,53 @@ fn log_to_stderr(log: &LogArgs) {
         .init();
 }
 
-async fn run(arguments: RunArgs) -> anyhow::Result<()> {
+/// `run`, or what its flags ask for instead.
+fn run(arguments: RunArgs) -> anyhow::Result<()> {
+    let config = Config::load(arguments.clone())?;
+    log_to_stderr(config.verbosity());
+    if let Some(file) = &arguments.write_config_to {
+        config.kube_proxy.write(file)?;
+        tracing::info!(file = %file.display(), "configuration written");
+        return Ok(());
+    }
+    if arguments.cleanup {
+        return cleanup(&arguments.pins.bpf_dir);
+    }
+    name_without_effect(&config, &arguments);
+    if arguments.init_only {
+        conntrack::apply(&config.kube_proxy.conntrack);
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(lb_agent::run::run(config));
+    // A name that is being resolved cannot be cancelled, nor a sweep.
+    runtime.shutdown_background();
+    result
+}
+
+/// Says what was asked for and is not done, each kind of it in one line.
+fn name_without_effect(config: &Config, arguments: &RunArgs) {
     for flag in &arguments.without_effect {
         tracing::warn!(flag = format!("--{flag}"), "has no effect yet");
     }
-    lb_agent::run::run(Config::new(arguments)?).await
+    let flags = arguments.kube_proxy.without_effect();
+    if !flags.is_empty() {
+        let flags: Vec<_> = flags.iter().map(|flag| format!("--{flag}")).collect();
+        tracing::warn!(flags = flags.join(" "), "flags of kube-proxy that have no effect here");
+    }
+    let fields = config.kube_proxy.without_effect(&arguments.kube_proxy);
+    if !fields.is_empty() {
+        let fields = fields.join(" ");
+        tracing::warn!(fields, "fields of --config that have no effect here");
+    }
+}
+
+fn cleanup(bpf_dir: &Path) -> anyhow::Result<()> {
+    let cleanup::Cleaned { links, filters, pins } = cleanup::cleanup(bpf_dir)?;
+    takeover::release()?;
+    println!("detached {links} links and {filters} filters, removed {pins} pins");
+    Ok(())
 }

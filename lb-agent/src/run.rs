@@ -3,6 +3,7 @@
 //! The datapath is taken over first and serves on with what an earlier agent left in the
 //! maps; only then is the source of objects asked. Ending leaves everything in place.
 
+mod process;
 mod reconciler;
 mod servers;
 mod stats;
@@ -20,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cli::run::SocketLb,
     config::{Config, PodPrefixes, Source},
+    conntrack,
     dataplane::{
         bpffs, cgroup,
         kernel::KernelDataplane,
@@ -30,7 +32,8 @@ use crate::{
         probe,
     },
     events::Refusals,
-    health::{self, Health, checks::Wanted, listeners::Listeners},
+    health::{Health, checks::Wanted, listeners::Listeners},
+    kube_proxy,
     metrics::Metrics,
     watch::{Event, Kind, api, manifests},
 };
@@ -59,6 +62,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::info!("stopping; the datapath stays");
             Ok(())
         }
+        error = reconfigured(&config) => Err(error),
     };
     cancel.cancel();
     tasks.close();
@@ -68,13 +72,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
+/// Ends when another configuration is to be used, which takes a start.
+async fn reconfigured(config: &Config) -> anyhow::Error {
+    let Some(file) = config.file() else { return std::future::pending().await };
+    kube_proxy::changed(config, file).await;
+    anyhow::anyhow!(
+        "the configuration in {} has changed: ending, to be started again with it",
+        file.display()
+    )
+}
+
 async fn start(
     config: &Config,
     cancel: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<()> {
-    servers::raise_file_limit();
-    let health = Health::new(health::UPDATE_TIMEOUT);
+    process::raise_file_limit();
+    process::adjust_oom_score(&config.kube_proxy);
+    // The lifetimes of flows are read from there.
+    conntrack::apply(&config.kube_proxy.conntrack);
+    let health = Health::new(2 * config.kube_proxy.sync_period());
     let metrics = Metrics::new();
     let pins = Pins::new(&config.bpf_dir);
     let programs = Arc::new(load_programs(config, &pins)?);

@@ -20,6 +20,7 @@ pub mod cgroup;
 pub mod client;
 pub mod cluster;
 pub mod cni;
+pub mod config_map;
 pub(crate) mod exec;
 pub mod fabric;
 pub mod foreign;

@@ -56,10 +56,13 @@ fn say(line: &Value) {
 /// Tries everything, or the parts that `LB_VM_ONLY` names.
 pub fn run() -> bool {
     let mut report = Report::default();
-    report.fact("kernel", nix::sys::utsname::uname().map_or_else(
-        |error| error.to_string(),
-        |name| name.release().to_string_lossy().into_owned(),
-    ));
+    report.fact(
+        "kernel",
+        nix::sys::utsname::uname().map_or_else(
+            |error| error.to_string(),
+            |name| name.release().to_string_lossy().into_owned(),
+        ),
+    );
     let features = probe::features();
     report.fact("features", features_of(features));
     let only = env::var("LB_VM_ONLY").unwrap_or_default();

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
-use ipnet::IpNet;
 
 use super::{
     CgroupArgs, LogArgs, PinArgs,
-    values::{BindAddress, NodePortAddresses, Patterns},
+    values::{Patterns, boolean},
 };
+use crate::kube_proxy::flags::KubeProxyFlags;
 
 /// Flags of `run` whose feature does not exist yet: `run` says so once when one is given.
 pub const WITHOUT_EFFECT: &[&str] = &["socket-lb-exclude-cgroups"];
@@ -16,9 +16,9 @@ pub const WITHOUT_EFFECT: &[&str] = &["socket-lb-exclude-cgroups"];
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// A kubeconfig file [default: in-cluster configuration]
-    #[arg(long, env = "KUBECONFIG", value_name = "FILE", help_heading = "Source")]
-    pub kubeconfig: Option<PathBuf>,
+    /// A KubeProxyConfiguration file; flags win over it
+    #[arg(long, env = "LB_CONFIG", value_name = "FILE", help_heading = "Source")]
+    pub config: Option<PathBuf>,
     /// URL of the API server, in place of the configured one; needed where in-cluster
     /// configuration names a ClusterIP that nobody serves yet
     #[arg(long, env = "LB_MASTER", value_name = "URL", help_heading = "Source")]
@@ -26,10 +26,6 @@ pub struct RunArgs {
     /// Read the objects from files below a directory instead of an API server
     #[arg(long, env = "LB_MANIFESTS", value_name = "DIR", help_heading = "Source")]
     pub manifests: Option<PathBuf>,
-    /// This node's name [default: the host name]
-    #[arg(long, env = "NODE_NAME", value_name = "NAME", help_heading = "Source")]
-    pub hostname_override: Option<String>,
-
     /// Pins.
     #[command(flatten)]
     pub pins: PinArgs,
@@ -60,21 +56,6 @@ pub struct RunArgs {
     /// lb-agent/external-mode of a Service says otherwise for that one
     #[arg(long, env = "LB_EXTERNAL_MODE", value_name = "MODE", default_value = "snat")]
     pub external_mode: ExternalMode,
-    /// Addresses of NodePorts: CIDRs, or primary: the first InternalIP of each family
-    #[arg(long, env = "LB_NODEPORT_ADDRESSES", value_name = "LIST", default_value = "primary")]
-    pub nodeport_addresses: NodePortAddresses,
-    /// The addresses of pods
-    #[arg(long, env = "LB_CLUSTER_CIDR", value_name = "LIST", value_delimiter = ',')]
-    pub cluster_cidr: Vec<IpNet>,
-    /// How traffic of pods is told from other traffic
-    #[arg(long, env = "LB_DETECT_LOCAL_MODE", value_name = "MODE")]
-    pub detect_local_mode: Option<DetectLocalMode>,
-    /// Give every packet to a ClusterIP the node's address as its source; connect() of pods is
-    /// then not translated
-    #[arg(long, env = "LB_MASQUERADE_ALL", value_name = "BOOL", num_args = 0..=1,
-          default_value_t = false, default_missing_value = "true", action = ArgAction::Set)]
-    pub masquerade_all: bool,
-
     /// How many services, each port of each family one, the maps hold; of front ends twice
     /// as many in each family
     #[arg(long, env = "LB_MAX_SERVICES", value_name = "N", default_value_t = 65_536,
@@ -93,22 +74,23 @@ pub struct RunArgs {
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_flows: u32,
 
-    /// Address of /healthz and /livez; empty: none
-    #[arg(long, env = "LB_HEALTHZ_BIND_ADDRESS", value_name = "ADDR:PORT",
-          default_value = "0.0.0.0:10256", value_parser = BindAddress::healthz,
-          help_heading = "Servers")]
-    pub healthz_bind_address: BindAddress,
-    /// Address of /metrics and /proxyMode; empty: none
-    #[arg(long, env = "LB_METRICS_BIND_ADDRESS", value_name = "ADDR:PORT",
-          default_value = "127.0.0.1:10249", value_parser = BindAddress::metrics,
-          help_heading = "Servers")]
-    pub metrics_bind_address: BindAddress,
-    /// Fail when one of these addresses cannot be bound, instead of trying again
-    #[arg(long, env = "LB_BIND_ADDRESS_HARD_FAIL", value_name = "BOOL", num_args = 0..=1,
-          default_value_t = false, default_missing_value = "true", action = ArgAction::Set,
-          help_heading = "Servers")]
-    pub bind_address_hard_fail: bool,
+    /// Write the configuration that the flags and --config make to a file, and end
+    #[arg(long, env = "LB_WRITE_CONFIG_TO", value_name = "FILE", help_heading = "Instead")]
+    pub write_config_to: Option<PathBuf>,
+    /// Do what `cleanup` does, and end
+    #[arg(long, env = "LB_CLEANUP", value_name = "BOOL", num_args = 0..=1,
+          default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = ArgAction::Set, help_heading = "Instead")]
+    pub cleanup: bool,
+    /// Do only what needs full root privileges, which is to set what conntrack.* asks for, and end
+    #[arg(long, env = "LB_INIT_ONLY", value_name = "BOOL", num_args = 0..=1,
+          default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = ArgAction::Set, help_heading = "Instead")]
+    pub init_only: bool,
 
+    /// Flags of kube-proxy that set a field of its configuration.
+    #[command(flatten)]
+    pub kube_proxy: KubeProxyFlags,
     /// Log level.
     #[command(flatten)]
     pub log: LogArgs,
@@ -164,21 +146,4 @@ pub enum ExternalMode {
     Snat,
     /// Tunnelled; the backend's node answers the client itself
     Dsr,
-}
-
-/// How traffic of pods is told from other traffic, spelt as kube-proxy does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DetectLocalMode {
-    /// By --cluster-cidr
-    #[value(name = "ClusterCIDR")]
-    ClusterCidr,
-    /// By the pod CIDR of the Node
-    #[value(name = "NodeCIDR")]
-    NodeCidr,
-    /// By the bridge that it comes from
-    #[value(name = "BridgeInterface")]
-    BridgeInterface,
-    /// By the name of the interface that it comes from
-    #[value(name = "InterfaceNamePrefix")]
-    InterfaceNamePrefix,
 }

@@ -1,6 +1,6 @@
 use super::{
     run::{SocketLb, TcAttach, XdpMode},
-    values::{BindAddress, NodePortAddresses, Patterns, Protocol},
+    values::{Patterns, Protocol},
     *,
 };
 
@@ -62,11 +62,8 @@ fn the_defaults_are_those_of_the_interface() {
         (SocketLb::Auto, XdpMode::Auto, TcAttach::Auto)
     );
     assert_eq!((run.devices, run.pod_interfaces), (Patterns::Auto, Patterns::Auto));
-    assert_eq!(run.nodeport_addresses, NodePortAddresses::Primary);
-    assert_eq!(run.healthz_bind_address.0, "0.0.0.0:10256".parse().ok());
-    assert_eq!(run.metrics_bind_address.0, "127.0.0.1:10249".parse().ok());
-    assert_eq!(run.log.verbosity, 0);
-    assert!(run.without_effect.is_empty() && !run.masquerade_all);
+    assert_eq!(run.log.verbosity, None);
+    assert!(run.without_effect.is_empty() && !run.cleanup && !run.init_only);
 }
 
 #[test]
@@ -78,13 +75,8 @@ fn flags_are_read_into_their_types() {
         "node",
         "--pod-interfaces",
         "veth*,cali?1",
-        "--nodeport-addresses",
-        "10.0.0.0/8, fd00::/8",
-        "--cluster-cidr=10.1.0.0/16,fd01::/64",
-        "--masquerade-all",
-        "--detect-local-mode=ClusterCIDR",
-        "--healthz-bind-address=[::]",
-        "--metrics-bind-address=",
+        "--socket-lb-exclude-cgroups",
+        "/a,/b",
         "-v",
         "--max-flows",
         "7",
@@ -94,14 +86,8 @@ fn flags_are_read_into_their_types() {
     assert_eq!(run.pod_interfaces.matches("cali12"), Some(false));
     assert_eq!(run.pod_interfaces.matches("cali21"), Some(true));
     assert_eq!(run.pod_interfaces.matches("veth"), Some(true));
-    assert_eq!(run.cluster_cidr.len(), 2);
-    assert!(
-        matches!(run.nodeport_addresses, NodePortAddresses::Ranges(ranges) if ranges.len() == 2)
-    );
-    assert_eq!(run.healthz_bind_address.0, "[::]:10256".parse().ok());
-    assert_eq!(run.metrics_bind_address, BindAddress(None));
-    assert_eq!((run.log.verbosity, run.max_flows), (4, 7));
-    assert!(run.masquerade_all && run.without_effect.is_empty());
+    assert_eq!((run.log.verbosity, run.max_flows), (Some(4), 7));
+    assert_eq!(run.without_effect, ["socket-lb-exclude-cgroups"]);
 }
 
 #[test]

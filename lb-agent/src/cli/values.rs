@@ -83,6 +83,11 @@ impl FromStr for NodePortAddresses {
     }
 }
 
+/// The port of the health server.
+pub const HEALTHZ_PORT: u16 = 10256;
+/// The port of the metrics server.
+pub const METRICS_PORT: u16 = 10249;
+
 /// Where a server listens; none if it is off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindAddress(pub Option<SocketAddr>);
@@ -93,7 +98,7 @@ impl BindAddress {
     /// # Errors
     /// A sentence, if it is no address.
     pub fn healthz(text: &str) -> Result<Self, String> {
-        Self::parse(text, 10256)
+        Self::parse(text, HEALTHZ_PORT)
     }
 
     /// As [`Self::healthz`], for the metrics server.
@@ -101,7 +106,7 @@ impl BindAddress {
     /// # Errors
     /// A sentence, if it is no address.
     pub fn metrics(text: &str) -> Result<Self, String> {
-        Self::parse(text, 10249)
+        Self::parse(text, METRICS_PORT)
     }
 
     fn parse(text: &str, default_port: u16) -> Result<Self, String> {
@@ -171,6 +176,18 @@ impl FromStr for Destination {
             _ => return Err(format!("protocol {protocol:?} is neither tcp nor udp")),
         };
         Ok(Self { address, protocol })
+    }
+}
+
+/// Parses a truth value as Go does.
+///
+/// # Errors
+/// A sentence, if it is none.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
+        "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
     }
 }
 

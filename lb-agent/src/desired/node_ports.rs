@@ -9,21 +9,30 @@ use crate::{cli::values::NodePortAddresses, dataplane::interfaces::NodeNetwork, 
 
 const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// The addresses that `--nodeport-addresses` selects: addresses that this node has now, but
-/// for those of pods' interfaces, and the loopback addresses, for processes of this node, if
-/// `serves_loopback`.
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// `--nodeport-addresses`.
+    pub addresses: NodePortAddresses,
+    /// Whether processes of this node may use the loopback addresses.
+    pub on_loopback: bool,
+    /// The primary address of its family, where it is not the Node's (`--bind-address`).
+    pub primary: Option<IpAddr>,
+}
+
+/// The addresses that are selected: addresses that this node has now, but for those of pods'
+/// interfaces, and the loopback addresses, for processes of this node.
 ///
 /// `internal_ips` are those of the Node object in its order; without any, the sources of
 /// the default routes stand in for them.
 pub fn addresses(
-    selected: &NodePortAddresses,
+    selection: &Selection,
     internal_ips: &[IpAddr],
     network: &NodeNetwork,
-    serves_loopback: bool,
 ) -> BTreeSet<IpAddr> {
-    let loopbacks = LOOPBACKS.iter().filter(|_| serves_loopback);
+    let loopbacks = LOOPBACKS.iter().filter(|_| selection.on_loopback);
     let candidates = network.addresses.iter().chain(loopbacks);
-    match selected {
+    match &selection.addresses {
         NodePortAddresses::Ranges(ranges) => candidates
             .filter(|ip| ranges.iter().any(|range| range.contains(*ip)))
             .copied()
@@ -31,10 +40,13 @@ pub fn addresses(
         NodePortAddresses::Primary => {
             let named =
                 if internal_ips.is_empty() { &network.default_sources[..] } else { internal_ips };
-            let first = |family| named.iter().find(|ip| IpFamily::of(**ip) == family);
+            let first = |family| {
+                let named = selection.primary.iter().chain(named);
+                named.copied().find(|ip| IpFamily::of(*ip) == family)
+            };
             let primary = [first(IpFamily::V4), first(IpFamily::V6)];
             candidates
-                .filter(|ip| ip.is_loopback() || primary.contains(&Some(ip)))
+                .filter(|ip| ip.is_loopback() || primary.contains(&Some(**ip)))
                 .copied()
                 .collect()
         }
@@ -49,9 +61,16 @@ mod tests {
         texts.iter().map(|text| text.parse().expect("an address")).collect()
     }
 
-    /// The node has two devices, a bridge of pods and a veth of a pod.
     #[track_caller]
     fn check(selected: &str, internal_ips: &[&str], expected: &[&str]) {
+        let addresses = selected.parse().expect("a value of the flag");
+        let selection = Selection { addresses, on_loopback: true, primary: None };
+        check_selection(&selection, internal_ips, expected);
+    }
+
+    /// The node has two devices, a bridge of pods and a veth of a pod.
+    #[track_caller]
+    fn check_selection(selection: &Selection, internal_ips: &[&str], expected: &[&str]) {
         let own = ["192.0.2.10", "2001:db8::10", "198.51.100.7", "10.0.0.1"];
         let network = NodeNetwork {
             addresses: ips(&own),
@@ -59,11 +78,8 @@ mod tests {
             default_sources: ips(&["198.51.100.7", "2001:db8::10"]),
             ..NodeNetwork::default()
         };
-        let selected = selected.parse().expect("a value of the flag");
-        let found = addresses(&selected, &ips(internal_ips), &network, true);
+        let found = addresses(selection, &ips(internal_ips), &network);
         assert_eq!(found, ips(expected).into_iter().collect());
-        let without = addresses(&selected, &ips(internal_ips), &network, false);
-        assert_eq!(without, found.into_iter().filter(|ip| !ip.is_loopback()).collect());
     }
 
     #[test]
@@ -72,6 +88,22 @@ mod tests {
         check("primary", &both, &["192.0.2.10", "2001:db8::10", "127.0.0.1", "::1"]);
         check("primary", &["198.51.100.7"], &["198.51.100.7", "127.0.0.1", "::1"]);
         check("primary", &["203.0.113.1", "192.0.2.10"], &["127.0.0.1", "::1"]);
+    }
+
+    #[test]
+    fn another_primary_address_may_be_named_and_loopback_turned_off() {
+        let mut selection = Selection {
+            addresses: NodePortAddresses::Primary,
+            on_loopback: false,
+            primary: "198.51.100.7".parse().ok(),
+        };
+        let both = ["192.0.2.10", "2001:db8::10"];
+        check_selection(&selection, &both, &["198.51.100.7", "2001:db8::10"]);
+        check_selection(&selection, &[], &["198.51.100.7", "2001:db8::10"]);
+        selection.primary = "2001:db8::99".parse().ok();
+        check_selection(&selection, &both, &["192.0.2.10"]);
+        selection.addresses = "127.0.0.0/8, ::1/128".parse().expect("a value of the flag");
+        check_selection(&selection, &both, &[]);
     }
 
     #[test]

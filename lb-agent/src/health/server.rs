@@ -54,7 +54,7 @@ pub struct BindError {
 pub enum Server {
     /// `/healthz` and `/livez`.
     Health,
-    /// `/metrics`, `/healthz` and `/proxyMode`.
+    /// `/metrics`, `/healthz`, `/proxyMode` and `/configz`.
     Metrics,
 }
 
@@ -125,13 +125,24 @@ pub async fn serve_health(
     serve(listener, router, cancel).await;
 }
 
-/// Serves `/metrics`, `/healthz` and `/proxyMode` until cancelled.
-pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, cancel: CancellationToken) {
+/// Serves `/metrics`, `/healthz`, `/proxyMode` and `/configz`, whose JSON is given, until
+/// cancelled.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    metrics: Metrics,
+    configz: String,
+    cancel: CancellationToken,
+) {
+    let configz = Arc::<str>::from(configz);
     let router = Router::new()
         .route("/metrics", any(scrape))
         .route("/healthz", any(ping))
         .route("/healthz/ping", any(async || reply(StatusCode::OK, TEXT, [], "ok")))
         .route("/proxyMode", any(async || text(PROXY_MODE)))
+        .route(
+            "/configz",
+            any(async move || reply(StatusCode::OK, JSON, [NO_SNIFF], configz.to_string())),
+        )
         .fallback(not_found)
         .with_state(metrics);
     serve(listener, router, cancel).await;

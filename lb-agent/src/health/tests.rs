@@ -147,7 +147,11 @@ async fn the_metrics_server_says_mode_and_metrics() {
     let cancel = CancellationToken::new();
     let listener = bind(Server::Metrics, "127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(serve_metrics(listener, Metrics::new(), cancel.clone()));
+    let configz = r#"{"a":1}"#.to_owned();
+    let serving = tokio::spawn(serve_metrics(listener, Metrics::new(), configz, cancel.clone()));
+    let (status, headers, body) = get(address, "/configz").await;
+    assert!(status == 200 && headers.contains("application/json"), "{headers}");
+    assert_eq!(body, r#"{"a":1}"#);
     assert_eq!(get(address, "/healthz").await.2, "ok");
     assert_eq!(get(address, "/proxyMode").await.2, "ebpf");
     let (status, _, body) = get(address, "/metrics").await;

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    cli::{run::SocketLb, values::NodePortAddresses},
+    cli::run::SocketLb,
     config::{Config, PodPrefixes},
     controller::{Controller, Outcome},
     dataplane::{interfaces::NodeNetwork, kernel::KernelDataplane, probe},
@@ -44,12 +44,11 @@ pub(super) struct Reconciler {
     /// Of the Node object; `None` until it is known whether there is one.
     node_addresses: Option<Vec<IpAddr>>,
     network: NodeNetwork,
-    node_port_addresses: NodePortAddresses,
+    node_ports: node_ports::Selection,
     /// Where the health check servers of Services listen.
     health_check_addresses: BTreeSet<IpAddr>,
     pod_prefixes: PodPrefixes,
     masquerade_all: bool,
-    localhost_node_ports: bool,
     /// The range of the node's own ports that left none for source ports, once that was told.
     crowded: Option<(u16, u16)>,
     /// Not all addresses of nodes fit.
@@ -90,10 +89,13 @@ impl Reconciler {
             node_addresses: None,
             network: NodeNetwork::default(),
             health_check_addresses: BTreeSet::new(),
-            node_port_addresses: config.node_port_addresses.clone(),
+            node_ports: node_ports::Selection {
+                addresses: config.node_port_addresses.clone(),
+                on_loopback: config.localhost_node_ports,
+                primary: config.bind_address,
+            },
             pod_prefixes: config.pod_prefixes.clone(),
             masquerade_all: config.masquerade_all,
-            localhost_node_ports: config.localhost_node_ports,
             crowded: None,
             lacks_nodes: false,
             ticks_per_second,
@@ -235,12 +237,7 @@ impl Reconciler {
         let internal_ips = node.map_or(&[][..], |node| &node.addresses.internal);
         let facts = NodeFacts {
             addresses: network.addresses.iter().copied().collect(),
-            node_port_addresses: node_ports::addresses(
-                &self.node_port_addresses,
-                internal_ips,
-                network,
-                self.localhost_node_ports,
-            ),
+            node_port_addresses: node_ports::addresses(&self.node_ports, internal_ips, network),
             node_source4: candidates()
                 .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
             node_source6: candidates()
@@ -258,7 +255,7 @@ impl Reconciler {
         };
         let of_node_ports = &facts.node_port_addresses;
         self.health_check_addresses =
-            checks::listen_addresses(&self.node_port_addresses, of_node_ports);
+            checks::listen_addresses(&self.node_ports.addresses, of_node_ports);
         self.controller.set_facts(facts);
     }
 

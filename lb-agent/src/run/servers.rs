@@ -1,6 +1,5 @@
 //! The HTTP servers of `run`, which wait for their address if they must.
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -11,16 +10,6 @@ use crate::{
     },
     metrics::Metrics,
 };
-
-/// Allows as many open files as the system does: what programs are given by default is less
-/// than the health checks of some hundred Services take.
-pub(super) fn raise_file_limit() {
-    let files = Resource::RLIMIT_NOFILE;
-    let raised = getrlimit(files).and_then(|(_, hard)| setrlimit(files, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-}
 
 /// Starts the servers that have an address.
 ///
@@ -42,6 +31,7 @@ pub(super) async fn start(
             None
         };
         let (health, metrics, cancel) = (health.clone(), metrics.clone(), cancel.clone());
+        let configz = config.kube_proxy.to_configz();
         tasks.spawn(async move {
             let listener = match bound {
                 Some(listener) => Some(listener),
@@ -52,7 +42,9 @@ pub(super) async fn start(
                 Server::Health => {
                     health::server::serve_health(listener, health, metrics, cancel).await
                 }
-                Server::Metrics => health::server::serve_metrics(listener, metrics, cancel).await,
+                Server::Metrics => {
+                    health::server::serve_metrics(listener, metrics, configz, cancel).await
+                }
             }
         });
     }

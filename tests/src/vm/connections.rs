@@ -30,7 +30,8 @@ fn connect(attach: &str, socket_lb: &str) -> Result<()> {
     use Got::{Answer, Refusal};
     let builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(2, "c");
     let cluster_cidr = cidr::cluster();
-    let arguments = ["--tc-attach", attach, "--socket-lb", socket_lb, "--cluster-cidr", &cluster_cidr];
+    let arguments =
+        ["--tc-attach", attach, "--socket-lb", socket_lb, "--cluster-cidr", &cluster_cidr];
     let mut world = World::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
     world.serve(&["b", "c"])?;
     world.publish(&world.exposed("near", NEAR), &world.endpoints(&["b"]))?;

@@ -1,0 +1,75 @@
+//! A cluster's own kube-proxy configuration, given to the agent.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::controlplane::Options;
+use lb_tests::controlplane::world::{PORT, World};
+use lb_tests::netns::agent;
+use lb_tests::netns::cluster::Cluster;
+use lb_tests::netns::config_map::ConfigMap;
+use lb_tests::netns::plan::{Family, cluster_ip};
+use serde_json::Value;
+
+/// The key `config.conf` of the ConfigMap `kube-proxy`, as kubeadm 1.36 writes it.
+const CONFIG: &str = include_str!("../golden/kube-proxy/kubeadm.yaml");
+/// The key `kubeconfig.conf`.
+const KUBECONFIG: &str = include_str!("../golden/kube-proxy/kubeconfig.yaml");
+/// Where its DaemonSet mounts the ConfigMap, and every pod its ServiceAccount.
+const MOUNT: &str = "/var/lib/kube-proxy";
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const SERVER: &str = "https://192.0.2.1:6443";
+
+/// Replaces a text that must be there.
+fn replace(text: &str, old: &str, new: &str) -> Result<String> {
+    ensure!(text.contains(old), "no {old:?} in {text}");
+    Ok(text.replace(old, new))
+}
+
+#[test]
+fn the_config_map_of_kubeadm_starts_the_agent_unchanged() -> Result<()> {
+    let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
+    let mut world = World::start(builder, Options::default())?;
+    world.serve(&["b"])?;
+    world.create_pods("web", &["b"])?;
+    world.create_service("web", 20)?;
+
+    // What a pod would find at fixed places lies in directories of this test.
+    let account = tempfile::tempdir()?;
+    let own: Value = serde_json::from_slice(&fs::read(world.plane.agent_kubeconfig())?)?;
+    let token = own["users"][0]["user"]["token"].as_str().context("a token")?;
+    fs::write(account.path().join("token"), token)?;
+    fs::copy(world.plane.directory().join("apiserver.crt"), account.path().join("ca.crt"))?;
+    let mut map = ConfigMap::mount(&[("config.conf", ""), ("kubeconfig.conf", "")])?;
+    let mount = map.path("").display().to_string();
+    let config = replace(CONFIG, MOUNT, mount.trim_end_matches('/'))?;
+    let kubeconfig = replace(KUBECONFIG, ACCOUNT, &account.path().display().to_string())?;
+    let server = format!("https://{}", world.plane.api_server_address());
+    let kubeconfig = replace(&kubeconfig, SERVER, &server)?;
+    map.update(&[("config.conf", &config), ("kubeconfig.conf", &kubeconfig)])?;
+
+    let config = format!("--config={}", map.path("config.conf").display());
+    let agent = world.spawn_agent_with(1, &agent::Options::default().argument(config))?;
+    agent.wait_ready()?;
+    let (status, configz) = agent.http(10249, "/configz")?;
+    let configz: Value = serde_json::from_str(&configz)?;
+    let shown = &configz["kubeproxy.config.k8s.io"];
+    ensure!(status == 200 && shown["clusterCIDR"] == "10.244.0.0/16", "{shown}");
+    ensure!(shown["hostnameOverride"] == "node1" && shown["mode"] == "iptables", "{shown}");
+    let log = agent.process().stderr();
+    ensure!(!log.contains("no effect"), "{log}");
+
+    world.wait_backends("web", Some(1))?;
+    for family in Family::ALL {
+        let to = (cluster_ip(20).get(family), PORT).into();
+        let answer = world.cluster.pod("a").tcp(to)?;
+        ensure!(answer.name() == Some("b"), "{answer:?}");
+    }
+    let node = world.cluster.node(1);
+    let close_wait = node.netns().run(|| {
+        let path = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+        Ok(fs::read_to_string(path)?)
+    })?;
+    ensure!(close_wait.trim() == "3600", "{close_wait}");
+    Ok(())
+}
