@@ -8,23 +8,47 @@ mod count;
 mod tier;
 
 use std::io::{BufRead, BufReader, Write, stdout};
+use std::path::{self, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use self::count::{Counter, Outcome};
-use self::tier::{Step, TIERS, Tier};
+use self::count::{Counter, Form, Outcome};
+use self::tier::{ALL, Run, Step, TIERS, Tier, VECTORS};
 use crate::progress::seconds;
 use crate::workspace::{Workspace, is_root};
 use crate::{build, build_ebpf, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Tiers to run; all of them by default
-    #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(TIERS.map(|tier| tier.name)))]
+    /// Tiers to run; all of them by default, but none beside --vectors
+    #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(TIERS.map(|tier| tier.name).into_iter().chain([ALL])))]
     names: Vec<String>,
+    /// Run a file of flow vectors; may be given several times
+    #[arg(long, value_name = "FILE")]
+    vectors: Vec<PathBuf>,
 }
+
+impl Args {
+    /// Whether the user has asked for a tier.
+    fn names(&self, tier: &Tier) -> bool {
+        let is_whole = self.names.is_empty() && self.vectors.is_empty();
+        is_whole || self.names.iter().any(|name| name == ALL || name == tier.name)
+    }
+
+    /// The files of vectors, wherever a program runs that is given their names.
+    fn files(&self) -> Result<Vec<Step>> {
+        let step = |file: &PathBuf| {
+            let file = path::absolute(file).with_context(|| format!("{}", file.display()))?;
+            Ok(Step { label: file.display().to_string(), run: Run::Vectors(Some(file)) })
+        };
+        self.vectors.iter().map(step).collect()
+    }
+}
+
+/// A tier and what to run of it.
+type Chosen = (&'static Tier, Vec<Step>);
 
 /// What one tier came to.
 struct Row {
@@ -34,12 +58,11 @@ struct Row {
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let chosen: Vec<&Tier> = TIERS
-        .iter()
-        .filter(|tier| args.names.is_empty() || args.names.iter().any(|name| name == tier.name))
-        .collect();
-    let rows = match prepare(workspace, &chosen) {
-        Ok(tests) => run_tiers(workspace, &chosen, &tests),
+    let rows = match choose(workspace, args).and_then(|chosen| {
+        prepare(workspace, &chosen)?;
+        Ok(chosen)
+    }) {
+        Ok(chosen) => run_tiers(workspace, &chosen),
         Err(error) => vec![Row {
             tier: "setup",
             outcome: Outcome::failure(format!("{error:#}")),
@@ -57,32 +80,51 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Sets up and builds what the tiers need; returns the integration tests.
-fn prepare(workspace: &Workspace, chosen: &[&Tier]) -> Result<Vec<String>> {
+/// The tiers that are asked for, with their steps; those without any are left out, unless all of
+/// them have none.
+fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
     let tests = workspace.integration_tests()?;
     tier::refuse_strays(&tests)?;
-    let used = |tier: &&&Tier| !tier.steps(&tests).is_empty();
-    let scope = if chosen.iter().filter(used).any(|tier| tier.control_plane) {
-        setup::Scope::All
-    } else {
-        setup::Scope::Build
+    let files = args.files()?;
+    let steps = |tier: &'static Tier| {
+        let mut steps = if args.names(tier) { tier.steps(&tests) } else { Vec::new() };
+        if tier.name == VECTORS {
+            steps.extend(files.clone());
+        }
+        (tier, steps)
     };
-    setup::ensure(workspace, scope)?;
-    if chosen.iter().filter(used).any(|tier| tier.programs) {
-        build::agent(workspace)?;
-        build::tests_bins(workspace)?;
-    } else {
-        build_ebpf::object(workspace, false)?;
-    }
-    Ok(tests)
+    Ok(TIERS
+        .iter()
+        .map(steps)
+        .filter(|(tier, steps)| args.names(tier) || !steps.is_empty())
+        .collect())
 }
 
-fn run_tiers(workspace: &Workspace, chosen: &[&'static Tier], tests: &[String]) -> Vec<Row> {
+/// Sets up and builds what the tiers need.
+fn prepare(workspace: &Workspace, chosen: &[Chosen]) -> Result<()> {
+    let used = || chosen.iter().filter(|(_, steps)| !steps.is_empty()).map(|(tier, _)| tier);
+    let needs_control_plane = used().any(|tier| tier.control_plane);
+    let scope = if needs_control_plane { setup::Scope::All } else { setup::Scope::Build };
+    setup::ensure(workspace, scope)?;
+    if used().any(|tier| tier.programs) {
+        build::agent(workspace)?;
+        return build::tests_bins(workspace);
+    }
+    build_ebpf::object(workspace, false)?;
+    if used().any(|tier| tier.name == VECTORS) {
+        build::tests_bin(workspace, LB_VECTORS)?;
+    }
+    Ok(())
+}
+
+/// The program of the tests crate that runs files of vectors.
+const LB_VECTORS: &str = "lb-vectors";
+
+fn run_tiers(workspace: &Workspace, chosen: &[Chosen]) -> Vec<Row> {
     let mut rows = Vec::new();
-    for tier in chosen {
+    for (tier, steps) in chosen {
         let started = Instant::now();
         let mut outcome = Outcome::default();
-        let steps = tier.steps(tests);
         if tier.root && !steps.is_empty() && !is_root() {
             outcome = Outcome::failure(
                 "needs root to load programs and make network namespaces".to_owned(),
@@ -90,7 +132,7 @@ fn run_tiers(workspace: &Workspace, chosen: &[&'static Tier], tests: &[String]) 
         } else {
             for step in steps {
                 println!("\n== {}: {}", tier.name, step.label);
-                outcome.add(&step.label, run_step(workspace, &step));
+                outcome.add(&step.label, run_step(workspace, step));
             }
         }
         rows.push(Row { tier: tier.name, outcome, took: started.elapsed() });
@@ -99,27 +141,37 @@ fn run_tiers(workspace: &Workspace, chosen: &[&'static Tier], tests: &[String]) 
 }
 
 fn run_step(workspace: &Workspace, step: &Step) -> Outcome {
-    let mut command = workspace.cargo("test");
-    command.args(&step.arguments);
-    stream(&mut command).unwrap_or_else(|error| Outcome::failure(format!("{error:#}")))
+    let (mut command, form) = match &step.run {
+        Run::CargoTest(arguments) => {
+            let mut command = workspace.cargo("test");
+            command.args(arguments);
+            (command, Form::Libtest)
+        }
+        Run::Vectors(file) => {
+            let mut command = workspace.command(workspace.release(LB_VECTORS));
+            command.args(file);
+            (command, Form::Plain)
+        }
+    };
+    stream(&mut command, form).unwrap_or_else(|error| Outcome::failure(format!("{error:#}")))
 }
 
-/// Runs cargo test, shows its output as it comes and counts it.
-fn stream(command: &mut Command) -> Result<Outcome> {
+/// Runs a program, shows its output as it comes and counts it.
+fn stream(command: &mut Command, form: Form) -> Result<Outcome> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .context("cannot start cargo")?;
-    let output = child.stdout.take().context("cargo has no output")?;
-    let mut counter = Counter::default();
+        .with_context(|| format!("cannot start {command:?}"))?;
+    let output = child.stdout.take().context("a program without output")?;
+    let mut counter = Counter::new(form);
     for line in BufReader::new(output).split(b'\n') {
-        let line = line.context("cannot read cargo's output")?;
+        let line = line.context("cannot read the output")?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
         counter.line(&line);
     }
-    let status = child.wait().context("cannot wait for cargo")?;
+    let status = child.wait().with_context(|| format!("cannot wait for {command:?}"))?;
     Ok(counter.finish(&status.to_string(), status.success()))
 }
 
@@ -162,9 +214,26 @@ mod tests {
     #[test]
     fn output_is_counted_while_it_streams() {
         let script = "echo 'test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured'; exit 0";
-        let outcome = stream(Command::new("sh").args(["-c", script])).expect("sh starts");
+        let run = |script| stream(Command::new("sh").args(["-c", script]), Form::Libtest);
+        let outcome = run(script).expect("sh starts");
         assert_eq!((outcome.passed, outcome.failed), (2, 0));
-        let outcome = stream(Command::new("sh").args(["-c", "exit 101"])).expect("sh starts");
+        let outcome = run("exit 101").expect("sh starts");
         assert_eq!((outcome.passed, outcome.failed), (0, 1));
+    }
+
+    #[test]
+    fn a_file_of_vectors_runs_alone_unless_tiers_are_named() {
+        let tiers = |names: &[&str], files: &[&str]| -> Vec<&str> {
+            let args = Args {
+                names: names.iter().map(|name| (*name).to_owned()).collect(),
+                vectors: files.iter().map(PathBuf::from).collect(),
+            };
+            TIERS.iter().filter(|tier| args.names(tier)).map(|tier| tier.name).collect()
+        };
+        let all = TIERS.map(|tier| tier.name);
+        assert_eq!(tiers(&[], &[]), all);
+        assert_eq!(tiers(&[], &["v.json"]), [""; 0]);
+        assert_eq!(tiers(&["all"], &["v.json"]), all);
+        assert_eq!(tiers(&["unit"], &["v.json"]), ["unit"]);
     }
 }

@@ -1,6 +1,7 @@
 //! First packets of processes of the node: real sockets, and what leaves by the node's devices,
 //! comes back to the socket, or reaches a server of the node itself.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -50,50 +51,58 @@ impl Wire {
     }
 }
 
-/// Whoever takes what reaches an address of the node untranslated.
-enum Server {
+/// A server of the node: whoever it hears from was not translated, or to an endpoint that is a
+/// process of the node.
+struct Server {
+    at: SocketAddr,
+    socket: Listening,
+}
+
+enum Listening {
     Tcp(TcpListener),
     Udp(UdpSocket),
-    None,
 }
 
 impl Server {
-    fn at(view: View<'_>, flow: &Flow) -> Result<Self> {
-        let at = SocketAddr::new(flow.dest_ip, flow.dest_port);
-        if !view.is_of_node(flow.dest_ip) {
-            return Ok(Self::None);
-        }
-        let server = match flow.protocol {
+    /// At every address of the node that the first packet of a flow may come to.
+    fn all(view: View<'_>, flow: &Flow) -> Result<Vec<Self>> {
+        let front = SocketAddr::new(flow.dest_ip, flow.dest_port);
+        let endpoints = flow.expect.dnat.iter().flatten().copied();
+        let all: BTreeSet<SocketAddr> = [front].into_iter().chain(endpoints).collect();
+        let here = all.into_iter().filter(|at| view.is_of_node(at.ip()));
+        here.map(|at| Self::at(at, flow.protocol)).collect()
+    }
+
+    fn at(at: SocketAddr, protocol: Protocol) -> Result<Self> {
+        let socket = match protocol {
             Protocol::Udp => UdpSocket::bind(at).and_then(|server| {
                 server.set_nonblocking(true)?;
-                Ok(Self::Udp(server))
+                Ok(Listening::Udp(server))
             }),
-            _ => TcpListener::bind(at).and_then(|server| {
+            Protocol::Tcp | Protocol::Sctp => TcpListener::bind(at).and_then(|server| {
                 server.set_nonblocking(true)?;
-                Ok(Self::Tcp(server))
+                Ok(Listening::Tcp(server))
             }),
         };
-        server.with_context(|| format!("cannot listen on {at}"))
+        Ok(Self { at, socket: socket.with_context(|| format!("cannot listen on {at}"))? })
     }
 
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Tcp(server) => Some(server.as_fd()),
-            Self::Udp(server) => Some(server.as_fd()),
-            Self::None => None,
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Listening::Tcp(server) => server.as_fd(),
+            Listening::Udp(server) => server.as_fd(),
         }
     }
 
-    /// Whether something has come.
-    fn was_reached(&self) -> Result<bool> {
-        let result = match self {
-            Self::Tcp(server) => server.accept().map(drop),
-            Self::Udp(server) => server.recv_from(&mut [0; 16]).map(drop),
-            Self::None => return Ok(false),
+    /// Where something has come to and from whom, if something has.
+    fn heard(&self) -> Result<Option<[SocketAddr; 2]>> {
+        let result = match &self.socket {
+            Listening::Tcp(server) => server.accept().map(|(_, from)| from),
+            Listening::Udp(server) => server.recv_from(&mut [0; 16]).map(|(_, from)| from),
         };
         match result {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Ok(from) => Ok(Some([from, self.at])),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error).context("the server of the node"),
         }
     }
@@ -109,7 +118,7 @@ pub(super) fn send(view: View<'_>, wire: &Wire, flow: &Flow) -> Result<Outcome> 
         Protocol::Udp => (SockType::Datagram, UDP),
         Protocol::Sctp => bail!("processes of the node speak TCP and UDP here, not SCTP"),
     };
-    let server = Server::at(view, flow)?;
+    let servers = Server::all(view, flow)?;
     wire.left(protocol)?;
     let (client, source) = bound(flow, kind)?;
     let to = SocketAddr::new(flow.dest_ip, flow.dest_port);
@@ -123,11 +132,12 @@ pub(super) fn send(view: View<'_>, wire: &Wire, flow: &Flow) -> Result<Outcome> 
     }
     let deadline = Instant::now() + GONE;
     loop {
-        if let Some([from, gone_to]) = wire.left(protocol)? {
-            return judged(view, to, source, from, gone_to);
+        let mut seen = wire.left(protocol)?;
+        for server in &servers {
+            seen = seen.or(server.heard()?);
         }
-        if server.was_reached()? {
-            return Ok(Outcome::Untouched);
+        if let Some([from, gone_to]) = seen {
+            return judged(view, to, source, from, gone_to);
         }
         match getsockopt(&client, SocketError)? {
             0 => {}
@@ -140,7 +150,7 @@ pub(super) fn send(view: View<'_>, wire: &Wire, flow: &Flow) -> Result<Outcome> 
         if left.is_zero() {
             return Ok(Outcome::Dropped);
         }
-        wait(wire, &server, &client, left)?;
+        wait(wire, &servers, &client, left)?;
     }
 }
 
@@ -193,9 +203,9 @@ fn judged(
 }
 
 /// Waits until something happens.
-fn wait(wire: &Wire, server: &Server, client: &OwnedFd, time: Duration) -> Result<()> {
+fn wait(wire: &Wire, servers: &[Server], client: &OwnedFd, time: Duration) -> Result<()> {
     let mut watched: Vec<PollFd<'_>> = wire.captures.iter().map(AsFd::as_fd).map(read).collect();
-    watched.extend(server.descriptor().map(read));
+    watched.extend(servers.iter().map(Server::descriptor).map(read));
     watched.push(PollFd::new(client.as_fd(), PollFlags::POLLERR | PollFlags::POLLIN));
     let time = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
     match poll(&mut watched, time) {

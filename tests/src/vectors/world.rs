@@ -59,6 +59,13 @@ struct Place {
     manifests: tempfile::TempDir,
 }
 
+impl Place {
+    /// Where the objects are: the agent watches the directory above too, which is to be quiet.
+    fn objects(&self) -> PathBuf {
+        self.manifests.path().join("objects")
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.bpf_dir).ok();
@@ -78,7 +85,8 @@ pub(super) fn with<T>(
         bpf_dir: Path::new(crate::netns::stale::BPF_FS).join(name),
         manifests: tempfile::tempdir().context("no room for manifests")?,
     };
-    write_manifests(group, place.manifests.path())?;
+    fs::create_dir(place.objects())?;
+    write_manifests(group, &place.objects())?;
     let config = config(group, &place, cgroup)?;
     let stop = Arc::new(Notify::new());
     thread::scope(|scope| {
@@ -208,7 +216,7 @@ fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
     let mut flags = vec!["lb-agent".to_owned(), "run".to_owned()];
     let mut flag = |name: &str, value: &str| flags.push(format!("--{name}={value}"));
     flag("hostname-override", &node.name);
-    flag("manifests", &place.manifests.path().to_string_lossy());
+    flag("manifests", &place.objects().to_string_lossy());
     flag("bpf-dir", &place.bpf_dir.to_string_lossy());
     flag("cgroup", &cgroup.to_string_lossy());
     flag("devices", EXTERNAL);

@@ -1,4 +1,4 @@
-//! Counting tests from what libtest prints.
+//! Counting tests from what the programs that run them print.
 
 /// What a number of tests came to.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,16 +26,46 @@ impl Outcome {
     }
 }
 
-/// Reads the output of `cargo test`, line by line.
+/// How a program says what its tests came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As libtest does.
+    #[default]
+    Libtest,
+    /// A line `FAILED …` for each failure, and `N passed, N failed` in the end.
+    Plain,
+}
+
+/// Reads the output of a program that runs tests, line by line.
 #[derive(Debug, Default)]
 pub(crate) struct Counter {
+    form: Form,
     outcome: Outcome,
     /// The names below the last line `failures:`, while they are being listed.
     listing: Option<Vec<String>>,
 }
 
 impl Counter {
+    pub(crate) fn new(form: Form) -> Self {
+        Self { form, ..Self::default() }
+    }
+
     pub(crate) fn line(&mut self, line: &str) {
+        match self.form {
+            Form::Libtest => self.line_of_libtest(line),
+            Form::Plain => self.plain_line(line),
+        }
+    }
+
+    fn plain_line(&mut self, line: &str) {
+        if let Some(failure) = line.strip_prefix("FAILED ") {
+            self.outcome.failures.push(failure.to_owned());
+        } else if let Some(Tally { passed, failed, .. }) = Tally::of_parts(line, ", ") {
+            (self.outcome.passed, self.outcome.failed) = (passed, failed);
+        }
+    }
+
+    fn line_of_libtest(&mut self, line: &str) {
         if line == "failures:" {
             self.listing = Some(Vec::new());
         } else if let Some(result) = Tally::parse(line) {
@@ -75,11 +105,17 @@ impl Tally {
         // What a child of a test wrote may precede it on the line.
         let (_, rest) = line.split_once("test result: ")?;
         let (_, numbers) = rest.split_once(". ")?;
-        let mut tally = Self::default();
-        for part in numbers.split("; ") {
+        Self::of_parts(numbers, "; ")
+    }
+
+    /// The numbers of parts such as `2 passed`, if any is one.
+    fn of_parts(text: &str, separator: &str) -> Option<Self> {
+        let mut tally = None;
+        for part in text.split(separator) {
             let Some((number, what)) = part.split_once(' ') else {
                 continue;
             };
+            let tally: &mut Self = tally.get_or_insert_default();
             let field = match what {
                 "passed" => &mut tally.passed,
                 "failed" => &mut tally.failed,
@@ -88,7 +124,7 @@ impl Tally {
             };
             *field = number.parse().ok()?;
         }
-        Some(tally)
+        tally
     }
 }
 
@@ -97,7 +133,11 @@ mod tests {
     use super::*;
 
     fn count(output: &str, success: bool) -> Outcome {
-        let mut counter = Counter::default();
+        count_of(Form::Libtest, output, success)
+    }
+
+    fn count_of(form: Form, output: &str, success: bool) -> Outcome {
+        let mut counter = Counter::new(form);
         output.lines().for_each(|line| counter.line(line));
         counter.finish("exit status: 101", success)
     }
@@ -144,6 +184,17 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
         let outcome = count(output, false);
         assert_eq!((outcome.passed, outcome.failed), (1, 2));
         assert_eq!(outcome.failures, ["a::b", "d::e"]);
+    }
+
+    #[test]
+    fn plain_results_count_as_well() {
+        let output = "FAILED a: b: expected dropped, got untouched\n    by rule 4\n\n\
+                      3 flows as kube-proxy, 1 by a rule\n     1  4 a rule\n4 passed, 1 failed\n";
+        let outcome = count_of(Form::Plain, output, false);
+        assert_eq!((outcome.passed, outcome.failed), (4, 1));
+        assert_eq!(outcome.failures, ["a: b: expected dropped, got untouched"]);
+        let outcome = count_of(Form::Plain, "starting\n", false);
+        assert_eq!((outcome.passed, outcome.failed), (0, 1));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The tiers, in the order in which they run: what fails early is cheap to find.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 
 /// One tier of tests.
@@ -22,16 +24,32 @@ enum Source {
     Crates(&'static [(&'static str, &'static [&'static str])]),
     /// The integration tests of the tests crate whose name begins so.
     Prefix(&'static str),
+    /// The files of flow vectors that the tests crate has.
+    Vectors,
 }
 
-/// One call of cargo test.
-#[derive(Debug, PartialEq, Eq)]
+/// One call of a program that runs tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
     pub(crate) label: String,
-    pub(crate) arguments: Vec<String>,
+    pub(crate) run: Run,
 }
 
-pub(crate) const TIERS: [Tier; 4] = [
+/// What is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// cargo test with these arguments.
+    CargoTest(Vec<String>),
+    /// A file of flow vectors; none: those of the tests crate.
+    Vectors(Option<PathBuf>),
+}
+
+/// What stands for every tier.
+pub(crate) const ALL: &str = "all";
+/// The tier of flow vectors.
+pub(crate) const VECTORS: &str = "vectors";
+
+pub(crate) const TIERS: [Tier; 5] = [
     Tier {
         name: "unit",
         source: Source::Crates(&[
@@ -49,6 +67,13 @@ pub(crate) const TIERS: [Tier; 4] = [
         source: Source::Prefix("prog_"),
         root: true,
         programs: true,
+        control_plane: false,
+    },
+    Tier {
+        name: VECTORS,
+        source: Source::Vectors,
+        root: true,
+        programs: false,
         control_plane: false,
     },
     Tier {
@@ -75,11 +100,13 @@ impl Tier {
                 .iter()
                 .map(|(label, arguments)| Step {
                     label: (*label).to_owned(),
-                    arguments: arguments
-                        .iter()
-                        .chain(&["--no-fail-fast"])
-                        .map(|argument| (*argument).to_owned())
-                        .collect(),
+                    run: Run::CargoTest(
+                        arguments
+                            .iter()
+                            .chain(&["--no-fail-fast"])
+                            .map(|argument| (*argument).to_owned())
+                            .collect(),
+                    ),
                 })
                 .collect(),
             Source::Prefix(prefix) => tests
@@ -87,11 +114,16 @@ impl Tier {
                 .filter(|test| test.starts_with(prefix))
                 .map(|test| Step {
                     label: test.clone(),
-                    arguments: ["-p", "lb-tests", "--test", test, "--", "--test-threads=1"]
-                        .map(str::to_owned)
-                        .to_vec(),
+                    run: Run::CargoTest(
+                        ["-p", "lb-tests", "--test", test, "--", "--test-threads=1"]
+                            .map(str::to_owned)
+                            .to_vec(),
+                    ),
                 })
                 .collect(),
+            Source::Vectors => {
+                vec![Step { label: "tests/vectors".to_owned(), run: Run::Vectors(None) }]
+            }
         }
     }
 }
@@ -102,7 +134,7 @@ pub(crate) fn refuse_strays(tests: &[String]) -> Result<()> {
         .iter()
         .filter_map(|tier| match tier.source {
             Source::Prefix(prefix) => Some(prefix),
-            Source::Crates(_) => None,
+            Source::Crates(_) | Source::Vectors => None,
         })
         .collect();
     for test in tests {
@@ -127,25 +159,29 @@ mod tests {
     #[test]
     fn a_tier_takes_the_tests_of_its_prefix_one_thread_each() {
         let tests = names(&["cluster_services", "netns_pods", "prog_tc", "prog_xdp"]);
-        let labels = |index: usize| -> Vec<String> {
-            let steps = TIERS[index].steps(&tests);
-            steps.into_iter().map(|step| step.label).collect()
+        let steps = |name: &str| -> Vec<Step> {
+            let tier = TIERS.iter().find(|tier| tier.name == name);
+            tier.map(|tier| tier.steps(&tests)).unwrap_or_default()
         };
-        assert_eq!(labels(1), ["prog_tc", "prog_xdp"]);
-        assert_eq!(labels(2), ["netns_pods"]);
-        assert_eq!(labels(3), ["cluster_services"]);
-        assert!(
-            TIERS[1]
-                .steps(&tests)
-                .iter()
-                .all(|step| step.arguments.contains(&"--test-threads=1".to_owned()))
-        );
+        let labels = |name: &str| -> Vec<String> {
+            steps(name).into_iter().map(|step| step.label).collect()
+        };
+        assert_eq!(labels("kernel"), ["prog_tc", "prog_xdp"]);
+        assert_eq!(labels("netns"), ["netns_pods"]);
+        assert_eq!(labels("cluster"), ["cluster_services"]);
+        let one_thread = "--test-threads=1".to_owned();
+        assert!(steps("kernel").iter().all(|step| matches!(
+            &step.run,
+            Run::CargoTest(arguments) if arguments.contains(&one_thread)
+        )));
     }
 
     #[test]
-    fn a_tier_without_tests_is_empty_and_unit_never_is() {
-        assert!(TIERS[1..].iter().all(|tier| tier.steps(&[]).is_empty()));
-        assert_eq!(TIERS[0].steps(&[]).len(), 4);
+    fn a_tier_without_tests_is_empty_and_unit_and_vectors_never_are() {
+        let lengths = TIERS.map(|tier| (tier.name, tier.steps(&[]).len()));
+        let of_files = [("kernel", 0), ("vectors", 1), ("netns", 0), ("cluster", 0)];
+        assert_eq!(lengths[0], ("unit", 4));
+        assert_eq!(lengths[1..], of_files);
     }
 
     #[test]
