@@ -42,6 +42,15 @@ pub struct Ran {
     pub frame: Vec<u8>,
 }
 
+/// What BPF_PROG_TEST_RUN of this kernel lets a test say of a frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Runs {
+    /// The device that a classifier's frame came in by, beside the one that it is at.
+    pub ingress: bool,
+    /// The device of an XDP program's frame (5.15).
+    pub xdp: bool,
+}
+
 impl Programs {
     /// Loads maps and programs, with all that this kernel has switched on; `entries` are
     /// sizes of maps other than in the object.
@@ -134,6 +143,16 @@ impl Programs {
         let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
         let map = data(map).with_context(|| format!("map {name} is of an unexpected kind"))?;
         Ok(map.fd().as_fd().try_clone_to_owned()?)
+    }
+
+    /// Asks the kernel what a test may say of a frame.
+    pub fn runs(&self) -> Runs {
+        const LOOPBACK: u32 = 1;
+        let frame = [0; 64];
+        Runs {
+            ingress: self.run("clock", &frame, LOOPBACK, LOOPBACK).is_ok(),
+            xdp: self.run_xdp(&frame, LOOPBACK).is_ok(),
+        }
     }
 
     /// Runs a classifier on a frame that is at (and came in by) these devices.

@@ -11,6 +11,8 @@ mod rows;
 
 use std::env;
 use std::fmt::Display;
+use std::panic::{self, AssertUnwindSafe};
+use std::time::Instant;
 
 use anyhow::Result;
 use lb_agent::dataplane::probe::{self, Features};
@@ -27,6 +29,15 @@ pub struct Report {
 }
 
 impl Report {
+    /// Runs a test and tells what it came to; one that panics has failed.
+    pub fn run(&mut self, name: impl Display, test: impl FnOnce() -> Result<()>) {
+        let started = Instant::now();
+        let result = panic::catch_unwind(AssertUnwindSafe(test));
+        let panicked = |_| Err(anyhow::anyhow!("a panic, which is on the console"));
+        let seconds = started.elapsed().as_secs();
+        self.test(format_args!("{name} ({seconds} s)"), result.unwrap_or_else(panicked));
+    }
+
     /// Tells what one test came to.
     pub fn test(&mut self, name: impl Display, result: Result<()>) {
         let error = result.err().map(|error| format!("{error:#}"));

@@ -408,20 +408,51 @@ pub struct Row<F: TestFamily> {
     pub run: fn(&mut Bench<F>),
 }
 
-/// Runs rows with every protocol that they hold for, and returns the names of those that
-/// failed. The panics have said why.
-pub fn run<F: TestFamily>(lab: &mut dyn Lab<F>, rows: &[Row<F>]) -> Vec<String> {
-    let mut failed = Vec::new();
+/// What a lab panics with (`std::panic::panic_any`) that cannot make such a frame here.
+#[derive(Clone, Copy, Debug)]
+pub struct Untestable;
+
+/// What rows came to.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// How many held.
+    pub held: usize,
+    /// The names of those that did not; their panics have said why.
+    pub failed: Vec<String>,
+    /// The names of those that the lab cannot try here.
+    pub untestable: Vec<String>,
+}
+
+impl Tally {
+    /// Asserts that all held.
+    ///
+    /// # Panics
+    /// One did not, or could not be tried.
+    #[track_caller]
+    pub fn expect_all(&self) {
+        assert!(self.failed.is_empty(), "rows that failed:\n{}", self.failed.join("\n"));
+        assert!(self.untestable.is_empty(), "not tried:\n{}", self.untestable.join("\n"));
+    }
+}
+
+/// Runs rows with every protocol that they hold for.
+pub fn run<F: TestFamily>(lab: &mut dyn Lab<F>, rows: &[Row<F>]) -> Tally {
+    let mut tally = Tally::default();
     for row in rows {
         for &protocol in row.protocols {
             lab.reset();
             let mut bench = Bench { lab: &mut *lab, world: World::default(), protocol };
             let run = std::panic::AssertUnwindSafe(|| (row.run)(&mut bench));
-            if std::panic::catch_unwind(run).is_err() {
+            let name = || {
                 let protocol = if protocol == UDP { "udp" } else { "tcp" };
-                failed.push(format!("{} (IPv{}, {protocol})", row.name, F::NUMBER));
+                format!("{} (IPv{}, {protocol})", row.name, F::NUMBER)
+            };
+            match std::panic::catch_unwind(run) {
+                Ok(()) => tally.held += 1,
+                Err(panic) if panic.is::<Untestable>() => tally.untestable.push(name()),
+                Err(_) => tally.failed.push(name()),
             }
         }
     }
-    failed
+    tally
 }

@@ -30,8 +30,8 @@ fn check<F: TestFamily>() {
         .flat_map(|start| {
             let mut all = rows::all();
             all.extend(rows::clock::rows());
-            let failed = bench::run(&mut Host::<F>::new(start), &all);
-            failed.into_iter().map(move |row| format!("{row} with a clock from {start}"))
+            let tally = bench::run(&mut Host::<F>::new(start), &all);
+            tally.failed.into_iter().map(move |row| format!("{row} with a clock from {start}"))
         })
         .collect();
     assert!(failed.is_empty(), "rows that failed:\n{}", failed.join("\n"));

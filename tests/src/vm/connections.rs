@@ -21,7 +21,7 @@ pub(super) fn run(report: &mut Report, features: Features) {
     for attach in both {
         for socket_lb in ["off", "all"] {
             let name = format!("connections, --tc-attach {attach} --socket-lb {socket_lb}");
-            report.test(name, connect(attach, socket_lb));
+            report.run(name, || connect(attach, socket_lb));
         }
     }
 }

@@ -283,16 +283,20 @@ impl PerCpuCounters {
 
     /// Kernels before 5.13 have no batches of per-CPU arrays.
     fn sums_one_by_one(&self) -> io::Result<Vec<u64>> {
-        (0..self.map.info.max_entries)
-            .map(|index| {
-                let mut values = vec![0u64; self.cpus];
-                let mut attributes = self.map.element(&index, values.as_mut_ptr() as u64, 0);
-                // SAFETY: the kernel reads a 4-byte key and writes 8 bytes for each
-                // possible CPU, and the buffer has room for as many.
-                unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) }?;
-                Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
-            })
-            .collect()
+        (0..self.map.info.max_entries).map(|index| self.sum(index)).collect()
+    }
+
+    /// One counter, summed over the CPUs.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_LOOKUP_ELEM.
+    pub fn sum(&self, index: u32) -> io::Result<u64> {
+        let mut values = vec![0u64; self.cpus];
+        let mut attributes = self.map.element(&index, values.as_mut_ptr() as u64, 0);
+        // SAFETY: the kernel reads a 4-byte key and writes 8 bytes for each
+        // possible CPU, and the buffer has room for as many.
+        unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) }?;
+        Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
     }
 }
 
