@@ -209,7 +209,6 @@ pub(super) fn meaning(reason: Reason) -> &'static str {
         Reason::TooBig => "too big for its way: its sender is told",
         Reason::RewriteFailed => "it could not be rewritten: dropped",
         Reason::MartianSource => "nobody outside can have its source address: left to the stack",
-        Reason::Draining => "lb is about to leave this node: what is new is left to the stack",
         Reason::TableInconsistent => {
             "an entry names what is not in its table, as while an agent writes: dropped"
         }

@@ -355,7 +355,7 @@ fn what_the_settings_change_is_told() {
     says(&masqueraded, &["sees 192.0.2.10", "becomes this node's: --masquerade-all"]);
     lab.world.settings.flags = Settings::DRAINING;
     let left = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
-    says(&left, &["lb is about to leave this node", "counted as from_pod draining"]);
+    says(&left, &["`cleanup --drain` goes on", "counted as from_pod draining"]);
 }
 
 #[test]
