@@ -24,6 +24,7 @@ pub mod probe;
 pub mod sweep;
 #[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]
 pub mod sys;
+pub mod traffic;
 pub mod xdp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

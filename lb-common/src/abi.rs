@@ -15,6 +15,7 @@ pub mod range;
 pub mod service;
 pub mod settings;
 pub mod socket;
+pub mod traffic;
 
 /// Version of the layout, part of the path that maps are pinned under
 /// (`<bpf-dir>/v<ABI_VERSION>/<MAP>`): a change of any type here bumps it.

@@ -13,6 +13,7 @@ use crate::{
         frontend::{Frontend, TCP},
         service::Service,
         settings::{FamilySettings, Settings},
+        traffic::NO_SERVICE,
     },
     packet::{Kind, Packet, quote::Quote},
 };
@@ -90,6 +91,9 @@ pub struct Work<A> {
     pub action: Action,
     /// Index into DEVICES, for [`Action::REPLY_INTO_DEVICE`].
     pub device: u32,
+    /// Index into SERVICES of the service port that translates the packet or turns it away;
+    /// [`NO_SERVICE`] for none.
+    pub index: u32,
     /// Where the flow remembers that a forwarded packet goes.
     pub next_hop: NextHop,
     /// What an ICMP error quotes, where the packet is one.
@@ -122,6 +126,7 @@ impl<A: Address> Work<A> {
     #[inline(always)]
     fn go_with(&mut self, flow: &Flow<A>) {
         (self.action, self.device, self.next_hop) = (flow.action, flow.device, flow.next_hop);
+        self.index = flow.service;
     }
 }
 
@@ -248,7 +253,7 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
             None => open::decide(&context, work, tables),
         }
     } else {
-        return of_no_flow(candidate, &context, tables);
+        return of_no_flow(candidate, &context, work, tables);
     };
     keep_in(candidate, &context, verdict, tables)
 }
@@ -258,8 +263,10 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
 fn of_no_flow<F: Family, T: Tables<F>>(
     candidate: Candidate,
     context: &Context<F>,
+    work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
+    work.index = NO_SERVICE;
     let verdict = match candidate {
         Candidate::Service if may_enter(context.site) => open::not_balanced(context, tables),
         _ => Verdict::Pass(Reason::NoFlow),

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
 use lb_common::abi::{
@@ -17,6 +17,7 @@ use lb_common::abi::{
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, Peer},
+    traffic::{DropKey, Traffic},
 };
 
 use lb_common::{
@@ -173,6 +174,14 @@ pub static DATAGRAM_PEERS: LruHashMap<DatagramKey, Peer, 65536> = LruHashMap::ne
 /// Why programs ended as they did. Written by the programs.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { counter::COUNTERS as usize }> = PerCpuArray::new();
+/// What service ports have carried. Written by the programs; the agent clears an entry when its
+/// index gets another meaning.
+#[btf_map]
+pub static TRAFFIC: PerCpuArray<Traffic, 32768> = PerCpuArray::new();
+/// What service ports have turned away, and why. Written by the programs; the agent removes
+/// entries when their index gets another meaning.
+#[btf_map]
+pub static DROPS: LruPerCpuHashMap<DropKey, u64, 4096> = LruPerCpuHashMap::new();
 /// What a packet is and becomes, IPv4: too large for the stack. Nothing in it outlives a
 /// run, and no two runs of tc programs overlap on a CPU.
 #[btf_map]

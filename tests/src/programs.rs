@@ -244,6 +244,7 @@ fn data(map: &Map) -> Option<&MapData> {
         | Map::LpmTrie(map)
         | Map::LruHashMap(map)
         | Map::PerCpuArray(map)
+        | Map::PerCpuLruHashMap(map)
         | Map::SkStorage(map) => map,
         _ => return None,
     })

@@ -20,7 +20,7 @@ use crate::dataplane::{
     DataplaneError,
     kernel::read_state,
     pins::{PinError, Pins},
-    sweep,
+    sweep, traffic,
 };
 
 pub use flows::{AffinityRow, FlowRow};
@@ -37,7 +37,10 @@ pub fn get(arguments: &GetArgs) -> Result<String, GetError> {
     pins.open("SETTINGS")?;
     let output = arguments.output;
     match arguments.what {
-        What::Services => render(&rows::services(&read_state(&pins)?), output),
+        What::Services => {
+            let load = rows::Load { flows: flows::live(&pins)?, carried: traffic::carried(&pins)? };
+            render(&rows::services(&read_state(&pins)?, &load), output)
+        }
         What::Frontends => render(&rows::frontends(&read_state(&pins)?), output),
         What::Backends => render(&rows::backends(&read_state(&pins)?), output),
         What::Flows => render(&flows::flows(&pins)?, output),
@@ -101,7 +104,12 @@ fn cell(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(values) if values.is_empty() => "-".to_owned(),
         Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(","),
-        Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
+        Value::Object(fields) if fields.is_empty() => "-".to_owned(),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(field, value)| format!("{field}={}", cell(value)));
+            fields.collect::<Vec<_>>().join(",")
+        }
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }
 

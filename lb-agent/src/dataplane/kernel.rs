@@ -27,6 +27,7 @@ use super::{
     mapped::{MappedArray, word_of},
     pins::{PinError, Pins},
     sys::TypedMap,
+    traffic::Counts,
 };
 
 /// The pinned maps, opened for writing.
@@ -45,6 +46,7 @@ pub struct KernelDataplane {
     backends4: MappedArray<Backend<Address4>>,
     backends6: MappedArray<Backend<Address6>>,
     settings: MappedArray<SettingsPair>,
+    counts: Counts,
     flipped: Option<Instant>,
 }
 
@@ -58,6 +60,9 @@ impl KernelDataplane {
     /// # Errors
     /// [`PinError`] if one is missing or of another layout.
     pub fn open(pins: &Pins) -> Result<Self, PinError> {
+        let mut counts = Counts::open(pins)?;
+        let unread = |source| PinError::Open { path: pins.map("TRAFFIC"), source };
+        counts.adopt().map_err(unread)?;
         Ok(Self {
             pins: pins.clone(),
             frontends4: opened(pins, "FRONTENDS4", TypedMap::new)?,
@@ -72,6 +77,7 @@ impl KernelDataplane {
             backends4: opened(pins, "BACKENDS4", MappedArray::writable)?,
             backends6: opened(pins, "BACKENDS6", MappedArray::writable)?,
             settings: opened(pins, "SETTINGS", MappedArray::writable)?,
+            counts,
             flipped: None,
         })
     }
@@ -254,6 +260,12 @@ impl Dataplane for KernelDataplane {
     }
 
     fn store_name(&mut self, index: u32, name: Name) -> Result<(), DataplaneError> {
+        if name.length == 0 {
+            self.counts.retire(index);
+        } else {
+            let clear = || format!("clearing of what {index} has counted");
+            self.counts.begin(index).map_err(failed("TRAFFIC", clear))?;
+        }
         self.names.store(index, &name).map_err(failed("NAMES", || format!("store of name {index}")))
     }
 

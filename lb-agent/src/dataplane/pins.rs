@@ -14,7 +14,7 @@ use aya_obj::generated::{
     BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU, BPF_F_NO_PREALLOC,
     bpf_map_type::{
         self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
-        BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
+        BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
     },
 };
 use lb_common::abi::{
@@ -30,6 +30,7 @@ use lb_common::abi::{
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, Peer},
+    traffic::{DropKey, Traffic},
 };
 
 use crate::config::Sizes;
@@ -225,6 +226,17 @@ const AFFINITY: u32 = 65_536;
 /// (socket, peer) pairs of unconnected datagram sockets kept at once.
 const DATAGRAM_PEERS: u32 = 65_536;
 
+/// What TRAFFIC may take on all CPUs together: on machines with more than 64, service ports
+/// beyond are not counted.
+const TRAFFIC_BYTES: u32 = 64 << 20;
+/// (service port, reason) pairs that are counted at once.
+const DROPS: u32 = 4_096;
+
+/// For how many CPUs the kernel gives memory to per-CPU maps.
+fn possible_cpus() -> u32 {
+    aya::util::nr_cpus().map_or(1, |cpus| cpus.max(1) as u32)
+}
+
 /// Every map that is pinned, with the sizes that `sizes` gives them.
 pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     let services = Some("--max-services");
@@ -235,6 +247,7 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     let frontends = sizes.services.saturating_mul(2);
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let embryonic = EMBRYONIC.max(EMBRYONIC_PER_CPU.saturating_mul(cpus as u32));
+    let traffic = sizes.services.min(TRAFFIC_BYTES / size_of::<Traffic>() as u32 / possible_cpus());
     vec![
         hash::<FrontendKey<Address4>, Frontend>("FRONTENDS4", frontends, services),
         hash::<FrontendKey<Address6>, Frontend>("FRONTENDS6", frontends, services),
@@ -259,6 +272,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
         lru::<DatagramKey, Peer>("DATAGRAM_PEERS", DATAGRAM_PEERS, None),
         map::<i32, ConnectedPeer>("SOCKETS", BPF_MAP_TYPE_SK_STORAGE, BPF_F_NO_PREALLOC, 0, None),
         map::<u32, u64>("COUNTERS", BPF_MAP_TYPE_PERCPU_ARRAY, 0, counter::COUNTERS, None),
+        map::<u32, Traffic>("TRAFFIC", BPF_MAP_TYPE_PERCPU_ARRAY, 0, traffic, None),
+        map::<DropKey, u64>("DROPS", BPF_MAP_TYPE_LRU_PERCPU_HASH, 0, DROPS, None),
     ]
 }
 

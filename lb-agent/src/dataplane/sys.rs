@@ -16,6 +16,6 @@ pub use bpf::{
     load_classifier, map_info, obj_get, obj_pin, program_by_id, program_info, tcx_query, test_run,
 };
 pub use clock::coarse_clock_resolution;
-pub use map::{BATCH, PerCpuCounters, TypedMap};
+pub use map::{BATCH, PerCpuCounters, PerCpuMap, TypedMap};
 pub use memory::Memory;
 pub use socket::netns_cookie;

@@ -104,7 +104,7 @@ fn describe<F: PinnedFamily, R: Reader<F>>(
         facts.ranges(&frontend, F::settings(facts.settings).node_source, step);
     }
     let is_left = matches!(decision, Decision::Untouched(_));
-    if is_left || matches!(decision, Decision::Refuse(Reason::SourceNotAllowed)) {
+    if is_left || matches!(decision, Decision::Refuse(Reason::SourceNotAllowed, _)) {
         return;
     }
     let Some(eligible) = facts.policy(&frontend, Origin::Inside, step) else { return };
@@ -142,7 +142,7 @@ fn finish<F: PinnedFamily, R: Reader<F>>(
     let source = text::<F>(facts.source);
     let (verdict, reason, outcome) = match *decision {
         Decision::Untouched(reason) => ("pass", reason, None),
-        Decision::Refuse(reason) => {
+        Decision::Refuse(reason, _) => {
             let denied = matches!(reason, Reason::SourceNotAllowed);
             let error = if denied { "EPERM" } else { "ECONNREFUSED" };
             let text = format!("connect() fails with {error}");

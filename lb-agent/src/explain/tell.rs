@@ -349,10 +349,12 @@ fn rewritten_text<F: PinnedFamily, R: Reader<F>, S>(
     if action.is_reply() {
         return "becomes the address that the client asked".to_owned();
     }
+    let is_masqueraded = walk.settings.masquerades_all() && judged.site == Site::FromPod;
     let why = match (action, judged.site) {
         (Action::REQUEST_HAIRPIN, _) => {
             "the backend is the client itself, and its answer must come back through the node"
         }
+        _ if is_masqueraded => "--masquerade-all",
         (_, Site::Loopback) => {
             "the client's is of the loopback device, or one that other nodes may hold too"
         }

@@ -348,6 +348,17 @@ fn a_source_that_becomes_the_node_s_says_why() {
 }
 
 #[test]
+fn what_the_settings_change_is_told() {
+    let mut lab = Lab::new(world().0);
+    lab.world.settings.flags |= Settings::MASQUERADE_ALL;
+    let masqueraded = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(&masqueraded, &["sees 192.0.2.10", "becomes this node's: --masquerade-all"]);
+    lab.world.settings.flags = Settings::DRAINING;
+    let left = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(&left, &["`cleanup --drain` goes on", "counted as from_pod draining"]);
+}
+
+#[test]
 fn a_client_that_is_bound_or_not_let_in_is_told() {
     let (mut world, index) = world();
     world.services[index as usize].affinity_seconds = 60;

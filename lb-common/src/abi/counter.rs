@@ -125,6 +125,35 @@ numbered! {
     }
 }
 
+impl Reason {
+    /// The bits of the reasons for which a packet goes on translated.
+    pub const TRANSLATED: u64 =
+        Self::bits(&[Self::FlowCreated, Self::Request, Self::Reply, Self::IcmpTranslated]);
+
+    /// The bits of those for which a service port turns a packet or call away.
+    pub const TURNED_AWAY: u64 = Self::bits(&[
+        Self::NoEndpoint,
+        Self::NoLocalEndpoint,
+        Self::SourceNotAllowed,
+        Self::NoSourcePort,
+        Self::FlowTableFull,
+        Self::NoNodeAddress,
+        Self::NoRoute,
+        Self::TooBig,
+        Self::RewriteFailed,
+        Self::TableInconsistent,
+    ]);
+
+    const fn bits(reasons: &[Self]) -> u64 {
+        let (mut bits, mut index) = (0, 0);
+        while index < reasons.len() {
+            bits |= 1 << reasons[index] as u32;
+            index += 1;
+        }
+        bits
+    }
+}
+
 impl Hook {
     /// The entry of COUNTERS for `reason` at this hook.
     #[inline(always)]

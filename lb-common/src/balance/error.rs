@@ -33,7 +33,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     if is_quoted && let Some(verdict) = about_flow(&context, work, tables) {
         return verdict;
     }
-    of_no_flow(candidate, &context, tables)
+    of_no_flow(candidate, &context, work, tables)
 }
 
 /// What becomes of the error if it is about a packet of a known flow.

@@ -32,7 +32,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     let context = Context { packet, settings, site, now: tables.now() };
     match of_flow(&context, work, tables) {
         Some(verdict) => verdict,
-        None => of_no_flow(candidate, &context, tables),
+        None => of_no_flow(candidate, &context, work, tables),
     }
 }
 

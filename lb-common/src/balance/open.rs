@@ -8,6 +8,7 @@ use crate::{
         flow::{ANSWERED, Action, LOOPBACK_DEVICE, NextHop, ONE_WAY},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::Service,
+        traffic::NO_SERVICE,
     },
     packet::Kind,
 };
@@ -60,6 +61,7 @@ fn find<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Result<(), Reason> {
     let tuple = context.packet.tuple();
+    work.index = NO_SERVICE;
     if !tunnel::front_end(context, work, tables) {
         return Err(match tables.frontend(&FrontendKey::of_address(tuple.destination)) {
             Some(_) => Reason::NoSuchPort,
@@ -72,6 +74,7 @@ fn find<F: Family, T: Tables<F>>(
         return Err(Reason::MartianSource);
     }
     let frontend = work.frontend;
+    work.index = frontend.service;
     let service = tables.service(frontend.service).ok_or(Reason::TableInconsistent)?;
     if frontend.flags & Frontend::RANGED != 0
         && !tables.is_in_range(frontend.service, &tuple.source)

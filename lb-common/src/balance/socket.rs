@@ -5,6 +5,7 @@ use crate::abi::{
     counter::Reason,
     frontend::{Frontend, FrontendKey},
     settings::Settings,
+    traffic::NO_SERVICE,
 };
 
 use super::{
@@ -20,8 +21,9 @@ pub enum Decision<A: Address> {
     Untouched(Reason),
     /// It goes to this backend.
     Translate(Endpoint<A>),
-    /// It fails: with EPERM for [`Reason::SourceNotAllowed`], else with ECONNREFUSED.
-    Refuse(Reason),
+    /// It fails: with EPERM for [`Reason::SourceNotAllowed`], else with ECONNREFUSED. Then the
+    /// index of the service port that turns it away, [`NO_SERVICE`] for none.
+    Refuse(Reason, u32),
 }
 
 /// Who calls: read only once it matters.
@@ -57,7 +59,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     let key = FrontendKey::new(destination.address, destination.port, protocol);
     let Some(frontend) = tables.frontend(&key) else {
         return match tables.frontend(&FrontendKey::of_address(destination.address)) {
-            Some(_) => Decision::Refuse(Reason::NoSuchPort),
+            Some(_) => Decision::Refuse(Reason::NoSuchPort, NO_SERVICE),
             None => Decision::Untouched(Reason::UnknownAddress),
         };
     };
@@ -70,12 +72,12 @@ pub fn decide<F: Family, T: Tables<F>>(
             return Decision::Untouched(Reason::SocketExempt);
         }
         if !tables.is_in_range(frontend.service, &family.node_source) {
-            return Decision::Refuse(Reason::SourceNotAllowed);
+            return Decision::Refuse(Reason::SourceNotAllowed, frontend.service);
         }
     }
     let eligible = match select::eligible(&service, frontend.kind, Origin::Inside) {
         Ok(eligible) => eligible,
-        Err(reason) => return Decision::Refuse(reason),
+        Err(reason) => return Decision::Refuse(reason, frontend.service),
     };
     let client = match caller.datagram_socket() {
         Some(cookie) if service.affinity_seconds == 0 => Client::Socket(cookie),

@@ -21,7 +21,11 @@ use lb_common::{
     },
 };
 
-use crate::{count::count, maps, memory, tables, tables::FamilyMaps};
+use crate::{
+    count::{account, count},
+    maps, memory, tables,
+    tables::FamilyMaps,
+};
 
 /// Let the call go on.
 const ALLOW: i32 = 1;
@@ -209,8 +213,9 @@ fn call<L: Location>(context: &SockAddrContext, hook: Hook, is_sendmsg: bool) ->
             count(hook, reason);
             ALLOW
         }
-        Decision::Refuse(reason) => {
+        Decision::Refuse(reason, service) => {
             count(hook, reason);
+            account(service, reason, 0);
             refuse(if matches!(reason, Reason::SourceNotAllowed) { EPERM } else { ECONNREFUSED })
         }
         Decision::Translate(actual) => {

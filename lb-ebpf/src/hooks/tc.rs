@@ -22,7 +22,7 @@ use lb_common::{
 
 use crate::{
     answer,
-    count::count,
+    count::{account, count},
     error, fragment, maps,
     maps::{Fate, Ruling, Scratch},
     rewrite,
@@ -183,6 +183,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route + Tunnel, const HOOK: u32
     }
     let (result, reason) = apply::<F, HOOK>(context, scratch, ruling);
     count(hook, reason);
+    account(scratch.work.index, reason, context.len());
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result

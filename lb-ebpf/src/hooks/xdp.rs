@@ -16,11 +16,11 @@ use lb_common::{
         settings::{Device, MAX_DEVICES, Settings},
     },
     balance::{self, Candidate, Site, Verdict},
-    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, ethertype, tunnel::Tunnel},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IP_OFFSET, Packet, ethertype, tunnel::Tunnel},
 };
 
 use crate::{
-    count::count,
+    count::{account, count},
     hooks::tc::{self, Linear},
     maps::{self, Scratch},
     rewrite::{self, Rewrite},
@@ -90,7 +90,12 @@ fn judge<F: FamilyMaps + Rewrite + Tunnel>(
     match balance::decide_known(candidate, packet, settings, work, &mut tables::Maps) {
         Some(Verdict::Pass(reason)) => (XDP_PASS, reason),
         Some(Verdict::Drop(reason)) => (XDP_DROP, reason),
-        Some(Verdict::Translate(reason)) => translate(context, scratch, reason),
+        Some(Verdict::Translate(reason)) => {
+            let length = context.longest::<F>(packet).unwrap_or(0) as u32 + IP_OFFSET as u32;
+            let (action, reason) = translate(context, scratch, reason);
+            account(scratch.work.index, reason, length);
+            (action, reason)
+        }
         Some(Verdict::Answer(..)) | None => (XDP_PASS, Reason::LeftToTc),
     }
 }

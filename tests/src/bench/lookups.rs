@@ -284,7 +284,7 @@ fn connect<F: Side>(tables: &mut Counting<F>) -> Result<()> {
     let settings = settings(Fronts::ClusterIps);
     match socket::decide::<F, _>(service, TCP, &Stream, &settings, tables) {
         Decision::Translate(_) => Some(()),
-        Decision::Untouched(_) | Decision::Refuse(_) => None,
+        Decision::Untouched(_) | Decision::Refuse(..) => None,
     }
     .context("connect() to the Service was not translated")
 }

@@ -1,18 +1,24 @@
 //! Rows of what the programs write: flows and affinity.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
 };
 
-use lb_common::abi::{
-    address::{Address, Address4, Address6, Be16},
-    affinity::{Affinity, AffinityKey, BY_NETNS, BY_SOCKET},
-    backend::Backend,
-    flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN, Tuple},
-    service::Name,
-    settings::SettingsPair,
+use lb_common::{
+    abi::{
+        address::{Address, Address4, Address6, Be16},
+        affinity::{Affinity, AffinityKey, BY_NETNS, BY_SOCKET},
+        backend::Backend,
+        flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN, Tuple},
+        frontend::TCP,
+        service::Name,
+        settings::{Settings, SettingsPair},
+    },
+    balance::track,
+    packet::Kind,
 };
 use serde::Serialize;
 
@@ -21,7 +27,7 @@ use super::{
     rows::{Names, protocol_name},
 };
 use crate::dataplane::{
-    kernel::{opened, read_array, read_hash},
+    kernel::{opened, read_array, read_hash, settings_in_force},
     pins::Pins,
     probe,
     sys::{self, TypedMap},
@@ -124,6 +130,40 @@ pub(super) fn flows(pins: &Pins) -> Result<Vec<FlowRow>, GetError> {
         ))
     });
     Ok(rows)
+}
+
+/// How many live flows each service port has, by its index.
+pub(super) fn live(pins: &Pins) -> Result<HashMap<u32, u64>, GetError> {
+    let settings = read_array::<SettingsPair>(pins, "SETTINGS")?;
+    let settings = settings.first().map(settings_in_force).unwrap_or_default();
+    // Without the time all of them count.
+    let now = sys::obj_get(&pins.clock()).and_then(|clock| probe::ticks_now(clock.as_fd())).ok();
+    let mut counts = HashMap::new();
+    for map in ["FLOWS4", "EMBRYONIC4"] {
+        count_live::<Address4>(pins, map, &settings, now, &mut counts)?;
+    }
+    for map in ["FLOWS6", "EMBRYONIC6"] {
+        count_live::<Address6>(pins, map, &settings, now, &mut counts)?;
+    }
+    Ok(counts)
+}
+
+/// Counts the entries of the direction from client to backend: every flow has one.
+fn count_live<A: Address>(
+    pins: &Pins,
+    map: &'static str,
+    settings: &Settings,
+    now: Option<u32>,
+    counts: &mut HashMap<u32, u64>,
+) -> Result<(), GetError> {
+    for (key, flow) in read_flows::<A>(pins, map)? {
+        let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
+        let is_over = now.is_some_and(|now| track::is_expired(&flow, kind, now, settings));
+        if !flow.action.is_reply() && !is_over {
+            *counts.entry(flow.service).or_default() += 1;
+        }
+    }
+    Ok(())
 }
 
 fn live_names(pins: &Pins) -> Result<Vec<(u32, Name)>, GetError> {

@@ -1,20 +1,23 @@
 //! Rows of what the agent writes: services, front ends, backends; and counters.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, THIS_HOST},
+    backend::{
+        Backend, IN_CLUSTER_SET, IN_LOCAL_SET, IN_SLICE, ON_THIS_NODE, READY, TERMINATING,
+        THIS_HOST,
+    },
     counter::{Hook, Reason},
     frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
     service::{Name, Service},
 };
 use serde::Serialize;
 
-use crate::dataplane::PinnedState;
+use crate::dataplane::{PinnedState, traffic::Carried};
 
 /// A service port in one family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,6 +30,12 @@ pub struct ServiceRow {
     pub protocol: &'static str,
     /// `address:port` of its front ends, but for node ports of any node.
     pub frontends: Vec<String>,
+    /// How many of its endpoints are ready.
+    pub ready: u32,
+    /// How many of its endpoints are terminating.
+    pub terminating: u32,
+    /// How many of its endpoints are ready and on this node.
+    pub local: u32,
     /// How many backends serve it, cluster wide.
     pub cluster_backends: u32,
     /// How many backends of this node serve it.
@@ -42,6 +51,14 @@ pub struct ServiceRow {
     pub source_ranges: Vec<String>,
     /// Session affinity by client for so many seconds; null without.
     pub affinity_seconds: Option<u32>,
+    /// Live flows that are translated packet by packet.
+    pub flows: u64,
+    /// Packets that were translated, of both directions; null if they are not counted.
+    pub packets: Option<u64>,
+    /// Their bytes.
+    pub bytes: Option<u64>,
+    /// Packets and calls that were turned away, by reason.
+    pub drops: BTreeMap<&'static str, u64>,
     /// Index into SERVICES.
     pub index: u32,
 }
@@ -170,8 +187,20 @@ fn all_frontends(state: &PinnedState) -> Vec<AnyFrontend> {
     frontends
 }
 
+/// What service ports have to do, by their index.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    /// Live flows.
+    pub(super) flows: HashMap<u32, u64>,
+    /// What they have carried and turned away.
+    pub(super) carried: Carried,
+}
+
 /// The rows of `get services`, by name, family and protocol.
-pub(super) fn services(state: &PinnedState) -> Vec<ServiceRow> {
+pub(super) fn services(state: &PinnedState, load: &Load) -> Vec<ServiceRow> {
+    let mut endpoints = HashMap::new();
+    count_endpoints(&state.backends4, &mut endpoints);
+    count_endpoints(&state.backends6, &mut endpoints);
     let mut frontends: HashMap<u32, Vec<AnyFrontend>> = HashMap::new();
     for frontend in all_frontends(state) {
         frontends.entry(frontend.value.service).or_default().push(frontend);
@@ -189,11 +218,37 @@ pub(super) fn services(state: &PinnedState) -> Vec<ServiceRow> {
             let frontends = frontends.remove(index).unwrap_or_default();
             let mut ranges = ranges.remove(index).unwrap_or_default();
             ranges.sort_unstable();
-            is_port.then(|| service_row(*index, name, service, &frontends, &ranges))
+            let endpoints = endpoints.get(index).copied().unwrap_or_default();
+            is_port.then(|| ServiceRow {
+                ready: endpoints.ready,
+                terminating: endpoints.terminating,
+                local: endpoints.local,
+                ..service_row(*index, name, service, &frontends, &ranges, load)
+            })
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.family, a.protocol).cmp(&(&b.name, b.family, b.protocol)));
     rows
+}
+
+/// The endpoints of a service port.
+#[derive(Clone, Copy, Default)]
+struct Endpoints {
+    ready: u32,
+    terminating: u32,
+    local: u32,
+}
+
+/// Counts the endpoints that are in a slice, by service port. A Service has an index for each
+/// family.
+fn count_endpoints<A>(backends: &[Backend<A>], counts: &mut HashMap<u32, Endpoints>) {
+    for backend in backends.iter().filter(|backend| backend.flags & IN_SLICE != 0) {
+        let is = |flags| u32::from(backend.flags & flags == flags);
+        let count = counts.entry(backend.service).or_default();
+        count.ready += is(READY);
+        count.terminating += is(TERMINATING);
+        count.local += is(READY | ON_THIS_NODE);
+    }
 }
 
 fn service_row(
@@ -202,7 +257,11 @@ fn service_row(
     service: &Service,
     frontends: &[AnyFrontend],
     ranges: &[IpNet],
+    load: &Load,
 ) -> ServiceRow {
+    let Load { flows, carried } = load;
+    let traffic = carried.traffic.get(&index).copied().unwrap_or_default();
+    let is_counted = index < carried.counted;
     let is_outside = frontends.iter().any(|frontend| !frontend.value.kind.is_internal());
     let mode = if service.flags & Service::DSR != 0 { "dsr" } else { "snat" };
     let shown = frontends.iter().filter(|frontend| !frontend.is_of_any_node());
@@ -212,6 +271,9 @@ fn service_row(
         family: name.family,
         protocol: protocol_name(name.protocol),
         frontends: shown.map(AnyFrontend::text).collect(),
+        ready: 0,
+        terminating: 0,
+        local: 0,
         cluster_backends: service.cluster.length(),
         local_backends: service.local.length(),
         internal_traffic_policy: policy(Service::INTERNAL_LOCAL),
@@ -219,6 +281,10 @@ fn service_row(
         external_mode: is_outside.then_some(mode),
         source_ranges: ranges.iter().map(ToString::to_string).collect(),
         affinity_seconds: (service.affinity_seconds > 0).then_some(service.affinity_seconds),
+        flows: flows.get(&index).copied().unwrap_or_default(),
+        packets: is_counted.then_some(traffic.packets),
+        bytes: is_counted.then_some(traffic.bytes),
+        drops: carried.drops.get(&index).cloned().unwrap_or_default(),
         index,
     }
 }
@@ -304,7 +370,7 @@ pub(super) fn counters(sums: &[u64]) -> Vec<CounterRow> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::{address::Be16, range::RangeKey, service::SlotRange};
+    use lb_common::abi::{address::Be16, range::RangeKey, service::SlotRange, traffic::Traffic};
 
     use super::*;
 
@@ -335,7 +401,7 @@ mod tests {
             address: Ipv4Addr::new(10, 0, 0, 7).into(),
             port: Be16::new(6443),
             sets: IN_CLUSTER_SET | IN_LOCAL_SET,
-            flags: ON_THIS_NODE | THIS_HOST,
+            flags: ON_THIS_NODE | THIS_HOST | IN_SLICE | READY,
             ..Backend::default()
         };
         PinnedState {
@@ -371,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_cluster_ip_as_a_whole_is_a_front_end_but_no_service() {
-        let rows = services(&state());
+        let rows = services(&state(), &Load::default());
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].name, "default/kubernetes:https");
         assert_eq!(rows[0].frontends, ["10.96.0.1:443", "192.0.2.10:30443", "203.0.113.9:443"]);
@@ -393,7 +459,7 @@ mod tests {
 
     #[test]
     fn a_service_shows_both_policies_and_who_may_reach_its_load_balancer() {
-        let row = services(&state()).remove(0);
+        let row = services(&state(), &Load::default()).remove(0);
         assert_eq!(row.internal_traffic_policy, "Cluster");
         assert_eq!(row.external_traffic_policy, "Local");
         assert_eq!(row.external_mode, Some("dsr"));
@@ -401,11 +467,33 @@ mod tests {
     }
 
     #[test]
+    fn a_service_shows_its_endpoints_and_what_it_has_carried() {
+        let mut state = state();
+        let backend = state.backends4[1];
+        let flags = IN_SLICE | TERMINATING;
+        state.backends4.push(Backend { sets: 0, flags, ..backend });
+        state.backends4.push(Backend { flags: IN_SLICE | READY, ..backend });
+        state.backends4.push(Backend { sets: 0, flags: IN_SLICE, ..backend });
+        state.backends4.push(Backend { sets: 0, flags: 0, ..backend });
+        let mut load = Load::default();
+        let row = services(&state, &load).remove(0);
+        assert_eq!((row.ready, row.terminating, row.local), (3, 1, 2));
+        assert_eq!((row.packets, row.bytes, row.flows), (None, None, 0));
+        load.flows.insert(0, 3);
+        load.carried.counted = 1;
+        load.carried.traffic.insert(0, Traffic { packets: 5, bytes: 700 });
+        load.carried.drops.insert(0, BTreeMap::from([("no_endpoint", 2)]));
+        let row = services(&state, &load).remove(0);
+        assert_eq!((row.packets, row.bytes, row.flows), (Some(5), Some(700), 3));
+        assert_eq!(row.drops, BTreeMap::from([("no_endpoint", 2)]));
+    }
+
+    #[test]
     fn a_service_that_nobody_outside_reaches_has_no_mode_for_them() {
         let mode = |service: &dyn Fn(&mut PinnedState)| {
             let mut state = state();
             service(&mut state);
-            services(&state).remove(0).external_mode
+            services(&state, &Load::default()).remove(0).external_mode
         };
         assert_eq!(mode(&|state| state.services[0].flags = 0), Some("snat"));
         let inside = |state: &mut PinnedState| state.frontends4.truncate(2);

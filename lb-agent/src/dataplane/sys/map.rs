@@ -239,63 +239,119 @@ impl<K, V> AsFd for TypedMap<K, V> {
     }
 }
 
-/// An array of 64-bit counters with one value for each possible CPU.
+/// A map whose keys are `K` and that has a `V` for each possible CPU in every entry.
 #[derive(Debug)]
-pub struct PerCpuCounters {
-    map: TypedMap<u32, u64>,
+pub struct PerCpuMap<K, V> {
+    map: TypedMap<K, V>,
     cpus: usize,
 }
 
-impl PerCpuCounters {
-    /// Takes the map, if it is a per-CPU array of 8-byte values.
+/// Counters by index.
+pub type PerCpuCounters = PerCpuMap<u32, u64>;
+
+impl<K: Pod, V: Pod> PerCpuMap<K, V> {
+    /// The kernel gives each value a multiple of 8 bytes.
+    const WHOLE_WORDS: () = assert!(size_of::<V>().is_multiple_of(8), "no whole words");
+
+    /// Takes the map, if it is a per-CPU one whose keys and values have the sizes of `K` and
+    /// `V`.
     ///
     /// # Errors
     /// InvalidData for another map, or those of BPF_OBJ_GET_INFO_BY_FD and of reading
     /// `/sys/devices/system/cpu/possible`.
     pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let () = Self::WHOLE_WORDS;
         let info = map_info(descriptor.as_fd())?;
-        if info.map_type != aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32 {
+        if !is_per_cpu(info.map_type) {
             return Err(other_layout("one value an entry, not one a CPU"));
         }
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         Ok(Self { map: TypedMap::checked(descriptor, info)?, cpus })
     }
 
-    /// Every counter, summed over the CPUs.
+    /// Shows every entry, with its values by CPU.
     ///
     /// # Errors
-    /// Those of BPF_MAP_LOOKUP_BATCH and BPF_MAP_LOOKUP_ELEM.
-    pub fn sums(&self) -> io::Result<Vec<u64>> {
-        let mut sums = vec![0; self.map.info.max_entries as usize];
-        let add = |keys: &[u32], values: &[u64]| {
+    /// Those of BPF_MAP_LOOKUP_BATCH, BPF_MAP_LOOKUP_ELEM and BPF_MAP_GET_NEXT_KEY.
+    pub fn visit(&self, mut each: impl FnMut(K, &[V])) -> io::Result<()> {
+        let show = |keys: &[K], values: &[V]| {
             for (key, values) in keys.iter().zip(values.chunks(self.cpus)) {
-                if let Some(sum) = sums.get_mut(*key as usize) {
-                    *sum = values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value));
-                }
+                each(*key, values);
             }
             true
         };
-        match self.map.visit_with(self.cpus, add) {
-            Err(error) if is_unsupported(&error) => self.sums_one_by_one(),
-            result => result.map(|()| sums),
+        match self.map.visit_with(self.cpus, show) {
+            // Kernels before 5.13 have no batches of per-CPU arrays.
+            Err(error) if is_unsupported(&error) => {}
+            result => return result,
+        }
+        for key in self.map.keys()? {
+            if let Some(values) = self.get(&key)? {
+                each(key, &values);
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &K) -> io::Result<Option<Vec<V>>> {
+        let mut values = vec![V::zeroed(); self.cpus];
+        let mut attributes = self.map.element(key, values.as_mut_ptr() as u64, 0);
+        // SAFETY: the kernel reads a key and writes a value for each possible CPU, of the
+        // sizes of `K` and `V`, and the buffer has room for as many.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) } {
+            Ok(_) => Ok(Some(values)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
-    /// Kernels before 5.13 have no batches of per-CPU arrays.
-    fn sums_one_by_one(&self) -> io::Result<Vec<u64>> {
-        (0..self.map.info.max_entries).map(|index| self.sum(index)).collect()
+    /// Sets the value of `key` on every CPU.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_UPDATE_ELEM.
+    pub fn set_all(&self, key: &K, value: V) -> io::Result<()> {
+        let values = vec![value; self.cpus];
+        let mut attributes = self.map.element(key, values.as_ptr() as u64, 0);
+        // SAFETY: the kernel reads a key and a value for each possible CPU, of the sizes of
+        // `K` and `V`, and the buffer holds as many.
+        unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+    }
+
+    /// Removes `key` and tells whether it was there.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_DELETE_ELEM but ENOENT.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        self.map.remove(key)
+    }
+
+    /// How many entries the map may hold.
+    pub fn max_entries(&self) -> u32 {
+        self.map.max_entries()
+    }
+}
+
+impl PerCpuCounters {
+    /// Every counter of an array, summed over the CPUs.
+    ///
+    /// # Errors
+    /// Those of [`PerCpuMap::visit`].
+    pub fn sums(&self) -> io::Result<Vec<u64>> {
+        let mut sums = vec![0; self.max_entries() as usize];
+        self.visit(|index, values| {
+            if let Some(sum) = sums.get_mut(index as usize) {
+                *sum = values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value));
+            }
+        })?;
+        Ok(sums)
     }
 
     /// One counter, summed over the CPUs.
     ///
     /// # Errors
-    /// Those of BPF_MAP_LOOKUP_ELEM.
+    /// Those of BPF_MAP_LOOKUP_ELEM; NotFound if there is none of this index.
     pub fn sum(&self, index: u32) -> io::Result<u64> {
-        let mut values = vec![0u64; self.cpus];
-        let mut attributes = self.map.element(&index, values.as_mut_ptr() as u64, 0);
-        // SAFETY: the kernel reads a 4-byte key and writes 8 bytes for each
-        // possible CPU, and the buffer has room for as many.
-        unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attributes) }?;
+        let values = self.get(&index)?.ok_or(io::ErrorKind::NotFound)?;
         Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
     }
 }

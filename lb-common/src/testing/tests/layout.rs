@@ -18,6 +18,7 @@ use crate::abi::{
     service::{Name, Service, Slot, SlotRange},
     settings::{Device, FamilySettings, Lifetimes, PortRange, Settings, SettingsPair, Timeouts},
     socket::{ConnectedPeer, DatagramKey, Peer},
+    traffic::{DropKey, Traffic},
 };
 
 /// Writes size, alignment and the offset of every field; a type whose fields are not all
@@ -90,6 +91,8 @@ fn current() -> String {
         RangeKey<Address6> { prefix_length, range }
         SettingsPair { active, zero, copies }
         Device { ifindex, mac, flags, mtu, epoch }
+        Traffic { packets, bytes }
+        DropKey { service, reason }
     }
     writeln!(text, "counters: {COUNTERS}, {REASONS_PER_HOOK} for each hook")
         .expect("a string takes text");

@@ -7,6 +7,7 @@ use crate::{
         frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
         service::Service,
         settings::{MAX_PREFIXES, PortRange, Settings},
+        traffic::NO_SERVICE,
     },
     balance::socket::{self, Caller, Decision},
     testing::{
@@ -77,7 +78,7 @@ fn answers<F: TestFamily>() {
         assert_eq!(node.call(1, 80, protocol, STREAM), translated);
         assert_eq!(node.tables.lookups.hashes(), 1);
         let other = if protocol == TCP { UDP } else { TCP };
-        let no_port = Decision::Refuse(Reason::NoSuchPort);
+        let no_port = Decision::Refuse(Reason::NoSuchPort, NO_SERVICE);
         assert_eq!(node.call(1, 80, other, STREAM), no_port);
         assert_eq!(node.call(1, 81, protocol, STREAM), no_port);
         let unknown = Decision::Untouched(Reason::UnknownAddress);
@@ -89,7 +90,7 @@ fn answers<F: TestFamily>() {
         assert_eq!(decision, Decision::Untouched(Reason::NotService));
         assert_eq!(node.tables.lookups, Lookups::default());
         node.world.services[index as usize].flags |= Service::INTERNAL_LOCAL;
-        let none_here = Decision::Refuse(Reason::NoLocalEndpoint);
+        let none_here = Decision::Refuse(Reason::NoLocalEndpoint, index);
         assert_eq!(node.call(1, 80, protocol, STREAM), none_here);
         node.world.services[index as usize].flags = 0;
         node.world.settings.flags |= Settings::DRAINING;
@@ -99,7 +100,8 @@ fn answers<F: TestFamily>() {
         }
         node.world.settings.flags &= !Settings::DRAINING;
         node.world.drain(ids[0]);
-        assert_eq!(node.call(1, 80, protocol, STREAM), Decision::Refuse(Reason::NoEndpoint));
+        let none = Decision::Refuse(Reason::NoEndpoint, index);
+        assert_eq!(node.call(1, 80, protocol, STREAM), none);
     }
 }
 
