@@ -242,8 +242,9 @@ fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
         flag(&format!("max-{name}"), &entries.to_string());
     }
     let Command::Run(run) = cli::parse(flags)?.command else { bail!("`run` is another command") };
-    let localhost_node_ports = node.localhost_node_ports.unwrap_or(true);
-    Ok(Config { localhost_node_ports, ..Config::new(*run)? })
+    let mut config = Config::load(*run)?;
+    config.localhost_node_ports = node.localhost_node_ports.unwrap_or(true);
+    Ok(config)
 }
 
 fn words<T: ToString>(list: &List<T>) -> Vec<String> {
