@@ -37,7 +37,7 @@ impl Args {
         is_whole || self.names.iter().any(|name| name == ALL || name == tier.name)
     }
 
-    /// The files of vectors, wherever a program runs that is given their names.
+    /// The files of vectors, by paths that mean the same in the clone, where programs run.
     fn files(&self) -> Result<Vec<Step>> {
         let step = |file: &PathBuf| {
             let file = path::absolute(file).with_context(|| format!("{}", file.display()))?;

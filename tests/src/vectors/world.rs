@@ -226,8 +226,6 @@ fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
     flag("metrics-bind-address", "");
     flag("nodeport-addresses", &joined(&node.node_port_addresses).unwrap_or("primary".into()));
     flag("masquerade-all", &node.masquerade_all.unwrap_or(false).to_string());
-    let localhost = node.localhost_node_ports.unwrap_or(true);
-    flag("iptables-localhost-nodeports", &localhost.to_string());
     match &node.detect_local {
         DetectLocal::Nohow => {}
         DetectLocal::Prefix(prefix) => {
@@ -236,10 +234,7 @@ fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
             let all = List([prefix].into_iter().chain(other).copied().collect());
             flag("cluster-cidr", &joined(&all).unwrap_or_default());
         }
-        DetectLocal::Interface => {
-            flag("detect-local-mode", "InterfaceNamePrefix");
-            flag("pod-interface-name-prefix", PODS);
-        }
+        DetectLocal::Interface => flag("detect-local-mode", "InterfaceNamePrefix"),
     }
     for (name, entries) in
         [("services", 1024), ("backends", 4096), ("slots", 32_768), ("flows", 16_384)]
@@ -247,7 +242,9 @@ fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
         flag(&format!("max-{name}"), &entries.to_string());
     }
     let Command::Run(run) = cli::parse(flags)?.command else { bail!("`run` is another command") };
-    Ok(Config::load(*run)?)
+    let mut config = Config::load(*run)?;
+    config.localhost_node_ports = node.localhost_node_ports.unwrap_or(true);
+    Ok(config)
 }
 
 fn words<T: ToString>(list: &List<T>) -> Vec<String> {
