@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod check;
 pub mod cleanup;
 mod clsact;
+pub mod conntrack;
 pub mod drain;
 pub mod fake;
 pub mod interfaces;
@@ -20,6 +21,7 @@ pub mod lock;
 pub mod mapped;
 pub mod netlink;
 pub mod pins;
+pub mod ports;
 pub mod probe;
 pub mod sweep;
 #[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]

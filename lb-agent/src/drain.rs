@@ -35,7 +35,7 @@ pub async fn drain(
     longest: Duration,
     stopped: impl Future<Output = ()>,
 ) -> Result<Outcome, DrainError> {
-    let Some(drain) = Drain::begin(bpf_dir)? else { return Ok(Outcome::Nothing) };
+    let Some(drain) = Drain::begin(bpf_dir, longest)? else { return Ok(Outcome::Nothing) };
     let deadline = Instant::now() + longest;
     let mut told = None::<Instant>;
     tokio::pin!(stopped);

@@ -3,6 +3,7 @@
 //! The datapath is taken over first and serves on with what an earlier agent left in the
 //! maps; only then is the source of objects asked. Ending leaves everything in place.
 
+mod ports;
 mod process;
 mod reconciler;
 mod servers;
@@ -111,7 +112,9 @@ async fn start(
     let (health_checks, wanted) = watch::channel(Wanted::default());
     let listeners = Listeners::new(&config.node_name, wanted, health.clone(), refusals.clone());
     tasks.spawn(listeners.run(cancel.clone()));
-    let sinks = Sinks { health, metrics, refusals, node_addresses, health_checks };
+    let programmed = CancellationToken::new();
+    ports::start(&pins, programmed.clone(), tasks, cancel).await;
+    let sinks = Sinks { health, metrics, refusals, node_addresses, health_checks, programmed };
     let reconciler = Reconciler::new(config, EXPECTED, ticks_per_second, sinks);
     if config.pod_prefixes == PodPrefixes::Unknown {
         tracing::warn!(

@@ -9,13 +9,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lb_tests::controlplane::Options;
 use lb_tests::controlplane::kube_proxy::{self, KubeProxy, Mode};
+use lb_tests::controlplane::objects::Endpoint;
 use lb_tests::controlplane::world::exposed::exposed;
-use lb_tests::controlplane::world::{PORT, World};
+use lb_tests::controlplane::world::{PORT, TARGET, World};
 use lb_tests::echo::{Probe, Transport};
 use lb_tests::netns::agent::{self, lb_agent};
-use lb_tests::netns::client::Load;
+use lb_tests::netns::client::{Crowd, Load};
 use lb_tests::netns::cluster::Cluster;
-use lb_tests::netns::host::Host;
+use lb_tests::netns::host::{Host, Serve};
 use lb_tests::netns::node::Node;
 use lb_tests::netns::plan::{Family, cidr, cluster_ip};
 use lb_tests::netns::process::Process;
@@ -143,9 +144,8 @@ fn start(mode: Mode) -> Result<(World, KubeProxy)> {
     world.serve(&[NEAR, FAR])?;
     world.create_pods("web", &[NEAR, FAR])?;
     world.plane.apply(&exposed("web", NUMBER, "NodePort", "web").to_string())?;
-    let ready = |endpoints: &[lb_tests::controlplane::objects::Endpoint]| {
-        endpoints.iter().filter(|endpoint| endpoint.ready).count() == 4
-    };
+    let ready =
+        |endpoints: &[Endpoint]| endpoints.iter().filter(|endpoint| endpoint.ready).count() == 4;
     world.plane.wait_for_slice("default", "web", Duration::from_secs(20), ready)?;
     let proxy = start_proxy(&world, mode)?;
     Ok((world, proxy))
@@ -281,4 +281,65 @@ fn connections_outlive_kube_proxy_and_its_tables() -> Result<()> {
 #[test]
 fn connections_outlive_kube_proxy_and_its_chains() -> Result<()> {
     check(Mode::Iptables, &["--socket-lb", "off"])
+}
+
+/// Clients of a node port whose backend is elsewhere, each known to that by a port of the
+/// node's: those that kube-proxy gave out and those that lb gives out must not meet.
+fn check_ports(mode: Mode, family: Family) -> Result<()> {
+    const COUNT: usize = 2_000;
+    const FIRST: [u16; 3] = [10_000, 20_000, 30_000];
+    let builder = Cluster::builder().pod(2, FAR);
+    let mut world = World::start(builder, Options::default())?;
+    let _server = world.cluster.pod(FAR).serve(&Serve::default().crowd(TARGET))?;
+    world.create_pods("web", &[FAR])?;
+    world.plane.apply(&exposed("web", NUMBER, "NodePort", "web").to_string())?;
+    let port = world.node_port("web", "tcp")?;
+    let ready = |endpoints: &[Endpoint]| endpoints.iter().filter(|one| one.ready).count() == 2;
+    world.plane.wait_for_slice("default", "web", PATIENCE, ready)?;
+    let proxy = start_proxy(&world, mode)?;
+    let at = world.cluster.node(1).at(family, port);
+    let gather = |world: &World, round: usize| {
+        let probe = Probe { source_port: FIRST[round], ..Probe::tcp(at).timeout(PATIENCE) };
+        world.cluster.outside().crowd(&probe, COUNT)
+    };
+    let mut rows = Rows::default();
+    let mut ask = |who: &str, crowd: &Crowd| -> Result<()> {
+        let report = crowd.ask()?;
+        println!(
+            "{who}: {} answered in {:.1} s, failed {:?}",
+            report.ok, report.seconds, report.failed
+        );
+        let all = report.ok == COUNT as u64 && report.moved == 0 && report.shared() == 0;
+        rows.is_true(format!("{at}: {who}: {:?}, {} moved", report.failed, report.moved), all);
+        Ok(())
+    };
+    let first = gather(&world, 0)?;
+    ask("kube-proxy's", &first)?;
+    world.start_agent(1, &["--cluster-cidr", &cidr::cluster()])?;
+    world.wait_backends("web", Some(1))?;
+    proxy.terminate()?;
+    lb(&world, &["cleanup", "--kube-proxy"])?;
+    let second = gather(&world, 1)?;
+    ask("lb's", &second)?;
+    ask("kube-proxy's beside lb's", &first)?;
+    ask("lb's again", &second)?;
+    let _proxy = start_proxy(&world, mode)?;
+    world.take_agent(1)?.terminate()?;
+    let mut drain = start_lb(&world, &["cleanup", "--drain", "5m"])?;
+    drain.wait_for_output("draining: ", PATIENCE)?;
+    let third = gather(&world, 2)?;
+    ask("the next kube-proxy's", &third)?;
+    ask("lb's beside them", &second)?;
+    ask("the first kube-proxy's beside them", &first)?;
+    drop(second);
+    let status = drain.wait(Duration::from_secs(60))?;
+    ensure!(status.success(), "{status}\n{}", drain.tail());
+    ask("the next kube-proxy's without lb", &third)?;
+    rows.finish()
+}
+
+#[test]
+fn ports_of_kube_proxys_connections_are_not_given_out_again() -> Result<()> {
+    check_ports(Mode::Nftables, Family::V4)?;
+    check_ports(Mode::Iptables, Family::V6)
 }

@@ -5,15 +5,18 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use lb_common::abi::settings::Settings;
+use tracing::warn;
 
 use super::{
     Dataplane as _, DataplaneError, cleanup,
     kernel::{KernelDataplane, read_settings},
     lock::{Lock, LockError},
     pins::{PinError, Pins},
+    ports,
     sweep::Sweeper,
 };
 
@@ -25,11 +28,11 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Has the programs open no more flows; `None` if nothing is pinned below `bpf_dir`.
+    /// Has the programs open no more flows, and the kernel give none of their ports to others for so long; `None` if nothing is pinned below `bpf_dir`.
     ///
     /// # Errors
     /// [`DrainError`]: an agent runs, or maps cannot be read or written.
-    pub fn begin(bpf_dir: &Path) -> Result<Option<Self>, DrainError> {
+    pub fn begin(bpf_dir: &Path, longest: Duration) -> Result<Option<Self>, DrainError> {
         let pins = Pins::new(bpf_dir);
         if !pins.map("SETTINGS").exists() {
             let others = cleanup::versions(bpf_dir).unwrap_or_default();
@@ -42,7 +45,10 @@ impl Drain {
         let mut settings = read_settings(&pins)?;
         settings.flags |= Settings::DRAINING;
         let sweeper = Sweeper::open(&pins)?;
+        hold_ports(&pins, longest);
         KernelDataplane::open(&pins)?.store_settings(&settings)?;
+        // Those that were opened meanwhile.
+        hold_ports(&pins, longest);
         Ok(Some(Self { sweeper, settings, _lock: lock }))
     }
 
@@ -52,6 +58,15 @@ impl Drain {
     /// Those of the bpf(2) calls.
     pub fn live(&self) -> Result<u64, DrainError> {
         self.sweeper.live(&self.settings).map_err(|source| DrainError::Flows { source })
+    }
+}
+
+/// Without it all but a few new connections find a port of their own.
+fn hold_ports(pins: &Pins, longest: Duration) {
+    // A drain may end a little late.
+    const MORE: Duration = Duration::from_secs(10);
+    if let Err(error) = ports::hold(pins, longest.saturating_add(MORE)) {
+        warn!(%error, "the kernel may give ports of our flows to new ones");
     }
 }
 

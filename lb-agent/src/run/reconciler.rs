@@ -11,6 +11,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{sleep_until, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::run::SocketLb,
@@ -74,6 +75,8 @@ pub(super) struct Sinks {
     pub(super) node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
     /// The health checks that Services ask for.
     pub(super) health_checks: watch::Sender<Wanted>,
+    /// Cancelled once the first complete state is in the maps.
+    pub(super) programmed: CancellationToken,
 }
 
 impl Reconciler {
@@ -348,6 +351,7 @@ impl Reconciler {
         let crate::plan::Counts { services, frontends, backends } = counts;
         if !self.ready {
             self.ready = true;
+            sinks.programmed.cancel();
             tracing::info!(
                 services,
                 frontends,

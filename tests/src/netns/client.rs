@@ -135,15 +135,16 @@ pub struct Crowd {
     parts: Vec<(Mutex<Repl>, u64)>,
 }
 
-/// The port of the first one of a crowd.
-const FIRST_PORT: usize = 2_000;
+/// The port of the first one of a crowd, if the test does not care.
+const FIRST_PORT: u16 = 2_000;
 
 impl Crowd {
     pub(super) fn gather(host: &Host, probe: &Probe, count: usize) -> Result<Self> {
         let mut parts = Vec::new();
         for first in (0..count).step_by(crowd::SHARE) {
             let repl = Mutex::new(Repl::start(host)?);
-            let source_port = u16::try_from(FIRST_PORT + first)?;
+            let begin = Some(probe.source_port).filter(|port| *port > 0).unwrap_or(FIRST_PORT);
+            let source_port = u16::try_from(usize::from(begin) + first)?;
             let probe = Probe { source_port, ..probe.clone() };
             let count = crowd::SHARE.min(count - first);
             let reply = call(&repl, &Request::Gather { probe, count })?;
