@@ -39,3 +39,13 @@ pub mod raw;
 pub mod rows;
 pub(crate) mod stale;
 pub mod world;
+
+/// `time` for a machine that is as fast as most: `LB_PATIENCE` times as long, for one that is
+/// emulated.
+pub(crate) fn patiently(time: std::time::Duration) -> std::time::Duration {
+    static FACTOR: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    let factor = FACTOR.get_or_init(|| {
+        std::env::var("LB_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+    });
+    time * *factor
+}

@@ -13,6 +13,7 @@ mod progress;
 mod run;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -44,6 +45,8 @@ enum Command {
     Check(check::Args),
     /// Measure, and write the report
     Bench(bench::Args),
+    /// Try lb on other kernels, each in a virtual machine
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&workspace, &args),
         Command::Check(args) => check::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Vm(args) => vm::run(&workspace, &args),
     });
     match result {
         Ok(code) => code,

@@ -68,14 +68,14 @@ pub(crate) fn can_install() -> bool {
 /// scratch directory and the missing files, which it leaves below it. None takes
 /// its place before all are made. Runs at the same time wait for each other;
 /// returns whether anything was missing.
-fn cached(
+pub(crate) fn cached(
     workspace: &Workspace,
     dir: &Path,
     files: &[&str],
     make: impl FnOnce(&Path, &[&str]) -> Result<()>,
 ) -> Result<bool> {
     let missing = || -> Vec<&str> {
-        let is_missing = |file: &&str| !dir.join(file).is_file();
+        let is_missing = |file: &&str| !dir.join(file).exists();
         files.iter().copied().filter(is_missing).collect()
     };
     if missing().is_empty() {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::client::program;
 use super::http;
 use super::node::Node;
+use super::patiently;
 use super::process::Process;
 
 /// How long the agent may take to put its first state into the maps.
@@ -104,7 +105,8 @@ impl Agent {
     /// # Errors
     /// As [`Agent::start`].
     pub fn wait_ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + READY;
+        let ready = patiently(READY);
+        let deadline = Instant::now() + ready;
         let process = &mut self.process;
         self.node.netns().run(|| {
             let mut last = String::new();
@@ -119,7 +121,7 @@ impl Agent {
                 }
                 thread::sleep(Duration::from_millis(5));
             }
-            bail!("the agent is not healthy after {READY:?}: {last}\n{}", process.tail())
+            bail!("the agent is not healthy after {ready:?}: {last}\n{}", process.tail())
         })
     }
 
@@ -180,7 +182,7 @@ impl Agent {
 pub fn get(node: &Node, what: &str) -> Result<Value> {
     let mut command = lb_agent()?;
     command.args(["get", what, "-o", "json", "--bpf-dir"]).arg(node.bpf_dir());
-    let output = node.output(command, COMMAND)?;
+    let output = node.output(command, patiently(COMMAND))?;
     serde_json::from_str(&output).with_context(|| format!("`get {what}` printed {output:?}"))
 }
 
@@ -204,7 +206,7 @@ pub fn cleanup(node: &Node) -> Result<String> {
     let mut command = lb_agent()?;
     command.arg("cleanup").arg("--bpf-dir").arg(node.bpf_dir());
     command.arg("--cgroup").arg(node.cgroup_tree().path());
-    node.output(command, COMMAND)
+    node.output(command, patiently(COMMAND))
 }
 
 /// The agent's program: `LB_AGENT`, else the release build of this workspace, which

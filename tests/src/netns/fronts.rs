@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::host::Host;
+use super::patiently;
 use super::plan::{Family, balancer_ip, cluster_ip, external_ip, node_port};
 use super::rows::Rows;
 use super::world::{PORT, World, expect};
@@ -13,8 +14,8 @@ use crate::echo::{Answer, Probe, Transport};
 
 /// How long is waited for what is not to come.
 pub const SILENT: Duration = Duration::from_millis(150);
-/// How soon a refusal must come, in milliseconds.
-const AT_ONCE: f64 = 100.0;
+/// How soon a refusal must come.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Both transports in both families.
 pub fn kinds() -> impl Iterator<Item = (Transport, Family)> {
@@ -110,7 +111,8 @@ pub fn ask(world: &World, client: &Host, probe: Probe, got: Got<'_>) -> Result<(
             let refused = answer.error() == Some("ECONNREFUSED");
             ensure!(refused, "{what}: not refused: {answer:?}");
             let Answer::Failed(failed) = &answer else { return Ok(()) };
-            ensure!(failed.elapsed_ms < AT_ONCE, "{what}: refused late: {answer:?}");
+            let at_once = patiently(AT_ONCE).as_millis() as f64;
+            ensure!(failed.elapsed_ms < at_once, "{what}: refused late: {answer:?}");
             Ok(())
         }
         Got::Error(name) => {

@@ -160,7 +160,7 @@ impl Host {
             }
         }
         let mut process = self.spawn(&format!("serve-{name}"), command)?;
-        process.wait_for_output("ready", Duration::from_secs(5))?;
+        process.wait_for_output("ready", super::patiently(Duration::from_secs(5)))?;
         Ok(process)
     }
 

@@ -9,6 +9,7 @@ use super::agent::{Agent, Options, cleanup};
 use super::cluster::{Builder, Cluster};
 use super::host::{Host, Serve};
 use super::manifests::{Endpoint, Manifests, Service};
+use super::patiently;
 use super::plan::{Family, cidr, cluster_ip};
 use super::process::Process;
 use crate::echo::{Answer, Probe, Transport};
@@ -233,7 +234,7 @@ impl World {
     /// # Errors
     /// It takes longer than 5 s.
     pub fn wait(&self, mut is_met: impl FnMut(&Agent) -> Result<bool>) -> Result<()> {
-        let start = Instant::now();
+        let (start, seen) = (Instant::now(), patiently(SEEN));
         loop {
             let mut all = true;
             for agent in self.agents.iter().flatten() {
@@ -242,7 +243,7 @@ impl World {
             if all {
                 return Ok(());
             }
-            ensure!(start.elapsed() < SEEN, "not within {SEEN:?}");
+            ensure!(start.elapsed() < seen, "not within {seen:?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -1,0 +1,105 @@
+//! `cargo xtask vm`: tries lb on other kernels, each in a virtual machine.
+//!
+//! Kernels and qemu are Debian packages that are unpacked below the cache and never
+//! installed. A machine has no disk and no network: its initramfs holds `lb-vm` of the tests
+//! crate as the first process, which tells on the serial console what its tests came to.
+
+mod cpio;
+mod debian;
+mod image;
+mod machine;
+mod modules;
+mod report;
+
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use self::report::Results;
+use crate::progress::seconds;
+use crate::workspace::Workspace;
+use crate::{build, setup};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Kernels; all of them by default
+    #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(KERNELS.map(|kernel| kernel.name)))]
+    names: Vec<String>,
+    /// Write the golden of instruction counts and the table in docs/kernels.md
+    #[arg(long)]
+    bless: bool,
+    /// Parts to try: load, rows, connections; all of them by default
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+/// A kernel to try, and the Debian releases that have it.
+pub(crate) struct Kernel {
+    /// What it is called here, and the directory in the cache.
+    pub(crate) name: &'static str,
+    suites: &'static [&'static str],
+}
+
+/// Oldest first. Of those that a release has, the newest version is taken.
+pub(crate) const KERNELS: [Kernel; 4] = [
+    Kernel { name: "5.10", suites: &["bullseye"] },
+    Kernel { name: "6.1", suites: &["bookworm"] },
+    Kernel { name: "6.12", suites: &["bookworm-backports"] },
+    Kernel { name: "newest", suites: &["trixie-backports", "sid"] },
+];
+
+/// How long a machine may run.
+const LIMIT: Duration = Duration::from_secs(600);
+
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    if setup::can_install() {
+        setup::ensure(workspace, setup::Scope::Build)?;
+    }
+    build::agent(workspace)?;
+    build::tests_bins(workspace)?;
+    let chosen = KERNELS.iter().filter(|kernel| {
+        args.names.is_empty() || args.names.iter().any(|name| name == kernel.name)
+    });
+    let mut all = Vec::new();
+    for kernel in chosen {
+        let results = try_kernel(workspace, kernel, &args.only)
+            .unwrap_or_else(|error| Results::failure(kernel.name, &error));
+        println!("{}", results.line());
+        results.failures().for_each(|failure| println!("  FAILED {failure}"));
+        all.push(results);
+    }
+    report::compare(workspace, &mut all, args.bless)?;
+    println!("\n{}", report::table(&all));
+    let passed: usize = all.iter().map(|results| results.passed).sum();
+    let failed: usize = all.iter().map(|results| results.failed).sum();
+    println!("{passed} passed, {failed} failed");
+    stdout().flush().context("cannot write the result")?;
+    Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Boots one kernel and waits for its results. The programs are built.
+pub(crate) fn try_kernel(
+    workspace: &Workspace,
+    kernel: &Kernel,
+    only: &[String],
+) -> Result<Results> {
+    let qemu = debian::qemu(workspace)?;
+    let release = debian::kernel(workspace, kernel)?;
+    let image = image::write(workspace, &release)?;
+    let log = workspace.log(&format!("vm-{}", kernel.name));
+    let console = machine::boot(&qemu, &release, &image, only, &log, LIMIT)?;
+    let mut results = Results::parse(kernel.name, &console.text);
+    results.took = console.took;
+    ensure!(
+        results.is_whole || results.failed > 0,
+        "the machine ended after {} before all was tried; its console is in {}",
+        seconds(console.took),
+        log.display()
+    );
+    if !results.is_whole {
+        results.fail(format!("not all was tried; the console is in {}", log.display()));
+    }
+    Ok(results)
+}

@@ -1,0 +1,92 @@
+//! Runs a virtual machine until it switches itself off, or for as long as it may.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::debian::{Qemu, Release};
+use super::image::{OBJECT, PROGRAMS};
+
+/// How often it is looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// An emulated machine takes so many times as long as others.
+const PATIENCE: u32 = 20;
+
+/// What came of a machine.
+pub(super) struct Console {
+    /// All that it wrote.
+    pub(super) text: String,
+    pub(super) took: Duration,
+}
+
+/// Boots a machine whose console goes to `log`; one that runs longer than `limit` is ended.
+pub(super) fn boot(
+    qemu: &Qemu,
+    release: &Release,
+    image: &Path,
+    only: &[String],
+    log: &Path,
+    limit: Duration,
+) -> Result<Console> {
+    let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let copy = file.try_clone().context("cannot share the log")?;
+    let started = Instant::now();
+    // Emulation takes all it gets: others go first.
+    let mut command = Command::new("nice");
+    command
+        .arg(&qemu.program)
+        .args(&qemu.arguments)
+        .args(["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"])
+        .args(["-smp", "2", "-m", "2048", "-nodefaults", "-no-user-config"])
+        .args(["-display", "none", "-serial", "stdio", "-no-reboot"])
+        .arg("-kernel")
+        .arg(&release.vmlinuz)
+        .arg("-initrd")
+        .arg(image)
+        .args(["-append", &kernel_arguments(only)])
+        .stdin(Stdio::null())
+        .stdout(file)
+        .stderr(copy);
+    if let Some(libraries) = &qemu.libraries {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    let mut child = command.spawn().context("cannot start qemu")?;
+    let ended = wait(&mut child, started + limit);
+    if !ended {
+        child.kill().context("cannot end qemu")?;
+        child.wait().context("cannot wait for qemu")?;
+    }
+    let bytes = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
+    Ok(Console { text: String::from_utf8_lossy(&bytes).into_owned(), took: started.elapsed() })
+}
+
+/// Waits until the machine is off; returns whether it was in time.
+fn wait(child: &mut Child, deadline: Instant) -> bool {
+    while Instant::now() < deadline {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return true;
+        }
+        thread::sleep(INTERVAL);
+    }
+    false
+}
+
+/// What the kernel does not know of it gives to the first process as its environment.
+fn kernel_arguments(only: &[String]) -> String {
+    let mut arguments = vec![
+        "console=ttyS0 quiet panic=-1 mitigations=off".to_owned(),
+        format!("PATH={PROGRAMS}"),
+        format!("LB_AGENT={PROGRAMS}/lb-agent"),
+        format!("LB_ECHO={PROGRAMS}/lb-echo"),
+        format!("LB_OBJECT={OBJECT}"),
+        format!("LB_PATIENCE={PATIENCE}"),
+    ];
+    if !only.is_empty() {
+        arguments.push(format!("LB_VM_ONLY={}", only.join(",")));
+    }
+    arguments.join(" ")
+}

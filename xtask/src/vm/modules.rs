@@ -1,0 +1,109 @@
+//! Kernel modules that the tests need, in an order in which each finds what it depends on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+/// What is needed beside what these depend on; what a kernel has built in is no module of it.
+/// `crc32c_generic` is no dependency by name: whoever needs it asks for the sum `crc32c`.
+pub(super) const WANTED: [&str; 11] = [
+    "crc32c_generic",
+    "veth",
+    "bridge",
+    "br_netfilter",
+    "sch_ingress",
+    "cls_bpf",
+    "nf_tables",
+    "nft_counter",
+    "nft_objref",
+    "nf_conntrack",
+    "nft_ct",
+];
+
+/// A module, as it is given to the kernel.
+pub(crate) struct Module {
+    pub(crate) name: String,
+    pub(crate) content: Vec<u8>,
+}
+
+/// Takes the wanted modules out of a directory of modules.
+pub(crate) fn collect(directory: &Path) -> Result<Vec<Module>> {
+    let mut files = BTreeMap::new();
+    find(directory, &mut files)?;
+    ensure!(files.contains_key("veth"), "no module veth below {}", directory.display());
+    let mut modules = Vec::new();
+    for name in WANTED {
+        add(name, &files, &mut modules)?;
+    }
+    Ok(modules)
+}
+
+fn find(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    let entries =
+        fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            find(&path, files)?;
+        } else if let Some(file) = path.file_name().and_then(|name| name.to_str())
+            && let Some((name, _)) = file.split_once(".ko")
+        {
+            files.insert(name.replace('-', "_"), path);
+        }
+    }
+    Ok(())
+}
+
+/// Adds a module behind those that it depends on; one that there is not is built in.
+fn add(name: &str, files: &BTreeMap<String, PathBuf>, modules: &mut Vec<Module>) -> Result<()> {
+    let name = name.replace('-', "_");
+    let Some(path) = files.get(&name) else { return Ok(()) };
+    if modules.iter().any(|module| module.name == name) {
+        return Ok(());
+    }
+    let content = read(path)?;
+    for other in dependencies(&content) {
+        add(&other, files, modules)?;
+    }
+    modules.push(Module { name, content });
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    if path.extension().is_none_or(|extension| extension != "xz") {
+        return fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    }
+    let output = Command::new("xz")
+        .args(["--decompress", "--stdout"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start xz")?;
+    ensure!(output.status.success(), "xz cannot read {}", path.display());
+    Ok(output.stdout)
+}
+
+/// What the module says of itself: `depends=` and names with commas.
+fn dependencies(content: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"depends=";
+    let words = content.split(|byte| *byte == 0);
+    let named = words.filter_map(|word| word.strip_prefix(KEY)).next().unwrap_or_default();
+    let names = String::from_utf8_lossy(named);
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_names_what_it_depends_on() {
+        let module = b"\x7fELF\0license=GPL\0depends=stp,llc\0retpoline=Y\0";
+        assert_eq!(dependencies(module), ["stp", "llc"]);
+        assert!(dependencies(b"\0depends=\0name=x\0").is_empty());
+        assert!(dependencies(b"").is_empty());
+    }
+}
