@@ -7,6 +7,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -57,6 +58,8 @@ pub struct Config {
     pub pod_prefixes: PodPrefixes,
     /// Map sizes.
     pub sizes: Sizes,
+    /// How long the watch may be broken before the proxy is unhealthy; zero: for ever.
+    pub watch_timeout: Duration,
     /// Where /healthz listens.
     pub healthz: BindAddress,
     /// Where /metrics listens.
@@ -203,6 +206,7 @@ impl Config {
                 slots: arguments.max_slots,
                 flows: arguments.max_flows,
             },
+            watch_timeout: arguments.watch_timeout,
             healthz: BindAddress(healthz),
             metrics: BindAddress(metrics),
             bind_hard_fail: kube_proxy.bind_address_hard_fail,

@@ -7,9 +7,14 @@ mod ports;
 mod process;
 mod reconciler;
 mod servers;
+mod sockets;
 mod stats;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -20,11 +25,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    cli::run::SocketLb,
     config::{Config, PodPrefixes, Source},
     conntrack,
     dataplane::{
-        bpffs, cgroup,
+        bpffs,
         kernel::KernelDataplane,
         load::{self, Constants, Programs},
         lock::Lock,
@@ -43,6 +47,8 @@ use reconciler::{Reconciler, Sinks};
 
 /// How many events may wait for the reconciler.
 const EVENTS: usize = 1024;
+/// How often it is looked how long the watch has been broken.
+const LIVENESS: Duration = Duration::from_secs(1);
 /// How long an ending agent waits for its servers and its sweep.
 const END: Duration = Duration::from_secs(2);
 
@@ -98,7 +104,7 @@ async fn start(
     let programs = Arc::new(load_programs(config, &pins)?);
     let dataplane = KernelDataplane::open(&pins)?;
     servers::start(config, &health, &metrics, cancel, tasks).await?;
-    attach_sockets(config, &pins, &programs)?;
+    sockets::start(config, &pins, &programs, &health, tasks, cancel)?;
     let (node_addresses, node_addresses_seen) = watch::channel(None::<Vec<IpAddr>>);
     let interfaces =
         Interfaces::open(&pins, Arc::clone(&programs), interface_options(config), None)
@@ -106,7 +112,7 @@ async fn start(
             .context("cannot follow the network interfaces")?;
     let network = interfaces.subscribe();
     let (sender, events) = mpsc::channel(EVENTS);
-    let (source, refusals) = start_source(config, &metrics, sender).await?;
+    let (source, refusals) = start_source(config, &health, &metrics, sender).await?;
     let ticks_per_second = probe::ticks_per_second().context("cannot read the kernel's clock")?;
     stats::start(&pins, ticks_per_second, &metrics, &health, tasks, cancel)?;
     let (health_checks, wanted) = watch::channel(Wanted::default());
@@ -147,25 +153,6 @@ fn load_programs(config: &Config, pins: &Pins) -> anyhow::Result<Programs> {
     Ok(load::load(pins, &config.sizes, constants)?)
 }
 
-/// Attaches the connect-time hooks; without a cgroup2 they are off and packets are
-/// balanced all the same.
-fn attach_sockets(config: &Config, pins: &Pins, programs: &Programs) -> anyhow::Result<()> {
-    let mode = config.socket_lb;
-    let found: Option<PathBuf> = config.cgroup.clone().or_else(bpffs::cgroup2_mount);
-    let Some(directory) = found else {
-        if mode != SocketLb::Off {
-            tracing::warn!(
-                "no cgroup2 is mounted: connect-time hooks are off, packets are still balanced"
-            );
-        }
-        cgroup::detach(pins)?;
-        return Ok(());
-    };
-    cgroup::attach(pins, programs, &directory, mode)?;
-    tracing::info!(cgroup = %directory.display(), mode = ?mode, "connect-time hooks attached");
-    Ok(())
-}
-
 fn interface_options(config: &Config) -> InterfaceOptions {
     InterfaceOptions {
         devices: config.devices.clone(),
@@ -177,8 +164,19 @@ fn interface_options(config: &Config) -> InterfaceOptions {
 
 type SourceTask = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
+/// Makes the proxy unhealthy while a watch has been broken for longer than the limit.
+async fn follow_liveness(liveness: api::Liveness, limit: Duration, health: Health) {
+    let mut ticks = tokio::time::interval(LIVENESS);
+    loop {
+        ticks.tick().await;
+        let is_limited = limit > Duration::ZERO;
+        health.fault("watch", liveness.dead(limit, Instant::now()).filter(|_| is_limited));
+    }
+}
+
 async fn start_source(
     config: &Config,
+    health: &Health,
     metrics: &Metrics,
     sender: mpsc::Sender<Event>,
 ) -> anyhow::Result<(SourceTask, Refusals)> {
@@ -193,8 +191,13 @@ async fn start_source(
         Source::Api(options) => {
             let connection = api::connect(options).await?;
             let refusals = Refusals::published(connection.client.clone(), &config.node_name);
+            let liveness = connection.liveness().clone();
+            let (limit, health) = (config.watch_timeout, health.clone());
             let task = async move {
-                api::watch(connection, sender).await;
+                tokio::select! {
+                    () = api::watch(connection, sender) => {}
+                    () = follow_liveness(liveness, limit, health) => {}
+                }
                 Ok(())
             };
             Ok((Box::pin(task), refusals))

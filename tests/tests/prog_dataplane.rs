@@ -28,7 +28,8 @@ use lb_agent::{
     dataplane::{
         Dataplane, DataplaneError,
         attach::{Direction, Interface, TcAttacher},
-        cgroup, cleanup,
+        cgroup::Hooks,
+        cleanup,
         interfaces::NodeNetwork,
         kernel::KernelDataplane,
         load::{Constants, Programs, load},
@@ -639,7 +640,7 @@ fn connect_hooks_are_taken_over_follow_the_mode_and_the_cgroup() -> Result<()> {
     let (one, other) = (OwnCgroup::create("one")?, OwnCgroup::create("other")?);
     let pins = dir.pins();
     let attach = |group: &OwnCgroup, mode| -> Result<usize> {
-        cgroup::attach(&pins, &dir.load()?, group.0.path(), mode)?;
+        Hooks::attach(&pins, &dir.load()?, group.0.path(), mode)?;
         Ok(fs::read_dir(pins.links())?.count())
     };
     let connect4 = || link(&pins.links().join("cgroup-connect4"));
@@ -662,7 +663,7 @@ fn cleanup_takes_away_what_is_ours_and_leaves_the_rest() -> Result<()> {
     netns.run(|| {
         with_interfaces(&dir, |_| Ok(()))?;
         let programs = dir.load()?;
-        cgroup::attach(&dir.pins(), &programs, group.0.path(), SocketLb::Tcp)?;
+        Hooks::attach(&dir.pins(), &programs, group.0.path(), SocketLb::Tcp)?;
         let theirs = dir.0.join("theirs");
         fs::create_dir(&theirs)?;
         cleanup::cleanup(&dir.0)?;

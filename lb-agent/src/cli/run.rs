@@ -1,12 +1,12 @@
 //! The flags of `run`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, ValueEnum};
 
 use super::{
     CgroupArgs, LogArgs, PinArgs,
-    values::{Patterns, boolean},
+    values::{self, Patterns, boolean},
 };
 use crate::kube_proxy::flags::KubeProxyFlags;
 
@@ -74,6 +74,11 @@ pub struct RunArgs {
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_flows: u32,
 
+    /// How long the watch of the API server may be broken before /healthz answers 503;
+    /// 0: for ever
+    #[arg(long, env = "LB_WATCH_TIMEOUT", value_name = "DURATION", default_value = "10m",
+          value_parser = values::duration, help_heading = "Servers")]
+    pub watch_timeout: Duration,
     /// Write the configuration that the flags and --config make to a file, and end
     #[arg(long, env = "LB_WRITE_CONFIG_TO", value_name = "FILE", help_heading = "Instead")]
     pub write_config_to: Option<PathBuf>,

@@ -4,12 +4,7 @@
 //! Programs of others are never touched. What is attached to which interface is the
 //! business of [`netlink`](super::netlink).
 
-use std::{
-    collections::HashMap,
-    fs, io,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, io, os::fd::AsFd, path::PathBuf};
 
 use aya_obj::generated::bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
 use tracing::debug;
@@ -19,7 +14,7 @@ use crate::cli::run::TcAttach;
 use super::{
     clsact,
     interfaces::Role,
-    links,
+    links::{self, PinnedLink},
     load::{LoadError, Programs},
     pins::Pins,
     sys::{self, LinkTarget},
@@ -78,7 +73,7 @@ pub fn has_tcx() -> bool {
 pub struct TcAttacher {
     directory: PathBuf,
     by_tcx: bool,
-    pinned: HashMap<(u32, Direction), PathBuf>,
+    pinned: HashMap<(u32, Direction), PinnedLink>,
 }
 
 impl TcAttacher {
@@ -93,10 +88,14 @@ impl TcAttacher {
             TcAttach::Tcx => true,
             TcAttach::Clsact => false,
         };
-        let pinned = links::pinned(&directory, Direction::of_name)
+        let found = links::pinned(&directory, Direction::of_name)
             .map_err(|source| AttachError::Pins { path: directory.clone(), source })?;
-        let by_place = |(index, direction, path)| ((index, direction), path);
-        let pinned = pinned.into_iter().map(by_place).collect();
+        let mut pinned = HashMap::new();
+        for (index, direction, path) in found {
+            let link = PinnedLink::open(path.clone())
+                .map_err(|source| AttachError::Pins { path, source })?;
+            pinned.insert((index, direction), link);
+        }
         Ok(Self { directory, by_tcx, pinned })
     }
 
@@ -131,15 +130,33 @@ impl TcAttacher {
     /// # Errors
     /// Those of asking the kernel about a link or a filter.
     pub fn held(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
-        let Some(path) = self.pinned.get(&(index, direction)) else {
+        let Some(link) = self.pinned.get(&(index, direction)) else {
             return clsact::held(index, direction);
         };
-        let info = sys::link_info(sys::obj_get(path)?.as_fd())?;
+        let info = link.info()?;
         if info.target != [index, direction.tcx()] {
             return Ok(None);
         }
         let program = sys::program_by_id(info.program)?;
         Ok(Some(sys::program_info(program.as_fd())?.name()))
+    }
+
+    /// Whether `program` sees the packets of an interface still, and would without the agent.
+    pub fn is_attached(
+        &self,
+        programs: &Programs,
+        program: &'static str,
+        (index, direction): (u32, Direction),
+    ) -> bool {
+        if !self.by_tcx {
+            return clsact::held(index, direction)
+                .is_ok_and(|held| held.as_deref() == Some(program));
+        }
+        let Some(link) = self.pinned.get(&(index, direction)) else { return false };
+        let is_here = link.info().is_ok_and(|info| {
+            info.target == [index, direction.tcx()] && programs.is(program, info.program)
+        });
+        is_here && link.is_pinned()
     }
 
     /// Makes `program` the one of ours that sees the packets of `interface`. One that
@@ -175,20 +192,17 @@ impl TcAttacher {
         interface: &Interface,
         direction: Direction,
     ) -> io::Result<()> {
-        if let Some(path) = self.pinned.get(&(interface.index, direction)) {
-            let link = sys::obj_get(path)?;
-            let info = sys::link_info(link.as_fd())?;
-            if info.target == [interface.index, direction.tcx()] {
-                return sys::link_update(link.as_fd(), program);
+        if let Some(link) = self.pinned.get(&(interface.index, direction)) {
+            if link.info()?.target == [interface.index, direction.tcx()] {
+                return link.update(program);
             }
-            debug!(path = %path.display(), "the link's interface is gone");
+            debug!(path = %link.path().display(), "the link was detached, or its interface is gone");
             self.unlink(interface.index, direction)?;
         }
         let target = LinkTarget::Interface(interface.index);
-        let link = sys::link_create(program, target, direction.tcx())?;
         let path = self.directory.join(links::name(interface, direction.name()));
-        sys::obj_pin(link.as_fd(), &path)?;
-        self.pinned.insert((interface.index, direction), path);
+        let link = PinnedLink::create(program, target, direction.tcx(), path)?;
+        self.pinned.insert((interface.index, direction), link);
         Ok(())
     }
 
@@ -209,25 +223,10 @@ impl TcAttacher {
 
     fn unlink(&mut self, index: u32, direction: Direction) -> io::Result<()> {
         match self.pinned.remove(&(index, direction)) {
-            Some(path) => remove_link(&path),
+            Some(link) => link.remove(),
             None => Ok(()),
         }
     }
-}
-
-/// Detaches and unpins the link at `path`.
-pub(super) fn remove_link(path: &Path) -> io::Result<()> {
-    let link = sys::obj_get(path)?;
-    match sys::link_detach(link.as_fd()) {
-        Err(error) if !is_detached(&error) => return Err(error),
-        _ => {}
-    }
-    fs::remove_file(path)
-}
-
-/// Whether a link was found detached already: its interface or cgroup is gone.
-fn is_detached(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT))
 }
 
 /// A program could not be attached.

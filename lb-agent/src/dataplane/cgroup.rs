@@ -18,10 +18,11 @@ use aya_obj::generated::bpf_attach_type::{
 use crate::cli::run::SocketLb;
 
 use super::{
-    attach::{AttachError, remove_link},
+    attach::AttachError,
+    links::{self, PinnedLink},
     load::Programs,
     pins::Pins,
-    sys::{self, LinkTarget},
+    sys::{LinkInfo, LinkTarget},
 };
 
 struct Hook {
@@ -47,35 +48,106 @@ const HOOKS: [Hook; 8] = [
     hook("sendmsg6", BPF_CGROUP_UDP6_SENDMSG, true),
 ];
 
-/// Attaches the programs of `mode` to the cgroup at `directory`, in the place of those
-/// of an earlier agent, and detaches what only a former mode needed. Programs of others
-/// run as well.
-///
-/// # Errors
-/// [`AttachError::Cgroup`].
-pub fn attach(
-    pins: &Pins,
-    programs: &Programs,
-    directory: &Path,
+/// The connect-time hooks of a cgroup.
+#[derive(Debug)]
+pub struct Hooks {
+    pins: Pins,
+    directory: PathBuf,
     mode: SocketLb,
-) -> Result<(), AttachError> {
-    let is_wanted = |hook: &&Hook| match mode {
-        SocketLb::Off => false,
-        SocketLb::Auto | SocketLb::Tcp | SocketLb::Node => !hook.is_for_udp,
-        SocketLb::All => true,
-    };
-    for hook in HOOKS.iter().filter(is_wanted) {
-        let program = programs.get(hook.program)?;
-        attach_one(pins, hook, program, directory).map_err(|source| AttachError::Cgroup {
-            program: hook.program,
-            cgroup: directory.to_owned(),
-            source,
-        })?;
+    links: Vec<(&'static str, PinnedLink)>,
+}
+
+impl Hooks {
+    /// Attaches the programs of `mode` to the cgroup at `directory`, in the place of those
+    /// of an earlier agent, and detaches what only a former mode needed. Programs of others
+    /// run as well.
+    ///
+    /// # Errors
+    /// [`AttachError::Cgroup`].
+    pub fn attach(
+        pins: &Pins,
+        programs: &Programs,
+        directory: &Path,
+        mode: SocketLb,
+    ) -> Result<Self, AttachError> {
+        let directory = directory.to_owned();
+        let mut hooks = Self { pins: pins.clone(), directory, mode, links: Vec::new() };
+        hooks.mend(programs)?;
+        for hook in HOOKS.iter().rev().filter(|hook| !hooks.wants(hook)) {
+            detach_one(pins, hook)?;
+        }
+        Ok(hooks)
     }
-    for hook in HOOKS.iter().rev().filter(|hook| !is_wanted(hook)) {
-        detach_one(pins, hook)?;
+
+    /// Whether every hook is attached still, to the cgroup that is at the directory now, and
+    /// would be without the agent.
+    pub fn are_attached(&self, programs: &Programs) -> bool {
+        let Ok(cgroup) = fs::metadata(&self.directory) else { return false };
+        HOOKS.iter().filter(|hook| self.wants(hook)).all(|hook| {
+            let link = self.links.iter().find(|(program, _)| *program == hook.program);
+            link.is_some_and(|(_, link)| {
+                link.is_pinned()
+                    && link.info().is_ok_and(|info| {
+                        is_at(info, hook, &cgroup) && programs.is(hook.program, info.program)
+                    })
+            })
+        })
     }
-    Ok(())
+
+    /// Attaches what is not attached.
+    ///
+    /// # Errors
+    /// [`AttachError::Cgroup`] at the first that cannot be.
+    pub fn mend(&mut self, programs: &Programs) -> Result<(), AttachError> {
+        for hook in HOOKS.iter() {
+            if !self.wants(hook) {
+                continue;
+            }
+            let program = programs.get(hook.program)?;
+            self.attach_one(hook, program).map_err(|source| AttachError::Cgroup {
+                program: hook.program,
+                cgroup: self.directory.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn wants(&self, hook: &Hook) -> bool {
+        match self.mode {
+            SocketLb::Off => false,
+            SocketLb::Auto | SocketLb::Tcp | SocketLb::Node => !hook.is_for_udp,
+            SocketLb::All => true,
+        }
+    }
+
+    fn attach_one(&mut self, hook: &Hook, program: BorrowedFd<'_>) -> io::Result<()> {
+        let cgroup = fs::File::open(&self.directory)?;
+        let path = pin(&self.pins, hook);
+        let held = self.links.iter().position(|(program, _)| *program == hook.program);
+        let held = match held {
+            Some(position) => Some(self.links.swap_remove(position).1),
+            None => PinnedLink::open(path.clone()).ok(),
+        };
+        if let Some(link) = held {
+            let is_same = is_at(link.info()?, hook, &cgroup.metadata()?);
+            if is_same && link.update(program).is_ok() {
+                self.links.push((hook.program, link));
+                return Ok(());
+            }
+            link.remove()?;
+        }
+        let (target, attach_type) = (LinkTarget::Cgroup(cgroup.as_fd()), hook.attach_type as u32);
+        let link = PinnedLink::create(program, target, attach_type, path)?;
+        self.links.push((hook.program, link));
+        Ok(())
+    }
+}
+
+/// Whether a link is attached to a cgroup, where a hook belongs.
+fn is_at(info: LinkInfo, hook: &Hook, cgroup: &fs::Metadata) -> bool {
+    let id = cgroup.ino();
+    info.attach_type == hook.attach_type as u32 && info.target == [id as u32, (id >> 32) as u32]
 }
 
 /// Detaches every connect-time hook that is pinned.
@@ -98,7 +170,7 @@ fn pin(pins: &Pins, hook: &Hook) -> PathBuf {
 
 fn detach_one(pins: &Pins, hook: &Hook) -> Result<(), AttachError> {
     let path = pin(pins, hook);
-    match remove_link(&path) {
+    match links::remove(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(|source| AttachError::Cgroup {
             program: hook.program,
@@ -106,28 +178,4 @@ fn detach_one(pins: &Pins, hook: &Hook) -> Result<(), AttachError> {
             source,
         }),
     }
-}
-
-fn attach_one(
-    pins: &Pins,
-    hook: &Hook,
-    program: BorrowedFd<'_>,
-    directory: &Path,
-) -> io::Result<()> {
-    let cgroup = fs::File::open(directory)?;
-    let path = pin(pins, hook);
-    let attach_type = hook.attach_type as u32;
-    if let Ok(link) = sys::obj_get(&path) {
-        let info = sys::link_info(link.as_fd())?;
-        let id = cgroup.metadata()?.ino();
-        let is_same = info.attach_type == attach_type
-            && info.target == [id as u32, (id >> 32) as u32]
-            && sys::link_update(link.as_fd(), program).is_ok();
-        if is_same {
-            return Ok(());
-        }
-        remove_link(&path)?;
-    }
-    let link = sys::link_create(program, LinkTarget::Cgroup(cgroup.as_fd()), attach_type)?;
-    sys::obj_pin(link.as_fd(), &path)
 }

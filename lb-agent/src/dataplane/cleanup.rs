@@ -8,8 +8,8 @@ use std::{
 use tracing::warn;
 
 use super::{
-    attach::{AttachError, Direction, remove_link},
-    cgroup, clsact,
+    attach::{AttachError, Direction},
+    cgroup, clsact, links,
     lock::{Lock, LockError},
     pins::Pins,
 };
@@ -38,9 +38,9 @@ pub fn cleanup(bpf_dir: &Path) -> Result<Cleaned, CleanupError> {
     }
     cgroup::detach(&Pins::new(bpf_dir))?;
     for version in versions(bpf_dir).map_err(failed("list", bpf_dir))? {
-        let links = version.join("links");
-        for link in entries(&links).map_err(failed("list", &links))? {
-            remove_link(&link).map_err(failed("detach", &link))?;
+        let directory = version.join("links");
+        for link in entries(&directory).map_err(failed("list", &directory))? {
+            links::remove(&link).map_err(failed("detach", &link))?;
             cleaned.links += 1;
         }
         for pin in entries(&version).map_err(failed("list", &version))? {
@@ -49,7 +49,7 @@ pub fn cleanup(bpf_dir: &Path) -> Result<Cleaned, CleanupError> {
                 cleaned.pins += 1;
             }
         }
-        for directory in [&links, &version] {
+        for directory in [&directory, &version] {
             remove_directory(directory).map_err(failed("remove", directory))?;
         }
     }

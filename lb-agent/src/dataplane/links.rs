@@ -1,11 +1,100 @@
-//! Links on interfaces, as they are pinned: `<ifindex>-<ifname>-<site>`.
+//! Links as they are pinned, those on interfaces as `<ifindex>-<ifname>-<site>`.
+//!
+//! The agent holds a descriptor of each: a pin that somebody takes away takes no program off
+//! for as long as the agent runs, which pins it again.
 
 use std::{
     fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use super::attach::Interface;
+use super::{
+    attach::Interface,
+    sys::{self, LinkInfo, LinkTarget},
+};
+
+/// A link of ours, with where it is pinned.
+#[derive(Debug)]
+pub(super) struct PinnedLink {
+    link: OwnedFd,
+    path: PathBuf,
+}
+
+impl PinnedLink {
+    /// Opens the link that is pinned at `path`.
+    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+        Ok(Self { link: sys::obj_get(&path)?, path })
+    }
+
+    /// Attaches `program` and pins its link at `path`. Without the directory, which `cleanup`
+    /// takes away, nothing is attached.
+    pub(super) fn create(
+        program: BorrowedFd<'_>,
+        target: LinkTarget<'_>,
+        attach_type: u32,
+        path: PathBuf,
+    ) -> io::Result<Self> {
+        if !path.parent().is_some_and(Path::is_dir) {
+            return Err(io::Error::other("the directory of pins is gone: start the agent anew"));
+        }
+        let link = Self { link: sys::link_create(program, target, attach_type)?, path };
+        link.pin()?;
+        Ok(link)
+    }
+
+    /// What the kernel says of it.
+    pub(super) fn info(&self) -> io::Result<LinkInfo> {
+        sys::link_info(self.link.as_fd())
+    }
+
+    /// Where it is pinned.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is pinned still.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// Puts `program` in the place of the one it has, and pins it again if it is not.
+    pub(super) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        sys::link_update(self.link.as_fd(), program)?;
+        if self.is_pinned() { Ok(()) } else { self.pin() }
+    }
+
+    /// Detaches and unpins it.
+    pub(super) fn remove(self) -> io::Result<()> {
+        detach(self.link.as_fd())?;
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn pin(&self) -> io::Result<()> {
+        sys::obj_pin(self.link.as_fd(), &self.path)
+    }
+}
+
+/// Detaches and unpins the link at `path`.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    detach(sys::obj_get(path)?.as_fd())?;
+    fs::remove_file(path)
+}
+
+fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    match sys::link_detach(link) {
+        Err(error) if !is_detached(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a link was found detached already: its interface or cgroup is gone.
+fn is_detached(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT))
+}
 
 /// The name that the link of a program at `site` of an interface is pinned by; a bpffs has no
 /// dots in names.

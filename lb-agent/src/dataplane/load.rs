@@ -94,6 +94,12 @@ impl Programs {
             .map(|(_, descriptor)| descriptor.as_fd())
             .ok_or(LoadError::NoProgram { name })
     }
+
+    /// Whether the kernel's number `id` is that of the program `name`.
+    pub fn is(&self, name: &'static str, id: u32) -> bool {
+        let info = self.get(name).ok().map(sys::program_info);
+        info.is_some_and(|info| info.is_ok_and(|info| info.id == id))
+    }
 }
 
 /// Makes or takes over the maps and loads every program.

@@ -62,6 +62,8 @@ pub struct InterfaceOptions {
 /// How often everything is read anew, in case a message was lost or somebody took a
 /// program off.
 const RESYNC: Duration = Duration::from_secs(60);
+/// How often it is looked whether every program is still where it was put.
+const NOTICE: Duration = Duration::from_secs(2);
 /// How soon something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Flows are told no more often than this to ask for their way anew.
@@ -87,6 +89,8 @@ pub struct Interfaces {
     /// What an earlier agent took interfaces for, until the addresses are known.
     held: BTreeMap<u32, Role>,
     attached: BTreeMap<Place, &'static str>,
+    /// Places whose program somebody has taken off.
+    lost: BTreeSet<Place>,
     /// When flows may next be told to ask for their way anew, and whether they have to.
     forget_at: Instant,
     forgets: bool,
@@ -136,6 +140,7 @@ impl Interfaces {
             node_addresses,
             held: BTreeMap::new(),
             attached: BTreeMap::new(),
+            lost: BTreeSet::new(),
             forget_at: Instant::now(),
             forgets: true,
             warned: BTreeSet::new(),
@@ -172,11 +177,15 @@ impl Interfaces {
         mut node_addresses: watch::Receiver<Option<Vec<IpAddr>>>,
     ) -> Result<(), InterfaceError> {
         let mut resync_at = Instant::now() + RESYNC;
+        let mut notice_at = Instant::now() + NOTICE;
         loop {
             let was_known = self.node_addresses.is_some();
             let failing = !self.published.borrow().problems.is_empty();
             let until = |at: Instant| at - Instant::now().min(at);
-            let mut wait = if failing { RETRY } else { until(resync_at) };
+            let mut wait = until(resync_at).min(until(notice_at));
+            if failing {
+                wait = wait.min(RETRY);
+            }
             if self.forgets {
                 wait = wait.min(until(self.forget_at));
             }
@@ -190,9 +199,14 @@ impl Interfaces {
                     Stale { interfaces: true, ..Stale::default() }
                 }
                 () = sleep(wait) => {
-                    Stale { all: Instant::now() >= resync_at, interfaces: true, ..Stale::default() }
+                    Stale { all: Instant::now() >= resync_at, interfaces: failing, ..Stale::default() }
                 }
             };
+            let mut stale = stale;
+            if Instant::now() >= notice_at {
+                stale.interfaces |= self.notice();
+                notice_at = Instant::now() + NOTICE;
+            }
             let all = stale.all;
             self.forgets |= all || stale.ways;
             if self.forgets && Instant::now() >= self.forget_at {
@@ -216,6 +230,21 @@ impl Interfaces {
                 self.detach_strangers(&wanted);
             }
         }
+    }
+
+    /// Looks whether every program is still where it was put, for the cost of a system call
+    /// or two each; what is not is to be attached anew. Whether there is any.
+    fn notice(&mut self) -> bool {
+        let is_lost = |(place, program): &(&Place, &&'static str)| {
+            !self.attacher.is_attached(&self.programs, program, **place)
+        };
+        let lost = self.attached.iter().filter(is_lost).map(|(place, _)| *place);
+        let lost: Vec<Place> = lost.collect();
+        for place in &lost {
+            self.attached.remove(place);
+        }
+        self.lost.extend(&lost);
+        self.xdp.notice(&self.programs) || !lost.is_empty()
     }
 
     /// Takes in a message and those that come right behind it. The links are attended
@@ -276,6 +305,7 @@ impl Interfaces {
             }
         }
         let wanted = places(&roles);
+        self.lost.retain(|place| wanted.contains_key(place));
         // The entries that flows of node processes point to are there before a flow is.
         let unplaced = self.devices.set(&self.network.devices(&roles))?;
         let mut problems: Vec<String> = unplaced
@@ -303,6 +333,10 @@ impl Interfaces {
             match self.attacher.attach(&self.programs, program, &interface, place.1) {
                 Ok(()) => {
                     debug!(program, interface = interface.name, "attached");
+                    if self.lost.remove(&place) {
+                        let interface = &interface.name;
+                        warn!(program, interface, "was taken off by somebody, and is back");
+                    }
                     self.attached.insert(place, program);
                 }
                 Err(error) if is_gone(&error) => debug!(%error, "the interface has gone"),

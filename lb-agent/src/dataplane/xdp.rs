@@ -14,11 +14,11 @@ use tracing::{debug, info, warn};
 use crate::cli::run::XdpMode;
 
 use super::{
-    attach::{AttachError, Interface, remove_link},
-    links,
+    attach::{AttachError, Interface},
+    links::{self, PinnedLink},
     load::Programs,
     pins::Pins,
-    sys::{self, LinkTarget},
+    sys::LinkTarget,
 };
 
 /// The program.
@@ -85,7 +85,7 @@ pub fn wanted(mode: XdpMode, is_veth: bool) -> Taken {
 pub struct XdpAttacher {
     directory: PathBuf,
     mode: XdpMode,
-    pinned: BTreeMap<u32, PathBuf>,
+    pinned: BTreeMap<u32, PinnedLink>,
     /// How each device is taken, as was said.
     taken: BTreeMap<u32, Taken>,
     settled: BTreeSet<u32>,
@@ -98,8 +98,14 @@ impl XdpAttacher {
     /// [`AttachError::Pins`] if they cannot be listed.
     pub fn new(pins: &Pins, mode: XdpMode) -> Result<Self, AttachError> {
         let directory = pins.links();
-        let pinned = pinned_links(&directory)
+        let found = pinned_links(&directory)
             .map_err(|source| AttachError::Pins { path: directory.clone(), source })?;
+        let mut pinned = BTreeMap::new();
+        for (index, path) in found {
+            let link = PinnedLink::open(path.clone())
+                .map_err(|source| AttachError::Pins { path, source })?;
+            pinned.insert(index, link);
+        }
         Ok(Self { directory, mode, pinned, taken: BTreeMap::new(), settled: BTreeSet::new() })
     }
 
@@ -131,6 +137,21 @@ impl XdpAttacher {
         self.settled.contains(&index)
     }
 
+    /// Looks whether devices are taken as they were; those that are not are to be settled
+    /// again. Whether there are any.
+    pub fn notice(&mut self, programs: &Programs) -> bool {
+        let mut lost = false;
+        for (index, link) in &self.pinned {
+            let is_here = link
+                .info()
+                .is_ok_and(|info| info.target[0] == *index && programs.is(PROGRAM, info.program));
+            if !is_here || !link.is_pinned() {
+                lost |= self.settled.remove(index);
+            }
+        }
+        lost
+    }
+
     /// Lets every device be looked at again.
     pub fn unsettle(&mut self) {
         self.settled.clear();
@@ -158,28 +179,26 @@ impl XdpAttacher {
             return Ok(());
         };
         let program = programs.get(PROGRAM).map_err(io::Error::other)?;
-        if let Some(path) = self.pinned.get(&interface.index) {
-            let link = sys::obj_get(path)?;
-            let is_here = sys::link_info(link.as_fd())?.target[0] == interface.index;
-            if is_here && path.to_string_lossy().ends_with(suffix) {
-                return sys::link_update(link.as_fd(), program.as_fd());
+        if let Some(link) = self.pinned.get(&interface.index) {
+            let is_here = link.info()?.target[0] == interface.index;
+            if is_here && link.path().to_string_lossy().ends_with(suffix) {
+                return link.update(program.as_fd());
             }
-            debug!(path = %path.display(), "the link is of another device or mode");
+            debug!(path = %link.path().display(), "the link is of another device or mode");
             self.detach(interface.index);
         }
         let target = LinkTarget::Xdp { interface: interface.index, flags };
-        let link = sys::link_create(program.as_fd(), target, BPF_XDP as u32)?;
         let path = self.directory.join(links::name(interface, suffix));
-        sys::obj_pin(link.as_fd(), &path)?;
-        self.pinned.insert(interface.index, path);
+        let link = PinnedLink::create(program.as_fd(), target, BPF_XDP as u32, path)?;
+        self.pinned.insert(interface.index, link);
         Ok(())
     }
 
     fn detach(&mut self, index: u32) {
-        if let Some(path) = self.pinned.remove(&index)
-            && let Err(error) = remove_link(&path)
+        if let Some(link) = self.pinned.remove(&index)
+            && let Err(error) = link.remove()
         {
-            warn!(%error, path = %path.display(), "XDP could not be taken off");
+            warn!(%error, index, "XDP could not be taken off");
         }
     }
 }

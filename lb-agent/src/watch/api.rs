@@ -5,8 +5,10 @@
 //! fails to do ends the watch; it ends with its receiver.
 
 mod connect;
+mod liveness;
 
 pub use connect::{ConnectError, Connection, Options, connect};
+pub use liveness::Liveness;
 
 use std::{
     fmt,
@@ -191,6 +193,14 @@ impl Watch<'_> {
         progress: &mut Progress,
     ) -> Option<End> {
         let remedy = remedy(kind, error, progress.streaming && progress.listing);
+        let liveness = self.connection.liveness();
+        match remedy {
+            Remedy::Resume | Remedy::Relist => {
+                liveness.broke(kind, &sentence(error), Instant::now());
+            }
+            Remedy::ListPages => {}
+            Remedy::NotServed | Remedy::Denied => liveness.lives(kind),
+        }
         match remedy {
             Remedy::Resume => {
                 let delay = progress.pause.next(longest_pause(error));

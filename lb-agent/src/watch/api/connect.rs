@@ -6,8 +6,11 @@ use std::{env, error::Error, path::PathBuf, time::Duration};
 
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+
+use super::liveness::{Liveness, Proofs};
 
 /// How long to wait for a connection, so that an unreachable server is soon named.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +36,7 @@ pub struct Connection {
     pub client: Client,
     url: String,
     advice: Option<&'static str>,
+    liveness: Liveness,
 }
 
 /// Why there is no client.
@@ -73,12 +77,17 @@ pub enum ConnectError {
 impl Connection {
     /// The connection of a ready client.
     pub fn new(client: Client, url: &str) -> Self {
-        Self { client, url: url.to_owned(), advice: None }
+        Self { client, url: url.to_owned(), advice: None, liveness: Liveness::default() }
     }
 
     /// The server's URL.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Which watches are broken.
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
     }
 
     /// What to try when the server is not reachable.
@@ -112,9 +121,12 @@ pub async fn connect(options: &Options) -> Result<Connection, ConnectError> {
     }
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     let url = config.cluster_url.to_string();
-    let client = Client::try_from(config)
-        .map_err(|source| ConnectError::Client { url: url.clone(), source: Box::new(source) })?;
-    Ok(Connection { client, url, advice })
+    let liveness = Liveness::default();
+    let client = ClientBuilder::try_from(config)
+        .map_err(|source| ConnectError::Client { url: url.clone(), source: Box::new(source) })?
+        .with_layer(&Proofs(liveness.clone()))
+        .build();
+    Ok(Connection { client, url, advice, liveness })
 }
 
 /// The error and its causes, without those that one before names already and without the

@@ -1,0 +1,149 @@
+//! Whether the watch of each kind is alive.
+//!
+//! A watch breaks with an error and lives again with the next good answer to a request for
+//! its kind, be that a list or the beginning of a watch: [`Proofs`] sees those. So silence is
+//! no death: a watch of objects that nobody changes never breaks. A connection that dies in
+//! silence breaks by the client's read timeout, after less than five minutes.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use axum::http::{Request, Response};
+use futures::future::BoxFuture;
+use tower::{Layer, Service};
+
+use crate::watch::Kind;
+
+/// Which watches are broken, and since when; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Liveness(Arc<Mutex<BTreeMap<Kind, Broken>>>);
+
+#[derive(Debug)]
+struct Broken {
+    since: Instant,
+    /// What broke it first.
+    error: String,
+}
+
+impl Liveness {
+    /// The watch of a kind was met with an error at `now`.
+    pub fn broke(&self, kind: Kind, error: &str, now: Instant) {
+        let broken = || Broken { since: now, error: error.to_owned() };
+        self.state().entry(kind).or_insert_with(broken);
+    }
+
+    /// A request for a kind was answered, or the kind is done without.
+    pub fn lives(&self, kind: Kind) {
+        self.state().remove(&kind);
+    }
+
+    /// What has been broken for longer than `limit` at `now`, as a sentence that stays the
+    /// same for as long.
+    pub fn dead(&self, limit: Duration, now: Instant) -> Option<String> {
+        let state = self.state();
+        let is_dead =
+            |(_, broken): &(&Kind, &Broken)| now.saturating_duration_since(broken.since) >= limit;
+        let dead = state.iter().filter(is_dead);
+        let texts: Vec<_> =
+            dead.map(|(kind, broken)| format!("{kind}: {}", broken.error)).collect();
+        (!texts.is_empty())
+            .then(|| format!("no watch for longer than {limit:?}: {}", texts.join("; ")))
+    }
+
+    fn state(&self) -> MutexGuard<'_, BTreeMap<Kind, Broken>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the client tell [`Liveness`] what is answered.
+#[derive(Clone, Debug)]
+pub(super) struct Proofs(pub(super) Liveness);
+
+impl<S> Layer<S> for Proofs {
+    type Service = Proving<S>;
+
+    fn layer(&self, inner: S) -> Proving<S> {
+        Proving { inner, liveness: self.0.clone() }
+    }
+}
+
+/// A client that tells what is answered.
+#[derive(Clone, Debug)]
+pub(super) struct Proving<S> {
+    inner: S,
+    liveness: Liveness,
+}
+
+impl<S, A, B> Service<Request<A>> for Proving<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let kind = kind_of(request.uri().path());
+        let liveness = self.liveness.clone();
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await?;
+            if let Some(kind) = kind.filter(|_| answer.status().is_success()) {
+                liveness.lives(kind);
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// The kind that a request lists or watches, by the last part of its path.
+fn kind_of(path: &str) -> Option<Kind> {
+    match path.rsplit('/').next()? {
+        "services" => Some(Kind::Service),
+        "endpointslices" => Some(Kind::EndpointSlice),
+        "nodes" => Some(Kind::Node),
+        "servicecidrs" => Some(Kind::ServiceCidr),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_dead_once_it_has_been_broken_for_longer_than_the_limit() {
+        let (liveness, start) = (Liveness::default(), Instant::now());
+        let limit = Duration::from_secs(60);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(liveness.dead(limit, at(10_000)), None, "silence is no death");
+        liveness.broke(Kind::Service, "refused", at(0));
+        liveness.broke(Kind::Node, "refused", at(30));
+        liveness.broke(Kind::Service, "timed out", at(50));
+        assert_eq!(liveness.dead(limit, at(59)), None);
+        let dead = liveness.dead(limit, at(60)).unwrap();
+        assert_eq!(dead, "no watch for longer than 60s: Service: refused");
+        liveness.lives(Kind::Service);
+        assert_eq!(liveness.dead(limit, at(61)), None);
+        assert!(liveness.dead(limit, at(90)).is_some());
+    }
+
+    #[test]
+    fn a_request_tells_its_kind() {
+        for kind in Kind::ALL {
+            let group = kind.api_version();
+            let path = format!("/apis/{group}/{}s", kind.name().to_lowercase());
+            assert_eq!(kind_of(&path), Some(kind), "{path}");
+        }
+        assert_eq!(kind_of("/apis/events.k8s.io/v1/namespaces/default/events"), None);
+    }
+}
