@@ -13,7 +13,7 @@ use lb_agent::{
     },
     drain::{Outcome, drain},
     explain::explain,
-    run::stop_signal,
+    run::{process, stop_signal},
     takeover,
 };
 use tracing_subscriber::EnvFilter;
@@ -161,6 +161,7 @@ fn run(arguments: RunArgs) -> anyhow::Result<()> {
         conntrack::apply(&config.kube_proxy.conntrack);
         return Ok(());
     }
+    process::adjust_oom_score(&config.kube_proxy);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -4,7 +4,7 @@
 //! maps; only then is the source of objects asked. Ending leaves everything in place.
 
 mod ports;
-mod process;
+pub mod process;
 mod reconciler;
 mod servers;
 mod sockets;
@@ -95,7 +95,6 @@ async fn start(
     tasks: &TaskTracker,
 ) -> anyhow::Result<()> {
     process::raise_file_limit();
-    process::adjust_oom_score(&config.kube_proxy);
     // The lifetimes of flows are read from there.
     conntrack::apply(&config.kube_proxy.conntrack);
     let health = Health::new(2 * config.kube_proxy.sync_period());

@@ -1,9 +1,12 @@
 //! A cluster's own kube-proxy configuration, given to the agent.
 
 use std::fs;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::controlplane::Options;
+use lb_tests::controlplane::programs::kube_proxy;
 use lb_tests::controlplane::world::{PORT, World};
 use lb_tests::netns::agent;
 use lb_tests::netns::cluster::Cluster;
@@ -71,5 +74,56 @@ fn the_config_map_of_kubeadm_starts_the_agent_unchanged() -> Result<()> {
         Ok(fs::read_to_string(path)?)
     })?;
     ensure!(close_wait.trim() == "3600", "{close_wait}");
+    Ok(())
+}
+
+/// Flags of kube-proxy that both take for the same. kube-proxy lets `--masquerade-all` set one
+/// section, lb all of them.
+const FLAGS: [&str; 14] = [
+    "--cluster-cidr=10.0.0.0/14,fd00::/48",
+    "--bind-address=::",
+    "--oom-score-adj=-998",
+    "--v=2",
+    "--iptables-sync-period=1m",
+    "--iptables-min-sync-period=10s",
+    "--detect-local-mode=NodeCIDR",
+    "--feature-gates=AllAlpha=false",
+    "--vmodule=a=3,b=4",
+    "--nodeport-addresses=10.0.0.0/8,fd00::/8",
+    "--kube-api-qps=6.5",
+    "--conntrack-tcp-timeout-established=1h30m",
+    "--conntrack-udp-timeout=1.5s",
+    "--log-flush-frequency=1500ms",
+];
+
+#[test]
+fn what_is_written_is_what_kube_proxy_writes() -> Result<()> {
+    let cluster = Cluster::builder().nodes(1).build()?;
+    let node = cluster.node(1);
+    let directory = tempfile::tempdir()?;
+    let file = |name: &str| directory.path().join(name).display().to_string();
+    fs::write(file("kubeadm.conf"), CONFIG)?;
+    let other = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+        mode: nftables\nnftables: {masqueradeAll: true, syncPeriod: 1m}\nbindAddress: '::'\n\
+        nodePortAddresses: [primary]\nlogging: {flushFrequency: 1000000000, verbosity: 3}\n\
+        detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}\n\
+        ipvs: {excludeCIDRs: [10.9.0.0/16], strictARP: true, tcpTimeout: 15m}\n";
+    fs::write(file("other.conf"), other)?;
+    let written = |mut command: Command, name: &str, arguments: &[String]| -> Result<String> {
+        let path = file(name);
+        command.args(arguments).args(["--write-config-to", &path]);
+        node.output(command, Duration::from_secs(10))?;
+        // Both quote, but not the same: what looks like a number to one does not to the other.
+        Ok(fs::read_to_string(path)?.replace(['"', '\''], ""))
+    };
+    let config = |name: &str| vec!["--config".to_owned(), file(name)];
+    let flags = FLAGS.map(str::to_owned).to_vec();
+    for arguments in [vec![], config("kubeadm.conf"), config("other.conf"), flags] {
+        let theirs = written(Command::new(kube_proxy()?), "theirs", &arguments)?;
+        let mut run = agent::lb_agent()?;
+        run.arg("run");
+        let ours = written(run, "ours", &arguments)?;
+        ensure!(ours == theirs, "{arguments:?}: {ours}\nis not\n{theirs}");
+    }
     Ok(())
 }

@@ -20,7 +20,7 @@ pub(super) fn raise_file_limit() {
 
 /// Says how readily the process is killed when memory is short: a node without its agent
 /// hears of no changes.
-pub(super) fn adjust_oom_score(kube_proxy: &KubeProxyConfiguration) {
+pub fn adjust_oom_score(kube_proxy: &KubeProxyConfiguration) {
     let Some(score) = kube_proxy.oom_score_adj else { return };
     if let Err(error) = fs::write(OOM_SCORE_ADJ, score.to_string()) {
         tracing::debug!(score, %error, "cannot set oom_score_adj");

@@ -234,17 +234,20 @@ fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
             let all = List([prefix].into_iter().chain(other).copied().collect());
             flag("cluster-cidr", &joined(&all).unwrap_or_default());
         }
-        DetectLocal::Interface => flag("detect-local-mode", "InterfaceNamePrefix"),
+        DetectLocal::Interface => {
+            flag("detect-local-mode", "InterfaceNamePrefix");
+            flag("pod-interface-name-prefix", PODS.trim_end_matches('*'));
+        }
     }
+    let localhost = node.localhost_node_ports.unwrap_or(true);
+    flag("iptables-localhost-nodeports", &localhost.to_string());
     for (name, entries) in
         [("services", 1024), ("backends", 4096), ("slots", 32_768), ("flows", 16_384)]
     {
         flag(&format!("max-{name}"), &entries.to_string());
     }
     let Command::Run(run) = cli::parse(flags)?.command else { bail!("`run` is another command") };
-    let mut config = Config::load(*run)?;
-    config.localhost_node_ports = node.localhost_node_ports.unwrap_or(true);
-    Ok(config)
+    Ok(Config::load(*run)?)
 }
 
 fn words<T: ToString>(list: &List<T>) -> Vec<String> {
