@@ -59,8 +59,7 @@ impl<W: Write> Archive<W> {
         let size = u32::try_from(content.len()).map_err(io::Error::other)?;
         let name_size = name.len() as u32 + 1;
         // Number, mode, user, group, links, time, size, device, device's number, name, sum.
-        let fields =
-            [self.entries, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];
+        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];
         let mut header = String::from("070701");
         fields.iter().for_each(|field| header.push_str(&format!("{field:08X}")));
         header.push_str(name);

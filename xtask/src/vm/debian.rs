@@ -225,7 +225,8 @@ fn parts_of_kernel(said: &str) -> Vec<String> {
     let names = depends.split([',', '|']).filter_map(|one| one.split_whitespace().next());
     let is_part = |name: &&str| {
         PARTS.iter().any(|part| {
-            name.strip_prefix(part).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+            name.strip_prefix(part)
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
         })
     };
     names.filter(is_part).map(str::to_owned).collect()
@@ -244,10 +245,7 @@ fn mirror(workspace: &Workspace) -> Result<String> {
         let uri = line.strip_prefix(&format!("Packages {codename} "))?;
         Some(uri.to_owned())
     };
-    targets
-        .lines()
-        .find_map(own)
-        .with_context(|| format!("apt has no source of Debian {codename}"))
+    targets.lines().find_map(own).with_context(|| format!("apt has no source of Debian {codename}"))
 }
 
 /// The name of the machine's Debian release.

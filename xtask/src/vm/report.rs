@@ -75,7 +75,11 @@ impl Results {
     /// One line about it.
     pub(crate) fn line(&self) -> String {
         let Self { kernel, passed, failed, took, .. } = self;
-        format!("{kernel} ({}): {passed} passed, {failed} failed in {}", self.release(), seconds(*took))
+        format!(
+            "{kernel} ({}): {passed} passed, {failed} failed in {}",
+            self.release(),
+            seconds(*took)
+        )
     }
 
     fn release(&self) -> &str {
@@ -102,8 +106,11 @@ pub(super) fn compare(workspace: &Workspace, all: &mut [Results], bless: bool) -
     let mut golden = parse(&text);
     for results in all.iter_mut() {
         let series = results.series();
-        let counts: Vec<(String, u64)> =
-            results.instructions().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        let counts: Vec<(String, u64)> = results
+            .instructions()
+            .into_iter()
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect();
         for (program, count) in counts {
             let key = (series.clone(), program);
             if bless {
@@ -121,7 +128,8 @@ pub(super) fn compare(workspace: &Workspace, all: &mut [Results], bless: bool) -
         }
     }
     if bless {
-        let mut text = String::from("# kernel, program, instructions that the verifier went through\n");
+        let mut text =
+            String::from("# kernel, program, instructions that the verifier went through\n");
         for ((series, program), count) in &golden {
             writeln!(text, "{series} {program} {count}")?;
         }
