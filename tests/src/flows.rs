@@ -230,8 +230,7 @@ impl<F: KernelFamily> Kernel<F> {
         let now = self.counters.sums()?;
         ensure!(now.len() == COUNTERS as usize, "COUNTERS has {} entries", now.len());
         let counted = self.counted.borrow();
-        let moved: Vec<_> =
-            (0..now.len()).filter(|index| now[*index] != counted[*index]).collect();
+        let moved: Vec<_> = (0..now.len()).filter(|index| now[*index] != counted[*index]).collect();
         ensure!(moved.is_empty(), "counted at another hook than the frame's: {moved:?}");
         Ok(())
     }

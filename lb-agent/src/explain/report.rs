@@ -196,7 +196,9 @@ pub(super) fn meaning(reason: Reason) -> &'static str {
         Reason::UntranslatedLeaving => {
             "addressed to a ServiceCIDR and about to leave the node untranslated: dropped"
         }
-        Reason::Draining => "`cleanup --drain` goes on, which lets in nothing new: left to the stack",
+        Reason::Draining => {
+            "`cleanup --drain` goes on, which lets in nothing new: left to the stack"
+        }
         Reason::UnknownTcpFlow => "TCP of no known flow that opens none: left to the stack",
         Reason::Fragment => "a fragment before the first of its datagram: dropped",
         Reason::IcmpError => "an ICMP error about no known flow: dropped",
