@@ -21,6 +21,11 @@ fn pods(cni: Cni) -> Builder {
 
 /// The rows 3.1 to 3.3 and 3.11 of the contract.
 fn check_table_3(world: &mut World) -> Result<()> {
+    check_clients(world, false)
+}
+
+/// The same; with `masqueraded` pods are to be seen as their node.
+fn check_clients(world: &mut World, masqueraded: bool) -> Result<()> {
     world.serve(&["a", "b", "c"])?;
     world.serve_node(1)?;
     let near = world.service("near", 1);
@@ -35,10 +40,10 @@ fn check_table_3(world: &mut World) -> Result<()> {
     let [node1, node2] = [1, 2].map(|node| world.cluster.node(node));
     let mut failures = Vec::new();
     for kind @ (_, family) in kinds() {
-        let pod_ip: &[IpAddr] = &[a.ip(family)];
-        // By connect() the pod sees itself, per packet an address of its node.
-        let own_ips = [&node_addresses(world, 1, family)[..], pod_ip].concat();
         let node1_ips = node_addresses(world, 1, family);
+        let pod_ip: &[IpAddr] = if masqueraded { &node1_ips } else { &[a.ip(family)] };
+        // By connect() the pod sees itself, per packet an address of its node.
+        let own_ips = [&node1_ips[..], pod_ip].concat();
         let node2_ips = node_addresses(world, 2, family);
         let rows: [(&lb_tests::netns::host::Host, u8, &[&str], &[IpAddr]); 9] = [
             (&a, 1, &["b"], pod_ip),
@@ -99,6 +104,16 @@ fn only_connects_of_the_node_are_translated() -> Result<()> {
 #[test]
 fn connects_and_datagrams_are_translated() -> Result<()> {
     check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "all"])?)
+}
+
+#[test]
+fn pods_are_seen_as_their_node_where_all_are_masqueraded() -> Result<()> {
+    for cni in Cni::ALL {
+        let builder = pods(cni).rp_filter(1).masquerade().drop_invalid().forward_policy();
+        let mut world = World::start(builder, &["--masquerade-all"])?;
+        check_clients(&mut world, true).with_context(|| format!("{cni:?}"))?;
+    }
+    Ok(())
 }
 
 #[test]
