@@ -51,8 +51,9 @@ pub struct Conntrack {
 
 /// What a message is read into: the kernel fills no more in one go.
 const BUFFER: usize = 64 * 1024;
-/// `enum tcp_conntrack`.
+/// `enum tcp_conntrack`: from the second one on, both ends have closed.
 const TCP_ESTABLISHED: u8 = 3;
+const TCP_LAST_ACK: u8 = 6;
 
 impl Conntrack {
     /// Opens it; `None` if the kernel has none.
@@ -68,7 +69,8 @@ impl Conntrack {
         Ok(Some(Self { socket, buffer: vec![0; BUFFER] }))
     }
 
-    /// Calls `visit` with the direction of the answers of every connection, as they arrive.
+    /// Calls `visit` with the direction of the answers, as they arrive, of every connection
+    /// that is not over.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -153,11 +155,25 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<NetfilterMessag
     .flatten()
 }
 
-/// The direction of answers in an entry of TCP or UDP.
+/// Whether this tells that a TCP connection is over.
+fn is_over(attribute: &ConntrackAttribute) -> bool {
+    let ConntrackAttribute::CtaProtoInfo(protocols) = attribute else { return false };
+    protocols.iter().any(|protocol| match protocol {
+        ProtoInfo::TCP(parts) => parts
+            .iter()
+            .any(|part| matches!(part, ProtoInfoTCP::State(state) if *state >= TCP_LAST_ACK)),
+        _ => false,
+    })
+}
+
+/// The direction of answers in an entry of TCP or UDP that is not over.
 fn reply(message: &NetfilterMessage) -> Option<Direction> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = &message.inner else {
         return None;
     };
+    if attributes.iter().any(is_over) {
+        return None;
+    }
     let parts = attributes.iter().find_map(|attribute| match attribute {
         ConntrackAttribute::CtaTupleReply(parts) => Some(parts),
         _ => None,
@@ -208,6 +224,22 @@ fn tuple(direction: Direction) -> Vec<Tuple> {
 mod tests {
     use super::*;
 
+    /// An entry as the kernel tells it.
+    fn entry(reply: Direction, state: u8) -> Vec<u8> {
+        let state = ProtoInfo::TCP(vec![ProtoInfoTCP::State(state)]);
+        let entry = ConntrackMessage::New(vec![
+            ConntrackAttribute::CtaTupleOrig(tuple(reply.reversed())),
+            ConntrackAttribute::CtaTupleReply(tuple(reply)),
+            ConntrackAttribute::CtaProtoInfo(vec![state]),
+        ]);
+        let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+        let mut message = NetlinkMessage::from(NetfilterMessage::new(header, entry));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        bytes
+    }
+
     #[test]
     fn a_direction_is_read_as_it_was_written() {
         for (source, destination, is_tcp) in [
@@ -217,23 +249,15 @@ mod tests {
             let [source, destination] =
                 [source, destination].map(|at| at.parse().expect("an address"));
             let expected = Direction { source, destination, is_tcp };
-            let entry = ConntrackMessage::New(vec![
-                ConntrackAttribute::CtaTupleOrig(tuple(expected.reversed())),
-                ConntrackAttribute::CtaTupleReply(tuple(expected)),
-            ]);
-            let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
-            let mut message = NetlinkMessage::from(NetfilterMessage::new(header, entry));
-            message.finalize();
-            let mut bytes = vec![0; message.buffer_len()];
-            message.serialize(&mut bytes);
-            let twice = [bytes.clone(), bytes].concat();
-            let read: Vec<Direction> = messages(&twice)
+            let states = [TCP_ESTABLISHED, TCP_LAST_ACK, TCP_ESTABLISHED, TCP_LAST_ACK + 2];
+            let entries = states.map(|state| entry(expected, state)).concat();
+            let read: Vec<Direction> = messages(&entries)
                 .filter_map(|message| match message.payload {
                     NetlinkPayload::InnerMessage(message) => reply(&message),
                     _ => None,
                 })
                 .collect();
-            assert_eq!(read, [expected, expected]);
+            assert_eq!(read, [expected, expected], "those that are over are left out");
         }
     }
 }

@@ -20,6 +20,8 @@ use lb_common::abi::{
 };
 use nix::ifaddrs::getifaddrs;
 
+use crate::desired::settings::may_be_drawn;
+
 use super::{
     conntrack::{Conntrack, Direction},
     kernel::opened,
@@ -31,18 +33,19 @@ use super::{
 /// No service's, and no backend's.
 const NONE: u32 = u32::MAX;
 
-/// Has the programs leave alone the ports that the kernel's TCP connections have at addresses
-/// of this node. How many there are. Of datagrams the programs take over whole flows.
+/// Has the programs leave alone those of their ports that the kernel's TCP connections have at
+/// addresses of this node. How many there are. Of datagrams the programs take over whole flows.
 ///
 /// # Errors
 /// What the kernel says; without connection tracking there is nothing to do.
 pub fn reserve(pins: &Pins) -> io::Result<usize> {
-    let own = addresses()?;
+    let (own, local_ports) = (addresses()?, probe::local_ports());
+    let is_drawn = |reply: &Direction| may_be_drawn(reply.destination.port(), local_ports);
     let mut entries4 = Vec::new();
     let mut entries6 = Vec::new();
     let Some(mut conntrack) = Conntrack::open()? else { return Ok(0) };
     conntrack.replies(|reply| {
-        if reply.is_tcp && own.contains(&reply.destination.ip()) {
+        if reply.is_tcp && is_drawn(&reply) && own.contains(&reply.destination.ip()) {
             match (reply.source.ip(), reply.destination.ip()) {
                 (IpAddr::V4(source), IpAddr::V4(destination)) => {
                     entries4.push(tuple::<Address4>(source, destination, &reply));

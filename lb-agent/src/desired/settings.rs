@@ -169,6 +169,13 @@ fn node_ports(in_use: &InUse, before: PortRange) -> PortRange {
         .map_or(PortRange::default(), |(first, last)| PortRange { first, count: last - first + 1 })
 }
 
+/// Whether [`Settings::source_ports`] may ever hold `port` where the kernel gives the ports
+/// `local` to sockets.
+pub fn may_be_drawn(port: u16, local: (u16, u16)) -> bool {
+    let is_in = |(first, last): (u16, u16)| (first..=last).contains(&port);
+    port >= FIRST_SOURCE_PORT && !is_in(local) && !is_in(NODE_PORTS)
+}
+
 /// The longest range of ports that are free: neither below those of ordinary programs, nor
 /// given to sockets of this node (`local`), nor node ports, used or yet to come. None if the
 /// longest is short.

@@ -165,8 +165,8 @@ impl Table {
                 let Some(target) = rule.target.as_deref().and_then(|to| ours.get(to)) else {
                     continue;
                 };
-                let is_of_others = !ours.contains(&*rule.chain)
-                    && !(self.is_builtin(&rule.chain) && is_entry(target));
+                let is_its_jump = self.is_builtin(&rule.chain) && is_entry(target);
+                let is_of_others = !(ours.contains(&*rule.chain) || is_its_jump);
                 if is_of_others || kept.contains(&*rule.chain) {
                     kept.insert(target);
                 }

@@ -127,6 +127,21 @@ fn a_short_range_of_source_ports_is_none() {
 }
 
 #[test]
+fn a_port_may_be_drawn_where_no_range_of_others_lies() {
+    let local = (32_768, 60_999);
+    for (port, is_drawn) in [
+        (1_023, false),
+        (1_024, true),
+        (29_999, true),
+        (30_000, false),
+        (40_000, false),
+        (61_000, true),
+    ] {
+        assert_eq!(may_be_drawn(port, local), is_drawn, "{port}");
+    }
+}
+
+#[test]
 fn prefixes_of_pods_are_told_by_family() {
     let facts = NodeFacts {
         pod_prefixes: nets(&["10.244.0.0/16", "fd00:244::/56"]),

@@ -29,8 +29,11 @@ fn drain<F: TestFamily>(bench: &mut Bench<F>) {
     bench.update();
 }
 
-/// What comes in for a Service, with the place where it is caught.
-fn newcomers<F: TestFamily>() -> Vec<(Place, Endpoint<F::Address>, Endpoint<F::Address>)> {
+/// Where a packet is caught, its client and its front end.
+type Newcomer<A> = (Place, Endpoint<A>, Endpoint<A>);
+
+/// What comes in for a Service.
+fn newcomers<F: TestFamily>() -> Vec<Newcomer<F::Address>> {
     let outside = fronts::<F>().map(|front| (Place::FromDevice, client::<F>(), front));
     let mut all = vec![(Place::FromPod, pod::<F>(), web::<F>())];
     all.extend(outside);
