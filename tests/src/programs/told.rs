@@ -71,7 +71,8 @@ impl Programs {
         let globals: HashMap<&str, (&[u8], bool)> =
             constants.iter().map(|(name, value)| (*name, (&value[..], true))).collect();
         object.patch_map_data(globals)?;
-        let sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        let sections: HashSet<usize> =
+            object.functions.keys().map(|(section, _)| *section).collect();
         let maps = object.maps.clone();
         let mut descriptors = Vec::new();
         for (name, map) in &maps {
