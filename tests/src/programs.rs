@@ -4,6 +4,8 @@
 //! Programs run in the network namespace of the calling thread; [`in_private_namespace`]
 //! is where tests do it, so that devices have the numbers and addresses they expect.
 
+mod told;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -25,6 +27,16 @@ pub fn object_path() -> PathBuf {
         return path.into();
     }
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/lb-ebpf.o"))
+}
+
+/// What this kernel has, as the constants of the object.
+fn constants() -> [(&'static str, u32); 3] {
+    let features = probe::features();
+    [
+        ("HAS_SET_RETVAL", features.has_set_retval.into()),
+        ("HAS_NETNS_COOKIE", features.has_netns_cookie.into()),
+        ("HAS_CSUM_IPV6", features.has_csum_ipv6.into()),
+    ]
 }
 
 /// The loaded object.
@@ -76,12 +88,7 @@ impl Programs {
         for (name, entries) in entries {
             loader.map_max_entries(name, *entries);
         }
-        let features = probe::features();
-        let constants = [
-            ("HAS_SET_RETVAL", u32::from(features.has_set_retval)),
-            ("HAS_NETNS_COOKIE", u32::from(features.has_netns_cookie)),
-            ("HAS_CSUM_IPV6", u32::from(features.has_csum_ipv6)),
-        ];
+        let constants = constants();
         for (name, value) in &constants {
             loader.override_global(name, value, true);
         }

@@ -51,7 +51,7 @@ pub(crate) const KERNELS: [Kernel; 4] = [
 ];
 
 /// How long a machine may run.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1200);
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if setup::can_install() {

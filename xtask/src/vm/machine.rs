@@ -78,7 +78,7 @@ fn wait(child: &mut Child, deadline: Instant) -> bool {
 /// What the kernel does not know of it gives to the first process as its environment.
 fn kernel_arguments(only: &[String]) -> String {
     let mut arguments = vec![
-        "console=ttyS0 quiet panic=-1 mitigations=off".to_owned(),
+        "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check".to_owned(),
         format!("PATH={PROGRAMS}"),
         format!("LB_AGENT={PROGRAMS}/lb-agent"),
         format!("LB_ECHO={PROGRAMS}/lb-echo"),
