@@ -10,9 +10,7 @@ pub mod values;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{
-    Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource,
-};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use run::RunArgs;
 use values::{Destination, duration, socket_or_address};
@@ -184,20 +182,7 @@ where
     I: IntoIterator,
     I::Item: Into<OsString> + Clone,
 {
-    let matches = Cli::command().try_get_matches_from(arguments)?;
-    let mut cli = Cli::from_arg_matches(&matches)?;
-    if let (Command::Run(run), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
-        let given = |id: &str| {
-            let source = matches.value_source(id);
-            matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
-        };
-        run.without_effect = run::WITHOUT_EFFECT
-            .iter()
-            .copied()
-            .filter(|flag| given(&flag.replace('-', "_")))
-            .collect();
-    }
-    Ok(cli)
+    Cli::try_parse_from(arguments)
 }
 
 #[cfg(test)]

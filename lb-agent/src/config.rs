@@ -42,6 +42,8 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     /// Whose connect() is translated; never [`SocketLb::Auto`].
     pub socket_lb: SocketLb,
+    /// cgroups below that directory whose processes are left to the packet path.
+    pub excluded_cgroups: Vec<PathBuf>,
     /// Interfaces that face the outside.
     pub devices: Patterns,
     /// The host side of pod interfaces.
@@ -193,6 +195,7 @@ impl Config {
             bpf_dir: arguments.pins.bpf_dir.clone(),
             cgroup: arguments.cgroup.cgroup.clone(),
             socket_lb: socket_lb(arguments.socket_lb, masquerade_all),
+            excluded_cgroups: excluded_cgroups(&arguments),
             devices: arguments.devices.clone(),
             pod_interfaces: arguments.pod_interfaces.clone(),
             tc_attach: arguments.tc_attach,
@@ -227,6 +230,12 @@ fn socket_lb(mode: SocketLb, masquerade_all: bool) -> SocketLb {
         SocketLb::Auto => SocketLb::Tcp,
         mode => mode,
     }
+}
+
+/// An empty list is written as an empty text.
+fn excluded_cgroups(arguments: &RunArgs) -> Vec<PathBuf> {
+    let listed = arguments.socket_lb_exclude_cgroups.iter();
+    listed.filter(|path| !path.as_os_str().is_empty()).cloned().collect()
 }
 
 fn pod_prefixes(mode: Option<DetectLocalMode>, listed: &[IpNet]) -> Result<PodPrefixes, Error> {

@@ -174,9 +174,6 @@ fn run(arguments: RunArgs) -> anyhow::Result<()> {
 
 /// Says what was asked for and is not done, each kind of it in one line.
 fn name_without_effect(config: &Config, arguments: &RunArgs) {
-    for flag in &arguments.without_effect {
-        tracing::warn!(flag = format!("--{flag}"), "has no effect yet");
-    }
     let flags = arguments.kube_proxy.without_effect();
     if !flags.is_empty() {
         let flags: Vec<_> = flags.iter().map(|flag| format!("--{flag}")).collect();

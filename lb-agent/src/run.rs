@@ -28,7 +28,7 @@ use crate::{
     config::{Config, PodPrefixes, Source},
     conntrack,
     dataplane::{
-        bpffs,
+        bpffs, cgroup,
         kernel::KernelDataplane,
         load::{self, Constants, Programs},
         lock::Lock,
@@ -149,7 +149,11 @@ const EXPECTED: [Kind; 2] = [Kind::Node, Kind::ServiceCidr];
 
 fn load_programs(config: &Config, pins: &Pins) -> anyhow::Result<Programs> {
     let constants = Constants::new(config.socket_lb, probe::features())?;
-    Ok(load::load(pins, &config.sizes, constants)?)
+    let excluded = match sockets::directory(config) {
+        Some(directory) => cgroup::excluded(&directory, &config.excluded_cgroups)?,
+        None => Vec::new(),
+    };
+    Ok(load::load(pins, &config.sizes, constants.excluding(&excluded))?)
 }
 
 fn interface_options(config: &Config) -> InterfaceOptions {

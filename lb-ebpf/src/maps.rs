@@ -16,7 +16,7 @@ use lb_common::abi::{
     range::Range,
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
-    socket::{ConnectedPeer, DatagramKey, Peer},
+    socket::{ConnectedPeer, DatagramKey, MAX_EXCLUDED_CGROUPS, Peer},
     traffic::{DropKey, Traffic},
 };
 
@@ -202,6 +202,13 @@ pub static ONLY_NODE: Global<u32> = Global::new(0);
 /// 1: connect-time translation covers UDP too.
 #[unsafe(no_mangle)]
 pub static SOCKET_LB_UDP: Global<u32> = Global::new(0);
+/// How many cgroups [`EXCLUDED_CGROUPS`] names.
+#[unsafe(no_mangle)]
+pub static EXCLUDED_COUNT: Global<u32> = Global::new(0);
+/// Ids of cgroups whose processes are left to the packet path at connect time.
+#[unsafe(no_mangle)]
+pub static EXCLUDED_CGROUPS: Global<[u64; MAX_EXCLUDED_CGROUPS]> =
+    Global::new([0; MAX_EXCLUDED_CGROUPS]);
 /// 1: the kernel has `bpf_set_retval` for the connect-time hooks (6.1).
 #[unsafe(no_mangle)]
 pub static HAS_SET_RETVAL: Global<u32> = Global::new(0);

@@ -196,3 +196,43 @@ fn kube_proxy_s_spelling_cleans_up_and_writes_the_configuration() -> Result<()> 
     ensure!(!node.bpf_dir().exists(), "pins are left");
     Ok(())
 }
+
+/// How often connect() over IPv4 ended for a reason on node 1.
+fn connects(world: &mut World, reason: &str) -> Result<u64> {
+    let counters = world.agent(1)?.get("counters")?;
+    let rows = counters.as_array().into_iter().flatten();
+    let mut rows = rows.filter(|row| row["hook"] == "connect4" && row["reason"] == reason);
+    Ok(rows.next().and_then(|row| row["count"].as_u64()).unwrap_or(0))
+}
+
+#[test]
+fn processes_of_excluded_cgroups_are_left_to_the_packet_path() -> Result<()> {
+    let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b").pod(1, "c");
+    let mut world = World::start(builder, &SMALL_MAPS)?;
+    world.serve(&["b"])?;
+    world.publish(&world.service("web", 1), &world.endpoints(&["b"]))?;
+    world.take_agent(1)?.terminate()?;
+    let excluded = format!("nowhere,pods/a,{}", world.cluster.pod("b").cgroup().path().display());
+    let exclude = ["--socket-lb-exclude-cgroups", &excluded];
+    world.set_arguments(&[&exclude[..], &SMALL_MAPS].concat());
+    world.start_agent(1)?;
+    let log = world.agent(1)?.process().stderr();
+    ensure!(log.matches("not excluded until the agent starts again").count() == 1, "{log}");
+
+    let to = (cluster_ip(1).v4, PORT).into();
+    let hosts = [(world.cluster.pod("a"), true), (world.cluster.pod("c"), false)];
+    for (pod, is_excluded) in hosts {
+        let before =
+            [connects(&mut world, "socket_exempt")?, world.agent(1)?.counted("flow_created")?];
+        let answer = pod.tcp(to)?;
+        ensure!(answer.name() == Some("b"), "{answer:?}");
+        let after =
+            [connects(&mut world, "socket_exempt")?, world.agent(1)?.counted("flow_created")?];
+        let added = [after[0] - before[0], after[1] - before[1]];
+        let expected = if is_excluded { [1, 1] } else { [0, 0] };
+        ensure!(added == expected, "{}: {added:?}, not {expected:?}", pod.name());
+    }
+    let translated = connects(&mut world, "socket_translated")?;
+    ensure!(translated == 1, "{translated} connections were translated by connect()");
+    Ok(())
+}

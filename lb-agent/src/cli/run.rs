@@ -10,9 +10,6 @@ use super::{
 };
 use crate::kube_proxy::flags::KubeProxyFlags;
 
-/// Flags of `run` whose feature does not exist yet: `run` says so once when one is given.
-pub const WITHOUT_EFFECT: &[&str] = &["socket-lb-exclude-cgroups"];
-
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -99,10 +96,6 @@ pub struct RunArgs {
     /// Log level.
     #[command(flatten)]
     pub log: LogArgs,
-
-    /// Flags that were given and have no effect yet.
-    #[arg(skip)]
-    pub without_effect: Vec<&'static str>,
 }
 
 /// Whose connect() is translated.

@@ -1,3 +1,5 @@
+use clap::CommandFactory as _;
+
 use super::{
     run::{SocketLb, TcAttach, XdpMode},
     values::{Patterns, Protocol},
@@ -45,15 +47,6 @@ fn every_flag_has_an_environment_twin() {
 }
 
 #[test]
-fn every_flag_without_effect_exists() {
-    let command = Cli::command();
-    let run = command.find_subcommand("run").expect("there is run");
-    for flag in run::WITHOUT_EFFECT {
-        assert!(run.get_arguments().any(|known| known.get_long() == Some(flag)), "--{flag}");
-    }
-}
-
-#[test]
 fn the_defaults_are_those_of_the_interface() {
     let run = run(&[]);
     assert_eq!(run.pins.bpf_dir, PathBuf::from("/sys/fs/bpf/lb"));
@@ -63,7 +56,7 @@ fn the_defaults_are_those_of_the_interface() {
     );
     assert_eq!((run.devices, run.pod_interfaces), (Patterns::Auto, Patterns::Auto));
     assert_eq!(run.log.verbosity, None);
-    assert!(run.without_effect.is_empty() && !run.cleanup && !run.init_only);
+    assert!(run.socket_lb_exclude_cgroups.is_empty() && !run.cleanup && !run.init_only);
 }
 
 #[test]
@@ -87,7 +80,7 @@ fn flags_are_read_into_their_types() {
     assert_eq!(run.pod_interfaces.matches("cali21"), Some(true));
     assert_eq!(run.pod_interfaces.matches("veth"), Some(true));
     assert_eq!((run.log.verbosity, run.max_flows), (Some(4), 7));
-    assert_eq!(run.without_effect, ["socket-lb-exclude-cgroups"]);
+    assert_eq!(run.socket_lb_exclude_cgroups, ["/a", "/b"].map(PathBuf::from));
 }
 
 #[test]

@@ -15,6 +15,8 @@ use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
 };
 
+use lb_common::abi::socket::MAX_EXCLUDED_CGROUPS;
+
 use crate::cli::run::SocketLb;
 
 use super::{
@@ -150,6 +152,38 @@ fn is_at(info: LinkInfo, hook: &Hook, cgroup: &fs::Metadata) -> bool {
     info.attach_type == hook.attach_type as u32 && info.target == [id as u32, (id >> 32) as u32]
 }
 
+/// The ids of the cgroups that `--socket-lb-exclude-cgroups` names: paths below `directory`,
+/// or from its root. One that is not there is told in the log and left out.
+///
+/// # Errors
+/// If there are too many.
+pub fn excluded(directory: &Path, listed: &[PathBuf]) -> Result<Vec<u64>, TooMany> {
+    if listed.len() > MAX_EXCLUDED_CGROUPS {
+        return Err(TooMany(listed.len()));
+    }
+    let id = |path: &PathBuf| {
+        let below = path.strip_prefix(directory).or_else(|_| path.strip_prefix("/"));
+        let path = directory.join(below.unwrap_or(path));
+        match fs::metadata(&path) {
+            Ok(metadata) => Some(metadata.ino()),
+            Err(error) => {
+                let cgroup = path.display();
+                tracing::warn!(%cgroup, %error, "not excluded until the agent starts again");
+                None
+            }
+        }
+    };
+    Ok(listed.iter().filter_map(id).collect())
+}
+
+/// More cgroups than the programs hold.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--socket-lb-exclude-cgroups names {0} cgroups, more than {MAX_EXCLUDED_CGROUPS}: name one \
+     that holds several"
+)]
+pub struct TooMany(usize);
+
 /// Detaches every connect-time hook that is pinned.
 ///
 /// # Errors
@@ -177,5 +211,24 @@ fn detach_one(pins: &Pins, hook: &Hook) -> Result<(), AttachError> {
             cgroup: path,
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excluded_cgroups_are_below_the_directory_and_there() {
+        let root = tempfile::tempdir().expect("a directory");
+        let below = root.path().join("a/b");
+        fs::create_dir_all(&below).expect("a directory below");
+        let id = fs::metadata(&below).expect("it is there").ino();
+        let listed = ["a/b", "/a/b", "a/c"].map(PathBuf::from);
+        let listed = [&listed[..], &[below]].concat();
+        assert_eq!(excluded(root.path(), &listed).expect("few"), [id, id, id]);
+        let many = vec![PathBuf::from("a"); MAX_EXCLUDED_CGROUPS + 1];
+        let error = excluded(root.path(), &many).expect_err("too many").to_string();
+        assert!(error.starts_with("--socket-lb-exclude-cgroups names 9 cgroups"), "{error}");
     }
 }

@@ -15,6 +15,7 @@ use aya::{
     EbpfError, EbpfLoader, VerifierLogLevel,
     programs::{Program, ProgramError},
 };
+use lb_common::abi::socket::MAX_EXCLUDED_CGROUPS;
 use tracing::{debug, warn};
 
 use crate::{cli::run::SocketLb, config::Sizes};
@@ -44,6 +45,10 @@ pub struct Constants {
     pub has_netns_cookie: bool,
     /// Whether `bpf_l4_csum_replace` knows BPF_F_IPV6.
     pub has_csum_ipv6: bool,
+    /// How many of `excluded_cgroups` there are.
+    pub excluded_count: u32,
+    /// Ids of cgroups whose processes are left to the packet path at connect time.
+    pub excluded_cgroups: [u64; MAX_EXCLUDED_CGROUPS],
 }
 
 impl Constants {
@@ -66,7 +71,19 @@ impl Constants {
             has_set_retval: features.has_set_retval,
             has_netns_cookie: features.has_netns_cookie,
             has_csum_ipv6: features.has_csum_ipv6,
+            ..Self::default()
         })
+    }
+
+    /// The same, with cgroups whose processes are left to the packet path. Those that there
+    /// is no room for are not.
+    #[must_use]
+    pub fn excluding(mut self, cgroups: &[u64]) -> Self {
+        for (place, id) in self.excluded_cgroups.iter_mut().zip(cgroups) {
+            *place = *id;
+            self.excluded_count += 1;
+        }
+        self
     }
 }
 
@@ -125,6 +142,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
     }
     let node_cookie = constants.node_cookie.to_ne_bytes();
     let flags = [
+        ("EXCLUDED_COUNT", constants.excluded_count),
         ("ONLY_NODE", u32::from(constants.only_node)),
         ("SOCKET_LB_UDP", u32::from(constants.socket_lb_udp)),
         ("HAS_SET_RETVAL", u32::from(constants.has_set_retval)),
@@ -133,6 +151,7 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
     ];
     let mut loader = EbpfLoader::new();
     loader.btf(None).override_global("NODE_COOKIE", &node_cookie, true);
+    loader.override_global("EXCLUDED_CGROUPS", &constants.excluded_cgroups[..], true);
     loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
     for (name, value) in &flags {
         loader.override_global(name, value, true);

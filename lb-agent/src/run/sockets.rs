@@ -35,8 +35,7 @@ pub(super) fn start(
     cancel: &CancellationToken,
 ) -> Result<(), AttachError> {
     let mode = config.socket_lb;
-    let found: Option<PathBuf> = config.cgroup.clone().or_else(bpffs::cgroup2_mount);
-    let Some(directory) = found else {
+    let Some(directory) = directory(config) else {
         if mode != SocketLb::Off {
             tracing::warn!(
                 "no cgroup2 is mounted: connect-time hooks are off, packets are still balanced"
@@ -48,6 +47,11 @@ pub(super) fn start(
     tracing::info!(cgroup = %directory.display(), mode = ?mode, "connect-time hooks attached");
     tasks.spawn(follow(hooks, Arc::clone(programs), health.clone(), cancel.clone()));
     Ok(())
+}
+
+/// The cgroup of the hooks; none where there is no cgroup2.
+pub(super) fn directory(config: &Config) -> Option<PathBuf> {
+    config.cgroup.clone().or_else(bpffs::cgroup2_mount)
 }
 
 /// Puts back what somebody takes off; what cannot be put back makes the proxy unhealthy.

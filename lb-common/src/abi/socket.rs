@@ -5,6 +5,9 @@ use bytemuck::{Pod, Zeroable};
 
 use super::address::Be16;
 
+/// How many cgroups can be left to the packet path.
+pub const MAX_EXCLUDED_CGROUPS: usize = 8;
+
 /// An address and port of either family; IPv4 in the first word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]

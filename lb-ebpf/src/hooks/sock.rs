@@ -5,7 +5,10 @@
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+    helpers::generated::{
+        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
+        bpf_set_retval,
+    },
     programs::SockAddrContext,
 };
 use lb_common::{
@@ -32,6 +35,8 @@ const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const EPERM: i32 = 1;
+/// How deep below the root an excluded cgroup may be.
+const CGROUP_LEVELS: i32 = 8;
 /// The third word of a v4-mapped address (RFC 4291 section 2.5.5.2).
 const MAPPED_PREFIX: u32 = 0xffffu32.to_be();
 
@@ -188,7 +193,28 @@ fn cookie(context: &SockAddrContext) -> u64 {
 #[inline(always)]
 fn is_exempt(socket: &Socket, protocol: u8) -> bool {
     let covered = protocol == TCP || protocol == UDP && maps::SOCKET_LB_UDP.load() != 0;
-    !covered || maps::ONLY_NODE.load() != 0 && !socket.is_node()
+    !covered || maps::ONLY_NODE.load() != 0 && !socket.is_node() || is_excluded()
+}
+
+/// Whether the calling process is in an excluded cgroup, or below one. The programs of a
+/// node that excludes none hold no trace of this: the verifier knows the count.
+#[inline(always)]
+fn is_excluded() -> bool {
+    if maps::EXCLUDED_COUNT.load() == 0 {
+        return false;
+    }
+    let excluded = maps::EXCLUDED_CGROUPS.load();
+    for level in 1..=CGROUP_LEVELS {
+        // SAFETY: no pointers; a level deeper than the process's cgroup gives 0.
+        let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if ancestor == 0 {
+            return false;
+        }
+        if excluded.contains(&ancestor) {
+            return true;
+        }
+    }
+    false
 }
 
 /// connect() or sendmsg(): translates the address that the call names.
