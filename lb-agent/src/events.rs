@@ -1,11 +1,14 @@
-//! Warning Events about objects that this proxy refuses.
+//! Events: warnings about objects that this proxy refuses, and what becomes of the proxy
+//! itself, on its Node.
 //!
 //! With an API server they become Events on the object, with manifests log lines. It
-//! never holds its caller up: what cannot be sent is logged and forgotten.
+//! never holds its caller up: what cannot be sent is logged and forgotten. Where kube-proxy
+//! has the same Event, it is the same but for who reports it.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -13,7 +16,7 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::watch::{Kind, Object, ObjectName};
 
@@ -22,6 +25,9 @@ const CONTROLLER: &str = "lb-agent";
 
 /// How many Events may wait for the API server.
 const QUEUE: usize = 1024;
+
+/// How long an agent that cannot start waits until that is told.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What is wrong with an object, as a word; see the documentation of Event reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +57,47 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// What was being done, as a word.
+    const fn action(self) -> &'static str {
+        match self {
+            Self::FailedToStartServiceHealthcheck => "Listen",
+            Self::ProtocolNotSupported
+            | Self::InvalidObject
+            | Self::AddressInUse
+            | Self::MapFull => "Program",
+        }
+    }
+
+    fn event(self, note: String) -> Event {
+        event(EventType::Warning, self.reason(), self.action(), note)
+    }
+}
+
+/// What becomes of the proxy itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It starts.
+    Starting,
+    /// It ends, because the address of `/healthz` cannot be bound.
+    FailedToStartProxierHealthcheck,
+    /// It ends, because the address of `/metrics` cannot be bound.
+    FailedToStartMetricServer,
+}
+
+impl Notice {
+    fn event(self, note: String) -> Event {
+        let (kind, reason) = match self {
+            Self::Starting => (EventType::Normal, "Starting"),
+            Self::FailedToStartProxierHealthcheck => {
+                (EventType::Warning, "FailedToStartProxierHealthcheck")
+            }
+            Self::FailedToStartMetricServer => (EventType::Warning, "FailedToStartMetricServer"),
+        };
+        event(kind, reason, "StartKubeProxy", note)
+    }
+}
+
 /// Which object an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
@@ -60,6 +107,13 @@ pub struct Subject {
     pub name: ObjectName,
     /// Its identity, where it is known.
     pub uid: Option<String>,
+}
+
+impl Subject {
+    /// A Node, as kube-proxy refers to it: by its name alone.
+    fn node(name: &str) -> Self {
+        Self { kind: Kind::Node, name: name.into(), uid: None }
+    }
 }
 
 impl From<&Object> for Subject {
@@ -72,7 +126,7 @@ impl From<&Object> for Subject {
 #[derive(Clone, Debug)]
 pub struct Refusals {
     told: Arc<Mutex<HashMap<(Subject, Refusal), String>>>,
-    queue: Option<mpsc::Sender<(Subject, Refusal, String)>>,
+    queue: Option<mpsc::Sender<(Subject, Event)>>,
 }
 
 impl Refusals {
@@ -83,11 +137,8 @@ impl Refusals {
 
     /// Tells the API server too, as this node. Needs a tokio runtime.
     pub fn published(client: Client, node_name: &str) -> Self {
-        let reporter =
-            Reporter { controller: CONTROLLER.to_owned(), instance: Some(node_name.to_owned()) };
-        let recorder = Recorder::new(client, reporter);
         let (queue, inbox) = mpsc::channel(QUEUE);
-        tokio::spawn(publish(recorder, inbox));
+        tokio::spawn(publish(recorder(client, node_name), inbox));
         Self { told: Arc::default(), queue: Some(queue) }
     }
 
@@ -103,8 +154,18 @@ impl Refusals {
         let (subject, refusal) = key;
         let (kind, name) = (subject.kind, subject.name.to_string());
         tracing::warn!(%kind, name, reason = refusal.reason(), note, "refused");
+        self.send(subject, refusal.event(note));
+    }
+
+    /// Tells on the Node that the proxy starts.
+    pub fn starting(&self, node_name: &str) {
+        self.send(Subject::node(node_name), Notice::Starting.event(String::new()));
+    }
+
+    fn send(&self, subject: Subject, event: Event) {
+        let name = subject.name.to_string();
         if let Some(queue) = &self.queue
-            && queue.try_send((subject, refusal, note)).is_err()
+            && queue.try_send((subject, event)).is_err()
         {
             tracing::warn!(name, "Event dropped: too many wait for the API server");
         }
@@ -132,15 +193,34 @@ impl Refusals {
     }
 }
 
-async fn publish(recorder: Recorder, mut inbox: mpsc::Receiver<(Subject, Refusal, String)>) {
-    while let Some((subject, refusal, note)) = inbox.recv().await {
-        let event = Event {
-            type_: EventType::Warning,
-            reason: refusal.reason().to_owned(),
-            note: Some(shortened(note)),
-            action: "Program".to_owned(),
-            secondary: None,
-        };
+/// Tells on the Node why the proxy does not start, if the API server can be told in time.
+pub async fn tell_failure(client: Client, node_name: &str, notice: Notice, note: String) {
+    let (recorder, event) = (recorder(client, node_name), notice.event(note));
+    let subject = reference(&Subject::node(node_name));
+    match timeout(LAST_WORDS, recorder.publish(&event, &subject)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "Event not published"),
+        Err(_) => tracing::warn!(waited = ?LAST_WORDS, "Event not published"),
+    }
+}
+
+fn recorder(client: Client, node_name: &str) -> Recorder {
+    let instance = Some(node_name.to_owned());
+    Recorder::new(client, Reporter { controller: CONTROLLER.to_owned(), instance })
+}
+
+fn event(type_: EventType, reason: &str, action: &str, note: String) -> Event {
+    Event {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(shortened(note)).filter(|note| !note.is_empty()),
+        action: action.to_owned(),
+        secondary: None,
+    }
+}
+
+async fn publish(recorder: Recorder, mut inbox: mpsc::Receiver<(Subject, Event)>) {
+    while let Some((subject, event)) = inbox.recv().await {
         if let Err(error) = recorder.publish(&event, &reference(&subject)).await {
             let name = subject.name.to_string();
             tracing::warn!(name, %error, "Event not published");

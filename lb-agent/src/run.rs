@@ -102,7 +102,10 @@ async fn start(
     let pins = Pins::new(&config.bpf_dir);
     let programs = Arc::new(load_programs(config, &pins)?);
     let dataplane = KernelDataplane::open(&pins)?;
-    servers::start(config, &health, &metrics, cancel, tasks).await?;
+    if let Err(error) = servers::start(config, &health, &metrics, cancel, tasks).await {
+        servers::tell(config, &error).await;
+        return Err(error.into());
+    }
     sockets::start(config, &pins, &programs, &health, tasks, cancel)?;
     let (node_addresses, node_addresses_seen) = watch::channel(None::<Vec<IpAddr>>);
     let interfaces =

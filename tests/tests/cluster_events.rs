@@ -143,7 +143,7 @@ fn a_health_check_port_that_is_taken_is_told_and_tried_again() -> Result<()> {
     world.plane.apply(&object.to_string())?;
     let told = wait_events(&world, "checked", 1)?;
     let start = format!(
-        "node node1 failed to start healthcheck \"default/checked\" on port {TAKEN}: listen tcp "
+        "node node1 failed to start healthcheck \"default/checked\" on port {TAKEN}: listen tcp4 "
     );
     let good = told[0].reason == "FailedToStartServiceHealthcheck"
         && told[0].kind == "Warning"

@@ -12,6 +12,7 @@ use lb_tests::controlplane::kube_proxy::{self, KubeProxy, Mode};
 use lb_tests::controlplane::world::World;
 use lb_tests::controlplane::world::exposed::exposed;
 use lb_tests::netns::cluster::Cluster;
+use lb_tests::netns::host::Serve;
 use lb_tests::netns::http::{self, Answer};
 use lb_tests::netns::plan::{Family, balancer_ip};
 use serde_json::{Value, json};
@@ -30,7 +31,8 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// - `/metrics`: each has its own beside those that both have, which a test of their own
 ///   compares. Go sends them in chunks, lb with their length. To whoever asks for OpenMetrics
 ///   kube-proxy has none.
-/// - `/metrics/slis`, `/configz`, `/debug`, `/flagz`, `/statusz`: what they tell is of
+/// - `/configz`: each its own configuration.
+/// - `/metrics/slis`, `/debug`, `/flagz`, `/statusz`: what they tell is of
 ///   kube-proxy's insides.
 const OTHERWISE: [&str; 1] = ["/proxyMode"];
 
@@ -282,6 +284,98 @@ fn a_health_check_node_port_answers_as_kube_proxy_s() -> Result<()> {
         pair.world.plane.delete_pod("default", pod, Duration::from_secs(60))?;
     }
     check(503, 0)
+}
+
+/// The Events of a reason by the instance that reports them, without that and their times; what
+/// names a node or an address in their notes is taken out.
+fn events(pair: &Pair, reason: &str) -> Result<BTreeMap<String, Vec<Value>>> {
+    let selector = format!("--field-selector=reason={reason}");
+    let said = pair.world.kubectl(&["get", "events", "-A", "-o", "json", &selector])?;
+    let said: Value = serde_json::from_str(&said)?;
+    let mut found: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for event in said["items"].as_array().context("a list of Events")? {
+        let text = |field: &str| event[field].as_str().unwrap_or_default();
+        let mut note = text("message").to_owned();
+        for node in pair.world.cluster.nodes() {
+            note = note.replace(node.name(), "NODE");
+            for family in Family::ALL {
+                note = note.replace(&node.ip(family).to_string(), "ADDRESS");
+            }
+        }
+        let mut object = event["involvedObject"].clone();
+        if object["kind"] == "Node" {
+            let name = object["name"].as_str().unwrap_or_default().to_owned();
+            ensure!(pair.world.cluster.nodes().iter().any(|node| node.name() == name), "{name}");
+            object["name"] = json!("NODE");
+        } else if let Some(object) = object.as_object_mut() {
+            // kube-proxy does not know it; with it `kubectl describe` finds the Event.
+            object.remove("uid");
+        }
+        let told = json!({
+            "object": object,
+            "type": text("type"),
+            "reason": text("reason"),
+            "action": text("action"),
+            "note": note,
+            "namespace": event["metadata"]["namespace"],
+        });
+        found.entry(text("reportingComponent").to_owned()).or_default().push(told);
+    }
+    Ok(found)
+}
+
+/// Waits for Events of a reason from both, of which each of lb's is to be one of kube-proxy's.
+fn check_events(pair: &Pair, reason: &str) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let told = events(pair, reason)?;
+        // kube-proxy tells of each family in its own time.
+        if let (Some(lb), Some(kube_proxy)) = (told.get("lb-agent"), told.get("kube-proxy"))
+            && lb.iter().all(|event| kube_proxy.contains(event))
+        {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < SEEN, "not the same from both: {told:#?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn events_are_those_of_kube_proxy_but_for_who_reports_them() -> Result<()> {
+    const TAKEN: u16 = 31_234;
+    let mut pair = Pair::start()?;
+    check_events(&pair, "Starting")?;
+    let nodes = [1, 2].map(|number| pair.world.cluster.node(number));
+    let _taken = nodes.each_ref().map(|node| node.serve(&Serve::default().http(TAKEN)));
+    let mut service = exposed("web", 20, "LoadBalancer", "web");
+    service["spec"]["externalTrafficPolicy"] = json!("Local");
+    service["spec"]["healthCheckNodePort"] = json!(TAKEN);
+    pair.world.plane.apply(&service.to_string())?;
+    check_events(&pair, "FailedToStartServiceHealthcheck")?;
+    // With --bind-address-hard-fail an address that is taken ends them, and is told.
+    for (server, reason) in
+        [("healthz", "FailedToStartProxierHealthcheck"), ("metrics", "FailedToStartMetricServer")]
+    {
+        let address = format!("--{server}-bind-address=0.0.0.0:{TAKEN}");
+        pair.world.take_agent(1)?.terminate()?;
+        let arguments = ["--bind-address-hard-fail", &address];
+        let ended = pair.world.spawn_agent(1, &arguments)?.process().wait(SEEN)?;
+        ensure!(ended.code() == Some(1), "{ended}");
+        let told = events(&pair, reason)?;
+        let told = told.get("lb-agent").context("nothing was told")?;
+        let expected = json!({"kind": "Node", "apiVersion": "v1", "name": "NODE"});
+        let note = told[0]["note"].as_str().unwrap_or_default();
+        let is_good = told.len() == 1
+            && told[0]["object"] == expected
+            && told[0]["type"] == "Warning"
+            && told[0]["action"] == "StartKubeProxy"
+            && note.contains(&format!("0.0.0.0:{TAKEN}"))
+            && note.contains(&format!("--{server}-bind-address"))
+            && note.contains("in use");
+        ensure!(is_good, "{told:#?}");
+        pair.world.start_agent(1, &[])?;
+    }
+    Ok(())
 }
 
 /// A family of metrics: its type, its help, the names of its labels, the bounds of its

@@ -170,7 +170,7 @@ fn a_port_that_is_taken_costs_no_other_service_anything() -> Result<()> {
     let young = world.service("young", SECOND);
     publish(&world, &young, TAKEN, &both)?;
     let cause = format!(
-        "node node1 failed to start healthcheck \\\"default/young\\\" on port {TAKEN}: listen tcp"
+        "node node1 failed to start healthcheck \\\"default/young\\\" on port {TAKEN}: listen tcp4"
     );
     let reason = "FailedToStartServiceHealthcheck";
     wait_logged(&mut world, &[reason, &cause, "address already in use"])?;

@@ -89,7 +89,10 @@ impl Listeners {
         self.close_but(&layout).await;
         let mut failures = BTreeMap::new();
         let mut is_complete = true;
-        for (address, service) in &layout.listeners {
+        // What fails at an address that others reach is told rather than what fails at ours.
+        let mut listeners: Vec<_> = layout.listeners.iter().collect();
+        listeners.sort_by_key(|(address, _)| address.ip().is_loopback());
+        for (address, service) in listeners {
             if self.open.contains_key(address) {
                 continue;
             }
@@ -97,7 +100,8 @@ impl Listeners {
                 bind(*address).map(|listener| self.open(listener, *address, service))
             {
                 is_complete = false;
-                let cause = format!("listen tcp {address}: bind: {}", cause(&error));
+                let network = if address.is_ipv4() { "tcp4" } else { "tcp6" };
+                let cause = format!("listen {network} {address}: bind: {}", cause(&error));
                 failures.entry(Arc::clone(service)).or_insert(cause);
             }
         }

@@ -44,9 +44,17 @@ const START_TIME: HeaderName = HeaderName::from_static("process-start-time-unix"
 #[error("cannot bind {address} for {what}: free it or give another {flag}")]
 pub struct BindError {
     address: SocketAddr,
+    server: Server,
     what: &'static str,
     flag: &'static str,
     source: io::Error,
+}
+
+impl BindError {
+    /// Which server it was for.
+    pub fn server(&self) -> Server {
+        self.server
+    }
 }
 
 /// Which of the servers.
@@ -81,6 +89,7 @@ impl Server {
 pub async fn bind(server: Server, address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError {
         address,
+        server,
         what: server.what(),
         flag: server.flag(),
         source,

@@ -190,6 +190,7 @@ impl Reconciler {
     /// node's depends on it.
     async fn settle(&mut self, network: &mut watch::Receiver<NodeNetwork>) {
         self.settled = true;
+        self.sinks.refusals.starting(&self.node_name);
         let seen = timeout(SETTLE, network.wait_for(|network| network.knows_node_object)).await;
         if !matches!(seen, Ok(Ok(_))) {
             tracing::warn!(waited = ?SETTLE, "the interfaces are not known to be complete");

@@ -3,13 +3,28 @@
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::Config,
+    config::{Config, Source},
+    events::{Notice, tell_failure},
     health::{
         self, Health,
         server::{BindError, Server},
     },
     metrics::Metrics,
+    watch::api,
 };
+
+/// Tells on the Node that a server cannot start, which ends the agent.
+pub(super) async fn tell(config: &Config, error: &BindError) {
+    let Source::Api(options) = &config.source else { return };
+    let notice = match error.server() {
+        Server::Health => Notice::FailedToStartProxierHealthcheck,
+        Server::Metrics => Notice::FailedToStartMetricServer,
+    };
+    let Ok(connection) = api::connect(options).await else { return };
+    let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    let note = format!("{error}: {source}");
+    tell_failure(connection.client, &config.node_name, notice, note).await;
+}
 
 /// Starts the servers that have an address.
 ///

@@ -177,7 +177,7 @@ async fn a_port_that_is_taken_is_told_once_and_bound_once_it_is_free() {
     until("127.0.0.1", port, Some((200, "menu", 2))).await;
     let note = format!(
         "node node-a failed to start healthcheck \"shop/cart\" on port {taken_port}: \
-         listen tcp 127.0.0.1:{taken_port}: bind: address already in use"
+         listen tcp4 127.0.0.1:{taken_port}: bind: address already in use"
     );
     let reason = Refusal::FailedToStartServiceHealthcheck;
     assert_eq!(setup.refusals.told("shop/cart", reason), Some(note));
