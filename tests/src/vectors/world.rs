@@ -236,7 +236,7 @@ fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
         }
         DetectLocal::Interface => {
             flag("detect-local-mode", "InterfaceNamePrefix");
-            flag("pod-interface-name-prefix", PODS.trim_end_matches('*'));
+            flag("pod-interface-name-prefix", PODS);
         }
     }
     let localhost = node.localhost_node_ports.unwrap_or(true);
