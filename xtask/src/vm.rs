@@ -80,10 +80,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What `cargo xtask test` tries on an old kernel: that programs load and connections work. The
-/// rows of behaviour take as long again, and are the same programs'.
+/// What `cargo xtask test` tries on an old kernel: that it accepts the programs, which takes a
+/// minute or two; the other parts take many times as long.
 pub(crate) fn outcome(workspace: &Workspace, name: &str) -> Outcome {
-    let only = ["load", "connections"].map(str::to_owned);
+    let only = ["load".to_owned()];
     let tried = KERNELS
         .iter()
         .find(|kernel| kernel.name == name)
