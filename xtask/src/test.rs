@@ -4,7 +4,7 @@
 //! whoever reads the output need not know what a tier is. A test that cannot
 //! run has failed.
 
-mod count;
+pub(crate) mod count;
 mod tier;
 
 use std::io::{BufRead, BufReader, Write, stdout};
@@ -18,7 +18,7 @@ use self::count::{Counter, Form, Outcome};
 use self::tier::{ALL, Run, Step, TIERS, Tier, VECTORS};
 use crate::progress::seconds;
 use crate::workspace::{Workspace, is_root};
-use crate::{build, build_ebpf, setup};
+use crate::{build, build_ebpf, setup, vm};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -142,6 +142,7 @@ fn run_tiers(workspace: &Workspace, chosen: &[Chosen]) -> Vec<Row> {
 
 fn run_step(workspace: &Workspace, step: &Step) -> Outcome {
     let (mut command, form) = match &step.run {
+        Run::Machine(kernel) => return vm::outcome(workspace, kernel),
         Run::CargoTest(arguments) => {
             let mut command = workspace.cargo("test");
             command.args(arguments);

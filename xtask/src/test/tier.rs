@@ -26,6 +26,8 @@ enum Source {
     Prefix(&'static str),
     /// The files of flow vectors that the tests crate has.
     Vectors,
+    /// A virtual machine with this kernel.
+    Machine(&'static str),
 }
 
 /// One call of a program that runs tests.
@@ -42,6 +44,8 @@ pub(crate) enum Run {
     CargoTest(Vec<String>),
     /// A file of flow vectors; none: those of the tests crate.
     Vectors(Option<PathBuf>),
+    /// A virtual machine with this kernel.
+    Machine(&'static str),
 }
 
 /// What stands for every tier.
@@ -49,7 +53,7 @@ pub(crate) const ALL: &str = "all";
 /// The tier of flow vectors.
 pub(crate) const VECTORS: &str = "vectors";
 
-pub(crate) const TIERS: [Tier; 5] = [
+pub(crate) const TIERS: [Tier; 6] = [
     Tier {
         name: "unit",
         source: Source::Crates(&[
@@ -90,6 +94,13 @@ pub(crate) const TIERS: [Tier; 5] = [
         programs: true,
         control_plane: true,
     },
+    Tier {
+        name: "vm",
+        source: Source::Machine("5.10"),
+        root: false,
+        programs: true,
+        control_plane: false,
+    },
 ];
 
 impl Tier {
@@ -124,6 +135,9 @@ impl Tier {
             Source::Vectors => {
                 vec![Step { label: "tests/vectors".to_owned(), run: Run::Vectors(None) }]
             }
+            Source::Machine(kernel) => {
+                vec![Step { label: format!("Linux {kernel}"), run: Run::Machine(kernel) }]
+            }
         }
     }
 }
@@ -134,7 +148,7 @@ pub(crate) fn refuse_strays(tests: &[String]) -> Result<()> {
         .iter()
         .filter_map(|tier| match tier.source {
             Source::Prefix(prefix) => Some(prefix),
-            Source::Crates(_) | Source::Vectors => None,
+            Source::Crates(_) | Source::Vectors | Source::Machine(_) => None,
         })
         .collect();
     for test in tests {
@@ -177,9 +191,9 @@ mod tests {
     }
 
     #[test]
-    fn a_tier_without_tests_is_empty_and_unit_and_vectors_never_are() {
+    fn a_tier_of_integration_tests_without_any_is_empty() {
         let lengths = TIERS.map(|tier| (tier.name, tier.steps(&[]).len()));
-        let of_files = [("kernel", 0), ("vectors", 1), ("netns", 0), ("cluster", 0)];
+        let of_files = [("kernel", 0), ("vectors", 1), ("netns", 0), ("cluster", 0), ("vm", 1)];
         assert_eq!(lengths[0], ("unit", 4));
         assert_eq!(lengths[1..], of_files);
     }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::progress::seconds;
+use crate::test::count::Outcome;
 use crate::workspace::Workspace;
 
 /// What lines of results begin with; `lb_tests::vm` writes them.
@@ -17,20 +18,20 @@ const GOLDEN: &str = "tests/golden/vm.txt";
 
 /// What one kernel came to.
 #[derive(Debug, Default)]
-pub(crate) struct Results {
+pub(super) struct Results {
     kernel: String,
-    pub(crate) passed: usize,
-    pub(crate) failed: usize,
+    pub(super) passed: usize,
+    pub(super) failed: usize,
     failures: Vec<String>,
     facts: BTreeMap<String, Value>,
-    pub(crate) took: Duration,
+    pub(super) took: Duration,
     /// Whether the machine said that it had tried all.
-    pub(crate) is_whole: bool,
+    pub(super) is_whole: bool,
 }
 
 impl Results {
     /// Reads them off a console.
-    pub(crate) fn parse(kernel: &str, console: &str) -> Self {
+    pub(super) fn parse(kernel: &str, console: &str) -> Self {
         let mut results = Self { kernel: kernel.to_owned(), ..Self::default() };
         for line in console.lines() {
             // The kernel's own words may precede it on the line.
@@ -57,23 +58,29 @@ impl Results {
     }
 
     /// A kernel that could not be tried.
-    pub(crate) fn failure(kernel: &str, error: &anyhow::Error) -> Self {
+    pub(super) fn failure(kernel: &str, error: &anyhow::Error) -> Self {
         let mut results = Self { kernel: kernel.to_owned(), ..Self::default() };
         results.fail(format!("{error:#}"));
         results
     }
 
-    pub(crate) fn fail(&mut self, what: String) {
+    pub(super) fn fail(&mut self, what: String) {
         self.failed += 1;
         self.failures.push(what);
     }
 
-    pub(crate) fn failures(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn failures(&self) -> impl Iterator<Item = &String> {
         self.failures.iter()
     }
 
+    /// The same for `cargo xtask test`.
+    pub(super) fn outcome(self) -> Outcome {
+        let Self { passed, failed, failures, .. } = self;
+        Outcome { passed, failed, ignored: 0, failures }
+    }
+
     /// One line about it.
-    pub(crate) fn line(&self) -> String {
+    pub(super) fn line(&self) -> String {
         let Self { kernel, passed, failed, took, .. } = self;
         format!(
             "{kernel} ({}): {passed} passed, {failed} failed in {}",
