@@ -302,6 +302,8 @@ fn events(pair: &Pair, reason: &str) -> Result<BTreeMap<String, Vec<Value>>> {
                 note = note.replace(&node.ip(family).to_string(), "ADDRESS");
             }
         }
+        // Of what kube-proxy tells of either family only the first to fail becomes an Event.
+        let note = note.replace("tcp6 [ADDRESS]", "tcp4 ADDRESS");
         let mut object = event["involvedObject"].clone();
         if object["kind"] == "Node" {
             let name = object["name"].as_str().unwrap_or_default().to_owned();
@@ -329,7 +331,6 @@ fn check_events(pair: &Pair, reason: &str) -> Result<()> {
     let start = Instant::now();
     loop {
         let told = events(pair, reason)?;
-        // kube-proxy tells of each family in its own time.
         if let (Some(lb), Some(kube_proxy)) = (told.get("lb-agent"), told.get("kube-proxy"))
             && lb.iter().all(|event| kube_proxy.contains(event))
         {
