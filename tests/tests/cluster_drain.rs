@@ -2,6 +2,7 @@
 //! a real API server. The test is the kubelet.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -28,6 +29,9 @@ const GRACE: Duration = Duration::from_secs(600);
 const SEEN: Duration = Duration::from_secs(5);
 /// New connections over each way.
 const TRIES: usize = 6;
+/// Where the next datagram to be the first of its flow comes from; the kernel gives no such
+/// ports by itself.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
 /// More than a packet holds.
 const LONG: usize = 20_000;
 
@@ -57,7 +61,10 @@ impl Way<'_> {
     /// New connections and flows are answered by this pod.
     fn check_new(&self, server: &str) -> Result<()> {
         for _ in 0..TRIES {
-            for probe in [Probe::tcp(self.tcp), Probe::udp(self.udp)] {
+            // A datagram from a port that was used before may belong to the flow of then, which
+            // keeps its backend: the kernel draws ports by chance, and repeats itself.
+            let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
+            for probe in [Probe::tcp(self.tcp), Probe::udp(self.udp).source_port(port)] {
                 let answer = self.from.ask(probe)?;
                 ensure!(answer.name() == Some(server), "{answer:?} instead of {server}");
             }
