@@ -20,9 +20,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use serde::Serialize;
 
-/// How long an update may wait: twice kube-proxy's default sync period.
-pub const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// The taint of a node that is about to be removed.
 const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 

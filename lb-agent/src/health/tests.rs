@@ -10,11 +10,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Health, UPDATE_TIMEOUT, is_eligible,
+    Health, is_eligible,
     server::{Server, bind, bind_retrying, serve_health, serve_metrics},
 };
 use crate::metrics::{Metrics, format::Format};
 
+/// How long an update may wait: twice kube-proxy's default sync period.
+pub(super) const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn at(second: i64) -> Timestamp {

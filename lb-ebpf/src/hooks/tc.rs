@@ -123,7 +123,7 @@ const fn hook<const HOOK: u32>() -> Hook {
 
 /// A function of its own for each family, so that their stack frames do not add up.
 #[inline(never)]
-fn family<F: FamilyMaps + ParseQuote + Rewrite + Route + Tunnel, const HOOK: u32>(
+fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
 ) -> i32 {
@@ -267,7 +267,7 @@ fn site(context: &TcContext, hook: Hook) -> Site {
 
 /// Does what the core decided; returns what the program returns, and why.
 #[inline(always)]
-fn apply<F: FamilyMaps + Rewrite + Route + Tunnel, const HOOK: u32>(
+fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
     context: &TcContext,
     scratch: &mut Scratch<F>,
     Ruling { fate, answer, reason }: Ruling,
@@ -317,7 +317,7 @@ fn apply<F: FamilyMaps + Rewrite + Route + Tunnel, const HOOK: u32>(
 
 /// Gives a packet its new addresses, and takes a hop if the program is its router.
 #[inline(always)]
-fn translate<F: Rewrite + Tunnel, const HOOK: u32>(
+fn translate<F: Rewrite, const HOOK: u32>(
     context: &TcContext,
     packet: &Packet<F>,
     work: &Work<F::Address>,

@@ -16,7 +16,7 @@ use lb_common::{
         settings::{Device, MAX_DEVICES, Settings},
     },
     balance::{self, Candidate, Site, Verdict},
-    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IP_OFFSET, Packet, ethertype, tunnel::Tunnel},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IP_OFFSET, Packet, ethertype},
 };
 
 use crate::{
@@ -50,17 +50,14 @@ pub fn handle(context: &XdpContext) -> u32 {
 
 /// A function of its own for each family, so that their stack frames do not add up.
 #[inline(never)]
-fn family<F: FamilyMaps + Rewrite + Tunnel>(context: &XdpContext, settings: &Settings) -> u32 {
+fn family<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> u32 {
     let (action, reason) = judge::<F>(context, settings);
     count(Hook::Xdp, reason);
     action
 }
 
 #[inline(always)]
-fn judge<F: FamilyMaps + Rewrite + Tunnel>(
-    context: &XdpContext,
-    settings: &Settings,
-) -> (u32, Reason) {
+fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> (u32, Reason) {
     let mut window = Linear { start: context.data(), end: context.data_end() };
     let Some(destination) = F::destination(&window) else {
         return (XDP_PASS, Reason::Malformed);
@@ -102,7 +99,7 @@ fn judge<F: FamilyMaps + Rewrite + Tunnel>(
 
 /// Translates what goes on from here by the stack of this node, or back out of the device.
 #[inline(always)]
-fn translate<F: FamilyMaps + Rewrite + Tunnel>(
+fn translate<F: FamilyMaps + Rewrite>(
     context: &XdpContext,
     scratch: &mut Scratch<F>,
     reason: Reason,
@@ -141,7 +138,7 @@ fn translate<F: FamilyMaps + Rewrite + Tunnel>(
 
 /// Gives a frame its new addresses, and takes a hop if the program is its router.
 #[inline(always)]
-fn change<F: Rewrite + Tunnel>(
+fn change<F: Rewrite>(
     context: &XdpContext,
     packet: &Packet<F>,
     new: &Tuple<F::Address>,
