@@ -294,7 +294,7 @@ fn transport<F: Family, W: Window + ?Sized>(
     #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
     #[repr(C)]
     struct Start {
-        ports: [Be16; 2],
+        ports: u32,
         sequence: [u16; 4],
         data_offset: u8,
         flags: u8,
@@ -310,7 +310,7 @@ fn transport<F: Family, W: Window + ?Sized>(
             if header < TcpHdr::LEN || header > length {
                 return;
             }
-            [packet.key.tuple.source_port, packet.key.tuple.destination_port] = start.ports;
+            packet.key.tuple.set_ports(start.ports);
             packet.detail = start.flags;
             packet.kind = Kind::Tcp;
         }
@@ -318,8 +318,8 @@ fn transport<F: Family, W: Window + ?Sized>(
             if length < UdpHdr::LEN {
                 return;
             }
-            let Some(ports) = window.load::<[Be16; 4]>(offset) else { return };
-            [packet.key.tuple.source_port, packet.key.tuple.destination_port, ..] = ports;
+            let Some([ports, _]) = window.load::<[u32; 2]>(offset) else { return };
+            packet.key.tuple.set_ports(ports);
             packet.kind = Kind::Udp;
         }
         protocol if protocol == F::ICMP => {

@@ -129,10 +129,7 @@ fn echo<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     let mut start = [0u16; 2];
     load(context, transport, start.as_mut_ptr(), 4)?;
     let reply = [u16::from_ne_bytes([F::ECHO_REPLY, 0]), start[1]];
-    let difference = checksum::add(
-        checksum::subtract(0, &[bytemuck::cast([start[0], 0])]),
-        &[bytemuck::cast([reply[0], 0])],
-    );
+    let difference = checksum::difference(start[0].into(), reply[0].into());
     let sum = checksum::updated(start[1], difference);
     write(context, transport as usize, &[reply[0], sum])
 }

@@ -1,7 +1,8 @@
 //! The eBPF programs of lb: entry points only.
 //!
 //! Each program parses, asks lb-common's `balance` and applies the verdict. Every exit
-//! bumps exactly one counter. There are no tail calls.
+//! bumps exactly one counter. There are no tail calls. Bodies are inlined into the functions
+//! that the macros put around them, as each call costs a packet some nanoseconds.
 #![no_std]
 #![no_main]
 
@@ -26,36 +27,42 @@ use lb_common::abi::counter::Hook;
 
 /// tc ingress on the host side of a pod's interface: what comes out of the pod.
 #[classifier]
+#[inline(always)]
 pub fn from_pod(context: TcContext) -> i32 {
     tc::handle::<{ Hook::FromPod as u32 }>(&context)
 }
 
 /// tc egress on the host side of a pod's interface: what goes into the pod.
 #[classifier]
+#[inline(always)]
 pub fn to_pod(context: TcContext) -> i32 {
     tc::handle::<{ Hook::ToPod as u32 }>(&context)
 }
 
 /// tc ingress of an external device.
 #[classifier]
+#[inline(always)]
 pub fn from_device(context: TcContext) -> i32 {
     tc::handle::<{ Hook::FromDevice as u32 }>(&context)
 }
 
 /// XDP of an external device, before tc ingress.
 #[xdp]
+#[inline(always)]
 pub fn xdp_device(context: XdpContext) -> u32 {
     xdp::handle(&context)
 }
 
 /// tc egress of an external device.
 #[classifier]
+#[inline(always)]
 pub fn to_device(context: TcContext) -> i32 {
     tc::handle::<{ Hook::ToDevice as u32 }>(&context)
 }
 
 /// tc egress of the loopback device.
 #[classifier]
+#[inline(always)]
 pub fn loopback(context: TcContext) -> i32 {
     tc::handle::<{ Hook::Loopback as u32 }>(&context)
 }
@@ -63,54 +70,63 @@ pub fn loopback(context: TcContext) -> i32 {
 /// The low 32 bits of the kernel's jiffies. Never attached: the agent runs it to read
 /// the clock that the flow entries hold.
 #[classifier]
+#[inline(always)]
 pub fn clock(_context: TcContext) -> i32 {
     tables::jiffies() as i32
 }
 
 /// connect() to an IPv4 address.
 #[cgroup_sock_addr(connect4)]
+#[inline(always)]
 pub fn connect4(context: SockAddrContext) -> i32 {
     sock::connect4(&context)
 }
 
 /// connect() to an IPv6 address.
 #[cgroup_sock_addr(connect6)]
+#[inline(always)]
 pub fn connect6(context: SockAddrContext) -> i32 {
     sock::connect6(&context)
 }
 
 /// sendmsg() with an IPv4 address on an unconnected datagram socket.
 #[cgroup_sock_addr(sendmsg4)]
+#[inline(always)]
 pub fn sendmsg4(context: SockAddrContext) -> i32 {
     sock::sendmsg4(&context)
 }
 
 /// sendmsg() with an IPv6 address on an unconnected datagram socket.
 #[cgroup_sock_addr(sendmsg6)]
+#[inline(always)]
 pub fn sendmsg6(context: SockAddrContext) -> i32 {
     sock::sendmsg6(&context)
 }
 
 /// recvmsg() that tells an IPv4 sender.
 #[cgroup_sock_addr(recvmsg4)]
+#[inline(always)]
 pub fn recvmsg4(context: SockAddrContext) -> i32 {
     sock::recvmsg4(&context)
 }
 
 /// recvmsg() that tells an IPv6 sender.
 #[cgroup_sock_addr(recvmsg6)]
+#[inline(always)]
 pub fn recvmsg6(context: SockAddrContext) -> i32 {
     sock::recvmsg6(&context)
 }
 
 /// getpeername() of an IPv4 socket.
 #[cgroup_sock_addr(getpeername4)]
+#[inline(always)]
 pub fn getpeername4(context: SockAddrContext) -> i32 {
     sock::getpeername4(&context)
 }
 
 /// getpeername() of an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
+#[inline(always)]
 pub fn getpeername6(context: SockAddrContext) -> i32 {
     sock::getpeername6(&context)
 }

@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        address::{Address, Family, Ipv4, Ipv6},
+        address::{Family, Ipv4, Ipv6},
         flow::Tuple,
         frontend::TCP,
     },
@@ -26,18 +26,22 @@ pub trait Frame {
     fn start(&self) -> usize;
     /// Where its first piece ends.
     fn end(&self) -> usize;
-    /// Brings the TCP or UDP checksum up to date with changes whose differences are given,
-    /// in the pseudo header and in the ports; `packet` is as it was before them. Nothing read
-    /// before holds afterwards.
-    fn mend_transport<F: Rewrite>(
-        &self,
-        packet: &Packet<F>,
-        addresses: u64,
-        ports: u64,
-    ) -> Option<()>;
+    /// Brings the TCP or UDP checksum up to date with `changes`; `packet` is as it was before
+    /// them. Nothing read before holds afterwards.
+    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()>;
     /// Makes the space between Ethernet header and IP header larger by so many bytes, or
     /// smaller. What new bytes hold is not said. Nothing read before holds afterwards.
     fn resize<F: Tunnel>(&self, difference: i32) -> Option<()>;
+}
+
+/// What the checksums of a packet are told of its new addresses and ports: running sums.
+pub struct Changes {
+    /// The sum of the addresses that it had.
+    old: u64,
+    /// How that changes.
+    addresses: u64,
+    /// How the sum of the ports changes.
+    ports: u64,
 }
 
 /// Where the checksum stands.
@@ -46,10 +50,10 @@ const fn checksum_field<F: Family>(packet: &Packet<F>) -> usize {
     packet.transport as usize + if packet.key.protocol == TCP as u32 { 16 } else { 6 }
 }
 
-/// A checksum over all of the packet, after changes with these differences.
+/// A checksum over all of the packet, after `changes`.
 #[inline(always)]
-fn mended<F: Family>(packet: &Packet<F>, old: u16, addresses: u64, ports: u64) -> u16 {
-    let new = checksum::updated(old, checksum::add(addresses, &[checksum::fold32(ports)]));
+fn mended<F: Family>(packet: &Packet<F>, old: u16, changes: &Changes) -> u16 {
+    let new = checksum::updated(old, changes.addresses + changes.ports);
     // A UDP checksum of zero means none.
     if packet.protocol() != TCP && new == 0 { !0 } else { new }
 }
@@ -59,14 +63,15 @@ fn mended<F: Family>(packet: &Packet<F>, old: u16, addresses: u64, ports: u64) -
 fn mend_by_kernel<F: Rewrite>(
     context: &TcContext,
     packet: &Packet<F>,
-    addresses: u32,
-    ports: u32,
+    changes: &Changes,
 ) -> Option<()> {
     let field = checksum_field(packet);
     let flags = if packet.protocol() == TCP { 0 } else { MARK_MANGLED_0 };
     let pseudo = flags | BPF_F_PSEUDO_HDR as u64 | F::checksum_flags();
+    let addresses = checksum::fold32(changes.addresses);
     context.l4_csum_replace(field, 0, addresses as u64, pseudo).ok()?;
-    if ports != 0 {
+    if changes.ports != 0 {
+        let ports = checksum::fold32(changes.ports);
         context.l4_csum_replace(field, 0, ports as u64, flags).ok()?;
     }
     Some(())
@@ -88,17 +93,11 @@ impl Frame for TcContext {
     /// (CHECKSUM_PARTIAL). Anything else is a checksum over all of the packet, and changed
     /// without help, as each call of the kernel costs more than the rest.
     #[inline(always)]
-    fn mend_transport<F: Rewrite>(
-        &self,
-        packet: &Packet<F>,
-        addresses: u64,
-        ports: u64,
-    ) -> Option<()> {
+    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
         let window = Linear { start: self.start(), end: self.end() };
         let before = packet.transport.wrapping_sub(IP_OFFSET as u16);
         let length = F::length(&window)?.wrapping_sub(before);
-        let tuple = packet.tuple();
-        let seed = checksum::pseudo(tuple.source, tuple.destination, packet.protocol(), length);
+        let seed = checksum::pseudo(changes.old, packet.protocol(), length);
         let field: *mut u16 = place(self, checksum_field(packet))?;
         // SAFETY: in bounds, as `place` checked.
         let old = unsafe { *field };
@@ -106,17 +105,16 @@ impl Frame for TcContext {
         let segment = unsafe { (*self.skb.skb).gso_size };
         // Zero: none, or the other way to write a sum of 0xffff.
         if old == 0 || old == checksum::fold16(seed) || segment != 0 {
-            let (addresses, ports) = (checksum::fold32(addresses), checksum::fold32(ports));
-            return mend_by_kernel(self, packet, addresses, ports);
+            return mend_by_kernel(self, packet, changes);
         }
         // SAFETY: as above.
-        unsafe { *field = mended(packet, old, addresses, ports) };
+        unsafe { *field = mended(packet, old, changes) };
         if F::HEADER_CHECKSUM.is_some() {
             // The device's sum over the packet (CHECKSUM_COMPLETE), if there is one: the changes
             // of the IP header even out in its own checksum, those of the checksum do not.
             // An IPv6 header evens out with the checksum.
             // SAFETY: the context is the kernel's. Without such a sum it does nothing.
-            unsafe { bpf_csum_update(self.skb.skb, !checksum::fold32(addresses)) };
+            unsafe { bpf_csum_update(self.skb.skb, !checksum::fold32(changes.addresses)) };
         }
         Some(())
     }
@@ -150,18 +148,13 @@ impl Frame for XdpContext {
     }
 
     #[inline(always)]
-    fn mend_transport<F: Rewrite>(
-        &self,
-        packet: &Packet<F>,
-        addresses: u64,
-        ports: u64,
-    ) -> Option<()> {
+    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
         let field: *mut u16 = place(self, checksum_field(packet))?;
         // SAFETY: in bounds, as `place` checked.
         let old = unsafe { *field };
         if packet.protocol() == TCP || old != 0 {
             // SAFETY: as above.
-            unsafe { *field = mended(packet, old, addresses, ports) };
+            unsafe { *field = mended(packet, old, changes) };
         }
         Some(())
     }
@@ -278,13 +271,8 @@ pub fn apply<F: Rewrite>(
     new: &Tuple<F::Address>,
 ) -> Option<()> {
     let old = packet.tuple();
-    let mut addresses = 0;
-    if old.source != new.source {
-        addresses = change(addresses, old.source, new.source);
-    }
-    if old.destination != new.destination {
-        addresses = change(addresses, old.destination, new.destination);
-    }
+    let sum = checksum::addresses(old);
+    let addresses = checksum::difference(sum, checksum::addresses(new));
     store(frame, F::ADDRESSES, &[new.source, new.destination])?;
     F::mend_header(frame, addresses)?;
     let old_ports = [old.source_port, old.destination_port];
@@ -293,16 +281,11 @@ pub fn apply<F: Rewrite>(
     let mut ports = 0;
     if old_ports != new_ports {
         store(frame, transport, &new_ports)?;
-        ports = checksum::subtract(0, &[bytemuck::cast(old_ports)]);
-        ports = checksum::add(ports, &[bytemuck::cast(new_ports)]);
+        let [old, new] = [old_ports, new_ports].map(bytemuck::cast::<_, u32>);
+        ports = checksum::difference(old.into(), new.into());
     }
-    frame.mend_transport(packet, addresses, ports)
+    frame.mend_transport(packet, &Changes { old: sum, addresses, ports })
 }
 
 /// BPF_F_MARK_MANGLED_0: a UDP checksum of zero means none, and stays so.
 const MARK_MANGLED_0: u64 = 1 << 5;
-
-#[inline(always)]
-fn change<A: Address>(sum: u64, old: A, new: A) -> u64 {
-    checksum::add(checksum::subtract(sum, old.words()), new.words())
-}

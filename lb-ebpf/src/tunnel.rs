@@ -24,7 +24,7 @@ pub fn length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u
 }
 
 /// Puts a packet, one hop further on, into a tunnel with these ends.
-#[inline(never)]
+#[inline(always)]
 pub fn enter<F: Rewrite>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
     let header = F::outer(&Linear { start: frame.start(), end: frame.end() }, ends)?;
     F::take_hop(frame)?;

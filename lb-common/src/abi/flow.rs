@@ -34,6 +34,14 @@ impl<A: Address> Tuple<A> {
         self.destination_port = other.destination_port;
     }
 
+    /// Sets both ports, as they stand in a packet, by one store: a look-up, which reads them
+    /// as one word, would wait for two.
+    #[inline(always)]
+    pub fn set_ports(&mut self, ports: u32) {
+        let words: &mut [u32] = bytemuck::cast_slice_mut(bytemuck::bytes_of_mut(self));
+        words[const { size_of::<Self>() / size_of::<u32>() - 1 }] = ports;
+    }
+
     /// Takes over the tuple of a packet that goes the other way.
     #[inline(always)]
     pub fn set_reverse(&mut self, other: &Self) {

@@ -137,7 +137,7 @@ pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> TcpHeader {
         urgent: 0,
     };
     let words: [u32; 5] = bytemuck::cast(tcp);
-    let sum = checksum::pseudo(to.source, to.destination, TCP, LENGTH);
+    let sum = checksum::pseudo(checksum::addresses(&to), TCP, LENGTH);
     tcp.checksum = !checksum::fold16(checksum::add(sum, &words));
     tcp
 }
@@ -167,7 +167,7 @@ pub fn unreachable<F: Respond>(
     let mut icmp =
         IcmpHeader { icmp_type: kind.0, code: kind.1, checksum: 0, mtu: u32::from(mtu).to_be() };
     let sum = if F::ICMP_PSEUDO_HEADER {
-        checksum::pseudo(to.source, to.destination, F::ICMP, total)
+        checksum::pseudo(checksum::addresses(&to), F::ICMP, total)
     } else {
         0
     };

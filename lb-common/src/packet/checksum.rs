@@ -3,7 +3,10 @@
 //! Sums are of 16-bit words as they stand in memory: the result is stored as it is,
 //! whatever the byte order of the machine.
 
-use crate::abi::address::{Address, Be16};
+use crate::abi::{
+    address::{Address, Be16},
+    flow::Tuple,
+};
 
 /// Adds the halves of `words` to a running sum; the carries stay in the upper bits.
 #[inline(always)]
@@ -16,15 +19,19 @@ pub fn add(mut sum: u64, words: &[u32]) -> u64 {
     sum
 }
 
-/// Takes `words` away from a running sum (RFC 1624 equation 3: adds the complement).
+/// How a running sum changes when words that add up to `old`, at most 256 of them, give way to
+/// others that add up to `new` (RFC 1624 equation 3: adds the complement).
 #[inline(always)]
-pub fn subtract(mut sum: u64, words: &[u32]) -> u64 {
-    let mut index = 0;
-    while index < words.len() {
-        sum += !words[index] as u64;
-        index += 1;
-    }
-    sum
+pub fn difference(old: u64, new: u64) -> u64 {
+    /// Zero, as a sum of that many words.
+    const ZERO: u64 = 0xffff_ffff * 256;
+    new + (ZERO - old)
+}
+
+/// The running sum of both addresses.
+#[inline(always)]
+pub fn addresses<A: Address>(tuple: &Tuple<A>) -> u64 {
+    add(add(0, tuple.source.words()), tuple.destination.words())
 }
 
 /// Folds a running sum of 32-bit words to the 32 bits that the kernel's checksum
@@ -43,12 +50,11 @@ pub fn fold16(sum: u64) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// The running sum of a pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `length`
-/// bytes of transport header and payload.
+/// The running sum of a pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) with these
+/// [`addresses`], for `length` bytes of transport header and payload.
 #[inline(always)]
-pub fn pseudo<A: Address>(source: A, destination: A, protocol: u8, length: u16) -> u64 {
-    let sum = add(add(0, source.words()), destination.words());
-    sum + Be16::new(length).be16 as u64 + Be16::new(protocol as u16).be16 as u64
+pub fn pseudo(addresses: u64, protocol: u8, length: u16) -> u64 {
+    addresses + Be16::new(length).be16 as u64 + Be16::new(protocol as u16).be16 as u64
 }
 
 /// The checksum field after the words it covers changed by `difference` (a running sum).
@@ -77,7 +83,7 @@ mod tests {
         #[test]
         fn a_hop_taken_is_an_update(checksum: u16, ttl in 1..=255u8, protocol: u8) {
             let words = |ttl| [u32::from_ne_bytes([ttl, protocol, 0, 0])];
-            let difference = add(subtract(0, &words(ttl)), &words(ttl - 1));
+            let difference = difference(add(0, &words(ttl)), add(0, &words(ttl - 1)));
             prop_assert_eq!(hop_taken(checksum) % 0xffff, updated(checksum, difference) % 0xffff);
         }
 
@@ -89,7 +95,7 @@ mod tests {
         ) {
             let before = whole(&words);
             let index = index.index(words.len());
-            let difference = add(subtract(0, &[words[index]]), &[new]);
+            let difference = difference(words[index].into(), new.into());
             words[index] = new;
             let after = updated(before, difference);
             // 0x0000 and 0xffff are one number in ones' complement.

@@ -10,7 +10,7 @@ use lb_common::{
     abi::{
         address::{Family, Ipv4, Ipv6},
         counter::{Hook, Reason},
-        flow::{Action, LOOPBACK_DEVICE},
+        flow::{Action, LOOPBACK_DEVICE, Tuple},
         settings::{MAX_DEVICES, Settings},
     },
     balance::{self, Candidate, Site, Verdict, Work},
@@ -121,8 +121,8 @@ const fn hook<const HOOK: u32>() -> Hook {
     Hook::ALL[HOOK as usize]
 }
 
-/// A function of its own for each family, so that their stack frames do not add up.
-#[inline(never)]
+/// The program for packets of one family.
+#[inline(always)]
 fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
@@ -300,7 +300,7 @@ fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
                 balance::fragment::enter(packet, work, &mut tables::Maps);
             }
             let changed = if is_tunnelled {
-                tunnel::enter::<F>(context, &work.rewrite)
+                enter_tunnel::<F>(context, &work.rewrite)
             } else {
                 translate::<F, HOOK>(context, packet, work)
             };
@@ -313,6 +313,13 @@ fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
             }
         }
     }
+}
+
+/// A function of its own, as the verifier would go through what follows once for each way
+/// out of it.
+#[inline(never)]
+fn enter_tunnel<F: Rewrite>(context: &TcContext, ends: &Tuple<F::Address>) -> Option<()> {
+    tunnel::enter::<F>(context, ends)
 }
 
 /// Gives a packet its new addresses, and takes a hop if the program is its router.

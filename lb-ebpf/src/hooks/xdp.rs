@@ -48,8 +48,8 @@ pub fn handle(context: &XdpContext) -> u32 {
     }
 }
 
-/// A function of its own for each family, so that their stack frames do not add up.
-#[inline(never)]
+/// The program for frames of one family.
+#[inline(always)]
 fn family<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> u32 {
     let (action, reason) = judge::<F>(context, settings);
     count(Hook::Xdp, reason);
