@@ -167,7 +167,7 @@ impl Inner {
         }));
         let own = registry.sub_registry_with_prefix("lb");
         own.register("build", "The version of the agent and of its maps", Info::new(build()));
-        own.register("services", "Service ports programmed", self.services.clone());
+        own.register("services", "Entries of SERVICES programmed", self.services.clone());
         own.register("frontends", "Front ends programmed", self.frontends.clone());
         own.register("endpoints", "Endpoints programmed", self.endpoints.clone());
     }

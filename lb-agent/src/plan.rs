@@ -134,6 +134,13 @@ pub enum Action {
     StoreSettings(Box<Settings>),
 }
 
+impl Action {
+    /// Whether it adds or changes the front end of an address as a whole.
+    fn opens_address(&self) -> bool {
+        matches!(self, Self::UpsertFrontend { frontend, .. } if frontend.at.protocol == 0)
+    }
+}
+
 /// An entry of BACKENDS4 or BACKENDS6, by the family of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendEntry {
@@ -354,6 +361,8 @@ impl Planner {
                 (None, None) => {}
             }
         }
+        // An address as a whole comes after its ports, which it refuses where there are none.
+        draft.open.sort_by_key(|op| op.action.opens_address());
         self.ranges.settle();
         let mut ops = draft.reclaim;
         for phase in [draft.withdraw, draft.stage, draft.publish, draft.open, draft.retire] {

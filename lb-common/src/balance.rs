@@ -154,6 +154,13 @@ impl<F: Family> Context<'_, F> {
         action.is_forward() && self.packet.hops <= 1
     }
 
+    /// Whether the packet is a reply that has not been routed yet, but is changed only after
+    /// that: input routing takes a source of ours for a forgery, connection tracking for invalid.
+    #[inline(always)]
+    pub(crate) fn is_early(&self, action: Action) -> bool {
+        matches!(self.site, Site::FromPod | Site::FromDevice) && action.is_reply_by_stack()
+    }
+
     /// Who the client is.
     #[inline(always)]
     pub(crate) fn origin(&self) -> Origin {
@@ -355,7 +362,9 @@ fn live_flow<F: Family, T: Tables<F>>(
     found.filter(|entry| {
         let flow = entry.get();
         let is_not_for_it = flow.action.is_one_way() && context.is_tunnelled();
-        !is_not_for_it && !track::is_expired(flow, kind, context.now, context.settings)
+        !is_not_for_it
+            && !context.is_early(flow.action)
+            && !track::is_expired(flow, kind, context.now, context.settings)
     })
 }
 

@@ -17,7 +17,7 @@ use super::{
     bpffs,
     kernel::read_settings,
     pins::{Pins, pinned_maps},
-    probe,
+    probe, sys,
 };
 
 /// What `lb-agent check` looks at.
@@ -206,7 +206,7 @@ fn features(features: probe::Features) -> Vec<Finding> {
             "not there: the packet path refuses instead of connect()",
         ),
         row(
-            features.has_netns_cookie,
+            features.has_netns_cookie && sys::netns_cookie().is_ok(),
             "netns_cookie",
             "--socket-lb node works",
             "not there: --socket-lb node does not work",

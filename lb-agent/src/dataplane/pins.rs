@@ -7,7 +7,6 @@ use std::{
     fmt, io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    thread,
 };
 
 use aya_obj::generated::{
@@ -245,8 +244,7 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     // A service port may have more than one. Those of any node do not count: there are few
     // node ports.
     let frontends = sizes.services.saturating_mul(2);
-    let cpus = thread::available_parallelism().map_or(1, usize::from);
-    let embryonic = EMBRYONIC.max(EMBRYONIC_PER_CPU.saturating_mul(cpus as u32));
+    let embryonic = EMBRYONIC.max(EMBRYONIC_PER_CPU.saturating_mul(possible_cpus()));
     let traffic = sizes.services.min(TRAFFIC_BYTES / size_of::<Traffic>() as u32 / possible_cpus());
     vec![
         hash::<FrontendKey<Address4>, Frontend>("FRONTENDS4", frontends, services),

@@ -463,3 +463,15 @@ fn the_same_state_gives_an_empty_plan() {
     assert_ne!(plan(&mut planner, &state, &mut programmed, 0), Plan::default());
     assert_eq!(plan(&mut planner, &state, &mut programmed, 1), Plan::default());
 }
+
+#[test]
+fn an_address_opens_after_its_ports() {
+    let mut planner = adopt(&Fake::new(ROOMY));
+    let plan = plan(&mut planner, &service_of(&[0]), &mut State::new(), 0);
+    let opened = plan.ops.iter().filter_map(|op| match &op.action {
+        Action::UpsertFrontend { frontend, .. } => Some(frontend.at.protocol),
+        _ => None,
+    });
+    // Before, whoever asks for the port finds nothing, and no refusal of what has no port.
+    assert_eq!(opened.collect::<Vec<_>>(), [6, 0]);
+}

@@ -230,6 +230,12 @@ impl Action {
         self.action & Self::REPLY_BIT != 0
     }
 
+    /// Whether replies go on as they were going, changed where the stack lets them out.
+    #[inline(always)]
+    pub const fn is_reply_by_stack(self) -> bool {
+        self.action == Self::REPLY.action || self.action == Self::REPLY_DIRECT.action
+    }
+
     /// Whether the program sends the packet on its way, and takes a hop, as a router does.
     #[inline(always)]
     pub const fn is_forward(self) -> bool {

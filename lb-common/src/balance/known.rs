@@ -104,11 +104,13 @@ fn handshake<F: Family, T: Tables<F>>(
         let is_answered = flow.state == ANSWERED || flow.state == ONE_WAY;
         if packet.is_syn() || packet.detail & RST != 0 || !is_answered {
             track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
-        } else {
-            work.flow.set(flow);
-            establish(context, work, tables);
+            return Some(translate(context, flow, Reason::Request, work));
         }
-        return Some(translate(context, flow, Reason::Request, work));
+        work.flow.set(flow);
+        // Before the entry is removed, whose place another flow may take at once.
+        let verdict = translate(context, flow, Reason::Request, work);
+        establish(context, work, tables);
+        return Some(verdict);
     }
     work.flow.set(flow);
     forget(FlowTable::Embryonic, &packet.key, work, tables);
@@ -129,7 +131,7 @@ fn is_contested<F: Family, T: Tables<F>>(
     work.pair_key.set_pair(&flow.rewrite, packet.key.protocol);
     let Some(entry) = tables.flow(FlowTable::Flows, &work.pair_key) else { return false };
     let other = entry.get();
-    !track::is_closing(other.state)
+    !track::is_closed(other.state)
         && !track::is_expired(other, packet.kind, context.now, context.settings)
         && !other.rewrite.is_reverse_of(packet.tuple())
 }
@@ -145,6 +147,9 @@ fn reply<F: Family, T: Tables<F>>(
 ) -> Option<Verdict> {
     let packet = context.packet;
     let flow = entry.get();
+    if context.is_early(flow.action) {
+        return Some(Verdict::Pass(Reason::NoFlow));
+    }
     if track::is_expired(flow, packet.kind, context.now, context.settings) {
         return None;
     }

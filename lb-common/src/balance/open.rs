@@ -392,7 +392,7 @@ pub(crate) fn release<F: Family, T: Tables<F>>(
         }
         return true;
     }
-    let is_over = is_tcp && track::is_closing(found.state)
+    let is_over = is_tcp && track::is_closed(found.state)
         || track::is_expired(found, kind, context.now, context.settings);
     if is_over {
         let protocol = work.pair_key.protocol;

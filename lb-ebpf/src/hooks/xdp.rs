@@ -107,7 +107,7 @@ fn translate<F: FamilyMaps + Rewrite>(
     let Scratch { packet, work, way, .. } = scratch;
     let (new, action) = (&work.rewrite, work.action);
     let done = match action {
-        Action::REQUEST | Action::REPLY => Some(XDP_PASS),
+        Action::REQUEST => Some(XDP_PASS),
         Action::REPLY_INTO_DEVICE => is_here(context, work.device).then_some(XDP_PASS),
         action if action.is_forward() => {
             let added = if action.is_one_way() { F::LENGTH } else { 0 };

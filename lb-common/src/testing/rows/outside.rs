@@ -32,6 +32,8 @@ rows! {
     BOTH => many_flows_to_one_backend_have_ports_of_their_own,
     BOTH => no_reply_is_anothers_when_ports_run_out,
     TCP_ONLY => a_port_of_a_closed_flow_is_used_again,
+    TCP_ONLY => a_port_of_a_half_closed_flow_is_not_anothers,
+    BOTH => replies_by_the_stack_are_left_alone_until_they_leave,
 }
 
 pub(super) const NODE_PORT: u16 = 30_080;
@@ -304,6 +306,34 @@ fn no_reply_is_anothers_when_ports_run_out<F: TestFamily>(bench: &mut Bench<F>) 
     bench.expect(Place::FromDevice, ends, SYN, Reason::NoSourcePort, refusal);
     for talk in &talks {
         works(bench, talk);
+    }
+}
+
+fn a_port_of_a_half_closed_flow_is_not_anothers<F: TestFamily>(bench: &mut Bench<F>) {
+    bench.world.settings.source_ports.count = 1;
+    exposed(bench, &[Where::Elsewhere]);
+    let one = bench.connect(Place::FromDevice, client::<F>(), node_port::<F>());
+    bench.request(&one, FIN | ACK);
+    let ends = [at(F::outside(), 1002), node_port::<F>()];
+    bench.expect(Place::FromDevice, ends, SYN, Reason::NoSourcePort, bench.refusal());
+    works(bench, &one);
+}
+
+fn replies_by_the_stack_are_left_alone_until_they_leave<F: TestFamily>(bench: &mut Bench<F>) {
+    // More addresses than are compared: every one may be the node's, a client's too.
+    let too_many = crate::abi::settings::MAX_PREFIXES as u32 + 1;
+    bench.world.settings.ipv4.node_address_count = too_many;
+    bench.world.settings.ipv6.node_address_count = too_many;
+    exposed(bench, &[Where::Here]);
+    for port in [45_000, 30_100] {
+        let client = at(F::outside(), port);
+        let talk = bench.open(Place::FromDevice, client, node_port::<F>());
+        let ends = [here::<F>(), client];
+        bench.expect(Place::FromPod, ends, SYN | ACK, Reason::NoFlow, End::Untouched);
+        bench.reply(&talk, SYN | ACK);
+        bench.request(&talk, ACK);
+        bench.expect(Place::FromPod, ends, ACK, Reason::NoFlow, End::Untouched);
+        works(bench, &talk);
     }
 }
 
