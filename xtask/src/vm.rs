@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Kernels; all of them by default
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(KERNELS.map(|kernel| kernel.name)))]
     names: Vec<String>,
-    /// Write the golden of instruction counts and the table in docs/kernels.md
+    /// Write the golden of instruction counts; the table for docs/kernels.md is printed
     #[arg(long)]
     bless: bool,
     /// Parts to try: load, rows, connections; all of them by default
