@@ -134,13 +134,6 @@ pub enum Action {
     StoreSettings(Box<Settings>),
 }
 
-impl Action {
-    /// Whether it adds or changes the front end of an address as a whole.
-    fn opens_address(&self) -> bool {
-        matches!(self, Self::UpsertFrontend { frontend, .. } if frontend.at.protocol == 0)
-    }
-}
-
 /// An entry of BACKENDS4 or BACKENDS6, by the family of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendEntry {
@@ -344,6 +337,9 @@ impl Planner {
 
     /// Ends a plan.
     pub fn finish(&mut self, mut draft: Draft) -> Plan {
+        // Of addresses as a whole, which come after their ports: until these are there, an
+        // address refuses them.
+        let mut addresses = Vec::new();
         for (at, before) in std::mem::take(&mut self.frontends.touched) {
             let now = self.frontends.entries.get(&at).copied();
             match (before, now) {
@@ -353,7 +349,8 @@ impl Planner {
                     let replaces = replaces.filter(|service| *service != owner);
                     let frontend = DesiredFrontend { at, kind, flags };
                     let action = Action::UpsertFrontend { frontend, replaces };
-                    draft.open.push(Op { owner, action });
+                    let phase = if at.protocol == 0 { &mut addresses } else { &mut draft.open };
+                    phase.push(Op { owner, action });
                 }
                 (Some(Frontend { service: owner, .. }), None) => {
                     draft.withdraw.push(Op { owner, action: Action::DeleteFrontend(at) });
@@ -361,8 +358,7 @@ impl Planner {
                 (None, None) => {}
             }
         }
-        // An address as a whole comes after its ports, which it refuses where there are none.
-        draft.open.sort_by_key(|op| op.action.opens_address());
+        draft.open.append(&mut addresses);
         self.ranges.settle();
         let mut ops = draft.reclaim;
         for phase in [draft.withdraw, draft.stage, draft.publish, draft.open, draft.retire] {

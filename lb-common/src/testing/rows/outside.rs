@@ -2,7 +2,10 @@
 //! which backends there are, and who is turned away.
 
 use crate::{
-    abi::{address::Prefix, counter::Reason, frontend::FrontendKind, service::Service},
+    abi::{
+        address::Prefix, counter::Reason, frontend::FrontendKind, service::Service,
+        settings::MAX_PREFIXES,
+    },
     packet::{ACK, FIN, SYN},
 };
 
@@ -321,7 +324,7 @@ fn a_port_of_a_half_closed_flow_is_not_anothers<F: TestFamily>(bench: &mut Bench
 
 fn replies_by_the_stack_are_left_alone_until_they_leave<F: TestFamily>(bench: &mut Bench<F>) {
     // More addresses than are compared: every one may be the node's, a client's too.
-    let too_many = crate::abi::settings::MAX_PREFIXES as u32 + 1;
+    let too_many = MAX_PREFIXES as u32 + 1;
     bench.world.settings.ipv4.node_address_count = too_many;
     bench.world.settings.ipv6.node_address_count = too_many;
     exposed(bench, &[Where::Here]);
