@@ -106,14 +106,14 @@ fn steps(workspace: &Workspace, bless: bool) -> Vec<Step<'_>> {
 
 fn layout(workspace: &Workspace, bless: bool) -> Result<String> {
     let mut test = workspace.cargo("test");
-    test.args(["-p", "lb-common", "--features", "testing", "layout"]);
+    test.args(["-p", "lb-testing", "layout"]);
     if bless {
         test.env(BLESS, "1");
     }
     let output = captured(workspace, "layout", &mut test)?;
     ensure!(
         output.lines().any(|line| line.starts_with("test ") && line.ends_with("... ok")),
-        "lb-common has no test whose name holds `layout`"
+        "lb-testing has no test whose name holds `layout`"
     );
     Ok(String::new())
 }
