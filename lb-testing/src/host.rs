@@ -8,7 +8,7 @@ use lb_common::{
         settings::Settings,
     },
     balance::{
-        self, Candidate, FlowTable, Site, Tables, Verdict, Work, error, fragment,
+        self, Candidate, FlowTable, Site, Tables, Verdict, Work, fragment, icmp_error,
         tunnel as tunnelled,
     },
     packet::{Kind, Packet},
@@ -66,7 +66,7 @@ impl<F: TestFamily> Host<F> {
             Verdict::Pass(Reason::NotService)
         } else if packet.is_icmp_error() {
             let is_quoted = F::parse_quote(frame, &packet, &mut work.quote).is_some();
-            error::decide(candidate, &packet, is_quoted, site, settings, &mut work, tables)
+            icmp_error::decide(candidate, &packet, is_quoted, site, settings, &mut work, tables)
         } else if packet.kind == Kind::Fragment {
             fragment::decide(candidate, &packet, site, settings, &mut work, tables)
         } else {

@@ -247,7 +247,7 @@ fn decide_other<F: FamilyMaps + ParseQuote, const HOOK: u32>(
         return balance::fragment::decide(candidate, packet, site, settings, work, tables);
     }
     let is_quoted = error::read(context, packet, behind_tunnel::<F, HOOK>(packet), work).is_some();
-    balance::error::decide(candidate, packet, is_quoted, site, settings, work, tables)
+    balance::icmp_error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
 #[inline(always)]

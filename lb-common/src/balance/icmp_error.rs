@@ -12,8 +12,10 @@ use crate::{
 };
 
 use super::{
-    Candidate, Context, Site, Verdict, Work, live_flow, of_no_flow,
+    lookup::live_flow,
+    no_flow,
     tables::{Entry, Tables},
+    types::{Candidate, Context, Site, Verdict, Work},
 };
 
 /// Decides on an ICMP error caught at `site`, which is the `candidate` told by
@@ -33,7 +35,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     if is_quoted && let Some(verdict) = about_flow(&context, work, tables) {
         return verdict;
     }
-    of_no_flow(candidate, &context, work, tables)
+    no_flow::decide(candidate, &context, work, tables)
 }
 
 /// What becomes of the error if it is about a packet of a known flow.
