@@ -12,7 +12,7 @@ use lb_common::{
     packet::{IP_OFFSET, Packet, quote::ParseQuote},
 };
 
-use crate::{hooks::tc::Linear, rewrite::Rewrite};
+use crate::{frame::Linear, rewrite::Rewrite};
 
 /// How many bytes of a frame hold the headers of an error and of what it quotes: as long as
 /// they come, 14 + 60 + 8 + 60 + 8 with IPv4, or 14 + 40 + 40 + 8 + 40 + 8 and more with IPv6 in a
