@@ -6,6 +6,7 @@
 //! randomness and state come in through [`balance::Tables`], what to do with the
 //! packet goes out as a [`balance::Verdict`].
 #![no_std]
+#![deny(unsafe_code)]
 
 pub mod abi;
 pub mod balance;
