@@ -6,7 +6,7 @@ use lb_common::{
         address::Address,
         affinity::{Affinity, AffinityKey},
         counter::{Hook, Reason},
-        flow::{Flow, FlowKey, Tuple},
+        flow::{FlowKey, Tuple},
         frontend::{TCP, UDP},
     },
     balance::{Answer, Endpoint, FlowTable, Site},
@@ -19,6 +19,8 @@ use super::{
     tables::Lookups,
     world::{EXTERNAL, EXTERNAL_TOO, POD_DEVICE, TICKS, World},
 };
+
+pub use super::tables::FlowEntries;
 
 /// Where a frame is caught.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,9 +148,6 @@ pub struct Outcome<A: Address> {
     /// What became of the frame.
     pub end: End<A>,
 }
-
-/// Entries of a flow table.
-pub type FlowEntries<A> = Vec<(FlowKey<A>, Flow<A>)>;
 
 /// An interpreter of the datapath.
 pub trait Lab<F: TestFamily> {

@@ -6,7 +6,16 @@ use lb_common::{
     packet::{quote::ParseQuote, tunnel::Tunnel},
 };
 
-use super::frame::Fragment;
+/// Which part of a larger datagram a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Where its bytes belong; a multiple of 8.
+    pub offset: u16,
+    /// Whether more follows.
+    pub more: bool,
+    /// Which datagram it is of.
+    pub identification: u16,
+}
 
 /// An address family in which packets can be built.
 pub trait TestFamily: ParseQuote + Tunnel {

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+mod bytes;
 pub mod family;
 pub mod frame;
 pub mod host;

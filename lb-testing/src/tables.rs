@@ -21,7 +21,10 @@ use lb_common::{
     balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
 };
 
-use super::{bench::FlowEntries, world::World};
+use super::world::World;
+
+/// Entries of a flow table.
+pub type FlowEntries<A> = Vec<(FlowKey<A>, Flow<A>)>;
 
 /// How often each kind of table was asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,11 +1,12 @@
 //! Tunnels around frames, and the segment size that goes with them. Shares nothing with the
 //! code under test.
 
-use super::{
-    family::TestFamily,
-    frame::{ETHERNET, checksum, header_sum, mend_header, pseudo, transport_sum},
-};
 use lb_common::{abi::frontend::TCP, packet::Packet};
+
+use super::{
+    bytes::{ETHERNET, addresses, checksum, header_sum, mend_header, pseudo, transport_sum},
+    family::TestFamily,
+};
 
 /// The TTL or hop limit of a tunnel.
 const HOPS: u8 = 64;
@@ -50,7 +51,7 @@ pub fn check_wrapped<F: TestFamily>(
     if was_right {
         mend_header::<F>(&mut expected);
     }
-    let ends = super::frame::addresses::<F>(after);
+    let ends = addresses::<F>(after);
     let expected = wrapped::<F>(&expected, ends);
     let mut compared = after.to_vec();
     compared[..12].copy_from_slice(&before[..12]);
@@ -93,7 +94,7 @@ pub fn clamped<F: TestFamily>(before: &[u8], after: &[u8], packet: &Packet<F>) -
     frame[transport + 22..transport + 24].copy_from_slice(&clamped.to_be_bytes());
     if was_right {
         frame[transport + 16..transport + 18].fill(0);
-        let ends = super::frame::addresses::<F>(&frame);
+        let ends = addresses::<F>(&frame);
         let body = &frame[transport..];
         let sum = checksum(&[&pseudo::<F>(ends, TCP, body.len()), body]);
         frame[transport + 16..transport + 18].copy_from_slice(&sum.to_be_bytes());

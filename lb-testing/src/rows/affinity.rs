@@ -2,7 +2,7 @@
 
 use lb_common::packet::ACK;
 
-use super::*;
+use super::setup::*;
 use crate::bench::Talk;
 
 rows! {

@@ -11,7 +11,7 @@ use lb_common::{
     packet::{ACK, SYN},
 };
 
-use super::*;
+use super::setup::*;
 use crate::{
     bench::{End, Outcome, tuple},
     frame::{Body, Frame},

@@ -6,7 +6,7 @@ use lb_common::{
     packet::{ACK, FIN},
 };
 
-use super::*;
+use super::setup::*;
 use crate::world::{TICKS, seconds};
 
 rows! {

@@ -13,7 +13,7 @@ use lb_common::{
 };
 
 use super::outside::{NODE_PORT, balancer, client, exposed, fronts, here, node_port, policy};
-use super::*;
+use super::setup::*;
 use crate::{
     bench::{End, Talk, tuple},
     frame::{Body, Frame},
@@ -303,7 +303,7 @@ fn what_is_for_nobody_here_stays_in_its_tunnel<F: TestFamily>(bench: &mut Bench<
     // A tunnel in a tunnel.
     let inside = Frame::<F>::of(bench.protocol, client, balancer::<F>(), SYN)
         .tunnel(F::other_node(), F::node());
-    let twice = super::super::tunnel::wrapped::<F>(&inside.bytes(), [F::other_node(), F::node()]);
+    let twice = crate::tunnel::wrapped::<F>(&inside.bytes(), [F::other_node(), F::node()]);
     assert_eq!(bench.lab.send(Place::FromDevice, &twice).end, End::Untouched);
     assert_eq!(bench.flow_counts(), [0, 0]);
 }

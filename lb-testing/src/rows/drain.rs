@@ -6,7 +6,7 @@ use lb_common::{
 };
 
 use super::outside::{client, exposed, fronts, here};
-use super::*;
+use super::setup::*;
 use crate::{
     bench::{End, Talk, tuple},
     frame::{Body, Frame},

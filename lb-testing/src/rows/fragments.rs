@@ -8,7 +8,7 @@ use lb_common::{
 
 use super::icmp::with_all;
 use super::outside::{client, exposed, node_port};
-use super::*;
+use super::setup::*;
 use crate::{
     bench::{End, Outcome, Talk, tuple},
     frame::{Body, Frame},

@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use super::outside::{NODE_PORT, balancer, client, exposed, node_port};
-use super::*;
+use super::setup::*;
 use crate::{
     bench::{End, Outcome, Talk, tuple},
     frame::{Body, ETHERNET, Frame},
@@ -212,7 +212,7 @@ fn quotes_with_options_are_translated<F: TestFamily>(bench: &mut Bench<F>) {
     let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
     let (from, to) = (at(talk.sent.source, talk.sent.source_port.get()), talk.backend());
     let (place, end) = talk.way_back(ends::<F>(talk.front.address, talk.client.address));
-    for options in &shape::padding::<F>()[..2] {
+    for options in &super::shape::padding::<F>()[..2] {
         let quoted = Frame::of(bench.protocol, from, to, ACK).options(options);
         let frame = error::<F>(to.address, from.address, &quoted, 200).options(options);
         expect(bench, place, &frame, end, tuple(talk.client, talk.front));

@@ -7,7 +7,7 @@ use lb_common::{
 
 use super::{
     outside::{client, exposed, here, is_seen_as_node, node_port},
-    *,
+    setup::*,
 };
 use crate::bench::{End, Outcome, tuple};
 

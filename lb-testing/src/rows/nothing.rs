@@ -6,7 +6,7 @@ use lb_common::{
     packet::{ACK, FIN, RST, SYN},
 };
 
-use super::*;
+use super::setup::*;
 use crate::{
     bench::End,
     frame::{Body, Frame},

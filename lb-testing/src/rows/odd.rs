@@ -8,8 +8,8 @@ use lb_common::{
 };
 
 use super::outside::{balancer, client, exposed, node_port};
+use super::setup::*;
 use super::shape::padding;
-use super::*;
 use crate::{
     bench::{End, Outcome, Talk, tuple},
     frame::{Body, Frame},

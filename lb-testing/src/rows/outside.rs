@@ -9,7 +9,7 @@ use lb_common::{
     packet::{ACK, FIN, SYN},
 };
 
-use super::*;
+use super::setup::*;
 use crate::{
     bench::{End, Talk},
     world::SOURCE_PORTS,

@@ -6,7 +6,7 @@ use lb_common::{
     packet::{ACK, SYN},
 };
 
-use super::*;
+use super::setup::*;
 use crate::{
     bench::{End, tuple},
     frame::{Body, Frame},

@@ -2,7 +2,7 @@
 
 use lb_common::abi::counter::Reason;
 
-use super::*;
+use super::setup::*;
 use crate::{bench::End, world::seconds};
 
 rows! {
