@@ -7,6 +7,7 @@ mod licence;
 mod metadata;
 mod order;
 mod reasons;
+mod references;
 mod source;
 
 use std::fs;
@@ -99,6 +100,7 @@ fn of_sources(workspace: &Workspace) -> Vec<Step<'_>> {
         }),
         Step::new("module order", || order::check(workspace)),
         Step::new("reasons", || reasons::check(workspace)),
+        Step::new("references", || references::check(workspace)),
         Step::new("licences", || licence::check(workspace)),
     ]
 }
