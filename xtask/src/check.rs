@@ -3,6 +3,7 @@
 //! One line a step; what a step printed is shown only when it failed, but for
 //! the verifier's table, which is there to be read.
 
+mod columns;
 mod licence;
 mod metadata;
 mod order;
@@ -99,6 +100,7 @@ fn of_sources(workspace: &Workspace) -> Vec<Step<'_>> {
             silent(workspace, "fmt", fmt.args(["--all", "--check"]))
         }),
         Step::new("module order", || order::check(workspace)),
+        Step::new("columns of get", || columns::check(workspace)),
         Step::new("reasons", || reasons::check(workspace)),
         Step::new("references", || references::check(workspace)),
         Step::new("licences", || licence::check(workspace)),
