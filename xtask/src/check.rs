@@ -4,6 +4,7 @@
 //! the verifier's table, which is there to be read.
 
 mod columns;
+mod dependencies;
 mod licence;
 mod metadata;
 mod order;
@@ -103,7 +104,9 @@ fn of_sources(workspace: &Workspace) -> Vec<Step<'_>> {
         Step::new("columns of get", || columns::check(workspace)),
         Step::new("reasons", || reasons::check(workspace)),
         Step::new("references", || references::check(workspace)),
-        Step::new("licences", || licence::check(workspace)),
+        Step::new("licences of lb", || licence::check(workspace)),
+        Step::new("dependencies", || dependencies::rules(workspace)),
+        Step::new("advisories", || dependencies::advisories(workspace)),
     ]
 }
 

@@ -16,6 +16,7 @@ pub(super) struct Metadata {
 #[derive(Deserialize)]
 pub(super) struct Package {
     pub(super) name: String,
+    pub(super) license: Option<String>,
     pub(super) manifest_path: PathBuf,
     pub(super) dependencies: Vec<Dependency>,
 }
