@@ -5,10 +5,9 @@
 //! Nothing here allocates, does I/O, reads a clock or writes to a packet: time,
 //! randomness and state come in through [`balance::Tables`], what to do with the
 //! packet goes out as a [`balance::Verdict`].
-#![cfg_attr(not(any(test, feature = "testing")), no_std)]
+#![no_std]
+#![deny(unsafe_code)]
 
 pub mod abi;
 pub mod balance;
 pub mod packet;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;

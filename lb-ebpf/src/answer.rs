@@ -14,7 +14,7 @@ use lb_common::{
     },
 };
 
-use crate::{hooks::tc, maps, memory, rewrite};
+use crate::{frame, maps, memory};
 
 /// Turns the packet into the answer and sends it to where the packet came from; returns
 /// what the program returns, `None` if the kernel would not let the packet be changed.
@@ -52,8 +52,8 @@ pub fn too_big<F: Respond>(
 fn back(context: &TcContext, hook: Hook) -> Option<i32> {
     match hook {
         Hook::ToDevice => {}
-        Hook::Loopback => return tc::receive_on(context, tc::LOOPBACK, [0; 6]),
-        _ => return tc::bounce(context),
+        Hook::Loopback => return frame::receive_on(context, frame::LOOPBACK, [0; 6]),
+        _ => return frame::bounce(context),
     }
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (*context.skb.skb).ifindex };
@@ -61,7 +61,7 @@ fn back(context: &TcContext, hook: Hook) -> Option<i32> {
     while index < MAX_DEVICES {
         let device = maps::DEVICES.get(index)?;
         if device.ifindex == ifindex {
-            return tc::receive_on(context, ifindex, device.mac);
+            return frame::receive_on(context, ifindex, device.mac);
         }
         index += 1;
     }
@@ -123,7 +123,7 @@ fn unreachable<F: Respond>(
 fn echo<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     let to = packet.tuple().reversed();
     let at = IP_OFFSET + size_of::<F::Header>() - 2 * size_of::<F::Address>();
-    rewrite::store(context, at, &[to.source, to.destination])?;
+    frame::store(context, at, &[to.source, to.destination])?;
     let transport = packet.transport as u32;
     // Type, code and checksum.
     let mut start = [0u16; 2];

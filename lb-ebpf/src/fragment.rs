@@ -7,7 +7,7 @@ use lb_common::{
 };
 
 use crate::{
-    error::{difference, store},
+    icmp_error::{difference, store},
     rewrite::Rewrite,
 };
 

@@ -8,13 +8,15 @@
 
 mod answer;
 mod count;
-mod error;
 mod fragment;
+mod frame;
 mod hooks;
+mod icmp_error;
 mod maps;
 mod memory;
 mod rewrite;
 mod route;
+mod scratch;
 mod tables;
 mod tunnel;
 

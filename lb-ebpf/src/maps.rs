@@ -6,10 +6,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::abi::{
-    address::{Address4, Address6, Family, Ipv4, Ipv6},
+    address::{Address4, Address6, Ipv4, Ipv6},
     affinity::{Affinity, AffinityKey},
     backend::Backend,
-    counter::{self, Reason},
+    counter,
     flow::{Flow, FlowKey},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
@@ -19,75 +19,9 @@ use lb_common::abi::{
     socket::{ConnectedPeer, DatagramKey, MAX_EXCLUDED_CGROUPS, Peer},
     traffic::{DropKey, Traffic},
 };
+use lb_common::packet::answer::MAX_QUOTE_WORDS;
 
-use lb_common::{
-    balance::{Answer, Verdict, Work},
-    packet::{Packet, answer::MAX_QUOTE_WORDS},
-};
-
-use crate::route::Way;
-
-/// What a tc program works with.
-#[repr(C)]
-pub struct Scratch<F: Family> {
-    /// The packet as it came.
-    pub packet: Packet<F>,
-    /// What becomes of it.
-    pub work: Work<F::Address>,
-    /// Where it goes on, if it is sent by a route look-up.
-    pub way: Way,
-    /// What was decided.
-    pub ruling: Ruling,
-}
-
-/// A [`Verdict`] in parts, to be kept in a map: what is read from there has no value that the
-/// verifier knows, so that it goes once through what follows and not once for each verdict.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct Ruling {
-    /// What becomes of the packet.
-    pub fate: Fate,
-    /// The answer to it, if it gets one.
-    pub answer: Answer,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// What becomes of a packet, without any more.
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub enum Fate {
-    /// [`Verdict::Pass`].
-    Pass,
-    /// [`Verdict::Drop`].
-    Drop,
-    /// [`Verdict::Translate`].
-    Translate,
-    /// [`Verdict::Answer`].
-    Answer,
-}
-
-impl Ruling {
-    /// Keeps a verdict at `place` and reads it back.
-    #[inline(always)]
-    pub fn keep(place: &mut Self, verdict: Verdict) -> Self {
-        let (fate, answer, reason) = match verdict {
-            Verdict::Pass(reason) => (Fate::Pass, Answer::Reset, reason),
-            Verdict::Drop(reason) => (Fate::Drop, Answer::Reset, reason),
-            Verdict::Translate(reason) => (Fate::Translate, Answer::Reset, reason),
-            Verdict::Answer(answer, reason) => (Fate::Answer, answer, reason),
-        };
-        *place = Self { fate, answer, reason };
-        // SAFETY: a reference, of which every part was just written.
-        unsafe {
-            Self {
-                fate: core::ptr::read_volatile(&raw const place.fate),
-                answer: core::ptr::read_volatile(&raw const place.answer),
-                reason: core::ptr::read_volatile(&raw const place.reason),
-            }
-        }
-    }
-}
+use crate::scratch::Scratch;
 
 /// BPF_F_MMAPABLE: the agent stores into these without a system call.
 const MAPPED: usize = 0x400;

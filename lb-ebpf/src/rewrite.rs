@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_PSEUDO_HDR,
-    helpers::{bpf_csum_update, bpf_xdp_adjust_head},
+    helpers::bpf_csum_update,
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
@@ -18,20 +18,16 @@ use lb_common::{
     },
 };
 
-use crate::{hooks::tc::Linear, maps};
+use crate::{
+    frame::{Frame, Linear, place, store},
+    maps,
+};
 
-/// A packet that can be changed: a socket buffer of tc, or the bare frame of XDP.
-pub trait Frame {
-    /// Where its first piece starts.
-    fn start(&self) -> usize;
-    /// Where its first piece ends.
-    fn end(&self) -> usize;
+/// A packet whose TCP or UDP checksum can be changed.
+pub trait L4Checksum: Frame {
     /// Brings the TCP or UDP checksum up to date with `changes`; `packet` is as it was before
     /// them. Nothing read before holds afterwards.
     fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()>;
-    /// Makes the space between Ethernet header and IP header larger by so many bytes, or
-    /// smaller. What new bytes hold is not said. Nothing read before holds afterwards.
-    fn resize<F: Tunnel>(&self, difference: i32) -> Option<()>;
 }
 
 /// What the checksums of a packet are told of its new addresses and ports: running sums.
@@ -77,17 +73,7 @@ fn mend_by_kernel<F: Rewrite>(
     Some(())
 }
 
-impl Frame for TcContext {
-    #[inline(always)]
-    fn start(&self) -> usize {
-        self.data()
-    }
-
-    #[inline(always)]
-    fn end(&self) -> usize {
-        self.data_end()
-    }
-
+impl L4Checksum for TcContext {
     /// The checksum of a packet that this host made is often left to the device. Then the sum
     /// of the pseudo header stands in its place, which no change of a port concerns
     /// (CHECKSUM_PARTIAL). Anything else is a checksum over all of the packet, and changed
@@ -118,35 +104,9 @@ impl Frame for TcContext {
         }
         Some(())
     }
-
-    #[inline(always)]
-    fn resize<F: Tunnel>(&self, difference: i32) -> Option<()> {
-        /// BPF_ADJ_ROOM_MAC.
-        const BEHIND_ETHERNET: u32 = 1;
-        /// BPF_F_ADJ_ROOM_FIXED_GSO: segments that are to be cut stay as long as they are.
-        const FIXED_SEGMENTS: u64 = 1;
-        /// BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 and _IPV6: what is cut later is cut inside.
-        const IN_IPV4: u64 = 2;
-        const IN_IPV6: u64 = 4;
-        let mut flags = FIXED_SEGMENTS;
-        if difference > 0 {
-            flags |= if F::PROTOCOL == Ipv4::PROTOCOL { IN_IPV4 } else { IN_IPV6 };
-        }
-        self.adjust_room(difference, BEHIND_ETHERNET, flags).ok()
-    }
 }
 
-impl Frame for XdpContext {
-    #[inline(always)]
-    fn start(&self) -> usize {
-        self.data()
-    }
-
-    #[inline(always)]
-    fn end(&self) -> usize {
-        self.data_end()
-    }
-
+impl L4Checksum for XdpContext {
     #[inline(always)]
     fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
         let field: *mut u16 = place(self, checksum_field(packet))?;
@@ -157,18 +117,6 @@ impl Frame for XdpContext {
             unsafe { *field = mended(packet, old, changes) };
         }
         Some(())
-    }
-
-    #[inline(always)]
-    fn resize<F: Tunnel>(&self, difference: i32) -> Option<()> {
-        let ethernet: *mut [u16; IP_OFFSET / 2] = place(self, 0)?;
-        // SAFETY: in bounds, as `place` checked.
-        let ethernet = unsafe { *ethernet };
-        // SAFETY: the context is the kernel's.
-        if unsafe { bpf_xdp_adjust_head(self.ctx, -difference) } != 0 {
-            return None;
-        }
-        store(self, 0, &ethernet)
     }
 }
 
@@ -243,30 +191,10 @@ impl Rewrite for Ipv6 {
     }
 }
 
-/// The bytes at `offset` as a `T` that can be written to, if they lie in the frame's
-/// first piece.
-#[inline(always)]
-fn place<T>(frame: &impl Frame, offset: usize) -> Option<*mut T> {
-    let at = frame.start() + (offset & 0x3fff);
-    if at + size_of::<T>() > frame.end() {
-        return None;
-    }
-    Some(at as *mut T)
-}
-
-/// Stores into the frame.
-#[inline(always)]
-pub fn store<T: Copy>(frame: &impl Frame, offset: usize, value: &T) -> Option<()> {
-    let place = place::<T>(frame, offset)?;
-    // SAFETY: in bounds, as `place` checked; unaligned stores are as for loads.
-    unsafe { *place = *value };
-    Some(())
-}
-
 /// Gives a TCP or UDP packet the addresses and ports of `new`.
 #[inline(always)]
 pub fn apply<F: Rewrite>(
-    frame: &impl Frame,
+    frame: &impl L4Checksum,
     packet: &Packet<F>,
     new: &Tuple<F::Address>,
 ) -> Option<()> {

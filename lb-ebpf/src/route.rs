@@ -21,7 +21,12 @@ use lb_common::{
     packet::{IP_OFFSET, Packet, tunnel::Tunnel},
 };
 
-use crate::{hooks::tc::Linear, maps, memory, rewrite, tables::FamilyMaps};
+use crate::{
+    frame::{self, Linear},
+    maps, memory,
+    scratch::Way,
+    tables::FamilyMaps,
+};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -77,24 +82,6 @@ fn look_up<F: Route>(
         lookup.ifindex = ifindex;
         bpf_fib_lookup(context, &raw mut *lookup, size_of::<FibLookup>() as i32, 0)
     }
-}
-
-/// Where a route look-up leads.
-#[repr(C)]
-pub struct Way {
-    /// The kernel's index of the device.
-    pub ifindex: u32,
-    /// 1: as the packet's flow remembers it; else the kernel has just told it.
-    pub is_remembered: u16,
-    /// What the way lets through, if the packet is too big for it.
-    pub mtu: u16,
-    /// The MAC of the next hop, and the device's, if they are known: as a frame begins, in words,
-    /// since bytes are copied one by one.
-    pub macs: [u32; 3],
-    /// [`Device::flags`](lb_common::abi::settings::Device::flags) of the device, if remembered.
-    pub flags: u16,
-    /// 1: `macs` are known.
-    pub has_neighbour: u16,
 }
 
 /// The MACs of the next hop and of the device as a frame begins.
@@ -274,7 +261,7 @@ pub fn forward<F: FamilyMaps>(
         }
         return Some(send(way));
     }
-    rewrite::store(context, 0, &way.macs)?;
+    frame::store(context, 0, &way.macs)?;
     // SAFETY: no preconditions.
     Some(unsafe { bpf_redirect(way.ifindex, 0) } as i32)
 }

@@ -20,7 +20,7 @@ use lb_common::{
     balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
 };
 
-use crate::{maps, memory};
+use crate::{maps, memory, scratch::Scratch};
 
 /// The low 32 bits of jiffies; the JIT makes it a load.
 #[inline(always)]
@@ -80,7 +80,7 @@ impl<A: Copy> FlowEntry<A> for Place<Flow<A>> {
 /// Which maps a family has.
 pub trait FamilyMaps: Family {
     /// This CPU's room to work in.
-    fn scratch() -> Option<*mut maps::Scratch<Self>>;
+    fn scratch() -> Option<*mut Scratch<Self>>;
     /// Looks up in FRONTENDS.
     fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
     /// Looks up in RANGES.
@@ -110,7 +110,7 @@ macro_rules! family_maps {
     ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $nodes:ident, $backends:ident, $flows:ident, $embryonic:ident, $fragments:ident, $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
-            fn scratch() -> Option<*mut maps::Scratch<Self>> {
+            fn scratch() -> Option<*mut Scratch<Self>> {
                 maps::$scratch.get_ptr_mut(0)
             }
 

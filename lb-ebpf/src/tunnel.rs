@@ -2,14 +2,18 @@
 
 use aya_ebpf::programs::TcContext;
 use lb_common::{
-    abi::{address::Be16, flow::Tuple, settings::Settings},
+    abi::{
+        address::{Be16, Family},
+        flow::Tuple,
+        settings::Settings,
+    },
     balance,
     packet::{IP_OFFSET, Packet, Window, tunnel::Tunnel},
 };
 
 use crate::{
-    hooks::tc::{self, Linear},
-    rewrite::{self, Frame, Rewrite},
+    frame::{self, Frame, Linear},
+    rewrite::Rewrite,
     tables::{FamilyMaps, Maps},
 };
 
@@ -23,13 +27,23 @@ pub fn length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u
     if is_ours { F::LENGTH } else { 0 }
 }
 
+/// How many bytes later than that of others the IP header of a packet comes that may have come
+/// in a tunnel.
+#[inline(always)]
+pub fn behind<F: Family>(packet: &Packet<F>) -> usize {
+    // Read from the map, as the verifier would follow each length of its own.
+    // SAFETY: a reference.
+    let tunnel = unsafe { core::ptr::read_volatile(&raw const packet.tunnel) };
+    (tunnel & 0x3f) as usize
+}
+
 /// Puts a packet, one hop further on, into a tunnel with these ends.
 #[inline(always)]
 pub fn enter<F: Rewrite>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
     let header = F::outer(&Linear { start: frame.start(), end: frame.end() }, ends)?;
     F::take_hop(frame)?;
     frame.resize::<F>(F::LENGTH as i32)?;
-    rewrite::store(frame, IP_OFFSET, &header)
+    frame::store(frame, IP_OFFSET, &header)
 }
 
 /// Takes a packet out of the tunnel that it came in.
@@ -63,7 +77,7 @@ fn mtu_inside<F: FamilyMaps + Tunnel>(
     if packet.tunnel != 0 || packet.transport as usize != IP_OFFSET + header {
         return None;
     }
-    let window = tc::pulled(context);
+    let window = frame::pulled(context);
     let [kind, _, _, mtu] = window.load::<[Be16; 4]>(IP_OFFSET + header)?;
     let quoted = Linear { start: window.start + header + ICMP, end: window.end };
     let inside = Linear { start: quoted.start + header, end: quoted.end };
@@ -81,7 +95,7 @@ fn mtu_inside<F: FamilyMaps + Tunnel>(
 #[inline(never)]
 pub fn leave_quote<F: Tunnel>(context: &TcContext, packet: &mut Packet<F>) -> Option<()> {
     context.resize::<F>(-((2 * F::LENGTH as usize + ICMP) as i32))?;
-    F::parse(&tc::pulled(context), packet)
+    F::parse(&frame::pulled(context), packet)
 }
 
 /// How many TCP options are looked at in search of the segment size; it comes first as a
@@ -123,6 +137,6 @@ pub fn clamp<F: Tunnel>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
         return None;
     }
     let (old, new) = (size.to_be(), clamped.to_be());
-    rewrite::store(context, option + 2, &new)?;
+    frame::store(context, option + 2, &new)?;
     context.l4_csum_replace(transport + 16, old.into(), new.into(), 2).ok()
 }

@@ -23,12 +23,12 @@ use lb_common::abi::service::{Service, Slot};
 use lb_common::abi::settings::{Device, SettingsPair};
 use lb_common::balance::{Answer, FlowTable};
 use lb_common::packet::{Kind, Packet};
-use lb_common::testing::bench::{End, FlowEntries, Lab, Outcome, Place, Untestable};
-use lb_common::testing::family::TestFamily;
-use lb_common::testing::frame::{self, MACS};
-use lb_common::testing::tables::Lookups;
-use lb_common::testing::tunnel;
-use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, World, mac};
+use lb_testing::bench::{End, FlowEntries, Lab, Outcome, Place, Untestable};
+use lb_testing::family::TestFamily;
+use lb_testing::frame::{self, MACS};
+use lb_testing::tables::Lookups;
+use lb_testing::tunnel;
+use lb_testing::world::{EXTERNAL, EXTERNAL_TOO, World, mac};
 
 use crate::programs::{GATEWAY_MAC, MOVED_GATEWAY_MAC, Programs, Ran, Runs};
 

@@ -18,7 +18,7 @@ use aya::{Ebpf, EbpfLoader, TestRunResult};
 use bytemuck::Pod;
 use lb_agent::dataplane::probe;
 use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
-use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, POD_DEVICE, mac};
+use lb_testing::world::{EXTERNAL, EXTERNAL_TOO, POD_DEVICE, mac};
 use nix::sched::{CloneFlags, unshare};
 
 /// The object: where `LB_OBJECT` says, else where `cargo xtask build-ebpf` leaves it.

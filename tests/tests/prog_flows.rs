@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use lb_common::abi::address::{Ipv4, Ipv6};
-use lb_common::testing::{bench, rows};
+use lb_testing::{bench, rows};
 use lb_tests::flows::{Kernel, KernelFamily};
 use lb_tests::programs::in_private_namespace;
 

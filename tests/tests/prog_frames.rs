@@ -11,11 +11,11 @@ use lb_common::abi::settings::Timeouts;
 use lb_common::balance::{Verdict, track};
 use lb_common::packet::answer::quote_length;
 use lb_common::packet::{ACK, FIN, RST, SYN};
-use lb_common::testing::bench::{Bench, End, Lab, Outcome, Place};
-use lb_common::testing::family::TestFamily;
-use lb_common::testing::frame::{Body, Frame};
-use lb_common::testing::host::Host;
-use lb_common::testing::world::{Where, World, at, timeouts};
+use lb_testing::bench::{Bench, End, Lab, Outcome, Place};
+use lb_testing::family::TestFamily;
+use lb_testing::frame::{Body, Frame};
+use lb_testing::host::Host;
+use lb_testing::world::{Where, World, at, timeouts};
 use lb_tests::flows::{Kernel, KernelFamily};
 use lb_tests::programs::in_private_namespace;
 

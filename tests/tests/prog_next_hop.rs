@@ -9,10 +9,10 @@ use lb_common::abi::flow::Tuple;
 use lb_common::abi::frontend::{FrontendKind, UDP};
 use lb_common::abi::service::Service;
 use lb_common::balance::Endpoint;
-use lb_common::testing::bench::{End, Lab, Place};
-use lb_common::testing::family::TestFamily;
-use lb_common::testing::frame::{Body, Frame};
-use lb_common::testing::world::{EXTERNAL, NODE_PORTS, Where, World, at, mac};
+use lb_testing::bench::{End, Lab, Place};
+use lb_testing::family::TestFamily;
+use lb_testing::frame::{Body, Frame};
+use lb_testing::world::{EXTERNAL, NODE_PORTS, Where, World, at, mac};
 use lb_tests::flows::{Kernel, KernelFamily};
 use lb_tests::programs::{GATEWAY_MAC, MOVED_GATEWAY_MAC, in_private_namespace};
 

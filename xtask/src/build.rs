@@ -20,7 +20,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
 pub(crate) fn agent(workspace: &Workspace) -> Result<()> {
     build_ebpf::object(workspace, false)?;
     // Alone: together with the tests crate the agent would be built with the
-    // features that only the tests ask of lb-common.
+    // features that only the tests ask of their dependencies.
     run::shown(workspace.cargo("build").args(["--release", "-p", "lb-agent"]))
         .context("the agent could not be built")
 }

@@ -17,11 +17,7 @@ use lb_common::{
         service::Service,
         settings::Settings,
     },
-    balance::{
-        Endpoint, FlowTable, Origin,
-        select::{self, Eligible},
-        track,
-    },
+    balance::{Endpoint, FlowTable, Origin, select, track, types::Eligible},
     packet::Kind,
 };
 

@@ -12,7 +12,7 @@ use lb_common::{
         settings::PortRange,
     },
     balance::{
-        self, Answer, Candidate, Endpoint, FlowTable, Origin, Site, Verdict, Work, select::Eligible,
+        self, Answer, Candidate, Endpoint, FlowTable, Origin, Site, Verdict, Work, types::Eligible,
     },
     packet::{ACK, SYN},
 };

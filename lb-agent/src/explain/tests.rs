@@ -14,11 +14,11 @@ use lb_common::{
         settings::Settings,
     },
     balance::{Entry, FlowTable, Tables},
-    testing::{
-        family::TestFamily,
-        tables::FakeTables,
-        world::{EXTERNAL, POD_DEVICE, Where, World, at},
-    },
+};
+use lb_testing::{
+    family::TestFamily,
+    tables::FakeTables,
+    world::{EXTERNAL, POD_DEVICE, Where, World, at},
 };
 
 use super::{

@@ -1,6 +1,6 @@
 //! BACKENDS4 and BACKENDS6: where service ports lead.
 
-use super::{address::Be16, pod};
+use super::ip::{Be16, pod};
 
 /// An endpoint of one service port. Its index is its id; ids are not shared between
 /// service ports, so that membership is a property of the entry.

@@ -5,10 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{
-    address::{Address, Address4, Be16},
-    pod,
-};
+use super::ip::{Address, Address4, Be16, pod};
 
 /// The addresses and ports of a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

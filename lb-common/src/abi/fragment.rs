@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{address::Be16, pod};
+use super::ip::{Be16, pod};
 
 /// What all pieces of a datagram have in common, as they arrive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

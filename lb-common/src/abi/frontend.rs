@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{address::Be16, pod};
+use super::ip::{Be16, pod};
 
 /// Protocol number of TCP.
 pub const TCP: u8 = 6;

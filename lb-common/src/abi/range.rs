@@ -1,6 +1,6 @@
 //! RANGES4 and RANGES6: who may reach the load balancer's address of a service port.
 
-use super::pod;
+use super::ip::pod;
 
 /// Key of the longest-prefix-match trie: a prefix of client addresses of one service port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,10 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{
-    address::{Address, Address4, Address6, Prefix},
-    pod,
-};
+use super::ip::{Address, Address4, Address6, Prefix, pod};
 
 /// The one entry of SETTINGS: two copies and the number of the one that holds. The
 /// agent writes the other copy, then flips the number.

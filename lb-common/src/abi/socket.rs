@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::address::Be16;
+use super::ip::Be16;
 
 /// How many cgroups can be left to the packet path.
 pub const MAX_EXCLUDED_CGROUPS: usize = 8;

@@ -12,9 +12,11 @@ use crate::{
 };
 
 use super::{
-    Candidate, Context, Site, Verdict, Work, live_flow, of_no_flow,
+    lookup::live_flow,
+    no_flow,
     tables::{Entry, Tables},
     track,
+    types::{Candidate, Context, Site, Verdict, Work},
 };
 
 /// Decides on a fragment without ports caught at `site`, which is the `candidate` told by
@@ -32,7 +34,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     let context = Context { packet, settings, site, now: tables.now() };
     match of_flow(&context, work, tables) {
         Some(verdict) => verdict,
-        None => of_no_flow(candidate, &context, work, tables),
+        None => no_flow::decide(candidate, &context, work, tables),
     }
 }
 

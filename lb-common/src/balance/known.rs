@@ -11,9 +11,10 @@ use crate::{
 };
 
 use super::{
-    Answer, Context, Verdict, Work, open, select,
+    entries, lookup, select,
     tables::{Entry, FlowTable, Tables},
-    track, tunnel,
+    track,
+    types::{Answer, Context, Verdict, Work},
 };
 
 /// Decides on a packet by the flow that it belongs to. Where it belongs to none: `None` if
@@ -216,7 +217,7 @@ fn has_backend<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
-    if !tunnel::front_end(context, work, tables) {
+    if !lookup::find_frontend(context, work, tables) {
         return false;
     }
     let Frontend { service, kind, .. } = work.frontend;
@@ -256,10 +257,10 @@ fn establish<F: Family, T: Tables<F>>(
     // The packet that completes the handshake may be the last one already.
     work.flow.state |=
         ANSWERED | track::observed(context.packet.kind, context.packet.detail, false);
-    open::prepare_pair(context, work);
+    entries::prepare_pair(context, work);
     // The backend has answered: what stands there is over, even if nothing here tells.
-    open::release(context, FlowTable::Flows, work, tables);
-    if open::insert_pair(FlowTable::Flows, context, true, work, tables).is_ok() {
+    entries::release(context, FlowTable::Flows, work, tables);
+    if entries::insert_pair(FlowTable::Flows, context, true, work, tables).is_ok() {
         forget(FlowTable::Embryonic, &context.packet.key, work, tables);
     }
 }

@@ -1,4 +1,4 @@
-//! New flows, and what is no flow at all, addressed to a Service.
+//! New flows, addressed to a Service.
 
 use crate::{
     abi::{
@@ -14,10 +14,13 @@ use crate::{
 };
 
 use super::{
-    Answer, Context, Origin, Site, Verdict, Work,
+    entries::{add, insert_pair, prepare_pair, table_of},
+    lookup,
     select::{self, Choice, Client},
-    tables::{Entry, FlowTable, InsertError, Tables},
-    track, tunnel,
+    source_port::{draw_port, find_port},
+    tables::{InsertError, Tables},
+    tunnel,
+    types::{Answer, Context, Origin, Site, Verdict, Work},
 };
 
 /// A new flow: finds the Service, chooses a backend and remembers both directions.
@@ -62,7 +65,7 @@ fn find<F: Family, T: Tables<F>>(
 ) -> Result<(), Reason> {
     let tuple = context.packet.tuple();
     work.index = NO_SERVICE;
-    if !tunnel::front_end(context, work, tables) {
+    if !lookup::find_frontend(context, work, tables) {
         return Err(match tables.frontend(&FrontendKey::of_address(tuple.destination)) {
             Some(_) => Reason::NoSuchPort,
             None => Reason::UnknownAddress,
@@ -123,57 +126,6 @@ fn enter<F: Family, T: Tables<F>>(
         InsertError::Exists => Reason::NoSourcePort,
         InsertError::Full => Reason::FlowTableFull,
     })
-}
-
-/// Where a new flow is kept: TCP in the table of handshakes, everything else is established
-/// at once.
-#[inline(always)]
-fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
-    match context.packet.kind {
-        Kind::Tcp => FlowTable::Embryonic,
-        _ => FlowTable::Flows,
-    }
-}
-
-/// How many source ports are looked at in search of a free one. Where seven in ten are
-/// taken, all of them are once in three million flows.
-const ATTEMPTS: u32 = 42;
-
-/// Gives the new flow a source port of this node's, any. Returns whether there is one.
-#[inline(always)]
-fn draw_port<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> bool {
-    let ports = context.settings.source_ports;
-    if ports.count == 0 {
-        return false;
-    }
-    let offset = (tables.random() as u64 * ports.count as u64) >> 32;
-    work.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
-    work.pair_key.set_pair(&work.flow.rewrite, context.packet.key.protocol);
-    true
-}
-
-/// Gives the new flow a source port of this node's that is free. Returns whether one was
-/// found.
-#[inline(never)]
-fn find_port<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> bool {
-    let mut attempt = 0;
-    while attempt < ATTEMPTS && draw_port(context, work, tables) {
-        if tables.flow(FlowTable::Flows, &work.pair_key).is_none()
-            && tables.flow(FlowTable::Embryonic, &work.pair_key).is_none()
-        {
-            return true;
-        }
-        attempt += 1;
-    }
-    false
 }
 
 #[inline(always)]
@@ -307,137 +259,4 @@ fn flow_to<F: Family, T: Tables<F>>(
     flow.next_hop = NextHop::UNKNOWN;
     work.needs_port = u32::from(source == Source::Node);
     Ok(())
-}
-
-/// Works out the reply direction of `work.flow`.
-#[inline(always)]
-pub(crate) fn prepare_pair<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) {
-    let key = &context.packet.key;
-    work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
-    work.pair.set(&work.flow);
-    work.pair.rewrite.set_reverse(&key.tuple);
-    work.pair.next_hop = NextHop::UNKNOWN;
-    work.pair.action = reply_action(work.flow.action, context);
-}
-
-/// Adds both directions: the reply's first, so that no answer finds it missing. Answers that
-/// go another way need none.
-#[inline(never)]
-pub(crate) fn insert_pair<F: Family, T: Tables<F>>(
-    table: FlowTable,
-    context: &Context<F>,
-    replace: bool,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> Result<(), InsertError> {
-    if !work.flow.action.is_one_way() {
-        tables.insert_flow(table, &work.pair_key, &work.pair, replace)?;
-    }
-    tables.insert_flow(table, &context.packet.key, &work.flow, true)
-}
-
-#[inline(always)]
-fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
-    match (request, context.site) {
-        (Action::REQUEST_ROUTE, _) => Action::REPLY_INTO_DEVICE,
-        (Action::REQUEST_HAIRPIN, _) => Action::REPLY_HAIRPIN,
-        (Action::REQUEST_FORWARD, _)
-        | (Action::REQUEST_LOOPBACK, Site::FromDevice | Site::FromPod) => Action::REPLY_FORWARD,
-        (Action::REQUEST, _) if context.is_tunnelled() => Action::REPLY_DIRECT,
-        _ => Action::REPLY,
-    }
-}
-
-/// Adds the new flow `work.flow` unless its reply's addresses and ports are taken.
-#[inline(always)]
-fn add<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> Result<(), InsertError> {
-    let table = table_of(context);
-    // A client has a port of its own for a backend nearly always (see `known`).
-    if matches!(table, FlowTable::Embryonic)
-        && work.needs_port | work.is_contested != 0
-        && !release(context, FlowTable::Flows, work, tables)
-    {
-        return Err(InsertError::Exists);
-    }
-    match insert_pair(table, context, false, work, tables) {
-        Err(InsertError::Exists) if release(context, table, work, tables) => {
-            insert_pair(table, context, true, work, tables)
-        }
-        result => result,
-    }
-}
-
-/// Makes room for the reply direction of `work.flow`: what stands there goes if it is
-/// over, or is left of an earlier flow of this very key. Returns whether the place is
-/// free, or may be overwritten.
-#[inline(never)]
-pub(crate) fn release<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    table: FlowTable,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> bool {
-    let Some(entry) = tables.flow(table, &work.pair_key) else { return true };
-    let found = entry.get();
-    let kind = context.packet.kind;
-    let is_tcp = matches!(kind, Kind::Tcp);
-    if found.rewrite.is_reverse_of(context.packet.tuple()) {
-        // The new flow's entries are going to stand in the other table.
-        if is_tcp && matches!(table, FlowTable::Flows) {
-            tables.remove_flow(table, &work.pair_key);
-        }
-        return true;
-    }
-    let is_over = is_tcp && track::is_closed(found.state)
-        || track::is_expired(found, kind, context.now, context.settings);
-    if is_over {
-        let protocol = work.pair_key.protocol;
-        // The request direction of what stands there, by way of the room for ours, which
-        // is worked out again below. That flow may have moved to another backend since.
-        work.pair.rewrite.set(&found.rewrite);
-        tables.remove_flow(table, &work.pair_key);
-        work.pair_key.set_pair(&work.pair.rewrite, protocol);
-        if tables
-            .flow(table, &work.pair_key)
-            .is_some_and(|request| request.get().rewrite == work.flow.rewrite)
-        {
-            tables.remove_flow(table, &work.pair_key);
-        }
-        prepare_pair(context, work);
-    }
-    is_over
-}
-
-/// What Services do not carry, addressed to what may be a ClusterIP.
-#[inline(never)]
-pub(crate) fn not_balanced<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    tables: &mut T,
-) -> Verdict {
-    let packet = context.packet;
-    if matches!(packet.kind, Kind::Malformed) {
-        return Verdict::Pass(Reason::Malformed);
-    }
-    if context.is_draining() {
-        return Verdict::Pass(Reason::Draining);
-    }
-    let Some(frontend) = tables.frontend(&FrontendKey::of_address(packet.tuple().destination))
-    else {
-        return Verdict::Pass(Reason::UnknownAddress);
-    };
-    match packet.kind {
-        Kind::Fragment => Verdict::Drop(Reason::Fragment),
-        Kind::Icmp if F::is_icmp_error(packet.detail) => Verdict::Drop(Reason::IcmpError),
-        Kind::Icmp if packet.detail == F::ECHO_REQUEST => match tables.service(frontend.service) {
-            Some(service) if service.cluster.length() > 0 => {
-                Verdict::Answer(Answer::Echo, Reason::EchoAnswered)
-            }
-            _ => Verdict::Answer(Answer::PortUnreachable, Reason::NoEndpoint),
-        },
-        _ => Verdict::Answer(Answer::ProtocolUnreachable, Reason::NoSuchProtocol),
-    }
 }

@@ -8,16 +8,16 @@ use crate::{
         counter::Reason,
         flow::ANSWERED,
         frontend::FrontendKind,
-        service::{Service, SlotRange},
+        service::Service,
         settings::Settings,
     },
     packet::Kind,
 };
 
 use super::{
-    Origin,
     tables::{Entry, Tables},
     track,
+    types::{Eligible, Origin},
 };
 
 /// Who asks, as far as keeping to a backend is concerned.
@@ -61,15 +61,6 @@ impl<A: Address> Client<A> {
         backend.generation as u32 == bound.generation
             && (matches!(self, Self::Socket(_)) || backend.sets & eligible.set != 0)
     }
-}
-
-/// The backends that may be chosen from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Eligible {
-    /// Their slots.
-    pub range: SlotRange,
-    /// Their bit in [`Backend::sets`].
-    pub set: u8,
 }
 
 /// The set that a client gets at a front end of this kind, or why it gets none.

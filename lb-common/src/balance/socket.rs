@@ -9,9 +9,9 @@ use crate::abi::{
 };
 
 use super::{
-    Endpoint, Origin,
     select::{self, Choice, Client},
     tables::Tables,
+    types::{Endpoint, Origin},
 };
 
 /// What becomes of the call.

@@ -10,8 +10,8 @@ use crate::{
 };
 
 use super::{
-    Context, Work,
     tables::{Entry, FlowEntry, FlowTable, Tables},
+    types::{Context, Work},
 };
 
 /// How long a flow in `state` lives without a packet, in ticks.

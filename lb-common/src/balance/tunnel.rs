@@ -8,7 +8,7 @@
 use crate::{
     abi::{
         address::{Address, Family},
-        frontend::{FrontendKey, FrontendKind},
+        frontend::FrontendKind,
         service::Service,
         settings::Settings,
     },
@@ -16,8 +16,9 @@ use crate::{
 };
 
 use super::{
-    Context, Origin, Site, Work,
+    lookup::find_frontend,
     tables::{Entry, FlowTable, Tables},
+    types::{Context, Origin, Site, Work},
 };
 
 /// Whether what an external device received in a tunnel with the ends `outer` was put there
@@ -69,29 +70,6 @@ pub fn is_known<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> 
     found.is_some_and(|entry| entry.get().action.is_one_way())
 }
 
-/// Looks up the front end that the packet is addressed to, into `work.frontend`. What came in
-/// a tunnel may be addressed to a node port of the node that sent it.
-#[inline(never)]
-pub(crate) fn front_end<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> bool {
-    let (tuple, protocol) = (context.packet.tuple(), context.packet.protocol());
-    let port = tuple.destination_port;
-    let mut found = tables.frontend(&FrontendKey::new(tuple.destination, port, protocol));
-    if context.is_tunnelled() {
-        if found.is_none() && tables.is_node(&tuple.destination) {
-            found = tables.node_port(port, protocol);
-        }
-        found = found.filter(|frontend| !frontend.kind.is_internal());
-    }
-    if let Some(frontend) = found {
-        work.frontend = frontend;
-    }
-    found.is_some()
-}
-
 /// Whether a packet that came in a tunnel, and for which there is neither backend nor flow, is
 /// dropped: for a front end it is, as it would only go round in circles. The rest is no business
 /// of ours and stays in its tunnel.
@@ -103,5 +81,5 @@ pub fn is_stray<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> bool {
     let context = Context { packet, settings, site: Site::FromDevice, now: 0 };
-    context.is_tunnelled() && front_end(&context, work, tables)
+    context.is_tunnelled() && find_frontend(&context, work, tables)
 }

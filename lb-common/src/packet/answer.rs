@@ -5,8 +5,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    Packet, checksum,
+    checksum,
     header::{Header4, Header6, TTL},
+    parse::{ACK, IP_OFFSET, Packet, RST},
 };
 use crate::abi::{
     address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
@@ -131,7 +132,7 @@ pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> TcpHeader {
         sequence: 0,
         acknowledgment: u32::from_be(sequence).wrapping_add(1).to_be(),
         data_offset: (LENGTH as u8 / 4) << 4,
-        flags: super::RST | super::ACK,
+        flags: RST | ACK,
         window: 0,
         checksum: 0,
         urgent: 0,
@@ -146,7 +147,7 @@ pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> TcpHeader {
 /// longer than we quote.
 #[inline(always)]
 pub fn quote_length<F: Family>(packet: &Packet<F>) -> Option<u16> {
-    let length = packet.transport.wrapping_sub(super::IP_OFFSET as u16).wrapping_add(8);
+    let length = packet.transport.wrapping_sub(IP_OFFSET as u16).wrapping_add(8);
     (length as usize <= MAX_QUOTE_WORDS * 4).then_some(length)
 }
 

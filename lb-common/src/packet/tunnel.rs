@@ -2,9 +2,9 @@
 //! that received it to the node of its backend.
 
 use super::{
-    IP_OFFSET, Parse, Window,
     answer::Respond,
     header::{Header4, Header6},
+    parse::{IP_OFFSET, Parse, Window},
 };
 use crate::abi::{
     address::{Address4, Address6, Be16, Ipv4, Ipv6},

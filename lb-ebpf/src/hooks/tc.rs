@@ -2,10 +2,8 @@
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::{bpf_redirect, generated::bpf_skb_pull_data},
     programs::TcContext,
 };
-use bytemuck::Pod;
 use lb_common::{
     abi::{
         address::{Family, Ipv4, Ipv6},
@@ -15,81 +13,29 @@ use lb_common::{
     },
     balance::{self, Candidate, Site, Verdict, Work},
     packet::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Kind, Packet, Parse, Window, answer::Respond,
-        quote::ParseQuote, tunnel::Tunnel,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Kind, Packet, answer::Respond, quote::ParseQuote,
+        tunnel::Tunnel,
     },
 };
 
 use crate::{
     answer,
     count::{account, count},
-    error, fragment, maps,
-    maps::{Fate, Ruling, Scratch},
-    rewrite,
+    fragment,
+    frame::{LOOPBACK, bounce, pulled, receive_on, window},
+    icmp_error, maps, rewrite,
     rewrite::Rewrite,
     route,
-    route::{Route, Way},
+    route::Route,
+    scratch::{Fate, Ruling, Scratch, Way},
     tables,
     tables::FamilyMaps,
     tunnel,
 };
 
 /// Go on to the next program of the hook, and with it to the stack.
-pub const NEXT: i32 = TC_ACT_UNSPEC;
+const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
-/// BPF_F_INGRESS: a redirected packet arrives at the device instead of leaving by it.
-pub const INGRESS: u64 = 1;
-/// The kernel's index of the loopback device: the first of every namespace.
-pub const LOOPBACK: u32 = 1;
-
-/// The bytes of a frame that lie in one piece.
-pub struct Linear {
-    /// The first byte.
-    pub start: usize,
-    /// Behind the last one.
-    pub end: usize,
-}
-
-impl Window for Linear {
-    #[inline(always)]
-    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
-        // The verifier follows no offset beyond 64 KiB.
-        let at = self.start + (offset & 0x3fff);
-        if at + size_of::<T>() > self.end {
-            return None;
-        }
-        // SAFETY: in bounds, as just checked. The kernel lays the IP header on a four
-        // byte boundary, or runs where unaligned loads are as good.
-        Some(unsafe { *(at as *const T) })
-    }
-}
-
-/// The frame's headers, pulled into one piece if they were not.
-#[inline(always)]
-fn window<F: Parse>(context: &TcContext) -> Linear {
-    let linear = Linear { start: context.data(), end: context.data_end() };
-    let length = context.len();
-    // Short frames, such as those of most datagrams, are in one piece as a rule.
-    if linear.start + F::USUAL_HEADERS <= linear.end || linear.end - linear.start >= length as usize
-    {
-        return linear;
-    }
-    pulled(context)
-}
-
-/// The frame, with as many bytes as all headers take in one piece.
-#[inline(always)]
-pub fn pulled(context: &TcContext) -> Linear {
-    let length = context.len();
-    let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
-    // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
-    // read as far as it goes.
-    unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
-    Linear { start: context.data(), end: context.data_end() }
-}
-
-const MOST_HEADERS: u32 = 256;
-
 /// Handles a packet at `hook`.
 #[inline(always)]
 pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
@@ -221,14 +167,8 @@ const fn receives<const HOOK: u32>() -> bool {
 
 /// How many bytes later than that of others the IP header of a packet comes.
 #[inline(always)]
-pub fn behind_tunnel<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
-    if const { !receives::<HOOK>() } {
-        return 0;
-    }
-    // Read from the map, as the verifier would follow each length of its own.
-    // SAFETY: a reference.
-    let tunnel = unsafe { core::ptr::read_volatile(&raw const packet.tunnel) };
-    (tunnel & 0x3f) as usize
+fn behind_tunnel<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
+    if const { receives::<HOOK>() } { tunnel::behind(packet) } else { 0 }
 }
 
 /// What has no ports itself may belong to a flow all the same: ICMP errors about a packet of
@@ -246,8 +186,9 @@ fn decide_other<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     if matches!(packet.kind, Kind::Fragment) {
         return balance::fragment::decide(candidate, packet, site, settings, work, tables);
     }
-    let is_quoted = error::read(context, packet, behind_tunnel::<F, HOOK>(packet), work).is_some();
-    balance::error::decide(candidate, packet, is_quoted, site, settings, work, tables)
+    let is_quoted =
+        icmp_error::read(context, packet, behind_tunnel::<F, HOOK>(packet), work).is_some();
+    balance::icmp_error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
 #[inline(always)]
@@ -334,7 +275,7 @@ fn translate<F: Rewrite, const HOOK: u32>(
     }
     let rewrite = &work.rewrite;
     match packet.kind {
-        Kind::Icmp => error::apply(context, packet, work)?,
+        Kind::Icmp => icmp_error::apply(context, packet, work)?,
         Kind::Fragment => fragment::apply(context, packet, rewrite)?,
         _ => rewrite::apply(context, packet, rewrite)?,
     }
@@ -411,32 +352,4 @@ fn deliver<F: FamilyMaps, const HOOK: u32>(
         }
         _ => Ok(NEXT),
     }
-}
-
-/// Sends the packet back out of the device it came in by.
-#[inline(always)]
-pub fn bounce(context: &TcContext) -> Option<i32> {
-    let macs: [[u16; 3]; 2] = load_macs(context)?;
-    store_macs(context, &[macs[1], macs[0]])?;
-    // SAFETY: no preconditions.
-    Some(unsafe { bpf_redirect((*context.skb.skb).ifindex, 0) } as i32)
-}
-
-/// Lets the packet arrive at a device of this node.
-#[inline(always)]
-pub fn receive_on(context: &TcContext, ifindex: u32, mac: [u8; 6]) -> Option<i32> {
-    let macs = load_macs(context)?;
-    store_macs(context, &[bytemuck::cast(mac), macs[1]])?;
-    // SAFETY: no preconditions.
-    Some(unsafe { bpf_redirect(ifindex, INGRESS) } as i32)
-}
-
-#[inline(always)]
-fn load_macs(context: &TcContext) -> Option<[[u16; 3]; 2]> {
-    Linear { start: context.data(), end: context.data_end() }.load(0)
-}
-
-#[inline(always)]
-fn store_macs(context: &TcContext, macs: &[[u16; 3]; 2]) -> Option<()> {
-    rewrite::store(context, 0, macs)
 }

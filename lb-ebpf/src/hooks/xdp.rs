@@ -21,10 +21,11 @@ use lb_common::{
 
 use crate::{
     count::{account, count},
-    hooks::tc::{self, Linear},
-    maps::{self, Scratch},
+    frame::{self, Linear},
+    maps,
     rewrite::{self, Rewrite},
-    route::{self, Received, Way},
+    route::{self, Received},
+    scratch::{Scratch, Way},
     tables,
     tables::FamilyMaps,
     tunnel,
@@ -78,7 +79,7 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
             candidate = Candidate::Service;
         }
     }
-    window.start += tc::behind_tunnel::<F, { Hook::FromDevice as u32 }>(&scratch.packet);
+    window.start += tunnel::behind(&scratch.packet);
     if F::parse(&window, &mut scratch.packet).is_none() {
         return (XDP_PASS, Reason::Malformed);
     }
@@ -124,7 +125,7 @@ fn translate<F: FamilyMaps + Rewrite>(
     let Some(done) = done else { return (XDP_PASS, Reason::LeftToTc) };
     let mut changed = change(context, packet, new, action);
     if done != XDP_PASS {
-        changed = changed.and_then(|()| rewrite::store(context, 0, &way.macs));
+        changed = changed.and_then(|()| frame::store(context, 0, &way.macs));
     }
     match changed {
         None => (XDP_DROP, Reason::RewriteFailed),

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::address::{Ipv4, Ipv6};
-use lb_common::testing::family::TestFamily;
-use lb_common::testing::frame::{ETHERNET, checksum, transport_sum};
+use lb_testing::family::TestFamily;
+use lb_testing::frame::{ETHERNET, checksum, transport_sum};
 
 use super::exec::tool;
 use super::namespace::Netns;
@@ -282,11 +282,11 @@ impl Captured {
     /// Source and destination.
     pub fn addresses(&self) -> Option<[IpAddr; 2]> {
         if self.is_of::<Ipv4>() {
-            let addresses = lb_common::testing::frame::addresses::<Ipv4>(&self.bytes);
+            let addresses = lb_testing::frame::addresses::<Ipv4>(&self.bytes);
             return Some(addresses.map(|address| std::net::Ipv4Addr::from(address).into()));
         }
         self.is_of::<Ipv6>().then(|| {
-            let addresses = lb_common::testing::frame::addresses::<Ipv6>(&self.bytes);
+            let addresses = lb_testing::frame::addresses::<Ipv6>(&self.bytes);
             addresses.map(|address| std::net::Ipv6Addr::from(address).into())
         })
     }

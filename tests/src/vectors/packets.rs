@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::address::{Be16, Ipv4, Ipv6};
 use lb_common::balance::Endpoint;
 use lb_common::packet::{Kind, Packet, RST, SYN};
-use lb_common::testing::family::TestFamily;
-use lb_common::testing::frame::{Body, Frame, MACS};
+use lb_testing::family::TestFamily;
+use lb_testing::frame::{Body, Frame, MACS};
 
 use super::format::{Flow, Protocol};
 use super::outcome::{Outcome, Refusal, Source};

@@ -2,8 +2,8 @@
 
 use anyhow::ensure;
 use lb_common::abi::address::{Ipv4, Ipv6};
-use lb_common::testing::bench::{self, Tally};
-use lb_common::testing::rows;
+use lb_testing::bench::{self, Tally};
+use lb_testing::rows;
 use serde_json::json;
 
 use super::Report;

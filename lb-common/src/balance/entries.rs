@@ -1,0 +1,128 @@
+//! The two entries of a flow: what they hold, which table they are in, and how they are added.
+
+use crate::{
+    abi::{
+        address::Family,
+        flow::{Action, NextHop},
+    },
+    packet::Kind,
+};
+
+use super::{
+    tables::{Entry, FlowTable, InsertError, Tables},
+    track,
+    types::{Context, Site, Work},
+};
+
+/// Works out the reply direction of `work.flow`.
+#[inline(always)]
+pub(super) fn prepare_pair<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) {
+    let key = &context.packet.key;
+    work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
+    work.pair.set(&work.flow);
+    work.pair.rewrite.set_reverse(&key.tuple);
+    work.pair.next_hop = NextHop::UNKNOWN;
+    work.pair.action = reply_action(work.flow.action, context);
+}
+
+#[inline(always)]
+fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
+    match (request, context.site) {
+        (Action::REQUEST_ROUTE, _) => Action::REPLY_INTO_DEVICE,
+        (Action::REQUEST_HAIRPIN, _) => Action::REPLY_HAIRPIN,
+        (Action::REQUEST_FORWARD, _)
+        | (Action::REQUEST_LOOPBACK, Site::FromDevice | Site::FromPod) => Action::REPLY_FORWARD,
+        (Action::REQUEST, _) if context.is_tunnelled() => Action::REPLY_DIRECT,
+        _ => Action::REPLY,
+    }
+}
+
+/// Where a new flow is kept: TCP in the table of handshakes, everything else is established
+/// at once.
+#[inline(always)]
+pub(super) fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
+    match context.packet.kind {
+        Kind::Tcp => FlowTable::Embryonic,
+        _ => FlowTable::Flows,
+    }
+}
+
+/// Adds the new flow `work.flow` unless its reply's addresses and ports are taken.
+#[inline(always)]
+pub(super) fn add<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Result<(), InsertError> {
+    let table = table_of(context);
+    // A client has a port of its own for a backend nearly always (see `known`).
+    if matches!(table, FlowTable::Embryonic)
+        && work.needs_port | work.is_contested != 0
+        && !release(context, FlowTable::Flows, work, tables)
+    {
+        return Err(InsertError::Exists);
+    }
+    match insert_pair(table, context, false, work, tables) {
+        Err(InsertError::Exists) if release(context, table, work, tables) => {
+            insert_pair(table, context, true, work, tables)
+        }
+        result => result,
+    }
+}
+
+/// Adds both directions: the reply's first, so that no answer finds it missing. Answers that
+/// go another way need none.
+#[inline(never)]
+pub(super) fn insert_pair<F: Family, T: Tables<F>>(
+    table: FlowTable,
+    context: &Context<F>,
+    replace: bool,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Result<(), InsertError> {
+    if !work.flow.action.is_one_way() {
+        tables.insert_flow(table, &work.pair_key, &work.pair, replace)?;
+    }
+    tables.insert_flow(table, &context.packet.key, &work.flow, true)
+}
+
+/// Makes room for the reply direction of `work.flow`: what stands there goes if it is
+/// over, or is left of an earlier flow of this very key. Returns whether the place is
+/// free, or may be overwritten.
+#[inline(never)]
+pub(super) fn release<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    table: FlowTable,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
+    let Some(entry) = tables.flow(table, &work.pair_key) else { return true };
+    let found = entry.get();
+    let kind = context.packet.kind;
+    let is_tcp = matches!(kind, Kind::Tcp);
+    if found.rewrite.is_reverse_of(context.packet.tuple()) {
+        // The new flow's entries are going to stand in the other table.
+        if is_tcp && matches!(table, FlowTable::Flows) {
+            tables.remove_flow(table, &work.pair_key);
+        }
+        return true;
+    }
+    let is_over = is_tcp && track::is_closed(found.state)
+        || track::is_expired(found, kind, context.now, context.settings);
+    if is_over {
+        let protocol = work.pair_key.protocol;
+        // The request direction of what stands there, by way of the room for ours, which
+        // is worked out again below. That flow may have moved to another backend since.
+        work.pair.rewrite.set(&found.rewrite);
+        tables.remove_flow(table, &work.pair_key);
+        work.pair_key.set_pair(&work.pair.rewrite, protocol);
+        if tables
+            .flow(table, &work.pair_key)
+            .is_some_and(|request| request.get().rewrite == work.flow.rewrite)
+        {
+            tables.remove_flow(table, &work.pair_key);
+        }
+        prepare_pair(context, work);
+    }
+    is_over
+}

@@ -1,0 +1,62 @@
+//! Look-ups that several kinds of packets need: the front end that a packet is addressed to,
+//! and the flow that it belongs to, as long as that lives.
+
+use crate::{
+    abi::{
+        address::Family,
+        flow::FlowKey,
+        frontend::{FrontendKey, TCP},
+    },
+    packet::Kind,
+};
+
+use super::{
+    tables::{Entry, FlowTable, Tables},
+    track,
+    types::{Context, Work},
+};
+
+/// Looks up the front end that the packet is addressed to, into `work.frontend`. What came in
+/// a tunnel may be addressed to a node port of the node that sent it.
+#[inline(never)]
+pub(super) fn find_frontend<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
+    let (tuple, protocol) = (context.packet.tuple(), context.packet.protocol());
+    let port = tuple.destination_port;
+    let mut found = tables.frontend(&FrontendKey::new(tuple.destination, port, protocol));
+    if context.is_tunnelled() {
+        if found.is_none() && tables.is_node(&tuple.destination) {
+            found = tables.node_port(port, protocol);
+        }
+        found = found.filter(|frontend| !frontend.kind.is_internal());
+    }
+    if let Some(frontend) = found {
+        work.frontend = frontend;
+    }
+    found.is_some()
+}
+
+/// The entry of the flow that packets of this key belong to, whatever they carry.
+#[inline(always)]
+pub(super) fn live_flow<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    key: &FlowKey<F::Address>,
+    tables: &mut T,
+) -> Option<T::FlowEntry> {
+    let is_tcp = key.protocol == TCP as u32;
+    let mut found = tables.flow(FlowTable::Flows, key);
+    if found.is_none() && is_tcp {
+        found = tables.flow(FlowTable::Embryonic, key);
+    }
+    let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
+    found.filter(|entry| {
+        let flow = entry.get();
+        let is_not_for_it = flow.action.is_one_way() && context.is_tunnelled();
+        !is_not_for_it
+            && !context.is_early(flow.action)
+            && !track::is_expired(flow, kind, context.now, context.settings)
+    })
+}

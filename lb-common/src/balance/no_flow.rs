@@ -1,0 +1,88 @@
+//! Packets that belong to no flow and can't open one, above all those that are addressed to a
+//! ClusterIP.
+
+use crate::{
+    abi::{address::Family, counter::Reason, frontend::FrontendKey, traffic::NO_SERVICE},
+    packet::Kind,
+};
+
+use super::{
+    tables::Tables,
+    types::{Answer, Candidate, Context, Site, Verdict, Work},
+};
+
+/// What becomes of a packet that belongs to no flow and can't open one.
+#[inline(always)]
+pub(super) fn decide<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Verdict {
+    work.index = NO_SERVICE;
+    let verdict = match candidate {
+        Candidate::Service if may_enter(context.site) => not_balanced(context, tables),
+        _ => Verdict::Pass(Reason::NoFlow),
+    };
+    keep_in(candidate, context, verdict, tables)
+}
+
+/// What Services do not carry, addressed to what may be a ClusterIP.
+#[inline(never)]
+fn not_balanced<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Verdict {
+    let packet = context.packet;
+    if matches!(packet.kind, Kind::Malformed) {
+        return Verdict::Pass(Reason::Malformed);
+    }
+    if context.is_draining() {
+        return Verdict::Pass(Reason::Draining);
+    }
+    let Some(frontend) = tables.frontend(&FrontendKey::of_address(packet.tuple().destination))
+    else {
+        return Verdict::Pass(Reason::UnknownAddress);
+    };
+    match packet.kind {
+        Kind::Fragment => Verdict::Drop(Reason::Fragment),
+        Kind::Icmp if F::is_icmp_error(packet.detail) => Verdict::Drop(Reason::IcmpError),
+        Kind::Icmp if packet.detail == F::ECHO_REQUEST => match tables.service(frontend.service) {
+            Some(service) if service.cluster.length() > 0 => {
+                Verdict::Answer(Answer::Echo, Reason::EchoAnswered)
+            }
+            _ => Verdict::Answer(Answer::PortUnreachable, Reason::NoEndpoint),
+        },
+        _ => Verdict::Answer(Answer::ProtocolUnreachable, Reason::NoSuchProtocol),
+    }
+}
+
+/// Whether what is addressed to a Service may be new at `site`.
+#[inline(always)]
+pub(super) fn may_enter(site: Site) -> bool {
+    !matches!(site, Site::ToDevice { ingress: 1.., .. })
+}
+
+/// The verdict, but for what would leave the node untranslated for a ClusterIP.
+#[inline(always)]
+pub(super) fn keep_in<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    context: &Context<F>,
+    verdict: Verdict,
+    tables: &mut T,
+) -> Verdict {
+    match (context.site, candidate, verdict) {
+        (Site::ToDevice { .. }, Candidate::Service, Verdict::Pass(_))
+            if is_service_address(context, tables) =>
+        {
+            Verdict::Drop(Reason::UntranslatedLeaving)
+        }
+        _ => verdict,
+    }
+}
+
+/// Whether the packet's destination is, or may become, a ClusterIP, so that it must
+/// not leave the node untranslated.
+#[inline(never)]
+fn is_service_address<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> bool {
+    let destination = context.packet.tuple().destination;
+    context.family().is_in_service_cidr(destination)
+        || tables.frontend(&FrontendKey::of_address(destination)).is_some()
+}

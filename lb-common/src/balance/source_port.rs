@@ -1,0 +1,49 @@
+//! A source port of this node's for a new flow that can't keep its client's.
+
+use crate::abi::address::{Be16, Family};
+
+use super::{
+    tables::{FlowTable, Tables},
+    types::{Context, Work},
+};
+
+/// How many source ports are looked at in search of a free one. Where seven in ten are
+/// taken, all of them are once in three million flows.
+const ATTEMPTS: u32 = 42;
+
+/// Gives the new flow a source port of this node's, any. Returns whether there is one.
+#[inline(always)]
+pub(super) fn draw_port<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
+    let ports = context.settings.source_ports;
+    if ports.count == 0 {
+        return false;
+    }
+    let offset = (tables.random() as u64 * ports.count as u64) >> 32;
+    work.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
+    work.pair_key.set_pair(&work.flow.rewrite, context.packet.key.protocol);
+    true
+}
+
+/// Gives the new flow a source port of this node's that is free. Returns whether one was
+/// found.
+#[inline(never)]
+pub(super) fn find_port<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS && draw_port(context, work, tables) {
+        if tables.flow(FlowTable::Flows, &work.pair_key).is_none()
+            && tables.flow(FlowTable::Embryonic, &work.pair_key).is_none()
+        {
+            return true;
+        }
+        attempt += 1;
+    }
+    false
+}

@@ -1,0 +1,105 @@
+//! Changing an ICMP error and the packet that it quotes.
+//!
+//! All of it by helpers that go by offsets: errors are rare, and what they quote may lie
+//! anywhere.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_csum_diff, bpf_skb_pull_data, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use lb_common::{
+    balance::Work,
+    packet::{IP_OFFSET, Packet, quote::ParseQuote},
+};
+
+use crate::{frame::Linear, rewrite::Rewrite};
+
+/// How many bytes of a frame hold the headers of an error and of what it quotes: as long as
+/// they come, 14 + 60 + 8 + 60 + 8 with IPv4, or 14 + 40 + 40 + 8 + 40 + 8 and more with IPv6 in a
+/// tunnel.
+const MOST_HEADERS: u32 = 200;
+
+/// Reads what the ICMP error `packet`, so many bytes behind the start of the frame, quotes, as
+/// [`ParseQuote::parse_quote`] does.
+#[inline(never)]
+pub fn read<F: ParseQuote>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    behind: usize,
+    work: &mut Work<F::Address>,
+) -> Option<()> {
+    let length = context.len();
+    let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
+    // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
+    // read as far as it goes.
+    unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
+    let window = Linear { start: context.data() + behind, end: context.data_end() };
+    F::parse_quote(&window, packet, &mut work.quote)
+}
+
+/// Gives the ICMP error `packet` the addresses of `work.rewrite`, and what it quotes those
+/// and the ports of `work.quoted`.
+///
+/// The transport checksum in the quote is left: a quote is cut short, so nobody can tell
+/// whether it is right. As a sum over the whole frame (CHECKSUM_COMPLETE) is not changed by
+/// what is evened out in a checksum inside the frame, none of the stores touches it.
+#[inline(never)]
+pub fn apply<F: Rewrite>(
+    context: &TcContext,
+    packet: &Packet<F>,
+    work: &Work<F::Address>,
+) -> Option<()> {
+    let quote = &work.quote;
+    let new = &work.quoted;
+    let (from, to) = (packet.tuple(), &work.rewrite);
+    let both = 2 * size_of::<F::Address>() as u32;
+    let inner_header = quote.header as usize;
+    let outer = difference(&raw const from.source, &raw const to.source, both, 0);
+    let quoted = &raw const quote.key.tuple;
+    let field = packet.transport as usize + 2;
+    if let Some(at) = F::HEADER_CHECKSUM {
+        let inner = difference(quoted, new, both, 0);
+        context.l3_csum_replace(IP_OFFSET + at, 0, outer, 0).ok()?;
+        context.l3_csum_replace(inner_header + at, 0, inner, 0).ok()?;
+        // What is quoted is evened out by its own checksum, but for the ports.
+        let ports = &raw const quote.key.tuple.source_port;
+        let ports = difference(ports, &raw const new.source_port, PORTS, 0);
+        context.l4_csum_replace(field, 0, ports, 0).ok()?;
+    } else {
+        // The pseudo header (RFC 4443 section 2.3) has the outer addresses.
+        let all = difference(quoted, new, both + PORTS, outer);
+        context.l4_csum_replace(field, 0, all, 0).ok()?;
+    }
+    store(context, F::ADDRESSES, &raw const to.source, both, 0)?;
+    store(context, inner_header + F::ADDRESSES - IP_OFFSET, &raw const new.source, both, 0)?;
+    store(context, quote.transport as usize, &raw const new.source_port, PORTS, 0)
+}
+
+/// Bytes of both ports.
+const PORTS: u32 = 4;
+
+/// How far a sum changes, on top of `before`, with `length` bytes of it. The helper does it
+/// without the stack that the words would take.
+#[inline(always)]
+pub fn difference<T>(old: *const T, new: *const T, length: u32, before: u64) -> u64 {
+    // SAFETY: there are `length` bytes at both, a whole number of words.
+    unsafe {
+        bpf_csum_diff(old.cast_mut().cast(), length, new.cast_mut().cast(), length, before as u32)
+            as u32 as u64
+    }
+}
+
+/// Stores `length` bytes, with the flags of `bpf_skb_store_bytes`.
+#[inline(always)]
+pub fn store<T>(
+    context: &TcContext,
+    offset: usize,
+    from: *const T,
+    length: u32,
+    flags: u64,
+) -> Option<()> {
+    // SAFETY: there are `length` bytes at `from`, in this CPU's entry of the scratch map.
+    let result =
+        unsafe { bpf_skb_store_bytes(context.skb.skb, offset as u32, from.cast(), length, flags) };
+    (result == 0).then_some(())
+}

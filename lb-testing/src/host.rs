@@ -1,0 +1,171 @@
+//! The first interpreter of the rows: the core on the host, over plain maps.
+
+use lb_common::{
+    abi::{
+        affinity::{Affinity, AffinityKey},
+        counter::Reason,
+        flow::{Action, FlowKey, LOOPBACK_DEVICE, Tuple},
+        settings::Settings,
+    },
+    balance::{
+        self, Candidate, FlowTable, Site, Tables, Verdict, Work, fragment, icmp_error,
+        tunnel as tunnelled,
+    },
+    packet::{Kind, Packet},
+};
+
+use super::{
+    bench::{End, FlowEntries, Lab, Outcome, Place},
+    family::TestFamily,
+    tables::{FakeTables, Lookups},
+    tunnel,
+    world::World,
+};
+
+/// The core on the host.
+#[derive(Debug)]
+pub struct Host<F: TestFamily> {
+    /// Its tables.
+    pub tables: FakeTables<F>,
+    start: u32,
+    settings: Settings,
+    ifindices: Vec<u32>,
+    quoted: Option<Tuple<F::Address>>,
+}
+
+impl<F: TestFamily> Host<F> {
+    /// With a clock that starts at `start`.
+    pub fn new(start: u32) -> Self {
+        let tables = FakeTables::new(start);
+        let (settings, ifindices) = (Settings::default(), Vec::new());
+        Self { tables, start, settings, ifindices, quoted: None }
+    }
+
+    /// Decides on a frame.
+    pub fn decide(&mut self, place: Place, frame: &[u8]) -> (Verdict, Work<F::Address>, Packet<F>) {
+        let (mut packet, mut work) = (Packet::default(), Work::default());
+        self.tables.lookups = Lookups::default();
+        let (site, settings, tables) = (place.site(), &self.settings, &mut self.tables);
+        let Some(destination) = F::destination(frame) else {
+            return (Verdict::Pass(Reason::Malformed), work, packet);
+        };
+        let mut candidate = balance::candidate::<F>(destination, site, settings);
+        let mut frame = frame;
+        if site == Site::FromDevice && candidate == Candidate::Node && F::is_tunnel(frame) {
+            let inside = &frame[F::LENGTH as usize..];
+            if let (Some(outer), Some(inner)) = (F::ends(frame), F::ends(inside))
+                && tunnelled::is_ours::<F, _>(&outer, &inner, settings, tables)
+            {
+                (packet.tunnel, frame, candidate) = (F::LENGTH, inside, Candidate::Service);
+            }
+        }
+        if F::parse(frame, &mut packet).is_none() {
+            return (Verdict::Pass(Reason::Malformed), work, packet);
+        }
+        let verdict = if candidate == Candidate::Neither {
+            Verdict::Pass(Reason::NotService)
+        } else if packet.is_icmp_error() {
+            let is_quoted = F::parse_quote(frame, &packet, &mut work.quote).is_some();
+            icmp_error::decide(candidate, &packet, is_quoted, site, settings, &mut work, tables)
+        } else if packet.kind == Kind::Fragment {
+            fragment::decide(candidate, &packet, site, settings, &mut work, tables)
+        } else {
+            balance::decide_candidate(candidate, &packet, site, settings, &mut work, tables)
+        };
+        let verdict = match verdict {
+            Verdict::Pass(reason) | Verdict::Answer(_, reason) if packet.tunnel != 0 => {
+                match tunnelled::is_stray(&packet, &self.settings, &mut work, &mut self.tables) {
+                    true => Verdict::Drop(reason),
+                    false => Verdict::Pass(reason),
+                }
+            }
+            verdict => verdict,
+        };
+        if packet.is_first != 0 && matches!(verdict, Verdict::Translate(_)) {
+            fragment::enter(&packet, &mut work, &mut self.tables);
+        }
+        (verdict, work, packet)
+    }
+
+    fn end(
+        &self,
+        place: Place,
+        frame: &[u8],
+        packet: &Packet<F>,
+        work: &Work<F::Address>,
+    ) -> End<F::Address> {
+        let (tuple, device) = (work.rewrite, work.device);
+        match work.action {
+            Action::REQUEST | Action::REPLY => End::Onward(tuple),
+            Action::REPLY_DIRECT if tunnel::is_to_be_clamped(frame, packet) => End::Clamped(tuple),
+            Action::REPLY_DIRECT => End::Onward(tuple),
+            Action::REQUEST_TUNNEL => End::Tunnelled(tuple),
+            Action::REQUEST_ROUTE => End::Routed(tuple),
+            Action::REQUEST_FORWARD | Action::REPLY_FORWARD => End::Forwarded(tuple),
+            Action::REPLY_INTO_DEVICE if device == LOOPBACK_DEVICE => End::IntoLoopback(tuple),
+            Action::REQUEST_LOOPBACK => End::IntoLoopback(tuple),
+            Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => End::Bounced(tuple),
+            Action::REPLY_INTO_DEVICE => match self.ifindices[device as usize] {
+                ifindex if ifindex == place.ifindex() => End::Onward(tuple),
+                ifindex => End::IntoDevice(tuple, ifindex),
+            },
+            other => panic!("no such action: {other:?}"),
+        }
+    }
+}
+
+impl<F: TestFamily> Lab<F> for Host<F> {
+    fn reset(&mut self) {
+        self.tables = FakeTables::new(self.start);
+    }
+
+    fn load(&mut self, world: &World<F>) {
+        self.tables.load(world);
+        self.settings = world.settings;
+        self.ifindices = world.devices.iter().map(|device| device.ifindex).collect();
+    }
+
+    fn send(&mut self, place: Place, frame: &[u8]) -> Outcome<F::Address> {
+        let (verdict, mut work, packet) = self.decide(place, frame);
+        if packet.kind == Kind::Fragment {
+            // None of its bytes are ports.
+            (work.rewrite.source_port, work.rewrite.destination_port) = Default::default();
+        }
+        self.quoted = match verdict {
+            Verdict::Translate(Reason::IcmpTranslated) => Some(work.quoted),
+            _ => None,
+        };
+        match verdict {
+            Verdict::Pass(reason) => Outcome { reason, end: End::Untouched },
+            Verdict::Drop(reason) => Outcome { reason, end: End::Dropped },
+            Verdict::Answer(answer, reason) => Outcome { reason, end: End::Answered(answer) },
+            Verdict::Translate(reason) => {
+                Outcome { reason, end: self.end(place, frame, &packet, &work) }
+            }
+        }
+    }
+
+    fn quoted(&self) -> Option<Tuple<F::Address>> {
+        self.quoted
+    }
+
+    fn pass(&mut self, ticks: u32) {
+        self.tables.clock = self.tables.clock.wrapping_add(ticks);
+    }
+
+    fn flows(&mut self, table: FlowTable) -> FlowEntries<F::Address> {
+        self.tables.flows_of(table)
+    }
+
+    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
+        Tables::<F>::remove_flow(&mut self.tables, table, key);
+    }
+
+    fn affinities(&mut self) -> Vec<(AffinityKey, Affinity)> {
+        self.tables.affinities()
+    }
+
+    fn lookups(&self) -> Option<Lookups> {
+        Some(self.tables.lookups)
+    }
+}

@@ -1,0 +1,285 @@
+//! The tables without a kernel: plain maps, with a clock and random numbers that tests
+//! set, and a count of look-ups.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
+
+use lb_common::{
+    abi::{
+        address::{Be16, Family, Prefix},
+        affinity::{Affinity, AffinityKey},
+        backend::Backend,
+        flow::{Flow, FlowKey},
+        fragment::{Fragment, FragmentKey},
+        frontend::{Frontend, FrontendKey},
+        service::Service,
+        settings::Device,
+    },
+    balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
+};
+
+use super::world::World;
+
+/// Entries of a flow table.
+pub type FlowEntries<A> = Vec<(FlowKey<A>, Flow<A>)>;
+
+/// How often each kind of table was asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// FRONTENDS, a hash.
+    pub frontends: u32,
+    /// FLOWS, a hash.
+    pub flows: u32,
+    /// EMBRYONIC, a hash.
+    pub embryonic: u32,
+    /// FRAGMENTS, a hash.
+    pub fragments: u32,
+    /// NODES, a hash.
+    pub nodes: u32,
+    /// AFFINITY, a hash.
+    pub affinity: u32,
+    /// SERVICES, SLOTS, BACKENDS and DEVICES, arrays.
+    pub arrays: u32,
+}
+
+impl Lookups {
+    /// The look-ups that cost: those in hashes.
+    pub fn hashes(self) -> u32 {
+        self.frontends + self.flows + self.embryonic + self.fragments + self.nodes + self.affinity
+    }
+}
+
+/// An entry: what it held when it was looked up, and the place it is stored in.
+#[derive(Clone, Debug)]
+pub struct FakeEntry<T: Copy> {
+    held: T,
+    place: Rc<Cell<T>>,
+}
+
+impl<T: Copy> FakeEntry<T> {
+    fn of(place: &Rc<Cell<T>>) -> Self {
+        Self { held: place.get(), place: place.clone() }
+    }
+}
+
+impl<T: Copy> Entry<T> for FakeEntry<T> {
+    fn get(&self) -> &T {
+        &self.held
+    }
+
+    fn store(&self, value: T) {
+        self.place.set(value);
+    }
+}
+
+impl<A: Copy> FlowEntry<A> for FakeEntry<Flow<A>> {
+    fn set_state(&self, state: u8) {
+        self.place.set(Flow { state, ..self.place.get() });
+    }
+
+    fn set_last_seen(&self, now: u32) {
+        self.place.set(Flow { last_seen: now, ..self.place.get() });
+    }
+}
+
+type Flows<A> = BTreeMap<FlowKey<A>, Rc<Cell<Flow<A>>>>;
+
+/// The tables of one family.
+#[derive(Debug)]
+pub struct FakeTables<F: Family> {
+    /// What [`Tables::now`] says, in ticks.
+    pub clock: u32,
+    /// What [`Tables::random`] says first; then it makes up its own, the same every time.
+    pub random: VecDeque<u32>,
+    /// The flow tables take no further entry.
+    pub full: bool,
+    /// Look-ups since the test set this to zero.
+    pub lookups: Lookups,
+    seed: u32,
+    frontends: BTreeMap<FrontendKey<F::Address>, Frontend>,
+    services: Vec<Service>,
+    slots: Vec<u32>,
+    backends: Vec<Backend<F::Address>>,
+    devices: Vec<Device>,
+    ranges: Vec<(u32, Prefix<F::Address>)>,
+    nodes: Vec<F::Address>,
+    flows: Flows<F::Address>,
+    embryonic: Flows<F::Address>,
+    fragments: BTreeMap<FragmentKey<F::Address>, Fragment>,
+    affinity: Vec<(AffinityKey, Rc<Cell<Affinity>>)>,
+}
+
+impl<F: Family> Default for FakeTables<F> {
+    fn default() -> Self {
+        Self {
+            clock: 1_000_000,
+            random: VecDeque::new(),
+            full: false,
+            lookups: Lookups::default(),
+            seed: 0x2545_f491,
+            frontends: BTreeMap::new(),
+            services: Vec::new(),
+            slots: Vec::new(),
+            backends: Vec::new(),
+            devices: Vec::new(),
+            ranges: Vec::new(),
+            nodes: Vec::new(),
+            flows: Flows::new(),
+            embryonic: Flows::new(),
+            fragments: BTreeMap::new(),
+            affinity: Vec::new(),
+        }
+    }
+}
+
+impl<F: Family> FakeTables<F> {
+    /// Empty tables with a clock that starts at `clock`.
+    pub fn new(clock: u32) -> Self {
+        Self { clock, ..Self::default() }
+    }
+
+    /// Replaces what the agent writes; flows and affinity stay.
+    pub fn load(&mut self, world: &World<F>) {
+        self.frontends = world.frontends.iter().copied().collect();
+        self.services = world.services.clone();
+        self.slots = world.slots.iter().map(|slot| slot.backend).collect();
+        self.backends = world.backends.clone();
+        self.devices = world.devices.clone();
+        self.ranges = world.ranges.clone();
+        self.nodes = world.nodes.clone();
+    }
+
+    /// Every entry of a flow table.
+    pub fn flows_of(&self, table: FlowTable) -> FlowEntries<F::Address> {
+        self.table(table).iter().map(|(key, place)| (*key, place.get())).collect()
+    }
+
+    /// Every entry of AFFINITY.
+    pub fn affinities(&self) -> Vec<(AffinityKey, Affinity)> {
+        self.affinity.iter().map(|(key, place)| (*key, place.get())).collect()
+    }
+
+    fn table(&self, table: FlowTable) -> &Flows<F::Address> {
+        match table {
+            FlowTable::Flows => &self.flows,
+            FlowTable::Embryonic => &self.embryonic,
+        }
+    }
+
+    fn table_mut(&mut self, table: FlowTable) -> &mut Flows<F::Address> {
+        match table {
+            FlowTable::Flows => &mut self.flows,
+            FlowTable::Embryonic => &mut self.embryonic,
+        }
+    }
+}
+
+impl<F: Family> Tables<F> for FakeTables<F> {
+    type FlowEntry = FakeEntry<Flow<F::Address>>;
+    type AffinityEntry = FakeEntry<Affinity>;
+
+    fn now(&self) -> u32 {
+        self.clock
+    }
+
+    fn random(&mut self) -> u32 {
+        self.random.pop_front().unwrap_or_else(|| {
+            // xorshift32 (Marsaglia 2003).
+            self.seed ^= self.seed << 13;
+            self.seed ^= self.seed >> 17;
+            self.seed ^= self.seed << 5;
+            self.seed
+        })
+    }
+
+    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
+        self.lookups.frontends += 1;
+        self.frontends.get(key).copied()
+    }
+
+    fn node_port(&mut self, port: Be16, protocol: u8) -> Option<Frontend> {
+        self.frontend(&FrontendKey::of_any_node(port, protocol))
+    }
+
+    fn is_node(&mut self, address: &F::Address) -> bool {
+        self.lookups.nodes += 1;
+        self.nodes.contains(address)
+    }
+
+    fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool {
+        self.ranges.iter().any(|(of, range)| *of == service && range.contains(*client))
+    }
+
+    fn service(&mut self, index: u32) -> Option<Service> {
+        self.lookups.arrays += 1;
+        self.services.get(index as usize).copied()
+    }
+
+    fn slot(&mut self, position: u32) -> Option<u32> {
+        self.lookups.arrays += 1;
+        self.slots.get(position as usize).copied()
+    }
+
+    fn backend(&mut self, id: u32) -> Option<Backend<F::Address>> {
+        self.lookups.arrays += 1;
+        self.backends.get(id as usize).copied()
+    }
+
+    fn device(&mut self, ifindex: u32) -> Option<u32> {
+        self.lookups.arrays += 1;
+        let position = self.devices.iter().position(|device| device.ifindex == ifindex);
+        position.map(|index| index as u32)
+    }
+
+    fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
+        match table {
+            FlowTable::Flows => self.lookups.flows += 1,
+            FlowTable::Embryonic => self.lookups.embryonic += 1,
+        }
+        self.table(table).get(key).map(FakeEntry::of)
+    }
+
+    fn insert_flow(
+        &mut self,
+        table: FlowTable,
+        key: &FlowKey<F::Address>,
+        flow: &Flow<F::Address>,
+        replace: bool,
+    ) -> Result<(), InsertError> {
+        let exists = self.table(table).contains_key(key);
+        if exists && !replace {
+            return Err(InsertError::Exists);
+        }
+        if self.full && !exists {
+            return Err(InsertError::Full);
+        }
+        self.table_mut(table).insert(*key, Rc::new(Cell::new(*flow)));
+        Ok(())
+    }
+
+    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
+        self.table_mut(table).remove(key);
+    }
+
+    fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment> {
+        self.lookups.fragments += 1;
+        self.fragments.get(key).copied()
+    }
+
+    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
+        self.fragments.insert(*key, *fragment);
+    }
+
+    fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry> {
+        self.lookups.affinity += 1;
+        self.affinity.iter().find(|(known, _)| known == key).map(|(_, place)| FakeEntry::of(place))
+    }
+
+    fn bind(&mut self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinity.retain(|(known, _)| known != key);
+        self.affinity.push((*key, Rc::new(Cell::new(*affinity))));
+    }
+}

@@ -1,0 +1,119 @@
+//! The layout of every key and value, compared with a file in the tree. `LB_BLESS=1`
+//! writes the file.
+
+use std::{fmt::Write, fs};
+
+use bytemuck::Zeroable;
+use lb_common::abi::{
+    ABI_VERSION,
+    address::{Address4, Address6, Prefix},
+    affinity::{Affinity, AffinityKey},
+    backend::Backend,
+    counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason},
+    flow::{Flow, FlowKey, NextHop, Tuple},
+    fragment::{Fragment, FragmentKey},
+    frontend::{Frontend, FrontendKey},
+    range::{Range, RangeKey},
+    service::{Name, Service, Slot, SlotRange},
+    settings::{Device, FamilySettings, Lifetimes, PortRange, Settings, SettingsPair, Timeouts},
+    socket::{ConnectedPeer, DatagramKey, Peer},
+    traffic::{DropKey, Traffic},
+};
+
+/// Writes size, alignment and the offset of every field; a type whose fields are not all
+/// named does not compile.
+macro_rules! layout {
+    ($text:ident: $($name:ident $(<$parameter:ty>)? { $($field:ident),+ $(,)? })+) => {$({
+        type This = $name $(<$parameter>)?;
+        let $name { $($field: _),+ } = This::zeroed();
+        let name = stringify!($name $(<$parameter>)?);
+        line(&mut $text, &name.replace(' ', ""), size_of::<This>(), align_of::<This>());
+        $(writeln!($text, "  {:>4} {}", std::mem::offset_of!(This, $field), stringify!($field))
+            .expect("a string takes text");)+
+    })+};
+}
+
+fn line(text: &mut String, name: &str, size: usize, align: usize) {
+    writeln!(text, "{name}: size {size}, align {align}").expect("a string takes text");
+}
+
+fn current() -> String {
+    let mut text = format!("version {ABI_VERSION}\n");
+    layout! { text:
+        Tuple<Address4> { source, destination, source_port, destination_port }
+        Tuple<Address6> { source, destination, source_port, destination_port }
+        FlowKey<Address4> { tuple, protocol }
+        FlowKey<Address6> { tuple, protocol }
+        NextHop { bytes }
+        Flow<Address4> {
+            rewrite, action, state, generation, backend, service, last_seen, device, next_hop,
+        }
+        Flow<Address6> {
+            rewrite, action, state, generation, backend, service, last_seen, device, next_hop,
+        }
+        FragmentKey<Address4> { source, destination, identification, protocol }
+        FragmentKey<Address6> { source, destination, identification, protocol }
+        Fragment { source_port, destination_port, last_seen }
+        FrontendKey<Address4> { address, port, protocol, zero }
+        FrontendKey<Address6> { address, port, protocol, zero }
+        Frontend { service, kind, flags, zero }
+        Backend<Address4> { address, port, generation, sets, flags, zero, service, node }
+        Backend<Address6> { address, port, generation, sets, flags, zero, service, node }
+        SlotRange { start_and_length }
+        Service { cluster, local, affinity_seconds, flags }
+        Slot { backend }
+        Name { text, length, family, protocol, zero }
+        AffinityKey { service, kind, client }
+        Affinity { backend, generation, last_seen }
+        Peer { address, port, family }
+        ConnectedPeer { requested, actual }
+        DatagramKey { cookie, actual }
+        Prefix<Address4> { address, mask }
+        Prefix<Address6> { address, mask }
+        FamilySettings<Address4> {
+            gate, node_addresses, pod_prefixes, node_source, gate_count, service_cidr_count,
+            node_address_count, pod_prefix_count,
+        }
+        FamilySettings<Address6> {
+            gate, node_addresses, pod_prefixes, node_source, gate_count, service_cidr_count,
+            node_address_count, pod_prefix_count,
+        }
+        Timeouts {
+            tcp_syn, tcp_established, tcp_half_closed, tcp_fin_one_way, tcp_closing, udp, udp_answered,
+        }
+        Lifetimes { ticks }
+        Settings { ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports }
+        PortRange { first, count }
+        Range<Address4> { service, address }
+        Range<Address6> { service, address }
+        RangeKey<Address4> { prefix_length, range }
+        RangeKey<Address6> { prefix_length, range }
+        SettingsPair { active, zero, copies }
+        Device { ifindex, mac, flags, mtu, epoch }
+        Traffic { packets, bytes }
+        DropKey { service, reason }
+    }
+    writeln!(text, "counters: {COUNTERS}, {REASONS_PER_HOOK} for each hook")
+        .expect("a string takes text");
+    let hooks = Hook::ALL.iter().map(|hook| ("hook", *hook as u32, hook.name()));
+    let reasons = Reason::ALL.iter().map(|reason| ("reason", *reason as u32, reason.name()));
+    for (kind, number, name) in hooks.chain(reasons) {
+        writeln!(text, "{kind} {number:>2} {name}").expect("a string takes text");
+    }
+    text
+}
+
+#[test]
+fn layout_is_that_of_the_golden_file() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/layout.txt");
+    let current = current();
+    if std::env::var_os("LB_BLESS").is_some() {
+        fs::write(path, &current).expect("the golden file can be written");
+    }
+    let golden = fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        golden == current,
+        "the layout differs from {path}: a change of it needs another ABI_VERSION, then \
+         `cargo xtask check --bless`. It is now:\n{current}"
+    );
+}
