@@ -14,16 +14,17 @@ use ipnet::IpNet;
 use lb_common::abi::settings::MAX_PREFIXES;
 
 use crate::{
-    cli::{
-        RunArgs,
-        run::{ExternalMode, SocketLb, TcAttach, XdpMode},
-        values::{BindAddress, NodePortAddresses, Patterns},
-    },
+    cli::RunArgs,
     kube_proxy::{
         self, KubeProxyConfiguration,
         values::{Bind, DetectLocalMode},
     },
     model::IpFamily,
+    options::{
+        modes::{ExternalMode, SocketLb, TcAttach, XdpMode},
+        sizes::Sizes,
+        values::{BindAddress, NodePortAddresses, Patterns},
+    },
     watch::api,
 };
 
@@ -98,19 +99,6 @@ pub enum PodPrefixes {
     /// Pods were to be told by their interfaces (`--detect-local-mode`), which says nothing
     /// of other nodes' pods.
     Unknown,
-}
-
-/// How many entries maps have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// `--max-services`.
-    pub services: u32,
-    /// `--max-backends`.
-    pub backends: u32,
-    /// `--max-slots`.
-    pub slots: u32,
-    /// `--max-flows`.
-    pub flows: u32,
 }
 
 /// Why flags make no configuration.

@@ -13,17 +13,21 @@ use ipnet::IpNet;
 use lb_common::abi::settings::Settings;
 
 use crate::{
-    cli::run::ExternalMode,
     dataplane::{Dataplane, DataplaneError},
     desired::{
-        self, Conflict, DesiredFrontend, Locality, NodeFacts, claims::Claims, lacking, settings,
+        self, Conflict, DesiredFrontend, Locality, NodeFacts,
+        claims::Claims,
+        health_checks::{self, Checks},
+        no_local_endpoints, settings,
     },
     execute::execute,
-    health::checks::{self, Checks},
-    model::Refusal,
+    model::{
+        Refusal,
+        event::{Event, Kind},
+    },
+    options::modes::ExternalMode,
     plan::{Counts, Draft, Op, Planner, Shortage},
     snapshot::{Dirty, Snapshot, Trigger},
-    watch::{Event, Kind},
 };
 
 /// How long what was taken out of use is kept, in milliseconds: far longer than any
@@ -60,7 +64,7 @@ pub struct Controller {
     /// How many addresses of nodes do not fit.
     nodes_left_out: usize,
     health_checks: Checks,
-    lacking: lacking::Sum,
+    lacking: no_local_endpoints::Sum,
     /// What caused changes that are not all in the maps yet.
     triggers: Vec<Trigger>,
 }
@@ -111,7 +115,7 @@ impl Controller {
             conflicts: BTreeMap::new(),
             nodes_left_out: 0,
             health_checks: Checks::new(),
-            lacking: lacking::Sum::default(),
+            lacking: no_local_endpoints::Sum::default(),
             triggers: Vec::new(),
         }
     }
@@ -165,7 +169,7 @@ impl Controller {
     }
 
     /// Service ports without an endpoint here, as of the last reconciliation.
-    pub fn lacking(&self) -> &lacking::Sum {
+    pub fn lacking(&self) -> &no_local_endpoints::Sum {
         &self.lacking
     }
 
@@ -245,7 +249,7 @@ impl Controller {
         }
         for name in affected.iter().chain(&dirty.services) {
             self.claim(name, &mut others);
-            match self.snapshot.service(name).and_then(checks::of_service) {
+            match self.snapshot.service(name).and_then(health_checks::of_service) {
                 Some(check) => self.health_checks.insert(Arc::clone(name), check),
                 None => self.health_checks.remove(name),
             };

@@ -4,30 +4,7 @@
 //! [plan](crate::plan)'s business. Every method is one write, or one read of
 //! everything; none of them is atomic with another.
 
-pub mod attach;
-pub mod bpffs;
-pub mod cgroup;
-pub mod check;
-pub mod cleanup;
-mod clsact;
-pub mod conntrack;
-pub mod drain;
 pub mod fake;
-pub mod interfaces;
-pub mod kernel;
-mod links;
-pub mod load;
-pub mod lock;
-pub mod mapped;
-pub mod netlink;
-pub mod pins;
-pub mod ports;
-pub mod probe;
-pub mod sweep;
-#[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]
-pub mod sys;
-pub mod traffic;
-pub mod xdp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

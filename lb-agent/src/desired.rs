@@ -6,9 +6,10 @@
 pub mod claims;
 pub mod endpoints;
 pub mod frontends;
-pub mod gate;
-pub mod lacking;
+pub mod health_checks;
+pub mod no_local_endpoints;
 pub mod node_ports;
+pub mod service_prefixes;
 pub mod settings;
 
 use std::{
@@ -26,12 +27,12 @@ use lb_common::abi::{
 };
 
 use crate::{
-    cli::run::ExternalMode,
     model::{
         IpFamily,
         service::{Port, Service},
         slice::Endpoint,
     },
+    options::modes::ExternalMode,
     snapshot::{Entry, nodes::Nodes},
 };
 

@@ -5,22 +5,27 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod conntrack;
 pub mod controller;
 pub mod dataplane;
 pub mod desired;
-pub mod drain;
 pub mod events;
 pub mod execute;
-pub mod explain;
 pub mod health;
 pub mod ids;
 pub mod kube_proxy;
+pub mod maps;
 pub mod metrics;
 pub mod model;
+pub mod network;
+pub mod options;
 pub mod plan;
+pub mod programs;
 pub mod run;
 pub mod snapshot;
+#[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]
+pub mod sys;
 pub mod takeover;
 pub mod watch;

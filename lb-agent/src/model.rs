@@ -5,9 +5,13 @@
 //! as a whole for a part of it: a bad port or endpoint is left out and becomes a
 //! [`Refusal`], the others stay.
 
+pub mod event;
+pub mod keys;
+pub mod network;
 pub mod node;
 pub mod service;
 pub mod slice;
+pub mod source_ports;
 
 use std::{
     collections::HashSet,
@@ -19,7 +23,7 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::abi::frontend;
 
-use crate::watch::{Kind, ObjectName};
+use event::{Kind, ObjectName};
 
 /// A transport protocol that Services carry here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

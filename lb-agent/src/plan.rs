@@ -47,12 +47,15 @@
 //!   changes, and cleared the other way round: no packet gets the old policy on new sets.
 
 pub mod adopt;
+mod frontends;
 pub mod held;
 mod nodes;
 mod port;
+mod ranges;
+mod reserve;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -64,11 +67,13 @@ use lb_common::abi::{
     settings::Settings,
 };
 
-use self::held::{HeldPort, Ids};
 use crate::{
     desired::{DesiredFrontend, DesiredService, FrontendAddress, PortKey},
     model::IpFamily,
+    plan::{frontends::Frontends, ranges::Ranges},
 };
+
+use held::{HeldPort, Ids};
 
 /// The owner of ops that concern no service port.
 pub const NOBODY: u32 = u32::MAX;
@@ -197,28 +202,6 @@ struct Strays {
     ranges: Vec<(u32, Vec<IpNet>)>,
 }
 
-/// The front ends that the maps hold, with the service port each leads to.
-#[derive(Debug, Default)]
-struct Frontends {
-    entries: HashMap<FrontendAddress, Frontend>,
-    counts: [usize; 2],
-    limits: [u32; 2],
-    /// What was there before the draft, of what it touched.
-    touched: BTreeMap<FrontendAddress, Option<Frontend>>,
-}
-
-/// How full RANGES4 and RANGES6 are. What a plan deletes goes last: until the plan is done
-/// it takes room.
-#[derive(Debug, Default)]
-struct Ranges {
-    counts: [usize; 2],
-    limits: [u32; 2],
-    /// How many the draft deletes.
-    leaving: [usize; 2],
-    /// Whether room was made since the last look.
-    has_more_room: bool,
-}
-
 /// A plan in the making.
 #[derive(Debug, Default)]
 pub struct Draft {
@@ -297,7 +280,7 @@ impl Planner {
             return Ok(());
         }
         let limits = (&self.frontends, &self.ranges);
-        let matched = match port::reserve(&mut self.ids, limits, &held, ports) {
+        let matched = match reserve::reserve(&mut self.ids, limits, &held, ports) {
             Ok(matched) => matched,
             Err(full) => {
                 self.held.insert(Arc::clone(name), held);
@@ -401,67 +384,6 @@ pub struct Counts {
     pub frontends: usize,
     /// Entries of BACKENDS4 and BACKENDS6 in use.
     pub backends: usize,
-}
-
-impl Frontends {
-    /// Those that still lead to `owner` lead nowhere any more.
-    fn lead_away(&mut self, frontends: &[FrontendAddress], owner: u32) {
-        for at in frontends {
-            let Some(held) = self.entries.get(at).copied() else { continue };
-            if held.service == owner {
-                self.touched.entry(*at).or_insert(Some(held));
-                self.entries.remove(at);
-                self.counts[family_index(at.ip)] -= 1;
-            }
-        }
-    }
-
-    fn lead_to(&mut self, frontends: &[DesiredFrontend], owner: u32) {
-        for DesiredFrontend { at, kind, flags } in frontends {
-            let new = Frontend { service: owner, kind: *kind, flags: *flags, zero: 0 };
-            let held = self.entries.get(at).copied();
-            if held != Some(new) {
-                self.touched.entry(*at).or_insert(held);
-                self.entries.insert(*at, new);
-                self.counts[family_index(at.ip)] += usize::from(held.is_none());
-            }
-        }
-    }
-
-    fn owner(&self, at: &FrontendAddress) -> Option<u32> {
-        self.entries.get(at).map(|frontend| frontend.service)
-    }
-}
-
-impl Ranges {
-    /// Makes the ranges of a port those that are wanted; both lists are in order.
-    fn program(&mut self, draft: &mut Draft, port: &mut HeldPort, wanted: &[IpNet]) {
-        if port.ranges == wanted {
-            return;
-        }
-        for range in wanted.iter().filter(|range| port.ranges.binary_search(range).is_err()) {
-            self.counts[family_index(range.addr())] += 1;
-            draft.stage.push(Op { owner: port.index, action: Action::InsertRange(*range) });
-        }
-        let held = std::mem::replace(&mut port.ranges, wanted.to_vec());
-        let gone: Vec<_> =
-            held.into_iter().filter(|range| wanted.binary_search(range).is_err()).collect();
-        self.delete(&mut draft.retire, port.index, &gone);
-    }
-
-    fn delete(&mut self, phase: &mut Vec<Op>, owner: u32, ranges: &[IpNet]) {
-        for range in ranges {
-            self.leaving[family_index(range.addr())] += 1;
-            phase.push(Op { owner, action: Action::DeleteRange(*range) });
-        }
-    }
-
-    fn settle(&mut self) {
-        for (count, leaving) in self.counts.iter_mut().zip(&mut self.leaving) {
-            self.has_more_room |= *leaving > 0;
-            *count -= std::mem::take(leaving);
-        }
-    }
 }
 
 impl BackendEntry {

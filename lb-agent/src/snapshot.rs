@@ -17,14 +17,12 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::{
-    model::{
-        self, IpFamily, Parsed, Refusal,
-        node::{self, Node},
-        service::{self, Service},
-        slice::{self, Slice},
-    },
-    watch::{Event, Kind, Object, ObjectName},
+use crate::model::{
+    self, IpFamily, Parsed, Refusal,
+    event::{Event, Kind, Object, ObjectName},
+    node::{self, Node},
+    service::{self, Service},
+    slice::{self, Slice},
 };
 
 use nodes::Nodes;

@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
-use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
+use lb_agent::sys::{PerCpuCounters, TypedMap};
 use lb_common::abi::address::{Address, Family, Ipv4, Ipv6};
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytemuck::Pod;
-use lb_agent::dataplane::sys::TypedMap;
+use lb_agent::sys::TypedMap;
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 
 use self::format::{File, Group};

@@ -19,26 +19,24 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lb_agent::{
-    cli::{
-        GetArgs, Output, PinArgs, What, get,
-        run::{SocketLb, TcAttach, XdpMode},
+    cli::{GetArgs, Output, PinArgs, What},
+    commands::{cleanup, get},
+    dataplane::{Dataplane, DataplaneError},
+    maps::{kernel::KernelDataplane, pins::Pins, sweep::Sweeper},
+    model::network::{Interface, NodeNetwork},
+    network::follow::{InterfaceOptions, Interfaces},
+    options::{
+        modes::{SocketLb, TcAttach, XdpMode},
+        sizes::Sizes,
         values::Patterns,
     },
-    config::Sizes,
-    dataplane::{
-        Dataplane, DataplaneError,
-        attach::{Direction, Interface, TcAttacher},
+    programs::{
         cgroup::Hooks,
-        cleanup,
-        interfaces::NodeNetwork,
-        kernel::KernelDataplane,
+        hook::Direction,
         load::{Constants, Programs, load},
-        netlink::{InterfaceOptions, Interfaces},
-        pins::Pins,
-        probe,
-        sweep::Sweeper,
-        sys::{self, TypedMap},
+        tc::TcAttacher,
     },
+    sys::{self, TypedMap},
 };
 use lb_common::abi::{
     address::{Address4, Address6, Be16},
@@ -691,7 +689,7 @@ fn the_sweep_removes_what_is_past_twice_its_timeout_unless_its_pair_is_not() -> 
     let dir = BpfDir::new();
     let programs = dir.load()?;
     let pins = dir.pins();
-    let now = probe::ticks_now(programs.get("clock")?)?;
+    let now = sys::ticks_now(programs.get("clock")?)?;
     let flows = TypedMap::<FlowKey<Address4>, Flow<Address4>>::new(pins.open("FLOWS4")?)?;
     let pair = |port: u16, request_age: u32, reply_age: u32, state: u8| -> Result<()> {
         let tuple = Tuple {

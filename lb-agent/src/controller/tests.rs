@@ -15,7 +15,7 @@ use crate::{
         Capacity,
         fake::{Fake, Writes},
     },
-    watch::{Object, ObjectName},
+    model::event::{Object, ObjectName},
 };
 
 const CAPACITY: Capacity = Capacity {

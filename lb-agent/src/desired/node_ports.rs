@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::{cli::values::NodePortAddresses, dataplane::interfaces::NodeNetwork, model::IpFamily};
+use crate::{
+    model::{IpFamily, network::NodeNetwork},
+    options::values::NodePortAddresses,
+};
 
 const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 

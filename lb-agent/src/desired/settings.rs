@@ -15,16 +15,12 @@ use lb_common::balance::track;
 
 use super::{
     DesiredFrontend, NodeFacts,
-    gate::{self, Gate},
+    service_prefixes::{self, Gate},
 };
-use crate::model::IpFamily;
-
-/// The usual range of node ports: a Service may ask for any of them at any time.
-const NODE_PORTS: (u16, u16) = (30_000, 32_767);
-/// Ports below belong to servers.
-const FIRST_SOURCE_PORT: u16 = 1_024;
-/// Fewer source ports are as good as none.
-pub const MIN_SOURCE_PORTS: u16 = 1_000;
+use crate::model::{
+    IpFamily,
+    source_ports::{FIRST_SOURCE_PORT, MIN_SOURCE_PORTS, NODE_PORTS},
+};
 
 /// What Services ask for, counted by how many front ends ask for it.
 #[derive(Clone, Debug, Default)]
@@ -86,8 +82,8 @@ pub fn settings(
     before: &Settings,
 ) -> Settings {
     let addresses: Vec<IpAddr> = in_use.addresses.keys().copied().collect();
-    let covered = gate::covered(before);
-    let gate = |family| gate::gate(service_cidrs, &addresses, &covered, family);
+    let covered = service_prefixes::covered(before);
+    let gate = |family| service_prefixes::gate(service_cidrs, &addresses, &covered, family);
     let ipv4_addresses = facts.addresses.iter().filter_map(|ip| match ip {
         IpAddr::V4(ip) => Some(Address4::from(*ip)),
         IpAddr::V6(_) => None,
@@ -167,13 +163,6 @@ fn node_ports(in_use: &InUse, before: PortRange) -> PortRange {
     }
     bounds
         .map_or(PortRange::default(), |(first, last)| PortRange { first, count: last - first + 1 })
-}
-
-/// Whether [`Settings::source_ports`] may ever hold `port` where the kernel gives the ports
-/// `local` to sockets.
-pub fn may_be_drawn(port: u16, local: (u16, u16)) -> bool {
-    let is_in = |(first, last): (u16, u16)| (first..=last).contains(&port);
-    port >= FIRST_SOURCE_PORT && !is_in(local) && !is_in(NODE_PORTS)
 }
 
 /// The longest range of ports that are free: neither below those of ordinary programs, nor

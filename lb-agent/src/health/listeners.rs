@@ -1,6 +1,6 @@
 //! Holds the sockets of the health check servers of Services.
 //!
-//! It decides nothing but when to try again; [`checks`](super::checks) says who listens
+//! It decides nothing but when to try again; [`checks`](crate::desired::health_checks) says who listens
 //! where. Invariant: a socket of one Service is closed before the same is bound for another.
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
@@ -15,15 +15,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Health,
-    checks::{Layout, Wanted},
-    http,
+    Health, http,
     server::{BIND_RETRY, ServiceCheck, service_check},
 };
 use crate::{
+    desired::health_checks::{Layout, Wanted},
     events::{Refusal, Refusals, Subject},
-    model::IpFamily,
-    watch::Kind,
+    model::{IpFamily, event::Kind},
 };
 
 /// How many connections may wait to be accepted.

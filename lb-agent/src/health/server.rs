@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Health, Report,
-    checks::Wanted,
     http::serve,
     reply::{JSON, NO_SNIFF, TEXT, not_found, reply, server_error},
 };
 use crate::{
+    desired::health_checks::Wanted,
     metrics::{Metrics, format::Format},
     model::IpFamily,
 };

@@ -12,7 +12,7 @@ use serde::{
     de::{self, Unexpected, Visitor},
 };
 
-use crate::cli::values::{BindAddress, NodePortAddresses, duration};
+use crate::options::values::{BindAddress, NodePortAddresses, duration};
 
 /// Reads a text that must be `expected`.
 struct Text<F> {

@@ -5,11 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1, networking::v1::ServiceCIDR};
 
-use super::{IpFamily, Parsed, Refusals};
-use crate::watch::Kind;
-
-/// The label that names a node's zone.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+use super::{IpFamily, Parsed, Refusals, event::Kind, keys::ZONE_LABEL};
 
 /// What matters of a Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

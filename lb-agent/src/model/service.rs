@@ -11,11 +11,11 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{IpFamily, Parsed, Protocol, Refusals, is_label, parse_address, parse_port};
-use crate::{cli::run::ExternalMode, watch::Kind};
-
-/// The label that hands a Service to another proxy.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+use super::{
+    IpFamily, Parsed, Protocol, Refusals, event::Kind, is_label, keys::PROXY_NAME_LABEL,
+    parse_address, parse_port,
+};
+use crate::options::modes::ExternalMode;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where it is not set.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;

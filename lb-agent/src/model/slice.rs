@@ -4,13 +4,13 @@ use std::{net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::discovery::v1::{self, EndpointHints, EndpointSlice};
 
-use super::{IpFamily, Names, Parsed, Protocol, Refusals, is_label, parse_address, parse_port};
-use crate::watch::Kind;
-
-/// The label that names the Service of a slice.
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-/// The label of slices of headless Services.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+use super::{
+    IpFamily, Names, Parsed, Protocol, Refusals,
+    event::Kind,
+    is_label,
+    keys::{HEADLESS_LABEL, SERVICE_LABEL},
+    parse_address, parse_port,
+};
 
 /// Endpoints of a Service in one family.
 #[derive(Clone, Debug, PartialEq)]

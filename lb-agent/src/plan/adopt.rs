@@ -19,9 +19,11 @@ use lb_common::abi::{
 };
 
 use super::{
-    BackendEntry, Frontends, Planner, Ranges, Strays, family_index,
+    BackendEntry, Planner, Strays, family_index,
+    frontends::Frontends,
     held::{FIRST_BACKEND, HeldBackend, HeldPort, HeldSet, Ids},
     nodes::Nodes,
+    ranges::Ranges,
 };
 use crate::{
     dataplane::{Capacity, PinnedState},

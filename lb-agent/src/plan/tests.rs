@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::abi::{backend::IN_CLUSTER_SET, frontend::FrontendKind};
 use proptest::prelude::*;
 
-use self::packet::{Allowed, Noted, Reads, check, meaning};
 use super::*;
 use crate::{
     dataplane::{Capacity, Dataplane, fake::Fake},
     desired::{DesiredBackend, DesiredPort, frontends},
     execute::perform,
 };
+use packet::{Allowed, Noted, Reads, check, meaning};
 
 const GRACE: u64 = 100;
 

@@ -29,7 +29,8 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
-use super::{Event, Kind, Object, admit::admit, admit::selector};
+use super::admit::{admit, selector};
+use crate::model::event::{Event, Kind, Object};
 
 /// How often a kind that the server does not serve is asked for again.
 const NOT_SERVED_RETRY: Duration = Duration::from_secs(600);

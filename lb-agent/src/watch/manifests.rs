@@ -25,7 +25,8 @@ use notify::{
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{Event, Kind, Object, admit::admit};
+use super::admit::admit;
+use crate::model::event::{Event, Kind, Object};
 use parse::{Format, Located};
 use store::{Content, Store};
 

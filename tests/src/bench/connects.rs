@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::ProgramFd;
-use lb_agent::dataplane::sys::{LinkTarget, link_create};
+use lb_agent::sys::{LinkTarget, link_create};
 use lb_common::abi::{
     address::{Address, Be16, Ipv4, Ipv6},
     counter::{Hook, Reason},

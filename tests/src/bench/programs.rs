@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::maps::Map;
-use lb_agent::config::Sizes;
-use lb_agent::dataplane::{
-    load::{self, Constants},
-    pins::Pins,
+use lb_agent::options::sizes::Sizes;
+use lb_agent::{
+    maps::pins::Pins,
+    programs::load::{self, Constants},
     sys::{LinkTarget, link_create},
 };
 

@@ -13,7 +13,7 @@ use aya::{
     programs::{TestRun, TestRunOptions},
 };
 use bytemuck::Pod;
-use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
+use lb_agent::sys::{PerCpuCounters, TypedMap};
 use lb_common::abi::{
     address::{Address4, Address6, Be16, Ipv4, Ipv6, Prefix},
     backend::{Backend, IN_CLUSTER_SET},

@@ -1,5 +1,5 @@
 use super::*;
-use crate::desired::FrontendAddress;
+use crate::{desired::FrontendAddress, model::source_ports::may_be_drawn};
 
 fn frontend(kind: FrontendKind, ip: &str, port: u16) -> DesiredFrontend {
     let ip = ip.parse().expect("an address");
@@ -38,14 +38,14 @@ fn more_node_addresses_than_fit_are_counted() {
 fn the_gate_never_lets_in_less_than_before() {
     let facts = NodeFacts::default();
     let before = settings(&facts, &[], &whole(&["10.0.0.1", "fd00::1"]), &Settings::default());
-    assert_eq!(gate::covered(&before), nets(&["10.0.0.1/32", "fd00::1/128"]));
+    assert_eq!(service_prefixes::covered(&before), nets(&["10.0.0.1/32", "fd00::1/128"]));
     let after = settings(&facts, &[], &InUse::default(), &before);
-    assert_eq!(gate::covered(&after), gate::covered(&before));
+    assert_eq!(service_prefixes::covered(&after), service_prefixes::covered(&before));
     let served = nets(&["10.0.0.0/16"]);
     let within = settings(&facts, &served, &InUse::default(), &after);
-    assert_eq!(gate::covered(&within), nets(&["10.0.0.0/16", "fd00::1/128"]));
+    assert_eq!(service_prefixes::covered(&within), nets(&["10.0.0.0/16", "fd00::1/128"]));
     let gone = settings(&facts, &[], &InUse::default(), &within);
-    assert_eq!(gate::covered(&gone), gate::covered(&within));
+    assert_eq!(service_prefixes::covered(&gone), service_prefixes::covered(&within));
     assert_eq!(gone.ipv4.service_cidr_count, 0);
 }
 
@@ -64,11 +64,14 @@ fn addresses_outside_the_cluster_pass_the_gate_and_node_ports_have_a_range() {
     assert_eq!(outside.flags, Settings::EXTERNAL);
     assert_eq!(outside.node_ports, PortRange { first: 30_080, count: 11 });
     // The address of the node has no need to.
-    assert_eq!(gate::covered(&outside), nets(&["10.0.0.1/32", "203.0.113.9/32"]));
+    assert_eq!(service_prefixes::covered(&outside), nets(&["10.0.0.1/32", "203.0.113.9/32"]));
     assert!(used.remove(&external) && used.remove(&node_port) && used.remove(&other));
     assert!(used.add(&frontend(FrontendKind::NODE_PORT, "192.0.2.10", 25_000)));
     let after = settings(&facts, &[], &used, &outside);
-    assert_eq!((after.flags, gate::covered(&after)), (outside.flags, gate::covered(&outside)));
+    assert_eq!(
+        (after.flags, service_prefixes::covered(&after)),
+        (outside.flags, service_prefixes::covered(&outside))
+    );
     assert_eq!(after.node_ports, PortRange { first: 25_000, count: 5_091 });
     let gone = settings(&facts, &[], &InUse::default(), &after);
     assert_eq!((gone.flags, gone.node_ports), (after.flags, after.node_ports));
@@ -80,7 +83,7 @@ fn a_node_port_of_any_node_is_no_address_but_a_port_and_a_reason_to_look_outside
     let any = frontend(FrontendKind::NODE_PORT, "0.0.0.0", 30_080);
     assert!(used.add(&any) && !used.add(&frontend(FrontendKind::NODE_PORT, "::", 30_080)));
     let settings = settings(&NodeFacts::default(), &[], &used, &Settings::default());
-    assert_eq!(gate::covered(&settings), nets(&["10.0.0.1/32"]));
+    assert_eq!(service_prefixes::covered(&settings), nets(&["10.0.0.1/32"]));
     assert_eq!(settings.node_ports, PortRange { first: 30_080, count: 1 });
     assert_eq!((settings.flags, settings.ipv4.node_address_count), (Settings::EXTERNAL, 0));
 }

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::health::{checks::Check, tests::UPDATE_TIMEOUT};
+use crate::{desired::health_checks::Check, health::tests::UPDATE_TIMEOUT};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 

@@ -6,8 +6,10 @@ use clap::ValueEnum as _;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
 
-use super::super::{Refusals, parse_address};
-use crate::{cli::run::ExternalMode, watch::admit::EXTERNAL_MODE_ANNOTATION};
+use crate::{
+    model::{Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
+    options::modes::ExternalMode,
+};
 
 /// What a Service says of clients outside the cluster, but for its node ports.
 pub(super) struct Outside {

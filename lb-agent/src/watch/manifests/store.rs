@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{ManifestError, parse::Located};
-use crate::watch::{Event, Kind, Object, ObjectName};
+use crate::model::event::{Event, Kind, Object, ObjectName};
 
 pub(super) type Key = (Kind, ObjectName);
 
