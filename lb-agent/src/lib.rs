@@ -2,7 +2,7 @@
 //!
 //! The middle (`snapshot`, `desired`, `ids`, `plan`) is pure: functions of their
 //! arguments, no clock, no I/O. `watch` and `dataplane` are the two shells.
-#![deny(unsafe_code)]
+#![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod commands;
@@ -25,7 +25,5 @@ pub mod plan;
 pub mod programs;
 pub mod run;
 pub mod snapshot;
-#[expect(unsafe_code, reason = "bpf(2) and memory that the kernel shares; the only such module")]
-pub mod sys;
 pub mod takeover;
 pub mod watch;

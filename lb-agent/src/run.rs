@@ -39,7 +39,6 @@ use crate::{
         cgroup, features,
         load::{self, Constants, Programs},
     },
-    sys,
     watch::{api, manifests},
 };
 
@@ -115,7 +114,7 @@ async fn start(
     let network = interfaces.subscribe();
     let (sender, events) = mpsc::channel(EVENTS);
     let (source, refusals) = start_source(config, &health, &metrics, sender).await?;
-    let ticks_per_second = sys::ticks_per_second().context("cannot read the kernel's clock")?;
+    let ticks_per_second = lb_sys::ticks_per_second().context("cannot read the kernel's clock")?;
     stats::start(&pins, ticks_per_second, &metrics, &health, tasks, cancel)?;
     let (health_checks, wanted) = watch::channel(Wanted::default());
     let listeners = Listeners::new(&config.node_name, wanted, health.clone(), refusals.clone());

@@ -10,7 +10,6 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
-use lb_agent::sys::{PerCpuCounters, TypedMap};
 use lb_common::abi::address::{Address, Family, Ipv4, Ipv6};
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;
@@ -29,6 +28,7 @@ use lb_common::testing::frame::{self, MACS};
 use lb_common::testing::tables::Lookups;
 use lb_common::testing::tunnel;
 use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, World, mac};
+use lb_sys::{PerCpuCounters, TypedMap};
 
 use crate::programs::{GATEWAY_MAC, MOVED_GATEWAY_MAC, Programs, Ran, Runs};
 

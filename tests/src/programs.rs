@@ -17,8 +17,8 @@ use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRunResult};
 use bytemuck::Pod;
 use lb_agent::programs::features;
-use lb_agent::sys::{PerCpuCounters, TypedMap};
 use lb_common::testing::world::{EXTERNAL, EXTERNAL_TOO, POD_DEVICE, mac};
+use lb_sys::{PerCpuCounters, TypedMap};
 use nix::sched::{CloneFlags, unshare};
 
 /// The object: where `LB_OBJECT` says, else where `cargo xtask build-ebpf` leaves it.

@@ -15,7 +15,6 @@ use crate::{
     },
     options::{modes::XdpMode, sizes::Sizes, values::Patterns},
     programs::features,
-    sys,
     takeover::{self, Survey},
 };
 
@@ -205,7 +204,7 @@ fn features(features: features::Features) -> Vec<Finding> {
             "not there: the packet path refuses instead of connect()",
         ),
         row(
-            features.has_netns_cookie && sys::netns_cookie().is_ok(),
+            features.has_netns_cookie && lb_sys::netns_cookie().is_ok(),
             "netns_cookie",
             "--socket-lb node works",
             "not there: --socket-lb node does not work",

@@ -18,13 +18,13 @@ use lb_common::abi::{
     flow::{ANSWERED, Action, Flow, FlowKey, NextHop, Tuple},
     frontend::TCP,
 };
+use lb_sys::TypedMap;
 use nix::ifaddrs::getifaddrs;
 
 use super::table::{Conntrack, Direction};
 use crate::{
     maps::{pins::Pins, read::opened, timeouts},
     model::source_ports::may_be_drawn,
-    sys::{self, TypedMap},
 };
 
 /// No service's, and no backend's.
@@ -57,8 +57,8 @@ pub fn reserve(pins: &Pins) -> io::Result<usize> {
     if entries4.is_empty() && entries6.is_empty() {
         return Ok(0);
     }
-    let clock = sys::obj_get(&pins.clock())?;
-    let now = sys::ticks_now(clock.as_fd())?;
+    let clock = lb_sys::obj_get(&pins.clock())?;
+    let now = lb_sys::ticks_now(clock.as_fd())?;
     Ok(enter(pins, "FLOWS4", entries4, now)? + enter(pins, "FLOWS6", entries6, now)?)
 }
 

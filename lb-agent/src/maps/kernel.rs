@@ -20,6 +20,7 @@ use lb_common::abi::{
     service::{Name, Service, Slot, SlotRange},
     settings::{Settings, SettingsPair},
 };
+use lb_sys::TypedMap;
 
 use super::{
     mapped::{MappedArray, word_of},
@@ -27,10 +28,7 @@ use super::{
     read::{failed, opened, read_state},
     traffic::Counts,
 };
-use crate::{
-    dataplane::{Capacity, Dataplane, DataplaneError, PinnedState},
-    sys::TypedMap,
-};
+use crate::dataplane::{Capacity, Dataplane, DataplaneError, PinnedState};
 
 /// The pinned maps, opened for writing.
 #[derive(Debug)]

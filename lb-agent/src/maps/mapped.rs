@@ -8,7 +8,7 @@ use std::{io, marker::PhantomData, os::fd::OwnedFd};
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::sys::Memory;
+use lb_sys::Memory;
 
 /// An mmap-able array of `T`, whose size is a multiple of 4.
 #[derive(Debug)]

@@ -32,7 +32,7 @@ use lb_common::abi::{
     traffic::{DropKey, Traffic},
 };
 
-use crate::{options::sizes::Sizes, sys};
+use crate::options::sizes::Sizes;
 
 /// The directory of one agent below a bpffs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Pins {
     /// [`PinError`], with a sentence of its own when nothing is pinned at all.
     pub fn open(&self, name: &'static str) -> Result<OwnedFd, PinError> {
         let path = self.map(name);
-        sys::obj_get(&path).map_err(|source| match source.kind() {
+        lb_sys::obj_get(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => PinError::Missing { path },
             io::ErrorKind::PermissionDenied => PinError::Denied { path },
             _ => PinError::Open { path, source },
@@ -153,9 +153,9 @@ impl fmt::Display for Layout {
     }
 }
 
-impl From<sys::MapInfo> for Layout {
-    fn from(info: sys::MapInfo) -> Self {
-        let sys::MapInfo { map_type, key_size, value_size, flags, .. } = info;
+impl From<lb_sys::MapInfo> for Layout {
+    fn from(info: lb_sys::MapInfo) -> Self {
+        let lb_sys::MapInfo { map_type, key_size, value_size, flags, .. } = info;
         Self { map_type, key_size, value_size, flags }
     }
 }
@@ -284,7 +284,7 @@ impl PinnedMap {
             result => result?,
         };
         let path = pins.map(self.name);
-        let info = sys::map_info(descriptor.as_fd())
+        let info = lb_sys::map_info(descriptor.as_fd())
             .map_err(|source| PinError::Open { path: path.clone(), source })?;
         if Layout::from(info) != self.layout {
             return Err(PinError::Layout { path, found: info.into(), wanted: self.layout });

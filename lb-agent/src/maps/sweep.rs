@@ -19,15 +19,13 @@ use lb_common::{
     balance::track,
     packet::Kind,
 };
+use lb_sys::{PerCpuCounters, TypedMap};
 
 use super::{
     mapped::MappedArray,
     pins::{PinError, Pins},
     read::opened,
-};
-use crate::{
-    maps::timeouts,
-    sys::{self, PerCpuCounters, TypedMap},
+    timeouts,
 };
 
 /// Pause between two batches, so that a sweep of a full table leaves the CPU to others.
@@ -77,7 +75,7 @@ impl Sweeper {
             affinity: opened(pins, "AFFINITY", TypedMap::new)?,
             datagram_peers: opened(pins, "DATAGRAM_PEERS", TypedMap::new)?,
             services: opened(pins, "SERVICES", MappedArray::readable)?,
-            clock: sys::obj_get(&path).map_err(|source| PinError::Open { path, source })?,
+            clock: lb_sys::obj_get(&path).map_err(|source| PinError::Open { path, source })?,
         })
     }
 
@@ -90,7 +88,7 @@ impl Sweeper {
         timeouts: &Timeouts,
         ticks_per_second: u32,
     ) -> io::Result<Vec<MapFill>> {
-        let now = sys::ticks_now(self.clock.as_fd())?;
+        let now = lb_sys::ticks_now(self.clock.as_fd())?;
         let is_old = |limit: u32, last_seen: u32| is_past(now, last_seen, limit);
         let mut fills = vec![
             sweep_flows("FLOWS4", &self.flows4, &is_old, timeouts)?,
@@ -124,7 +122,7 @@ impl Sweeper {
     /// # Errors
     /// Those of the bpf(2) calls.
     pub fn live(&self, settings: &Settings) -> io::Result<u64> {
-        let now = sys::ticks_now(self.clock.as_fd())?;
+        let now = lb_sys::ticks_now(self.clock.as_fd())?;
         let closed = settings.ticks_per_second.saturating_mul(CLOSED_SECONDS);
         let age = |last_seen: u32| {
             let age = now.wrapping_sub(last_seen);
@@ -218,7 +216,7 @@ fn sweep_map<K: Pod, V: Pod>(
                 Err(error) => failure = Some(error),
             }
         }
-        if keys.len() == sys::BATCH {
+        if keys.len() == lb_sys::BATCH {
             thread::sleep(PAUSE);
         }
         failure.is_none()

@@ -12,12 +12,12 @@ use lb_common::abi::{
     counter::Reason,
     traffic::{DropKey, Traffic},
 };
+use lb_sys::PerCpuMap;
 
 use super::{
     pins::{PinError, Pins},
     read::opened,
 };
-use crate::sys::PerCpuMap;
 
 /// What service ports have carried and turned away, by index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

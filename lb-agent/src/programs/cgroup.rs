@@ -15,17 +15,14 @@ use aya_obj::generated::bpf_attach_type::{
     BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
 };
 use lb_common::abi::socket::MAX_EXCLUDED_CGROUPS;
+use lb_sys::{LinkInfo, LinkTarget};
 
 use super::{
     links::{self, PinnedLink},
     load::Programs,
     tc::AttachError,
 };
-use crate::{
-    maps::pins::Pins,
-    options::modes::SocketLb,
-    sys::{LinkInfo, LinkTarget},
-};
+use crate::{maps::pins::Pins, options::modes::SocketLb};
 
 struct Hook {
     program: &'static str,

@@ -6,9 +6,9 @@ use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
+use lb_sys::SHORTEST;
 
 use super::tc::has_tcx;
-use crate::sys::{self, SHORTEST};
 
 /// What this kernel can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ fn has_csum_ipv6() -> io::Result<bool> {
     const NO_OFFSET: i32 = 0x1_0000;
     let set = |register: u64, value: i32| 0xb7 | register << 8 | u64::from(value as u32) << 32;
     let call = |helper: BpfHelper| 0x85 | (helper as u64) << 32;
-    let program = sys::load_classifier(&[
+    let program = lb_sys::load_classifier(&[
         set(2, NO_OFFSET),
         set(3, 0),
         set(4, 0),
@@ -49,6 +49,6 @@ fn has_csum_ipv6() -> io::Result<bool> {
         call(BpfHelper::BPF_FUNC_l4_csum_replace),
         0x95,
     ])?;
-    let returned = sys::test_run(program.as_fd(), &SHORTEST)?;
+    let returned = lb_sys::test_run(program.as_fd(), &SHORTEST)?;
     Ok(returned as i32 == -libc::EFAULT)
 }

@@ -9,10 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    model::network::Interface,
-    sys::{self, LinkInfo, LinkTarget},
-};
+use lb_sys::{LinkInfo, LinkTarget};
+
+use crate::model::network::Interface;
 
 /// A link of ours, with where it is pinned.
 #[derive(Debug)]
@@ -24,7 +23,7 @@ pub(crate) struct PinnedLink {
 impl PinnedLink {
     /// Opens the link that is pinned at `path`.
     pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
-        Ok(Self { link: sys::obj_get(&path)?, path })
+        Ok(Self { link: lb_sys::obj_get(&path)?, path })
     }
 
     /// Attaches `program` and pins its link at `path`. Without the directory, which `cleanup`
@@ -38,14 +37,14 @@ impl PinnedLink {
         if !path.parent().is_some_and(Path::is_dir) {
             return Err(io::Error::other("the directory of pins is gone: start the agent anew"));
         }
-        let link = Self { link: sys::link_create(program, target, attach_type)?, path };
+        let link = Self { link: lb_sys::link_create(program, target, attach_type)?, path };
         link.pin()?;
         Ok(link)
     }
 
     /// What the kernel says of it.
     pub(crate) fn info(&self) -> io::Result<LinkInfo> {
-        sys::link_info(self.link.as_fd())
+        lb_sys::link_info(self.link.as_fd())
     }
 
     /// Where it is pinned.
@@ -60,7 +59,7 @@ impl PinnedLink {
 
     /// Puts `program` in the place of the one it has, and pins it again if it is not.
     pub(crate) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
-        sys::link_update(self.link.as_fd(), program)?;
+        lb_sys::link_update(self.link.as_fd(), program)?;
         if self.is_pinned() { Ok(()) } else { self.pin() }
     }
 
@@ -74,18 +73,18 @@ impl PinnedLink {
     }
 
     fn pin(&self) -> io::Result<()> {
-        sys::obj_pin(self.link.as_fd(), &self.path)
+        lb_sys::obj_pin(self.link.as_fd(), &self.path)
     }
 }
 
 /// Detaches and unpins the link at `path`.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
-    detach(sys::obj_get(path)?.as_fd())?;
+    detach(lb_sys::obj_get(path)?.as_fd())?;
     fs::remove_file(path)
 }
 
 fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
-    match sys::link_detach(link) {
+    match lb_sys::link_detach(link) {
         Err(error) if !is_detached(&error) => Err(error),
         _ => Ok(()),
     }

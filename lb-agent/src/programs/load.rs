@@ -25,7 +25,6 @@ use crate::{
         pins::{PinError, PinnedMap, Pins, pinned_maps},
     },
     options::{modes::SocketLb, sizes::Sizes},
-    sys,
 };
 
 /// The eBPF object, as `cargo xtask build-ebpf` made it.
@@ -60,7 +59,7 @@ impl Constants {
     pub fn new(mode: SocketLb, features: Features) -> Result<Self, LoadError> {
         let only_node = mode == SocketLb::Node;
         let known =
-            if features.has_netns_cookie { sys::netns_cookie() } else { Err(unsupported()) };
+            if features.has_netns_cookie { lb_sys::netns_cookie() } else { Err(unsupported()) };
         let node_cookie = match known {
             Err(source) if only_node => return Err(LoadError::Cookie { source }),
             known => known.unwrap_or_default(),
@@ -115,7 +114,7 @@ impl Programs {
 
     /// Whether the kernel's number `id` is that of the program `name`.
     pub fn is(&self, name: &'static str, id: u32) -> bool {
-        let info = self.get(name).ok().map(sys::program_info);
+        let info = self.get(name).ok().map(lb_sys::program_info);
         info.is_some_and(|info| info.is_ok_and(|info| info.id == id))
     }
 }
@@ -199,7 +198,7 @@ fn pin_clock(pins: &Pins, programs: &Programs) -> Result<(), LoadError> {
         if path.exists() {
             fs::remove_file(&path)?;
         }
-        sys::obj_pin(programs.get("clock").map_err(io::Error::other)?, &path)
+        lb_sys::obj_pin(programs.get("clock").map_err(io::Error::other)?, &path)
     };
     pin().map_err(|source| LoadError::Pin(PinError::Open { path: path.clone(), source }))
 }

@@ -7,6 +7,7 @@
 use std::{collections::HashMap, io, os::fd::AsFd, path::PathBuf};
 
 use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
+use lb_sys::LinkTarget;
 use tracing::debug;
 
 use super::{
@@ -15,18 +16,13 @@ use super::{
     links::{self, PinnedLink},
     load::{LoadError, Programs},
 };
-use crate::{
-    maps::pins::Pins,
-    model::network::Interface,
-    options::modes::TcAttach,
-    sys::{self, LinkTarget},
-};
+use crate::{maps::pins::Pins, model::network::Interface, options::modes::TcAttach};
 
 /// Whether the kernel attaches by tcx.
 pub fn has_tcx() -> bool {
     /// The index of the loopback device in every network namespace.
     const LOOPBACK: u32 = 1;
-    sys::tcx_query(LOOPBACK, BPF_TCX_INGRESS as u32).is_ok()
+    lb_sys::tcx_query(LOOPBACK, BPF_TCX_INGRESS as u32).is_ok()
 }
 
 /// Attaches programs to interfaces, and remembers which it attached.
@@ -98,8 +94,8 @@ impl TcAttacher {
         if info.target != [index, direction.tcx()] {
             return Ok(None);
         }
-        let program = sys::program_by_id(info.program)?;
-        Ok(Some(sys::program_info(program.as_fd())?.name()))
+        let program = lb_sys::program_by_id(info.program)?;
+        Ok(Some(lb_sys::program_info(program.as_fd())?.name()))
     }
 
     /// Whether `program` sees the packets of an interface still, and would without the agent.

@@ -13,8 +13,8 @@ use lb_agent::options::sizes::Sizes;
 use lb_agent::{
     maps::pins::Pins,
     programs::load::{self, Constants},
-    sys::{LinkTarget, link_create},
 };
+use lb_sys::{LinkTarget, link_create};
 
 use super::{
     harness::{load_object, load_programs},

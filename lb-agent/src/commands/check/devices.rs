@@ -14,7 +14,6 @@ use crate::{
         hook::Role,
         xdp::{OCCUPIED, Taken, pinned_links, wanted},
     },
-    sys,
 };
 
 /// One line a device.
@@ -65,8 +64,8 @@ fn found(network: &Network, options: &Check) -> Vec<u32> {
 fn now(pins: &Pins, index: u32) -> Option<Taken> {
     let pinned = pinned_links(&pins.links()).ok()?;
     let path = pinned.get(&index)?;
-    let link = sys::obj_get(path).ok()?;
-    let is_here = sys::link_info(link.as_fd()).ok()?.target[0] == index;
+    let link = lb_sys::obj_get(path).ok()?;
+    let is_here = lb_sys::link_info(link.as_fd()).ok()?.target[0] == index;
     is_here.then(|| Taken::of_pin(path)).flatten()
 }
 

@@ -22,15 +22,13 @@ use lb_common::{
     },
     balance::FlowTable,
 };
+use lb_sys::TypedMap;
 
 use super::{ExplainError, tables::Reader};
-use crate::{
-    maps::{
-        mapped::MappedArray,
-        pins::{PinError, Pins},
-        read::{opened, settings_in_force, text_of},
-    },
-    sys::{self, TypedMap},
+use crate::maps::{
+    mapped::MappedArray,
+    pins::{PinError, Pins},
+    read::{opened, settings_in_force, text_of},
 };
 
 /// A family, as the rest of the agent writes its addresses, and its maps.
@@ -105,8 +103,8 @@ impl<F: PinnedFamily> Pinned<F> {
             return Err(ExplainError::NothingProgrammed(pins.base().to_owned()));
         }
         let clock = pins.clock();
-        let now = sys::obj_get(&clock)
-            .and_then(|program| sys::ticks_now(program.as_fd()))
+        let now = lb_sys::obj_get(&clock)
+            .and_then(|program| lb_sys::ticks_now(program.as_fd()))
             .map_err(|source| PinError::Open { path: clock, source })?;
         Ok(Self {
             settings,

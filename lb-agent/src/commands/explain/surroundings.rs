@@ -195,6 +195,6 @@ impl Surroundings for Here {
     }
 
     fn netns_cookie(&self) -> u64 {
-        crate::sys::netns_cookie().unwrap_or_default()
+        lb_sys::netns_cookie().unwrap_or_default()
     }
 }

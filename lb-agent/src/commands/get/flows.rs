@@ -20,18 +20,16 @@ use lb_common::{
     balance::track,
     packet::Kind,
 };
+use lb_sys::TypedMap;
 use serde::Serialize;
 
 use super::{
     GetError,
     services::{Names, protocol_name},
 };
-use crate::{
-    maps::{
-        pins::Pins,
-        read::{opened, read_array, read_hash, settings_in_force},
-    },
-    sys::{self, TypedMap},
+use crate::maps::{
+    pins::Pins,
+    read::{opened, read_array, read_hash, settings_in_force},
 };
 
 /// One direction of a translated flow.
@@ -91,7 +89,8 @@ struct Clock {
 
 impl Clock {
     fn open(pins: &Pins, settings: &[SettingsPair]) -> Self {
-        let now = || -> io::Result<u32> { sys::ticks_now(sys::obj_get(&pins.clock())?.as_fd()) };
+        let now =
+            || -> io::Result<u32> { lb_sys::ticks_now(lb_sys::obj_get(&pins.clock())?.as_fd()) };
         let ticks_per_second = settings
             .first()
             .map_or(0, |pair| pair.copies[usize::from(pair.active == 1)].ticks_per_second);
@@ -138,7 +137,8 @@ pub(super) fn live(pins: &Pins) -> Result<HashMap<u32, u64>, GetError> {
     let settings = read_array::<SettingsPair>(pins, "SETTINGS")?;
     let settings = settings.first().map(settings_in_force).unwrap_or_default();
     // Without the time all of them count.
-    let now = sys::obj_get(&pins.clock()).and_then(|clock| sys::ticks_now(clock.as_fd())).ok();
+    let now =
+        lb_sys::obj_get(&pins.clock()).and_then(|clock| lb_sys::ticks_now(clock.as_fd())).ok();
     let mut counts = HashMap::new();
     for map in ["FLOWS4", "EMBRYONIC4"] {
         count_live::<Address4>(pins, map, &settings, now, &mut counts)?;

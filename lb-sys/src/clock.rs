@@ -20,7 +20,7 @@ pub fn coarse_clock_resolution() -> io::Result<Duration> {
 
 /// The shortest packet that BPF_PROG_TEST_RUN takes of whatever kind: an Ethernet header
 /// and something behind it.
-pub(crate) const SHORTEST: [u8; 64] = [0; 64];
+pub const SHORTEST: [u8; 64] = [0; 64];
 
 /// Jiffies per second (CONFIG_HZ): the resolution of the coarse clocks is one tick.
 ///

@@ -15,8 +15,8 @@ pub use bpf::{
     LinkInfo, LinkTarget, MapInfo, ProgramInfo, link_create, link_detach, link_info, link_update,
     load_classifier, map_info, obj_get, obj_pin, program_by_id, program_info, tcx_query, test_run,
 };
-pub(crate) use clock::SHORTEST;
-pub use clock::{coarse_clock_resolution, ticks_now, ticks_per_second};
+
+pub use clock::{SHORTEST, coarse_clock_resolution, ticks_now, ticks_per_second};
 pub use map::{BATCH, PerCpuCounters, PerCpuMap, TypedMap};
 pub use memory::Memory;
 pub use socket::netns_cookie;
