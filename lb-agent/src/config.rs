@@ -12,6 +12,10 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::abi::settings::MAX_PREFIXES;
+use lb_control::{
+    model::IpFamily,
+    options::{ExternalMode, NodePortAddresses},
+};
 
 use crate::{
     cli::RunArgs,
@@ -19,11 +23,10 @@ use crate::{
         self, KubeProxyConfiguration,
         values::{Bind, DetectLocalMode},
     },
-    model::IpFamily,
     options::{
-        modes::{ExternalMode, SocketLb, TcAttach, XdpMode},
+        modes::{SocketLb, TcAttach, XdpMode},
         sizes::Sizes,
-        values::{BindAddress, NodePortAddresses, Patterns},
+        values::{BindAddress, Patterns},
     },
     watch::api,
 };

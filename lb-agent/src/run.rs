@@ -18,6 +18,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use lb_control::{
+    desired::health_checks::Wanted,
+    model::event::{Event, Kind},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -28,12 +32,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::{Config, PodPrefixes, Source},
     conntrack::sysctls,
-    desired::health_checks::Wanted,
     events::Refusals,
     health::{Health, listeners::Listeners},
     maps::{bpffs, kernel::KernelDataplane, lock::Lock, pins::Pins},
     metrics::Metrics,
-    model::event::{Event, Kind},
     network::follow::{InterfaceOptions, Interfaces},
     programs::{
         cgroup, features,

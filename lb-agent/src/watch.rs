@@ -1,8 +1,8 @@
 //! Where objects come from: an API server or a directory of manifests, both as the
-//! same stream of [`Event`](crate::model::event::Event)s.
+//! same stream of [`Event`](lb_control::model::event::Event)s.
 //!
 //! Both sources apply the same selectors and drop the same unused fields
-//! ([`admit`]). Neither compares a new [`Event::Replaced`](crate::model::event::Event::Replaced) with the one before: who
+//! ([`admit`]). Neither compares a new [`Event::Replaced`](lb_control::model::event::Event::Replaced) with the one before: who
 //! receives it does, so that a repeated list changes nothing.
 
 pub mod admit;

@@ -36,6 +36,7 @@ fn source(file: &str) -> PathBuf {
     let places = [
         ("rows/", "lb-common/src/testing/rows"),
         ("agent/", "lb-agent/src"),
+        ("control/", "lb-control/src"),
         ("core/", "lb-common/src"),
     ];
     let place = places

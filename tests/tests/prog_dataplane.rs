@@ -21,9 +21,7 @@ use anyhow::{Context, Result, ensure};
 use lb_agent::{
     cli::{GetArgs, Output, PinArgs, What},
     commands::{cleanup, get},
-    dataplane::{Dataplane, DataplaneError},
     maps::{kernel::KernelDataplane, pins::Pins, sweep::Sweeper},
-    model::network::{Interface, NodeNetwork},
     network::follow::{InterfaceOptions, Interfaces},
     options::{
         modes::{SocketLb, TcAttach, XdpMode},
@@ -45,6 +43,10 @@ use lb_common::abi::{
     range::RangeKey,
     service::{Name, Service, SlotRange},
     settings::{Device, Settings, SettingsPair, Timeouts},
+};
+use lb_control::{
+    dataplane::{Dataplane, DataplaneError},
+    model::network::{Interface, NodeNetwork},
 };
 use lb_sys::TypedMap;
 use lb_tests::netns::{cgroup::Cgroup, namespace::Netns};

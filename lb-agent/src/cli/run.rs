@@ -2,13 +2,17 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{ArgAction, Args};
+use clap::{
+    ArgAction, Args,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
+use lb_control::options::ExternalMode;
 
 use super::{CgroupArgs, LogArgs, PinArgs};
 use crate::{
     kube_proxy::flags::KubeProxyFlags,
     options::{
-        modes::{ExternalMode, SocketLb, TcAttach, XdpMode},
+        modes::{SocketLb, TcAttach, XdpMode},
         values::{self, Patterns, boolean},
     },
 };
@@ -54,7 +58,8 @@ pub struct RunArgs {
     pub tc_attach: TcAttach,
     /// How external packets reach a backend on another node; the annotation
     /// lb-agent/external-mode of a Service says otherwise for that one
-    #[arg(long, env = "LB_EXTERNAL_MODE", value_name = "MODE", default_value = "snat")]
+    #[arg(long, env = "LB_EXTERNAL_MODE", value_name = "MODE", default_value = "snat",
+          value_parser = external_mode())]
     pub external_mode: ExternalMode,
     /// How many services, each port of each family one, the maps hold; of front ends twice
     /// as many in each family
@@ -99,4 +104,16 @@ pub struct RunArgs {
     /// Log level.
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// Parses `--external-mode`, whose type knows no command line.
+fn external_mode() -> impl TypedValueParser<Value = ExternalMode> {
+    let value = |mode: ExternalMode| {
+        PossibleValue::new(mode.name()).help(match mode {
+            ExternalMode::Snat => "With the node's address as their source",
+            ExternalMode::Dsr => "Tunnelled; the backend's node answers the client itself",
+        })
+    };
+    PossibleValuesParser::new(ExternalMode::ALL.map(value))
+        .try_map(|text| text.parse::<ExternalMode>())
 }

@@ -9,13 +9,13 @@ use std::{
 };
 
 use lb_common::abi::settings::Settings;
+use lb_control::dataplane::{Dataplane as _, DataplaneError};
 use tokio::time::{sleep, sleep_until};
 use tracing::warn;
 
 use super::cleanup;
 use crate::{
     conntrack::ports,
-    dataplane::{Dataplane as _, DataplaneError},
     maps::{
         kernel::KernelDataplane,
         lock::{Lock, LockError},

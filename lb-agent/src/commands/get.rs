@@ -11,6 +11,7 @@ mod services;
 use std::fmt;
 
 use comfy_table::{Table, presets};
+use lb_control::dataplane::DataplaneError;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, Visitor},
@@ -19,7 +20,6 @@ use serde_json::Value;
 
 use crate::{
     cli::{GetArgs, Output, What},
-    dataplane::DataplaneError,
     maps::{
         pins::{PinError, Pins},
         read::read_state,

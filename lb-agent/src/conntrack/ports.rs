@@ -18,14 +18,12 @@ use lb_common::abi::{
     flow::{ANSWERED, Action, Flow, FlowKey, NextHop, Tuple},
     frontend::TCP,
 };
+use lb_control::model::source_ports::may_be_drawn;
 use lb_sys::TypedMap;
 use nix::ifaddrs::getifaddrs;
 
 use super::table::{Conntrack, Direction};
-use crate::{
-    maps::{pins::Pins, read::opened, timeouts},
-    model::source_ports::may_be_drawn,
-};
+use crate::maps::{pins::Pins, read::opened, timeouts};
 
 /// No service's, and no backend's.
 const NONE: u32 = u32::MAX;

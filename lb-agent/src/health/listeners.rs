@@ -1,10 +1,14 @@
 //! Holds the sockets of the health check servers of Services.
 //!
-//! It decides nothing but when to try again; [`checks`](crate::desired::health_checks) says who listens
+//! It decides nothing but when to try again; [`checks`](lb_control::desired::health_checks) says who listens
 //! where. Invariant: a socket of one Service is closed before the same is bound for another.
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
+use lb_control::{
+    desired::health_checks::{Layout, Wanted},
+    model::{IpFamily, event::Kind},
+};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -18,11 +22,7 @@ use super::{
     Health, http,
     server::{BIND_RETRY, ServiceCheck, service_check},
 };
-use crate::{
-    desired::health_checks::{Layout, Wanted},
-    events::{Refusal, Refusals, Subject},
-    model::{IpFamily, event::Kind},
-};
+use crate::events::{Refusal, Refusals, Subject};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;

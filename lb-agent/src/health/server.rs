@@ -13,6 +13,7 @@ use axum::{
     routing::any,
 };
 use jiff::Timestamp;
+use lb_control::{desired::health_checks::Wanted, model::IpFamily};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -21,11 +22,7 @@ use super::{
     http::serve,
     reply::{JSON, NO_SNIFF, TEXT, not_found, reply, server_error},
 };
-use crate::{
-    desired::health_checks::Wanted,
-    metrics::{Metrics, format::Format},
-    model::IpFamily,
-};
+use crate::metrics::{Metrics, format::Format};
 
 /// What `/proxyMode` answers.
 pub const PROXY_MODE: &str = "ebpf";

@@ -4,13 +4,13 @@ use std::{fmt::Debug, mem::offset_of};
 
 use bytemuck::Zeroable;
 use lb_common::abi::settings::Device;
+use lb_control::dataplane::DataplaneError;
 
 use super::{
     mapped::{MappedArray, word_of},
     pins::{PinError, Pins},
     read::{failed, opened},
 };
-use crate::dataplane::DataplaneError;
 
 /// DEVICES, with an index for each device that stays the same for as long as the device
 /// is one of ours: flows hold it.

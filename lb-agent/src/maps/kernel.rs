@@ -20,6 +20,7 @@ use lb_common::abi::{
     service::{Name, Service, Slot, SlotRange},
     settings::{Settings, SettingsPair},
 };
+use lb_control::dataplane::{Capacity, Dataplane, DataplaneError, PinnedState};
 use lb_sys::TypedMap;
 
 use super::{
@@ -28,7 +29,6 @@ use super::{
     read::{failed, opened, read_state},
     traffic::Counts,
 };
-use crate::dataplane::{Capacity, Dataplane, DataplaneError, PinnedState};
 
 /// The pinned maps, opened for writing.
 #[derive(Debug)]

@@ -7,13 +7,13 @@ use lb_common::abi::{
     service::{Name, Slot},
     settings::{Settings, SettingsPair},
 };
+use lb_control::dataplane::{DataplaneError, PinnedState};
 use lb_sys::TypedMap;
 
 use super::{
     mapped::MappedArray,
     pins::{PinError, Pins},
 };
-use crate::dataplane::{DataplaneError, PinnedState};
 
 /// Opens the pinned map `name` and hands it to `open`.
 pub(crate) fn opened<T>(

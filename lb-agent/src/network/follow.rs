@@ -12,6 +12,10 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use lb_control::{
+    dataplane::DataplaneError,
+    model::network::{Interface, NodeNetwork},
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -30,12 +34,10 @@ use super::{
     messages::{Stale, apply, parse_link, read, read_routes},
 };
 use crate::{
-    dataplane::DataplaneError,
     maps::{
         devices::Devices,
         pins::{PinError, Pins},
     },
-    model::network::{Interface, NodeNetwork},
     options::{
         modes::{TcAttach, XdpMode},
         values::Patterns,

@@ -7,9 +7,9 @@ use std::{
 };
 
 use lb_common::abi::settings::Device;
+use lb_control::model::network::{Interface, NodeNetwork};
 
 use crate::{
-    model::network::{Interface, NodeNetwork},
     options::values::Patterns,
     programs::hook::{Direction, Place, Role},
 };

@@ -40,12 +40,3 @@ pub enum TcAttach {
     /// By filters of a clsact qdisc
     Clsact,
 }
-
-/// How external packets reach a backend on another node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExternalMode {
-    /// With the node's address as their source
-    Snat,
-    /// Tunnelled; the backend's node answers the client itself
-    Dsr,
-}

@@ -7,8 +7,6 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
-
 /// Interfaces: chosen by the agent or by name patterns with `*` and `?`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Patterns {
@@ -57,29 +55,6 @@ fn pattern_matches(pattern: &[u8], name: &[u8]) -> bool {
             wanted == found && pattern_matches(pattern, name)
         }
         (None, Some(_)) | (Some(_), None) => false,
-    }
-}
-
-/// On which addresses of the node NodePorts are served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// The first InternalIP of each family.
-    Primary,
-    /// Those inside one of these ranges.
-    Ranges(Vec<IpNet>),
-}
-
-impl FromStr for NodePortAddresses {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.trim() == "primary" {
-            return Ok(Self::Primary);
-        }
-        let range = |text: &str| {
-            text.trim().parse().map_err(|_| format!("{text:?} is neither a CIDR nor primary"))
-        };
-        text.split(',').map(range).collect::<Result<_, _>>().map(Self::Ranges)
     }
 }
 

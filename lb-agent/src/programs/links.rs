@@ -11,7 +11,7 @@ use std::{
 
 use lb_sys::{LinkInfo, LinkTarget};
 
-use crate::model::network::Interface;
+use lb_control::model::network::Interface;
 
 /// A link of ours, with where it is pinned.
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 use std::{collections::HashMap, io, os::fd::AsFd, path::PathBuf};
 
 use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
+use lb_control::model::network::Interface;
 use lb_sys::LinkTarget;
 use tracing::debug;
 
@@ -16,7 +17,7 @@ use super::{
     links::{self, PinnedLink},
     load::{LoadError, Programs},
 };
-use crate::{maps::pins::Pins, model::network::Interface, options::modes::TcAttach};
+use crate::{maps::pins::Pins, options::modes::TcAttach};
 
 /// Whether the kernel attaches by tcx.
 pub fn has_tcx() -> bool {

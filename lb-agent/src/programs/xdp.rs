@@ -9,6 +9,7 @@ use std::{
 };
 
 use aya_obj::generated::{XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_attach_type::BPF_XDP};
+use lb_control::model::network::Interface;
 use lb_sys::LinkTarget;
 use tracing::{debug, info, warn};
 
@@ -17,7 +18,7 @@ use super::{
     load::Programs,
     tc::AttachError,
 };
-use crate::{maps::pins::Pins, model::network::Interface, options::modes::XdpMode};
+use crate::{maps::pins::Pins, options::modes::XdpMode};
 
 /// The program.
 const PROGRAM: &str = "xdp_device";

@@ -7,6 +7,20 @@ use std::{
 };
 
 use jiff::Timestamp;
+use lb_control::{
+    controller::{Controller, Outcome},
+    desired::{
+        NodeFacts,
+        health_checks::{self, Wanted},
+        node_ports,
+    },
+    model::{
+        self,
+        event::{Event, Kind, Object},
+        network::NodeNetwork,
+        source_ports::MIN_SOURCE_PORTS,
+    },
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep_until, timeout, timeout_at},
@@ -15,22 +29,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, PodPrefixes},
-    controller::{Controller, Outcome},
-    desired::{
-        NodeFacts,
-        health_checks::{self, Wanted},
-        node_ports,
-    },
     events::{Refusal, Refusals, Subject},
     health::{self, Health},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
-    model::{
-        self,
-        event::{Event, Kind, Object},
-        network::NodeNetwork,
-        source_ports::MIN_SOURCE_PORTS,
-    },
     options::modes::SocketLb,
 };
 
@@ -354,7 +356,7 @@ impl Reconciler {
         }
         let counts = self.controller.counts();
         sinks.metrics.programmed_objects(counts.services, counts.frontends, counts.backends);
-        let crate::plan::Counts { services, frontends, backends } = counts;
+        let lb_control::plan::Counts { services, frontends, backends } = counts;
         if !self.ready {
             self.ready = true;
             sinks.programmed.cancel();

@@ -13,7 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::model::{
+use lb_control::model::{
     event::{Kind, Object},
     keys::{EXTERNAL_MODE_ANNOTATION, HEADLESS_LABEL, PROXY_NAME_LABEL},
 };

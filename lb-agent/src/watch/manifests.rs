@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_control::model::event::{Event, Kind, Object};
 use notify::{
     RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind},
@@ -26,7 +27,7 @@ use notify::{
 use tokio::sync::mpsc::Sender;
 
 use super::admit::admit;
-use crate::model::event::{Event, Kind, Object};
+
 use parse::{Format, Located};
 use store::{Content, Store};
 

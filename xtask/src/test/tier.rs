@@ -58,6 +58,7 @@ pub(crate) const TIERS: [Tier; 6] = [
         name: "unit",
         source: Source::Crates(&[
             ("lb-common", &["-p", "lb-common", "--all-features"]),
+            ("lb-control", &["-p", "lb-control"]),
             ("lb-sys", &["-p", "lb-sys"]),
             ("lb-agent", &["-p", "lb-agent"]),
             ("lb-tests", &["-p", "lb-tests", "--lib", "--bins"]),

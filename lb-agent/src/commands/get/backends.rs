@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::abi::backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, THIS_HOST};
+use lb_control::dataplane::PinnedState;
 use serde::Serialize;
 
 use super::services::Names;
-use crate::dataplane::PinnedState;
 
 /// An endpoint of a service port that is in a set of it now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

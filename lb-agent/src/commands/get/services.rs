@@ -11,12 +11,10 @@ use lb_common::abi::{
     frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
     service::{Name, Service},
 };
+use lb_control::dataplane::PinnedState;
 use serde::Serialize;
 
-use crate::{
-    dataplane::PinnedState,
-    maps::{read::text_of, traffic::Carried},
-};
+use crate::maps::{read::text_of, traffic::Carried};
 
 /// A service port in one family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -32,7 +32,7 @@ use crate::{
         service::{Port, Service},
         slice::Endpoint,
     },
-    options::modes::ExternalMode,
+    options::ExternalMode,
     snapshot::{Entry, nodes::Nodes},
 };
 

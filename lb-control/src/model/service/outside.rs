@@ -2,13 +2,12 @@
 
 use std::net::IpAddr;
 
-use clap::ValueEnum as _;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
 
 use crate::{
     model::{Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
-    options::modes::ExternalMode,
+    options::ExternalMode,
 };
 
 /// What a Service says of clients outside the cluster, but for its node ports.
@@ -39,7 +38,7 @@ pub(super) fn read(
 
 fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMode> {
     let text = service.metadata.annotations.as_ref()?.get(EXTERNAL_MODE_ANNOTATION)?;
-    let mode = ExternalMode::from_str(text, false).ok();
+    let mode = text.parse::<ExternalMode>().ok();
     if mode.is_none() {
         refusals.add(
             format!("metadata.annotations[{EXTERNAL_MODE_ANNOTATION}]"),

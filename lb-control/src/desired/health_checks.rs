@@ -1,5 +1,5 @@
 //! Which health check servers of Services there are to be, and what they answer: pure
-//! functions of the snapshot. [`crate::health::listeners`] holds the sockets.
+//! functions of the snapshot. `health::listeners` of the agent holds the sockets.
 //!
 //! As in kube-proxy the families are apart: a listener counts the endpoints of its own
 //! family, and a Service has none in a family in which it has no ClusterIP.
@@ -14,7 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::{
     model::{IpFamily, service::Service, slice::Endpoint},
-    options::values::NodePortAddresses,
+    options::NodePortAddresses,
     snapshot::Entry,
 };
 

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     model::{IpFamily, network::NodeNetwork},
-    options::values::NodePortAddresses,
+    options::NodePortAddresses,
 };
 
 const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use jiff::Timestamp;
+use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,

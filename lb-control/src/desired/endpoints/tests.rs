@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::*;
-use crate::{options::modes::ExternalMode, snapshot::nodes::Nodes};
+use crate::{options::ExternalMode, snapshot::nodes::Nodes};
 
 const CLUSTER: Policy =
     Policy { internal_local: false, external_local: false, externally_reachable: false };

@@ -15,7 +15,7 @@ use super::{
     IpFamily, Parsed, Protocol, Refusals, event::Kind, is_label, keys::PROXY_NAME_LABEL,
     parse_address, parse_port,
 };
-use crate::options::modes::ExternalMode;
+use crate::options::ExternalMode;
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where it is not set.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;

@@ -153,6 +153,7 @@ fn one_endpoint_of_a_thousand_is_at_most_four_writes() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "it prints how long each step takes")]
 fn ten_thousand_services_take_one_system_call_for_each_front_end() {
     let name = |number: usize| format!("s{number}");
     let ip =

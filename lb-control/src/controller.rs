@@ -25,7 +25,7 @@ use crate::{
         Refusal,
         event::{Event, Kind},
     },
-    options::modes::ExternalMode,
+    options::ExternalMode,
     plan::{Counts, Draft, Op, Planner, Shortage},
     snapshot::{Dirty, Snapshot, Trigger},
 };
