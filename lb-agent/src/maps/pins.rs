@@ -1,7 +1,7 @@
 //! Where maps and links are pinned, which maps there are, and how large.
 //!
 //! A pin is never given another meaning: a change of layout changes
-//! [`ABI_VERSION`](lb_common::abi::ABI_VERSION) and so the directory.
+//! [`ABI_VERSION`] and so the directory.
 
 use std::{
     fmt, io,

@@ -117,7 +117,7 @@ impl Sweeper {
 impl Sweeper {
     /// How many flows go on: those that the programs would find, by their client's direction.
     /// A connection that both sides have closed is over once nothing was seen of it for
-    /// [`CLOSED_SECONDS`]; the programs know it for longer, in case its last packet was lost.
+    /// `CLOSED_SECONDS`; the programs know it for longer, in case its last packet was lost.
     ///
     /// # Errors
     /// Those of the bpf(2) calls.
