@@ -7,3 +7,4 @@ pub mod flows;
 pub mod netns;
 pub mod programs;
 pub mod verify;
+pub mod wait;
