@@ -31,14 +31,14 @@ pub fn account(service: u32, reason: Reason, length: u32) {
                 (*traffic).bytes += length as u64;
             }
         }
-    } else if bit & Reason::TURNED_AWAY != 0 {
-        turn_away(service, reason);
+    } else if bit & Reason::REJECTED != 0 {
+        count_rejected(service, reason);
     }
 }
 
 /// Notes why a service port has turned away a packet or a call.
 #[inline(never)]
-fn turn_away(service: u32, reason: Reason) {
+fn count_rejected(service: u32, reason: Reason) {
     let key = DropKey { service, reason: reason as u32 };
     match DROPS.get_ptr_mut(&key) {
         // SAFETY: as above.

@@ -15,7 +15,7 @@ use lb_common::{
 use super::{
     facts::{Facts, endpoint, text},
     pinned::PinnedFamily,
-    report::{Outcome, Step, meaning},
+    report::{Outcome, Step},
     surroundings::Surroundings,
     tables::{Look, Overlay, Reader},
     tell,
@@ -168,7 +168,7 @@ fn finish<F: PinnedFamily, R: Reader<F>>(
         }
     };
     (step.verdict, step.reason) = (verdict, Some(reason.name()));
-    let text = format!("{} (counted as {} {})", meaning(reason), step.hook, reason.name());
+    let text = format!("{} (counted as {} {})", reason.meaning(), step.hook, reason.name());
     step.say("verdict", text);
     outcome
 }

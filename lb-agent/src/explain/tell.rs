@@ -20,7 +20,7 @@ use lb_common::{
 use super::{
     facts::{Facts, endpoint, text},
     pinned::PinnedFamily,
-    report::{Step, meaning},
+    report::Step,
     surroundings::{Device, Route, Surroundings},
     tables::{Look, Overlay, Reader},
     walk::{Judged, Walk, run, way_text},
@@ -147,10 +147,12 @@ fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         let packet = walk.packet(judged.packet.tuple(), SYN);
         let (verdict, _) = run(&mut before.fork(), &walk.settings, &packet, judged.site);
         let text = match verdict {
-            Verdict::Translate(Reason::Request) => "goes to the same backend",
-            Verdict::Translate(_) => "chooses a backend anew",
+            Verdict::Translate(reason) => match reason == Reason::Request {
+                true => "goes to the same backend",
+                false => "chooses a backend anew",
+            },
             Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => {
-                meaning(reason)
+                reason.meaning()
             }
         };
         step.say("new SYN", format!("from the same port: {text}"));
@@ -407,7 +409,7 @@ fn verdict(verdict: Verdict, step: &mut Step) {
     step.verdict = name;
     step.reason = Some(reason.name());
     let hook = step.hook;
-    let text = format!("{}{how} (counted as {hook} {})", meaning(reason), reason.name());
+    let text = format!("{}{how} (counted as {hook} {})", reason.meaning(), reason.name());
     step.say("verdict", text);
 }
 

@@ -279,7 +279,7 @@ fn what_is_refused_or_dropped_says_why() {
                 "a client outside, externalTrafficPolicy Local: the local set, 0 backends",
                 "10.2.0.2:8080 (on another node) not: it is not on this node",
                 "from_device no_local_endpoint",
-                "outcome: the policy is Local",
+                "outcome: the traffic policy is Local",
             ],
         ),
         (
@@ -298,7 +298,8 @@ fn what_is_refused_or_dropped_says_why() {
             (Ipv4::pod(2), 8080),
             eth0(),
             &[
-                "no Service address: left alone (counted as from_device not_service)",
+                "neither addressed to a Service nor a reply of one: untouched (counted as from_device \
+                 not_service)",
                 "outcome: delivered by veth1, as 198.51.100.7:40000 -> 10.1.0.2:8080",
             ],
         ),
@@ -355,7 +356,7 @@ fn what_the_settings_change_is_told() {
     says(&masqueraded, &["sees 192.0.2.10", "becomes this node's: --masquerade-all"]);
     lab.world.settings.flags = Settings::DRAINING;
     let left = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
-    says(&left, &["`cleanup --drain` goes on", "counted as from_pod draining"]);
+    says(&left, &["`cleanup --drain` runs", "counted as from_pod draining"]);
 }
 
 #[test]

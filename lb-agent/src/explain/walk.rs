@@ -18,7 +18,7 @@ use super::{
     ExplainError,
     facts::{endpoint, text},
     pinned::PinnedFamily,
-    report::{Outcome, Step, meaning},
+    report::{Outcome, Step},
     surroundings::{Device, Route, Surroundings},
     tables::{Overlay, Reader},
     tell,
@@ -343,5 +343,5 @@ fn ended<F: PinnedFamily>(tuple: &Tuple<F::Address>, verdict: Verdict) -> Outcom
             ("dropped", reason)
         }
     };
-    Outcome { text: meaning(reason).to_owned(), ..outcome::<F>(result, tuple, "") }
+    Outcome { text: reason.meaning().to_owned(), ..outcome::<F>(result, tuple, "") }
 }

@@ -4,7 +4,7 @@ use crate::{
     abi::{
         address::{Address, Be16, Family},
         backend::{Backend, ON_THIS_NODE, THIS_HOST},
-        counter::Reason,
+        counter::{Class, Reason},
         flow::{ANSWERED, Action, LOOPBACK_DEVICE, NextHop, ONE_WAY},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::Service,
@@ -43,16 +43,16 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     }
 }
 
-/// What becomes of a packet that opened no flow.
+/// The verdict on a packet that could not open a flow.
 #[inline(always)]
 fn ended(kind: Kind, reason: Reason) -> Verdict {
-    match reason {
-        Reason::UnknownAddress | Reason::MartianSource => Verdict::Pass(reason),
-        Reason::NoSuchPort | Reason::NoEndpoint | Reason::NoSourcePort => match kind {
-            Kind::Tcp => Verdict::Answer(Answer::Reset, reason),
-            _ => Verdict::Answer(Answer::PortUnreachable, reason),
-        },
-        _ => Verdict::Drop(reason),
+    match reason.class() {
+        Class::Passed => Verdict::Pass(reason),
+        Class::Refused if matches!(kind, Kind::Tcp) => Verdict::Answer(Answer::Reset, reason),
+        Class::Refused => Verdict::Answer(Answer::PortUnreachable, reason),
+        Class::Translated | Class::Answered | Class::Dropped | Class::Alarm => {
+            Verdict::Drop(reason)
+        }
     }
 }
 
