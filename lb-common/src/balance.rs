@@ -82,7 +82,7 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     }
     let context = Context { packet, settings, site, now: tables.now() };
     let may_open = may_open(&context, candidate);
-    let verdict = if is_balanced(packet.kind) {
+    let verdict = if is_service_protocol(packet.kind) {
         match known::decide(&context, may_open, work, tables) {
             Some(verdict) => verdict,
             None => open::decide(&context, work, tables),
@@ -90,7 +90,7 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     } else {
         return no_flow::decide(candidate, &context, work, tables);
     };
-    no_flow::keep_in(candidate, &context, verdict, tables)
+    no_flow::drop_cluster_ip_leak(candidate, &context, verdict, tables)
 }
 
 /// Decides on a whole packet that came in by an external device and belongs to a known flow,
@@ -103,12 +103,12 @@ pub fn decide_known<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    if !is_balanced(packet.kind) || packet.is_syn() || packet.is_first != 0 {
+    if !is_service_protocol(packet.kind) || packet.is_syn() || packet.is_first != 0 {
         return None;
     }
     let context = Context { packet, settings, site: Site::FromDevice, now: tables.now() };
     let verdict = known::decide(&context, may_open(&context, candidate), work, tables);
-    if context.is_tunnelled() && matches!(verdict, Some(Verdict::Pass(_))) {
+    if context.is_encapsulated() && matches!(verdict, Some(Verdict::Pass(_))) {
         return None;
     }
     verdict
@@ -119,7 +119,7 @@ pub fn decide_known<F: Family, T: Tables<F>>(
 fn may_open<F: Family>(context: &Context<F>, candidate: Candidate) -> bool {
     let port = context.packet.tuple().destination_port.get();
     match candidate {
-        Candidate::Service => no_flow::may_enter(context.site),
+        Candidate::Service => no_flow::may_be_new(context.site),
         Candidate::Node => context.settings.node_ports.contains(port),
         Candidate::Reply | Candidate::Neither => false,
     }
@@ -127,6 +127,6 @@ fn may_open<F: Family>(context: &Context<F>, candidate: Candidate) -> bool {
 
 /// Whether a packet carries what Services carry.
 #[inline(always)]
-fn is_balanced(kind: Kind) -> bool {
+fn is_service_protocol(kind: Kind) -> bool {
     matches!(kind, Kind::Tcp | Kind::Udp)
 }

@@ -16,13 +16,13 @@ use super::{
 
 /// Works out the reply direction of `work.flow`.
 #[inline(always)]
-pub(super) fn prepare_pair<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) {
+pub(super) fn prepare_reverse<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) {
     let key = &context.packet.key;
-    work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
-    work.pair.set(&work.flow);
-    work.pair.rewrite.set_reverse(&key.tuple);
-    work.pair.next_hop = NextHop::UNKNOWN;
-    work.pair.action = reply_action(work.flow.action, context);
+    work.reverse_key.set_pair(&work.flow.rewrite, key.protocol);
+    work.reverse.set(&work.flow);
+    work.reverse.rewrite.set_reverse(&key.tuple);
+    work.reverse.next_hop = NextHop::UNKNOWN;
+    work.reverse.action = reply_action(work.flow.action, context);
 }
 
 #[inline(always)]
@@ -32,7 +32,7 @@ fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
         (Action::REQUEST_HAIRPIN, _) => Action::REPLY_HAIRPIN,
         (Action::REQUEST_FORWARD, _)
         | (Action::REQUEST_LOOPBACK, Site::FromDevice | Site::FromPod) => Action::REPLY_FORWARD,
-        (Action::REQUEST, _) if context.is_tunnelled() => Action::REPLY_DIRECT,
+        (Action::REQUEST, _) if context.is_encapsulated() => Action::REPLY_DIRECT,
         _ => Action::REPLY,
     }
 }
@@ -57,14 +57,14 @@ pub(super) fn add<F: Family, T: Tables<F>>(
     let table = table_of(context);
     // A client has a port of its own for a backend nearly always (see `known`).
     if matches!(table, FlowTable::Embryonic)
-        && work.needs_port | work.is_contested != 0
-        && !release(context, FlowTable::Flows, work, tables)
+        && work.needs_port | work.is_reply_tuple_taken != 0
+        && !evict_stale_reply(context, FlowTable::Flows, work, tables)
     {
         return Err(InsertError::Exists);
     }
-    match insert_pair(table, context, false, work, tables) {
-        Err(InsertError::Exists) if release(context, table, work, tables) => {
-            insert_pair(table, context, true, work, tables)
+    match insert_both(table, context, false, work, tables) {
+        Err(InsertError::Exists) if evict_stale_reply(context, table, work, tables) => {
+            insert_both(table, context, true, work, tables)
         }
         result => result,
     }
@@ -73,7 +73,7 @@ pub(super) fn add<F: Family, T: Tables<F>>(
 /// Adds both directions: the reply's first, so that no answer finds it missing. Answers that
 /// go another way need none.
 #[inline(never)]
-pub(super) fn insert_pair<F: Family, T: Tables<F>>(
+pub(super) fn insert_both<F: Family, T: Tables<F>>(
     table: FlowTable,
     context: &Context<F>,
     replace: bool,
@@ -81,7 +81,7 @@ pub(super) fn insert_pair<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Result<(), InsertError> {
     if !work.flow.action.is_one_way() {
-        tables.insert_flow(table, &work.pair_key, &work.pair, replace)?;
+        tables.insert_flow(table, &work.reverse_key, &work.reverse, replace)?;
     }
     tables.insert_flow(table, &context.packet.key, &work.flow, true)
 }
@@ -90,39 +90,39 @@ pub(super) fn insert_pair<F: Family, T: Tables<F>>(
 /// over, or is left of an earlier flow of this very key. Returns whether the place is
 /// free, or may be overwritten.
 #[inline(never)]
-pub(super) fn release<F: Family, T: Tables<F>>(
+pub(super) fn evict_stale_reply<F: Family, T: Tables<F>>(
     context: &Context<F>,
     table: FlowTable,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
-    let Some(entry) = tables.flow(table, &work.pair_key) else { return true };
+    let Some(entry) = tables.flow(table, &work.reverse_key) else { return true };
     let found = entry.get();
     let kind = context.packet.kind;
     let is_tcp = matches!(kind, Kind::Tcp);
     if found.rewrite.is_reverse_of(context.packet.tuple()) {
         // The new flow's entries are going to stand in the other table.
         if is_tcp && matches!(table, FlowTable::Flows) {
-            tables.remove_flow(table, &work.pair_key);
+            tables.remove_flow(table, &work.reverse_key);
         }
         return true;
     }
     let is_over = is_tcp && track::is_closed(found.state)
         || track::is_expired(found, kind, context.now, context.settings);
     if is_over {
-        let protocol = work.pair_key.protocol;
+        let protocol = work.reverse_key.protocol;
         // The request direction of what stands there, by way of the room for ours, which
         // is worked out again below. That flow may have moved to another backend since.
-        work.pair.rewrite.set(&found.rewrite);
-        tables.remove_flow(table, &work.pair_key);
-        work.pair_key.set_pair(&work.pair.rewrite, protocol);
+        work.reverse.rewrite.set(&found.rewrite);
+        tables.remove_flow(table, &work.reverse_key);
+        work.reverse_key.set_pair(&work.reverse.rewrite, protocol);
         if tables
-            .flow(table, &work.pair_key)
+            .flow(table, &work.reverse_key)
             .is_some_and(|request| request.get().rewrite == work.flow.rewrite)
         {
-            tables.remove_flow(table, &work.pair_key);
+            tables.remove_flow(table, &work.reverse_key);
         }
-        prepare_pair(context, work);
+        prepare_reverse(context, work);
     }
     is_over
 }

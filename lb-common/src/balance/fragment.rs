@@ -79,19 +79,19 @@ fn of_flow<F: Family, T: Tables<F>>(
     if track::is_past(first.last_seen, context.now, lifetime) {
         return None;
     }
-    let key = &mut work.pair_key;
+    let key = &mut work.reverse_key;
     key.tuple.set(packet.tuple());
     key.protocol = packet.key.protocol;
     (key.tuple.source_port, key.tuple.destination_port) =
         (first.source_port, first.destination_port);
-    let entry = live_flow(context, &work.pair_key, tables)?;
+    let entry = live_flow(context, &work.reverse_key, tables)?;
     let flow = entry.get();
-    if context.is_last_hop(flow.action) {
+    if context.is_ttl_exceeded(flow.action) {
         // Nobody is told of what became of a later fragment (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
     work.rewrite.set(&flow.rewrite);
     let reason = if flow.action.is_reply() { Reason::Reply } else { Reason::Request };
-    work.go_with(flow);
+    work.set_delivery(flow);
     Some(Verdict::Translate(reason))
 }

@@ -54,10 +54,10 @@ fn about_flow<F: Family, T: Tables<F>>(
     if outer.destination != quoted.tuple.source {
         return None;
     }
-    work.pair_key.set_pair(&quoted.tuple, quoted.protocol);
-    let entry = live_flow(context, &work.pair_key, tables)?;
+    work.reverse_key.set_pair(&quoted.tuple, quoted.protocol);
+    let entry = live_flow(context, &work.reverse_key, tables)?;
     let flow = entry.get();
-    if context.is_last_hop(flow.action) {
+    if context.is_ttl_exceeded(flow.action) {
         // Nobody is told of an error about an error (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
@@ -67,7 +67,7 @@ fn about_flow<F: Family, T: Tables<F>>(
     if keeps_source(outer.source, work.quote.key.tuple.destination, flow) {
         work.rewrite.source.set(&outer.source);
     }
-    work.go_with(flow);
+    work.set_delivery(flow);
     Some(Verdict::Translate(Reason::IcmpTranslated))
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     let packet = context.packet;
     let is_tcp = matches!(packet.kind, Kind::Tcp);
     let answers_syn = packet.is_syn_ack();
-    if answers_syn && let Some(verdict) = syn_answered(context, work, tables) {
+    if answers_syn && let Some(verdict) = syn_ack(context, work, tables) {
         return Some(verdict);
     }
     if let Some(entry) = tables.flow(FlowTable::Flows, &packet.key) {
@@ -47,7 +47,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
             return Some(translate(context, flow, Reason::Request, work));
         } else if packet.is_syn() {
             work.flow.set(flow);
-            forget(FlowTable::Flows, &packet.key, work, tables);
+            remove_both(FlowTable::Flows, &packet.key, work, tables);
         }
     }
     if is_tcp
@@ -71,7 +71,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
 
 /// The answer to the SYN of a handshake.
 #[inline(never)]
-fn syn_answered<F: Family, T: Tables<F>>(
+fn syn_ack<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
@@ -91,15 +91,15 @@ fn handshake<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
-    work.is_contested = 0;
+    work.is_reply_tuple_taken = 0;
     let entry = tables.flow(FlowTable::Embryonic, &packet.key)?;
     let flow = entry.get();
     if flow.action.is_reply() {
         return reply(context, FlowTable::Embryonic, &entry, work, tables);
     }
     let is_repeated = packet.is_syn() && flow.state & !ONE_WAY == 0;
-    if is_repeated && is_contested(context, flow, work, tables) {
-        work.is_contested = 1;
+    if is_repeated && is_reply_tuple_taken(context, flow, work, tables) {
+        work.is_reply_tuple_taken = 1;
     } else if is_valid(context, flow, work, tables) {
         // Nothing tells of the answer that goes another way, but that the client goes on.
         let is_answered = flow.state == ANSWERED || flow.state == ONE_WAY;
@@ -114,7 +114,7 @@ fn handshake<F: Family, T: Tables<F>>(
         return Some(verdict);
     }
     work.flow.set(flow);
-    forget(FlowTable::Embryonic, &packet.key, work, tables);
+    remove_both(FlowTable::Embryonic, &packet.key, work, tables);
     None
 }
 
@@ -122,15 +122,15 @@ fn handshake<F: Family, T: Tables<F>>(
 /// established connection: the same client, from the same port, through another front end.
 /// It is asked when the SYN is repeated, as the look-up would cost every new flow dearly.
 #[inline(always)]
-fn is_contested<F: Family, T: Tables<F>>(
+fn is_reply_tuple_taken<F: Family, T: Tables<F>>(
     context: &Context<F>,
     flow: &Flow<F::Address>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
     let packet = context.packet;
-    work.pair_key.set_pair(&flow.rewrite, packet.key.protocol);
-    let Some(entry) = tables.flow(FlowTable::Flows, &work.pair_key) else { return false };
+    work.reverse_key.set_pair(&flow.rewrite, packet.key.protocol);
+    let Some(entry) = tables.flow(FlowTable::Flows, &work.reverse_key) else { return false };
     let other = entry.get();
     !track::is_closed(other.state)
         && !track::is_expired(other, packet.kind, context.now, context.settings)
@@ -148,7 +148,7 @@ fn reply<F: Family, T: Tables<F>>(
 ) -> Option<Verdict> {
     let packet = context.packet;
     let flow = entry.get();
-    if context.is_early(flow.action) {
+    if context.is_translated_on_egress(flow.action) {
         return Some(Verdict::Pass(Reason::NoFlow));
     }
     if track::is_expired(flow, packet.kind, context.now, context.settings) {
@@ -158,7 +158,7 @@ fn reply<F: Family, T: Tables<F>>(
         // The answer to another connection: the client has gone to the backend itself,
         // from the same port.
         work.flow.set(flow);
-        forget(table, &packet.key, work, tables);
+        remove_both(table, &packet.key, work, tables);
         return None;
     }
     track::note(context, table, entry, flow, work, tables);
@@ -173,11 +173,11 @@ fn translate<F: Family>(
     reason: Reason,
     work: &mut Work<F::Address>,
 ) -> Verdict {
-    if context.is_last_hop(flow.action) {
+    if context.is_ttl_exceeded(flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
     work.rewrite.set(&flow.rewrite);
-    work.go_with(flow);
+    work.set_delivery(flow);
     Verdict::Translate(reason)
 }
 
@@ -191,20 +191,22 @@ fn is_valid<F: Family, T: Tables<F>>(
 ) -> bool {
     let packet = context.packet;
     if track::is_expired(flow, packet.kind, context.now, context.settings)
-        || flow.action.is_one_way() && context.is_tunnelled()
+        || flow.action.is_one_way() && context.is_encapsulated()
     {
         return false;
     }
     match packet.kind {
-        Kind::Tcp => !packet.is_syn() || !(track::is_closing(flow.state) || is_gone(flow, tables)),
+        Kind::Tcp => {
+            !packet.is_syn() || !(track::is_closing(flow.state) || is_backend_gone(flow, tables))
+        }
         // A datagram leaves a backend that is gone as soon as there is another one.
-        _ => !is_gone(flow, tables) || !has_backend(context, work, tables),
+        _ => !is_backend_gone(flow, tables) || !has_backend(context, work, tables),
     }
 }
 
 /// Whether the backend that a flow chose is in no slice any more.
 #[inline(always)]
-fn is_gone<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
+fn is_backend_gone<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
     /// No backend's.
     const NONE: u32 = u32::MAX;
     let generation = tables.backend(flow.backend).map_or(NONE, |backend| backend.generation.into());
@@ -229,19 +231,19 @@ fn has_backend<F: Family, T: Tables<F>>(
 /// Removes both directions of the flow `work.flow`, one of which is `key`. The other may
 /// have been lost and its place taken by another flow's: that one stays.
 #[inline(never)]
-fn forget<F: Family, T: Tables<F>>(
+fn remove_both<F: Family, T: Tables<F>>(
     table: FlowTable,
     key: &FlowKey<F::Address>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) {
     tables.remove_flow(table, key);
-    work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
+    work.reverse_key.set_pair(&work.flow.rewrite, key.protocol);
     if tables
-        .flow(table, &work.pair_key)
-        .is_some_and(|pair| pair.get().rewrite.is_reverse_of(&key.tuple))
+        .flow(table, &work.reverse_key)
+        .is_some_and(|reverse| reverse.get().rewrite.is_reverse_of(&key.tuple))
     {
-        tables.remove_flow(table, &work.pair_key);
+        tables.remove_flow(table, &work.reverse_key);
     }
 }
 
@@ -257,10 +259,10 @@ fn establish<F: Family, T: Tables<F>>(
     // The packet that completes the handshake may be the last one already.
     work.flow.state |=
         ANSWERED | track::observed(context.packet.kind, context.packet.detail, false);
-    entries::prepare_pair(context, work);
+    entries::prepare_reverse(context, work);
     // The backend has answered: what stands there is over, even if nothing here tells.
-    entries::release(context, FlowTable::Flows, work, tables);
-    if entries::insert_pair(FlowTable::Flows, context, true, work, tables).is_ok() {
-        forget(FlowTable::Embryonic, &context.packet.key, work, tables);
+    entries::evict_stale_reply(context, FlowTable::Flows, work, tables);
+    if entries::insert_both(FlowTable::Flows, context, true, work, tables).is_ok() {
+        remove_both(FlowTable::Embryonic, &context.packet.key, work, tables);
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn find_frontend<F: Family, T: Tables<F>>(
     let (tuple, protocol) = (context.packet.tuple(), context.packet.protocol());
     let port = tuple.destination_port;
     let mut found = tables.frontend(&FrontendKey::new(tuple.destination, port, protocol));
-    if context.is_tunnelled() {
+    if context.is_encapsulated() {
         if found.is_none() && tables.is_node(&tuple.destination) {
             found = tables.node_port(port, protocol);
         }
@@ -54,9 +54,9 @@ pub(super) fn live_flow<F: Family, T: Tables<F>>(
     let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
     found.filter(|entry| {
         let flow = entry.get();
-        let is_not_for_it = flow.action.is_one_way() && context.is_tunnelled();
+        let is_not_for_it = flow.action.is_one_way() && context.is_encapsulated();
         !is_not_for_it
-            && !context.is_early(flow.action)
+            && !context.is_translated_on_egress(flow.action)
             && !track::is_expired(flow, kind, context.now, context.settings)
     })
 }

@@ -21,15 +21,15 @@ pub(super) fn decide<F: Family, T: Tables<F>>(
 ) -> Verdict {
     work.index = NO_SERVICE;
     let verdict = match candidate {
-        Candidate::Service if may_enter(context.site) => not_balanced(context, tables),
+        Candidate::Service if may_be_new(context.site) => decide_unsupported(context, tables),
         _ => Verdict::Pass(Reason::NoFlow),
     };
-    keep_in(candidate, context, verdict, tables)
+    drop_cluster_ip_leak(candidate, context, verdict, tables)
 }
 
 /// What Services do not carry, addressed to what may be a ClusterIP.
 #[inline(never)]
-fn not_balanced<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Verdict {
+fn decide_unsupported<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Verdict {
     let packet = context.packet;
     if matches!(packet.kind, Kind::Malformed) {
         return Verdict::Pass(Reason::Malformed);
@@ -56,13 +56,13 @@ fn not_balanced<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -
 
 /// Whether what is addressed to a Service may be new at `site`.
 #[inline(always)]
-pub(super) fn may_enter(site: Site) -> bool {
+pub(super) fn may_be_new(site: Site) -> bool {
     !matches!(site, Site::ToDevice { ingress: 1.., .. })
 }
 
 /// The verdict, but for what would leave the node untranslated for a ClusterIP.
 #[inline(always)]
-pub(super) fn keep_in<F: Family, T: Tables<F>>(
+pub(super) fn drop_cluster_ip_leak<F: Family, T: Tables<F>>(
     candidate: Candidate,
     context: &Context<F>,
     verdict: Verdict,

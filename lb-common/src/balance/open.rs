@@ -14,7 +14,7 @@ use crate::{
 };
 
 use super::{
-    entries::{add, insert_pair, prepare_pair, table_of},
+    entries::{add, insert_both, prepare_reverse, table_of},
     lookup,
     select::{self, Choice, Client},
     source_port::{draw_port, find_port},
@@ -33,19 +33,19 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
-    let opened = find(context, work, tables)
-        .and_then(|()| choose(context, work, tables))
-        .and_then(|()| flow_to(context, work, tables))
-        .and_then(|()| enter(context, work, tables));
+    let opened = find_service(context, work, tables)
+        .and_then(|()| choose_backend(context, work, tables))
+        .and_then(|()| prepare_request(context, work, tables))
+        .and_then(|()| insert(context, work, tables));
     match opened {
-        Ok(()) => onward(context, work),
-        Err(reason) => ended(context.packet.kind, reason),
+        Ok(()) => start(context, work),
+        Err(reason) => not_opened(context.packet.kind, reason),
     }
 }
 
 /// The verdict on a packet that could not open a flow.
 #[inline(always)]
-fn ended(kind: Kind, reason: Reason) -> Verdict {
+fn not_opened(kind: Kind, reason: Reason) -> Verdict {
     match reason.class() {
         Class::Passed => Verdict::Pass(reason),
         Class::Refused if matches!(kind, Kind::Tcp) => Verdict::Answer(Answer::Reset, reason),
@@ -58,7 +58,7 @@ fn ended(kind: Kind, reason: Reason) -> Verdict {
 
 /// Finds front end and Service: `work.frontend`, `work.service` and `work.eligible`.
 #[inline(never)]
-fn find<F: Family, T: Tables<F>>(
+fn find_service<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
@@ -91,7 +91,7 @@ fn find<F: Family, T: Tables<F>>(
 
 /// Chooses a backend: `work.flow.backend`.
 #[inline(never)]
-fn choose<F: Family, T: Tables<F>>(
+fn choose_backend<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
@@ -106,7 +106,7 @@ fn choose<F: Family, T: Tables<F>>(
 
 /// Adds the new flow `work.flow`, from a port of its own if it can't keep the client's.
 #[inline(never)]
-fn enter<F: Family, T: Tables<F>>(
+fn insert<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
@@ -114,11 +114,11 @@ fn enter<F: Family, T: Tables<F>>(
     if work.needs_port != 0 && !draw_port(context, work, tables) {
         return Err(Reason::NoSourcePort);
     }
-    prepare_pair(context, work);
+    prepare_reverse(context, work);
     match add(context, work, tables) {
         Err(InsertError::Exists) if find_port(context, work, tables) => {
-            prepare_pair(context, work);
-            insert_pair(table_of(context), context, false, work, tables)
+            prepare_reverse(context, work);
+            insert_both(table_of(context), context, false, work, tables)
         }
         result => result,
     }
@@ -129,8 +129,8 @@ fn enter<F: Family, T: Tables<F>>(
 }
 
 #[inline(always)]
-fn onward<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdict {
-    if context.is_last_hop(work.flow.action) {
+fn start<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdict {
+    if context.is_ttl_exceeded(work.flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
     work.rewrite.set(&work.flow.rewrite);
@@ -140,7 +140,7 @@ fn onward<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdi
 }
 
 /// How a new flow reaches its backend.
-struct Way {
+struct Path {
     action: Action,
     device: u32,
     /// What the backend sees as the client's address, if not the client's.
@@ -161,20 +161,20 @@ enum Source {
 
 /// The way to a backend with these flags (see semantics.md, table 3).
 #[inline(always)]
-fn way<F: Family, T: Tables<F>>(
+fn path_to<F: Family, T: Tables<F>>(
     context: &Context<F>,
     kind: FrontendKind,
     service: &Service,
     backend: &Backend<F::Address>,
     tables: &mut T,
-) -> Option<Way> {
+) -> Option<Path> {
     let is_host = backend.flags & THIS_HOST != 0;
     let is_here = backend.flags & ON_THIS_NODE != 0 || is_host;
-    let way = |action, device, source| Some(Way { action, device, source });
+    let path = |action, device, source| Some(Path { action, device, source });
     match context.site {
-        Site::ToDevice { .. } if is_host => way(Action::REQUEST_LOOPBACK, 0, Source::Client),
+        Site::ToDevice { .. } if is_host => path(Action::REQUEST_LOOPBACK, 0, Source::Client),
         Site::ToDevice { ifindex, .. } => {
-            way(Action::REQUEST_ROUTE, tables.device(ifindex)?, Source::Client)
+            path(Action::REQUEST_ROUTE, tables.device(ifindex)?, Source::Client)
         }
         Site::Loopback => {
             // A process that asks for an address held by this node has that address as
@@ -185,12 +185,12 @@ fn way<F: Family, T: Tables<F>>(
             let is_own = !is_shared && !F::is_loopback(tuple.source);
             let source = if is_own { Source::Client } else { Source::Node };
             match is_host {
-                true => way(Action::REQUEST, 0, source),
-                false => way(Action::REQUEST_ROUTE, LOOPBACK_DEVICE, source),
+                true => path(Action::REQUEST, 0, source),
+                false => path(Action::REQUEST_ROUTE, LOOPBACK_DEVICE, source),
             }
         }
         Site::FromPod if backend.address == context.packet.tuple().source => {
-            way(Action::REQUEST_HAIRPIN, 0, Source::Hairpin)
+            path(Action::REQUEST_HAIRPIN, 0, Source::Hairpin)
         }
         Site::FromDevice | Site::FromPod => {
             let keeps_client = match context.origin() {
@@ -202,14 +202,14 @@ fn way<F: Family, T: Tables<F>>(
                 Origin::Outside | Origin::Tunnel => is_here && !kind.is_internal(),
             };
             match (keeps_client, is_host) {
-                (true, _) => way(Action::REQUEST, 0, Source::Client),
-                (false, true) => way(Action::REQUEST_LOOPBACK, 0, Source::Node),
+                (true, _) => path(Action::REQUEST, 0, Source::Client),
+                (false, true) => path(Action::REQUEST_LOOPBACK, 0, Source::Node),
                 (false, false)
                     if tunnel::is_wanted(context, service, kind, backend.node, tables) =>
                 {
-                    way(Action::REQUEST_TUNNEL, 0, Source::Tunnel)
+                    path(Action::REQUEST_TUNNEL, 0, Source::Tunnel)
                 }
-                (false, false) => way(Action::REQUEST_FORWARD, 0, Source::Node),
+                (false, false) => path(Action::REQUEST_FORWARD, 0, Source::Node),
             }
         }
         Site::ToPod => None,
@@ -219,7 +219,7 @@ fn way<F: Family, T: Tables<F>>(
 /// Works out the request direction of a new flow, `work.flow`, of which the backend's id is
 /// there.
 #[inline(never)]
-fn flow_to<F: Family, T: Tables<F>>(
+fn prepare_request<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
@@ -227,8 +227,8 @@ fn flow_to<F: Family, T: Tables<F>>(
     let tuple = context.packet.tuple();
     let frontend = work.frontend;
     let backend = tables.backend(work.flow.backend).ok_or(Reason::TableInconsistent)?;
-    let Way { action, device, source } =
-        way(context, frontend.kind, &work.service, &backend, tables)
+    let Path { action, device, source } =
+        path_to(context, frontend.kind, &work.service, &backend, tables)
             .ok_or(Reason::TableInconsistent)?;
     let flow = &mut work.flow;
     flow.rewrite.source.set(&tuple.source);

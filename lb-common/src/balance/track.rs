@@ -100,36 +100,36 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
     if state != flow.state {
         entry.set_state(state);
     } else {
-        let period = ticks.wrapping_mul(PAIR_REFRESH_SECONDS);
+        let period = ticks.wrapping_mul(REVERSE_REFRESH_SECONDS);
         if context.now.checked_div(period) == last_seen.checked_div(period) {
             return;
         }
     }
-    work.pair_key.set_pair(&flow.rewrite, context.packet.key.protocol);
-    note_pair(context, table, state, work, tables);
+    work.reverse_key.set_pair(&flow.rewrite, context.packet.key.protocol);
+    note_reverse(context, table, state, work, tables);
 }
 
-/// Writes to the other direction's entry, of key `work.pair_key`.
+/// Writes to the other direction's entry, of key `work.reverse_key`.
 #[inline(never)]
-fn note_pair<F: Family, T: Tables<F>>(
+fn note_reverse<F: Family, T: Tables<F>>(
     context: &Context<F>,
     table: FlowTable,
     state: u8,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) {
-    if let Some(pair) = tables.flow(table, &work.pair_key) {
-        let other = pair.get();
+    if let Some(reverse) = tables.flow(table, &work.reverse_key) {
+        let other = reverse.get();
         if other.rewrite.is_reverse_of(context.packet.tuple()) {
-            pair.set_last_seen(context.now);
-            pair.set_state(other.state | state);
+            reverse.set_last_seen(context.now);
+            reverse.set_state(other.state | state);
         }
     }
 }
 
 /// A direction without packets of its own is kept alive by the other one, which writes
 /// there once in each period of so many seconds. Below every timeout.
-const PAIR_REFRESH_SECONDS: u32 = 5;
+const REVERSE_REFRESH_SECONDS: u32 = 5;
 
 /// What a packet tells of its flow's state.
 #[inline(always)]

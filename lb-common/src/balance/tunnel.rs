@@ -81,5 +81,5 @@ pub fn is_stray<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> bool {
     let context = Context { packet, settings, site: Site::FromDevice, now: 0 };
-    context.is_tunnelled() && find_frontend(&context, work, tables)
+    context.is_encapsulated() && find_frontend(&context, work, tables)
 }

@@ -90,10 +90,10 @@ pub struct Work<A> {
     /// Whether the flow can't keep its client's port.
     pub(super) needs_port: u32,
     /// Whether another flow has the reply tuple that the flow had.
-    pub(super) is_contested: u32,
-    pub(super) pair_key: FlowKey<A>,
+    pub(super) is_reply_tuple_taken: u32,
+    pub(super) reverse_key: FlowKey<A>,
     pub(super) flow: Flow<A>,
-    pub(super) pair: Flow<A>,
+    pub(super) reverse: Flow<A>,
 }
 
 /// What every step of a decision needs beside the tables.
@@ -107,7 +107,7 @@ pub(crate) struct Context<'a, F: Family> {
 impl<A: Address> Work<A> {
     /// The packet goes where those of this direction of a flow go.
     #[inline(always)]
-    pub(super) fn go_with(&mut self, flow: &Flow<A>) {
+    pub(super) fn set_delivery(&mut self, flow: &Flow<A>) {
         (self.action, self.device, self.next_hop) = (flow.action, flow.device, flow.next_hop);
         self.index = flow.service;
     }
@@ -121,26 +121,26 @@ impl<F: Family> Context<'_, F> {
 
     /// Whether the packet came in a tunnel of another node.
     #[inline(always)]
-    pub(crate) fn is_tunnelled(&self) -> bool {
+    pub(crate) fn is_encapsulated(&self) -> bool {
         matches!(self.site, Site::FromDevice) && self.packet.tunnel != 0
     }
 
     /// Whether new flows are left to the stack. Those in a tunnel would end there.
     #[inline(always)]
     pub(crate) fn is_draining(&self) -> bool {
-        self.settings.is_draining() && !self.is_tunnelled()
+        self.settings.is_draining() && !self.is_encapsulated()
     }
 
     /// Whether the program is to send the packet on as a router does, which ends here.
     #[inline(always)]
-    pub(crate) fn is_last_hop(&self, action: Action) -> bool {
+    pub(crate) fn is_ttl_exceeded(&self, action: Action) -> bool {
         action.is_forward() && self.packet.hops <= 1
     }
 
     /// Whether the packet is a reply that has not been routed yet, but is changed only after
     /// that: input routing takes a source of ours for a forgery, connection tracking for invalid.
     #[inline(always)]
-    pub(crate) fn is_early(&self, action: Action) -> bool {
+    pub(crate) fn is_translated_on_egress(&self, action: Action) -> bool {
         matches!(self.site, Site::FromPod | Site::FromDevice) && action.is_reply_by_stack()
     }
 
@@ -148,7 +148,7 @@ impl<F: Family> Context<'_, F> {
     #[inline(always)]
     pub(crate) fn origin(&self) -> Origin {
         match self.site {
-            Site::FromDevice if self.is_tunnelled() => Origin::Tunnel,
+            Site::FromDevice if self.is_encapsulated() => Origin::Tunnel,
             Site::FromDevice if !self.family().is_pod(self.packet.tuple().source) => {
                 Origin::Outside
             }
