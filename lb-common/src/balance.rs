@@ -6,7 +6,7 @@
 
 use crate::{
     abi::{address::Family, counter::Reason, settings::Settings},
-    packet::{Kind, Packet},
+    packet::{Packet, PacketKind},
 };
 
 mod entries;
@@ -47,10 +47,10 @@ pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Sett
     }
     match site {
         Site::ToDevice { .. } if settings.flags & Settings::EXTERNAL != 0 => Candidate::Reply,
-        Site::ToDevice { .. } => Candidate::Neither,
+        Site::ToDevice { .. } => Candidate::NotService,
         Site::Loopback if F::is_loopback(destination) => Candidate::Node,
         _ if family.may_be_node(destination) => Candidate::Node,
-        _ => Candidate::Neither,
+        _ => Candidate::NotService,
     }
 }
 
@@ -77,7 +77,7 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
-    if matches!(candidate, Candidate::Neither) {
+    if matches!(candidate, Candidate::NotService) {
         return Verdict::Pass(Reason::NotService);
     }
     let context = Context { packet, settings, site, now: tables.now() };
@@ -103,7 +103,7 @@ pub fn decide_known<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    if !is_service_protocol(packet.kind) || packet.is_syn() || packet.is_first != 0 {
+    if !is_service_protocol(packet.kind) || packet.is_syn() || packet.is_first_fragment != 0 {
         return None;
     }
     let context = Context { packet, settings, site: Site::FromDevice, now: tables.now() };
@@ -121,12 +121,12 @@ fn may_open<F: Family>(context: &Context<F>, candidate: Candidate) -> bool {
     match candidate {
         Candidate::Service => no_flow::may_be_new(context.site),
         Candidate::Node => context.settings.node_ports.contains(port),
-        Candidate::Reply | Candidate::Neither => false,
+        Candidate::Reply | Candidate::NotService => false,
     }
 }
 
 /// Whether a packet carries what Services carry.
 #[inline(always)]
-fn is_service_protocol(kind: Kind) -> bool {
-    matches!(kind, Kind::Tcp | Kind::Udp)
+fn is_service_protocol(kind: PacketKind) -> bool {
+    matches!(kind, PacketKind::Tcp | PacketKind::Udp)
 }

@@ -32,7 +32,7 @@ pub fn send<F: Respond>(
         Answer::TimeExceeded => unreachable(context, packet, F::TIME_EXCEEDED, 0)?,
         Answer::Echo => echo(context, packet)?,
     }
-    back(context, hook)
+    send_back(context, hook)
 }
 
 /// The same, where the packet is larger than the `mtu` of its way on.
@@ -44,16 +44,16 @@ pub fn too_big<F: Respond>(
     mtu: u16,
 ) -> Option<i32> {
     unreachable(context, packet, F::TOO_BIG, mtu)?;
-    back(context, hook)
+    send_back(context, hook)
 }
 
 /// Sends what the packet has become to where it came from.
 #[inline(always)]
-fn back(context: &TcContext, hook: Hook) -> Option<i32> {
+fn send_back(context: &TcContext, hook: Hook) -> Option<i32> {
     match hook {
         Hook::ToDevice => {}
         Hook::Loopback => return frame::receive_on(context, frame::LOOPBACK, [0; 6]),
-        _ => return frame::bounce(context),
+        _ => return frame::send_back(context),
     }
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (*context.skb.skb).ifindex };

@@ -21,7 +21,7 @@ pub fn count(hook: Hook, reason: Reason) {
 /// Notes what became of a packet of `length` bytes that the service port of index `service`
 /// has carried or turned away; nothing for other reasons. What is carried costs no call.
 #[inline(always)]
-pub fn account(service: u32, reason: Reason, length: u32) {
+pub fn count_service(service: u32, reason: Reason, length: u32) {
     let bit = 1u64 << (reason as u32 & 63);
     if bit & Reason::TRANSLATED != 0 {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(service) {

@@ -37,7 +37,7 @@ impl Window for Linear {
     }
 }
 
-/// The frame's headers, pulled into one piece if they were not.
+/// The frame's headers, pull into one piece if they were not.
 #[inline(always)]
 pub fn window<F: Parse>(context: &TcContext) -> Linear {
     let linear = Linear { start: context.data(), end: context.data_end() };
@@ -47,12 +47,12 @@ pub fn window<F: Parse>(context: &TcContext) -> Linear {
     {
         return linear;
     }
-    pulled(context)
+    pull(context)
 }
 
 /// The frame, with as many bytes as all headers take in one piece.
 #[inline(always)]
-pub fn pulled(context: &TcContext) -> Linear {
+pub fn pull(context: &TcContext) -> Linear {
     let length = context.len();
     let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
     // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
@@ -148,7 +148,7 @@ pub fn store<T: Copy>(frame: &impl Frame, offset: usize, value: &T) -> Option<()
 
 /// Sends the packet back out of the device it came in by.
 #[inline(always)]
-pub fn bounce(context: &TcContext) -> Option<i32> {
+pub fn send_back(context: &TcContext) -> Option<i32> {
     let macs: [[u16; 3]; 2] = load_macs(context)?;
     store_macs(context, &[macs[1], macs[0]])?;
     // SAFETY: no preconditions.

@@ -28,7 +28,7 @@ const MAPPED: usize = 0x400;
 /// BPF_F_NO_PREALLOC: memory only for the entries there are.
 const ON_DEMAND: usize = 1;
 /// BPF_F_NO_COMMON_LRU: every CPU evicts on its own, which makes insertions cheaper by a
-/// quarter; a flood that one CPU receives evicts nothing of the others.
+/// quarter; a flood that one CPU may_be_encapsulated evicts nothing of the others.
 const PER_CPU_LRU: usize = 2;
 
 /// What clients connect to, IPv4. Written by the agent.

@@ -27,7 +27,7 @@ use crate::{
 pub trait L4Checksum: Frame {
     /// Brings the TCP or UDP checksum up to date with `changes`; `packet` is as it was before
     /// them. Nothing read before holds afterwards.
-    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()>;
+    fn update_l4_checksum<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()>;
 }
 
 /// What the checksums of a packet are told of its new addresses and ports: running sums.
@@ -48,7 +48,7 @@ const fn checksum_field<F: Family>(packet: &Packet<F>) -> usize {
 
 /// A checksum over all of the packet, after `changes`.
 #[inline(always)]
-fn mended<F: Family>(packet: &Packet<F>, old: u16, changes: &Changes) -> u16 {
+fn updated_checksum<F: Family>(packet: &Packet<F>, old: u16, changes: &Changes) -> u16 {
     let new = checksum::updated(old, changes.addresses + changes.ports);
     // A UDP checksum of zero means none.
     if packet.protocol() != TCP && new == 0 { !0 } else { new }
@@ -56,7 +56,7 @@ fn mended<F: Family>(packet: &Packet<F>, old: u16, changes: &Changes) -> u16 {
 
 /// Has the kernel bring a checksum up to date, whatever stands in its place.
 #[inline(never)]
-fn mend_by_kernel<F: Rewrite>(
+fn update_by_kernel<F: Rewrite>(
     context: &TcContext,
     packet: &Packet<F>,
     changes: &Changes,
@@ -79,7 +79,7 @@ impl L4Checksum for TcContext {
     /// (CHECKSUM_PARTIAL). Anything else is a checksum over all of the packet, and changed
     /// without help, as each call of the kernel costs more than the rest.
     #[inline(always)]
-    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
+    fn update_l4_checksum<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
         let window = Linear { start: self.start(), end: self.end() };
         let before = packet.transport.wrapping_sub(IP_OFFSET as u16);
         let length = F::length(&window)?.wrapping_sub(before);
@@ -91,10 +91,10 @@ impl L4Checksum for TcContext {
         let segment = unsafe { (*self.skb.skb).gso_size };
         // Zero: none, or the other way to write a sum of 0xffff.
         if old == 0 || old == checksum::fold16(seed) || segment != 0 {
-            return mend_by_kernel(self, packet, changes);
+            return update_by_kernel(self, packet, changes);
         }
         // SAFETY: as above.
-        unsafe { *field = mended(packet, old, changes) };
+        unsafe { *field = updated_checksum(packet, old, changes) };
         if F::HEADER_CHECKSUM.is_some() {
             // The device's sum over the packet (CHECKSUM_COMPLETE), if there is one: the changes
             // of the IP header even out in its own checksum, those of the checksum do not.
@@ -108,13 +108,13 @@ impl L4Checksum for TcContext {
 
 impl L4Checksum for XdpContext {
     #[inline(always)]
-    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
+    fn update_l4_checksum<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
         let field: *mut u16 = place(self, checksum_field(packet))?;
         // SAFETY: in bounds, as `place` checked.
         let old = unsafe { *field };
         if packet.protocol() == TCP || old != 0 {
             // SAFETY: as above.
-            unsafe { *field = mended(packet, old, changes) };
+            unsafe { *field = updated_checksum(packet, old, changes) };
         }
         Some(())
     }
@@ -129,9 +129,9 @@ pub trait Rewrite: Tunnel {
     /// Extra flags of `bpf_l4_csum_replace` when addresses change.
     fn checksum_flags() -> u64;
     /// Takes one from the TTL or hop limit, which is above 1, as a router does.
-    fn take_hop(frame: &impl Frame) -> Option<()>;
+    fn decrement_ttl(frame: &impl Frame) -> Option<()>;
     /// Mends the IP header's own checksum, where it has one.
-    fn mend_header(frame: &impl Frame, difference: u64) -> Option<()>;
+    fn update_header_checksum(frame: &impl Frame, difference: u64) -> Option<()>;
 }
 
 impl Rewrite for Ipv4 {
@@ -144,18 +144,18 @@ impl Rewrite for Ipv4 {
     }
 
     #[inline(always)]
-    fn take_hop(frame: &impl Frame) -> Option<()> {
+    fn decrement_ttl(frame: &impl Frame) -> Option<()> {
         let header: *mut Header4 = place(frame, IP_OFFSET)?;
         // SAFETY: in bounds, as `place` checked.
         unsafe {
             (*header).ttl = (*header).ttl.wrapping_sub(1);
-            (*header).checksum = checksum::hop_taken((*header).checksum);
+            (*header).checksum = checksum::ttl_decremented((*header).checksum);
         }
         Some(())
     }
 
     #[inline(always)]
-    fn mend_header(frame: &impl Frame, difference: u64) -> Option<()> {
+    fn update_header_checksum(frame: &impl Frame, difference: u64) -> Option<()> {
         const CHECKSUM: usize = IP_OFFSET + core::mem::offset_of!(Header4, checksum);
         let field: *mut u16 = place(frame, CHECKSUM)?;
         // SAFETY: in bounds, as `place` checked.
@@ -177,7 +177,7 @@ impl Rewrite for Ipv6 {
     }
 
     #[inline(always)]
-    fn take_hop(frame: &impl Frame) -> Option<()> {
+    fn decrement_ttl(frame: &impl Frame) -> Option<()> {
         const HOP_LIMIT: usize = IP_OFFSET + core::mem::offset_of!(Header6, hop_limit);
         let field: *mut u8 = place(frame, HOP_LIMIT)?;
         // SAFETY: in bounds, as `place` checked.
@@ -186,7 +186,7 @@ impl Rewrite for Ipv6 {
     }
 
     #[inline(always)]
-    fn mend_header(_frame: &impl Frame, _difference: u64) -> Option<()> {
+    fn update_header_checksum(_frame: &impl Frame, _difference: u64) -> Option<()> {
         Some(())
     }
 }
@@ -202,7 +202,7 @@ pub fn apply<F: Rewrite>(
     let sum = checksum::addresses(old);
     let addresses = checksum::difference(sum, checksum::addresses(new));
     store(frame, F::ADDRESSES, &[new.source, new.destination])?;
-    F::mend_header(frame, addresses)?;
+    F::update_header_checksum(frame, addresses)?;
     let old_ports = [old.source_port, old.destination_port];
     let new_ports = [new.source_port, new.destination_port];
     let transport = packet.transport as usize;
@@ -212,7 +212,7 @@ pub fn apply<F: Rewrite>(
         let [old, new] = [old_ports, new_ports].map(bytemuck::cast::<_, u32>);
         ports = checksum::difference(old.into(), new.into());
     }
-    frame.mend_transport(packet, &Changes { old: sum, addresses, ports })
+    frame.update_l4_checksum(packet, &Changes { old: sum, addresses, ports })
 }
 
 /// BPF_F_MARK_MANGLED_0: a UDP checksum of zero means none, and stays so.

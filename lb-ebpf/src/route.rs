@@ -24,7 +24,7 @@ use lb_common::{
 use crate::{
     frame::{self, Linear},
     maps, memory,
-    scratch::Way,
+    scratch::Route,
     tables::FamilyMaps,
 };
 
@@ -39,12 +39,12 @@ const NO_NEIGHBOUR: i64 = 7;
 const TOO_BIG: i64 = 8;
 
 /// A family's part of a route look-up.
-pub trait Route: Family {
+pub trait RouteLookup: Family {
     /// Fills in addresses and family.
     fn fill(lookup: &mut FibLookup, source: Self::Address, destination: Self::Address);
 }
 
-impl Route for Ipv4 {
+impl RouteLookup for Ipv4 {
     #[inline(always)]
     fn fill(lookup: &mut FibLookup, source: Address4, destination: Address4) {
         lookup.family = AF_INET;
@@ -53,7 +53,7 @@ impl Route for Ipv4 {
     }
 }
 
-impl Route for Ipv6 {
+impl RouteLookup for Ipv6 {
     #[inline(always)]
     fn fill(lookup: &mut FibLookup, source: Address6, destination: Address6) {
         lookup.family = AF_INET6;
@@ -65,7 +65,7 @@ impl Route for Ipv6 {
 /// Asks the kernel's routing tables for the way of a packet of `length` bytes (0 = whatever
 /// the device takes) with these addresses, which came in by `ifindex`.
 #[inline(always)]
-fn look_up<F: Route>(
+fn look_up<F: RouteLookup>(
     context: *mut core::ffi::c_void,
     ifindex: u32,
     tuple: &Tuple<F::Address>,
@@ -154,29 +154,29 @@ impl Received for XdpContext {
 /// `to`, and `added` more bytes. It is done while the packet is still as it came, so that its
 /// sender can be told why it does not go on.
 #[inline(never)]
-pub fn find<F: Route + Tunnel>(
+pub fn find<F: RouteLookup + Tunnel>(
     frame: &impl Received,
     packet: &Packet<F>,
     to: &Tuple<F::Address>,
     added: u32,
-    way: &mut Way,
+    route: &mut Route,
 ) -> Result<(), Reason> {
     let length = frame.longest(packet).ok_or(Reason::RewriteFailed)?.saturating_add(added as u16);
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
     let found = look_up::<F>(frame.context(), frame.ifindex(), to, length, &mut room);
     // SAFETY: filled in above.
     let lookup = unsafe { room.assume_init_ref() };
-    way.ifindex = lookup.ifindex;
-    way.is_remembered = 0;
-    way.has_neighbour = u16::from(found == SUCCESS);
-    way.macs = words(lookup.dmac, lookup.smac);
+    route.ifindex = lookup.ifindex;
+    route.is_remembered = 0;
+    route.has_neighbour = u16::from(found == SUCCESS);
+    route.macs = words(lookup.dmac, lookup.smac);
     // SAFETY: the field is a number under either name.
-    way.mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
+    route.mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
     match found {
         SUCCESS | NO_NEIGHBOUR => Ok(()),
         TOO_BIG => {
             // Kernels before 5.12 do not tell it.
-            way.mtu = if way.mtu < length { way.mtu.saturating_sub(added as u16) } else { 0 };
+            route.mtu = if route.mtu < length { route.mtu.saturating_sub(added as u16) } else { 0 };
             Err(Reason::TooBig)
         }
         _ => Err(Reason::NoRoute),
@@ -191,7 +191,7 @@ pub fn remembered<F: Tunnel>(
     packet: &Packet<F>,
     work: &Work<F::Address>,
     added: u32,
-    way: &mut Way,
+    route: &mut Route,
 ) -> bool {
     let next_hop = work.next_hop;
     if next_hop.epoch() == 0 {
@@ -204,28 +204,28 @@ pub fn remembered<F: Tunnel>(
     if device.epoch != next_hop.epoch() as u32 || length as u32 + added > device.mtu {
         return false;
     }
-    way.ifindex = device.ifindex;
-    way.is_remembered = 1;
-    way.macs = words(next_hop.mac(), device.mac);
-    way.flags = device.flags;
+    route.ifindex = device.ifindex;
+    route.is_remembered = 1;
+    route.macs = words(next_hop.mac(), device.mac);
+    route.flags = device.flags;
     true
 }
 
 /// Notes a way that was just found in the packet's flow, unless that is not established yet.
 /// One that does not let through as much as its device is asked for each time.
 #[inline(never)]
-fn remember<F: FamilyMaps>(packet: &Packet<F>, way: &Way) {
-    if packet.is_syn() || way.has_neighbour == 0 {
+fn remember<F: FamilyMaps>(packet: &Packet<F>, route: &Route) {
+    if packet.is_syn() || route.has_neighbour == 0 {
         return;
     }
     let mut index = 0;
     while index < MAX_DEVICES {
         let Some(device) = maps::DEVICES.get(index) else { return };
-        if device.ifindex == way.ifindex {
-            if device.mtu == way.mtu as u32
+        if device.ifindex == route.ifindex {
+            if device.mtu == route.mtu as u32
                 && let Some(flow) = F::flow(FlowTable::Flows, &packet.key)
             {
-                let [mac, _]: [[u8; 6]; 2] = bytemuck::cast(way.macs);
+                let [mac, _]: [[u8; 6]; 2] = bytemuck::cast(route.macs);
                 let next_hop = NextHop::new(mac, index as u8, device.epoch as u8);
                 // SAFETY: the look-up of this run found it; one aligned word.
                 unsafe { core::ptr::write_volatile(&raw mut (*flow).next_hop, next_hop) };
@@ -239,10 +239,10 @@ fn remember<F: FamilyMaps>(packet: &Packet<F>, way: &Way) {
 /// Redirects a packet of this node, already rewritten, to the device and neighbour that its
 /// destination is reached by.
 #[inline(always)]
-pub fn send(way: &Way) -> i32 {
+pub fn send(route: &Route) -> i32 {
     // SAFETY: no preconditions. Without parameters the kernel finds the neighbour by the
     // packet's own destination.
-    unsafe { bpf_redirect_neigh(way.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+    unsafe { bpf_redirect_neigh(route.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// The same for a packet that is on its way through this node. Where its flow remembers the
@@ -252,16 +252,16 @@ pub fn send(way: &Way) -> i32 {
 pub fn forward<F: FamilyMaps>(
     context: &TcContext,
     packet: &Packet<F>,
-    way: &Way,
+    route: &Route,
     remembers: bool,
 ) -> Option<i32> {
-    if way.is_remembered == 0 {
+    if route.is_remembered == 0 {
         if remembers {
-            remember(packet, way);
+            remember(packet, route);
         }
-        return Some(send(way));
+        return Some(send(route));
     }
-    frame::store(context, 0, &way.macs)?;
+    frame::store(context, 0, &route.macs)?;
     // SAFETY: no preconditions.
-    Some(unsafe { bpf_redirect(way.ifindex, 0) } as i32)
+    Some(unsafe { bpf_redirect(route.ifindex, 0) } as i32)
 }

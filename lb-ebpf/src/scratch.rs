@@ -14,14 +14,14 @@ pub struct Scratch<F: Family> {
     /// What becomes of it.
     pub work: Work<F::Address>,
     /// Where it goes on, if it is sent by a route look-up.
-    pub way: Way,
+    pub route: Route,
     /// What was decided.
     pub ruling: Ruling,
 }
 
 /// Where a route look-up leads.
 #[repr(C)]
-pub struct Way {
+pub struct Route {
     /// The kernel's index of the device.
     pub ifindex: u32,
     /// 1: as the packet's flow remembers it; else the kernel has just told it.
@@ -67,7 +67,7 @@ pub enum Fate {
 impl Ruling {
     /// Keeps a verdict at `place` and reads it back.
     #[inline(always)]
-    pub fn keep(place: &mut Self, verdict: Verdict) -> Self {
+    pub fn store(place: &mut Self, verdict: Verdict) -> Self {
         let (fate, answer, reason) = match verdict {
             Verdict::Pass(reason) => (Fate::Pass, Answer::Reset, reason),
             Verdict::Drop(reason) => (Fate::Drop, Answer::Reset, reason),

@@ -45,9 +45,9 @@ pub struct Maps;
 
 /// A map's entry, changed in place.
 #[derive(Clone, Copy)]
-pub struct Place<T>(*mut T);
+pub struct MapEntry<T>(*mut T);
 
-impl<T: Copy> Entry<T> for Place<T> {
+impl<T: Copy> Entry<T> for MapEntry<T> {
     #[inline(always)]
     fn get(&self) -> &T {
         // SAFETY: the pointer came from a look-up of this run and was checked.
@@ -60,7 +60,7 @@ impl<T: Copy> Entry<T> for Place<T> {
     }
 }
 
-impl<A: Copy> FlowEntry<A> for Place<Flow<A>> {
+impl<A: Copy> FlowEntry<A> for MapEntry<Flow<A>> {
     #[inline(always)]
     fn set_state(&self, state: u8) {
         // SAFETY: as above.
@@ -103,7 +103,7 @@ pub trait FamilyMaps: Family {
     /// Looks up in FRAGMENTS.
     fn fragment(key: &FragmentKey<Self::Address>) -> Option<*const Fragment>;
     /// Inserts into FRAGMENTS.
-    fn enter(key: &FragmentKey<Self::Address>, fragment: &Fragment) -> Result<(), i32>;
+    fn insert_fragment(key: &FragmentKey<Self::Address>, fragment: &Fragment) -> Result<(), i32>;
 }
 
 macro_rules! family_maps {
@@ -161,7 +161,10 @@ macro_rules! family_maps {
             }
 
             #[inline(always)]
-            fn enter(key: &FragmentKey<$address>, fragment: &Fragment) -> Result<(), i32> {
+            fn insert_fragment(
+                key: &FragmentKey<$address>,
+                fragment: &Fragment,
+            ) -> Result<(), i32> {
                 maps::$fragments.insert(key, fragment, BPF_ANY as u64)
             }
 
@@ -186,8 +189,8 @@ family_maps!(
 );
 
 impl<F: FamilyMaps> Tables<F> for Maps {
-    type FlowEntry = Place<Flow<F::Address>>;
-    type AffinityEntry = Place<Affinity>;
+    type FlowEntry = MapEntry<Flow<F::Address>>;
+    type AffinityEntry = MapEntry<Affinity>;
 
     #[inline(always)]
     fn now(&self) -> u32 {
@@ -261,7 +264,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
-        F::flow(table, key).map(Place)
+        F::flow(table, key).map(MapEntry)
     }
 
     #[inline(always)]
@@ -291,14 +294,14 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
-    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
+    fn insert_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
         // Fragments of a datagram that could not be remembered count as too early.
-        let _ = F::enter(key, fragment);
+        let _ = F::insert_fragment(key, fragment);
     }
 
     #[inline(always)]
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry> {
-        maps::AFFINITY.get_ptr_mut(key).map(Place)
+        maps::AFFINITY.get_ptr_mut(key).map(MapEntry)
     }
 
     #[inline(always)]

@@ -20,35 +20,36 @@ use crate::{
 /// The length of the header of a tunnel ([`Tunnel::is_tunnel`]), if another node put the
 /// packet behind it there; else 0.
 #[inline(never)]
-pub fn length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u32 {
+pub fn outer_length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u32 {
     let inside = Linear { start: window.start + F::LENGTH as usize, end: window.end };
     let (Some(outer), Some(inner)) = (F::ends(window), F::ends(&inside)) else { return 0 };
-    let is_ours = balance::tunnel::is_ours::<F, _>(&outer, &inner, settings, &mut Maps);
+    let is_ours =
+        balance::tunnel::is_encapsulated_by_node::<F, _>(&outer, &inner, settings, &mut Maps);
     if is_ours { F::LENGTH } else { 0 }
 }
 
 /// How many bytes later than that of others the IP header of a packet comes that may have come
 /// in a tunnel.
 #[inline(always)]
-pub fn behind<F: Family>(packet: &Packet<F>) -> usize {
+pub fn encap_len<F: Family>(packet: &Packet<F>) -> usize {
     // Read from the map, as the verifier would follow each length of its own.
     // SAFETY: a reference.
-    let tunnel = unsafe { core::ptr::read_volatile(&raw const packet.tunnel) };
+    let tunnel = unsafe { core::ptr::read_volatile(&raw const packet.encap_len) };
     (tunnel & 0x3f) as usize
 }
 
 /// Puts a packet, one hop further on, into a tunnel with these ends.
 #[inline(always)]
-pub fn enter<F: Rewrite>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
+pub fn encapsulate<F: Rewrite>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
     let header = F::outer(&Linear { start: frame.start(), end: frame.end() }, ends)?;
-    F::take_hop(frame)?;
+    F::decrement_ttl(frame)?;
     frame.resize::<F>(F::LENGTH as i32)?;
     frame::store(frame, IP_OFFSET, &header)
 }
 
 /// Takes a packet out of the tunnel that it came in.
 #[inline(always)]
-pub fn leave<F: Tunnel>(frame: &impl Frame) -> Option<()> {
+pub fn decapsulate<F: Tunnel>(frame: &impl Frame) -> Option<()> {
     frame.resize::<F>(-(F::LENGTH as i32))
 }
 
@@ -59,7 +60,7 @@ const ICMP: usize = 8;
 /// node in that tunnel is too big for its way on; 0 for any other, and for one that does not
 /// quote enough.
 #[inline(never)]
-pub fn told_mtu<F: FamilyMaps + Tunnel>(
+pub fn reported_mtu<F: FamilyMaps + Tunnel>(
     context: &TcContext,
     settings: &Settings,
     packet: &Packet<F>,
@@ -74,10 +75,10 @@ fn mtu_inside<F: FamilyMaps + Tunnel>(
     packet: &Packet<F>,
 ) -> Option<u16> {
     let header = F::LENGTH as usize;
-    if packet.tunnel != 0 || packet.transport as usize != IP_OFFSET + header {
+    if packet.encap_len != 0 || packet.transport as usize != IP_OFFSET + header {
         return None;
     }
-    let window = frame::pulled(context);
+    let window = frame::pull(context);
     let [kind, _, _, mtu] = window.load::<[Be16; 4]>(IP_OFFSET + header)?;
     let quoted = Linear { start: window.start + header + ICMP, end: window.end };
     let inside = Linear { start: quoted.start + header, end: quoted.end };
@@ -86,16 +87,21 @@ fn mtu_inside<F: FamilyMaps + Tunnel>(
     }
     let ([own, other], inner) = (F::ends(&quoted)?, F::ends(&inside)?);
     let is_sent = own == packet.tuple().destination
-        && balance::tunnel::is_ours::<F, _>(&[other, own], &inner, settings, &mut Maps);
+        && balance::tunnel::is_encapsulated_by_node::<F, _>(
+            &[other, own],
+            &inner,
+            settings,
+            &mut Maps,
+        );
     if is_sent { mtu.get().checked_sub(F::LENGTH as u16) } else { None }
 }
 
 /// Takes the packet out of the tunnel that an ICMP error quotes, in place of which it may be
 /// answered then.
 #[inline(never)]
-pub fn leave_quote<F: Tunnel>(context: &TcContext, packet: &mut Packet<F>) -> Option<()> {
+pub fn decapsulate_quote<F: Tunnel>(context: &TcContext, packet: &mut Packet<F>) -> Option<()> {
     context.resize::<F>(-((2 * F::LENGTH as usize + ICMP) as i32))?;
-    F::parse(&frame::pulled(context), packet)
+    F::parse(&frame::pull(context), packet)
 }
 
 /// How many TCP options are looked at in search of the segment size; it comes first as a

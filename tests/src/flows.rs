@@ -22,7 +22,7 @@ use lb_common::abi::range::RangeKey;
 use lb_common::abi::service::{Service, Slot};
 use lb_common::abi::settings::{Device, SettingsPair};
 use lb_common::balance::{Answer, FlowTable};
-use lb_common::packet::{Kind, Packet};
+use lb_common::packet::{Packet, PacketKind};
 use lb_testing::bench::{End, FlowEntries, Lab, Outcome, Place, Untestable};
 use lb_testing::family::TestFamily;
 use lb_testing::frame::{self, MACS};
@@ -321,7 +321,7 @@ fn end<F: TestFamily>(
         return Ok(End::Answered(answer));
     }
     let hops = before[F::HOPS].wrapping_sub(after[F::HOPS]);
-    let tuple = if packet.kind == Kind::Fragment {
+    let tuple = if packet.kind == PacketKind::Fragment {
         let [source, destination] = frame::addresses::<F>(after);
         let tuple = Tuple { source, destination, ..Tuple::default() };
         says(frame::check_rewrite(before, after, &packet, &tuple, hops))?;

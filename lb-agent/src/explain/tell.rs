@@ -108,7 +108,7 @@ fn caught<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     let destination = judged.packet.tuple().destination;
     let candidate = balance::candidate::<F>(destination, judged.site, &walk.settings);
     let taken = match candidate {
-        Candidate::Neither => None,
+        Candidate::NotService => None,
         _ => {
             let (packet, settings) = (&judged.packet, &walk.settings);
             balance::decide_known(candidate, packet, settings, &mut work, &mut overlay)

@@ -11,7 +11,7 @@ use lb_common::{
         settings::Settings,
     },
     balance::{self, FlowTable, Site, Verdict, Work, track},
-    packet::{ACK, Kind, Packet, SYN},
+    packet::{ACK, Packet, PacketKind, SYN},
 };
 
 use super::{
@@ -175,8 +175,9 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
 
     pub(super) fn packet(&self, tuple: &Tuple<F::Address>, flags: u8) -> Packet<F> {
         let key = FlowKey { tuple: *tuple, protocol: self.protocol.into() };
-        let (kind, detail) = if self.protocol == TCP { (Kind::Tcp, flags) } else { (Kind::Udp, 0) };
-        Packet { key, kind, detail, hops: HOPS, ..Packet::default() }
+        let (kind, detail) =
+            if self.protocol == TCP { (PacketKind::Tcp, flags) } else { (PacketKind::Udp, 0) };
+        Packet { key, kind, detail, ttl: HOPS, ..Packet::default() }
     }
 
     /// In by a device, where a program of ours is.
@@ -306,7 +307,7 @@ fn flags<F: PinnedFamily, R: Reader<F>>(reader: &R, protocol: u8, tuple: &Tuple<
     let settings = reader.settings();
     let live = |table| {
         let flow = reader.flow(table, &key)?;
-        (!track::is_expired(&flow, Kind::Tcp, reader.now(), &settings)).then_some(flow)
+        (!track::is_expired(&flow, PacketKind::Tcp, reader.now(), &settings)).then_some(flow)
     };
     if live(FlowTable::Flows).is_some() {
         return ACK;

@@ -79,7 +79,7 @@ pub struct FlowKey<A> {
 impl<A: Address> FlowKey<A> {
     /// Becomes the key of the pair of an entry with this rewrite.
     #[inline(always)]
-    pub fn set_pair(&mut self, rewrite: &Tuple<A>, protocol: u32) {
+    pub fn set_reverse(&mut self, rewrite: &Tuple<A>, protocol: u32) {
         self.tuple.set_reverse(rewrite);
         self.protocol = protocol;
     }

@@ -130,9 +130,9 @@ pub const MAX_PREFIXES: usize = 8;
 #[repr(C)]
 pub struct FamilySettings<A> {
     /// Every ClusterIP, load balancer's address and external IP lies in one of the first
-    /// `gate_count` of these; what is outside them is, but for node ports, no business of
+    /// `service_prefix_count` of these; what is outside them is, but for node ports, no business of
     /// ours and leaves after these compares.
-    pub gate: [Prefix<A>; MAX_PREFIXES],
+    pub service_prefixes: [Prefix<A>; MAX_PREFIXES],
     /// The first `node_address_count` are addresses of this node.
     pub node_addresses: [A; MAX_PREFIXES],
     /// The first `pod_prefix_count` hold the addresses of the cluster's pods.
@@ -141,9 +141,9 @@ pub struct FamilySettings<A> {
     /// pod that reaches itself, and backends on other nodes; unspecified if the node has
     /// none of this family.
     pub node_source: A,
-    /// How many of `gate` are meant.
-    pub gate_count: u32,
-    /// The first so many of `gate` are ServiceCIDRs: an address in them that no Service
+    /// How many of `service_prefixes` are meant.
+    pub service_prefix_count: u32,
+    /// The first so many of `service_prefixes` are ServiceCIDRs: an address in them that no Service
     /// has never leaves the node. The rest merely covers ClusterIPs outside of them.
     pub service_cidr_count: u32,
     /// How many of `node_addresses` are meant; above [`MAX_PREFIXES`]: the node has
@@ -157,13 +157,13 @@ impl<A: Address> FamilySettings<A> {
     /// Whether `address` may be a ClusterIP.
     #[inline(always)]
     pub fn may_be_service(&self, address: A) -> bool {
-        Self::any(&self.gate, self.gate_count, address)
+        Self::any(&self.service_prefixes, self.service_prefix_count, address)
     }
 
     /// Whether `address` lies in a ServiceCIDR.
     #[inline(always)]
     pub fn is_in_service_cidr(&self, address: A) -> bool {
-        Self::any(&self.gate, self.service_cidr_count, address)
+        Self::any(&self.service_prefixes, self.service_cidr_count, address)
     }
 
     /// Whether `address` is that of a pod, as far as that is known.

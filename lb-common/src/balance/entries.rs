@@ -5,7 +5,7 @@ use crate::{
         address::Family,
         flow::{Action, NextHop},
     },
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 #[inline(always)]
 pub(super) fn prepare_reverse<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) {
     let key = &context.packet.key;
-    work.reverse_key.set_pair(&work.flow.rewrite, key.protocol);
+    work.reverse_key.set_reverse(&work.flow.rewrite, key.protocol);
     work.reverse.set(&work.flow);
     work.reverse.rewrite.set_reverse(&key.tuple);
     work.reverse.next_hop = NextHop::UNKNOWN;
@@ -42,7 +42,7 @@ fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
 #[inline(always)]
 pub(super) fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
     match context.packet.kind {
-        Kind::Tcp => FlowTable::Embryonic,
+        PacketKind::Tcp => FlowTable::Embryonic,
         _ => FlowTable::Flows,
     }
 }
@@ -99,7 +99,7 @@ pub(super) fn evict_stale_reply<F: Family, T: Tables<F>>(
     let Some(entry) = tables.flow(table, &work.reverse_key) else { return true };
     let found = entry.get();
     let kind = context.packet.kind;
-    let is_tcp = matches!(kind, Kind::Tcp);
+    let is_tcp = matches!(kind, PacketKind::Tcp);
     if found.rewrite.is_reverse_of(context.packet.tuple()) {
         // The new flow's entries are going to stand in the other table.
         if is_tcp && matches!(table, FlowTable::Flows) {
@@ -115,7 +115,7 @@ pub(super) fn evict_stale_reply<F: Family, T: Tables<F>>(
         // is worked out again below. That flow may have moved to another backend since.
         work.reverse.rewrite.set(&found.rewrite);
         tables.remove_flow(table, &work.reverse_key);
-        work.reverse_key.set_pair(&work.reverse.rewrite, protocol);
+        work.reverse_key.set_reverse(&work.reverse.rewrite, protocol);
         if tables
             .flow(table, &work.reverse_key)
             .is_some_and(|request| request.get().rewrite == work.flow.rewrite)

@@ -40,7 +40,7 @@ pub fn decide<F: Family, T: Tables<F>>(
 
 /// Enters the ports of the first fragment of a datagram that is translated.
 #[inline(never)]
-pub fn enter<F: Family, T: Tables<F>>(
+pub fn remember<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
@@ -52,7 +52,7 @@ pub fn enter<F: Family, T: Tables<F>>(
         destination_port: tuple.destination_port,
         last_seen: tables.now(),
     };
-    tables.enter_fragment(&work.fragment, &fragment);
+    tables.insert_fragment(&work.fragment, &fragment);
 }
 
 #[inline(always)]

@@ -54,7 +54,7 @@ fn about_flow<F: Family, T: Tables<F>>(
     if outer.destination != quoted.tuple.source {
         return None;
     }
-    work.reverse_key.set_pair(&quoted.tuple, quoted.protocol);
+    work.reverse_key.set_reverse(&quoted.tuple, quoted.protocol);
     let entry = live_flow(context, &work.reverse_key, tables)?;
     let flow = entry.get();
     if context.is_ttl_exceeded(flow.action) {

@@ -7,7 +7,7 @@ use crate::{
         flow::{ANSWERED, Flow, FlowKey, ONE_WAY},
         frontend::Frontend,
     },
-    packet::{Kind, RST},
+    packet::{PacketKind, RST},
 };
 
 use super::{
@@ -31,7 +31,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
-    let is_tcp = matches!(packet.kind, Kind::Tcp);
+    let is_tcp = matches!(packet.kind, PacketKind::Tcp);
     let answers_syn = packet.is_syn_ack();
     if answers_syn && let Some(verdict) = syn_ack(context, work, tables) {
         return Some(verdict);
@@ -129,7 +129,7 @@ fn is_reply_tuple_taken<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> bool {
     let packet = context.packet;
-    work.reverse_key.set_pair(&flow.rewrite, packet.key.protocol);
+    work.reverse_key.set_reverse(&flow.rewrite, packet.key.protocol);
     let Some(entry) = tables.flow(FlowTable::Flows, &work.reverse_key) else { return false };
     let other = entry.get();
     !track::is_closed(other.state)
@@ -196,7 +196,7 @@ fn is_valid<F: Family, T: Tables<F>>(
         return false;
     }
     match packet.kind {
-        Kind::Tcp => {
+        PacketKind::Tcp => {
             !packet.is_syn() || !(track::is_closing(flow.state) || is_backend_gone(flow, tables))
         }
         // A datagram leaves a backend that is gone as soon as there is another one.
@@ -238,7 +238,7 @@ fn remove_both<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) {
     tables.remove_flow(table, key);
-    work.reverse_key.set_pair(&work.flow.rewrite, key.protocol);
+    work.reverse_key.set_reverse(&work.flow.rewrite, key.protocol);
     if tables
         .flow(table, &work.reverse_key)
         .is_some_and(|reverse| reverse.get().rewrite.is_reverse_of(&key.tuple))

@@ -7,7 +7,7 @@ use crate::{
         flow::FlowKey,
         frontend::{FrontendKey, TCP},
     },
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -51,7 +51,7 @@ pub(super) fn live_flow<F: Family, T: Tables<F>>(
     if found.is_none() && is_tcp {
         found = tables.flow(FlowTable::Embryonic, key);
     }
-    let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
+    let kind = if is_tcp { PacketKind::Tcp } else { PacketKind::Udp };
     found.filter(|entry| {
         let flow = entry.get();
         let is_not_for_it = flow.action.is_one_way() && context.is_encapsulated();

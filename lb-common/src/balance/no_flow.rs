@@ -3,7 +3,7 @@
 
 use crate::{
     abi::{address::Family, counter::Reason, frontend::FrontendKey, traffic::NO_SERVICE},
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -31,7 +31,7 @@ pub(super) fn decide<F: Family, T: Tables<F>>(
 #[inline(never)]
 fn decide_unsupported<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Verdict {
     let packet = context.packet;
-    if matches!(packet.kind, Kind::Malformed) {
+    if matches!(packet.kind, PacketKind::Malformed) {
         return Verdict::Pass(Reason::Malformed);
     }
     if context.is_draining() {
@@ -42,14 +42,16 @@ fn decide_unsupported<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mu
         return Verdict::Pass(Reason::UnknownAddress);
     };
     match packet.kind {
-        Kind::Fragment => Verdict::Drop(Reason::Fragment),
-        Kind::Icmp if F::is_icmp_error(packet.detail) => Verdict::Drop(Reason::IcmpError),
-        Kind::Icmp if packet.detail == F::ECHO_REQUEST => match tables.service(frontend.service) {
-            Some(service) if service.cluster.length() > 0 => {
-                Verdict::Answer(Answer::Echo, Reason::EchoAnswered)
+        PacketKind::Fragment => Verdict::Drop(Reason::Fragment),
+        PacketKind::Icmp if F::is_icmp_error(packet.detail) => Verdict::Drop(Reason::IcmpError),
+        PacketKind::Icmp if packet.detail == F::ECHO_REQUEST => {
+            match tables.service(frontend.service) {
+                Some(service) if service.cluster.length() > 0 => {
+                    Verdict::Answer(Answer::Echo, Reason::EchoAnswered)
+                }
+                _ => Verdict::Answer(Answer::PortUnreachable, Reason::NoEndpoint),
             }
-            _ => Verdict::Answer(Answer::PortUnreachable, Reason::NoEndpoint),
-        },
+        }
         _ => Verdict::Answer(Answer::ProtocolUnreachable, Reason::NoSuchProtocol),
     }
 }

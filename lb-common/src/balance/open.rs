@@ -10,7 +10,7 @@ use crate::{
         service::Service,
         traffic::NO_SERVICE,
     },
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -45,10 +45,10 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
 
 /// The verdict on a packet that could not open a flow.
 #[inline(always)]
-fn not_opened(kind: Kind, reason: Reason) -> Verdict {
+fn not_opened(kind: PacketKind, reason: Reason) -> Verdict {
     match reason.class() {
         Class::Passed => Verdict::Pass(reason),
-        Class::Refused if matches!(kind, Kind::Tcp) => Verdict::Answer(Answer::Reset, reason),
+        Class::Refused if matches!(kind, PacketKind::Tcp) => Verdict::Answer(Answer::Reset, reason),
         Class::Refused => Verdict::Answer(Answer::PortUnreachable, reason),
         Class::Translated | Class::Answered | Class::Dropped | Class::Alarm => {
             Verdict::Drop(reason)
@@ -205,7 +205,7 @@ fn path_to<F: Family, T: Tables<F>>(
                 (true, _) => path(Action::REQUEST, 0, Source::Client),
                 (false, true) => path(Action::REQUEST_LOOPBACK, 0, Source::Node),
                 (false, false)
-                    if tunnel::is_wanted(context, service, kind, backend.node, tables) =>
+                    if tunnel::must_encapsulate(context, service, kind, backend.node, tables) =>
                 {
                     path(Action::REQUEST_TUNNEL, 0, Source::Tunnel)
                 }
@@ -248,7 +248,7 @@ fn prepare_request<F: Family, T: Tables<F>>(
         flow.rewrite.source_port = Be16::new(0);
         flow.rewrite.destination_port = Be16::new(0);
         // Datagrams are taken for answered: nothing is going to tell.
-        let is_tcp = matches!(context.packet.kind, Kind::Tcp);
+        let is_tcp = matches!(context.packet.kind, PacketKind::Tcp);
         flow.state = if is_tcp { ONE_WAY } else { ONE_WAY | ANSWERED };
     }
     flow.action = action;

@@ -11,7 +11,7 @@ use crate::{
         service::Service,
         settings::Settings,
     },
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -48,7 +48,7 @@ impl<A: Address> Client<A> {
     #[inline(always)]
     fn lifetime(self, service: &Service, settings: &Settings) -> u32 {
         match self {
-            Self::Socket(_) => track::lifetime(Kind::Udp, ANSWERED, settings),
+            Self::Socket(_) => track::lifetime(PacketKind::Udp, ANSWERED, settings),
             // 24.8 days at 1,000 ticks a second; the API allows a day.
             _ => service.affinity_seconds.wrapping_mul(settings.ticks_per_second),
         }

@@ -24,7 +24,7 @@ pub(super) fn draw_port<F: Family, T: Tables<F>>(
     }
     let offset = (tables.random() as u64 * ports.count as u64) >> 32;
     work.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
-    work.reverse_key.set_pair(&work.flow.rewrite, context.packet.key.protocol);
+    work.reverse_key.set_reverse(&work.flow.rewrite, context.packet.key.protocol);
     true
 }
 

@@ -93,7 +93,7 @@ pub trait Tables<F: Family> {
     /// Looks up the ports of a datagram that comes in fragments.
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment>;
     /// Enters the ports of such a datagram.
-    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment);
+    fn insert_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment);
 
     /// Looks up which backend a client is bound to.
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry>;

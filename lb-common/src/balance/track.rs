@@ -6,7 +6,7 @@ use crate::{
         flow::{ANSWERED, CLIENT_FIN, Flow, ONE_WAY, RESET, SERVER_FIN},
         settings::{Lifetimes, STATES, Settings, Timeouts},
     },
-    packet::{ACK, FIN, Kind, RST, SYN},
+    packet::{ACK, FIN, PacketKind, RST, SYN},
 };
 
 use super::{
@@ -41,8 +41,8 @@ pub const fn lifetimes(timeouts: &Timeouts) -> Lifetimes {
 
 /// How long a flow of TCP or of UDP lives in `state`, in ticks.
 #[inline(always)]
-pub fn lifetime(kind: Kind, state: u8, settings: &Settings) -> u32 {
-    const { assert!(Kind::Tcp as usize == 0 && Kind::Udp as usize == 1) };
+pub fn lifetime(kind: PacketKind, state: u8, settings: &Settings) -> u32 {
+    const { assert!(PacketKind::Tcp as usize == 0 && PacketKind::Udp as usize == 1) };
     // In two steps: verifiers before 6.10 know no bound of two numbers that are ORed, as which
     // the compiler would add these.
     let (tables, _) = settings.lifetimes.ticks.as_chunks::<STATES>();
@@ -63,7 +63,7 @@ pub const fn is_closed(state: u8) -> bool {
 
 /// Whether the flow is past its timeout and so counts as absent.
 #[inline(always)]
-pub fn is_expired<A>(flow: &Flow<A>, kind: Kind, now: u32, settings: &Settings) -> bool {
+pub fn is_expired<A>(flow: &Flow<A>, kind: PacketKind, now: u32, settings: &Settings) -> bool {
     is_past(flow.last_seen, now, lifetime(kind, flow.state, settings))
 }
 
@@ -105,7 +105,7 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
             return;
         }
     }
-    work.reverse_key.set_pair(&flow.rewrite, context.packet.key.protocol);
+    work.reverse_key.set_reverse(&flow.rewrite, context.packet.key.protocol);
     note_reverse(context, table, state, work, tables);
 }
 
@@ -133,9 +133,9 @@ const REVERSE_REFRESH_SECONDS: u32 = 5;
 
 /// What a packet tells of its flow's state.
 #[inline(always)]
-pub(crate) fn observed(kind: Kind, flags: u8, is_reply: bool) -> u8 {
+pub(crate) fn observed(kind: PacketKind, flags: u8, is_reply: bool) -> u8 {
     let mut state = 0;
-    if !matches!(kind, Kind::Tcp) {
+    if !matches!(kind, PacketKind::Tcp) {
         return if is_reply { ANSWERED } else { 0 };
     }
     if flags & RST != 0 {

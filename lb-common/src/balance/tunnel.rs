@@ -26,7 +26,7 @@ use super::{
 /// of nodes and pods are never tunnelled here, so that what a CNI tunnels for them is let
 /// alone.
 #[inline(always)]
-pub fn is_ours<F: Family, T: Tables<F>>(
+pub fn is_encapsulated_by_node<F: Family, T: Tables<F>>(
     outer: &[F::Address; 2],
     inner: &[F::Address; 2],
     settings: &Settings,
@@ -43,7 +43,7 @@ pub fn is_ours<F: Family, T: Tables<F>>(
 /// or nodes are not: they would be answered past what their own node knows of the flow. Nor
 /// is a node port at an address that the other nodes do not know for a node's.
 #[inline(always)]
-pub(crate) fn is_wanted<F: Family, T: Tables<F>>(
+pub(crate) fn must_encapsulate<F: Family, T: Tables<F>>(
     context: &Context<F>,
     service: &Service,
     kind: FrontendKind,
@@ -62,7 +62,7 @@ pub(crate) fn is_wanted<F: Family, T: Tables<F>>(
 /// Whether packets like this one are tunnelled: an error about one of them may be a forgery
 /// that is to hit somebody else.
 #[inline(always)]
-pub fn is_known<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> bool {
+pub fn is_encapsulated_flow<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> bool {
     let mut found = tables.flow(FlowTable::Flows, &packet.key);
     if found.is_none() {
         found = tables.flow(FlowTable::Embryonic, &packet.key);
@@ -74,7 +74,7 @@ pub fn is_known<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> 
 /// dropped: for a front end it is, as it would only go round in circles. The rest is no business
 /// of ours and stays in its tunnel.
 #[inline(always)]
-pub fn is_stray<F: Family, T: Tables<F>>(
+pub fn is_undeliverable<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
     settings: &Settings,
     work: &mut Work<F::Address>,

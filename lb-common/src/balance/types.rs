@@ -122,7 +122,7 @@ impl<F: Family> Context<'_, F> {
     /// Whether the packet came in a tunnel of another node.
     #[inline(always)]
     pub(crate) fn is_encapsulated(&self) -> bool {
-        matches!(self.site, Site::FromDevice) && self.packet.tunnel != 0
+        matches!(self.site, Site::FromDevice) && self.packet.encap_len != 0
     }
 
     /// Whether new flows are left to the stack. Those in a tunnel would end there.
@@ -134,7 +134,7 @@ impl<F: Family> Context<'_, F> {
     /// Whether the program is to send the packet on as a router does, which ends here.
     #[inline(always)]
     pub(crate) fn is_ttl_exceeded(&self, action: Action) -> bool {
-        action.is_forward() && self.packet.hops <= 1
+        action.is_forward() && self.packet.ttl <= 1
     }
 
     /// Whether the packet is a reply that has not been routed yet, but is changed only after
@@ -181,7 +181,7 @@ pub enum Candidate {
     /// A reply.
     Reply,
     /// Nothing of ours.
-    Neither,
+    NotService,
 }
 
 /// An address and port.

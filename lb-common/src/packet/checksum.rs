@@ -65,7 +65,7 @@ pub fn updated(checksum: u16, difference: u64) -> u16 {
 
 /// The checksum field of an IPv4 header whose TTL fell by one (RFC 1141).
 #[inline(always)]
-pub fn hop_taken(checksum: u16) -> u16 {
+pub fn ttl_decremented(checksum: u16) -> u16 {
     let sum = checksum as u32 + 0x100u16.to_be() as u32;
     (sum + (sum >= 0xffff) as u32) as u16
 }
@@ -84,7 +84,7 @@ mod tests {
         fn a_hop_taken_is_an_update(checksum: u16, ttl in 1..=255u8, protocol: u8) {
             let words = |ttl| [u32::from_ne_bytes([ttl, protocol, 0, 0])];
             let difference = difference(add(0, &words(ttl)), add(0, &words(ttl - 1)));
-            prop_assert_eq!(hop_taken(checksum) % 0xffff, updated(checksum, difference) % 0xffff);
+            prop_assert_eq!(ttl_decremented(checksum) % 0xffff, updated(checksum, difference) % 0xffff);
         }
 
         #[test]

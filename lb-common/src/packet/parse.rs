@@ -32,7 +32,7 @@ impl Window for [u8] {
 /// What follows the IP header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum PacketKind {
     /// A whole TCP header; [`Packet::detail`] holds its flags.
     Tcp,
     /// A whole UDP header.
@@ -66,18 +66,18 @@ pub struct Packet<F: Family> {
     /// Offset of the transport header from the start of the frame.
     pub transport: u16,
     /// What follows the IP header.
-    pub kind: Kind,
+    pub kind: PacketKind,
     /// TCP flags or ICMP type, by `kind`.
     pub detail: u8,
     /// TTL or hop limit.
-    pub hops: u8,
+    pub ttl: u8,
     /// 1: the first fragment of a larger datagram.
-    pub is_first: u16,
+    pub is_first_fragment: u16,
     /// What all fragments of a datagram have in common, in a fragment; IPv4's has 16 bits.
     pub identification: u32,
     /// Bytes of the tunnel's header that the packet came behind, from another node of the
     /// cluster; 0 = none. Set before the packet is parsed.
-    pub tunnel: u32,
+    pub encap_len: u32,
 }
 
 impl<F: Family> Default for Packet<F> {
@@ -89,23 +89,23 @@ impl<F: Family> Default for Packet<F> {
 impl<F: Family> Packet<F> {
     /// A packet of which no more is known yet.
     #[inline(always)]
-    fn of(key: FlowKey<F::Address>, transport: usize, hops: u8, tunnel: u32) -> Self {
+    fn of(key: FlowKey<F::Address>, transport: usize, ttl: u8, encap_len: u32) -> Self {
         Self {
             key,
             transport: transport as u16,
-            kind: Kind::Malformed,
+            kind: PacketKind::Malformed,
             detail: 0,
-            hops,
-            is_first: 0,
+            ttl,
+            is_first_fragment: 0,
             identification: 0,
-            tunnel,
+            encap_len,
         }
     }
 
     /// `kind` if the packet is all of it: what has no ports is nothing of ours in pieces.
     #[inline(always)]
-    fn whole(&self, kind: Kind) -> Kind {
-        if self.is_first != 0 { Kind::Fragment } else { kind }
+    fn unless_fragment(&self, kind: PacketKind) -> PacketKind {
+        if self.is_first_fragment != 0 { PacketKind::Fragment } else { kind }
     }
 
     /// Addresses and ports.
@@ -123,13 +123,13 @@ impl<F: Family> Packet<F> {
     /// Whether this answers a SYN.
     #[inline(always)]
     pub fn is_syn_ack(&self) -> bool {
-        matches!(self.kind, Kind::Tcp) && self.detail & (SYN | ACK) == SYN | ACK
+        matches!(self.kind, PacketKind::Tcp) && self.detail & (SYN | ACK) == SYN | ACK
     }
 
     /// Whether this opens a TCP connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
-        matches!(self.kind, Kind::Tcp) && self.detail & (SYN | ACK | RST | FIN) == SYN
+        matches!(self.kind, PacketKind::Tcp) && self.detail & (SYN | ACK | RST | FIN) == SYN
     }
 }
 
@@ -176,17 +176,17 @@ impl Parse for Ipv4 {
         let header: Header4 = window.load(IP_OFFSET)?;
         let length = ((header.version_and_length & 0x0f) as usize) * 4;
         let key = flow_key(header.source, header.destination, header.protocol);
-        *packet = Packet::of(key, IP_OFFSET + length, header.ttl, packet.tunnel);
+        *packet = Packet::of(key, IP_OFFSET + length, header.ttl, packet.encap_len);
         let total = header.total_length.get() as usize;
         if header.version_and_length >> 4 == 4 && length >= Ipv4Hdr::LEN && total >= length {
             let fragment = header.fragment.get();
             if fragment & (MORE_FRAGMENTS | OFFSET) != 0 {
                 packet.identification = header.identification as u32;
                 if fragment & OFFSET != 0 {
-                    packet.kind = Kind::Fragment;
+                    packet.kind = PacketKind::Fragment;
                     return Some(());
                 }
-                packet.is_first = 1;
+                packet.is_first_fragment = 1;
             }
             transport(window, IP_OFFSET + length, total - length, packet);
         }
@@ -216,7 +216,7 @@ impl Parse for Ipv6 {
         let header: Header6 = window.load(IP_OFFSET)?;
         let key = flow_key(header.source, header.destination, header.next_header);
         let transport_offset = IP_OFFSET + Ipv6Hdr::LEN;
-        *packet = Packet::of(key, transport_offset, header.hop_limit, packet.tunnel);
+        *packet = Packet::of(key, transport_offset, header.hop_limit, packet.encap_len);
         if header.version_class_flow.get() >> 12 != 6 {
             return Some(());
         }
@@ -236,10 +236,10 @@ impl Parse for Ipv6 {
                     if fragment & (MORE_FRAGMENTS | OFFSET) != 0 {
                         packet.identification = header.identification;
                         if fragment & OFFSET != 0 {
-                            packet.kind = Kind::Fragment;
+                            packet.kind = PacketKind::Fragment;
                             return Some(());
                         }
-                        packet.is_first = 1;
+                        packet.is_first_fragment = 1;
                     }
                 }
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
@@ -306,7 +306,7 @@ fn transport<F: Family, W: Window + ?Sized>(
             }
             packet.key.tuple.set_ports(start.ports);
             packet.detail = start.flags;
-            packet.kind = Kind::Tcp;
+            packet.kind = PacketKind::Tcp;
         }
         UDP => {
             if length < UdpHdr::LEN {
@@ -314,7 +314,7 @@ fn transport<F: Family, W: Window + ?Sized>(
             }
             let Some([ports, _]) = window.load::<[u32; 2]>(offset) else { return };
             packet.key.tuple.set_ports(ports);
-            packet.kind = Kind::Udp;
+            packet.kind = PacketKind::Udp;
         }
         protocol if protocol == F::ICMP => {
             if length < 8 {
@@ -322,8 +322,8 @@ fn transport<F: Family, W: Window + ?Sized>(
             }
             let Some([icmp_type, ..]) = window.load::<[u8; 8]>(offset) else { return };
             packet.detail = icmp_type;
-            packet.kind = packet.whole(Kind::Icmp);
+            packet.kind = packet.unless_fragment(PacketKind::Icmp);
         }
-        _ => packet.kind = packet.whole(Kind::Other),
+        _ => packet.kind = packet.unless_fragment(PacketKind::Other),
     }
 }

@@ -7,7 +7,7 @@ use network_types::ip::Ipv4Hdr;
 
 use super::{
     header::{Header4, Header6},
-    parse::{Kind, Packet, Parse, Window},
+    parse::{Packet, PacketKind, Parse, Window},
 };
 use crate::abi::{
     address::{Address, Be16, Family, Ipv4, Ipv6},
@@ -134,7 +134,7 @@ impl<F: Family> Packet<F> {
     /// and would lead the sender astray if it were made to speak of the Service.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
-        matches!(self.kind, Kind::Icmp)
+        matches!(self.kind, PacketKind::Icmp)
             && F::is_icmp_error(self.detail)
             && self.detail != F::REDIRECT
     }

@@ -25,7 +25,7 @@ use lb_common::{
 };
 
 use crate::{
-    count::{account, count},
+    count::{count, count_service},
     maps, memory, tables,
     tables::FamilyMaps,
 };
@@ -241,7 +241,7 @@ fn call<L: Location>(context: &SockAddrContext, hook: Hook, is_sendmsg: bool) ->
         }
         Decision::Refuse(reason, service) => {
             count(hook, reason);
-            account(service, reason, 0);
+            count_service(service, reason, 0);
             refuse(if matches!(reason, Reason::SourceNotAllowed) { EPERM } else { ECONNREFUSED })
         }
         Decision::Translate(actual) => {
@@ -308,7 +308,7 @@ fn datagram_key(context: &SockAddrContext, actual: Peer) -> DatagramKey {
 
 /// getpeername(): tells what the socket asked for.
 #[inline(always)]
-fn tell_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
+fn restore_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
     // SAFETY: the context is the kernel's; the entry belongs to this socket.
     let entry = unsafe { maps::SOCKETS.get_ptr_mut(context) };
     // SAFETY: checked for null.
@@ -316,7 +316,7 @@ fn tell_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
     let current = peer::<L>(Endpoint { address: L::load(context), port: port(context) });
     match found {
         Some(found) if found.actual == current => {
-            tell::<L>(context, found.requested);
+            restore::<L>(context, found.requested);
             count(hook, Reason::SocketTranslated);
         }
         _ => count(hook, Reason::NotService),
@@ -326,13 +326,13 @@ fn tell_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
 
 /// recvmsg(): tells the Service as the sender.
 #[inline(always)]
-fn tell_sender<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
+fn restore_sender<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
     let current = peer::<L>(Endpoint { address: L::load(context), port: port(context) });
     let key = datagram_key(context, current);
     // SAFETY: the look-up of this run found it.
     match maps::DATAGRAM_PEERS.get_ptr(&key).map(|found| unsafe { *found }) {
         Some(requested) => {
-            tell::<L>(context, requested);
+            restore::<L>(context, requested);
             count(hook, Reason::SocketTranslated);
         }
         None => count(hook, Reason::NotService),
@@ -341,7 +341,7 @@ fn tell_sender<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
 }
 
 #[inline(always)]
-fn tell<L: Location>(context: &SockAddrContext, peer: Peer) {
+fn restore<L: Location>(context: &SockAddrContext, peer: Peer) {
     L::store(context, L::address(peer.address).widened());
     set_port(context, peer.port);
 }
@@ -381,31 +381,31 @@ pub fn sendmsg6(context: &SockAddrContext) -> i32 {
 /// See [`crate::recvmsg4`].
 #[inline(always)]
 pub fn recvmsg4(context: &SockAddrContext) -> i32 {
-    tell_sender::<Inet4>(context, Hook::Recvmsg4)
+    restore_sender::<Inet4>(context, Hook::Recvmsg4)
 }
 
 /// See [`crate::recvmsg6`].
 #[inline(always)]
 pub fn recvmsg6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) {
-        tell_sender::<Mapped>(context, Hook::Recvmsg6)
+        restore_sender::<Mapped>(context, Hook::Recvmsg6)
     } else {
-        tell_sender::<Inet6>(context, Hook::Recvmsg6)
+        restore_sender::<Inet6>(context, Hook::Recvmsg6)
     }
 }
 
 /// See [`crate::getpeername4`].
 #[inline(always)]
 pub fn getpeername4(context: &SockAddrContext) -> i32 {
-    tell_peer::<Inet4>(context, Hook::Getpeername4)
+    restore_peer::<Inet4>(context, Hook::Getpeername4)
 }
 
 /// See [`crate::getpeername6`].
 #[inline(always)]
 pub fn getpeername6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) {
-        tell_peer::<Mapped>(context, Hook::Getpeername6)
+        restore_peer::<Mapped>(context, Hook::Getpeername6)
     } else {
-        tell_peer::<Inet6>(context, Hook::Getpeername6)
+        restore_peer::<Inet6>(context, Hook::Getpeername6)
     }
 }

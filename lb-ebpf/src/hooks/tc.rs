@@ -13,21 +13,21 @@ use lb_common::{
     },
     balance::{self, Candidate, Site, Verdict, Work},
     packet::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Kind, Packet, answer::Respond, quote::ParseQuote,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, PacketKind, answer::Respond, quote::ParseQuote,
         tunnel::Tunnel,
     },
 };
 
 use crate::{
     answer,
-    count::{account, count},
+    count::{count, count_service},
     fragment,
-    frame::{LOOPBACK, bounce, pulled, receive_on, window},
+    frame::{LOOPBACK, pull, receive_on, send_back, window},
     icmp_error, maps, rewrite,
     rewrite::Rewrite,
     route,
-    route::Route,
-    scratch::{Fate, Ruling, Scratch, Way},
+    route::RouteLookup,
+    scratch::{Fate, Route, Ruling, Scratch},
     tables,
     tables::FamilyMaps,
     tunnel,
@@ -69,7 +69,7 @@ const fn hook<const HOOK: u32>() -> Hook {
 
 /// The program for packets of one family.
 #[inline(always)]
-fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
+fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
 ) -> i32 {
@@ -81,7 +81,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
     };
     let site = site(context, hook);
     let mut candidate = balance::candidate::<F>(destination, site, settings);
-    if matches!(candidate, Candidate::Neither) {
+    if matches!(candidate, Candidate::NotService) {
         count(hook, Reason::NotService);
         return NEXT;
     }
@@ -91,45 +91,48 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
     };
     // SAFETY: this CPU's entry, for this run alone.
     let scratch = unsafe { &mut *scratch };
-    scratch.packet.tunnel = 0;
-    if const { receives::<HOOK>() } && matches!(candidate, Candidate::Node) && F::is_tunnel(&window)
+    scratch.packet.encap_len = 0;
+    if const { may_be_encapsulated::<HOOK>() }
+        && matches!(candidate, Candidate::Node)
+        && F::is_tunnel(&window)
     {
-        window = pulled(context);
-        scratch.packet.tunnel = tunnel::length::<F>(&window, settings);
-        if scratch.packet.tunnel != 0 {
+        window = pull(context);
+        scratch.packet.encap_len = tunnel::outer_length::<F>(&window, settings);
+        if scratch.packet.encap_len != 0 {
             candidate = Candidate::Service;
         }
     }
-    window.start += behind_tunnel::<F, HOOK>(&scratch.packet);
+    window.start += encap_len::<F, HOOK>(&scratch.packet);
     if F::parse(&window, &mut scratch.packet).is_none() {
         count(hook, Reason::Malformed);
         return NEXT;
     }
-    if const { receives::<HOOK>() }
-        && let Some((result, reason)) = pass_on_mtu(context, settings, &mut scratch.packet)
+    if const { may_be_encapsulated::<HOOK>() }
+        && let Some((result, reason)) = report_mtu(context, settings, &mut scratch.packet)
     {
         count(hook, reason);
         return result;
     }
-    let is_fragment = matches!(scratch.packet.kind, Kind::Fragment);
+    let is_fragment = matches!(scratch.packet.kind, PacketKind::Fragment);
     let verdict = if is_fragment || scratch.packet.is_icmp_error() {
-        decide_other::<F, HOOK>(context, settings, scratch, candidate)
+        decide_portless::<F, HOOK>(context, settings, scratch, candidate)
     } else {
         let (packet, work) = (&scratch.packet, &mut scratch.work);
         balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps)
     };
-    let mut ruling = Ruling::keep(&mut scratch.ruling, verdict);
-    if const { receives::<HOOK>() }
-        && scratch.packet.tunnel != 0
+    let mut ruling = Ruling::store(&mut scratch.ruling, verdict);
+    if const { may_be_encapsulated::<HOOK>() }
+        && scratch.packet.encap_len != 0
         && matches!(ruling.fate, Fate::Pass | Fate::Answer)
     {
         let (packet, work) = (&scratch.packet, &mut scratch.work);
-        let is_stray = balance::tunnel::is_stray(packet, settings, work, &mut tables::Maps);
-        ruling.fate = if is_stray { Fate::Drop } else { Fate::Pass };
+        let is_undeliverable =
+            balance::tunnel::is_undeliverable(packet, settings, work, &mut tables::Maps);
+        ruling.fate = if is_undeliverable { Fate::Drop } else { Fate::Pass };
     }
     let (result, reason) = apply::<F, HOOK>(context, scratch, ruling);
     count(hook, reason);
-    account(scratch.work.index, reason, context.len());
+    count_service(scratch.work.index, reason, context.len());
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
@@ -138,7 +141,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
 /// Tells a client that what it sent is too big for a router between the nodes, if `packet` is
 /// that router's error about the tunnel that it went by.
 #[inline(always)]
-fn pass_on_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
+fn report_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     context: &TcContext,
     settings: &Settings,
     packet: &mut Packet<F>,
@@ -146,35 +149,35 @@ fn pass_on_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     if !packet.is_icmp_error() {
         return None;
     }
-    let mtu = tunnel::told_mtu(context, settings, packet);
+    let mtu = tunnel::reported_mtu(context, settings, packet);
     if mtu == 0 {
         return None;
     }
-    if tunnel::leave_quote(context, packet).is_none() {
+    if tunnel::decapsulate_quote(context, packet).is_none() {
         return Some((DROP, Reason::RewriteFailed));
     }
-    if !balance::tunnel::is_known(packet, &mut tables::Maps) {
+    if !balance::tunnel::is_encapsulated_flow(packet, &mut tables::Maps) {
         return Some((DROP, Reason::IcmpError));
     }
-    let told = answer::too_big(context, packet, Hook::FromDevice, mtu);
-    Some(told.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
+    let reported = answer::too_big(context, packet, Hook::FromDevice, mtu);
+    Some(reported.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
 }
 
 /// Whether the hook may meet packets in tunnels.
-const fn receives<const HOOK: u32>() -> bool {
+const fn may_be_encapsulated<const HOOK: u32>() -> bool {
     matches!(hook::<HOOK>(), Hook::FromDevice)
 }
 
 /// How many bytes later than that of others the IP header of a packet comes.
 #[inline(always)]
-fn behind_tunnel<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
-    if const { receives::<HOOK>() } { tunnel::behind(packet) } else { 0 }
+fn encap_len<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
+    if const { may_be_encapsulated::<HOOK>() } { tunnel::encap_len(packet) } else { 0 }
 }
 
 /// What has no ports itself may belong to a flow all the same: ICMP errors about a packet of
 /// it, and fragments.
 #[inline(never)]
-fn decide_other<F: FamilyMaps + ParseQuote, const HOOK: u32>(
+fn decide_portless<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
     scratch: &mut Scratch<F>,
@@ -183,11 +186,10 @@ fn decide_other<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     let site = site(context, const { hook::<HOOK>() });
     let (packet, work) = (&scratch.packet, &mut scratch.work);
     let tables = &mut tables::Maps;
-    if matches!(packet.kind, Kind::Fragment) {
+    if matches!(packet.kind, PacketKind::Fragment) {
         return balance::fragment::decide(candidate, packet, site, settings, work, tables);
     }
-    let is_quoted =
-        icmp_error::read(context, packet, behind_tunnel::<F, HOOK>(packet), work).is_some();
+    let is_quoted = icmp_error::read(context, packet, encap_len::<F, HOOK>(packet), work).is_some();
     balance::icmp_error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
@@ -208,13 +210,13 @@ fn site(context: &TcContext, hook: Hook) -> Site {
 
 /// Does what the core decided; returns what the program returns, and why.
 #[inline(always)]
-fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
+fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
     context: &TcContext,
     scratch: &mut Scratch<F>,
     Ruling { fate, answer, reason }: Ruling,
 ) -> (i32, Reason) {
     let hook = const { hook::<HOOK>() };
-    let Scratch { packet, work, way, .. } = scratch;
+    let Scratch { packet, work, route, .. } = scratch;
     match fate {
         Fate::Pass => (NEXT, reason),
         Fate::Drop => (DROP, reason),
@@ -224,31 +226,31 @@ fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
         },
         Fate::Translate => {
             let action = work.action;
-            let is_tunnelled = const { receives::<HOOK>() } && action.is_one_way();
-            let added = if is_tunnelled { F::LENGTH } else { 0 };
+            let encapsulates = const { may_be_encapsulated::<HOOK>() } && action.is_one_way();
+            let added = if encapsulates { F::LENGTH } else { 0 };
             let remembers = const { remembers::<HOOK>() } && action.is_forward();
-            let has_way = if remembers && route::remembered(context, packet, work, added, way) {
+            let has_route = if remembers && route::remembered(context, packet, work, added, route) {
                 Ok(())
             } else if action.is_forward() || action == Action::REQUEST_ROUTE {
-                route::find(context, packet, &work.rewrite, added, way)
+                route::find(context, packet, &work.rewrite, added, route)
             } else {
                 Ok(())
             };
-            if let Err(reason) = has_way {
-                return ended(context, packet, hook, reason, way.mtu);
+            if let Err(reason) = has_route {
+                return not_routed(context, packet, hook, reason, route.mtu);
             }
-            if packet.is_first != 0 {
-                balance::fragment::enter(packet, work, &mut tables::Maps);
+            if packet.is_first_fragment != 0 {
+                balance::fragment::remember(packet, work, &mut tables::Maps);
             }
-            let changed = if is_tunnelled {
-                enter_tunnel::<F>(context, &work.rewrite)
+            let changed = if encapsulates {
+                encapsulate::<F>(context, &work.rewrite)
             } else {
                 translate::<F, HOOK>(context, packet, work)
             };
             if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
-            match deliver::<F, HOOK>(context, packet, way, action, work.device) {
+            match deliver::<F, HOOK>(context, packet, route, action, work.device) {
                 Ok(result) => (result, reason),
                 Err(reason) => (DROP, reason),
             }
@@ -259,8 +261,8 @@ fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
 /// A function of its own, as the verifier would go through what follows once for each way
 /// out of it.
 #[inline(never)]
-fn enter_tunnel<F: Rewrite>(context: &TcContext, ends: &Tuple<F::Address>) -> Option<()> {
-    tunnel::enter::<F>(context, ends)
+fn encapsulate<F: Rewrite>(context: &TcContext, ends: &Tuple<F::Address>) -> Option<()> {
+    tunnel::encapsulate::<F>(context, ends)
 }
 
 /// Gives a packet its new addresses, and takes a hop if the program is its router.
@@ -270,13 +272,13 @@ fn translate<F: Rewrite, const HOOK: u32>(
     packet: &Packet<F>,
     work: &Work<F::Address>,
 ) -> Option<()> {
-    if const { receives::<HOOK>() } && packet.tunnel != 0 {
-        tunnel::leave::<F>(context)?;
+    if const { may_be_encapsulated::<HOOK>() } && packet.encap_len != 0 {
+        tunnel::decapsulate::<F>(context)?;
     }
     let rewrite = &work.rewrite;
     match packet.kind {
-        Kind::Icmp => icmp_error::apply(context, packet, work)?,
-        Kind::Fragment => fragment::apply(context, packet, rewrite)?,
+        PacketKind::Icmp => icmp_error::apply(context, packet, work)?,
+        PacketKind::Fragment => fragment::apply(context, packet, rewrite)?,
         _ => rewrite::apply(context, packet, rewrite)?,
     }
     if const { matches!(hook::<HOOK>(), Hook::ToDevice) }
@@ -285,7 +287,7 @@ fn translate<F: Rewrite, const HOOK: u32>(
     {
         tunnel::clamp(context, packet);
     }
-    if work.action.is_forward() { F::take_hop(context) } else { Some(()) }
+    if work.action.is_forward() { F::decrement_ttl(context) } else { Some(()) }
 }
 
 /// Whether the hook meets flows, as a rule, of which the program forwards every packet.
@@ -297,17 +299,17 @@ const fn remembers<const HOOK: u32>() -> bool {
 /// without the flag that forbids fragments: they could not be made here, and a sender that
 /// knows makes them itself. Nobody is told about an error, or a fragment without ports.
 #[inline(always)]
-fn ended<F: Respond>(
+fn not_routed<F: Respond>(
     context: &TcContext,
     packet: &Packet<F>,
     hook: Hook,
     reason: Reason,
     mtu: u16,
 ) -> (i32, Reason) {
-    let is_told = matches!(reason, Reason::TooBig)
-        && matches!(packet.kind, Kind::Tcp | Kind::Udp)
+    let is_reported = matches!(reason, Reason::TooBig)
+        && matches!(packet.kind, PacketKind::Tcp | PacketKind::Udp)
         && mtu != 0;
-    if !is_told {
+    if !is_reported {
         return (DROP, reason);
     }
     match answer::too_big(context, packet, hook, mtu) {
@@ -316,24 +318,24 @@ fn ended<F: Respond>(
     }
 }
 
-/// Sends a rewritten packet on its way.
+/// Sends a rewritten packet on its route.
 #[inline(always)]
 fn deliver<F: FamilyMaps, const HOOK: u32>(
     context: &TcContext,
     packet: &Packet<F>,
-    way: &Way,
+    route: &Route,
     action: Action,
     device: u32,
 ) -> Result<i32, Reason> {
     match action {
         Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
-            bounce(context).ok_or(Reason::RewriteFailed)
+            send_back(context).ok_or(Reason::RewriteFailed)
         }
         Action::REQUEST_FORWARD | Action::REPLY_FORWARD | Action::REQUEST_TUNNEL => {
             let remembers = const { remembers::<HOOK>() };
-            route::forward(context, packet, way, remembers).ok_or(Reason::RewriteFailed)
+            route::forward(context, packet, route, remembers).ok_or(Reason::RewriteFailed)
         }
-        Action::REQUEST_ROUTE => Ok(route::send(way)),
+        Action::REQUEST_ROUTE => Ok(route::send(route)),
         Action::REQUEST_LOOPBACK => {
             receive_on(context, LOOPBACK, [0; 6]).ok_or(Reason::RewriteFailed)
         }

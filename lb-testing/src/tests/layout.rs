@@ -71,11 +71,11 @@ fn current() -> String {
         Prefix<Address4> { address, mask }
         Prefix<Address6> { address, mask }
         FamilySettings<Address4> {
-            gate, node_addresses, pod_prefixes, node_source, gate_count, service_cidr_count,
+            service_prefixes, node_addresses, pod_prefixes, node_source, service_prefix_count, service_cidr_count,
             node_address_count, pod_prefix_count,
         }
         FamilySettings<Address6> {
-            gate, node_addresses, pod_prefixes, node_source, gate_count, service_cidr_count,
+            service_prefixes, node_addresses, pod_prefixes, node_source, service_prefix_count, service_cidr_count,
             node_address_count, pod_prefix_count,
         }
         Timeouts {
