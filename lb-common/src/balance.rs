@@ -27,7 +27,7 @@ pub mod types;
 use types::Context;
 
 pub use tables::{Entry, FlowTable, InsertError, Tables};
-pub use types::{Answer, Candidate, Endpoint, Origin, Site, Verdict, Work};
+pub use types::{Answer, Candidate, Endpoint, ErrorQuote, Origin, Output, Site, Verdict, Work};
 
 /// Who the client of a packet caught at `site` is.
 pub fn origin<F: Family>(packet: &Packet<F>, site: Site, settings: &Settings) -> Origin {

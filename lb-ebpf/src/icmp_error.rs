@@ -34,11 +34,11 @@ pub fn read<F: ParseQuote>(
     // read as far as it goes.
     unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
     let window = Linear { start: context.data() + behind, end: context.data_end() };
-    F::parse_quote(&window, packet, &mut work.quote)
+    F::parse_quote(&window, packet, &mut work.error.quote)
 }
 
-/// Gives the ICMP error `packet` the addresses of `work.rewrite`, and what it quotes those
-/// and the ports of `work.quoted`.
+/// Gives the ICMP error `packet` the addresses of `work.out.rewrite`, and what it quotes those
+/// and the ports of `work.error.quoted`.
 ///
 /// The transport checksum in the quote is left: a quote is cut short, so nobody can tell
 /// whether it is right. As a sum over the whole frame (CHECKSUM_COMPLETE) is not changed by
@@ -49,9 +49,9 @@ pub fn apply<F: Rewrite>(
     packet: &Packet<F>,
     work: &Work<F::Address>,
 ) -> Option<()> {
-    let quote = &work.quote;
-    let new = &work.quoted;
-    let (from, to) = (packet.tuple(), &work.rewrite);
+    let quote = &work.error.quote;
+    let new = &work.error.quoted;
+    let (from, to) = (packet.tuple(), &work.out.rewrite);
     let both = 2 * size_of::<F::Address>() as u32;
     let inner_header = quote.header as usize;
     let outer = difference(&raw const from.source, &raw const to.source, both, 0);

@@ -193,7 +193,7 @@ pub fn remembered<F: Tunnel>(
     added: u32,
     route: &mut Route,
 ) -> bool {
-    let next_hop = work.next_hop;
+    let next_hop = work.out.next_hop;
     if next_hop.epoch() == 0 {
         return false;
     }

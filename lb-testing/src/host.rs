@@ -65,7 +65,7 @@ impl<F: TestFamily> Host<F> {
         let verdict = if candidate == Candidate::NotService {
             Verdict::Pass(Reason::NotService)
         } else if packet.is_icmp_error() {
-            let is_quoted = F::parse_quote(frame, &packet, &mut work.quote).is_some();
+            let is_quoted = F::parse_quote(frame, &packet, &mut work.error.quote).is_some();
             icmp_error::decide(candidate, &packet, is_quoted, site, settings, &mut work, tables)
         } else if packet.kind == PacketKind::Fragment {
             fragment::decide(candidate, &packet, site, settings, &mut work, tables)
@@ -99,8 +99,8 @@ impl<F: TestFamily> Host<F> {
         packet: &Packet<F>,
         work: &Work<F::Address>,
     ) -> End<F::Address> {
-        let (tuple, device) = (work.rewrite, work.device);
-        match work.action {
+        let (tuple, device) = (work.out.rewrite, work.out.device);
+        match work.out.action {
             Action::REQUEST | Action::REPLY => End::Onward(tuple),
             Action::REPLY_DIRECT if tunnel::is_to_be_clamped(frame, packet) => End::Clamped(tuple),
             Action::REPLY_DIRECT => End::Onward(tuple),
@@ -134,10 +134,10 @@ impl<F: TestFamily> Lab<F> for Host<F> {
         let (verdict, mut work, packet) = self.decide(place, frame);
         if packet.kind == PacketKind::Fragment {
             // None of its bytes are ports.
-            (work.rewrite.source_port, work.rewrite.destination_port) = Default::default();
+            (work.out.rewrite.source_port, work.out.rewrite.destination_port) = Default::default();
         }
         self.quoted = match verdict {
-            Verdict::Translate(Reason::IcmpTranslated) => Some(work.quoted),
+            Verdict::Translate(Reason::IcmpTranslated) => Some(work.error.quoted),
             _ => None,
         };
         match verdict {

@@ -269,20 +269,20 @@ pub(super) fn one_of(length: u32) -> String {
 
 /// The client's address that a backend sees.
 fn source_seen<A: Copy>(tuple: &Tuple<A>, work: &Work<A>) -> A {
-    if work.action == Action::REQUEST_TUNNEL { tuple.source } else { work.rewrite.source }
+    if work.out.action == Action::REQUEST_TUNNEL { tuple.source } else { work.out.rewrite.source }
 }
 
 /// Where a translated packet goes.
 fn next_hop<F: PinnedFamily, S: Surroundings>(around: &S, work: &Work<F::Address>) -> String {
-    let to = F::ip(work.rewrite.destination);
-    match work.action {
+    let to = F::ip(work.out.rewrite.destination);
+    match work.out.action {
         Action::REQUEST_HAIRPIN => return "back by the interface that it came by".to_owned(),
         Action::REQUEST_LOOPBACK => return "by lo".to_owned(),
         _ => {}
     }
     match around.route(to) {
         Route::Local => "to a process of this node".to_owned(),
-        Route::Device { device, via } if work.action == Action::REQUEST_TUNNEL => {
+        Route::Device { device, via } if work.out.action == Action::REQUEST_TUNNEL => {
             format!("in a tunnel to {to} {}", way_text(&device, via))
         }
         Route::Device { device, via } => way_text(&device, via),
@@ -300,8 +300,8 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
 ) {
     let Verdict::Translate(reason) = judged.verdict else { return };
     let (tuple, work) = (judged.packet.tuple(), &judged.work);
-    if work.action == Action::REQUEST_TUNNEL {
-        let node = F::ip(work.rewrite.destination);
+    if work.out.action == Action::REQUEST_TUNNEL {
+        let node = F::ip(work.out.rewrite.destination);
         let text = format!("untouched, in a tunnel to {node}: the backend sees the client itself");
         (step.new_source, step.new_destination) =
             (Some(step.source.clone()), Some(step.destination.clone()));
@@ -309,7 +309,7 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         return;
     }
     let side = |address, port| text::<F>(endpoint::<F>(address, port));
-    let new = &work.rewrite;
+    let new = &work.out.rewrite;
     let (source, destination) =
         (side(new.source, new.source_port), side(new.destination, new.destination_port));
     let is_port_drawn = reason == Reason::FlowCreated && new.source_port != tuple.source_port;
@@ -318,9 +318,9 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     step.say("translation", format!("{example}{source} -> {destination}"));
     (step.new_source, step.new_destination) = (Some(source), Some(destination));
     let mut why = if new.source == tuple.source {
-        kept_text(work.action).to_owned()
+        kept_text(work.out.action).to_owned()
     } else {
-        rewritten_text(work.action, facts, walk, judged, origin)
+        rewritten_text(work.out.action, facts, walk, judged, origin)
     };
     if is_port_drawn {
         let PortRange { first, count } = walk.settings.source_ports;
@@ -384,7 +384,7 @@ fn not_tunnelled<F: PinnedFamily, R: Reader<F>, S>(
     let key = FrontendKey::new(address, port, facts.protocol);
     let frontend = reader.frontend(&key)?;
     let service = reader.service(frontend.service)?;
-    if service.flags & Service::DSR == 0 || judged.work.action != Action::REQUEST_FORWARD {
+    if service.flags & Service::DSR == 0 || judged.work.out.action != Action::REQUEST_FORWARD {
         return None;
     }
     Some(match origin {

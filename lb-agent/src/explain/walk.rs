@@ -191,9 +191,9 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         let judged = self.judge(hook, site, &device, &tuple);
         match judged.verdict {
             Verdict::Pass(_) => self.leave(tuple, Some(&device)),
-            Verdict::Translate(_) => match judged.work.action {
+            Verdict::Translate(_) => match judged.work.out.action {
                 Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => {
-                    self.leave(judged.work.rewrite, Some(&device))
+                    self.leave(judged.work.out.rewrite, Some(&device))
                 }
                 _ => self.sent(&judged, &device),
             },
@@ -230,9 +230,9 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         let judged = self.judge(hook, site, &device, &tuple);
         match judged.verdict {
             Verdict::Pass(_) => self.goes(&tuple, &device, via),
-            Verdict::Translate(_) => match judged.work.action {
+            Verdict::Translate(_) => match judged.work.out.action {
                 Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => {
-                    self.goes(&judged.work.rewrite, &device, via)
+                    self.goes(&judged.work.out.rewrite, &device, via)
                 }
                 _ => self.sent(&judged, &device),
             },
@@ -260,7 +260,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
 
     /// Sent on by a program, past the stack.
     fn sent(&self, judged: &Judged<F>, device: &Device) -> Outcome {
-        let (rewrite, action) = (&judged.work.rewrite, judged.work.action);
+        let (rewrite, action) = (&judged.work.out.rewrite, judged.work.out.action);
         match action {
             Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
                 let text = format!("back out of {}, to the pod that it came from", device.name);

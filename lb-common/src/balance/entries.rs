@@ -14,15 +14,15 @@ use super::{
     types::{Context, Site, Work},
 };
 
-/// Works out the reply direction of `work.flow`.
+/// Works out the reply direction of `work.scratch.flow`.
 #[inline(always)]
 pub(super) fn prepare_reverse<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) {
     let key = &context.packet.key;
-    work.reverse_key.set_reverse(&work.flow.rewrite, key.protocol);
-    work.reverse.set(&work.flow);
-    work.reverse.rewrite.set_reverse(&key.tuple);
-    work.reverse.next_hop = NextHop::UNKNOWN;
-    work.reverse.action = reply_action(work.flow.action, context);
+    work.scratch.reverse_key.set_reverse(&work.scratch.flow.rewrite, key.protocol);
+    work.scratch.reverse.set(&work.scratch.flow);
+    work.scratch.reverse.rewrite.set_reverse(&key.tuple);
+    work.scratch.reverse.next_hop = NextHop::UNKNOWN;
+    work.scratch.reverse.action = reply_action(work.scratch.flow.action, context);
 }
 
 #[inline(always)]
@@ -47,7 +47,7 @@ pub(super) fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
     }
 }
 
-/// Adds the new flow `work.flow` unless its reply's addresses and ports are taken.
+/// Adds the new flow `work.scratch.flow` unless its reply's addresses and ports are taken.
 #[inline(always)]
 pub(super) fn add<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -57,7 +57,7 @@ pub(super) fn add<F: Family, T: Tables<F>>(
     let table = table_of(context);
     // A client has a port of its own for a backend nearly always (see `known`).
     if matches!(table, FlowTable::Embryonic)
-        && work.needs_port | work.is_reply_tuple_taken != 0
+        && work.scratch.needs_port | work.scratch.is_reply_tuple_taken != 0
         && !evict_stale_reply(context, FlowTable::Flows, work, tables)
     {
         return Err(InsertError::Exists);
@@ -80,13 +80,13 @@ pub(super) fn insert_both<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), InsertError> {
-    if !work.flow.action.is_one_way() {
-        tables.insert_flow(table, &work.reverse_key, &work.reverse, replace)?;
+    if !work.scratch.flow.action.is_one_way() {
+        tables.insert_flow(table, &work.scratch.reverse_key, &work.scratch.reverse, replace)?;
     }
-    tables.insert_flow(table, &context.packet.key, &work.flow, true)
+    tables.insert_flow(table, &context.packet.key, &work.scratch.flow, true)
 }
 
-/// Makes room for the reply direction of `work.flow`: what stands there goes if it is
+/// Makes room for the reply direction of `work.scratch.flow`: what stands there goes if it is
 /// over, or is left of an earlier flow of this very key. Returns whether the place is
 /// free, or may be overwritten.
 #[inline(never)]
@@ -96,31 +96,31 @@ pub(super) fn evict_stale_reply<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
-    let Some(entry) = tables.flow(table, &work.reverse_key) else { return true };
+    let Some(entry) = tables.flow(table, &work.scratch.reverse_key) else { return true };
     let found = entry.get();
     let kind = context.packet.kind;
     let is_tcp = matches!(kind, PacketKind::Tcp);
     if found.rewrite.is_reverse_of(context.packet.tuple()) {
         // The new flow's entries are going to stand in the other table.
         if is_tcp && matches!(table, FlowTable::Flows) {
-            tables.remove_flow(table, &work.reverse_key);
+            tables.remove_flow(table, &work.scratch.reverse_key);
         }
         return true;
     }
     let is_over = is_tcp && track::is_closed(found.state)
         || track::is_expired(found, kind, context.now, context.settings);
     if is_over {
-        let protocol = work.reverse_key.protocol;
+        let protocol = work.scratch.reverse_key.protocol;
         // The request direction of what stands there, by way of the room for ours, which
         // is worked out again below. That flow may have moved to another backend since.
-        work.reverse.rewrite.set(&found.rewrite);
-        tables.remove_flow(table, &work.reverse_key);
-        work.reverse_key.set_reverse(&work.reverse.rewrite, protocol);
+        work.scratch.reverse.rewrite.set(&found.rewrite);
+        tables.remove_flow(table, &work.scratch.reverse_key);
+        work.scratch.reverse_key.set_reverse(&work.scratch.reverse.rewrite, protocol);
         if tables
-            .flow(table, &work.reverse_key)
-            .is_some_and(|request| request.get().rewrite == work.flow.rewrite)
+            .flow(table, &work.scratch.reverse_key)
+            .is_some_and(|request| request.get().rewrite == work.scratch.flow.rewrite)
         {
-            tables.remove_flow(table, &work.reverse_key);
+            tables.remove_flow(table, &work.scratch.reverse_key);
         }
         prepare_reverse(context, work);
     }

@@ -52,16 +52,16 @@ pub fn remember<F: Family, T: Tables<F>>(
         destination_port: tuple.destination_port,
         last_seen: tables.now(),
     };
-    tables.insert_fragment(&work.fragment, &fragment);
+    tables.insert_fragment(&work.scratch.fragment, &fragment);
 }
 
 #[inline(always)]
 fn set_key<F: Family>(packet: &Packet<F>, work: &mut Work<F::Address>) {
     let tuple = packet.tuple();
-    work.fragment.source.set(&tuple.source);
-    work.fragment.destination.set(&tuple.destination);
-    work.fragment.identification = packet.identification;
-    work.fragment.protocol = packet.key.protocol;
+    work.scratch.fragment.source.set(&tuple.source);
+    work.scratch.fragment.destination.set(&tuple.destination);
+    work.scratch.fragment.identification = packet.identification;
+    work.scratch.fragment.protocol = packet.key.protocol;
 }
 
 /// What becomes of a fragment whose datagram's first one has been translated. The flow's
@@ -74,23 +74,23 @@ fn of_flow<F: Family, T: Tables<F>>(
 ) -> Option<Verdict> {
     let packet = context.packet;
     set_key(packet, work);
-    let first = tables.fragment(&work.fragment)?;
+    let first = tables.fragment(&work.scratch.fragment)?;
     let lifetime = context.settings.ticks_per_second.wrapping_mul(FRAGMENT_SECONDS);
     if track::is_past(first.last_seen, context.now, lifetime) {
         return None;
     }
-    let key = &mut work.reverse_key;
+    let key = &mut work.scratch.reverse_key;
     key.tuple.set(packet.tuple());
     key.protocol = packet.key.protocol;
     (key.tuple.source_port, key.tuple.destination_port) =
         (first.source_port, first.destination_port);
-    let entry = live_flow(context, &work.reverse_key, tables)?;
+    let entry = live_flow(context, &work.scratch.reverse_key, tables)?;
     let flow = entry.get();
     if context.is_ttl_exceeded(flow.action) {
         // Nobody is told of what became of a later fragment (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
-    work.rewrite.set(&flow.rewrite);
+    work.out.rewrite.set(&flow.rewrite);
     let reason = if flow.action.is_reply() { Reason::Reply } else { Reason::Request };
     work.set_delivery(flow);
     Some(Verdict::Translate(reason))

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Decides on an ICMP error caught at `site`, which is the `candidate` told by
-/// [`candidate`](super::candidate) and, if `is_quoted`, quotes `work.quote`. The flow's state
+/// [`candidate`](super::candidate) and, if `is_quoted`, quotes `work.error.quote`. The flow's state
 /// and times stay as they are: the error may be anybody's.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>>(
@@ -49,23 +49,23 @@ fn about_flow<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    let quoted = &work.quote.key;
+    let quoted = &work.error.quote.key;
     let outer = context.packet.tuple();
     if outer.destination != quoted.tuple.source {
         return None;
     }
-    work.reverse_key.set_reverse(&quoted.tuple, quoted.protocol);
-    let entry = live_flow(context, &work.reverse_key, tables)?;
+    work.scratch.reverse_key.set_reverse(&quoted.tuple, quoted.protocol);
+    let entry = live_flow(context, &work.scratch.reverse_key, tables)?;
     let flow = entry.get();
     if context.is_ttl_exceeded(flow.action) {
         // Nobody is told of an error about an error (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
-    work.quoted.set_reverse(&flow.rewrite);
-    work.rewrite.source.set(&flow.rewrite.source);
-    work.rewrite.destination.set(&flow.rewrite.destination);
-    if keeps_source(outer.source, work.quote.key.tuple.destination, flow) {
-        work.rewrite.source.set(&outer.source);
+    work.error.quoted.set_reverse(&flow.rewrite);
+    work.out.rewrite.source.set(&flow.rewrite.source);
+    work.out.rewrite.destination.set(&flow.rewrite.destination);
+    if keeps_source(outer.source, work.error.quote.key.tuple.destination, flow) {
+        work.out.rewrite.source.set(&outer.source);
     }
     work.set_delivery(flow);
     Some(Verdict::Translate(Reason::IcmpTranslated))

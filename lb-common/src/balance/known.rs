@@ -46,7 +46,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
             track::note(context, FlowTable::Flows, &entry, flow, work, tables);
             return Some(translate(context, flow, Reason::Request, work));
         } else if packet.is_syn() {
-            work.flow.set(flow);
+            work.scratch.flow.set(flow);
             remove_both(FlowTable::Flows, &packet.key, work, tables);
         }
     }
@@ -91,7 +91,7 @@ fn handshake<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
-    work.is_reply_tuple_taken = 0;
+    work.scratch.is_reply_tuple_taken = 0;
     let entry = tables.flow(FlowTable::Embryonic, &packet.key)?;
     let flow = entry.get();
     if flow.action.is_reply() {
@@ -99,7 +99,7 @@ fn handshake<F: Family, T: Tables<F>>(
     }
     let is_repeated = packet.is_syn() && flow.state & !ONE_WAY == 0;
     if is_repeated && is_reply_tuple_taken(context, flow, work, tables) {
-        work.is_reply_tuple_taken = 1;
+        work.scratch.is_reply_tuple_taken = 1;
     } else if is_valid(context, flow, work, tables) {
         // Nothing tells of the answer that goes another way, but that the client goes on.
         let is_answered = flow.state == ANSWERED || flow.state == ONE_WAY;
@@ -107,13 +107,13 @@ fn handshake<F: Family, T: Tables<F>>(
             track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
             return Some(translate(context, flow, Reason::Request, work));
         }
-        work.flow.set(flow);
+        work.scratch.flow.set(flow);
         // Before the entry is removed, whose place another flow may take at once.
         let verdict = translate(context, flow, Reason::Request, work);
         establish(context, work, tables);
         return Some(verdict);
     }
-    work.flow.set(flow);
+    work.scratch.flow.set(flow);
     remove_both(FlowTable::Embryonic, &packet.key, work, tables);
     None
 }
@@ -129,8 +129,10 @@ fn is_reply_tuple_taken<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> bool {
     let packet = context.packet;
-    work.reverse_key.set_reverse(&flow.rewrite, packet.key.protocol);
-    let Some(entry) = tables.flow(FlowTable::Flows, &work.reverse_key) else { return false };
+    work.scratch.reverse_key.set_reverse(&flow.rewrite, packet.key.protocol);
+    let Some(entry) = tables.flow(FlowTable::Flows, &work.scratch.reverse_key) else {
+        return false;
+    };
     let other = entry.get();
     !track::is_closed(other.state)
         && !track::is_expired(other, packet.kind, context.now, context.settings)
@@ -157,7 +159,7 @@ fn reply<F: Family, T: Tables<F>>(
     if packet.is_syn_ack() && track::is_closed(flow.state) {
         // The answer to another connection: the client has gone to the backend itself,
         // from the same port.
-        work.flow.set(flow);
+        work.scratch.flow.set(flow);
         remove_both(table, &packet.key, work, tables);
         return None;
     }
@@ -176,7 +178,7 @@ fn translate<F: Family>(
     if context.is_ttl_exceeded(flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
-    work.rewrite.set(&flow.rewrite);
+    work.out.rewrite.set(&flow.rewrite);
     work.set_delivery(flow);
     Verdict::Translate(reason)
 }
@@ -222,13 +224,13 @@ fn has_backend<F: Family, T: Tables<F>>(
     if !lookup::find_frontend(context, work, tables) {
         return false;
     }
-    let Frontend { service, kind, .. } = work.frontend;
+    let Frontend { service, kind, .. } = work.chosen.frontend;
     tables
         .service(service)
         .is_some_and(|service| select::eligible(&service, kind, context.origin()).is_ok())
 }
 
-/// Removes both directions of the flow `work.flow`, one of which is `key`. The other may
+/// Removes both directions of the flow `work.scratch.flow`, one of which is `key`. The other may
 /// have been lost and its place taken by another flow's: that one stays.
 #[inline(never)]
 fn remove_both<F: Family, T: Tables<F>>(
@@ -238,16 +240,16 @@ fn remove_both<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) {
     tables.remove_flow(table, key);
-    work.reverse_key.set_reverse(&work.flow.rewrite, key.protocol);
+    work.scratch.reverse_key.set_reverse(&work.scratch.flow.rewrite, key.protocol);
     if tables
-        .flow(table, &work.reverse_key)
+        .flow(table, &work.scratch.reverse_key)
         .is_some_and(|reverse| reverse.get().rewrite.is_reverse_of(&key.tuple))
     {
-        tables.remove_flow(table, &work.reverse_key);
+        tables.remove_flow(table, &work.scratch.reverse_key);
     }
 }
 
-/// Moves the flow `work.flow`, whose handshake is complete, to the table of established
+/// Moves the flow `work.scratch.flow`, whose handshake is complete, to the table of established
 /// flows. If that takes no entry, the flow stays where it is.
 #[inline(never)]
 fn establish<F: Family, T: Tables<F>>(
@@ -255,9 +257,9 @@ fn establish<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) {
-    work.flow.last_seen = context.now;
+    work.scratch.flow.last_seen = context.now;
     // The packet that completes the handshake may be the last one already.
-    work.flow.state |=
+    work.scratch.flow.state |=
         ANSWERED | track::observed(context.packet.kind, context.packet.detail, false);
     entries::prepare_reverse(context, work);
     // The backend has answered: what stands there is over, even if nothing here tells.

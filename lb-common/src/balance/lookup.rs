@@ -16,7 +16,7 @@ use super::{
     types::{Context, Work},
 };
 
-/// Looks up the front end that the packet is addressed to, into `work.frontend`. What came in
+/// Looks up the front end that the packet is addressed to, into `work.chosen.frontend`. What came in
 /// a tunnel may be addressed to a node port of the node that sent it.
 #[inline(never)]
 pub(super) fn find_frontend<F: Family, T: Tables<F>>(
@@ -34,7 +34,7 @@ pub(super) fn find_frontend<F: Family, T: Tables<F>>(
         found = found.filter(|frontend| !frontend.kind.is_internal());
     }
     if let Some(frontend) = found {
-        work.frontend = frontend;
+        work.chosen.frontend = frontend;
     }
     found.is_some()
 }

@@ -19,7 +19,7 @@ pub(super) fn decide<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
-    work.index = NO_SERVICE;
+    work.out.index = NO_SERVICE;
     let verdict = match candidate {
         Candidate::Service if may_be_new(context.site) => decide_unsupported(context, tables),
         _ => Verdict::Pass(Reason::NoFlow),

@@ -56,7 +56,7 @@ fn not_opened(kind: PacketKind, reason: Reason) -> Verdict {
     }
 }
 
-/// Finds front end and Service: `work.frontend`, `work.service` and `work.eligible`.
+/// Finds front end and Service: `work.chosen.frontend`, `work.chosen.service` and `work.chosen.eligible`.
 #[inline(never)]
 fn find_service<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -64,7 +64,7 @@ fn find_service<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Result<(), Reason> {
     let tuple = context.packet.tuple();
-    work.index = NO_SERVICE;
+    work.out.index = NO_SERVICE;
     if !lookup::find_frontend(context, work, tables) {
         return Err(match tables.frontend(&FrontendKey::of_address(tuple.destination)) {
             Some(_) => Reason::NoSuchPort,
@@ -76,20 +76,20 @@ fn find_service<F: Family, T: Tables<F>>(
     {
         return Err(Reason::MartianSource);
     }
-    let frontend = work.frontend;
-    work.index = frontend.service;
+    let frontend = work.chosen.frontend;
+    work.out.index = frontend.service;
     let service = tables.service(frontend.service).ok_or(Reason::TableInconsistent)?;
     if frontend.flags & Frontend::RANGED != 0
         && !tables.is_in_range(frontend.service, &tuple.source)
     {
         return Err(Reason::SourceNotAllowed);
     }
-    work.eligible = select::eligible(&service, frontend.kind, context.origin())?;
-    work.service = service;
+    work.chosen.eligible = select::eligible(&service, frontend.kind, context.origin())?;
+    work.chosen.service = service;
     Ok(())
 }
 
-/// Chooses a backend: `work.flow.backend`.
+/// Chooses a backend: `work.scratch.flow.backend`.
 #[inline(never)]
 fn choose_backend<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -97,21 +97,21 @@ fn choose_backend<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Result<(), Reason> {
     let client = Client::Address(context.packet.tuple().source);
-    let (index, eligible) = (work.frontend.service, work.eligible);
-    let choice = Choice { index, service: work.service, eligible, client };
-    work.flow.backend =
+    let (index, eligible) = (work.chosen.frontend.service, work.chosen.eligible);
+    let choice = Choice { index, service: work.chosen.service, eligible, client };
+    work.scratch.flow.backend =
         select::choose(&choice, context.settings, tables).ok_or(Reason::TableInconsistent)?;
     Ok(())
 }
 
-/// Adds the new flow `work.flow`, from a port of its own if it can't keep the client's.
+/// Adds the new flow `work.scratch.flow`, from a port of its own if it can't keep the client's.
 #[inline(never)]
 fn insert<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), Reason> {
-    if work.needs_port != 0 && !draw_port(context, work, tables) {
+    if work.scratch.needs_port != 0 && !draw_port(context, work, tables) {
         return Err(Reason::NoSourcePort);
     }
     prepare_reverse(context, work);
@@ -130,12 +130,12 @@ fn insert<F: Family, T: Tables<F>>(
 
 #[inline(always)]
 fn start<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdict {
-    if context.is_ttl_exceeded(work.flow.action) {
+    if context.is_ttl_exceeded(work.scratch.flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
-    work.rewrite.set(&work.flow.rewrite);
-    (work.action, work.device) = (work.flow.action, work.flow.device);
-    work.next_hop = NextHop::UNKNOWN;
+    work.out.rewrite.set(&work.scratch.flow.rewrite);
+    (work.out.action, work.out.device) = (work.scratch.flow.action, work.scratch.flow.device);
+    work.out.next_hop = NextHop::UNKNOWN;
     Verdict::Translate(Reason::FlowCreated)
 }
 
@@ -216,7 +216,7 @@ fn path_to<F: Family, T: Tables<F>>(
     }
 }
 
-/// Works out the request direction of a new flow, `work.flow`, of which the backend's id is
+/// Works out the request direction of a new flow, `work.scratch.flow`, of which the backend's id is
 /// there.
 #[inline(never)]
 fn prepare_request<F: Family, T: Tables<F>>(
@@ -225,12 +225,12 @@ fn prepare_request<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Result<(), Reason> {
     let tuple = context.packet.tuple();
-    let frontend = work.frontend;
-    let backend = tables.backend(work.flow.backend).ok_or(Reason::TableInconsistent)?;
+    let frontend = work.chosen.frontend;
+    let backend = tables.backend(work.scratch.flow.backend).ok_or(Reason::TableInconsistent)?;
     let Path { action, device, source } =
-        path_to(context, frontend.kind, &work.service, &backend, tables)
+        path_to(context, frontend.kind, &work.chosen.service, &backend, tables)
             .ok_or(Reason::TableInconsistent)?;
-    let flow = &mut work.flow;
+    let flow = &mut work.scratch.flow;
     flow.rewrite.source.set(&tuple.source);
     if source != Source::Client {
         let node = &context.family().node_source;
@@ -257,6 +257,6 @@ fn prepare_request<F: Family, T: Tables<F>>(
     flow.last_seen = context.now;
     flow.device = device;
     flow.next_hop = NextHop::UNKNOWN;
-    work.needs_port = u32::from(source == Source::Node);
+    work.scratch.needs_port = u32::from(source == Source::Node);
     Ok(())
 }

@@ -23,8 +23,8 @@ pub(super) fn draw_port<F: Family, T: Tables<F>>(
         return false;
     }
     let offset = (tables.random() as u64 * ports.count as u64) >> 32;
-    work.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
-    work.reverse_key.set_reverse(&work.flow.rewrite, context.packet.key.protocol);
+    work.scratch.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
+    work.scratch.reverse_key.set_reverse(&work.scratch.flow.rewrite, context.packet.key.protocol);
     true
 }
 
@@ -38,8 +38,8 @@ pub(super) fn find_port<F: Family, T: Tables<F>>(
 ) -> bool {
     let mut attempt = 0;
     while attempt < ATTEMPTS && draw_port(context, work, tables) {
-        if tables.flow(FlowTable::Flows, &work.reverse_key).is_none()
-            && tables.flow(FlowTable::Embryonic, &work.reverse_key).is_none()
+        if tables.flow(FlowTable::Flows, &work.scratch.reverse_key).is_none()
+            && tables.flow(FlowTable::Embryonic, &work.scratch.reverse_key).is_none()
         {
             return true;
         }

@@ -105,11 +105,11 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
             return;
         }
     }
-    work.reverse_key.set_reverse(&flow.rewrite, context.packet.key.protocol);
+    work.scratch.reverse_key.set_reverse(&flow.rewrite, context.packet.key.protocol);
     note_reverse(context, table, state, work, tables);
 }
 
-/// Writes to the other direction's entry, of key `work.reverse_key`.
+/// Writes to the other direction's entry, of key `work.scratch.reverse_key`.
 #[inline(never)]
 fn note_reverse<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -118,7 +118,7 @@ fn note_reverse<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) {
-    if let Some(reverse) = tables.flow(table, &work.reverse_key) {
+    if let Some(reverse) = tables.flow(table, &work.scratch.reverse_key) {
         let other = reverse.get();
         if other.rewrite.is_reverse_of(context.packet.tuple()) {
             reverse.set_last_seen(context.now);

@@ -57,42 +57,78 @@ pub enum Verdict {
     Pass(Reason),
     /// Ends here.
     Drop(Reason),
-    /// Goes on as [`Work::rewrite`], [`Work::action`] and [`Work::device`] say.
+    /// Goes on as [`Output::rewrite`], [`Output::action`] and [`Output::device`] say.
     Translate(Reason),
     /// Ends here, and its sender is answered.
     Answer(Answer, Reason),
 }
 
-/// Room for what a decision works out. It is an argument so that the programs, whose
-/// stack is small, can keep it in a map; nothing in it outlives a decision.
+/// Memory for one decision. It is an argument so that the programs, whose stack is small, can keep
+/// it in a map. Nothing in it outlives a decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Work<A> {
-    /// The addresses and ports that a translated packet goes on with.
+    /// What becomes of the packet.
+    pub out: Output<A>,
+    /// The packet that an ICMP error quotes: read by the hook, and translated with the error.
+    pub error: ErrorQuote<A>,
+    /// The Service that a new flow is for.
+    pub(super) chosen: Chosen,
+    /// Entries and keys on their way to or from a table.
+    pub(super) scratch: Scratch<A>,
+}
+
+/// How a packet goes on. Valid after [`Verdict::Translate`]; [`Output::index`] after every verdict
+/// whose reason TRAFFIC or DROPS counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Output<A> {
+    /// The addresses and ports of the translated packet.
     pub rewrite: Tuple<A>,
-    /// Where a translated packet goes on.
+    /// Where the translated packet is sent.
     pub action: Action,
     /// Index into DEVICES, for [`Action::REPLY_INTO_DEVICE`].
     pub device: u32,
-    /// Index into SERVICES of the service port that translates the packet or turns it away;
-    /// [`NO_SERVICE`](crate::abi::traffic::NO_SERVICE) for none.
+    /// Index into SERVICES of the service port that translates or rejects the packet;
+    /// [`NO_SERVICE`](crate::abi::traffic::NO_SERVICE) if there is none.
     pub index: u32,
-    /// Where the flow remembers that a forwarded packet goes.
+    /// The next hop that the flow remembers for forwarded packets.
     pub next_hop: NextHop,
-    /// What an ICMP error quotes, where the packet is one.
+}
+
+/// The packet that an ICMP error quotes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ErrorQuote<A> {
+    /// The quote as it arrived: read by the hook before the decision.
     pub quote: Quote<A>,
-    /// The addresses and ports that a translated quote goes on with.
+    /// The addresses and ports of the translated quote. Valid after [`Verdict::Translate`].
     pub quoted: Tuple<A>,
-    pub(super) fragment: FragmentKey<A>,
+}
+
+/// The Service of a packet without a flow, filled in by `open::find_service`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Chosen {
     pub(super) frontend: Frontend,
     pub(super) service: Service,
+    /// The backends that may be chosen.
     pub(super) eligible: Eligible,
-    /// Whether the flow can't keep its client's port.
+}
+
+/// Entries and keys that a decision looks up or writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Scratch<A> {
+    pub(super) fragment: FragmentKey<A>,
+    /// 1: the flow cannot keep its client's source port.
     pub(super) needs_port: u32,
-    /// Whether another flow has the reply tuple that the flow had.
+    /// 1: an established flow of another frontend has the reply tuple that this flow had.
     pub(super) is_reply_tuple_taken: u32,
     pub(super) reverse_key: FlowKey<A>,
+    /// The entry of the packet's direction.
     pub(super) flow: Flow<A>,
+    /// The entry of the other direction.
     pub(super) reverse: Flow<A>,
 }
 
@@ -108,8 +144,9 @@ impl<A: Address> Work<A> {
     /// The packet goes where those of this direction of a flow go.
     #[inline(always)]
     pub(super) fn set_delivery(&mut self, flow: &Flow<A>) {
-        (self.action, self.device, self.next_hop) = (flow.action, flow.device, flow.next_hop);
-        self.index = flow.service;
+        let out = &mut self.out;
+        (out.action, out.device, out.next_hop) = (flow.action, flow.device, flow.next_hop);
+        out.index = flow.service;
     }
 }
 

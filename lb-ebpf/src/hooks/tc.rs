@@ -132,7 +132,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
     }
     let (result, reason) = apply::<F, HOOK>(context, scratch, ruling);
     count(hook, reason);
-    count_service(scratch.work.index, reason, context.len());
+    count_service(scratch.work.out.index, reason, context.len());
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
@@ -225,14 +225,14 @@ fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
             None => (DROP, Reason::RewriteFailed),
         },
         Fate::Translate => {
-            let action = work.action;
+            let action = work.out.action;
             let encapsulates = const { may_be_encapsulated::<HOOK>() } && action.is_one_way();
             let added = if encapsulates { F::LENGTH } else { 0 };
             let remembers = const { remembers::<HOOK>() } && action.is_forward();
             let has_route = if remembers && route::remembered(context, packet, work, added, route) {
                 Ok(())
             } else if action.is_forward() || action == Action::REQUEST_ROUTE {
-                route::find(context, packet, &work.rewrite, added, route)
+                route::find(context, packet, &work.out.rewrite, added, route)
             } else {
                 Ok(())
             };
@@ -243,14 +243,14 @@ fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
                 balance::fragment::remember(packet, work, &mut tables::Maps);
             }
             let changed = if encapsulates {
-                encapsulate::<F>(context, &work.rewrite)
+                encapsulate::<F>(context, &work.out.rewrite)
             } else {
                 translate::<F, HOOK>(context, packet, work)
             };
             if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
-            match deliver::<F, HOOK>(context, packet, route, action, work.device) {
+            match deliver::<F, HOOK>(context, packet, route, action, work.out.device) {
                 Ok(result) => (result, reason),
                 Err(reason) => (DROP, reason),
             }
@@ -275,19 +275,19 @@ fn translate<F: Rewrite, const HOOK: u32>(
     if const { may_be_encapsulated::<HOOK>() } && packet.encap_len != 0 {
         tunnel::decapsulate::<F>(context)?;
     }
-    let rewrite = &work.rewrite;
+    let rewrite = &work.out.rewrite;
     match packet.kind {
         PacketKind::Icmp => icmp_error::apply(context, packet, work)?,
         PacketKind::Fragment => fragment::apply(context, packet, rewrite)?,
         _ => rewrite::apply(context, packet, rewrite)?,
     }
     if const { matches!(hook::<HOOK>(), Hook::ToDevice) }
-        && work.action == Action::REPLY_DIRECT
+        && work.out.action == Action::REPLY_DIRECT
         && packet.is_syn_ack()
     {
         tunnel::clamp(context, packet);
     }
-    if work.action.is_forward() { F::decrement_ttl(context) } else { Some(()) }
+    if work.out.action.is_forward() { F::decrement_ttl(context) } else { Some(()) }
 }
 
 /// Whether the hook meets flows, as a rule, of which the program forwards every packet.

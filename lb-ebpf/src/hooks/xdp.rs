@@ -91,7 +91,7 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
         Some(Verdict::Translate(reason)) => {
             let length = context.longest::<F>(packet).unwrap_or(0) as u32 + IP_OFFSET as u32;
             let (action, reason) = translate(context, scratch, reason);
-            count_service(scratch.work.index, reason, length);
+            count_service(scratch.work.out.index, reason, length);
             (action, reason)
         }
         Some(Verdict::Answer(..)) | None => (XDP_PASS, Reason::LeftToTc),
@@ -106,10 +106,10 @@ fn translate<F: FamilyMaps + Rewrite>(
     reason: Reason,
 ) -> (u32, Reason) {
     let Scratch { packet, work, route, .. } = scratch;
-    let (new, action) = (&work.rewrite, work.action);
+    let (new, action) = (&work.out.rewrite, work.out.action);
     let done = match action {
         Action::REQUEST => Some(XDP_PASS),
-        Action::REPLY_INTO_DEVICE => is_here(context, work.device).then_some(XDP_PASS),
+        Action::REPLY_INTO_DEVICE => is_here(context, work.out.device).then_some(XDP_PASS),
         action if action.is_forward() => {
             let added = if action.is_one_way() { F::LENGTH } else { 0 };
             // The first packet of each second goes by way of tc, which asks, and by the kernel's
