@@ -3,7 +3,14 @@
 //! One line a step; what a step printed is shown only when it failed, but for
 //! the verifier's table, which is there to be read.
 
+mod columns;
+mod dependencies;
 mod licence;
+mod metadata;
+mod order;
+mod reasons;
+mod references;
+mod source;
 
 use std::fs;
 use std::process::{Command, ExitCode};
@@ -23,6 +30,9 @@ pub(crate) struct Args {
     /// Rewrite the layout and verifier goldens with what is there now
     #[arg(long)]
     bless: bool,
+    /// Only the steps whose name has this text
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 /// One step: returns what is worth showing, or why it failed.
@@ -31,12 +41,43 @@ struct Step<'a> {
     run: Box<dyn Fn() -> Result<String> + 'a>,
 }
 
+impl<'a> Step<'a> {
+    fn new(name: &'static str, run: impl Fn() -> Result<String> + 'a) -> Self {
+        Self { name, run: Box::new(run) }
+    }
+}
+
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    let of_sources = chosen(of_sources(workspace), args.only.as_deref());
+    let of_builds = chosen(of_builds(workspace, args.bless), args.only.as_deref());
+    ensure!(
+        !of_sources.is_empty() || !of_builds.is_empty(),
+        "no step has `{}` in its name",
+        args.only.as_deref().unwrap_or_default()
+    );
     setup::ensure(workspace, setup::Scope::Build)?;
-    // lb-agent embeds the object, so nothing below compiles without it.
-    build::agent(workspace)?;
     let mut failed = Vec::new();
-    for step in steps(workspace, args.bless) {
+    all(&of_sources, &mut failed);
+    if !of_builds.is_empty() {
+        // lb-agent embeds the object, so nothing below compiles without it.
+        build::agent(workspace)?;
+        all(&of_builds, &mut failed);
+    }
+    if failed.is_empty() {
+        println!("check: ok");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("check: failed: {}", failed.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+fn chosen<'a>(mut steps: Vec<Step<'a>>, only: Option<&str>) -> Vec<Step<'a>> {
+    steps.retain(|step| only.is_none_or(|text| step.name.contains(text)));
+    steps
+}
+
+fn all(steps: &[Step<'_>], failed: &mut Vec<&'static str>) {
+    for step in steps {
         let started = Instant::now();
         let result = (step.run)();
         let word = if result.is_ok() { "ok" } else { "FAILED" };
@@ -50,56 +91,47 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
             }
         }
     }
-    if failed.is_empty() {
-        println!("check: ok");
-        return Ok(ExitCode::SUCCESS);
-    }
-    println!("check: failed: {}", failed.join(", "));
-    Ok(ExitCode::FAILURE)
 }
 
-fn steps(workspace: &Workspace, bless: bool) -> Vec<Step<'_>> {
+/// Steps that read files, and need nothing built.
+fn of_sources(workspace: &Workspace) -> Vec<Step<'_>> {
+    vec![
+        Step::new("formatting", || {
+            let mut fmt = workspace.cargo("fmt");
+            silent(workspace, "fmt", fmt.args(["--all", "--check"]))
+        }),
+        Step::new("module order", || order::check(workspace)),
+        Step::new("columns of get", || columns::check(workspace)),
+        Step::new("reasons", || reasons::check(workspace)),
+        Step::new("references", || references::check(workspace)),
+        Step::new("licences of lb", || licence::check(workspace)),
+        Step::new("dependencies", || dependencies::rules(workspace)),
+        Step::new("advisories", || dependencies::advisories(workspace)),
+    ]
+}
+
+fn of_builds(workspace: &Workspace, bless: bool) -> Vec<Step<'_>> {
     let mut steps = vec![
-        Step {
-            name: "formatting",
-            run: Box::new(|| {
-                let mut fmt = workspace.cargo("fmt");
-                silent(workspace, "fmt", fmt.args(["--all", "--check"]))
-            }),
-        },
-        Step {
-            name: "clippy",
-            run: Box::new(|| {
-                let mut clippy = workspace.cargo("clippy");
-                clippy
-                    .args(["--workspace", "--exclude", "lb-ebpf", "--exclude", "lb-bench-ebpf"])
-                    .arg("--all-targets")
-                    .args(["--all-features", "--", "-Dwarnings"]);
-                silent(workspace, "clippy", &mut clippy)
-            }),
-        },
-        Step {
-            name: "clippy of the programs",
-            run: Box::new(|| {
-                let mut clippy = build_ebpf::clippy(workspace);
-                silent(workspace, "clippy-ebpf", &mut clippy)
-            }),
-        },
-        Step {
-            name: "rustc of the programs",
-            run: Box::new(|| {
-                let mut check = build_ebpf::deny_warnings(workspace)?;
-                silent(workspace, "rustc-ebpf", &mut check)
-            }),
-        },
-        Step { name: "licences", run: Box::new(|| licence::check(workspace)) },
-        Step { name: "layout golden", run: Box::new(move || layout(workspace, bless)) },
+        Step::new("clippy", || {
+            let mut clippy = workspace.cargo("clippy");
+            clippy
+                .args(["--workspace", "--exclude", "lb-ebpf", "--exclude", "lb-bench-ebpf"])
+                .arg("--all-targets")
+                .args(["--all-features", "--", "-Dwarnings"]);
+            silent(workspace, "clippy", &mut clippy)
+        }),
+        Step::new("clippy of the programs", || {
+            let mut clippy = build_ebpf::clippy(workspace);
+            silent(workspace, "clippy-ebpf", &mut clippy)
+        }),
+        Step::new("rustc of the programs", || {
+            let mut check = build_ebpf::deny_warnings(workspace)?;
+            silent(workspace, "rustc-ebpf", &mut check)
+        }),
+        Step::new("layout golden", move || layout(workspace, bless)),
     ];
     if workspace.has_tests_bin("lb-verify") {
-        steps.push(Step {
-            name: "verifier golden",
-            run: Box::new(move || verifier(workspace, bless)),
-        });
+        steps.push(Step::new("verifier golden", move || verifier(workspace, bless)));
     }
     steps
 }

@@ -41,7 +41,7 @@ enum Command {
     Demo(demo::Args),
     /// Set up, build and run every test, or the named tiers
     Test(test::Args),
-    /// Formatting, lints, licences, layout and verifier goldens
+    /// Formatting, order of modules, references, licences, lints, layout and verifier goldens
     Check(check::Args),
     /// Measure, and write the report
     Bench(bench::Args),

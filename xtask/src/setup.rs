@@ -6,6 +6,7 @@
 //! at all.
 
 mod bpffs;
+pub(crate) mod cargo_deny;
 mod control_plane;
 pub(crate) mod linker;
 mod nginx;
@@ -51,6 +52,7 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<bool> {
     let mut changed = packages::ensure(workspace)?;
     changed |= rustup::ensure(workspace)?;
     changed |= linker::ensure(workspace)?;
+    changed |= cargo_deny::ensure(workspace)?;
     changed |= bpffs::ensure(workspace)?;
     if scope == Scope::All {
         changed |= control_plane::ensure(workspace)?;
