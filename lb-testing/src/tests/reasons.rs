@@ -1,11 +1,17 @@
 //! The table of reasons: what follows from it, and the page that shows it. `LB_BLESS=1` writes the
 //! page.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use lb_common::abi::counter::{Class, Reason};
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/get.md");
+fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").join("docs/get.md")
+}
+
 const BEGIN: &str = "<!-- reasons: begin -->\n";
 const END: &str = "<!-- reasons: end -->\n";
 
@@ -25,14 +31,14 @@ fn tables() -> String {
 
 #[test]
 fn docs_get_shows_the_table_of_reasons() {
-    let page = fs::read_to_string(PAGE).expect("docs/get.md can be read");
+    let page = fs::read_to_string(path()).expect("docs/get.md can be read");
     let (before, rest) =
         page.split_once(BEGIN).expect("the page has a line that begins the tables");
     let (shown, after) = rest.split_once(END).expect("the page has a line that ends the tables");
     let tables = tables();
     if std::env::var_os("LB_BLESS").is_some() {
         let page = format!("{before}{BEGIN}{tables}{END}{after}");
-        fs::write(PAGE, page).expect("docs/get.md can be written");
+        fs::write(path(), page).expect("docs/get.md can be written");
     } else {
         assert!(
             shown == tables,
