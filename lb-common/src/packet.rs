@@ -1,4 +1,4 @@
-//! Frames: what the datapath reads of them, and the headers that it writes.
+//! Frames: the fields that the datapath reads, and the headers that it writes.
 
 pub mod answer;
 pub mod checksum;

@@ -1,5 +1,5 @@
-//! COUNTERS: why packets, and calls of connect(), went where they went. Per CPU;
-//! every exit of every program bumps exactly one entry.
+//! COUNTERS: how often each program ended for which reason. Per CPU; every exit of every program
+//! counts exactly one entry.
 
 /// Declares an enum whose variants are numbered from 0 and have a snake_case name.
 macro_rules! numbered {
@@ -34,9 +34,9 @@ numbered! {
         ToDevice => "to_device",
         /// tc egress of the loopback device.
         Loopback => "loopback",
-        /// connect() to an IPv4 address.
+        /// connect() of an IPv4 socket.
         Connect4 => "connect4",
-        /// connect() to an IPv6 address.
+        /// connect() of an IPv6 socket.
         Connect6 => "connect6",
         /// sendmsg() on an unconnected IPv4 datagram socket.
         Sendmsg4 => "sendmsg4",
@@ -72,7 +72,7 @@ macro_rules! classes {
                 match self { $(Self::$variant => $name,)+ }
             }
 
-            /// What becomes of the packet or call: a sentence for operators.
+            /// What becomes of the packet or call: a phrase for operators.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => $meaning,)+ }
             }
@@ -120,8 +120,8 @@ macro_rules! reasons {
                 match self { $(Self::$variant => Class::$class,)+ }
             }
 
-            /// When this is counted and what happens then: a sentence for operators, which
-            /// `explain` and `docs/get.md` show.
+            /// When this is counted and what happens then: a phrase for operators, which `explain`,
+            /// the help of the metric and `docs/get.md` show.
             pub const fn meaning(self) -> &'static str {
                 match self { $(Self::$variant => $meaning,)+ }
             }
@@ -216,20 +216,20 @@ const _: () = {
 };
 
 impl Reason {
-    /// The bits of the reasons for which a packet goes on translated, and which TRAFFIC counts. A
-    /// translated call is not a packet.
+    /// The bits of the reasons that TRAFFIC counts: a packet is translated. A translated call is
+    /// not a packet.
     pub const TRANSLATED: u64 =
         Self::bits_of(Class::Translated) & !Self::bit(Self::SocketTranslated);
 
-    /// The bits of the reasons for which a service port rejects (refuses or drops) a packet or
-    /// call, and which DROPS counts.
+    /// The bits of the reasons that DROPS counts: a service port rejects (refuses or drops) a
+    /// packet or call.
     pub const REJECTED: u64 = (Self::bits_of(Class::Refused)
         | Self::bits_of(Class::Dropped)
         | Self::bits_of(Class::Alarm))
         & !Self::OF_NO_SERVICE_PORT;
 
-    /// The bits of the reasons that concern no service port: the packet is addressed to none, or
-    /// the packet itself is the cause.
+    /// The bits of the reasons that belong to no service port: the destination has none, or the
+    /// packet itself is the cause.
     const OF_NO_SERVICE_PORT: u64 = Self::bit(Self::NoSuchPort)
         | Self::bit(Self::NoSuchProtocol)
         | Self::bit(Self::UntranslatedLeaving)
@@ -261,10 +261,10 @@ impl Hook {
     }
 }
 
-/// Entries of COUNTERS that each hook has; more than there are reasons now.
+/// Entries of COUNTERS for each hook, with room for reasons to come.
 pub const REASONS_PER_HOOK: u32 = 64;
 
-/// How many entries COUNTERS has.
+/// The number of entries of COUNTERS.
 pub const COUNTERS: u32 = 32 * REASONS_PER_HOOK;
 
 const _: () = assert!(Reason::ALL.len() <= REASONS_PER_HOOK as usize && Hook::ALL.len() <= 32);
