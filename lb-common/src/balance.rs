@@ -1,8 +1,8 @@
-//! The decision on every packet and every connect(): a function of the packet, the
-//! settings and the tables.
+//! The decision on every packet and every connect(): a function of the packet, the settings and the
+//! tables. `docs/semantics.md` says what it decides.
 //!
-//! It never writes to a packet. Hooks parse, call [`decide`] or [`socket::decide`] and
-//! apply the verdict; they decide nothing themselves.
+//! It never writes to a packet. Hooks parse, call [`decide`] or [`socket::decide`] and apply the
+//! verdict; they decide nothing themselves.
 
 use crate::{
     abi::{address::Family, counter::Reason, settings::Settings},
@@ -29,13 +29,13 @@ use types::Context;
 pub use tables::{Entry, FlowTable, InsertError, Tables};
 pub use types::{Answer, Candidate, Endpoint, ErrorQuote, Origin, Output, Site, Verdict, Work};
 
-/// Who the client of a packet caught at `site` is.
+/// The origin of the client of a packet at `site`.
 pub fn origin<F: Family>(packet: &Packet<F>, site: Site, settings: &Settings) -> Origin {
     Context { packet, settings, site, now: 0 }.origin()
 }
 
-/// What a packet caught at `site` may be: all that is to be known of most packets, before
-/// they are parsed any further.
+/// What a packet at `site` may be, judged by its destination alone. For most packets this is all
+/// that is needed, so it comes before any further parsing.
 #[inline(always)]
 pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Settings) -> Candidate {
     let family = F::settings(settings);
@@ -54,7 +54,7 @@ pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Sett
     }
 }
 
-/// Decides on a packet caught at `site`.
+/// Decides on a packet at `site`.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
@@ -67,7 +67,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     decide_candidate(candidate, packet, site, settings, work, tables)
 }
 
-/// Decides on a packet caught at `site` that is the `candidate` told by [`candidate`].
+/// Decides on a packet at `site` for which [`candidate()`] returned `candidate`.
 #[inline(always)]
 pub fn decide_candidate<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -93,8 +93,9 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     no_flow::drop_cluster_ip_leak(candidate, &context, verdict, tables)
 }
 
-/// Decides on a whole packet that came in by an external device and belongs to a known flow,
-/// or can be told to be nothing of ours; `None` for every other.
+/// Decides on an unfragmented packet that an external device received, if it belongs to a known
+/// flow or is certainly not Service traffic; `None` for every other packet, on which
+/// [`decide_candidate`] decides.
 #[inline(always)]
 pub fn decide_known<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -114,7 +115,7 @@ pub fn decide_known<F: Family, T: Tables<F>>(
     verdict
 }
 
-/// Whether a packet without a flow may open one.
+/// Whether a packet of no flow may open one.
 #[inline(always)]
 fn may_open<F: Family>(context: &Context<F>, candidate: Candidate) -> bool {
     let port = context.packet.tuple().destination_port.get();
@@ -125,7 +126,7 @@ fn may_open<F: Family>(context: &Context<F>, candidate: Candidate) -> bool {
     }
 }
 
-/// Whether a packet carries what Services carry.
+/// Whether Services carry this protocol. They do not carry SCTP.
 #[inline(always)]
 fn is_service_protocol(kind: PacketKind) -> bool {
     matches!(kind, PacketKind::Tcp | PacketKind::Udp)

@@ -185,7 +185,7 @@ pub const RESET: u8 = 8;
 pub const ONE_WAY: u8 = 16;
 
 /// How a packet is sent on once it is rewritten, and which direction it belongs to.
-/// [`Action::REPLY_BIT`] is set for replies.
+/// Bit 64 is set for replies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Action {

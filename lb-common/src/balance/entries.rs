@@ -1,4 +1,4 @@
-//! The two entries of a flow: what they hold, which table they are in, and how they are added.
+//! The two entries of a flow: what they hold, which table they are in, and how they are inserted.
 
 use crate::{
     abi::{
@@ -14,7 +14,7 @@ use super::{
     types::{Context, Site, Work},
 };
 
-/// Works out the reply direction of `work.scratch.flow`.
+/// Fills in the reverse entry of `work.scratch.flow` and its key: those of the reply direction.
 #[inline(always)]
 pub(super) fn prepare_reverse<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) {
     let key = &context.packet.key;
@@ -37,8 +37,7 @@ fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
     }
 }
 
-/// Where a new flow is kept: TCP in the table of handshakes, everything else is established
-/// at once.
+/// The table of a new flow: EMBRYONIC for TCP; any other flow is established at once.
 #[inline(always)]
 pub(super) fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
     match context.packet.kind {
@@ -47,7 +46,7 @@ pub(super) fn table_of<F: Family>(context: &Context<F>) -> FlowTable {
     }
 }
 
-/// Adds the new flow `work.scratch.flow` unless its reply's addresses and ports are taken.
+/// Inserts the new flow `work.scratch.flow`, unless another flow has its reply tuple.
 #[inline(always)]
 pub(super) fn add<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -55,7 +54,8 @@ pub(super) fn add<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Result<(), InsertError> {
     let table = table_of(context);
-    // A client has a port of its own for a backend nearly always (see `known`).
+    // A client rarely uses one source port for two connections to the same backend, so FLOWS is
+    // searched only for the flows that may collide (see `known::is_reply_tuple_taken`).
     if matches!(table, FlowTable::Embryonic)
         && work.scratch.needs_port | work.scratch.is_reply_tuple_taken != 0
         && !evict_stale_reply(context, FlowTable::Flows, work, tables)
@@ -70,8 +70,8 @@ pub(super) fn add<F: Family, T: Tables<F>>(
     }
 }
 
-/// Adds both directions: the reply's first, so that no answer finds it missing. Answers that
-/// go another way need none.
+/// Inserts both entries. The reply's is first, so that no reply finds it missing. A one-way flow
+/// has no reply entry.
 #[inline(never)]
 pub(super) fn insert_both<F: Family, T: Tables<F>>(
     table: FlowTable,
@@ -86,9 +86,9 @@ pub(super) fn insert_both<F: Family, T: Tables<F>>(
     tables.insert_flow(table, &context.packet.key, &work.scratch.flow, true)
 }
 
-/// Makes room for the reply direction of `work.scratch.flow`: what stands there goes if it is
-/// over, or is left of an earlier flow of this very key. Returns whether the place is
-/// free, or may be overwritten.
+/// Removes a conflicting entry at the reply key if it is closed, expired, or left over from an
+/// earlier flow with the same tuple. Returns whether the reply entry can be inserted there, or may
+/// overwrite what is there.
 #[inline(never)]
 pub(super) fn evict_stale_reply<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -101,7 +101,7 @@ pub(super) fn evict_stale_reply<F: Family, T: Tables<F>>(
     let kind = context.packet.kind;
     let is_tcp = matches!(kind, PacketKind::Tcp);
     if found.rewrite.is_reverse_of(context.packet.tuple()) {
-        // The new flow's entries are going to stand in the other table.
+        // The new flow's entries go into the other table.
         if is_tcp && matches!(table, FlowTable::Flows) {
             tables.remove_flow(table, &work.scratch.reverse_key);
         }
@@ -111,8 +111,8 @@ pub(super) fn evict_stale_reply<F: Family, T: Tables<F>>(
         || track::is_expired(found, kind, context.now, context.settings);
     if is_over {
         let protocol = work.scratch.reverse_key.protocol;
-        // The request direction of what stands there, by way of the room for ours, which
-        // is worked out again below. That flow may have moved to another backend since.
+        // The request key of the stale flow, worked out in `reverse`, which is filled in again
+        // below. That flow may have moved to another backend since.
         work.scratch.reverse.rewrite.set(&found.rewrite);
         tables.remove_flow(table, &work.scratch.reverse_key);
         work.scratch.reverse_key.set_reverse(&work.scratch.reverse.rewrite, protocol);

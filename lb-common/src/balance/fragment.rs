@@ -1,5 +1,5 @@
-//! IP fragments: the first one of a datagram has its ports and is decided on as a whole
-//! packet is; it enters them for the others, which go where the flow's packets go.
+//! IP fragments. The first one of a datagram has its ports and is decided on like a whole packet;
+//! it stores the ports for the later fragments, which go where the flow's packets go.
 
 use crate::{
     abi::{
@@ -19,9 +19,8 @@ use super::{
     types::{Candidate, Context, Site, Verdict, Work},
 };
 
-/// Decides on a fragment without ports caught at `site`, which is the `candidate` told by
-/// [`candidate`](super::candidate). One that comes before the first is dropped if it is for
-/// a Service.
+/// Decides on a fragment without ports at `site`, for which [`candidate()`](super::candidate())
+/// returned `candidate`. A fragment to a ClusterIP that arrives before the first one is dropped.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -38,7 +37,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     }
 }
 
-/// Enters the ports of the first fragment of a datagram that is translated.
+/// Stores the ports of the first fragment of a datagram that is translated.
 #[inline(never)]
 pub fn remember<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
@@ -64,8 +63,8 @@ fn set_key<F: Family>(packet: &Packet<F>, work: &mut Work<F::Address>) {
     work.scratch.fragment.protocol = packet.key.protocol;
 }
 
-/// What becomes of a fragment whose datagram's first one has been translated. The flow's
-/// state and times are as the first fragment left them.
+/// The verdict on a later fragment, if the first one was translated. The flow's state and times
+/// stay as the first fragment left them.
 #[inline(never)]
 fn of_flow<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -87,7 +86,7 @@ fn of_flow<F: Family, T: Tables<F>>(
     let entry = live_flow(context, &work.scratch.reverse_key, tables)?;
     let flow = entry.get();
     if context.is_ttl_exceeded(flow.action) {
-        // Nobody is told of what became of a later fragment (RFC 1122 section 3.2.2).
+        // No ICMP error is sent about a later fragment (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
     work.out.rewrite.set(&flow.rewrite);

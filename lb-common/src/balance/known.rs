@@ -1,4 +1,4 @@
-//! Packets of known flows, in both directions.
+//! Packets of known flows, in both directions. A packet that opens a flow is decided on in `open`.
 
 use crate::{
     abi::{
@@ -17,12 +17,12 @@ use super::{
     types::{Answer, Context, Verdict, Work},
 };
 
-/// Decides on a packet by the flow that it belongs to. Where it belongs to none: `None` if
-/// it opens one, which it can only if `may_open`.
+/// Decides on a packet by the flow that it belongs to. Returns `None` if it belongs to none and
+/// opens one, which it may only if `may_open`.
 ///
-/// One look-up for an established flow; the table of handshakes is asked only for what
-/// can belong to one. It has the word on the answer to a SYN: what stands for that among
-/// the established flows is another connection's as a rule.
+/// An established flow costs one look-up. EMBRYONIC is searched only for packets that can belong to
+/// a handshake. For a SYN-ACK, EMBRYONIC takes precedence: a match in FLOWS usually belongs to an
+/// older connection.
 #[inline(always)]
 pub(crate) fn decide<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -69,7 +69,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     None
 }
 
-/// The answer to the SYN of a handshake.
+/// The verdict on a SYN-ACK of a handshake.
 #[inline(never)]
 fn syn_ack<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -83,7 +83,7 @@ fn syn_ack<F: Family, T: Tables<F>>(
     reply(context, FlowTable::Embryonic, &entry, work, tables)
 }
 
-/// A TCP packet of no established flow, if it belongs to a handshake.
+/// The verdict on a TCP packet of no established flow, if it belongs to a handshake.
 #[inline(never)]
 fn handshake<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -101,14 +101,15 @@ fn handshake<F: Family, T: Tables<F>>(
     if is_repeated && is_reply_tuple_taken(context, flow, work, tables) {
         work.scratch.is_reply_tuple_taken = 1;
     } else if is_valid(context, flow, work, tables) {
-        // Nothing tells of the answer that goes another way, but that the client goes on.
+        // The replies of a one-way flow do not pass this node. That its client goes on shows that
+        // the backend has answered.
         let is_answered = flow.state == ANSWERED || flow.state == ONE_WAY;
         if packet.is_syn() || packet.detail & RST != 0 || !is_answered {
             track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
             return Some(translate(context, flow, Reason::Request, work));
         }
         work.scratch.flow.set(flow);
-        // Before the entry is removed, whose place another flow may take at once.
+        // Before the entry is removed, because another flow may reuse its memory at once.
         let verdict = translate(context, flow, Reason::Request, work);
         establish(context, work, tables);
         return Some(verdict);
@@ -118,9 +119,9 @@ fn handshake<F: Family, T: Tables<F>>(
     None
 }
 
-/// Whether nobody answers the SYN of this flow because its backend takes it for one of an
-/// established connection: the same client, from the same port, through another front end.
-/// It is asked when the SYN is repeated, as the look-up would cost every new flow dearly.
+/// Whether the backend does not answer this SYN because it belongs, from the backend's view, to an
+/// established connection: the same client, from the same port, through another frontend. Only a
+/// repeated SYN is checked, because the look-up is expensive for every new flow.
 #[inline(always)]
 fn is_reply_tuple_taken<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -139,7 +140,7 @@ fn is_reply_tuple_taken<F: Family, T: Tables<F>>(
         && !other.rewrite.is_reverse_of(packet.tuple())
 }
 
-/// A packet from a backend, whose entry was found; `None` if that counts as absent.
+/// The verdict on a packet from a backend by its entry; `None` if the entry counts as absent.
 #[inline(always)]
 fn reply<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -157,8 +158,8 @@ fn reply<F: Family, T: Tables<F>>(
         return None;
     }
     if packet.is_syn_ack() && track::is_closed(flow.state) {
-        // The answer to another connection: the client has gone to the backend itself,
-        // from the same port.
+        // A SYN-ACK for another connection: the client has connected to the backend itself, from
+        // the same port.
         work.scratch.flow.set(flow);
         remove_both(table, &packet.key, work, tables);
         return None;
@@ -167,7 +168,7 @@ fn reply<F: Family, T: Tables<F>>(
     Some(translate(context, flow, Reason::Reply, work))
 }
 
-/// The packet goes on with what its flow says.
+/// The verdict that translates the packet as its flow says.
 #[inline(always)]
 fn translate<F: Family>(
     context: &Context<F>,
@@ -183,7 +184,7 @@ fn translate<F: Family>(
     Verdict::Translate(reason)
 }
 
-/// Whether a flow still decides for this packet of its client; else it counts as absent.
+/// Whether a flow is valid for this packet of its client; else it counts as absent.
 #[inline(always)]
 fn is_valid<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -201,15 +202,15 @@ fn is_valid<F: Family, T: Tables<F>>(
         PacketKind::Tcp => {
             !packet.is_syn() || !(track::is_closing(flow.state) || is_backend_gone(flow, tables))
         }
-        // A datagram leaves a backend that is gone as soon as there is another one.
+        // A UDP flow leaves a backend that is gone as soon as there is another one.
         _ => !is_backend_gone(flow, tables) || !has_backend(context, work, tables),
     }
 }
 
-/// Whether the backend that a flow chose is in no slice any more.
+/// Whether the backend of a flow is no longer in any EndpointSlice.
 #[inline(always)]
 fn is_backend_gone<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
-    /// No backend's.
+    /// The generation of no backend.
     const NONE: u32 = u32::MAX;
     let generation = tables.backend(flow.backend).map_or(NONE, |backend| backend.generation.into());
     generation != flow.generation.into()
@@ -230,8 +231,8 @@ fn has_backend<F: Family, T: Tables<F>>(
         .is_some_and(|service| select::eligible(&service, kind, context.origin()).is_ok())
 }
 
-/// Removes both directions of the flow `work.scratch.flow`, one of which is `key`. The other may
-/// have been lost and its place taken by another flow's: that one stays.
+/// Removes both entries of the flow `work.scratch.flow`, one of which has the key `key`. The other
+/// one may have been evicted and its key reused by another flow: that entry stays.
 #[inline(never)]
 fn remove_both<F: Family, T: Tables<F>>(
     table: FlowTable,
@@ -249,8 +250,8 @@ fn remove_both<F: Family, T: Tables<F>>(
     }
 }
 
-/// Moves the flow `work.scratch.flow`, whose handshake is complete, to the table of established
-/// flows. If that takes no entry, the flow stays where it is.
+/// Moves the flow `work.scratch.flow`, whose handshake is complete, to FLOWS. If that table is
+/// full, the flow stays where it is.
 #[inline(never)]
 fn establish<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -258,11 +259,12 @@ fn establish<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) {
     work.scratch.flow.last_seen = context.now;
-    // The packet that completes the handshake may be the last one already.
+    // The packet that completes the handshake may also close the connection.
     work.scratch.flow.state |=
         ANSWERED | track::observed(context.packet.kind, context.packet.detail, false);
     entries::prepare_reverse(context, work);
-    // The backend has answered: what stands there is over, even if nothing here tells.
+    // The backend has answered the SYN, so a conflicting entry is stale even if its state does not
+    // show it.
     entries::evict_stale_reply(context, FlowTable::Flows, work, tables);
     if entries::insert_both(FlowTable::Flows, context, true, work, tables).is_ok() {
         remove_both(FlowTable::Embryonic, &context.packet.key, work, tables);

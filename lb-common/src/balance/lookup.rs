@@ -1,5 +1,5 @@
-//! Look-ups that several kinds of packets need: the front end that a packet is addressed to,
-//! and the flow that it belongs to, as long as that lives.
+//! Look-ups for several kinds of packets: the frontend that a packet is addressed to, and the live
+//! flow that it belongs to.
 
 use crate::{
     abi::{
@@ -16,8 +16,8 @@ use super::{
     types::{Context, Work},
 };
 
-/// Looks up the front end that the packet is addressed to, into `work.chosen.frontend`. What came in
-/// a tunnel may be addressed to a node port of the node that sent it.
+/// Looks up the frontend that the packet is addressed to, and stores it in `work.chosen.frontend`.
+/// An encapsulated packet may be addressed to a node port of the node that sent it here.
 #[inline(never)]
 pub(super) fn find_frontend<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -39,7 +39,8 @@ pub(super) fn find_frontend<F: Family, T: Tables<F>>(
     found.is_some()
 }
 
-/// The entry of the flow that packets of this key belong to, whatever they carry.
+/// The live entry for this key. `key` may differ from the packet's own: an ICMP error or a later
+/// fragment belongs to the flow of another packet.
 #[inline(always)]
 pub(super) fn live_flow<F: Family, T: Tables<F>>(
     context: &Context<F>,

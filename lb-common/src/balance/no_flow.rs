@@ -1,5 +1,4 @@
-//! Packets that belong to no flow and can't open one, above all those that are addressed to a
-//! ClusterIP.
+//! Packets that belong to no flow and cannot open one, above all those to a ClusterIP.
 
 use crate::{
     abi::{address::Family, counter::Reason, frontend::FrontendKey, traffic::NO_SERVICE},
@@ -11,7 +10,7 @@ use super::{
     types::{Answer, Candidate, Context, Site, Verdict, Work},
 };
 
-/// What becomes of a packet that belongs to no flow and can't open one.
+/// The verdict on a packet that belongs to no flow and cannot open one.
 #[inline(always)]
 pub(super) fn decide<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -27,7 +26,7 @@ pub(super) fn decide<F: Family, T: Tables<F>>(
     drop_cluster_ip_leak(candidate, context, verdict, tables)
 }
 
-/// What Services do not carry, addressed to what may be a ClusterIP.
+/// The verdict on a packet that Services do not carry, to an address that may be a ClusterIP.
 #[inline(never)]
 fn decide_unsupported<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Verdict {
     let packet = context.packet;
@@ -56,13 +55,14 @@ fn decide_unsupported<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mu
     }
 }
 
-/// Whether what is addressed to a Service may be new at `site`.
+/// Whether a packet to a Service may be new at `site`. A forwarded packet has passed another site
+/// before and was decided on there.
 #[inline(always)]
 pub(super) fn may_be_new(site: Site) -> bool {
     !matches!(site, Site::ToDevice { ingress: 1.., .. })
 }
 
-/// The verdict, but for what would leave the node untranslated for a ClusterIP.
+/// Turns Pass into Drop if a packet to a ClusterIP would leave the node untranslated.
 #[inline(always)]
 pub(super) fn drop_cluster_ip_leak<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -80,8 +80,8 @@ pub(super) fn drop_cluster_ip_leak<F: Family, T: Tables<F>>(
     }
 }
 
-/// Whether the packet's destination is, or may become, a ClusterIP, so that it must
-/// not leave the node untranslated.
+/// Whether the packet's destination is, or may become, a ClusterIP, so that the packet must not
+/// leave the node untranslated.
 #[inline(never)]
 fn is_service_address<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> bool {
     let destination = context.packet.tuple().destination;

@@ -1,4 +1,4 @@
-//! New flows, addressed to a Service.
+//! New flows to a Service.
 
 use crate::{
     abi::{
@@ -23,10 +23,10 @@ use super::{
     types::{Answer, Context, Origin, Site, Verdict, Work},
 };
 
-/// A new flow: finds the Service, chooses a backend and remembers both directions.
+/// Opens a flow: finds the Service, chooses a backend and inserts both entries.
 ///
-/// The steps are functions of their own, called one after the other and not from one
-/// another, as the stack of the programs is small.
+/// The steps are separate functions that are called one after the other, not from one another,
+/// because the programs have a small stack.
 #[inline(always)]
 pub(crate) fn decide<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -56,7 +56,7 @@ fn not_opened(kind: PacketKind, reason: Reason) -> Verdict {
     }
 }
 
-/// Finds front end and Service: `work.chosen.frontend`, `work.chosen.service` and `work.chosen.eligible`.
+/// Finds the frontend and its Service: fills in `work.chosen`.
 #[inline(never)]
 fn find_service<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -89,7 +89,7 @@ fn find_service<F: Family, T: Tables<F>>(
     Ok(())
 }
 
-/// Chooses a backend: `work.scratch.flow.backend`.
+/// Chooses a backend: fills in `work.scratch.flow.backend`.
 #[inline(never)]
 fn choose_backend<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -104,7 +104,8 @@ fn choose_backend<F: Family, T: Tables<F>>(
     Ok(())
 }
 
-/// Adds the new flow `work.scratch.flow`, from a port of its own if it can't keep the client's.
+/// Inserts the new flow `work.scratch.flow`, with a source port of this node if it cannot keep its
+/// client's.
 #[inline(never)]
 fn insert<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -139,11 +140,11 @@ fn start<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdic
     Verdict::Translate(Reason::FlowCreated)
 }
 
-/// How a new flow reaches its backend.
+/// How the requests of a new flow reach its backend.
 struct Path {
     action: Action,
     device: u32,
-    /// What the backend sees as the client's address, if not the client's.
+    /// The source address that the backend sees.
     source: Source,
 }
 
@@ -155,11 +156,12 @@ enum Source {
     Hairpin,
     /// The node's address and a port of the node's.
     Node,
-    /// The client's, in a tunnel from the node's address.
+    /// The client's address, inside an outer header with the node's address.
     Tunnel,
 }
 
-/// The way to a backend with these flags (see semantics.md, table 3).
+/// How requests reach this backend from the packet's site, and whether they keep the client's
+/// address (`docs/semantics.md`); `None` if the site has no path to a backend.
 #[inline(always)]
 fn path_to<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -177,9 +179,9 @@ fn path_to<F: Family, T: Tables<F>>(
             path(Action::REQUEST_ROUTE, tables.device(ifindex)?, Source::Client)
         }
         Site::Loopback => {
-            // A process that asks for an address held by this node has that address as
-            // its source. But for a node port's, other nodes may hold it as well, and the
-            // answers would go to them.
+            // A process that connects to an address of this node has that address as its source.
+            // Unless it is a node port's, other nodes may have the address as well, and would get
+            // the replies.
             let tuple = context.packet.tuple();
             let is_shared = tuple.source == tuple.destination && kind != FrontendKind::NODE_PORT;
             let is_own = !is_shared && !F::is_loopback(tuple.source);
@@ -196,8 +198,8 @@ fn path_to<F: Family, T: Tables<F>>(
             let keeps_client = match context.origin() {
                 _ if kind.is_internal() && context.settings.masquerades_all() => false,
                 Origin::Inside => true,
-                // A pod's address is known to every node, a client's outside only to those
-                // that its packets to a ClusterIP were routed to.
+                // Every node has a route to a pod. Only the nodes that received a client's packets
+                // to a ClusterIP have a route back to that client.
                 Origin::Pod => is_here,
                 Origin::Outside | Origin::Tunnel => is_here && !kind.is_internal(),
             };
@@ -216,8 +218,7 @@ fn path_to<F: Family, T: Tables<F>>(
     }
 }
 
-/// Works out the request direction of a new flow, `work.scratch.flow`, of which the backend's id is
-/// there.
+/// Fills in the request entry of a new flow, `work.scratch.flow`, whose backend id must be set.
 #[inline(never)]
 fn prepare_request<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -247,7 +248,7 @@ fn prepare_request<F: Family, T: Tables<F>>(
         flow.rewrite.destination.set(&backend.node);
         flow.rewrite.source_port = Be16::new(0);
         flow.rewrite.destination_port = Be16::new(0);
-        // Datagrams are taken for answered: nothing is going to tell.
+        // A UDP flow counts as answered from the start, because its replies do not pass this node.
         let is_tcp = matches!(context.packet.kind, PacketKind::Tcp);
         flow.state = if is_tcp { ONE_WAY } else { ONE_WAY | ANSWERED };
     }
