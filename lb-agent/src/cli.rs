@@ -4,16 +4,17 @@
 //! it. Every flag can be given as `LB_<FLAG>` too, except where another variable is the
 //! custom (`NODE_NAME`, `KUBECONFIG`). A usage error ends with status 2.
 
-pub mod get;
 pub mod run;
-pub mod values;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::options::{
+    modes::XdpMode,
+    values::{Destination, Patterns, duration, socket_or_address},
+};
 pub use run::RunArgs;
-use values::{Destination, duration, socket_or_address};
 
 /// A replacement of kube-proxy that balances Services with eBPF.
 #[derive(Debug, Parser)]
@@ -77,10 +78,10 @@ pub struct CheckArgs {
     pub cgroup: CgroupArgs,
     /// As run has it
     #[arg(long, env = "LB_DEVICES", value_name = "LIST", default_value = "auto")]
-    pub devices: values::Patterns,
+    pub devices: Patterns,
     /// As run has it
     #[arg(long, env = "LB_XDP", value_name = "MODE", default_value = "auto")]
-    pub xdp: run::XdpMode,
+    pub xdp: XdpMode,
     /// Log level.
     #[command(flatten)]
     pub log: LogArgs,

@@ -12,18 +12,22 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::abi::settings::MAX_PREFIXES;
+use lb_control::{
+    model::IpFamily,
+    options::{ExternalMode, NodePortAddresses},
+};
 
 use crate::{
-    cli::{
-        RunArgs,
-        run::{ExternalMode, SocketLb, TcAttach, XdpMode},
-        values::{BindAddress, NodePortAddresses, Patterns},
-    },
+    cli::RunArgs,
     kube_proxy::{
         self, KubeProxyConfiguration,
         values::{Bind, DetectLocalMode},
     },
-    model::IpFamily,
+    options::{
+        modes::{SocketLb, TcAttach, XdpMode},
+        sizes::Sizes,
+        values::{BindAddress, Patterns},
+    },
     watch::api,
 };
 
@@ -98,19 +102,6 @@ pub enum PodPrefixes {
     /// Pods were to be told by their interfaces (`--detect-local-mode`), which says nothing
     /// of other nodes' pods.
     Unknown,
-}
-
-/// How many entries maps have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// `--max-services`.
-    pub services: u32,
-    /// `--max-backends`.
-    pub backends: u32,
-    /// `--max-slots`.
-    pub slots: u32,
-    /// `--max-flows`.
-    pub flows: u32,
 }
 
 /// Why flags make no configuration.

@@ -18,7 +18,7 @@ use kube::{
 };
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::watch::{Kind, Object, ObjectName};
+use lb_control::model::event::{Kind, Object, ObjectName};
 
 /// The name that Events are reported under.
 const CONTROLLER: &str = "lb-agent";

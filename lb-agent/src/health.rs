@@ -2,9 +2,8 @@
 //!
 //! The state takes time as an argument and reads no clock; [`server`] does. Invariant:
 //! before the first complete state is in the maps nothing is healthy. Beside the servers of
-//! the proxy as a whole, a Service can ask for one of its own: [`checks`], [`listeners`].
+//! the proxy as a whole, a Service can ask for one of its own: [`health_checks`](lb_control::desired::health_checks), [`listeners`].
 
-pub mod checks;
 mod http;
 pub mod listeners;
 mod reply;

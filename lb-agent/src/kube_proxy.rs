@@ -11,7 +11,6 @@ pub mod flags;
 mod types;
 mod validate;
 pub mod values;
-mod watch;
 
 use std::{
     fs, io,
@@ -21,7 +20,6 @@ use std::{
 pub use decode::FieldError;
 pub use effects::FIELDS;
 pub use types::{Conntrack, KubeProxyConfiguration};
-pub use watch::changed;
 
 use flags::KubeProxyFlags;
 

@@ -1,26 +1,22 @@
-//! The node agent: `watch -> snapshot -> desired -> plan -> execute`.
+//! The node agent: `watch -> lb-control -> maps`.
 //!
-//! The middle (`snapshot`, `desired`, `ids`, `plan`) is pure: functions of their
-//! arguments, no clock, no I/O. `watch` and `dataplane` are the two shells.
-#![deny(unsafe_code)]
+//! What is decided is in the crate `lb-control`, which does no I/O. This crate is the shell
+//! around it: it watches objects, reads configuration, opens maps, attaches programs,
+//! follows the node's network and serves health and metrics.
+#![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod conntrack;
-pub mod controller;
-pub mod dataplane;
-pub mod desired;
-pub mod drain;
 pub mod events;
-pub mod execute;
-pub mod explain;
 pub mod health;
-pub mod ids;
 pub mod kube_proxy;
+pub mod maps;
 pub mod metrics;
-pub mod model;
-pub mod plan;
+pub mod network;
+pub mod options;
+pub mod programs;
 pub mod run;
-pub mod snapshot;
 pub mod takeover;
 pub mod watch;

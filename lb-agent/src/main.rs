@@ -4,15 +4,16 @@ use std::{io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use lb_agent::{
-    cli::{self, CheckArgs, Command, RunArgs, get},
-    config::Config,
-    conntrack,
-    dataplane::{
+    cli::{self, CheckArgs, Command, RunArgs},
+    commands::{
         check::{self, Check, Severity},
         cleanup,
+        drain::{Outcome, drain},
+        explain::explain,
+        get,
     },
-    drain::{Outcome, drain},
-    explain::explain,
+    config::Config,
+    conntrack::sysctls,
     run::{process, stop_signal},
     takeover,
 };
@@ -158,7 +159,7 @@ fn run(arguments: RunArgs) -> anyhow::Result<()> {
     }
     name_without_effect(&config, &arguments);
     if arguments.init_only {
-        conntrack::apply(&config.kube_proxy.conntrack);
+        sysctls::apply(&config.kube_proxy.conntrack);
         return Ok(());
     }
     process::adjust_oom_score(&config.kube_proxy);

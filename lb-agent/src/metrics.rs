@@ -16,13 +16,14 @@ use std::{
 
 use jiff::Timestamp;
 use lb_common::abi::counter::{Hook, Reason};
+use lb_control::model::IpFamily;
 use prometheus_client::{
     encoding::text::encode,
     metrics::{gauge::Gauge, info::Info},
     registry::Registry,
 };
 
-use crate::{model::IpFamily, watch::manifests::Problems};
+use crate::watch::manifests::Problems;
 
 use format::Format;
 use kube_proxy::KubeProxy;

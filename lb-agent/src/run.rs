@@ -3,6 +3,7 @@
 //! The datapath is taken over first and serves on with what an earlier agent left in the
 //! maps; only then is the source of objects asked. Ending leaves everything in place.
 
+mod config_watch;
 mod ports;
 pub mod process;
 mod reconciler;
@@ -17,6 +18,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use lb_control::{
+    desired::health_checks::Wanted,
+    model::event::{Event, Kind},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -26,21 +31,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Config, PodPrefixes, Source},
-    conntrack,
-    dataplane::{
-        bpffs, cgroup,
-        kernel::KernelDataplane,
-        load::{self, Constants, Programs},
-        lock::Lock,
-        netlink::{InterfaceOptions, Interfaces},
-        pins::Pins,
-        probe,
-    },
+    conntrack::sysctls,
     events::Refusals,
-    health::{Health, checks::Wanted, listeners::Listeners},
-    kube_proxy,
+    health::{Health, listeners::Listeners},
+    maps::{bpffs, kernel::KernelDataplane, lock::Lock, pins::Pins},
     metrics::Metrics,
-    watch::{Event, Kind, api, manifests},
+    network::follow::{InterfaceOptions, Interfaces},
+    programs::{
+        cgroup, features,
+        load::{self, Constants, Programs},
+    },
+    watch::{api, manifests},
 };
 
 use reconciler::{Reconciler, Sinks};
@@ -82,7 +83,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// Ends when another configuration is to be used, which takes a start.
 async fn reconfigured(config: &Config) -> anyhow::Error {
     let Some(file) = config.file() else { return std::future::pending().await };
-    kube_proxy::changed(config, file).await;
+    config_watch::changed(config, file).await;
     anyhow::anyhow!(
         "the configuration in {} has changed: ending, to be started again with it",
         file.display()
@@ -96,7 +97,7 @@ async fn start(
 ) -> anyhow::Result<()> {
     process::raise_file_limit();
     // The lifetimes of flows are read from there.
-    conntrack::apply(&config.kube_proxy.conntrack);
+    sysctls::apply(&config.kube_proxy.conntrack);
     let health = Health::new(2 * config.kube_proxy.sync_period());
     let metrics = Metrics::new();
     let pins = Pins::new(&config.bpf_dir);
@@ -115,7 +116,7 @@ async fn start(
     let network = interfaces.subscribe();
     let (sender, events) = mpsc::channel(EVENTS);
     let (source, refusals) = start_source(config, &health, &metrics, sender).await?;
-    let ticks_per_second = probe::ticks_per_second().context("cannot read the kernel's clock")?;
+    let ticks_per_second = lb_sys::ticks_per_second().context("cannot read the kernel's clock")?;
     stats::start(&pins, ticks_per_second, &metrics, &health, tasks, cancel)?;
     let (health_checks, wanted) = watch::channel(Wanted::default());
     let listeners = Listeners::new(&config.node_name, wanted, health.clone(), refusals.clone());
@@ -151,7 +152,7 @@ async fn start(
 const EXPECTED: [Kind; 2] = [Kind::Node, Kind::ServiceCidr];
 
 fn load_programs(config: &Config, pins: &Pins) -> anyhow::Result<Programs> {
-    let constants = Constants::new(config.socket_lb, probe::features())?;
+    let constants = Constants::new(config.socket_lb, features::features())?;
     let excluded = match sockets::directory(config) {
         Some(directory) => cgroup::excluded(&directory, &config.excluded_cgroups)?,
         None => Vec::new(),

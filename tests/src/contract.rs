@@ -33,8 +33,12 @@ fn promises(page: &str) -> Vec<Promise<'_>> {
 /// The file that a test's name begins with.
 fn source(file: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let places =
-        [("rows/", "lb-testing/src/rows"), ("agent/", "lb-agent/src"), ("core/", "lb-testing/src")];
+    let places = [
+        ("rows/", "lb-testing/src/rows"),
+        ("agent/", "lb-agent/src"),
+        ("control/", "lb-control/src"),
+        ("core/", "lb-testing/src"),
+    ];
     let place = places
         .iter()
         .find_map(|(prefix, dir)| file.strip_prefix(prefix).map(|rest| root.join(dir).join(rest)));

@@ -10,7 +10,6 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
-use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
 use lb_common::abi::address::{Address, Family, Ipv4, Ipv6};
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;
@@ -23,6 +22,7 @@ use lb_common::abi::service::{Service, Slot};
 use lb_common::abi::settings::{Device, SettingsPair};
 use lb_common::balance::{Answer, FlowTable};
 use lb_common::packet::{Packet, PacketKind};
+use lb_sys::{PerCpuCounters, TypedMap};
 use lb_testing::bench::{End, FlowEntries, Lab, Outcome, Place, Untestable};
 use lb_testing::family::TestFamily;
 use lb_testing::frame::{self, MACS};

@@ -16,8 +16,8 @@ use aya::maps::{Map, MapData};
 use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRunResult};
 use bytemuck::Pod;
-use lb_agent::dataplane::probe;
-use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
+use lb_agent::programs::features;
+use lb_sys::{PerCpuCounters, TypedMap};
 use lb_testing::world::{EXTERNAL, EXTERNAL_TOO, POD_DEVICE, mac};
 use nix::sched::{CloneFlags, unshare};
 
@@ -31,7 +31,7 @@ pub fn object_path() -> PathBuf {
 
 /// What this kernel has, as the constants of the object.
 fn constants() -> [(&'static str, u32); 3] {
-    let features = probe::features();
+    let features = features::features();
     [
         ("HAS_SET_RETVAL", features.has_set_retval.into()),
         ("HAS_NETNS_COOKIE", features.has_netns_cookie.into()),

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytemuck::Pod;
-use lb_agent::dataplane::sys::TypedMap;
 use lb_common::abi::affinity::{Affinity, AffinityKey};
+use lb_sys::TypedMap;
 
 use self::format::{File, Group};
 use self::outcome::Outcome;

@@ -15,7 +15,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::time::Instant;
 
 use anyhow::Result;
-use lb_agent::dataplane::probe::{self, Features};
+use lb_agent::programs::features::{self, Features};
 use serde_json::{Value, json};
 
 /// What lines of results begin with.
@@ -74,7 +74,7 @@ pub fn run() -> bool {
             |name| name.release().to_string_lossy().into_owned(),
         ),
     );
-    let features = probe::features();
+    let features = features::features();
     report.fact("features", features_of(features));
     let only = env::var("LB_VM_ONLY").unwrap_or_default();
     let is_asked_for = |part| only.is_empty() || only.split(',').any(|name| name == part);

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lb_agent::dataplane::pins::Pins;
+use lb_agent::maps::pins::Pins;
 use lb_common::abi::service::Service;
 use lb_tests::controlplane::Options;
 use lb_tests::controlplane::world::World;

@@ -19,25 +19,20 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lb_agent::{
-    cli::{
-        GetArgs, Output, PinArgs, What, get,
-        run::{SocketLb, TcAttach, XdpMode},
+    cli::{GetArgs, Output, PinArgs, What},
+    commands::{cleanup, get},
+    maps::{kernel::KernelDataplane, pins::Pins, sweep::Sweeper},
+    network::follow::{InterfaceOptions, Interfaces},
+    options::{
+        modes::{SocketLb, TcAttach, XdpMode},
+        sizes::Sizes,
         values::Patterns,
     },
-    config::Sizes,
-    dataplane::{
-        Dataplane, DataplaneError,
-        attach::{Direction, Interface, TcAttacher},
+    programs::{
         cgroup::Hooks,
-        cleanup,
-        interfaces::NodeNetwork,
-        kernel::KernelDataplane,
+        hook::Direction,
         load::{Constants, Programs, load},
-        netlink::{InterfaceOptions, Interfaces},
-        pins::Pins,
-        probe,
-        sweep::Sweeper,
-        sys::{self, TypedMap},
+        tc::TcAttacher,
     },
 };
 use lb_common::abi::{
@@ -49,6 +44,11 @@ use lb_common::abi::{
     service::{Name, Service, SlotRange},
     settings::{Device, Settings, SettingsPair, Timeouts},
 };
+use lb_control::{
+    dataplane::{Dataplane, DataplaneError},
+    model::network::{Interface, NodeNetwork},
+};
+use lb_sys::TypedMap;
 use lb_tests::netns::{cgroup::Cgroup, namespace::Netns};
 use tokio::sync::{oneshot, watch};
 
@@ -122,8 +122,8 @@ fn tcx_programs(interface: &str) -> Result<Vec<String>> {
     let index = index_of(interface)?;
     let mut names = Vec::new();
     for (_, attach_type) in TCX {
-        for id in sys::tcx_query(index, attach_type)? {
-            names.push(sys::program_info(sys::program_by_id(id)?.as_fd())?.name());
+        for id in lb_sys::tcx_query(index, attach_type)? {
+            names.push(lb_sys::program_info(lb_sys::program_by_id(id)?.as_fd())?.name());
         }
     }
     Ok(names)
@@ -331,7 +331,7 @@ fn a_pin_of_another_layout_is_refused_with_a_sentence() -> Result<()> {
     dir.load()?;
     let pins = dir.pins();
     fs::remove_file(pins.map("SLOTS"))?;
-    sys::obj_pin(pins.open("BACKENDS6")?.as_fd(), &pins.map("SLOTS"))?;
+    lb_sys::obj_pin(pins.open("BACKENDS6")?.as_fd(), &pins.map("SLOTS"))?;
     let error = dir.load().err().context("loaded over another map")?.to_string();
     let expected = format!("{} is not what", pins.map("SLOTS").display());
     ensure!(error.contains(&expected) && error.contains("cleanup"), "{error}");
@@ -340,8 +340,8 @@ fn a_pin_of_another_layout_is_refused_with_a_sentence() -> Result<()> {
 
 /// Link and program at `pin`.
 fn link(pin: &Path) -> Result<(u32, u32)> {
-    let link = sys::obj_get(pin).with_context(|| format!("no link at {}", pin.display()))?;
-    let info = sys::link_info(link.as_fd())?;
+    let link = lb_sys::obj_get(pin).with_context(|| format!("no link at {}", pin.display()))?;
+    let info = lb_sys::link_info(link.as_fd())?;
     Ok((info.id, info.program))
 }
 
@@ -691,7 +691,7 @@ fn the_sweep_removes_what_is_past_twice_its_timeout_unless_its_pair_is_not() -> 
     let dir = BpfDir::new();
     let programs = dir.load()?;
     let pins = dir.pins();
-    let now = probe::ticks_now(programs.get("clock")?)?;
+    let now = lb_sys::ticks_now(programs.get("clock")?)?;
     let flows = TypedMap::<FlowKey<Address4>, Flow<Address4>>::new(pins.open("FLOWS4")?)?;
     let pair = |port: u16, request_age: u32, reply_age: u32, state: u8| -> Result<()> {
         let tuple = Tuple {

@@ -2,13 +2,20 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{ArgAction, Args, ValueEnum};
-
-use super::{
-    CgroupArgs, LogArgs, PinArgs,
-    values::{self, Patterns, boolean},
+use clap::{
+    ArgAction, Args,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
-use crate::kube_proxy::flags::KubeProxyFlags;
+use lb_control::options::ExternalMode;
+
+use super::{CgroupArgs, LogArgs, PinArgs};
+use crate::{
+    kube_proxy::flags::KubeProxyFlags,
+    options::{
+        modes::{SocketLb, TcAttach, XdpMode},
+        values::{self, Patterns, boolean},
+    },
+};
 
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
@@ -51,7 +58,8 @@ pub struct RunArgs {
     pub tc_attach: TcAttach,
     /// How external packets reach a backend on another node; the annotation
     /// lb-agent/external-mode of a Service says otherwise for that one
-    #[arg(long, env = "LB_EXTERNAL_MODE", value_name = "MODE", default_value = "snat")]
+    #[arg(long, env = "LB_EXTERNAL_MODE", value_name = "MODE", default_value = "snat",
+          value_parser = external_mode())]
     pub external_mode: ExternalMode,
     /// How many services, each port of each family one, the maps hold; of front ends twice
     /// as many in each family
@@ -98,50 +106,14 @@ pub struct RunArgs {
     pub log: LogArgs,
 }
 
-/// Whose connect() is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SocketLb {
-    /// As tcp
-    Auto,
-    /// TCP of every process below --cgroup
-    Tcp,
-    /// TCP of processes in the agent's own network namespace
-    Node,
-    /// TCP and UDP of every process below --cgroup
-    All,
-    /// Nobody's: packets only
-    Off,
-}
-
-/// Whether external packets are taken by XDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum XdpMode {
-    /// Native where the driver has it, else tc
-    Auto,
-    /// In the driver
-    Native,
-    /// In the stack
-    Generic,
-    /// By tc
-    Off,
-}
-
-/// How tc programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum TcAttach {
-    /// tcx where the kernel has it, else clsact
-    Auto,
-    /// By tcx links (Linux 6.6)
-    Tcx,
-    /// By filters of a clsact qdisc
-    Clsact,
-}
-
-/// How external packets reach a backend on another node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExternalMode {
-    /// With the node's address as their source
-    Snat,
-    /// Tunnelled; the backend's node answers the client itself
-    Dsr,
+/// Parses `--external-mode`, whose type knows no command line.
+fn external_mode() -> impl TypedValueParser<Value = ExternalMode> {
+    let value = |mode: ExternalMode| {
+        PossibleValue::new(mode.name()).help(match mode {
+            ExternalMode::Snat => "With the node's address as their source",
+            ExternalMode::Dsr => "Tunnelled; the backend's node answers the client itself",
+        })
+    };
+    PossibleValuesParser::new(ExternalMode::ALL.map(value))
+        .try_map(|text| text.parse::<ExternalMode>())
 }

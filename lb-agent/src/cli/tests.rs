@@ -1,9 +1,9 @@
 use clap::CommandFactory as _;
 
-use super::{
-    run::{SocketLb, TcAttach, XdpMode},
+use super::*;
+use crate::options::{
+    modes::{SocketLb, TcAttach, XdpMode},
     values::{Patterns, Protocol},
-    *,
 };
 
 fn run(arguments: &[&str]) -> RunArgs {

@@ -1,10 +1,14 @@
 //! Holds the sockets of the health check servers of Services.
 //!
-//! It decides nothing but when to try again; [`checks`](super::checks) says who listens
+//! It decides nothing but when to try again; [`checks`](lb_control::desired::health_checks) says who listens
 //! where. Invariant: a socket of one Service is closed before the same is bound for another.
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
+use lb_control::{
+    desired::health_checks::{Layout, Wanted},
+    model::{IpFamily, event::Kind},
+};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -15,16 +19,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Health,
-    checks::{Layout, Wanted},
-    http,
+    Health, http,
     server::{BIND_RETRY, ServiceCheck, service_check},
 };
-use crate::{
-    events::{Refusal, Refusals, Subject},
-    model::IpFamily,
-    watch::Kind,
-};
+use crate::events::{Refusal, Refusals, Subject};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;

@@ -13,19 +13,16 @@ use axum::{
     routing::any,
 };
 use jiff::Timestamp;
+use lb_control::{desired::health_checks::Wanted, model::IpFamily};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Health, Report,
-    checks::Wanted,
     http::serve,
     reply::{JSON, NO_SNIFF, TEXT, not_found, reply, server_error},
 };
-use crate::{
-    metrics::{Metrics, format::Format},
-    model::IpFamily,
-};
+use crate::metrics::{Metrics, format::Format};
 
 /// What `/proxyMode` answers.
 pub const PROXY_MODE: &str = "ebpf";

@@ -8,7 +8,7 @@ use super::{
     types::KubeProxyConfiguration,
     values::{Bind, DetectLocalMode, Duration, FlushFrequency, LocalMode, Mode},
 };
-use crate::cli::values::{HEALTHZ_PORT, METRICS_PORT};
+use crate::options::values::{HEALTHZ_PORT, METRICS_PORT};
 
 const SYNC_PERIOD: Duration = Duration::from_secs(30);
 const MIN_SYNC_PERIOD: Duration = Duration::from_secs(1);

@@ -344,7 +344,7 @@ fn durations_are_written_as_go_writes_them() {
         ("1h0.25s", "1h0m0.25s"),
     ];
     for (text, expected) in rows {
-        let duration = crate::cli::values::duration(text).expect("a duration");
+        let duration = crate::options::values::duration(text).expect("a duration");
         assert_eq!(values::Duration(duration).to_string(), expected);
     }
 }

@@ -7,12 +7,13 @@ use std::{
 };
 
 use ipnet::IpNet;
+use lb_control::options::NodePortAddresses;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, Unexpected, Visitor},
 };
 
-use crate::cli::values::{BindAddress, NodePortAddresses, duration};
+use crate::options::values::{BindAddress, duration};
 
 /// Reads a text that must be `expected`.
 struct Text<F> {

@@ -7,6 +7,7 @@
 use std::{iter, sync::atomic::AtomicU64, time::Duration};
 
 use jiff::Timestamp;
+use lb_control::model::IpFamily;
 use prometheus_client::{
     metrics::{
         counter::Counter,
@@ -18,7 +19,6 @@ use prometheus_client::{
 };
 
 use super::{Change, Code};
-use crate::model::IpFamily;
 
 type OfFamily = [(&'static str, &'static str); 1];
 type OfPolicy = [(&'static str, &'static str); 2];

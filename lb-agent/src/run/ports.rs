@@ -2,7 +2,7 @@
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::dataplane::{pins::Pins, ports};
+use crate::{conntrack::ports, maps::pins::Pins};
 
 /// Looks before anything is programmed, and in a task of its own once everything is: from then
 /// on what may get such a port comes by the programs.

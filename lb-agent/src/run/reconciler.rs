@@ -7,6 +7,20 @@ use std::{
 };
 
 use jiff::Timestamp;
+use lb_control::{
+    controller::{Controller, Outcome},
+    desired::{
+        NodeFacts,
+        health_checks::{self, Wanted},
+        node_ports,
+    },
+    model::{
+        self,
+        event::{Event, Kind, Object},
+        network::NodeNetwork,
+        source_ports::MIN_SOURCE_PORTS,
+    },
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep_until, timeout, timeout_at},
@@ -14,19 +28,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::run::SocketLb,
     config::{Config, PodPrefixes},
-    controller::{Controller, Outcome},
-    dataplane::{interfaces::NodeNetwork, kernel::KernelDataplane, probe},
-    desired::{NodeFacts, node_ports, settings},
     events::{Refusal, Refusals, Subject},
-    health::{
-        self, Health,
-        checks::{self, Wanted},
-    },
+    health::{self, Health},
+    maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
-    model,
-    watch::{Event, Kind, Object},
+    options::modes::SocketLb,
 };
 
 /// How soon a failed write is tried again at first; doubled each time.
@@ -252,14 +259,14 @@ impl Reconciler {
                 PodPrefixes::Unknown => Vec::new(),
             },
             masquerade_all: self.masquerade_all,
-            local_ports: probe::local_ports(),
-            timeouts: probe::timeouts(self.ticks_per_second),
+            local_ports: timeouts::local_ports(),
+            timeouts: timeouts::timeouts(self.ticks_per_second),
             ticks_per_second: self.ticks_per_second,
             only_node_sockets: self.only_node_sockets,
         };
         let of_node_ports = &facts.node_port_addresses;
         self.health_check_addresses =
-            checks::listen_addresses(&self.node_ports.addresses, of_node_ports);
+            health_checks::listen_addresses(&self.node_ports.addresses, of_node_ports);
         self.controller.set_facts(facts);
     }
 
@@ -311,7 +318,7 @@ impl Reconciler {
             tracing::warn!(
                 "clients outside cannot reach backends on other nodes: no {} ports in a row are \
                  free for them; narrow net.ipv4.ip_local_port_range (now {first} {last})",
-                settings::MIN_SOURCE_PORTS
+                MIN_SOURCE_PORTS
             );
         }
         self.crowded = cause;
@@ -349,7 +356,7 @@ impl Reconciler {
         }
         let counts = self.controller.counts();
         sinks.metrics.programmed_objects(counts.services, counts.frontends, counts.backends);
-        let crate::plan::Counts { services, frontends, backends } = counts;
+        let lb_control::plan::Counts { services, frontends, backends } = counts;
         if !self.ready {
             self.ready = true;
             sinks.programmed.cancel();

@@ -5,16 +5,15 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    cli::run::SocketLb,
     config::Config,
-    dataplane::{
-        attach::AttachError,
-        bpffs,
+    health::Health,
+    maps::{bpffs, pins::Pins},
+    options::modes::SocketLb,
+    programs::{
         cgroup::{self, Hooks},
         load::Programs,
-        pins::Pins,
+        tc::AttachError,
     },
-    health::Health,
 };
 
 /// How often it is looked.

@@ -10,12 +10,12 @@ use lb_common::abi::counter::{Hook, Reason};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    dataplane::{
+    health::Health,
+    maps::timeouts,
+    maps::{
         pins::{PinError, Pins},
-        probe,
         sweep::{self, MapFill, Sweeper},
     },
-    health::Health,
     metrics::{DatapathStats, Metrics},
 };
 
@@ -82,7 +82,7 @@ pub(super) fn start(
                 () = cancel.cancelled() => return,
             }
             let swept = tokio::task::spawn_blocking(move || {
-                let timeouts = probe::timeouts(ticks_per_second);
+                let timeouts = timeouts::timeouts(ticks_per_second);
                 let fills = sweeper.sweep(&timeouts, ticks_per_second);
                 (sweeper, fills)
             });

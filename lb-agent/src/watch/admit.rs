@@ -13,15 +13,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use super::{Kind, Object};
-
-/// The label of objects that another proxy serves.
-pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// The label of slices that belong to a headless Service.
-pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
-
-/// The annotation that says for one Service what `--external-mode` says for all.
-pub const EXTERNAL_MODE_ANNOTATION: &str = "lb-agent/external-mode";
+use lb_control::model::{
+    event::{Kind, Object},
+    keys::{EXTERNAL_MODE_ANNOTATION, HEADLESS_LABEL, PROXY_NAME_LABEL},
+};
 
 /// The labels and annotations that are read; others are dropped.
 const KEPT_KEYS: [&str; 7] = [

@@ -26,10 +26,11 @@ use kube::{
     Api, Resource,
     runtime::watcher::{self, watcher},
 };
+use lb_control::model::event::{Event, Kind, Object};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
-use super::{Event, Kind, Object, admit::admit, admit::selector};
+use super::admit::{admit, selector};
 
 /// How often a kind that the server does not serve is asked for again.
 const NOT_SERVED_RETRY: Duration = Duration::from_secs(600);

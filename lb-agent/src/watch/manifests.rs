@@ -19,13 +19,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_control::model::event::{Event, Kind, Object};
 use notify::{
     RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind},
 };
 use tokio::sync::mpsc::Sender;
 
-use super::{Event, Kind, Object, admit::admit};
+use super::admit::admit;
+
 use parse::{Format, Located};
 use store::{Content, Store};
 

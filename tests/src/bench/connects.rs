@@ -15,11 +15,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::ProgramFd;
-use lb_agent::dataplane::sys::{LinkTarget, link_create};
 use lb_common::abi::{
     address::{Address, Be16, Ipv4, Ipv6},
     counter::{Hook, Reason},
 };
+use lb_sys::{LinkTarget, link_create};
 
 use super::{
     datapath::Bench,

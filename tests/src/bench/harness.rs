@@ -19,7 +19,7 @@ use aya::{
     },
 };
 use bytemuck::Pod;
-use lb_agent::dataplane::sys::TypedMap;
+use lb_sys::TypedMap;
 
 use super::{
     abi::{Lane, MAX_TARGETS},

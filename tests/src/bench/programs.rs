@@ -9,12 +9,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::maps::Map;
-use lb_agent::config::Sizes;
-use lb_agent::dataplane::{
-    load::{self, Constants},
-    pins::Pins,
-    sys::{LinkTarget, link_create},
+use lb_agent::options::sizes::Sizes;
+use lb_agent::{
+    maps::pins::Pins,
+    programs::load::{self, Constants},
 };
+use lb_sys::{LinkTarget, link_create};
 
 use super::{
     harness::{load_object, load_programs},

@@ -13,7 +13,6 @@ use aya::{
     programs::{TestRun, TestRunOptions},
 };
 use bytemuck::Pod;
-use lb_agent::dataplane::sys::{PerCpuCounters, TypedMap};
 use lb_common::abi::{
     address::{Address4, Address6, Be16, Ipv4, Ipv6, Prefix},
     backend::{Backend, IN_CLUSTER_SET},
@@ -23,6 +22,7 @@ use lb_common::abi::{
     service::{Service, Slot, SlotRange},
     settings::{Device, FamilySettings, Lifetimes, PortRange, STATES, Settings, SettingsPair},
 };
+use lb_sys::{PerCpuCounters, TypedMap};
 
 use super::{
     flows::Flows,

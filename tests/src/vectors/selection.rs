@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use lb_agent::cli::run::ExternalMode;
-use lb_agent::desired::{Locality, endpoints};
-use lb_agent::model::service::Policy;
-use lb_agent::model::slice::{Endpoint, Hints};
-use lb_agent::snapshot::nodes::Nodes;
 use lb_common::abi::backend::{IN_CLUSTER_SET, IN_LOCAL_SET};
+use lb_control::desired::{Locality, endpoints};
+use lb_control::model::service::Policy;
+use lb_control::model::slice::{Endpoint, Hints};
+use lb_control::options::ExternalMode;
+use lb_control::snapshot::nodes::Nodes;
 
 use super::format::{Candidate, Selection};
 

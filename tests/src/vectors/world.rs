@@ -16,8 +16,7 @@ use aya::programs::{ProgramInfo, SchedClassifier, Xdp, loaded_programs};
 use aya_obj::programs::XdpAttachType;
 use lb_agent::cli::{self, Command};
 use lb_agent::config::Config;
-use lb_agent::dataplane::pins::Pins;
-use lb_agent::dataplane::sys;
+use lb_agent::maps::pins::Pins;
 use nix::net::if_::if_nametoindex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -285,8 +284,8 @@ impl Hooks {
 /// The program behind a pinned link.
 fn attached(pins: &Pins, link: &str) -> Result<ProgramInfo> {
     let path = pins.links().join(link);
-    let opened = sys::obj_get(&path).with_context(|| format!("no link {}", path.display()))?;
-    let id = sys::link_info(opened.as_fd())?.program;
+    let opened = lb_sys::obj_get(&path).with_context(|| format!("no link {}", path.display()))?;
+    let id = lb_sys::link_info(opened.as_fd())?.program;
     let mut all = loaded_programs().filter_map(Result::ok);
     all.find(|program| program.id() == id).with_context(|| format!("no program behind {link}"))
 }

@@ -1,7 +1,7 @@
 //! Real sockets through the real agent: a ClusterIP and a node port, on two nodes.
 
 use anyhow::{Context, Result, ensure};
-use lb_agent::dataplane::probe::Features;
+use lb_agent::programs::features::Features;
 
 use super::Report;
 use crate::netns::cluster::Cluster;

@@ -4,11 +4,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use lb_agent::cli::run::SocketLb;
-use lb_agent::config::Sizes;
-use lb_agent::dataplane::load::{self, Constants, LoadError};
-use lb_agent::dataplane::pins::Pins;
-use lb_agent::dataplane::probe::Features;
+use lb_agent::maps::pins::Pins;
+use lb_agent::options::modes::SocketLb;
+use lb_agent::options::sizes::Sizes;
+use lb_agent::programs::features::Features;
+use lb_agent::programs::load::{self, Constants, LoadError};
 use serde_json::{Map, Value};
 
 use super::Report;

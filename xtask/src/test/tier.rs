@@ -59,6 +59,8 @@ pub(crate) const TIERS: [Tier; 6] = [
         source: Source::Crates(&[
             ("lb-common", &["-p", "lb-common"]),
             ("lb-testing", &["-p", "lb-testing"]),
+            ("lb-control", &["-p", "lb-control"]),
+            ("lb-sys", &["-p", "lb-sys"]),
             ("lb-agent", &["-p", "lb-agent"]),
             ("lb-tests", &["-p", "lb-tests", "--lib", "--bins"]),
             ("xtask", &["-p", "xtask"]),
@@ -195,7 +197,7 @@ mod tests {
     fn a_tier_of_integration_tests_without_any_is_empty() {
         let lengths = TIERS.map(|tier| (tier.name, tier.steps(&[]).len()));
         let of_files = [("kernel", 0), ("vectors", 1), ("netns", 0), ("cluster", 0), ("vm", 1)];
-        assert_eq!(lengths[0], ("unit", 5));
+        assert_eq!(lengths[0], ("unit", 7));
         assert_eq!(lengths[1..], of_files);
     }
 

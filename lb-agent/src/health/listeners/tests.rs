@@ -8,7 +8,8 @@ use tokio::{
 };
 
 use super::*;
-use crate::health::{checks::Check, tests::UPDATE_TIMEOUT};
+use crate::health::tests::UPDATE_TIMEOUT;
+use lb_control::desired::health_checks::Check;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 

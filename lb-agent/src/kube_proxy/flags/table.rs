@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::Flag;
-use crate::cli::values::{boolean, duration};
+use crate::options::values::{boolean, duration};
 
 /// What the text of a flag is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

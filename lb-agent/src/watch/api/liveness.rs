@@ -16,7 +16,7 @@ use axum::http::{Request, Response};
 use futures::future::BoxFuture;
 use tower::{Layer, Service};
 
-use crate::watch::Kind;
+use lb_control::model::event::Kind;
 
 /// Which watches are broken, and since when; clones share it.
 #[derive(Clone, Debug, Default)]

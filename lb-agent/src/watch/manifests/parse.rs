@@ -15,7 +15,7 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use crate::watch::{Kind, Object};
+use lb_control::model::event::{Kind, Object};
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,8 +11,9 @@ use std::{
     sync::Arc,
 };
 
+use lb_control::model::event::{Event, Kind, Object, ObjectName};
+
 use super::{ManifestError, parse::Located};
-use crate::watch::{Event, Kind, Object, ObjectName};
 
 pub(super) type Key = (Kind, ObjectName);
 

@@ -1,0 +1,424 @@
+//! What the core decided on a packet, and why, in sentences.
+
+use std::collections::HashMap;
+
+use lb_common::{
+    abi::{
+        affinity::Affinity,
+        counter::Reason,
+        flow::{Action, Tuple},
+        frontend::{Frontend, FrontendKey, FrontendKind},
+        service::Service,
+        settings::PortRange,
+    },
+    balance::{
+        self, Answer, Candidate, Endpoint, FlowTable, Origin, Site, Verdict, Work, types::Eligible,
+    },
+    packet::{ACK, SYN},
+};
+
+use super::{
+    facts::{Facts, endpoint, text},
+    pinned::PinnedFamily,
+    report::Step,
+    surroundings::{Device, Route, Surroundings},
+    tables::{Look, Overlay, Reader},
+    walk::{Judged, Walk, run, way_text},
+};
+use crate::programs::hook::Direction;
+
+/// How many of a Service's slots are tried out.
+const TRIED: u32 = 1024;
+
+/// The number that the core takes for the position, of as many as `length`.
+pub(super) fn draw_of(position: u32, length: u32) -> u32 {
+    ((u64::from(position) << 32).div_ceil(u64::from(length.max(1)))) as u32
+}
+
+/// Tells in `step` what was decided; `before` is what the tables held before it was.
+pub(super) fn step<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
+    walk: &Walk<'_, F, R, S>,
+    before: &Overlay<'_, F, R>,
+    judged: &Judged<F>,
+    device: &Device,
+    step: &mut Step,
+) {
+    caught(walk, before, judged, device, step);
+    let facts = facts(walk, judged);
+    let tuple = judged.packet.tuple();
+    let origin = balance::origin(&judged.packet, judged.site, &walk.settings);
+    let candidate = balance::candidate::<F>(tuple.destination, judged.site, &walk.settings);
+    let is_known = flows(walk, before, judged, &facts, step);
+    if candidate == Candidate::Service || candidate == Candidate::Node && is_request(judged) {
+        let frontend = facts.front_end(step);
+        if let Some(frontend) = frontend
+            && !is_known
+        {
+            let is_let_in = facts.ranges(&frontend, tuple.source, step);
+            if is_let_in && !matches!(judged.verdict, Verdict::Pass(_)) {
+                let eligible = facts.policy(&frontend, origin, step);
+                affinity(walk, &frontend, step);
+                choice(walk, before, judged, &frontend, eligible, step);
+            }
+        }
+    }
+    translation(walk, judged, &facts, origin, step);
+    verdict(judged.verdict, step);
+}
+
+/// Whether what is addressed to this node may be a request.
+fn is_request<F: PinnedFamily>(judged: &Judged<F>) -> bool {
+    !matches!(judged.verdict, Verdict::Pass(Reason::NoFlow))
+}
+
+fn facts<'w, F: PinnedFamily, R: Reader<F>, S>(
+    walk: &'w Walk<'_, F, R, S>,
+    judged: &Judged<F>,
+) -> Facts<'w, F, R> {
+    let tuple = judged.packet.tuple();
+    Facts {
+        reader: walk.overlay.reader(),
+        settings: &walk.settings,
+        source: endpoint::<F>(tuple.source, tuple.source_port),
+        destination: endpoint::<F>(tuple.destination, tuple.destination_port),
+        protocol: judged.packet.protocol(),
+    }
+}
+
+/// Where the packet is caught.
+fn caught<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
+    walk: &Walk<'_, F, R, S>,
+    before: &Overlay<'_, F, R>,
+    judged: &Judged<F>,
+    device: &Device,
+    step: &mut Step,
+) {
+    let (direction, side) = match judged.site {
+        Site::FromPod | Site::FromDevice => (Direction::Ingress, "comes in"),
+        Site::ToPod | Site::ToDevice { .. } | Site::Loopback => (Direction::Egress, "goes out"),
+    };
+    let place = format!("tc {} of {}", direction.name(), device.name);
+    step.say("caught", format!("as it {side}, by {} ({place})", step.hook));
+    if judged.site != Site::FromDevice {
+        return;
+    }
+    let Some(mode) = walk.around.xdp(device.index) else { return };
+    let mut overlay = before.fork();
+    let mut work = Work::default();
+    let destination = judged.packet.tuple().destination;
+    let candidate = balance::candidate::<F>(destination, judged.site, &walk.settings);
+    let taken = match candidate {
+        Candidate::NotService => None,
+        _ => {
+            let (packet, settings) = (&judged.packet, &walk.settings);
+            balance::decide_known(candidate, packet, settings, &mut work, &mut overlay)
+        }
+    };
+    let text = match taken {
+        Some(Verdict::Translate(_)) => "takes it itself if it can send it on, with the same answer",
+        Some(Verdict::Drop(_)) => "drops it",
+        _ => "leaves it to tc",
+    };
+    step.say("xdp", format!("{mode} sees it first, and {text}"));
+}
+
+/// Tells of the flow that the packet belongs to; whether that decided.
+fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
+    walk: &Walk<'_, F, R, S>,
+    before: &Overlay<'_, F, R>,
+    judged: &Judged<F>,
+    facts: &Facts<'_, F, R>,
+    step: &mut Step,
+) -> bool {
+    let key = judged.packet.key;
+    let found = walk.overlay.looks.iter().find_map(|look| match look {
+        Look::Flow(table, asked, Some(flow)) if *asked == key => Some((*table, *flow)),
+        _ => None,
+    });
+    let was_asked = walk.overlay.looks.iter().any(|look| matches!(look, Look::Flow(..)));
+    let Some((table, flow)) = found else {
+        if was_asked {
+            step.say("flow", "none is known");
+        }
+        return false;
+    };
+    facts.flow(table, &key, &flow, step);
+    if table == FlowTable::Flows && judged.packet.detail == ACK && !flow.action.is_reply() {
+        let packet = walk.packet(judged.packet.tuple(), SYN);
+        let (verdict, _) = run(&mut before.fork(), &walk.settings, &packet, judged.site);
+        let text = match verdict {
+            Verdict::Translate(reason) => match reason == Reason::Request {
+                true => "goes to the same backend",
+                false => "chooses a backend anew",
+            },
+            Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => {
+                reason.meaning()
+            }
+        };
+        step.say("new SYN", format!("from the same port: {text}"));
+    }
+    matches!(judged.verdict, Verdict::Translate(Reason::Request | Reason::Reply))
+}
+
+/// Tells of the backend that the client is bound to.
+fn affinity<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
+    walk: &Walk<'_, F, R, S>,
+    frontend: &Frontend,
+    step: &mut Step,
+) {
+    let reader = walk.overlay.reader();
+    let Some(service) = reader.service(frontend.service) else { return };
+    let entry = walk.overlay.looks.iter().find_map(|look| match look {
+        Look::Affinity(entry) => Some(*entry),
+        _ => None,
+    });
+    let is_used = !by_chance(&walk.overlay);
+    if let Some(entry) = entry {
+        say_affinity(reader, &service, entry, is_used, step);
+    }
+}
+
+/// Tells of an affinity entry that the core was told of.
+pub(super) fn say_affinity<F: PinnedFamily, R: Reader<F>>(
+    reader: &R,
+    service: &Service,
+    entry: Option<Affinity>,
+    is_used: bool,
+    step: &mut Step,
+) {
+    let seconds = service.affinity_seconds;
+    let Some(bound) = entry else {
+        step.say("affinity", format!("ClientIP for {seconds} s: this client is bound to none yet"));
+        return;
+    };
+    let idle =
+        reader.now().wrapping_sub(bound.last_seen) / reader.settings().ticks_per_second.max(1);
+    let to = reader.backend(bound.backend).map_or_else(
+        || format!("#{}", bound.backend),
+        |backend| text::<F>(endpoint::<F>(backend.address, backend.port)),
+    );
+    let holds = if is_used { "" } else { ", which counts no more: idle too long, or not eligible" };
+    step.say("affinity", format!("bound to {to} {idle} s ago, for {seconds} s{holds}"));
+}
+
+/// Whether the last run chose a backend by chance.
+pub(super) fn by_chance<F: PinnedFamily, R: Reader<F>>(overlay: &Overlay<'_, F, R>) -> bool {
+    overlay.looks.iter().any(|look| matches!(look, Look::Slot))
+}
+
+/// Tells which backend a new flow gets, and tries out every one that it may.
+fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
+    walk: &Walk<'_, F, R, S>,
+    before: &Overlay<'_, F, R>,
+    judged: &Judged<F>,
+    frontend: &Frontend,
+    eligible: Option<Eligible>,
+    step: &mut Step,
+) {
+    let Some(eligible) = eligible else { return };
+    if !matches!(judged.verdict, Verdict::Translate(_) | Verdict::Answer(Answer::TimeExceeded, _)) {
+        step.backends.iter_mut().for_each(|candidate| candidate.possible = false);
+        return;
+    }
+    let reader = walk.overlay.reader();
+    let mut tried = HashMap::new();
+    if by_chance(&walk.overlay) {
+        let length = eligible.range.length();
+        for position in 0..length.min(TRIED) {
+            let mut overlay = before.fork();
+            overlay.draws = [draw_of(position, length)].into();
+            let (_, work) = run(&mut overlay, &walk.settings, &judged.packet, judged.site);
+            let id = reader.slot(eligible.range.start() + position);
+            tried.insert(id, work);
+        }
+        step.say("choice", one_of(length));
+    } else {
+        step.say("choice", "the one that the client is bound to");
+    }
+    let bound = walk.overlay.looks.iter().find_map(|look| match look {
+        Look::Affinity(Some(bound)) => Some(bound.backend),
+        _ => None,
+    });
+    if tried.is_empty() {
+        tried.insert(bound, judged.work);
+    }
+    let ids = reader.backends_of(frontend.service);
+    for (candidate, (id, _)) in step.backends.iter_mut().zip(ids) {
+        match tried.get(&Some(id)) {
+            Some(work) => {
+                let source = source_seen(judged.packet.tuple(), work);
+                candidate.client_address = Some(F::ip(source).to_string());
+                candidate.next_hop = Some(next_hop::<F, S>(walk.around, work));
+            }
+            None if candidate.possible && bound.is_some() => {
+                candidate.possible = false;
+                candidate.why_not = Some("the client is bound to another".to_owned());
+            }
+            None => {}
+        }
+    }
+}
+
+/// How one of several is chosen.
+pub(super) fn one_of(length: u32) -> String {
+    match length {
+        1 => "the only one".to_owned(),
+        length => format!("one of {length}, by chance (each as likely)"),
+    }
+}
+
+/// The client's address that a backend sees.
+fn source_seen<A: Copy>(tuple: &Tuple<A>, work: &Work<A>) -> A {
+    if work.out.action == Action::REQUEST_TUNNEL { tuple.source } else { work.out.rewrite.source }
+}
+
+/// Where a translated packet goes.
+fn next_hop<F: PinnedFamily, S: Surroundings>(around: &S, work: &Work<F::Address>) -> String {
+    let to = F::ip(work.out.rewrite.destination);
+    match work.out.action {
+        Action::REQUEST_HAIRPIN => return "back by the interface that it came by".to_owned(),
+        Action::REQUEST_LOOPBACK => return "by lo".to_owned(),
+        _ => {}
+    }
+    match around.route(to) {
+        Route::Local => "to a process of this node".to_owned(),
+        Route::Device { device, via } if work.out.action == Action::REQUEST_TUNNEL => {
+            format!("in a tunnel to {to} {}", way_text(&device, via))
+        }
+        Route::Device { device, via } => way_text(&device, via),
+        Route::Nowhere(why) => format!("no route ({why})"),
+    }
+}
+
+/// Tells what the packet becomes.
+fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
+    walk: &Walk<'_, F, R, S>,
+    judged: &Judged<F>,
+    facts: &Facts<'_, F, R>,
+    origin: Origin,
+    step: &mut Step,
+) {
+    let Verdict::Translate(reason) = judged.verdict else { return };
+    let (tuple, work) = (judged.packet.tuple(), &judged.work);
+    if work.out.action == Action::REQUEST_TUNNEL {
+        let node = F::ip(work.out.rewrite.destination);
+        let text = format!("untouched, in a tunnel to {node}: the backend sees the client itself");
+        (step.new_source, step.new_destination) =
+            (Some(step.source.clone()), Some(step.destination.clone()));
+        step.say("translation", text);
+        return;
+    }
+    let side = |address, port| text::<F>(endpoint::<F>(address, port));
+    let new = &work.out.rewrite;
+    let (source, destination) =
+        (side(new.source, new.source_port), side(new.destination, new.destination_port));
+    let is_port_drawn = reason == Reason::FlowCreated && new.source_port != tuple.source_port;
+    let is_example = is_port_drawn || step.possible() > 1;
+    let example = if is_example { "for example " } else { "" };
+    step.say("translation", format!("{example}{source} -> {destination}"));
+    (step.new_source, step.new_destination) = (Some(source), Some(destination));
+    let mut why = if new.source == tuple.source {
+        kept_text(work.out.action).to_owned()
+    } else {
+        rewritten_text(work.out.action, facts, walk, judged, origin)
+    };
+    if is_port_drawn {
+        let PortRange { first, count } = walk.settings.source_ports;
+        let last = first.saturating_add(count.saturating_sub(1));
+        why.push_str(&format!("; its port is drawn from {first}-{last}"));
+    }
+    step.say("source", why);
+}
+
+fn kept_text(action: Action) -> &'static str {
+    match action {
+        action if action.is_reply() => "kept",
+        Action::REQUEST_ROUTE => {
+            "kept: the node's own; the program sends the packet by its new route"
+        }
+        Action::REQUEST_LOOPBACK => "kept: the node's own; the packet comes in again by lo",
+        _ => "kept: the backend sees the client itself, and the kernel routes the packet",
+    }
+}
+
+fn rewritten_text<F: PinnedFamily, R: Reader<F>, S>(
+    action: Action,
+    facts: &Facts<'_, F, R>,
+    walk: &Walk<'_, F, R, S>,
+    judged: &Judged<F>,
+    origin: Origin,
+) -> String {
+    if action.is_reply() {
+        return "becomes the address that the client asked".to_owned();
+    }
+    let is_masqueraded = walk.settings.masquerades_all() && judged.site == Site::FromPod;
+    let why = match (action, judged.site) {
+        (Action::REQUEST_HAIRPIN, _) => {
+            "the backend is the client itself, and its answer must come back through the node"
+        }
+        _ if is_masqueraded => "--masquerade-all",
+        (_, Site::Loopback) => {
+            "the client's is of the loopback device, or one that other nodes may hold too"
+        }
+        (Action::REQUEST_LOOPBACK, _) | (Action::REQUEST, _) => {
+            "the client is outside, and only this node knows the way back to it"
+        }
+        _ => "the answer must come back by this node",
+    };
+    let mut text = format!("becomes this node's: {why}");
+    if let Some(why_not) = not_tunnelled(facts, walk, judged, origin) {
+        text.push_str(&format!("; no direct server return: {why_not}"));
+    }
+    text
+}
+
+/// Why a Service with direct server return does not tunnel this packet.
+fn not_tunnelled<F: PinnedFamily, R: Reader<F>, S>(
+    facts: &Facts<'_, F, R>,
+    walk: &Walk<'_, F, R, S>,
+    judged: &Judged<F>,
+    origin: Origin,
+) -> Option<&'static str> {
+    let reader = walk.overlay.reader();
+    let Endpoint { address, port } = facts.destination;
+    let key = FrontendKey::new(address, port, facts.protocol);
+    let frontend = reader.frontend(&key)?;
+    let service = reader.service(frontend.service)?;
+    if service.flags & Service::DSR == 0 || judged.work.out.action != Action::REQUEST_FORWARD {
+        return None;
+    }
+    Some(match origin {
+        _ if frontend.kind.is_internal() => "it is for front ends for clients outside",
+        Origin::Pod | Origin::Inside => "the client is a pod",
+        _ if reader.is_node(facts.source.address) => "the client is a node",
+        _ if frontend.kind == FrontendKind::NODE_PORT && !reader.is_node(address) => {
+            "the other nodes do not know this address for a node's"
+        }
+        _ => "no address of the backend's node is known",
+    })
+}
+
+/// Tells the verdict and what is counted.
+fn verdict(verdict: Verdict, step: &mut Step) {
+    let (name, reason, how) = match verdict {
+        Verdict::Pass(reason) => ("pass", reason, ""),
+        Verdict::Drop(reason) => ("drop", reason, ""),
+        Verdict::Translate(reason) => ("translate", reason, ""),
+        Verdict::Answer(answer, reason) => ("answer", reason, answer_text(answer)),
+    };
+    step.verdict = name;
+    step.reason = Some(reason.name());
+    let hook = step.hook;
+    let text = format!("{}{how} (counted as {hook} {})", reason.meaning(), reason.name());
+    step.say("verdict", text);
+}
+
+fn answer_text(answer: Answer) -> &'static str {
+    match answer {
+        Answer::Reset => " with a TCP RST",
+        Answer::PortUnreachable => " with ICMP port unreachable",
+        Answer::ProtocolUnreachable => " with ICMP protocol unreachable",
+        Answer::Echo => " with an echo reply",
+        Answer::TimeExceeded => " with ICMP time exceeded",
+    }
+}

@@ -1,0 +1,200 @@
+//! What is around the maps: routes, interfaces, and where programs are attached.
+
+use std::{collections::BTreeMap, io, net::IpAddr};
+
+use futures::TryStreamExt;
+use lb_common::abi::counter::Hook;
+use netlink_packet_route::{
+    link::{LinkAttribute, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::ExplainError;
+use crate::{
+    maps::pins::Pins,
+    options::modes::TcAttach,
+    programs::{cgroup, hook::Direction, tc::TcAttacher, xdp},
+};
+
+/// An interface of this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    /// The kernel's index.
+    pub(super) index: u32,
+    /// The name.
+    pub(super) name: String,
+}
+
+/// Where the kernel's routing tables lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To this node itself.
+    Local,
+    /// Out of a device, to the neighbour `via` or to the destination itself.
+    Device {
+        /// The device.
+        device: Device,
+        /// The next router.
+        via: Option<IpAddr>,
+    },
+    /// Nowhere, and what the kernel says of it.
+    Nowhere(String),
+}
+
+/// What an explanation asks of a node beside its maps.
+pub(super) trait Surroundings {
+    /// Where packets to an address go.
+    fn route(&self, to: IpAddr) -> Route;
+    /// The device of this name.
+    fn device(&self, name: &str) -> Option<Device>;
+    /// The name of the device with this index.
+    fn name(&self, index: u32) -> String;
+    /// The program of ours on a device.
+    fn program(&self, device: u32, direction: Direction) -> Option<Hook>;
+    /// How XDP takes a device's packets, if it does.
+    fn xdp(&self, device: u32) -> Option<String>;
+    /// The devices that are ports of this bridge.
+    fn ports(&self, bridge: u32) -> Vec<Device>;
+    /// Whether a connect-time hook is attached.
+    fn has_socket_hook(&self, hook: Hook) -> bool;
+    /// The cookie of this network namespace.
+    fn netns_cookie(&self) -> u64;
+}
+
+/// The network namespace that this process is in.
+pub(super) struct Here {
+    runtime: tokio::runtime::Runtime,
+    handle: Handle,
+    links: BTreeMap<u32, Link>,
+    programs: TcAttacher,
+    xdp: BTreeMap<u32, String>,
+    socket_hooks: Vec<&'static str>,
+}
+
+struct Link {
+    name: String,
+    bridge: Option<u32>,
+}
+
+impl Here {
+    /// Looks around.
+    ///
+    /// # Errors
+    /// [`ExplainError`] if the kernel or the pins cannot be read.
+    pub(super) fn look(pins: &Pins) -> Result<Self, ExplainError> {
+        let failed = |source| ExplainError::Surroundings { source };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (handle, links) = runtime
+            .block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection()?;
+                tokio::spawn(connection);
+                let links = handle.link().get().execute().try_collect::<Vec<_>>().await;
+                let links = links.map_err(io::Error::other)?;
+                Ok((handle, links.iter().map(parse_link).collect()))
+            })
+            .map_err(failed)?;
+        let taken = xdp::pinned_links(&pins.links()).map_err(failed)?;
+        let taken = taken
+            .into_iter()
+            .filter_map(|(index, path)| Some((index, xdp::Taken::of_pin(&path)?.to_string())));
+        Ok(Self {
+            runtime,
+            handle,
+            links,
+            programs: TcAttacher::new(pins, TcAttach::Auto)
+                .map_err(io::Error::other)
+                .map_err(failed)?,
+            xdp: taken.collect(),
+            socket_hooks: cgroup::attached(pins),
+        })
+    }
+
+    async fn ask(&self, to: IpAddr) -> Result<RouteMessage, String> {
+        let bits = if to.is_ipv4() { 32 } else { 128 };
+        let request = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to, bits)
+            .map_err(|error| error.to_string())?;
+        let mut answers = self.handle.route().get(request.build()).execute();
+        let answer = answers.try_next().await.map_err(|error| match error {
+            rtnetlink::Error::NetlinkError(message) => message.to_io().to_string(),
+            other => other.to_string(),
+        })?;
+        answer.ok_or_else(|| "no answer".to_owned())
+    }
+
+    fn device_of(&self, index: u32) -> Device {
+        Device { index, name: self.name(index) }
+    }
+}
+
+fn parse_link(message: &LinkMessage) -> (u32, Link) {
+    let mut link = Link { name: String::new(), bridge: None };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Controller(index) => link.bridge = Some(*index),
+            _ => {}
+        }
+    }
+    (message.header.index, link)
+}
+
+impl Surroundings for Here {
+    fn route(&self, to: IpAddr) -> Route {
+        let answer = match self.runtime.block_on(self.ask(to)) {
+            Ok(answer) => answer,
+            Err(error) => return Route::Nowhere(error),
+        };
+        match answer.header.kind {
+            RouteType::Local | RouteType::Broadcast | RouteType::Multicast => return Route::Local,
+            RouteType::Unicast => {}
+            other => return Route::Nowhere(format!("a route of type {other:?}")),
+        }
+        let (mut device, mut via) = (None, None);
+        for attribute in answer.attributes {
+            match attribute {
+                RouteAttribute::Oif(index) => device = Some(self.device_of(index)),
+                RouteAttribute::Gateway(RouteAddress::Inet(ip)) => via = Some(ip.into()),
+                RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => via = Some(ip.into()),
+                _ => {}
+            }
+        }
+        match device {
+            Some(device) => Route::Device { device, via },
+            None => Route::Nowhere("a route without a device".to_owned()),
+        }
+    }
+
+    fn device(&self, name: &str) -> Option<Device> {
+        let found = self.links.iter().find(|(_, link)| link.name == name)?;
+        Some(self.device_of(*found.0))
+    }
+
+    fn name(&self, index: u32) -> String {
+        self.links.get(&index).map_or_else(|| format!("#{index}"), |link| link.name.clone())
+    }
+
+    fn program(&self, device: u32, direction: Direction) -> Option<Hook> {
+        let name = self.programs.held(device, direction).ok()??;
+        Hook::ALL.iter().copied().find(|hook| hook.name() == name)
+    }
+
+    fn xdp(&self, device: u32) -> Option<String> {
+        self.xdp.get(&device).cloned()
+    }
+
+    fn ports(&self, bridge: u32) -> Vec<Device> {
+        let ports = self.links.iter().filter(|(_, link)| link.bridge == Some(bridge));
+        ports.map(|(index, _)| self.device_of(*index)).collect()
+    }
+
+    fn has_socket_hook(&self, hook: Hook) -> bool {
+        self.socket_hooks.contains(&hook.name())
+    }
+
+    fn netns_cookie(&self) -> u64 {
+        lb_sys::netns_cookie().unwrap_or_default()
+    }
+}

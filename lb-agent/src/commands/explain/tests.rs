@@ -1,0 +1,492 @@
+//! The text of each kind of answer, over tables in memory.
+
+use std::{cell::RefCell, net::IpAddr};
+
+use lb_common::{
+    abi::{
+        address::{Address4, Ipv4},
+        affinity::{Affinity, AffinityKey},
+        backend::Backend,
+        counter::Hook,
+        flow::{Flow, FlowKey},
+        frontend::{Frontend, FrontendKey, FrontendKind, TCP},
+        service::Service,
+        settings::Settings,
+    },
+    balance::{Entry, FlowTable, Tables},
+};
+use lb_testing::{
+    family::TestFamily,
+    tables::FakeTables,
+    world::{EXTERNAL, POD_DEVICE, Where, World, at},
+};
+
+use super::{
+    At, ExplainError, Explanation, Question, explanation,
+    pinned::PinnedFamily,
+    surroundings::{Device, Route, Surroundings},
+    tables::Reader,
+};
+use crate::{options::values::Protocol, programs::hook::Direction};
+
+/// The tables of a test.
+struct Lab {
+    tables: RefCell<FakeTables<Ipv4>>,
+    world: World<Ipv4>,
+    /// Whether connect-time hooks are attached.
+    has_sockets: bool,
+    /// Whether programs are attached to the pod's interface.
+    has_pods: bool,
+}
+
+impl Lab {
+    fn new(world: World<Ipv4>) -> Self {
+        let mut tables = FakeTables::new(1_000_000);
+        tables.load(&world);
+        Self { tables: RefCell::new(tables), world, has_sockets: false, has_pods: true }
+    }
+
+    fn ask(&self, from: Address4, to: (Address4, u16), protocol: Protocol, at: At) -> Explanation {
+        self.try_ask(from, to, protocol, at).expect("an explanation")
+    }
+
+    fn try_ask(
+        &self,
+        from: Address4,
+        (to, port): (Address4, u16),
+        protocol: Protocol,
+        at: At,
+    ) -> Result<Explanation, ExplainError> {
+        let from = (Ipv4::ip(from), 40_000).into();
+        let question = Question { from, to: (Ipv4::ip(to), port).into(), protocol, at };
+        let before = self.dump();
+        let explained = explanation::<Ipv4, _, _>(self, self, &question);
+        assert_eq!(self.dump(), before, "something was written");
+        explained
+    }
+
+    fn dump(&self) -> String {
+        let tables = self.tables.borrow();
+        let flows = [FlowTable::Flows, FlowTable::Embryonic].map(|table| tables.flows_of(table));
+        format!("{flows:?} {:?}", tables.affinities())
+    }
+}
+
+impl Reader<Ipv4> for Lab {
+    fn settings(&self) -> Settings {
+        self.world.settings
+    }
+    fn now(&self) -> u32 {
+        Tables::<Ipv4>::now(&*self.tables.borrow())
+    }
+    fn frontend(&self, key: &FrontendKey<Address4>) -> Option<Frontend> {
+        self.tables.borrow_mut().frontend(key)
+    }
+    fn is_in_range(&self, service: u32, client: Address4) -> bool {
+        self.tables.borrow_mut().is_in_range(service, &client)
+    }
+    fn is_node(&self, address: Address4) -> bool {
+        self.tables.borrow_mut().is_node(&address)
+    }
+    fn service(&self, index: u32) -> Option<Service> {
+        self.tables.borrow_mut().service(index)
+    }
+    fn slot(&self, position: u32) -> Option<u32> {
+        self.tables.borrow_mut().slot(position)
+    }
+    fn backend(&self, id: u32) -> Option<Backend<Address4>> {
+        self.tables.borrow_mut().backend(id)
+    }
+    fn device(&self, ifindex: u32) -> Option<u32> {
+        self.tables.borrow_mut().device(ifindex)
+    }
+    fn flow(&self, table: FlowTable, key: &FlowKey<Address4>) -> Option<Flow<Address4>> {
+        self.tables.borrow_mut().flow(table, key).map(|entry| *entry.get())
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.tables.borrow_mut().affinity(key).map(|entry| *entry.get())
+    }
+    fn name(&self, service: u32) -> String {
+        format!("default/web{service}")
+    }
+    fn ranges(&self, _service: u32) -> Vec<String> {
+        vec!["10.2.0.0/24".to_owned()]
+    }
+    fn backends_of(&self, service: u32) -> Vec<(u32, Backend<Address4>)> {
+        let is_its = |backend: &Backend<Address4>| backend.sets != 0 && backend.service == service;
+        let all = (0..).zip(self.world.backends.iter().copied());
+        all.filter(|(_, backend)| is_its(backend)).collect()
+    }
+}
+
+fn device(index: u32) -> Device {
+    let name = match index {
+        1 => "lo",
+        EXTERNAL => "eth0",
+        POD_DEVICE => "veth1",
+        _ => "tun0",
+    };
+    Device { index, name: name.to_owned() }
+}
+
+impl Surroundings for Lab {
+    fn route(&self, to: IpAddr) -> Route {
+        let IpAddr::V4(ip) = to else { return Route::Nowhere("IPv6".to_owned()) };
+        match ip.octets() {
+            _ if to == Ipv4::ip(Ipv4::node()) || ip.is_loopback() => Route::Local,
+            [10, 1, 0, _] => Route::Device { device: device(POD_DEVICE), via: None },
+            [10, 2, 0, _] => {
+                let via = Some(Ipv4::ip(Ipv4::other_node()));
+                Route::Device { device: device(EXTERNAL), via }
+            }
+            [240, ..] => Route::Nowhere("Network is unreachable".to_owned()),
+            _ => Route::Device { device: device(EXTERNAL), via: "192.0.2.1".parse().ok() },
+        }
+    }
+    fn device(&self, name: &str) -> Option<Device> {
+        [1, EXTERNAL, POD_DEVICE, 99].map(device).into_iter().find(|device| device.name == name)
+    }
+    fn name(&self, index: u32) -> String {
+        device(index).name
+    }
+    fn program(&self, device: u32, direction: Direction) -> Option<Hook> {
+        match (device, direction) {
+            (1, Direction::Egress) => Some(Hook::Loopback),
+            (EXTERNAL, Direction::Ingress) => Some(Hook::FromDevice),
+            (EXTERNAL, Direction::Egress) => Some(Hook::ToDevice),
+            (POD_DEVICE, Direction::Ingress) if self.has_pods => Some(Hook::FromPod),
+            (POD_DEVICE, Direction::Egress) if self.has_pods => Some(Hook::ToPod),
+            _ => None,
+        }
+    }
+    fn xdp(&self, device: u32) -> Option<String> {
+        (device == EXTERNAL).then(|| "XDP in the driver".to_owned())
+    }
+    fn ports(&self, _bridge: u32) -> Vec<Device> {
+        Vec::new()
+    }
+    fn has_socket_hook(&self, hook: Hook) -> bool {
+        self.has_sockets && hook == Hook::Connect4
+    }
+    fn netns_cookie(&self) -> u64 {
+        7
+    }
+}
+
+/// A Service with a backend here and one elsewhere; also a load balancer's.
+fn world() -> (World<Ipv4>, u32) {
+    let mut world = World::<Ipv4>::default();
+    let index = world.add_service(at(Ipv4::vip(1), 80), TCP);
+    world.add_front_of(FrontendKind::EXTERNAL, index, at(Ipv4::vip_elsewhere(9), 80), TCP);
+    world.add_front_of(FrontendKind::NODE_PORT, index, at(Ipv4::node(), 30_080), TCP);
+    world.add_backend(index, at(Ipv4::pod(2), 8080), Where::Here);
+    world.add_backend(index, at(Ipv4::remote_pod(2), 8080), Where::Elsewhere);
+    (world, index)
+}
+
+#[track_caller]
+fn says(explained: &Explanation, expected: &[&str]) {
+    let text = explained.to_string();
+    let mut rest = text.as_str();
+    for line in expected {
+        let found = rest.find(line).unwrap_or_else(|| panic!("no {line:?} in its place:\n{text}"));
+        rest = &rest[found + line.len()..];
+    }
+}
+
+const VIP: fn(u16) -> (Address4, u16) = |port| (Ipv4::vip(1), port);
+const BALANCER: fn() -> (Address4, u16) = || (Ipv4::vip_elsewhere(9), 80);
+
+fn pod() -> Address4 {
+    Ipv4::pod(1)
+}
+
+fn eth0() -> At {
+    At::Device("eth0".to_owned())
+}
+
+#[test]
+fn a_new_flow_shows_every_backend_that_it_may_get() {
+    let lab = Lab::new(world().0);
+    let explained = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(
+        &explained,
+        &[
+            "10.1.0.1:40000 -> 10.96.0.1:80/tcp",
+            "is not translated: no connect-time hook for TCP is attached",
+            "from_pod veth1: 10.1.0.1:40000 -> 10.96.0.1:80",
+            "as it comes in, by from_pod (tc ingress of veth1)",
+            "none is known",
+            "10.96.0.1:80/tcp is a ClusterIP and port of default/web1",
+            "internalTrafficPolicy Cluster: the cluster set, 2 backends",
+            "2 of 2 may be chosen",
+            "10.1.0.2:8080 (on this node), sees 10.1.0.1, by veth1",
+            "10.2.0.2:8080 (on another node), sees 10.1.0.1, by eth0 via 192.0.2.11",
+            "one of 2, by chance",
+            "for example 10.1.0.1:40000 -> 10.",
+            "kept: the backend sees the client itself",
+            "counted as from_pod flow_created",
+            "outcome: for example ",
+        ],
+    );
+}
+
+/// Client, destination, where, and what is said.
+type Refused<'a> = (Address4, (Address4, u16), At, &'a [&'a str]);
+
+#[test]
+fn what_is_refused_or_dropped_says_why() {
+    let (mut world, index) = world();
+    world.services[index as usize].flags |= Service::EXTERNAL_LOCAL;
+    world.backends[1].sets = 0;
+    let away = world.backends[2];
+    world.backends.clear();
+    world.backends.extend([Backend::default(), Backend::default(), away]);
+    world.drain(1);
+    let empty = world.add_service(at(Ipv4::vip(2), 80), TCP);
+    assert!(empty > index);
+    let lab = Lab::new(world);
+    let outside = Ipv4::outside();
+    let rows: [Refused; 5] = [
+        (
+            pod(),
+            VIP(81),
+            At::Pod,
+            &[
+                "is a ClusterIP of default/web2, which has no port 81/tcp",
+                "no_such_port",
+                "outcome: the Service has no such port: refused",
+            ],
+        ),
+        (
+            pod(),
+            (Ipv4::vip(2), 80),
+            At::Pod,
+            &[
+                "the cluster set, 0 backends",
+                "the Service has no endpoint",
+                "with a TCP RST",
+                "from_pod no_endpoint",
+                "outcome: the Service has no endpoint",
+            ],
+        ),
+        (
+            outside,
+            BALANCER(),
+            eth0(),
+            &[
+                "XDP in the driver sees it first, and leaves it to tc",
+                "a client outside, externalTrafficPolicy Local: the local set, 0 backends",
+                "10.2.0.2:8080 (on another node) not: it is not on this node",
+                "from_device no_local_endpoint",
+                "outcome: the traffic policy is Local",
+            ],
+        ),
+        (
+            pod(),
+            (Ipv4::vip(7), 80),
+            At::Pod,
+            &[
+                "10.96.0.7 is in a ServiceCIDR, but no Service has it here",
+                "from_pod unknown_address",
+                "to_device eth0",
+                "to_device untranslated_leaving",
+            ],
+        ),
+        (
+            outside,
+            (Ipv4::pod(2), 8080),
+            eth0(),
+            &[
+                "neither addressed to a Service nor a reply of one: untouched (counted as from_device \
+                 not_service)",
+                "outcome: delivered by veth1, as 198.51.100.7:40000 -> 10.1.0.2:8080",
+            ],
+        ),
+    ];
+    for (from, to, at, expected) in rows {
+        says(&lab.ask(from, to, Protocol::Tcp, at), expected);
+    }
+}
+
+#[test]
+fn a_source_that_becomes_the_node_s_says_why() {
+    let (mut world, index) = world();
+    world.drain(1);
+    let lab = Lab::new(world.clone());
+    let outside = Ipv4::outside();
+    says(
+        &lab.ask(outside, BALANCER(), Protocol::Tcp, eth0()),
+        &[
+            "10.2.0.2:8080 (on another node), sees 192.0.2.10, by eth0 via 192.0.2.11",
+            "the only one",
+            "becomes this node's: the answer must come back by this node; its port is drawn",
+            "outcome: leaves by eth0 via 192.0.2.11, as 192.0.2.10:",
+        ],
+    );
+    world.services[index as usize].flags |= Service::DSR;
+    let lab = Lab::new(world.clone());
+    says(
+        &lab.ask(outside, BALANCER(), Protocol::Tcp, eth0()),
+        &["untouched, in a tunnel to 192.0.2.11", "outcome: leaves in a tunnel to 192.0.2.11"],
+    );
+    says(
+        &lab.ask(Ipv4::remote_pod(9), BALANCER(), Protocol::Tcp, eth0()),
+        &["a pod of another node, whatever", "no direct server return: the client is a pod"],
+    );
+    world.backends[1].sets = 0;
+    world.add_backend(index, at(pod(), 8080), Where::Here);
+    world.drain(2);
+    let lab = Lab::new(world);
+    says(
+        &lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod),
+        &[
+            "back by the interface that it came by",
+            "becomes this node's: the backend is the client itself",
+            "outcome: delivered back out of veth1",
+        ],
+    );
+}
+
+#[test]
+fn what_the_settings_change_is_told() {
+    let mut lab = Lab::new(world().0);
+    lab.world.settings.flags |= Settings::MASQUERADE_ALL;
+    let masqueraded = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(&masqueraded, &["sees 192.0.2.10", "becomes this node's: --masquerade-all"]);
+    lab.world.settings.flags = Settings::DRAINING;
+    let left = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(&left, &["`cleanup --drain` runs", "counted as from_pod draining"]);
+}
+
+#[test]
+fn a_client_that_is_bound_or_not_let_in_is_told() {
+    let (mut world, index) = world();
+    world.services[index as usize].affinity_seconds = 60;
+    world.restrict(index, &[]);
+    let lab = Lab::new(world);
+    let key = AffinityKey {
+        service: index,
+        kind: lb_common::abi::affinity::BY_ADDRESS,
+        client: [pod().be32, 0, 0, 0],
+    };
+    let bound = Affinity { backend: 2, generation: 1, last_seen: 1_000_000 - 2_500 };
+    lab.tables.borrow_mut().bind(&key, &bound);
+    says(
+        &lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod),
+        &[
+            "bound to 10.2.0.2:8080 10 s ago, for 60 s",
+            "the one that the client is bound to",
+            "outcome: leaves",
+        ],
+    );
+    let other = lab.ask(Ipv4::pod(3), VIP(80), Protocol::Tcp, At::Pod);
+    says(&other, &["this client is bound to none yet", "one of 2"]);
+    says(
+        &lab.ask(Ipv4::outside(), BALANCER(), Protocol::Tcp, eth0()),
+        &[
+            "198.51.100.7 is not in loadBalancerSourceRanges (10.2.0.0/24)",
+            "from_device source_not_allowed",
+        ],
+    );
+}
+
+#[test]
+fn a_known_flow_decides_alone() {
+    let (world, index) = world();
+    let lab = Lab::new(world);
+    let explained = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    let to = explained.path[0].new_destination.clone().expect("a destination");
+    let id = if to.starts_with("10.1.") { 1 } else { 2 };
+    let backend = lab.world.backends[id];
+    let flow = |state, last_seen| {
+        let mut flow = Flow::<Address4> {
+            action: lb_common::abi::flow::Action::REQUEST,
+            state,
+            generation: 1,
+            backend: id as u32,
+            service: index,
+            last_seen,
+            ..Flow::default()
+        };
+        (flow.rewrite.source, flow.rewrite.destination) = (pod(), backend.address);
+        flow.rewrite.source_port = lb_common::abi::address::Be16::new(40_000);
+        flow.rewrite.destination_port = backend.port;
+        flow
+    };
+    let mut key = FlowKey { protocol: u32::from(TCP), ..FlowKey::default() };
+    (key.tuple.source, key.tuple.destination) = (pod(), Ipv4::vip(1));
+    key.tuple.source_port = lb_common::abi::address::Be16::new(40_000);
+    key.tuple.destination_port = lb_common::abi::address::Be16::new(80);
+    let enter = |flow| {
+        lab.tables
+            .borrow_mut()
+            .insert_flow(FlowTable::Flows, &key, &flow, true)
+            .expect("room for a flow");
+    };
+    enter(flow(lb_common::abi::flow::ANSWERED, 1_000_000 - 500));
+    let known = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(
+        &known,
+        &[
+            &format!("known, to its backend {to}, answered, idle for 2 s of 86400 s"),
+            "from the same port: goes to the same backend",
+            "a packet of a known flow, from its client: translated (counted as from_pod request)",
+        ],
+    );
+    assert_eq!((known.connect, known.path[0].backends.len()), (None, 0));
+    enter(flow(lb_common::abi::flow::RESET, 1_000_000 - 250 * 31));
+    let expired = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(&expired, &["reset, idle for 31 s of 30 s: expired, counts as absent", "flow_created"]);
+}
+
+#[test]
+fn sockets_are_told_of_before_packets() {
+    let mut lab = Lab::new(world().0);
+    lab.has_sockets = true;
+    let explained = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(
+        &explained,
+        &[
+            "connect()\n",
+            "by connect4",
+            "2 backends",
+            "counted as connect4 socket_translated",
+            "The rest is for packets of sockets that this hook has not seen:",
+            "outcome: the socket is connected to one of 2 backends itself",
+        ],
+    );
+    let refused = lab.ask(pod(), VIP(81), Protocol::Tcp, At::Pod);
+    says(&refused, &["outcome: connect() fails with ECONNREFUSED"]);
+    let udp = lab.ask(pod(), VIP(80), Protocol::Udp, At::Pod);
+    says(&udp, &["no connect-time hook for UDP is attached"]);
+    lab.world.settings.flags |= Settings::ONLY_NODE_SOCKETS;
+    let left = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
+    says(&left, &["--socket-lb node leaves pods' to the packet's way", "outcome: for example"]);
+    let own = lab.ask(Ipv4::node(), VIP(80), Protocol::Tcp, At::Node);
+    says(&own, &["by connect4", "to_device eth0", "kept: the node's own", "outcome: the socket"]);
+}
+
+#[test]
+fn places_without_programs_and_wrong_places_are_told() {
+    let mut lab = Lab::new(world().0);
+    let ask = |lab: &Lab, from, at| lab.try_ask(from, VIP(80), Protocol::Tcp, at);
+    let error = |result: Result<Explanation, ExplainError>| result.expect_err("none").to_string();
+    let text = error(ask(&lab, Ipv4::node(), At::Pod));
+    assert!(text.ends_with("is an address of this node, not a pod of this node: give --at node"));
+    let text = error(ask(&lab, Ipv4::outside(), At::Pod));
+    assert!(text.ends_with("not a pod of this node: give --at eth0"), "{text}");
+    let text = error(ask(&lab, pod(), At::Node));
+    assert!(text.contains("is no address of this node"), "{text}");
+    let text = error(ask(&lab, pod(), At::Device("eth9".to_owned())));
+    assert!(text.starts_with("--at eth9: there is no such device"), "{text}");
+    let tun = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Device("tun0".to_owned()));
+    says(&tun, &["from_device tun0", "no program of ours is attached to tun0", "to_device eth0"]);
+    lab.has_pods = false;
+    let bare = lab.ask(pod(), (Ipv4::vip(7), 80), Protocol::Tcp, At::Pod);
+    says(&bare, &["no program of ours is attached to veth1", "untranslated_leaving"]);
+    assert!(!bare.path[0].attached);
+    let nowhere = (Address4::from(std::net::Ipv4Addr::new(240, 0, 0, 1)), 80);
+    let lost = lab.ask(Ipv4::node(), nowhere, Protocol::Udp, At::Node);
+    says(&lost, &["outcome: dropped: the kernel has no route to 240.0.0.1"]);
+}

@@ -1,0 +1,112 @@
+//! Arrays that the agent writes by plain stores into memory it shares with the programs.
+//!
+//! No system call is made for a store, but the first time that a part of the array is
+//! touched. What the order of the stores of one entry is, is the business of
+//! [`kernel`](super::kernel).
+
+use std::{io, marker::PhantomData, os::fd::OwnedFd};
+
+use bytemuck::{Pod, Zeroable};
+
+use lb_sys::Memory;
+
+/// An mmap-able array of `T`, whose size is a multiple of 4.
+#[derive(Debug)]
+pub struct MappedArray<T> {
+    memory: Memory,
+    value: PhantomData<fn(T)>,
+}
+
+impl<T: Pod> MappedArray<T> {
+    const WHOLE_WORDS: () = assert!(size_of::<T>().is_multiple_of(4), "no whole words");
+
+    /// Maps the array `map` for reading and writing.
+    ///
+    /// # Errors
+    /// InvalidData if the map is no mmap-able array of `T`, or those of mmap(2).
+    pub fn writable(map: OwnedFd) -> io::Result<Self> {
+        let () = Self::WHOLE_WORDS;
+        Ok(Self { memory: Memory::new(map, size_of::<T>(), true)?, value: PhantomData })
+    }
+
+    /// Maps the array `map` for reading.
+    ///
+    /// # Errors
+    /// As [`MappedArray::writable`].
+    pub fn readable(map: OwnedFd) -> io::Result<Self> {
+        let () = Self::WHOLE_WORDS;
+        Ok(Self { memory: Memory::new(map, size_of::<T>(), false)?, value: PhantomData })
+    }
+
+    /// How many entries there are.
+    pub fn entries(&self) -> u32 {
+        self.memory.entries()
+    }
+
+    /// Stores an entry, 4 bytes at a time.
+    ///
+    /// # Errors
+    /// InvalidInput if there is no entry `index`.
+    pub fn store(&mut self, index: u32, value: &T) -> io::Result<()> {
+        self.memory.store(index, 0, bytemuck::bytes_of(value))
+    }
+
+    /// Stores a part of an entry, 4 bytes at a time; `offset` is in bytes.
+    ///
+    /// # Errors
+    /// InvalidInput outside of the entries, or if `offset` is no multiple of 4.
+    pub fn store_part<P: Pod>(&mut self, index: u32, offset: usize, part: &P) -> io::Result<()> {
+        self.memory.store(index, offset, bytemuck::bytes_of(part))
+    }
+
+    /// Stores 8 bytes of an entry at once; whoever sees them sees every store before.
+    ///
+    /// # Errors
+    /// InvalidInput outside of the entries, or if `offset` is no multiple of 8.
+    pub fn publish(&mut self, index: u32, offset: usize, word: u64) -> io::Result<()> {
+        self.memory.publish(index, offset, word)
+    }
+
+    /// An entry, as it is now.
+    ///
+    /// # Errors
+    /// InvalidInput if there is no entry `index`.
+    pub fn load(&mut self, index: u32) -> io::Result<T> {
+        let mut value = T::zeroed();
+        self.memory.load(index, bytemuck::bytes_of_mut(&mut value))?;
+        Ok(value)
+    }
+
+    /// Every entry.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn load_all(&mut self) -> io::Result<Vec<T>> {
+        (0..self.entries()).map(|index| self.load(index)).collect()
+    }
+}
+
+/// 8 bytes of `value` from the byte `offset` on, as one word.
+///
+/// # Panics
+/// If `value` does not hold them.
+pub fn word_of<T: Pod>(value: &T, offset: usize) -> u64 {
+    let mut word = u64::zeroed();
+    bytemuck::bytes_of_mut(&mut word)
+        .copy_from_slice(&bytemuck::bytes_of(value)[offset..offset + 8]);
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::service::{Service, SlotRange};
+
+    use super::*;
+
+    #[test]
+    fn a_word_is_what_lies_at_its_offset() {
+        let value = Service { cluster: SlotRange::new(3, 4), ..Service::default() };
+        assert_eq!(word_of(&value, 0), value.cluster.start_and_length);
+        assert_eq!(word_of(&value, 8), 0);
+    }
+}

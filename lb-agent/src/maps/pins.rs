@@ -1,0 +1,294 @@
+//! Where maps and links are pinned, which maps there are, and how large.
+//!
+//! A pin is never given another meaning: a change of layout changes
+//! [`ABI_VERSION`] and so the directory.
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya_obj::generated::{
+    BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU, BPF_F_NO_PREALLOC,
+    bpf_map_type::{
+        self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
+        BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
+    },
+};
+use lb_common::abi::{
+    ABI_VERSION,
+    address::{Address4, Address6},
+    affinity::{Affinity, AffinityKey},
+    backend::Backend,
+    counter,
+    flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
+    frontend::{Frontend, FrontendKey},
+    range::RangeKey,
+    service::{Name, Service, Slot},
+    settings::{Device, MAX_DEVICES, SettingsPair},
+    socket::{ConnectedPeer, DatagramKey, Peer},
+    traffic::{DropKey, Traffic},
+};
+
+use crate::options::sizes::Sizes;
+
+/// The directory of one agent below a bpffs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    base: PathBuf,
+    version: PathBuf,
+}
+
+impl Pins {
+    /// The pins of this version of the layout below `bpf_dir`.
+    pub fn new(bpf_dir: &Path) -> Self {
+        Self { base: bpf_dir.to_owned(), version: bpf_dir.join(format!("v{ABI_VERSION}")) }
+    }
+
+    /// `--bpf-dir` itself.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// The directory of the maps.
+    pub fn maps(&self) -> &Path {
+        &self.version
+    }
+
+    /// Where the map `name` is pinned.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.version.join(name)
+    }
+
+    /// The directory of the links.
+    pub fn links(&self) -> PathBuf {
+        self.version.join("links")
+    }
+
+    /// Where the program `clock` is pinned, so that tools can tell how long ago something
+    /// was.
+    pub fn clock(&self) -> PathBuf {
+        self.version.join("clock")
+    }
+
+    /// Opens the pinned map `name`.
+    ///
+    /// # Errors
+    /// [`PinError`], with a sentence of its own when nothing is pinned at all.
+    pub fn open(&self, name: &'static str) -> Result<OwnedFd, PinError> {
+        let path = self.map(name);
+        lb_sys::obj_get(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => PinError::Missing { path },
+            io::ErrorKind::PermissionDenied => PinError::Denied { path },
+            _ => PinError::Open { path, source },
+        })
+    }
+}
+
+/// Something pinned could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// Nothing is pinned there.
+    #[error(
+        "nothing is pinned at {}: no lb-agent has run with this --bpf-dir, or its maps were cleaned up",
+        path.display()
+    )]
+    Missing {
+        /// The path of the pin.
+        path: PathBuf,
+    },
+    /// The caller may not.
+    #[error("cannot open {}: needs CAP_BPF (root)", path.display())]
+    Denied {
+        /// The path of the pin.
+        path: PathBuf,
+    },
+    /// Anything else.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The path of the pin.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The map is of another kind.
+    #[error(
+        "{} is not what this version of lb-agent pins there ({found}, not {wanted}): \
+         remove it with lb-agent cleanup",
+        path.display()
+    )]
+    Layout {
+        /// The path of the pin.
+        path: PathBuf,
+        /// What is there.
+        found: Layout,
+        /// What should be.
+        wanted: Layout,
+    },
+}
+
+/// How entries of a map look, and what kind of map it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// `enum bpf_map_type`.
+    pub map_type: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// BPF_F_*.
+    pub flags: u32,
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "type {}, flags {:#x}, keys of {} and values of {} bytes",
+            self.map_type, self.flags, self.key_size, self.value_size
+        )
+    }
+}
+
+impl From<lb_sys::MapInfo> for Layout {
+    fn from(info: lb_sys::MapInfo) -> Self {
+        let lb_sys::MapInfo { map_type, key_size, value_size, flags, .. } = info;
+        Self { map_type, key_size, value_size, flags }
+    }
+}
+
+/// A map that is pinned.
+#[derive(Clone, Copy, Debug)]
+pub struct PinnedMap {
+    /// Its name, in the object and in bpffs.
+    pub name: &'static str,
+    /// Its layout.
+    pub layout: Layout,
+    /// How many entries it gets.
+    pub max_entries: u32,
+    /// The flag that sets `max_entries`, if one does.
+    pub flag: Option<&'static str>,
+}
+
+const fn map<K, V>(
+    name: &'static str,
+    map_type: bpf_map_type,
+    flags: u32,
+    max_entries: u32,
+    flag: Option<&'static str>,
+) -> PinnedMap {
+    let layout = Layout {
+        map_type: map_type as u32,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        flags,
+    };
+    PinnedMap { name, layout, max_entries, flag }
+}
+
+const fn array<V>(name: &'static str, entries: u32, flag: Option<&'static str>) -> PinnedMap {
+    map::<u32, V>(name, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE, entries, flag)
+}
+
+const fn lru<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>) -> PinnedMap {
+    map::<K, V>(name, BPF_MAP_TYPE_LRU_HASH, 0, entries, flag)
+}
+
+const fn hash<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>) -> PinnedMap {
+    map::<K, V>(name, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, entries, flag)
+}
+
+const fn trie<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>) -> PinnedMap {
+    map::<K, V>(name, BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC, entries, flag)
+}
+
+/// An LRU map of which every CPU has a share that it evicts from on its own.
+const fn shared_lru<K, V>(name: &'static str, entries: u32) -> PinnedMap {
+    map::<K, V>(name, BPF_MAP_TYPE_LRU_HASH, BPF_F_NO_COMMON_LRU, entries, None)
+}
+
+/// Entries of half-open flows kept at once in each family, at least.
+const EMBRYONIC: u32 = 16_384;
+/// The same for each CPU, at least.
+const EMBRYONIC_PER_CPU: u32 = 2_048;
+/// Datagrams that come in fragments kept at once in each family.
+const FRAGMENTS: u32 = 16_384;
+/// Addresses of nodes in each family.
+const NODES: u32 = 16_384;
+/// Clients of services with session affinity kept at once.
+const AFFINITY: u32 = 65_536;
+/// (socket, peer) pairs of unconnected datagram sockets kept at once.
+const DATAGRAM_PEERS: u32 = 65_536;
+
+/// What TRAFFIC may take on all CPUs together: on machines with more than 64, service ports
+/// beyond are not counted.
+const TRAFFIC_BYTES: u32 = 64 << 20;
+/// (service port, reason) pairs that are counted at once.
+const DROPS: u32 = 4_096;
+
+/// For how many CPUs the kernel gives memory to per-CPU maps.
+fn possible_cpus() -> u32 {
+    aya::util::nr_cpus().map_or(1, |cpus| cpus.max(1) as u32)
+}
+
+/// Every map that is pinned, with the sizes that `sizes` gives them.
+pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
+    let services = Some("--max-services");
+    let backends = Some("--max-backends");
+    let flows = Some("--max-flows");
+    // A service port may have more than one. Those of any node do not count: there are few
+    // node ports.
+    let frontends = sizes.services.saturating_mul(2);
+    let embryonic = EMBRYONIC.max(EMBRYONIC_PER_CPU.saturating_mul(possible_cpus()));
+    let traffic = sizes.services.min(TRAFFIC_BYTES / size_of::<Traffic>() as u32 / possible_cpus());
+    vec![
+        hash::<FrontendKey<Address4>, Frontend>("FRONTENDS4", frontends, services),
+        hash::<FrontendKey<Address6>, Frontend>("FRONTENDS6", frontends, services),
+        trie::<RangeKey<Address4>, u32>("RANGES4", sizes.services, services),
+        trie::<RangeKey<Address6>, u32>("RANGES6", sizes.services, services),
+        hash::<Address4, u32>("NODES4", NODES, None),
+        hash::<Address6, u32>("NODES6", NODES, None),
+        array::<Service>("SERVICES", sizes.services, services),
+        array::<Name>("NAMES", sizes.services, services),
+        array::<Slot>("SLOTS", sizes.slots, Some("--max-slots")),
+        array::<Backend<Address4>>("BACKENDS4", sizes.backends, backends),
+        array::<Backend<Address6>>("BACKENDS6", sizes.backends, backends),
+        array::<SettingsPair>("SETTINGS", 1, None),
+        array::<Device>("DEVICES", MAX_DEVICES, None),
+        lru::<FlowKey<Address4>, Flow<Address4>>("FLOWS4", sizes.flows, flows),
+        lru::<FlowKey<Address6>, Flow<Address6>>("FLOWS6", sizes.flows, flows),
+        shared_lru::<FlowKey<Address4>, Flow<Address4>>("EMBRYONIC4", embryonic),
+        shared_lru::<FlowKey<Address6>, Flow<Address6>>("EMBRYONIC6", embryonic),
+        lru::<FragmentKey<Address4>, Fragment>("FRAGMENTS4", FRAGMENTS, None),
+        lru::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", FRAGMENTS, None),
+        lru::<AffinityKey, Affinity>("AFFINITY", AFFINITY, None),
+        lru::<DatagramKey, Peer>("DATAGRAM_PEERS", DATAGRAM_PEERS, None),
+        map::<i32, ConnectedPeer>("SOCKETS", BPF_MAP_TYPE_SK_STORAGE, BPF_F_NO_PREALLOC, 0, None),
+        map::<u32, u64>("COUNTERS", BPF_MAP_TYPE_PERCPU_ARRAY, 0, counter::COUNTERS, None),
+        map::<u32, Traffic>("TRAFFIC", BPF_MAP_TYPE_PERCPU_ARRAY, 0, traffic, None),
+        map::<DropKey, u64>("DROPS", BPF_MAP_TYPE_LRU_PERCPU_HASH, 0, DROPS, None),
+    ]
+}
+
+impl PinnedMap {
+    /// How many entries the pinned map has; `None` if it is not pinned yet.
+    ///
+    /// # Errors
+    /// [`PinError::Layout`] if something else is pinned there.
+    pub fn existing_entries(&self, pins: &Pins) -> Result<Option<u32>, PinError> {
+        let descriptor = match pins.open(self.name) {
+            Err(PinError::Missing { .. }) => return Ok(None),
+            result => result?,
+        };
+        let path = pins.map(self.name);
+        let info = lb_sys::map_info(descriptor.as_fd())
+            .map_err(|source| PinError::Open { path: path.clone(), source })?;
+        if Layout::from(info) != self.layout {
+            return Err(PinError::Layout { path, found: info.into(), wanted: self.layout });
+        }
+        Ok(Some(info.max_entries))
+    }
+}

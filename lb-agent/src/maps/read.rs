@@ -1,0 +1,111 @@
+//! Reads of pinned maps, for the tools and for the next agent.
+
+use std::{io, os::fd::OwnedFd};
+
+use bytemuck::Pod;
+use lb_common::abi::{
+    service::{Name, Slot},
+    settings::{Settings, SettingsPair},
+};
+use lb_control::dataplane::{DataplaneError, PinnedState};
+use lb_sys::TypedMap;
+
+use super::{
+    mapped::MappedArray,
+    pins::{PinError, Pins},
+};
+
+/// Opens the pinned map `name` and hands it to `open`.
+pub(crate) fn opened<T>(
+    pins: &Pins,
+    name: &'static str,
+    open: impl FnOnce(OwnedFd) -> io::Result<T>,
+) -> Result<T, PinError> {
+    open(pins.open(name)?).map_err(|source| PinError::Open { path: pins.map(name), source })
+}
+
+/// Every entry of a pinned array. It is mapped for as long as that takes: an array that
+/// stays mapped counts as the agent's own memory.
+pub fn read_array<T: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<T>, DataplaneError> {
+    let read = || -> io::Result<Vec<T>> {
+        let descriptor = pins.open(map).map_err(io::Error::other)?;
+        MappedArray::readable(descriptor)?.load_all()
+    };
+    read().map_err(failed(map, || "read of every entry".to_owned()))
+}
+
+/// Everything that is pinned, for the tools and for the next agent.
+///
+/// # Errors
+/// [`DataplaneError`] if a map is missing or cannot be read.
+pub fn read_state(pins: &Pins) -> Result<PinnedState, DataplaneError> {
+    let frontends4 = opened(pins, "FRONTENDS4", TypedMap::new)
+        .map_err(|error| failed("FRONTENDS4", || "open".to_owned())(io::Error::other(error)))?;
+    let frontends6 = opened(pins, "FRONTENDS6", TypedMap::new)
+        .map_err(|error| failed("FRONTENDS6", || "open".to_owned())(io::Error::other(error)))?;
+    let names = read_array::<Name>(pins, "NAMES")?;
+    let slots = read_array::<Slot>(pins, "SLOTS")?;
+    Ok(PinnedState {
+        frontends4: read_hash(&frontends4, "FRONTENDS4")?,
+        frontends6: read_hash(&frontends6, "FRONTENDS6")?,
+        ranges4: read_keys(pins, "RANGES4")?,
+        ranges6: read_keys(pins, "RANGES6")?,
+        nodes4: read_keys(pins, "NODES4")?,
+        nodes6: read_keys(pins, "NODES6")?,
+        names: (0..).zip(names).filter(|(_, name)| name.length > 0).collect(),
+        services: read_array(pins, "SERVICES")?,
+        slots: slots.into_iter().map(|slot| slot.backend).collect(),
+        backends4: read_array(pins, "BACKENDS4")?,
+        backends6: read_array(pins, "BACKENDS6")?,
+        settings: read_settings(pins)?,
+    })
+}
+
+/// The settings in force.
+///
+/// # Errors
+/// [`DataplaneError`] if the map is missing or cannot be read.
+pub fn read_settings(pins: &Pins) -> Result<Settings, DataplaneError> {
+    let pair = read_array::<SettingsPair>(pins, "SETTINGS")?;
+    Ok(pair.first().map(settings_in_force).unwrap_or_default())
+}
+
+/// Every entry of a hash.
+pub(crate) fn read_hash<K: Pod, V: Pod>(
+    map: &TypedMap<K, V>,
+    name: &'static str,
+) -> Result<Vec<(K, V)>, DataplaneError> {
+    let mut entries = Vec::new();
+    map.visit(|keys, values| {
+        entries.extend(keys.iter().copied().zip(values.iter().copied()));
+        true
+    })
+    .map_err(failed(name, || "read of every entry".to_owned()))?;
+    Ok(entries)
+}
+
+/// Every key of a map that is a set.
+pub(crate) fn read_keys<K: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<K>, DataplaneError> {
+    opened(pins, map, TypedMap::<K, u32>::new)
+        .map_err(io::Error::other)
+        .and_then(|map| map.keys())
+        .map_err(failed(map, || "read of every key".to_owned()))
+}
+
+/// The copy that holds.
+pub(crate) fn settings_in_force(pair: &SettingsPair) -> Settings {
+    pair.copies[usize::from(pair.active == 1)]
+}
+
+pub(crate) fn failed<F: FnOnce() -> String>(
+    map: &'static str,
+    operation: F,
+) -> impl FnOnce(io::Error) -> DataplaneError + use<F> {
+    move |source| DataplaneError { map, operation: operation(), source }
+}
+
+/// The text of a name.
+pub(crate) fn text_of(name: &Name) -> String {
+    let text = name.text.get(..usize::from(name.length)).unwrap_or(&name.text);
+    String::from_utf8_lossy(text).into_owned()
+}

@@ -1,0 +1,75 @@
+//! How long flows live on this node, and which ports its kernel gives away.
+
+use std::{fs, path::Path, time::Duration};
+
+use lb_common::abi::settings::Timeouts;
+
+/// The first and the last port that the kernel gives to sockets of the caller's network
+/// namespace (`net.ipv4.ip_local_port_range`, which holds for IPv6 too).
+pub fn local_ports() -> (u16, u16) {
+    const DEFAULT: (u16, u16) = (32_768, 60_999);
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ports = text.split_whitespace().map_while(|text| text.parse().ok());
+    ports.next().zip(ports.next()).unwrap_or(DEFAULT)
+}
+
+/// How long flows live on this node, in ticks: TCP timeouts of a node that knows
+/// connection tracking are the node's.
+pub fn timeouts(ticks_per_second: u32) -> Timeouts {
+    let setting = |name: &str| {
+        let path = Path::new("/proc/sys/net/netfilter").join(name);
+        let seconds = fs::read_to_string(path).ok()?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    };
+    timeouts_from(
+        ticks_per_second,
+        setting("nf_conntrack_tcp_timeout_established"),
+        setting("nf_conntrack_tcp_timeout_close_wait"),
+    )
+}
+
+/// The kernel's own default for a half-closed connection is a minute, kube-proxy raises
+/// it to an hour: a client that has sent its FIN may wait for the answer that long.
+pub(crate) fn timeouts_from(
+    ticks_per_second: u32,
+    established: Option<Duration>,
+    half_closed: Option<Duration>,
+) -> Timeouts {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let ticks = |timeout: Duration| {
+        u32::try_from(timeout.as_secs().saturating_mul(ticks_per_second.into()))
+            .unwrap_or(LONGEST)
+            .min(LONGEST)
+    };
+    let seconds = |seconds| ticks(Duration::from_secs(seconds));
+    Timeouts {
+        tcp_syn: seconds(60),
+        tcp_established: ticks(established.unwrap_or(24 * HOUR)),
+        tcp_half_closed: ticks(half_closed.unwrap_or(HOUR).max(HOUR)),
+        tcp_fin_one_way: seconds(120),
+        tcp_closing: seconds(30),
+        udp: seconds(30),
+        udp_answered: seconds(180),
+    }
+}
+
+/// Ticks are compared as 32-bit numbers that wrap around, and the sweep waits for twice
+/// the timeout.
+pub const LONGEST: u32 = 1 << 29;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_the_node_s_where_it_has_some() {
+        let none = timeouts_from(250, None, None);
+        assert_eq!((none.tcp_established, none.tcp_half_closed), (86_400 * 250, 3_600 * 250));
+        assert_eq!((none.tcp_syn, none.tcp_closing), (60 * 250, 30 * 250));
+        assert_eq!((none.udp, none.udp_answered), (30 * 250, 180 * 250));
+        let set = timeouts_from(100, Some(Duration::from_secs(500)), Some(Duration::from_secs(60)));
+        assert_eq!((set.tcp_established, set.tcp_half_closed), (50_000, 360_000));
+        let endless = timeouts_from(1000, Some(Duration::from_secs(u64::MAX)), None);
+        assert_eq!(endless.tcp_established, LONGEST);
+    }
+}

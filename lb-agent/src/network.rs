@@ -1,0 +1,6 @@
+//! The interfaces, addresses and routes of the node.
+
+pub mod follow;
+pub mod interfaces;
+mod messages;
+pub mod survey;

@@ -1,0 +1,241 @@
+//! What the messages of rtnetlink say, as a [`Network`].
+//!
+//! It decides nothing about programs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use futures::TryStreamExt;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage, AddressScope},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
+};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::{
+    follow::InterfaceError,
+    interfaces::{DefaultRoute, Link, Network},
+};
+
+/// What a message says has to be read anew.
+#[derive(Debug, Default)]
+pub(super) struct Stale {
+    /// Everything.
+    pub all: bool,
+    /// The default routes.
+    pub routes: bool,
+    /// Interfaces whose peer has just left for another namespace.
+    pub peers: Vec<u32>,
+    /// Whether an interface came, went or changed.
+    pub link_changed: bool,
+    /// Whether there is any change but of ways.
+    pub interfaces: bool,
+    /// Whether packets may have to go another way.
+    pub ways: bool,
+}
+
+/// Takes a message in, and tells what is to be read besides.
+pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
+    stale.interfaces |= !matches!(
+        message,
+        RouteNetlinkMessage::NewNeighbour(_)
+            | RouteNetlinkMessage::DelNeighbour(_)
+            | RouteNetlinkMessage::NewRule(_)
+            | RouteNetlinkMessage::DelRule(_)
+    );
+    match message {
+        RouteNetlinkMessage::NewLink(message) => {
+            // The kernel takes IPv4 routes of an interface that goes down away silently.
+            stale.routes |= !message.header.flags.contains(LinkFlags::Up)
+                && network
+                    .default_routes
+                    .iter()
+                    .any(|route| route.interface == message.header.index);
+            let (index, link) = parse_link(&message);
+            let known = network.links.insert(index, link);
+            stale.link_changed |= known.as_ref() != network.links.get(&index);
+        }
+        RouteNetlinkMessage::DelLink(message) => {
+            let index = message.header.index;
+            network.links.remove(&index);
+            network.addresses.retain(|(holder, _)| *holder != index);
+            network.default_routes.retain(|route| route.interface != index);
+            stale.link_changed = true;
+            for attribute in &message.attributes {
+                if let LinkAttribute::Link(peer) = attribute
+                    && *peer != 0
+                {
+                    stale.peers.push(*peer);
+                }
+            }
+        }
+        RouteNetlinkMessage::NewAddress(message) => {
+            network.addresses.extend(parse_address(&message));
+        }
+        RouteNetlinkMessage::DelAddress(message) => {
+            if let Some(address) = parse_address(&message) {
+                network.addresses.remove(&address);
+            }
+        }
+        RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
+            stale.routes |= message.header.destination_prefix_length == 0;
+            stale.ways = true;
+        }
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => stale.ways = true,
+        RouteNetlinkMessage::NewNeighbour(message) => {
+            stale.ways |= note_neighbour(network, &message);
+        }
+        RouteNetlinkMessage::DelNeighbour(message) => {
+            if let Some(address) = destination(&message) {
+                network.neighbours.remove(&(message.header.ifindex, address));
+            }
+            stale.ways = true;
+        }
+        _ => {}
+    }
+}
+
+/// Notes a neighbour; tells whether its packets go elsewhere than before.
+fn note_neighbour(network: &mut Network, message: &NeighbourMessage) -> bool {
+    let Some(address) = destination(message) else { return false };
+    let is_valid =
+        !matches!(message.header.state, NeighbourState::Failed | NeighbourState::Incomplete);
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(mac) if is_valid => mac.as_slice().try_into().ok(),
+        _ => None,
+    });
+    let key = (message.header.ifindex, address);
+    match mac {
+        Some(mac) => network.neighbours.insert(key, mac) != Some(mac),
+        None => network.neighbours.remove(&key).is_some(),
+    }
+}
+
+fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+            Some(IpAddr::V4(*address))
+        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+            Some(IpAddr::V6(*address))
+        }
+        _ => None,
+    })
+}
+
+/// Everything, read anew.
+pub(super) async fn read(handle: &Handle) -> Result<Network, InterfaceError> {
+    let failed = |source| InterfaceError::Read { source };
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(failed)?;
+    let addresses: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(failed)?;
+    Ok(Network {
+        links: links.iter().map(parse_link).collect(),
+        addresses: addresses.iter().filter_map(parse_address).collect(),
+        default_routes: read_routes(handle).await?,
+        neighbours: BTreeMap::new(),
+    })
+}
+
+/// The default routes, read anew.
+pub(super) async fn read_routes(handle: &Handle) -> Result<BTreeSet<DefaultRoute>, InterfaceError> {
+    let families = [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ];
+    let mut found = BTreeSet::new();
+    for family in families {
+        let mut routes = handle.route().get(family).execute();
+        while let Some(route) =
+            routes.try_next().await.map_err(|source| InterfaceError::Read { source })?
+        {
+            found.extend(parse_default_route(&route));
+        }
+    }
+    Ok(found)
+}
+
+/// An interface and its index.
+pub(super) fn parse_link(message: &LinkMessage) -> (u32, Link) {
+    let kind = message.header.link_layer_type;
+    let mut link = Link {
+        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
+        is_headerless: !matches!(kind, LinkLayerType::Ether | LinkLayerType::Loopback),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(address) => {
+                link.mac = address.as_slice().try_into().unwrap_or_default();
+            }
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::LinkNetNsId(_) => link.has_peer_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
+            _ => {}
+        }
+    }
+    (message.header.index, link)
+}
+
+/// An address of global scope; addresses of links and of the host itself are of no use
+/// to anybody outside.
+fn parse_address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
+    if !matches!(message.header.scope, AddressScope::Universe | AddressScope::Site) {
+        return None;
+    }
+    // On a point-to-point interface, `Address` is the other end's.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    Some((message.header.index, address))
+}
+
+fn parse_default_route(message: &RouteMessage) -> Vec<DefaultRoute> {
+    let header = &message.header;
+    let is_default = header.destination_prefix_length == 0
+        && header.table == RouteHeader::RT_TABLE_MAIN
+        && header.kind == RouteType::Unicast;
+    if !is_default {
+        return Vec::new();
+    }
+    let mut route = DefaultRoute {
+        is_ipv6: header.address_family == netlink_packet_route::AddressFamily::Inet6,
+        metric: 0,
+        interface: 0,
+        source: None,
+    };
+    let mut interfaces = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Oif(index) => interfaces.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                interfaces.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => {
+                route.source = Some(IpAddr::V4(*address));
+            }
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
+                route.source = Some(IpAddr::V6(*address));
+            }
+            _ => {}
+        }
+    }
+    interfaces.into_iter().map(|interface| DefaultRoute { interface, ..route.clone() }).collect()
+}

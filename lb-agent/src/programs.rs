@@ -1,0 +1,10 @@
+//! The programs: loaded, pinned and attached to their hooks.
+
+pub mod cgroup;
+pub mod clsact;
+pub mod features;
+pub mod hook;
+pub mod links;
+pub mod load;
+pub mod tc;
+pub mod xdp;

@@ -1,0 +1,273 @@
+//! Programs as filters of the clsact qdisc, for kernels without tcx.
+//!
+//! A filter of ours has one priority and one handle, so that a new program takes the
+//! place of the old one in a single request, and a name, so that a filter of somebody
+//! else with the same numbers is told from ours.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+
+use super::hook::Direction;
+
+/// Priority (preference) of our filters.
+const PRIORITY: u16 = 0x4c42;
+/// Handle of our filters.
+const HANDLE: u32 = 1;
+/// What the names of our filters begin with.
+const NAME_PREFIX: &str = "lb_";
+
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_BPF_FD: u16 = 6;
+const TCA_BPF_NAME: u16 = 7;
+const TCA_BPF_FLAGS: u16 = 8;
+const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
+const NESTED: u16 = 1 << 15;
+/// `TC_H_CLSACT`: the parent handle of both directions, and with a zero minor the
+/// handle of the qdisc.
+const CLSACT: u32 = 0xffff_fff1;
+const CLSACT_HANDLE: u32 = 0xffff_0000;
+
+/// `struct tcmsg`.
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+struct TcMessage {
+    family: u32,
+    interface: i32,
+    handle: u32,
+    parent: u32,
+    info: u32,
+}
+
+/// `struct nlmsghdr`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Header {
+    length: u32,
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port: u32,
+}
+
+/// Attaches `program` under the name `name`, in the place of a filter of ours that is
+/// there already. Makes the qdisc if the interface has none.
+pub(crate) fn replace(
+    interface: u32,
+    direction: Direction,
+    program: BorrowedFd<'_>,
+    name: &str,
+) -> io::Result<()> {
+    add_qdisc(interface)?;
+    let mut options = Vec::new();
+    push(&mut options, TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes());
+    push(&mut options, TCA_BPF_NAME, format!("{NAME_PREFIX}{name}\0").as_bytes());
+    push(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
+    let mut attributes = Vec::new();
+    push(&mut attributes, TCA_KIND, b"bpf\0");
+    push(&mut attributes, TCA_OPTIONS | NESTED, &options);
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
+    request(libc::RTM_NEWTFILTER, flags, our_filter(interface, direction), &attributes)
+}
+
+/// Removes our filter, if there is one.
+pub(crate) fn remove(interface: u32, direction: Direction) -> io::Result<()> {
+    if !ours(interface, direction)? {
+        return Ok(());
+    }
+    let mut attributes = Vec::new();
+    push(&mut attributes, TCA_KIND, b"bpf\0");
+    match request(libc::RTM_DELTFILTER, 0, our_filter(interface, direction), &attributes) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a filter with our priority, handle and name is there.
+pub(crate) fn ours(interface: u32, direction: Direction) -> io::Result<bool> {
+    held(interface, direction).map(|name| name.is_some())
+}
+
+/// The name of the program of our filter, if there is one.
+pub(crate) fn held(interface: u32, direction: Direction) -> io::Result<Option<String>> {
+    let message = TcMessage { handle: 0, info: 0, ..our_filter(interface, direction) };
+    let connection = connect()?;
+    send(&connection, libc::RTM_GETTFILTER, libc::NLM_F_DUMP, message, &[])?;
+    let mut found = None;
+    let result = receive(&connection, |body| found = found.take().or_else(|| our_program(body)));
+    match result {
+        // No such interface, or no clsact qdisc on it.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(None),
+        result => result.map(|()| found),
+    }
+}
+
+/// The name of the program, if the filter is ours.
+fn our_program(body: &[u8]) -> Option<String> {
+    let (head, attributes) = body.split_at_checked(size_of::<TcMessage>())?;
+    let message: TcMessage = pod_read_unaligned(head);
+    if message.info >> 16 != u32::from(PRIORITY) || message.handle != HANDLE {
+        return None;
+    }
+    let (_, options) = Attributes(attributes).find(|(kind, _)| *kind == TCA_OPTIONS)?;
+    let (_, name) = Attributes(options).find(|(kind, _)| *kind == TCA_BPF_NAME)?;
+    let name = name.strip_prefix(NAME_PREFIX.as_bytes())?;
+    Some(text(name))
+}
+
+/// A string of the kernel's, without the zero at its end.
+fn text(bytes: &[u8]) -> String {
+    let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn our_filter(interface: u32, direction: Direction) -> TcMessage {
+    let minor = match direction {
+        Direction::Ingress => 0xfff2,
+        Direction::Egress => 0xfff3,
+    };
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    TcMessage {
+        family: 0,
+        interface: interface as i32,
+        handle: HANDLE,
+        parent: CLSACT_HANDLE | minor,
+        info: u32::from(PRIORITY) << 16 | u32::from(protocol),
+    }
+}
+
+fn add_qdisc(interface: u32) -> io::Result<()> {
+    let message = TcMessage {
+        interface: interface as i32,
+        handle: CLSACT_HANDLE,
+        parent: CLSACT,
+        ..TcMessage::default()
+    };
+    let mut attributes = Vec::new();
+    push(&mut attributes, TCA_KIND, b"clsact\0");
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    match request(libc::RTM_NEWQDISC, flags, message, &attributes) {
+        Err(error) if error.raw_os_error() != Some(libc::EEXIST) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn request(kind: u16, flags: i32, message: TcMessage, attributes: &[u8]) -> io::Result<()> {
+    let connection = connect()?;
+    send(&connection, kind, flags | libc::NLM_F_ACK, message, attributes)?;
+    receive(&connection, |_| ())
+}
+
+fn connect() -> io::Result<OwnedFd> {
+    Ok(socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?)
+}
+
+fn send(
+    connection: &OwnedFd,
+    kind: u16,
+    flags: i32,
+    message: TcMessage,
+    attributes: &[u8],
+) -> io::Result<()> {
+    let length = size_of::<Header>() + size_of::<TcMessage>() + attributes.len();
+    let header = Header {
+        length: length as u32,
+        kind,
+        flags: (flags | libc::NLM_F_REQUEST) as u16,
+        sequence: 1,
+        port: 0,
+    };
+    let bytes = [bytes_of(&header), bytes_of(&message), attributes].concat();
+    let kernel = NetlinkAddr::new(0, 0);
+    sendto(connection.as_raw_fd(), &bytes, &kernel, MsgFlags::empty())?;
+    Ok(())
+}
+
+/// Hands the body of every message of the answer to `visit`, until the answer ends.
+fn receive(connection: &OwnedFd, mut visit: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let length = recv(connection.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = &buffer[..length];
+        while let Some((head, _)) = rest.split_at_checked(size_of::<Header>()) {
+            let header: Header = pod_read_unaligned(head);
+            let end = (header.length as usize).clamp(size_of::<Header>(), rest.len());
+            let body = &rest[size_of::<Header>()..end];
+            match i32::from(header.kind) {
+                libc::NLMSG_ERROR => {
+                    let code = body.get(..4).map_or(-libc::EBADMSG, pod_read_unaligned::<i32>);
+                    return match code {
+                        0 => Ok(()),
+                        code => Err(io::Error::from_raw_os_error(-code)),
+                    };
+                }
+                libc::NLMSG_DONE => return Ok(()),
+                _ => visit(body),
+            }
+            rest = &rest[end.next_multiple_of(4).min(rest.len())..];
+        }
+    }
+}
+
+/// Appends a `struct rtattr` and its padding.
+fn push(attributes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    attributes.extend_from_slice(&((4 + value.len()) as u16).to_ne_bytes());
+    attributes.extend_from_slice(&kind.to_ne_bytes());
+    attributes.extend_from_slice(value);
+    attributes.resize(attributes.len().next_multiple_of(4), 0);
+}
+
+/// The attributes of a message: kind and value.
+struct Attributes<'a>(&'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length: u16 = pod_read_unaligned(self.0.get(..2)?);
+        let kind: u16 = pod_read_unaligned(self.0.get(2..4)?);
+        let value = self.0.get(4..usize::from(length))?;
+        self.0 = self.0.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & !NESTED, value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(priority: u32, handle: u32, name: &[u8]) -> Vec<u8> {
+        let mut options = Vec::new();
+        push(&mut options, TCA_BPF_FLAGS, &1u32.to_ne_bytes());
+        push(&mut options, TCA_BPF_NAME, name);
+        let mut attributes = Vec::new();
+        push(&mut attributes, TCA_KIND, b"bpf\0");
+        push(&mut attributes, TCA_OPTIONS | NESTED, &options);
+        let message = TcMessage { handle, info: priority << 16, ..TcMessage::default() };
+        [bytes_of(&message), &attributes].concat()
+    }
+
+    #[test]
+    fn only_priority_handle_and_name_together_are_ours() {
+        let priority = u32::from(PRIORITY);
+        let ours = filter(priority, HANDLE, b"lb_from_pod\0");
+        assert_eq!(our_program(&ours).as_deref(), Some("from_pod"));
+        assert_eq!(our_program(&filter(priority + 1, HANDLE, b"lb_from_pod\0")), None);
+        assert_eq!(our_program(&filter(priority, HANDLE + 1, b"lb_from_pod\0")), None);
+        assert_eq!(our_program(&filter(priority, HANDLE, b"cil_from_pod\0")), None);
+        assert_eq!(our_program(&filter(priority, HANDLE, b"")), None);
+        assert_eq!(our_program(b"short"), None);
+    }
+}

@@ -1,0 +1,54 @@
+//! What this kernel can do.
+
+use std::{io, os::fd::AsFd};
+
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
+use lb_sys::SHORTEST;
+
+use super::tc::has_tcx;
+
+/// What this kernel can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// `bpf_set_retval` in connect-time hooks (about 6.1).
+    pub has_set_retval: bool,
+    /// `bpf_get_netns_cookie` in connect-time hooks (5.7).
+    pub has_netns_cookie: bool,
+    /// BPF_F_IPV6 of `bpf_l4_csum_replace` (6.16 and stable releases since).
+    pub has_csum_ipv6: bool,
+    /// tcx (6.6).
+    pub has_tcx: bool,
+}
+
+/// Asks the kernel what it can do. Needs CAP_BPF; without it nothing is there.
+pub fn features() -> Features {
+    let has = |helper| is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or_default();
+    Features {
+        has_set_retval: has(BpfHelper::BPF_FUNC_set_retval),
+        has_netns_cookie: has(BpfHelper::BPF_FUNC_get_netns_cookie),
+        has_csum_ipv6: has_csum_ipv6().unwrap_or_default(),
+        has_tcx: has_tcx(),
+    }
+}
+
+/// `bpf_l4_csum_replace` says EINVAL to a flag that it does not know, and EFAULT to an
+/// offset that no packet has only if it knows the flags.
+fn has_csum_ipv6() -> io::Result<bool> {
+    const BPF_F_IPV6: i32 = 1 << 7;
+    const NO_OFFSET: i32 = 0x1_0000;
+    let set = |register: u64, value: i32| 0xb7 | register << 8 | u64::from(value as u32) << 32;
+    let call = |helper: BpfHelper| 0x85 | (helper as u64) << 32;
+    let program = lb_sys::load_classifier(&[
+        set(2, NO_OFFSET),
+        set(3, 0),
+        set(4, 0),
+        set(5, BPF_F_IPV6),
+        call(BpfHelper::BPF_FUNC_l4_csum_replace),
+        0x95,
+    ])?;
+    let returned = lb_sys::test_run(program.as_fd(), &SHORTEST)?;
+    Ok(returned as i32 == -libc::EFAULT)
+}

@@ -1,0 +1,362 @@
+//! Loads the object that the agent carries: maps are pinned or, where a pin is already
+//! there, taken over as they are; programs are given to the verifier.
+//!
+//! Nothing is attached here, and nothing that a map holds is changed.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    EbpfError, EbpfLoader, VerifierLogLevel,
+    programs::{Program, ProgramError},
+};
+use lb_common::abi::socket::MAX_EXCLUDED_CGROUPS;
+use tracing::{debug, warn};
+
+use super::features::Features;
+use crate::{
+    maps::{
+        bpffs::{self, BpffsError},
+        pins::{PinError, PinnedMap, Pins, pinned_maps},
+    },
+    options::{modes::SocketLb, sizes::Sizes},
+};
+
+/// The eBPF object, as `cargo xtask build-ebpf` made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
+
+/// What is decided when the programs are loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Constants {
+    /// The cookie of the node's own network namespace; 0 = not known.
+    pub node_cookie: u64,
+    /// Whether the connect-time hooks translate sockets of that namespace alone.
+    pub only_node: bool,
+    /// Whether the connect-time hooks translate UDP.
+    pub socket_lb_udp: bool,
+    /// Whether the kernel has `bpf_set_retval` for the connect-time hooks.
+    pub has_set_retval: bool,
+    /// Whether the kernel has `bpf_get_netns_cookie` for the connect-time hooks.
+    pub has_netns_cookie: bool,
+    /// Whether `bpf_l4_csum_replace` knows BPF_F_IPV6.
+    pub has_csum_ipv6: bool,
+    /// How many of `excluded_cgroups` there are.
+    pub excluded_count: u32,
+    /// Ids of cgroups whose processes are left to the packet path at connect time.
+    pub excluded_cgroups: [u64; MAX_EXCLUDED_CGROUPS],
+}
+
+impl Constants {
+    /// The constants for `mode` on this kernel and in the network namespace of the caller.
+    ///
+    /// # Errors
+    /// [`LoadError::Cookie`] if the namespace has none and `mode` needs it.
+    pub fn new(mode: SocketLb, features: Features) -> Result<Self, LoadError> {
+        let only_node = mode == SocketLb::Node;
+        let known =
+            if features.has_netns_cookie { lb_sys::netns_cookie() } else { Err(unsupported()) };
+        let node_cookie = match known {
+            Err(source) if only_node => return Err(LoadError::Cookie { source }),
+            known => known.unwrap_or_default(),
+        };
+        Ok(Self {
+            node_cookie,
+            only_node,
+            socket_lb_udp: mode == SocketLb::All,
+            has_set_retval: features.has_set_retval,
+            has_netns_cookie: features.has_netns_cookie,
+            has_csum_ipv6: features.has_csum_ipv6,
+            ..Self::default()
+        })
+    }
+
+    /// The same, with cgroups whose processes are left to the packet path. Those that there
+    /// is no room for are not.
+    #[must_use]
+    pub fn excluding(mut self, cgroups: &[u64]) -> Self {
+        for (place, id) in self.excluded_cgroups.iter_mut().zip(cgroups) {
+            *place = *id;
+            self.excluded_count += 1;
+        }
+        self
+    }
+}
+
+fn unsupported() -> io::Error {
+    io::ErrorKind::Unsupported.into()
+}
+
+/// The programs, loaded.
+#[derive(Debug)]
+pub struct Programs {
+    programs: Vec<(String, OwnedFd)>,
+    /// How long maps and programs took.
+    pub elapsed: Duration,
+}
+
+impl Programs {
+    /// The program `name`.
+    ///
+    /// # Errors
+    /// [`LoadError::NoProgram`] if the object has none of this name.
+    pub fn get(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
+        self.programs
+            .iter()
+            .find(|(program, _)| program == name)
+            .map(|(_, descriptor)| descriptor.as_fd())
+            .ok_or(LoadError::NoProgram { name })
+    }
+
+    /// Whether the kernel's number `id` is that of the program `name`.
+    pub fn is(&self, name: &'static str, id: u32) -> bool {
+        let info = self.get(name).ok().map(lb_sys::program_info);
+        info.is_some_and(|info| info.is_ok_and(|info| info.id == id))
+    }
+}
+
+/// Makes or takes over the maps and loads every program.
+///
+/// # Errors
+/// [`LoadError`], which says what to do.
+pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs, LoadError> {
+    let started = Instant::now();
+    bpffs::ensure(pins.base())?;
+    if bpffs::dies_with_mount_namespace(pins.base()) == Some(true) {
+        warn!(
+            bpf_dir = %pins.base().display(),
+            "this bpffs belongs to a mount namespace of its own: pins die with it"
+        );
+    }
+    for directory in [pins.maps().to_owned(), pins.links()] {
+        fs::create_dir_all(&directory)
+            .map_err(|source| LoadError::Directory { path: directory, source })?;
+    }
+    let mut maps = pinned_maps(sizes);
+    for map in &mut maps {
+        adopt_size(pins, map)?;
+    }
+    let node_cookie = constants.node_cookie.to_ne_bytes();
+    let flags = [
+        ("EXCLUDED_COUNT", constants.excluded_count),
+        ("ONLY_NODE", u32::from(constants.only_node)),
+        ("SOCKET_LB_UDP", u32::from(constants.socket_lb_udp)),
+        ("HAS_SET_RETVAL", u32::from(constants.has_set_retval)),
+        ("HAS_NETNS_COOKIE", u32::from(constants.has_netns_cookie)),
+        ("HAS_CSUM_IPV6", u32::from(constants.has_csum_ipv6)),
+    ];
+    let mut loader = EbpfLoader::new();
+    loader.btf(None).override_global("NODE_COOKIE", &node_cookie, true);
+    loader.override_global("EXCLUDED_CGROUPS", &constants.excluded_cgroups[..], true);
+    loader.verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
+    for (name, value) in &flags {
+        loader.override_global(name, value, true);
+    }
+    for map in &maps {
+        loader.map_pin_path(map.name, pins.map(map.name));
+        if map.max_entries > 0 {
+            loader.map_max_entries(map.name, map.max_entries);
+        }
+    }
+    let mut object = loader.load(OBJECT).map_err(|source| refused(source.into()))?;
+    let maps_done = started.elapsed();
+    let programs = verify(object.programs_mut().map(|(name, program)| (name.to_owned(), program)))?;
+    let programs = Programs { programs, elapsed: started.elapsed() };
+    #[cfg(feature = "ebpf-log")]
+    follow_log(&mut object);
+    pin_clock(pins, &programs)?;
+    debug!(?maps_done, elapsed = ?programs.elapsed, "programs loaded");
+    Ok(programs)
+}
+
+/// Developers only: passes on what the programs write with aya-log, if the object was
+/// built to (`cargo xtask build-ebpf --log`). Needs a tokio runtime.
+#[cfg(feature = "ebpf-log")]
+fn follow_log(object: &mut aya::Ebpf) {
+    const INTERVAL: Duration = Duration::from_millis(100);
+    let mut logger = match aya_log::EbpfLogger::init(object) {
+        Ok(logger) => logger,
+        Err(error) => return warn!(%error, "the programs write no log"),
+    };
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        loop {
+            ticks.tick().await;
+            logger.flush();
+        }
+    });
+}
+
+/// Pins the program that tells the time, in the place of an earlier one.
+fn pin_clock(pins: &Pins, programs: &Programs) -> Result<(), LoadError> {
+    let path = pins.clock();
+    let pin = || {
+        if path.exists() {
+            fs::remove_file(&path)?;
+        }
+        lb_sys::obj_pin(programs.get("clock").map_err(io::Error::other)?, &path)
+    };
+    pin().map_err(|source| LoadError::Pin(PinError::Open { path: path.clone(), source }))
+}
+
+/// Makes `map` as large as its pin: what a map holds outlives a change of the flag.
+fn adopt_size(pins: &Pins, map: &mut PinnedMap) -> Result<(), LoadError> {
+    let Some(entries) = map.existing_entries(pins)? else { return Ok(()) };
+    if entries != map.max_entries {
+        warn!(
+            map = map.name,
+            pinned = entries,
+            wanted = map.max_entries,
+            flag = map.flag,
+            "the map keeps the size it was pinned with; a new size needs lb-agent cleanup first"
+        );
+        map.max_entries = entries;
+    }
+    Ok(())
+}
+
+/// Gives the programs to the verifier, which takes most of the time of a start, on as
+/// many threads as there are CPUs.
+fn verify<'a>(
+    programs: impl Iterator<Item = (String, &'a mut Program)>,
+) -> Result<Vec<(String, OwnedFd)>, LoadError> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let mut shares: Vec<Vec<(String, &mut Program)>> = Vec::new();
+    shares.resize_with(threads, Vec::new);
+    for (position, program) in programs.enumerate() {
+        shares[position % threads].push(program);
+    }
+    thread::scope(|scope| {
+        let workers: Vec<_> = shares
+            .into_iter()
+            .map(|share| {
+                scope.spawn(|| {
+                    share
+                        .into_iter()
+                        .map(|(name, program)| verify_one(name, program))
+                        .collect::<Result<Vec<_>, _>>()
+                })
+            })
+            .collect();
+        let mut loaded = Vec::new();
+        for worker in workers {
+            match worker.join() {
+                Ok(result) => loaded.extend(result?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(loaded)
+    })
+}
+
+fn verify_one(name: String, program: &mut Program) -> Result<(String, OwnedFd), LoadError> {
+    let result = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => return Err(LoadError::Kind { name }),
+    };
+    let descriptor = result.and_then(|()| Ok(program.fd()?.as_fd().try_clone_to_owned()?));
+    match descriptor {
+        Ok(descriptor) => Ok((name, descriptor)),
+        Err(ProgramError::LoadError { io_error, verifier_log }) => {
+            debug!(program = name, log = %verifier_log, "the verifier's log");
+            Err(privileged(io_error, |source| LoadError::Verifier { name, source }))
+        }
+        Err(source) => Err(LoadError::Program { name, source }),
+    }
+}
+
+fn privileged(error: io::Error, otherwise: impl FnOnce(io::Error) -> LoadError) -> LoadError {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => LoadError::Privileges,
+        _ => otherwise(error),
+    }
+}
+
+/// Tells a refusal for want of privileges, wherever aya met it, from other errors.
+fn refused(error: Box<EbpfError>) -> LoadError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+    while let Some(current) = cause {
+        let system = current.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if system == Some(libc::EPERM) {
+            return LoadError::Privileges;
+        }
+        cause = current.source();
+    }
+    LoadError::Object { source: error }
+}
+
+/// The programs could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No place for pins.
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
+    /// A pin is in the way.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A directory for pins could not be made.
+    #[error("cannot make the directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The network namespace cannot be told from others.
+    #[error(
+        "--socket-lb node, also where --masquerade-all asks for it, needs the cookies of network \
+         namespaces (Linux 5.14): give --socket-lb off"
+    )]
+    Cookie {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The caller may not load programs.
+    #[error("loading eBPF programs needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root)")]
+    Privileges,
+    /// The maps could not be made or the object is broken.
+    #[error("cannot load the eBPF object")]
+    Object {
+        /// What aya said.
+        #[source]
+        source: Box<EbpfError>,
+    },
+    /// The verifier refused a program.
+    #[error("the kernel refused program {name} (its log is in the log at level debug)")]
+    Verifier {
+        /// The program.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be loaded for another reason.
+    #[error("cannot load program {name}")]
+    Program {
+        /// The program.
+        name: String,
+        /// What aya said.
+        #[source]
+        source: ProgramError,
+    },
+    /// The object holds a kind of program that is never attached.
+    #[error("program {name} of the eBPF object is of a kind that the agent does not attach")]
+    Kind {
+        /// The program.
+        name: String,
+    },
+    /// The object lacks a program.
+    #[error("the eBPF object has no program {name}")]
+    NoProgram {
+        /// The program.
+        name: &'static str,
+    },
+}

@@ -1,0 +1,239 @@
+//! Attaches programs to interfaces and to a cgroup, so that they outlive the agent and
+//! are replaced in place by the next one.
+//!
+//! Programs of others are never touched. What is attached to which interface is the
+//! business of [`netlink`](crate::network::follow).
+
+use std::{collections::HashMap, io, os::fd::AsFd, path::PathBuf};
+
+use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
+use lb_control::model::network::Interface;
+use lb_sys::LinkTarget;
+use tracing::debug;
+
+use super::{
+    clsact,
+    hook::{Direction, Role},
+    links::{self, PinnedLink},
+    load::{LoadError, Programs},
+};
+use crate::{maps::pins::Pins, options::modes::TcAttach};
+
+/// Whether the kernel attaches by tcx.
+pub fn has_tcx() -> bool {
+    /// The index of the loopback device in every network namespace.
+    const LOOPBACK: u32 = 1;
+    lb_sys::tcx_query(LOOPBACK, BPF_TCX_INGRESS as u32).is_ok()
+}
+
+/// Attaches programs to interfaces, and remembers which it attached.
+#[derive(Debug)]
+pub struct TcAttacher {
+    directory: PathBuf,
+    by_tcx: bool,
+    pinned: HashMap<(u32, Direction), PinnedLink>,
+}
+
+impl TcAttacher {
+    /// Finds the links that an earlier agent pinned.
+    ///
+    /// # Errors
+    /// [`AttachError::Pins`] if they cannot be listed.
+    pub fn new(pins: &Pins, attach: TcAttach) -> Result<Self, AttachError> {
+        let directory = pins.links();
+        let by_tcx = match attach {
+            TcAttach::Auto => has_tcx(),
+            TcAttach::Tcx => true,
+            TcAttach::Clsact => false,
+        };
+        let found = links::pinned(&directory, Direction::of_name)
+            .map_err(|source| AttachError::Pins { path: directory.clone(), source })?;
+        let mut pinned = HashMap::new();
+        for (index, direction, path) in found {
+            let link = PinnedLink::open(path.clone())
+                .map_err(|source| AttachError::Pins { path, source })?;
+            pinned.insert((index, direction), link);
+        }
+        Ok(Self { directory, by_tcx, pinned })
+    }
+
+    /// Whether programs are attached by tcx links.
+    pub fn is_by_tcx(&self) -> bool {
+        self.by_tcx
+    }
+
+    /// The interfaces that have links, by index.
+    pub fn linked(&self) -> impl Iterator<Item = (u32, Direction)> {
+        self.pinned.keys().copied()
+    }
+
+    /// What an interface was taken for when it got the programs of ours that it has;
+    /// external if they disagree, as they do between the two steps of a change.
+    pub fn held_role(&self, index: u32) -> Option<Role> {
+        let held = [Direction::Ingress, Direction::Egress].map(|direction| {
+            let program = self.held(index, direction).unwrap_or_else(|error| {
+                debug!(%error, index, "cannot tell which program is attached");
+                None
+            });
+            program.as_deref().and_then(Role::of_program)
+        });
+        match held {
+            [Some(Role::External), _] | [_, Some(Role::External)] => Some(Role::External),
+            [ingress, egress] => ingress.or(egress),
+        }
+    }
+
+    /// The name of our program on an interface.
+    ///
+    /// # Errors
+    /// Those of asking the kernel about a link or a filter.
+    pub fn held(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
+        let Some(link) = self.pinned.get(&(index, direction)) else {
+            return clsact::held(index, direction);
+        };
+        let info = link.info()?;
+        if info.target != [index, direction.tcx()] {
+            return Ok(None);
+        }
+        let program = lb_sys::program_by_id(info.program)?;
+        Ok(Some(lb_sys::program_info(program.as_fd())?.name()))
+    }
+
+    /// Whether `program` sees the packets of an interface still, and would without the agent.
+    pub fn is_attached(
+        &self,
+        programs: &Programs,
+        program: &'static str,
+        (index, direction): (u32, Direction),
+    ) -> bool {
+        if !self.by_tcx {
+            return clsact::held(index, direction)
+                .is_ok_and(|held| held.as_deref() == Some(program));
+        }
+        let Some(link) = self.pinned.get(&(index, direction)) else { return false };
+        let is_here = link.info().is_ok_and(|info| {
+            info.target == [index, direction.tcx()] && programs.is(program, info.program)
+        });
+        is_here && link.is_pinned()
+    }
+
+    /// Makes `program` the one of ours that sees the packets of `interface`. One that
+    /// is attached already is replaced in place: no packet sees none or both.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach(
+        &mut self,
+        programs: &Programs,
+        program: &'static str,
+        interface: &Interface,
+        direction: Direction,
+    ) -> Result<(), AttachError> {
+        let descriptor = programs.get(program)?;
+        let failed = |source| AttachError::Interface {
+            program,
+            interface: interface.name.clone(),
+            direction: direction.name(),
+            source,
+        };
+        if self.by_tcx {
+            self.attach_tcx(descriptor.as_fd(), interface, direction).map_err(failed)?;
+            return clsact::remove(interface.index, direction).map_err(failed);
+        }
+        clsact::replace(interface.index, direction, descriptor.as_fd(), program).map_err(failed)?;
+        self.unlink(interface.index, direction).map_err(failed)
+    }
+
+    fn attach_tcx(
+        &mut self,
+        program: std::os::fd::BorrowedFd<'_>,
+        interface: &Interface,
+        direction: Direction,
+    ) -> io::Result<()> {
+        if let Some(link) = self.pinned.get(&(interface.index, direction)) {
+            if link.info()?.target == [interface.index, direction.tcx()] {
+                return link.update(program);
+            }
+            debug!(path = %link.path().display(), "the link was detached, or its interface is gone");
+            self.unlink(interface.index, direction)?;
+        }
+        let target = LinkTarget::Interface(interface.index);
+        let path = self.directory.join(links::name(interface, direction.name()));
+        let link = PinnedLink::create(program, target, direction.tcx(), path)?;
+        self.pinned.insert((interface.index, direction), link);
+        Ok(())
+    }
+
+    /// Takes our program off an interface, or forgets an interface that is gone.
+    ///
+    /// # Errors
+    /// [`AttachError::Interface`].
+    pub fn detach(&mut self, index: u32, direction: Direction) -> Result<(), AttachError> {
+        self.unlink(index, direction).and_then(|()| clsact::remove(index, direction)).map_err(
+            |source| AttachError::Interface {
+                program: "",
+                interface: index.to_string(),
+                direction: direction.name(),
+                source,
+            },
+        )
+    }
+
+    fn unlink(&mut self, index: u32, direction: Direction) -> io::Result<()> {
+        match self.pinned.remove(&(index, direction)) {
+            Some(link) => link.remove(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A program could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The program is missing.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The links that are pinned cannot be listed.
+    #[error("cannot list the links in {}", path.display())]
+    Pins {
+        /// Where they are.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// At an interface.
+    #[error("cannot attach {program} to {direction} of {interface}")]
+    Interface {
+        /// The program.
+        program: &'static str,
+        /// The interface.
+        interface: String,
+        /// `ingress` or `egress`.
+        direction: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// At a cgroup.
+    #[error("cannot attach {program} to the cgroup {}", cgroup.display())]
+    Cgroup {
+        /// The program.
+        program: &'static str,
+        /// The directory of the cgroup.
+        cgroup: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Whether `error` says that the interface has gone meanwhile.
+pub fn is_gone(error: &AttachError) -> bool {
+    match error {
+        AttachError::Interface { source, .. } => {
+            matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENOLINK))
+        }
+        AttachError::Load(_) | AttachError::Pins { .. } | AttachError::Cgroup { .. } => false,
+    }
+}

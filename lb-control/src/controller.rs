@@ -1,0 +1,358 @@
+//! The agent's core in one piece: events in, writes out.
+//!
+//! It owns no task and no clock. Whoever runs it applies events, and calls
+//! [`Controller::reconcile`] when some were applied, when [`Outcome::next_due`] is
+//! reached, or, with back-off, when [`Outcome::errors`] is not empty.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use lb_common::abi::settings::Settings;
+
+use crate::{
+    dataplane::{Dataplane, DataplaneError},
+    desired::{
+        self, Conflict, DesiredFrontend, Locality, NodeFacts,
+        claims::Claims,
+        health_checks::{self, Checks},
+        no_local_endpoints, settings,
+    },
+    execute::execute,
+    model::{
+        Refusal,
+        event::{Event, Kind},
+    },
+    options::ExternalMode,
+    plan::{Counts, Draft, Op, Planner, Shortage},
+    snapshot::{Dirty, Snapshot, Trigger},
+};
+
+/// How long what was taken out of use is kept, in milliseconds: far longer than any
+/// packet takes through a program.
+pub const GRACE: u64 = 1_000;
+
+/// After so many reconciliations in a row that failed, the maps are read again instead of
+/// trying the same writes for ever.
+const MAX_FAILURES: u32 = 16;
+
+/// Follows the source of objects with the maps.
+#[derive(Debug)]
+pub struct Controller {
+    snapshot: Snapshot,
+    /// How clients outside reach backends on other nodes, where a Service does not say.
+    external_mode: ExternalMode,
+    facts: NodeFacts,
+    claims: Claims,
+    in_use: settings::InUse,
+    /// Absent before the first complete state and after too many failures: then the maps
+    /// are read first.
+    planner: Option<Planner>,
+    /// What earlier plans have left to be done.
+    leftover: Vec<Op>,
+    /// How many reconciliations in a row left something.
+    failures: u32,
+    is_everything_dirty: bool,
+    /// The addresses of node ports changed.
+    are_node_ports_dirty: bool,
+    is_gate_dirty: bool,
+    /// Services to look at again, such as those that did not fit.
+    shortages: BTreeMap<Arc<str>, Shortage>,
+    conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
+    /// How many addresses of nodes do not fit.
+    nodes_left_out: usize,
+    health_checks: Checks,
+    lacking: no_local_endpoints::Sum,
+    /// What caused changes that are not all in the maps yet.
+    triggers: Vec<Trigger>,
+}
+
+/// What a reconciliation did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// How many writes it took.
+    pub ops: usize,
+    /// How many Services were looked at.
+    pub services: usize,
+    /// What is refused since this call, for Warning Events.
+    pub refusals: Vec<Refusal>,
+    /// All Services that do not fit.
+    pub shortages: Vec<Shortage>,
+    /// How many addresses of nodes do not fit.
+    pub nodes_left_out: usize,
+    /// The writes that failed.
+    pub errors: Vec<DataplaneError>,
+    /// What caused the changes that are in the maps since this call, with all before them.
+    pub triggers: Vec<Trigger>,
+    /// When to call again even if nothing happens, on the caller's clock.
+    pub next_due: Option<u64>,
+}
+
+impl Controller {
+    /// A controller for the node of this name. Clients outside reach backends on other nodes
+    /// by `external_mode` where a Service does not say. `expected` are the kinds, beside
+    /// Service and EndpointSlice, that the source lists.
+    pub fn new(
+        node_name: &str,
+        external_mode: ExternalMode,
+        expected: impl IntoIterator<Item = Kind>,
+    ) -> Self {
+        Self {
+            snapshot: Snapshot::new(node_name, expected),
+            external_mode,
+            facts: NodeFacts::default(),
+            claims: Claims::default(),
+            in_use: settings::InUse::default(),
+            planner: None,
+            leftover: Vec::new(),
+            failures: 0,
+            is_everything_dirty: true,
+            are_node_ports_dirty: false,
+            is_gate_dirty: true,
+            shortages: BTreeMap::new(),
+            conflicts: BTreeMap::new(),
+            nodes_left_out: 0,
+            health_checks: Checks::new(),
+            lacking: no_local_endpoints::Sum::default(),
+            triggers: Vec::new(),
+        }
+    }
+
+    /// Takes over a change of the source.
+    pub fn apply(&mut self, event: Event) {
+        self.snapshot.apply(event);
+    }
+
+    /// Takes over what is known of this node.
+    pub fn set_facts(&mut self, facts: NodeFacts) {
+        self.is_everything_dirty |= self.facts.addresses != facts.addresses;
+        self.are_node_ports_dirty |= self.facts.node_port_addresses != facts.node_port_addresses;
+        self.is_gate_dirty |= self.facts != facts;
+        self.facts = facts;
+    }
+
+    /// What is known of this node.
+    pub fn facts(&self) -> &NodeFacts {
+        &self.facts
+    }
+
+    /// The settings, once something was planned.
+    pub fn settings(&self) -> Option<&Settings> {
+        self.planner.as_ref().map(Planner::settings)
+    }
+
+    /// The state of the source.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// No longer waits for a kind: the source turned out not to serve it.
+    pub fn expect_no(&mut self, kind: Kind) {
+        self.snapshot.expect_no(kind);
+    }
+
+    /// How much the maps hold.
+    pub fn counts(&self) -> Counts {
+        self.planner.as_ref().map(Planner::counts).unwrap_or_default()
+    }
+
+    /// All conflicts between Services.
+    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+        self.conflicts.values().flatten()
+    }
+
+    /// The health checks that Services ask for, as of the last reconciliation.
+    pub fn health_checks(&self) -> &Checks {
+        &self.health_checks
+    }
+
+    /// Service ports without an endpoint here, as of the last reconciliation.
+    pub fn lacking(&self) -> &no_local_endpoints::Sum {
+        &self.lacking
+    }
+
+    /// Brings the maps up to date, at `now` in milliseconds on a clock that never goes
+    /// back. Does nothing before the first complete state. Fails if the maps cannot be
+    /// read; a write that fails is in the outcome, and tried again by the next call.
+    pub fn reconcile(
+        &mut self,
+        now: u64,
+        dataplane: &mut impl Dataplane,
+    ) -> Result<Outcome, DataplaneError> {
+        if !self.snapshot.is_complete() {
+            return Ok(Outcome::default());
+        }
+        let mut planner = match self.planner.take() {
+            Some(planner) => planner,
+            None => {
+                self.is_everything_dirty = true;
+                let state = dataplane.read_state()?;
+                Planner::adopt(&state, dataplane.capacity(), GRACE)
+            }
+        };
+        let mut draft = planner.begin();
+        if self.leftover.is_empty() {
+            planner.reclaim(&mut draft, now);
+        }
+        let dirty = self.snapshot.take_dirty();
+        let mut outcome = Outcome::default();
+        let affected = self.affected(&dirty, &planner, draft.has_more_room);
+        outcome.refusals = dirty.refusals;
+        self.triggers.extend(dirty.triggers);
+        if dirty.nodes || self.is_everything_dirty {
+            let addresses = self.snapshot.nodes().addresses().collect();
+            self.nodes_left_out = planner.store_nodes(&mut draft, &addresses);
+        }
+        outcome.nodes_left_out = self.nodes_left_out;
+        if std::mem::take(&mut self.is_gate_dirty) || dirty.service_cidrs {
+            let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
+            let before = planner.settings();
+            let settings = settings::settings(&self.facts, &prefixes, &self.in_use, before);
+            planner.store_settings(&mut draft, settings);
+        }
+        outcome.services = affected.len();
+        self.program(&mut planner, &mut draft, &affected, &mut outcome);
+        outcome.shortages = self.shortages.values().cloned().collect();
+        let mut plan = planner.finish(draft);
+        outcome.ops = plan.ops.len();
+        // What is left of earlier plans comes first: later ops build on it.
+        plan.ops.splice(..0, std::mem::take(&mut self.leftover));
+        let leftover = execute(plan, dataplane);
+        outcome.errors = leftover.errors;
+        self.leftover = leftover.ops;
+        self.failures = if self.leftover.is_empty() { 0 } else { self.failures + 1 };
+        if self.leftover.is_empty() {
+            outcome.triggers = std::mem::take(&mut self.triggers);
+        }
+        self.is_everything_dirty = false;
+        if self.failures < MAX_FAILURES {
+            outcome.next_due = planner.next_due(now);
+            self.planner = Some(planner);
+        } else {
+            self.failures = 0;
+            self.leftover.clear();
+            self.is_gate_dirty = true;
+        }
+        Ok(outcome)
+    }
+
+    /// The Services to look at, in order; what they claim and their health checks are brought
+    /// up to date.
+    fn affected(&mut self, dirty: &Dirty, planner: &Planner, has_more_room: bool) -> Vec<Arc<str>> {
+        let mut others = BTreeSet::new();
+        let mut affected: Vec<Arc<str>> = Vec::new();
+        if std::mem::take(&mut self.are_node_ports_dirty) {
+            let names = self.snapshot.names().filter(|name| self.has_node_ports(name));
+            affected.extend(names.cloned());
+        }
+        for name in affected.iter().chain(&dirty.services) {
+            self.claim(name, &mut others);
+            match self.snapshot.service(name).and_then(health_checks::of_service) {
+                Some(check) => self.health_checks.insert(Arc::clone(name), check),
+                None => self.health_checks.remove(name),
+            };
+        }
+        affected.extend(others);
+        if self.is_everything_dirty || dirty.everything {
+            affected.extend(self.snapshot.names().chain(planner.names()).cloned());
+        }
+        if has_more_room {
+            affected.extend(self.shortages.keys().cloned());
+        }
+        affected.extend(dirty.services.iter().cloned());
+        affected.sort_unstable();
+        affected.dedup();
+        affected
+    }
+
+    fn has_node_ports(&self, name: &str) -> bool {
+        let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
+        service.is_some_and(|service| service.ports.iter().any(|port| port.node_port.is_some()))
+    }
+
+    fn claim(&mut self, name: &Arc<str>, affected: &mut BTreeSet<Arc<str>>) {
+        let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
+        let (created, wanted) = match service {
+            Some(service) => {
+                (service.created, desired::claims(service, &self.facts.node_port_addresses))
+            }
+            None => (None, Vec::new()),
+        };
+        let Some(before) = self.claims.set(name, created, wanted, affected) else { return };
+        for frontend in &before {
+            self.is_gate_dirty |= self.in_use.remove(frontend);
+        }
+        for frontend in self.claims.of(name) {
+            self.is_gate_dirty |= self.in_use.add(frontend);
+        }
+    }
+
+    fn program(
+        &mut self,
+        planner: &mut Planner,
+        draft: &mut Draft,
+        affected: &[Arc<str>],
+        outcome: &mut Outcome,
+    ) {
+        let snapshot = &self.snapshot;
+        let locality = Locality {
+            node: snapshot.node_name(),
+            zone: snapshot.node().and_then(|node| node.zone.as_deref()),
+            addresses: &self.facts.addresses,
+            node_port_addresses: &self.facts.node_port_addresses,
+            nodes: snapshot.nodes(),
+            external_mode: self.external_mode,
+        };
+        let is_wanted =
+            |name: &&Arc<str>| snapshot.service(name).is_some_and(|entry| entry.service.is_some());
+        // Those that go make room for those that come.
+        let (wanted, gone): (Vec<_>, Vec<_>) = affected.iter().partition(is_wanted);
+        for name in gone.into_iter().chain(wanted) {
+            let entry = snapshot.service(name);
+            let mut desired = entry.and_then(|entry| desired::service(entry, locality));
+            if let Some(desired) = &mut desired {
+                desired.ports.retain_mut(|port| {
+                    port.frontends.retain(|frontend| self.claims.is_owner(name, &frontend.at));
+                    if !port.frontends.iter().any(DesiredFrontend::is_ranged) {
+                        port.ranges.clear();
+                    }
+                    !port.frontends.is_empty()
+                });
+            }
+            let lost = self.claims.conflicts(name);
+            let known = self.conflicts.remove(name).unwrap_or_default();
+            let new = lost.iter().filter(|conflict| !known.contains(conflict));
+            outcome.refusals.extend(new.map(refusal));
+            if !lost.is_empty() {
+                self.conflicts.insert(Arc::clone(name), lost);
+            }
+            self.lacking.set(name, desired.as_ref());
+            match planner.program(draft, name, desired.as_ref()) {
+                Ok(()) => self.shortages.remove(name),
+                Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),
+            };
+        }
+    }
+}
+
+/// A lost address as a Warning for the Service that lost it.
+fn refusal(conflict: &Conflict) -> Refusal {
+    let desired::FrontendAddress { ip, port, .. } = conflict.frontend;
+    let lost = if conflict.frontend.is_of_any_node() {
+        format!("node port {port}")
+    } else {
+        format!("{ip} port {port}")
+    };
+    Refusal {
+        kind: Kind::Service,
+        object: (&*conflict.service).into(),
+        uid: String::new(),
+        field: "spec.ports".to_owned(),
+        message: format!("{lost} belongs to the older Service {}", conflict.owner),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! What the programs are told of this node.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use lb_common::abi::{
+    address::{Address, Address4, Address6, Prefix},
+    frontend::FrontendKind,
+    settings::{FamilySettings, MAX_PREFIXES, PortRange, Settings},
+};
+use lb_common::balance::track;
+
+use super::{
+    DesiredFrontend, NodeFacts,
+    service_prefixes::{self, Gate},
+};
+use crate::model::{
+    IpFamily,
+    source_ports::{FIRST_SOURCE_PORT, MIN_SOURCE_PORTS, NODE_PORTS},
+};
+
+/// What Services ask for, counted by how many front ends ask for it.
+#[derive(Clone, Debug, Default)]
+pub struct InUse {
+    /// ClusterIPs, load balancers' addresses and external IPs.
+    addresses: BTreeMap<IpAddr, usize>,
+    /// Node ports.
+    node_ports: BTreeMap<u16, usize>,
+    /// How many of the front ends are for clients outside the cluster.
+    external: usize,
+}
+
+impl InUse {
+    /// Counts a front end; tells whether the settings may differ by it.
+    pub fn add(&mut self, frontend: &DesiredFrontend) -> bool {
+        let is_first = self.external == 0 && !frontend.kind.is_internal();
+        self.external += usize::from(!frontend.kind.is_internal());
+        let is_new = match frontend.kind {
+            FrontendKind::CLUSTER_IP => false,
+            FrontendKind::NODE_PORT => add(&mut self.node_ports, frontend.at.port),
+            _ => add(&mut self.addresses, frontend.at.ip),
+        };
+        is_new || is_first
+    }
+
+    /// Takes back what [`Self::add`] has counted.
+    pub fn remove(&mut self, frontend: &DesiredFrontend) -> bool {
+        self.external -= usize::from(!frontend.kind.is_internal());
+        match frontend.kind {
+            FrontendKind::CLUSTER_IP => false,
+            FrontendKind::NODE_PORT => remove(&mut self.node_ports, frontend.at.port),
+            _ => remove(&mut self.addresses, frontend.at.ip),
+        }
+    }
+}
+
+fn add<T: Ord>(counts: &mut BTreeMap<T, usize>, thing: T) -> bool {
+    let count = counts.entry(thing).or_default();
+    *count += 1;
+    *count == 1
+}
+
+fn remove<T: Ord>(counts: &mut BTreeMap<T, usize>, thing: T) -> bool {
+    let Some(count) = counts.get_mut(&thing) else { return false };
+    *count -= 1;
+    let is_last = *count == 0;
+    if is_last {
+        counts.remove(&thing);
+    }
+    is_last
+}
+
+/// The settings for a node, given the prefixes of the ServiceCIDRs, what is in use, and
+/// the settings so far: flows of a Service that is gone go on, so they never let in less.
+pub fn settings(
+    facts: &NodeFacts,
+    service_cidrs: &[IpNet],
+    in_use: &InUse,
+    before: &Settings,
+) -> Settings {
+    let addresses: Vec<IpAddr> = in_use.addresses.keys().copied().collect();
+    let covered = service_prefixes::covered(before);
+    let gate = |family| service_prefixes::gate(service_cidrs, &addresses, &covered, family);
+    let ipv4_addresses = facts.addresses.iter().filter_map(|ip| match ip {
+        IpAddr::V4(ip) => Some(Address4::from(*ip)),
+        IpAddr::V6(_) => None,
+    });
+    let ipv6_addresses = facts.addresses.iter().filter_map(|ip| match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(Address6::from(*ip)),
+    });
+    let was_external = before.flags & Settings::EXTERNAL;
+    let external = if in_use.external > 0 { Settings::EXTERNAL } else { was_external };
+    let masquerade = if facts.masquerade_all { Settings::MASQUERADE_ALL } else { 0 };
+    let sockets = if facts.only_node_sockets { Settings::ONLY_NODE_SOCKETS } else { 0 };
+    Settings {
+        ipv4: FamilySettings {
+            node_source: facts.node_source4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+            ..family_settings(&gate(IpFamily::V4), &facts.pod_prefixes, ipv4_addresses, prefix4)
+        },
+        ipv6: FamilySettings {
+            node_source: facts.node_source6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
+            ..family_settings(&gate(IpFamily::V6), &facts.pod_prefixes, ipv6_addresses, prefix6)
+        },
+        lifetimes: track::lifetimes(&facts.timeouts),
+        ticks_per_second: facts.ticks_per_second,
+        // An agent that runs ends a drain.
+        flags: external | masquerade | sockets,
+        node_ports: node_ports(in_use, before.node_ports),
+        source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),
+    }
+}
+
+fn prefix4(net: &IpNet) -> Option<Prefix<Address4>> {
+    let IpNet::V4(net) = net else { return None };
+    Some(Prefix { address: net.network().into(), mask: net.netmask().into() })
+}
+
+fn prefix6(net: &IpNet) -> Option<Prefix<Address6>> {
+    let IpNet::V6(net) = net else { return None };
+    Some(Prefix { address: net.network().into(), mask: net.netmask().into() })
+}
+
+fn family_settings<A: Address>(
+    gate: &Gate,
+    pod_prefixes: &[IpNet],
+    addresses: impl Iterator<Item = A>,
+    prefix: impl Fn(&IpNet) -> Option<Prefix<A>>,
+) -> FamilySettings<A> {
+    let mut settings = FamilySettings {
+        service_prefix_count: gate.prefixes.len() as u32,
+        service_cidr_count: gate.service_cidrs as u32,
+        ..FamilySettings::default()
+    };
+    for (slot, prefix) in
+        settings.service_prefixes.iter_mut().zip(gate.prefixes.iter().filter_map(&prefix))
+    {
+        *slot = prefix;
+    }
+    let pods = pod_prefixes.iter().filter_map(&prefix).take(MAX_PREFIXES);
+    for (slot, prefix) in settings.pod_prefixes.iter_mut().zip(pods) {
+        *slot = prefix;
+        settings.pod_prefix_count += 1;
+    }
+    for address in addresses {
+        if let Some(slot) = settings.node_addresses.get_mut(settings.node_address_count as usize) {
+            *slot = address;
+        }
+        settings.node_address_count += 1;
+    }
+    settings
+}
+
+/// The smallest range that holds all node ports and what it held before.
+fn node_ports(in_use: &InUse, before: PortRange) -> PortRange {
+    let ports = || in_use.node_ports.keys().copied();
+    let mut bounds = ports().next().zip(ports().next_back());
+    if let Some(last) = before.count.checked_sub(1) {
+        let last = before.first.saturating_add(last);
+        let (first, end) = bounds.unwrap_or((before.first, last));
+        bounds = Some((first.min(before.first), end.max(last)));
+    }
+    bounds
+        .map_or(PortRange::default(), |(first, last)| PortRange { first, count: last - first + 1 })
+}
+
+/// The longest range of ports that are free: neither below those of ordinary programs, nor
+/// given to sockets of this node (`local`), nor node ports, used or yet to come. None if the
+/// longest is short.
+fn source_ports(local: (u16, u16), node_ports: impl Iterator<Item = u16>) -> PortRange {
+    let mut taken: Vec<(u16, u16)> = node_ports.map(|port| (port, port)).collect();
+    taken.extend([local, NODE_PORTS]);
+    taken.sort_unstable();
+    let mut best = PortRange::default();
+    let mut next = u32::from(FIRST_SOURCE_PORT);
+    let taken = taken.into_iter().map(|(first, last)| (u32::from(first), u32::from(last)));
+    for (first, last) in taken.chain([(1 << 16, 1 << 16)]) {
+        let count = first.saturating_sub(next);
+        if count > best.count.into() {
+            best = PortRange { first: next as u16, count: count as u16 };
+        }
+        next = next.max(last + 1);
+    }
+    if best.count < MIN_SOURCE_PORTS { PortRange::default() } else { best }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! Kubernetes objects as small validated types.
+//!
+//! It is where every object is checked, once: what comes out needs no second look.
+//! Fields that an API server would have defaulted may be missing. Nothing here fails
+//! as a whole for a part of it: a bad port or endpoint is left out and becomes a
+//! [`Refusal`], the others stay.
+
+pub mod event;
+pub mod keys;
+pub mod network;
+pub mod node;
+pub mod service;
+pub mod slice;
+pub mod source_ports;
+
+use std::{
+    collections::HashSet,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use lb_common::abi::frontend;
+
+use event::{Kind, ObjectName};
+
+/// A transport protocol that Services carry here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The protocol's number in an IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => frontend::TCP,
+            Self::Udp => frontend::UDP,
+        }
+    }
+
+    /// Reads the `protocol` field of a port; absent or empty means TCP.
+    fn parse(text: Option<&str>) -> Option<Self> {
+        match text {
+            None | Some("" | "TCP") => Some(Self::Tcp),
+            Some("UDP") => Some(Self::Udp),
+            Some(_) => None,
+        }
+    }
+}
+
+/// IPv4 or IPv6, as a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IpFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl IpFamily {
+    /// Both, for loops.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// As Kubernetes spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The address that is none.
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    /// 4 or 6.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 6,
+        }
+    }
+}
+
+/// A part of an object that is not programmed, and why. It becomes a Warning Event.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    /// The kind of the object.
+    pub kind: Kind,
+    /// The object.
+    pub object: ObjectName,
+    /// The object's uid; empty if the source gave none.
+    pub uid: String,
+    /// The path of the field, such as `spec.ports[1].protocol`.
+    pub field: String,
+    /// What is wrong with it, with the value.
+    pub message: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ObjectName { namespace, name } = &self.object;
+        write!(f, "{:?} {namespace}/{name}, {}: {}", self.kind, self.field, self.message)
+    }
+}
+
+/// What was made of an object: nothing if it is no business of a proxy, or wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed<T> {
+    /// The object, if there is something to program.
+    pub value: Option<T>,
+    /// What was left out of it.
+    pub refusals: Vec<Refusal>,
+}
+
+/// Names that many objects hold, each in memory once.
+#[derive(Debug, Default)]
+pub struct Names {
+    names: HashSet<Arc<str>>,
+}
+
+impl Names {
+    /// The name, shared with all who hold it.
+    pub fn share(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = name.into();
+        self.names.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Drops what nobody holds any more.
+    pub fn forget_unused(&mut self) {
+        self.names.retain(|name| Arc::strong_count(name) > 1);
+    }
+}
+
+/// Namespace and name of an object; an absent namespace is `default`.
+pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
+    let namespace = match metadata.namespace.as_deref() {
+        None | Some("") => "default",
+        Some(namespace) => namespace,
+    };
+    ObjectName { namespace: namespace.to_owned(), name: metadata.name.clone().unwrap_or_default() }
+}
+
+/// Collects the refusals of one object.
+struct Refusals<'a> {
+    kind: Kind,
+    metadata: &'a ObjectMeta,
+    list: Vec<Refusal>,
+}
+
+impl<'a> Refusals<'a> {
+    fn new(kind: Kind, metadata: &'a ObjectMeta) -> Self {
+        Self { kind, metadata, list: Vec::new() }
+    }
+
+    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.list.push(Refusal {
+            kind: self.kind,
+            object: object_name(self.metadata),
+            uid: self.metadata.uid.clone().unwrap_or_default(),
+            field: field.into(),
+            message: message.into(),
+        });
+    }
+}
+
+/// Whether `text` can be part of a service port's name: not empty, at most 63 bytes,
+/// and free of the separators.
+fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
+/// Reads an address that packets can be sent to.
+fn parse_address(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.parse().map_err(|_| format!("\"{text}\" is not an IP address"))?;
+    let why = if address.is_unspecified() {
+        "the unspecified address"
+    } else if address.is_loopback() {
+        "a loopback address"
+    } else if address.is_multicast() {
+        "a multicast address"
+    } else if matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
+        "an IPv4 address in IPv6 form"
+    } else {
+        return Ok(address);
+    };
+    Err(format!("\"{text}\" is {why}"))
+}
+
+/// Reads a port number.
+fn parse_port(number: i32) -> Result<u16, String> {
+    u16::try_from(number)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| format!("{number} is not a port number (1 to 65535)"))
+}

@@ -1,0 +1,169 @@
+//! Objects as a source gives them, and how they change.
+
+use std::fmt;
+
+use k8s_openapi::{
+    api::{
+        core::v1::{Node, Service},
+        discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+/// The kinds of object that the agent watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Service.
+    Service,
+    /// EndpointSlice.
+    EndpointSlice,
+    /// Node.
+    Node,
+    /// ServiceCIDR; an older API server does not serve it.
+    ServiceCidr,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
+
+    /// The name that Kubernetes gives the kind.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
+
+    /// Group and version of the objects that are read.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Service | Self::Node => "v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::ServiceCidr => "networking.k8s.io/v1",
+        }
+    }
+
+    /// Whether objects of the kind live in a namespace.
+    pub const fn is_namespaced(self) -> bool {
+        matches!(self, Self::Service | Self::EndpointSlice)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// An object as the source gave it, not yet validated.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// A Service.
+    Service(Box<Service>),
+    /// An EndpointSlice.
+    EndpointSlice(Box<EndpointSlice>),
+    /// A Node.
+    Node(Box<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Box<ServiceCIDR>),
+}
+
+impl Object {
+    /// The kind of the object.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Node(_) => Kind::Node,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
+        }
+    }
+
+    /// The object's metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::Service(object) => &object.metadata,
+            Self::EndpointSlice(object) => &object.metadata,
+            Self::Node(object) => &object.metadata,
+            Self::ServiceCidr(object) => &object.metadata,
+        }
+    }
+
+    /// The object's metadata, to be changed.
+    pub fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Service(object) => &mut object.metadata,
+            Self::EndpointSlice(object) => &mut object.metadata,
+            Self::Node(object) => &mut object.metadata,
+            Self::ServiceCidr(object) => &mut object.metadata,
+        }
+    }
+
+    /// Namespace and name; empty where the object has none.
+    pub fn name(&self) -> ObjectName {
+        let metadata = self.metadata();
+        ObjectName {
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+macro_rules! object_from {
+    ($($type:ident => $variant:ident),+ $(,)?) => {$(
+        impl From<$type> for Object {
+            fn from(object: $type) -> Self {
+                Self::$variant(Box::new(object))
+            }
+        }
+    )+};
+}
+object_from! {
+    Service => Service,
+    EndpointSlice => EndpointSlice,
+    Node => Node,
+    ServiceCIDR => ServiceCidr,
+}
+
+/// Namespace (empty for cluster-scoped kinds) and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// The namespace, or empty.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl From<&str> for ObjectName {
+    /// Reads `namespace/name`, or a name alone.
+    fn from(text: &str) -> Self {
+        let (namespace, name) = text.split_once('/').unwrap_or(("", text));
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            formatter.write_str(&self.name)
+        } else {
+            write!(formatter, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// A change of what the source holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The complete list of a kind: every other object of the kind is gone. The first
+    /// one of each kind tells that the kind is known at all.
+    Replaced(Kind, Vec<Object>),
+    /// An object was created or changed.
+    Applied(Object),
+    /// An object was deleted.
+    Deleted(Kind, ObjectName),
+}

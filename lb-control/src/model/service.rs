@@ -1,0 +1,303 @@
+//! Services.
+
+mod outside;
+
+use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
+
+use ipnet::IpNet;
+use k8s_openapi::{
+    api::core::v1::{self, ServiceSpec},
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
+
+use super::{
+    IpFamily, Parsed, Protocol, Refusals, event::Kind, is_label, keys::PROXY_NAME_LABEL,
+    parse_address, parse_port,
+};
+use crate::options::ExternalMode;
+
+/// `sessionAffinityConfig.clientIP.timeoutSeconds` where it is not set.
+const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
+
+/// The longest affinity that an API server accepts: a day.
+const MAX_AFFINITY_SECONDS: i32 = 86_400;
+
+/// A Service that has front ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// `namespace/name`.
+    pub name: Arc<str>,
+    /// The object's identity; empty if unknown.
+    pub uid: Box<str>,
+    /// When it was created, if known.
+    pub created: Option<Timestamp>,
+    /// At most one address of each family.
+    pub cluster_ips: Vec<IpAddr>,
+    /// The ports; no two have the same name and protocol, or number and protocol, or node
+    /// port and protocol.
+    pub ports: Vec<Port>,
+    /// Addresses of the load balancer that are served here.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`, of either family.
+    pub source_ranges: Vec<IpNet>,
+    /// Seconds of session affinity by client; 0 = none.
+    pub affinity_seconds: u32,
+    /// Where traffic may go.
+    pub policy: Policy,
+    /// How clients outside reach backends on other nodes, if the Service says so itself.
+    pub external_mode: Option<ExternalMode>,
+    /// The port of its health check server, if it is to have one.
+    pub health_check_node_port: Option<u16>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The name; may be empty.
+    pub name: Box<str>,
+    /// The port that clients connect to.
+    pub number: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port of every node that leads here.
+    pub node_port: Option<NonZeroU16>,
+}
+
+/// What decides which sets of endpoints a Service needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub external_local: bool,
+    /// It has a node port, a load balancer's address or an external IP.
+    pub externally_reachable: bool,
+}
+
+impl Policy {
+    /// Whether clients may get any endpoint of the cluster.
+    pub fn uses_cluster_set(self) -> bool {
+        !self.internal_local || self.externally_reachable
+    }
+
+    /// Whether some clients get endpoints of this node only: by a policy, or because another
+    /// node has sent their packets here in a tunnel.
+    pub fn uses_local_set(self) -> bool {
+        self.internal_local || self.externally_reachable
+    }
+}
+
+/// Reads a Service. One that is headless, an ExternalName, or another proxy's gives
+/// nothing and no refusal.
+pub fn parse(service: &v1::Service) -> Parsed<Service> {
+    let mut refusals = Refusals::new(Kind::Service, &service.metadata);
+    let value = parse_into(service, &mut refusals);
+    Parsed { value, refusals: refusals.list }
+}
+
+fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Service> {
+    let metadata = &service.metadata;
+    let spec = service.spec.as_ref()?;
+    let is_foreign =
+        metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
+    if is_foreign || spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    let addresses = cluster_ip_texts(spec);
+    if addresses.is_empty() {
+        return None;
+    }
+    let object = super::object_name(metadata);
+    for (field, text) in [("namespace", &object.namespace), ("name", &object.name)] {
+        if !is_label(text) {
+            refusals.add(format!("metadata.{field}"), format!("\"{text}\" is not a DNS label"));
+            return None;
+        }
+    }
+    let (ports, mut policy) = (ports(spec, refusals), policy(spec, refusals));
+    let outside = outside::read(service, spec, refusals);
+    policy.externally_reachable = !outside.load_balancer_ips.is_empty()
+        || !outside.external_ips.is_empty()
+        || ports.iter().any(|port| port.node_port.is_some());
+    Some(Service {
+        name: format!("{}/{}", object.namespace, object.name).into(),
+        uid: metadata.uid.clone().unwrap_or_default().into(),
+        created: metadata.creation_timestamp.as_ref().map(|Time(time)| *time),
+        cluster_ips: cluster_ips(&addresses, refusals),
+        ports,
+        load_balancer_ips: outside.load_balancer_ips,
+        external_ips: outside.external_ips,
+        source_ranges: outside.source_ranges,
+        affinity_seconds: affinity_seconds(spec, refusals),
+        policy,
+        external_mode: outside.mode,
+        health_check_node_port: health_check_node_port(spec, refusals),
+    })
+}
+
+/// The ClusterIPs with their field paths; empty for a headless Service.
+fn cluster_ip_texts(spec: &ServiceSpec) -> Vec<(String, &str)> {
+    let list = spec.cluster_ips.as_deref().unwrap_or_default();
+    let texts: Vec<_> = if list.is_empty() {
+        let single = spec.cluster_ip.as_deref().unwrap_or_default();
+        vec![("spec.clusterIP".to_owned(), single)]
+    } else {
+        let path = |index| format!("spec.clusterIPs[{index}]");
+        list.iter().enumerate().map(|(index, text)| (path(index), text.as_str())).collect()
+    };
+    if spec.cluster_ip.as_deref() == Some("None") {
+        return Vec::new();
+    }
+    texts.into_iter().filter(|(_, text)| !matches!(*text, "" | "None")).collect()
+}
+
+fn cluster_ips(texts: &[(String, &str)], refusals: &mut Refusals<'_>) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::with_capacity(texts.len());
+    for (field, text) in texts {
+        match parse_address(text) {
+            Err(message) => refusals.add(field, message),
+            Ok(address) => {
+                let family = IpFamily::of(address);
+                if addresses.iter().any(|other| IpFamily::of(*other) == family) {
+                    let message =
+                        format!("{address} is a second ClusterIP of IPv{}", family.number());
+                    refusals.add(field, message);
+                } else {
+                    addresses.push(address);
+                }
+            }
+        }
+    }
+    addresses
+}
+
+fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
+    let list = spec.ports.as_deref().unwrap_or_default();
+    let mut ports: Vec<Port> = Vec::with_capacity(list.len());
+    let mut names = std::collections::HashSet::new();
+    let mut numbers = std::collections::HashSet::new();
+    let mut node_ports = std::collections::HashSet::new();
+    for (index, port) in list.iter().enumerate() {
+        let field = |name: &str| format!("spec.ports[{index}].{name}");
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else {
+            let text = port.protocol.as_deref().unwrap_or_default();
+            refusals.add(
+                field("protocol"),
+                format!("protocol \"{text}\" is not supported, only TCP and UDP are"),
+            );
+            continue;
+        };
+        let number = match parse_port(port.port) {
+            Ok(number) => number,
+            Err(message) => {
+                refusals.add(field("port"), message);
+                continue;
+            }
+        };
+        let name = port.name.as_deref().unwrap_or_default();
+        if !name.is_empty() && !is_label(name) {
+            refusals.add(field("name"), format!("\"{name}\" is not a port name"));
+            continue;
+        }
+        if names.contains(&(name, protocol)) {
+            refusals.add(
+                field("name"),
+                format!("\"{name}\" is the name of an earlier port of the same protocol"),
+            );
+            continue;
+        }
+        if !numbers.insert((number, protocol)) {
+            refusals.add(
+                field("port"),
+                format!("{number} is the number of an earlier port of the same protocol"),
+            );
+            continue;
+        }
+        names.insert((name, protocol));
+        let node_port = node_port(port.node_port).and_then(|number| match number {
+            Some(number) if !node_ports.insert((number, protocol)) => {
+                Err(format!("{number} is the node port of an earlier port of the same protocol"))
+            }
+            number => Ok(number),
+        });
+        let node_port = node_port.unwrap_or_else(|message| {
+            refusals.add(field("nodePort"), message);
+            None
+        });
+        ports.push(Port { name: name.into(), number, protocol, node_port });
+    }
+    ports
+}
+
+/// Reads a node port; 0 is as good as none.
+fn node_port(number: Option<i32>) -> Result<Option<NonZeroU16>, String> {
+    match number {
+        None | Some(0) => Ok(None),
+        Some(number) => parse_port(number).map(NonZeroU16::new),
+    }
+}
+
+fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return 0,
+        Some("ClientIP") => {}
+        Some(text) => {
+            refusals
+                .add("spec.sessionAffinity", format!("\"{text}\" is neither None nor ClientIP"));
+            return 0;
+        }
+    }
+    let timeout = spec
+        .session_affinity_config
+        .as_ref()
+        .and_then(|config| config.client_ip.as_ref())
+        .and_then(|client_ip| client_ip.timeout_seconds);
+    match timeout {
+        None => DEFAULT_AFFINITY_SECONDS,
+        Some(seconds) if (1..=MAX_AFFINITY_SECONDS).contains(&seconds) => seconds.unsigned_abs(),
+        Some(seconds) => {
+            refusals.add(
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+                format!(
+                    "{seconds} is not between 1 and {MAX_AFFINITY_SECONDS}; \
+                     {DEFAULT_AFFINITY_SECONDS} is used"
+                ),
+            );
+            DEFAULT_AFFINITY_SECONDS
+        }
+    }
+}
+
+/// Reads the policies; whether anybody outside reaches the Service is told by its addresses.
+fn policy(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
+    let mut is_local = |field: &str, text: Option<&str>| match text {
+        None | Some("" | "Cluster") => false,
+        Some("Local") => true,
+        Some(text) => {
+            refusals.add(
+                format!("spec.{field}"),
+                format!("\"{text}\" is neither Cluster nor Local; Cluster is used"),
+            );
+            false
+        }
+    };
+    Policy {
+        internal_local: is_local("internalTrafficPolicy", spec.internal_traffic_policy.as_deref()),
+        external_local: is_local("externalTrafficPolicy", spec.external_traffic_policy.as_deref()),
+        externally_reachable: false,
+    }
+}
+
+/// Only load balancers that must find the nodes with endpoints ask for it.
+fn health_check_node_port(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Option<u16> {
+    let is_asked_for = spec.type_.as_deref() == Some("LoadBalancer")
+        && spec.external_traffic_policy.as_deref() == Some("Local");
+    let number = spec.health_check_node_port.filter(|number| is_asked_for && *number != 0)?;
+    parse_port(number).map_err(|message| refusals.add("spec.healthCheckNodePort", message)).ok()
+}
+
+#[cfg(test)]
+mod tests;

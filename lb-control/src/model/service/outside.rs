@@ -1,0 +1,106 @@
+//! The addresses of a Service outside the cluster, and who may reach them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
+
+use crate::{
+    model::{Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
+    options::ExternalMode,
+};
+
+/// What a Service says of clients outside the cluster, but for its node ports.
+pub(super) struct Outside {
+    pub(super) load_balancer_ips: Vec<IpAddr>,
+    pub(super) external_ips: Vec<IpAddr>,
+    pub(super) source_ranges: Vec<IpNet>,
+    pub(super) mode: Option<ExternalMode>,
+}
+
+pub(super) fn read(
+    service: &v1::Service,
+    spec: &ServiceSpec,
+    refusals: &mut Refusals<'_>,
+) -> Outside {
+    let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
+    Outside {
+        load_balancer_ips: if is_load_balancer {
+            load_balancer_ips(service, refusals)
+        } else {
+            Vec::new()
+        },
+        external_ips: external_ips(spec, refusals),
+        source_ranges: source_ranges(spec, refusals),
+        mode: mode(service, refusals),
+    }
+}
+
+fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMode> {
+    let text = service.metadata.annotations.as_ref()?.get(EXTERNAL_MODE_ANNOTATION)?;
+    let mode = text.parse::<ExternalMode>().ok();
+    if mode.is_none() {
+        refusals.add(
+            format!("metadata.annotations[{EXTERNAL_MODE_ANNOTATION}]"),
+            format!("\"{text}\" is neither snat nor dsr; what --external-mode says is used"),
+        );
+    }
+    mode
+}
+
+/// The load balancer's addresses whose packets arrive here as they are. Behind one with
+/// `ipMode: Proxy`, or with a host name alone, they have a destination of their own.
+fn load_balancer_ips(service: &v1::Service, refusals: &mut Refusals<'_>) -> Vec<IpAddr> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let list = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+    let is_vip = |ingress: &LoadBalancerIngress| {
+        matches!(ingress.ip_mode.as_deref(), None | Some("" | "VIP"))
+    };
+    let texts = list.iter().enumerate().filter(|(_, ingress)| is_vip(ingress));
+    let texts = texts.filter_map(|(index, ingress)| {
+        let text = ingress.ip.as_deref().filter(|text| !text.is_empty())?;
+        Some((format!("status.loadBalancer.ingress[{index}].ip"), text))
+    });
+    addresses(texts, refusals)
+}
+
+fn external_ips(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpAddr> {
+    let list = spec.external_ips.as_deref().unwrap_or_default();
+    let field = |index| format!("spec.externalIPs[{index}]");
+    addresses(list.iter().enumerate().map(|(index, text)| (field(index), text.as_str())), refusals)
+}
+
+/// The addresses, each once; what is none is refused.
+fn addresses<'a>(
+    texts: impl Iterator<Item = (String, &'a str)>,
+    refusals: &mut Refusals<'_>,
+) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    for (field, text) in texts {
+        match parse_address(text) {
+            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) => addresses.push(address),
+            Err(message) => refusals.add(field, message),
+        }
+    }
+    addresses
+}
+
+/// The ranges in order, each once; what is none is refused, and the others hold. As with
+/// kube-proxy, a list of which nothing is left restricts nobody.
+fn source_ranges(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpNet> {
+    let list = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    let mut ranges: Vec<IpNet> = Vec::with_capacity(list.len());
+    for (index, text) in list.iter().enumerate() {
+        match text.trim().parse::<IpNet>() {
+            Ok(range) => ranges.push(range.trunc()),
+            Err(_) => {
+                let field = format!("spec.loadBalancerSourceRanges[{index}]");
+                refusals.add(field, format!("\"{text}\" is not an IP prefix"));
+            }
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    ranges
+}

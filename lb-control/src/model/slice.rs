@@ -1,0 +1,185 @@
+//! EndpointSlices.
+
+use std::{net::IpAddr, sync::Arc};
+
+use k8s_openapi::api::discovery::v1::{self, EndpointHints, EndpointSlice};
+
+use super::{
+    IpFamily, Names, Parsed, Protocol, Refusals,
+    event::Kind,
+    is_label,
+    keys::{HEADLESS_LABEL, SERVICE_LABEL},
+    parse_address, parse_port,
+};
+
+/// Endpoints of a Service in one family.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slice {
+    /// `namespace/name` of the Service.
+    pub service: Arc<str>,
+    /// The family of every endpoint.
+    pub family: IpFamily,
+    /// Where the endpoints listen.
+    pub ports: Vec<SlicePort>,
+    /// The endpoints, in the order of the slice.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A port that every endpoint of a slice listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// The name of the Service's port; may be empty.
+    pub name: Box<str>,
+    /// The port that packets are sent to.
+    pub number: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+/// An endpoint: an address and what is known of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    /// The address; further addresses of the object are ignored.
+    pub address: IpAddr,
+    /// It may get new flows.
+    pub is_ready: bool,
+    /// It answers, terminating or not.
+    pub is_serving: bool,
+    /// It is about to go away.
+    pub is_terminating: bool,
+    /// Its `nodeName` is this node.
+    pub is_local: bool,
+    /// Its `nodeName`, if that is another node; shared with all endpoints that have it.
+    pub node: Option<Arc<str>>,
+    /// Whom it is meant for; shared with other endpoints of the slice.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// Nodes and zones that an endpoint is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Names of nodes.
+    pub nodes: Vec<Box<str>>,
+    /// Names of zones.
+    pub zones: Vec<Box<str>>,
+}
+
+/// Reads a slice. One of a headless Service, of no Service, or of host names gives
+/// nothing and no refusal. `names` are those of nodes, as far as they were read.
+pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut Names) -> Parsed<Slice> {
+    let mut refusals = Refusals::new(Kind::EndpointSlice, &slice.metadata);
+    let value = parse_into(slice, node_name, names, &mut refusals);
+    Parsed { value, refusals: refusals.list }
+}
+
+fn parse_into(
+    slice: &EndpointSlice,
+    node_name: &str,
+    names: &mut Names,
+    refusals: &mut Refusals<'_>,
+) -> Option<Slice> {
+    let labels = slice.metadata.labels.as_ref()?;
+    let service = labels.get(SERVICE_LABEL).filter(|name| !name.is_empty())?;
+    if labels.contains_key(HEADLESS_LABEL) {
+        return None;
+    }
+    let family = match slice.address_type.as_str() {
+        "IPv4" => IpFamily::V4,
+        "IPv6" => IpFamily::V6,
+        "FQDN" => return None,
+        text => {
+            refusals.add("addressType", format!("\"{text}\" is neither IPv4 nor IPv6"));
+            return None;
+        }
+    };
+    let namespace = super::object_name(&slice.metadata).namespace;
+    Some(Slice {
+        service: format!("{namespace}/{service}").into(),
+        family,
+        ports: ports(slice, refusals),
+        endpoints: endpoints(slice, family, (node_name, names), refusals),
+    })
+}
+
+fn ports(slice: &EndpointSlice, refusals: &mut Refusals<'_>) -> Vec<SlicePort> {
+    let list = slice.ports.as_deref().unwrap_or_default();
+    let mut ports = Vec::with_capacity(list.len());
+    for (index, port) in list.iter().enumerate() {
+        let (Some(name), Some(number)) = (&port.name, port.port.filter(|number| *number != 0))
+        else {
+            continue;
+        };
+        // The port of the Service is what gets refused for its protocol.
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
+        if !name.is_empty() && !is_label(name) {
+            refusals.add(format!("ports[{index}].name"), format!("\"{name}\" is not a port name"));
+            continue;
+        }
+        match parse_port(number) {
+            Ok(number) => ports.push(SlicePort { name: name.as_str().into(), number, protocol }),
+            Err(message) => refusals.add(format!("ports[{index}].port"), message),
+        }
+    }
+    ports
+}
+
+fn endpoints(
+    slice: &EndpointSlice,
+    family: IpFamily,
+    (own_node, names): (&str, &mut Names),
+    refusals: &mut Refusals<'_>,
+) -> Vec<Endpoint> {
+    let list = slice.endpoints.as_deref().unwrap_or_default();
+    let mut endpoints: Vec<Endpoint> = Vec::with_capacity(list.len());
+    let mut latest_hints: Option<Arc<Hints>> = None;
+    for (index, endpoint) in list.iter().enumerate() {
+        let field = || format!("endpoints[{index}].addresses[0]");
+        let Some(text) = endpoint.addresses.first() else {
+            refusals.add(field(), "there is no address");
+            continue;
+        };
+        let address = match parse_address(text) {
+            Ok(address) if IpFamily::of(address) == family => address,
+            Ok(address) => {
+                let message = format!("{address} is not an address of IPv{}", family.number());
+                refusals.add(field(), message);
+                continue;
+            }
+            Err(message) => {
+                refusals.add(field(), message);
+                continue;
+            }
+        };
+        let conditions = endpoint.conditions.as_ref();
+        let condition =
+            |read: fn(&v1::EndpointConditions) -> Option<bool>| conditions.and_then(read);
+        let node = endpoint.node_name.as_deref().filter(|node| !node.is_empty());
+        endpoints.push(Endpoint {
+            address,
+            is_ready: condition(|conditions| conditions.ready).unwrap_or(true),
+            is_serving: condition(|conditions| conditions.serving).unwrap_or(true),
+            is_terminating: condition(|conditions| conditions.terminating).unwrap_or(false),
+            is_local: node == Some(own_node),
+            node: node.filter(|node| *node != own_node).map(|node| names.share(node)),
+            hints: endpoint.hints.as_ref().and_then(|hints| shared(hints, &mut latest_hints)),
+        });
+    }
+    endpoints
+}
+
+/// The hints, shared with the endpoint before if they are the same.
+fn shared(hints: &EndpointHints, latest: &mut Option<Arc<Hints>>) -> Option<Arc<Hints>> {
+    let nodes = hints.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect();
+    let zones = hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect();
+    let hints = Hints { nodes, zones };
+    if hints == Hints::default() {
+        return None;
+    }
+    if latest.as_deref() != Some(&hints) {
+        *latest = Some(Arc::new(hints));
+    }
+    latest.clone()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,424 @@
+//! From what the maps hold to what they should hold: a list of writes, as data.
+//!
+//! # Order
+//! 1. *reclaim*: wipe what earlier plans took out of use a grace period ago;
+//! 2. *withdraw*: add addresses of nodes, store the settings, delete front ends that lead
+//!    nowhere any more;
+//! 3. *stage*: write what no packet reaches yet: backends, slots in a free block, the
+//!    entries of new service ports, last their names; and let in clients of ranges that
+//!    are new;
+//! 4. *publish*: let packets reach it, one aligned word for each set;
+//! 5. *open*: new front ends, and what is new of old ones, last of all that adds;
+//! 6. *retire*: mark as gone what no packet finds any more. It is reused only after
+//!    the grace period, by a later plan. Ranges of clients that are no longer let in go,
+//!    and so do addresses of nodes.
+//!
+//! Ops of different service ports do not depend on each other, but for a front end
+//! that moves from one to another ([`Action::UpsertFrontend::replaces`]).
+//!
+//! # Why a packet may pass at any moment
+//! A packet reads front end, service entry, slot, backend, in that order, once each.
+//! - **A set grows** within its block: the backend is stored, then its id behind the
+//!   last slot, where no packet looks, then the length.
+//! - **A set shrinks**: the id in the last slot is stored over the one that leaves, by
+//!   one 4-byte store, then the shorter length. Between the two one backend sits in two
+//!   slots: it gets twice its share for an instant. A packet that read the old length
+//!   finds in the last slot what was there before: a backend of the service. Until the
+//!   store the leaving backend may be chosen, as if the packet had come earlier.
+//! - **One leaves while another joins**: its id is stored over the other's.
+//! - **A set outgrows its block**, or most of it changes: the new block is filled, then
+//!   start and length change in one word. The old block stays as it is for the grace
+//!   period, for packets that read the old word.
+//! - Slots never hold anything but backends of their service port. So a packet that
+//!   mixes old and new reads gets a backend of the service, from before or after.
+//! - **A backend that leaves its slices** gets the next generation only when no slot
+//!   leads to it. A packet that read the slot before may still note the new generation,
+//!   and its flow would look alive; therefore the id counts up once more when the grace
+//!   period is over, before it can be reused: such a flow is found out then, and one
+//!   that holds an old generation never meets a new meaning.
+//! - **Sets that a backend is a member of** are widened before slots lead to it and
+//!   narrowed after they do not: who was chosen is eligible.
+//! - **A backend's node** gets another address in place. Of an IPv6 address a packet may
+//!   read a part of the old one and a part of the new one; a flow that begins in that
+//!   instant is tunnelled to nobody.
+//! - **A service port** goes after its front ends. Its entry, slots and backends keep
+//!   their content for the grace period.
+//! - **`INTERNAL_LOCAL`** is set after the local set is there and before the cluster set
+//!   changes, and cleared the other way round: no packet gets the old policy on new sets.
+
+pub mod adopt;
+mod frontends;
+pub mod held;
+mod nodes;
+mod port;
+mod ranges;
+mod reserve;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use lb_common::abi::{
+    frontend::Frontend,
+    service::{Name, Service, SlotRange},
+    settings::Settings,
+};
+
+use crate::{
+    desired::{DesiredFrontend, DesiredService, FrontendAddress, PortKey},
+    model::IpFamily,
+    plan::{frontends::Frontends, ranges::Ranges},
+};
+
+use held::{HeldPort, Ids};
+
+/// The owner of ops that concern no service port.
+pub const NOBODY: u32 = u32::MAX;
+
+/// A write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Op {
+    /// The index of the service port it is for: if it fails, the later ops of the same
+    /// owner must not be done.
+    pub owner: u32,
+    /// What to write.
+    pub action: Action,
+}
+
+/// What an [`Op`] writes. Entries of SERVICES and NAMES, and
+/// those of RANGES4 and RANGES6, are the owner's.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Stores an entry of BACKENDS4 or BACKENDS6.
+    StoreBackend {
+        /// Its id.
+        id: u32,
+        /// The entry.
+        entry: BackendEntry,
+    },
+    /// Stores backend ids into SLOTS.
+    StoreSlots {
+        /// The first slot.
+        start: u32,
+        /// The ids.
+        backends: Vec<u32>,
+    },
+    /// Stores the whole entry of SERVICES.
+    StoreService(Service),
+    /// Wipes an entry of SERVICES that nobody owns.
+    WipeService(u32),
+    /// Replaces the cluster set.
+    PublishCluster(SlotRange),
+    /// Replaces the local set.
+    PublishLocal(SlotRange),
+    /// Stores the entry of NAMES.
+    StoreName(Box<Name>),
+    /// Adds a front end, lets it lead to another service port, or changes what is said of
+    /// it.
+    UpsertFrontend {
+        /// The front end.
+        frontend: DesiredFrontend,
+        /// The service port that it led to before. That one must not be retired if
+        /// this fails.
+        replaces: Option<u32>,
+    },
+    /// Deletes a front end.
+    DeleteFrontend(FrontendAddress),
+    /// Adds a range of clients.
+    InsertRange(IpNet),
+    /// Deletes a range of clients.
+    DeleteRange(IpNet),
+    /// Adds an address of a node.
+    InsertNode(IpAddr),
+    /// Deletes an address of a node.
+    DeleteNode(IpAddr),
+    /// Replaces the settings.
+    StoreSettings(Box<Settings>),
+}
+
+/// An entry of BACKENDS4 or BACKENDS6, by the family of its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendEntry {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// The generation.
+    pub generation: u16,
+    /// The sets that it is a member of.
+    pub sets: u8,
+    /// The flags.
+    pub flags: u8,
+    /// The service port that owns it.
+    pub service: u32,
+    /// The address of the node that it runs on, if that is another one and known.
+    pub node: Option<IpAddr>,
+}
+
+/// Writes in the order in which they are to be done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The writes.
+    pub ops: Vec<Op>,
+}
+
+/// A Service that is left as it was, or left out, because a map is full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// The Service, as `namespace/name`.
+    pub service: Arc<str>,
+    /// The map that is full.
+    pub map: &'static str,
+    /// How many entries it has.
+    pub limit: u32,
+    /// The flag that makes it larger.
+    pub flag: &'static str,
+}
+
+/// Knows what the maps hold and plans how they change.
+///
+/// What it plans it takes for done. Ops that fail must be done later, before any later
+/// op of the same owner, and until then nothing may be reclaimed; or the planner must be
+/// replaced by one that [adopts](Planner::adopt) what the maps really hold.
+#[derive(Debug)]
+pub struct Planner {
+    grace: u64,
+    ids: Ids,
+    held: HashMap<Arc<str>, Vec<HeldPort>>,
+    frontends: Frontends,
+    ranges: Ranges,
+    nodes: nodes::Nodes,
+    strays: Strays,
+    settings: Settings,
+}
+
+/// Found at adoption: what belongs to service ports that are not held.
+#[derive(Debug, Default)]
+struct Strays {
+    frontends: Vec<(u32, Vec<FrontendAddress>)>,
+    ranges: Vec<(u32, Vec<IpNet>)>,
+}
+
+/// A plan in the making.
+#[derive(Debug, Default)]
+pub struct Draft {
+    reclaim: Vec<Op>,
+    withdraw: Vec<Op>,
+    stage: Vec<Op>,
+    publish: Vec<Op>,
+    open: Vec<Op>,
+    retire: Vec<Op>,
+    /// Room was made that Services which did not fit may use.
+    pub has_more_room: bool,
+}
+
+impl Planner {
+    /// Begins a plan.
+    pub fn begin(&mut self) -> Draft {
+        let mut draft = Draft::default();
+        let strays = std::mem::take(&mut self.strays);
+        for (owner, frontends) in strays.frontends {
+            self.frontends.lead_away(&frontends, owner);
+        }
+        // The first thing after the front ends are withdrawn: the index may be handed out.
+        for (owner, ranges) in strays.ranges {
+            self.ranges.delete(&mut draft.stage, owner, &ranges);
+        }
+        draft
+    }
+
+    /// Makes available what was taken out of use a grace period before `now`, in
+    /// milliseconds. All ops that were planned before must have been done.
+    pub fn reclaim(&mut self, draft: &mut Draft, now: u64) {
+        let mut reclaim = |action| draft.reclaim.push(Op { owner: NOBODY, action });
+        for (family, numbers) in [IpFamily::V4, IpFamily::V6].iter().zip(&mut self.ids.backends) {
+            for (id, generation) in numbers.settle(now, self.grace) {
+                let entry = BackendEntry::free(*family, generation);
+                reclaim(Action::StoreBackend { id, entry });
+            }
+        }
+        for (index, _) in self.ids.services.settle(now, self.grace) {
+            reclaim(Action::WipeService(index));
+        }
+        draft.has_more_room = !draft.reclaim.is_empty();
+        draft.has_more_room |= self.ids.blocks.settle(now, self.grace);
+        draft.has_more_room |= std::mem::take(&mut self.ranges.has_more_room);
+    }
+
+    /// The settings that hold once everything planned is done.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Plans the settings.
+    pub fn store_settings(&mut self, draft: &mut Draft, settings: Settings) {
+        if self.settings != settings {
+            self.settings = settings;
+            let action = Action::StoreSettings(Box::new(settings));
+            draft.withdraw.push(Op { owner: NOBODY, action });
+        }
+    }
+
+    /// Plans that NODES4 and NODES6 hold these addresses, and gives how many found no room.
+    pub fn store_nodes(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
+        self.nodes.program(draft, wanted)
+    }
+
+    /// Plans one Service, or its end. One that does not fit stays as it is.
+    pub fn program(
+        &mut self,
+        draft: &mut Draft,
+        name: &Arc<str>,
+        desired: Option<&DesiredService>,
+    ) -> Result<(), Shortage> {
+        let ports = desired.map_or(&[][..], |desired| &desired.ports[..]);
+        let mut held = self.held.remove(name).unwrap_or_default();
+        if held.is_empty() && ports.is_empty() {
+            return Ok(());
+        }
+        let limits = (&self.frontends, &self.ranges);
+        let matched = match reserve::reserve(&mut self.ids, limits, &held, ports) {
+            Ok(matched) => matched,
+            Err(full) => {
+                self.held.insert(Arc::clone(name), held);
+                return Err(Shortage {
+                    service: Arc::clone(name),
+                    map: full.map,
+                    limit: full.limit,
+                    flag: full.flag,
+                });
+            }
+        };
+        let mut old: Vec<Option<HeldPort>> = held.drain(..).map(Some).collect();
+        for (desired, matched) in ports.iter().zip(matched) {
+            let port = matched.held.and_then(|position| old[position].take());
+            let mut port = port::program(&mut self.ids, draft, name, port, desired, matched);
+            self.ranges.program(draft, &mut port, &desired.ranges);
+            held.push(port);
+        }
+        for gone in old.into_iter().flatten() {
+            self.frontends.lead_away(&gone.frontends, gone.index);
+            self.ranges.delete(&mut draft.retire, gone.index, &gone.ranges);
+            port::retire(&mut self.ids, draft, gone);
+        }
+        for (port, desired) in held.iter_mut().zip(ports) {
+            let wanted = || desired.frontends.iter().map(|frontend| &frontend.at);
+            if !port.frontends.iter().eq(wanted()) {
+                self.frontends.lead_away(&port.frontends, port.index);
+                port.frontends = wanted().copied().collect();
+            }
+            self.frontends.lead_to(&desired.frontends, port.index);
+        }
+        if !held.is_empty() {
+            self.held.insert(Arc::clone(name), held);
+        }
+        Ok(())
+    }
+
+    /// Ends a plan.
+    pub fn finish(&mut self, mut draft: Draft) -> Plan {
+        // Of addresses as a whole, which come after their ports: until these are there, an
+        // address refuses them.
+        let mut addresses = Vec::new();
+        for (at, before) in std::mem::take(&mut self.frontends.touched) {
+            let now = self.frontends.entries.get(&at).copied();
+            match (before, now) {
+                (before, now) if before == now => {}
+                (before, Some(Frontend { service: owner, kind, flags, .. })) => {
+                    let replaces = before.map(|before| before.service);
+                    let replaces = replaces.filter(|service| *service != owner);
+                    let frontend = DesiredFrontend { at, kind, flags };
+                    let action = Action::UpsertFrontend { frontend, replaces };
+                    let phase = if at.protocol == 0 { &mut addresses } else { &mut draft.open };
+                    phase.push(Op { owner, action });
+                }
+                (Some(Frontend { service: owner, .. }), None) => {
+                    draft.withdraw.push(Op { owner, action: Action::DeleteFrontend(at) });
+                }
+                (None, None) => {}
+            }
+        }
+        draft.open.append(&mut addresses);
+        self.ranges.settle();
+        let mut ops = draft.reclaim;
+        for phase in [draft.withdraw, draft.stage, draft.publish, draft.open, draft.retire] {
+            ops.extend(phase);
+        }
+        Plan { ops }
+    }
+
+    /// When a plan without any change would have something to reclaim.
+    pub fn next_due(&self, now: u64) -> Option<u64> {
+        let ids = &self.ids;
+        let numbers = ids.backends.iter().chain([&ids.services]);
+        let due = numbers.filter_map(|numbers| numbers.next_due(now, self.grace));
+        let room = self.ranges.has_more_room.then_some(now);
+        due.chain(ids.blocks.next_due(now, self.grace)).chain(room).min()
+    }
+
+    /// The Services that the maps hold something of, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.held.keys()
+    }
+
+    /// How many service ports, front ends and backends the maps hold.
+    pub fn counts(&self) -> Counts {
+        let ports = || self.held.values().flatten();
+        Counts {
+            services: ports().count(),
+            frontends: self.frontends.entries.len(),
+            backends: ports().map(|port| port.backends.len()).sum(),
+        }
+    }
+}
+
+/// How much the maps hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Entries of SERVICES in use.
+    pub services: usize,
+    /// Entries of FRONTENDS4 and FRONTENDS6.
+    pub frontends: usize,
+    /// Entries of BACKENDS4 and BACKENDS6 in use.
+    pub backends: usize,
+}
+
+impl BackendEntry {
+    /// An entry that means nothing.
+    fn free(family: IpFamily, generation: u16) -> Self {
+        Self {
+            ip: family.unspecified(),
+            port: 0,
+            generation,
+            sets: 0,
+            flags: 0,
+            service: 0,
+            node: None,
+        }
+    }
+}
+
+/// The entry of NAMES for a port of a Service; both fit, or the model had refused them.
+fn name_entry(service: &str, key: &PortKey) -> Name {
+    let text = crate::desired::display_name(service, key);
+    let length = text.len().min(Name::CAPACITY);
+    let mut name = free_name();
+    name.text[..length].copy_from_slice(&text.as_bytes()[..length]);
+    Name { length: length as u8, family: key.family.number(), protocol: key.protocol, ..name }
+}
+
+/// The entry of NAMES for an index that is free.
+fn free_name() -> Name {
+    Name { text: [0; Name::CAPACITY], length: 0, family: 0, protocol: 0, zero: 0 }
+}
+
+/// 0 for IPv4, 1 for IPv6.
+fn family_index(ip: IpAddr) -> usize {
+    usize::from(ip.is_ipv6())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+//! What the source of objects holds, parsed, and what of it changed.
+//!
+//! It decides nothing about endpoints or front ends. An event touches the one Service
+//! that it is about; one that changes nothing that matters touches none.
+
+pub mod nodes;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{
+    api::{core::v1, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use crate::model::{
+    self, IpFamily, Parsed, Refusal,
+    event::{Event, Kind, Object, ObjectName},
+    node::{self, Node},
+    service::{self, Service},
+    slice::{self, Slice},
+};
+
+use nodes::Nodes;
+
+/// The annotation of a slice that tells when what caused its last change happened.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// The state of the source, as far as this node needs it.
+#[derive(Debug)]
+pub struct Snapshot {
+    node_name: String,
+    awaited: BTreeSet<Kind>,
+    services: HashMap<Arc<str>, Entry>,
+    /// The Service of every slice, by `namespace/name` of the slice.
+    services_of_slices: HashMap<Arc<str>, Arc<str>>,
+    node: Option<Node>,
+    nodes: Nodes,
+    service_cidrs: BTreeMap<String, Vec<IpNet>>,
+    refusals: BTreeMap<(Kind, ObjectName), Vec<Refusal>>,
+    dirty: Dirty,
+}
+
+/// A Service and its slices; either may come first.
+#[derive(Debug, Default)]
+pub struct Entry {
+    /// The Service, if there is one to program.
+    pub service: Option<Service>,
+    /// The slices, by name.
+    slices: Vec<(Arc<str>, Slice)>,
+}
+
+impl Entry {
+    /// The slices, in the order of their names.
+    pub fn slices(&self) -> impl Iterator<Item = &Slice> {
+        self.slices.iter().map(|(_, slice)| slice)
+    }
+
+    /// Whether any endpoint is on one of these nodes.
+    fn is_on(&self, nodes: &HashSet<Arc<str>>) -> bool {
+        let endpoints = self.slices().flat_map(|slice| &slice.endpoints);
+        endpoints.filter_map(|endpoint| endpoint.node.as_ref()).any(|node| nodes.contains(node))
+    }
+}
+
+/// What changed since the last look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Services, as `namespace/name`, whose object, slices or endpoints' nodes changed; in
+    /// no order, and some more than once.
+    pub services: Vec<Arc<str>>,
+    /// The Node changed: every Service may have to choose anew.
+    pub everything: bool,
+    /// Addresses of Nodes came or went.
+    pub nodes: bool,
+    /// The ServiceCIDRs changed.
+    pub service_cidrs: bool,
+    /// Refusals that were not there before.
+    pub refusals: Vec<Refusal>,
+    /// What caused changes of slices that are still there.
+    pub triggers: Vec<Trigger>,
+}
+
+/// What caused a change of a slice: a pod that became ready, a Service that was edited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// The Service, as `namespace/name`.
+    pub service: Arc<str>,
+    /// The family of the slice.
+    pub family: IpFamily,
+    /// When it happened, by the clock of the cluster.
+    pub at: Timestamp,
+}
+
+impl Snapshot {
+    /// An empty snapshot for the node of this name. `expected` are the kinds, beside
+    /// Service and EndpointSlice, whose first list completes the state.
+    pub fn new(node_name: &str, expected: impl IntoIterator<Item = Kind>) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            awaited: expected.into_iter().chain([Kind::Service, Kind::EndpointSlice]).collect(),
+            services: HashMap::new(),
+            services_of_slices: HashMap::new(),
+            node: None,
+            nodes: Nodes::default(),
+            service_cidrs: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            dirty: Dirty::default(),
+        }
+    }
+
+    /// Whether the first list of every kind that matters was seen.
+    pub fn is_complete(&self) -> bool {
+        self.awaited.is_empty()
+    }
+
+    /// The kinds whose first list is still to come.
+    pub fn awaited(&self) -> impl Iterator<Item = Kind> {
+        self.awaited.iter().copied()
+    }
+
+    /// No longer waits for a kind: the source turned out not to serve it.
+    pub fn expect_no(&mut self, kind: Kind) {
+        self.awaited.remove(&kind);
+    }
+
+    /// The Service `namespace/name`, with its slices.
+    pub fn service(&self, name: &str) -> Option<&Entry> {
+        self.services.get(name)
+    }
+
+    /// The names of all Services and of those that only have slices, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.services.keys()
+    }
+
+    /// The name of this node.
+    pub fn node_name(&self) -> &str {
+        &self.node_name
+    }
+
+    /// This node's object, if there is one.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// The addresses of all Nodes.
+    pub fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
+    /// The prefixes of all ServiceCIDRs.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.service_cidrs.values().flatten().copied()
+    }
+
+    /// Everything that is refused now, but for conflicts between Services.
+    pub fn refusals(&self) -> impl Iterator<Item = &Refusal> {
+        self.refusals.values().flatten()
+    }
+
+    /// What changed since the last call.
+    pub fn take_dirty(&mut self) -> Dirty {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let moved = self.nodes.take_moved();
+        // One look at all endpoints, however many Nodes it was: it is rare.
+        if !moved.is_empty() && !dirty.everything {
+            let on_them = self.services.iter().filter(|(_, entry)| entry.is_on(&moved));
+            dirty.services.extend(on_them.map(|(name, _)| Arc::clone(name)));
+        }
+        dirty
+    }
+
+    /// Takes over a change of the source.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Applied(object) => self.apply_object(&object),
+            Event::Deleted(kind, name) => self.delete(kind, &name),
+            Event::Replaced(kind, objects) => {
+                let kept: HashSet<_> = objects.iter().map(name_of).collect();
+                for name in self.names_of(kind) {
+                    if !kept.contains(&name) {
+                        self.delete(kind, &name);
+                    }
+                }
+                objects.iter().for_each(|object| self.apply_object(object));
+                self.awaited.remove(&kind);
+            }
+        }
+    }
+
+    fn apply_object(&mut self, object: &Object) {
+        match object {
+            Object::Service(service) => self.apply_service(service),
+            Object::EndpointSlice(slice) => self.apply_slice(slice),
+            Object::Node(node) => self.apply_node(node),
+            Object::ServiceCidr(object) => self.apply_service_cidr(object),
+        }
+    }
+
+    fn delete(&mut self, kind: Kind, name: &ObjectName) {
+        match kind {
+            Kind::Service => self.set_service(&key_of(name), None),
+            Kind::EndpointSlice => self.remove_slice(&key_of(name)),
+            Kind::Node => self.set_node(&name.name, None),
+            Kind::ServiceCidr => {
+                self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();
+            }
+        }
+        self.refusals.remove(&(kind, normalized_for(kind, name.clone())));
+    }
+
+    /// The objects of a kind that are held now.
+    fn names_of(&self, kind: Kind) -> Vec<ObjectName> {
+        let of_name = |name: &str| ObjectName { namespace: String::new(), name: name.to_owned() };
+        let mut names: Vec<_> = match kind {
+            Kind::Service => {
+                let held = self.services.iter().filter(|(_, entry)| entry.service.is_some());
+                held.map(|(key, _)| (&**key).into()).collect()
+            }
+            Kind::EndpointSlice => {
+                self.services_of_slices.keys().map(|key| (&**key).into()).collect()
+            }
+            Kind::Node => self.nodes.names().map(|name| of_name(name)).collect(),
+            Kind::ServiceCidr => self.service_cidrs.keys().map(|name| of_name(name)).collect(),
+        };
+        let refused = self.refusals.keys().filter(|(of, _)| *of == kind);
+        names.extend(refused.map(|(_, name)| name.clone()));
+        names
+    }
+
+    fn apply_service(&mut self, object: &v1::Service) {
+        let key = key_of(&model::object_name(&object.metadata));
+        let service = self.accept(Kind::Service, &object.metadata, service::parse(object));
+        self.set_service(&key, service);
+    }
+
+    fn set_service(&mut self, key: &str, service: Option<Service>) {
+        let held = self.services.get_mut(key);
+        if held.as_ref().and_then(|entry| entry.service.as_ref()) == service.as_ref() {
+            return;
+        }
+        let name: Arc<str> = match &service {
+            Some(service) => Arc::clone(&service.name),
+            None => key.into(),
+        };
+        self.dirty.services.push(Arc::clone(&name));
+        match held {
+            Some(entry) => entry.service = service,
+            None => {
+                self.services.insert(name, Entry { service, slices: Vec::new() });
+            }
+        }
+        self.drop_if_empty(key);
+    }
+
+    fn apply_slice(&mut self, object: &EndpointSlice) {
+        let key = key_of(&model::object_name(&object.metadata));
+        let parsed = slice::parse(object, &self.node_name, &mut self.nodes.names);
+        let Some(slice) = self.accept(Kind::EndpointSlice, &object.metadata, parsed) else {
+            return self.remove_slice(&key);
+        };
+        if self.services_of_slices.get(key.as_str()).is_some_and(|held| *held != slice.service) {
+            self.remove_slice(&key);
+        }
+        let service = match self.services.get_key_value(&slice.service) {
+            Some((name, _)) => Arc::clone(name),
+            None => Arc::clone(&slice.service),
+        };
+        let family = slice.family;
+        let entry = self.services.entry(Arc::clone(&service)).or_default();
+        match entry.slices.binary_search_by(|(name, _)| (**name).cmp(&key)) {
+            Ok(position) if entry.slices[position].1 == slice => return,
+            Ok(position) => entry.slices[position].1 = slice,
+            Err(position) => {
+                let key: Arc<str> = key.into();
+                entry.slices.insert(position, (Arc::clone(&key), slice));
+                self.services_of_slices.insert(key, Arc::clone(&service));
+            }
+        }
+        if let Some(at) = trigger_time(object) {
+            self.dirty.triggers.push(Trigger { service: Arc::clone(&service), family, at });
+        }
+        self.dirty.services.push(service);
+    }
+
+    fn remove_slice(&mut self, key: &str) {
+        let Some(service) = self.services_of_slices.remove(key) else { return };
+        if let Some(entry) = self.services.get_mut(&service) {
+            entry.slices.retain(|(name, _)| **name != *key);
+        }
+        self.drop_if_empty(&service);
+        // What caused the last change of what is gone did not cause that.
+        self.dirty.triggers.retain(|trigger| trigger.service != service);
+        self.dirty.services.push(service);
+    }
+
+    fn drop_if_empty(&mut self, key: &str) {
+        let is_empty = |entry: &Entry| entry.service.is_none() && entry.slices.is_empty();
+        if self.services.get(key).is_some_and(is_empty) {
+            self.services.remove(key);
+        }
+    }
+
+    fn apply_node(&mut self, object: &v1::Node) {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let parsed = node::parse(object);
+        // What is wrong with another Node is its own agent's to tell.
+        let is_own = name == self.node_name;
+        let node =
+            if is_own { self.accept(Kind::Node, &object.metadata, parsed) } else { parsed.value };
+        self.set_node(name, node);
+    }
+
+    fn set_node(&mut self, name: &str, node: Option<Node>) {
+        let addresses = node.as_ref().map(|node| node.addresses.clone());
+        self.dirty.nodes |= self.nodes.set(name, addresses);
+        if name == self.node_name {
+            let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
+            self.dirty.everything |= zone(&self.node) != zone(&node);
+            self.node = node;
+        }
+    }
+
+    fn apply_service_cidr(&mut self, object: &ServiceCIDR) {
+        let parsed = node::parse_service_cidr(object);
+        let prefixes = self.accept(Kind::ServiceCidr, &object.metadata, parsed).unwrap_or_default();
+        let name = object.metadata.name.clone().unwrap_or_default();
+        let held = self.service_cidrs.insert(name, prefixes.clone());
+        self.dirty.service_cidrs |= held != Some(prefixes);
+    }
+
+    /// Notes the refusals of an object and gives what is left of it.
+    fn accept<T>(&mut self, kind: Kind, metadata: &ObjectMeta, parsed: Parsed<T>) -> Option<T> {
+        if parsed.refusals.is_empty() && self.refusals.is_empty() {
+            return parsed.value;
+        }
+        let key = (kind, normalized_for(kind, model::object_name(metadata)));
+        let held = self.refusals.remove(&key).unwrap_or_default();
+        let new = parsed.refusals.iter().filter(|refusal| !held.contains(refusal));
+        self.dirty.refusals.extend(new.cloned());
+        if !parsed.refusals.is_empty() {
+            self.refusals.insert(key, parsed.refusals);
+        }
+        parsed.value
+    }
+}
+
+/// When what caused the last change of a slice happened, if that is told.
+fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
+    slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
+}
+
+/// The name of an object as its deletion would give it.
+fn name_of(object: &Object) -> ObjectName {
+    let (kind, metadata) = match object {
+        Object::Service(object) => (Kind::Service, &object.metadata),
+        Object::EndpointSlice(object) => (Kind::EndpointSlice, &object.metadata),
+        Object::Node(object) => (Kind::Node, &object.metadata),
+        Object::ServiceCidr(object) => (Kind::ServiceCidr, &object.metadata),
+    };
+    normalized_for(kind, model::object_name(metadata))
+}
+
+/// The name with an empty namespace for kinds that have none.
+fn normalized_for(kind: Kind, name: ObjectName) -> ObjectName {
+    match kind {
+        Kind::Service | Kind::EndpointSlice => name,
+        Kind::Node | Kind::ServiceCidr => ObjectName { namespace: String::new(), ..name },
+    }
+}
+
+/// `namespace/name`.
+fn key_of(name: &ObjectName) -> String {
+    let namespace = if name.namespace.is_empty() { "default" } else { &name.namespace };
+    format!("{namespace}/{}", name.name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,22 @@
+//! Every line of unsafe code of the agent: bpf(2) calls that aya has no form of, and
+//! maps in memory.
+//!
+//! It knows nothing of Services. Each function is safe to call: where the kernel reads
+//! or writes memory by the sizes of a map, the map is a [`TypedMap`] or a [`Memory`],
+//! whose sizes were compared with the kernel's when it was made.
+
+mod bpf;
+mod clock;
+mod map;
+mod memory;
+mod socket;
+
+pub use bpf::{
+    LinkInfo, LinkTarget, MapInfo, ProgramInfo, link_create, link_detach, link_info, link_update,
+    load_classifier, map_info, obj_get, obj_pin, program_by_id, program_info, tcx_query, test_run,
+};
+
+pub use clock::{SHORTEST, coarse_clock_resolution, ticks_now, ticks_per_second};
+pub use map::{BATCH, PerCpuCounters, PerCpuMap, TypedMap};
+pub use memory::Memory;
+pub use socket::netns_cookie;
