@@ -1,4 +1,4 @@
-//! Answering a client in place of a backend.
+//! Answers to a client in place of a backend: TCP reset, ICMP error, ICMP echo reply.
 
 use aya_ebpf::{
     helpers::generated::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
@@ -16,8 +16,8 @@ use lb_common::{
 
 use crate::{frame, maps, memory};
 
-/// Turns the packet into the answer and sends it to where the packet came from; returns
-/// what the program returns, `None` if the kernel would not let the packet be changed.
+/// Turns the packet into the answer and sends it back to where the packet came from. Returns the
+/// program's return code; `None` if the kernel refused to change the packet.
 #[inline(never)]
 pub fn send<F: Respond>(
     context: &TcContext,
@@ -35,7 +35,7 @@ pub fn send<F: Respond>(
     send_back(context, hook)
 }
 
-/// The same, where the packet is larger than the `mtu` of its way on.
+/// The same for a packet that is larger than the `mtu` of its route, in bytes.
 #[inline(never)]
 pub fn too_big<F: Respond>(
     context: &TcContext,
@@ -47,7 +47,7 @@ pub fn too_big<F: Respond>(
     send_back(context, hook)
 }
 
-/// Sends what the packet has become to where it came from.
+/// Sends the answer, which is in place of the packet, to where the packet came from.
 #[inline(always)]
 fn send_back(context: &TcContext, hook: Hook) -> Option<i32> {
     match hook {
@@ -90,9 +90,9 @@ fn unreachable<F: Respond>(
     // SAFETY: the entry of this CPU, for this run.
     let quote = unsafe { &mut *scratch };
     memory::zero(quote);
-    // The verifier wants to see that there is something (before 6.8 it learns nothing from a
-    // comparison with 0) and that it fits; the compiler knows it already, and would leave the
-    // check out but for the volatile read.
+    // The verifier must see that the length is not 0 (before 6.8 it learns nothing from a
+    // comparison with 0) and that it fits. The compiler knows both already, and would drop the
+    // check without the volatile read.
     // SAFETY: a local.
     let bounded = unsafe { core::ptr::read_volatile(&raw const length) } as u32;
     if bounded < size_of::<F::Header>() as u32 || bounded > (MAX_QUOTE_WORDS * 4) as u32 {
@@ -118,7 +118,7 @@ fn unreachable<F: Respond>(
     (result == 0).then_some(())
 }
 
-/// An echo request becomes its own reply: addresses swapped, another type.
+/// Turns an echo request into its reply: swaps the addresses and changes the type.
 #[inline(never)]
 fn echo<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     let to = packet.tuple().reversed();
@@ -134,7 +134,8 @@ fn echo<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     write(context, transport as usize, &[reply[0], sum])
 }
 
-/// BPF_F_RECOMPUTE_CSUM: a sum that the device made over the packet is kept right.
+/// BPF_F_RECOMPUTE_CSUM: updates the checksum that the device computed over the packet
+/// (CHECKSUM_COMPLETE).
 const RECOMPUTE_CHECKSUM: u64 = 1;
 
 #[inline(always)]

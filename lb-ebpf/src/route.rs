@@ -1,5 +1,5 @@
-//! Sending a packet where its new destination is, past the route that the stack chose for
-//! the old one, or past the stack.
+//! Routes of translated packets. A packet is redirected to its new destination, past the route that
+//! the stack chose for the old one, or past the stack.
 
 use aya_ebpf::{
     bindings::bpf_fib_lookup as FibLookup,
@@ -32,10 +32,10 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// BPF_FIB_LKUP_RET_SUCCESS.
 const SUCCESS: i64 = 0;
-/// BPF_FIB_LKUP_RET_NO_NEIGH: the route is known, the neighbour is not yet.
+/// BPF_FIB_LKUP_RET_NO_NEIGH: there is a route, but no neighbour entry yet.
 const NO_NEIGHBOUR: i64 = 7;
 
-/// BPF_FIB_LKUP_RET_FRAG_NEEDED: the packet is larger than the route lets through.
+/// BPF_FIB_LKUP_RET_FRAG_NEEDED: the packet is larger than the route's MTU.
 const TOO_BIG: i64 = 8;
 
 /// A family's part of a route look-up.
@@ -62,8 +62,8 @@ impl RouteLookup for Ipv6 {
     }
 }
 
-/// Asks the kernel's routing tables for the way of a packet of `length` bytes (0 = whatever
-/// the device takes) with these addresses, which came in by `ifindex`.
+/// Looks up the route of a packet of `length` bytes (0 = no check against the MTU) with these
+/// addresses, which the device `ifindex` received.
 #[inline(always)]
 fn look_up<F: RouteLookup>(
     context: *mut core::ffi::c_void,
@@ -84,7 +84,7 @@ fn look_up<F: RouteLookup>(
     }
 }
 
-/// The MACs of the next hop and of the device as a frame begins.
+/// The start of a frame: the MACs of the next hop and of the device.
 #[inline(always)]
 fn words(next_hop: [u8; 6], device: [u8; 6]) -> [u32; 3] {
     let [a, b, c]: [u16; 3] = bytemuck::cast(next_hop);
@@ -92,13 +92,13 @@ fn words(next_hop: [u8; 6], device: [u8; 6]) -> [u32; 3] {
     [[a, b], [c, d], [e, f]].map(bytemuck::cast)
 }
 
-/// A packet that a way is looked for.
+/// A packet whose route is looked up.
 pub trait Received {
-    /// The context that the kernel gave.
+    /// The kernel's context.
     fn context(&self) -> *mut core::ffi::c_void;
     /// The kernel's index of the device that the program runs on.
     fn ifindex(&self) -> u32;
-    /// The length of the IP packet, or of the largest one of those that it is cut into.
+    /// The length of the IP packet in bytes; of a GSO packet, that of its largest segment.
     fn longest<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16>;
 }
 
@@ -150,9 +150,8 @@ impl Received for XdpContext {
     }
 }
 
-/// Asks the kernel's routing tables for the way of a packet that will have the addresses of
-/// `to`, and `added` more bytes. It is done while the packet is still as it came, so that its
-/// sender can be told why it does not go on.
+/// Looks up the route of a packet that will have the addresses of `to` and `added` more bytes. This
+/// is done before the packet changes, so that its sender can get an ICMP error.
 #[inline(never)]
 pub fn find<F: RouteLookup + Tunnel>(
     frame: &impl Received,
@@ -175,7 +174,7 @@ pub fn find<F: RouteLookup + Tunnel>(
     match found {
         SUCCESS | NO_NEIGHBOUR => Ok(()),
         TOO_BIG => {
-            // Kernels before 5.12 do not tell it.
+            // Kernels before 5.12 do not return the MTU.
             route.mtu = if route.mtu < length { route.mtu.saturating_sub(added as u16) } else { 0 };
             Err(Reason::TooBig)
         }
@@ -183,8 +182,8 @@ pub fn find<F: RouteLookup + Tunnel>(
     }
 }
 
-/// Fills in the way that a packet's flow remembers, if that still holds, and for a packet of
-/// this length with `added` more bytes.
+/// Fills in the route that the packet's flow remembers. Returns false if there is none, if it is no
+/// longer valid, or if the packet with `added` more bytes is larger than the device's MTU.
 #[inline(always)]
 pub fn remembered<F: Tunnel>(
     frame: &impl Received,
@@ -211,8 +210,8 @@ pub fn remembered<F: Tunnel>(
     true
 }
 
-/// Notes a way that was just found in the packet's flow, unless that is not established yet.
-/// One that does not let through as much as its device is asked for each time.
+/// Remembers a route in the packet's flow, if the flow is established. A route with a smaller MTU
+/// than its device is not remembered: it is looked up for each packet.
 #[inline(never)]
 fn remember<F: FamilyMaps>(packet: &Packet<F>, route: &Route) {
     if packet.is_syn() || route.has_neighbour == 0 {
@@ -236,8 +235,7 @@ fn remember<F: FamilyMaps>(packet: &Packet<F>, route: &Route) {
     }
 }
 
-/// Redirects a packet of this node, already rewritten, to the device and neighbour that its
-/// destination is reached by.
+/// Redirects a translated packet to the device of its route. The kernel finds the neighbour.
 #[inline(always)]
 pub fn send(route: &Route) -> i32 {
     // SAFETY: no preconditions. Without parameters the kernel finds the neighbour by the
@@ -245,9 +243,9 @@ pub fn send(route: &Route) -> i32 {
     unsafe { bpf_redirect_neigh(route.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// The same for a packet that is on its way through this node. Where its flow remembers the
-/// neighbour the kernel is not asked; it is about once in a second, and so sees that the
-/// neighbour is in use. What it tells is noted in the flow if that `remembers`.
+/// Redirects a packet that this node forwards. If its flow remembers the neighbour, the kernel does
+/// not look it up; about once a second it does, so that the neighbour entry stays alive. The route
+/// is then remembered in the flow if the hook `remembers`.
 #[inline(always)]
 pub fn forward<F: FamilyMaps>(
     context: &TcContext,

@@ -1,4 +1,4 @@
-//! The one place that looks into maps on behalf of the core.
+//! The tables of the core: kernel maps.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -22,28 +22,28 @@ use lb_common::{
 
 use crate::{maps, memory, scratch::Scratch};
 
-/// The low 32 bits of jiffies; the JIT makes it a load.
+/// The low 32 bits of jiffies. The JIT turns the call into a load.
 #[inline(always)]
 pub fn jiffies() -> u32 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_jiffies64() as u32 }
 }
 
-/// The settings that hold.
+/// The settings in use.
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
     let pair = maps::SETTINGS.get(0)?;
     // SAFETY: a plain word that the agent may change at any time.
     let active = unsafe { core::ptr::read_volatile(&pair.active) };
-    // By a number that is not known before: with a branch, the verifier would go through all
-    // of the program with each of the copies.
+    // By an index that the verifier does not know: with a branch, it would follow the whole program
+    // once for each copy.
     pair.copies.get((active & 1) as usize)
 }
 
 /// The kernel's maps.
 pub struct Maps;
 
-/// A map's entry, changed in place.
+/// An entry of a map, which is changed in place.
 #[derive(Clone, Copy)]
 pub struct MapEntry<T>(*mut T);
 
@@ -77,9 +77,9 @@ impl<A: Copy> FlowEntry<A> for MapEntry<Flow<A>> {
     }
 }
 
-/// Which maps a family has.
+/// The maps of a family.
 pub trait FamilyMaps: Family {
-    /// This CPU's room to work in.
+    /// The working memory of this CPU.
     fn scratch() -> Option<*mut Scratch<Self>>;
     /// Looks up in FRONTENDS.
     fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
@@ -283,7 +283,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
-        // What is not there needs no removal.
+        // The entry may not exist any more.
         let _ = F::remove(table, key);
     }
 
@@ -295,7 +295,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn insert_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
-        // Fragments of a datagram that could not be remembered count as too early.
+        // Without an entry, later fragments of the datagram count as early and are dropped.
         let _ = F::insert_fragment(key, fragment);
     }
 
@@ -306,7 +306,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn bind(&mut self, key: &AffinityKey, affinity: &Affinity) {
-        // A client that could not be remembered is only chosen for anew next time.
+        // Without an entry, the client's next flow gets a new choice.
         let _ = maps::AFFINITY.insert(key, affinity, BPF_ANY as u64);
     }
 }

@@ -1,4 +1,4 @@
-//! tc: parse, ask the core, apply.
+//! The tc programs: parse a packet, ask the core for the verdict, apply it.
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -33,7 +33,7 @@ use crate::{
     tunnel,
 };
 
-/// Go on to the next program of the hook, and with it to the stack.
+/// The next program of the hook gets the packet, and after the last one the stack.
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 /// Handles a packet at `hook`.
@@ -46,7 +46,8 @@ pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
     };
     // SAFETY: the context is the kernel's.
     let skb = unsafe { &*context.skb.skb };
-    // The kernel keeps a tag beside the packet, which passes the device of that VLAN too.
+    // The kernel keeps a VLAN tag beside the packet. A tagged packet also passes the device of its
+    // VLAN, where it is handled.
     if skb.vlan_present != 0 && skb.vlan_tci & 0xfff != 0 {
         count(hook, Reason::NotIp);
         return NEXT;
@@ -62,7 +63,7 @@ pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
     }
 }
 
-/// The hook of this number: the programs are one function with the hook as a constant.
+/// The hook with this number. All programs are one function with the hook as a constant.
 const fn hook<const HOOK: u32>() -> Hook {
     Hook::ALL[HOOK as usize]
 }
@@ -138,8 +139,8 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
     result
 }
 
-/// Tells a client that what it sent is too big for a router between the nodes, if `packet` is
-/// that router's error about the tunnel that it went by.
+/// Sends a client an ICMP error about the MTU of the path between two nodes, if `packet` is a
+/// router's error about a packet that this node encapsulated for the client's flow.
 #[inline(always)]
 fn report_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     context: &TcContext,
@@ -163,19 +164,18 @@ fn report_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     Some(reported.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
 }
 
-/// Whether the hook may meet packets in tunnels.
+/// Whether the hook may receive encapsulated packets.
 const fn may_be_encapsulated<const HOOK: u32>() -> bool {
     matches!(hook::<HOOK>(), Hook::FromDevice)
 }
 
-/// How many bytes later than that of others the IP header of a packet comes.
+/// Length of the outer IP header if the packet is encapsulated, else 0.
 #[inline(always)]
 fn encap_len<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
     if const { may_be_encapsulated::<HOOK>() } { tunnel::encap_len(packet) } else { 0 }
 }
 
-/// What has no ports itself may belong to a flow all the same: ICMP errors about a packet of
-/// it, and fragments.
+/// ICMP errors and later fragments have no ports but may belong to a flow.
 #[inline(never)]
 fn decide_portless<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     context: &TcContext,
@@ -208,7 +208,7 @@ fn site(context: &TcContext, hook: Hook) -> Site {
     }
 }
 
-/// Does what the core decided; returns what the program returns, and why.
+/// Applies the verdict. Returns the program's return code and the reason to count.
 #[inline(always)]
 fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
     context: &TcContext,
@@ -258,14 +258,14 @@ fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
     }
 }
 
-/// A function of its own, as the verifier would go through what follows once for each way
-/// out of it.
+/// A separate function, so that the verifier follows the code after the call once and not once for
+/// each of its returns.
 #[inline(never)]
 fn encapsulate<F: Rewrite>(context: &TcContext, ends: &Tuple<F::Address>) -> Option<()> {
     tunnel::encapsulate::<F>(context, ends)
 }
 
-/// Gives a packet its new addresses, and takes a hop if the program is its router.
+/// Translates a packet, and decrements its TTL if the program forwards it.
 #[inline(always)]
 fn translate<F: Rewrite, const HOOK: u32>(
     context: &TcContext,
@@ -290,14 +290,16 @@ fn translate<F: Rewrite, const HOOK: u32>(
     if work.out.action.is_forward() { F::decrement_ttl(context) } else { Some(()) }
 }
 
-/// Whether the hook meets flows, as a rule, of which the program forwards every packet.
+/// Whether flows at this hook are usually forwarded by the program, so that their next hop is
+/// remembered.
 const fn remembers<const HOOK: u32>() -> bool {
     matches!(hook::<HOOK>(), Hook::FromPod | Hook::FromDevice | Hook::Loopback)
 }
 
-/// What becomes of a packet that has no way on. Its sender is told of an MTU, with or
-/// without the flag that forbids fragments: they could not be made here, and a sender that
-/// knows makes them itself. Nobody is told about an error, or a fragment without ports.
+/// The result for a packet without a usable route. The sender of a packet larger than the MTU gets
+/// an ICMP error, with or without "don't fragment": the program cannot fragment, but the sender can
+/// once it knows the MTU. No ICMP error is sent about an ICMP error or a fragment without ports
+/// (RFC 1122 section 3.2.2).
 #[inline(always)]
 fn not_routed<F: Respond>(
     context: &TcContext,
@@ -318,7 +320,7 @@ fn not_routed<F: Respond>(
     }
 }
 
-/// Sends a rewritten packet on its route.
+/// Sends a translated packet on as its action says.
 #[inline(always)]
 fn deliver<F: FamilyMaps, const HOOK: u32>(
     context: &TcContext,

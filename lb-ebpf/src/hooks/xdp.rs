@@ -1,5 +1,5 @@
-//! XDP: takes the packets of known flows that it can finish, and leaves everything else to
-//! tc as it came.
+//! The XDP program: handles packets of known flows that it can send on itself, and leaves every
+//! other packet, unchanged, to tc.
 //!
 //! It decides as tc does, over the same tables.
 
@@ -31,7 +31,7 @@ use crate::{
     tunnel,
 };
 
-/// Handles a frame that an external device has received.
+/// Handles a frame that an external device received.
 #[inline(always)]
 pub fn handle(context: &XdpContext) -> u32 {
     let Some(settings) = tables::settings() else {
@@ -98,7 +98,8 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
     }
 }
 
-/// Translates what goes on from here by the stack of this node, or back out of the device.
+/// Translates a packet that goes on to the stack of this node or out of a device; leaves any other
+/// to tc.
 #[inline(always)]
 fn translate<F: FamilyMaps + Rewrite>(
     context: &XdpContext,
@@ -112,8 +113,8 @@ fn translate<F: FamilyMaps + Rewrite>(
         Action::REPLY_INTO_DEVICE => is_here(context, work.out.device).then_some(XDP_PASS),
         action if action.is_forward() => {
             let added = if action.is_one_way() { F::LENGTH } else { 0 };
-            // The first packet of each second goes by way of tc, which asks, and by the kernel's
-            // neighbours, so that these are seen to be in use.
+            // The first packet of each second is left to tc, which looks up the route and uses the
+            // kernel's neighbour entry, so that the entry stays alive.
             if route::remembered(context, packet, work, added, route) {
                 exit(context, route)
             } else {
@@ -137,7 +138,7 @@ fn translate<F: FamilyMaps + Rewrite>(
     }
 }
 
-/// Gives a frame its new addresses, and takes a hop if the program is its router.
+/// Translates a frame, and decrements its TTL if the program forwards it.
 #[inline(always)]
 fn change<F: Rewrite>(
     context: &XdpContext,
@@ -155,7 +156,7 @@ fn change<F: Rewrite>(
     if action.is_forward() { F::decrement_ttl(context) } else { Some(()) }
 }
 
-/// How a frame leaves by a device, if XDP can send it there.
+/// The XDP action that sends a frame out of the route's device; `None` if XDP cannot.
 #[inline(always)]
 fn exit(context: &XdpContext, route: &Route) -> Option<u32> {
     if route.flags & Device::XDP_REDIRECT != 0 {
@@ -164,7 +165,7 @@ fn exit(context: &XdpContext, route: &Route) -> Option<u32> {
     (route.ifindex == context.ifindex()).then_some(XDP_TX)
 }
 
-/// Whether the frame came in by the device of this index in DEVICES.
+/// Whether the device with this index in DEVICES received the frame.
 #[inline(always)]
 fn is_here(context: &XdpContext, device: u32) -> bool {
     device < MAX_DEVICES
