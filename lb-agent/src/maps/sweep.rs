@@ -151,7 +151,8 @@ fn live_flows<A: Address>(
         let requests = keys.iter().zip(values).filter(|(_, flow)| !flow.action.is_reply());
         let found = requests.filter(|(key, flow)| {
             let of = |flow: &Flow<A>| is_live(key.protocol, flow.state, flow.last_seen);
-            of(flow) || map.get(&pair_key(key, flow)).is_ok_and(|pair| pair.is_some_and(|p| of(&p)))
+            of(flow)
+                || map.get(&reverse_key(key, flow)).is_ok_and(|pair| pair.is_some_and(|p| of(&p)))
         });
         live += found.count() as u64;
         true
@@ -160,7 +161,7 @@ fn live_flows<A: Address>(
 }
 
 /// The key of the other direction.
-fn pair_key<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
+fn reverse_key<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
     FlowKey { tuple: flow.rewrite.reversed(), protocol: key.protocol }
 }
 
@@ -190,7 +191,7 @@ fn sweep_flows<A: Address>(
             return true;
         }
         // One direction may be quiet for as long as the other is not.
-        !matches!(map.get(&pair_key(key, flow)), Ok(Some(pair)) if !is_ended(&pair))
+        !matches!(map.get(&reverse_key(key, flow)), Ok(Some(pair)) if !is_ended(&pair))
     })
 }
 

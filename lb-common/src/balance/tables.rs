@@ -60,7 +60,7 @@ pub trait Tables<F: Family> {
     /// A random number.
     fn random(&mut self) -> u32;
 
-    /// Looks up a front end.
+    /// Looks up a frontend.
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
     /// Looks up the frontend [of any node](FrontendKey::of_any_node).
     fn node_port(&mut self, port: Be16, protocol: u8) -> Option<Frontend>;

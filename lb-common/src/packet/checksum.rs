@@ -81,7 +81,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_hop_taken_is_an_update(checksum: u16, ttl in 1..=255u8, protocol: u8) {
+        fn a_ttl_decrement_is_an_update(checksum: u16, ttl in 1..=255u8, protocol: u8) {
             let words = |ttl| [u32::from_ne_bytes([ttl, protocol, 0, 0])];
             let difference = difference(add(0, &words(ttl)), add(0, &words(ttl - 1)));
             prop_assert_eq!(ttl_decremented(checksum) % 0xffff, updated(checksum, difference) % 0xffff);
