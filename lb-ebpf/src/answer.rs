@@ -27,9 +27,9 @@ pub fn send<F: Respond>(
 ) -> Option<i32> {
     match kind {
         Answer::Reset => reset(context, packet)?,
-        Answer::PortUnreachable => unreachable(context, packet, F::PORT_UNREACHABLE, 0)?,
-        Answer::ProtocolUnreachable => unreachable(context, packet, F::PROTOCOL_UNREACHABLE, 0)?,
-        Answer::TimeExceeded => unreachable(context, packet, F::TIME_EXCEEDED, 0)?,
+        Answer::PortUnreachable => icmp_error(context, packet, F::PORT_UNREACHABLE, 0)?,
+        Answer::ProtocolUnreachable => icmp_error(context, packet, F::PROTOCOL_UNREACHABLE, 0)?,
+        Answer::TimeExceeded => icmp_error(context, packet, F::TIME_EXCEEDED, 0)?,
         Answer::Echo => echo(context, packet)?,
     }
     send_back(context, hook)
@@ -43,7 +43,7 @@ pub fn too_big<F: Respond>(
     hook: Hook,
     mtu: u16,
 ) -> Option<i32> {
-    unreachable(context, packet, F::TOO_BIG, mtu)?;
+    icmp_error(context, packet, F::TOO_BIG, mtu)?;
     send_back(context, hook)
 }
 
@@ -79,7 +79,7 @@ fn reset<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
 }
 
 #[inline(never)]
-fn unreachable<F: Respond>(
+fn icmp_error<F: Respond>(
     context: &TcContext,
     packet: &Packet<F>,
     kind: (u8, u8),
@@ -99,7 +99,7 @@ fn unreachable<F: Respond>(
         return None;
     }
     load(context, IP_OFFSET as u32, quote.as_mut_ptr(), bounded)?;
-    let icmp = answer::unreachable(packet, kind, mtu, quote, length);
+    let icmp = answer::icmp_error(packet, kind, mtu, quote, length);
     let start = IP_OFFSET + size_of::<F::Header>() + size_of_val(&icmp);
     resize(context, start + bounded as usize)?;
     write(context, IP_OFFSET + size_of::<F::Header>(), &icmp)?;

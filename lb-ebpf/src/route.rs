@@ -99,7 +99,7 @@ pub trait Received {
     /// The kernel's index of the device that the program runs on.
     fn ifindex(&self) -> u32;
     /// The length of the IP packet in bytes; of a GSO packet, that of its largest segment.
-    fn longest<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16>;
+    fn ip_length<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16>;
 }
 
 impl Received for TcContext {
@@ -115,7 +115,7 @@ impl Received for TcContext {
     }
 
     #[inline(always)]
-    fn longest<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16> {
+    fn ip_length<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16> {
         // SAFETY: the context is the kernel's.
         let skb = unsafe { &*self.skb.skb };
         if skb.gso_size == 0 {
@@ -145,7 +145,7 @@ impl Received for XdpContext {
     }
 
     #[inline(always)]
-    fn longest<F: Tunnel>(&self, _packet: &Packet<F>) -> Option<u16> {
+    fn ip_length<F: Tunnel>(&self, _packet: &Packet<F>) -> Option<u16> {
         F::length(&Linear { start: self.data(), end: self.data_end() })
     }
 }
@@ -160,7 +160,7 @@ pub fn find<F: RouteLookup + Tunnel>(
     added: u32,
     route: &mut Route,
 ) -> Result<(), Reason> {
-    let length = frame.longest(packet).ok_or(Reason::RewriteFailed)?.saturating_add(added as u16);
+    let length = frame.ip_length(packet).ok_or(Reason::RewriteFailed)?.saturating_add(added as u16);
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
     let found = look_up::<F>(frame.context(), frame.ifindex(), to, length, &mut room);
     // SAFETY: filled in above.
@@ -196,7 +196,7 @@ pub fn remembered<F: Tunnel>(
     if next_hop.epoch() == 0 {
         return false;
     }
-    let Some(length) = frame.longest(packet) else { return false };
+    let Some(length) = frame.ip_length(packet) else { return false };
     let Some(device) = maps::DEVICES.get(next_hop.device() as u32 & (MAX_DEVICES - 1)) else {
         return false;
     };

@@ -141,7 +141,7 @@ fn start<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdic
 }
 
 /// How the requests of a new flow reach its backend.
-struct Path {
+struct RequestPath {
     action: Action,
     device: u32,
     /// The source address that the backend sees.
@@ -161,7 +161,7 @@ enum Source {
 }
 
 /// How requests reach this backend from the packet's site, and whether they keep the client's
-/// address (`docs/semantics.md`); `None` if the site has no path to a backend.
+/// address (`docs/semantics.md`, section 3); `None` if the site has no path to a backend.
 #[inline(always)]
 fn path_to<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -169,10 +169,10 @@ fn path_to<F: Family, T: Tables<F>>(
     service: &Service,
     backend: &Backend<F::Address>,
     tables: &mut T,
-) -> Option<Path> {
+) -> Option<RequestPath> {
     let is_host = backend.flags & THIS_HOST != 0;
     let is_here = backend.flags & ON_THIS_NODE != 0 || is_host;
-    let path = |action, device, source| Some(Path { action, device, source });
+    let path = |action, device, source| Some(RequestPath { action, device, source });
     match context.site {
         Site::ToDevice { .. } if is_host => path(Action::REQUEST_LOOPBACK, 0, Source::Client),
         Site::ToDevice { ifindex, .. } => {
@@ -228,7 +228,7 @@ fn prepare_request<F: Family, T: Tables<F>>(
     let tuple = context.packet.tuple();
     let frontend = work.chosen.frontend;
     let backend = tables.backend(work.scratch.flow.backend).ok_or(Reason::TableInconsistent)?;
-    let Path { action, device, source } =
+    let RequestPath { action, device, source } =
         path_to(context, frontend.kind, &work.chosen.service, &backend, tables)
             .ok_or(Reason::TableInconsistent)?;
     let flow = &mut work.scratch.flow;

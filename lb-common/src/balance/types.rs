@@ -75,7 +75,7 @@ pub struct Work<A> {
     /// The Service that a new flow is for.
     pub(super) chosen: Chosen,
     /// Entries and keys on their way to or from a table.
-    pub(super) scratch: Scratch<A>,
+    pub(super) scratch: WorkScratch<A>,
 }
 
 /// How a packet goes on. Valid after [`Verdict::Translate`]; [`Output::index`] after every verdict
@@ -119,7 +119,7 @@ pub struct Chosen {
 /// Entries and keys that a decision looks up or writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Scratch<A> {
+pub struct WorkScratch<A> {
     pub(super) fragment: FragmentKey<A>,
     /// 1: the flow cannot keep its client's source port.
     pub(super) needs_port: u32,
@@ -141,7 +141,7 @@ pub(crate) struct Context<'a, F: Family> {
 }
 
 impl<A: Address> Work<A> {
-    /// The packet is sent on as the packets of this direction of a flow are.
+    /// Sets how the packet is sent on: like the other packets of this direction of a flow.
     #[inline(always)]
     pub(super) fn set_delivery(&mut self, flow: &Flow<A>) {
         let out = &mut self.out;

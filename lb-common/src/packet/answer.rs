@@ -153,7 +153,7 @@ pub fn quote_length<F: Family>(packet: &Packet<F>) -> Option<u16> {
 /// [`Respond::TOO_BIG`], else 0. The first `length` bytes of `quote` are the start of the packet,
 /// the others are zero. The header follows an IP header, and the quote follows it.
 #[inline(always)]
-pub fn unreachable<F: Respond>(
+pub fn icmp_error<F: Respond>(
     packet: &Packet<F>,
     kind: (u8, u8),
     mtu: u16,

@@ -89,7 +89,7 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
         Some(Verdict::Pass(reason)) => (XDP_PASS, reason),
         Some(Verdict::Drop(reason)) => (XDP_DROP, reason),
         Some(Verdict::Translate(reason)) => {
-            let length = context.longest::<F>(packet).unwrap_or(0) as u32 + IP_OFFSET as u32;
+            let length = context.ip_length::<F>(packet).unwrap_or(0) as u32 + IP_OFFSET as u32;
             let (action, reason) = translate(context, scratch, reason);
             count_service(scratch.work.out.index, reason, length);
             (action, reason)
