@@ -36,6 +36,7 @@ use crate::{
 /// The next program of the hook gets the packet, and after the last one the stack.
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
+
 /// Handles a packet at `hook`.
 #[inline(always)]
 pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
