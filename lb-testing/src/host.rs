@@ -15,8 +15,8 @@ use lb_common::{
 };
 
 use super::{
-    bench::{End, FlowEntries, Lab, Outcome, Place},
     family::TestFamily,
+    scene::{End, FlowEntries, Lab, Outcome, Place},
     tables::{FakeTables, Lookups},
     tunnel,
     world::World,

@@ -5,11 +5,11 @@ mod parser;
 mod sockets;
 
 use super::{
-    bench::{self, End, Lab, Outcome, Place},
+    cases,
     family::TestFamily,
     frame::Frame,
     host::Host,
-    rows,
+    scene::{self, End, Lab, Outcome, Place},
     world::{Where, World, at},
 };
 use lb_common::{
@@ -28,9 +28,9 @@ fn check<F: TestFamily>() {
     let failed: Vec<String> = STARTS
         .into_iter()
         .flat_map(|start| {
-            let mut all = rows::all();
-            all.extend(rows::clock::rows());
-            let tally = bench::run(&mut Host::<F>::new(start), &all);
+            let mut all = cases::all();
+            all.extend(cases::clock::rows());
+            let tally = scene::run(&mut Host::<F>::new(start), &all);
             tally.failed.into_iter().map(move |row| format!("{row} with a clock from {start}"))
         })
         .collect();

@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use lb_common::abi::address::{Ipv4, Ipv6};
-use lb_testing::{bench, rows};
+use lb_testing::{cases, scene};
 use lb_tests::flows::{Kernel, KernelFamily};
 use lb_tests::programs::in_private_namespace;
 
 fn check<F: KernelFamily>(kernel: impl FnOnce(Kernel<F>) -> Kernel<F> + Send) -> Result<()> {
     in_private_namespace(|| {
-        bench::run(&mut kernel(Kernel::load()?), &rows::all()).expect_all();
+        scene::run(&mut kernel(Kernel::load()?), &cases::all()).expect_all();
         Ok(())
     })
 }

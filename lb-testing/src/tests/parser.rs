@@ -8,9 +8,9 @@ use lb_common::{
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    bench::tuple,
     family::TestFamily,
     frame::{Body, ETHERNET, Frame},
+    scene::tuple,
     world::at,
 };
 

@@ -2,8 +2,8 @@
 
 use anyhow::ensure;
 use lb_common::abi::address::{Ipv4, Ipv6};
-use lb_testing::bench::{self, Tally};
-use lb_testing::rows;
+use lb_testing::cases;
+use lb_testing::scene::{self, Tally};
 use serde_json::json;
 
 use super::Report;
@@ -25,7 +25,7 @@ fn family<F: KernelFamily>(report: &mut Report, has_xdp: bool) {
         tally = in_private_namespace(|| {
             let kernel = Kernel::<F>::load()?;
             let mut kernel = if has_xdp { kernel.with_xdp() } else { kernel };
-            Ok(bench::run(&mut kernel, &rows::all()))
+            Ok(scene::run(&mut kernel, &cases::all()))
         })?;
         let failed = &tally.failed;
         ensure!(failed.is_empty(), "{} rows failed: {}", failed.len(), failed.join("; "));

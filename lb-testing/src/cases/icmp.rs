@@ -10,8 +10,8 @@ use lb_common::{
 use super::outside::{NODE_PORT, balancer, client, exposed, node_port};
 use super::setup::*;
 use crate::{
-    bench::{End, Outcome, Talk, tuple},
     frame::{Body, ETHERNET, Frame},
+    scene::{End, Outcome, Talk, tuple},
     world::seconds,
 };
 

@@ -8,8 +8,8 @@ use lb_common::{
 use super::outside::{client, exposed, fronts, here};
 use super::setup::*;
 use crate::{
-    bench::{End, Talk, tuple},
     frame::{Body, Frame},
+    scene::{End, Talk, tuple},
 };
 
 rows! {

@@ -10,8 +10,8 @@ use super::icmp::with_all;
 use super::outside::{client, exposed, node_port};
 use super::setup::*;
 use crate::{
-    bench::{End, Outcome, Talk, tuple},
     frame::{Body, Frame},
+    scene::{End, Outcome, Talk, tuple},
     world::TICKS,
 };
 
@@ -39,7 +39,7 @@ fn frame<F: TestFamily>(bench: &Bench<F>, ends: [Endpoint<F::Address>; 2]) -> Fr
 
 /// A tuple without ports: what is to be seen of a fragment that has none.
 fn without_ports<F: TestFamily>(tuple: &Tuple<F::Address>) -> Tuple<F::Address> {
-    crate::bench::tuple(at(tuple.source, 0), at(tuple.destination, 0))
+    crate::scene::tuple(at(tuple.source, 0), at(tuple.destination, 0))
 }
 
 /// Sends the fragments of a datagram of a known flow, and expects the same of all.

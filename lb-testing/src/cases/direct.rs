@@ -15,8 +15,8 @@ use lb_common::{
 use super::outside::{NODE_PORT, balancer, client, exposed, fronts, here, node_port, policy};
 use super::setup::*;
 use crate::{
-    bench::{End, Talk, tuple},
     frame::{Body, Frame},
+    scene::{End, Talk, tuple},
     world::seconds,
 };
 

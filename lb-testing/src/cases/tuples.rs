@@ -9,7 +9,7 @@ use lb_common::{
 
 use super::setup::*;
 use crate::{
-    bench::{End, Talk},
+    scene::{End, Talk},
     world::{SOURCE_PORTS, seconds},
 };
 

@@ -8,8 +8,8 @@ use lb_common::{
 
 use super::setup::*;
 use crate::{
-    bench::{End, tuple},
     frame::{Body, Frame},
+    scene::{End, tuple},
 };
 
 rows! {

@@ -11,8 +11,8 @@ use super::outside::{balancer, client, exposed, node_port};
 use super::setup::*;
 use super::shape::padding;
 use crate::{
-    bench::{End, Outcome, Talk, tuple},
     frame::{Body, Frame},
+    scene::{End, Outcome, Talk, tuple},
 };
 
 rows! {

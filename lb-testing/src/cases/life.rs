@@ -7,7 +7,7 @@ use lb_common::{
 
 use super::setup::*;
 use crate::{
-    bench::{End, Talk},
+    scene::{End, Talk},
     world::seconds,
 };
 

@@ -13,8 +13,8 @@ use lb_common::{
 
 use super::setup::*;
 use crate::{
-    bench::{End, Outcome, tuple},
     frame::{Body, Frame},
+    scene::{End, Outcome, tuple},
     world::{EXTERNAL, EXTERNAL_TOO},
 };
 

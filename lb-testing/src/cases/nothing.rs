@@ -8,8 +8,8 @@ use lb_common::{
 
 use super::setup::*;
 use crate::{
-    bench::End,
     frame::{Body, Frame},
+    scene::End,
 };
 
 rows! {

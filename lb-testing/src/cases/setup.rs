@@ -6,8 +6,8 @@ pub(super) use lb_common::{
 };
 
 pub(super) use crate::{
-    bench::{Bench, Place, Row},
     family::TestFamily,
+    scene::{Bench, Place, Row},
     world::{Where, at},
 };
 

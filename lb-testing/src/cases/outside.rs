@@ -11,7 +11,7 @@ use lb_common::{
 
 use super::setup::*;
 use crate::{
-    bench::{End, Talk},
+    scene::{End, Talk},
     world::SOURCE_PORTS,
 };
 
@@ -111,7 +111,7 @@ fn a_backend_here_sees_a_client_outside<F: TestFamily>(bench: &mut Bench<F>) {
     for front in fronts::<F>() {
         let talk = bench.connect(Place::FromDevice, client::<F>(), front);
         if front == node_port::<F>() {
-            assert_eq!(talk.sent, crate::bench::tuple(client::<F>(), here::<F>()));
+            assert_eq!(talk.sent, crate::scene::tuple(client::<F>(), here::<F>()));
         }
         assert!(matches!(talk.end, End::Onward(_)), "{talk:?}");
         works(bench, &talk);
@@ -133,7 +133,7 @@ fn a_process_of_this_node_sees_a_client_outside<F: TestFamily>(bench: &mut Bench
     let talk = bench.connect(Place::FromDevice, client::<F>(), node_port::<F>());
     assert_eq!(talk.sent.source, F::outside());
     let outcome = bench.answer(&talk, Place::ToDevice, ACK);
-    let back = crate::bench::tuple(node_port::<F>(), client::<F>());
+    let back = crate::scene::tuple(node_port::<F>(), client::<F>());
     assert_eq!(outcome.end, End::Onward(back));
 }
 

@@ -3,7 +3,7 @@
 use lb_common::packet::ACK;
 
 use super::setup::*;
-use crate::bench::Talk;
+use crate::scene::Talk;
 
 rows! {
     BOTH => a_client_keeps_to_its_backend_and_others_go_elsewhere,

@@ -9,7 +9,7 @@ use super::{
     outside::{client, exposed, here, is_seen_as_node, node_port},
     setup::*,
 };
-use crate::bench::{End, Outcome, tuple};
+use crate::scene::{End, Outcome, tuple};
 
 rows! {
     BOTH => a_pod_is_seen_as_this_node_where_all_are,

@@ -1,7 +1,7 @@
 //! What the datapath must do with Services, row by row, for both families and, where it
 //! makes no difference, both protocols.
 
-use super::{bench::Row, family::TestFamily};
+use super::{family::TestFamily, scene::Row};
 
 pub mod affinity;
 pub mod clients;

@@ -3,7 +3,7 @@
 use lb_common::abi::counter::Reason;
 
 use super::setup::*;
-use crate::{bench::End, world::seconds};
+use crate::{scene::End, world::seconds};
 
 rows! {
     UDP_ONLY => a_flow_keeps_its_backend_and_draining_does_not_move_it,
