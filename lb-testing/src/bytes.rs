@@ -1,4 +1,4 @@
-//! Where the headers of a frame are, and its checksums, computed over the whole. Shares nothing
+//! Location the headers of a frame are, and its checksums, computed over the whole. Shares nothing
 //! with the code under test.
 
 use super::family::TestFamily;
@@ -7,7 +7,7 @@ use super::family::TestFamily;
 pub const ETHERNET: usize = 14;
 
 /// Computes the IPv4 header's checksum anew.
-pub(super) fn mend_header<F: TestFamily>(frame: &mut [u8]) {
+pub(super) fn update_header_checksum<F: TestFamily>(frame: &mut [u8]) {
     if F::NUMBER == 6 {
         return;
     }

@@ -1,7 +1,7 @@
-//! What the datapath must do with Services, row by row, for both families and, where it
+//! What the datapath must do with Services, case by case, for both families and, where it
 //! makes no difference, both protocols.
 
-use super::{family::TestFamily, scene::Row};
+use super::{case::Case, family::TestFamily};
 
 pub mod affinity;
 pub mod clients;
@@ -20,21 +20,25 @@ pub mod shape;
 pub mod tuples;
 pub mod udp;
 
-/// All rows but those of [`clock`].
-pub fn all<F: TestFamily>() -> Vec<Row<F>> {
-    let mut rows = clients::rows();
-    rows.extend(nothing::rows());
-    rows.extend(shape::rows());
-    rows.extend(affinity::rows());
-    rows.extend(life::rows());
-    rows.extend(udp::rows());
-    rows.extend(tuples::rows());
-    rows.extend(outside::rows());
-    rows.extend(masquerade::rows());
-    rows.extend(direct::rows());
-    rows.extend(icmp::rows());
-    rows.extend(fragments::rows());
-    rows.extend(odd::rows());
-    rows.extend(drain::rows());
-    rows
+/// All cases but those of [`clock`].
+pub fn all<F: TestFamily>() -> Vec<Case<F>> {
+    [
+        clients::cases,
+        nothing::cases,
+        shape::cases,
+        affinity::cases,
+        life::cases,
+        udp::cases,
+        tuples::cases,
+        outside::cases,
+        masquerade::cases,
+        direct::cases,
+        icmp::cases,
+        fragments::cases,
+        odd::cases,
+        drain::cases,
+    ]
+    .into_iter()
+    .flat_map(|cases| cases())
+    .collect()
 }

@@ -4,12 +4,14 @@
 use lb_common::{abi::frontend::TCP, packet::Packet};
 
 use super::{
-    bytes::{ETHERNET, addresses, checksum, header_sum, mend_header, pseudo, transport_sum},
+    bytes::{
+        ETHERNET, addresses, checksum, header_sum, pseudo, transport_sum, update_header_checksum,
+    },
     family::TestFamily,
 };
 
 /// The TTL or hop limit of a tunnel.
-const HOPS: u8 = 64;
+const TTL: u8 = 64;
 
 /// The protocol number of a packet of the family in another one.
 pub fn protocol<F: TestFamily>() -> u8 {
@@ -22,17 +24,17 @@ pub fn length<F: TestFamily>() -> usize {
 }
 
 /// The frame in a tunnel with these ends.
-pub fn wrapped<F: TestFamily>(frame: &[u8], ends: [F::Address; 2]) -> Vec<u8> {
+pub fn encapsulated<F: TestFamily>(frame: &[u8], ends: [F::Address; 2]) -> Vec<u8> {
     let (ethernet, packet) = frame.split_at(ETHERNET);
     let header = F::ip_header(ends, protocol::<F>(), &[], None, packet.len());
     let mut frame = [ethernet, &header, packet].concat();
-    frame[F::HOPS] = HOPS;
-    mend_header::<F>(&mut frame);
+    frame[F::TTL] = TTL;
+    update_header_checksum::<F>(&mut frame);
     frame
 }
 
 /// The frame without the tunnel's header.
-pub fn unwrapped<F: TestFamily>(frame: &[u8]) -> Vec<u8> {
+pub fn decapsulated<F: TestFamily>(frame: &[u8]) -> Vec<u8> {
     [&frame[..ETHERNET], &frame[ETHERNET + length::<F>()..]].concat()
 }
 
@@ -41,24 +43,24 @@ pub fn unwrapped<F: TestFamily>(frame: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// A sentence that says what differs.
-pub fn check_wrapped<F: TestFamily>(
+pub fn check_encapsulated<F: TestFamily>(
     before: &[u8],
     after: &[u8],
 ) -> Result<[F::Address; 2], String> {
     let mut expected = before.to_vec();
-    expected[F::HOPS] -= 1;
+    expected[F::TTL] -= 1;
     let was_right = header_sum::<F>(before) == 0xffff;
     if was_right {
-        mend_header::<F>(&mut expected);
+        update_header_checksum::<F>(&mut expected);
     }
     let ends = addresses::<F>(after);
-    let expected = wrapped::<F>(&expected, ends);
+    let expected = encapsulated::<F>(&expected, ends);
     let mut compared = after.to_vec();
     compared[..12].copy_from_slice(&before[..12]);
     if F::NUMBER == 4 {
         // The identification is anything: nobody may cut the tunnel's packets.
         compared[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&expected[ETHERNET + 4..][..2]);
-        mend_header::<F>(&mut compared);
+        update_header_checksum::<F>(&mut compared);
     }
     if header_sum::<F>(after) != 0xffff || was_right && compared != expected {
         return Err(format!("in a tunnel {after:02x?}, expected {expected:02x?}"));

@@ -1,4 +1,4 @@
-//! What the agent would write for a few Services: settings, front ends, services, slots
+//! What the agent would write for a few Services: settings, frontends, services, slots
 //! and backends of one family, ready for fake tables and for kernel maps.
 
 use lb_common::{
@@ -23,9 +23,9 @@ pub const EXTERNAL_TOO: u32 = 9;
 /// The host side of a pod's interface.
 pub const POD_DEVICE: u32 = 11;
 
-/// Where node ports lie.
+/// Location node ports lie.
 pub const NODE_PORTS: PortRange = PortRange { first: 30_000, count: 2_768 };
-/// Where the node's source ports are taken from.
+/// Location the node's source ports are taken from.
 pub const SOURCE_PORTS: PortRange = PortRange { first: 10_000, count: 1_000 };
 
 /// The MAC of a device in the tests.
@@ -51,15 +51,15 @@ pub mod seconds {
     pub const UDP_ANSWERED: u32 = 180;
 }
 
-/// Where a backend runs.
+/// Location a backend runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Where {
+pub enum Location {
     /// In a pod of this node.
-    Here,
+    LocalPod,
     /// In the node's own network namespace.
-    Host,
+    ThisHost,
     /// On another node, [`other_node`](TestFamily::other_node).
-    Elsewhere,
+    OtherNode,
 }
 
 /// The state that the agent keeps in the maps.
@@ -125,12 +125,12 @@ impl<F: TestFamily> Default for World<F> {
 
 fn family_settings<F: TestFamily>() -> FamilySettings<F::Address> {
     let mut settings = FamilySettings::default();
-    settings.gate[..2].copy_from_slice(&F::gate());
+    settings.gate[..2].copy_from_slice(&F::service_prefixes());
     settings.gate_count = 2;
     settings.service_cidr_count = 1;
     settings.node_addresses[0] = F::node();
     settings.node_address_count = 1;
-    let [Prefix { mask, .. }, _] = F::gate();
+    let [Prefix { mask, .. }, _] = F::service_prefixes();
     settings.pod_prefixes[0] = Prefix { address: F::remote_pod(0), mask };
     settings.pod_prefix_count = 1;
     settings.node_source = F::node();
@@ -139,11 +139,11 @@ fn family_settings<F: TestFamily>() -> FamilySettings<F::Address> {
 
 impl<F: TestFamily> World<F> {
     /// Adds a service port without backends and returns its index in SERVICES.
-    pub fn add_service(&mut self, front: Endpoint<F::Address>, protocol: u8) -> u32 {
+    pub fn add_service(&mut self, frontend: Endpoint<F::Address>, protocol: u8) -> u32 {
         let index = self.services.len() as u32;
         self.services.push(Service::default());
-        self.add_front(index, front, protocol);
-        let address = FrontendKey::of_address(front.address);
+        self.add_frontend(index, frontend, protocol);
+        let address = FrontendKey::of_address(frontend.address);
         if !self.frontends.iter().any(|(key, _)| *key == address) {
             let whole = self.services.len() as u32;
             self.services.push(Service { flags: Service::ADDRESS, ..Service::default() });
@@ -154,27 +154,27 @@ impl<F: TestFamily> World<F> {
         index
     }
 
-    /// Adds another front end of a service port.
-    pub fn add_front(&mut self, service: u32, front: Endpoint<F::Address>, protocol: u8) {
-        self.add_front_of(FrontendKind::CLUSTER_IP, service, front, protocol);
+    /// Adds another frontend of a service port.
+    pub fn add_frontend(&mut self, service: u32, frontend: Endpoint<F::Address>, protocol: u8) {
+        self.add_frontend_of_kind(FrontendKind::CLUSTER_IP, service, frontend, protocol);
     }
 
-    /// Adds a front end of any kind.
-    pub fn add_front_of(
+    /// Adds a frontend of any kind.
+    pub fn add_frontend_of_kind(
         &mut self,
         kind: FrontendKind,
         service: u32,
-        front: Endpoint<F::Address>,
+        frontend: Endpoint<F::Address>,
         protocol: u8,
     ) {
         if !kind.is_internal() {
             self.settings.flags |= Settings::EXTERNAL;
         }
-        let key = FrontendKey::new(front.address, front.port, protocol);
+        let key = FrontendKey::new(frontend.address, frontend.port, protocol);
         self.frontends.push((key, Frontend { service, kind, ..Frontend::default() }));
     }
 
-    /// Lets only clients of `ranges` use the front ends of a service port for clients
+    /// Lets only clients of `ranges` use the frontends of a service port for clients
     /// outside.
     pub fn restrict(&mut self, service: u32, ranges: &[Prefix<F::Address>]) {
         for (_, frontend) in &mut self.frontends {
@@ -185,9 +185,9 @@ impl<F: TestFamily> World<F> {
         self.ranges.extend(ranges.iter().map(|range| (service, *range)));
     }
 
-    /// Takes the front ends of a service port away, and those of the address as a whole
+    /// Takes the frontends of a service port away, and those of the address as a whole
     /// where nothing else is left of it.
-    pub fn remove_fronts(&mut self, service: u32) {
+    pub fn remove_frontends(&mut self, service: u32) {
         self.frontends.retain(|(_, frontend)| frontend.service != service);
         let left = self.frontends.clone();
         self.frontends.retain(|(key, _)| {
@@ -197,11 +197,16 @@ impl<F: TestFamily> World<F> {
     }
 
     /// Adds a backend that serves, and returns its id.
-    pub fn add_backend(&mut self, service: u32, to: Endpoint<F::Address>, place: Where) -> u32 {
-        let (flags, local) = match place {
-            Where::Here => (ON_THIS_NODE, IN_LOCAL_SET),
-            Where::Host => (ON_THIS_NODE | THIS_HOST, IN_LOCAL_SET),
-            Where::Elsewhere => (0, 0),
+    pub fn add_backend(
+        &mut self,
+        service: u32,
+        to: Endpoint<F::Address>,
+        location: Location,
+    ) -> u32 {
+        let (flags, local) = match location {
+            Location::LocalPod => (ON_THIS_NODE, IN_LOCAL_SET),
+            Location::ThisHost => (ON_THIS_NODE | THIS_HOST, IN_LOCAL_SET),
+            Location::OtherNode => (0, 0),
         };
         let node = if flags == 0 { F::other_node() } else { F::Address::default() };
         let id = self.backends.len() as u32;

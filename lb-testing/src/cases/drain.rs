@@ -5,14 +5,15 @@ use lb_common::{
     packet::{ACK, FIN, SYN},
 };
 
-use super::outside::{client, exposed, fronts, here};
+use super::outside::{client, exposed, frontends, here};
 use super::setup::*;
 use crate::{
+    flow::{TestFlow, tuple},
     frame::{Body, Frame},
-    scene::{End, Talk, tuple},
+    interpreter::Fate,
 };
 
-rows! {
+cases! {
     BOTH => known_flows_go_on,
     BOTH => new_flows_are_left_to_the_stack,
     BOTH => a_new_flow_that_nobody_translates_never_leaves,
@@ -24,125 +25,125 @@ rows! {
     UDP_ONLY => a_datagram_whose_backend_is_gone_is_left_to_the_stack,
 }
 
-fn drain<F: TestFamily>(bench: &mut Bench<F>) {
-    bench.world.settings.flags |= Settings::DRAINING;
-    bench.update();
+fn drain<F: TestFamily>(scene: &mut Scene<F>) {
+    scene.world.settings.flags |= Settings::DRAINING;
+    scene.update();
 }
 
-/// Where a packet is caught, its client and its front end.
-type Newcomer<A> = (Place, Endpoint<A>, Endpoint<A>);
+/// Location a packet is caught, its client and its frontend.
+type Newcomer<A> = (TestSite, Endpoint<A>, Endpoint<A>);
 
 /// What comes in for a Service.
 fn newcomers<F: TestFamily>() -> Vec<Newcomer<F::Address>> {
-    let outside = fronts::<F>().map(|front| (Place::FromDevice, client::<F>(), front));
-    let mut all = vec![(Place::FromPod, pod::<F>(), web::<F>())];
+    let outside = frontends::<F>().map(|frontend| (TestSite::FromDevice, client::<F>(), frontend));
+    let mut all = vec![(TestSite::FromPod, pod::<F>(), web::<F>())];
     all.extend(outside);
     // From other ports: all three lead to the same backend.
     let pods = [41_000, 42_000].map(|port| from_port(pod::<F>(), port));
-    let inside = pods.into_iter().zip(fronts::<F>());
-    all.extend(inside.map(|(pod, front)| (Place::FromPod, pod, front)));
+    let inside = pods.into_iter().zip(frontends::<F>());
+    all.extend(inside.map(|(pod, frontend)| (TestSite::FromPod, pod, frontend)));
     all
 }
 
-fn talks<F: TestFamily>(bench: &mut Bench<F>) -> Vec<Talk<F::Address>> {
-    exposed(bench, &[Where::Elsewhere]);
-    let process = (Place::ToDevice, process::<F>(), web::<F>());
+fn flows<F: TestFamily>(scene: &mut Scene<F>) -> Vec<TestFlow<F::Address>> {
+    exposed(scene, &[Location::OtherNode]);
+    let process = (TestSite::ToDevice, process::<F>(), web::<F>());
     let ends = newcomers::<F>().into_iter().chain([process]);
-    ends.map(|(place, client, front)| bench.connect(place, client, front)).collect()
+    ends.map(|(site, client, frontend)| scene.connect(site, client, frontend)).collect()
 }
 
-fn known_flows_go_on<F: TestFamily>(bench: &mut Bench<F>) {
-    let talks = talks(bench);
-    drain(bench);
-    for talk in &talks {
+fn known_flows_go_on<F: TestFamily>(scene: &mut Scene<F>) {
+    let flows = flows(scene);
+    drain(scene);
+    for flow in &flows {
         for flags in [ACK, FIN | ACK] {
-            bench.request(talk, flags);
-            bench.reply(talk, flags);
+            scene.request(flow, flags);
+            scene.reply(flow, flags);
         }
-        bench.request(talk, ACK);
+        scene.request(flow, ACK);
     }
 }
 
-fn new_flows_are_left_to_the_stack<F: TestFamily>(bench: &mut Bench<F>) {
-    exposed(bench, &[Where::Elsewhere]);
-    drain(bench);
-    for (place, client, front) in newcomers::<F>() {
-        bench.expect(place, [client, front], SYN, Reason::Draining, End::Untouched);
+fn new_flows_are_left_to_the_stack<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::OtherNode]);
+    drain(scene);
+    for (site, client, frontend) in newcomers::<F>() {
+        scene.expect(site, [client, frontend], SYN, Reason::Draining, Fate::Untouched);
     }
-    assert_eq!(bench.flow_counts(), [0, 0]);
+    assert_eq!(scene.flow_counts(), [0, 0]);
 }
 
-fn a_new_flow_that_nobody_translates_never_leaves<F: TestFamily>(bench: &mut Bench<F>) {
-    exposed(bench, &[Where::Elsewhere]);
-    drain(bench);
-    let dropped = (Reason::UntranslatedLeaving, End::Dropped);
+fn a_new_flow_that_nobody_translates_never_leaves<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::OtherNode]);
+    drain(scene);
+    let dropped = (Reason::UntranslatedLeaving, Fate::Dropped);
     let ends = [process::<F>(), web::<F>()];
-    bench.expect(Place::ToDevice, ends, SYN, dropped.0, dropped.1);
+    scene.expect(TestSite::ToDevice, ends, SYN, dropped.0, dropped.1);
     let ends = [pod::<F>(), web::<F>()];
-    bench.expect(Place::ToDeviceForwarded, ends, SYN, dropped.0, dropped.1);
+    scene.expect(TestSite::ToDeviceForwarded, ends, SYN, dropped.0, dropped.1);
 }
 
-fn what_is_no_flow_is_left_to_the_stack_too<F: TestFamily>(bench: &mut Bench<F>) {
+fn what_is_no_flow_is_left_to_the_stack_too<F: TestFamily>(scene: &mut Scene<F>) {
     const SCTP: u8 = 132;
-    exposed(bench, &[Where::Elsewhere]);
-    drain(bench);
+    exposed(scene, &[Location::OtherNode]);
+    drain(scene);
     for body in [Body::Icmp(F::ECHO_REQUEST, 0), Body::Other(SCTP)] {
         let frame = Frame::new(pod::<F>(), web::<F>(), body).payload(&[7; 30]);
-        bench.expect_frame(Place::FromPod, &frame, Reason::Draining, End::Untouched);
+        scene.expect_frame(TestSite::FromPod, &frame, Reason::Draining, Fate::Untouched);
     }
     // A port that no Service has: another proxy may know better.
     let ends = [pod::<F>(), at(F::vip(1), 81)];
-    bench.expect(Place::FromPod, ends, SYN, Reason::Draining, End::Untouched);
+    scene.expect(TestSite::FromPod, ends, SYN, Reason::Draining, Fate::Untouched);
 }
 
-fn new_flows_are_opened_once_the_drain_is_over<F: TestFamily>(bench: &mut Bench<F>) {
-    exposed(bench, &[Where::Elsewhere]);
-    drain(bench);
+fn new_flows_are_opened_once_the_drain_is_over<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::OtherNode]);
+    drain(scene);
     let ends = [pod::<F>(), web::<F>()];
-    bench.expect(Place::FromPod, ends, SYN, Reason::Draining, End::Untouched);
-    bench.world.settings.flags &= !Settings::DRAINING;
-    bench.update();
-    bench.connect(Place::FromPod, pod::<F>(), web::<F>());
+    scene.expect(TestSite::FromPod, ends, SYN, Reason::Draining, Fate::Untouched);
+    scene.world.settings.flags &= !Settings::DRAINING;
+    scene.update();
+    scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
 }
 
-fn what_was_tunnelled_here_still_finds_a_backend<F: TestFamily>(bench: &mut Bench<F>) {
-    exposed(bench, &[Where::Here]);
-    drain(bench);
-    let (from, to) = (client::<F>(), fronts::<F>()[1]);
-    let frame = Frame::of(bench.protocol, from, to, SYN).tunnel(F::other_node(), F::node());
+fn what_was_tunnelled_here_still_finds_a_backend<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::LocalPod]);
+    drain(scene);
+    let (from, to) = (client::<F>(), frontends::<F>()[1]);
+    let frame = Frame::of(scene.protocol, from, to, SYN).tunnel(F::other_node(), F::node());
     // The stack would know no better what to do with the tunnel.
     let sent = tuple(from, here::<F>());
-    bench.expect_frame(Place::FromDevice, &frame, Reason::FlowCreated, End::Onward(sent));
+    scene.expect_frame(TestSite::FromDevice, &frame, Reason::FlowCreated, Fate::Translated(sent));
 }
 
-fn a_handshake_is_completed<F: TestFamily>(bench: &mut Bench<F>) {
-    exposed(bench, &[Where::Elsewhere]);
-    let talk = bench.open(Place::FromPod, pod::<F>(), web::<F>());
-    drain(bench);
-    bench.request(&talk, SYN);
-    bench.reply(&talk, SYN | ACK);
-    bench.request(&talk, ACK);
-    assert_eq!(bench.flow_counts(), [2, 0]);
+fn a_handshake_is_completed<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::OtherNode]);
+    let flow = scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
+    drain(scene);
+    scene.request(&flow, SYN);
+    scene.reply(&flow, SYN | ACK);
+    scene.request(&flow, ACK);
+    assert_eq!(scene.flow_counts(), [2, 0]);
 }
 
-fn a_connection_that_follows_a_closed_one_is_new<F: TestFamily>(bench: &mut Bench<F>) {
-    exposed(bench, &[Where::Elsewhere]);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
-    drain(bench);
-    bench.request(&talk, FIN | ACK);
-    bench.reply(&talk, FIN | ACK);
-    let ends = [talk.client, talk.front];
-    bench.expect(talk.place, ends, SYN, Reason::Draining, End::Untouched);
-    assert_eq!(bench.flow_counts(), [0, 0]);
+fn a_connection_that_follows_a_closed_one_is_new<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::OtherNode]);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    drain(scene);
+    scene.request(&flow, FIN | ACK);
+    scene.reply(&flow, FIN | ACK);
+    let ends = [flow.client, flow.frontend];
+    scene.expect(flow.site, ends, SYN, Reason::Draining, Fate::Untouched);
+    assert_eq!(scene.flow_counts(), [0, 0]);
 }
 
-fn a_datagram_whose_backend_is_gone_is_left_to_the_stack<F: TestFamily>(bench: &mut Bench<F>) {
-    let (_, ids) = service(bench, 2);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
-    let is_its = |id: &&u32| bench.world.endpoint(**id) == talk.backend();
+fn a_datagram_whose_backend_is_gone_is_left_to_the_stack<F: TestFamily>(scene: &mut Scene<F>) {
+    let (_, ids) = service(scene, 2);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    let is_its = |id: &&u32| scene.world.endpoint(**id) == flow.backend();
     let gone = *ids.iter().find(is_its).expect("its backend");
-    bench.world.remove_backend(gone);
-    drain(bench);
-    let ends = [talk.client, talk.front];
-    bench.expect(talk.place, ends, 0, Reason::Draining, End::Untouched);
+    scene.world.remove_backend(gone);
+    drain(scene);
+    let ends = [flow.client, flow.frontend];
+    scene.expect(flow.site, ends, 0, Reason::Draining, Fate::Untouched);
 }

@@ -11,11 +11,12 @@ use super::outside::{balancer, client, exposed, node_port};
 use super::setup::*;
 use super::shape::padding;
 use crate::{
+    flow::{TestFlow, tuple},
     frame::{Body, Frame},
-    scene::{End, Outcome, Talk, tuple},
+    interpreter::{Fate, Outcome},
 };
 
-rows! {
+cases! {
     BOTH => options_and_extension_headers_of_clients_outside_are_looked_past,
     BOTH => more_extension_headers_than_are_followed_are_left_alone,
     BOTH => payloads_of_every_length_keep_their_checksums_past_this_node,
@@ -27,27 +28,26 @@ rows! {
     BOTH => who_claims_to_be_this_node_is_in_nobodys_way,
 }
 
-/// Where the backend is of which the packets go on by the stack, and by a look-up of ours.
-const PLACES: [Where; 2] = [Where::Here, Where::Elsewhere];
+/// A backend whose packets the stack routes, and one whose packets lb forwards.
+const LOCATIONS: [Location; 2] = [Location::LocalPod, Location::OtherNode];
 
 /// Does `check` with a flow of a client outside to each kind of backend.
 fn with_each<F: TestFamily>(
-    bench: &mut Bench<F>,
-    check: impl Fn(&mut Bench<F>, &Talk<F::Address>),
+    scene: &mut Scene<F>,
+    check: impl Fn(&mut Scene<F>, &TestFlow<F::Address>),
 ) {
-    for place in PLACES {
-        bench.lab.reset();
-        bench.world = Default::default();
-        exposed(bench, &[place]);
-        let talk = bench.connect(Place::FromDevice, client::<F>(), node_port::<F>());
-        check(bench, &talk);
+    for location in LOCATIONS {
+        scene.reset();
+        exposed(scene, &[location]);
+        let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
+        check(scene, &flow);
     }
 }
 
 /// A frame of the backend's.
-fn answer<F: TestFamily>(bench: &Bench<F>, talk: &Talk<F::Address>, flags: u8) -> Frame<F> {
-    let to = at(talk.sent.source, talk.sent.source_port.get());
-    Frame::of(bench.protocol, talk.backend(), to, flags)
+fn answer<F: TestFamily>(scene: &Scene<F>, flow: &TestFlow<F::Address>, flags: u8) -> Frame<F> {
+    let to = at(flow.sent.source, flow.sent.source_port.get());
+    Frame::of(scene.protocol, flow.backend(), to, flags)
 }
 
 /// The longest chains of headers that are followed.
@@ -66,129 +66,129 @@ fn chain(count: usize) -> Vec<(u8, Vec<u8>)> {
 }
 
 fn options_and_extension_headers_of_clients_outside_are_looked_past<F: TestFamily>(
-    bench: &mut Bench<F>,
+    scene: &mut Scene<F>,
 ) {
-    with_each(bench, |bench, talk| {
-        let (place, back) = talk.way_back(tuple(talk.front, talk.client));
+    with_each(scene, |scene, flow| {
+        let (site, back) = flow.reply_path(tuple(flow.frontend, flow.client));
         for options in long::<F>() {
-            let frame = Frame::of(bench.protocol, talk.client, talk.front, ACK).options(&options);
-            bench.expect_frame(talk.place, &frame, Reason::Request, talk.end);
-            let frame = answer(bench, talk, ACK).options(&options);
-            bench.expect_frame(place, &frame, Reason::Reply, back);
+            let frame =
+                Frame::of(scene.protocol, flow.client, flow.frontend, ACK).options(&options);
+            scene.expect_frame(flow.site, &frame, Reason::Request, flow.fate);
+            let frame = answer(scene, flow, ACK).options(&options);
+            scene.expect_frame(site, &frame, Reason::Reply, back);
         }
     });
     for (number, options) in (1u16..).zip(long::<F>()) {
         let from = at(F::outside(), 1000 + number);
-        let frame = Frame::of(bench.protocol, from, node_port::<F>(), SYN).options(&options);
-        let outcome = bench.send_frame(Place::FromDevice, &frame);
+        let frame = Frame::of(scene.protocol, from, node_port::<F>(), SYN).options(&options);
+        let outcome = scene.send_frame(TestSite::FromDevice, &frame);
         assert_eq!(outcome.reason, Reason::FlowCreated, "{frame:?}");
-        assert!(matches!(outcome.end, End::Forwarded(_)), "{outcome:?}");
+        assert!(matches!(outcome.fate, Fate::Forwarded(_)), "{outcome:?}");
     }
 }
 
-fn more_extension_headers_than_are_followed_are_left_alone<F: TestFamily>(bench: &mut Bench<F>) {
+fn more_extension_headers_than_are_followed_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     if F::NUMBER == 4 {
         return;
     }
-    with_each(bench, |bench, talk| {
+    with_each(scene, |scene, flow| {
         let options = chain(MAX_EXTENSION_HEADERS + 1);
-        let (place, _) = talk.way_back(tuple(talk.front, talk.client));
-        let before = bench.flow_counts();
-        for from in [talk.client, at(F::outside(), 7)] {
-            let frame = Frame::of(bench.protocol, from, talk.front, SYN).options(&options);
-            bench.expect_frame(talk.place, &frame, Reason::NoFlow, End::Untouched);
+        let (site, _) = flow.reply_path(tuple(flow.frontend, flow.client));
+        let before = scene.flow_counts();
+        for from in [flow.client, at(F::outside(), 7)] {
+            let frame = Frame::of(scene.protocol, from, flow.frontend, SYN).options(&options);
+            scene.expect_frame(flow.site, &frame, Reason::NoFlow, Fate::Untouched);
         }
-        let frame = answer(bench, talk, ACK).options(&options);
-        bench.expect_frame(place, &frame, Reason::NoFlow, End::Untouched);
-        assert_eq!(bench.flow_counts(), before);
+        let frame = answer(scene, flow, ACK).options(&options);
+        scene.expect_frame(site, &frame, Reason::NoFlow, Fate::Untouched);
+        assert_eq!(scene.flow_counts(), before);
     });
 }
 
 fn payloads_of_every_length_keep_their_checksums_past_this_node<F: TestFamily>(
-    bench: &mut Bench<F>,
+    scene: &mut Scene<F>,
 ) {
     let payload: Vec<u8> = (0..1400u32).map(|index| ((index * 7919) >> 3) as u8).collect();
-    with_each(bench, |bench, talk| {
-        let (place, back) = talk.way_back(tuple(talk.front, talk.client));
+    with_each(scene, |scene, flow| {
+        let (site, back) = flow.reply_path(tuple(flow.frontend, flow.client));
         for length in (0..20).chain([255, 256, 257, 1023, 1400]) {
-            let frame = Frame::of(bench.protocol, talk.client, talk.front, ACK);
+            let frame = Frame::of(scene.protocol, flow.client, flow.frontend, ACK);
             let frame = frame.payload(&payload[..length]);
-            bench.expect_frame(talk.place, &frame, Reason::Request, talk.end);
-            let frame = answer(bench, talk, ACK).payload(&payload[..length]);
-            bench.expect_frame(place, &frame, Reason::Reply, back);
+            scene.expect_frame(flow.site, &frame, Reason::Request, flow.fate);
+            let frame = answer(scene, flow, ACK).payload(&payload[..length]);
+            scene.expect_frame(site, &frame, Reason::Reply, back);
         }
     });
 }
 
 fn a_datagram_of_a_client_outside_without_checksum_stays_without<F: TestFamily>(
-    bench: &mut Bench<F>,
+    scene: &mut Scene<F>,
 ) {
-    with_each(bench, |bench, talk| {
-        let frame = Frame::new(talk.client, talk.front, Body::UdpWithoutChecksum);
-        bench.expect_frame(talk.place, &frame, Reason::Request, talk.end);
-        let (place, back) = talk.way_back(tuple(talk.front, talk.client));
-        let to = at(talk.sent.source, talk.sent.source_port.get());
-        let frame = Frame::new(talk.backend(), to, Body::UdpWithoutChecksum);
-        bench.expect_frame(place, &frame, Reason::Reply, back);
+    with_each(scene, |scene, flow| {
+        let frame = Frame::new(flow.client, flow.frontend, Body::UdpWithoutChecksum);
+        scene.expect_frame(flow.site, &frame, Reason::Request, flow.fate);
+        let (site, back) = flow.reply_path(tuple(flow.frontend, flow.client));
+        let to = at(flow.sent.source, flow.sent.source_port.get());
+        let frame = Frame::new(flow.backend(), to, Body::UdpWithoutChecksum);
+        scene.expect_frame(site, &frame, Reason::Reply, back);
     });
 }
 
-fn hops_end_where_this_node_forwards<F: TestFamily>(bench: &mut Bench<F>) {
-    exposed(bench, &[Where::Elsewhere]);
-    let talk = bench.connect(Place::FromDevice, client::<F>(), node_port::<F>());
+fn hops_end_where_this_node_forwards<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::OtherNode]);
+    let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
     let exceeded =
-        Outcome { reason: Reason::TtlExceeded, end: End::Answered(Answer::TimeExceeded) };
+        Outcome { reason: Reason::TtlExceeded, fate: Fate::Answered(Answer::TimeExceeded) };
     let new = at(F::outside(), 1000);
-    for hops in [0, 1] {
-        for (from, flags) in [(new, SYN), (talk.client, ACK)] {
-            let frame = Frame::of(bench.protocol, from, talk.front, flags).hops(hops);
-            assert_eq!(bench.send_frame(Place::FromDevice, &frame), exceeded, "{frame:?}");
+    for ttl in [0, 1] {
+        for (from, flags) in [(new, SYN), (flow.client, ACK)] {
+            let frame = Frame::of(scene.protocol, from, flow.frontend, flags).ttl(ttl);
+            assert_eq!(scene.send_frame(TestSite::FromDevice, &frame), exceeded, "{frame:?}");
         }
-        let frame = answer(bench, &talk, ACK).hops(hops);
-        assert_eq!(bench.send_frame(Place::FromDevice, &frame), exceeded, "{frame:?}");
+        let frame = answer(scene, &flow, ACK).ttl(ttl);
+        assert_eq!(scene.send_frame(TestSite::FromDevice, &frame), exceeded, "{frame:?}");
     }
     // The last hop but one.
-    let frame = Frame::of(bench.protocol, talk.client, talk.front, ACK).hops(2);
-    bench.expect_frame(Place::FromDevice, &frame, Reason::Request, talk.end);
-    bench.reply(&talk, ACK);
+    let frame = Frame::of(scene.protocol, flow.client, flow.frontend, ACK).ttl(2);
+    scene.expect_frame(TestSite::FromDevice, &frame, Reason::Request, flow.fate);
+    scene.reply(&flow, ACK);
 }
 
-fn hops_are_the_stacks_where_it_routes<F: TestFamily>(bench: &mut Bench<F>) {
-    for place in [Where::Here, Where::Host] {
-        bench.lab.reset();
-        bench.world = Default::default();
-        exposed(bench, &[place]);
-        let talk = bench.connect(Place::FromDevice, client::<F>(), node_port::<F>());
-        for hops in [0, 1] {
-            let frame = Frame::of(bench.protocol, talk.client, talk.front, ACK).hops(hops);
-            bench.expect_frame(Place::FromDevice, &frame, Reason::Request, talk.end);
-            let (place, back) = talk.way_back(tuple(talk.front, talk.client));
-            let frame = answer(bench, &talk, ACK).hops(hops);
-            bench.expect_frame(place, &frame, Reason::Reply, back);
+fn hops_are_the_stacks_where_it_routes<F: TestFamily>(scene: &mut Scene<F>) {
+    for location in [Location::LocalPod, Location::ThisHost] {
+        scene.reset();
+        exposed(scene, &[location]);
+        let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
+        for ttl in [0, 1] {
+            let frame = Frame::of(scene.protocol, flow.client, flow.frontend, ACK).ttl(ttl);
+            scene.expect_frame(TestSite::FromDevice, &frame, Reason::Request, flow.fate);
+            let (site, back) = flow.reply_path(tuple(flow.frontend, flow.client));
+            let frame = answer(scene, &flow, ACK).ttl(ttl);
+            scene.expect_frame(site, &frame, Reason::Reply, back);
         }
     }
 }
 
-fn what_is_for_a_pod_is_left_alone<F: TestFamily>(bench: &mut Bench<F>) {
-    with_each(bench, |bench, talk| {
-        let (before, untouched) = (bench.flow_counts(), End::Untouched);
+fn what_is_for_a_pod_is_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
+    with_each(scene, |scene, flow| {
+        let (before, untouched) = (scene.flow_counts(), Fate::Untouched);
         let stranger = at(F::outside(), 1000);
-        for pod in [talk.backend(), at(talk.backend().address, 22)] {
-            for from in [stranger, talk.client] {
+        for pod in [flow.backend(), at(flow.backend().address, 22)] {
+            for from in [stranger, flow.client] {
                 for flags in [SYN, ACK] {
                     let ends = [from, pod];
-                    bench.expect(Place::FromDevice, ends, flags, Reason::NotService, untouched);
+                    scene.expect(TestSite::FromDevice, ends, flags, Reason::NotService, untouched);
                 }
                 let ends = [from, pod];
-                bench.expect(Place::ToPod, ends, SYN, Reason::NoFlow, untouched);
+                scene.expect(TestSite::ToPod, ends, SYN, Reason::NoFlow, untouched);
             }
             let ends = [pod, stranger];
-            bench.expect(Place::FromPod, ends, ACK, Reason::NotService, untouched);
-            bench.expect(Place::ToDeviceForwarded, ends, ACK, Reason::NoFlow, untouched);
+            scene.expect(TestSite::FromPod, ends, ACK, Reason::NotService, untouched);
+            scene.expect(TestSite::ToDeviceForwarded, ends, ACK, Reason::NoFlow, untouched);
         }
-        assert_eq!(bench.flow_counts(), before);
-        bench.request(talk, ACK);
-        bench.reply(talk, ACK);
+        assert_eq!(scene.flow_counts(), before);
+        scene.request(flow, ACK);
+        scene.reply(flow, ACK);
     });
 }
 
@@ -207,27 +207,30 @@ fn martians<F: TestFamily>() -> Vec<F::Address> {
     parts.map(filled).into_iter().chain([F::loopback(), F::node()]).collect()
 }
 
-fn what_comes_from_nowhere_opens_no_flow<F: TestFamily>(bench: &mut Bench<F>) {
-    for place in [Where::Here, Where::Elsewhere, Where::Host] {
-        bench.lab.reset();
-        bench.world = Default::default();
-        exposed(bench, &[place]);
+fn what_comes_from_nowhere_opens_no_flow<F: TestFamily>(scene: &mut Scene<F>) {
+    for location in [Location::LocalPod, Location::OtherNode, Location::ThisHost] {
+        scene.reset();
+        exposed(scene, &[location]);
         for source in martians::<F>() {
-            for front in [node_port::<F>(), balancer::<F>(), web::<F>()] {
-                let outcome = bench.send(Place::FromDevice, at(source, 1000), front, SYN);
-                assert_eq!(outcome.end, End::Untouched, "{source:?} to {front:?}: {outcome:?}");
+            for frontend in [node_port::<F>(), balancer::<F>(), web::<F>()] {
+                let outcome = scene.send(TestSite::FromDevice, at(source, 1000), frontend, SYN);
+                assert_eq!(
+                    outcome.fate,
+                    Fate::Untouched,
+                    "{source:?} to {frontend:?}: {outcome:?}"
+                );
             }
         }
-        assert_eq!(bench.flow_counts(), [0, 0]);
-        bench.connect(Place::FromDevice, client::<F>(), node_port::<F>());
+        assert_eq!(scene.flow_counts(), [0, 0]);
+        scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
     }
 }
 
 /// The node's own connection to a backend, from the port that a stranger has guessed.
-fn who_claims_to_be_this_node_is_in_nobodys_way<F: TestFamily>(bench: &mut Bench<F>) {
-    exposed(bench, &[Where::Here]);
-    let backend = bench.world.endpoint(1);
-    bench.send(Place::FromDevice, process::<F>(), node_port::<F>(), SYN);
+fn who_claims_to_be_this_node_is_in_nobodys_way<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::LocalPod]);
+    let backend = scene.world.endpoint(1);
+    scene.send(TestSite::FromDevice, process::<F>(), node_port::<F>(), SYN);
     let ends = [backend, process::<F>()];
-    bench.expect(Place::FromPod, ends, SYN | ACK, Reason::NoFlow, End::Untouched);
+    scene.expect(TestSite::FromPod, ends, SYN | ACK, Reason::NoFlow, Fate::Untouched);
 }

@@ -1,4 +1,4 @@
-//! What many rows begin with.
+//! Clients, frontends and Services that many cases begin with.
 
 pub(super) use lb_common::{
     abi::{address::Address, frontend::TCP, frontend::UDP},
@@ -6,21 +6,30 @@ pub(super) use lb_common::{
 };
 
 pub(super) use crate::{
+    case::Case,
     family::TestFamily,
-    scene::{Bench, Place, Row},
-    world::{Where, at},
+    scene::Scene,
+    site::TestSite,
+    world::{Location, at},
 };
 
-/// Lists functions as rows, each with the protocols it holds for.
-macro_rules! rows {
-    ($($protocols:expr => $row:ident,)+) => {
-        /// The rows of this file.
-        pub fn rows<F: TestFamily>() -> Vec<Row<F>> {
-            vec![$(Row { name: stringify!($row), protocols: $protocols, run: $row }),+]
+/// Lists functions as cases, each with the protocols that it holds for.
+macro_rules! cases {
+    ($($protocols:expr => $case:ident,)+) => {
+        /// The cases of this file, each once with every protocol that it holds for.
+        pub fn cases<F: TestFamily>() -> Vec<Case<F>> {
+            let mut cases = Vec::new();
+            $(cases.extend($protocols.iter().map(|protocol| Case {
+                module: module_path!(),
+                name: stringify!($case),
+                protocol: *protocol,
+                show: $case,
+            }));)+
+            cases
         }
     };
 }
-pub(super) use rows;
+pub(super) use cases;
 
 pub(super) const BOTH: &[u8] = &[TCP, UDP];
 pub(super) const TCP_ONLY: &[u8] = &[TCP];
@@ -41,33 +50,33 @@ pub(super) fn from_port<A: Address>(client: Endpoint<A>, port: u16) -> Endpoint<
     at(client.address, port)
 }
 
-/// The front end that most rows use.
+/// The frontend that most cases use.
 pub(super) fn web<F: TestFamily>() -> Endpoint<F::Address> {
     at(F::vip(1), 80)
 }
 
-/// Clients of each kind that a ClusterIP has, with the place where they are caught.
-pub(super) fn clients<F: TestFamily>() -> [(Place, Endpoint<F::Address>); 2] {
-    [(Place::FromPod, pod::<F>()), (Place::ToDevice, process::<F>())]
+/// Clients of each kind that a ClusterIP has, with the site where their frames are received.
+pub(super) fn clients<F: TestFamily>() -> [(TestSite, Endpoint<F::Address>); 2] {
+    [(TestSite::FromPod, pod::<F>()), (TestSite::ToDevice, process::<F>())]
 }
 
-/// A Service at [`web`] of the row's protocol with backends on another node; returns its
+/// A Service at [`web`] of the case's protocol with backends on another node; returns its
 /// index and the ids of its backends.
-pub(super) fn service<F: TestFamily>(bench: &mut Bench<F>, backends: u8) -> (u32, Vec<u32>) {
-    let (index, ids) = service_at(bench, web::<F>(), backends);
-    bench.update();
+pub(super) fn service<F: TestFamily>(scene: &mut Scene<F>, backends: u8) -> (u32, Vec<u32>) {
+    let (index, ids) = service_at(scene, web::<F>(), backends);
+    scene.update();
     (index, ids)
 }
 
 pub(super) fn service_at<F: TestFamily>(
-    bench: &mut Bench<F>,
-    front: Endpoint<F::Address>,
+    scene: &mut Scene<F>,
+    frontend: Endpoint<F::Address>,
     backends: u8,
 ) -> (u32, Vec<u32>) {
-    let index = bench.world.add_service(front, bench.protocol);
+    let index = scene.world.add_service(frontend, scene.protocol);
     let backend = |number| at(F::remote_pod(number), 8080);
     let ids = (1..=backends)
-        .map(|number| bench.world.add_backend(index, backend(number), Where::Elsewhere))
+        .map(|number| scene.world.add_backend(index, backend(number), Location::OtherNode))
         .collect();
     (index, ids)
 }

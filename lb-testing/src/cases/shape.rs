@@ -8,11 +8,12 @@ use lb_common::{
 
 use super::setup::*;
 use crate::{
+    flow::tuple,
     frame::{Body, Frame},
-    scene::{End, tuple},
+    interpreter::Fate,
 };
 
-rows! {
+cases! {
     BOTH => options_and_extension_headers_are_looked_past,
     BOTH => what_has_options_is_refused_with_all_of_its_header_quoted,
     BOTH => payloads_of_every_length_keep_their_checksums,
@@ -32,78 +33,78 @@ pub(super) fn padding<F: TestFamily>() -> [Vec<(u8, Vec<u8>)>; 3] {
     }
 }
 
-fn options_and_extension_headers_are_looked_past<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 1);
+fn options_and_extension_headers_are_looked_past<F: TestFamily>(scene: &mut Scene<F>) {
+    service(scene, 1);
     let backend = at(F::remote_pod(1), 8080);
     for (number, options) in padding::<F>().iter().enumerate() {
         let client = from_port(pod::<F>(), 20_000 + number as u16);
-        let frame = Frame::of(bench.protocol, client, web::<F>(), SYN).options(options);
-        let onward = End::Onward(tuple(client, backend));
-        bench.expect_frame(Place::FromPod, &frame, Reason::FlowCreated, onward);
-        let frame = Frame::of(bench.protocol, backend, client, SYN | ACK).options(options);
-        let back = End::Onward(tuple(web::<F>(), client));
-        bench.expect_frame(Place::ToPod, &frame, Reason::Reply, back);
+        let frame = Frame::of(scene.protocol, client, web::<F>(), SYN).options(options);
+        let translated = Fate::Translated(tuple(client, backend));
+        scene.expect_frame(TestSite::FromPod, &frame, Reason::FlowCreated, translated);
+        let frame = Frame::of(scene.protocol, backend, client, SYN | ACK).options(options);
+        let back = Fate::Translated(tuple(web::<F>(), client));
+        scene.expect_frame(TestSite::ToPod, &frame, Reason::Reply, back);
     }
 }
 
-fn what_has_options_is_refused_with_all_of_its_header_quoted<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 0);
+fn what_has_options_is_refused_with_all_of_its_header_quoted<F: TestFamily>(scene: &mut Scene<F>) {
+    service(scene, 0);
     for options in padding::<F>() {
-        for (place, client) in clients::<F>() {
-            let frame = Frame::of(bench.protocol, client, web::<F>(), SYN).options(&options);
-            let refusal = bench.refusal();
-            bench.expect_frame(place, &frame, Reason::NoEndpoint, refusal);
+        for (site, client) in clients::<F>() {
+            let frame = Frame::of(scene.protocol, client, web::<F>(), SYN).options(&options);
+            let refusal = scene.refusal();
+            scene.expect_frame(site, &frame, Reason::NoEndpoint, refusal);
             let frame = Frame::new(client, web::<F>(), Body::Other(99)).options(&options);
             let frame = frame.payload(&[5; 21]);
-            let refusal = End::Answered(Answer::ProtocolUnreachable);
-            bench.expect_frame(place, &frame, Reason::NoSuchProtocol, refusal);
+            let refusal = Fate::Answered(Answer::ProtocolUnreachable);
+            scene.expect_frame(site, &frame, Reason::NoSuchProtocol, refusal);
         }
     }
 }
 
-fn payloads_of_every_length_keep_their_checksums<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 1);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
+fn payloads_of_every_length_keep_their_checksums<F: TestFamily>(scene: &mut Scene<F>) {
+    service(scene, 1);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     let payload: Vec<u8> = (0..1400u32).map(|index| ((index * 7919) >> 3) as u8).collect();
     for length in (0..70).chain([255, 256, 257, 1023, 1400]) {
-        let frame = Frame::of(bench.protocol, talk.client, talk.front, ACK);
+        let frame = Frame::of(scene.protocol, flow.client, flow.frontend, ACK);
         let frame = frame.payload(&payload[..length]);
-        bench.expect_frame(Place::FromPod, &frame, Reason::Request, talk.end);
+        scene.expect_frame(TestSite::FromPod, &frame, Reason::Request, flow.fate);
     }
 }
 
-fn a_datagram_without_checksum_stays_without<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 1);
+fn a_datagram_without_checksum_stays_without<F: TestFamily>(scene: &mut Scene<F>) {
+    service(scene, 1);
     let client = pod::<F>();
     let frame = Frame::new(client, web::<F>(), Body::UdpWithoutChecksum);
-    let onward = End::Onward(tuple(client, at(F::remote_pod(1), 8080)));
-    bench.expect_frame(Place::FromPod, &frame, Reason::FlowCreated, onward);
+    let translated = Fate::Translated(tuple(client, at(F::remote_pod(1), 8080)));
+    scene.expect_frame(TestSite::FromPod, &frame, Reason::FlowCreated, translated);
 }
 
-fn frames_cut_short_go_on_untouched_and_never_leave<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 1);
+fn frames_cut_short_go_on_untouched_and_never_leave<F: TestFamily>(scene: &mut Scene<F>) {
+    service(scene, 1);
     let header = if F::NUMBER == 4 { 20 } else { 40 };
-    let needed = 14 + header + if bench.is_tcp() { 20 } else { 8 };
-    let whole = Frame::<F>::of(bench.protocol, pod::<F>(), web::<F>(), SYN).bytes();
+    let needed = 14 + header + if scene.is_tcp() { 20 } else { 8 };
+    let whole = Frame::<F>::of(scene.protocol, pod::<F>(), web::<F>(), SYN).bytes();
     // The kernel runs no program on less than an IP header.
     for length in 14 + header..needed {
-        for place in Place::ALL {
-            let outcome = bench.lab.send(place, &whole[..length]);
-            let leaves = matches!(place, Place::ToDevice | Place::ToDeviceForwarded);
+        for site in TestSite::ALL {
+            let outcome = scene.interpreter.send(site, &whole[..length]);
+            let leaves = matches!(site, TestSite::ToDevice | TestSite::ToDeviceForwarded);
             if leaves {
-                assert_eq!(outcome.end, End::Dropped, "{length} bytes at {place:?}");
+                assert_eq!(outcome.fate, Fate::Dropped, "{length} bytes at {site:?}");
                 assert_eq!(outcome.reason, Reason::UntranslatedLeaving);
             } else {
-                assert_eq!(outcome.end, End::Untouched, "{length} bytes at {place:?}");
+                assert_eq!(outcome.fate, Fate::Untouched, "{length} bytes at {site:?}");
             }
         }
     }
-    assert_eq!(bench.flow_counts(), [0, 0]);
+    assert_eq!(scene.flow_counts(), [0, 0]);
 }
 
-fn an_ip_header_that_contradicts_itself_is_malformed<F: TestFamily>(bench: &mut Bench<F>) {
-    service(bench, 1);
-    let whole = Frame::<F>::of(bench.protocol, pod::<F>(), web::<F>(), SYN).bytes();
+fn an_ip_header_that_contradicts_itself_is_malformed<F: TestFamily>(scene: &mut Scene<F>) {
+    service(scene, 1);
+    let whole = Frame::<F>::of(scene.protocol, pod::<F>(), web::<F>(), SYN).bytes();
     let broken: &[&[(usize, u8)]] = if F::NUMBER == 4 {
         &[
             &[(14, 0x55)],
@@ -119,8 +120,8 @@ fn an_ip_header_that_contradicts_itself_is_malformed<F: TestFamily>(bench: &mut 
     for changes in broken {
         let mut frame = whole.clone();
         changes.iter().for_each(|(at, byte)| frame[*at] = *byte);
-        let outcome = bench.lab.send(Place::FromPod, &frame);
-        assert_eq!(outcome.end, End::Untouched, "{changes:x?}: {outcome:?}");
+        let outcome = scene.interpreter.send(TestSite::FromPod, &frame);
+        assert_eq!(outcome.fate, Fate::Untouched, "{changes:x?}: {outcome:?}");
         assert_eq!(outcome.reason, Reason::Malformed, "{changes:x?}");
     }
 }

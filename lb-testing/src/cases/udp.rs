@@ -3,9 +3,9 @@
 use lb_common::abi::counter::Reason;
 
 use super::setup::*;
-use crate::{scene::End, world::seconds};
+use crate::{interpreter::Fate, world::seconds};
 
-rows! {
+cases! {
     UDP_ONLY => a_flow_keeps_its_backend_and_draining_does_not_move_it,
     UDP_ONLY => a_flow_leaves_a_gone_backend_as_soon_as_there_is_another,
     UDP_ONLY => a_flow_stays_with_a_gone_backend_while_there_is_no_other,
@@ -14,96 +14,94 @@ rows! {
     UDP_ONLY => an_unanswered_flow_expires_sooner_than_an_answered_one,
 }
 
-fn a_flow_keeps_its_backend_and_draining_does_not_move_it<F: TestFamily>(bench: &mut Bench<F>) {
-    let (_, ids) = service(bench, 3);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
+fn a_flow_keeps_its_backend_and_draining_does_not_move_it<F: TestFamily>(scene: &mut Scene<F>) {
+    let (_, ids) = service(scene, 3);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     for _ in 0..10 {
-        bench.wait(1);
-        bench.request(&talk, 0);
+        scene.wait(1);
+        scene.request(&flow, 0);
     }
-    ids.iter().for_each(|id| bench.world.drain(*id));
-    bench.update();
-    bench.request(&talk, 0);
-    bench.reply(&talk, 0);
+    ids.iter().for_each(|id| scene.world.drain(*id));
+    scene.update();
+    scene.request(&flow, 0);
+    scene.reply(&flow, 0);
 }
 
-fn a_flow_leaves_a_gone_backend_as_soon_as_there_is_another<F: TestFamily>(bench: &mut Bench<F>) {
-    for (place, client) in clients::<F>() {
-        bench.lab.reset();
-        bench.world = Default::default();
-        let (index, ids) = service(bench, 1);
-        let talk = bench.connect(place, client, web::<F>());
-        bench.world.remove_backend(ids[0]);
-        bench.update();
-        bench.request(&talk, 0);
-        bench.world.add_backend(index, at(F::remote_pod(9), 8080), Where::Elsewhere);
-        bench.update();
-        let next = bench.connect(place, client, web::<F>());
+fn a_flow_leaves_a_gone_backend_as_soon_as_there_is_another<F: TestFamily>(scene: &mut Scene<F>) {
+    for (site, client) in clients::<F>() {
+        scene.reset();
+        let (index, ids) = service(scene, 1);
+        let flow = scene.connect(site, client, web::<F>());
+        scene.world.remove_backend(ids[0]);
+        scene.update();
+        scene.request(&flow, 0);
+        scene.world.add_backend(index, at(F::remote_pod(9), 8080), Location::OtherNode);
+        scene.update();
+        let next = scene.connect(site, client, web::<F>());
         assert_eq!(next.sent.destination, F::remote_pod(9));
-        bench.request(&next, 0);
+        scene.request(&next, 0);
     }
 }
 
-fn a_flow_stays_with_a_gone_backend_while_there_is_no_other<F: TestFamily>(bench: &mut Bench<F>) {
-    let (_, ids) = service(bench, 1);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
-    bench.world.remove_backend(ids[0]);
-    bench.update();
+fn a_flow_stays_with_a_gone_backend_while_there_is_no_other<F: TestFamily>(scene: &mut Scene<F>) {
+    let (_, ids) = service(scene, 1);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    scene.world.remove_backend(ids[0]);
+    scene.update();
     for _ in 0..5 {
-        bench.wait(60);
-        bench.request(&talk, 0);
-        bench.reply(&talk, 0);
+        scene.wait(60);
+        scene.request(&flow, 0);
+        scene.reply(&flow, 0);
     }
 }
 
-fn a_flow_of_a_deleted_service_stays<F: TestFamily>(bench: &mut Bench<F>) {
-    let (index, ids) = service(bench, 1);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
-    bench.world.remove_backend(ids[0]);
-    bench.world.remove_fronts(index);
-    bench.update();
-    bench.request(&talk, 0);
-    bench.reply(&talk, 0);
-    bench.wait(seconds::UDP_ANSWERED + 1);
-    let ends = [talk.client, talk.front];
-    bench.expect(talk.place, ends, 0, Reason::UnknownAddress, End::Untouched);
+fn a_flow_of_a_deleted_service_stays<F: TestFamily>(scene: &mut Scene<F>) {
+    let (index, ids) = service(scene, 1);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    scene.world.remove_backend(ids[0]);
+    scene.world.remove_frontends(index);
+    scene.update();
+    scene.request(&flow, 0);
+    scene.reply(&flow, 0);
+    scene.wait(seconds::UDP_ANSWERED + 1);
+    let ends = [flow.client, flow.frontend];
+    scene.expect(flow.site, ends, 0, Reason::UnknownAddress, Fate::Untouched);
 }
 
-fn a_late_answer_of_a_gone_backend_is_translated<F: TestFamily>(bench: &mut Bench<F>) {
-    let (index, ids) = service(bench, 1);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
-    bench.world.remove_backend(ids[0]);
-    bench.world.add_backend(index, at(F::remote_pod(9), 8080), Where::Elsewhere);
-    bench.update();
-    let next = bench.open(Place::FromPod, pod::<F>(), web::<F>());
-    bench.reply(&talk, 0);
-    bench.reply(&next, 0);
-    bench.request(&next, 0);
+fn a_late_answer_of_a_gone_backend_is_translated<F: TestFamily>(scene: &mut Scene<F>) {
+    let (index, ids) = service(scene, 1);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    scene.world.remove_backend(ids[0]);
+    scene.world.add_backend(index, at(F::remote_pod(9), 8080), Location::OtherNode);
+    scene.update();
+    let next = scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
+    scene.reply(&flow, 0);
+    scene.reply(&next, 0);
+    scene.request(&next, 0);
 }
 
-fn an_unanswered_flow_expires_sooner_than_an_answered_one<F: TestFamily>(bench: &mut Bench<F>) {
-    let (_, ids) = service(bench, 1);
-    let talk = bench.open(Place::FromPod, pod::<F>(), web::<F>());
-    bench.world.drain(ids[0]);
-    bench.update();
-    bench.wait(seconds::UDP - 1);
-    bench.request(&talk, 0);
-    bench.wait(seconds::UDP + 1);
-    let over = (Reason::NoFlow, End::Untouched);
-    let outcome = bench.answer(&talk, Place::ToPod, 0);
-    assert_eq!((outcome.reason, outcome.end), over);
-    let ends = [talk.client, talk.front];
-    let refusal = bench.refusal();
-    bench.expect(talk.place, ends, 0, Reason::NoEndpoint, refusal);
+fn an_unanswered_flow_expires_sooner_than_an_answered_one<F: TestFamily>(scene: &mut Scene<F>) {
+    let (_, ids) = service(scene, 1);
+    let flow = scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
+    scene.world.drain(ids[0]);
+    scene.update();
+    scene.wait(seconds::UDP - 1);
+    scene.request(&flow, 0);
+    scene.wait(seconds::UDP + 1);
+    let over = (Reason::NoFlow, Fate::Untouched);
+    let outcome = scene.answer(&flow, TestSite::ToPod, 0);
+    assert_eq!((outcome.reason, outcome.fate), over);
+    let ends = [flow.client, flow.frontend];
+    let refusal = scene.refusal();
+    scene.expect(flow.site, ends, 0, Reason::NoEndpoint, refusal);
 
-    bench.lab.reset();
-    bench.world = Default::default();
-    service(bench, 1);
-    let talk = bench.connect(Place::FromPod, pod::<F>(), web::<F>());
-    bench.wait(seconds::UDP_ANSWERED - 1);
-    bench.request(&talk, 0);
-    bench.reply(&talk, 0);
-    bench.wait(seconds::UDP_ANSWERED + 1);
-    let outcome = bench.answer(&talk, Place::ToPod, 0);
-    assert_eq!((outcome.reason, outcome.end), over);
+    scene.reset();
+    service(scene, 1);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    scene.wait(seconds::UDP_ANSWERED - 1);
+    scene.request(&flow, 0);
+    scene.reply(&flow, 0);
+    scene.wait(seconds::UDP_ANSWERED + 1);
+    let outcome = scene.answer(&flow, TestSite::ToPod, 0);
+    assert_eq!((outcome.reason, outcome.fate), over);
 }

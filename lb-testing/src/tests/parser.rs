@@ -9,8 +9,8 @@ use proptest::{collection::vec, prelude::*};
 
 use crate::{
     family::TestFamily,
+    flow::tuple,
     frame::{Body, ETHERNET, Frame},
-    scene::tuple,
     world::at,
 };
 
