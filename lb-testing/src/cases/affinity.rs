@@ -6,15 +6,15 @@ use super::setup::*;
 use crate::flow::TestFlow;
 
 cases! {
-    BOTH => a_client_keeps_to_its_backend_and_others_go_elsewhere,
+    BOTH => a_client_keeps_its_backend_and_others_get_other_backends,
     BOTH => affinity_slides_with_every_new_flow,
     BOTH => affinity_ends_after_its_timeout,
     BOTH => a_backend_that_may_not_be_chosen_any_more_is_left_for_good,
     BOTH => a_backend_that_takes_over_an_id_inherits_no_client,
-    BOTH => a_client_keeps_to_its_backend_whichever_front_end_it_uses,
-    BOTH => the_same_client_of_two_services_is_bound_twice,
+    BOTH => a_client_keeps_its_backend_whichever_frontend_it_uses,
+    BOTH => a_client_of_two_services_has_two_entries,
     BOTH => a_clock_that_lags_by_a_tick_ends_no_affinity,
-    BOTH => no_affinity_remembers_nobody,
+    BOTH => a_service_without_affinity_remembers_no_client,
 }
 
 const SECONDS: u32 = 600;
@@ -42,7 +42,7 @@ fn moved<A: Address>(before: &[TestFlow<A>], after: &[TestFlow<A>]) -> usize {
     before.iter().zip(after).filter(|(one, two)| one.backend() != two.backend()).count()
 }
 
-fn a_client_keeps_to_its_backend_and_others_go_elsewhere<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_client_keeps_its_backend_and_others_get_other_backends<F: TestFamily>(scene: &mut Scene<F>) {
     sticky(scene, 3);
     let first = crowd(scene, 1000);
     for port in 1001..1010 {
@@ -109,7 +109,7 @@ fn a_backend_that_takes_over_an_id_inherits_no_client<F: TestFamily>(scene: &mut
     assert!(heirs < usize::from(CLIENTS), "every client followed the id");
 }
 
-fn a_client_keeps_to_its_backend_whichever_front_end_it_uses<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_client_keeps_its_backend_whichever_frontend_it_uses<F: TestFamily>(scene: &mut Scene<F>) {
     let (index, _) = sticky(scene, 3);
     let other = at(F::vip(2), 8000);
     scene.world.add_frontend(index, other, scene.protocol);
@@ -121,7 +121,7 @@ fn a_client_keeps_to_its_backend_whichever_front_end_it_uses<F: TestFamily>(scen
     }
 }
 
-fn the_same_client_of_two_services_is_bound_twice<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_client_of_two_services_has_two_entries<F: TestFamily>(scene: &mut Scene<F>) {
     sticky(scene, 1);
     let other = at(F::vip(2), 80);
     let index = scene.world.add_service(other, scene.protocol);
@@ -146,7 +146,7 @@ fn a_clock_that_lags_by_a_tick_ends_no_affinity<F: TestFamily>(scene: &mut Scene
     assert_eq!(moved(&first, &next), 0);
 }
 
-fn no_affinity_remembers_nobody<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_service_without_affinity_remembers_no_client<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 3);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.request(&flow, ACK);

@@ -25,16 +25,16 @@ cases! {
     BOTH => a_pod_does_not_reach_itself_where_the_node_has_no_address,
     BOTH => a_node_process_reaches_a_pod_elsewhere_and_the_answer_comes_in_where_it_left,
     BOTH => a_node_process_gets_the_answer_of_a_pod_here_by_the_device_it_left_by,
-    BOTH => a_node_process_on_a_device_that_nobody_knows_is_dropped,
+    BOTH => a_node_process_that_leaves_by_an_unknown_device_is_dropped,
     BOTH => a_process_of_this_node_serves_pods_and_the_node,
     BOTH => internal_traffic_policy_local_gives_only_backends_of_this_node,
-    TCP_ONLY => one_port_with_tcp_and_udp_is_two_front_ends,
+    TCP_ONLY => one_port_with_tcp_and_udp_is_two_frontends,
     BOTH => an_address_outside_of_the_service_cidrs_can_be_a_cluster_ip,
-    BOTH => what_another_device_forwards_is_not_translated_where_it_leaves,
-    BOTH => every_backend_is_chosen_as_often,
+    BOTH => a_forwarded_packet_is_not_translated_where_it_leaves,
+    BOTH => every_backend_is_chosen_equally_often,
     BOTH => a_known_flow_costs_one_look_up_in_each_direction,
-    BOTH => a_new_flow_asks_once_for_its_front_end,
-    BOTH => what_is_no_service_costs_no_look_up_towards_it_and_one_back,
+    BOTH => a_new_flow_looks_its_frontend_up_once,
+    BOTH => traffic_of_no_service_costs_no_look_up_towards_it_and_one_back,
     TCP_ONLY => a_connection_into_a_pod_is_looked_up_once,
 }
 
@@ -106,7 +106,7 @@ fn a_node_process_gets_the_answer_of_a_pod_here_by_the_device_it_left_by<F: Test
     assert_eq!(scene.answer(&flow, TestSite::FromPod, ACK), into);
 }
 
-fn a_node_process_on_a_device_that_nobody_knows_is_dropped<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_node_process_that_leaves_by_an_unknown_device_is_dropped<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     scene.world.devices.remove(0);
     scene.update();
@@ -144,7 +144,7 @@ fn internal_traffic_policy_local_gives_only_backends_of_this_node<F: TestFamily>
     }
 }
 
-fn one_port_with_tcp_and_udp_is_two_front_ends<F: TestFamily>(scene: &mut Scene<F>) {
+fn one_port_with_tcp_and_udp_is_two_frontends<F: TestFamily>(scene: &mut Scene<F>) {
     for (protocol, number) in [(TCP, 1), (UDP, 2)] {
         let index = scene.world.add_service(web::<F>(), protocol);
         scene.world.add_backend(index, at(F::remote_pod(number), 53), Location::OtherNode);
@@ -170,16 +170,14 @@ fn an_address_outside_of_the_service_cidrs_can_be_a_cluster_ip<F: TestFamily>(
     }
 }
 
-fn what_another_device_forwards_is_not_translated_where_it_leaves<F: TestFamily>(
-    scene: &mut Scene<F>,
-) {
+fn a_forwarded_packet_is_not_translated_where_it_leaves<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     let ends = [pod::<F>(), web::<F>()];
     let site = TestSite::ToDeviceForwarded;
     scene.expect(site, ends, SYN, Reason::UntranslatedLeaving, Fate::Dropped);
 }
 
-fn every_backend_is_chosen_as_often<F: TestFamily>(scene: &mut Scene<F>) {
+fn every_backend_is_chosen_equally_often<F: TestFamily>(scene: &mut Scene<F>) {
     const BACKENDS: usize = 5;
     const FLOWS: usize = 2000;
     service(scene, BACKENDS as u8);
@@ -207,7 +205,7 @@ fn a_known_flow_costs_one_look_up_in_each_direction<F: TestFamily>(scene: &mut S
     }
 }
 
-fn a_new_flow_asks_once_for_its_front_end<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_new_flow_looks_its_frontend_up_once<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 3);
     scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
     if let Some(lookups) = scene.interpreter.lookups() {
@@ -216,7 +214,7 @@ fn a_new_flow_asks_once_for_its_front_end<F: TestFamily>(scene: &mut Scene<F>) {
     assert_eq!(scene.interpreter.flows(FlowTable::Flows).len(), if scene.is_tcp() { 0 } else { 2 });
 }
 
-fn what_is_no_service_costs_no_look_up_towards_it_and_one_back<F: TestFamily>(
+fn traffic_of_no_service_costs_no_look_up_towards_it_and_one_back<F: TestFamily>(
     scene: &mut Scene<F>,
 ) {
     service(scene, 1);

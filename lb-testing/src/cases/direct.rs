@@ -22,22 +22,22 @@ use crate::{
 };
 
 cases! {
-    BOTH => a_request_is_tunnelled_as_it_came,
-    BOTH => a_backend_here_needs_no_tunnel,
-    BOTH => clients_that_are_pods_or_nodes_get_the_nodes_address,
-    BOTH => what_no_tunnel_leads_to_gets_the_nodes_address,
-    BOTH => policies_hold_before_the_tunnel,
-    BOTH => a_request_at_the_end_of_its_hops_is_not_tunnelled,
-    BOTH => a_tunnelled_request_reaches_a_backend_here,
-    BOTH => a_tunnelled_request_goes_to_backends_here_only,
-    BOTH => a_tunnelled_request_without_a_backend_here_is_dropped,
-    BOTH => what_came_in_a_tunnel_is_never_tunnelled_again,
-    BOTH => strangers_tunnels_are_left_alone,
-    BOTH => what_is_for_nobody_here_stays_in_its_tunnel,
+    BOTH => a_request_is_encapsulated_as_it_came,
+    BOTH => a_request_for_a_backend_here_is_not_encapsulated,
+    BOTH => requests_of_pods_and_nodes_are_not_encapsulated,
+    BOTH => requests_that_cannot_be_encapsulated_are_masqueraded,
+    BOTH => policies_apply_before_encapsulation,
+    BOTH => a_request_whose_ttl_ends_here_is_not_encapsulated,
+    BOTH => an_encapsulated_request_reaches_a_backend_here,
+    BOTH => an_encapsulated_request_goes_to_backends_here_only,
+    BOTH => an_encapsulated_request_without_a_backend_here_is_dropped,
+    BOTH => a_decapsulated_request_is_never_encapsulated_again,
+    BOTH => tunnels_of_others_are_left_alone,
+    BOTH => an_encapsulated_packet_of_no_service_here_stays_encapsulated,
     BOTH => errors_about_replies_find_the_backend,
     BOTH => errors_of_a_backend_reach_the_client_from_the_service,
-    UDP_ONLY => fragments_are_tunnelled_and_unpacked,
-    TCP_ONLY => the_segment_size_leaves_room_for_the_tunnel,
+    UDP_ONLY => fragments_are_encapsulated_and_decapsulated,
+    TCP_ONLY => the_mss_leaves_room_for_the_outer_header,
     TCP_ONLY => a_flow_seen_one_way_is_established_by_its_client,
     TCP_ONLY => a_flow_seen_one_way_ends_with_its_client,
     UDP_ONLY => a_datagram_flow_seen_one_way_keeps_its_backend,
@@ -103,7 +103,7 @@ fn ask<F: TestFamily>(scene: &mut Scene<F>, flow: &TestFlow<F::Address>, flags: 
     scene.expect_frame(TestSite::FromDevice, &frame, Reason::Request, flow.fate);
 }
 
-fn a_request_is_tunnelled_as_it_came<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_request_is_encapsulated_as_it_came<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::OtherNode]);
     for frontend in frontends::<F>() {
         let ends = [client::<F>(), frontend];
@@ -116,7 +116,7 @@ fn a_request_is_tunnelled_as_it_came<F: TestFamily>(scene: &mut Scene<F>) {
     assert_eq!(scene.flow_counts(), [2, 0]);
 }
 
-fn a_backend_here_needs_no_tunnel<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_request_for_a_backend_here_is_not_encapsulated<F: TestFamily>(scene: &mut Scene<F>) {
     for location in [Location::LocalPod, Location::ThisHost] {
         scene.reset();
         exposed_directly(scene, &[location]);
@@ -125,7 +125,7 @@ fn a_backend_here_needs_no_tunnel<F: TestFamily>(scene: &mut Scene<F>) {
     }
 }
 
-fn clients_that_are_pods_or_nodes_get_the_nodes_address<F: TestFamily>(scene: &mut Scene<F>) {
+fn requests_of_pods_and_nodes_are_not_encapsulated<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::OtherNode]);
     for client in [at(F::remote_pod(8), 45_000), at(F::other_node(), 45_000)] {
         for frontend in frontends::<F>() {
@@ -139,7 +139,7 @@ fn clients_that_are_pods_or_nodes_get_the_nodes_address<F: TestFamily>(scene: &m
     }
 }
 
-fn what_no_tunnel_leads_to_gets_the_nodes_address<F: TestFamily>(scene: &mut Scene<F>) {
+fn requests_that_cannot_be_encapsulated_are_masqueraded<F: TestFamily>(scene: &mut Scene<F>) {
     // A ClusterIP, a backend whose node is not known, and an address of this node that the
     // others do not know it by.
     exposed_directly(scene, &[Location::OtherNode]);
@@ -160,7 +160,7 @@ fn what_no_tunnel_leads_to_gets_the_nodes_address<F: TestFamily>(scene: &mut Sce
     assert!(matches!(flow.fate, Fate::Forwarded(_)), "{flow:?}");
 }
 
-fn policies_hold_before_the_tunnel<F: TestFamily>(scene: &mut Scene<F>) {
+fn policies_apply_before_encapsulation<F: TestFamily>(scene: &mut Scene<F>) {
     let index = exposed_directly(scene, &[Location::OtherNode]);
     policy(scene, index, Service::DSR | Service::EXTERNAL_LOCAL);
     for frontend in frontends::<F>() {
@@ -173,7 +173,7 @@ fn policies_hold_before_the_tunnel<F: TestFamily>(scene: &mut Scene<F>) {
     scene.expect(TestSite::FromDevice, ends, SYN, Reason::SourceNotAllowed, Fate::Dropped);
 }
 
-fn a_request_at_the_end_of_its_hops_is_not_tunnelled<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_request_whose_ttl_ends_here_is_not_encapsulated<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::OtherNode]);
     let ends = [client::<F>(), node_port::<F>()];
     scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
@@ -182,7 +182,7 @@ fn a_request_at_the_end_of_its_hops_is_not_tunnelled<F: TestFamily>(scene: &mut 
     scene.expect_frame(TestSite::FromDevice, &frame, Reason::TtlExceeded, told);
 }
 
-fn a_tunnelled_request_reaches_a_backend_here<F: TestFamily>(scene: &mut Scene<F>) {
+fn an_encapsulated_request_reaches_a_backend_here<F: TestFamily>(scene: &mut Scene<F>) {
     for frontend in remote_fronts::<F>() {
         scene.reset();
         exposed_directly(scene, &[Location::LocalPod]);
@@ -203,7 +203,7 @@ fn a_tunnelled_request_reaches_a_backend_here<F: TestFamily>(scene: &mut Scene<F
     open(scene, balancer::<F>());
 }
 
-fn a_tunnelled_request_goes_to_backends_here_only<F: TestFamily>(scene: &mut Scene<F>) {
+fn an_encapsulated_request_goes_to_backends_here_only<F: TestFamily>(scene: &mut Scene<F>) {
     let locations = [Location::OtherNode, Location::LocalPod, Location::OtherNode];
     exposed_directly(scene, &locations);
     for port in 1000..1020 {
@@ -214,7 +214,7 @@ fn a_tunnelled_request_goes_to_backends_here_only<F: TestFamily>(scene: &mut Sce
     }
 }
 
-fn a_tunnelled_request_without_a_backend_here_is_dropped<F: TestFamily>(scene: &mut Scene<F>) {
+fn an_encapsulated_request_without_a_backend_here_is_dropped<F: TestFamily>(scene: &mut Scene<F>) {
     for locations in [&[][..], &[Location::OtherNode]] {
         scene.reset();
         exposed_directly(scene, locations);
@@ -231,7 +231,7 @@ fn a_tunnelled_request_without_a_backend_here_is_dropped<F: TestFamily>(scene: &
     }
 }
 
-fn what_came_in_a_tunnel_is_never_tunnelled_again<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_decapsulated_request_is_never_encapsulated_again<F: TestFamily>(scene: &mut Scene<F>) {
     let index = exposed_directly(scene, &[Location::OtherNode]);
     let ends = [client::<F>(), balancer::<F>()];
     scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
@@ -246,7 +246,7 @@ fn what_came_in_a_tunnel_is_never_tunnelled_again<F: TestFamily>(scene: &mut Sce
     open(scene, balancer::<F>());
 }
 
-fn strangers_tunnels_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
+fn tunnels_of_others_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::LocalPod]);
     let protocol = scene.protocol;
     let plain = |from| Frame::of(protocol, from, balancer::<F>(), SYN);
@@ -278,7 +278,9 @@ fn strangers_tunnels_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     }
 }
 
-fn what_is_for_nobody_here_stays_in_its_tunnel<F: TestFamily>(scene: &mut Scene<F>) {
+fn an_encapsulated_packet_of_no_service_here_stays_encapsulated<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
     exposed_directly(scene, &[Location::LocalPod]);
     let client = client::<F>();
     let others = [
@@ -363,7 +365,7 @@ fn errors_of_a_backend_reach_the_client_from_the_service<F: TestFamily>(scene: &
     assert_eq!(scene.interpreter.quoted(), Some(tuple(flow.client, frontend)));
 }
 
-fn fragments_are_tunnelled_and_unpacked<F: TestFamily>(scene: &mut Scene<F>) {
+fn fragments_are_encapsulated_and_decapsulated<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::OtherNode]);
     let ends = [client::<F>(), node_port::<F>()];
     let first = |to| Frame::<F>::of(UDP, ends[0], to, 0).fragment_of(9, 0, true);
@@ -384,7 +386,7 @@ fn fragments_are_tunnelled_and_unpacked<F: TestFamily>(scene: &mut Scene<F>) {
     scene.expect_frame(TestSite::FromDevice, &arriving[1], Reason::Request, fate);
 }
 
-fn the_segment_size_leaves_room_for_the_tunnel<F: TestFamily>(scene: &mut Scene<F>) {
+fn the_mss_leaves_room_for_the_outer_header<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::LocalPod]);
     let frontend = balancer::<F>();
     let flow = open(scene, frontend);

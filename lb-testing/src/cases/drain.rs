@@ -16,10 +16,10 @@ use crate::{
 cases! {
     BOTH => known_flows_go_on,
     BOTH => new_flows_are_left_to_the_stack,
-    BOTH => a_new_flow_that_nobody_translates_never_leaves,
-    BOTH => what_is_no_flow_is_left_to_the_stack_too,
+    BOTH => a_new_flow_never_leaves_untranslated,
+    BOTH => packets_of_no_flow_are_left_to_the_stack_too,
     BOTH => new_flows_are_opened_once_the_drain_is_over,
-    BOTH => what_was_tunnelled_here_still_finds_a_backend,
+    BOTH => an_encapsulated_request_still_finds_a_backend,
     TCP_ONLY => a_handshake_is_completed,
     TCP_ONLY => a_connection_that_follows_a_closed_one_is_new,
     UDP_ONLY => a_datagram_whose_backend_is_gone_is_left_to_the_stack,
@@ -73,7 +73,7 @@ fn new_flows_are_left_to_the_stack<F: TestFamily>(scene: &mut Scene<F>) {
     assert_eq!(scene.flow_counts(), [0, 0]);
 }
 
-fn a_new_flow_that_nobody_translates_never_leaves<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_new_flow_never_leaves_untranslated<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::OtherNode]);
     drain(scene);
     let dropped = (Reason::UntranslatedLeaving, Fate::Dropped);
@@ -83,7 +83,7 @@ fn a_new_flow_that_nobody_translates_never_leaves<F: TestFamily>(scene: &mut Sce
     scene.expect(TestSite::ToDeviceForwarded, ends, SYN, dropped.0, dropped.1);
 }
 
-fn what_is_no_flow_is_left_to_the_stack_too<F: TestFamily>(scene: &mut Scene<F>) {
+fn packets_of_no_flow_are_left_to_the_stack_too<F: TestFamily>(scene: &mut Scene<F>) {
     const SCTP: u8 = 132;
     exposed(scene, &[Location::OtherNode]);
     drain(scene);
@@ -106,7 +106,7 @@ fn new_flows_are_opened_once_the_drain_is_over<F: TestFamily>(scene: &mut Scene<
     scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
 }
 
-fn what_was_tunnelled_here_still_finds_a_backend<F: TestFamily>(scene: &mut Scene<F>) {
+fn an_encapsulated_request_still_finds_a_backend<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::LocalPod]);
     drain(scene);
     let (from, to) = (client::<F>(), frontends::<F>()[1]);

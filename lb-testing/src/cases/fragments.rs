@@ -17,18 +17,18 @@ use crate::{
 };
 
 cases! {
-    BOTH => all_fragments_of_a_request_go_the_same_way,
-    BOTH => all_fragments_of_a_reply_go_the_same_way,
+    BOTH => all_fragments_of_a_request_take_the_same_path,
+    BOTH => all_fragments_of_a_reply_take_the_same_path,
     BOTH => a_fragmented_packet_opens_a_flow,
     BOTH => fragments_of_different_datagrams_are_kept_apart,
     BOTH => a_fragment_before_the_first_is_dropped_if_it_is_for_a_service,
     BOTH => fragments_for_others_are_left_alone_without_a_look_up,
     BOTH => fragments_are_forgotten,
     BOTH => a_refused_datagram_is_refused_once,
-    BOTH => later_fragments_say_nothing_of_the_flow,
+    BOTH => later_fragments_do_not_change_the_flow,
     UDP_ONLY => a_datagram_all_in_one_fragment_is_whole,
-    UDP_ONLY => fragments_of_what_services_do_not_carry_are_dropped,
-    BOTH => a_later_fragment_at_the_end_of_its_hops_is_not_forwarded,
+    UDP_ONLY => fragments_of_other_protocols_are_dropped,
+    BOTH => a_later_fragment_whose_ttl_ends_here_is_not_forwarded,
 }
 
 /// Location a frame's bytes behind the first fragment belong.
@@ -62,7 +62,7 @@ fn send_all<F: TestFamily>(
     }
 }
 
-fn all_fragments_of_a_request_go_the_same_way<F: TestFamily>(scene: &mut Scene<F>) {
+fn all_fragments_of_a_request_take_the_same_path<F: TestFamily>(scene: &mut Scene<F>) {
     with_all(scene, |scene, flow| {
         let frame = frame(scene, [flow.client, flow.frontend]);
         send_all(scene, flow.site, &frame, Reason::Request, flow.sent, |translated| {
@@ -71,7 +71,7 @@ fn all_fragments_of_a_request_go_the_same_way<F: TestFamily>(scene: &mut Scene<F
     });
 }
 
-fn all_fragments_of_a_reply_go_the_same_way<F: TestFamily>(scene: &mut Scene<F>) {
+fn all_fragments_of_a_reply_take_the_same_path<F: TestFamily>(scene: &mut Scene<F>) {
     with_all(scene, |scene, flow| {
         let to = at(flow.sent.source, flow.sent.source_port.get());
         let frame = frame(scene, [flow.backend(), to]);
@@ -190,7 +190,7 @@ fn a_refused_datagram_is_refused_once<F: TestFamily>(scene: &mut Scene<F>) {
     scene.expect_frame(TestSite::FromPod, &later, Reason::Fragment, Fate::Dropped);
 }
 
-fn later_fragments_say_nothing_of_the_flow<F: TestFamily>(scene: &mut Scene<F>) {
+fn later_fragments_do_not_change_the_flow<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     let frame = frame(scene, [flow.client, flow.frontend]);
@@ -211,7 +211,7 @@ fn a_datagram_all_in_one_fragment_is_whole<F: TestFamily>(scene: &mut Scene<F>) 
     scene.expect_frame(TestSite::FromPod, &atomic, Reason::Request, Fate::Translated(flow.sent));
 }
 
-fn fragments_of_what_services_do_not_carry_are_dropped<F: TestFamily>(scene: &mut Scene<F>) {
+fn fragments_of_other_protocols_are_dropped<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     let (from, to) = (pod::<F>(), web::<F>());
     for body in [Body::Icmp(F::ECHO_REQUEST, 0), Body::Other(132)] {
@@ -225,7 +225,7 @@ fn fragments_of_what_services_do_not_carry_are_dropped<F: TestFamily>(scene: &mu
     scene.expect_frame(TestSite::FromPod, &ping, Reason::EchoAnswered, answered);
 }
 
-fn a_later_fragment_at_the_end_of_its_hops_is_not_forwarded<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_later_fragment_whose_ttl_ends_here_is_not_forwarded<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::OtherNode]);
     let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
     let frame = frame(scene, [flow.client, flow.frontend]);

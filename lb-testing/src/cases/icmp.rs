@@ -19,7 +19,7 @@ use crate::{
 cases! {
     BOTH => errors_of_a_backend_reach_the_client,
     BOTH => errors_of_a_client_reach_the_backend,
-    BOTH => a_router_stays_who_it_is_where_it_is_let_through,
+    BOTH => a_router_keeps_its_address_where_its_errors_may_pass,
     BOTH => errors_about_a_handshake_reach_the_client,
     BOTH => every_kind_of_error_is_translated,
     BOTH => a_redirect_is_left_alone,
@@ -27,10 +27,10 @@ cases! {
     BOTH => quotes_with_options_are_translated,
     BOTH => errors_change_nothing_of_the_flow,
     BOTH => errors_about_no_known_flow_are_left_alone,
-    BOTH => errors_about_a_flow_that_is_over_are_left_alone,
-    BOTH => errors_for_somebody_else_than_the_sender_are_left_alone,
+    BOTH => errors_about_an_expired_flow_are_left_alone,
+    BOTH => errors_to_others_than_the_sender_are_left_alone,
     BOTH => errors_that_cannot_be_read_are_left_alone,
-    BOTH => an_error_at_the_end_of_its_hops_is_not_forwarded,
+    BOTH => an_error_whose_ttl_ends_here_is_not_forwarded,
 }
 
 /// Any kind of error.
@@ -132,7 +132,7 @@ fn errors_of_a_client_reach_the_backend<F: TestFamily>(scene: &mut Scene<F>) {
     });
 }
 
-fn a_router_stays_who_it_is_where_it_is_let_through<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_router_keeps_its_address_where_its_errors_may_pass<F: TestFamily>(scene: &mut Scene<F>) {
     let router = F::remote_pod(250);
     exposed(scene, &[Location::OtherNode]);
     for (site, who) in clients::<F>() {
@@ -268,7 +268,7 @@ fn errors_about_no_known_flow_are_left_alone<F: TestFamily>(scene: &mut Scene<F>
     scene.expect_lookups(0);
 }
 
-fn errors_about_a_flow_that_is_over_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
+fn errors_about_an_expired_flow_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     let flow = scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.wait(seconds::TCP_SYN + 1);
@@ -276,7 +276,7 @@ fn errors_about_a_flow_that_is_over_are_left_alone<F: TestFamily>(scene: &mut Sc
     is_left_alone(scene, TestSite::ToPod, &frame);
 }
 
-fn errors_for_somebody_else_than_the_sender_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
+fn errors_to_others_than_the_sender_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     let mut frame = about(scene, flow.sent.destination, &flow.sent);
@@ -308,7 +308,7 @@ fn errors_that_cannot_be_read_are_left_alone<F: TestFamily>(scene: &mut Scene<F>
     is_left_alone(scene, TestSite::ToPod, &frame);
 }
 
-fn an_error_at_the_end_of_its_hops_is_not_forwarded<F: TestFamily>(scene: &mut Scene<F>) {
+fn an_error_whose_ttl_ends_here_is_not_forwarded<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::OtherNode]);
     let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
     let mut bytes = about(scene, flow.sent.destination, &flow.sent).bytes();

@@ -15,11 +15,11 @@ use crate::{
 };
 
 cases! {
-    BOTH => a_pod_is_seen_as_this_node_where_all_are,
+    BOTH => a_pod_is_seen_as_this_node_with_masquerade_all,
     BOTH => the_answer_of_a_pod_here_to_a_masqueraded_pod_is_forwarded,
-    BOTH => a_pod_that_reaches_itself_is_seen_as_this_node_where_all_are,
-    BOTH => a_pod_of_another_node_is_seen_as_this_node_where_all_are,
-    BOTH => what_is_no_cluster_ip_keeps_its_client_where_all_others_are_masqueraded,
+    BOTH => a_pod_that_reaches_itself_is_seen_as_this_node_with_masquerade_all,
+    BOTH => a_pod_of_another_node_is_seen_as_this_node_with_masquerade_all,
+    BOTH => a_node_port_shows_its_client_with_masquerade_all,
 }
 
 fn masqueraded<F: TestFamily>(scene: &mut Scene<F>, locations: &[Location]) {
@@ -28,7 +28,7 @@ fn masqueraded<F: TestFamily>(scene: &mut Scene<F>, locations: &[Location]) {
     exposed(scene, locations);
 }
 
-fn a_pod_is_seen_as_this_node_where_all_are<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_pod_is_seen_as_this_node_with_masquerade_all<F: TestFamily>(scene: &mut Scene<F>) {
     for location in [Location::OtherNode, Location::ThisHost] {
         masqueraded(scene, &[location]);
         let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
@@ -55,7 +55,7 @@ fn the_answer_of_a_pod_here_to_a_masqueraded_pod_is_forwarded<F: TestFamily>(sce
     }
 }
 
-fn a_pod_that_reaches_itself_is_seen_as_this_node_where_all_are<F: TestFamily>(
+fn a_pod_that_reaches_itself_is_seen_as_this_node_with_masquerade_all<F: TestFamily>(
     scene: &mut Scene<F>,
 ) {
     masqueraded(scene, &[Location::LocalPod]);
@@ -64,7 +64,9 @@ fn a_pod_that_reaches_itself_is_seen_as_this_node_where_all_are<F: TestFamily>(
     assert_eq!(flow.fate, Fate::Hairpinned(tuple(at(F::node(), 40_000), here::<F>())));
 }
 
-fn a_pod_of_another_node_is_seen_as_this_node_where_all_are<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_pod_of_another_node_is_seen_as_this_node_with_masquerade_all<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
     let client = at(F::remote_pod(8), 41_000);
     for location in [Location::LocalPod, Location::OtherNode] {
         masqueraded(scene, &[location]);
@@ -74,9 +76,7 @@ fn a_pod_of_another_node_is_seen_as_this_node_where_all_are<F: TestFamily>(scene
     }
 }
 
-fn what_is_no_cluster_ip_keeps_its_client_where_all_others_are_masqueraded<F: TestFamily>(
-    scene: &mut Scene<F>,
-) {
+fn a_node_port_shows_its_client_with_masquerade_all<F: TestFamily>(scene: &mut Scene<F>) {
     masqueraded(scene, &[Location::LocalPod]);
     for (site, client) in [(TestSite::FromPod, pod::<F>()), (TestSite::FromDevice, client::<F>())] {
         let flow = scene.connect(site, client, node_port::<F>());

@@ -21,11 +21,11 @@ cases! {
     BOTH => more_extension_headers_than_are_followed_are_left_alone,
     BOTH => payloads_of_every_length_keep_their_checksums_past_this_node,
     UDP_ONLY => a_datagram_of_a_client_outside_without_checksum_stays_without,
-    BOTH => hops_end_where_this_node_forwards,
-    BOTH => hops_are_the_stacks_where_it_routes,
-    BOTH => what_is_for_a_pod_is_left_alone,
-    BOTH => what_comes_from_nowhere_opens_no_flow,
-    BOTH => who_claims_to_be_this_node_is_in_nobodys_way,
+    BOTH => the_ttl_ends_where_this_node_forwards,
+    BOTH => the_stack_decrements_the_ttl_where_it_routes,
+    BOTH => packets_to_a_pod_are_left_alone,
+    BOTH => a_source_that_no_host_can_have_opens_no_flow,
+    BOTH => a_forged_node_address_blocks_no_connection_of_the_node,
 }
 
 /// A backend whose packets the stack routes, and one whose packets lb forwards.
@@ -134,7 +134,7 @@ fn a_datagram_of_a_client_outside_without_checksum_stays_without<F: TestFamily>(
     });
 }
 
-fn hops_end_where_this_node_forwards<F: TestFamily>(scene: &mut Scene<F>) {
+fn the_ttl_ends_where_this_node_forwards<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::OtherNode]);
     let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
     let exceeded =
@@ -154,7 +154,7 @@ fn hops_end_where_this_node_forwards<F: TestFamily>(scene: &mut Scene<F>) {
     scene.reply(&flow, ACK);
 }
 
-fn hops_are_the_stacks_where_it_routes<F: TestFamily>(scene: &mut Scene<F>) {
+fn the_stack_decrements_the_ttl_where_it_routes<F: TestFamily>(scene: &mut Scene<F>) {
     for location in [Location::LocalPod, Location::ThisHost] {
         scene.reset();
         exposed(scene, &[location]);
@@ -169,7 +169,7 @@ fn hops_are_the_stacks_where_it_routes<F: TestFamily>(scene: &mut Scene<F>) {
     }
 }
 
-fn what_is_for_a_pod_is_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
+fn packets_to_a_pod_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     with_each(scene, |scene, flow| {
         let (before, untouched) = (scene.flow_counts(), Fate::Untouched);
         let stranger = at(F::outside(), 1000);
@@ -207,7 +207,7 @@ fn martians<F: TestFamily>() -> Vec<F::Address> {
     parts.map(filled).into_iter().chain([F::loopback(), F::node()]).collect()
 }
 
-fn what_comes_from_nowhere_opens_no_flow<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_source_that_no_host_can_have_opens_no_flow<F: TestFamily>(scene: &mut Scene<F>) {
     for location in [Location::LocalPod, Location::OtherNode, Location::ThisHost] {
         scene.reset();
         exposed(scene, &[location]);
@@ -227,7 +227,7 @@ fn what_comes_from_nowhere_opens_no_flow<F: TestFamily>(scene: &mut Scene<F>) {
 }
 
 /// The node's own connection to a backend, from the port that a stranger has guessed.
-fn who_claims_to_be_this_node_is_in_nobodys_way<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_forged_node_address_blocks_no_connection_of_the_node<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::LocalPod]);
     let backend = scene.world.endpoint(1);
     scene.send(TestSite::FromDevice, process::<F>(), node_port::<F>(), SYN);

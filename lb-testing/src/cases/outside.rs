@@ -32,11 +32,11 @@ cases! {
     BOTH => a_client_outside_the_ranges_is_dropped,
     BOTH => a_node_port_without_endpoint_refuses,
     BOTH => another_port_of_an_external_address_is_left_alone,
-    BOTH => what_is_no_node_port_is_left_alone,
+    BOTH => a_port_that_is_no_node_port_is_left_alone,
     BOTH => many_flows_to_one_backend_have_ports_of_their_own,
-    BOTH => no_reply_is_anothers_when_ports_run_out,
-    TCP_ONLY => a_port_of_a_closed_flow_is_used_again,
-    TCP_ONLY => a_port_of_a_half_closed_flow_is_not_anothers,
+    BOTH => flows_keep_their_replies_when_source_ports_run_out,
+    TCP_ONLY => a_port_of_a_closed_flow_is_reused,
+    TCP_ONLY => a_port_of_a_half_closed_flow_is_not_reused,
     BOTH => replies_by_the_stack_are_left_alone_until_they_leave,
 }
 
@@ -279,7 +279,7 @@ fn another_port_of_an_external_address_is_left_alone<F: TestFamily>(scene: &mut 
     scene.expect(TestSite::FromDevice, ends, SYN, Reason::UnknownAddress, Fate::Untouched);
 }
 
-fn what_is_no_node_port_is_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_port_that_is_no_node_port_is_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::LocalPod]);
     let ends = [client::<F>(), at(F::node(), 22)];
     scene.expect(TestSite::FromDevice, ends, SYN, Reason::NoFlow, Fate::Untouched);
@@ -301,7 +301,7 @@ fn many_flows_to_one_backend_have_ports_of_their_own<F: TestFamily>(scene: &mut 
     }
 }
 
-fn no_reply_is_anothers_when_ports_run_out<F: TestFamily>(scene: &mut Scene<F>) {
+fn flows_keep_their_replies_when_source_ports_run_out<F: TestFamily>(scene: &mut Scene<F>) {
     scene.world.settings.source_ports.count = 2;
     exposed(scene, &[Location::OtherNode]);
     let flows = [1000, 1001]
@@ -314,7 +314,7 @@ fn no_reply_is_anothers_when_ports_run_out<F: TestFamily>(scene: &mut Scene<F>) 
     }
 }
 
-fn a_port_of_a_half_closed_flow_is_not_anothers<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_port_of_a_half_closed_flow_is_not_reused<F: TestFamily>(scene: &mut Scene<F>) {
     scene.world.settings.source_ports.count = 1;
     exposed(scene, &[Location::OtherNode]);
     let one = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
@@ -342,7 +342,7 @@ fn replies_by_the_stack_are_left_alone_until_they_leave<F: TestFamily>(scene: &m
     }
 }
 
-fn a_port_of_a_closed_flow_is_used_again<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_port_of_a_closed_flow_is_reused<F: TestFamily>(scene: &mut Scene<F>) {
     scene.world.settings.source_ports.count = 1;
     exposed(scene, &[Location::OtherNode]);
     let one = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());

@@ -15,10 +15,10 @@ use crate::{
 
 cases! {
     BOTH => options_and_extension_headers_are_looked_past,
-    BOTH => what_has_options_is_refused_with_all_of_its_header_quoted,
+    BOTH => a_packet_with_options_is_refused_with_all_of_its_header_quoted,
     BOTH => payloads_of_every_length_keep_their_checksums,
     UDP_ONLY => a_datagram_without_checksum_stays_without,
-    BOTH => frames_cut_short_go_on_untouched_and_never_leave,
+    BOTH => truncated_frames_pass_untouched_and_never_leave,
     BOTH => an_ip_header_that_contradicts_itself_is_malformed,
 }
 
@@ -47,7 +47,9 @@ fn options_and_extension_headers_are_looked_past<F: TestFamily>(scene: &mut Scen
     }
 }
 
-fn what_has_options_is_refused_with_all_of_its_header_quoted<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_packet_with_options_is_refused_with_all_of_its_header_quoted<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
     service(scene, 0);
     for options in padding::<F>() {
         for (site, client) in clients::<F>() {
@@ -81,7 +83,7 @@ fn a_datagram_without_checksum_stays_without<F: TestFamily>(scene: &mut Scene<F>
     scene.expect_frame(TestSite::FromPod, &frame, Reason::FlowCreated, translated);
 }
 
-fn frames_cut_short_go_on_untouched_and_never_leave<F: TestFamily>(scene: &mut Scene<F>) {
+fn truncated_frames_pass_untouched_and_never_leave<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     let header = if F::NUMBER == 4 { 20 } else { 40 };
     let needed = 14 + header + if scene.is_tcp() { 20 } else { 8 };

@@ -20,9 +20,9 @@ cases! {
     TCP_ONLY => a_reply_tuple_of_a_closing_flow_is_taken_over,
     BOTH => a_reply_tuple_of_an_expired_flow_is_taken_over,
     TCP_ONLY => the_reply_tuple_of_a_live_handshake_is_not_taken,
-    TCP_ONLY => a_reply_entry_that_lost_its_request_entry_is_in_nobodys_way,
-    TCP_ONLY => forgetting_a_flow_leaves_the_replies_of_others_alone,
-    TCP_ONLY => a_closed_flow_is_not_in_the_way_of_a_connection_to_the_backend_itself,
+    TCP_ONLY => an_orphaned_reply_entry_blocks_no_flow,
+    TCP_ONLY => removing_a_flow_keeps_the_replies_of_others,
+    TCP_ONLY => a_closed_flow_blocks_no_connection_to_the_backend_itself,
     UDP_ONLY => taking_over_a_stale_reply_entry_leaves_the_moved_flow_alone,
 }
 
@@ -84,9 +84,7 @@ fn a_reply_tuple_of_a_closing_flow_is_taken_over<F: TestFamily>(scene: &mut Scen
     assert_eq!(scene.flow_counts(), [2, 0]);
 }
 
-fn a_closed_flow_is_not_in_the_way_of_a_connection_to_the_backend_itself<F: TestFamily>(
-    scene: &mut Scene<F>,
-) {
+fn a_closed_flow_blocks_no_connection_to_the_backend_itself<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     let one = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     let ends = [one.backend(), pod::<F>()];
@@ -119,9 +117,7 @@ fn the_reply_tuple_of_a_live_handshake_is_not_taken<F: TestFamily>(scene: &mut S
     works(scene, &two);
 }
 
-fn a_reply_entry_that_lost_its_request_entry_is_in_nobodys_way<F: TestFamily>(
-    scene: &mut Scene<F>,
-) {
+fn an_orphaned_reply_entry_blocks_no_flow<F: TestFamily>(scene: &mut Scene<F>) {
     // The sweep deletes entry by entry, and a full table evicts one.
     for wait in [0, seconds::TCP_CLOSING + 1] {
         scene.reset();
@@ -139,7 +135,7 @@ fn a_reply_entry_that_lost_its_request_entry_is_in_nobodys_way<F: TestFamily>(
     }
 }
 
-fn forgetting_a_flow_leaves_the_replies_of_others_alone<F: TestFamily>(scene: &mut Scene<F>) {
+fn removing_a_flow_keeps_the_replies_of_others<F: TestFamily>(scene: &mut Scene<F>) {
     two_services(scene, 1);
     let one = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.request(&one, FIN | ACK);
