@@ -1,4 +1,4 @@
-//! Location the headers of a frame are, and its checksums, computed over the whole. Shares nothing
+//! Where the headers of a frame are, and its checksums, computed over the whole. Shares nothing
 //! with the code under test.
 
 use super::family::TestFamily;
@@ -6,7 +6,7 @@ use super::family::TestFamily;
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
-/// Computes the IPv4 header's checksum anew.
+/// Computes the IPv4 header's checksum.
 pub(super) fn update_header_checksum<F: TestFamily>(frame: &mut [u8]) {
     if F::NUMBER == 6 {
         return;

@@ -1,5 +1,5 @@
-//! What tests need to know of an address family: who has which address, and how its
-//! headers are built. Not shared with the code under test.
+//! An address family in tests: which host has which address, and how headers are built. Shares
+//! nothing with the code under test.
 
 use lb_common::{
     abi::address::{Address4, Address6, Ipv4, Ipv6, Prefix},
@@ -9,11 +9,11 @@ use lb_common::{
 /// Which part of a larger datagram a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// Location its bytes belong; a multiple of 8.
+    /// The offset of its bytes in the datagram; a multiple of 8.
     pub offset: u16,
-    /// Whether more follows.
+    /// Whether more fragments follow.
     pub more: bool,
-    /// Which datagram it is of.
+    /// The identification of the datagram.
     pub identification: u16,
 }
 
@@ -38,24 +38,24 @@ pub trait TestFamily: ParseQuote + Tunnel {
     fn remote_pod(number: u8) -> Self::Address;
     /// This node.
     fn node() -> Self::Address;
-    /// The node of backends that are elsewhere.
+    /// The node of remote backends.
     fn other_node() -> Self::Address;
     /// An address in a ServiceCIDR.
     fn vip(number: u8) -> Self::Address;
-    /// An address that may be a ClusterIP though it lies in no ServiceCIDR.
+    /// An address that may be a ClusterIP although it is in no ServiceCIDR.
     fn vip_outside_cidrs(number: u8) -> Self::Address;
-    /// An address that has to do with nothing.
+    /// A client outside the cluster.
     fn outside() -> Self::Address;
-    /// The address of the host itself.
+    /// The loopback address.
     fn loopback() -> Self::Address;
     /// The prefixes of [`TestFamily::vip`] and [`TestFamily::vip_outside_cidrs`].
     fn service_prefixes() -> [Prefix<Self::Address>; 2];
-    /// The address as it stands in a packet.
+    /// The address as it is in a packet.
     fn bytes(address: Self::Address) -> Vec<u8>;
-    /// The address that stands at the start of `bytes`.
+    /// The address at the start of `bytes`.
     fn address(bytes: &[u8]) -> Self::Address;
-    /// An IP header and what stands between it and `body`: options of IPv4 (whole words),
-    /// or extension headers of IPv6 as (kind, bytes behind the next-header field). TTL or hop
+    /// An IP header with what is between it and the body: options of IPv4 (whole words), or
+    /// extension headers of IPv6 as (kind, bytes behind the next-header field). TTL or hop
     /// limit and the header's own checksum are 0.
     fn ip_header(
         addresses: [Self::Address; 2],

@@ -62,7 +62,7 @@ pub struct Frame<F: TestFamily> {
     pub fragment: Option<Fragment>,
     /// What follows the transport header.
     pub payload: Vec<u8>,
-    /// The ends of the tunnel that it is in.
+    /// Source and destination of the outer header, if the frame is encapsulated.
     pub tunnel: Option<[F::Address; 2]>,
 }
 
@@ -108,8 +108,8 @@ impl<F: TestFamily> Frame<F> {
         self
     }
 
-    /// In a tunnel with these ends.
-    pub fn tunnel(mut self, from: F::Address, to: F::Address) -> Self {
+    /// Encapsulated, with this source and destination of the outer header.
+    pub fn encapsulated(mut self, from: F::Address, to: F::Address) -> Self {
         self.tunnel = Some([from, to]);
         self
     }
@@ -169,9 +169,9 @@ impl<F: TestFamily> Frame<F> {
     }
 }
 
-/// Checks that `after` is `before` with the addresses and ports `tuple`, every checksum
-/// as right (or as wrong) as it was, and nothing else changed but the MACs. A fragment
-/// without ports keeps what follows its IP header.
+/// Checks that `after` is `before` with the addresses and ports `tuple`, a TTL that is smaller
+/// by `decrement`, every checksum as right (or as wrong) as it was, and nothing else changed but
+/// the MACs. A later fragment keeps what follows its IP header.
 ///
 /// # Errors
 /// A sentence that says what differs.
@@ -271,7 +271,7 @@ pub fn check_error<F: TestFamily>(
         expected[at..at + length].copy_from_slice(&after[at..at + length]);
     }
     if expected[MACS.len()..] != after[MACS.len()..] {
-        return fail("bytes changed that have to stay");
+        return fail("bytes changed that must not change");
     }
     let is_right = |frame: &[u8]| {
         let inner = [&frame[..ETHERNET], &frame[header..]].concat();
@@ -292,7 +292,7 @@ pub fn check_error<F: TestFamily>(
     Ok([outer, quote.key.tuple])
 }
 
-/// Checks that `after` answers `before`, of which `packet` says what it is, as `answer`.
+/// Checks that `after` is the `answer` to `before`, which was parsed into `packet`.
 ///
 /// # Errors
 /// A sentence that says what is wrong with it.
@@ -305,7 +305,7 @@ pub fn check_answer<F: TestFamily>(
     let fail = |what: &str| Err(format!("{what}\n  before {before:02x?}\n  after  {after:02x?}"));
     let [source, destination] = addresses::<F>(before);
     if addresses::<F>(after) != [destination, source] {
-        return fail("the answer goes from or to somebody else");
+        return fail("the answer has other addresses");
     }
     let header_residue = match answer {
         Answer::Echo => header_sum::<F>(before),

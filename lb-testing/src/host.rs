@@ -102,9 +102,7 @@ impl<F: TestFamily> Host<F> {
         let (tuple, device) = (work.rewrite, work.device);
         match work.action {
             Action::REQUEST | Action::REPLY => Fate::Translated(tuple),
-            Action::REPLY_DIRECT if tunnel::is_to_be_clamped(frame, packet) => {
-                Fate::MssClamped(tuple)
-            }
+            Action::REPLY_DIRECT if tunnel::is_clamped(frame, packet) => Fate::MssClamped(tuple),
             Action::REPLY_DIRECT => Fate::Translated(tuple),
             Action::REQUEST_TUNNEL => Fate::Encapsulated(tuple),
             Action::REQUEST_ROUTE => Fate::Routed(tuple),

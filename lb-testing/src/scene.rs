@@ -34,9 +34,15 @@ impl<F: TestFamily> Scene<'_, F> {
 
     /// Begins again, with an empty world.
     pub fn reset(&mut self) {
+        self.world = World::default();
+        self.forget();
+    }
+
+    /// Forgets flows and affinity; the world stays.
+    pub fn forget(&mut self) {
         self.interpreter.finish();
         self.interpreter.reset();
-        self.world = World::default();
+        self.update();
     }
 
     /// Whether the case runs with TCP.

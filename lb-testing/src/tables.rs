@@ -52,16 +52,16 @@ impl Lookups {
     }
 }
 
-/// An entry: what it held when it was looked up, and the site it is stored in.
+/// An entry: what it held when it was looked up, and the place it is stored in.
 #[derive(Clone, Debug)]
 pub struct FakeEntry<T: Copy> {
     held: T,
-    site: Rc<Cell<T>>,
+    place: Rc<Cell<T>>,
 }
 
 impl<T: Copy> FakeEntry<T> {
-    fn of(site: &Rc<Cell<T>>) -> Self {
-        Self { held: site.get(), site: site.clone() }
+    fn of(place: &Rc<Cell<T>>) -> Self {
+        Self { held: place.get(), place: place.clone() }
     }
 }
 
@@ -71,17 +71,17 @@ impl<T: Copy> Entry<T> for FakeEntry<T> {
     }
 
     fn store(&self, value: T) {
-        self.site.set(value);
+        self.place.set(value);
     }
 }
 
 impl<A: Copy> FlowEntry<A> for FakeEntry<Flow<A>> {
     fn set_state(&self, state: u8) {
-        self.site.set(Flow { state, ..self.site.get() });
+        self.place.set(Flow { state, ..self.place.get() });
     }
 
     fn set_last_seen(&self, now: u32) {
-        self.site.set(Flow { last_seen: now, ..self.site.get() });
+        self.place.set(Flow { last_seen: now, ..self.place.get() });
     }
 }
 
@@ -154,12 +154,12 @@ impl<F: Family> FakeTables<F> {
 
     /// Every entry of a flow table.
     pub fn flows_of(&self, table: FlowTable) -> FlowEntries<F::Address> {
-        self.table(table).iter().map(|(key, site)| (*key, site.get())).collect()
+        self.table(table).iter().map(|(key, place)| (*key, place.get())).collect()
     }
 
     /// Every entry of AFFINITY.
     pub fn affinities(&self) -> Vec<(AffinityKey, Affinity)> {
-        self.affinity.iter().map(|(key, site)| (*key, site.get())).collect()
+        self.affinity.iter().map(|(key, place)| (*key, place.get())).collect()
     }
 
     fn table(&self, table: FlowTable) -> &Flows<F::Address> {
@@ -275,7 +275,7 @@ impl<F: Family> Tables<F> for FakeTables<F> {
 
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry> {
         self.lookups.affinity += 1;
-        self.affinity.iter().find(|(known, _)| known == key).map(|(_, site)| FakeEntry::of(site))
+        self.affinity.iter().find(|(known, _)| known == key).map(|(_, place)| FakeEntry::of(place))
     }
 
     fn bind(&mut self, key: &AffinityKey, affinity: &Affinity) {

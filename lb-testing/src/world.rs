@@ -23,9 +23,9 @@ pub const EXTERNAL_TOO: u32 = 9;
 /// The host side of a pod's interface.
 pub const POD_DEVICE: u32 = 11;
 
-/// Location node ports lie.
+/// The range of node ports.
 pub const NODE_PORTS: PortRange = PortRange { first: 30_000, count: 2_768 };
-/// Location the node's source ports are taken from.
+/// The range of the node's source ports.
 pub const SOURCE_PORTS: PortRange = PortRange { first: 10_000, count: 1_000 };
 
 /// The MAC of a device in the tests.
@@ -41,7 +41,7 @@ pub mod seconds {
     pub const TCP_ESTABLISHED: u32 = 86_400;
     /// TCP, half closed.
     pub const TCP_HALF_CLOSED: u32 = 3_600;
-    /// TCP seen one way, closed by the client.
+    /// TCP seen in one direction, closed by the client.
     pub const TCP_FIN_ONE_WAY: u32 = 120;
     /// TCP, closed.
     pub const TCP_CLOSING: u32 = 30;
@@ -51,7 +51,7 @@ pub mod seconds {
     pub const UDP_ANSWERED: u32 = 180;
 }
 
-/// Location a backend runs.
+/// Where a backend runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Location {
     /// In a pod of this node.
@@ -112,7 +112,7 @@ impl<F: TestFamily> Default for World<F> {
         Self {
             settings,
             frontends: Vec::new(),
-            // Index 0 and id 0 belong to nobody, so that a mix-up with zero shows.
+            // No Service has index 0 and no backend id 0, so that a mix-up with zero shows.
             services: vec![Service::default()],
             slots: vec![Slot::default()],
             backends: vec![Backend::default()],
@@ -174,8 +174,7 @@ impl<F: TestFamily> World<F> {
         self.frontends.push((key, Frontend { service, kind, ..Frontend::default() }));
     }
 
-    /// Lets only clients of `ranges` use the frontends of a service port for clients
-    /// outside.
+    /// Admits only clients of `ranges` at the external frontends of a service port.
     pub fn restrict(&mut self, service: u32, ranges: &[Prefix<F::Address>]) {
         for (_, frontend) in &mut self.frontends {
             if frontend.service == service && frontend.kind == FrontendKind::EXTERNAL {
@@ -185,8 +184,8 @@ impl<F: TestFamily> World<F> {
         self.ranges.extend(ranges.iter().map(|range| (service, *range)));
     }
 
-    /// Takes the frontends of a service port away, and those of the address as a whole
-    /// where nothing else is left of it.
+    /// Removes the frontends of a service port, and the one of the whole address if it was the
+    /// last one there.
     pub fn remove_frontends(&mut self, service: u32) {
         self.frontends.retain(|(_, frontend)| frontend.service != service);
         let left = self.frontends.clone();
@@ -196,7 +195,7 @@ impl<F: TestFamily> World<F> {
         });
     }
 
-    /// Adds a backend that serves, and returns its id.
+    /// Adds a backend that is serving, and returns its id.
     pub fn add_backend(
         &mut self,
         service: u32,
@@ -224,13 +223,13 @@ impl<F: TestFamily> World<F> {
         id
     }
 
-    /// Takes a backend out of every set, as when it terminates: it is in a slice still.
+    /// Removes a backend from every set, as when it terminates but is still in its slice.
     pub fn drain(&mut self, id: u32) {
         self.backends[id as usize].sets = 0;
         self.publish();
     }
 
-    /// Takes a backend away for good.
+    /// Removes a backend for good.
     pub fn remove_backend(&mut self, id: u32) {
         let backend = &mut self.backends[id as usize];
         backend.generation += 1;
@@ -244,7 +243,7 @@ impl<F: TestFamily> World<F> {
         Endpoint { address: backend.address, port: backend.port }
     }
 
-    /// Gives every service port fresh slots, as a change of its backends does.
+    /// Gives every service port new slots, as a change of its backends does.
     fn publish(&mut self) {
         for index in 1..self.services.len() as u32 {
             if self.services[index as usize].flags & Service::ADDRESS == 0 {

@@ -1,4 +1,4 @@
-//! Session affinity (semantics: section 6).
+//! Session affinity (docs/contract.md, section 6).
 
 use lb_common::packet::ACK;
 
@@ -69,7 +69,7 @@ fn affinity_ends_after_its_timeout<F: TestFamily>(scene: &mut Scene<F>) {
     let first = crowd(scene, 1000);
     scene.wait(SECONDS + 1);
     let next = crowd(scene, 1001);
-    // All stay with a chance of 3 to the power of -40.
+    // The chance that all stay is 3 to the power of -40.
     assert!(moved(&first, &next) > 0);
     let again = crowd(scene, 1002);
     assert_eq!(moved(&next, &again), 0);
@@ -140,7 +140,7 @@ fn a_client_of_two_services_has_two_entries<F: TestFamily>(scene: &mut Scene<F>)
 fn a_clock_that_lags_by_a_tick_ends_no_affinity<F: TestFamily>(scene: &mut Scene<F>) {
     sticky(scene, 3);
     let first = crowd(scene, 1000);
-    // Another CPU noted the tick before this one did.
+    // Another CPU has written a later tick than this one reads.
     scene.interpreter.advance(u32::MAX);
     let next = crowd(scene, 1001);
     assert_eq!(moved(&first, &next), 0);

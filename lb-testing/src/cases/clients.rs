@@ -1,4 +1,5 @@
-//! Who reaches what, and which source the backend sees (semantics: sections 3 and 5).
+//! Which clients reach which backends, and which source address the backend sees
+//! (docs/contract.md, sections 3 and 5).
 
 use lb_common::{
     abi::{
@@ -190,7 +191,7 @@ fn every_backend_is_chosen_equally_often<F: TestFamily>(scene: &mut Scene<F>) {
     let expected = FLOWS as f64 / BACKENDS as f64;
     let distance = |count: &usize| (*count as f64 - expected).powi(2) / expected;
     let chi_square: f64 = counts.values().map(distance).sum();
-    // Four degrees of freedom: above 33 once in a million runs.
+    // Four degrees of freedom: chi-squared is above 33 once in a million runs.
     assert!(counts.len() == BACKENDS && chi_square < 33.0, "{counts:?}");
 }
 

@@ -1,4 +1,4 @@
-//! What goes by the clock itself, not by how old an entry is: only for interpreters whose
+//! Cases in which the clock itself matters, not the age of an entry: only for interpreters whose
 //! clock can be set.
 
 use lb_common::{
@@ -20,7 +20,7 @@ fn one_side_keeps_both_directions_alive<F: TestFamily>(scene: &mut Scene<F>) {
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.request(&flow, FIN | ACK);
     scene.reply(&flow, FIN | ACK);
-    // Nobody answers what is sent now, each time before the entry of its own is old.
+    // The backend answers none of these; each comes before the request entry expires.
     for _ in 0..seconds::TCP_CLOSING {
         scene.interpreter.advance(2 * TICKS);
         scene.request(&flow, ACK);

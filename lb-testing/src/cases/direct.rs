@@ -1,5 +1,6 @@
-//! Direct server return: which packets are tunnelled to another node, what becomes of those
-//! that another node has tunnelled here, and how long flows live that are seen one way.
+//! Direct server return: which requests are encapsulated and sent to another node, what happens
+//! to those that another node has encapsulated, and how long flows live of which this node sees
+//! one direction only.
 
 use lb_common::{
     abi::{
@@ -44,8 +45,8 @@ cases! {
     UDP_ONLY => a_datagram_flow_seen_one_way_leaves_a_backend_that_is_gone,
 }
 
-/// The tunnel from this node to that of backends elsewhere.
-fn tunnel<F: TestFamily>() -> Fate<F::Address> {
+/// The outer header from this node to the node of remote backends.
+fn outer_header<F: TestFamily>() -> Fate<F::Address> {
     Fate::Encapsulated(tuple(at(F::node(), 0), at(F::other_node(), 0)))
 }
 
@@ -59,29 +60,30 @@ fn exposed_directly<F: TestFamily>(scene: &mut Scene<F>, locations: &[Location])
     index
 }
 
-/// What clients outside ask another node for that tunnels it here.
-fn remote_fronts<F: TestFamily>() -> [Endpoint<F::Address>; 2] {
+/// The frontend at which clients outside reach another node, which encapsulates their requests
+/// and sends them here.
+fn remote_frontends<F: TestFamily>() -> [Endpoint<F::Address>; 2] {
     [at(F::other_node(), NODE_PORT), balancer::<F>()]
 }
 
-/// A frame of the row's protocol that another node tunnels here.
-fn tunnelled<F: TestFamily>(
+/// A frame of the case's protocol that another node has encapsulated and sent here.
+fn encapsulated<F: TestFamily>(
     scene: &Scene<F>,
     from: Endpoint<F::Address>,
     to: Endpoint<F::Address>,
     flags: u8,
 ) -> Frame<F> {
-    Frame::of(scene.protocol, from, to, flags).tunnel(F::other_node(), F::node())
+    Frame::of(scene.protocol, from, to, flags).encapsulated(F::other_node(), F::node())
 }
 
-/// Opens a flow of which the requests are tunnelled here, to [`here`].
+/// Opens a flow whose requests another node encapsulates, to [`here`].
 #[track_caller]
 fn open<F: TestFamily>(
     scene: &mut Scene<F>,
     frontend: Endpoint<F::Address>,
 ) -> TestFlow<F::Address> {
     let sent = tuple(client::<F>(), here::<F>());
-    let frame = tunnelled(scene, client::<F>(), frontend, SYN);
+    let frame = encapsulated(scene, client::<F>(), frontend, SYN);
     scene.expect_frame(TestSite::FromDevice, &frame, Reason::FlowCreated, Fate::Translated(sent));
     let fate = Fate::Translated(sent);
     TestFlow { site: TestSite::FromDevice, client: client::<F>(), frontend, fate, sent }
@@ -96,10 +98,10 @@ fn answer<F: TestFamily>(scene: &mut Scene<F>, flow: &TestFlow<F::Address>, flag
     assert_eq!((outcome.reason, outcome.fate), (Reason::Reply, fate));
 }
 
-/// Sends another tunnelled packet of the flow and asserts that it reaches the backend.
+/// Sends another encapsulated packet of the flow and asserts that it reaches the backend.
 #[track_caller]
 fn ask<F: TestFamily>(scene: &mut Scene<F>, flow: &TestFlow<F::Address>, flags: u8) {
-    let frame = tunnelled(scene, flow.client, flow.frontend, flags);
+    let frame = encapsulated(scene, flow.client, flow.frontend, flags);
     scene.expect_frame(TestSite::FromDevice, &frame, Reason::Request, flow.fate);
 }
 
@@ -107,12 +109,12 @@ fn a_request_is_encapsulated_as_it_came<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::OtherNode]);
     for frontend in frontends::<F>() {
         let ends = [client::<F>(), frontend];
-        scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
-        scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, tunnel::<F>());
-        scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, tunnel::<F>());
+        scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, outer_header::<F>());
+        scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, outer_header::<F>());
+        scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, outer_header::<F>());
         scene.expect_lookups(1);
     }
-    // One direction of each, and none of a handshake.
+    // One entry for each flow, and none of a handshake.
     assert_eq!(scene.flow_counts(), [2, 0]);
 }
 
@@ -140,14 +142,13 @@ fn requests_of_pods_and_nodes_are_not_encapsulated<F: TestFamily>(scene: &mut Sc
 }
 
 fn requests_that_cannot_be_encapsulated_are_masqueraded<F: TestFamily>(scene: &mut Scene<F>) {
-    // A ClusterIP, a backend whose node is not known, and an address of this node that the
-    // others do not know it by.
+    // A ClusterIP; an address of this node that other nodes do not know; a backend whose node is
+    // not known.
     exposed_directly(scene, &[Location::OtherNode]);
     let flow = scene.connect(TestSite::FromDevice, client::<F>(), web::<F>());
     assert!(matches!(flow.fate, Fate::Forwarded(_)), "{flow:?}");
     scene.world.nodes.retain(|node| *node != F::node());
-    scene.interpreter.reset();
-    scene.update();
+    scene.forget();
     let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
     assert!(matches!(flow.fate, Fate::Forwarded(_)), "{flow:?}");
     scene.reset();
@@ -176,14 +177,14 @@ fn policies_apply_before_encapsulation<F: TestFamily>(scene: &mut Scene<F>) {
 fn a_request_whose_ttl_ends_here_is_not_encapsulated<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::OtherNode]);
     let ends = [client::<F>(), node_port::<F>()];
-    scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, outer_header::<F>());
     let frame = Frame::of(scene.protocol, ends[0], ends[1], ACK).ttl(1);
     let told = Fate::Answered(lb_common::balance::Answer::TimeExceeded);
     scene.expect_frame(TestSite::FromDevice, &frame, Reason::TtlExceeded, told);
 }
 
 fn an_encapsulated_request_reaches_a_backend_here<F: TestFamily>(scene: &mut Scene<F>) {
-    for frontend in remote_fronts::<F>() {
+    for frontend in remote_frontends::<F>() {
         scene.reset();
         exposed_directly(scene, &[Location::LocalPod]);
         let flow = open(scene, frontend);
@@ -194,7 +195,7 @@ fn an_encapsulated_request_reaches_a_backend_here<F: TestFamily>(scene: &mut Sce
         scene.expect_lookups(1 + 2);
         answer(scene, &flow, ACK);
         scene.expect_lookups(1);
-        // The mode is the other node's affair, and so is the policy.
+        // Mode and policy are decided by the node that encapsulates.
         assert_eq!(scene.flow_counts(), [2, 0]);
     }
     scene.reset();
@@ -208,7 +209,7 @@ fn an_encapsulated_request_goes_to_backends_here_only<F: TestFamily>(scene: &mut
     exposed_directly(scene, &locations);
     for port in 1000..1020 {
         let from = at(F::outside(), port);
-        let frame = tunnelled(scene, from, balancer::<F>(), SYN);
+        let frame = encapsulated(scene, from, balancer::<F>(), SYN);
         let fate = Fate::Translated(tuple(from, here::<F>()));
         scene.expect_frame(TestSite::FromDevice, &frame, Reason::FlowCreated, fate);
     }
@@ -218,12 +219,12 @@ fn an_encapsulated_request_without_a_backend_here_is_dropped<F: TestFamily>(scen
     for locations in [&[][..], &[Location::OtherNode]] {
         scene.reset();
         exposed_directly(scene, locations);
-        for frontend in remote_fronts::<F>() {
-            let frame = tunnelled(scene, client::<F>(), frontend, SYN);
+        for frontend in remote_frontends::<F>() {
+            let frame = encapsulated(scene, client::<F>(), frontend, SYN);
             let (reason, fate) = (Reason::NoLocalEndpoint, Fate::Dropped);
             scene.expect_frame(TestSite::FromDevice, &frame, reason, fate);
             if scene.is_tcp() {
-                let frame = tunnelled(scene, client::<F>(), frontend, ACK);
+                let frame = encapsulated(scene, client::<F>(), frontend, ACK);
                 let (reason, fate) = (Reason::UnknownTcpFlow, Fate::Dropped);
                 scene.expect_frame(TestSite::FromDevice, &frame, reason, fate);
             }
@@ -234,11 +235,11 @@ fn an_encapsulated_request_without_a_backend_here_is_dropped<F: TestFamily>(scen
 fn a_decapsulated_request_is_never_encapsulated_again<F: TestFamily>(scene: &mut Scene<F>) {
     let index = exposed_directly(scene, &[Location::OtherNode]);
     let ends = [client::<F>(), balancer::<F>()];
-    scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
-    scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, tunnel::<F>());
-    let frame = tunnelled(scene, ends[0], ends[1], SYN);
+    scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, outer_header::<F>());
+    scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, outer_header::<F>());
+    let frame = encapsulated(scene, ends[0], ends[1], SYN);
     scene.expect_frame(TestSite::FromDevice, &frame, Reason::NoLocalEndpoint, Fate::Dropped);
-    let frame = tunnelled(scene, ends[0], ends[1], ACK);
+    let frame = encapsulated(scene, ends[0], ends[1], ACK);
     let reason = if scene.is_tcp() { Reason::UnknownTcpFlow } else { Reason::NoLocalEndpoint };
     scene.expect_frame(TestSite::FromDevice, &frame, reason, Fate::Dropped);
     scene.world.add_backend(index, here::<F>(), Location::LocalPod);
@@ -254,14 +255,14 @@ fn tunnels_of_others_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     let pod = at(F::remote_pod(8), 45_000);
     let node = at(F::other_node(), 45_000);
     let frames = [
-        // From nobody we know.
-        plain(client).tunnel(F::outside(), F::node()),
-        plain(client).tunnel(F::remote_pod(8), F::node()),
-        // To somebody else.
-        plain(client).tunnel(F::other_node(), F::pod(3)),
-        // What a CNI tunnels.
-        plain(pod).tunnel(F::other_node(), F::node()),
-        plain(node).tunnel(F::other_node(), F::node()),
+        // The outer source is not a node.
+        plain(client).encapsulated(F::outside(), F::node()),
+        plain(client).encapsulated(F::remote_pod(8), F::node()),
+        // The outer destination is not this node.
+        plain(client).encapsulated(F::other_node(), F::pod(3)),
+        // A CNI encapsulates traffic of pods and nodes.
+        plain(pod).encapsulated(F::other_node(), F::node()),
+        plain(node).encapsulated(F::other_node(), F::node()),
     ];
     for frame in frames {
         let outcome = scene.send_frame(TestSite::FromDevice, &frame);
@@ -269,8 +270,8 @@ fn tunnels_of_others_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
         assert!([Reason::NoFlow, Reason::NotService].contains(&outcome.reason), "{outcome:?}");
     }
     assert_eq!(scene.flow_counts(), [0, 0]);
-    // The way out of a pod, or of this node, is no way in.
-    let frame = plain(client).tunnel(F::other_node(), F::node());
+    // Only packets from an external device are decapsulated.
+    let frame = plain(client).encapsulated(F::other_node(), F::node());
     for site in
         [TestSite::FromPod, TestSite::ToDevice, TestSite::ToDeviceForwarded, TestSite::Loopback]
     {
@@ -293,23 +294,24 @@ fn an_encapsulated_packet_of_no_service_here_stays_encapsulated<F: TestFamily>(
     ];
     for to in others {
         for flags in [SYN, ACK] {
-            let frame = tunnelled(scene, client, to, flags);
+            let frame = encapsulated(scene, client, to, flags);
             let outcome = scene.send_frame(TestSite::FromDevice, &frame);
             assert_eq!(outcome.fate, Fate::Untouched, "{frame:?}");
         }
     }
     let protocol = if F::NUMBER == 4 { 4 } else { 41 };
     for body in [Body::Other(protocol), Body::Other(132), Body::Icmp(F::ECHO_REQUEST, 0)] {
-        let frame = Frame::new(client, balancer::<F>(), body).tunnel(F::other_node(), F::node());
+        let frame =
+            Frame::new(client, balancer::<F>(), body).encapsulated(F::other_node(), F::node());
         assert_eq!(
             scene.send_frame(TestSite::FromDevice, &frame).fate,
             Fate::Untouched,
             "{frame:?}"
         );
     }
-    // A tunnel in a tunnel.
+    // Encapsulated twice.
     let inside = Frame::<F>::of(scene.protocol, client, balancer::<F>(), SYN)
-        .tunnel(F::other_node(), F::node());
+        .encapsulated(F::other_node(), F::node());
     let twice = crate::tunnel::encapsulated::<F>(&inside.bytes(), [F::other_node(), F::node()]);
     assert_eq!(scene.interpreter.send(TestSite::FromDevice, &twice).fate, Fate::Untouched);
     assert_eq!(scene.flow_counts(), [0, 0]);
@@ -327,24 +329,29 @@ fn error<F: TestFamily>(scene: &Scene<F>, sent: &Tuple<F::Address>) -> Frame<F> 
 }
 
 fn errors_about_replies_find_the_backend<F: TestFamily>(scene: &mut Scene<F>) {
-    // The node that clients send to passes them on.
+    // The node that clients send to encapsulates errors too.
     exposed_directly(scene, &[Location::OtherNode]);
     for frontend in frontends::<F>() {
         let ends = [client::<F>(), frontend];
-        scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
+        scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, outer_header::<F>());
         let frame = error(scene, &tuple(frontend, client::<F>()));
-        scene.expect_frame(TestSite::FromDevice, &frame, Reason::IcmpTranslated, tunnel::<F>());
+        scene.expect_frame(
+            TestSite::FromDevice,
+            &frame,
+            Reason::IcmpTranslated,
+            outer_header::<F>(),
+        );
         let last = frame.ttl(1);
         scene.expect_frame(TestSite::FromDevice, &last, Reason::TtlExceeded, Fate::Dropped);
     }
-    // The backend's node knows whom they are for, and what was sent.
-    for frontend in remote_fronts::<F>() {
+    // The backend's node knows the flow, and restores what was sent.
+    for frontend in remote_frontends::<F>() {
         scene.reset();
         exposed_directly(scene, &[Location::LocalPod]);
         let flow = open(scene, frontend);
         answer(scene, &flow, SYN | ACK);
         let frame = error(scene, &tuple(frontend, client::<F>()));
-        let frame = frame.tunnel(F::other_node(), F::node());
+        let frame = frame.encapsulated(F::other_node(), F::node());
         let translated = tuple(at(F::vip_outside_cidrs(77), 0), at(here::<F>().address, 0));
         let fate = Fate::Translated(translated);
         scene.expect_frame(TestSite::FromDevice, &frame, Reason::IcmpTranslated, fate);
@@ -374,9 +381,9 @@ fn fragments_are_encapsulated_and_decapsulated<F: TestFamily>(scene: &mut Scene<
     let frames = [first(ends[1]), later(ends[1])];
     let frontend = at(F::other_node(), NODE_PORT);
     let arriving =
-        [first(frontend), later(frontend)].map(|it| it.tunnel(F::other_node(), F::node()));
-    scene.expect_frame(TestSite::FromDevice, &frames[0], Reason::FlowCreated, tunnel::<F>());
-    scene.expect_frame(TestSite::FromDevice, &frames[1], Reason::Request, tunnel::<F>());
+        [first(frontend), later(frontend)].map(|it| it.encapsulated(F::other_node(), F::node()));
+    scene.expect_frame(TestSite::FromDevice, &frames[0], Reason::FlowCreated, outer_header::<F>());
+    scene.expect_frame(TestSite::FromDevice, &frames[1], Reason::Request, outer_header::<F>());
     scene.reset();
     exposed_directly(scene, &[Location::LocalPod]);
     let sent = tuple(ends[0], here::<F>());
@@ -391,14 +398,14 @@ fn the_mss_leaves_room_for_the_outer_header<F: TestFamily>(scene: &mut Scene<F>)
     let frontend = balancer::<F>();
     let flow = open(scene, frontend);
     answer(scene, &flow, SYN | ACK);
-    // Without the option, or with one that is too small already, nothing changes.
+    // Without the option, or with a small MSS, nothing changes.
     let back = Fate::Translated(tuple(frontend, flow.client));
     for options in [&[][..], &[1, 1, 1, 1], &[2, 4, 1, 0], &[1, 2, 4, 5, 0xb4, 1, 1, 1]] {
         let mut frame = Frame::<F>::of(TCP, here::<F>(), flow.client, SYN | ACK);
         frame.tcp_options = options.to_vec();
         scene.expect_frame(TestSite::ToDeviceForwarded, &frame, Reason::Reply, back);
     }
-    // A client that came without a tunnel keeps its segments.
+    // A request that was not encapsulated keeps its MSS.
     let other = at(F::outside(), 1000);
     let flow = scene.open(TestSite::FromDevice, other, frontend);
     scene.reply(&flow, SYN | ACK);
@@ -407,14 +414,14 @@ fn the_mss_leaves_room_for_the_outer_header<F: TestFamily>(scene: &mut Scene<F>)
 fn a_flow_seen_one_way_is_established_by_its_client<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::OtherNode]);
     let ends = [client::<F>(), node_port::<F>()];
-    scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, outer_header::<F>());
     assert_eq!(scene.flow_counts(), [0, 1]);
-    scene.expect(TestSite::FromDevice, ends, SYN, Reason::Request, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, SYN, Reason::Request, outer_header::<F>());
     assert_eq!(scene.flow_counts(), [0, 1]);
-    scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, outer_header::<F>());
     assert_eq!(scene.flow_counts(), [1, 0]);
     scene.wait(seconds::TCP_ESTABLISHED - 1);
-    scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, outer_header::<F>());
     scene.wait(seconds::TCP_ESTABLISHED + 1);
     scene.expect(TestSite::FromDevice, ends, ACK, Reason::UnknownTcpFlow, Fate::Untouched);
 }
@@ -425,35 +432,35 @@ fn a_flow_seen_one_way_ends_with_its_client<F: TestFamily>(scene: &mut Scene<F>)
         scene.reset();
         exposed_directly(scene, &[Location::OtherNode]);
         let ends = [client::<F>(), node_port::<F>()];
-        scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
+        scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, outer_header::<F>());
         for flags in [ACK, flags, ACK] {
-            scene.expect(TestSite::FromDevice, ends, flags, Reason::Request, tunnel::<F>());
+            scene.expect(TestSite::FromDevice, ends, flags, Reason::Request, outer_header::<F>());
         }
-        // The client may still be receiving, and says so.
+        // The client may still be receiving, and acknowledges.
         for _ in 0..3 {
             scene.wait(lives - 1);
-            scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, tunnel::<F>());
+            scene.expect(TestSite::FromDevice, ends, ACK, Reason::Request, outer_header::<F>());
         }
         scene.wait(lives + 1);
         scene.expect(TestSite::FromDevice, ends, ACK, Reason::UnknownTcpFlow, Fate::Untouched);
-        scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, tunnel::<F>());
+        scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, outer_header::<F>());
     }
 }
 
 fn a_datagram_flow_seen_one_way_keeps_its_backend<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::OtherNode]);
     let ends = [client::<F>(), node_port::<F>()];
-    scene.expect(TestSite::FromDevice, ends, 0, Reason::FlowCreated, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, 0, Reason::FlowCreated, outer_header::<F>());
     scene.wait(seconds::UDP_ANSWERED - 1);
-    scene.expect(TestSite::FromDevice, ends, 0, Reason::Request, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, 0, Reason::Request, outer_header::<F>());
     scene.wait(seconds::UDP_ANSWERED + 1);
-    scene.expect(TestSite::FromDevice, ends, 0, Reason::FlowCreated, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, 0, Reason::FlowCreated, outer_header::<F>());
 }
 
 fn a_datagram_flow_seen_one_way_leaves_a_backend_that_is_gone<F: TestFamily>(scene: &mut Scene<F>) {
     let index = exposed_directly(scene, &[Location::OtherNode]);
     let ends = [client::<F>(), node_port::<F>()];
-    scene.expect(TestSite::FromDevice, ends, 0, Reason::FlowCreated, tunnel::<F>());
+    scene.expect(TestSite::FromDevice, ends, 0, Reason::FlowCreated, outer_header::<F>());
     let gone = scene.world.backends.len() as u32 - 1;
     scene.world.add_backend(index, here::<F>(), Location::LocalPod);
     scene.world.remove_backend(gone);

@@ -1,4 +1,4 @@
-//! A node that drains: what is known goes on to its end, what is new is left to the stack.
+//! A node that drains: known flows continue until they end, new ones are left to the stack.
 
 use lb_common::{
     abi::{counter::Reason, settings::Settings},
@@ -30,15 +30,15 @@ fn drain<F: TestFamily>(scene: &mut Scene<F>) {
     scene.update();
 }
 
-/// Location a packet is caught, its client and its frontend.
+/// Where a packet is received, its client and its frontend.
 type Newcomer<A> = (TestSite, Endpoint<A>, Endpoint<A>);
 
-/// What comes in for a Service.
+/// First packets that come in for a Service.
 fn newcomers<F: TestFamily>() -> Vec<Newcomer<F::Address>> {
     let outside = frontends::<F>().map(|frontend| (TestSite::FromDevice, client::<F>(), frontend));
     let mut all = vec![(TestSite::FromPod, pod::<F>(), web::<F>())];
     all.extend(outside);
-    // From other ports: all three lead to the same backend.
+    // From other ports, because all three frontends lead to the same backend.
     let pods = [41_000, 42_000].map(|port| from_port(pod::<F>(), port));
     let inside = pods.into_iter().zip(frontends::<F>());
     all.extend(inside.map(|(pod, frontend)| (TestSite::FromPod, pod, frontend)));
@@ -91,7 +91,7 @@ fn packets_of_no_flow_are_left_to_the_stack_too<F: TestFamily>(scene: &mut Scene
         let frame = Frame::new(pod::<F>(), web::<F>(), body).payload(&[7; 30]);
         scene.expect_frame(TestSite::FromPod, &frame, Reason::Draining, Fate::Untouched);
     }
-    // A port that no Service has: another proxy may know better.
+    // A port that no Service has: another proxy may have it.
     let ends = [pod::<F>(), at(F::vip(1), 81)];
     scene.expect(TestSite::FromPod, ends, SYN, Reason::Draining, Fate::Untouched);
 }
@@ -110,8 +110,8 @@ fn an_encapsulated_request_still_finds_a_backend<F: TestFamily>(scene: &mut Scen
     exposed(scene, &[Location::LocalPod]);
     drain(scene);
     let (from, to) = (client::<F>(), frontends::<F>()[1]);
-    let frame = Frame::of(scene.protocol, from, to, SYN).tunnel(F::other_node(), F::node());
-    // The stack would know no better what to do with the tunnel.
+    let frame = Frame::of(scene.protocol, from, to, SYN).encapsulated(F::other_node(), F::node());
+    // The stack cannot translate what is encapsulated.
     let sent = tuple(from, here::<F>());
     scene.expect_frame(TestSite::FromDevice, &frame, Reason::FlowCreated, Fate::Translated(sent));
 }

@@ -1,4 +1,4 @@
-//! IP fragments (semantics: section 7): all of a datagram get what its first one gets.
+//! IP fragments (docs/contract.md, section 7): later fragments follow the first one.
 
 use lb_common::{
     abi::{counter::Reason, flow::Tuple},
@@ -31,19 +31,19 @@ cases! {
     BOTH => a_later_fragment_whose_ttl_ends_here_is_not_forwarded,
 }
 
-/// Location a frame's bytes behind the first fragment belong.
+/// The offset of the bytes behind the first fragment.
 const LATER: [(u16, bool); 2] = [(1480, true), (2960, false)];
 
 fn frame<F: TestFamily>(scene: &Scene<F>, ends: [Endpoint<F::Address>; 2]) -> Frame<F> {
     Frame::of(scene.protocol, ends[0], ends[1], ACK)
 }
 
-/// A tuple without ports: what is to be seen of a fragment that has none.
+/// The tuple of a later fragment, which has no ports.
 fn without_ports<F: TestFamily>(tuple: &Tuple<F::Address>) -> Tuple<F::Address> {
     flow::tuple(at(tuple.source, 0), at(tuple.destination, 0))
 }
 
-/// Sends the fragments of a datagram of a known flow, and expects the same of all.
+/// Sends the fragments of a datagram of a known flow, and expects the same outcome for all.
 #[track_caller]
 fn send_all<F: TestFamily>(
     scene: &mut Scene<F>,
@@ -124,7 +124,7 @@ fn fragments_of_different_datagrams_are_kept_apart<F: TestFamily>(scene: &mut Sc
     send(scene, &flows[0], 1, LATER[0]);
     send(scene, &flows[1], 2, LATER[0]);
     send(scene, &flows[0], 1, LATER[1]);
-    // A number is used again.
+    // A client reuses an identification.
     send(scene, &flows[1], 1, (0, true));
     send(scene, &flows[1], 1, LATER[1]);
 }
@@ -197,7 +197,7 @@ fn later_fragments_do_not_change_the_flow<F: TestFamily>(scene: &mut Scene<F>) {
     let first = frame.clone().fragment(0, true);
     scene.expect_frame(TestSite::FromPod, &first, Reason::Request, Fate::Translated(flow.sent));
     let before = scene.interpreter.flows(FlowTable::Flows);
-    // What would be the flags of a TCP header are all set.
+    // Every bit is set where a TCP header has its flags.
     let later = frame.payload(&[0xff; 40]).fragment(1480, true);
     let translated = Fate::Translated(without_ports::<F>(&flow.sent));
     scene.expect_frame(TestSite::FromPod, &later, Reason::Request, translated);

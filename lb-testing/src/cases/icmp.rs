@@ -1,5 +1,5 @@
-//! ICMP errors about translated flows (semantics: section 7): who gets them, from whom, and
-//! what they say was sent.
+//! ICMP errors about translated flows (docs/contract.md, section 7): source, destination and the
+//! packet that they quote.
 
 use lb_common::{
     abi::{counter::Reason, flow::Tuple},
@@ -50,7 +50,7 @@ fn error<F: TestFamily>(
     Frame::new(at(from, 0), at(to, 0), kind::<F>()).payload(&bytes[ETHERNET..fate])
 }
 
-/// The error of `reporter` about a packet as `sent`.
+/// The error of `reporter` about the packet `sent`.
 fn about<F: TestFamily>(
     scene: &Scene<F>,
     reporter: F::Address,
@@ -98,7 +98,7 @@ pub(super) fn with_all<F: TestFamily>(
             scene.reset();
             exposed(scene, &[backend]);
             let flow = scene.connect(site, client, frontend);
-            // A process of this node gets the packets of clients that it can see unchanged.
+            // A process of this node gets packets of local clients without translation.
             let straight = matches!(flow.fate, Fate::Translated(_));
             if backend != Location::ThisHost || !straight || site == TestSite::Loopback {
                 check(scene, &flow);
@@ -235,8 +235,7 @@ fn errors_change_nothing_of_the_flow<F: TestFamily>(scene: &mut Scene<F>) {
     assert_eq!(scene.interpreter.flows(FlowTable::Flows), before);
 }
 
-/// Asserts that an error at each site goes on as it came, or, addressed to a live
-/// ClusterIP, ends there.
+/// Asserts that an error passes untouched, or, addressed to a live ClusterIP, is dropped.
 #[track_caller]
 fn is_left_alone<F: TestFamily>(scene: &mut Scene<F>, site: TestSite, frame: &Frame<F>) {
     let outcome = scene.send_frame(site, frame);

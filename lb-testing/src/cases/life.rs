@@ -1,4 +1,4 @@
-//! TCP connections over time (semantics: section 7).
+//! TCP connections over time (docs/contract.md, section 7).
 
 use lb_common::{
     abi::counter::Reason,
@@ -38,7 +38,7 @@ fn is_expired<F: TestFamily>(scene: &mut Scene<F>, flow: &TestFlow<F::Address>) 
     assert_eq!((outcome.reason, outcome.fate), (Reason::NoFlow, Fate::Untouched));
 }
 
-/// Leaves the Service with one backend, other than that of `flow`.
+/// Leaves the Service one backend, other than that of `flow`.
 fn replace_backend<F: TestFamily>(
     scene: &mut Scene<F>,
     ids: &[u32],
@@ -210,8 +210,7 @@ fn a_handshake_expires<F: TestFamily>(scene: &mut Scene<F>) {
     let flow = scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.wait(seconds::TCP_SYN - 1);
     scene.reply(&flow, SYN | ACK);
-    scene.reset();
-    service(scene, 2);
+    scene.forget();
     let flow = scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.wait(seconds::TCP_SYN + 1);
     let outcome = scene.answer(&flow, TestSite::ToPod, SYN | ACK);

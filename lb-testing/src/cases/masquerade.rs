@@ -1,4 +1,5 @@
-//! `--masquerade-all`: whoever asks a ClusterIP is seen as this node (semantics: section 10).
+//! `--masquerade-all`: backends of a ClusterIP see this node, whichever client asks
+//! (docs/contract.md, section 10).
 
 use lb_common::{
     abi::settings::Settings,

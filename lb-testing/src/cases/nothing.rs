@@ -1,4 +1,4 @@
-//! What a client sees when there is nothing to send to (semantics: section 4).
+//! Requests without an endpoint, a port, a protocol or a Service (docs/contract.md, section 4).
 
 use lb_common::{
     abi::{counter::Reason, service::Service},
@@ -77,13 +77,13 @@ fn an_unknown_address_is_left_alone_where_it_enters_and_never_leaves<F: TestFami
     scene: &mut Scene<F>,
 ) {
     service(scene, 1);
-    let nobody = at(F::vip(99), 80);
+    let unknown = at(F::vip(99), 80);
     let [(enters, pod), (leaves, process)] = clients::<F>();
-    scene.expect(enters, [pod, nobody], SYN, Reason::UnknownAddress, Fate::Untouched);
+    scene.expect(enters, [pod, unknown], SYN, Reason::UnknownAddress, Fate::Untouched);
     let dropped = (Reason::UntranslatedLeaving, Fate::Dropped);
-    scene.expect(leaves, [process, nobody], SYN, dropped.0, dropped.1);
-    scene.expect(TestSite::ToDeviceForwarded, [pod, nobody], SYN, dropped.0, dropped.1);
-    let ping = Frame::new(pod, nobody, Body::Icmp(F::ECHO_REQUEST, 0));
+    scene.expect(leaves, [process, unknown], SYN, dropped.0, dropped.1);
+    scene.expect(TestSite::ToDeviceForwarded, [pod, unknown], SYN, dropped.0, dropped.1);
+    let ping = Frame::new(pod, unknown, Body::Icmp(F::ECHO_REQUEST, 0));
     scene.expect_frame(enters, &ping, Reason::UnknownAddress, Fate::Untouched);
     scene.expect_frame(leaves, &ping, dropped.0, dropped.1);
 }

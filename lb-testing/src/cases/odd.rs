@@ -1,5 +1,5 @@
-//! Odd packets of clients outside the cluster: long headers, the last hop, no checksum, and
-//! what is addressed to a pod.
+//! Unusual packets of clients outside the cluster: long headers, a TTL that ends, no checksum,
+//! and packets addressed to a pod.
 
 use lb_common::{
     abi::counter::Reason,
@@ -31,7 +31,7 @@ cases! {
 /// A backend whose packets the stack routes, and one whose packets lb forwards.
 const LOCATIONS: [Location; 2] = [Location::LocalPod, Location::OtherNode];
 
-/// Does `check` with a flow of a client outside to each kind of backend.
+/// Runs `check` with a flow of a client outside to each kind of backend.
 fn with_each<F: TestFamily>(
     scene: &mut Scene<F>,
     check: impl Fn(&mut Scene<F>, &TestFlow<F::Address>),
@@ -44,13 +44,13 @@ fn with_each<F: TestFamily>(
     }
 }
 
-/// A frame of the backend's.
+/// A frame that the backend sends.
 fn answer<F: TestFamily>(scene: &Scene<F>, flow: &TestFlow<F::Address>, flags: u8) -> Frame<F> {
     let to = at(flow.sent.source, flow.sent.source_port.get());
     Frame::of(scene.protocol, flow.backend(), to, flags)
 }
 
-/// The longest chains of headers that are followed.
+/// The longest chains of headers that the parser follows.
 fn long<F: TestFamily>() -> Vec<Vec<(u8, Vec<u8>)>> {
     let mut all = padding::<F>().to_vec();
     if F::NUMBER == 6 {
@@ -59,7 +59,7 @@ fn long<F: TestFamily>() -> Vec<Vec<(u8, Vec<u8>)>> {
     all
 }
 
-/// So many extension headers of IPv6, of every kind that is followed.
+/// So many IPv6 extension headers, of every kind that the parser follows.
 fn chain(count: usize) -> Vec<(u8, Vec<u8>)> {
     let kinds = [0, 43, 60].into_iter().chain(core::iter::repeat(60));
     kinds.take(count).map(|kind| (kind, vec![0, 1, 4, 0, 0, 0, 0])).collect()
@@ -148,7 +148,7 @@ fn the_ttl_ends_where_this_node_forwards<F: TestFamily>(scene: &mut Scene<F>) {
         let frame = answer(scene, &flow, ACK).ttl(ttl);
         assert_eq!(scene.send_frame(TestSite::FromDevice, &frame), exceeded, "{frame:?}");
     }
-    // The last hop but one.
+    // A TTL that suffices for this node.
     let frame = Frame::of(scene.protocol, flow.client, flow.frontend, ACK).ttl(2);
     scene.expect_frame(TestSite::FromDevice, &frame, Reason::Request, flow.fate);
     scene.reply(&flow, ACK);
@@ -172,9 +172,9 @@ fn the_stack_decrements_the_ttl_where_it_routes<F: TestFamily>(scene: &mut Scene
 fn packets_to_a_pod_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     with_each(scene, |scene, flow| {
         let (before, untouched) = (scene.flow_counts(), Fate::Untouched);
-        let stranger = at(F::outside(), 1000);
+        let other_client = at(F::outside(), 1000);
         for pod in [flow.backend(), at(flow.backend().address, 22)] {
-            for from in [stranger, flow.client] {
+            for from in [other_client, flow.client] {
                 for flags in [SYN, ACK] {
                     let ends = [from, pod];
                     scene.expect(TestSite::FromDevice, ends, flags, Reason::NotService, untouched);
@@ -182,7 +182,7 @@ fn packets_to_a_pod_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
                 let ends = [from, pod];
                 scene.expect(TestSite::ToPod, ends, SYN, Reason::NoFlow, untouched);
             }
-            let ends = [pod, stranger];
+            let ends = [pod, other_client];
             scene.expect(TestSite::FromPod, ends, ACK, Reason::NotService, untouched);
             scene.expect(TestSite::ToDeviceForwarded, ends, ACK, Reason::NoFlow, untouched);
         }
@@ -192,7 +192,7 @@ fn packets_to_a_pod_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     });
 }
 
-/// Addresses that no packet on a wire may come from, this node's own among them.
+/// Source addresses that no packet on a wire may have, this node's own among them.
 fn martians<F: TestFamily>() -> Vec<F::Address> {
     let parts: [[u8; 2]; 3] = match F::NUMBER {
         4 => [[0, 0], [224, 1], [255, 255]],
@@ -226,7 +226,7 @@ fn a_source_that_no_host_can_have_opens_no_flow<F: TestFamily>(scene: &mut Scene
     }
 }
 
-/// The node's own connection to a backend, from the port that a stranger has guessed.
+/// The node's own connection to a backend, from a port that an attacker has guessed.
 fn a_forged_node_address_blocks_no_connection_of_the_node<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::LocalPod]);
     let backend = scene.world.endpoint(1);

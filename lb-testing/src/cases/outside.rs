@@ -1,5 +1,5 @@
-//! Front ends that clients outside the cluster reach: whose address the backend sees,
-//! which backends there are, and who is turned away.
+//! Frontends that clients outside the cluster reach: which source address the backend sees,
+//! which backends are chosen, and which clients are rejected.
 
 use lb_common::{
     abi::{
@@ -46,7 +46,7 @@ pub(super) fn client<F: TestFamily>() -> Endpoint<F::Address> {
     at(F::outside(), 45_000)
 }
 
-/// The node port that most rows use.
+/// The node port that most cases use.
 pub(super) fn node_port<F: TestFamily>() -> Endpoint<F::Address> {
     at(F::node(), NODE_PORT)
 }
@@ -247,14 +247,14 @@ fn a_client_outside_the_ranges_is_dropped<F: TestFamily>(scene: &mut Scene<F>) {
     let [gate, _] = F::service_prefixes();
     let all_ones = gate.mask;
     let range = Prefix { address: F::outside().masked(all_ones), mask: all_ones };
-    let stranger = at(F::remote_pod(200), 45_000);
-    assert!(!range.contains(stranger.address));
+    let other_client = at(F::remote_pod(200), 45_000);
+    assert!(!range.contains(other_client.address));
     scene.world.restrict(index, &[range]);
     scene.update();
     scene.connect(TestSite::FromDevice, client::<F>(), balancer::<F>());
-    let ends = [stranger, balancer::<F>()];
+    let ends = [other_client, balancer::<F>()];
     scene.expect(TestSite::FromDevice, ends, SYN, Reason::SourceNotAllowed, Fate::Dropped);
-    scene.connect(TestSite::FromDevice, stranger, node_port::<F>());
+    scene.connect(TestSite::FromDevice, other_client, node_port::<F>());
     let ends = [process::<F>(), balancer::<F>()];
     scene.expect(TestSite::ToDevice, ends, SYN, Reason::SourceNotAllowed, Fate::Dropped);
 }
@@ -325,7 +325,7 @@ fn a_port_of_a_half_closed_flow_is_not_reused<F: TestFamily>(scene: &mut Scene<F
 }
 
 fn replies_by_the_stack_are_left_alone_until_they_leave<F: TestFamily>(scene: &mut Scene<F>) {
-    // More addresses than are compared: every one may be the node's, a client's too.
+    // More node addresses than the settings hold: any address may be the node's.
     let too_many = MAX_PREFIXES as u32 + 1;
     scene.world.settings.ipv4.node_address_count = too_many;
     scene.world.settings.ipv6.node_address_count = too_many;

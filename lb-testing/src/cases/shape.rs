@@ -1,4 +1,4 @@
-//! Frames of every shape: options, extension headers, fragments, what is cut short.
+//! Frames of every shape: options, extension headers, payloads of every length, truncated frames.
 
 use lb_common::{
     abi::counter::Reason,
@@ -22,7 +22,7 @@ cases! {
     BOTH => an_ip_header_that_contradicts_itself_is_malformed,
 }
 
-/// Options that hold nothing: no-operations in IPv4, padded extension headers in IPv6.
+/// Options without effect: no-operations in IPv4, padded extension headers in IPv6.
 pub(super) fn padding<F: TestFamily>() -> [Vec<(u8, Vec<u8>)>; 3] {
     let filler = |kind| (kind, vec![0, 1, 4, 0, 0, 0, 0]);
     if F::NUMBER == 4 {
@@ -88,7 +88,7 @@ fn truncated_frames_pass_untouched_and_never_leave<F: TestFamily>(scene: &mut Sc
     let header = if F::NUMBER == 4 { 20 } else { 40 };
     let needed = 14 + header + if scene.is_tcp() { 20 } else { 8 };
     let whole = Frame::<F>::of(scene.protocol, pod::<F>(), web::<F>(), SYN).bytes();
-    // The kernel runs no program on less than an IP header.
+    // The kernel runs no program on a frame that is shorter than an IP header.
     for length in 14 + header..needed {
         for site in TestSite::ALL {
             let outcome = scene.interpreter.send(site, &whole[..length]);

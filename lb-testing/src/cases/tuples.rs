@@ -1,4 +1,4 @@
-//! Two flows that would look the same to their backend: one client, one port of it, two
+//! Two flows that would look the same to their backend: one client, one of its ports, two
 //! frontends, one backend.
 
 use lb_common::{
@@ -89,7 +89,7 @@ fn a_closed_flow_blocks_no_connection_to_the_backend_itself<F: TestFamily>(scene
     let one = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     let ends = [one.backend(), pod::<F>()];
     scene.request(&one, FIN | ACK);
-    // Only half closed, it may still be a handshake of this flow that is repeated.
+    // A flow that is half closed may still repeat its handshake.
     scene.reply(&one, SYN | ACK);
     scene.reply(&one, FIN | ACK);
     scene.expect(TestSite::ToPod, ends, SYN | ACK, Reason::NoFlow, Fate::Untouched);
@@ -118,7 +118,7 @@ fn the_reply_tuple_of_a_live_handshake_is_not_taken<F: TestFamily>(scene: &mut S
 }
 
 fn an_orphaned_reply_entry_blocks_no_flow<F: TestFamily>(scene: &mut Scene<F>) {
-    // The sweep deletes entry by entry, and a full table evicts one.
+    // The sweep deletes entry by entry, and a full table evicts a single one.
     for wait in [0, seconds::TCP_CLOSING + 1] {
         scene.reset();
         service(scene, 1);
@@ -151,8 +151,8 @@ fn removing_a_flow_keeps_the_replies_of_others<F: TestFamily>(scene: &mut Scene<
 fn taking_over_a_stale_reply_entry_leaves_the_moved_flow_alone<F: TestFamily>(
     scene: &mut Scene<F>,
 ) {
-    // A flow through `web` moves to another backend; what it leaves behind is taken over
-    // by a flow through `other`.
+    // A flow through `web` moves to another backend; a flow through `other` takes over the reply
+    // entry that it leaves behind.
     let (index, ids) = service_at(scene, web::<F>(), 1);
     service_at(scene, other::<F>(), 1);
     scene.update();
