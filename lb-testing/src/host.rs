@@ -1,4 +1,4 @@
-//! The first interpreter of the rows: the core on the host, over plain maps.
+//! The interpreter without a kernel: the core on the host, over plain maps.
 
 use lb_common::{
     abi::{
@@ -15,14 +15,15 @@ use lb_common::{
 };
 
 use super::{
-    bench::{End, FlowEntries, Lab, Outcome, Place},
     family::TestFamily,
-    tables::{FakeTables, Lookups},
+    interpreter::{Fate, Interpreter, Outcome},
+    site::TestSite,
+    tables::{FakeTables, FlowEntries, Lookups},
     tunnel,
     world::World,
 };
 
-/// The core on the host.
+/// The core on the host, its tables and its clock.
 #[derive(Debug)]
 pub struct Host<F: TestFamily> {
     /// Its tables.
@@ -42,10 +43,14 @@ impl<F: TestFamily> Host<F> {
     }
 
     /// Decides on a frame.
-    pub fn decide(&mut self, place: Place, frame: &[u8]) -> (Verdict, Work<F::Address>, Packet<F>) {
+    pub fn decide(
+        &mut self,
+        site: TestSite,
+        frame: &[u8],
+    ) -> (Verdict, Work<F::Address>, Packet<F>) {
         let (mut packet, mut work) = (Packet::default(), Work::default());
         self.tables.lookups = Lookups::default();
-        let (site, settings, tables) = (place.site(), &self.settings, &mut self.tables);
+        let (site, settings, tables) = (site.site(), &self.settings, &mut self.tables);
         let Some(destination) = F::destination(frame) else {
             return (Verdict::Pass(Reason::Malformed), work, packet);
         };
@@ -92,34 +97,34 @@ impl<F: TestFamily> Host<F> {
         (verdict, work, packet)
     }
 
-    fn end(
+    fn fate(
         &self,
-        place: Place,
+        site: TestSite,
         frame: &[u8],
         packet: &Packet<F>,
         work: &Work<F::Address>,
-    ) -> End<F::Address> {
+    ) -> Fate<F::Address> {
         let (tuple, device) = (work.out.rewrite, work.out.device);
         match work.out.action {
-            Action::REQUEST | Action::REPLY => End::Onward(tuple),
-            Action::REPLY_DIRECT if tunnel::is_to_be_clamped(frame, packet) => End::Clamped(tuple),
-            Action::REPLY_DIRECT => End::Onward(tuple),
-            Action::REQUEST_TUNNEL => End::Tunnelled(tuple),
-            Action::REQUEST_ROUTE => End::Routed(tuple),
-            Action::REQUEST_FORWARD | Action::REPLY_FORWARD => End::Forwarded(tuple),
-            Action::REPLY_INTO_DEVICE if device == LOOPBACK_DEVICE => End::IntoLoopback(tuple),
-            Action::REQUEST_LOOPBACK => End::IntoLoopback(tuple),
-            Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => End::Bounced(tuple),
+            Action::REQUEST | Action::REPLY => Fate::Translated(tuple),
+            Action::REPLY_DIRECT if tunnel::is_clamped(frame, packet) => Fate::MssClamped(tuple),
+            Action::REPLY_DIRECT => Fate::Translated(tuple),
+            Action::REQUEST_TUNNEL => Fate::Encapsulated(tuple),
+            Action::REQUEST_ROUTE => Fate::Routed(tuple),
+            Action::REQUEST_FORWARD | Action::REPLY_FORWARD => Fate::Forwarded(tuple),
+            Action::REPLY_INTO_DEVICE if device == LOOPBACK_DEVICE => Fate::IntoLoopback(tuple),
+            Action::REQUEST_LOOPBACK => Fate::IntoLoopback(tuple),
+            Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => Fate::Hairpinned(tuple),
             Action::REPLY_INTO_DEVICE => match self.ifindices[device as usize] {
-                ifindex if ifindex == place.ifindex() => End::Onward(tuple),
-                ifindex => End::IntoDevice(tuple, ifindex),
+                ifindex if ifindex == site.ifindex() => Fate::Translated(tuple),
+                ifindex => Fate::IntoDevice(tuple, ifindex),
             },
             other => panic!("no such action: {other:?}"),
         }
     }
 }
 
-impl<F: TestFamily> Lab<F> for Host<F> {
+impl<F: TestFamily> Interpreter<F> for Host<F> {
     fn reset(&mut self) {
         self.tables = FakeTables::new(self.start);
     }
@@ -130,8 +135,8 @@ impl<F: TestFamily> Lab<F> for Host<F> {
         self.ifindices = world.devices.iter().map(|device| device.ifindex).collect();
     }
 
-    fn send(&mut self, place: Place, frame: &[u8]) -> Outcome<F::Address> {
-        let (verdict, mut work, packet) = self.decide(place, frame);
+    fn send(&mut self, site: TestSite, frame: &[u8]) -> Outcome<F::Address> {
+        let (verdict, mut work, packet) = self.decide(site, frame);
         if packet.kind == PacketKind::Fragment {
             // None of its bytes are ports.
             (work.out.rewrite.source_port, work.out.rewrite.destination_port) = Default::default();
@@ -141,11 +146,11 @@ impl<F: TestFamily> Lab<F> for Host<F> {
             _ => None,
         };
         match verdict {
-            Verdict::Pass(reason) => Outcome { reason, end: End::Untouched },
-            Verdict::Drop(reason) => Outcome { reason, end: End::Dropped },
-            Verdict::Answer(answer, reason) => Outcome { reason, end: End::Answered(answer) },
+            Verdict::Pass(reason) => Outcome { reason, fate: Fate::Untouched },
+            Verdict::Drop(reason) => Outcome { reason, fate: Fate::Dropped },
+            Verdict::Answer(answer, reason) => Outcome { reason, fate: Fate::Answered(answer) },
             Verdict::Translate(reason) => {
-                Outcome { reason, end: self.end(place, frame, &packet, &work) }
+                Outcome { reason, fate: self.fate(site, frame, &packet, &work) }
             }
         }
     }
@@ -154,7 +159,7 @@ impl<F: TestFamily> Lab<F> for Host<F> {
         self.quoted
     }
 
-    fn pass(&mut self, ticks: u32) {
+    fn advance(&mut self, ticks: u32) {
         self.tables.clock = self.tables.clock.wrapping_add(ticks);
     }
 

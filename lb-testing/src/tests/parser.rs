@@ -8,8 +8,8 @@ use lb_common::{
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    bench::tuple,
     family::TestFamily,
+    flow::tuple,
     frame::{Body, ETHERNET, Frame},
     world::at,
 };
@@ -135,7 +135,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_error_quotes_is_read_within_its_bounds(
+    fn the_quote_of_an_error_is_read_within_its_bounds(
         words in 0..3usize,
         cut in 0..100usize,
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),

@@ -18,7 +18,7 @@ use lb_common::{
 use lb_testing::{
     family::TestFamily,
     tables::FakeTables,
-    world::{EXTERNAL, POD_DEVICE, Where, World, at},
+    world::{EXTERNAL, Location, POD_DEVICE, World, at},
 };
 
 use super::{
@@ -177,10 +177,15 @@ impl Surroundings for Lab {
 fn world() -> (World<Ipv4>, u32) {
     let mut world = World::<Ipv4>::default();
     let index = world.add_service(at(Ipv4::vip(1), 80), TCP);
-    world.add_front_of(FrontendKind::EXTERNAL, index, at(Ipv4::vip_elsewhere(9), 80), TCP);
-    world.add_front_of(FrontendKind::NODE_PORT, index, at(Ipv4::node(), 30_080), TCP);
-    world.add_backend(index, at(Ipv4::pod(2), 8080), Where::Here);
-    world.add_backend(index, at(Ipv4::remote_pod(2), 8080), Where::Elsewhere);
+    world.add_frontend_of_kind(
+        FrontendKind::EXTERNAL,
+        index,
+        at(Ipv4::vip_outside_cidrs(9), 80),
+        TCP,
+    );
+    world.add_frontend_of_kind(FrontendKind::NODE_PORT, index, at(Ipv4::node(), 30_080), TCP);
+    world.add_backend(index, at(Ipv4::pod(2), 8080), Location::LocalPod);
+    world.add_backend(index, at(Ipv4::remote_pod(2), 8080), Location::OtherNode);
     (world, index)
 }
 
@@ -195,7 +200,7 @@ fn says(explained: &Explanation, expected: &[&str]) {
 }
 
 const VIP: fn(u16) -> (Address4, u16) = |port| (Ipv4::vip(1), port);
-const BALANCER: fn() -> (Address4, u16) = || (Ipv4::vip_elsewhere(9), 80);
+const BALANCER: fn() -> (Address4, u16) = || (Ipv4::vip_outside_cidrs(9), 80);
 
 fn pod() -> Address4 {
     Ipv4::pod(1)
@@ -335,7 +340,7 @@ fn a_source_that_becomes_the_node_s_says_why() {
         &["a pod of another node, whatever", "no direct server return: the client is a pod"],
     );
     world.backends[1].sets = 0;
-    world.add_backend(index, at(pod(), 8080), Where::Here);
+    world.add_backend(index, at(pod(), 8080), Location::LocalPod);
     world.drain(2);
     let lab = Lab::new(world);
     says(
