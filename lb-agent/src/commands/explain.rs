@@ -6,6 +6,7 @@
 //! agent.
 
 mod connect;
+mod datapath;
 mod describe;
 mod facts;
 mod pinned;

@@ -18,12 +18,12 @@ use lb_common::{
 };
 
 use super::{
+    datapath::{Datapath, Judged, run},
     facts::{Facts, endpoint, text},
     pinned::PinnedFamily,
     report::{Step, meaning},
-    surroundings::{Device, Route, Surroundings},
+    surroundings::{Device, Route, Surroundings, device_text},
     tables::{Look, Overlay, Reader},
-    walk::{Judged, Walk, run, way_text},
 };
 use crate::programs::hook::Direction;
 
@@ -37,18 +37,18 @@ pub(super) fn draw_of(position: u32, length: u32) -> u32 {
 
 /// Tells in `step` what was decided; `before` is what the tables held before it was.
 pub(super) fn step<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     before: &Overlay<'_, F, R>,
     judged: &Judged<F>,
     device: &Device,
     step: &mut Step,
 ) {
-    caught(walk, before, judged, device, step);
-    let facts = facts(walk, judged);
+    caught(datapath, before, judged, device, step);
+    let facts = facts(datapath, judged);
     let tuple = judged.packet.tuple();
-    let origin = balance::origin(&judged.packet, judged.site, &walk.settings);
-    let candidate = balance::candidate::<F>(tuple.destination, judged.site, &walk.settings);
-    let is_known = flows(walk, before, judged, &facts, step);
+    let origin = balance::origin(&judged.packet, judged.site, &datapath.settings);
+    let candidate = balance::candidate::<F>(tuple.destination, judged.site, &datapath.settings);
+    let is_known = flows(datapath, before, judged, &facts, step);
     if candidate == Candidate::Service || candidate == Candidate::Node && is_request(judged) {
         let frontend = facts.front_end(step);
         if let Some(frontend) = frontend
@@ -57,12 +57,12 @@ pub(super) fn step<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
             let is_let_in = facts.ranges(&frontend, tuple.source, step);
             if is_let_in && !matches!(judged.verdict, Verdict::Pass(_)) {
                 let eligible = facts.policy(&frontend, origin, step);
-                affinity(walk, &frontend, step);
-                choice(walk, before, judged, &frontend, eligible, step);
+                affinity(datapath, &frontend, step);
+                choice(datapath, before, judged, &frontend, eligible, step);
             }
         }
     }
-    translation(walk, judged, &facts, origin, step);
+    translation(datapath, judged, &facts, origin, step);
     verdict(judged.verdict, step);
 }
 
@@ -72,13 +72,13 @@ fn is_request<F: PinnedFamily>(judged: &Judged<F>) -> bool {
 }
 
 fn facts<'w, F: PinnedFamily, R: Reader<F>, S>(
-    walk: &'w Walk<'_, F, R, S>,
+    datapath: &'w Datapath<'_, F, R, S>,
     judged: &Judged<F>,
 ) -> Facts<'w, F, R> {
     let tuple = judged.packet.tuple();
     Facts {
-        reader: walk.overlay.reader(),
-        settings: &walk.settings,
+        reader: datapath.overlay.reader(),
+        settings: &datapath.settings,
         source: endpoint::<F>(tuple.source, tuple.source_port),
         destination: endpoint::<F>(tuple.destination, tuple.destination_port),
         protocol: judged.packet.protocol(),
@@ -87,7 +87,7 @@ fn facts<'w, F: PinnedFamily, R: Reader<F>, S>(
 
 /// Where the packet is caught.
 fn caught<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     before: &Overlay<'_, F, R>,
     judged: &Judged<F>,
     device: &Device,
@@ -102,15 +102,15 @@ fn caught<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     if judged.site != Site::FromDevice {
         return;
     }
-    let Some(mode) = walk.around.xdp(device.index) else { return };
+    let Some(mode) = datapath.around.xdp(device.index) else { return };
     let mut overlay = before.fork();
     let mut work = Work::default();
     let destination = judged.packet.tuple().destination;
-    let candidate = balance::candidate::<F>(destination, judged.site, &walk.settings);
+    let candidate = balance::candidate::<F>(destination, judged.site, &datapath.settings);
     let taken = match candidate {
         Candidate::Neither => None,
         _ => {
-            let (packet, settings) = (&judged.packet, &walk.settings);
+            let (packet, settings) = (&judged.packet, &datapath.settings);
             balance::decide_known(candidate, packet, settings, &mut work, &mut overlay)
         }
     };
@@ -124,18 +124,18 @@ fn caught<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
 
 /// Tells of the flow that the packet belongs to; whether that decided.
 fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     before: &Overlay<'_, F, R>,
     judged: &Judged<F>,
     facts: &Facts<'_, F, R>,
     step: &mut Step,
 ) -> bool {
     let key = judged.packet.key;
-    let found = walk.overlay.looks.iter().find_map(|look| match look {
+    let found = datapath.overlay.looks.iter().find_map(|look| match look {
         Look::Flow(table, asked, Some(flow)) if *asked == key => Some((*table, *flow)),
         _ => None,
     });
-    let was_asked = walk.overlay.looks.iter().any(|look| matches!(look, Look::Flow(..)));
+    let was_asked = datapath.overlay.looks.iter().any(|look| matches!(look, Look::Flow(..)));
     let Some((table, flow)) = found else {
         if was_asked {
             step.say("flow", "none is known");
@@ -144,8 +144,8 @@ fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     };
     facts.flow(table, &key, &flow, step);
     if table == FlowTable::Flows && judged.packet.detail == ACK && !flow.action.is_reply() {
-        let packet = walk.packet(judged.packet.tuple(), SYN);
-        let (verdict, _) = run(&mut before.fork(), &walk.settings, &packet, judged.site);
+        let packet = datapath.packet(judged.packet.tuple(), SYN);
+        let (verdict, _) = run(&mut before.fork(), &datapath.settings, &packet, judged.site);
         let text = match verdict {
             Verdict::Translate(Reason::Request) => "goes to the same backend",
             Verdict::Translate(_) => "chooses a backend anew",
@@ -160,17 +160,17 @@ fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
 
 /// Tells of the backend that the client is bound to.
 fn affinity<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     frontend: &Frontend,
     step: &mut Step,
 ) {
-    let reader = walk.overlay.reader();
+    let reader = datapath.overlay.reader();
     let Some(service) = reader.service(frontend.service) else { return };
-    let entry = walk.overlay.looks.iter().find_map(|look| match look {
+    let entry = datapath.overlay.looks.iter().find_map(|look| match look {
         Look::Affinity(entry) => Some(*entry),
         _ => None,
     });
-    let is_used = !by_chance(&walk.overlay);
+    let is_used = !by_chance(&datapath.overlay);
     if let Some(entry) = entry {
         say_affinity(reader, &service, entry, is_used, step);
     }
@@ -206,7 +206,7 @@ pub(super) fn by_chance<F: PinnedFamily, R: Reader<F>>(overlay: &Overlay<'_, F, 
 
 /// Tells which backend a new flow gets, and tries out every one that it may.
 fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     before: &Overlay<'_, F, R>,
     judged: &Judged<F>,
     frontend: &Frontend,
@@ -218,14 +218,14 @@ fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         step.backends.iter_mut().for_each(|candidate| candidate.possible = false);
         return;
     }
-    let reader = walk.overlay.reader();
+    let reader = datapath.overlay.reader();
     let mut tried = HashMap::new();
-    if by_chance(&walk.overlay) {
+    if by_chance(&datapath.overlay) {
         let length = eligible.range.length();
         for position in 0..length.min(TRIED) {
             let mut overlay = before.fork();
             overlay.draws = [draw_of(position, length)].into();
-            let (_, work) = run(&mut overlay, &walk.settings, &judged.packet, judged.site);
+            let (_, work) = run(&mut overlay, &datapath.settings, &judged.packet, judged.site);
             let id = reader.slot(eligible.range.start() + position);
             tried.insert(id, work);
         }
@@ -233,7 +233,7 @@ fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     } else {
         step.say("choice", "the one that the client is bound to");
     }
-    let bound = walk.overlay.looks.iter().find_map(|look| match look {
+    let bound = datapath.overlay.looks.iter().find_map(|look| match look {
         Look::Affinity(Some(bound)) => Some(bound.backend),
         _ => None,
     });
@@ -246,7 +246,7 @@ fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
             Some(work) => {
                 let source = source_seen(judged.packet.tuple(), work);
                 candidate.client_address = Some(F::ip(source).to_string());
-                candidate.next_hop = Some(next_hop::<F, S>(walk.around, work));
+                candidate.next_hop = Some(next_hop::<F, S>(datapath.around, work));
             }
             None if candidate.possible && bound.is_some() => {
                 candidate.possible = false;
@@ -281,16 +281,16 @@ fn next_hop<F: PinnedFamily, S: Surroundings>(around: &S, work: &Work<F::Address
     match around.route(to) {
         Route::Local => "to a process of this node".to_owned(),
         Route::Device { device, via } if work.action == Action::REQUEST_TUNNEL => {
-            format!("in a tunnel to {to} {}", way_text(&device, via))
+            format!("in a tunnel to {to} {}", device_text(&device, via))
         }
-        Route::Device { device, via } => way_text(&device, via),
+        Route::Device { device, via } => device_text(&device, via),
         Route::Nowhere(why) => format!("no route ({why})"),
     }
 }
 
 /// Tells what the packet becomes.
 fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     judged: &Judged<F>,
     facts: &Facts<'_, F, R>,
     origin: Origin,
@@ -318,10 +318,10 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     let mut why = if new.source == tuple.source {
         kept_text(work.action).to_owned()
     } else {
-        rewritten_text(work.action, facts, walk, judged, origin)
+        rewritten_text(work.action, facts, datapath, judged, origin)
     };
     if is_port_drawn {
-        let PortRange { first, count } = walk.settings.source_ports;
+        let PortRange { first, count } = datapath.settings.source_ports;
         let last = first.saturating_add(count.saturating_sub(1));
         why.push_str(&format!("; its port is drawn from {first}-{last}"));
     }
@@ -342,14 +342,14 @@ fn kept_text(action: Action) -> &'static str {
 fn rewritten_text<F: PinnedFamily, R: Reader<F>, S>(
     action: Action,
     facts: &Facts<'_, F, R>,
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     judged: &Judged<F>,
     origin: Origin,
 ) -> String {
     if action.is_reply() {
         return "becomes the address that the client asked".to_owned();
     }
-    let is_masqueraded = walk.settings.masquerades_all() && judged.site == Site::FromPod;
+    let is_masqueraded = datapath.settings.masquerades_all() && judged.site == Site::FromPod;
     let why = match (action, judged.site) {
         (Action::REQUEST_HAIRPIN, _) => {
             "the backend is the client itself, and its answer must come back through the node"
@@ -364,7 +364,7 @@ fn rewritten_text<F: PinnedFamily, R: Reader<F>, S>(
         _ => "the answer must come back by this node",
     };
     let mut text = format!("becomes this node's: {why}");
-    if let Some(why_not) = not_tunnelled(facts, walk, judged, origin) {
+    if let Some(why_not) = not_tunnelled(facts, datapath, judged, origin) {
         text.push_str(&format!("; no direct server return: {why_not}"));
     }
     text
@@ -373,11 +373,11 @@ fn rewritten_text<F: PinnedFamily, R: Reader<F>, S>(
 /// Why a Service with direct server return does not tunnel this packet.
 fn not_tunnelled<F: PinnedFamily, R: Reader<F>, S>(
     facts: &Facts<'_, F, R>,
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     judged: &Judged<F>,
     origin: Origin,
 ) -> Option<&'static str> {
-    let reader = walk.overlay.reader();
+    let reader = datapath.overlay.reader();
     let Endpoint { address, port } = facts.destination;
     let key = FrontendKey::new(address, port, facts.protocol);
     let frontend = reader.frontend(&key)?;

@@ -42,6 +42,14 @@ pub(super) enum Route {
     Nowhere(String),
 }
 
+/// The device that a route leads out of, and the next router.
+pub(super) fn device_text(device: &Device, via: Option<IpAddr>) -> String {
+    match via {
+        Some(via) => format!("by {} via {via}", device.name),
+        None => format!("by {}", device.name),
+    }
+}
+
 /// What an explanation asks of a node beside its maps.
 pub(super) trait Surroundings {
     /// Where packets to an address go.

@@ -6,46 +6,30 @@ use std::net::IpAddr;
 use lb_common::{
     abi::{
         counter::Hook,
-        flow::{Action, FlowKey, Tuple},
-        frontend::TCP,
-        settings::Settings,
+        flow::{Action, Tuple},
     },
-    balance::{self, FlowTable, Site, Verdict, Work, track},
-    packet::{ACK, Kind, Packet, SYN},
+    balance::{Site, Verdict},
 };
 
 use super::{
-    ExplainError, describe,
+    ExplainError,
+    datapath::{Datapath, Judged},
+    describe,
     facts::{endpoint, text},
     pinned::PinnedFamily,
     report::{Outcome, Step, meaning},
-    surroundings::{Device, Route, Surroundings},
-    tables::{Overlay, Reader},
+    surroundings::{Device, Route, Surroundings, device_text},
+    tables::Reader,
 };
 use crate::programs::hook::Direction;
 
 /// The kernel's index of the loopback device.
 const LOOPBACK: u32 = 1;
-/// The TTL of a packet that no router has seen.
-const HOPS: u8 = 64;
-
-/// A packet on its way.
+/// A packet on its path.
 pub(super) struct Walk<'a, F: PinnedFamily, R, S> {
-    pub(super) overlay: Overlay<'a, F, R>,
-    pub(super) settings: Settings,
-    pub(super) around: &'a S,
-    protocol: u8,
-    flags: u8,
-    /// What every program on the way made of it.
+    datapath: Datapath<'a, F, R, S>,
+    /// What each program on the path did with the packet.
     pub(super) steps: Vec<Step>,
-}
-
-/// What the core made of a packet.
-pub(super) struct Judged<F: PinnedFamily> {
-    pub(super) packet: Packet<F>,
-    pub(super) site: Site,
-    pub(super) verdict: Verdict,
-    pub(super) work: Work<F::Address>,
 }
 
 impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
@@ -56,14 +40,12 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         protocol: u8,
         tuple: &Tuple<F::Address>,
     ) -> Self {
-        let flags = flags::<F, R>(reader, protocol, tuple);
-        let (overlay, settings) = (Overlay::new(reader), reader.settings());
-        Self { overlay, settings, around, protocol, flags, steps: Vec::new() }
+        Self { datapath: Datapath::new(reader, around, protocol, tuple), steps: Vec::new() }
     }
 
     /// Whether the packet would open a flow.
     pub(super) fn opens(&self) -> bool {
-        self.protocol != TCP || self.flags == SYN
+        self.datapath.opens()
     }
 
     /// Out of a pod of this node.
@@ -72,7 +54,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
     /// [`ExplainError::NoPod`] if the source is none.
     pub(super) fn out_of_pod(&mut self, tuple: Tuple<F::Address>) -> Result<Outcome, ExplainError> {
         let source = F::ip(tuple.source);
-        let device = match self.around.route(source) {
+        let device = match self.datapath.around.route(source) {
             Route::Device { device, .. } => device,
             Route::Local => {
                 return Err(ExplainError::NoPod {
@@ -83,17 +65,18 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
             }
             Route::Nowhere(_) => return Ok(self.unseen(Hook::FromPod, None, tuple)),
         };
-        if self.around.program(device.index, Direction::Ingress) == Some(Hook::FromDevice) {
+        if self.datapath.around.program(device.index, Direction::Ingress) == Some(Hook::FromDevice)
+        {
             let why = "reached by an external device";
             return Err(ExplainError::NoPod { client: source, why, at: device.name });
         }
         let is_pod = |device: &Device| {
-            self.around.program(device.index, Direction::Ingress) == Some(Hook::FromPod)
+            self.datapath.around.program(device.index, Direction::Ingress) == Some(Hook::FromPod)
         };
         let device = if is_pod(&device) {
             device
         } else {
-            match self.around.ports(device.index).iter().find(|port| is_pod(port)) {
+            match self.datapath.around.ports(device.index).iter().find(|port| is_pod(port)) {
                 Some(_) => {
                     Device { index: device.index, name: format!("a port of {}", device.name) }
                 }
@@ -109,7 +92,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
     /// [`ExplainError::NoNode`] if the source is no address of it.
     pub(super) fn made_here(&mut self, tuple: Tuple<F::Address>) -> Result<Outcome, ExplainError> {
         let source = F::ip(tuple.source);
-        match self.around.route(source) {
+        match self.datapath.around.route(source) {
             Route::Local => Ok(self.leave(tuple, None)),
             _ => Err(ExplainError::NoNode { client: source }),
         }
@@ -117,7 +100,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
 
     /// In by a device.
     pub(super) fn received(&mut self, device: Device, tuple: Tuple<F::Address>) -> Outcome {
-        match self.around.program(device.index, Direction::Ingress) {
+        match self.datapath.around.program(device.index, Direction::Ingress) {
             Some(Hook::FromPod) => self.come_in(Hook::FromPod, Site::FromPod, device, tuple),
             Some(Hook::FromDevice) => {
                 self.come_in(Hook::FromDevice, Site::FromDevice, device, tuple)
@@ -137,12 +120,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         self.leave(tuple, Some(&device.unwrap_or(Device { index: u32::MAX, name: "-".into() })))
     }
 
-    pub(super) fn step(
-        &self,
-        hook: Hook,
-        device: Option<&Device>,
-        tuple: &Tuple<F::Address>,
-    ) -> Step {
+    fn step(&self, hook: Hook, device: Option<&Device>, tuple: &Tuple<F::Address>) -> Step {
         Step {
             hook: hook.name(),
             device: device.map(|device| device.name.clone()),
@@ -161,21 +139,13 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         device: &Device,
         tuple: &Tuple<F::Address>,
     ) -> Judged<F> {
-        let packet = self.packet(tuple, self.flags);
-        let before = self.overlay.fork();
-        let (verdict, work) = run(&mut self.overlay, &self.settings, &packet, site);
-        let judged = Judged { packet, site, verdict, work };
+        let before = self.datapath.overlay.fork();
+        let judged = self.datapath.judge(site, tuple);
         let mut step = self.step(hook, Some(device), tuple);
-        describe::step(self, &before, &judged, device, &mut step);
-        self.overlay.looks.clear();
+        describe::step(&self.datapath, &before, &judged, device, &mut step);
+        self.datapath.overlay.looks.clear();
         self.steps.push(step);
         judged
-    }
-
-    pub(super) fn packet(&self, tuple: &Tuple<F::Address>, flags: u8) -> Packet<F> {
-        let key = FlowKey { tuple: *tuple, protocol: self.protocol.into() };
-        let (kind, detail) = if self.protocol == TCP { (Kind::Tcp, flags) } else { (Kind::Udp, 0) };
-        Packet { key, kind, detail, hops: HOPS, ..Packet::default() }
     }
 
     /// In by a device, where a program of ours is.
@@ -202,9 +172,9 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
     /// Routed by the kernel, to where it leaves this node or meets a socket of it.
     fn leave(&mut self, tuple: Tuple<F::Address>, ingress: Option<&Device>) -> Outcome {
         let to = F::ip(tuple.destination);
-        let (device, via) = match self.around.route(to) {
+        let (device, via) = match self.datapath.around.route(to) {
             Route::Local if ingress.is_none() => {
-                (Device { index: LOOPBACK, name: self.around.name(LOOPBACK) }, None)
+                (Device { index: LOOPBACK, name: self.datapath.around.name(LOOPBACK) }, None)
             }
             Route::Local => return outcome::<F>("delivered", &tuple, "to a process of this node"),
             Route::Device { device, via } => (device, via),
@@ -214,7 +184,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
             }
         };
         let ingress = ingress.map_or(0, |device| device.index);
-        let site = match self.around.program(device.index, Direction::Egress) {
+        let site = match self.datapath.around.program(device.index, Direction::Egress) {
             Some(Hook::ToDevice) => Site::ToDevice { ifindex: device.index, ingress },
             Some(Hook::ToPod) => Site::ToPod,
             Some(Hook::Loopback) => Site::Loopback,
@@ -243,17 +213,17 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         if device.index == LOOPBACK {
             return outcome::<F>("delivered", tuple, "to a process of this node");
         }
-        let is_pod = match self.around.program(device.index, Direction::Egress) {
+        let is_pod = match self.datapath.around.program(device.index, Direction::Egress) {
             Some(hook) => hook == Hook::ToPod,
             None => {
                 let of_pod = |port: &Device| {
-                    self.around.program(port.index, Direction::Egress) == Some(Hook::ToPod)
+                    self.datapath.around.program(port.index, Direction::Egress) == Some(Hook::ToPod)
                 };
-                self.around.ports(device.index).iter().any(of_pod)
+                self.datapath.around.ports(device.index).iter().any(of_pod)
             }
         };
         let result = if is_pod { "delivered" } else { "leaves" };
-        outcome::<F>(result, tuple, &way_text(device, via))
+        outcome::<F>(result, tuple, &device_text(device, via))
     }
 
     /// Sent on by a program, past the stack.
@@ -272,9 +242,9 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
                 let is_tunnel = action == Action::REQUEST_TUNNEL;
                 let tuple = if is_tunnel { judged.packet.tuple() } else { rewrite };
                 let to = F::ip(rewrite.destination);
-                match self.around.route(to) {
+                match self.datapath.around.route(to) {
                     Route::Device { device, via } if is_tunnel => {
-                        let text = format!("in a tunnel to {to}, {}", way_text(&device, via));
+                        let text = format!("in a tunnel to {to}, {}", device_text(&device, via));
                         outcome::<F>("leaves", tuple, &text)
                     }
                     Route::Device { device, via } => self.goes(tuple, &device, via),
@@ -284,43 +254,6 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
                 }
             }
         }
-    }
-}
-
-/// Runs the core.
-pub(super) fn run<F: PinnedFamily, R: Reader<F>>(
-    overlay: &mut Overlay<'_, F, R>,
-    settings: &Settings,
-    packet: &Packet<F>,
-    site: Site,
-) -> (Verdict, Work<F::Address>) {
-    let mut work = Work::default();
-    let verdict = balance::decide(packet, site, settings, &mut work, overlay);
-    (verdict, work)
-}
-
-/// The TCP flags of a packet: of the flow that there is, or those that open one.
-fn flags<F: PinnedFamily, R: Reader<F>>(reader: &R, protocol: u8, tuple: &Tuple<F::Address>) -> u8 {
-    let key = FlowKey { tuple: *tuple, protocol: protocol.into() };
-    let settings = reader.settings();
-    let live = |table| {
-        let flow = reader.flow(table, &key)?;
-        (!track::is_expired(&flow, Kind::Tcp, reader.now(), &settings)).then_some(flow)
-    };
-    if live(FlowTable::Flows).is_some() {
-        return ACK;
-    }
-    match live(FlowTable::Embryonic) {
-        Some(flow) if flow.action.is_reply() => SYN | ACK,
-        _ => SYN,
-    }
-}
-
-/// How a device leads on.
-pub(super) fn way_text(device: &Device, via: Option<IpAddr>) -> String {
-    match via {
-        Some(via) => format!("by {} via {via}", device.name),
-        None => format!("by {}", device.name),
     }
 }
 
