@@ -5,17 +5,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
-use lb_control::{
-    dataplane::DataplaneError,
-    model::network::{Interface, NodeNetwork},
-};
+use lb_control::model::network::{Interface, NodeNetwork};
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -30,14 +27,12 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
+    error::InterfaceError,
     interfaces::{Network, in_order, places},
     messages::{Stale, apply, parse_link, read, read_routes},
 };
 use crate::{
-    maps::{
-        devices::Devices,
-        pins::{PinError, Pins},
-    },
+    maps::{devices::Devices, pins::Pins},
     options::{
         modes::{TcAttach, XdpMode},
         values::Patterns,
@@ -45,12 +40,10 @@ use crate::{
     programs::{
         hook::{Direction, Place, Role},
         load::Programs,
-        tc::{AttachError, TcAttacher, is_gone},
+        tc::{TcAttacher, is_gone},
         xdp::XdpAttacher,
     },
 };
-
-pub use super::survey::survey;
 
 /// Which interfaces get programs, and how.
 #[derive(Clone, Debug)]
@@ -444,35 +437,4 @@ fn accept_own_packets() {
             warn!(path, %error, "{consequence}");
         }
     }
-}
-
-/// Interfaces cannot be followed.
-#[derive(Debug, thiserror::Error)]
-pub enum InterfaceError {
-    /// No netlink socket.
-    #[error("cannot open a netlink socket")]
-    Connect {
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel refused to tell.
-    #[error("cannot read interfaces, addresses and routes")]
-    Read {
-        /// What rtnetlink said.
-        #[source]
-        source: rtnetlink::Error,
-    },
-    /// The socket broke.
-    #[error("the netlink socket was closed")]
-    Closed,
-    /// The links cannot be listed.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// DEVICES cannot be opened.
-    #[error(transparent)]
-    Pin(#[from] PinError),
-    /// DEVICES cannot be written.
-    #[error(transparent)]
-    Devices(#[from] DataplaneError),
 }

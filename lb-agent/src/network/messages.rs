@@ -18,7 +18,7 @@ use netlink_packet_route::{
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::{
-    follow::InterfaceError,
+    error::InterfaceError,
     interfaces::{DefaultRoute, Link, Network},
 };
 

@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 use rtnetlink::Handle;
 
-use super::{follow::InterfaceError, interfaces::Network, messages::read};
+use super::{error::InterfaceError, interfaces::Network, messages::read};
 
 /// The network namespace, and the interfaces that have a program of XDP, anybody's.
 ///

@@ -8,7 +8,7 @@ use lb_common::abi::settings::Device;
 use super::{Check, Finding, Severity, finding};
 use crate::{
     maps::{pins::Pins, read::read_array},
-    network::{follow::InterfaceError, interfaces::Network, survey::survey},
+    network::{error::InterfaceError, interfaces::Network, survey::survey},
     options::values::Patterns,
     programs::{
         hook::Role,
