@@ -6,9 +6,8 @@ use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
+use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 use lb_sys::SHORTEST;
-
-use super::tc::has_tcx;
 
 /// What this kernel can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +31,13 @@ pub fn features() -> Features {
         has_csum_ipv6: has_csum_ipv6().unwrap_or_default(),
         has_tcx: has_tcx(),
     }
+}
+
+/// Whether the kernel attaches by tcx.
+pub fn has_tcx() -> bool {
+    /// The index of the loopback device in every network namespace.
+    const LOOPBACK: u32 = 1;
+    lb_sys::tcx_query(LOOPBACK, BPF_TCX_INGRESS as u32).is_ok()
 }
 
 /// `bpf_l4_csum_replace` says EINVAL to a flag that it does not know, and EFAULT to an

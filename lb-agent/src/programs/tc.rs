@@ -6,25 +6,18 @@
 
 use std::{collections::HashMap, io, os::fd::AsFd, path::PathBuf};
 
-use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 use lb_control::model::network::Interface;
 use lb_sys::LinkTarget;
 use tracing::debug;
 
 use super::{
     clsact,
+    features::has_tcx,
     hook::{Direction, Role},
     links::{self, PinnedLink},
     load::{LoadError, Programs},
 };
 use crate::{maps::pins::Pins, options::modes::TcAttach};
-
-/// Whether the kernel attaches by tcx.
-pub fn has_tcx() -> bool {
-    /// The index of the loopback device in every network namespace.
-    const LOOPBACK: u32 = 1;
-    lb_sys::tcx_query(LOOPBACK, BPF_TCX_INGRESS as u32).is_ok()
-}
 
 /// Attaches programs to interfaces, and remembers which it attached.
 #[derive(Debug)]
