@@ -1,5 +1,7 @@
-//! A packet's way through the programs of this node: each is run by the core, over tables that
-//! keep aside what it writes, and between them the kernel's routes lead on.
+//! A packet's path through the programs of this node.
+//!
+//! The core runs for each program, over tables that keep aside what it writes. Between two
+//! programs the kernel's routes decide.
 
 use std::net::IpAddr;
 
@@ -33,7 +35,7 @@ pub(super) struct Walk<'a, F: PinnedFamily, R, S> {
 }
 
 impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
-    /// A packet of `protocol`: of the flow that `tuple` belongs to, else one that opens one.
+    /// A packet of `protocol`: of the existing flow of `tuple`, else one that opens a flow.
     pub(super) fn new(
         reader: &'a R,
         around: &'a S,
@@ -48,11 +50,14 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         self.datapath.opens()
     }
 
-    /// Out of a pod of this node.
+    /// The packet is sent by a pod of this node.
     ///
     /// # Errors
-    /// [`ExplainError::NoPod`] if the source is none.
-    pub(super) fn out_of_pod(&mut self, tuple: Tuple<F::Address>) -> Result<Outcome, ExplainError> {
+    /// [`ExplainError::NoPod`] if the source is not a pod of this node.
+    pub(super) fn sent_by_pod(
+        &mut self,
+        tuple: Tuple<F::Address>,
+    ) -> Result<Outcome, ExplainError> {
         let source = F::ip(tuple.source);
         let device = match self.datapath.around.route(source) {
             Route::Device { device, .. } => device,
@@ -63,11 +68,11 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
                     at: "node".into(),
                 });
             }
-            Route::Nowhere(_) => return Ok(self.unseen(Hook::FromPod, None, tuple)),
+            Route::Unreachable(_) => return Ok(self.unseen(Hook::FromPod, None, tuple)),
         };
         if self.datapath.around.program(device.index, Direction::Ingress) == Some(Hook::FromDevice)
         {
-            let why = "reached by an external device";
+            let why = "reached through an external device";
             return Err(ExplainError::NoPod { client: source, why, at: device.name });
         }
         let is_pod = |device: &Device| {
@@ -83,14 +88,17 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
                 None => return Ok(self.unseen(Hook::FromPod, Some(device), tuple)),
             }
         };
-        Ok(self.come_in(Hook::FromPod, Site::FromPod, device, tuple))
+        Ok(self.ingress(Hook::FromPod, Site::FromPod, device, tuple))
     }
 
-    /// Made by a process of this node.
+    /// The packet is sent by a process of this node.
     ///
     /// # Errors
-    /// [`ExplainError::NoNode`] if the source is no address of it.
-    pub(super) fn made_here(&mut self, tuple: Tuple<F::Address>) -> Result<Outcome, ExplainError> {
+    /// [`ExplainError::NoNode`] if the source is not an address of this node.
+    pub(super) fn sent_by_node(
+        &mut self,
+        tuple: Tuple<F::Address>,
+    ) -> Result<Outcome, ExplainError> {
         let source = F::ip(tuple.source);
         match self.datapath.around.route(source) {
             Route::Local => Ok(self.leave(tuple, None)),
@@ -98,24 +106,24 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         }
     }
 
-    /// In by a device.
+    /// The packet is received on a device.
     pub(super) fn received(&mut self, device: Device, tuple: Tuple<F::Address>) -> Outcome {
         match self.datapath.around.program(device.index, Direction::Ingress) {
-            Some(Hook::FromPod) => self.come_in(Hook::FromPod, Site::FromPod, device, tuple),
+            Some(Hook::FromPod) => self.ingress(Hook::FromPod, Site::FromPod, device, tuple),
             Some(Hook::FromDevice) => {
-                self.come_in(Hook::FromDevice, Site::FromDevice, device, tuple)
+                self.ingress(Hook::FromDevice, Site::FromDevice, device, tuple)
             }
             _ => self.unseen(Hook::FromDevice, Some(device), tuple),
         }
     }
 
-    /// No program sees the packet as it comes in.
+    /// No program sees the packet on ingress.
     fn unseen(&mut self, hook: Hook, device: Option<Device>, tuple: Tuple<F::Address>) -> Outcome {
         let mut step = self.step(hook, device.as_ref(), &tuple);
         step.verdict = "none";
         step.attached = false;
         let place = device.as_ref().map_or("its interface", |device| &device.name);
-        step.say("caught", format!("by nothing: no program of ours is attached to {place}"));
+        step.say("hook", format!("none: no lb program is attached to {place}"));
         self.steps.push(step);
         self.leave(tuple, Some(&device.unwrap_or(Device { index: u32::MAX, name: "-".into() })))
     }
@@ -131,7 +139,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         }
     }
 
-    /// Runs the core on the packet as a program does that catches it.
+    /// Runs the core on the packet as the program at `hook` does, and describes the decision.
     fn judge(
         &mut self,
         hook: Hook,
@@ -148,8 +156,8 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         judged
     }
 
-    /// In by a device, where a program of ours is.
-    fn come_in(
+    /// The packet is received on a device that has a program.
+    fn ingress(
         &mut self,
         hook: Hook,
         site: Site,
@@ -157,19 +165,13 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         tuple: Tuple<F::Address>,
     ) -> Outcome {
         let judged = self.judge(hook, site, &device, &tuple);
-        match judged.verdict {
-            Verdict::Pass(_) => self.leave(tuple, Some(&device)),
-            Verdict::Translate(_) => match judged.work.action {
-                Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => {
-                    self.leave(judged.work.rewrite, Some(&device))
-                }
-                _ => self.sent(&judged, &device),
-            },
-            verdict => ended::<F>(&tuple, verdict),
+        match by_stack(&judged) {
+            Some(tuple) => self.leave(tuple, Some(&device)),
+            None => self.end(&judged, &device),
         }
     }
 
-    /// Routed by the kernel, to where it leaves this node or meets a socket of it.
+    /// The kernel routes the packet to a socket of this node or out of a device.
     fn leave(&mut self, tuple: Tuple<F::Address>, ingress: Option<&Device>) -> Outcome {
         let to = F::ip(tuple.destination);
         let (device, via) = match self.datapath.around.route(to) {
@@ -178,38 +180,29 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
             }
             Route::Local => return outcome::<F>("delivered", &tuple, "to a process of this node"),
             Route::Device { device, via } => (device, via),
-            Route::Nowhere(why) => {
+            Route::Unreachable(why) => {
                 let text = format!("the kernel has no route to {to} ({why})");
                 return outcome::<F>("dropped", &tuple, &text);
             }
         };
         let ingress = ingress.map_or(0, |device| device.index);
-        let site = match self.datapath.around.program(device.index, Direction::Egress) {
-            Some(Hook::ToDevice) => Site::ToDevice { ifindex: device.index, ingress },
-            Some(Hook::ToPod) => Site::ToPod,
-            Some(Hook::Loopback) => Site::Loopback,
-            _ => return self.goes(&tuple, &device, via),
-        };
-        let hook = match site {
-            Site::ToDevice { .. } => Hook::ToDevice,
-            Site::Loopback => Hook::Loopback,
-            _ => Hook::ToPod,
+        let (hook, site) = match self.datapath.around.program(device.index, Direction::Egress) {
+            Some(hook @ Hook::ToDevice) => {
+                (hook, Site::ToDevice { ifindex: device.index, ingress })
+            }
+            Some(hook @ Hook::ToPod) => (hook, Site::ToPod),
+            Some(hook @ Hook::Loopback) => (hook, Site::Loopback),
+            _ => return self.transmit(&tuple, &device, via),
         };
         let judged = self.judge(hook, site, &device, &tuple);
-        match judged.verdict {
-            Verdict::Pass(_) => self.goes(&tuple, &device, via),
-            Verdict::Translate(_) => match judged.work.action {
-                Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => {
-                    self.goes(&judged.work.rewrite, &device, via)
-                }
-                _ => self.sent(&judged, &device),
-            },
-            verdict => ended::<F>(&tuple, verdict),
+        match by_stack(&judged) {
+            Some(tuple) => self.transmit(&tuple, &device, via),
+            None => self.end(&judged, &device),
         }
     }
 
-    /// Out of a device, past all programs.
-    fn goes(&self, tuple: &Tuple<F::Address>, device: &Device, via: Option<IpAddr>) -> Outcome {
+    /// The packet is transmitted by a device; no more programs see it.
+    fn transmit(&self, tuple: &Tuple<F::Address>, device: &Device, via: Option<IpAddr>) -> Outcome {
         if device.index == LOOPBACK {
             return outcome::<F>("delivered", tuple, "to a process of this node");
         }
@@ -226,8 +219,16 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         outcome::<F>(result, tuple, &device_text(device, via))
     }
 
-    /// Sent on by a program, past the stack.
-    fn sent(&self, judged: &Judged<F>, device: &Device) -> Outcome {
+    /// The program ends the packet's path through the stack: it redirects, answers or drops it.
+    fn end(&self, judged: &Judged<F>, device: &Device) -> Outcome {
+        match judged.verdict {
+            Verdict::Translate(_) => self.redirect(judged, device),
+            verdict => ended::<F>(judged.packet.tuple(), verdict),
+        }
+    }
+
+    /// The program redirects the packet, past the stack.
+    fn redirect(&self, judged: &Judged<F>, device: &Device) -> Outcome {
         let (rewrite, action) = (&judged.work.rewrite, judged.work.action);
         match action {
             Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
@@ -238,18 +239,19 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
                 outcome::<F>("delivered", rewrite, "to a process of this node")
             }
             _ => {
-                // In a tunnel a packet stays as it came.
-                let is_tunnel = action == Action::REQUEST_TUNNEL;
-                let tuple = if is_tunnel { judged.packet.tuple() } else { rewrite };
+                // The inner packet of an encapsulated one is unchanged.
+                let is_encapsulated = action == Action::REQUEST_TUNNEL;
+                let tuple = if is_encapsulated { judged.packet.tuple() } else { rewrite };
                 let to = F::ip(rewrite.destination);
                 match self.datapath.around.route(to) {
-                    Route::Device { device, via } if is_tunnel => {
-                        let text = format!("in a tunnel to {to}, {}", device_text(&device, via));
+                    Route::Device { device, via } if is_encapsulated => {
+                        let text = format!("encapsulated to {to}, {}", device_text(&device, via));
                         outcome::<F>("leaves", tuple, &text)
                     }
-                    Route::Device { device, via } => self.goes(tuple, &device, via),
-                    Route::Local | Route::Nowhere(_) => {
-                        outcome::<F>("dropped", tuple, &format!("no_route: there is none to {to}"))
+                    Route::Device { device, via } => self.transmit(tuple, &device, via),
+                    Route::Local | Route::Unreachable(_) => {
+                        let text = format!("no_route: the kernel has no route to {to}");
+                        outcome::<F>("dropped", tuple, &text)
                     }
                 }
             }
@@ -257,17 +259,29 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
     }
 }
 
-fn outcome<F: PinnedFamily>(result: &'static str, tuple: &Tuple<F::Address>, way: &str) -> Outcome {
+/// The packet as the stack continues with it, if it does.
+fn by_stack<F: PinnedFamily>(judged: &Judged<F>) -> Option<Tuple<F::Address>> {
+    match judged.verdict {
+        Verdict::Pass(_) => Some(*judged.packet.tuple()),
+        Verdict::Translate(_) => match judged.work.action {
+            Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => Some(judged.work.rewrite),
+            _ => None,
+        },
+        Verdict::Drop(_) | Verdict::Answer(..) => None,
+    }
+}
+
+fn outcome<F: PinnedFamily>(result: &'static str, tuple: &Tuple<F::Address>, how: &str) -> Outcome {
     let source = text::<F>(endpoint::<F>(tuple.source, tuple.source_port));
     let destination = text::<F>(endpoint::<F>(tuple.destination, tuple.destination_port));
     let text = match result {
-        "dropped" => format!("dropped: {way}"),
-        _ => format!("{result} {way}, as {source} -> {destination}"),
+        "dropped" => format!("dropped: {how}"),
+        _ => format!("{result} {how}, as {source} -> {destination}"),
     };
     Outcome { result, source, destination, text }
 }
 
-/// What becomes of a packet that goes no further.
+/// The outcome of a packet that is answered or dropped.
 fn ended<F: PinnedFamily>(tuple: &Tuple<F::Address>, verdict: Verdict) -> Outcome {
     let (result, reason) = match verdict {
         Verdict::Answer(_, reason) => ("answered", reason),
