@@ -1,4 +1,4 @@
-//! The interfaces, addresses and routes of the node.
+//! The interfaces, addresses and routes of the node, and which programs belong on them.
 
 pub mod error;
 pub mod follow;

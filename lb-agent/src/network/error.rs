@@ -6,17 +6,17 @@ use lb_control::dataplane::DataplaneError;
 
 use crate::{maps::pins::PinError, programs::tc::AttachError};
 
-/// Interfaces cannot be followed.
+/// The interfaces cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceError {
-    /// No netlink socket.
+    /// No netlink socket could be opened.
     #[error("cannot open a netlink socket")]
     Connect {
         /// What the kernel said.
         #[source]
         source: io::Error,
     },
-    /// The kernel refused to tell.
+    /// A netlink request failed.
     #[error("cannot read interfaces, addresses and routes")]
     Read {
         /// What rtnetlink said.
@@ -26,7 +26,7 @@ pub enum InterfaceError {
     /// The socket broke.
     #[error("the netlink socket was closed")]
     Closed,
-    /// The links cannot be listed.
+    /// The pinned links cannot be read.
     #[error(transparent)]
     Attach(#[from] AttachError),
     /// DEVICES cannot be opened.

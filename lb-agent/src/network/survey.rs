@@ -1,4 +1,4 @@
-//! A look at the network namespace without following it.
+//! Reads the network namespace once, without following it.
 
 use std::collections::BTreeSet;
 
@@ -8,10 +8,10 @@ use rtnetlink::Handle;
 
 use super::{error::InterfaceError, interfaces::Network, messages::read};
 
-/// The network namespace, and the interfaces that have a program of XDP, anybody's.
+/// The network namespace, and the interfaces that have an XDP program of any owner.
 ///
 /// # Errors
-/// [`InterfaceError`] if the kernel does not tell.
+/// [`InterfaceError`] if netlink cannot be read.
 pub async fn survey() -> Result<(Network, BTreeSet<u32>), InterfaceError> {
     let (connection, handle, _) =
         rtnetlink::new_connection().map_err(|source| InterfaceError::Connect { source })?;

@@ -106,7 +106,7 @@ impl Here {
         let attached = xdp::pinned_links(&pins.links()).map_err(failed)?;
         let attached = attached
             .into_iter()
-            .filter_map(|(index, path)| Some((index, xdp::Taken::of_pin(&path)?.to_string())));
+            .filter_map(|(index, path)| Some((index, xdp::Handler::of_pin(&path)?.to_string())));
         Ok(Self {
             runtime,
             handle,
@@ -185,7 +185,7 @@ impl Surroundings for Here {
     }
 
     fn program(&self, device: u32, direction: Direction) -> Option<Hook> {
-        let name = self.programs.held(device, direction).ok()??;
+        let name = self.programs.attached_program(device, direction).ok()??;
         Hook::ALL.iter().copied().find(|hook| hook.name() == name)
     }
 
