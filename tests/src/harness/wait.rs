@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 /// How long an event is awaited: long enough on a machine that is busy with other work. A test
 /// passes as soon as the event is there; only a failure takes this long.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a condition is polled.
 const POLL: Duration = Duration::from_millis(5);

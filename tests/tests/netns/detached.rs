@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 
 const SERVICE: u8 = 1;
 const HEALTH: u16 = 10256;
-const IS_BACK: &str = "taken off by somebody, and";
+const IS_BACK: &str = "detached by another program, and";
 
 fn set_up(own: &[&str]) -> Result<World> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");

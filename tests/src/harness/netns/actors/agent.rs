@@ -21,6 +21,10 @@ use crate::harness::wait::{PATIENCE, eventually, patiently};
 /// The port of `/healthz`.
 const HEALTH_PORT: u16 = 10256;
 
+/// How long an agent may take to its first state in the maps: the kernel verifies every program
+/// first, seconds of work for one CPU, which a busy machine gives in small shares.
+const START: Duration = Duration::from_secs(180);
+
 /// A running `lb-agent run`.
 #[derive(Debug)]
 pub struct Agent {
@@ -72,7 +76,7 @@ impl Agent {
     /// Starts the agent and waits until it is healthy.
     ///
     /// # Errors
-    /// It ends, or `/healthz` does not answer 200 in [`PATIENCE`]; with the end of its log.
+    /// It ends, or `/healthz` does not answer 200 in three minutes; with the end of its log.
     pub fn start(node: &Arc<Node>, options: &Options) -> Result<Self> {
         let mut agent = Self::spawn(node, options)?;
         agent.wait_ready()?;
@@ -101,7 +105,7 @@ impl Agent {
     /// # Errors
     /// As [`Agent::start`].
     pub fn wait_ready(&mut self) -> Result<()> {
-        let ready = patiently(PATIENCE);
+        let ready = patiently(START);
         let deadline = Instant::now() + ready;
         let process = &mut self.process;
         self.node.netns().run(|| {
