@@ -240,16 +240,16 @@ fn check_all(arguments: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn a_service_of_kubectl_works_until_it_is_deleted() -> Result<()> {
+fn a_service_of_kubectl_serves_every_client() -> Result<()> {
     check_all(&[])
 }
 
 #[test]
-fn and_by_packets_alone() -> Result<()> {
+fn the_packet_path_serves_a_service_of_kubectl() -> Result<()> {
     check_all(&["--socket-lb", "off"])
 }
 
-/// The last new connection to a deleted Service, in time.
+/// How long a deleted Service still gets new connections.
 fn check_deletions(arguments: &[&str]) -> Result<()> {
     let mut live = start(arguments)?;
     for transport in TRANSPORTS {

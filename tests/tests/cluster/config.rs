@@ -97,7 +97,7 @@ const FLAGS: [&str; 14] = [
 ];
 
 #[test]
-fn what_is_written_is_what_kube_proxy_writes() -> Result<()> {
+fn the_written_configuration_is_what_kube_proxy_writes() -> Result<()> {
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
     let directory = tempfile::tempdir()?;

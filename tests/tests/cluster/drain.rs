@@ -219,7 +219,7 @@ fn a_terminating_pod_drains_where_those_of_the_node_serve() -> Result<()> {
 }
 
 #[test]
-fn and_by_packets_alone() -> Result<()> {
+fn the_packet_path_drains_a_terminating_pod() -> Result<()> {
     check_all(Policy::Cluster, &["--socket-lb", "off"])?;
     check_all(Policy::Local, &["--socket-lb", "off"])
 }

@@ -129,7 +129,7 @@ fn sctp_is_refused_once_and_the_other_ports_work() -> Result<()> {
 }
 
 #[test]
-fn a_health_check_port_that_is_taken_is_told_and_tried_again() -> Result<()> {
+fn a_health_check_port_in_use_is_reported_and_tried_again() -> Result<()> {
     const TAKEN: u16 = 31_234;
     let mut live = LiveCluster::start(Cluster::builder().nodes(1).pod(1, "a"), Options::default())?;
     live.start_agents(&[])?;
@@ -162,7 +162,7 @@ fn a_health_check_port_that_is_taken_is_told_and_tried_again() -> Result<()> {
 }
 
 #[test]
-fn a_service_that_does_not_fit_is_told_and_the_others_work() -> Result<()> {
+fn a_service_that_does_not_fit_is_reported_and_the_others_work() -> Result<()> {
     let mut live = LiveCluster::start(
         Cluster::builder().nodes(1).pod(1, "a").pod(1, "b"),
         Options::default(),

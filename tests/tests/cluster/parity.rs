@@ -164,7 +164,7 @@ fn times(body: &str) -> Vec<&str> {
 }
 
 #[test]
-fn health_and_liveness_are_told_as_kube_proxy_tells_them() -> Result<()> {
+fn health_and_liveness_are_reported_as_kube_proxy_reports_them() -> Result<()> {
     let pair = Pair::start()?;
     let healthz = Request::new("GET", HEALTH, "/healthz");
     pair.check_health(200, 200)?;

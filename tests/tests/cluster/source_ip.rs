@@ -279,6 +279,6 @@ fn servers_see_the_client_addresses_of_the_tutorial() -> Result<()> {
 }
 
 #[test]
-fn and_by_packets_alone() -> Result<()> {
+fn servers_see_the_same_addresses_by_the_packet_path() -> Result<()> {
     MODES.iter().try_for_each(|mode| check_all(mode, &["--socket-lb", "off"]))
 }

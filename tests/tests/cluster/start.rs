@@ -88,7 +88,7 @@ fn a_kubeconfig_that_is_no_use_ends_the_agent_with_a_sentence() -> Result<()> {
 }
 
 #[test]
-fn without_its_server_an_agent_serves_what_the_maps_hold() -> Result<()> {
+fn an_agent_without_its_server_serves_what_the_maps_hold() -> Result<()> {
     let mut live = world_with_web()?;
     live.start_agents(&[])?;
     live.wait_backends("web", Some(1))?;
@@ -117,7 +117,7 @@ fn without_its_server_an_agent_serves_what_the_maps_hold() -> Result<()> {
 }
 
 #[test]
-fn rights_that_are_missing_are_named_and_do_not_stop_it() -> Result<()> {
+fn missing_rights_are_named_and_do_not_stop_the_agent() -> Result<()> {
     let mut live = world_with_web()?;
     live.plane.apply(&role_without("servicecidrs"))?;
     live.start_agents(&[])?;

@@ -67,7 +67,7 @@ fn an_api_server_that_is_gone_for_long_makes_the_proxy_unhealthy_until_it_is_bac
 }
 
 #[test]
-fn a_short_outage_is_none_and_no_limit_is_for_ever() -> Result<()> {
+fn a_short_outage_or_no_limit_keeps_the_proxy_healthy() -> Result<()> {
     let builder = Cluster::builder().nodes(1).pod(1, "a");
     let mut live = LiveCluster::start(builder, Options::default())?;
     for limit in ["1m", "0"] {

@@ -158,7 +158,7 @@ fn damaged_frames_end_as_on_the_host_ipv6() -> Result<()> {
 }
 
 #[test]
-fn what_is_not_ip_is_untouched_and_counted() -> Result<()> {
+fn frames_that_are_not_ip_are_untouched_and_counted() -> Result<()> {
     in_private_namespace(|| {
         let kernel = Kernel::<Ipv4>::load()?;
         for ethertype in [0x0806u16, 0x8100, 0x88cc, 0x0000, 0xffff] {

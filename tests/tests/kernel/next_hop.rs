@@ -122,7 +122,7 @@ fn requests_go_where_they_went<F: KernelFamily>(flags: u32) -> Result<()> {
 }
 
 #[test]
-fn requests_to_other_nodes_go_where_they_went_until_the_kernel_may_know_better() -> Result<()> {
+fn requests_to_other_nodes_keep_their_next_hop_until_the_epoch_changes() -> Result<()> {
     for flags in [0, Service::DSR] {
         in_private_namespace(|| requests_go_where_they_went::<Ipv4>(flags))?;
         in_private_namespace(|| requests_go_where_they_went::<Ipv6>(flags))?;
@@ -143,7 +143,7 @@ fn replies_have_their_own<F: KernelFamily>() -> Result<()> {
 }
 
 #[test]
-fn replies_have_a_way_of_their_own() -> Result<()> {
+fn replies_have_a_next_hop_of_their_own() -> Result<()> {
     in_private_namespace(replies_have_their_own::<Ipv4>)?;
     in_private_namespace(replies_have_their_own::<Ipv6>)
 }

@@ -1,4 +1,4 @@
-//! What the agent's life and death means for traffic, and what it leaves behind.
+//! Traffic while an agent starts, is killed and ends, and the state that it leaves.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -91,7 +91,7 @@ fn make_qdiscs(scenario: &Scenario) -> Result<()> {
 }
 
 #[test]
-fn nothing_is_lost_when_an_agent_is_killed_and_started_again() -> Result<()> {
+fn a_killed_and_restarted_agent_loses_no_packet() -> Result<()> {
     let packets: &[&str] = &["--socket-lb", "off"];
     let clsact: &[&str] = &["--socket-lb", "off", "--tc-attach", "clsact"];
     let connects: &[&str] = &["--socket-lb", "tcp"];
@@ -325,7 +325,7 @@ fn check_cleanup(scenario: &mut Scenario, expectations: &mut Expectations) -> Re
 }
 
 #[test]
-fn an_agent_takes_over_what_it_finds() -> Result<()> {
+fn a_new_agent_adopts_what_the_last_one_left() -> Result<()> {
     let mut scenario = set_up(&["--socket-lb", "off"])?;
     let mut expectations = Expectations::default();
     check_restart(&mut scenario, &mut expectations).context("restart")?;

@@ -19,7 +19,7 @@ fn pods(cni: Cni) -> Builder {
     Cluster::builder().cni(cni).pod(1, "a").pod(1, "b").pod(2, "c")
 }
 
-/// The rows 3.1 to 3.3 and 3.11 of the contract.
+/// Rows 3.1 to 3.3 and 3.11 of docs/contract.md.
 fn check_table_3(scenario: &mut Scenario) -> Result<()> {
     check_clients(scenario, false)
 }
@@ -117,7 +117,7 @@ fn pods_are_seen_as_their_node_where_all_are_masqueraded() -> Result<()> {
 }
 
 #[test]
-fn it_works_beside_what_other_software_sets_up() -> Result<()> {
+fn services_work_beside_what_other_software_sets_up() -> Result<()> {
     for cni in Cni::ALL {
         for rp_filter in [0, 1, 2] {
             let builder =

@@ -11,7 +11,7 @@ use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::config_map::ConfigMap;
-use lb_tests::harness::netns::words::fronts::Front;
+use lb_tests::harness::netns::words::frontends::Frontend;
 use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::PATIENCE;
 use serde_json::Value;
@@ -134,12 +134,12 @@ fn node_ports_are_served_on_loopback_unless_it_is_turned_off() -> Result<()> {
     scenario.serve(&["b"])?;
     scenario.publish(&scenario.exposed("web", 1), &scenario.endpoints(&["b"]))?;
     let node = scenario.cluster.node(1);
-    let ask = |scenario: &Scenario, front: Front, family| -> Result<bool> {
+    let ask = |scenario: &Scenario, front: Frontend, family| -> Result<bool> {
         let answer = node.ask(Probe::tcp(front.at(scenario, 1, family)))?;
         Ok(answer.reached().is_some())
     };
     for family in Family::ALL {
-        ensure!(ask(&scenario, Front::Loopback, family)?, "{family:?}");
+        ensure!(ask(&scenario, Frontend::Loopback, family)?, "{family:?}");
     }
     let log = {
         scenario.take_agent(1)?.terminate()?;
@@ -149,8 +149,8 @@ fn node_ports_are_served_on_loopback_unless_it_is_turned_off() -> Result<()> {
         scenario.agent(1)?.process().stderr()
     };
     for family in Family::ALL {
-        ensure!(!ask(&scenario, Front::Loopback, family)?, "{family:?} by loopback");
-        ensure!(ask(&scenario, Front::NodePort(1), family)?, "{family:?} by the node's address");
+        ensure!(!ask(&scenario, Frontend::Loopback, family)?, "{family:?} by loopback");
+        ensure!(ask(&scenario, Frontend::NodePort(1), family)?, "{family:?} by the node's address");
     }
     let named = "have no effect here flags=\"--proxy-mode\"";
     ensure!(log.matches(named).count() == 1, "{log}");

@@ -1,4 +1,4 @@
-//! Programs that somebody takes off are put back within seconds; where that cannot be,
+//! Programs that another program detaches are restored within seconds; if that is impossible,
 //! `/healthz` says so.
 
 use std::fs;
@@ -69,7 +69,7 @@ fn ensure_lost(scenario: &Scenario) -> Result<()> {
     Ok(())
 }
 
-/// Takes a program off and looks at what that means, while the agent cannot put it back.
+/// Detaches a program and checks the effect while the agent is stopped and cannot restore it.
 fn while_stopped(scenario: &mut Scenario, act: impl FnOnce(&Scenario) -> Result<()>) -> Result<()> {
     scenario.agent(1)?.process().signal(Signal::SIGSTOP)?;
     let outcome = act(scenario);
@@ -77,8 +77,8 @@ fn while_stopped(scenario: &mut Scenario, act: impl FnOnce(&Scenario) -> Result<
     outcome
 }
 
-/// Waits until the agent has said so many times that something is back. It is healthy
-/// meanwhile.
+/// Waits until the agent has logged so many times that a program is restored. It must be
+/// healthy meanwhile.
 fn wait_back(scenario: &mut Scenario, times: usize) -> Result<()> {
     let agent = scenario.agent(1)?;
     let mut unhealthy = None;
@@ -196,7 +196,7 @@ fn a_connect_hook_that_is_detached_is_back_within_seconds() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_put_back_makes_the_proxy_unhealthy_and_is_named() -> Result<()> {
+fn a_program_that_cannot_be_restored_is_named_and_makes_the_proxy_unhealthy() -> Result<()> {
     let mut scenario = set_up(&["--socket-lb", "tcp", "--tc-attach", "tcx"])?;
     let node = scenario.cluster.node(1);
     // The agent is told to stay out of it: with the directory of its pins gone, nothing that

@@ -11,7 +11,7 @@ use lb_tests::harness::netns::topology::cni::Cni;
 use lb_tests::harness::netns::topology::plan::{Family, cidr};
 use lb_tests::harness::netns::traffic::capture::{Capture, Captured};
 use lb_tests::harness::netns::words::expectations::Expectations;
-use lb_tests::harness::netns::words::fronts::{Front, Got, kinds, try_rows};
+use lb_tests::harness::netns::words::frontends::{Frontend, Got, kinds, try_cases};
 use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario};
 
 /// The Services of the tests by number: what their addresses and node ports end with.
@@ -25,7 +25,7 @@ const FAR_DSR: u8 = 6;
 const FAR_SNAT: u8 = 7;
 
 /// Addresses that a client outside reaches node 1 by.
-const FRONTS: [Front; 3] = [Front::NodePort(1), Front::Balancer, Front::External];
+const FRONTENDS: [Frontend; 3] = [Frontend::NodePort(1), Frontend::Balancer, Frontend::External];
 
 /// Node 1 is asked; `b` serves there, `c` and a process of node 2 on node 2; `a` and `d` ask.
 fn pods(cni: Cni) -> Builder {
@@ -65,10 +65,10 @@ fn publish(scenario: &mut Scenario) -> Result<()> {
     scenario.cluster.fabric().route_services_to(1)
 }
 
-/// Row 3.7 of the contract and what is around it: a client outside is seen as it is by every
-/// backend; clients that are pods or nodes are not, if their packets take another node's way.
-/// `modes`: of the agents, node by node; `masqueraded`: pods reach other nodes' addresses with
-/// the address of theirs.
+/// Row 3.7 of docs/contract.md and its neighbours: every backend sees the address of a client
+/// outside. It sees a node's address in place of a pod's or a node's if the packet was routed
+/// through another node. `modes`: of the agents, node by node; `masqueraded`: pods reach the
+/// addresses of other nodes with the address of their own.
 fn check(scenario: &Scenario, modes: [&str; 2], masqueraded: bool) -> Result<()> {
     use Got::{Answer, Refusal, Silence};
     let mut expectations = Expectations::default();
@@ -84,31 +84,31 @@ fn check(scenario: &Scenario, modes: [&str; 2], masqueraded: bool) -> Result<()>
         ("outside", NONE, Refusal),
         ("outside", FAR_LOCAL, Silence),
     ];
-    try_rows(scenario, &mut expectations, &FRONTS, &outside);
+    try_cases(scenario, &mut expectations, &FRONTENDS, &outside);
     let routed =
         [("outside", FAR, Answer("c", from_node)), ("outside", HOST, Answer("node2", from_node))];
-    try_rows(scenario, &mut expectations, &[Front::ClusterIp], &routed);
+    try_cases(scenario, &mut expectations, &[Frontend::ClusterIp], &routed);
     let inside = [
         ("a", FAR, Answer("c", &["a"])),
         ("a", HOST, Answer("node2", if masqueraded { from_node } else { &["a"] })),
         ("node1", FAR, Answer("c", from_node)),
         ("node1", HOST, Answer("node2", from_node)),
     ];
-    try_rows(scenario, &mut expectations, &FRONTS, &inside);
+    try_cases(scenario, &mut expectations, &FRONTENDS, &inside);
     let at_node1 = [
         ("d", FAR, Answer("c", from_node)),
         ("d", HOST, Answer("node2", from_node)),
         ("node2", FAR, Answer("c", from_node)),
         ("node2", HOST, Answer("node2", from_node)),
     ];
-    try_rows(scenario, &mut expectations, &[Front::NodePort(1)], &at_node1);
+    try_cases(scenario, &mut expectations, &[Frontend::NodePort(1)], &at_node1);
     let at_node2 = [
         ("outside", FAR, Answer("c", from_client)),
         ("outside", FAR_LOCAL, Answer("c", from_client)),
         ("outside", HOST, Answer("node2", from_client)),
         ("outside", NEAR, Answer("b", by_node2)),
     ];
-    try_rows(scenario, &mut expectations, &[Front::NodePort(2)], &at_node2);
+    try_cases(scenario, &mut expectations, &[Frontend::NodePort(2)], &at_node2);
     expectations.finish()
 }
 
@@ -123,7 +123,7 @@ fn check_ways(scenario: &Scenario, number: u8) -> Result<()> {
     let mut expectations = Expectations::default();
     let outside = scenario.cluster.outside();
     for (transport, family) in kinds() {
-        for front in FRONTS {
+        for front in FRONTENDS {
             let to = front.at(scenario, number, family);
             let wires = [wire(scenario, 1)?, wire(scenario, 2)?];
             let probe = Probe::new(transport, to);
@@ -185,7 +185,7 @@ fn check_all(builder: Builder, xdp: &str) -> Result<Scenario> {
 }
 
 #[test]
-fn by_tc() -> Result<()> {
+fn backends_elsewhere_see_the_client_by_tc() -> Result<()> {
     check_all(pods(Cni::PointToPoint), "off").map(drop)
 }
 
@@ -199,19 +199,19 @@ fn check_xdp(cni: Cni, xdp: &str) -> Result<()> {
 }
 
 #[test]
-fn by_xdp_in_the_driver() -> Result<()> {
+fn backends_elsewhere_see_the_client_by_xdp_in_the_driver() -> Result<()> {
     check_xdp(Cni::PointToPoint, "native")
 }
 
 #[test]
-fn by_xdp_in_the_stack() -> Result<()> {
+fn backends_elsewhere_see_the_client_by_xdp_in_the_stack() -> Result<()> {
     check_xdp(Cni::Bridge, "generic")
 }
 
 /// A Service's annotation has the last word, and the mode of the node that a client asks
 /// decides, whatever that of the backend's node is.
 #[test]
-fn with_different_modes_beside_what_other_software_sets_up() -> Result<()> {
+fn nodes_of_different_modes_work_together_beside_other_software() -> Result<()> {
     for (rp_filter, cni, modes, number) in [
         (0, Cni::PointToPoint, ["dsr", "dsr"], FAR),
         (1, Cni::Bridge, ["dsr", "snat"], FAR),

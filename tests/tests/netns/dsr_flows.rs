@@ -1,5 +1,5 @@
-//! Direct server return over time: backends that go, agents that are killed, and packets in
-//! tunnels that are none of ours.
+//! Direct server return over time: backends that go, agents that are killed, and encapsulated
+//! packets of other senders.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -20,7 +20,7 @@ use lb_tests::harness::netns::topology::plan::{Family, cidr};
 use lb_tests::harness::netns::traffic::ipip::Tunnel;
 use lb_tests::harness::netns::traffic::raw;
 use lb_tests::harness::netns::words::expectations::Expectations;
-use lb_tests::harness::netns::words::fronts::{Front, Got, SILENT, kinds, try_rows};
+use lb_tests::harness::netns::words::frontends::{Frontend, Got, SILENT, kinds, try_cases};
 use lb_tests::harness::netns::words::manifests::Endpoint;
 use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario, TARGET};
 use lb_tests::harness::wait::eventually;
@@ -33,7 +33,7 @@ const FAR_SNAT: u8 = 3;
 
 const ANSWER: Duration = Duration::from_secs(1);
 const AFFINITY: Duration = Duration::from_secs(300);
-const FRONTS: [Front; 2] = [Front::NodePort(1), Front::Balancer];
+const FRONTENDS: [Frontend; 2] = [Frontend::NodePort(1), Frontend::Balancer];
 
 /// Node 1 is asked; `b` serves there, `c` and `e` on node 2; `a` and `d` ask.
 fn start(builder: Builder, xdp: &str) -> Result<Scenario> {
@@ -62,7 +62,7 @@ impl Held {
     fn open(scenario: &Scenario, server: &str) -> Result<Self> {
         let mut held = Self { tcp: Vec::new(), udp: Vec::new() };
         for family in Family::ALL {
-            for front in FRONTS {
+            for front in FRONTENDS {
                 let to = front.at(scenario, MOVING, family);
                 let outside = scenario.cluster.outside();
                 held.tcp.push((to, outside.open(Probe::tcp(to))?));
@@ -151,16 +151,17 @@ fn connections_stay_and_datagrams_move_as_backends_go() -> Result<()> {
     expectations.finish()
 }
 
-/// A client that asks at several front ends from one port, at the same time, of one backend.
+/// A client that asks at several frontends from one port, at the same time, of one backend.
 #[test]
-fn one_port_of_a_client_at_many_front_ends() -> Result<()> {
+fn one_client_port_works_at_many_frontends() -> Result<()> {
     let scenario = start(Cluster::builder(), "auto")?;
     let outside = scenario.cluster.outside();
     let mut expectations = Expectations::default();
     for (transport, family) in kinds() {
-        let fronts = [Front::NodePort(1), Front::Balancer, Front::External, Front::NodePort(2)];
+        let frontends =
+            [Frontend::NodePort(1), Frontend::Balancer, Frontend::External, Frontend::NodePort(2)];
         let mut open = Vec::new();
-        for front in fronts {
+        for front in frontends {
             let to = front.at(&scenario, FAR, family);
             let probe = Probe::new(transport, to).source_port(40_000).connected();
             open.push((to, outside.open(probe.timeout(ANSWER))?));
@@ -176,7 +177,7 @@ fn one_port_of_a_client_at_many_front_ends() -> Result<()> {
     expectations.finish()
 }
 
-/// Backends of one node share what comes to it, and a client that is to keep its backend does.
+/// Backends of one node share its new flows; with session affinity a client keeps its backend.
 #[test]
 fn backends_of_a_node_take_turns_or_keep_their_client() -> Result<()> {
     let scenario = start(Cluster::builder(), "auto")?;
@@ -186,7 +187,7 @@ fn backends_of_a_node_take_turns_or_keep_their_client() -> Result<()> {
     for (service, expected) in [(service.clone(), 3), (service.affinity(AFFINITY), 1)] {
         scenario.publish(&service, &endpoints)?;
         for family in Family::ALL {
-            for front in FRONTS {
+            for front in FRONTENDS {
                 let to = front.at(&scenario, MOVING, family);
                 let mut servers = BTreeSet::new();
                 for _ in 0..30 {
@@ -204,13 +205,13 @@ fn backends_of_a_node_take_turns_or_keep_their_client() -> Result<()> {
 
 /// Either agent is killed and comes back, again and again, under load.
 #[test]
-fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
+fn a_killed_and_restarted_agent_loses_no_packet() -> Result<()> {
     const RATE: u64 = 200;
     const TRAFFIC: Duration = Duration::from_secs(60);
     let mut scenario = start(Cluster::builder(), "auto")?;
     let mut loads = Vec::new();
     for family in Family::ALL {
-        let to = Front::NodePort(1).at(&scenario, FAR, family);
+        let to = Frontend::NodePort(1).at(&scenario, FAR, family);
         loads.extend(scenario.cluster.outside().loads(to, RATE, TRAFFIC)?);
     }
     let start = Instant::now();
@@ -233,7 +234,8 @@ fn address<F: TestFamily>(ip: IpAddr) -> F::Address {
     }
 }
 
-/// Who sends a tunnelled datagram, how often it is tunnelled, and how long an answer is awaited.
+/// The sender of an encapsulated datagram, its number of outer headers, and how long an answer
+/// is awaited.
 struct Sent<'a> {
     by: &'a Host,
     tunnels: usize,
@@ -281,7 +283,7 @@ fn check_strangers<F: TestFamily>(
 ) -> Result<()> {
     let (node1, node3) = (scenario.cluster.node(1), scenario.cluster.node(3));
     let (a, d) = (scenario.cluster.pod("a"), scenario.cluster.pod("d"));
-    for front in FRONTS {
+    for front in FRONTENDS {
         let to = front.at(scenario, FAR, family::<F>());
         let by = |by, tunnels| Sent { by, tunnels, patience: SILENT };
         for known in [&node1, &node3] {
@@ -306,9 +308,9 @@ fn check_strangers<F: TestFamily>(
     Ok(())
 }
 
-/// A tunnel is taken apart if a node made it that is in the cluster.
+/// A packet is decapsulated if a node of the cluster encapsulated it.
 #[test]
-fn tunnels_of_strangers_reach_nobody() -> Result<()> {
+fn encapsulated_packets_of_strangers_reach_no_backend() -> Result<()> {
     for (xdp, builder) in
         [("off", Cluster::builder()), ("native", Cluster::builder().no_tx_checksum_offload())]
     {
@@ -323,21 +325,24 @@ fn tunnels_of_strangers_reach_nobody() -> Result<()> {
     Ok(())
 }
 
-/// A node that has left is a stranger soon.
+/// Packets of a node that has left the cluster are soon no longer decapsulated.
 fn check_left<F: TestFamily>(scenario: &Scenario) -> Result<()> {
     let file = "node-node3.json";
     if scenario.manifests.path().join(file).exists() {
         scenario.manifests.remove(file)?;
     }
-    let to = Front::NodePort(1).at(scenario, FAR, family::<F>());
+    let to = Frontend::NodePort(1).at(scenario, FAR, family::<F>());
     let (node1, node3) = (scenario.cluster.node(1), scenario.cluster.node(3));
     let by = |by, patience| Sent { by, tunnels: 1, patience };
     eventually(|| {
         let is_taken = is_answered::<F>(scenario, to, &by(&node3, SILENT))?;
-        ensure!(!is_taken, "{to}: node3 is still believed");
+        ensure!(!is_taken, "{to}: packets of node3 are still decapsulated");
         Ok(())
     })?;
-    ensure!(is_answered::<F>(scenario, to, &by(&node1, ANSWER))?, "node1 is not");
+    ensure!(
+        is_answered::<F>(scenario, to, &by(&node1, ANSWER))?,
+        "a packet of node1 was not decapsulated"
+    );
     Ok(())
 }
 
@@ -365,10 +370,10 @@ fn the_tunnels_of_a_container_network_work_too() -> Result<()> {
             ("outside", FAR, Got::Answer("c", &["outside"])),
             ("outside", FAR_SNAT, Got::Answer("c", &["node1"])),
         ];
-        try_rows(&scenario, &mut expectations, &FRONTS, &table);
+        try_cases(&scenario, &mut expectations, &FRONTENDS, &table);
         let inside =
             [("a", FAR, Got::Answer("c", &["a"])), ("node1", FAR, Got::Answer("c", &["node1"]))];
-        try_rows(&scenario, &mut expectations, &[Front::ClusterIp], &inside);
+        try_cases(&scenario, &mut expectations, &[Frontend::ClusterIp], &inside);
         expectations.finish().with_context(|| format!("--xdp {xdp}"))?;
     }
     Ok(())

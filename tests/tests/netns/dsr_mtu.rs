@@ -14,7 +14,7 @@ use lb_tests::harness::netns::topology::plan::{Family, NODE_GATEWAY};
 use lb_tests::harness::netns::traffic::capture::{Capture, Captured};
 use lb_tests::harness::netns::traffic::offload;
 use lb_tests::harness::netns::words::expectations::Expectations;
-use lb_tests::harness::netns::words::fronts::Front;
+use lb_tests::harness::netns::words::frontends::Frontend;
 use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 
 /// The Services of the tests by number: echoes by a pod of node 1, by one of node 2 and by node
@@ -35,7 +35,7 @@ const ORDINARY_FRAME: usize = 1514;
 /// What fewer let through: not much more than the least of IPv6, in a tunnel too.
 const SMALL: u16 = 1340;
 
-const FRONTS: [Front; 2] = [Front::NodePort(1), Front::Balancer];
+const FRONTENDS: [Frontend; 2] = [Frontend::NodePort(1), Frontend::Balancer];
 
 fn start(builder: Builder, xdp: &str) -> Result<Scenario> {
     let fixed = ["--socket-lb", "off", "--external-mode", "dsr", "--xdp", xdp];
@@ -63,7 +63,7 @@ fn tunnel(family: Family) -> u16 {
     }
 }
 
-/// Does `check` for these Services at both front ends, in both families.
+/// Does `check` for these Services at both frontends, in both families.
 fn each(
     scenario: &Scenario,
     expectations: &mut Expectations,
@@ -71,7 +71,7 @@ fn each(
     check: impl Fn(&Scenario, SocketAddr, u8) -> Result<()>,
 ) {
     for family in Family::ALL {
-        for front in FRONTS {
+        for front in FRONTENDS {
             for number in numbers {
                 let to = front.at(scenario, *number, family);
                 expectations.check(to, check(scenario, to, *number));
@@ -188,7 +188,7 @@ fn forget_mtus(host: &Host, family: Family) -> Result<()> {
 /// Uploads and checks every byte.
 fn upload(scenario: &Scenario, family: Family) -> Result<()> {
     const LENGTH: u64 = 10 << 20;
-    for front in FRONTS {
+    for front in FRONTENDS {
         let to = front.at(scenario, TRANSFERS, family);
         let report = scenario.cluster.outside().upload(to, 1, LENGTH)?.finish(DOWNLOADED)?;
         println!("{to}: {report:?}");
@@ -219,7 +219,7 @@ fn check_uploads(scenario: &mut Scenario, expectations: &mut Expectations) -> Re
         let node2 = node2.ip(family);
         node1.netns().ip(&format!("route add {node2} dev eth0 mtu lock {SMALL}"))?;
         let expected = SMALL - tunnel(family);
-        for front in FRONTS {
+        for front in FRONTENDS {
             let to = front.at(scenario, FAR, family);
             let known = upload_and_ask(scenario.cluster.outside(), to);
             let outcome = known.and_then(|known| {
@@ -247,7 +247,7 @@ fn check_routed_uploads(scenario: &Scenario, expectations: &mut Expectations) ->
         let narrow = format!("{node2} dev br0 mtu lock {SMALL}");
         fabric.ip(&format!("route add {narrow}"))?;
         node1.netns().ip(&format!("route add {node2} via {via}"))?;
-        for front in FRONTS {
+        for front in FRONTENDS {
             let to = front.at(scenario, FAR, family);
             let known = upload_and_ask(scenario.cluster.outside(), to);
             let outcome = known.and_then(|known| {
@@ -267,7 +267,7 @@ fn check_routed_uploads(scenario: &Scenario, expectations: &mut Expectations) ->
 /// Where the way back to the client lets only small packets through.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Narrow {
-    /// On a router, which tells the front end's node.
+    /// On a router, which tells the frontend's node.
     BeforeTheClient,
     /// On the backend's node.
     AfterTheBackend,
@@ -304,7 +304,7 @@ fn check_downloads(scenario: &mut Scenario, expectations: &mut Expectations) -> 
                 Narrow::AfterTheBackend => node2.netns().ip(&format!("route {how} {route}")),
             };
             change(scenario, "add")?;
-            for front in FRONTS {
+            for front in FRONTENDS {
                 let to = front.at(scenario, TRANSFERS, family);
                 expectations
                     .check(format!("{to}, {narrow:?}"), check_download(scenario, to, narrow));

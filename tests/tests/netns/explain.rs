@@ -10,7 +10,7 @@ use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::plan::{Family, cidr, cluster_ip};
 use lb_tests::harness::netns::words::expectations::Expectations;
-use lb_tests::harness::netns::words::fronts::{Front, SILENT, kinds};
+use lb_tests::harness::netns::words::frontends::{Frontend, SILENT, kinds};
 use lb_tests::harness::netns::words::manifests::Endpoint;
 use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use serde_json::Value;
@@ -208,7 +208,7 @@ fn served(client: &Client<'_>, probe: &Probe, told: &Told) -> Result<()> {
 }
 
 /// What is asked, and what the explanation is to tell of it.
-type Row = (&'static str, Front, u8, &'static str);
+type Row = (&'static str, Frontend, u8, &'static str);
 
 fn try_row(
     scenario: &Scenario,
@@ -234,31 +234,31 @@ fn try_row(
 
 /// Everything that does not depend on how sockets are translated.
 const ROWS: [Row; 25] = [
-    ("a", Front::ClusterIp, BOTH, "either"),
-    ("a", Front::ClusterIp, FAR, "leaves"),
-    ("a", Front::ClusterIp, HOST, "delivered"),
-    ("a", Front::ClusterIp, NONE, "answered"),
-    ("a", Front::ClusterIp, NOBODYS, "dropped"),
-    ("a", Front::NodePort(1), BOTH, "either"),
-    ("a", Front::Balancer, FAR_LOCAL, "leaves"),
-    ("a", Front::Balancer, RANGED, "either"),
-    ("node1", Front::ClusterIp, BOTH, "either"),
-    ("node1", Front::ClusterIp, HOST, "delivered"),
-    ("node1", Front::ClusterIp, NONE, "answered"),
-    ("node1", Front::NodePort(1), FAR, "leaves"),
-    ("node1", Front::Loopback, FAR, "leaves"),
-    ("outside", Front::NodePort(1), BOTH, "either"),
-    ("outside", Front::Balancer, FAR, "leaves"),
-    ("outside", Front::External, HOST, "delivered"),
-    ("outside", Front::Balancer, NONE, "answered"),
-    ("outside", Front::Balancer, FAR_LOCAL, "dropped"),
-    ("outside", Front::Balancer, RANGED, "dropped"),
-    ("outside", Front::NodePort(1), RANGED, "either"),
-    ("outside", Front::Balancer, FAR_DSR, "leaves"),
-    ("outside", Front::ClusterIp, FAR, "leaves"),
-    ("d", Front::NodePort(1), BOTH, "either"),
-    ("d", Front::NodePort(1), FAR_LOCAL, "leaves"),
-    ("node2", Front::NodePort(1), FAR_LOCAL, "dropped"),
+    ("a", Frontend::ClusterIp, BOTH, "either"),
+    ("a", Frontend::ClusterIp, FAR, "leaves"),
+    ("a", Frontend::ClusterIp, HOST, "delivered"),
+    ("a", Frontend::ClusterIp, NONE, "answered"),
+    ("a", Frontend::ClusterIp, NOBODYS, "dropped"),
+    ("a", Frontend::NodePort(1), BOTH, "either"),
+    ("a", Frontend::Balancer, FAR_LOCAL, "leaves"),
+    ("a", Frontend::Balancer, RANGED, "either"),
+    ("node1", Frontend::ClusterIp, BOTH, "either"),
+    ("node1", Frontend::ClusterIp, HOST, "delivered"),
+    ("node1", Frontend::ClusterIp, NONE, "answered"),
+    ("node1", Frontend::NodePort(1), FAR, "leaves"),
+    ("node1", Frontend::Loopback, FAR, "leaves"),
+    ("outside", Frontend::NodePort(1), BOTH, "either"),
+    ("outside", Frontend::Balancer, FAR, "leaves"),
+    ("outside", Frontend::External, HOST, "delivered"),
+    ("outside", Frontend::Balancer, NONE, "answered"),
+    ("outside", Frontend::Balancer, FAR_LOCAL, "dropped"),
+    ("outside", Frontend::Balancer, RANGED, "dropped"),
+    ("outside", Frontend::NodePort(1), RANGED, "either"),
+    ("outside", Frontend::Balancer, FAR_DSR, "leaves"),
+    ("outside", Frontend::ClusterIp, FAR, "leaves"),
+    ("d", Frontend::NodePort(1), BOTH, "either"),
+    ("d", Frontend::NodePort(1), FAR_LOCAL, "leaves"),
+    ("node2", Frontend::NodePort(1), FAR_LOCAL, "dropped"),
 ];
 
 fn check(scenario: &Scenario, own: &'static str) -> Result<()> {
@@ -266,7 +266,7 @@ fn check(scenario: &Scenario, own: &'static str) -> Result<()> {
     for row in ROWS {
         try_row(scenario, &mut expectations, row);
     }
-    try_row(scenario, &mut expectations, ("a", Front::ClusterIp, OWN, own));
+    try_row(scenario, &mut expectations, ("a", Frontend::ClusterIp, OWN, own));
     for (transport, family) in kinds() {
         let a = Client { scenario, name: "a" };
         let what = |what: &str| format!("{what} {transport:?} {family:?}");
@@ -282,7 +282,7 @@ fn check(scenario: &Scenario, own: &'static str) -> Result<()> {
 }
 
 #[test]
-fn packets_go_where_they_are_said_to() -> Result<()> {
+fn packets_go_where_explain_says() -> Result<()> {
     let scenario = start("off")?;
     check(&scenario, "delivered")?;
     affinity_is_told(&scenario)?;
@@ -290,7 +290,7 @@ fn packets_go_where_they_are_said_to() -> Result<()> {
 }
 
 #[test]
-fn sockets_go_where_they_are_said_to() -> Result<()> {
+fn sockets_go_where_explain_says() -> Result<()> {
     check(&start("tcp")?, "delivered")
 }
 
@@ -298,7 +298,7 @@ fn sockets_go_where_they_are_said_to() -> Result<()> {
 fn affinity_is_told(scenario: &Scenario) -> Result<()> {
     for (transport, family) in kinds() {
         let a = Client { scenario, name: "a" };
-        let to = Front::ClusterIp.at(scenario, STICKY, family);
+        let to = Frontend::ClusterIp.at(scenario, STICKY, family);
         let first = a.with(|host| host.ask(Probe::new(transport, to)))?;
         let first = first.name().context("no answer")?.to_owned();
         let protocol = if transport == Transport::Tcp { "tcp" } else { "udp" };
@@ -316,7 +316,7 @@ fn known_flows_are_told(scenario: &Scenario) -> Result<()> {
     const SOURCE_PORT: u16 = 41_234;
     for (transport, family) in kinds() {
         let a = Client { scenario, name: "a" };
-        let to = Front::ClusterIp.at(scenario, BOTH, family);
+        let to = Frontend::ClusterIp.at(scenario, BOTH, family);
         let probe = Probe::new(transport, to).connected().source_port(SOURCE_PORT);
         let connection = a.with(|host| host.open(probe))?;
         let server = connection.first().name().context("no answer")?.to_owned();
@@ -335,7 +335,7 @@ fn known_flows_are_told(scenario: &Scenario) -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_explained_is_said_in_a_sentence() -> Result<()> {
+fn explain_says_in_a_sentence_what_it_cannot_answer() -> Result<()> {
     let cluster = Cluster::builder().pod(1, "a").build()?;
     let node = cluster.node(1);
     let fails = |from: &str, to: &str, at: &str| match explain(&node, from, to, at) {

@@ -105,11 +105,11 @@ fn check_all(flag: &str, expected: &[(Option<&str>, &str)]) -> Result<()> {
 }
 
 #[test]
-fn packets_are_tunnelled_unless_the_service_says_otherwise() -> Result<()> {
+fn packets_are_encapsulated_unless_the_service_says_otherwise() -> Result<()> {
     check_all("dsr", &[(None, "dsr"), (Some("snat"), "snat"), (Some("tunnel"), "dsr")])
 }
 
 #[test]
-fn packets_are_not_tunnelled_unless_the_service_says_so() -> Result<()> {
+fn packets_are_not_encapsulated_unless_the_service_says_so() -> Result<()> {
     check_all("snat", &[(None, "snat"), (Some("dsr"), "dsr"), (Some("tunnel"), "snat")])
 }

@@ -1,4 +1,4 @@
-//! Which front ends a node has for clients outside the cluster, as `get` shows them while
+//! Which frontends a node has for clients outside the cluster, as `get` shows them while
 //! addresses and Services come and go.
 
 use std::net::SocketAddr;
@@ -43,7 +43,7 @@ fn publish(scenario: &Scenario, more: Value) -> Result<()> {
     scenario.manifests.write(&service.file(), &format!("{object:#}"))
 }
 
-/// The front ends that are not ClusterIPs, nor node ports of any node: address, kind, and
+/// The frontends that are not ClusterIPs, nor node ports of any node: address, kind, and
 /// whether it is restricted.
 fn outside(frontends: &Value) -> Vec<(String, String, bool)> {
     let rows = frontends.as_array().into_iter().flatten();
@@ -90,7 +90,7 @@ fn wait(scenario: &Scenario, expected: &[(&str, &str, bool)]) -> Result<()> {
 }
 
 #[test]
-fn front_ends_follow_addresses_and_services() -> Result<()> {
+fn frontends_follow_addresses_and_services() -> Result<()> {
     let mut scenario = Scenario::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
     let node = scenario.cluster.node(1).addresses();
     let at = |family| SocketAddr::new(node.get(family), NODE_PORT).to_string();
@@ -144,7 +144,7 @@ fn front_ends_follow_addresses_and_services() -> Result<()> {
 }
 
 #[test]
-fn a_node_without_ports_for_others_flows_is_told_which_setting_to_change() -> Result<()> {
+fn a_node_without_source_ports_logs_which_setting_to_change() -> Result<()> {
     let mut scenario = Scenario::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
     scenario.take_agent(1)?.terminate()?;
     run(&scenario, "sysctl", "-w net.ipv4.ip_local_port_range=1024\t65535")?;

@@ -1,5 +1,4 @@
-//! What `get services` tells of the endpoints of a Service, of what it has carried and of what it
-//! turned away, beside what real sockets did.
+//! `get services` against real sockets: endpoints, packets and rejections of each Service.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,7 @@ use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::Family;
-use lb_tests::harness::netns::words::fronts::{Front, SILENT};
+use lb_tests::harness::netns::words::frontends::{Frontend, SILENT};
 use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::PATIENCE;
 use serde_json::Value;
@@ -49,7 +48,7 @@ fn start(mode: &str) -> Result<Scenario> {
 }
 
 #[test]
-fn endpoints_are_told_by_their_condition_and_place() -> Result<()> {
+fn endpoints_are_counted_by_condition_and_place() -> Result<()> {
     let scenario = start("off")?;
     let mut endpoints = scenario.endpoints(&["b", "c"]);
     endpoints.extend(scenario.endpoints(&["d"]).into_iter().map(|endpoint| endpoint.terminating()));
@@ -63,9 +62,9 @@ fn endpoints_are_told_by_their_condition_and_place() -> Result<()> {
     Ok(())
 }
 
-/// A flow of a known number of packets and bytes, and each way to be turned away.
+/// A flow of a known number of packets and bytes, and each reason to be rejected.
 #[test]
-fn what_a_service_carries_and_turns_away_is_counted() -> Result<()> {
+fn packets_and_rejections_of_a_service_are_counted() -> Result<()> {
     let mut scenario = start("off")?;
     let a = scenario.cluster.pod("a");
     let none = |scenario: &Scenario, family| {
@@ -75,7 +74,7 @@ fn what_a_service_carries_and_turns_away_is_counted() -> Result<()> {
     };
     for family in Family::ALL {
         none(&scenario, family)?;
-        let to = Front::ClusterIp.at(&scenario, WEB, family);
+        let to = Frontend::ClusterIp.at(&scenario, WEB, family);
         let payload = "x".repeat(100);
         let connection = a.open(Probe::udp(to).connected().payload(&payload))?;
         for _ in 0..4 {
@@ -88,18 +87,18 @@ fn what_a_service_carries_and_turns_away_is_counted() -> Result<()> {
         ensure!(bytes > 5 * (headers + 100) + 5 * headers, "{row:#}");
         ensure!(row["drops"] == serde_json::json!({}), "{row:#}");
     }
-    turned_away(&scenario)?;
-    starts_anew(&mut scenario)
+    check_rejections(&scenario)?;
+    check_restart(&mut scenario)
 }
 
 /// Each reason, by the client that meets it.
-fn turned_away(scenario: &Scenario) -> Result<()> {
+fn check_rejections(scenario: &Scenario) -> Result<()> {
     let (a, outside) = (scenario.cluster.pod("a"), scenario.cluster.outside());
     for family in Family::ALL {
-        let refused = a.ask(Probe::tcp(Front::ClusterIp.at(scenario, NONE, family)))?;
+        let refused = a.ask(Probe::tcp(Frontend::ClusterIp.at(scenario, NONE, family)))?;
         ensure!(refused.error() == Some("ECONNREFUSED"), "{refused:?}");
         for number in [FAR_LOCAL, RANGED] {
-            let to = Front::Balancer.at(scenario, number, family);
+            let to = Frontend::Balancer.at(scenario, number, family);
             outside.ask(Probe::new(Transport::Udp, to).timeout(SILENT))?;
         }
         for (name, protocol, reason) in [
@@ -116,7 +115,7 @@ fn turned_away(scenario: &Scenario) -> Result<()> {
 
 /// The index of a Service that is gone counts from nothing for the next one, and an agent that
 /// starts again goes on with the counts.
-fn starts_anew(scenario: &mut Scenario) -> Result<()> {
+fn check_restart(scenario: &mut Scenario) -> Result<()> {
     let before = row(scenario, "default/web", Family::V4, "udp")?;
     scenario.take_agent(1)?.terminate()?;
     scenario.start_agent(1)?;
@@ -163,11 +162,11 @@ fn calls_that_are_refused_are_counted() -> Result<()> {
     let scenario = start("tcp")?;
     let a = scenario.cluster.pod("a");
     for family in Family::ALL {
-        let refused = a.ask(Probe::tcp(Front::ClusterIp.at(&scenario, NONE, family)))?;
+        let refused = a.ask(Probe::tcp(Frontend::ClusterIp.at(&scenario, NONE, family)))?;
         ensure!(refused.error() == Some("ECONNREFUSED"), "{refused:?}");
         let row_none = row(&scenario, "default/none", family, "tcp")?;
         ensure!(row_none["drops"] == serde_json::json!({"no_endpoint": 1}), "{row_none:#}");
-        a.ask(Probe::tcp(Front::ClusterIp.at(&scenario, WEB, family)))?;
+        a.ask(Probe::tcp(Frontend::ClusterIp.at(&scenario, WEB, family)))?;
         let row = row(&scenario, "default/web", family, "tcp")?;
         ensure!(row["packets"] == 0 && row["flows"] == 0, "{row:#}");
     }

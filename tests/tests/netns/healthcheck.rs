@@ -1,4 +1,4 @@
-//! The health check servers of Services: what a load balancer's prober is told, by curl.
+//! The health check servers of Services, as curl sees them in place of a load balancer's prober.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -83,7 +83,7 @@ fn without_date(answer: &str) -> String {
     lines.filter(|line| !line.to_lowercase().starts_with("date:")).collect()
 }
 
-/// Waits until curl is told this; `None` is that nobody listens.
+/// Waits until curl gets this answer; `None` if the connection is to be refused.
 fn wait(from: &Host, to: SocketAddr, expected: Option<&str>) -> Result<()> {
     eventually(|| {
         let told = curl(from, to)?.map(|told| without_date(&told));
@@ -92,7 +92,7 @@ fn wait(from: &Host, to: SocketAddr, expected: Option<&str>) -> Result<()> {
     })
 }
 
-/// Waits until the prober outside is told of so many endpoints on each node, in both families.
+/// Waits until the prober outside gets this count of endpoints from each node, in both families.
 fn check(
     scenario: &Scenario,
     expectations: &mut Expectations,
@@ -112,7 +112,7 @@ fn check(
 }
 
 #[test]
-fn a_prober_is_told_of_ready_endpoints_on_each_node() -> Result<()> {
+fn a_prober_sees_the_ready_endpoints_of_each_node() -> Result<()> {
     let scenario = set_up(&[])?;
     let mut expectations = Expectations::default();
     let service = scenario.service("web", NUMBER);
@@ -241,7 +241,7 @@ fn servers_follow_the_addresses_of_node_ports() -> Result<()> {
 }
 
 #[test]
-fn there_are_more_servers_than_files_are_allowed_by_default() -> Result<()> {
+fn servers_may_outnumber_the_default_limit_of_open_files() -> Result<()> {
     const SERVICES: u8 = 70;
     const FILES: u16 = 256;
     let mut scenario = set_up(&[])?;

@@ -77,7 +77,7 @@ fn start_with(builder: Builder, xdp: &str) -> Result<Scenario> {
     Ok(scenario)
 }
 
-/// Does `try_one` for every client and every front end that it has of these Services, in both
+/// Does `try_one` for every client and every frontend that it has of these Services, in both
 /// families.
 fn try_all(
     scenario: &Scenario,
@@ -263,7 +263,7 @@ fn end_of_hops(client: &Host, to: SocketAddr, hops: u8) -> Result<IpAddr> {
 }
 
 #[test]
-fn a_client_is_told_where_its_hops_end() -> Result<()> {
+fn a_client_gets_an_error_where_its_ttl_ends() -> Result<()> {
     let scenario = start()?;
     let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
     let mut expectations = Expectations::default();

@@ -1,4 +1,4 @@
-//! Connections over time: what an established one lives through, and where new ones go.
+//! Connections over time: which changes an established one survives, and where new ones go.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use lb_tests::harness::wait::PATIENCE;
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(1);
-/// How long is waited for what is not to come.
+/// How long an answer is awaited that must not come.
 const SILENT: Duration = Duration::from_millis(100);
 /// How soon a change must be seen by clients.
 const SEEN: Duration = Duration::from_millis(50);
@@ -311,7 +311,7 @@ fn connections_live_through_changes() -> Result<()> {
     check_lifetimes("tcp")
 }
 
-/// The last new connection to what is gone, in time.
+/// How long a removed endpoint or a deleted Service still gets new connections.
 fn check_last_connections(mode: &str) -> Result<()> {
     let scenario = set_up(mode)?;
     let mut expectations = Expectations::default();

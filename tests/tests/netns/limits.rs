@@ -1,4 +1,4 @@
-//! Bad input and full maps: what is said, and that the rest goes on.
+//! Bad input and full maps: each is reported, and the other Services are served.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -161,7 +161,7 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
-fn mounts_that_are_not_there_are_made_or_done_without() -> Result<()> {
+fn an_agent_mounts_a_bpffs_and_works_without_cgroup2() -> Result<()> {
     let mut scenario = set_up(&SMALL_MAPS)?;
     let mut expectations = Expectations::default();
     scenario.publish(&scenario.service("here", 1), &scenario.endpoints(&["b"]))?;
@@ -285,7 +285,7 @@ fn check_full(
 }
 
 #[test]
-fn what_does_not_fit_is_told_and_the_rest_goes_on() -> Result<()> {
+fn a_service_that_does_not_fit_is_reported_and_the_others_are_served() -> Result<()> {
     let cases: [(&str, &str, &[&str]); 3] = [
         ("--max-services", "SERVICES", &["--max-services", "24"]),
         ("--max-backends", "BACKENDS", &["--max-backends", "10"]),
@@ -470,7 +470,7 @@ fn check_files(objects: &mut Objects<'_>) -> Result<()> {
 }
 
 #[test]
-fn bad_objects_are_told_and_the_others_served() -> Result<()> {
+fn bad_objects_are_reported_and_the_others_are_served() -> Result<()> {
     let mut scenario = set_up(&[&["--socket-lb", "off"], &SMALL_MAPS[..]].concat())?;
     let b = scenario.cluster.pod("b").ip(Family::V4).to_string();
     let mut objects = Objects { scenario: &mut scenario, expectations: Expectations::default(), b };

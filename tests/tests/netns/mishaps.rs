@@ -1,4 +1,4 @@
-//! What goes wrong on a node: a second agent, a device that is taken or that goes, ports that
+//! Faults of a node: a second agent, a device that has another program or is removed, ports that
 //! the node uses itself.
 
 use std::net::SocketAddr;
@@ -104,7 +104,7 @@ fn taken_by_xdp(scenario: &Scenario, reason: &str) -> Result<u64> {
 }
 
 #[test]
-fn xdp_of_somebody_else_is_left_alone() -> Result<()> {
+fn an_xdp_program_of_another_owner_is_left_alone() -> Result<()> {
     for mode in ["native", "generic"] {
         let mut scenario = start(pods().no_tx_checksum_offload(), &["--xdp", mode])?;
         let node = scenario.cluster.node(1);
@@ -127,7 +127,7 @@ fn xdp_of_somebody_else_is_left_alone() -> Result<()> {
 }
 
 #[test]
-fn a_device_comes_back() -> Result<()> {
+fn a_device_that_is_replaced_or_renamed_is_served_again() -> Result<()> {
     for xdp in ["off", "native"] {
         let scenario = start(pods().no_tx_checksum_offload(), &["--xdp", xdp])?;
         check(&scenario)?;
@@ -169,7 +169,7 @@ fn checked(scenario: &Scenario, xdp: &str) -> Result<String> {
 }
 
 #[test]
-fn check_tells_how_a_device_is_taken() -> Result<()> {
+fn check_reports_how_packets_of_a_device_are_handled() -> Result<()> {
     let mut expectations = Expectations::default();
     let mut row =
         |said: String, words: &str| expectations.is_true(said.clone(), said.ends_with(words));
@@ -191,7 +191,7 @@ fn check_tells_how_a_device_is_taken() -> Result<()> {
 
 /// A flow with a rewritten source shows the node's address and port.
 #[test]
-fn flows_show_the_source_that_they_go_on_with() -> Result<()> {
+fn flows_show_their_rewritten_source() -> Result<()> {
     let mut scenario = start(pods(), &[])?;
     let (node, outside) = (scenario.cluster.node(1).ip(Family::V4), scenario.cluster.outside());
     let to = at(&scenario, FAR, Family::V4);
@@ -216,7 +216,7 @@ fn set_local_ports(scenario: &Scenario, range: &str) -> Result<()> {
 }
 
 #[test]
-fn node_ports_among_the_ports_of_the_nodes_own_sockets() -> Result<()> {
+fn node_ports_may_be_among_the_ephemeral_ports_of_the_node() -> Result<()> {
     let mut scenario = start(pods(), &[])?;
     let (node, outside) = (scenario.cluster.node(1), scenario.cluster.outside());
     let _server = outside.serve(&Serve::on(TARGET))?;

@@ -1,5 +1,5 @@
 //! Real sockets through node ports, load balancer addresses and external IPs: who answers,
-//! which client it sees, and who is turned away.
+//! which client it sees, and which clients are rejected.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::cni::Cni;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cidr};
 use lb_tests::harness::netns::words::expectations::Expectations;
-use lb_tests::harness::netns::words::fronts::{Front, Got, SILENT, ask, kinds, try_rows};
+use lb_tests::harness::netns::words::frontends::{Frontend, Got, SILENT, ask, kinds, try_cases};
 use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use lb_tests::harness::wait::{PATIENCE, eventually};
 
@@ -47,10 +47,10 @@ fn publish(scenario: &mut Scenario) -> Result<()> {
     scenario.cluster.fabric().route_services_to(1)
 }
 
-/// The rows 3.4 to 3.11 of the contract but 3.7, and those of table 4 for clients outside.
-/// `masqueraded`: pods reach other nodes' addresses with the address of theirs.
+/// Rows 3.4 to 3.11 of docs/contract.md without 3.7, and those of its table 4 for clients
+/// outside. `masqueraded`: pods reach the addresses of other nodes with the address of their own.
 fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
-    use Front::{Balancer, ClusterIp, External, Loopback, NodePort};
+    use Frontend::{Balancer, ClusterIp, External, Loopback, NodePort};
     use Got::{Answer, Refusal, Silence};
     let mut expectations = Expectations::default();
     let from_node = Answer("c", &["node1"]);
@@ -62,7 +62,7 @@ fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
         ("outside", NEAR_LOCAL, Answer("b", &["outside"])),
         ("outside", FAR_LOCAL, Silence),
     ];
-    try_rows(scenario, &mut expectations, &[NodePort(1), Balancer, External], &outside);
+    try_cases(scenario, &mut expectations, &[NodePort(1), Balancer, External], &outside);
     let routed = [
         ("outside", NEAR, Answer("b", &["node1"])),
         ("outside", FAR, from_node),
@@ -70,7 +70,7 @@ fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
         ("outside", NONE, Refusal),
         ("outside", FAR_LOCAL, from_node),
     ];
-    try_rows(scenario, &mut expectations, &[ClusterIp], &routed);
+    try_cases(scenario, &mut expectations, &[ClusterIp], &routed);
     let inside = [
         ("a", NEAR, Answer("b", &["a"])),
         ("a", FAR, Answer("c", &["a"])),
@@ -86,8 +86,8 @@ fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
         ("node1", NEAR_LOCAL, Answer("b", &["node1"])),
         ("node1", FAR_LOCAL, from_node),
     ];
-    try_rows(scenario, &mut expectations, &[NodePort(1), Balancer, External], &inside);
-    try_rows(scenario, &mut expectations, &[Loopback], &inside[7..]);
+    try_cases(scenario, &mut expectations, &[NodePort(1), Balancer, External], &inside);
+    try_cases(scenario, &mut expectations, &[Loopback], &inside[7..]);
     let other_node = [
         ("node2", NEAR, Answer("b", &["node2"])),
         ("node2", FAR, from_node),
@@ -95,7 +95,7 @@ fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
         ("node2", NONE, Refusal),
         ("node2", FAR_LOCAL, Silence),
     ];
-    try_rows(scenario, &mut expectations, &[NodePort(1)], &other_node);
+    try_cases(scenario, &mut expectations, &[NodePort(1)], &other_node);
     let shown: &[&str] = if masqueraded { &["node2"] } else { &["d"] };
     let other_pod = [
         ("d", NEAR, Answer("b", shown)),
@@ -104,7 +104,7 @@ fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
         ("d", NONE, Refusal),
         ("d", FAR_LOCAL, if masqueraded { Silence } else { from_node }),
     ];
-    try_rows(scenario, &mut expectations, &[NodePort(1)], &other_pod);
+    try_cases(scenario, &mut expectations, &[NodePort(1)], &other_pod);
     // Addresses that every node serves: these clients never reach node 1.
     let at_home = [
         ("d", NEAR, Answer("b", &["d"])),
@@ -115,7 +115,7 @@ fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
         ("node2", FAR_LOCAL, Answer("c", &["node2"])),
         ("node2", NONE, Refusal),
     ];
-    try_rows(scenario, &mut expectations, &[Balancer, External], &at_home);
+    try_cases(scenario, &mut expectations, &[Balancer, External], &at_home);
     expectations.finish()
 }
 
@@ -137,7 +137,7 @@ fn start_with(builder: Builder, mode: &str, more: &[&str]) -> Result<Scenario> {
 }
 
 #[test]
-fn packets_of_point_to_point_pods() -> Result<()> {
+fn point_to_point_pods_serve_clients_outside() -> Result<()> {
     check(&start(pods(Cni::PointToPoint), "off")?, false)
 }
 
@@ -164,17 +164,17 @@ fn check_xdp(xdp: &str) -> Result<()> {
 }
 
 #[test]
-fn packets_taken_by_xdp_in_the_driver() -> Result<()> {
+fn xdp_in_the_driver_serves_clients_outside() -> Result<()> {
     check_xdp("native")
 }
 
 #[test]
-fn packets_taken_by_xdp_in_the_stack() -> Result<()> {
+fn xdp_in_the_stack_serves_clients_outside() -> Result<()> {
     check_xdp("generic")
 }
 
 #[test]
-fn packets_of_bridged_pods() -> Result<()> {
+fn bridged_pods_serve_clients_outside() -> Result<()> {
     check(&start(pods(Cni::Bridge), "off")?, false)
 }
 
@@ -190,7 +190,12 @@ fn redirects_of_a_node_lead_no_pod_astray() -> Result<()> {
     for _ in 0..5 {
         for (number, server) in [(NEAR, "b"), (FAR, "c")] {
             let table = [("a", number, Got::Answer(server, &["a"]))];
-            try_rows(&scenario, &mut expectations, &[Front::NodePort(1), Front::Balancer], &table);
+            try_cases(
+                &scenario,
+                &mut expectations,
+                &[Frontend::NodePort(1), Frontend::Balancer],
+                &table,
+            );
         }
     }
     expectations.finish()
@@ -202,7 +207,7 @@ fn connects_are_translated() -> Result<()> {
 }
 
 #[test]
-fn the_older_way_of_attaching_does_the_same() -> Result<()> {
+fn clsact_filters_do_the_same_as_tcx_programs() -> Result<()> {
     let more = ["--tc-attach", "clsact"];
     check(&start_with(pods(Cni::PointToPoint), "off", &more)?, false)
 }
@@ -218,7 +223,7 @@ fn pods_of_other_nodes_are_outside_unless_they_are_known() -> Result<()> {
         ("d", FAR, Got::Answer("c", &["node1"])),
         ("d", FAR_LOCAL, Got::Silence),
     ];
-    try_rows(&scenario, &mut expectations, &[Front::NodePort(1)], &table);
+    try_cases(&scenario, &mut expectations, &[Frontend::NodePort(1)], &table);
     expectations.finish()
 }
 
@@ -260,7 +265,7 @@ fn other_ports_of_an_address_are_left_alone() -> Result<()> {
 
 /// `refused`: what a process of a node is told that is not in the ranges.
 fn check_ranges(mode: &str, refused: &str) -> Result<()> {
-    use Front::{Balancer, External, NodePort};
+    use Frontend::{Balancer, External, NodePort};
     use Got::{Answer, Error, Silence};
     let scenario = start(pods(Cni::PointToPoint), mode)?;
     let cluster = &scenario.cluster;
@@ -280,13 +285,13 @@ fn check_ranges(mode: &str, refused: &str) -> Result<()> {
         ("node1", NODE, Answer("c", &["node1"])),
         ("d", NODE, Silence),
     ];
-    try_rows(&scenario, &mut expectations, &[Balancer], &table);
+    try_cases(&scenario, &mut expectations, &[Balancer], &table);
     let open = [
         ("outside", NODE, Answer("c", &["node1"])),
         ("a", CLIENT, Answer("c", &["a"])),
         ("node1", CLIENT, Answer("c", &["node1"])),
     ];
-    try_rows(&scenario, &mut expectations, &[NodePort(1), External], &open);
+    try_cases(&scenario, &mut expectations, &[NodePort(1), External], &open);
     for (transport, family) in kinds() {
         // A datagram that the node's own hook drops is known to its sender.
         let error = Error(if transport == Transport::Tcp { refused } else { "ENOBUFS" });
@@ -315,7 +320,7 @@ fn clients_outside_the_source_ranges_are_dropped() -> Result<()> {
 }
 
 #[test]
-fn it_works_beside_what_other_software_sets_up() -> Result<()> {
+fn services_work_beside_what_other_software_sets_up() -> Result<()> {
     for cni in Cni::ALL {
         for rp_filter in [0, 1, 2] {
             let builder =

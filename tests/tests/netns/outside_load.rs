@@ -130,7 +130,7 @@ fn is_complete(report: &crowd::Report, count: u64) -> bool {
 }
 
 #[test]
-fn who_gets_no_source_port_is_refused_and_nobody_hears_another_one() -> Result<()> {
+fn clients_without_a_source_port_are_refused_and_none_hears_another() -> Result<()> {
     const COUNT: u64 = 32_000;
     let mut scenario = set_up("snat")?;
     let mut expectations = Expectations::default();
@@ -159,7 +159,7 @@ fn who_gets_no_source_port_is_refused_and_nobody_hears_another_one() -> Result<(
 }
 
 #[test]
-fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
+fn a_killed_and_restarted_agent_loses_no_packet() -> Result<()> {
     const RATE: u64 = 200;
     const TRAFFIC: Duration = Duration::from_secs(60);
     let mut scenario = set_up("snat")?;

@@ -170,16 +170,16 @@ fn check_table_4(mode: &str) -> Result<()> {
 }
 
 #[test]
-fn packets_to_nothing_are_refused_or_dropped() -> Result<()> {
+fn packets_without_a_backend_are_refused_or_dropped() -> Result<()> {
     check_table_4("off")
 }
 
 #[test]
-fn connects_to_nothing_are_refused() -> Result<()> {
+fn connects_without_a_backend_are_refused() -> Result<()> {
     check_table_4("tcp")
 }
 
 #[test]
-fn connects_and_datagrams_to_nothing_are_refused() -> Result<()> {
+fn connects_and_datagrams_without_a_backend_are_refused() -> Result<()> {
     check_table_4("all")
 }

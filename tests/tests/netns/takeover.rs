@@ -1,4 +1,4 @@
-//! What is taken away of kube-proxy's and what is not, and the end of a datapath that drains.
+//! Which rules of kube-proxy `cleanup` removes, and how a drain ends.
 
 use std::process::Command;
 use std::time::Duration;
@@ -129,7 +129,7 @@ fn lb(node: &Node, arguments: &[&str]) -> Result<String> {
 }
 
 #[test]
-fn kube_proxys_rules_go_and_those_of_others_stay() -> Result<()> {
+fn cleanup_removes_the_rules_of_kube_proxy_and_no_others() -> Result<()> {
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
     let mut expectations = Expectations::default();
@@ -159,7 +159,7 @@ fn kube_proxys_rules_go_and_those_of_others_stay() -> Result<()> {
 }
 
 #[test]
-fn what_others_rules_make_use_of_is_kept() -> Result<()> {
+fn chains_that_rules_of_others_use_are_kept() -> Result<()> {
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
     plant(&node, OTHERS)?;

@@ -6,9 +6,9 @@ use lb_agent::programs::features::Features;
 use super::Report;
 use crate::harness::netns::topology::cluster::Cluster;
 use crate::harness::netns::topology::plan::cidr;
-use crate::harness::netns::words::fronts::{Front, Got, try_rows};
-use crate::harness::netns::words::rows::Rows;
-use crate::harness::netns::words::world::{SMALL_MAPS, World};
+use crate::harness::netns::words::expectations::Expectations;
+use crate::harness::netns::words::frontends::{Frontend, Got, try_cases};
+use crate::harness::netns::words::scenario::{SMALL_MAPS, Scenario};
 
 /// The Services by number: one is served on the first node, one on the second.
 const NEAR: u8 = 1;
@@ -32,12 +32,12 @@ fn connect(attach: &str, socket_lb: &str) -> Result<()> {
     let cluster_cidr = cidr::cluster();
     let arguments =
         ["--tc-attach", attach, "--socket-lb", socket_lb, "--cluster-cidr", &cluster_cidr];
-    let mut world = World::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
-    world.serve(&["b", "c"])?;
-    world.publish(&world.exposed("near", NEAR), &world.endpoints(&["b"]))?;
-    world.publish(&world.exposed("far", FAR), &world.endpoints(&["c"]))?;
-    world.publish(&world.exposed("none", NONE), &[])?;
-    let mut rows = Rows::default();
+    let mut scenario = Scenario::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
+    scenario.serve(&["b", "c"])?;
+    scenario.publish(&scenario.exposed("near", NEAR), &scenario.endpoints(&["b"]))?;
+    scenario.publish(&scenario.exposed("far", FAR), &scenario.endpoints(&["c"]))?;
+    scenario.publish(&scenario.exposed("none", NONE), &[])?;
+    let mut expectations = Expectations::default();
     let inside = [
         ("a", NEAR, Answer("b", &["a"])),
         ("a", FAR, Answer("c", &["a"])),
@@ -46,18 +46,18 @@ fn connect(attach: &str, socket_lb: &str) -> Result<()> {
         ("node1", FAR, Answer("c", &["node1"])),
         ("node1", NONE, Refusal),
     ];
-    try_rows(&world, &mut rows, &[Front::ClusterIp, Front::NodePort(1)], &inside);
+    try_cases(&scenario, &mut expectations, &[Frontend::ClusterIp, Frontend::NodePort(1)], &inside);
     let outside = [
         ("outside", NEAR, Answer("b", &["outside"])),
         ("outside", FAR, Answer("c", &["node1"])),
         ("outside", NONE, Refusal),
     ];
-    try_rows(&world, &mut rows, &[Front::NodePort(1)], &outside);
-    rows.finish()?;
-    let leaked = world.cluster.fabric().service_packets()?;
+    try_cases(&scenario, &mut expectations, &[Frontend::NodePort(1)], &outside);
+    expectations.finish()?;
+    let leaked = scenario.cluster.fabric().service_packets()?;
     ensure!(leaked == 0, "{leaked} packets to ClusterIPs left a node");
     let reason = if socket_lb == "off" { "flow_created" } else { "socket_translated" };
-    let counted = world.agent(1)?.counted(reason).context("no counters")?;
+    let counted = scenario.agent(1)?.counted(reason).context("no counters")?;
     ensure!(counted > 0, "no program counted {reason}");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Services that clients outside reach: what a user asks for, what a cloud adds, and what
-//! agents make of it.
+//! Services that clients outside reach: as a user creates them, with the addresses that a cloud
+//! adds, and as agents program them.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::{Addresses, Family};
 use crate::harness::wait::{PATIENCE, eventually};
 
-/// What curl ends with where nobody listens, and where nobody answers in time.
+/// Exit codes of curl: no listener at the address, no answer in time.
 const REFUSED: i32 = 7;
 const TIMED_OUT: i32 = 28;
 
@@ -45,7 +45,7 @@ pub fn exposed(name: &str, number: u8, kind: &str, app: &str) -> Value {
     object
 }
 
-/// What an HTTP client is told by the servers of [`LiveCluster::serve`].
+/// The outcome of an HTTP request to the servers of [`LiveCluster::serve`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Fetched {
     /// Who answered, and which client it saw.
@@ -88,7 +88,7 @@ fn parse(said: &str) -> Result<Fetched> {
     Ok(Fetched::Answer { name, client: value("client_address")?.parse()? })
 }
 
-/// What a health check port tells.
+/// The answer of a health check port.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Health {
     /// The status of the answer.
@@ -112,7 +112,7 @@ pub fn health(from: &Host, at: SocketAddr) -> Result<Health> {
     Ok(Health { status: status.parse()?, endpoints })
 }
 
-/// Waits until a health check port tells of so many endpoints, with 503 for none.
+/// Waits until a health check port reports so many endpoints, with 503 for none.
 ///
 /// # Errors
 /// It takes longer than [`PATIENCE`], or as [`health`].

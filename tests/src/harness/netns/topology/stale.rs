@@ -1,7 +1,7 @@
-//! Removes what an earlier run that was killed left behind.
+//! Removes orphans: what an earlier run that was killed could not clean up.
 //!
-//! Every name starts with `lb-PID-`; what belongs to a process that is no more is stale. A running
-//! process is never touched, even where the kernel gave the number to another program.
+//! Every name starts with `lb-PID-`. A name is stale if no process has that number; names of a
+//! running process are never touched, even if the kernel gave the number to another program.
 
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_is_removed_and_what_a_live_one_has_is_not() {
+    fn orphans_of_a_dead_process_are_removed_and_names_of_a_live_one_stay() {
         let mut child = Command::new("true").spawn().expect("a process");
         let dead = format!("lb-{}-0", child.id());
         child.wait().expect("its end");

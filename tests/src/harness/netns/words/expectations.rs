@@ -1,8 +1,8 @@
-//! A table of expectations: every row is tried, and all that fail are told together.
+//! Expectations of a test: all of them are tried, and the failed ones are reported together.
 
 use anyhow::{Result, bail};
 
-/// The rows that failed so far.
+/// How many were tried, and which failed.
 #[derive(Debug, Default)]
 pub struct Expectations {
     tried: usize,
@@ -10,7 +10,7 @@ pub struct Expectations {
 }
 
 impl Expectations {
-    /// Notes the outcome of a row.
+    /// Records the outcome of a check.
     pub fn check(&mut self, what: impl std::fmt::Display, outcome: Result<()>) {
         self.tried += 1;
         if let Err(error) = outcome {
@@ -18,7 +18,7 @@ impl Expectations {
         }
     }
 
-    /// Notes whether something is as it should be.
+    /// Records whether a condition is met.
     pub fn is_true(&mut self, what: impl std::fmt::Display, is_met: bool) {
         self.tried += 1;
         if !is_met {
@@ -26,17 +26,17 @@ impl Expectations {
         }
     }
 
-    /// The verdict on the table.
+    /// Ends the test.
     ///
     /// # Errors
-    /// A row failed, or there was none.
+    /// The expectations that failed, or that none was tried.
     pub fn finish(self) -> Result<()> {
         if self.tried == 0 {
-            bail!("not one row was tried");
+            bail!("no expectation was tried");
         }
         if !self.failed.is_empty() {
             let (failed, tried) = (self.failed.len(), self.tried);
-            bail!("{failed} of {tried} rows failed:\n{}", self.failed.join("\n"));
+            bail!("{failed} of {tried} expectations failed:\n{}", self.failed.join("\n"));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Who asks a Service at which front end, and what it is to get.
+//! Which client asks a Service at which frontend, and the answer that is expected.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::harness::netns::topology::plan::{
 };
 use crate::harness::wait::patiently;
 
-/// How long is waited for what is not to come.
+/// How long an answer is awaited that must not come.
 pub const SILENT: Duration = Duration::from_millis(150);
 /// How soon a refusal must come: before TCP sends its SYN again, which takes a second.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -27,7 +27,7 @@ pub fn kinds() -> impl Iterator<Item = (Transport, Family)> {
 
 /// Where a client asks.
 #[derive(Clone, Copy, Debug)]
-pub enum Front {
+pub enum Frontend {
     /// The node port, at the address of this node.
     NodePort(u8),
     /// The node port, at the loopback address.
@@ -40,7 +40,7 @@ pub enum Front {
     ClusterIp,
 }
 
-impl Front {
+impl Frontend {
     /// Its address and port for the Service of this number.
     pub fn at(self, scenario: &Scenario, number: u8, family: Family) -> SocketAddr {
         let (ip, port) = match self {
@@ -61,7 +61,7 @@ fn loopback(family: Family) -> IpAddr {
     }
 }
 
-/// What a client gets.
+/// The answer that a client gets.
 #[derive(Clone, Copy, Debug)]
 pub enum Got<'a> {
     /// An answer of this server, which saw one of these hosts' addresses.
@@ -128,19 +128,19 @@ pub fn ask(scenario: &Scenario, client: &Host, probe: Probe, got: Got<'_>) -> Re
     }
 }
 
-/// A row: who asks which Service, and what it gets at every front end in question.
-pub type Row<'a> = (&'a str, u8, Got<'a>);
+/// A case: the client, the number of the Service, and the answer at each frontend in question.
+pub type Case<'a> = (&'a str, u8, Got<'a>);
 
-/// Tries every row of a table at every one of these front ends, over both transports and
+/// Tries every case of a table at every one of these frontends, over both transports and
 /// families.
-pub fn try_rows(
+pub fn try_cases(
     scenario: &Scenario,
     expectations: &mut Expectations,
-    fronts: &[Front],
-    table: &[Row<'_>],
+    frontends: &[Frontend],
+    table: &[Case<'_>],
 ) {
     for kind @ (transport, family) in kinds() {
-        for front in fronts {
+        for front in frontends {
             for (client, number, got) in table {
                 let probe = Probe::new(transport, front.at(scenario, *number, family));
                 let outcome = match *client {
