@@ -24,7 +24,7 @@ const KUBERNETES: &str = "https://10.96.0.1";
 const DELETIONS: u8 = 7;
 /// The median of the last new connection after the request to delete is sooner.
 const DELETED: Duration = Duration::from_millis(50);
-/// How long a client waits where nobody is to answer.
+/// How long a client waits for an answer that must not come.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
 fn kinds() -> impl Iterator<Item = (Transport, Family)> {
@@ -152,7 +152,7 @@ fn check_endpoints(live: &LiveCluster) -> Result<()> {
 
 /// Deletes a Service while a client connects to it without a pause. Returns how long after
 /// the request was *sent*, which is earlier than its answer, the last connection was begun
-/// that somebody answered.
+/// that was answered.
 fn delete(live: &mut LiveCluster, client: &Host, transport: Transport) -> Result<Duration> {
     let to = front_end(23, Family::V4);
     let ask = || client.ask(Probe::new(transport, to).timeout(IMPATIENT));

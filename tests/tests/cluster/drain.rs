@@ -42,7 +42,7 @@ struct Way<'a> {
     udp: SocketAddr,
 }
 
-/// A connection and a flow over a way, as long as there is somebody at its end.
+/// A connection and a flow over a way, as long as a server is at its end.
 struct Held {
     what: String,
     tcp: Connection,
@@ -128,7 +128,7 @@ fn settle(live: &LiveCluster) -> Result<()> {
     live.wait_backends("mark", Some(1))
 }
 
-/// The old pod is deleted, with nobody beside it.
+/// The old pod is deleted, with no other endpoint.
 fn terminate_alone(live: &mut LiveCluster) -> Result<()> {
     live.plane.delete_pod("default", OLD, GRACE)?;
     live.plane.wait_for_slice("default", "web", PATIENCE, |endpoints| {

@@ -1,4 +1,4 @@
-//! What the agent refuses is told where the owner of a Service looks: in its Events.
+//! The agent reports what it refuses where the owner of a Service looks: in its Events.
 
 use std::thread;
 use std::time::{Duration, Instant};

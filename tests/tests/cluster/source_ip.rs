@@ -76,7 +76,7 @@ fn check_seen(from: &Host, to: FrontEnd, seen: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Nobody answers, and nobody refuses.
+/// There is neither an answer nor a refusal.
 fn check_silence(from: &Host, to: FrontEnd) -> Result<()> {
     let fetched = fetch(from, to.http, SILENCE)?;
     ensure!(fetched == Fetched::TimedOut, "{fetched:?} instead of silence");

@@ -18,7 +18,7 @@ fn healthz(live: &mut LiveCluster) -> Result<u16> {
     Ok(live.agent(1)?.http(HEALTH, "/healthz")?.0)
 }
 
-/// Waits for a status, and tells how long it took.
+/// Waits for a status; returns how long it took.
 fn wait_status(live: &mut LiveCluster, status: u16) -> Result<Duration> {
     let start = Instant::now();
     while healthz(live)? != status {

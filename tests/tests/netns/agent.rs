@@ -303,7 +303,7 @@ fn attached(node: &Node) -> Result<String> {
     Ok(bpftool(node, &["net", "show"])? + &bpftool(node, &["cgroup", "tree", &tree])?)
 }
 
-/// Nothing of ours is left, and nobody answers at a ClusterIP any more.
+/// Nothing of lb is left, and a ClusterIP has no answer any more.
 fn check_cleanup(scenario: &mut Scenario, expectations: &mut Expectations) -> Result<()> {
     let node1 = scenario.cluster.node(1);
     scenario.take_agent(1)?.terminate()?;
@@ -336,7 +336,7 @@ fn a_new_agent_adopts_what_the_last_one_left() -> Result<()> {
     expectations.finish()
 }
 
-/// The programs of somebody else beside ours.
+/// The programs of another owner beside lb's.
 struct Others {
     programs: Vec<(&'static str, Foreign)>,
 }

@@ -29,7 +29,7 @@ const BULK: u16 = 9_000;
 const SOON: Duration = Duration::from_secs(5);
 /// How long a download may take.
 const DOWNLOADED: Duration = Duration::from_secs(120);
-/// What devices let through that nobody has changed, and the longest frame of them.
+/// The MTU of devices by default, and the longest frame that it allows.
 const ORDINARY: u16 = 1500;
 const ORDINARY_FRAME: usize = 1514;
 /// What fewer let through: not much more than the least of IPv6, in a tunnel too.
@@ -163,7 +163,7 @@ fn check_datagrams(scenario: &Scenario, to: SocketAddr) -> Result<()> {
     forget_mtus(scenario.cluster.outside(), family)
 }
 
-/// Datagrams that their sender has to cut: it is told once that the pieces are too large.
+/// Datagrams that their sender has to cut: one error says that the fragments are too large.
 fn check_fragments(scenario: &Scenario, to: SocketAddr) -> Result<()> {
     let payload = "fragment".repeat(1000);
     let outside = scenario.cluster.outside();
@@ -177,7 +177,7 @@ fn check_fragments(scenario: &Scenario, to: SocketAddr) -> Result<()> {
     forget_mtus(outside, Family::of(to.ip()))
 }
 
-/// Has a host forget what it was told of ways.
+/// Clears the path MTUs that a host has learned.
 fn forget_mtus(host: &Host, family: Family) -> Result<()> {
     let number = if family == Family::V4 { 4 } else { 6 };
     let mut command = std::process::Command::new("ip");

@@ -93,7 +93,7 @@ impl Client<'_> {
 /// What an explanation says will be seen.
 struct Told {
     result: String,
-    /// Who may answer, and the client's address that it sees, if that is told.
+    /// The servers that may answer, and the client's address that they see, if explain names it.
     servers: Vec<(SocketAddr, Option<IpAddr>)>,
     /// The hook that decides, and the reason that it counts.
     counter: Option<(String, String)>,
@@ -147,7 +147,7 @@ fn count_of(scenario: &Scenario, (hook, reason): &(String, String)) -> Result<u6
     Ok(rows.next().and_then(|row| row["count"].as_u64()).unwrap_or(0))
 }
 
-/// Asks and compares with what node 1 says of it; returns the result that it told.
+/// Asks, compares the outcome with `explain` on node 1, and returns the result that it gave.
 fn compare(client: &Client<'_>, transport: Transport, to: SocketAddr) -> Result<String> {
     let scenario = client.scenario;
     let source = client.source(to)?;
@@ -311,7 +311,7 @@ fn affinity_is_told(scenario: &Scenario) -> Result<()> {
     Ok(())
 }
 
-/// The client's port tells the flow; it keeps its backend, and says so.
+/// With the client's port, explain finds the flow, which keeps its backend.
 fn known_flows_are_told(scenario: &Scenario) -> Result<()> {
     const SOURCE_PORT: u16 = 41_234;
     for (transport, family) in kinds() {

@@ -45,7 +45,7 @@ fn tunnelled(scenario: &Scenario, client: SocketAddr) -> Result<Vec<Value>> {
     Ok(rows_of(&flows).filter(is_meant).cloned().collect())
 }
 
-/// Asks node 1 from outside: the backend sees the client or node 1, and `get` tells why.
+/// Asks node 1 from outside: the backend sees the client or node 1, and `get` shows why.
 fn check(scenario: &Scenario, expectations: &mut Expectations, is_tunnelled: bool) -> Result<()> {
     let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
     let outside = scenario.cluster.outside();

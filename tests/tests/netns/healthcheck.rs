@@ -19,7 +19,7 @@ use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::{PATIENCE, eventually};
 use serde_json::json;
 
-/// What curl ends with where nobody listens.
+/// Exit code of curl: no listener at the address.
 const REFUSED: i32 = 7;
 
 const NUMBER: u8 = 1;
@@ -49,7 +49,7 @@ fn publish(
     scenario.manifests.write(&service.file(), &format!("{object:#}"))
 }
 
-/// What curl says of a URL: status line, headers and body, or nothing where nobody listens.
+/// What curl says of a URL: status line, headers and body, or nothing if the connection is refused.
 fn curl(from: &Host, to: SocketAddr) -> Result<Option<String>> {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--include", "--max-time", "10"]);

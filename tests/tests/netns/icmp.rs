@@ -219,7 +219,7 @@ fn transfers_get_through_a_small_mtu_after_the_node_that_answers() -> Result<()>
     })
 }
 
-/// The router that a datagram with so many hops ends at, as its sender is told.
+/// The router at which the TTL of a datagram expires, as the ICMP error names it.
 fn end_of_hops(client: &Host, to: SocketAddr, hops: u8) -> Result<IpAddr> {
     client.netns().run(|| {
         let any: IpAddr = match to {

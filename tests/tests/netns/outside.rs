@@ -178,7 +178,7 @@ fn bridged_pods_serve_clients_outside() -> Result<()> {
     check(&start(pods(Cni::Bridge), "off")?, false)
 }
 
-/// A node whose pods hang on a bridge tells them that their neighbour is nearer to them than
+/// A node whose pods are on a bridge redirects them: their neighbour is nearer to them than
 /// the node: what it says of the backend must not be taken for the node port's address.
 #[test]
 fn redirects_of_a_node_lead_no_pod_astray() -> Result<()> {
@@ -263,7 +263,7 @@ fn other_ports_of_an_address_are_left_alone() -> Result<()> {
     expectations.finish()
 }
 
-/// `refused`: what a process of a node is told that is not in the ranges.
+/// `refused`: the error for a process of a node that is not in the ranges.
 fn check_ranges(mode: &str, refused: &str) -> Result<()> {
     use Frontend::{Balancer, External, NodePort};
     use Got::{Answer, Error, Silence};

@@ -25,7 +25,7 @@ const ATTEMPTS: u32 = 3;
 pub struct Report {
     /// Those that heard what they said.
     pub ok: u64,
-    /// The others by error; `corrupt` is an answer to somebody else.
+    /// The others by error; `corrupt` is an answer to another client.
     pub failed: BTreeMap<String, u64>,
     /// Those that the server saw under another address or port than before.
     pub moved: u64,

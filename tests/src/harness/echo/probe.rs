@@ -178,7 +178,7 @@ impl Channel {
 /// Splits a server's datagram into its greeting and the payload that came back.
 ///
 /// # Errors
-/// `InvalidData` for a datagram that is none of ours.
+/// `InvalidData` for a datagram of another format.
 pub(super) fn split_datagram(datagram: &[u8]) -> io::Result<(Greeting, &[u8])> {
     let end = datagram.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::InvalidData)?;
     Ok((serde_json::from_slice(&datagram[..end])?, &datagram[end + 1..]))

@@ -168,7 +168,7 @@ impl Host {
     /// Asks once from here; see [`Probe`].
     ///
     /// # Errors
-    /// The client process does not work. That nobody answered is no error but an [`Answer`].
+    /// The client process does not work. A missing answer is no error but an [`Answer`].
     pub fn ask(&self, probe: Probe) -> Result<Answer> {
         let client = self.client()?;
         client::ask(&client, probe)
@@ -209,7 +209,7 @@ impl Host {
     /// Asks from here and keeps the socket.
     ///
     /// # Errors
-    /// As [`Host::ask`], and where nobody answered a TCP probe.
+    /// As [`Host::ask`], and where a TCP probe had no answer.
     pub fn open(&self, probe: Probe) -> Result<Connection> {
         Connection::open(self.client()?, probe)
     }
@@ -242,7 +242,7 @@ impl Host {
         ])
     }
 
-    /// Gathers many clients, each with a port of its own, which ask when they are told to.
+    /// Gathers many clients, each with a port of its own, which ask when the test says so.
     ///
     /// # Errors
     /// As [`Host::ask`], and where there are more than ports.

@@ -23,7 +23,7 @@ impl Cni {
 const HOST_MAC: &str = "ee:ee:ee:ee:ee:ee";
 /// The link-local address that the kernel derives from it.
 const HOST_LINK_LOCAL: &str = "fe80::ecee:eeff:feee:eeee";
-/// The pods' IPv4 gateway: nobody holds it, a permanent neighbour entry stands for it.
+/// The pods' IPv4 gateway: no device holds it, a permanent neighbour entry answers for it.
 const LINK_GATEWAY: &str = "169.254.1.1";
 
 /// The link of one pod.

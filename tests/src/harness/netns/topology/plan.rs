@@ -60,7 +60,7 @@ pub(in crate::harness::netns) const OUTSIDE: Addresses = Addresses {
 /// Prefix lengths of the nodes' subnet, the outside client's, and a node's pods'.
 pub(in crate::harness::netns) const SUBNET: (u8, u8) = (24, 64);
 
-/// The address ranges of pods and Services, as an API server would be told.
+/// The address ranges of pods and Services, as an API server is configured with them.
 pub mod cidr {
     use super::{IpNet, Ipv4Addr, Ipv4Net, Ipv6Addr, Ipv6Net};
 

@@ -221,7 +221,7 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Captured> {
     })
 }
 
-/// The VLAN tag that the one control message, a `struct tpacket_auxdata`, tells.
+/// The VLAN tag in the one control message, a `struct tpacket_auxdata`.
 fn tag(control: &[u8]) -> Option<u16> {
     const HEADER: usize = size_of::<libc::cmsghdr>();
     const TAG: usize = HEADER + 16;

@@ -1,4 +1,4 @@
-//! Programs of somebody else on the hooks that an agent uses too: they let everything pass and
+//! Programs of another owner on the hooks that an agent uses too: they let everything pass and
 //! the kernel counts how often they ran.
 
 use std::fs::File;
@@ -63,7 +63,7 @@ impl Hook {
     }
 }
 
-/// A program of somebody else.
+/// A program of another owner.
 #[derive(Debug)]
 pub struct Foreign {
     program: OwnedFd,

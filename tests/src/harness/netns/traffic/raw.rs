@@ -25,7 +25,7 @@ const ICMPV6: u8 = 58;
 pub enum Outcome {
     /// A packet of the same protocol, the answer that was waited for.
     Answered,
-    /// An ICMP error, or one of the local stack, as the socket is told.
+    /// An ICMP error, or one of the local stack, as the socket reports it.
     Refused(Errno),
     /// Nothing.
     Silence,
@@ -110,7 +110,7 @@ pub(in crate::harness::netns) fn tunnelled(address: IpAddr) -> u8 {
     if address.is_ipv4() { 4 } else { 41 }
 }
 
-/// A raw socket that is told of ICMP errors.
+/// A raw socket that receives ICMP errors.
 fn open(protocol: u8, to: IpAddr, timeout: Duration) -> Result<OwnedFd> {
     let fd = socket(protocol, to)?;
     let timeout = TimeVal::new(timeout.as_secs().try_into()?, timeout.subsec_micros().into());

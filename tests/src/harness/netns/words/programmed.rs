@@ -138,7 +138,7 @@ fn members(backends: &[Value], port: &str, family: Family, set: &str) -> BTreeSe
     addresses.map(|at| at.ip()).filter(|ip| Family::of(*ip) == family).collect()
 }
 
-/// The source ranges of a family; a range of all addresses restricts nobody.
+/// The source ranges of a family; a range of all addresses restricts no client.
 fn ranges(service: &Service, family: Family) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for range in &service.source_ranges {
