@@ -17,11 +17,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use decode::FieldError;
-pub use effects::FIELDS;
-pub use types::{Conntrack, KubeProxyConfiguration};
+use serde_json::Value;
 
 use flags::KubeProxyFlags;
+
+pub use decode::FieldError;
+use effects::Effect;
+pub use effects::FIELDS;
+pub use types::{Conntrack, KubeProxyConfiguration};
 
 /// The only version of the file there is.
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -126,9 +129,30 @@ impl KubeProxyConfiguration {
             .map_err(|source| Error::Write { path: path.to_owned(), source })
     }
 
-    fn to_json(&self) -> serde_json::Value {
+    /// The fields that lb ignores and that the file sets to something other than the default.
+    /// A field that one of `flags` sets is left out.
+    pub fn without_effect(&self, flags: &KubeProxyFlags) -> Vec<&'static str> {
+        let defaults = Self::default().with_defaults();
+        let defaults = [defaults.to_json(), defaults.completed().to_json()];
+        let own = self.to_json();
+        let is_default = |path: &&str| {
+            let value = at(&own, path);
+            // The periods of modes that are not in use are zero.
+            defaults.iter().any(|default| at(default, path) == value)
+                || value.and_then(Value::as_str) == Some("0s")
+        };
+        let ignored = FIELDS.iter().filter(|(_, effect)| *effect == Effect::Ignored);
+        let differing = ignored.map(|(path, _)| *path).filter(|path| !is_default(path));
+        differing.filter(|path| !flags.sets(path)).collect()
+    }
+
+    fn to_json(&self) -> Value {
         serde_json::to_value(self).expect("every key is a string")
     }
+}
+
+fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(value, |value, name| value.get(name))
 }
 
 #[cfg(test)]
