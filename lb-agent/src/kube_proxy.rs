@@ -1,8 +1,9 @@
-//! The configuration of kube-proxy (`kubeproxy.config.k8s.io/v1alpha1`): what its file
-//! holds, what its flags set, and what holds where neither says anything.
+//! The configuration of kube-proxy (`kubeproxy.config.k8s.io/v1alpha1`): its file, its flags and
+//! its defaults.
 //!
-//! What a field means here is told by [`crate::config`]. Invariant: a field that kube-proxy
-//! does not have, or a value that it could not have, is an error that names its path.
+//! [`crate::config`] defines the meaning of each field for lb. Invariant: a field that
+//! kube-proxy does not have, or a value that the field cannot have, is an error that names the
+//! path.
 
 mod decode;
 mod defaults;
@@ -26,14 +27,14 @@ use effects::Effect;
 pub use effects::FIELDS;
 pub use types::{Conntrack, KubeProxyConfiguration};
 
-/// The only version of the file there is.
+/// The only supported version of the file.
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 /// The kind of the file.
 pub const KIND: &str = "KubeProxyConfiguration";
-/// The name under which `/configz` shows it.
+/// The key of the configuration in the answer of `/configz`.
 const GROUP: &str = "kubeproxy.config.k8s.io";
 
-/// Why there is no configuration.
+/// Why the configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -41,36 +42,36 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// The reason.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The file is wrong.
+    /// The file is invalid.
     #[error("--config {}: {fault}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The invalid field.
         fault: FieldError,
     },
-    /// Flags do not fit each other, or the file.
-    #[error("the flags make a configuration that is not valid: {0}")]
+    /// The flags do not fit each other or the file.
+    #[error("the flags make an invalid configuration: {0}")]
     Flags(FieldError),
     /// The file cannot be written.
     #[error("cannot write --write-config-to {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// The reason.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
 impl KubeProxyConfiguration {
-    /// The configuration that `flags`, `-v` and the file, if there is one, make: flags win
-    /// over the file, the file over the defaults.
+    /// Merges `flags`, `-v` and the file, if there is one: flags override the file, and the file
+    /// overrides the defaults.
     ///
     /// # Errors
-    /// If the file cannot be read, or something in it or in the flags is wrong.
+    /// If the file cannot be read, or a field or a flag is invalid.
     pub fn load(
         file: Option<&Path>,
         flags: &KubeProxyFlags,
@@ -90,17 +91,17 @@ impl KubeProxyConfiguration {
         Ok(all.completed())
     }
 
-    /// The configuration of a file, YAML or JSON, with the defaults filled in.
+    /// Parses a file, YAML or JSON, and fills in the defaults.
     ///
     /// # Errors
-    /// If the text is no such configuration, with the path of the field that is wrong.
+    /// If the text is not a configuration; the error has the path of the invalid field.
     pub fn parse(text: &str) -> Result<Self, FieldError> {
         let all = decode::text(text)?.with_defaults();
         all.validate()?;
         Ok(all)
     }
 
-    /// The file that says all of this.
+    /// The configuration as a file.
     ///
     /// # Panics
     /// Never: every key is a string.
@@ -111,7 +112,7 @@ impl KubeProxyConfiguration {
         format!("{}\n", text.trim_end())
     }
 
-    /// What `/configz` answers.
+    /// The answer of `/configz`.
     ///
     /// # Panics
     /// Never: every key is a string.
@@ -123,7 +124,7 @@ impl KubeProxyConfiguration {
     /// Writes the file.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         fs::write(path, self.to_yaml())
             .map_err(|source| Error::Write { path: path.to_owned(), source })

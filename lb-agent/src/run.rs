@@ -1,7 +1,7 @@
-//! `lb-agent run`: puts the parts together and keeps them going until a signal.
+//! `lb-agent run`: starts the parts of the agent and runs them until a signal.
 //!
-//! The datapath is taken over first and serves on with what an earlier agent left in the
-//! maps; only then is the source of objects asked. Ending leaves everything in place.
+//! It takes over the datapath first, which keeps serving the state that an earlier agent left in
+//! the maps, and only then connects to the source of objects. On exit everything stays in place.
 
 mod config_watch;
 mod ports;
@@ -46,18 +46,18 @@ use crate::{
 
 use reconciler::{Reconciler, Sinks};
 
-/// How many events may wait for the reconciler.
+/// Capacity of the queue of events for the reconciler.
 const EVENTS: usize = 1024;
-/// How often it is looked how long the watch has been broken.
+/// How often the age of a broken watch is checked.
 const LIVENESS: Duration = Duration::from_secs(1);
-/// How long an ending agent waits for its servers and its sweep.
-const END: Duration = Duration::from_secs(2);
+/// How long the agent waits for its tasks when it exits.
+const SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What keeps the agent from starting, as a sentence that says what to do. Once it runs,
-/// only the loss of its kernel sockets or of its directory ends it.
+/// If the agent cannot start; the error says what to do. A running agent only fails if it loses
+/// its kernel sockets or its directory, or if its configuration file changes.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let stopped = stop_signal()?;
     bpffs::ensure(&config.bpf_dir)?;
@@ -67,25 +67,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let result = tokio::select! {
         result = start(&config, &cancel, &tasks) => result,
         () = stopped => {
-            tracing::info!("stopping; the datapath stays");
+            tracing::info!("stopping: the programs stay attached and serve the last state");
             Ok(())
         }
         error = reconfigured(&config) => Err(error),
     };
     cancel.cancel();
     tasks.close();
-    if timeout(END, tasks.wait()).await.is_err() {
-        tracing::warn!(after = ?END, "not everything has ended");
+    if timeout(SHUTDOWN, tasks.wait()).await.is_err() {
+        tracing::warn!(after = ?SHUTDOWN, tasks = tasks.len(), "shutdown timed out, tasks still running");
     }
     result
 }
 
-/// Ends when another configuration is to be used, which takes a start.
+/// Returns when the configuration file has changed, which takes effect by a restart.
 async fn reconfigured(config: &Config) -> anyhow::Error {
     let Some(file) = config.file() else { return std::future::pending().await };
     config_watch::changed(config, file).await;
     anyhow::anyhow!(
-        "the configuration in {} has changed: ending, to be started again with it",
+        "the configuration in {} has changed: exiting, a restart applies it",
         file.display()
     )
 }
@@ -104,7 +104,7 @@ async fn start(
     let programs = Arc::new(load_programs(config, &pins)?);
     let dataplane = KernelDataplane::open(&pins)?;
     if let Err(error) = servers::start(config, &health, &metrics, cancel, tasks).await {
-        servers::tell(config, &error).await;
+        servers::publish_failure(config, &error).await;
         return Err(error.into());
     }
     sockets::start(config, &pins, &programs, &health, tasks, cancel)?;
@@ -127,8 +127,8 @@ async fn start(
     let reconciler = Reconciler::new(config, EXPECTED, ticks_per_second, sinks);
     if config.pod_prefixes == PodPrefixes::Unknown {
         tracing::warn!(
-            "--detect-local-mode by interfaces says nothing of pods of other nodes: they are \
-             served as clients outside the cluster; ClusterCIDR with --cluster-cidr tells them apart"
+            "this --detect-local-mode cannot recognise pods of other nodes: they are treated as \
+             external clients; use ClusterCIDR with --cluster-cidr"
         );
     }
     tracing::info!(
@@ -138,17 +138,17 @@ async fn start(
         "running"
     );
     tokio::select! {
-        result = source => result.context("the source of objects ended"),
+        result = source => result.context("the watch of objects failed"),
         result = interfaces.run(node_addresses_seen) => {
-            result.context("lost sight of the network interfaces")
+            result.context("the watch of network interfaces failed")
         }
         () = reconciler.run(events, network, dataplane) => Ok(()),
     }
 }
 
-/// The kinds that must be listed before anything is programmed. ServiceCIDRs tell which
-/// addresses must not leave the node, so they are waited for; a server that does not
-/// serve them says so with an empty list.
+/// The kinds that must be listed before anything is programmed, besides Services and their
+/// endpoints. ServiceCIDRs are among them because packets to their addresses must not leave the
+/// node; for an API server without ServiceCIDRs, the watch reports an empty list.
 const EXPECTED: [Kind; 2] = [Kind::Node, Kind::ServiceCidr];
 
 fn load_programs(config: &Config, pins: &Pins) -> anyhow::Result<Programs> {
@@ -171,7 +171,8 @@ fn interface_options(config: &Config) -> InterfaceOptions {
 
 type SourceTask = std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// Makes the proxy unhealthy while a watch has been broken for longer than the limit.
+/// Makes the proxy unhealthy while a watch has been broken for longer than `limit`; 0 means
+/// forever.
 async fn follow_liveness(liveness: api::Liveness, limit: Duration, health: Health) {
     let mut ticks = tokio::time::interval(LIVENESS);
     loop {
@@ -212,10 +213,10 @@ async fn start_source(
     }
 }
 
-/// Ready with SIGTERM or SIGINT, neither of which ends the process any more.
+/// A future that completes at SIGTERM or SIGINT. From this call on, neither ends the process.
 ///
 /// # Errors
-/// The signals cannot be handled.
+/// If the signals cannot be handled.
 pub fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;

@@ -255,7 +255,7 @@ fn flags_that_are_wrong_are_usage_errors_that_name_the_value() {
         ("--nodeport-addresses=primry", "expected a CIDR or primary, found \"primry\""),
         ("--cluster-cidr=10.0.0.0", "found \"10.0.0.0\""),
         ("--conntrack-min=few", "expected an integer"),
-        ("--conntrack-udp-timeout=5", "\"5\" is no duration"),
+        ("--conntrack-udp-timeout=5", "\"5\" is not a duration"),
         ("--masquerade-all=maybe", "\"maybe\" is neither true nor false"),
         ("--feature-gates=A", "expected NAME=VALUE"),
         ("--healthz-port=x", "expected a port"),

@@ -1,4 +1,4 @@
-//! The HTTP servers of `run`, which wait for their address if they must.
+//! Starts the HTTP servers of `run`, which retry if their address is in use.
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -13,8 +13,8 @@ use crate::{
     watch::api,
 };
 
-/// Tells on the Node that a server cannot start, which ends the agent.
-pub(super) async fn tell(config: &Config, error: &BindError) {
+/// Publishes an Event on the Node: a server cannot start, and the agent exits.
+pub(super) async fn publish_failure(config: &Config, error: &BindError) {
     let Source::Api(options) = &config.source else { return };
     let notice = match error.server() {
         Server::Health => Notice::FailedToStartProxierHealthcheck,
@@ -29,7 +29,7 @@ pub(super) async fn tell(config: &Config, error: &BindError) {
 /// Starts the servers that have an address.
 ///
 /// # Errors
-/// An address that cannot be bound, if that is to end the agent.
+/// [`BindError`] if an address cannot be bound and `--bind-address-hard-fail` is set.
 pub(super) async fn start(
     config: &Config,
     health: &Health,

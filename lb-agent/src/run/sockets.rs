@@ -1,4 +1,4 @@
-//! The connect-time hooks, and a look every few seconds whether they are still attached.
+//! Attaches the connect-time hooks, and checks every few seconds that they are still attached.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,15 +16,16 @@ use crate::{
     },
 };
 
-/// How often it is looked.
+/// How often the hooks are checked.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// What a fault of theirs is called.
+/// The name of their fault in [`Health`].
 const FAULT: &str = "connect-time hooks";
 
-/// Attaches the hooks; without a cgroup2 they are off and packets are balanced all the same.
+/// Attaches the hooks. Without a cgroup2 mount they are off, and all connections are translated
+/// packet by packet.
 ///
 /// # Errors
-/// [`AttachError`] if they cannot be attached now.
+/// [`AttachError`] if they cannot be attached.
 pub(super) fn start(
     config: &Config,
     pins: &Pins,
@@ -37,7 +38,8 @@ pub(super) fn start(
     let Some(directory) = directory(config) else {
         if mode != SocketLb::Off {
             tracing::warn!(
-                "no cgroup2 is mounted: connect-time hooks are off, packets are still balanced"
+                "no cgroup2 is mounted: connect() is not translated, only packets are; mount \
+                 cgroup2 or give --cgroup, and restart the agent"
             );
         }
         return cgroup::detach(pins);
@@ -48,12 +50,13 @@ pub(super) fn start(
     Ok(())
 }
 
-/// The cgroup of the hooks; none where there is no cgroup2.
+/// The cgroup of the hooks; `None` if no cgroup2 is mounted.
 pub(super) fn directory(config: &Config) -> Option<PathBuf> {
     config.cgroup.clone().or_else(bpffs::cgroup2_mount)
 }
 
-/// Puts back what somebody takes off; what cannot be put back makes the proxy unhealthy.
+/// Attaches hooks again that another program has detached. The proxy is unhealthy while that
+/// fails.
 async fn follow(
     mut hooks: Hooks,
     programs: Arc<Programs>,

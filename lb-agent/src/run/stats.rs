@@ -1,4 +1,4 @@
-//! The sweep of what fills by itself, and what the maps tell the metrics.
+//! The periodic sweep of flows and affinity entries, and the metrics that are read from maps.
 
 use std::{
     fmt,
@@ -19,10 +19,10 @@ use crate::{
     metrics::{DatapathStats, Metrics},
 };
 
-/// How often flows are swept.
+/// Time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// What the last sweep found, and the counters as they are when asked.
+/// The fill levels found by the last sweep, and access to the present counters.
 struct MapStats {
     pins: Pins,
     fills: Mutex<Vec<MapFill>>,
@@ -39,7 +39,7 @@ impl DatapathStats for MapStats {
         let sums = match sweep::counters(&self.pins) {
             Ok(sums) => sums,
             Err(error) => {
-                tracing::warn!(%error, "cannot read the counters");
+                tracing::warn!(%error, "cannot read the counters: lb_datapath_packets_total is missing from this scrape");
                 return Vec::new();
             }
         };
@@ -58,7 +58,7 @@ impl DatapathStats for MapStats {
     }
 }
 
-/// Starts the sweep.
+/// Starts the sweep and connects the metrics to the maps.
 ///
 /// # Errors
 /// [`PinError`] if a map cannot be opened.

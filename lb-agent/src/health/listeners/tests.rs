@@ -204,7 +204,7 @@ async fn the_second_service_of_a_port_waits_until_the_first_gives_it_up() {
     until("127.0.0.1", port, Some((200, "cart", 1))).await;
     let note = format!(
         "node node-a failed to start healthcheck \"shop/menu\" on port {port}: \
-         it is the port of the Service shop/cart"
+         the port belongs to the Service shop/cart"
     );
     let reason = Refusal::FailedToStartServiceHealthcheck;
     assert_eq!(setup.refusals.told("shop/menu", reason), Some(note));
