@@ -80,14 +80,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The tiers that are asked for, with their steps; those without any are left out, unless all of
-/// them have none.
+/// The tiers that are asked for, with their steps.
 fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
-    let tests = workspace.integration_tests()?;
-    tier::refuse_strays(&tests)?;
+    tier::check_binaries(&workspace.integration_tests()?)?;
     let files = args.files()?;
     let steps = |tier: &'static Tier| {
-        let mut steps = if args.names(tier) { tier.steps(&tests) } else { Vec::new() };
+        let mut steps = if args.names(tier) { tier.steps() } else { Vec::new() };
         if tier.name == VECTORS {
             steps.extend(files.clone());
         }

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lb_tests::bench::report::{self, Figure};
-use lb_tests::bench::{connects, datapath, lookups, namespace, programs};
+use lb_tests::tools::bench::report::{self, Figure};
+use lb_tests::tools::bench::{connects, datapath, lookups, namespace, programs};
 
 /// Measures lb.
 #[derive(Parser)]

@@ -1,11 +1,11 @@
-//! Runs files of flow vectors: `lb_tests::vectors` as a program. Ends with the line
+//! Runs files of flow vectors: `lb_tests::tools::vectors` as a program. Ends with the line
 //! `N passed, N failed`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use lb_tests::vectors::{self, report::Report};
+use lb_tests::tools::vectors::{self, report::Report};
 
 /// Holds lb to the answers of kube-proxy, and of the contract where that says otherwise.
 #[derive(Parser)]

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use lb_tests::vm;
+use lb_tests::tools::vm;
 
 fn main() -> ExitCode {
     if vm::boot::is_first() {

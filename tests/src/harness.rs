@@ -1,0 +1,9 @@
+//! What tests are made of: clusters of network namespaces, clients and servers in them, a real
+//! API server, and the loaded programs.
+
+pub mod controlplane;
+pub mod echo;
+pub mod flows;
+pub mod netns;
+pub mod programs;
+pub mod verify;

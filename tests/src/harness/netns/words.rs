@@ -1,0 +1,7 @@
+//! What tests are written in: scenarios, manifests, frontends, expectations.
+
+pub mod config_map;
+pub mod fronts;
+pub mod manifests;
+pub mod rows;
+pub mod world;

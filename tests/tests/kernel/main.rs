@@ -1,0 +1,6 @@
+//! The loaded programs, run on frames through `BPF_PROG_TEST_RUN`.
+
+mod dataplane;
+mod flows;
+mod frames;
+mod next_hop;

@@ -1,0 +1,206 @@
+//! Programs that somebody takes off are put back within seconds; where that cannot be,
+//! `/healthz` says so.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::harness::echo::Answer;
+use lb_tests::harness::netns::actors::agent::cleanup;
+use lb_tests::harness::netns::topology::cluster::Cluster;
+use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+
+const SERVICE: u8 = 1;
+/// How soon a program is to be back.
+const BACK: Duration = Duration::from_secs(6);
+const COMMAND: Duration = Duration::from_secs(5);
+const HEALTH: u16 = 10256;
+const IS_BACK: &str = "taken off by somebody, and";
+
+fn set_up(own: &[&str]) -> Result<World> {
+    let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
+    let mut world = World::start(builder, &[own, &SMALL_MAPS].concat())?;
+    world.serve(&["b"])?;
+    world.publish(&world.service("steady", SERVICE), &world.endpoints(&["b"]))?;
+    Ok(world)
+}
+
+/// The pins of the links on node 1, those whose name ends so.
+fn links(world: &World, end: &str) -> Result<Vec<PathBuf>> {
+    let node = world.cluster.node(1);
+    let version = fs::read_dir(node.bpf_dir())?.next().context("no version")??.path();
+    let entries = fs::read_dir(version.join("links"))?;
+    let paths: std::io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
+    let is_meant = |path: &PathBuf| path.to_string_lossy().ends_with(end);
+    let found: Vec<_> = paths?.into_iter().filter(is_meant).collect();
+    ensure!(!found.is_empty(), "no link is pinned as *{end}");
+    Ok(found)
+}
+
+fn run(world: &World, program: &str, arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    world.cluster.node(1).output(command, COMMAND)
+}
+
+fn detach(world: &World, link: &Path) -> Result<()> {
+    let path = link.to_str().context("a path")?;
+    run(world, "bpftool", &["link", "detach", "pinned", path]).map(drop)
+}
+
+/// What pod a is answered by the Service, packet by packet.
+fn ask(world: &World, family: Family) -> Result<Answer> {
+    world.cluster.pod("a").udp((cluster_ip(SERVICE).get(family), PORT).into())
+}
+
+fn ensure_served(world: &World) -> Result<()> {
+    for family in Family::ALL {
+        let answer = ask(world, family)?;
+        ensure!(answer.name() == Some("b"), "{family:?}: {answer:?}");
+    }
+    Ok(())
+}
+
+fn ensure_lost(world: &World) -> Result<()> {
+    let answer = ask(world, Family::V4)?;
+    ensure!(answer.name().is_none(), "nothing was taken off: {answer:?}");
+    Ok(())
+}
+
+/// Waits until the agent has said so many times that something is back. It is healthy
+/// meanwhile.
+fn wait_back(world: &mut World, times: usize) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let agent = world.agent(1)?;
+        let (status, body) = agent.http(HEALTH, "/healthz")?;
+        ensure!(status == 200, "{body}");
+        let log = agent.process().stderr();
+        if log.matches(IS_BACK).count() >= times {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < BACK, "not back after {BACK:?}\n{log}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_tcx_program_that_is_detached_is_back_within_seconds() -> Result<()> {
+    let mut world = set_up(&["--socket-lb", "off", "--tc-attach", "tcx"])?;
+    ensure_served(&world)?;
+    let pod = world.cluster.pod("a").host_device().to_owned();
+    for (times, link) in links(&world, &format!("{pod}-ingress"))?.iter().enumerate() {
+        detach(&world, link)?;
+        ensure_lost(&world)?;
+        wait_back(&mut world, times + 1)?;
+        ensure_served(&world)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_xdp_program_that_is_detached_is_back_within_seconds() -> Result<()> {
+    let mut world = set_up(&["--xdp", "native"])?;
+    let is_attached = |world: &World| {
+        let told = run(world, "ip", &["-details", "link", "show", "dev", "eth0"])?;
+        anyhow::Ok(told.contains("prog/xdp"))
+    };
+    ensure!(is_attached(&world)?);
+    detach(&world, &links(&world, "eth0-xdp_native")?[0])?;
+    ensure!(!is_attached(&world)?);
+    let start = Instant::now();
+    while !is_attached(&world)? {
+        ensure!(start.elapsed() < BACK, "not back after {BACK:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let (status, body) = world.agent(1)?.http(HEALTH, "/healthz")?;
+    ensure!(status == 200, "{body}");
+    Ok(())
+}
+
+#[test]
+fn a_pin_that_is_removed_is_back_and_no_packet_misses_its_program() -> Result<()> {
+    let mut world = set_up(&["--socket-lb", "tcp", "--tc-attach", "tcx"])?;
+    let pins = links(&world, "")?;
+    for pin in &pins {
+        fs::remove_file(pin)?;
+        ensure_served(&world)?;
+    }
+    let start = Instant::now();
+    while !pins.iter().all(|pin| pin.exists()) {
+        ensure!(start.elapsed() < BACK, "not pinned: {pins:?}");
+        ensure_served(&world)?;
+    }
+    // And what is pinned is what is attached: the programs outlive the agent.
+    world.take_agent(1)?.kill9()?;
+    ensure_served(&world)
+}
+
+#[test]
+fn a_filter_that_is_deleted_is_back_within_seconds() -> Result<()> {
+    let mut world = set_up(&["--socket-lb", "off", "--tc-attach", "clsact"])?;
+    ensure_served(&world)?;
+    let pod = world.cluster.pod("a").host_device().to_owned();
+    run(&world, "tc", &["filter", "del", "dev", &pod, "ingress"])?;
+    ensure_lost(&world)?;
+    wait_back(&mut world, 1)?;
+    ensure_served(&world)?;
+    run(&world, "tc", &["qdisc", "del", "dev", &pod, "clsact"])?;
+    ensure_lost(&world)?;
+    wait_back(&mut world, 3)?;
+    ensure_served(&world)
+}
+
+#[test]
+fn a_connect_hook_that_is_detached_is_back_within_seconds() -> Result<()> {
+    let mut world = set_up(&["--socket-lb", "tcp"])?;
+    // A connection that the hook has translated goes past the packet path.
+    let translated = |world: &mut World| {
+        let count = |world: &mut World| {
+            let counters = world.agent(1)?.get("counters")?;
+            let rows = counters.as_array().cloned().unwrap_or_default();
+            let rows = rows.into_iter().filter(|row| row["hook"] == "connect4");
+            anyhow::Ok(rows.filter_map(|row| row["count"].as_u64()).sum::<u64>())
+        };
+        let before = count(world)?;
+        let answer = world.cluster.pod("a").tcp((cluster_ip(SERVICE).v4, PORT).into())?;
+        ensure!(answer.name() == Some("b"), "{answer:?}");
+        Ok(count(world)? - before)
+    };
+    ensure!(translated(&mut world)? == 1);
+    detach(&world, &links(&world, "cgroup-connect4")?[0])?;
+    ensure!(translated(&mut world)? == 0, "the hook was not detached");
+    wait_back(&mut world, 1)?;
+    ensure!(translated(&mut world)? == 1);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_put_back_makes_the_proxy_unhealthy_and_is_named() -> Result<()> {
+    let mut world = set_up(&["--socket-lb", "tcp", "--tc-attach", "tcx"])?;
+    let node = world.cluster.node(1);
+    // The agent is told to stay out of it: with the directory of its pins gone, nothing that
+    // it attached would stay.
+    cleanup(&node)?;
+    let start = Instant::now();
+    let pod = world.cluster.pod("a").host_device().to_owned();
+    loop {
+        let agent = world.agent(1)?;
+        let (status, _) = agent.http(HEALTH, "/healthz")?;
+        let (alive, _) = agent.http(HEALTH, "/livez")?;
+        let log = agent.process().stderr();
+        let named = ["unhealthy", "connect-time hooks", "start the agent anew", &pod];
+        if (status, alive) == (503, 503) && named.iter().all(|text| log.contains(text)) {
+            break;
+        }
+        ensure!(start.elapsed() < BACK, "{status} {alive}\n{log}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    world.take_agent(1)?.terminate()?;
+    world.start_agent(1)?;
+    ensure_served(&world)
+}
