@@ -75,7 +75,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     cancel.cancel();
     tasks.close();
     if timeout(SHUTDOWN, tasks.wait()).await.is_err() {
-        tracing::warn!(after = ?SHUTDOWN, tasks = tasks.len(), "shutdown timed out, tasks still running");
+        let tasks = tasks.len();
+        tracing::warn!(after = ?SHUTDOWN, tasks, "shutdown timed out, tasks still running");
     }
     result
 }

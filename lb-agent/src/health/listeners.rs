@@ -137,7 +137,7 @@ impl Listeners {
         }
         for (address, Listener { service, accepting, .. }) in obsolete {
             if let Err(error) = accepting.await {
-                tracing::warn!(%service, %address, %error, "health check server of a Service failed");
+                tracing::warn!(%service, %address, %error, "health check server failed");
             }
             tracing::debug!(%service, %address, "health check port closed");
         }

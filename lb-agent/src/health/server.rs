@@ -104,7 +104,7 @@ pub async fn bind_retrying(
         match bind(server, address).await {
             Ok(listener) => return Some(listener),
             Err(error) if !warned => {
-                tracing::warn!(%error, cause = %error.source, "retrying every second: the server does not answer until then");
+                tracing::warn!(%error, cause = %error.source, "not serving: retrying every second");
                 warned = true;
             }
             Err(_) => {}

@@ -341,7 +341,10 @@ impl Interfaces {
                     debug!(program, interface = interface.name, "attached");
                     if self.lost.remove(&place) {
                         let interface = &interface.name;
-                        warn!(program, interface, "was taken off by somebody, and is back");
+                        warn!(
+                            program,
+                            interface, "detached by another program, and attached again"
+                        );
                     }
                     self.attached.insert(place, program);
                 }

@@ -78,7 +78,8 @@ fn is_different(config: &Config, file: &Path, last_error: &mut Option<String>) -
             if last_error.as_ref() != Some(&text) {
                 tracing::error!(
                     error = %text,
-                    "the changed configuration is invalid: keeping the previous one; correct the file"
+                    "the changed configuration is invalid: keeping the previous one; \
+                     correct the file"
                 );
             }
             *last_error = Some(text);

@@ -32,8 +32,11 @@ async fn reserve(pins: &Pins) {
             tracing::info!(connections, "reserved source ports already used by conntrack");
         }
         Ok(Err(error)) => {
-            tracing::warn!(%error, "cannot read conntrack: its source ports are not reserved, so a few new connections of \
-                 external clients may fail");
+            tracing::warn!(
+                %error,
+                "cannot read conntrack: its source ports are not reserved, so a few new \
+                 connections of external clients may fail"
+            );
         }
     }
 }

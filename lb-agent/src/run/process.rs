@@ -14,7 +14,7 @@ pub(super) fn raise_file_limit() {
     let files = Resource::RLIMIT_NOFILE;
     let raised = getrlimit(files).and_then(|(_, hard)| setrlimit(files, hard, hard));
     if let Err(error) = raised {
-        tracing::warn!(%error, "cannot raise the limit of open files: health check ports of some Services may not be served");
+        tracing::warn!(%error, "cannot raise the limit of open files, which health checks need");
     }
 }
 

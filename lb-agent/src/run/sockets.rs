@@ -75,7 +75,9 @@ async fn follow(
         }
         match hooks.mend(&programs) {
             Ok(()) => {
-                tracing::warn!("connect-time hooks were taken off by somebody, and are back");
+                tracing::warn!(
+                    "connect-time hooks were detached by another program, and are attached again"
+                );
                 health.fault(FAULT, None);
             }
             Err(error) => {

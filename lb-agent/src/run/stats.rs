@@ -39,7 +39,7 @@ impl DatapathStats for MapStats {
         let sums = match sweep::counters(&self.pins) {
             Ok(sums) => sums,
             Err(error) => {
-                tracing::warn!(%error, "cannot read the counters: lb_datapath_packets_total is missing from this scrape");
+                tracing::warn!(%error, "cannot read the counters: this scrape has none");
                 return Vec::new();
             }
         };

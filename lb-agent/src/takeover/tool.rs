@@ -92,9 +92,9 @@ pub enum ToolError {
 impl ToolError {
     /// Whether the kernel does not support the tool's subsystem, which then has no rules.
     pub(super) fn is_of_kernel(&self) -> bool {
-        const UNSUPPORTED: [&str; 3] =
+        const ABSENT: [&str; 3] =
             ["Protocol not supported", "Operation not supported", "Protocol not available"];
-        matches!(self, Self::Failed { text, .. } if UNSUPPORTED.iter().any(|error| text.contains(error)))
+        matches!(self, Self::Failed { text, .. } if ABSENT.iter().any(|it| text.contains(it)))
     }
 }
 
