@@ -1,26 +1,27 @@
 //! Reserves the source ports that connections of the kernel use, so that lb's source NAT does
 //! not choose them.
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
+use super::agent::Agent;
 use crate::{conntrack::ports, maps::pins::Pins};
 
 /// Reserves ports before the first Service is programmed, and in a task again once all are:
 /// from then on the programs handle all new connections that could get such a port.
-pub(super) async fn start(
-    pins: &Pins,
-    programmed: CancellationToken,
-    tasks: &TaskTracker,
-    cancel: &CancellationToken,
-) {
-    reserve(pins).await;
-    let (pins, cancel) = (pins.clone(), cancel.clone());
-    tasks.spawn(async move {
+///
+/// Returns the token to cancel once all Services are programmed.
+pub(super) async fn start(agent: &Agent) -> CancellationToken {
+    reserve(&agent.pins).await;
+    let programmed = CancellationToken::new();
+    let (pins, cancel, is_programmed) =
+        (agent.pins.clone(), agent.cancel.clone(), programmed.clone());
+    agent.tasks.spawn(async move {
         tokio::select! {
-            () = programmed.cancelled() => reserve(&pins).await,
+            () = is_programmed.cancelled() => reserve(&pins).await,
             () = cancel.cancelled() => {}
         }
     });
+    programmed
 }
 
 /// Failure is not fatal: few new connections choose a port that is in use.

@@ -2,12 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
+use super::agent::Agent;
 use crate::{
     config::Config,
     health::Health,
-    maps::{bpffs, pins::Pins},
+    maps::bpffs,
     options::modes::SocketLb,
     programs::{
         cgroup::{self, Hooks},
@@ -26,14 +27,8 @@ const FAULT: &str = "connect-time hooks";
 ///
 /// # Errors
 /// [`AttachError`] if they cannot be attached.
-pub(super) fn start(
-    config: &Config,
-    pins: &Pins,
-    programs: &Arc<Programs>,
-    health: &Health,
-    tasks: &TaskTracker,
-    cancel: &CancellationToken,
-) -> Result<(), AttachError> {
+pub(super) fn start(agent: &Agent, programs: &Arc<Programs>) -> Result<(), AttachError> {
+    let Agent { config, pins, health, .. } = agent;
     let mode = config.socket_lb;
     let Some(directory) = directory(config) else {
         if mode != SocketLb::Off {
@@ -46,7 +41,8 @@ pub(super) fn start(
     };
     let hooks = Hooks::attach(pins, programs, &directory, mode)?;
     tracing::info!(cgroup = %directory.display(), mode = ?mode, "connect-time hooks attached");
-    tasks.spawn(follow(hooks, Arc::clone(programs), health.clone(), cancel.clone()));
+    let following = follow(hooks, Arc::clone(programs), health.clone(), agent.cancel.clone());
+    agent.tasks.spawn(following);
     Ok(())
 }
 

@@ -7,16 +7,15 @@ use std::{
 };
 
 use lb_common::abi::counter::{Hook, Reason};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::agent::Agent;
 use crate::{
-    health::Health,
-    maps::timeouts,
     maps::{
         pins::{PinError, Pins},
         sweep::{self, MapFill, Sweeper},
+        timeouts,
     },
-    metrics::{DatapathStats, Metrics},
+    metrics::DatapathStats,
 };
 
 /// Time between two sweeps.
@@ -62,19 +61,13 @@ impl DatapathStats for MapStats {
 ///
 /// # Errors
 /// [`PinError`] if a map cannot be opened.
-pub(super) fn start(
-    pins: &Pins,
-    ticks_per_second: u32,
-    metrics: &Metrics,
-    health: &Health,
-    tasks: &TaskTracker,
-    cancel: &CancellationToken,
-) -> Result<(), PinError> {
+pub(super) fn start(agent: &Agent, ticks_per_second: u32) -> Result<(), PinError> {
+    let Agent { pins, metrics, health, cancel, .. } = agent;
     let mut sweeper = Sweeper::open(pins)?;
     let stats = Arc::new(MapStats { pins: pins.clone(), fills: Mutex::default() });
     metrics.set_datapath(Arc::clone(&stats) as Arc<dyn DatapathStats>);
     let (health, cancel) = (health.clone(), cancel.clone());
-    tasks.spawn(async move {
+    agent.tasks.spawn(async move {
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             tokio::select! {
