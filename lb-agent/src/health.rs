@@ -63,13 +63,13 @@ impl Health {
     }
 
     /// Sets whether load balancers may send to this node; see [`is_eligible`].
-    pub fn node_eligible(&self, eligible: bool) {
+    pub fn set_node_eligible(&self, eligible: bool) {
         self.state().node_eligible = eligible;
     }
 
     /// Sets (`Some`) or clears (`None`) a fault, such as a detached program or a full map. The
     /// proxy is unhealthy while it has a fault.
-    pub fn fault(&self, what: &'static str, detail: Option<String>) {
+    pub fn set_fault(&self, what: &'static str, detail: Option<String>) {
         let mut state = self.state();
         let changed = match detail {
             Some(detail) => state.faults.insert(what, detail.clone()) != Some(detail),

@@ -122,12 +122,12 @@ impl Metrics {
 
     /// Sets the number of service ports with endpoints, but without the local endpoint that
     /// their internal or external policy requires.
-    pub fn no_local_endpoints(&self, family: IpFamily, internal: usize, external: usize) {
-        self.0.kube_proxy.no_local_endpoints(family, internal, external);
+    pub fn set_no_local_endpoints(&self, family: IpFamily, internal: usize, external: usize) {
+        self.0.kube_proxy.set_no_local_endpoints(family, internal, external);
     }
 
     /// Sets the numbers of services, frontends and endpoints that are programmed.
-    pub fn programmed_objects(&self, services: usize, frontends: usize, endpoints: usize) {
+    pub fn set_programmed_objects(&self, services: usize, frontends: usize, endpoints: usize) {
         self.0.services.set(services as i64);
         self.0.frontends.set(frontends as i64);
         self.0.endpoints.set(endpoints as i64);

@@ -84,7 +84,12 @@ impl KubeProxy {
         self.programming_duration.get_or_create(&of(family)).observe(duration.as_secs_f64());
     }
 
-    pub(super) fn no_local_endpoints(&self, family: IpFamily, internal: usize, external: usize) {
+    pub(super) fn set_no_local_endpoints(
+        &self,
+        family: IpFamily,
+        internal: usize,
+        external: usize,
+    ) {
         for (policy, count) in [("internal", internal), ("external", external)] {
             let labels = [("ip_family", family.name()), ("traffic_policy", policy)];
             self.no_local_endpoints.get_or_create(&labels).set(count as i64);

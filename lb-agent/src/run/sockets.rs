@@ -66,7 +66,7 @@ async fn follow(
             () = cancel.cancelled() => return,
         }
         if hooks.are_attached(&programs) {
-            health.fault(FAULT, None);
+            health.set_fault(FAULT, None);
             continue;
         }
         match hooks.mend(&programs) {
@@ -74,11 +74,11 @@ async fn follow(
                 tracing::warn!(
                     "connect-time hooks were detached by another program, and are attached again"
                 );
-                health.fault(FAULT, None);
+                health.set_fault(FAULT, None);
             }
             Err(error) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
-                health.fault(FAULT, Some(format!("{error}: {}", source.unwrap_or_default())));
+                health.set_fault(FAULT, Some(format!("{error}: {}", source.unwrap_or_default())));
             }
         }
     }

@@ -69,6 +69,6 @@ async fn follow_liveness(liveness: api::Liveness, limit: Duration, health: Healt
     loop {
         ticks.tick().await;
         let is_limited = limit > Duration::ZERO;
-        health.fault("watch", liveness.dead(limit, Instant::now()).filter(|_| is_limited));
+        health.set_fault("watch", liveness.dead(limit, Instant::now()).filter(|_| is_limited));
     }
 }

@@ -84,9 +84,9 @@ pub(super) fn start(agent: &Agent, ticks_per_second: u32) -> Result<(), PinError
             match fills {
                 Ok(fills) => {
                     *stats.fills.lock().unwrap_or_else(PoisonError::into_inner) = fills;
-                    health.fault("sweep", None);
+                    health.set_fault("sweep", None);
                 }
-                Err(error) => health.fault("sweep", Some(error.to_string())),
+                Err(error) => health.set_fault("sweep", Some(error.to_string())),
             }
         }
     });

@@ -131,7 +131,7 @@ async fn an_answer_is_that_of_kube_proxy_byte_for_byte() {
         ];
         assert_eq!((&head[..], sent), (&expected[..], body), "{method} {path}");
     }
-    setup.health.fault("maps", Some("full".to_owned()));
+    setup.health.set_fault("maps", Some("full".to_owned()));
     let asked = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
     let answer = request(address, asked).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
