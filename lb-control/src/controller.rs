@@ -324,7 +324,7 @@ impl Controller {
             let lost = self.claims.conflicts(name);
             let known = self.conflicts.remove(name).unwrap_or_default();
             let new = lost.iter().filter(|conflict| !known.contains(conflict));
-            outcome.refusals.extend(new.map(refusal));
+            outcome.refusals.extend(new.map(Conflict::refusal));
             if !lost.is_empty() {
                 self.conflicts.insert(Arc::clone(name), lost);
             }
@@ -334,23 +334,6 @@ impl Controller {
                 Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),
             };
         }
-    }
-}
-
-/// A lost address as a Warning for the Service that lost it.
-fn refusal(conflict: &Conflict) -> Refusal {
-    let desired::FrontendAddress { ip, port, .. } = conflict.frontend;
-    let lost = if conflict.frontend.is_of_any_node() {
-        format!("node port {port}")
-    } else {
-        format!("{ip} port {port}")
-    };
-    Refusal {
-        kind: Kind::Service,
-        object: (&*conflict.service).into(),
-        uid: String::new(),
-        field: "spec.ports".to_owned(),
-        message: format!("{lost} belongs to the older Service {}", conflict.owner),
     }
 }
 

@@ -28,7 +28,8 @@ use lb_common::abi::{
 
 use crate::{
     model::{
-        IpFamily,
+        IpFamily, Refusal, RefusalReason,
+        event::Kind,
         service::{Port, Service},
         slice::Endpoint,
     },
@@ -302,4 +303,24 @@ pub struct Conflict {
     pub owner: Arc<str>,
     /// The address.
     pub frontend: FrontendAddress,
+}
+
+impl Conflict {
+    /// The refusal of the Service that lost the address.
+    pub fn refusal(&self) -> Refusal {
+        let FrontendAddress { ip, port, .. } = self.frontend;
+        let lost = if self.frontend.is_of_any_node() {
+            format!("node port {port}")
+        } else {
+            format!("{ip} port {port}")
+        };
+        Refusal {
+            kind: Kind::Service,
+            object: (&*self.service).into(),
+            uid: String::new(),
+            field: "spec.ports".to_owned(),
+            reason: RefusalReason::AddressInUse,
+            message: format!("{lost} belongs to the older Service {}", self.owner),
+        }
+    }
 }

@@ -22,7 +22,7 @@ use super::{
     Health, http,
     server::{BIND_RETRY, ServiceCheck, service_check},
 };
-use crate::events::{Refusal, Refusals, Subject};
+use crate::events::{EventReason, Refusals, Subject};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -146,7 +146,7 @@ impl Listeners {
     fn tell(&mut self, failures: BTreeMap<Arc<str>, String>) {
         for (service, subject) in std::mem::take(&mut self.failed) {
             if !failures.contains_key(&service) {
-                self.refusals.withdraw(subject, Refusal::FailedToStartServiceHealthcheck);
+                self.refusals.withdraw(subject, EventReason::FailedToStartServiceHealthcheck);
             }
         }
         for (service, cause) in failures {
@@ -159,7 +159,7 @@ impl Listeners {
             let uid = Some(check.uid.to_string()).filter(|uid| !uid.is_empty());
             let subject = Subject { kind: Kind::Service, name: (&*service).into(), uid };
             drop(wanted);
-            let reason = Refusal::FailedToStartServiceHealthcheck;
+            let reason = EventReason::FailedToStartServiceHealthcheck;
             self.refusals.refuse(subject.clone(), reason, note);
             self.failed.insert(service, subject);
         }

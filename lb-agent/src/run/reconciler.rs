@@ -15,7 +15,6 @@ use lb_control::{
         node_ports,
     },
     model::{
-        self,
         event::{Event, Kind, Object},
         network::NodeNetwork,
         source_ports::MIN_SOURCE_PORTS,
@@ -29,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, PodPrefixes},
-    events::{Refusal, Refusals, Subject},
+    events::{EventReason, Refusals, Subject},
     health::{self, Health},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
@@ -391,7 +390,7 @@ impl Reconciler {
                     .or_else(|| self.uid(&refusal.object.to_string())),
             };
             let note = format!("{}: {}", refusal.field, refusal.message);
-            sinks.refusals.refuse(subject, reason(refusal), note);
+            sinks.refusals.refuse(subject, refusal.reason.into(), note);
         }
         for shortage in &outcome.shortages {
             let subject = Subject {
@@ -403,7 +402,7 @@ impl Reconciler {
                 "{} holds {} entries and is full: raise {}",
                 shortage.map, shortage.limit, shortage.flag
             );
-            sinks.refusals.refuse(subject, Refusal::MapFull, note);
+            sinks.refusals.refuse(subject, EventReason::MapFull, note);
         }
         let full = outcome.shortages.first().map(|shortage| {
             format!(
@@ -418,16 +417,6 @@ impl Reconciler {
     fn uid(&self, service: &str) -> Option<String> {
         let service = self.controller.snapshot().service(service)?.service.as_ref()?;
         (!service.uid.is_empty()).then(|| service.uid.to_string())
-    }
-}
-
-fn reason(refusal: &model::Refusal) -> Refusal {
-    if refusal.field.ends_with(".protocol") {
-        Refusal::ProtocolNotSupported
-    } else if refusal.message.contains("belongs to the older Service") {
-        Refusal::AddressInUse
-    } else {
-        Refusal::InvalidObject
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1, networking::v1::ServiceCIDR};
 
-use super::{IpFamily, Parsed, Refusals, event::Kind, keys::ZONE_LABEL};
+use super::{IpFamily, Parsed, RefusalReason, Refusals, event::Kind, keys::ZONE_LABEL};
 
 /// What matters of a Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,11 @@ pub fn parse(node: &v1::Node) -> Parsed<Node> {
                 addresses.all.push(ip);
                 addresses.internal.extend((address.type_ == "InternalIP").then_some(ip));
             }
-            Err(message) => refusals.add(format!("status.addresses[{index}].address"), message),
+            Err(message) => refusals.add(
+                RefusalReason::InvalidAddress,
+                format!("status.addresses[{index}].address"),
+                message,
+            ),
         }
     }
     let pod_cidrs = pod_cidrs(node, &mut refusals);
@@ -87,7 +91,11 @@ fn prefixes<'a>(
     for (field, text) in texts {
         match text.parse::<IpNet>() {
             Ok(prefix) => prefixes.push(prefix.trunc()),
-            Err(_) => refusals.add(field, format!("\"{text}\" is not an IP prefix")),
+            Err(_) => refusals.add(
+                RefusalReason::InvalidPrefix,
+                field,
+                format!("\"{text}\" is not an IP prefix"),
+            ),
         }
     }
     prefixes

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use k8s_openapi::api::discovery::v1::{self, EndpointHints, EndpointSlice};
 
 use super::{
-    IpFamily, Names, Parsed, Protocol, Refusals,
+    IpFamily, Names, Parsed, Protocol, RefusalReason, Refusals,
     event::Kind,
     is_label,
     keys::{HEADLESS_LABEL, SERVICE_LABEL},
@@ -88,7 +88,11 @@ fn parse_into(
         "IPv6" => IpFamily::V6,
         "FQDN" => return None,
         text => {
-            refusals.add("addressType", format!("\"{text}\" is neither IPv4 nor IPv6"));
+            refusals.add(
+                RefusalReason::UnknownValue,
+                "addressType",
+                format!("\"{text}\" is neither IPv4 nor IPv6"),
+            );
             return None;
         }
     };
@@ -112,12 +116,18 @@ fn ports(slice: &EndpointSlice, refusals: &mut Refusals<'_>) -> Vec<SlicePort> {
         // The port of the Service is what gets refused for its protocol.
         let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
         if !name.is_empty() && !is_label(name) {
-            refusals.add(format!("ports[{index}].name"), format!("\"{name}\" is not a port name"));
+            refusals.add(
+                RefusalReason::InvalidName,
+                format!("ports[{index}].name"),
+                format!("\"{name}\" is not a port name"),
+            );
             continue;
         }
         match parse_port(number) {
             Ok(number) => ports.push(SlicePort { name: name.as_str().into(), number, protocol }),
-            Err(message) => refusals.add(format!("ports[{index}].port"), message),
+            Err(message) => {
+                refusals.add(RefusalReason::InvalidPort, format!("ports[{index}].port"), message)
+            }
         }
     }
     ports
@@ -135,18 +145,18 @@ fn endpoints(
     for (index, endpoint) in list.iter().enumerate() {
         let field = || format!("endpoints[{index}].addresses[0]");
         let Some(text) = endpoint.addresses.first() else {
-            refusals.add(field(), "there is no address");
+            refusals.add(RefusalReason::InvalidAddress, field(), "there is no address");
             continue;
         };
         let address = match parse_address(text) {
             Ok(address) if IpFamily::of(address) == family => address,
             Ok(address) => {
                 let message = format!("{address} is not an address of IPv{}", family.number());
-                refusals.add(field(), message);
+                refusals.add(RefusalReason::InvalidAddress, field(), message);
                 continue;
             }
             Err(message) => {
-                refusals.add(field(), message);
+                refusals.add(RefusalReason::InvalidAddress, field(), message);
                 continue;
             }
         };
