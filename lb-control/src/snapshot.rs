@@ -20,15 +20,13 @@ use k8s_openapi::{
 use crate::model::{
     self, IpFamily, Parsed, Refusal,
     event::{Event, Kind, Object, ObjectName},
+    keys::TRIGGER_TIME_ANNOTATION,
     node::{self, Node},
     service::{self, Service},
     slice::{self, Slice},
 };
 
 use nodes::Nodes;
-
-/// The annotation of a slice that tells when what caused its last change happened.
-const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// The state of the source, as far as this node needs it.
 #[derive(Debug)]
@@ -352,7 +350,7 @@ impl Snapshot {
 
 /// When what caused the last change of a slice happened, if that is told.
 fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
-    slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
+    TRIGGER_TIME_ANNOTATION.annotation(&slice.metadata)?.parse().ok()
 }
 
 /// The name of an object as its deletion would give it.

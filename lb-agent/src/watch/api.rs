@@ -256,10 +256,7 @@ impl Watch<'_> {
 struct Closed;
 
 fn config(kind: Kind, streaming: bool) -> watcher::Config {
-    let config = watcher::Config {
-        label_selector: selector(kind).map(str::to_owned),
-        ..watcher::Config::default()
-    };
+    let config = watcher::Config { label_selector: selector(kind), ..watcher::Config::default() };
     if streaming { config.streaming_lists() } else { config }
 }
 

@@ -37,7 +37,7 @@ impl NodeAddresses {
 /// Reads a Node.
 pub fn parse(node: &v1::Node) -> Parsed<Node> {
     let mut refusals = Refusals::new(Kind::Node, &node.metadata);
-    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
+    let zone = ZONE_LABEL.label(&node.metadata).filter(|zone| !zone.is_empty());
     let list = node.status.as_ref().and_then(|status| status.addresses.as_deref());
     let mut addresses = NodeAddresses::default();
     for (index, address) in list.unwrap_or_default().iter().enumerate() {
@@ -57,8 +57,10 @@ pub fn parse(node: &v1::Node) -> Parsed<Node> {
         }
     }
     let pod_cidrs = pod_cidrs(node, &mut refusals);
-    let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
-    Parsed { value: Some(Node { zone, addresses, pod_cidrs }), refusals: refusals.list }
+    Parsed {
+        value: Some(Node { zone: zone.map(Into::into), addresses, pod_cidrs }),
+        refusals: refusals.list,
+    }
 }
 
 /// Reads the prefixes of a ServiceCIDR.

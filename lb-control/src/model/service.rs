@@ -101,8 +101,7 @@ pub fn parse(service: &v1::Service) -> Parsed<Service> {
 fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Service> {
     let metadata = &service.metadata;
     let spec = service.spec.as_ref()?;
-    let is_foreign =
-        metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
+    let is_foreign = PROXY_NAME_LABEL.label(metadata).is_some();
     if is_foreign || spec.type_.as_deref() == Some("ExternalName") {
         return None;
     }

@@ -78,9 +78,8 @@ fn parse_into(
     names: &mut Names,
     refusals: &mut Refusals<'_>,
 ) -> Option<Slice> {
-    let labels = slice.metadata.labels.as_ref()?;
-    let service = labels.get(SERVICE_LABEL).filter(|name| !name.is_empty())?;
-    if labels.contains_key(HEADLESS_LABEL) {
+    let service = SERVICE_LABEL.label(&slice.metadata).filter(|name| !name.is_empty())?;
+    if HEADLESS_LABEL.label(&slice.metadata).is_some() {
         return None;
     }
     let family = match slice.address_type.as_str() {

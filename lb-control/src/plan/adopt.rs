@@ -197,6 +197,11 @@ fn adopt_services(
 }
 
 /// Adopts both sets of a service port and gives the end of its slots.
+///
+/// An id is in a set at most once. A slot that repeats an id is therefore faulty, like one
+/// with the id of another owner's backend, and the next plan overwrites it. Weights by
+/// repeated ids would have to change this, [`HeldBackend::slotted`] (one bit for each set)
+/// and the counts in [`reserve`](super::reserve).
 fn adopt_sets(port: &mut HeldPort, slots: &[u32], blocks: &mut Blocks) -> u32 {
     if port.key.protocol == 0 {
         return 0;

@@ -198,7 +198,8 @@ fn a_change_of_a_slice_that_stays_tells_what_caused_it() {
         let Object::EndpointSlice(mut object) = slice("web-1", "web", ip) else {
             panic!("no slice");
         };
-        object.metadata.annotations = Some([(TRIGGER_TIME.to_owned(), time.to_owned())].into());
+        object.metadata.annotations =
+            Some([(TRIGGER_TIME_ANNOTATION.into(), time.to_owned())].into());
         Event::Applied(Object::EndpointSlice(object))
     };
     let mut triggers = |event: Event| {

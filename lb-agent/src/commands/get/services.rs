@@ -157,37 +157,43 @@ pub(super) struct Load {
 
 /// The rows of `get services`, by name, family and protocol.
 pub(super) fn services(state: &PinnedState, load: &Load) -> Vec<ServiceRow> {
-    let mut endpoints = HashMap::new();
-    count_endpoints(&state.backends4, &mut endpoints);
-    count_endpoints(&state.backends6, &mut endpoints);
-    let mut frontends: HashMap<u32, Vec<AnyFrontend>> = HashMap::new();
-    for frontend in all_frontends(state) {
-        frontends.entry(frontend.value.service).or_default().push(frontend);
-    }
-    let mut ranges: HashMap<u32, Vec<IpNet>> = HashMap::new();
-    for (index, range) in state.ranges() {
-        ranges.entry(index).or_default().push(range);
-    }
+    let parts = Parts::new(state);
     let mut rows: Vec<ServiceRow> = state
         .names
         .iter()
         .filter_map(|(index, name)| {
             let service = state.services.get(*index as usize)?;
             let is_port = service.flags & Service::ADDRESS == 0;
-            let frontends = frontends.remove(index).unwrap_or_default();
-            let mut ranges = ranges.remove(index).unwrap_or_default();
-            ranges.sort_unstable();
-            let endpoints = endpoints.get(index).copied().unwrap_or_default();
-            is_port.then(|| ServiceRow {
-                ready: endpoints.ready,
-                terminating: endpoints.terminating,
-                local: endpoints.local,
-                ..service_row(*index, name, service, &frontends, &ranges, load)
-            })
+            is_port.then(|| service_row(*index, name, service, &parts, load))
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.family, a.protocol).cmp(&(&b.name, b.family, b.protocol)));
     rows
+}
+
+/// Entries of other maps that belong to service ports, by the index of the service port.
+struct Parts {
+    endpoints: HashMap<u32, Endpoints>,
+    frontends: HashMap<u32, Vec<AnyFrontend>>,
+    ranges: HashMap<u32, Vec<IpNet>>,
+}
+
+impl Parts {
+    fn new(state: &PinnedState) -> Self {
+        let mut endpoints = HashMap::new();
+        count_endpoints(&state.backends4, &mut endpoints);
+        count_endpoints(&state.backends6, &mut endpoints);
+        let mut frontends: HashMap<u32, Vec<AnyFrontend>> = HashMap::new();
+        for frontend in all_frontends(state) {
+            frontends.entry(frontend.value.service).or_default().push(frontend);
+        }
+        let mut ranges: HashMap<u32, Vec<IpNet>> = HashMap::new();
+        for (index, range) in state.ranges() {
+            ranges.entry(index).or_default().push(range);
+        }
+        ranges.values_mut().for_each(|ranges| ranges.sort_unstable());
+        Self { endpoints, frontends, ranges }
+    }
 }
 
 /// The endpoints of a service port.
@@ -214,10 +220,12 @@ fn service_row(
     index: u32,
     name: &Name,
     service: &Service,
-    frontends: &[AnyFrontend],
-    ranges: &[IpNet],
+    parts: &Parts,
     load: &Load,
 ) -> ServiceRow {
+    let endpoints = parts.endpoints.get(&index).copied().unwrap_or_default();
+    let frontends = parts.frontends.get(&index).map_or(&[][..], Vec::as_slice);
+    let ranges = parts.ranges.get(&index).map_or(&[][..], Vec::as_slice);
     let Load { flows, carried } = load;
     let traffic = carried.traffic.get(&index).copied().unwrap_or_default();
     let is_counted = index < carried.counted;
@@ -230,9 +238,9 @@ fn service_row(
         family: name.family,
         protocol: protocol_name(name.protocol),
         frontends: shown.map(AnyFrontend::text).collect(),
-        ready: 0,
-        terminating: 0,
-        local: 0,
+        ready: endpoints.ready,
+        terminating: endpoints.terminating,
+        local: endpoints.local,
         cluster_backends: service.cluster.length(),
         local_backends: service.local.length(),
         internal_traffic_policy: policy(Service::INTERNAL_LOCAL),

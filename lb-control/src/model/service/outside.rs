@@ -37,12 +37,12 @@ pub(super) fn read(
 }
 
 fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMode> {
-    let text = service.metadata.annotations.as_ref()?.get(EXTERNAL_MODE_ANNOTATION)?;
+    let text = EXTERNAL_MODE_ANNOTATION.annotation(&service.metadata)?;
     let mode = text.parse::<ExternalMode>().ok();
     if mode.is_none() {
         refusals.add(
             RefusalReason::UnknownValue,
-            format!("metadata.annotations[{EXTERNAL_MODE_ANNOTATION}]"),
+            EXTERNAL_MODE_ANNOTATION.annotation_path(),
             format!("\"{text}\" is neither snat nor dsr; what --external-mode says is used"),
         );
     }
