@@ -1,20 +1,14 @@
 //! One Service's part of a plan: the ops, once what they need is [reserved](super::reserve).
 
-use lb_common::abi::{
-    backend::{IN_CLUSTER_SET, IN_LOCAL_SET},
-    service::{Service, SlotRange},
-};
+use lb_common::abi::service::{Service, SlotRange};
 
 use super::{
     Action, BackendEntry, Draft, Op, free_name,
-    held::{HeldBackend, HeldPort, HeldSet, Ids},
+    held::{HeldBackend, HeldPort, HeldSet, Ids, SETS, family_number},
     name_entry,
     reserve::{Diff, Matched},
 };
-use crate::{desired::DesiredPort, ids::slots::Block, model::IpFamily};
-
-/// The bits of [`HeldPort::sets`].
-pub(super) const SETS: [u8; 2] = [IN_CLUSTER_SET, IN_LOCAL_SET];
+use crate::{desired::DesiredPort, ids::slots::Block};
 
 /// Flags by which clients get the local set instead of the cluster set.
 const LOCAL_POLICIES: u32 = Service::INTERNAL_LOCAL | Service::EXTERNAL_LOCAL;
@@ -158,13 +152,6 @@ fn program_backends(
     }
     port.backends.sort_by_key(HeldBackend::address);
     moves
-}
-
-pub(super) fn family_number(family: IpFamily) -> usize {
-    match family {
-        IpFamily::V4 => 0,
-        IpFamily::V6 => 1,
-    }
 }
 
 fn store(backend: &HeldBackend, service: u32) -> Op {

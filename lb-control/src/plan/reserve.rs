@@ -4,8 +4,7 @@
 use super::{
     family_index,
     frontends::Frontends,
-    held::{HeldBackend, HeldPort, Ids},
-    port::{SETS, family_number},
+    held::{HeldBackend, HeldPort, Ids, SETS, family_number},
     ranges::Ranges,
 };
 use crate::{
