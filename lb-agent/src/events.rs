@@ -20,7 +20,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use lb_control::model::{
     RefusalReason,
-    event::{Kind, Object, ObjectName},
+    event::{Object, ObjectKind, ObjectName},
 };
 
 /// The name that Events are reported under.
@@ -119,7 +119,7 @@ impl Notice {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// Its namespace and name.
     pub name: ObjectName,
     /// Its identity, where it is known.
@@ -129,7 +129,7 @@ pub struct Subject {
 impl Subject {
     /// A Node, as kube-proxy refers to it: by its name alone.
     fn node(name: &str) -> Self {
-        Self { kind: Kind::Node, name: name.into(), uid: None }
+        Self { kind: ObjectKind::Node, name: name.into(), uid: None }
     }
 }
 
@@ -204,7 +204,7 @@ impl Refusals {
     }
 
     /// Forgets what was told of an object: it is gone, or good again.
-    pub fn forget(&self, kind: Kind, name: &ObjectName) {
+    pub fn forget(&self, kind: ObjectKind, name: &ObjectName) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.retain(|(subject, _), _| subject.kind != kind || subject.name != *name);
     }

@@ -20,7 +20,7 @@ use std::{
 use anyhow::Context as _;
 use lb_control::{
     desired::health_checks::Wanted,
-    model::event::{Event, Kind},
+    model::event::{ObjectEvent, ObjectKind},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -149,7 +149,7 @@ async fn start(
 /// The kinds that must be listed before anything is programmed. ServiceCIDRs tell which
 /// addresses must not leave the node, so they are waited for; a server that does not
 /// serve them says so with an empty list.
-const EXPECTED: [Kind; 2] = [Kind::Node, Kind::ServiceCidr];
+const EXPECTED: [ObjectKind; 2] = [ObjectKind::Node, ObjectKind::ServiceCidr];
 
 fn load_programs(config: &Config, pins: &Pins) -> anyhow::Result<Programs> {
     let constants = Constants::new(config.socket_lb, features::features())?;
@@ -185,7 +185,7 @@ async fn start_source(
     config: &Config,
     health: &Health,
     metrics: &Metrics,
-    sender: mpsc::Sender<Event>,
+    sender: mpsc::Sender<ObjectEvent>,
 ) -> anyhow::Result<(SourceTask, Refusals)> {
     match &config.source {
         Source::Manifests(dir) => {

@@ -29,12 +29,12 @@ use lb_common::abi::{
 use crate::{
     model::{
         IpFamily, Refusal, RefusalReason,
-        event::Kind,
+        event::ObjectKind,
         service::{Port, Service},
         slice::Endpoint,
     },
     options::ExternalMode,
-    snapshot::{Entry, nodes::Nodes},
+    snapshot::{Entry, nodes::NodeIndex},
 };
 
 /// What must be known of this node from elsewhere than the objects.
@@ -74,7 +74,7 @@ pub struct Locality<'a> {
     /// Those on which node ports are served.
     pub node_port_addresses: &'a BTreeSet<IpAddr>,
     /// All nodes.
-    pub nodes: &'a Nodes,
+    pub nodes: &'a NodeIndex,
     /// How clients outside reach backends on other nodes, where the Service does not say.
     pub external_mode: ExternalMode,
 }
@@ -98,7 +98,7 @@ impl FrontendAddress {
     }
 }
 
-/// A front end, and what is said of it.
+/// A frontend, and what is said of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DesiredFrontend {
     /// The address.
@@ -142,7 +142,7 @@ pub struct DesiredPort {
     pub key: PortKey,
     /// What leads here, in the order of addresses.
     pub frontends: Vec<DesiredFrontend>,
-    /// Who is let in where a front end is [ranged](DesiredFrontend::is_ranged), in order.
+    /// Who is let in where a frontend is [ranged](DesiredFrontend::is_ranged), in order.
     pub ranges: Vec<IpNet>,
     /// Seconds of session affinity; 0 = none.
     pub affinity_seconds: u32,
@@ -195,7 +195,7 @@ pub fn service(entry: &Entry, locality: Locality<'_>) -> Option<DesiredService> 
     Some(DesiredService { ports })
 }
 
-/// The front ends that a Service asks for; others may be older.
+/// The frontends that a Service asks for; others may be older.
 pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<DesiredFrontend> {
     let mut claims = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
     for ip in &service.cluster_ips {
@@ -218,7 +218,7 @@ fn service_port(
         key: PortKey { family, protocol: port.protocol.number(), port: port.name.clone() },
         frontends,
         ranges: if is_ranged {
-            frontends::let_in(service, family, locality.addresses)
+            frontends::allowed_clients(service, family, locality.addresses)
         } else {
             Vec::new()
         },
@@ -315,7 +315,7 @@ impl Conflict {
             format!("{ip} port {port}")
         };
         Refusal {
-            kind: Kind::Service,
+            kind: ObjectKind::Service,
             object: (&*self.service).into(),
             uid: String::new(),
             field: "spec.ports".to_owned(),

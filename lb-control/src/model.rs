@@ -107,13 +107,13 @@ pub struct Parsed<T> {
     pub refusals: Vec<Refusal>,
 }
 
-/// Names that many objects hold, each in memory once.
+/// Names that many objects share, each in memory once.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct SharedNames {
     names: HashSet<Arc<str>>,
 }
 
-impl Names {
+impl SharedNames {
     /// The name, shared with all who hold it.
     pub fn share(&mut self, name: &str) -> Arc<str> {
         if let Some(known) = self.names.get(name) {

@@ -6,7 +6,7 @@ use kube::Config;
 use lb_control::{
     desired::{Conflict, FrontendAddress},
     model::{
-        Names, Refusal,
+        Refusal, SharedNames,
         keys::{EXTERNAL_MODE_ANNOTATION, SERVICE_LABEL},
         node, service, slice,
     },
@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 fn subject(name: &str) -> Subject {
     Subject {
-        kind: Kind::Service,
+        kind: ObjectKind::Service,
         name: ObjectName { namespace: "shop".to_owned(), name: name.to_owned() },
         uid: Some("u-1".to_owned()),
     }
@@ -70,7 +70,7 @@ fn what_was_told_is_told_again_once_the_object_was_good() {
     assert_eq!(told(), 2);
     refusals.withdraw(subject("web"), EventReason::MapFull);
     assert_eq!(told(), 1);
-    refusals.forget(Kind::Service, &subject("web").name);
+    refusals.forget(ObjectKind::Service, &subject("web").name);
     assert_eq!(told(), 0);
 }
 
@@ -85,7 +85,7 @@ fn refusals_of(object: &Object) -> Vec<Refusal> {
     match object {
         Object::Service(object) => service::parse(object).refusals,
         Object::EndpointSlice(object) => {
-            slice::parse(object, "one", &mut Names::default()).refusals
+            slice::parse(object, "one", &mut SharedNames::default()).refusals
         }
         Object::Node(object) => node::parse(object).refusals,
         Object::ServiceCidr(object) => node::parse_service_cidr(object).refusals,
@@ -93,29 +93,29 @@ fn refusals_of(object: &Object) -> Vec<Refusal> {
 }
 
 /// A good object of a kind, but for the field at this path.
-fn object(kind: Kind, path: &str, field: &Value) -> Object {
+fn object(kind: ObjectKind, path: &str, field: &Value) -> Object {
     let mut value = match kind {
-        Kind::Service => json!({
+        ObjectKind::Service => json!({
             "metadata": { "name": "web", "namespace": "shop" },
             "spec": {
                 "type": "LoadBalancer", "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }],
                 "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
             },
         }),
-        Kind::EndpointSlice => json!({
+        ObjectKind::EndpointSlice => json!({
             "metadata": { "name": "web-1", "labels": { SERVICE_LABEL: "web" } },
             "addressType": "IPv4",
             "endpoints": [{ "addresses": ["10.1.0.1"] }],
             "ports": [{ "name": "", "port": 80 }],
         }),
-        Kind::Node | Kind::ServiceCidr => json!({ "metadata": { "name": "one" } }),
+        ObjectKind::Node | ObjectKind::ServiceCidr => json!({ "metadata": { "name": "one" } }),
     };
     *path.split('/').fold(&mut value, |place, key| &mut place[key]) = field.clone();
     let object = match kind {
-        Kind::Service => serde_json::from_value::<v1::Service>(value).map(Into::into),
-        Kind::EndpointSlice => serde_json::from_value::<EndpointSlice>(value).map(Into::into),
-        Kind::Node => serde_json::from_value::<v1::Node>(value).map(Into::into),
-        Kind::ServiceCidr => serde_json::from_value::<ServiceCIDR>(value).map(Into::into),
+        ObjectKind::Service => serde_json::from_value::<v1::Service>(value).map(Into::into),
+        ObjectKind::EndpointSlice => serde_json::from_value::<EndpointSlice>(value).map(Into::into),
+        ObjectKind::Node => serde_json::from_value::<v1::Node>(value).map(Into::into),
+        ObjectKind::ServiceCidr => serde_json::from_value::<ServiceCIDR>(value).map(Into::into),
     };
     object.unwrap()
 }
@@ -154,9 +154,9 @@ fn bad_services() -> Vec<(&'static str, Value, RefusalReason)> {
 }
 
 /// Fields of other objects, and why they are refused.
-fn bad_others() -> Vec<(Kind, &'static str, Value, RefusalReason)> {
+fn bad_others() -> Vec<(ObjectKind, &'static str, Value, RefusalReason)> {
     use RefusalReason::*;
-    let slice = Kind::EndpointSlice;
+    let slice = ObjectKind::EndpointSlice;
     let node_address = json!([{ "type": "InternalIP", "address": "::" }]);
     vec![
         (slice, "addressType", json!("IPv5"), UnknownValue),
@@ -165,16 +165,16 @@ fn bad_others() -> Vec<(Kind, &'static str, Value, RefusalReason)> {
         (slice, "endpoints", json!([{ "addresses": ["0.0.0.0"] }]), InvalidAddress),
         (slice, "ports", json!([{ "name": "a/b", "port": 80 }]), InvalidName),
         (slice, "ports", json!([{ "name": "", "port": 70_000 }]), InvalidPort),
-        (Kind::Node, "status/addresses", node_address, InvalidAddress),
-        (Kind::Node, "spec/podCIDR", json!("10.1.0.0"), InvalidPrefix),
-        (Kind::ServiceCidr, "spec/cidrs", json!(["10.0.0.0"]), InvalidPrefix),
+        (ObjectKind::Node, "status/addresses", node_address, InvalidAddress),
+        (ObjectKind::Node, "spec/podCIDR", json!("10.1.0.0"), InvalidPrefix),
+        (ObjectKind::ServiceCidr, "spec/cidrs", json!(["10.0.0.0"]), InvalidPrefix),
     ]
 }
 
 #[test]
 fn every_refusal_of_the_model_has_its_event_reason() {
     let services = bad_services().into_iter();
-    let services = services.map(|(path, field, reason)| (Kind::Service, path, field, reason));
+    let services = services.map(|(path, field, reason)| (ObjectKind::Service, path, field, reason));
     let mut seen = HashSet::from([RefusalReason::AddressInUse]);
     for (kind, path, field, reason) in services.chain(bad_others()) {
         let refusals = refusals_of(&object(kind, path, &field));

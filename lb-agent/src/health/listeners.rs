@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
 use lb_control::{
     desired::health_checks::{Layout, Wanted},
-    model::{IpFamily, event::Kind},
+    model::{IpFamily, event::ObjectKind},
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
@@ -157,7 +157,7 @@ impl Listeners {
                 self.node_name, check.port
             );
             let uid = Some(check.uid.to_string()).filter(|uid| !uid.is_empty());
-            let subject = Subject { kind: Kind::Service, name: (&*service).into(), uid };
+            let subject = Subject { kind: ObjectKind::Service, name: (&*service).into(), uid };
             drop(wanted);
             let reason = EventReason::FailedToStartServiceHealthcheck;
             self.refusals.refuse(subject.clone(), reason, note);

@@ -13,12 +13,12 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use lb_control::model::{
-    event::{Kind, Object},
+    event::{Object, ObjectKind},
     keys::{self, Key},
 };
 
 /// The label selector of the objects of a kind, as an API server takes it.
-pub fn selector(kind: Kind) -> Option<String> {
+pub fn selector(kind: ObjectKind) -> Option<String> {
     let labels: Vec<_> = keys::excluding(kind).iter().map(|label| format!("!{label}")).collect();
     (!labels.is_empty()).then(|| labels.join(","))
 }
@@ -211,10 +211,10 @@ mod tests {
     #[test]
     fn the_selectors_leave_out_headless_services_and_those_of_other_proxies() {
         let proxy_name = "!service.kubernetes.io/service-proxy-name";
-        assert_eq!(selector(Kind::Service).as_deref(), Some(proxy_name));
+        assert_eq!(selector(ObjectKind::Service).as_deref(), Some(proxy_name));
         let slices = format!("!service.kubernetes.io/headless,{proxy_name}");
-        assert_eq!(selector(Kind::EndpointSlice), Some(slices));
-        assert_eq!((selector(Kind::Node), selector(Kind::ServiceCidr)), (None, None));
+        assert_eq!(selector(ObjectKind::EndpointSlice), Some(slices));
+        assert_eq!((selector(ObjectKind::Node), selector(ObjectKind::ServiceCidr)), (None, None));
     }
 
     #[test]

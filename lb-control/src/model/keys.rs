@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::event::Kind;
+use super::event::ObjectKind;
 
 /// The key of a label or an annotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +45,11 @@ keys! {
 }
 
 /// The labels that exclude an object of this kind.
-pub const fn excluding(kind: Kind) -> &'static [Key] {
+pub const fn excluding(kind: ObjectKind) -> &'static [Key] {
     match kind {
-        Kind::Service => &[PROXY_NAME_LABEL],
-        Kind::EndpointSlice => &[HEADLESS_LABEL, PROXY_NAME_LABEL],
-        Kind::Node | Kind::ServiceCidr => &[],
+        ObjectKind::Service => &[PROXY_NAME_LABEL],
+        ObjectKind::EndpointSlice => &[HEADLESS_LABEL, PROXY_NAME_LABEL],
+        ObjectKind::Node | ObjectKind::ServiceCidr => &[],
     }
 }
 
@@ -102,7 +102,8 @@ mod tests {
 
     #[test]
     fn an_excluding_key_excludes_objects_of_some_kind() {
-        let is_used = |key: &&Key| Kind::ALL.iter().any(|kind| excluding(*kind).contains(key));
+        let is_used =
+            |key: &&Key| ObjectKind::ALL.iter().any(|kind| excluding(*kind).contains(key));
         assert!(EXCLUDING.iter().all(|key| is_used(&key)));
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1, networking::v1::ServiceCIDR};
 
-use super::{IpFamily, Parsed, RefusalReason, Refusals, event::Kind, keys::ZONE_LABEL};
+use super::{IpFamily, Parsed, RefusalReason, Refusals, event::ObjectKind, keys::ZONE_LABEL};
 
 /// What matters of a Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl NodeAddresses {
 
 /// Reads a Node.
 pub fn parse(node: &v1::Node) -> Parsed<Node> {
-    let mut refusals = Refusals::new(Kind::Node, &node.metadata);
+    let mut refusals = Refusals::new(ObjectKind::Node, &node.metadata);
     let zone = ZONE_LABEL.label(&node.metadata).filter(|zone| !zone.is_empty());
     let list = node.status.as_ref().and_then(|status| status.addresses.as_deref());
     let mut addresses = NodeAddresses::default();
@@ -65,7 +65,7 @@ pub fn parse(node: &v1::Node) -> Parsed<Node> {
 
 /// Reads the prefixes of a ServiceCIDR.
 pub fn parse_service_cidr(object: &ServiceCIDR) -> Parsed<Vec<IpNet>> {
-    let mut refusals = Refusals::new(Kind::ServiceCidr, &object.metadata);
+    let mut refusals = Refusals::new(ObjectKind::ServiceCidr, &object.metadata);
     let list = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
     let texts = list.iter().enumerate();
     let texts = texts.map(|(index, text)| (format!("spec.cidrs[{index}]"), text.as_str()));

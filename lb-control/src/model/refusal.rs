@@ -5,7 +5,7 @@ use std::fmt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
-    event::{Kind, ObjectName},
+    event::{ObjectKind, ObjectName},
     object_name,
 };
 
@@ -13,7 +13,7 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Refusal {
     /// The kind of the object.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// The object.
     pub object: ObjectName,
     /// The object's uid; empty if the source gave none.
@@ -74,13 +74,13 @@ impl RefusalReason {
 
 /// Collects the refusals of one object.
 pub(super) struct Refusals<'a> {
-    kind: Kind,
+    kind: ObjectKind,
     metadata: &'a ObjectMeta,
     pub(super) list: Vec<Refusal>,
 }
 
 impl<'a> Refusals<'a> {
-    pub(super) fn new(kind: Kind, metadata: &'a ObjectMeta) -> Self {
+    pub(super) fn new(kind: ObjectKind, metadata: &'a ObjectMeta) -> Self {
         Self { kind, metadata, list: Vec::new() }
     }
 

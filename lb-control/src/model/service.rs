@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    IpFamily, Parsed, Protocol, RefusalReason, Refusals, event::Kind, is_label,
+    IpFamily, Parsed, Protocol, RefusalReason, Refusals, event::ObjectKind, is_label,
     keys::PROXY_NAME_LABEL, parse_address, parse_port,
 };
 use crate::options::ExternalMode;
@@ -23,7 +23,7 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// The longest affinity that an API server accepts: a day.
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
 
-/// A Service that has front ends.
+/// A Service that has frontends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// `namespace/name`.
@@ -93,7 +93,7 @@ impl Policy {
 /// Reads a Service. One that is headless, an ExternalName, or another proxy's gives
 /// nothing and no refusal.
 pub fn parse(service: &v1::Service) -> Parsed<Service> {
-    let mut refusals = Refusals::new(Kind::Service, &service.metadata);
+    let mut refusals = Refusals::new(ObjectKind::Service, &service.metadata);
     let value = parse_into(service, &mut refusals);
     Parsed { value, refusals: refusals.list }
 }

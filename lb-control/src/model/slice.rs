@@ -5,8 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use k8s_openapi::api::discovery::v1::{self, EndpointHints, EndpointSlice};
 
 use super::{
-    IpFamily, Names, Parsed, Protocol, RefusalReason, Refusals,
-    event::Kind,
+    IpFamily, Parsed, Protocol, RefusalReason, Refusals, SharedNames,
+    event::ObjectKind,
     is_label,
     keys::{HEADLESS_LABEL, SERVICE_LABEL},
     parse_address, parse_port,
@@ -66,8 +66,8 @@ pub struct Hints {
 
 /// Reads a slice. One of a headless Service, of no Service, or of host names gives
 /// nothing and no refusal. `names` are those of nodes, as far as they were read.
-pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut Names) -> Parsed<Slice> {
-    let mut refusals = Refusals::new(Kind::EndpointSlice, &slice.metadata);
+pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut SharedNames) -> Parsed<Slice> {
+    let mut refusals = Refusals::new(ObjectKind::EndpointSlice, &slice.metadata);
     let value = parse_into(slice, node_name, names, &mut refusals);
     Parsed { value, refusals: refusals.list }
 }
@@ -75,7 +75,7 @@ pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut Names) -> Parse
 fn parse_into(
     slice: &EndpointSlice,
     node_name: &str,
-    names: &mut Names,
+    names: &mut SharedNames,
     refusals: &mut Refusals<'_>,
 ) -> Option<Slice> {
     let service = SERVICE_LABEL.label(&slice.metadata).filter(|name| !name.is_empty())?;
@@ -135,7 +135,7 @@ fn ports(slice: &EndpointSlice, refusals: &mut Refusals<'_>) -> Vec<SlicePort> {
 fn endpoints(
     slice: &EndpointSlice,
     family: IpFamily,
-    (own_node, names): (&str, &mut Names),
+    (own_node, names): (&str, &mut SharedNames),
     refusals: &mut Refusals<'_>,
 ) -> Vec<Endpoint> {
     let list = slice.endpoints.as_deref().unwrap_or_default();

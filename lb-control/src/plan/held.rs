@@ -49,9 +49,9 @@ pub struct HeldPort {
     pub sets: [HeldSet; 2],
     /// The backends, in the order of addresses.
     pub backends: Vec<HeldBackend>,
-    /// The front ends that were made to lead here; another may have taken one over.
+    /// The frontends that were made to lead here; another may have taken one over.
     pub frontends: Vec<FrontendAddress>,
-    /// The clients that ranged front ends let in, in order.
+    /// The clients that ranged frontends let in, in order.
     pub ranges: Vec<IpNet>,
 }
 

@@ -1,4 +1,4 @@
-//! Rows of what the agent writes: services, front ends, backends; and counters.
+//! Rows of what the agent writes: services, frontends, backends; and counters.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +25,7 @@ pub struct ServiceRow {
     pub family: u8,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `address:port` of its front ends, but for node ports of any node.
+    /// `address:port` of its frontends, but for node ports of any node.
     pub frontends: Vec<String>,
     /// How many of its endpoints are ready.
     pub ready: u32,
@@ -89,9 +89,9 @@ pub(super) fn protocol_name(protocol: u8) -> &'static str {
 }
 
 /// The names of service ports by their index.
-pub(super) struct Names<'a>(HashMap<u32, &'a Name>);
+pub(super) struct ServiceNames<'a>(HashMap<u32, &'a Name>);
 
-impl<'a> Names<'a> {
+impl<'a> ServiceNames<'a> {
     pub(super) fn new(names: &'a [(u32, Name)]) -> Self {
         Self(names.iter().map(|(index, name)| (*index, name)).collect())
     }
@@ -131,7 +131,7 @@ impl AnyFrontend {
     }
 }
 
-/// The front ends of both families, in the order of their addresses.
+/// The frontends of both families, in the order of their addresses.
 fn all_frontends(state: &PinnedState) -> Vec<AnyFrontend> {
     let v4 = state
         .frontends4
@@ -173,7 +173,7 @@ pub(super) fn services(state: &PinnedState, load: &Load) -> Vec<ServiceRow> {
 
 /// Entries of other maps that belong to service ports, by the index of the service port.
 struct Parts {
-    endpoints: HashMap<u32, Endpoints>,
+    endpoints: HashMap<u32, EndpointCounts>,
     frontends: HashMap<u32, Vec<AnyFrontend>>,
     ranges: HashMap<u32, Vec<IpNet>>,
 }
@@ -198,7 +198,7 @@ impl Parts {
 
 /// The endpoints of a service port.
 #[derive(Clone, Copy, Default)]
-struct Endpoints {
+struct EndpointCounts {
     ready: u32,
     terminating: u32,
     local: u32,
@@ -206,7 +206,7 @@ struct Endpoints {
 
 /// Counts the endpoints that are in a slice, by service port. A Service has an index for each
 /// family.
-fn count_endpoints<A>(backends: &[Backend<A>], counts: &mut HashMap<u32, Endpoints>) {
+fn count_endpoints<A>(backends: &[Backend<A>], counts: &mut HashMap<u32, EndpointCounts>) {
     for backend in backends.iter().filter(|backend| backend.flags & IN_SLICE != 0) {
         let is = |flags| u32::from(backend.flags & flags == flags);
         let count = counts.entry(backend.service).or_default();
@@ -258,7 +258,7 @@ fn service_row(
 
 /// The rows of `get frontends`, by address and port.
 pub(super) fn frontends(state: &PinnedState) -> Vec<FrontendRow> {
-    let names = Names::new(&state.names);
+    let names = ServiceNames::new(&state.names);
     all_frontends(state)
         .iter()
         .map(|frontend| FrontendRow {
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_ip_as_a_whole_is_a_front_end_but_no_service() {
+    fn a_cluster_ip_as_a_whole_is_a_frontend_but_no_service() {
         let rows = services(&state(), &Load::default());
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].name, "default/kubernetes:https");
