@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Write the golden of instruction counts; the table for docs/kernels.md is printed
     #[arg(long)]
     bless: bool,
-    /// Parts to try: load, rows, connections; all of them by default
+    /// Parts to try: load, cases, connections; all of them by default
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
