@@ -8,7 +8,7 @@ use lb_common::{
         frontend::{TCP, UDP},
     },
     balance::{Answer, Endpoint},
-    packet::{ACK, Kind, Packet, RST, quote::Quote},
+    packet::{ACK, Packet, PacketKind, RST, quote::Quote},
 };
 
 use super::{
@@ -188,7 +188,7 @@ pub fn check_rewrite<F: TestFamily>(
     expected[F::ADDRESSES..F::ADDRESSES + ends.len()].copy_from_slice(&ends);
     let ports = [tuple.source_port.get(), tuple.destination_port.get()];
     let ports: Vec<u8> = ports.iter().flat_map(|port| port.to_be_bytes()).collect();
-    let has_ports = packet.kind != Kind::Fragment;
+    let has_ports = packet.kind != PacketKind::Fragment;
     if has_ports {
         expected[transport..transport + 4].copy_from_slice(&ports);
     }

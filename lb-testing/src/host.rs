@@ -11,7 +11,7 @@ use lb_common::{
         self, Candidate, FlowTable, Site, Tables, Verdict, Work, fragment, icmp_error,
         tunnel as tunnelled,
     },
-    packet::{Kind, Packet},
+    packet::{Packet, PacketKind},
 };
 
 use super::{
@@ -59,35 +59,40 @@ impl<F: TestFamily> Host<F> {
         if site == Site::FromDevice && candidate == Candidate::Node && F::is_tunnel(frame) {
             let inside = &frame[F::LENGTH as usize..];
             if let (Some(outer), Some(inner)) = (F::ends(frame), F::ends(inside))
-                && tunnelled::is_ours::<F, _>(&outer, &inner, settings, tables)
+                && tunnelled::is_encapsulated_by_node::<F, _>(&outer, &inner, settings, tables)
             {
-                (packet.tunnel, frame, candidate) = (F::LENGTH, inside, Candidate::Service);
+                (packet.encap_len, frame, candidate) = (F::LENGTH, inside, Candidate::Service);
             }
         }
         if F::parse(frame, &mut packet).is_none() {
             return (Verdict::Pass(Reason::Malformed), work, packet);
         }
-        let verdict = if candidate == Candidate::Neither {
+        let verdict = if candidate == Candidate::NotService {
             Verdict::Pass(Reason::NotService)
         } else if packet.is_icmp_error() {
-            let is_quoted = F::parse_quote(frame, &packet, &mut work.quote).is_some();
+            let is_quoted = F::parse_quote(frame, &packet, &mut work.error.quote).is_some();
             icmp_error::decide(candidate, &packet, is_quoted, site, settings, &mut work, tables)
-        } else if packet.kind == Kind::Fragment {
+        } else if packet.kind == PacketKind::Fragment {
             fragment::decide(candidate, &packet, site, settings, &mut work, tables)
         } else {
             balance::decide_candidate(candidate, &packet, site, settings, &mut work, tables)
         };
         let verdict = match verdict {
-            Verdict::Pass(reason) | Verdict::Answer(_, reason) if packet.tunnel != 0 => {
-                match tunnelled::is_stray(&packet, &self.settings, &mut work, &mut self.tables) {
+            Verdict::Pass(reason) | Verdict::Answer(_, reason) if packet.encap_len != 0 => {
+                match tunnelled::is_undeliverable(
+                    &packet,
+                    &self.settings,
+                    &mut work,
+                    &mut self.tables,
+                ) {
                     true => Verdict::Drop(reason),
                     false => Verdict::Pass(reason),
                 }
             }
             verdict => verdict,
         };
-        if packet.is_first != 0 && matches!(verdict, Verdict::Translate(_)) {
-            fragment::enter(&packet, &mut work, &mut self.tables);
+        if packet.is_first_fragment != 0 && matches!(verdict, Verdict::Translate(_)) {
+            fragment::remember(&packet, &mut work, &mut self.tables);
         }
         (verdict, work, packet)
     }
@@ -99,8 +104,8 @@ impl<F: TestFamily> Host<F> {
         packet: &Packet<F>,
         work: &Work<F::Address>,
     ) -> Fate<F::Address> {
-        let (tuple, device) = (work.rewrite, work.device);
-        match work.action {
+        let (tuple, device) = (work.out.rewrite, work.out.device);
+        match work.out.action {
             Action::REQUEST | Action::REPLY => Fate::Translated(tuple),
             Action::REPLY_DIRECT if tunnel::is_clamped(frame, packet) => Fate::MssClamped(tuple),
             Action::REPLY_DIRECT => Fate::Translated(tuple),
@@ -132,12 +137,12 @@ impl<F: TestFamily> Interpreter<F> for Host<F> {
 
     fn send(&mut self, site: TestSite, frame: &[u8]) -> Outcome<F::Address> {
         let (verdict, mut work, packet) = self.decide(site, frame);
-        if packet.kind == Kind::Fragment {
+        if packet.kind == PacketKind::Fragment {
             // None of its bytes are ports.
-            (work.rewrite.source_port, work.rewrite.destination_port) = Default::default();
+            (work.out.rewrite.source_port, work.out.rewrite.destination_port) = Default::default();
         }
         self.quoted = match verdict {
-            Verdict::Translate(Reason::IcmpTranslated) => Some(work.quoted),
+            Verdict::Translate(Reason::IcmpTranslated) => Some(work.error.quoted),
             _ => None,
         };
         match verdict {

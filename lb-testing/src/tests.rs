@@ -2,6 +2,7 @@
 
 mod layout;
 mod parser;
+mod reasons;
 mod sockets;
 
 use super::{

@@ -125,8 +125,8 @@ impl<F: TestFamily> Default for World<F> {
 
 fn family_settings<F: TestFamily>() -> FamilySettings<F::Address> {
     let mut settings = FamilySettings::default();
-    settings.gate[..2].copy_from_slice(&F::service_prefixes());
-    settings.gate_count = 2;
+    settings.service_prefixes[..2].copy_from_slice(&F::service_prefixes());
+    settings.service_prefix_count = 2;
     settings.service_cidr_count = 1;
     settings.node_addresses[0] = F::node();
     settings.node_address_count = 1;

@@ -70,7 +70,7 @@ async fn follow(
             health.fault(FAULT, None);
             continue;
         }
-        match hooks.mend(&programs) {
+        match hooks.repair(&programs) {
             Ok(()) => {
                 tracing::warn!("connect-time hooks were taken off by somebody, and are back");
                 health.fault(FAULT, None);

@@ -19,7 +19,7 @@ const SERVICE: u8 = 1;
 const BACK: Duration = Duration::from_secs(6);
 const COMMAND: Duration = Duration::from_secs(5);
 const HEALTH: u16 = 10256;
-const IS_BACK: &str = "taken off by somebody, and";
+const IS_BACK: &str = "detached by another program, and";
 
 fn set_up(own: &[&str]) -> Result<World> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use lb_common::abi::counter::Reason;
 use lb_common::abi::flow::Tuple;
 use lb_common::balance::Answer;
-use lb_common::packet::{Kind, Packet};
+use lb_common::packet::{Packet, PacketKind};
 use lb_testing::family::TestFamily;
 use lb_testing::frame::{self, MACS};
 use lb_testing::interpreter::Fate;
@@ -141,12 +141,12 @@ fn rewritten<F: TestFamily>(
     packet: &Packet<F>,
 ) -> Result<Rewritten<F::Address>> {
     let decrement = before[F::TTL].wrapping_sub(after[F::TTL]);
-    if reason == Reason::IcmpTranslated && packet.kind != Kind::Fragment {
+    if reason == Reason::IcmpTranslated && packet.kind != PacketKind::Fragment {
         let [outer, inner] =
             frame::check_error(before, after, packet, decrement).map_err(anyhow::Error::msg)?;
         return Ok((outer, Some(inner)));
     }
-    let tuple = if packet.kind == Kind::Fragment {
+    let tuple = if packet.kind == PacketKind::Fragment {
         let [source, destination] = frame::addresses::<F>(after);
         Tuple { source, destination, ..Tuple::default() }
     } else {
