@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Rewrite the golden of instruction counts, and print the table of docs/kernels.md
     #[arg(long)]
     bless: bool,
-    /// Parts to test: load, rows, connections; all by default
+    /// Parts to test: load, cases, connections; all by default
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }

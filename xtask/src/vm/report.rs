@@ -157,12 +157,12 @@ fn parse(golden: &str) -> BTreeMap<(String, String), u64> {
 /// The table that `docs/kernels.md` holds.
 pub(super) fn table(all: &[Results]) -> String {
     let mut text = String::from(
-        "| kernel | programs | attached by | rows at tc, IPv4; IPv6 | rows with XDP before tc | \
+        "| kernel | programs | attached by | cases at tc, IPv4; IPv6 | cases with XDP before tc | \
          largest program, instructions | tests |\n|---|---|---|---|---|---|---|\n",
     );
     for results in all {
         let facts = &results.facts;
-        let rows = |family: u8, before: &str| {
+        let cases = |family: u8, before: &str| {
             let counts = facts.get(&format!("cases for IPv{family}, {before}"));
             let number = |at: usize| counts.and_then(|counts| counts[at].as_u64()).unwrap_or(0);
             match number(2) {
@@ -170,7 +170,7 @@ pub(super) fn table(all: &[Results]) -> String {
                 other => format!("{} of {}, {other} not tried", number(0), number(0) + number(1)),
             }
         };
-        let both = |before| format!("{}; {}", rows(4, before), rows(6, before));
+        let both = |before| format!("{}; {}", cases(4, before), cases(6, before));
         let counts = results.instructions();
         let largest = counts.iter().max_by_key(|(_, count)| **count);
         let largest = largest.map_or_else(String::new, |(name, count)| format!("`{name}` {count}"));
