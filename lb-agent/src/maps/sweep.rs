@@ -17,7 +17,7 @@ use lb_common::{
         socket::{DatagramKey, Peer},
     },
     balance::track,
-    packet::Kind,
+    packet::PacketKind,
 };
 use lb_sys::{PerCpuCounters, TypedMap};
 
@@ -130,7 +130,7 @@ impl Sweeper {
         };
         let is_live = |protocol: u32, state: u8, last_seen: u32| {
             let is_tcp = protocol == u32::from(TCP);
-            let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
+            let kind = if is_tcp { PacketKind::Tcp } else { PacketKind::Udp };
             let most = if is_tcp && track::is_closed(state) { closed } else { u32::MAX };
             age(last_seen) <= track::lifetime(kind, state, settings).min(most)
         };

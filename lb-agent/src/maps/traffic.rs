@@ -123,5 +123,5 @@ impl Counts {
 /// The reasons that DROPS may hold.
 fn rejections() -> impl Iterator<Item = Reason> {
     let all = Reason::ALL.iter().copied();
-    all.filter(|reason| Reason::TURNED_AWAY >> *reason as u32 & 1 != 0)
+    all.filter(|reason| Reason::REJECTED >> *reason as u32 & 1 != 0)
 }

@@ -16,7 +16,7 @@ use super::{
     describe,
     facts::{Facts, endpoint, text},
     pinned::PinnedFamily,
-    report::{Outcome, Step, meaning},
+    report::{Outcome, Step},
     surroundings::Surroundings,
     tables::{Look, Overlay, Reader},
 };
@@ -169,7 +169,7 @@ fn finish<F: PinnedFamily, R: Reader<F>>(
         }
     };
     (step.verdict, step.reason) = (verdict, Some(reason.name()));
-    let text = format!("{} (counted as {} {})", meaning(reason), step.hook, reason.name());
+    let text = format!("{} (counted as {} {})", reason.meaning(), step.hook, reason.name());
     step.say("verdict", text);
     outcome
 }

@@ -7,7 +7,7 @@ use lb_common::{
         settings::Settings,
     },
     balance::{self, FlowTable, Site, Verdict, Work, track},
-    packet::{ACK, Kind, Packet, SYN},
+    packet::{ACK, Packet, PacketKind, SYN},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
 };
 
 /// The TTL of a packet that no router has forwarded yet.
-const HOPS: u8 = 64;
+const TTL: u8 = 64;
 
 /// The datapath of this node, for packets of one protocol.
 pub(super) struct Datapath<'a, F: PinnedFamily, R, S> {
@@ -70,8 +70,9 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S> Datapath<'a, F, R, S> {
     /// A packet with these TCP flags, of this datapath's protocol.
     pub(super) fn packet(&self, tuple: &Tuple<F::Address>, flags: u8) -> Packet<F> {
         let key = FlowKey { tuple: *tuple, protocol: self.protocol.into() };
-        let (kind, detail) = if self.protocol == TCP { (Kind::Tcp, flags) } else { (Kind::Udp, 0) };
-        Packet { key, kind, detail, hops: HOPS, ..Packet::default() }
+        let (kind, detail) =
+            if self.protocol == TCP { (PacketKind::Tcp, flags) } else { (PacketKind::Udp, 0) };
+        Packet { key, kind, detail, ttl: TTL, ..Packet::default() }
     }
 }
 
@@ -97,7 +98,7 @@ fn tcp_flags<F: PinnedFamily, R: Reader<F>>(
     let settings = reader.settings();
     let live = |table| {
         let flow = reader.flow(table, &key)?;
-        (!track::is_expired(&flow, Kind::Tcp, reader.now(), &settings)).then_some(flow)
+        (!track::is_expired(&flow, PacketKind::Tcp, reader.now(), &settings)).then_some(flow)
     };
     if live(FlowTable::Flows).is_some() {
         return ACK;

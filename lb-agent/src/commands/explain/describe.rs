@@ -21,7 +21,7 @@ use super::{
     datapath::{Datapath, Judged, run},
     facts::{Facts, endpoint, text},
     pinned::PinnedFamily,
-    report::{Step, meaning},
+    report::Step,
     surroundings::{Device, Route, Surroundings, device_text},
     tables::{Look, Overlay, Reader},
 };
@@ -112,7 +112,7 @@ fn xdp<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     let destination = judged.packet.tuple().destination;
     let candidate = balance::candidate::<F>(destination, judged.site, &datapath.settings);
     let decided = match candidate {
-        Candidate::Neither => None,
+        Candidate::NotService => None,
         _ => {
             let (packet, settings) = (&judged.packet, &datapath.settings);
             balance::decide_known(candidate, packet, settings, &mut work, &mut overlay)
@@ -153,10 +153,15 @@ fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         let packet = datapath.packet(judged.packet.tuple(), SYN);
         let (verdict, _) = run(&mut before.fork(), &datapath.settings, &packet, judged.site);
         let text = match verdict {
-            Verdict::Translate(Reason::Request) => "goes to the same backend",
-            Verdict::Translate(_) => "selects a new backend",
+            Verdict::Translate(reason) => {
+                if reason == Reason::Request {
+                    "goes to the same backend"
+                } else {
+                    "selects a new backend"
+                }
+            }
             Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => {
-                meaning(reason)
+                reason.meaning()
             }
         };
         step.say("new SYN", format!("from the same port: {text}"));
@@ -274,20 +279,20 @@ pub(super) fn one_of(length: u32) -> String {
 
 /// The client's address that a backend sees.
 fn client_address<A: Copy>(tuple: &Tuple<A>, work: &Work<A>) -> A {
-    if work.action == Action::REQUEST_TUNNEL { tuple.source } else { work.rewrite.source }
+    if work.out.action == Action::REQUEST_TUNNEL { tuple.source } else { work.out.rewrite.source }
 }
 
 /// The next hop of a translated packet.
 fn next_hop<F: PinnedFamily, S: Surroundings>(around: &S, work: &Work<F::Address>) -> String {
-    let to = F::ip(work.rewrite.destination);
-    match work.action {
+    let to = F::ip(work.out.rewrite.destination);
+    match work.out.action {
         Action::REQUEST_HAIRPIN => return "back out of the ingress interface".to_owned(),
         Action::REQUEST_LOOPBACK => return "through lo".to_owned(),
         _ => {}
     }
     match around.route(to) {
         Route::Local => "to a process of this node".to_owned(),
-        Route::Device { device, via } if work.action == Action::REQUEST_TUNNEL => {
+        Route::Device { device, via } if work.out.action == Action::REQUEST_TUNNEL => {
             format!("encapsulated to {to} {}", device_text(&device, via))
         }
         Route::Device { device, via } => device_text(&device, via),
@@ -305,8 +310,8 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
 ) {
     let Verdict::Translate(reason) = judged.verdict else { return };
     let (tuple, work) = (judged.packet.tuple(), &judged.work);
-    if work.action == Action::REQUEST_TUNNEL {
-        let node = F::ip(work.rewrite.destination);
+    if work.out.action == Action::REQUEST_TUNNEL {
+        let node = F::ip(work.out.rewrite.destination);
         let text =
             format!("none: encapsulated to node {node}, the backend sees the client's address");
         (step.new_source, step.new_destination) =
@@ -315,7 +320,7 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         return;
     }
     let side = |address, port| text::<F>(endpoint::<F>(address, port));
-    let new = &work.rewrite;
+    let new = &work.out.rewrite;
     let (source, destination) =
         (side(new.source, new.source_port), side(new.destination, new.destination_port));
     let is_port_random = reason == Reason::FlowCreated && new.source_port != tuple.source_port;
@@ -324,9 +329,9 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     step.say("translation", format!("{example}{source} -> {destination}"));
     (step.new_source, step.new_destination) = (Some(source), Some(destination));
     let mut why = if new.source == tuple.source {
-        kept_source_text(work.action).to_owned()
+        kept_source_text(work.out.action).to_owned()
     } else {
-        rewritten_source_text(work.action, facts, datapath, judged, origin)
+        rewritten_source_text(work.out.action, facts, datapath, judged, origin)
     };
     if is_port_random {
         let PortRange { first, count } = datapath.settings.source_ports;
@@ -388,7 +393,7 @@ fn why_not_dsr<F: PinnedFamily, R: Reader<F>, S>(
     let key = FrontendKey::new(address, port, facts.protocol);
     let frontend = reader.frontend(&key)?;
     let service = reader.service(frontend.service)?;
-    if service.flags & Service::DSR == 0 || judged.work.action != Action::REQUEST_FORWARD {
+    if service.flags & Service::DSR == 0 || judged.work.out.action != Action::REQUEST_FORWARD {
         return None;
     }
     Some(match origin {
@@ -413,7 +418,7 @@ fn verdict(verdict: Verdict, step: &mut Step) {
     step.verdict = name;
     step.reason = Some(reason.name());
     let hook = step.hook;
-    let text = format!("{}{how} (counted as {hook} {})", meaning(reason), reason.name());
+    let text = format!("{}{how} (counted as {hook} {})", reason.meaning(), reason.name());
     step.say("verdict", text);
 }
 

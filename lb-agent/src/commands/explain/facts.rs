@@ -17,7 +17,7 @@ use lb_common::{
         settings::Settings,
     },
     balance::{Endpoint, FlowTable, Origin, select, track, types::Eligible},
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -149,7 +149,7 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         flow: &Flow<F::Address>,
         step: &mut Step,
     ) {
-        let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
+        let kind = if key.protocol == u32::from(TCP) { PacketKind::Tcp } else { PacketKind::Udp };
         let idle = self.reader.now().wrapping_sub(flow.last_seen);
         let idle = if idle > u32::MAX / 2 { 0 } else { idle };
         let ticks = self.settings.ticks_per_second.max(1);

@@ -2,7 +2,6 @@
 
 use std::fmt::{self, Write as _};
 
-use lb_common::abi::counter::Reason;
 use serde::Serialize;
 
 /// What happens to a packet on this node.
@@ -171,51 +170,5 @@ fn place_text(place: &str) -> &'static str {
         "this_host" => "a process of this node",
         "this_node" => "on this node",
         _ => "on another node",
-    }
-}
-
-/// What a reason means for the packet.
-pub(super) fn meaning(reason: Reason) -> &'static str {
-    match reason {
-        Reason::NotService => "no Service address: left alone",
-        Reason::LeftToTc => "left to tc",
-        Reason::NotIp => "neither IPv4 nor IPv6: left alone",
-        Reason::Malformed => "malformed: left alone",
-        Reason::NoFlow => "no flow of ours: left alone",
-        Reason::FlowCreated => "a new flow is made, and the packet translated",
-        Reason::Request => "a packet of a known flow, from its client: translated",
-        Reason::Reply => "a packet of a known flow, from its backend: translated",
-        Reason::SocketTranslated => "the socket connects to the backend itself",
-        Reason::SocketExempt => "not decided before there is a packet: left to the packet's way",
-        Reason::EchoAnswered => "answered in the Service's name",
-        Reason::NoEndpoint => "the Service has no endpoint that serves: refused",
-        Reason::NoSuchPort => "the Service has no such port: refused",
-        Reason::NoSuchProtocol => "Services do not carry this protocol: refused",
-        Reason::NoLocalEndpoint => {
-            "the policy is Local and no endpoint of this node serves: dropped"
-        }
-        Reason::SourceNotAllowed => "the client is not in loadBalancerSourceRanges: dropped",
-        Reason::UnknownAddress => "no Service has this address: left alone",
-        Reason::UntranslatedLeaving => {
-            "addressed to a ServiceCIDR and about to leave the node untranslated: dropped"
-        }
-        Reason::Draining => {
-            "`cleanup --drain` goes on, which lets in nothing new: left to the stack"
-        }
-        Reason::UnknownTcpFlow => "TCP of no known flow that opens none: left to the stack",
-        Reason::Fragment => "a fragment before the first of its datagram: dropped",
-        Reason::IcmpError => "an ICMP error about no known flow: dropped",
-        Reason::IcmpTranslated => "an ICMP error about a known flow: translated",
-        Reason::NoSourcePort => "no source port of this node is free for the flow: refused",
-        Reason::FlowTableFull => "the flow table took no entry: dropped",
-        Reason::NoNodeAddress => "the node has no address of this family to send from: dropped",
-        Reason::NoRoute => "the kernel has no route to the backend: dropped",
-        Reason::TtlExceeded => "its TTL ends here: its sender is told",
-        Reason::TooBig => "too big for its way: its sender is told",
-        Reason::RewriteFailed => "it could not be rewritten: dropped",
-        Reason::MartianSource => "nobody outside can have its source address: left to the stack",
-        Reason::TableInconsistent => {
-            "an entry names what is not in its table, as while an agent writes: dropped"
-        }
     }
 }

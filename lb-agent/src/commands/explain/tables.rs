@@ -253,7 +253,7 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
         None
     }
 
-    fn enter_fragment(&mut self, _key: &FragmentKey<F::Address>, _fragment: &Fragment) {}
+    fn insert_fragment(&mut self, _key: &FragmentKey<F::Address>, _fragment: &Fragment) {}
 
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry> {
         let place = match self.affinity.get(key) {

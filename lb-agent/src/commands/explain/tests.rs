@@ -18,7 +18,7 @@ use lb_common::{
 use lb_testing::{
     family::TestFamily,
     tables::FakeTables,
-    world::{EXTERNAL, POD_DEVICE, Where, World, at},
+    world::{EXTERNAL, Location, POD_DEVICE, World, at},
 };
 
 use super::{
@@ -177,10 +177,15 @@ impl Surroundings for Lab {
 fn world() -> (World<Ipv4>, u32) {
     let mut world = World::<Ipv4>::default();
     let index = world.add_service(at(Ipv4::vip(1), 80), TCP);
-    world.add_front_of(FrontendKind::EXTERNAL, index, at(Ipv4::vip_elsewhere(9), 80), TCP);
-    world.add_front_of(FrontendKind::NODE_PORT, index, at(Ipv4::node(), 30_080), TCP);
-    world.add_backend(index, at(Ipv4::pod(2), 8080), Where::Here);
-    world.add_backend(index, at(Ipv4::remote_pod(2), 8080), Where::Elsewhere);
+    world.add_frontend_of_kind(
+        FrontendKind::EXTERNAL,
+        index,
+        at(Ipv4::vip_outside_cidrs(9), 80),
+        TCP,
+    );
+    world.add_frontend_of_kind(FrontendKind::NODE_PORT, index, at(Ipv4::node(), 30_080), TCP);
+    world.add_backend(index, at(Ipv4::pod(2), 8080), Location::LocalPod);
+    world.add_backend(index, at(Ipv4::remote_pod(2), 8080), Location::OtherNode);
     (world, index)
 }
 
@@ -195,7 +200,7 @@ fn says(explained: &Explanation, expected: &[&str]) {
 }
 
 const VIP: fn(u16) -> (Address4, u16) = |port| (Ipv4::vip(1), port);
-const BALANCER: fn() -> (Address4, u16) = || (Ipv4::vip_elsewhere(9), 80);
+const BALANCER: fn() -> (Address4, u16) = || (Ipv4::vip_outside_cidrs(9), 80);
 
 fn pod() -> Address4 {
     Ipv4::pod(1)
@@ -279,7 +284,7 @@ fn a_rejected_or_dropped_packet_says_why() {
                 "client outside the cluster, externalTrafficPolicy Local: the local set, 0 backends",
                 "10.2.0.2:8080 (on another node) not eligible: it is not on this node",
                 "from_device no_local_endpoint",
-                "outcome: the policy is Local",
+                "outcome: the traffic policy is Local",
             ],
         ),
         (
@@ -298,7 +303,8 @@ fn a_rejected_or_dropped_packet_says_why() {
             (Ipv4::pod(2), 8080),
             eth0(),
             &[
-                "no Service address: left alone (counted as from_device not_service)",
+                "neither addressed to a Service nor a reply of one: untouched (counted as from_device \
+                 not_service)",
                 "outcome: delivered through veth1, as 198.51.100.7:40000 -> 10.1.0.2:8080",
             ],
         ),
@@ -334,7 +340,7 @@ fn a_source_that_becomes_the_node_s_says_why() {
         &["client is a pod of another node", "is ignored", "no DSR: the client is a pod"],
     );
     world.backends[1].sets = 0;
-    world.add_backend(index, at(pod(), 8080), Where::Here);
+    world.add_backend(index, at(pod(), 8080), Location::LocalPod);
     world.drain(2);
     let lab = Lab::new(world);
     says(
@@ -358,7 +364,7 @@ fn the_settings_are_described() {
     );
     lab.world.settings.flags = Settings::DRAINING;
     let left = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
-    says(&left, &["`cleanup --drain` goes on", "counted as from_pod draining"]);
+    says(&left, &["`cleanup --drain` runs", "counted as from_pod draining"]);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use super::{
     describe,
     facts::{endpoint, text},
     pinned::PinnedFamily,
-    report::{Outcome, Step, meaning},
+    report::{Outcome, Step},
     surroundings::{Device, Route, Surroundings, device_text},
     tables::Reader,
 };
@@ -229,7 +229,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
 
     /// The program redirects the packet, past the stack.
     fn redirect(&self, judged: &Judged<F>, device: &Device) -> Outcome {
-        let (rewrite, action) = (&judged.work.rewrite, judged.work.action);
+        let (rewrite, action) = (&judged.work.out.rewrite, judged.work.out.action);
         match action {
             Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
                 let text = format!("back out of {}, to the pod that it came from", device.name);
@@ -263,8 +263,8 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
 fn by_stack<F: PinnedFamily>(judged: &Judged<F>) -> Option<Tuple<F::Address>> {
     match judged.verdict {
         Verdict::Pass(_) => Some(*judged.packet.tuple()),
-        Verdict::Translate(_) => match judged.work.action {
-            Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => Some(judged.work.rewrite),
+        Verdict::Translate(_) => match judged.work.out.action {
+            Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => Some(judged.work.out.rewrite),
             _ => None,
         },
         Verdict::Drop(_) | Verdict::Answer(..) => None,
@@ -289,5 +289,5 @@ fn ended<F: PinnedFamily>(tuple: &Tuple<F::Address>, verdict: Verdict) -> Outcom
             ("dropped", reason)
         }
     };
-    Outcome { text: meaning(reason).to_owned(), ..outcome::<F>(result, tuple, "") }
+    Outcome { text: reason.meaning().to_owned(), ..outcome::<F>(result, tuple, "") }
 }
