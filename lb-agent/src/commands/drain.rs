@@ -96,7 +96,7 @@ pub enum DrainError {
     /// The flows could not be counted.
     #[error("cannot count the flows")]
     Flows {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
