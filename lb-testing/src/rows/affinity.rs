@@ -1,4 +1,4 @@
-//! Session affinity (semantics: section 6).
+//! Session affinity (docs/semantics.md, section 6).
 
 use lb_common::packet::ACK;
 

@@ -1,4 +1,4 @@
-//! Who reaches what, and which source the backend sees (semantics: sections 3 and 5).
+//! Who reaches what, and which source the backend sees (docs/semantics.md, sections 3 and 5).
 
 use lb_common::{
     abi::{

@@ -1,4 +1,4 @@
-//! IP fragments (semantics: section 7): all of a datagram get what its first one gets.
+//! IP fragments (docs/semantics.md, section 7): all of a datagram get what its first one gets.
 
 use lb_common::{
     abi::{counter::Reason, flow::Tuple},

@@ -1,4 +1,4 @@
-//! ICMP errors about translated flows (semantics: section 7): who gets them, from whom, and
+//! ICMP errors about translated flows (docs/semantics.md, section 7): who gets them, from whom, and
 //! what they say was sent.
 
 use lb_common::{

@@ -1,4 +1,4 @@
-//! TCP connections over time (semantics: section 7).
+//! TCP connections over time (docs/semantics.md, section 7).
 
 use lb_common::{
     abi::counter::Reason,

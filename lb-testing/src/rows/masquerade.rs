@@ -1,4 +1,4 @@
-//! `--masquerade-all`: whoever asks a ClusterIP is seen as this node (semantics: section 10).
+//! `--masquerade-all`: whoever asks a ClusterIP is seen as this node (docs/semantics.md, section 10).
 
 use lb_common::{
     abi::settings::Settings,

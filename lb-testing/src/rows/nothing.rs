@@ -1,4 +1,4 @@
-//! What a client sees when there is nothing to send to (semantics: section 4).
+//! What a client sees when there is nothing to send to (docs/semantics.md, section 4).
 
 use lb_common::{
     abi::{counter::Reason, service::Service},

@@ -1,4 +1,4 @@
-//! UDP flows over time (semantics: section 7).
+//! UDP flows over time (docs/semantics.md, section 7).
 
 use lb_common::abi::counter::Reason;
 

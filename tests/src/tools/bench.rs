@@ -8,8 +8,8 @@
 //! floors, which say what the helpers cost that a program cannot do without, come from the
 //! same run.
 //!
-//! Limits are those of the plan, raised as much as the one step that a path cannot do
-//! without is slower here than where the plan's figures are from, and never lowered.
+//! Limits are those of docs/performance.md. A limit grows with the floor of its figure, as far
+//! as that floor is slower here than on the reference machine; it never shrinks.
 //!
 //! It is no measurement of throughput: no device, no stack, one processor.
 

@@ -1,4 +1,4 @@
-//! Row 6: what the hooks add to connect().
+//! What the hooks add to connect(): row 6 of docs/performance.md.
 //!
 //! Every call is a real one, of a fresh TCP socket, in a network namespace where it ends at the
 //! route: nothing is sent, so that the hook is most of what differs between a call with one

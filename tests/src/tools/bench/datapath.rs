@@ -1,7 +1,8 @@
-//! Rows 7 and 8: what a packet costs in the programs at tc.
+//! What a packet costs in the programs at tc: rows 7 and 8 of docs/performance.md.
 //!
-//! Limits rise with the one step that the plan names beside them: a look-up that finds one of
-//! as many flows (row 7), two insertions after one that finds none (row 8). What has neither has fixed limits.
+//! A limit grows with its floor. In row 7 the floor is a look-up that finds one of as many
+//! flows, in row 8 a look-up that finds nothing and two insertions. A figure without a floor
+//! has a fixed limit. The numbers of these rows are those of docs/performance.md.
 
 use std::path::Path;
 
@@ -328,9 +329,9 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// TCP goes into the table of handshakes, whose size is always the same, UDP into that of
-    /// flows. Row 8 is about flows in a table of a usual size: nothing is asked of UDP in a
-    /// large one, where the insertions alone take more than the row allows.
+    /// A TCP flow is inserted into the table of handshakes, whose size is always the same, a UDP
+    /// flow into FLOWS. Row 8 of docs/performance.md is about tables of a usual size. In a large
+    /// one UDP has no limit, because the insertions alone take longer than the row allows.
     fn opened<F: Side>(&mut self, is_large: bool) -> Result<()> {
         let (among, flows, size, miss) = match is_large {
             true => (", among 1 M", "1 M", "2 M", HIT_1M),

@@ -15,13 +15,13 @@ use super::{
     tables::Side,
 };
 
-/// What a look-up costs in the plan, ns.
+/// What a look-up costs on the reference machine of docs/performance.md, ns.
 pub const HIT: f64 = 25.0;
 /// The same among 64k flows.
 pub const HIT_64K: f64 = 44.0;
 /// The same among a million.
 pub const HIT_1M: f64 = 205.0;
-/// An insertion: 200 to 250 in the plan. What is most there raises limits least.
+/// An insertion: 200 to 250 ns on the reference machine. The larger value raises limits least.
 pub const INSERTION: f64 = 250.0;
 
 /// The map of a family's steps that stands for FLOWS.

@@ -1,4 +1,4 @@
-//! Row 9: how often the core looks into a hash or an LRU, counted.
+//! How often the core looks into a hash or an LRU, counted: row 9 of docs/performance.md.
 
 use anyhow::{Context, Result};
 use lb_common::{

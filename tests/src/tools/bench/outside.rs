@@ -1,5 +1,5 @@
-//! Rows 7 and 8 of what clients outside the cluster ask for: a node port whose backend runs
-//! on another node, at tc and at XDP.
+//! Rows 7 and 8 of docs/performance.md for clients outside the cluster: a node port whose
+//! backend runs on another node, at tc and at XDP.
 //!
 //! Known flows remember where their packets go, as the limits have it. New ones ask the kernel,
 //! and so do known ones once a second, which is left out here: the look-up alone is among the

@@ -1,4 +1,4 @@
-//! Row 23: what it takes to load the programs.
+//! How long loading and attaching the programs takes: row 23 of docs/performance.md.
 
 use std::{
     fs::{self, File},

@@ -17,9 +17,9 @@ pub struct Figure {
     pub name: String,
     /// In which unit.
     pub unit: &'static str,
-    /// What the plan says it should not exceed.
+    /// The limit that a change should stay below, as docs/performance.md has it.
     pub aim: Option<f64>,
-    /// What the plan says it must not exceed.
+    /// The limit that must not be exceeded, as docs/performance.md has it.
     pub must: Option<f64>,
     /// The measurement, or why it is void.
     #[serde(flatten)]
@@ -40,7 +40,7 @@ pub struct Floor {
     pub steps: String,
     /// What it costs here, ns.
     pub cost: f64,
-    /// What it cost, ns, where the figures of the plan were measured.
+    /// What it costs on the reference machine of docs/performance.md, ns.
     pub anchor: f64,
 }
 
@@ -187,7 +187,7 @@ fn cells(figure: &Figure) -> [String; 11] {
     let [floor, steps, factor] = match (&figure.floor, &figure.outcome) {
         (Some(floor), Outcome::Measured(it)) => {
             let factor = format!("{:.2}", it.median / floor.cost);
-            [number(floor.cost), format!("{}, {}", floor.steps, speed(floor)), factor]
+            [number(floor.cost), steps(floor), factor]
         }
         _ => [const { String::new() }; 3],
     };
@@ -197,8 +197,8 @@ fn cells(figure: &Figure) -> [String; 11] {
     [row, name, measured, interval, unit, floor, steps, factor, aim, must, verdict(figure)]
 }
 
-fn speed(floor: &Floor) -> String {
-    format!("{} in the plan", number(floor.anchor))
+fn steps(floor: &Floor) -> String {
+    format!("{} (reference {})", floor.steps, number(floor.anchor))
 }
 
 fn number(value: f64) -> String {

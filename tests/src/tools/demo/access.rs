@@ -1,4 +1,4 @@
-//! Calls that reach a backend: rows 3.1 to 3.3 of the Service contract.
+//! Calls that reach a backend: rows 3.1 to 3.3 of docs/semantics.md.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,5 +1,5 @@
-//! Calls from outside the cluster, and of a node at its own node ports: rows 3.4 to 3.9 of the
-//! Service contract.
+//! Calls from outside the cluster, and of a node at its own node ports: rows 3.4 to 3.9 of
+//! docs/semantics.md.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,4 +1,5 @@
-//! Calls that reach nobody: table 4 of the Service contract, as pods and clients outside see it.
+//! Calls that reach no backend: table 4 of docs/semantics.md, as pods and clients outside see
+//! it.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! What lb must do with a first packet: kube-proxy's answer, changed by the rules of the contract
-//! (design page semantics.md) that are lb's own. A rule looks at who asks, for what, and where
-//! the endpoints are; it never sees a name.
+//! What lb must do with a first packet: kube-proxy's answer, changed by the rules in which lb
+//! differs on purpose ("ours" in docs/semantics.md). A rule sees the client, the destination,
+//! and the place of the endpoints; it never sees a name.
 
 use std::collections::BTreeSet;
 use std::fmt;

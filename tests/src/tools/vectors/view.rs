@@ -1,5 +1,5 @@
 //! What the objects of a group say, read independently of the agent: who a client is, what a
-//! destination is, which endpoints serve (semantics: sections 1, 2 and 5).
+//! destination is, which endpoints serve (docs/semantics.md, sections 1, 2 and 5).
 
 use std::net::{IpAddr, SocketAddr};
 
