@@ -31,12 +31,12 @@ pub(crate) struct Args {
     /// Write the golden file of instruction counts. The table for docs/kernels.md is always printed
     #[arg(long)]
     bless: bool,
-    /// Parts to run: load, rows, connections; all of them by default
+    /// Parts to run: load, cases, connections; all of them by default
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
-/// A kernel to try, and the Debian releases that have it.
+/// A kernel to test, and the Debian releases that have it.
 struct Kernel {
     /// Its name here, and part of its directory's name in the cache.
     name: &'static str,
@@ -51,7 +51,7 @@ const KERNELS: [Kernel; 4] = [
     Kernel { name: "newest", suites: &["trixie-backports", "sid"] },
 ];
 
-/// How long a machine may run.
+/// The time limit of a machine.
 const LIMIT: Duration = Duration::from_secs(1200);
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {

@@ -12,9 +12,9 @@ use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::rows::Rows;
 use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::wait::PATIENCE;
 use nix::sys::signal::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(10);
 const SERVICE: u8 = 1;
 
 /// The rule sets that a node may have.
@@ -152,9 +152,9 @@ fn kube_proxys_rules_go_and_those_of_others_stay() -> Result<()> {
         rows.is_true(format!("{round}: {before}\nis now\n{after}"), after == before);
     }
     let said = lb(&node, &["cleanup", "--kube-proxy"])?;
-    rows.is_true(format!("again: {said}"), said.contains("nothing of kube-proxy found"));
+    rows.is_true(format!("again: {said}"), said.contains("no kube-proxy rules found"));
     let told = lb(&node, &["check"])?;
-    rows.is_true(format!("check: {told}"), told.contains("no rules of it"));
+    rows.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
     rows.finish()
 }
 
@@ -168,7 +168,7 @@ fn what_others_rules_make_use_of_is_kept() -> Result<()> {
         sh(&node, &format!("{variant} -t nat -A CNI-HOSTPORT-DNAT -j KUBE-MARK-MASQ"))?;
     }
     let said = lb(&node, &["cleanup", "--kube-proxy"])?;
-    let kept = "rules of others make use of KUBE-MARK-MASQ, KUBE-POSTROUTING: kept";
+    let kept = "kept because other rules use them: KUBE-MARK-MASQ, KUBE-POSTROUTING";
     let mut rows = Rows::default();
     rows.is_true(&said, said.matches(kept).count() == VARIANTS.len());
     for variant in VARIANTS {
@@ -207,7 +207,7 @@ fn a_drain_ends_with_the_last_connection() -> Result<()> {
     let held = Family::ALL.map(open).into_iter().collect::<Result<Vec<_>>>()?;
     world.take_agent(1)?.terminate()?;
     let mut drain = start_lb(&node, &["cleanup", "--drain", "1m"])?;
-    drain.wait_for_output("draining: 2 flows go on, 59 s left", PATIENCE)?;
+    drain.wait_for_output("draining: 2 flows left, 59 s remaining", PATIENCE)?;
     for connection in &held {
         let answer = connection.exchange("again", PATIENCE)?;
         rows.is_true(format!("known: {answer:?}"), answer.name().is_some());
@@ -239,7 +239,7 @@ fn a_drain_that_is_stopped_goes_on_until_an_agent_runs() -> Result<()> {
     world.take_agent(1)?.terminate()?;
     for _ in 0..2 {
         let mut drain = start_lb(&node, &["cleanup", "--drain", "1m"])?;
-        drain.wait_for_output("draining: 1 flows go on", PATIENCE)?;
+        drain.wait_for_output("draining: 1 flows left", PATIENCE)?;
         drain.signal(Signal::SIGINT)?;
         let status = drain.wait(PATIENCE)?;
         let said = drain.stderr();

@@ -162,8 +162,8 @@ pub(super) fn table(all: &[Results]) -> String {
     );
     for results in all {
         let facts = &results.facts;
-        let rows = |family: u8, before: &str| {
-            let counts = facts.get(&format!("rows for IPv{family}, {before}"));
+        let cases = |family: u8, before: &str| {
+            let counts = facts.get(&format!("cases for IPv{family}, {before}"));
             let number = |at: usize| counts.and_then(|counts| counts[at].as_u64()).unwrap_or(0);
             match number(2) {
                 0 => format!("{} of {}", number(0), number(0) + number(1)),
@@ -172,7 +172,7 @@ pub(super) fn table(all: &[Results]) -> String {
                 }
             }
         };
-        let both = |before| format!("{}; {}", rows(4, before), rows(6, before));
+        let both = |before| format!("{}; {}", cases(4, before), cases(6, before));
         let counts = results.instructions();
         let largest = counts.iter().max_by_key(|(_, count)| **count);
         let largest = largest.map_or_else(String::new, |(name, count)| format!("`{name}` {count}"));

@@ -18,14 +18,14 @@ use lb_common::{
         settings::{Settings, SettingsPair},
     },
     balance::track,
-    packet::Kind,
+    packet::PacketKind,
 };
 use lb_sys::TypedMap;
 use serde::Serialize;
 
 use super::{
     GetError,
-    services::{Names, protocol_name},
+    services::{ServiceNames, protocol_name},
 };
 use crate::maps::{
     pins::Pins,
@@ -109,7 +109,7 @@ impl Clock {
 pub(super) fn flows(pins: &Pins) -> Result<Vec<FlowRow>, GetError> {
     let clock = Clock::open(pins, &read_array::<SettingsPair>(pins, "SETTINGS")?);
     let names = live_names(pins)?;
-    let names = Names::new(&names);
+    let names = ServiceNames::new(&names);
     let mut rows = Vec::new();
     for (map, half_open) in [("FLOWS4", false), ("EMBRYONIC4", true)] {
         for (key, flow) in read_flows::<Address4>(pins, map)? {
@@ -158,7 +158,7 @@ fn count_live<A: Address>(
     counts: &mut HashMap<u32, u64>,
 ) -> Result<(), GetError> {
     for (key, flow) in read_flows::<A>(pins, map)? {
-        let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
+        let kind = if key.protocol == u32::from(TCP) { PacketKind::Tcp } else { PacketKind::Udp };
         let is_over = now.is_some_and(|now| track::is_expired(&flow, kind, now, settings));
         if !flow.action.is_reply() && !is_over {
             *counts.entry(flow.service).or_default() += 1;
@@ -183,7 +183,7 @@ fn row<A: Copy, I: Into<IpAddr>>(
     flow: &Flow<A>,
     half_open: bool,
     address: impl Fn(A) -> I,
-    names: &Names<'_>,
+    names: &ServiceNames<'_>,
     clock: &Clock,
 ) -> FlowRow {
     let text = |ip: A, port: Be16| SocketAddr::new(address(ip).into(), port.get()).to_string();
@@ -243,7 +243,7 @@ pub(super) fn affinity(pins: &Pins) -> Result<Vec<AffinityRow>, GetError> {
     let backends4 = read_array::<Backend<Address4>>(pins, "BACKENDS4")?;
     let backends6 = read_array::<Backend<Address6>>(pins, "BACKENDS6")?;
     let map = opened(pins, "AFFINITY", TypedMap::<AffinityKey, Affinity>::new)?;
-    let texts = Names::new(&names);
+    let texts = ServiceNames::new(&names);
     let mut rows: Vec<AffinityRow> = read_hash(&map, "AFFINITY")?
         .iter()
         .map(|(key, entry)| {
@@ -311,7 +311,7 @@ mod tests {
         let mut flow = Flow { action: Action::REQUEST_TUNNEL, ..Flow::default() };
         (flow.rewrite.source, flow.rewrite.destination) = (ip(1), ip(2));
         let key = FlowKey { tuple, protocol: 6 };
-        let (names, clock) = (Names::new(&[]), Clock { now: None, ticks_per_second: 0 });
+        let (names, clock) = (ServiceNames::new(&[]), Clock { now: None, ticks_per_second: 0 });
         let row = |flow: &Flow<Address4>| row(&key, flow, false, Ipv4Addr::from, &names, &clock);
         let shown = row(&flow);
         assert_eq!((shown.direction, shown.action), ("request", "tunnel"));

@@ -10,7 +10,7 @@ use lb_control::desired::{Locality, endpoints};
 use lb_control::model::service::Policy;
 use lb_control::model::slice::{Endpoint, Hints};
 use lb_control::options::ExternalMode;
-use lb_control::snapshot::nodes::Nodes;
+use lb_control::snapshot::nodes::NodeIndex;
 
 use super::format::{Candidate, Selection};
 
@@ -45,7 +45,7 @@ pub(super) fn check(case: &Selection) -> Result<()> {
         zone: zone.map(String::as_str).filter(|zone| !zone.is_empty()),
         addresses: &none,
         node_port_addresses: &none,
-        nodes: &Nodes::default(),
+        nodes: &NodeIndex::default(),
         external_mode: ExternalMode::Snat,
     };
     let sets = endpoints::choose(&endpoints.iter().collect::<Vec<_>>(), policy, locality);
