@@ -1,5 +1,5 @@
-//! Kernels and qemu out of Debian packages: found with an apt configuration of their own, which
-//! takes the mirror from the machine's, unpacked below the cache, never installed.
+//! Kernels and qemu from Debian packages, unpacked below the cache, not installed. apt runs with a
+//! configuration of its own, which uses the mirror of the machine's configuration.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -21,7 +21,7 @@ use crate::workspace::{Workspace, on_path};
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const QEMU: &str = "qemu-system-x86_64";
 
-/// What is left of a kernel's packages.
+/// The files that are kept of a kernel's packages.
 pub(super) struct Release {
     pub(super) vmlinuz: PathBuf,
     /// An archive of the modules that the tests need, in the order of their names.
@@ -32,14 +32,14 @@ pub(super) struct Release {
 pub(super) struct Qemu {
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<String>,
-    /// Where its libraries are, if it is not installed.
+    /// The directory of its libraries, if it is not installed.
     pub(super) libraries: Option<String>,
 }
 
-/// The kernel from the cache, to which it is fetched if it is not there.
+/// The kernel from the cache; it is fetched if it is missing.
 pub(super) fn kernel(workspace: &Workspace, kernel: &Kernel) -> Result<Release> {
     let directory = workspace.cache().join(format!("kernels-{}", kernel.name));
-    // Another choice of modules is another file.
+    // The name changes with the choice of modules.
     let mut hasher = DefaultHasher::new();
     modules::WANTED.hash(&mut hasher);
     let modules = format!("modules-{:016x}.cpio", hasher.finish());
@@ -69,7 +69,7 @@ fn archive(modules: &[modules::Module], path: &Path) -> Result<()> {
     archive.finish().with_context(shown)
 }
 
-/// The qemu of the machine, else one from the cache, to which it is fetched.
+/// The installed qemu, else one from the cache; it is fetched if it is missing.
 pub(super) fn qemu(workspace: &Workspace) -> Result<Qemu> {
     if let Some(program) = on_path(QEMU) {
         return Ok(Qemu { program, arguments: Vec::new(), libraries: None });
@@ -80,7 +80,7 @@ pub(super) fn qemu(workspace: &Workspace) -> Result<Qemu> {
         let codename = codename()?;
         let backports = format!("{codename}-backports");
         let updates = format!("{codename}-updates");
-        // The plain release's conflicts with tools that may be installed from backports.
+        // The release's qemu conflicts with tools that may be installed from backports.
         let apt = Apt::new(workspace, into, &[&codename, &updates, &backports])?;
         apt.unpack_with_dependencies("qemu-system-x86", &backports)?;
         progress.done();
@@ -156,7 +156,7 @@ impl<'a> Apt<'a> {
             .with_context(|| format!("apt-cache {} has no answer", arguments.join(" ")))
     }
 
-    /// The packages that the newest kernel is in.
+    /// The packages of the newest kernel.
     fn kernel_packages(&self) -> Result<BTreeSet<String>> {
         const META: &str = "linux-image-amd64";
         // Newest first.
@@ -186,8 +186,8 @@ impl<'a> Apt<'a> {
         self.unpack_all()
     }
 
-    /// The same with all that a package needs and the machine does not have; leaves it in
-    /// `root` beside the directory of this.
+    /// Fetches and unpacks a package and its dependencies that are not installed, into `root`
+    /// beside this directory.
     fn unpack_with_dependencies(&self, package: &str, suite: &str) -> Result<()> {
         self.get(&[
             "install",
@@ -218,7 +218,7 @@ impl<'a> Apt<'a> {
     }
 }
 
-/// The packages among what `apt-cache show` says a kernel depends on that it is in.
+/// The packages of a kernel, among the dependencies that `apt-cache show` prints.
 fn parts_of_kernel(said: &str) -> Vec<String> {
     const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
     let depends = said.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
@@ -232,7 +232,7 @@ fn parts_of_kernel(said: &str) -> Vec<String> {
     names.filter(is_part).map(str::to_owned).collect()
 }
 
-/// The mirror that the machine has its own release from.
+/// The mirror of the machine's own release.
 fn mirror(workspace: &Workspace) -> Result<String> {
     let codename = codename()?;
     let targets = run::answer(workspace.command("apt-get").args([
@@ -240,7 +240,7 @@ fn mirror(workspace: &Workspace) -> Result<String> {
         "--format",
         "$(CREATED_BY) $(RELEASE) $(REPO_URI)",
     ]))
-    .context("apt-get does not tell its sources")?;
+    .context("apt-get does not print its sources")?;
     let own = |line: &str| {
         let uri = line.strip_prefix(&format!("Packages {codename} "))?;
         Some(uri.to_owned())

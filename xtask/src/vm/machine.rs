@@ -1,4 +1,4 @@
-//! Runs a virtual machine until it switches itself off, or for as long as it may.
+//! Runs a virtual machine until it powers off or its time limit is over.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,19 +11,19 @@ use anyhow::{Context, Result};
 use super::debian::{Qemu, Release};
 use super::image::{OBJECT, PROGRAMS};
 
-/// How often it is looked at.
+/// How often the machine is checked.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// An emulated machine takes so many times as long as others.
+/// The factor by which an emulated machine is slower.
 const PATIENCE: u32 = 20;
 
-/// What came of a machine.
+/// The result of a machine.
 pub(super) struct Console {
-    /// All that it wrote.
+    /// The output on its console.
     pub(super) text: String,
     pub(super) took: Duration,
 }
 
-/// Boots a machine whose console goes to `log`; one that runs longer than `limit` is ended.
+/// Boots a machine whose console goes to `log`; it is killed after `limit`.
 pub(super) fn boot(
     qemu: &Qemu,
     release: &Release,
@@ -35,7 +35,7 @@ pub(super) fn boot(
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let copy = file.try_clone().context("cannot share the log")?;
     let started = Instant::now();
-    // Emulation takes all it gets: others go first.
+    // Emulation uses all CPU time it gets, so it runs at the lowest priority.
     let mut command = Command::new("nice");
     command
         .arg(&qemu.program)
@@ -75,7 +75,8 @@ fn wait(child: &mut Child, deadline: Instant) -> bool {
     false
 }
 
-/// What the kernel does not know of it gives to the first process as its environment.
+/// The kernel's command line. Parameters that the kernel does not know become the environment of
+/// the first process.
 fn kernel_arguments(only: &[String]) -> String {
     let mut arguments = vec![
         "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check".to_owned(),

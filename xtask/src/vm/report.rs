@@ -1,4 +1,4 @@
-//! What the machines told: results, the golden of instruction counts, and the table.
+//! The results of the machines, the golden of instruction counts, and the table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,11 +12,11 @@ use crate::progress::seconds;
 use crate::test::count::Outcome;
 use crate::workspace::Workspace;
 
-/// What lines of results begin with; `lb_tests::vm` writes them.
+/// The prefix of lines with results, which `lb_tests::tools::vm` prints.
 const PREFIX: &str = "lb-vm: ";
 const GOLDEN: &str = "tests/golden/vm.txt";
 
-/// What one kernel came to.
+/// The results of one kernel.
 #[derive(Debug, Default)]
 pub(super) struct Results {
     kernel: String,
@@ -25,16 +25,16 @@ pub(super) struct Results {
     failures: Vec<String>,
     facts: BTreeMap<String, Value>,
     pub(super) took: Duration,
-    /// Whether the machine said that it had tried all.
+    /// Whether the machine reported that it had run all tests.
     pub(super) is_whole: bool,
 }
 
 impl Results {
-    /// Reads them off a console.
+    /// Parses the output of a console.
     pub(super) fn parse(kernel: &str, console: &str) -> Self {
         let mut results = Self { kernel: kernel.to_owned(), ..Self::default() };
         for line in console.lines() {
-            // The kernel's own words may precede it on the line.
+            // A message of the kernel may precede it on the line.
             let Some((_, json)) = line.split_once(PREFIX) else { continue };
             match serde_json::from_str::<Value>(json) {
                 Ok(value) => results.take(&value),
@@ -57,7 +57,7 @@ impl Results {
         }
     }
 
-    /// A kernel that could not be tried.
+    /// The results of a kernel that could not be tested.
     pub(super) fn failure(kernel: &str, error: &anyhow::Error) -> Self {
         let mut results = Self { kernel: kernel.to_owned(), ..Self::default() };
         results.fail(format!("{error:#}"));
@@ -105,8 +105,8 @@ impl Results {
     }
 }
 
-/// Holds instruction counts to the golden: a tenth more is allowed. Rows of kernels that were
-/// not tried stay as they are when it is written.
+/// Compares instruction counts with the golden, and allows a tenth more. A rewrite keeps the
+/// rows of kernels that were not tested.
 pub(super) fn compare(workspace: &Workspace, all: &mut [Results], bless: bool) -> Result<()> {
     let path = workspace.root().join(GOLDEN);
     let text = fs::read_to_string(&path).unwrap_or_default();
@@ -154,7 +154,7 @@ fn parse(golden: &str) -> BTreeMap<(String, String), u64> {
     golden.lines().filter(|line| !line.starts_with('#')).filter_map(row).collect()
 }
 
-/// The table that `docs/kernels.md` holds.
+/// The table of `docs/kernels.md`.
 pub(super) fn table(all: &[Results]) -> String {
     let mut text = String::from(
         "| kernel | programs | attached by | rows at tc, IPv4; IPv6 | rows with XDP before tc | \
