@@ -3,7 +3,8 @@
 
 pub mod controlplane;
 pub mod echo;
-pub mod flows;
+
+pub mod kernel;
 pub mod netns;
 pub mod programs;
 pub mod verify;

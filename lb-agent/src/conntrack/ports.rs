@@ -109,7 +109,7 @@ fn enter<A: Address>(
 ///
 /// # Errors
 /// What the kernel says; without connection tracking there is nothing to do.
-pub fn hold(pins: &Pins, longest: Duration) -> io::Result<usize> {
+pub fn reserve_in_conntrack(pins: &Pins, longest: Duration) -> io::Result<usize> {
     let mut flows = Vec::new();
     for map in ["FLOWS4", "EMBRYONIC4"] {
         translated::<Address4, _>(pins, map, Ipv4Addr::from, &mut flows)?;

@@ -44,7 +44,7 @@ impl Devices {
     pub fn set(&mut self, devices: &[Device]) -> Result<Vec<Device>, DataplaneError> {
         let wanted = placed(&self.entries, devices);
         if self.entries != wanted.0 {
-            self.forget_ways()?;
+            self.invalidate_next_hops()?;
         }
         for (index, (entry, next)) in (0..).zip(self.entries.iter_mut().zip(&wanted.0)) {
             if entry != next {
@@ -68,7 +68,7 @@ impl Devices {
     ///
     /// # Errors
     /// [`DataplaneError`] if the map cannot be written.
-    pub fn forget_ways(&mut self) -> Result<(), DataplaneError> {
+    pub fn invalidate_next_hops(&mut self) -> Result<(), DataplaneError> {
         self.epoch = self.epoch % 255 + 1;
         for (index, _) in (0..).zip(&self.entries).filter(|(_, entry)| entry.ifindex != 0) {
             self.map

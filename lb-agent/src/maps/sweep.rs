@@ -17,7 +17,7 @@ use lb_common::{
         socket::{DatagramKey, Peer},
     },
     balance::track,
-    packet::Kind,
+    packet::PacketKind,
 };
 use lb_sys::{PerCpuCounters, TypedMap};
 
@@ -130,7 +130,7 @@ impl Sweeper {
         };
         let is_live = |protocol: u32, state: u8, last_seen: u32| {
             let is_tcp = protocol == u32::from(TCP);
-            let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
+            let kind = if is_tcp { PacketKind::Tcp } else { PacketKind::Udp };
             let most = if is_tcp && track::is_closed(state) { closed } else { u32::MAX };
             age(last_seen) <= track::lifetime(kind, state, settings).min(most)
         };
@@ -151,7 +151,8 @@ fn live_flows<A: Address>(
         let requests = keys.iter().zip(values).filter(|(_, flow)| !flow.action.is_reply());
         let found = requests.filter(|(key, flow)| {
             let of = |flow: &Flow<A>| is_live(key.protocol, flow.state, flow.last_seen);
-            of(flow) || map.get(&pair_key(key, flow)).is_ok_and(|pair| pair.is_some_and(|p| of(&p)))
+            of(flow)
+                || map.get(&reverse_key(key, flow)).is_ok_and(|pair| pair.is_some_and(|p| of(&p)))
         });
         live += found.count() as u64;
         true
@@ -160,7 +161,7 @@ fn live_flows<A: Address>(
 }
 
 /// The key of the other direction.
-fn pair_key<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
+fn reverse_key<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
     FlowKey { tuple: flow.rewrite.reversed(), protocol: key.protocol }
 }
 
@@ -190,7 +191,7 @@ fn sweep_flows<A: Address>(
             return true;
         }
         // One direction may be quiet for as long as the other is not.
-        !matches!(map.get(&pair_key(key, flow)), Ok(Some(pair)) if !is_ended(&pair))
+        !matches!(map.get(&reverse_key(key, flow)), Ok(Some(pair)) if !is_ended(&pair))
     })
 }
 

@@ -90,7 +90,7 @@ impl Counts {
         if index < self.traffic.max_entries() {
             self.traffic.set_all(&index, Traffic::default())?;
         }
-        for reason in turned_away() {
+        for reason in rejections() {
             self.drops.remove(&DropKey { service: index, reason: reason as u32 })?;
         }
         self.used.remove(&index);
@@ -112,7 +112,7 @@ impl Counts {
         })?;
         self.drops.visit(|DropKey { service, reason }, values| {
             let sum = values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value));
-            if let Some(reason) = turned_away().find(|known| *known as u32 == reason) {
+            if let Some(reason) = rejections().find(|known| *known as u32 == reason) {
                 carried.drops.entry(service).or_default().insert(reason.name(), sum);
             }
         })?;
@@ -121,7 +121,7 @@ impl Counts {
 }
 
 /// The reasons that DROPS may hold.
-fn turned_away() -> impl Iterator<Item = Reason> {
+fn rejections() -> impl Iterator<Item = Reason> {
     let all = Reason::ALL.iter().copied();
-    all.filter(|reason| Reason::TURNED_AWAY >> *reason as u32 & 1 != 0)
+    all.filter(|reason| Reason::REJECTED >> *reason as u32 & 1 != 0)
 }

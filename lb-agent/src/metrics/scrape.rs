@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use lb_common::abi::counter::Reason;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -36,7 +37,7 @@ impl Collector for OnScrape {
         let counter = ConstCounter::new(0_u64);
         let mut out = encoder.encode_descriptor(
             "lb_datapath_packets",
-            "Packets and calls by hook and by why they went where they went",
+            &datapath_help(),
             None,
             counter.metric_type(),
         )?;
@@ -55,6 +56,16 @@ impl Collector for OnScrape {
         let capacity = fill.iter().map(|(map, _, capacity)| (*map, *capacity));
         encode_maps(&mut encoder, "lb_map_capacity", "Capacity of a map in entries", capacity)
     }
+}
+
+/// The help of `lb_datapath_packets_total`: every reason with its class and meaning.
+fn datapath_help() -> String {
+    let mut help = "Packets and calls by hook and by the reason for what became of them".to_owned();
+    for reason in Reason::ALL {
+        let (name, class, meaning) = (reason.name(), reason.class().name(), reason.meaning());
+        help += &format!("; {name} ({class}): {meaning}");
+    }
+    help
 }
 
 fn encode_maps(

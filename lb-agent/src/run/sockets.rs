@@ -69,7 +69,7 @@ async fn follow(
             health.set_fault(FAULT, None);
             continue;
         }
-        match hooks.mend(&programs) {
+        match hooks.repair(&programs) {
             Ok(()) => {
                 tracing::warn!(
                     "connect-time hooks were detached by another program, and are attached again"

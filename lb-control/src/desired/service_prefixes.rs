@@ -14,7 +14,7 @@ use crate::model::IpFamily;
 /// The prefixes of both families that settings let in.
 pub fn covered(settings: &Settings) -> Vec<IpNet> {
     fn meant<A: Copy>(family: &FamilySettings<A>) -> impl Iterator<Item = Prefix<A>> {
-        family.gate.into_iter().take(family.gate_count as usize)
+        family.service_prefixes.into_iter().take(family.service_prefix_count as usize)
     }
     let ipv4 = meant(&settings.ipv4).filter_map(|Prefix { address, mask }| {
         Ipv4Net::with_netmask(address.into(), mask.into()).ok().map(IpNet::V4)

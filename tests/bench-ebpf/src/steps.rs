@@ -105,7 +105,7 @@ pub fn open<F: Layout>(
             return false;
         }
         let mut pair = FlowKey::default();
-        pair.set_pair(&key.tuple, key.protocol);
+        pair.set_reverse(&key.tuple, key.protocol);
         insert(key) && insert(&pair)
     })
 }

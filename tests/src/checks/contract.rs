@@ -34,7 +34,7 @@ fn promises(page: &str) -> Vec<Promise<'_>> {
 fn source(file: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let places = [
-        ("rows/", "lb-testing/src/rows"),
+        ("cases/", "lb-testing/src/cases"),
         ("agent/", "lb-agent/src"),
         ("control/", "lb-control/src"),
         ("core/", "lb-testing/src"),
@@ -55,8 +55,8 @@ fn fault(test: &str) -> Option<String> {
     let Ok(text) = fs::read_to_string(&path) else {
         return Some(format!("{test}: there is no {}", path.display()));
     };
-    let is_row = file.starts_with("rows/");
-    let declaration = if is_row { format!("=> {function},") } else { format!("fn {function}(") };
+    let is_case = file.starts_with("cases/");
+    let declaration = if is_case { format!("=> {function},") } else { format!("fn {function}(") };
     // A test made by a macro is named alone in its call.
     let is_there = text.contains(&declaration) || text.contains(&format!("{function}:"));
     (!is_there).then(|| format!("{test}: {} has no such test", path.display()))
@@ -100,6 +100,6 @@ fn a_test_that_is_not_there_is_found() {
     assert!(found[0].tests.is_empty());
     assert_eq!(found[1].tests, ["x::y"]);
     assert!(fault("x::y").is_some());
-    assert!(fault("rows/outside::nothing_of_the_kind").is_some());
-    assert!(fault("rows/outside::a_backend_elsewhere_sees_this_node").is_none());
+    assert!(fault("cases/outside::nothing_of_the_kind").is_some());
+    assert!(fault("cases/outside::a_backend_elsewhere_sees_this_node").is_none());
 }

@@ -5,9 +5,9 @@
 //! knows that all of them were told by the line of [`Report::finish`].
 
 pub mod boot;
+mod cases;
 mod connections;
 mod load;
-mod rows;
 
 use std::env;
 use std::fmt::Display;
@@ -81,8 +81,8 @@ pub fn run() -> bool {
     if is_asked_for("load") {
         load::run(&mut report, features);
     }
-    if is_asked_for("rows") {
-        rows::run(&mut report);
+    if is_asked_for("cases") {
+        cases::run(&mut report);
     }
     if is_asked_for("connections") {
         connections::run(&mut report, features);

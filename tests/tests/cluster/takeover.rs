@@ -196,7 +196,7 @@ fn take_over(
     let told = lb(world, &["cleanup", "--kube-proxy"])?;
     rows.is_true(format!("again: {told}"), told.contains("no kube-proxy rules found"));
     let told = lb(world, &["check"])?;
-    rows.is_true(format!("check: {told}"), told.contains("no rules of it"));
+    rows.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
     let before = world.agent(1)?.counted("unknown_tcp_flow")?;
     thread::sleep(WHILE * 2);
     let after = world.agent(1)?.counted("unknown_tcp_flow")?;

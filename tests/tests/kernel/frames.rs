@@ -11,12 +11,14 @@ use lb_common::abi::settings::Timeouts;
 use lb_common::balance::{Verdict, track};
 use lb_common::packet::answer::quote_length;
 use lb_common::packet::{ACK, FIN, RST, SYN};
-use lb_testing::bench::{Bench, End, Lab, Outcome, Place};
 use lb_testing::family::TestFamily;
 use lb_testing::frame::{Body, Frame};
 use lb_testing::host::Host;
-use lb_testing::world::{Where, World, at, timeouts};
-use lb_tests::harness::flows::{Kernel, KernelFamily};
+use lb_testing::interpreter::{Fate, Interpreter, Outcome};
+use lb_testing::scene::Scene;
+use lb_testing::site::TestSite;
+use lb_testing::world::{Location, World, at, timeouts};
+use lb_tests::harness::kernel::{Kernel, KernelFamily};
 use lb_tests::harness::programs::in_private_namespace;
 
 /// xorshift64 (Marsaglia 2003): the same frames at every run.
@@ -39,16 +41,16 @@ impl Random {
 /// one without.
 fn world<F: TestFamily>() -> World<F> {
     let mut world = World::default();
-    for (number, protocol, place) in
-        [(1, TCP, Where::Elsewhere), (1, UDP, Where::Here), (2, TCP, Where::Host)]
+    for (number, protocol, location) in
+        [(1, TCP, Location::OtherNode), (1, UDP, Location::LocalPod), (2, TCP, Location::ThisHost)]
     {
         let index = world.add_service(at(F::vip(number), 80), protocol);
-        let address = match place {
-            Where::Here => F::pod(1),
-            Where::Host => F::node(),
-            Where::Elsewhere => F::remote_pod(1),
+        let address = match location {
+            Location::LocalPod => F::pod(1),
+            Location::ThisHost => F::node(),
+            Location::OtherNode => F::remote_pod(1),
         };
-        world.add_backend(index, at(address, 8080), place);
+        world.add_backend(index, at(address, 8080), location);
     }
     world.add_service(at(F::vip(3), 80), TCP);
     world
@@ -65,7 +67,7 @@ fn valid<F: TestFamily>(random: &mut Random) -> Frame<F> {
         F::vip(2),
         F::vip(3),
         F::vip(9),
-        F::vip_elsewhere(1),
+        F::vip_outside_cidrs(1),
     ];
     let mut end = || at(random.of(&addresses), random.of(&[80, 8080, 1000, 1001]));
     let ends = [end(), end()];
@@ -108,8 +110,8 @@ fn damaged<F: TestFamily>(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
 
 /// What the core decides is carried out on a whole packet only: an error cannot quote what
 /// is not there.
-fn cannot_be_carried_out<F: TestFamily>(host: &mut Host<F>, place: Place, frame: &[u8]) -> bool {
-    let (verdict, _, packet) = host.decide(place, frame);
+fn cannot_be_carried_out<F: TestFamily>(host: &mut Host<F>, site: TestSite, frame: &[u8]) -> bool {
+    let (verdict, _, packet) = host.decide(site, frame);
     matches!(verdict, Verdict::Answer(..))
         && (quote_length(&packet).is_none() || frame.len() < usize::from(packet.transport) + 8)
 }
@@ -128,17 +130,17 @@ fn compare<F: KernelFamily>(seed: u64, frames: usize) -> Result<()> {
         if number % 3 != 0 {
             bytes = damaged::<F>(bytes, &mut random);
         }
-        let place = random.of(&Place::ALL);
-        let what = || format!("frame {number} at {place:?}: {bytes:02x?}");
-        let expected = host.send(place, &bytes);
-        let (found, after) = Kernel::<F>::run(&kernel, place, &bytes).with_context(what)?;
+        let site = random.of(&TestSite::ALL);
+        let what = || format!("frame {number} at {site:?}: {bytes:02x?}");
+        let expected = host.send(site, &bytes);
+        let (found, after) = Kernel::<F>::run(&kernel, site, &bytes).with_context(what)?;
         *reasons.entry(found.reason.name()).or_insert(0) += 1;
-        let failed = Outcome { reason: Reason::RewriteFailed, end: End::Dropped };
-        if found == failed && cannot_be_carried_out(&mut host, place, &bytes) {
+        let failed = Outcome { reason: Reason::RewriteFailed, fate: Fate::Dropped };
+        if found == failed && cannot_be_carried_out(&mut host, site, &bytes) {
             continue;
         }
         ensure!(found == expected, "{}\nhost {expected:?}\nprogram {found:?}", what());
-        ensure!(found.end != End::Untouched || after == bytes, "changed: {}", what());
+        ensure!(found.fate != Fate::Untouched || after == bytes, "changed: {}", what());
     }
     println!("{reasons:?}");
     ensure!(reasons.len() >= 14, "only {reasons:?}: the frames do not reach enough");
@@ -160,14 +162,14 @@ fn what_is_not_ip_is_untouched_and_counted() -> Result<()> {
     in_private_namespace(|| {
         let kernel = Kernel::<Ipv4>::load()?;
         for ethertype in [0x0806u16, 0x8100, 0x88cc, 0x0000, 0xffff] {
-            for place in Place::ALL {
+            for site in TestSite::ALL {
                 let mut frame =
                     Frame::<Ipv4>::of(TCP, at(Ipv4::pod(1), 1), at(Ipv4::vip(1), 80), SYN);
                 frame.payload = vec![3; 30];
                 let mut bytes = frame.bytes();
                 bytes[12..14].copy_from_slice(&ethertype.to_be_bytes());
-                let (outcome, _) = Kernel::<Ipv4>::run(&kernel, place, &bytes)?;
-                assert_eq!(outcome, Outcome { reason: Reason::NotIp, end: End::Untouched });
+                let (outcome, _) = Kernel::<Ipv4>::run(&kernel, site, &bytes)?;
+                assert_eq!(outcome, Outcome { reason: Reason::NotIp, fate: Fate::Untouched });
             }
         }
         Ok(())
@@ -181,19 +183,19 @@ fn tagged<F: KernelFamily>() -> Result<()> {
         [&[0x8100, 5], &[0x88a8, 5], &[0x88a8, 5, 0x8100, 6], &[0x8100, 0xe000]];
     for mut kernel in [Kernel::<F>::load()?, Kernel::<F>::load()?.with_xdp()] {
         kernel.load(&world::<F>());
-        for (place, protocol) in
-            Place::ALL.into_iter().flat_map(|place| [(place, TCP), (place, UDP)])
+        for (site, protocol) in
+            TestSite::ALL.into_iter().flat_map(|site| [(site, TCP), (site, UDP)])
         {
             let frame = Frame::<F>::of(protocol, at(F::pod(1), 1000), at(F::vip(1), 80), SYN);
             let whole = frame.bytes();
-            let (plain, _) = Kernel::<F>::run(&kernel, place, &whole)?;
-            ensure!(plain.reason != Reason::NotIp, "{plain:?} at {place:?}");
+            let (plain, _) = Kernel::<F>::run(&kernel, site, &whole)?;
+            ensure!(plain.reason != Reason::NotIp, "{plain:?} at {site:?}");
             for tags in TAGS {
                 let tags: Vec<u8> = tags.iter().flat_map(|half| half.to_be_bytes()).collect();
                 let frame = [&whole[..MACS], &tags, &whole[MACS..]].concat();
-                let (outcome, after) = Kernel::<F>::run(&kernel, place, &frame)?;
-                let untouched = Outcome { reason: Reason::NotIp, end: End::Untouched };
-                ensure!(outcome == untouched && after == frame, "{outcome:?} at {place:?}");
+                let (outcome, after) = Kernel::<F>::run(&kernel, site, &frame)?;
+                let untouched = Outcome { reason: Reason::NotIp, fate: Fate::Untouched };
+                ensure!(outcome == untouched && after == frame, "{outcome:?} at {site:?}");
             }
         }
     }
@@ -208,7 +210,7 @@ fn a_frame_with_its_vlan_tag_is_untouched_and_counted() -> Result<()> {
     })
 }
 
-/// The one row that goes by the kernel's clock: a second is a tenth of one here.
+/// The one case that goes by the kernel's clock: a second is a tenth of one here.
 fn only_sends<F: KernelFamily>() -> Result<()> {
     const TICKS: u32 = 25;
     const TICK: Duration = Duration::from_millis(4);
@@ -217,15 +219,15 @@ fn only_sends<F: KernelFamily>() -> Result<()> {
     world.settings.ticks_per_second = TICKS;
     let timeouts = Timeouts { udp: 10 * TICKS, ..timeouts() };
     world.settings.lifetimes = track::lifetimes(&timeouts);
-    let mut bench = Bench { lab: &mut kernel, world, protocol: UDP };
-    bench.update();
-    let talk = bench.open(Place::FromPod, at(F::pod(2), 1000), at(F::vip(1), 80));
+    let mut scene = Scene { interpreter: &mut kernel, world, protocol: UDP };
+    scene.update();
+    let flow = scene.open(TestSite::FromPod, at(F::pod(2), 1000), at(F::vip(1), 80));
     let started = Instant::now();
     while started.elapsed() < 30 * TICKS * TICK {
         std::thread::sleep((TICKS + 2) * TICK);
-        bench.request(&talk, 0);
+        scene.request(&flow, 0);
     }
-    bench.reply(&talk, 0);
+    scene.reply(&flow, 0);
     Ok(())
 }
 
@@ -238,9 +240,9 @@ fn a_client_that_only_sends_still_gets_the_answer() -> Result<()> {
 }
 
 #[test]
-fn every_program_of_tc_has_a_place_in_the_rows() {
+fn every_program_of_tc_has_a_site_in_the_cases() {
     let hooks = [Hook::FromPod, Hook::ToPod, Hook::FromDevice, Hook::ToDevice, Hook::Loopback];
     for hook in hooks {
-        assert!(Place::ALL.iter().any(|place| place.hook() == hook), "{hook:?}");
+        assert!(TestSite::ALL.iter().any(|site| site.hook() == hook), "{hook:?}");
     }
 }

@@ -1,6 +1,5 @@
 //! The loaded programs, run on frames through `BPF_PROG_TEST_RUN`.
 
 mod dataplane;
-mod flows;
 mod frames;
 mod next_hop;

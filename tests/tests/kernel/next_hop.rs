@@ -9,11 +9,12 @@ use lb_common::abi::flow::Tuple;
 use lb_common::abi::frontend::{FrontendKind, UDP};
 use lb_common::abi::service::Service;
 use lb_common::balance::Endpoint;
-use lb_testing::bench::{End, Lab, Place};
 use lb_testing::family::TestFamily;
 use lb_testing::frame::{Body, Frame};
-use lb_testing::world::{EXTERNAL, NODE_PORTS, Where, World, at, mac};
-use lb_tests::harness::flows::{Kernel, KernelFamily};
+use lb_testing::interpreter::{Fate, Interpreter};
+use lb_testing::site::TestSite;
+use lb_testing::world::{EXTERNAL, Location, NODE_PORTS, World, at, mac};
+use lb_tests::harness::kernel::{Kernel, KernelFamily};
 use lb_tests::harness::programs::{GATEWAY_MAC, MOVED_GATEWAY_MAC, in_private_namespace};
 
 /// Ticks in a second of these tests.
@@ -23,34 +24,34 @@ const SECOND: u32 = 1_000_000;
 struct Scene<F: KernelFamily> {
     kernel: Kernel<F>,
     world: World<F>,
-    front: Endpoint<F::Address>,
+    frontend: Endpoint<F::Address>,
 }
 
 impl<F: KernelFamily> Scene<F> {
     fn new(flags: u32) -> Result<Self> {
         let (mut kernel, mut world) = (Kernel::<F>::load()?, World::default());
-        let front = at(F::node(), NODE_PORTS.first);
+        let frontend = at(F::node(), NODE_PORTS.first);
         let index = world.add_service(at(F::vip(1), 80), UDP);
-        world.add_front_of(FrontendKind::NODE_PORT, index, front, UDP);
-        world.add_backend(index, at(F::remote_pod(3), 8080), Where::Elsewhere);
+        world.add_frontend_of_kind(FrontendKind::NODE_PORT, index, frontend, UDP);
+        world.add_backend(index, at(F::remote_pod(3), 8080), Location::OtherNode);
         world.services[index as usize].flags |= flags;
         // A second that no delay of the test is as long as, and flows that outlive it.
         world.settings.ticks_per_second = SECOND;
         world.settings.lifetimes.ticks.fill(100 * SECOND);
         kernel.load(&world);
-        Ok(Self { kernel, world, front })
+        Ok(Self { kernel, world, frontend })
     }
 
     fn request(&self, payload: usize) -> Frame<F> {
         let client = at(F::outside(), 45_000);
-        Frame::new(client, self.front, Body::Udp).payload(&vec![0; payload])
+        Frame::new(client, self.frontend, Body::Udp).payload(&vec![0; payload])
     }
 
     /// The MAC that a frame goes to by itself; the kernel finds it for those that keep theirs.
     fn next_hop(&self, frame: &Frame<F>) -> Result<Option<[u8; 6]>> {
         let bytes = frame.bytes();
-        let (outcome, after) = self.kernel.run(Place::FromDevice, &bytes)?;
-        let is_sent = matches!(outcome.end, End::Forwarded(_) | End::Tunnelled(_));
+        let (outcome, after) = self.kernel.run(TestSite::FromDevice, &bytes)?;
+        let is_sent = matches!(outcome.fate, Fate::Forwarded(_) | Fate::Encapsulated(_));
         ensure!(is_sent, "{outcome:?}");
         if after[..12] == bytes[..12] {
             return Ok(None);
@@ -62,8 +63,8 @@ impl<F: KernelFamily> Scene<F> {
     /// Addresses and ports that the backend sees.
     fn sent(&mut self) -> Result<Tuple<F::Address>> {
         let bytes = self.request(8).bytes();
-        let (outcome, _) = self.kernel.run(Place::FromDevice, &bytes)?;
-        outcome.end.tuple().context("not sent")
+        let (outcome, _) = self.kernel.run(TestSite::FromDevice, &bytes)?;
+        outcome.fate.tuple().context("not sent")
     }
 }
 
@@ -99,11 +100,11 @@ fn requests_go_where_they_went<F: KernelFamily>(flags: u32) -> Result<()> {
     ensure!(scene.next_hop(&small)?.is_none(), "the kernel is asked in a new epoch");
     ensure!(scene.next_hop(&small)? == Some(MOVED_GATEWAY_MAC), "and what it says is remembered");
     move_gateway::<F>(GATEWAY_MAC)?;
-    scene.kernel.pass(SECOND);
+    scene.kernel.advance(SECOND);
     ensure!(scene.next_hop(&small)?.is_none(), "the kernel is asked after a second");
     ensure!(scene.next_hop(&small)? == Some(GATEWAY_MAC), "that too is remembered");
     // What does not fit is told, known way or not.
-    let large = scene.kernel.run(Place::FromDevice, &scene.request(1500).bytes());
+    let large = scene.kernel.run(TestSite::FromDevice, &scene.request(1500).bytes());
     let told = large.err().context("a packet that does not fit was sent")?.to_string();
     ensure!(told.starts_with("TooBig"), "{told}");
     ensure!(scene.next_hop(&small)? == Some(GATEWAY_MAC), "which changes nothing");

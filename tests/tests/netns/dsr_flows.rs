@@ -11,7 +11,7 @@ use lb_common::abi::frontend::UDP;
 use lb_common::balance::Endpoint as End;
 use lb_testing::family::TestFamily;
 use lb_testing::frame::{ETHERNET, Frame};
-use lb_testing::tunnel::wrapped;
+use lb_testing::tunnel::encapsulated;
 use lb_tests::harness::echo::Probe;
 use lb_tests::harness::netns::actors::client::{Connection, stop_without_loss};
 use lb_tests::harness::netns::actors::host::Host;
@@ -252,7 +252,7 @@ fn is_answered<F: TestFamily>(world: &World, to: SocketAddr, sent: &Sent<'_>) ->
     let mut frame = Frame::<F>::of(UDP, end(socket.local_addr()?), end(to), 0).bytes();
     let ends = [sent.by, &**node2].map(|host| address::<F>(host.ip(family::<F>())));
     for _ in 1..sent.tunnels {
-        frame = wrapped::<F>(&frame, ends);
+        frame = encapsulated::<F>(&frame, ends);
     }
     raw::tunnel(sent.by, node2.ip(family::<F>()), &frame[ETHERNET..])?;
     let mut buffer = [0; 2048];

@@ -350,7 +350,7 @@ fn what_cannot_be_explained_is_said_in_a_sentence() -> Result<()> {
     let rows = [
         (pod.as_str(), "[fd00:10:96::1]:80/tcp", "pod", "different families"),
         (&pod, "10.96.0.1:80/tcp", "eth7", "no such device"),
-        (&pod, "10.96.0.1:80/tcp", "node", "no address of this node"),
+        (&pod, "10.96.0.1:80/tcp", "node", "not an address of this node"),
         (&own, "10.96.0.1:80/tcp", "pod", "give --at node"),
         ("192.0.2.99", "10.96.0.1:80/tcp", "pod", "give --at eth0"),
     ];

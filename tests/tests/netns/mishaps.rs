@@ -141,7 +141,7 @@ fn xdp_of_somebody_else_is_left_alone() -> Result<()> {
         world.take_agent(1)?.terminate()?;
         drop(other);
         world.start_agent(1)?;
-        wait_for_log(&mut world, &["INFO", "eth0", "taken by XDP"])?;
+        wait_for_log(&mut world, &["INFO", "eth0", "handled by XDP"])?;
         check(&world)?;
         ensure!(taken_by_xdp(&world, "request")? > 0, "{mode}: ours does not run");
     }
@@ -196,17 +196,17 @@ fn check_tells_how_a_device_is_taken() -> Result<()> {
     let mut row = |said: String, words: &str| rows.is_true(said.clone(), said.ends_with(words));
     let mut world = start(pods().no_tx_checksum_offload(), &["--xdp", "native"])?;
     let node = world.cluster.node(1);
-    row(checked(&world, "auto")?, "eth0: packets are taken by XDP in the driver");
+    row(checked(&world, "auto")?, "eth0: packets are handled by XDP in the driver");
     world.take_agent(1)?.terminate()?;
-    row(checked(&world, "auto")?, "eth0: packets are taken by XDP in the driver");
+    row(checked(&world, "auto")?, "eth0: packets are handled by XDP in the driver");
     cleanup(&node)?;
-    let would = "packets would be taken by XDP in the driver, or by tc if its driver refuses that";
+    let would = "packets would be handled by XDP in the driver, or by tc if its driver rejects XDP";
     row(checked(&world, "native")?, would);
-    row(checked(&world, "off")?, "packets would be taken by tc: --xdp off");
+    row(checked(&world, "off")?, "packets would be handled by tc: --xdp off");
     let _other = Foreign::load(Hook::Xdp)?.attach_device(node.netns(), "eth0")?;
-    row(checked(&world, "native")?, "would be taken by tc: another XDP program is attached");
+    row(checked(&world, "native")?, "would be handled by tc: another XDP program is attached");
     world.start_agent(1)?;
-    row(checked(&world, "native")?, "are taken by tc: another XDP program is attached");
+    row(checked(&world, "native")?, "are handled by tc: another XDP program is attached");
     rows.finish()
 }
 

@@ -378,7 +378,7 @@ fn taken_by_xdp(world: &World) -> Result<u64> {
 /// A device whose frames XDP has no room for is left to tc, which says so.
 #[test]
 fn frames_of_9000_bytes_cross() -> Result<()> {
-    const REFUSED: &str = "tc: its driver refuses XDP, as for a large MTU";
+    const REFUSED: &str = "tc: its driver rejects XDP, for example because of a large MTU";
     let offloads = || Cluster::builder();
     let finished = || Cluster::builder().no_tx_checksum_offload();
     for (builder, xdp, mtu, said) in [

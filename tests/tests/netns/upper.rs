@@ -96,7 +96,7 @@ fn check_said(world: &mut World, said: &[(&str, &str)]) -> Result<()> {
     let start = Instant::now();
     loop {
         let log = world.agent(1)?.process().stderr();
-        let lines = || log.lines().filter(|line| line.contains("packets are taken by"));
+        let lines = || log.lines().filter(|line| line.contains("packets are handled by"));
         let is_said = |(device, how): &(&str, &str)| {
             let device = format!("\"{device}\"");
             lines().any(|line| line.contains(how) && line.contains(&device))
@@ -133,7 +133,7 @@ fn check(world: &World) -> Result<()> {
 }
 
 const BY_TC: &str = "tc: --xdp off";
-const NO_XDP: &str = "tc: its driver has no XDP";
+const NO_XDP: &str = "tc: its driver does not support XDP";
 
 #[test]
 fn a_device_upon_the_uplink_faces_the_outside() -> Result<()> {

@@ -22,8 +22,8 @@ pub(crate) struct Tier {
 enum Source {
     /// Libraries, programs and documentation: (label, arguments of cargo test).
     Crates(&'static [(&'static str, &'static [&'static str])]),
-    /// The integration tests of the tests crate in the binary of the tier's name.
-    Binary,
+    /// Binaries of integration tests of the tests crate.
+    Binaries(&'static [&'static str]),
     /// The files of flow vectors that the tests crate has.
     Vectors,
     /// A virtual machine with this kernel.
@@ -40,8 +40,8 @@ pub(crate) struct Step {
 /// The program to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Run {
-    /// cargo test with these arguments.
-    CargoTest(Vec<String>),
+    /// cargo test with these arguments, and those for the test binary.
+    CargoTest(Vec<String>, Vec<String>),
     /// A file of flow vectors; `None` for those of the tests crate.
     Vectors(Option<PathBuf>),
     /// A virtual machine with this kernel.
@@ -71,7 +71,7 @@ pub(crate) const TIERS: [Tier; 6] = [
     },
     Tier {
         name: "kernel",
-        source: Source::Binary,
+        source: Source::Binaries(&["kernel", "cases"]),
         root: true,
         programs: true,
         control_plane: false,
@@ -85,14 +85,14 @@ pub(crate) const TIERS: [Tier; 6] = [
     },
     Tier {
         name: "netns",
-        source: Source::Binary,
+        source: Source::Binaries(&["netns"]),
         root: true,
         programs: true,
         control_plane: false,
     },
     Tier {
         name: "cluster",
-        source: Source::Binary,
+        source: Source::Binaries(&["cluster"]),
         root: true,
         programs: true,
         control_plane: true,
@@ -107,6 +107,11 @@ pub(crate) const TIERS: [Tier; 6] = [
 ];
 
 impl Tier {
+    /// Whether its tests have names that can be given.
+    pub(crate) fn has_names(&self) -> bool {
+        !matches!(self.source, Source::Machine(_))
+    }
+
     /// The programs to run.
     pub(crate) fn steps(&self) -> Vec<Step> {
         match self.source {
@@ -115,22 +120,21 @@ impl Tier {
                 .map(|(label, arguments)| Step {
                     label: (*label).to_owned(),
                     run: Run::CargoTest(
-                        arguments
-                            .iter()
-                            .chain(&["--no-fail-fast"])
-                            .map(|argument| (*argument).to_owned())
-                            .collect(),
+                        owned(&[*arguments, &["--no-fail-fast"]].concat()),
+                        Vec::new(),
                     ),
                 })
                 .collect(),
-            Source::Binary => vec![Step {
-                label: format!("tests/tests/{}", self.name),
-                run: Run::CargoTest(
-                    ["-p", "lb-tests", "--test", self.name, "--", "--test-threads=1"]
-                        .map(str::to_owned)
-                        .to_vec(),
-                ),
-            }],
+            Source::Binaries(binaries) => binaries
+                .iter()
+                .map(|binary| Step {
+                    label: format!("tests/tests/{binary}"),
+                    run: Run::CargoTest(
+                        owned(&["-p", "lb-tests", "--test", binary]),
+                        owned(&["--test-threads=1"]),
+                    ),
+                })
+                .collect(),
             Source::Vectors => {
                 vec![Step { label: "tests/vectors".to_owned(), run: Run::Vectors(None) }]
             }
@@ -141,13 +145,20 @@ impl Tier {
     }
 }
 
+fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|argument| (*argument).to_owned()).collect()
+}
+
 /// Fails if no tier runs one of the binaries of integration tests, or if a tier's binary is
 /// missing.
 pub(crate) fn check_binaries(binaries: &[String]) -> Result<()> {
     let of_tiers: Vec<&str> = TIERS
         .iter()
-        .filter(|tier| matches!(tier.source, Source::Binary))
-        .map(|tier| tier.name)
+        .flat_map(|tier| match tier.source {
+            Source::Binaries(binaries) => binaries,
+            Source::Crates(_) | Source::Vectors | Source::Machine(_) => &[],
+        })
+        .copied()
         .collect();
     if let Some(other) = binaries.iter().find(|name| !of_tiers.contains(&name.as_str())) {
         bail!(
@@ -155,8 +166,10 @@ pub(crate) fn check_binaries(binaries: &[String]) -> Result<()> {
             of_tiers.join(",")
         );
     }
-    if let Some(missing) = of_tiers.iter().find(|tier| !binaries.iter().any(|name| name == *tier)) {
-        bail!("the tier {missing} has no tests: tests/tests/{missing}/main.rs is missing");
+    if let Some(missing) =
+        of_tiers.iter().find(|of_tier| !binaries.iter().any(|name| name == *of_tier))
+    {
+        bail!("a tier lacks its tests: tests/tests/{missing}/main.rs is missing");
     }
     Ok(())
 }
@@ -170,31 +183,37 @@ mod tests {
     }
 
     #[test]
-    fn a_tier_of_integration_tests_is_one_binary_run_by_one_thread() {
+    fn binaries_of_integration_tests_are_run_by_one_thread() {
         let tier = TIERS.iter().find(|tier| tier.name == "kernel").expect("a tier");
-        let [Step { run: Run::CargoTest(arguments), .. }] = &tier.steps()[..] else {
-            panic!("{:?}", tier.steps());
-        };
-        assert_eq!(arguments[..4], ["-p", "lb-tests", "--test", "kernel"]);
-        assert!(arguments.contains(&"--test-threads=1".to_owned()));
+        let steps = tier.steps();
+        assert_eq!(steps.len(), 2);
+        for (step, name) in steps.iter().zip(["kernel", "cases"]) {
+            let Run::CargoTest(arguments, of_binary) = &step.run else {
+                panic!("{step:?}");
+            };
+            assert_eq!(arguments[..], ["-p", "lb-tests", "--test", name]);
+            assert_eq!(of_binary[..], ["--test-threads=1"]);
+        }
     }
 
     #[test]
     fn every_tier_has_steps() {
         let lengths = TIERS.map(|tier| (tier.name, tier.steps().len()));
         let expected =
-            [("unit", 7), ("kernel", 1), ("vectors", 1), ("netns", 1), ("cluster", 1), ("vm", 1)];
+            [("unit", 7), ("kernel", 2), ("vectors", 1), ("netns", 1), ("cluster", 1), ("vm", 1)];
         assert_eq!(lengths, expected);
     }
 
     #[test]
     fn a_binary_of_no_tier_and_a_tier_without_binary_are_errors() {
-        let all = ["cluster", "kernel", "netns"];
+        let all = ["cases", "cluster", "kernel", "netns"];
         assert!(check_binaries(&names(&all)).is_ok());
         let error = |binaries: &[&str]| {
             check_binaries(&names(binaries)).map_err(|error| error.to_string()).unwrap_err()
         };
-        assert!(error(&["cluster", "kernel", "netns", "other"]).contains("tests/tests/other"));
-        assert!(error(&["cluster", "kernel"]).contains("tests/tests/netns/main.rs"));
+        assert!(
+            error(&["cases", "cluster", "kernel", "netns", "other"]).contains("tests/tests/other")
+        );
+        assert!(error(&["cases", "cluster", "kernel"]).contains("tests/tests/netns/main.rs"));
     }
 }

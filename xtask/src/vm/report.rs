@@ -163,7 +163,7 @@ pub(super) fn table(all: &[Results]) -> String {
     for results in all {
         let facts = &results.facts;
         let rows = |family: u8, before: &str| {
-            let counts = facts.get(&format!("rows for IPv{family}, {before}"));
+            let counts = facts.get(&format!("cases for IPv{family}, {before}"));
             let number = |at: usize| counts.and_then(|counts| counts[at].as_u64()).unwrap_or(0);
             match number(2) {
                 0 => format!("{} of {}", number(0), number(0) + number(1)),

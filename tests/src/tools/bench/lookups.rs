@@ -119,7 +119,7 @@ impl<F: Side> Tables<F> for Counting<F> {
         None
     }
 
-    fn enter_fragment(&mut self, _key: &FragmentKey<F::Address>, _fragment: &Fragment) {}
+    fn insert_fragment(&mut self, _key: &FragmentKey<F::Address>, _fragment: &Fragment) {}
 
     fn remove_flow(&mut self, _table: FlowTable, _key: &FlowKey<F::Address>) {}
 

@@ -376,8 +376,8 @@ pub fn settings(fronts: Fronts) -> Settings {
 
 fn family_settings<F: Side>() -> FamilySettings<F::Address> {
     let mut family = FamilySettings::default();
-    family.gate[0] = F::prefix(CLUSTER_IPS);
-    family.gate_count = 1;
+    family.service_prefixes[0] = F::prefix(CLUSTER_IPS);
+    family.service_prefix_count = 1;
     family.service_cidr_count = 1;
     family.node_addresses[0] = F::address(NODES, THIS_NODE);
     family.node_addresses[1] = F::address(PODS, 1);

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::address::{Be16, Ipv4, Ipv6};
 use lb_common::balance::Endpoint;
-use lb_common::packet::{Kind, Packet, RST, SYN};
+use lb_common::packet::{Packet, PacketKind, RST, SYN};
 use lb_testing::family::TestFamily;
 use lb_testing::frame::{Body, Frame, MACS};
 
@@ -136,11 +136,13 @@ fn refusal<F: TestFamily>(frame: &[u8]) -> Result<Refusal> {
     let at = usize::from(packet.transport);
     let kind = frame.get(at..at + 2).map(|bytes| (bytes[0], bytes[1]));
     match packet.kind {
-        Kind::Tcp if packet.detail & RST != 0 => Ok(Refusal::Reset),
-        Kind::Icmp if is_about::<F>(frame, at, SCTP) && kind == Some(F::PROTOCOL_UNREACHABLE) => {
+        PacketKind::Tcp if packet.detail & RST != 0 => Ok(Refusal::Reset),
+        PacketKind::Icmp
+            if is_about::<F>(frame, at, SCTP) && kind == Some(F::PROTOCOL_UNREACHABLE) =>
+        {
             Ok(Refusal::ProtocolUnreachable)
         }
-        Kind::Icmp if kind == Some(F::PORT_UNREACHABLE) => Ok(Refusal::PortUnreachable),
+        PacketKind::Icmp if kind == Some(F::PORT_UNREACHABLE) => Ok(Refusal::PortUnreachable),
         kind => bail!("an answer that refuses nothing: {kind:?} {frame:02x?}"),
     }
 }
