@@ -4,7 +4,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Config, Source},
-    events::{Notice, tell_failure},
+    events::{Notice, publish_failure},
     health::{
         self, Health,
         server::{BindError, Server},
@@ -23,7 +23,7 @@ pub(super) async fn tell(config: &Config, error: &BindError) {
     let Ok(connection) = api::connect(options).await else { return };
     let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     let note = format!("{error}: {source}");
-    tell_failure(connection.client, &config.node_name, notice, note).await;
+    publish_failure(connection.client, &config.node_name, notice, note).await;
 }
 
 /// Starts the servers that have an address.
