@@ -1,8 +1,7 @@
-//! The layout of every map: keys and values, one file per map family.
+//! The layout of every map: keys and values, one file for each family of maps.
 //!
-//! It is not a place for logic. All types are `repr(C)`, free of padding and of
-//! values that some bit pattern would make invalid, so that whatever a map holds
-//! may be read.
+//! There is no logic here. Every type is `repr(C)`, has no padding, and is valid for every bit
+//! pattern, so that any bytes in a map can be read as the type.
 
 pub mod address;
 pub mod affinity;
@@ -18,6 +17,7 @@ pub mod settings;
 pub mod socket;
 pub mod traffic;
 
-/// Version of the layout, part of the path that maps are pinned under
-/// (`<bpf-dir>/v<ABI_VERSION>/<MAP>`): a change of any type here bumps it.
+/// The version of the layout. Maps are pinned under `<bpf-dir>/v<ABI_VERSION>/<MAP>`. Every change
+/// of a type in this module needs another version; appending a hook or a reason does not (see
+/// [`counter`]).
 pub const ABI_VERSION: u32 = 3;

@@ -1,12 +1,12 @@
-//! The decision on every packet and every connect(): a function of the packet, the
-//! settings and the tables.
+//! The decision on every packet and every connect(): a function of the packet, the settings and the
+//! tables. `docs/semantics.md` says what it decides.
 //!
-//! It never writes to a packet. Hooks parse, call [`decide`] or [`socket::decide`] and
-//! apply the verdict; they decide nothing themselves.
+//! It never writes to a packet. Hooks parse, call [`decide`] or [`socket::decide`] and apply the
+//! verdict; they decide nothing themselves.
 
 use crate::{
     abi::{address::Family, counter::Reason, settings::Settings},
-    packet::{Kind, Packet},
+    packet::{Packet, PacketKind},
 };
 
 mod entries;
@@ -27,15 +27,15 @@ pub mod types;
 use types::Context;
 
 pub use tables::{Entry, FlowTable, InsertError, Tables};
-pub use types::{Answer, Candidate, Endpoint, Origin, Site, Verdict, Work};
+pub use types::{Answer, Candidate, Endpoint, ErrorQuote, Origin, Output, Site, Verdict, Work};
 
-/// Who the client of a packet caught at `site` is.
+/// The origin of the client of a packet at `site`.
 pub fn origin<F: Family>(packet: &Packet<F>, site: Site, settings: &Settings) -> Origin {
     Context { packet, settings, site, now: 0 }.origin()
 }
 
-/// What a packet caught at `site` may be: all that is to be known of most packets, before
-/// they are parsed any further.
+/// What a packet at `site` may be, judged by its destination alone. For most packets this is all
+/// that is needed, so it comes before any further parsing.
 #[inline(always)]
 pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Settings) -> Candidate {
     let family = F::settings(settings);
@@ -47,14 +47,14 @@ pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Sett
     }
     match site {
         Site::ToDevice { .. } if settings.flags & Settings::EXTERNAL != 0 => Candidate::Reply,
-        Site::ToDevice { .. } => Candidate::Neither,
+        Site::ToDevice { .. } => Candidate::NotService,
         Site::Loopback if F::is_loopback(destination) => Candidate::Node,
         _ if family.may_be_node(destination) => Candidate::Node,
-        _ => Candidate::Neither,
+        _ => Candidate::NotService,
     }
 }
 
-/// Decides on a packet caught at `site`.
+/// Decides on a packet at `site`.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
@@ -67,7 +67,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     decide_candidate(candidate, packet, site, settings, work, tables)
 }
 
-/// Decides on a packet caught at `site` that is the `candidate` told by [`candidate`].
+/// Decides on a packet at `site` for which [`candidate()`] returned `candidate`.
 #[inline(always)]
 pub fn decide_candidate<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -77,12 +77,12 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
-    if matches!(candidate, Candidate::Neither) {
+    if matches!(candidate, Candidate::NotService) {
         return Verdict::Pass(Reason::NotService);
     }
     let context = Context { packet, settings, site, now: tables.now() };
     let may_open = may_open(&context, candidate);
-    let verdict = if is_balanced(packet.kind) {
+    let verdict = if is_service_protocol(packet.kind) {
         match known::decide(&context, may_open, work, tables) {
             Some(verdict) => verdict,
             None => open::decide(&context, work, tables),
@@ -90,11 +90,12 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
     } else {
         return no_flow::decide(candidate, &context, work, tables);
     };
-    no_flow::keep_in(candidate, &context, verdict, tables)
+    no_flow::drop_cluster_ip_leak(candidate, &context, verdict, tables)
 }
 
-/// Decides on a whole packet that came in by an external device and belongs to a known flow,
-/// or can be told to be nothing of ours; `None` for every other.
+/// Decides on an unfragmented packet that an external device received, if it belongs to a known
+/// flow or is certainly not Service traffic; `None` for every other packet, on which
+/// [`decide_candidate`] decides.
 #[inline(always)]
 pub fn decide_known<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -103,30 +104,30 @@ pub fn decide_known<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    if !is_balanced(packet.kind) || packet.is_syn() || packet.is_first != 0 {
+    if !is_service_protocol(packet.kind) || packet.is_syn() || packet.is_first_fragment != 0 {
         return None;
     }
     let context = Context { packet, settings, site: Site::FromDevice, now: tables.now() };
     let verdict = known::decide(&context, may_open(&context, candidate), work, tables);
-    if context.is_tunnelled() && matches!(verdict, Some(Verdict::Pass(_))) {
+    if context.is_encapsulated() && matches!(verdict, Some(Verdict::Pass(_))) {
         return None;
     }
     verdict
 }
 
-/// Whether a packet without a flow may open one.
+/// Whether a packet of no flow may open one.
 #[inline(always)]
 fn may_open<F: Family>(context: &Context<F>, candidate: Candidate) -> bool {
     let port = context.packet.tuple().destination_port.get();
     match candidate {
-        Candidate::Service => no_flow::may_enter(context.site),
+        Candidate::Service => no_flow::may_be_new(context.site),
         Candidate::Node => context.settings.node_ports.contains(port),
-        Candidate::Reply | Candidate::Neither => false,
+        Candidate::Reply | Candidate::NotService => false,
     }
 }
 
-/// Whether a packet carries what Services carry.
+/// Whether Services carry this protocol. They do not carry SCTP.
 #[inline(always)]
-fn is_balanced(kind: Kind) -> bool {
-    matches!(kind, Kind::Tcp | Kind::Udp)
+fn is_service_protocol(kind: PacketKind) -> bool {
+    matches!(kind, PacketKind::Tcp | PacketKind::Udp)
 }

@@ -1,10 +1,8 @@
-//! What the eBPF programs and the agent of lb share: the layout of every map
-//! ([`abi`]), the reading of packets ([`packet`]) and the decisions taken on
-//! them ([`balance`]).
+//! The parts that lb's eBPF programs and its agent share: the layout of every map ([`abi`]), the
+//! parser of packets ([`packet`]) and the decision on each packet ([`balance`]).
 //!
-//! Nothing here allocates, does I/O, reads a clock or writes to a packet: time,
-//! randomness and state come in through [`balance::Tables`], what to do with the
-//! packet goes out as a [`balance::Verdict`].
+//! Nothing here allocates, does I/O, reads a clock or writes to a packet. Time, random numbers and
+//! state come in through [`balance::Tables`]; the decision goes out as a [`balance::Verdict`].
 #![no_std]
 #![deny(unsafe_code)]
 

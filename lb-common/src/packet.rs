@@ -1,4 +1,4 @@
-//! Frames: what the datapath reads of them, and the headers that it writes.
+//! Frames: the fields that the datapath reads, and the headers that it writes.
 
 pub mod answer;
 pub mod checksum;
@@ -8,6 +8,6 @@ pub mod quote;
 pub mod tunnel;
 
 pub use parse::{
-    ACK, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, IP_OFFSET, Kind, MAX_EXTENSION_HEADERS, Packet,
+    ACK, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, IP_OFFSET, MAX_EXTENSION_HEADERS, Packet, PacketKind,
     Parse, RST, SYN, Window, ethertype,
 };

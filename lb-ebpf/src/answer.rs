@@ -1,4 +1,4 @@
-//! Answering a client in place of a backend.
+//! Answers to a client in place of a backend: TCP reset, ICMP error, ICMP echo reply.
 
 use aya_ebpf::{
     helpers::generated::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
@@ -16,8 +16,8 @@ use lb_common::{
 
 use crate::{frame, maps, memory};
 
-/// Turns the packet into the answer and sends it to where the packet came from; returns
-/// what the program returns, `None` if the kernel would not let the packet be changed.
+/// Turns the packet into the answer and sends it back to where the packet came from. Returns the
+/// program's return code; `None` if the kernel refused to change the packet.
 #[inline(never)]
 pub fn send<F: Respond>(
     context: &TcContext,
@@ -27,15 +27,15 @@ pub fn send<F: Respond>(
 ) -> Option<i32> {
     match kind {
         Answer::Reset => reset(context, packet)?,
-        Answer::PortUnreachable => unreachable(context, packet, F::PORT_UNREACHABLE, 0)?,
-        Answer::ProtocolUnreachable => unreachable(context, packet, F::PROTOCOL_UNREACHABLE, 0)?,
-        Answer::TimeExceeded => unreachable(context, packet, F::TIME_EXCEEDED, 0)?,
+        Answer::PortUnreachable => icmp_error(context, packet, F::PORT_UNREACHABLE, 0)?,
+        Answer::ProtocolUnreachable => icmp_error(context, packet, F::PROTOCOL_UNREACHABLE, 0)?,
+        Answer::TimeExceeded => icmp_error(context, packet, F::TIME_EXCEEDED, 0)?,
         Answer::Echo => echo(context, packet)?,
     }
-    back(context, hook)
+    send_back(context, hook)
 }
 
-/// The same, where the packet is larger than the `mtu` of its way on.
+/// The same for a packet that is larger than the `mtu` of its route, in bytes.
 #[inline(never)]
 pub fn too_big<F: Respond>(
     context: &TcContext,
@@ -43,17 +43,17 @@ pub fn too_big<F: Respond>(
     hook: Hook,
     mtu: u16,
 ) -> Option<i32> {
-    unreachable(context, packet, F::TOO_BIG, mtu)?;
-    back(context, hook)
+    icmp_error(context, packet, F::TOO_BIG, mtu)?;
+    send_back(context, hook)
 }
 
-/// Sends what the packet has become to where it came from.
+/// Sends the answer, which is in place of the packet, to where the packet came from.
 #[inline(always)]
-fn back(context: &TcContext, hook: Hook) -> Option<i32> {
+fn send_back(context: &TcContext, hook: Hook) -> Option<i32> {
     match hook {
         Hook::ToDevice => {}
         Hook::Loopback => return frame::receive_on(context, frame::LOOPBACK, [0; 6]),
-        _ => return frame::bounce(context),
+        _ => return frame::send_back(context),
     }
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (*context.skb.skb).ifindex };
@@ -79,7 +79,7 @@ fn reset<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
 }
 
 #[inline(never)]
-fn unreachable<F: Respond>(
+fn icmp_error<F: Respond>(
     context: &TcContext,
     packet: &Packet<F>,
     kind: (u8, u8),
@@ -90,16 +90,16 @@ fn unreachable<F: Respond>(
     // SAFETY: the entry of this CPU, for this run.
     let quote = unsafe { &mut *scratch };
     memory::zero(quote);
-    // The verifier wants to see that there is something (before 6.8 it learns nothing from a
-    // comparison with 0) and that it fits; the compiler knows it already, and would leave the
-    // check out but for the volatile read.
+    // The verifier must see that the length is not 0 (before 6.8 it learns nothing from a
+    // comparison with 0) and that it fits. The compiler knows both already, and would drop the
+    // check without the volatile read.
     // SAFETY: a local.
     let bounded = unsafe { core::ptr::read_volatile(&raw const length) } as u32;
     if bounded < size_of::<F::Header>() as u32 || bounded > (MAX_QUOTE_WORDS * 4) as u32 {
         return None;
     }
     load(context, IP_OFFSET as u32, quote.as_mut_ptr(), bounded)?;
-    let icmp = answer::unreachable(packet, kind, mtu, quote, length);
+    let icmp = answer::icmp_error(packet, kind, mtu, quote, length);
     let start = IP_OFFSET + size_of::<F::Header>() + size_of_val(&icmp);
     resize(context, start + bounded as usize)?;
     write(context, IP_OFFSET + size_of::<F::Header>(), &icmp)?;
@@ -118,7 +118,7 @@ fn unreachable<F: Respond>(
     (result == 0).then_some(())
 }
 
-/// An echo request becomes its own reply: addresses swapped, another type.
+/// Turns an echo request into its reply: swaps the addresses and changes the type.
 #[inline(never)]
 fn echo<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     let to = packet.tuple().reversed();
@@ -134,7 +134,8 @@ fn echo<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     write(context, transport as usize, &[reply[0], sum])
 }
 
-/// BPF_F_RECOMPUTE_CSUM: a sum that the device made over the packet is kept right.
+/// BPF_F_RECOMPUTE_CSUM: updates the checksum that the device computed over the packet
+/// (CHECKSUM_COMPLETE).
 const RECOMPUTE_CHECKSUM: u64 = 1;
 
 #[inline(always)]

@@ -1,4 +1,5 @@
-//! One counter for every exit, and what each service port has carried or turned away.
+//! Counters: one for every exit of a program, and the packets that each service port translated or
+//! rejected.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use lb_common::abi::{
@@ -8,20 +9,21 @@ use lb_common::abi::{
 
 use crate::maps::{COUNTERS, DROPS, TRAFFIC};
 
-/// Notes why a program ends.
+/// Counts the reason for which a program ends.
 #[inline(always)]
 pub fn count(hook: Hook, reason: Reason) {
     if let Some(counter) = COUNTERS.get_ptr_mut(hook.counter(reason)) {
-        // SAFETY: a per-CPU entry; a program is not interrupted by another one of the
-        // same CPU that counts there, or at worst loses a count.
+        // SAFETY: a per-CPU entry. No other program on this CPU interrupts this one and counts
+        // there; at worst a count is lost.
         unsafe { *counter += 1 };
     }
 }
 
-/// Notes what became of a packet of `length` bytes that the service port of index `service`
-/// has carried or turned away; nothing for other reasons. What is carried costs no call.
+/// Counts a packet of `length` bytes (with its Ethernet header), or a call, in TRAFFIC or DROPS if
+/// the service port with the index `service` translated or rejected it; nothing for other reasons.
+/// A translated packet costs no function call.
 #[inline(always)]
-pub fn account(service: u32, reason: Reason, length: u32) {
+pub fn count_service(service: u32, reason: Reason, length: u32) {
     let bit = 1u64 << (reason as u32 & 63);
     if bit & Reason::TRANSLATED != 0 {
         if let Some(traffic) = TRAFFIC.get_ptr_mut(service) {
@@ -31,19 +33,19 @@ pub fn account(service: u32, reason: Reason, length: u32) {
                 (*traffic).bytes += length as u64;
             }
         }
-    } else if bit & Reason::TURNED_AWAY != 0 {
-        turn_away(service, reason);
+    } else if bit & Reason::REJECTED != 0 {
+        count_rejected(service, reason);
     }
 }
 
-/// Notes why a service port has turned away a packet or a call.
+/// Counts a packet or call that a service port rejected.
 #[inline(never)]
-fn turn_away(service: u32, reason: Reason) {
+fn count_rejected(service: u32, reason: Reason) {
     let key = DropKey { service, reason: reason as u32 };
     match DROPS.get_ptr_mut(&key) {
         // SAFETY: as above.
         Some(count) => unsafe { *count += 1 },
-        // A full map forgets what was counted longest ago.
+        // A full map evicts the entry that was counted longest ago.
         None => drop(DROPS.insert(&key, &1, BPF_NOEXIST as u64)),
     }
 }

@@ -1,4 +1,4 @@
-//! Changing a fragment that has no ports.
+//! Translates a fragment that has no ports.
 
 use aya_ebpf::programs::TcContext;
 use lb_common::{
@@ -11,8 +11,8 @@ use crate::{
     rewrite::Rewrite,
 };
 
-/// Gives a fragment the addresses of `new`. What they change in the datagram's transport
-/// checksum was done in its first fragment.
+/// Gives a fragment the addresses of `new`. The transport checksum is in the first fragment and was
+/// updated there.
 #[inline(never)]
 pub fn apply<F: Rewrite>(
     context: &TcContext,
@@ -25,8 +25,8 @@ pub fn apply<F: Rewrite>(
         let sum = difference(&raw const packet.tuple().source, &raw const new.source, both, 0);
         context.l3_csum_replace(IP_OFFSET + at, 0, sum, 0).ok()?;
     } else {
-        // Nothing in the header evens the addresses out in a sum over the whole frame
-        // (CHECKSUM_COMPLETE).
+        // An IPv6 header has no checksum that offsets the change of addresses in the device's sum
+        // over the whole frame (CHECKSUM_COMPLETE).
         flags = RECOMPUTE_CHECKSUM;
     }
     store(context, F::ADDRESSES, &raw const new.source, both, flags)

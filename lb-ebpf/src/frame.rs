@@ -1,4 +1,4 @@
-//! A frame: its bytes in one piece, stores into it, and the devices that it is sent to.
+//! A frame: its linear bytes, stores into it, and redirects of it.
 
 use aya_ebpf::{
     helpers::{bpf_redirect, bpf_xdp_adjust_head, generated::bpf_skb_pull_data},
@@ -10,67 +10,68 @@ use lb_common::{
     packet::{IP_OFFSET, Parse, Window, tunnel::Tunnel},
 };
 
-/// BPF_F_INGRESS: a redirected packet arrives at the device instead of leaving by it.
+/// BPF_F_INGRESS: the device receives a redirected packet instead of sending it.
 pub const INGRESS: u64 = 1;
-/// The kernel's index of the loopback device: the first of every namespace.
+/// The kernel's index of the loopback device, the first one of every network namespace.
 pub const LOOPBACK: u32 = 1;
 
-/// The bytes of a frame that lie in one piece.
+/// The linear part of a frame.
 pub struct Linear {
-    /// The first byte.
+    /// Address of the first byte.
     pub start: usize,
-    /// Behind the last one.
+    /// Address after the last byte.
     pub end: usize,
 }
 
 impl Window for Linear {
     #[inline(always)]
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
-        // The verifier follows no offset beyond 64 KiB.
+        // The verifier accepts no offset beyond 64 KiB.
         let at = self.start + (offset & 0x3fff);
         if at + size_of::<T>() > self.end {
             return None;
         }
-        // SAFETY: in bounds, as just checked. The kernel lays the IP header on a four
-        // byte boundary, or runs where unaligned loads are as good.
+        // SAFETY: in bounds, as just checked. The kernel aligns the IP header to four bytes, except
+        // on machines where unaligned loads are as fast (NET_IP_ALIGN).
         Some(unsafe { *(at as *const T) })
     }
 }
 
-/// The frame's headers, pulled into one piece if they were not.
+/// The frame's linear part. The headers are pulled into it if they are not there.
 #[inline(always)]
 pub fn window<F: Parse>(context: &TcContext) -> Linear {
     let linear = Linear { start: context.data(), end: context.data_end() };
     let length = context.len();
-    // Short frames, such as those of most datagrams, are in one piece as a rule.
+    // Short frames, like those of most datagrams, are usually linear.
     if linear.start + F::USUAL_HEADERS <= linear.end || linear.end - linear.start >= length as usize
     {
         return linear;
     }
-    pulled(context)
+    pull(context)
 }
 
-/// The frame, with as many bytes as all headers take in one piece.
+/// The frame's linear part, with [`MOST_HEADERS`] bytes pulled into it.
 #[inline(always)]
-pub fn pulled(context: &TcContext) -> Linear {
+pub fn pull(context: &TcContext) -> Linear {
     let length = context.len();
     let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
-    // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
-    // read as far as it goes.
+    // SAFETY: the context is the kernel's. On failure the frame does not change, and is parsed as
+    // far as its linear part goes.
     unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
     Linear { start: context.data(), end: context.data_end() }
 }
 
 const MOST_HEADERS: u32 = 256;
 
-/// A packet that can be changed: a socket buffer of tc, or the bare frame of XDP.
+/// A packet that can be changed: a socket buffer (tc) or a frame (XDP).
 pub trait Frame {
-    /// Where its first piece starts.
+    /// Address of the first byte of the linear part.
     fn start(&self) -> usize;
-    /// Where its first piece ends.
+    /// Address after the last byte of the linear part.
     fn end(&self) -> usize;
-    /// Makes the space between Ethernet header and IP header larger by so many bytes, or
-    /// smaller. What new bytes hold is not said. Nothing read before holds afterwards.
+    /// Makes the space between Ethernet header and IP header larger by `difference` bytes, or
+    /// smaller. New bytes are uninitialised. Values that were loaded from the packet before are not
+    /// valid afterwards.
     fn resize<F: Tunnel>(&self, difference: i32) -> Option<()>;
 }
 
@@ -89,9 +90,9 @@ impl Frame for TcContext {
     fn resize<F: Tunnel>(&self, difference: i32) -> Option<()> {
         /// BPF_ADJ_ROOM_MAC.
         const BEHIND_ETHERNET: u32 = 1;
-        /// BPF_F_ADJ_ROOM_FIXED_GSO: segments that are to be cut stay as long as they are.
+        /// BPF_F_ADJ_ROOM_FIXED_GSO: the segment size of a GSO packet does not change.
         const FIXED_SEGMENTS: u64 = 1;
-        /// BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 and _IPV6: what is cut later is cut inside.
+        /// BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 and _IPV6: GSO segments the inner packet.
         const IN_IPV4: u64 = 2;
         const IN_IPV6: u64 = 4;
         let mut flags = FIXED_SEGMENTS;
@@ -126,8 +127,7 @@ impl Frame for XdpContext {
     }
 }
 
-/// The bytes at `offset` as a `T` that can be written to, if they lie in the frame's
-/// first piece.
+/// A pointer to the bytes at `offset` as a `T`, if they are in the linear part.
 #[inline(always)]
 pub fn place<T>(frame: &impl Frame, offset: usize) -> Option<*mut T> {
     let at = frame.start() + (offset & 0x3fff);
@@ -146,16 +146,16 @@ pub fn store<T: Copy>(frame: &impl Frame, offset: usize, value: &T) -> Option<()
     Some(())
 }
 
-/// Sends the packet back out of the device it came in by.
+/// Sends the packet back out of the device that received it, with swapped MAC addresses.
 #[inline(always)]
-pub fn bounce(context: &TcContext) -> Option<i32> {
+pub fn send_back(context: &TcContext) -> Option<i32> {
     let macs: [[u16; 3]; 2] = load_macs(context)?;
     store_macs(context, &[macs[1], macs[0]])?;
     // SAFETY: no preconditions.
     Some(unsafe { bpf_redirect((*context.skb.skb).ifindex, 0) } as i32)
 }
 
-/// Lets the packet arrive at a device of this node.
+/// Redirects the packet to the ingress of a device of this node with this MAC address.
 #[inline(always)]
 pub fn receive_on(context: &TcContext, ifindex: u32, mac: [u8; 6]) -> Option<i32> {
     let macs = load_macs(context)?;

@@ -1,4 +1,4 @@
-//! The edge between the kernel's hooks and the core.
+//! The adapters between the kernel's hooks and the core.
 
 pub mod sock;
 pub mod tc;

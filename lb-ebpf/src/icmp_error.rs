@@ -1,7 +1,7 @@
-//! Changing an ICMP error and the packet that it quotes.
+//! Translates an ICMP error and the packet that it quotes.
 //!
-//! All of it by helpers that go by offsets: errors are rare, and what they quote may lie
-//! anywhere.
+//! All stores use helpers that take offsets: errors are rare, and their quotes may be outside the
+//! linear part.
 
 use aya_ebpf::{
     helpers::generated::{bpf_csum_diff, bpf_skb_pull_data, bpf_skb_store_bytes},
@@ -14,13 +14,12 @@ use lb_common::{
 
 use crate::{frame::Linear, rewrite::Rewrite};
 
-/// How many bytes of a frame hold the headers of an error and of what it quotes: as long as
-/// they come, 14 + 60 + 8 + 60 + 8 with IPv4, or 14 + 40 + 40 + 8 + 40 + 8 and more with IPv6 in a
-/// tunnel.
+/// The number of bytes that hold the headers of an error and of its quote, at their longest: 14 +
+/// 60 + 8 + 60 + 8 with IPv4, or 14 + 40 + 40 + 8 + 40 + 8 and more with encapsulated IPv6.
 const MOST_HEADERS: u32 = 200;
 
-/// Reads what the ICMP error `packet`, so many bytes behind the start of the frame, quotes, as
-/// [`ParseQuote::parse_quote`] does.
+/// Parses the quote of the ICMP error `packet` as [`ParseQuote::parse_quote`] does. `behind` is the
+/// length of an outer IP header before the packet, in bytes.
 #[inline(never)]
 pub fn read<F: ParseQuote>(
     context: &TcContext,
@@ -30,28 +29,28 @@ pub fn read<F: ParseQuote>(
 ) -> Option<()> {
     let length = context.len();
     let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
-    // SAFETY: the context is the kernel's. On failure the frame stays as it is and is
-    // read as far as it goes.
+    // SAFETY: the context is the kernel's. On failure the frame does not change, and is parsed as
+    // far as its linear part goes.
     unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
     let window = Linear { start: context.data() + behind, end: context.data_end() };
-    F::parse_quote(&window, packet, &mut work.quote)
+    F::parse_quote(&window, packet, &mut work.error.quote)
 }
 
-/// Gives the ICMP error `packet` the addresses of `work.rewrite`, and what it quotes those
-/// and the ports of `work.quoted`.
+/// Gives the ICMP error `packet` the addresses of `work.out.rewrite`, and its quote the addresses
+/// and ports of `work.error.quoted`.
 ///
-/// The transport checksum in the quote is left: a quote is cut short, so nobody can tell
-/// whether it is right. As a sum over the whole frame (CHECKSUM_COMPLETE) is not changed by
-/// what is evened out in a checksum inside the frame, none of the stores touches it.
+/// The transport checksum in the quote is left, because the quote is truncated and the checksum
+/// cannot be verified. A change that a checksum inside the frame offsets does not change the
+/// device's sum over the whole frame (CHECKSUM_COMPLETE), so no store updates that sum.
 #[inline(never)]
 pub fn apply<F: Rewrite>(
     context: &TcContext,
     packet: &Packet<F>,
     work: &Work<F::Address>,
 ) -> Option<()> {
-    let quote = &work.quote;
-    let new = &work.quoted;
-    let (from, to) = (packet.tuple(), &work.rewrite);
+    let quote = &work.error.quote;
+    let new = &work.error.quoted;
+    let (from, to) = (packet.tuple(), &work.out.rewrite);
     let both = 2 * size_of::<F::Address>() as u32;
     let inner_header = quote.header as usize;
     let outer = difference(&raw const from.source, &raw const to.source, both, 0);
@@ -61,12 +60,12 @@ pub fn apply<F: Rewrite>(
         let inner = difference(quoted, new, both, 0);
         context.l3_csum_replace(IP_OFFSET + at, 0, outer, 0).ok()?;
         context.l3_csum_replace(inner_header + at, 0, inner, 0).ok()?;
-        // What is quoted is evened out by its own checksum, but for the ports.
+        // The header checksum of the quote offsets its addresses, but not its ports.
         let ports = &raw const quote.key.tuple.source_port;
         let ports = difference(ports, &raw const new.source_port, PORTS, 0);
         context.l4_csum_replace(field, 0, ports, 0).ok()?;
     } else {
-        // The pseudo header (RFC 4443 section 2.3) has the outer addresses.
+        // The pseudo header (RFC 4443 section 2.3) has the addresses of the error.
         let all = difference(quoted, new, both + PORTS, outer);
         context.l4_csum_replace(field, 0, all, 0).ok()?;
     }
@@ -75,11 +74,11 @@ pub fn apply<F: Rewrite>(
     store(context, quote.transport as usize, &raw const new.source_port, PORTS, 0)
 }
 
-/// Bytes of both ports.
+/// Length of both ports in bytes.
 const PORTS: u32 = 4;
 
-/// How far a sum changes, on top of `before`, with `length` bytes of it. The helper does it
-/// without the stack that the words would take.
+/// The change of a sum when `length` bytes are replaced, added to `before`. The helper needs no
+/// stack for the words.
 #[inline(always)]
 pub fn difference<T>(old: *const T, new: *const T, length: u32, before: u64) -> u64 {
     // SAFETY: there are `length` bytes at both, a whole number of words.
@@ -89,7 +88,7 @@ pub fn difference<T>(old: *const T, new: *const T, length: u32, before: u64) -> 
     }
 }
 
-/// Stores `length` bytes, with the flags of `bpf_skb_store_bytes`.
+/// Stores `length` bytes at `offset`, with the flags of `bpf_skb_store_bytes`.
 #[inline(always)]
 pub fn store<T>(
     context: &TcContext,

@@ -1,8 +1,8 @@
 //! The eBPF programs of lb: entry points only.
 //!
-//! Each program parses, asks lb-common's `balance` and applies the verdict. Every exit
-//! bumps exactly one counter. There are no tail calls. Bodies are inlined into the functions
-//! that the macros put around them, as each call costs a packet some nanoseconds.
+//! Each program parses a packet or call, asks [`lb_common::balance`] for the verdict and applies
+//! it. Every exit counts exactly one reason. There are no tail calls. Bodies are inlined into the
+//! functions that the macros generate, because each call costs a packet some nanoseconds.
 #![no_std]
 #![no_main]
 
@@ -27,14 +27,14 @@ use aya_ebpf::{
 use hooks::{sock, tc, xdp};
 use lb_common::abi::counter::Hook;
 
-/// tc ingress on the host side of a pod's interface: what comes out of the pod.
+/// tc ingress on the host side of a pod's interface: packets from the pod.
 #[classifier]
 #[inline(always)]
 pub fn from_pod(context: TcContext) -> i32 {
     tc::handle::<{ Hook::FromPod as u32 }>(&context)
 }
 
-/// tc egress on the host side of a pod's interface: what goes into the pod.
+/// tc egress on the host side of a pod's interface: packets to the pod.
 #[classifier]
 #[inline(always)]
 pub fn to_pod(context: TcContext) -> i32 {
@@ -69,22 +69,22 @@ pub fn loopback(context: TcContext) -> i32 {
     tc::handle::<{ Hook::Loopback as u32 }>(&context)
 }
 
-/// The low 32 bits of the kernel's jiffies. Never attached: the agent runs it to read
-/// the clock that the flow entries hold.
+/// Returns the low 32 bits of the kernel's jiffies. It is never attached: the agent runs it to read
+/// the clock that flow entries use.
 #[classifier]
 #[inline(always)]
 pub fn clock(_context: TcContext) -> i32 {
     tables::jiffies() as i32
 }
 
-/// connect() to an IPv4 address.
+/// connect() of an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 #[inline(always)]
 pub fn connect4(context: SockAddrContext) -> i32 {
     sock::connect4(&context)
 }
 
-/// connect() to an IPv6 address.
+/// connect() of an IPv6 socket.
 #[cgroup_sock_addr(connect6)]
 #[inline(always)]
 pub fn connect6(context: SockAddrContext) -> i32 {
@@ -105,14 +105,14 @@ pub fn sendmsg6(context: SockAddrContext) -> i32 {
     sock::sendmsg6(&context)
 }
 
-/// recvmsg() that tells an IPv4 sender.
+/// recvmsg() that returns an IPv4 sender.
 #[cgroup_sock_addr(recvmsg4)]
 #[inline(always)]
 pub fn recvmsg4(context: SockAddrContext) -> i32 {
     sock::recvmsg4(&context)
 }
 
-/// recvmsg() that tells an IPv6 sender.
+/// recvmsg() that returns an IPv6 sender.
 #[cgroup_sock_addr(recvmsg6)]
 #[inline(always)]
 pub fn recvmsg6(context: SockAddrContext) -> i32 {

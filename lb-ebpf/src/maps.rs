@@ -1,4 +1,4 @@
-//! Every map, with its writer. Sizes are defaults: the agent sets them at load.
+//! Every map, with its writer. Sizes are defaults: the agent sets them when it loads the programs.
 
 use aya_ebpf::{
     Global,
@@ -23,12 +23,12 @@ use lb_common::packet::answer::MAX_QUOTE_WORDS;
 
 use crate::scratch::Scratch;
 
-/// BPF_F_MMAPABLE: the agent stores into these without a system call.
+/// BPF_F_MMAPABLE: the agent stores into the map without a system call.
 const MAPPED: usize = 0x400;
-/// BPF_F_NO_PREALLOC: memory only for the entries there are.
+/// BPF_F_NO_PREALLOC: memory is allocated for each entry when it is inserted.
 const ON_DEMAND: usize = 1;
-/// BPF_F_NO_COMMON_LRU: every CPU evicts on its own, which makes insertions cheaper by a
-/// quarter; a flood that one CPU receives evicts nothing of the others.
+/// BPF_F_NO_COMMON_LRU: every CPU evicts its own entries, which makes insertions cheaper by a
+/// quarter. A flood that one CPU receives evicts no entries of the others.
 const PER_CPU_LRU: usize = 2;
 
 /// What clients connect to, IPv4. Written by the agent.
@@ -43,7 +43,7 @@ pub static SERVICES: Array<Service, 32768, MAPPED> = Array::new();
 /// The names of SERVICES' entries, for the tools. Written by the agent.
 #[btf_map]
 pub static NAMES: Array<Name, 32768, MAPPED> = Array::new();
-/// Which backends a service port has. Written by the agent.
+/// Backends of service ports, by id. Written by the agent.
 #[btf_map]
 pub static SLOTS: Array<Slot, 1048576, MAPPED> = Array::new();
 /// Backends, IPv4. Written by the agent.
@@ -52,12 +52,10 @@ pub static BACKENDS4: Array<Backend<Address4>, 262144, MAPPED> = Array::new();
 /// Backends, IPv6. Written by the agent.
 #[btf_map]
 pub static BACKENDS6: Array<Backend<Address6>, 262144, MAPPED> = Array::new();
-/// Who may reach the load balancers' addresses that name source ranges, IPv4. Written by
-/// the agent.
+/// Source ranges of the load balancers' addresses that have them, IPv4. Written by the agent.
 #[btf_map]
 pub static RANGES4: LpmTrie<Range<Address4>, u32, 16384> = LpmTrie::new();
-/// Who may reach the load balancers' addresses that name source ranges, IPv6. Written by
-/// the agent.
+/// Source ranges of the load balancers' addresses that have them, IPv6. Written by the agent.
 #[btf_map]
 pub static RANGES6: LpmTrie<Range<Address6>, u32, 16384> = LpmTrie::new();
 /// Addresses of the cluster's nodes, IPv4; the value is always 1. Written by the agent.
@@ -66,80 +64,82 @@ pub static NODES4: HashMap<Address4, u32, 16384, ON_DEMAND> = HashMap::new();
 /// Addresses of the cluster's nodes, IPv6; the value is always 1. Written by the agent.
 #[btf_map]
 pub static NODES6: HashMap<Address6, u32, 16384, ON_DEMAND> = HashMap::new();
-/// What the programs must know of this node. Written by the agent.
+/// The configuration of this node. Written by the agent.
 #[btf_map]
 pub static SETTINGS: Array<SettingsPair, 1, MAPPED> = Array::new();
 /// External devices. Written by the agent.
 #[btf_map]
 pub static DEVICES: Array<Device, { MAX_DEVICES as usize }, MAPPED> = Array::new();
 
-/// Established flows, IPv4. Written by the programs; the agent's sweep deletes.
+/// Established flows, IPv4. Written by the programs; the agent's sweep deletes expired entries.
 #[btf_map]
 pub static FLOWS4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 262144> = LruHashMap::new();
-/// Established flows, IPv6. Written by the programs; the agent's sweep deletes.
+/// Established flows, IPv6. Written by the programs; the agent's sweep deletes expired entries.
 #[btf_map]
 pub static FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 262144> = LruHashMap::new();
-/// TCP handshakes, IPv4: a flood of SYNs fills this and leaves FLOWS4 alone. Written by
-/// the programs; the agent's sweep deletes.
+/// TCP handshakes, IPv4. A flood of SYNs fills this map and leaves FLOWS4 alone. Written by the
+/// programs; the agent's sweep deletes expired entries.
 #[btf_map]
 pub static EMBRYONIC4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 16384, PER_CPU_LRU> =
     LruHashMap::new();
-/// TCP handshakes, IPv6. Written by the programs; the agent's sweep deletes.
+/// TCP handshakes, IPv6. Written by the programs; the agent's sweep deletes expired entries.
 #[btf_map]
 pub static EMBRYONIC6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 16384, PER_CPU_LRU> =
     LruHashMap::new();
-/// Ports of datagrams that come in fragments, IPv4. Written by the programs.
+/// Ports of fragmented datagrams, IPv4. Written by the programs.
 #[btf_map]
 pub static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment, 16384> = LruHashMap::new();
-/// Ports of datagrams that come in fragments, IPv6. Written by the programs.
+/// Ports of fragmented datagrams, IPv6. Written by the programs.
 #[btf_map]
 pub static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment, 16384> = LruHashMap::new();
-/// Session affinity of both families. Written by the programs; the agent's sweep deletes.
+/// Session affinity of both families. Written by the programs; the agent's sweep deletes expired
+/// entries.
 #[btf_map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();
 
-/// What connected sockets asked for. Written by the programs; goes with the socket.
+/// Peers that connected sockets asked for. Written by the programs; the kernel removes an entry
+/// with its socket.
 #[btf_map]
 pub static SOCKETS: SkStorage<ConnectedPeer> = SkStorage::new();
-/// What datagram sockets asked for. Written by the programs.
+/// Peers that datagram sockets asked for. Written by the programs.
 #[btf_map]
 pub static DATAGRAM_PEERS: LruHashMap<DatagramKey, Peer, 65536> = LruHashMap::new();
 
-/// Why programs ended as they did. Written by the programs.
+/// Counts of the reasons for which programs ended. Written by the programs.
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { counter::COUNTERS as usize }> = PerCpuArray::new();
-/// What service ports have carried. Written by the programs; the agent clears an entry when its
-/// index gets another meaning.
+/// Packets that service ports translated. Written by the programs; the agent clears an entry when
+/// its index gets another meaning.
 #[btf_map]
 pub static TRAFFIC: PerCpuArray<Traffic, 32768> = PerCpuArray::new();
-/// What service ports have turned away, and why. Written by the programs; the agent removes
-/// entries when their index gets another meaning.
+/// Packets and calls that service ports rejected, by reason. Written by the programs; the agent
+/// removes entries when their index gets another meaning.
 #[btf_map]
 pub static DROPS: LruPerCpuHashMap<DropKey, u64, 4096> = LruPerCpuHashMap::new();
-/// What a packet is and becomes, IPv4: too large for the stack. Nothing in it outlives a
+/// Working memory of a program, IPv4, which the stack is too small for. Nothing in it outlives a
 /// run, and no two runs of tc programs overlap on a CPU.
 #[btf_map]
 pub static SCRATCH4: PerCpuArray<Scratch<Ipv4>, 1> = PerCpuArray::new();
-/// What a packet is and becomes, IPv6.
+/// Working memory of a program, IPv6.
 #[btf_map]
 pub static SCRATCH6: PerCpuArray<Scratch<Ipv6>, 1> = PerCpuArray::new();
-/// What an ICMP error quotes of the packet it is about, from its IP header on.
+/// The start of a packet, from its IP header on, that an ICMP error will quote.
 #[btf_map]
 pub static QUOTE: PerCpuArray<[u32; MAX_QUOTE_WORDS], 1> = PerCpuArray::new();
 
 /// The cookie of the node's own network namespace; 0 = not known.
 #[unsafe(no_mangle)]
 pub static NODE_COOKIE: Global<u64> = Global::new(0);
-/// 1: only sockets of that network namespace are translated at connect time.
+/// 1: connect-time hooks translate only sockets of that network namespace.
 #[unsafe(no_mangle)]
 pub static ONLY_NODE: Global<u32> = Global::new(0);
-/// 1: connect-time translation covers UDP too.
+/// 1: connect-time hooks translate UDP too.
 #[unsafe(no_mangle)]
 pub static SOCKET_LB_UDP: Global<u32> = Global::new(0);
-/// How many cgroups [`EXCLUDED_CGROUPS`] names.
+/// The number of cgroups in [`EXCLUDED_CGROUPS`].
 #[unsafe(no_mangle)]
 pub static EXCLUDED_COUNT: Global<u32> = Global::new(0);
-/// Ids of cgroups whose processes are left to the packet path at connect time.
+/// Ids of cgroups whose processes' calls are not translated at connect time; their packets are.
 #[unsafe(no_mangle)]
 pub static EXCLUDED_CGROUPS: Global<[u64; MAX_EXCLUDED_CGROUPS]> =
     Global::new([0; MAX_EXCLUDED_CGROUPS]);

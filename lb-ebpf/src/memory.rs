@@ -1,7 +1,7 @@
-//! Filling and copying without memset and memmove, which the programs of the kernel do
-//! not have: the stores are volatile, so that the compiler does not make calls of them.
+//! Fills and copies memory without memset and memmove, which eBPF programs do not have. The stores
+//! are volatile, so that the compiler does not turn them into calls.
 
-/// Fills with zeros; the size must be a whole number of 4-byte words.
+/// Fills `place` with zeros. The size must be a multiple of 4 bytes.
 #[inline(always)]
 pub fn zero<T>(place: *mut T) {
     let mut index = 0;
@@ -12,7 +12,7 @@ pub fn zero<T>(place: *mut T) {
     }
 }
 
-/// Copies; the size must be a whole number of 4-byte words, aligned as such.
+/// Copies `from` to `to`. The size and the alignment must be multiples of 4 bytes.
 #[inline(always)]
 pub fn copy<T>(to: *mut T, from: *const T) {
     let mut index = 0;

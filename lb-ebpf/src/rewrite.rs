@@ -1,4 +1,4 @@
-//! Changing addresses and ports of a packet, checksums included.
+//! Changes addresses and ports of a packet, checksums included.
 
 use aya_ebpf::{
     bindings::BPF_F_PSEUDO_HDR,
@@ -25,38 +25,38 @@ use crate::{
 
 /// A packet whose TCP or UDP checksum can be changed.
 pub trait L4Checksum: Frame {
-    /// Brings the TCP or UDP checksum up to date with `changes`; `packet` is as it was before
-    /// them. Nothing read before holds afterwards.
-    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()>;
+    /// Updates the TCP or UDP checksum after `changes`; `packet` is as it was before them. Values
+    /// that were loaded from the packet before are not valid afterwards.
+    fn update_l4_checksum<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()>;
 }
 
-/// What the checksums of a packet are told of its new addresses and ports: running sums.
+/// The changes of addresses and ports that a packet's checksums need, as running sums.
 pub struct Changes {
-    /// The sum of the addresses that it had.
+    /// The sum of the old addresses.
     old: u64,
-    /// How that changes.
+    /// The change of the sum of the addresses.
     addresses: u64,
-    /// How the sum of the ports changes.
+    /// The change of the sum of the ports.
     ports: u64,
 }
 
-/// Where the checksum stands.
+/// The offset of the checksum from the start of the frame (after decapsulation).
 #[inline(always)]
 const fn checksum_field<F: Family>(packet: &Packet<F>) -> usize {
     packet.transport as usize + if packet.key.protocol == TCP as u32 { 16 } else { 6 }
 }
 
-/// A checksum over all of the packet, after `changes`.
+/// A complete checksum after `changes`.
 #[inline(always)]
-fn mended<F: Family>(packet: &Packet<F>, old: u16, changes: &Changes) -> u16 {
+fn updated_checksum<F: Family>(packet: &Packet<F>, old: u16, changes: &Changes) -> u16 {
     let new = checksum::updated(old, changes.addresses + changes.ports);
-    // A UDP checksum of zero means none.
+    // A UDP checksum of zero means that there is none (RFC 768).
     if packet.protocol() != TCP && new == 0 { !0 } else { new }
 }
 
-/// Has the kernel bring a checksum up to date, whatever stands in its place.
+/// Updates the checksum by helpers of the kernel, whether it is complete or not.
 #[inline(never)]
-fn mend_by_kernel<F: Rewrite>(
+fn update_by_kernel<F: Rewrite>(
     context: &TcContext,
     packet: &Packet<F>,
     changes: &Changes,
@@ -74,12 +74,12 @@ fn mend_by_kernel<F: Rewrite>(
 }
 
 impl L4Checksum for TcContext {
-    /// The checksum of a packet that this host made is often left to the device. Then the sum
-    /// of the pseudo header stands in its place, which no change of a port concerns
-    /// (CHECKSUM_PARTIAL). Anything else is a checksum over all of the packet, and changed
-    /// without help, as each call of the kernel costs more than the rest.
+    /// A packet of this host often has no complete checksum yet, because the device will compute it
+    /// (CHECKSUM_PARTIAL): its field holds the sum of the pseudo header, which has no ports. Any
+    /// other checksum is complete and is updated here, because a helper call costs more than all
+    /// the rest.
     #[inline(always)]
-    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
+    fn update_l4_checksum<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
         let window = Linear { start: self.start(), end: self.end() };
         let before = packet.transport.wrapping_sub(IP_OFFSET as u16);
         let length = F::length(&window)?.wrapping_sub(before);
@@ -89,17 +89,17 @@ impl L4Checksum for TcContext {
         let old = unsafe { *field };
         // SAFETY: the context is the kernel's.
         let segment = unsafe { (*self.skb.skb).gso_size };
-        // Zero: none, or the other way to write a sum of 0xffff.
+        // Zero is no checksum, or the other representation of 0xffff.
         if old == 0 || old == checksum::fold16(seed) || segment != 0 {
-            return mend_by_kernel(self, packet, changes);
+            return update_by_kernel(self, packet, changes);
         }
         // SAFETY: as above.
-        unsafe { *field = mended(packet, old, changes) };
+        unsafe { *field = updated_checksum(packet, old, changes) };
         if F::HEADER_CHECKSUM.is_some() {
-            // The device's sum over the packet (CHECKSUM_COMPLETE), if there is one: the changes
-            // of the IP header even out in its own checksum, those of the checksum do not.
-            // An IPv6 header evens out with the checksum.
-            // SAFETY: the context is the kernel's. Without such a sum it does nothing.
+            // The device's sum over the packet (CHECKSUM_COMPLETE), if there is one: the header
+            // checksum offsets the changes of the IP header, but the update of the L4 checksum is
+            // not offset. With IPv6, the L4 checksum offsets the changes of the IP header.
+            // SAFETY: the context is the kernel's. Without such a sum the helper does nothing.
             unsafe { bpf_csum_update(self.skb.skb, !checksum::fold32(changes.addresses)) };
         }
         Some(())
@@ -108,30 +108,31 @@ impl L4Checksum for TcContext {
 
 impl L4Checksum for XdpContext {
     #[inline(always)]
-    fn mend_transport<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
+    fn update_l4_checksum<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
         let field: *mut u16 = place(self, checksum_field(packet))?;
         // SAFETY: in bounds, as `place` checked.
         let old = unsafe { *field };
         if packet.protocol() == TCP || old != 0 {
             // SAFETY: as above.
-            unsafe { *field = mended(packet, old, changes) };
+            unsafe { *field = updated_checksum(packet, old, changes) };
         }
         Some(())
     }
 }
 
-/// What the IP header needs beyond the addresses.
+/// The family's part of a translation, apart from the addresses.
 pub trait Rewrite: Tunnel {
-    /// Offset of the source address from the start of the frame; the destination follows.
+    /// Offset of the source address from the start of the frame. The destination follows it.
     const ADDRESSES: usize;
-    /// Offset of the header's own checksum from its start, where it has one.
+    /// Offset of the IP header's checksum from the start of the header, if it has one.
     const HEADER_CHECKSUM: Option<usize>;
     /// Extra flags of `bpf_l4_csum_replace` when addresses change.
     fn checksum_flags() -> u64;
-    /// Takes one from the TTL or hop limit, which is above 1, as a router does.
-    fn take_hop(frame: &impl Frame) -> Option<()>;
-    /// Mends the IP header's own checksum, where it has one.
-    fn mend_header(frame: &impl Frame, difference: u64) -> Option<()>;
+    /// Decrements the TTL or hop limit, which must be above 1, as a router does.
+    fn decrement_ttl(frame: &impl Frame) -> Option<()>;
+    /// Updates the IP header's checksum, if it has one, after a change by `difference` (a running
+    /// sum).
+    fn update_header_checksum(frame: &impl Frame, difference: u64) -> Option<()>;
 }
 
 impl Rewrite for Ipv4 {
@@ -144,18 +145,18 @@ impl Rewrite for Ipv4 {
     }
 
     #[inline(always)]
-    fn take_hop(frame: &impl Frame) -> Option<()> {
+    fn decrement_ttl(frame: &impl Frame) -> Option<()> {
         let header: *mut Header4 = place(frame, IP_OFFSET)?;
         // SAFETY: in bounds, as `place` checked.
         unsafe {
             (*header).ttl = (*header).ttl.wrapping_sub(1);
-            (*header).checksum = checksum::hop_taken((*header).checksum);
+            (*header).checksum = checksum::ttl_decremented((*header).checksum);
         }
         Some(())
     }
 
     #[inline(always)]
-    fn mend_header(frame: &impl Frame, difference: u64) -> Option<()> {
+    fn update_header_checksum(frame: &impl Frame, difference: u64) -> Option<()> {
         const CHECKSUM: usize = IP_OFFSET + core::mem::offset_of!(Header4, checksum);
         let field: *mut u16 = place(frame, CHECKSUM)?;
         // SAFETY: in bounds, as `place` checked.
@@ -170,14 +171,14 @@ impl Rewrite for Ipv6 {
 
     #[inline(always)]
     fn checksum_flags() -> u64 {
-        /// An IPv6 header has no checksum that evens out a change of addresses in a sum
-        /// over the whole packet (CHECKSUM_COMPLETE); the kernel must be told.
+        /// BPF_F_IPV6: an IPv6 header has no checksum that offsets the change of addresses in the
+        /// device's sum over the packet (CHECKSUM_COMPLETE), so the kernel must update that sum.
         const BPF_F_IPV6: u64 = 1 << 7;
         if maps::HAS_CSUM_IPV6.load() != 0 { BPF_F_IPV6 } else { 0 }
     }
 
     #[inline(always)]
-    fn take_hop(frame: &impl Frame) -> Option<()> {
+    fn decrement_ttl(frame: &impl Frame) -> Option<()> {
         const HOP_LIMIT: usize = IP_OFFSET + core::mem::offset_of!(Header6, hop_limit);
         let field: *mut u8 = place(frame, HOP_LIMIT)?;
         // SAFETY: in bounds, as `place` checked.
@@ -186,7 +187,7 @@ impl Rewrite for Ipv6 {
     }
 
     #[inline(always)]
-    fn mend_header(_frame: &impl Frame, _difference: u64) -> Option<()> {
+    fn update_header_checksum(_frame: &impl Frame, _difference: u64) -> Option<()> {
         Some(())
     }
 }
@@ -202,7 +203,7 @@ pub fn apply<F: Rewrite>(
     let sum = checksum::addresses(old);
     let addresses = checksum::difference(sum, checksum::addresses(new));
     store(frame, F::ADDRESSES, &[new.source, new.destination])?;
-    F::mend_header(frame, addresses)?;
+    F::update_header_checksum(frame, addresses)?;
     let old_ports = [old.source_port, old.destination_port];
     let new_ports = [new.source_port, new.destination_port];
     let transport = packet.transport as usize;
@@ -212,8 +213,8 @@ pub fn apply<F: Rewrite>(
         let [old, new] = [old_ports, new_ports].map(bytemuck::cast::<_, u32>);
         ports = checksum::difference(old.into(), new.into());
     }
-    frame.mend_transport(packet, &Changes { old: sum, addresses, ports })
+    frame.update_l4_checksum(packet, &Changes { old: sum, addresses, ports })
 }
 
-/// BPF_F_MARK_MANGLED_0: a UDP checksum of zero means none, and stays so.
+/// BPF_F_MARK_MANGLED_0: a UDP checksum of zero means that there is none, and stays zero.
 const MARK_MANGLED_0: u64 = 1 << 5;

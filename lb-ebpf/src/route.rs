@@ -1,5 +1,5 @@
-//! Sending a packet where its new destination is, past the route that the stack chose for
-//! the old one, or past the stack.
+//! Routes of translated packets. A packet is redirected to its new destination, past the route that
+//! the stack chose for the old one, or past the stack.
 
 use aya_ebpf::{
     bindings::bpf_fib_lookup as FibLookup,
@@ -24,7 +24,7 @@ use lb_common::{
 use crate::{
     frame::{self, Linear},
     maps, memory,
-    scratch::Way,
+    scratch::Route,
     tables::FamilyMaps,
 };
 
@@ -32,19 +32,19 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 /// BPF_FIB_LKUP_RET_SUCCESS.
 const SUCCESS: i64 = 0;
-/// BPF_FIB_LKUP_RET_NO_NEIGH: the route is known, the neighbour is not yet.
+/// BPF_FIB_LKUP_RET_NO_NEIGH: there is a route, but no neighbour entry yet.
 const NO_NEIGHBOUR: i64 = 7;
 
-/// BPF_FIB_LKUP_RET_FRAG_NEEDED: the packet is larger than the route lets through.
+/// BPF_FIB_LKUP_RET_FRAG_NEEDED: the packet is larger than the route's MTU.
 const TOO_BIG: i64 = 8;
 
 /// A family's part of a route look-up.
-pub trait Route: Family {
+pub trait RouteLookup: Family {
     /// Fills in addresses and family.
     fn fill(lookup: &mut FibLookup, source: Self::Address, destination: Self::Address);
 }
 
-impl Route for Ipv4 {
+impl RouteLookup for Ipv4 {
     #[inline(always)]
     fn fill(lookup: &mut FibLookup, source: Address4, destination: Address4) {
         lookup.family = AF_INET;
@@ -53,7 +53,7 @@ impl Route for Ipv4 {
     }
 }
 
-impl Route for Ipv6 {
+impl RouteLookup for Ipv6 {
     #[inline(always)]
     fn fill(lookup: &mut FibLookup, source: Address6, destination: Address6) {
         lookup.family = AF_INET6;
@@ -62,10 +62,10 @@ impl Route for Ipv6 {
     }
 }
 
-/// Asks the kernel's routing tables for the way of a packet of `length` bytes (0 = whatever
-/// the device takes) with these addresses, which came in by `ifindex`.
+/// Looks up the route of a packet of `length` bytes (0 = no check against the MTU) with these
+/// addresses, which the device `ifindex` received.
 #[inline(always)]
-fn look_up<F: Route>(
+fn look_up<F: RouteLookup>(
     context: *mut core::ffi::c_void,
     ifindex: u32,
     tuple: &Tuple<F::Address>,
@@ -84,7 +84,7 @@ fn look_up<F: Route>(
     }
 }
 
-/// The MACs of the next hop and of the device as a frame begins.
+/// The start of a frame: the MACs of the next hop and of the device.
 #[inline(always)]
 fn words(next_hop: [u8; 6], device: [u8; 6]) -> [u32; 3] {
     let [a, b, c]: [u16; 3] = bytemuck::cast(next_hop);
@@ -92,14 +92,14 @@ fn words(next_hop: [u8; 6], device: [u8; 6]) -> [u32; 3] {
     [[a, b], [c, d], [e, f]].map(bytemuck::cast)
 }
 
-/// A packet that a way is looked for.
+/// A packet whose route is looked up.
 pub trait Received {
-    /// The context that the kernel gave.
+    /// The kernel's context.
     fn context(&self) -> *mut core::ffi::c_void;
     /// The kernel's index of the device that the program runs on.
     fn ifindex(&self) -> u32;
-    /// The length of the IP packet, or of the largest one of those that it is cut into.
-    fn longest<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16>;
+    /// The length of the IP packet in bytes; of a GSO packet, that of its largest segment.
+    fn ip_length<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16>;
 }
 
 impl Received for TcContext {
@@ -115,7 +115,7 @@ impl Received for TcContext {
     }
 
     #[inline(always)]
-    fn longest<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16> {
+    fn ip_length<F: Tunnel>(&self, packet: &Packet<F>) -> Option<u16> {
         // SAFETY: the context is the kernel's.
         let skb = unsafe { &*self.skb.skb };
         if skb.gso_size == 0 {
@@ -145,87 +145,86 @@ impl Received for XdpContext {
     }
 
     #[inline(always)]
-    fn longest<F: Tunnel>(&self, _packet: &Packet<F>) -> Option<u16> {
+    fn ip_length<F: Tunnel>(&self, _packet: &Packet<F>) -> Option<u16> {
         F::length(&Linear { start: self.data(), end: self.data_end() })
     }
 }
 
-/// Asks the kernel's routing tables for the way of a packet that will have the addresses of
-/// `to`, and `added` more bytes. It is done while the packet is still as it came, so that its
-/// sender can be told why it does not go on.
+/// Looks up the route of a packet that will have the addresses of `to` and `added` more bytes. This
+/// is done before the packet changes, so that its sender can get an ICMP error.
 #[inline(never)]
-pub fn find<F: Route + Tunnel>(
+pub fn find<F: RouteLookup + Tunnel>(
     frame: &impl Received,
     packet: &Packet<F>,
     to: &Tuple<F::Address>,
     added: u32,
-    way: &mut Way,
+    route: &mut Route,
 ) -> Result<(), Reason> {
-    let length = frame.longest(packet).ok_or(Reason::RewriteFailed)?.saturating_add(added as u16);
+    let length = frame.ip_length(packet).ok_or(Reason::RewriteFailed)?.saturating_add(added as u16);
     let mut room = core::mem::MaybeUninit::<FibLookup>::uninit();
     let found = look_up::<F>(frame.context(), frame.ifindex(), to, length, &mut room);
     // SAFETY: filled in above.
     let lookup = unsafe { room.assume_init_ref() };
-    way.ifindex = lookup.ifindex;
-    way.is_remembered = 0;
-    way.has_neighbour = u16::from(found == SUCCESS);
-    way.macs = words(lookup.dmac, lookup.smac);
+    route.ifindex = lookup.ifindex;
+    route.is_remembered = 0;
+    route.has_neighbour = u16::from(found == SUCCESS);
+    route.macs = words(lookup.dmac, lookup.smac);
     // SAFETY: the field is a number under either name.
-    way.mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
+    route.mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
     match found {
         SUCCESS | NO_NEIGHBOUR => Ok(()),
         TOO_BIG => {
-            // Kernels before 5.12 do not tell it.
-            way.mtu = if way.mtu < length { way.mtu.saturating_sub(added as u16) } else { 0 };
+            // Kernels before 5.12 do not return the MTU.
+            route.mtu = if route.mtu < length { route.mtu.saturating_sub(added as u16) } else { 0 };
             Err(Reason::TooBig)
         }
         _ => Err(Reason::NoRoute),
     }
 }
 
-/// Fills in the way that a packet's flow remembers, if that still holds, and for a packet of
-/// this length with `added` more bytes.
+/// Fills in the route that the packet's flow remembers. Returns false if there is none, if it is no
+/// longer valid, or if the packet with `added` more bytes is larger than the device's MTU.
 #[inline(always)]
 pub fn remembered<F: Tunnel>(
     frame: &impl Received,
     packet: &Packet<F>,
     work: &Work<F::Address>,
     added: u32,
-    way: &mut Way,
+    route: &mut Route,
 ) -> bool {
-    let next_hop = work.next_hop;
+    let next_hop = work.out.next_hop;
     if next_hop.epoch() == 0 {
         return false;
     }
-    let Some(length) = frame.longest(packet) else { return false };
+    let Some(length) = frame.ip_length(packet) else { return false };
     let Some(device) = maps::DEVICES.get(next_hop.device() as u32 & (MAX_DEVICES - 1)) else {
         return false;
     };
     if device.epoch != next_hop.epoch() as u32 || length as u32 + added > device.mtu {
         return false;
     }
-    way.ifindex = device.ifindex;
-    way.is_remembered = 1;
-    way.macs = words(next_hop.mac(), device.mac);
-    way.flags = device.flags;
+    route.ifindex = device.ifindex;
+    route.is_remembered = 1;
+    route.macs = words(next_hop.mac(), device.mac);
+    route.flags = device.flags;
     true
 }
 
-/// Notes a way that was just found in the packet's flow, unless that is not established yet.
-/// One that does not let through as much as its device is asked for each time.
+/// Remembers a route in the packet's flow, if the flow is established. A route with a smaller MTU
+/// than its device is not remembered: it is looked up for each packet.
 #[inline(never)]
-fn remember<F: FamilyMaps>(packet: &Packet<F>, way: &Way) {
-    if packet.is_syn() || way.has_neighbour == 0 {
+fn remember<F: FamilyMaps>(packet: &Packet<F>, route: &Route) {
+    if packet.is_syn() || route.has_neighbour == 0 {
         return;
     }
     let mut index = 0;
     while index < MAX_DEVICES {
         let Some(device) = maps::DEVICES.get(index) else { return };
-        if device.ifindex == way.ifindex {
-            if device.mtu == way.mtu as u32
+        if device.ifindex == route.ifindex {
+            if device.mtu == route.mtu as u32
                 && let Some(flow) = F::flow(FlowTable::Flows, &packet.key)
             {
-                let [mac, _]: [[u8; 6]; 2] = bytemuck::cast(way.macs);
+                let [mac, _]: [[u8; 6]; 2] = bytemuck::cast(route.macs);
                 let next_hop = NextHop::new(mac, index as u8, device.epoch as u8);
                 // SAFETY: the look-up of this run found it; one aligned word.
                 unsafe { core::ptr::write_volatile(&raw mut (*flow).next_hop, next_hop) };
@@ -236,32 +235,31 @@ fn remember<F: FamilyMaps>(packet: &Packet<F>, way: &Way) {
     }
 }
 
-/// Redirects a packet of this node, already rewritten, to the device and neighbour that its
-/// destination is reached by.
+/// Redirects a translated packet to the device of its route. The kernel finds the neighbour.
 #[inline(always)]
-pub fn send(way: &Way) -> i32 {
+pub fn send(route: &Route) -> i32 {
     // SAFETY: no preconditions. Without parameters the kernel finds the neighbour by the
     // packet's own destination.
-    unsafe { bpf_redirect_neigh(way.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+    unsafe { bpf_redirect_neigh(route.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// The same for a packet that is on its way through this node. Where its flow remembers the
-/// neighbour the kernel is not asked; it is about once in a second, and so sees that the
-/// neighbour is in use. What it tells is noted in the flow if that `remembers`.
+/// Redirects a packet that this node forwards. If its flow remembers the neighbour, the kernel does
+/// not look it up; about once a second it does, so that the neighbour entry stays alive. The route
+/// is then remembered in the flow if the hook `remembers`.
 #[inline(always)]
 pub fn forward<F: FamilyMaps>(
     context: &TcContext,
     packet: &Packet<F>,
-    way: &Way,
+    route: &Route,
     remembers: bool,
 ) -> Option<i32> {
-    if way.is_remembered == 0 {
+    if route.is_remembered == 0 {
         if remembers {
-            remember(packet, way);
+            remember(packet, route);
         }
-        return Some(send(way));
+        return Some(send(route));
     }
-    frame::store(context, 0, &way.macs)?;
+    frame::store(context, 0, &route.macs)?;
     // SAFETY: no preconditions.
-    Some(unsafe { bpf_redirect(way.ifindex, 0) } as i32)
+    Some(unsafe { bpf_redirect(route.ifindex, 0) } as i32)
 }

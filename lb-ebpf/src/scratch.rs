@@ -1,4 +1,4 @@
-//! What a program works with, kept in a map because its stack is small.
+//! The working memory of a program, in a map because its stack is small.
 
 use lb_common::{
     abi::{address::Family, counter::Reason},
@@ -6,51 +6,53 @@ use lb_common::{
     packet::Packet,
 };
 
-/// What a tc program works with.
+/// The working memory of a program.
 #[repr(C)]
 pub struct Scratch<F: Family> {
-    /// The packet as it came.
+    /// The packet as it arrived.
     pub packet: Packet<F>,
-    /// What becomes of it.
+    /// The memory of the decision, and its result.
     pub work: Work<F::Address>,
-    /// Where it goes on, if it is sent by a route look-up.
-    pub way: Way,
-    /// What was decided.
+    /// The route, if the program looks it up.
+    pub route: Route,
+    /// The verdict.
     pub ruling: Ruling,
 }
 
-/// Where a route look-up leads.
+/// The result of a route look-up.
 #[repr(C)]
-pub struct Way {
-    /// The kernel's index of the device.
+pub struct Route {
+    /// The kernel's index of the egress device.
     pub ifindex: u32,
-    /// 1: as the packet's flow remembers it; else the kernel has just told it.
+    /// 1: the packet's flow remembered the route; 0: the kernel has just looked it up.
     pub is_remembered: u16,
-    /// What the way lets through, if the packet is too big for it.
+    /// The MTU of the route in bytes. After a failed look-up: the MTU if the packet is larger, 0 if
+    /// it is not known.
     pub mtu: u16,
-    /// The MAC of the next hop, and the device's, if they are known: as a frame begins, in words,
-    /// since bytes are copied one by one.
+    /// The MACs of the next hop and of the device, if they are known, as a frame starts: in words,
+    /// because the compiler copies bytes one by one.
     pub macs: [u32; 3],
-    /// [`Device::flags`](lb_common::abi::settings::Device::flags) of the device, if remembered.
+    /// [`Device::flags`](lb_common::abi::settings::Device::flags) of the device, if the route is
+    /// remembered.
     pub flags: u16,
     /// 1: `macs` are known.
     pub has_neighbour: u16,
 }
 
-/// A [`Verdict`] in parts, to be kept in a map: what is read from there has no value that the
-/// verifier knows, so that it goes once through what follows and not once for each verdict.
+/// A [`Verdict`] in parts, stored in a map. The verifier knows no value of what it reads back from
+/// there, so it follows the code after the decision once and not once for each verdict.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Ruling {
-    /// What becomes of the packet.
+    /// The kind of verdict.
     pub fate: Fate,
-    /// The answer to it, if it gets one.
+    /// The answer, if the kind is [`Fate::Answer`].
     pub answer: Answer,
-    /// Why.
+    /// The reason to count.
     pub reason: Reason,
 }
 
-/// What becomes of a packet, without any more.
+/// The kind of a [`Verdict`].
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub enum Fate {
@@ -65,9 +67,9 @@ pub enum Fate {
 }
 
 impl Ruling {
-    /// Keeps a verdict at `place` and reads it back.
+    /// Stores a verdict at `place` and reads it back.
     #[inline(always)]
-    pub fn keep(place: &mut Self, verdict: Verdict) -> Self {
+    pub fn store(place: &mut Self, verdict: Verdict) -> Self {
         let (fate, answer, reason) = match verdict {
             Verdict::Pass(reason) => (Fate::Pass, Answer::Reset, reason),
             Verdict::Drop(reason) => (Fate::Drop, Answer::Reset, reason),

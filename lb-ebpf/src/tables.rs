@@ -1,4 +1,4 @@
-//! The one place that looks into maps on behalf of the core.
+//! The tables of the core: kernel maps.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
@@ -22,32 +22,32 @@ use lb_common::{
 
 use crate::{maps, memory, scratch::Scratch};
 
-/// The low 32 bits of jiffies; the JIT makes it a load.
+/// The low 32 bits of jiffies. The JIT turns the call into a load.
 #[inline(always)]
 pub fn jiffies() -> u32 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_jiffies64() as u32 }
 }
 
-/// The settings that hold.
+/// The settings in use.
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
     let pair = maps::SETTINGS.get(0)?;
     // SAFETY: a plain word that the agent may change at any time.
     let active = unsafe { core::ptr::read_volatile(&pair.active) };
-    // By a number that is not known before: with a branch, the verifier would go through all
-    // of the program with each of the copies.
+    // By an index that the verifier does not know: with a branch, it would follow the whole program
+    // once for each copy.
     pair.copies.get((active & 1) as usize)
 }
 
 /// The kernel's maps.
 pub struct Maps;
 
-/// A map's entry, changed in place.
+/// An entry of a map, which is changed in place.
 #[derive(Clone, Copy)]
-pub struct Place<T>(*mut T);
+pub struct MapEntry<T>(*mut T);
 
-impl<T: Copy> Entry<T> for Place<T> {
+impl<T: Copy> Entry<T> for MapEntry<T> {
     #[inline(always)]
     fn get(&self) -> &T {
         // SAFETY: the pointer came from a look-up of this run and was checked.
@@ -60,7 +60,7 @@ impl<T: Copy> Entry<T> for Place<T> {
     }
 }
 
-impl<A: Copy> FlowEntry<A> for Place<Flow<A>> {
+impl<A: Copy> FlowEntry<A> for MapEntry<Flow<A>> {
     #[inline(always)]
     fn set_state(&self, state: u8) {
         // SAFETY: as above.
@@ -77,9 +77,9 @@ impl<A: Copy> FlowEntry<A> for Place<Flow<A>> {
     }
 }
 
-/// Which maps a family has.
+/// The maps of a family.
 pub trait FamilyMaps: Family {
-    /// This CPU's room to work in.
+    /// The working memory of this CPU.
     fn scratch() -> Option<*mut Scratch<Self>>;
     /// Looks up in FRONTENDS.
     fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
@@ -103,7 +103,7 @@ pub trait FamilyMaps: Family {
     /// Looks up in FRAGMENTS.
     fn fragment(key: &FragmentKey<Self::Address>) -> Option<*const Fragment>;
     /// Inserts into FRAGMENTS.
-    fn enter(key: &FragmentKey<Self::Address>, fragment: &Fragment) -> Result<(), i32>;
+    fn insert_fragment(key: &FragmentKey<Self::Address>, fragment: &Fragment) -> Result<(), i32>;
 }
 
 macro_rules! family_maps {
@@ -161,7 +161,10 @@ macro_rules! family_maps {
             }
 
             #[inline(always)]
-            fn enter(key: &FragmentKey<$address>, fragment: &Fragment) -> Result<(), i32> {
+            fn insert_fragment(
+                key: &FragmentKey<$address>,
+                fragment: &Fragment,
+            ) -> Result<(), i32> {
                 maps::$fragments.insert(key, fragment, BPF_ANY as u64)
             }
 
@@ -186,8 +189,8 @@ family_maps!(
 );
 
 impl<F: FamilyMaps> Tables<F> for Maps {
-    type FlowEntry = Place<Flow<F::Address>>;
-    type AffinityEntry = Place<Affinity>;
+    type FlowEntry = MapEntry<Flow<F::Address>>;
+    type AffinityEntry = MapEntry<Affinity>;
 
     #[inline(always)]
     fn now(&self) -> u32 {
@@ -261,7 +264,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
-        F::flow(table, key).map(Place)
+        F::flow(table, key).map(MapEntry)
     }
 
     #[inline(always)]
@@ -280,7 +283,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
-        // What is not there needs no removal.
+        // The entry may not exist any more.
         let _ = F::remove(table, key);
     }
 
@@ -291,19 +294,19 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
-    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
-        // Fragments of a datagram that could not be remembered count as too early.
-        let _ = F::enter(key, fragment);
+    fn insert_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
+        // Without an entry, later fragments of the datagram count as early and are dropped.
+        let _ = F::insert_fragment(key, fragment);
     }
 
     #[inline(always)]
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry> {
-        maps::AFFINITY.get_ptr_mut(key).map(Place)
+        maps::AFFINITY.get_ptr_mut(key).map(MapEntry)
     }
 
     #[inline(always)]
     fn bind(&mut self, key: &AffinityKey, affinity: &Affinity) {
-        // A client that could not be remembered is only chosen for anew next time.
+        // Without an entry, the client's next flow gets a new choice.
         let _ = maps::AFFINITY.insert(key, affinity, BPF_ANY as u64);
     }
 }

@@ -1,4 +1,5 @@
-//! Packets on their way to a backend's node, and from the node that clients send to.
+//! Encapsulation for direct server return: packets to a backend's node, and packets from the node
+//! that received them.
 
 use aya_ebpf::programs::TcContext;
 use lb_common::{
@@ -17,49 +18,50 @@ use crate::{
     tables::{FamilyMaps, Maps},
 };
 
-/// The length of the header of a tunnel ([`Tunnel::is_tunnel`]), if another node put the
-/// packet behind it there; else 0.
+/// The length of the outer IP header ([`Tunnel::is_tunnel`]) in bytes if another node encapsulated
+/// the packet for direct server return, else 0.
 #[inline(never)]
-pub fn length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u32 {
+pub fn outer_length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u32 {
     let inside = Linear { start: window.start + F::LENGTH as usize, end: window.end };
     let (Some(outer), Some(inner)) = (F::ends(window), F::ends(&inside)) else { return 0 };
-    let is_ours = balance::tunnel::is_ours::<F, _>(&outer, &inner, settings, &mut Maps);
+    let is_ours =
+        balance::tunnel::is_encapsulated_by_node::<F, _>(&outer, &inner, settings, &mut Maps);
     if is_ours { F::LENGTH } else { 0 }
 }
 
-/// How many bytes later than that of others the IP header of a packet comes that may have come
-/// in a tunnel.
+/// Length of the outer IP header in bytes if the packet is encapsulated, else 0.
 #[inline(always)]
-pub fn behind<F: Family>(packet: &Packet<F>) -> usize {
-    // Read from the map, as the verifier would follow each length of its own.
+pub fn encap_len<F: Family>(packet: &Packet<F>) -> usize {
+    // Read from the map, because the verifier would follow the code once for each known length.
     // SAFETY: a reference.
-    let tunnel = unsafe { core::ptr::read_volatile(&raw const packet.tunnel) };
-    (tunnel & 0x3f) as usize
+    let length = unsafe { core::ptr::read_volatile(&raw const packet.encap_len) };
+    (length & 0x3f) as usize
 }
 
-/// Puts a packet, one hop further on, into a tunnel with these ends.
+/// Decrements the packet's TTL and encapsulates it, with the addresses of `ends` in the outer
+/// header.
 #[inline(always)]
-pub fn enter<F: Rewrite>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
+pub fn encapsulate<F: Rewrite>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
     let header = F::outer(&Linear { start: frame.start(), end: frame.end() }, ends)?;
-    F::take_hop(frame)?;
+    F::decrement_ttl(frame)?;
     frame.resize::<F>(F::LENGTH as i32)?;
     frame::store(frame, IP_OFFSET, &header)
 }
 
-/// Takes a packet out of the tunnel that it came in.
+/// Decapsulates a packet.
 #[inline(always)]
-pub fn leave<F: Tunnel>(frame: &impl Frame) -> Option<()> {
+pub fn decapsulate<F: Tunnel>(frame: &impl Frame) -> Option<()> {
     frame.resize::<F>(-(F::LENGTH as i32))
 }
 
-/// Bytes of an ICMP error's header, before what it quotes.
+/// Length of an ICMP error's header in bytes, before the quote.
 const ICMP: usize = 8;
 
-/// The MTU for what is in a tunnel, if `packet` is a router's ICMP error that a packet of this
-/// node in that tunnel is too big for its way on; 0 for any other, and for one that does not
-/// quote enough.
+/// The MTU for the inner packet, in bytes, if `packet` is a router's ICMP error about a packet that
+/// this node encapsulated and that is larger than the MTU of the path; 0 for any other, and for one
+/// with too short a quote.
 #[inline(never)]
-pub fn told_mtu<F: FamilyMaps + Tunnel>(
+pub fn reported_mtu<F: FamilyMaps + Tunnel>(
     context: &TcContext,
     settings: &Settings,
     packet: &Packet<F>,
@@ -74,10 +76,10 @@ fn mtu_inside<F: FamilyMaps + Tunnel>(
     packet: &Packet<F>,
 ) -> Option<u16> {
     let header = F::LENGTH as usize;
-    if packet.tunnel != 0 || packet.transport as usize != IP_OFFSET + header {
+    if packet.encap_len != 0 || packet.transport as usize != IP_OFFSET + header {
         return None;
     }
-    let window = frame::pulled(context);
+    let window = frame::pull(context);
     let [kind, _, _, mtu] = window.load::<[Be16; 4]>(IP_OFFSET + header)?;
     let quoted = Linear { start: window.start + header + ICMP, end: window.end };
     let inside = Linear { start: quoted.start + header, end: quoted.end };
@@ -86,31 +88,34 @@ fn mtu_inside<F: FamilyMaps + Tunnel>(
     }
     let ([own, other], inner) = (F::ends(&quoted)?, F::ends(&inside)?);
     let is_sent = own == packet.tuple().destination
-        && balance::tunnel::is_ours::<F, _>(&[other, own], &inner, settings, &mut Maps);
+        && balance::tunnel::is_encapsulated_by_node::<F, _>(
+            &[other, own],
+            &inner,
+            settings,
+            &mut Maps,
+        );
     if is_sent { mtu.get().checked_sub(F::LENGTH as u16) } else { None }
 }
 
-/// Takes the packet out of the tunnel that an ICMP error quotes, in place of which it may be
-/// answered then.
+/// Replaces an ICMP error by the inner packet that it quotes, so that the packet can be answered.
 #[inline(never)]
-pub fn leave_quote<F: Tunnel>(context: &TcContext, packet: &mut Packet<F>) -> Option<()> {
+pub fn decapsulate_quote<F: Tunnel>(context: &TcContext, packet: &mut Packet<F>) -> Option<()> {
     context.resize::<F>(-((2 * F::LENGTH as usize + ICMP) as i32))?;
-    F::parse(&frame::pulled(context), packet)
+    F::parse(&frame::pull(context), packet)
 }
 
-/// How many TCP options are looked at in search of the segment size; it comes first as a
-/// rule.
+/// The number of TCP options that are searched for the segment size, which usually comes first.
 const MAX_OPTIONS: u32 = 4;
 
-/// Has the client make its segments smaller by the header of the tunnel that they will go
-/// through, as the backend's SYN-ACK says. What cannot be changed stays as it is: packets that
-/// do not fit are answered.
+/// Lowers the maximum segment size in the backend's SYN-ACK by the length of the outer header,
+/// because the client's packets will be encapsulated. A SYN-ACK that cannot be changed stays as it
+/// is: packets that are then too large are answered with an ICMP error.
 #[inline(never)]
 pub fn clamp<F: Tunnel>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     const END: u8 = 0;
     const NOTHING: u8 = 1;
     const SEGMENT_SIZE: u8 = 2;
-    /// What every host takes (RFC 9293 section 3.7.1).
+    /// The segment size that every IPv4 host accepts (RFC 9293 section 3.7.1).
     const LEAST: u16 = 536;
     let window = Linear { start: context.data(), end: context.data_end() };
     let transport = packet.transport as usize;
@@ -127,7 +132,7 @@ pub fn clamp<F: Tunnel>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
         looked_at += 1;
     }
     let [kind, _, high, low] = window.load::<[u8; 4]>(option)?;
-    // A checksum is changed by words that begin at even places.
+    // The checksum is updated in words, which start at even offsets.
     if kind != SEGMENT_SIZE || (option - transport) & 1 != 0 {
         return None;
     }

@@ -6,8 +6,8 @@ use super::family::TestFamily;
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
-/// Computes the IPv4 header's checksum anew.
-pub(super) fn mend_header<F: TestFamily>(frame: &mut [u8]) {
+/// Computes the IPv4 header's checksum.
+pub(super) fn update_header_checksum<F: TestFamily>(frame: &mut [u8]) {
     if F::NUMBER == 6 {
         return;
     }

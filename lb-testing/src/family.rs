@@ -1,5 +1,5 @@
-//! What tests need to know of an address family: who has which address, and how its
-//! headers are built. Not shared with the code under test.
+//! An address family in tests: which host has which address, and how headers are built. Shares
+//! nothing with the code under test.
 
 use lb_common::{
     abi::address::{Address4, Address6, Ipv4, Ipv6, Prefix},
@@ -9,11 +9,11 @@ use lb_common::{
 /// Which part of a larger datagram a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// Where its bytes belong; a multiple of 8.
+    /// The offset of its bytes in the datagram; a multiple of 8.
     pub offset: u16,
-    /// Whether more follows.
+    /// Whether more fragments follow.
     pub more: bool,
-    /// Which datagram it is of.
+    /// The identification of the datagram.
     pub identification: u16,
 }
 
@@ -26,7 +26,7 @@ pub trait TestFamily: ParseQuote + Tunnel {
     /// Offset of the source address from the start of the frame; the destination follows.
     const ADDRESSES: usize;
     /// Offset of TTL or hop limit from the start of the frame.
-    const HOPS: usize;
+    const TTL: usize;
     /// Bytes of an address.
     const ADDRESS_LENGTH: usize;
     /// ICMP type of an error about a packet, of any kind.
@@ -38,24 +38,24 @@ pub trait TestFamily: ParseQuote + Tunnel {
     fn remote_pod(number: u8) -> Self::Address;
     /// This node.
     fn node() -> Self::Address;
-    /// The node of backends that are elsewhere.
+    /// The node of remote backends.
     fn other_node() -> Self::Address;
     /// An address in a ServiceCIDR.
     fn vip(number: u8) -> Self::Address;
-    /// An address that may be a ClusterIP though it lies in no ServiceCIDR.
-    fn vip_elsewhere(number: u8) -> Self::Address;
-    /// An address that has to do with nothing.
+    /// An address that may be a ClusterIP although it is in no ServiceCIDR.
+    fn vip_outside_cidrs(number: u8) -> Self::Address;
+    /// A client outside the cluster.
     fn outside() -> Self::Address;
-    /// The address of the host itself.
+    /// The loopback address.
     fn loopback() -> Self::Address;
-    /// The prefixes of [`TestFamily::vip`] and [`TestFamily::vip_elsewhere`].
-    fn gate() -> [Prefix<Self::Address>; 2];
-    /// The address as it stands in a packet.
+    /// The prefixes of [`TestFamily::vip`] and [`TestFamily::vip_outside_cidrs`].
+    fn service_prefixes() -> [Prefix<Self::Address>; 2];
+    /// The address as it is in a packet.
     fn bytes(address: Self::Address) -> Vec<u8>;
-    /// The address that stands at the start of `bytes`.
+    /// The address at the start of `bytes`.
     fn address(bytes: &[u8]) -> Self::Address;
-    /// An IP header and what stands between it and `body`: options of IPv4 (whole words),
-    /// or extension headers of IPv6 as (kind, bytes behind the next-header field). TTL or hop
+    /// An IP header with what is between it and the body: options of IPv4 (whole words), or
+    /// extension headers of IPv6 as (kind, bytes behind the next-header field). TTL or hop
     /// limit and the header's own checksum are 0.
     fn ip_header(
         addresses: [Self::Address; 2],
@@ -70,7 +70,7 @@ impl TestFamily for Ipv4 {
     const NUMBER: u8 = 4;
     const ETHERTYPE: u16 = 0x0800;
     const ADDRESSES: usize = 14 + 12;
-    const HOPS: usize = 14 + 8;
+    const TTL: usize = 14 + 8;
     const ADDRESS_LENGTH: usize = 4;
     const SOME_ICMP_ERROR: u8 = 3;
 
@@ -94,7 +94,7 @@ impl TestFamily for Ipv4 {
         core::net::Ipv4Addr::new(10, 96, 0, number).into()
     }
 
-    fn vip_elsewhere(number: u8) -> Address4 {
+    fn vip_outside_cidrs(number: u8) -> Address4 {
         core::net::Ipv4Addr::new(10, 97, 0, number).into()
     }
 
@@ -106,9 +106,9 @@ impl TestFamily for Ipv4 {
         core::net::Ipv4Addr::new(198, 51, 100, 7).into()
     }
 
-    fn gate() -> [Prefix<Address4>; 2] {
+    fn service_prefixes() -> [Prefix<Address4>; 2] {
         let mask = core::net::Ipv4Addr::new(255, 255, 255, 0).into();
-        [Self::vip(0), Self::vip_elsewhere(0)].map(|address| Prefix { address, mask })
+        [Self::vip(0), Self::vip_outside_cidrs(0)].map(|address| Prefix { address, mask })
     }
 
     fn bytes(address: Address4) -> Vec<u8> {
@@ -151,7 +151,7 @@ impl TestFamily for Ipv6 {
     const NUMBER: u8 = 6;
     const ETHERTYPE: u16 = 0x86dd;
     const ADDRESSES: usize = 14 + 8;
-    const HOPS: usize = 14 + 7;
+    const TTL: usize = 14 + 7;
     const ADDRESS_LENGTH: usize = 16;
     const SOME_ICMP_ERROR: u8 = 1;
 
@@ -175,7 +175,7 @@ impl TestFamily for Ipv6 {
         group([0xfd00, 0x96], number)
     }
 
-    fn vip_elsewhere(number: u8) -> Address6 {
+    fn vip_outside_cidrs(number: u8) -> Address6 {
         group([0xfd00, 0x97], number)
     }
 
@@ -187,10 +187,10 @@ impl TestFamily for Ipv6 {
         group([0x2001, 0xdb9], 7)
     }
 
-    fn gate() -> [Prefix<Address6>; 2] {
+    fn service_prefixes() -> [Prefix<Address6>; 2] {
         let ones = u16::MAX;
         let mask = core::net::Ipv6Addr::new(ones, ones, ones, ones, ones, ones, ones, 0).into();
-        [Self::vip(0), Self::vip_elsewhere(0)].map(|address| Prefix { address, mask })
+        [Self::vip(0), Self::vip_outside_cidrs(0)].map(|address| Prefix { address, mask })
     }
 
     fn bytes(address: Address6) -> Vec<u8> {

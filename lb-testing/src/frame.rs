@@ -8,13 +8,13 @@ use lb_common::{
         frontend::{TCP, UDP},
     },
     balance::{Answer, Endpoint},
-    packet::{ACK, Kind, Packet, RST, quote::Quote},
+    packet::{ACK, Packet, PacketKind, RST, quote::Quote},
 };
 
 use super::{
-    bytes::{header_sum, mend_header, pseudo},
+    bytes::{header_sum, pseudo, update_header_checksum},
     family::TestFamily,
-    tunnel::wrapped,
+    tunnel::encapsulated,
 };
 
 pub use super::{
@@ -26,7 +26,7 @@ pub use super::{
 pub const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
 /// TTL or hop limit of a frame that is not given another.
-const HOPS: u8 = 63;
+const TTL: u8 = 63;
 
 /// What follows the IP header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct Frame<F: TestFamily> {
     /// What follows the IP header.
     pub body: Body,
     /// TTL or hop limit.
-    pub hops: u8,
+    pub ttl: u8,
     /// See [`TestFamily::ip_header`].
     pub options: Vec<(u8, Vec<u8>)>,
     /// TCP options, in whole words.
@@ -62,7 +62,7 @@ pub struct Frame<F: TestFamily> {
     pub fragment: Option<Fragment>,
     /// What follows the transport header.
     pub payload: Vec<u8>,
-    /// The ends of the tunnel that it is in.
+    /// Source and destination of the outer header, if the frame is encapsulated.
     pub tunnel: Option<[F::Address; 2]>,
 }
 
@@ -77,7 +77,7 @@ impl<F: TestFamily> Frame<F> {
             source,
             destination,
             body,
-            hops: HOPS,
+            ttl: TTL,
             options: Vec::new(),
             tcp_options: vec![2, 4, 5, 0xb4],
             fragment: None,
@@ -108,15 +108,15 @@ impl<F: TestFamily> Frame<F> {
         self
     }
 
-    /// In a tunnel with these ends.
-    pub fn tunnel(mut self, from: F::Address, to: F::Address) -> Self {
+    /// Encapsulated, with this source and destination of the outer header.
+    pub fn encapsulated(mut self, from: F::Address, to: F::Address) -> Self {
         self.tunnel = Some([from, to]);
         self
     }
 
     /// With this TTL or hop limit.
-    pub fn hops(mut self, hops: u8) -> Self {
-        self.hops = hops;
+    pub fn ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
         self
     }
 
@@ -160,18 +160,18 @@ impl<F: TestFamily> Frame<F> {
         }
         let header = F::ip_header(addresses, protocol, &self.options, self.fragment, body.len());
         let mut frame = [&MACS[..], &F::ETHERTYPE.to_be_bytes(), &header, &body].concat();
-        frame[F::HOPS] = self.hops;
-        mend_header::<F>(&mut frame);
+        frame[F::TTL] = self.ttl;
+        update_header_checksum::<F>(&mut frame);
         match self.tunnel {
-            Some(ends) => wrapped::<F>(&frame, ends),
+            Some(ends) => encapsulated::<F>(&frame, ends),
             None => frame,
         }
     }
 }
 
-/// Checks that `after` is `before` with the addresses and ports `tuple`, every checksum
-/// as right (or as wrong) as it was, and nothing else changed but the MACs. A fragment
-/// without ports keeps what follows its IP header.
+/// Checks that `after` is `before` with the addresses and ports `tuple`, a TTL that is smaller
+/// by `decrement`, every checksum as right (or as wrong) as it was, and nothing else changed but
+/// the MACs. A later fragment keeps what follows its IP header.
 ///
 /// # Errors
 /// A sentence that says what differs.
@@ -180,7 +180,7 @@ pub fn check_rewrite<F: TestFamily>(
     after: &[u8],
     packet: &Packet<F>,
     tuple: &Tuple<F::Address>,
-    hops: u8,
+    decrement: u8,
 ) -> Result<(), String> {
     let (transport, protocol) = (usize::from(packet.transport), packet.protocol());
     let mut expected = before.to_vec();
@@ -188,11 +188,11 @@ pub fn check_rewrite<F: TestFamily>(
     expected[F::ADDRESSES..F::ADDRESSES + ends.len()].copy_from_slice(&ends);
     let ports = [tuple.source_port.get(), tuple.destination_port.get()];
     let ports: Vec<u8> = ports.iter().flat_map(|port| port.to_be_bytes()).collect();
-    let has_ports = packet.kind != Kind::Fragment;
+    let has_ports = packet.kind != PacketKind::Fragment;
     if has_ports {
         expected[transport..transport + 4].copy_from_slice(&ports);
     }
-    expected[F::HOPS] = expected[F::HOPS].wrapping_sub(hops);
+    expected[F::TTL] = expected[F::TTL].wrapping_sub(decrement);
     if after.len() != expected.len() {
         return Err(format!("{} bytes became {}", before.len(), after.len()));
     }
@@ -244,7 +244,7 @@ pub fn check_error<F: TestFamily>(
     before: &[u8],
     after: &[u8],
     packet: &Packet<F>,
-    hops: u8,
+    decrement: u8,
 ) -> Result<[Tuple<F::Address>; 2], String> {
     let fail = |what: &str| Err(format!("{what}\n  before {before:02x?}\n  after  {after:02x?}"));
     let transport = usize::from(packet.transport);
@@ -258,20 +258,20 @@ pub fn check_error<F: TestFamily>(
         (transport + 2, 2),
         (addresses_at, both),
         (ports, 4),
-        (F::HOPS, 1),
+        (F::TTL, 1),
     ];
     if F::NUMBER == 4 {
         free.extend([(ETHERNET + 10, 2), (header + 10, 2)]);
     }
     let mut expected = before.to_vec();
-    if after.len() != before.len() || before[F::HOPS].wrapping_sub(after[F::HOPS]) != hops {
-        return fail("another length, or other hops");
+    if after.len() != before.len() || before[F::TTL].wrapping_sub(after[F::TTL]) != decrement {
+        return fail("another length, or another TTL");
     }
     for (at, length) in free {
         expected[at..at + length].copy_from_slice(&after[at..at + length]);
     }
     if expected[MACS.len()..] != after[MACS.len()..] {
-        return fail("bytes changed that have to stay");
+        return fail("bytes changed that must not change");
     }
     let is_right = |frame: &[u8]| {
         let inner = [&frame[..ETHERNET], &frame[header..]].concat();
@@ -292,7 +292,7 @@ pub fn check_error<F: TestFamily>(
     Ok([outer, quote.key.tuple])
 }
 
-/// Checks that `after` answers `before`, of which `packet` says what it is, as `answer`.
+/// Checks that `after` is the `answer` to `before`, which was parsed into `packet`.
 ///
 /// # Errors
 /// A sentence that says what is wrong with it.
@@ -305,7 +305,7 @@ pub fn check_answer<F: TestFamily>(
     let fail = |what: &str| Err(format!("{what}\n  before {before:02x?}\n  after  {after:02x?}"));
     let [source, destination] = addresses::<F>(before);
     if addresses::<F>(after) != [destination, source] {
-        return fail("the answer goes from or to somebody else");
+        return fail("the answer has other addresses");
     }
     let header_residue = match answer {
         Answer::Echo => header_sum::<F>(before),

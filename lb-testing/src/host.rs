@@ -1,4 +1,4 @@
-//! The first interpreter of the rows: the core on the host, over plain maps.
+//! The interpreter without a kernel: the core on the host, over plain maps.
 
 use lb_common::{
     abi::{
@@ -11,18 +11,19 @@ use lb_common::{
         self, Candidate, FlowTable, Site, Tables, Verdict, Work, fragment, icmp_error,
         tunnel as tunnelled,
     },
-    packet::{Kind, Packet},
+    packet::{Packet, PacketKind},
 };
 
 use super::{
-    bench::{End, FlowEntries, Lab, Outcome, Place},
     family::TestFamily,
-    tables::{FakeTables, Lookups},
+    interpreter::{Fate, Interpreter, Outcome},
+    site::TestSite,
+    tables::{FakeTables, FlowEntries, Lookups},
     tunnel,
     world::World,
 };
 
-/// The core on the host.
+/// The core on the host, its tables and its clock.
 #[derive(Debug)]
 pub struct Host<F: TestFamily> {
     /// Its tables.
@@ -42,10 +43,14 @@ impl<F: TestFamily> Host<F> {
     }
 
     /// Decides on a frame.
-    pub fn decide(&mut self, place: Place, frame: &[u8]) -> (Verdict, Work<F::Address>, Packet<F>) {
+    pub fn decide(
+        &mut self,
+        site: TestSite,
+        frame: &[u8],
+    ) -> (Verdict, Work<F::Address>, Packet<F>) {
         let (mut packet, mut work) = (Packet::default(), Work::default());
         self.tables.lookups = Lookups::default();
-        let (site, settings, tables) = (place.site(), &self.settings, &mut self.tables);
+        let (site, settings, tables) = (site.site(), &self.settings, &mut self.tables);
         let Some(destination) = F::destination(frame) else {
             return (Verdict::Pass(Reason::Malformed), work, packet);
         };
@@ -54,67 +59,72 @@ impl<F: TestFamily> Host<F> {
         if site == Site::FromDevice && candidate == Candidate::Node && F::is_tunnel(frame) {
             let inside = &frame[F::LENGTH as usize..];
             if let (Some(outer), Some(inner)) = (F::ends(frame), F::ends(inside))
-                && tunnelled::is_ours::<F, _>(&outer, &inner, settings, tables)
+                && tunnelled::is_encapsulated_by_node::<F, _>(&outer, &inner, settings, tables)
             {
-                (packet.tunnel, frame, candidate) = (F::LENGTH, inside, Candidate::Service);
+                (packet.encap_len, frame, candidate) = (F::LENGTH, inside, Candidate::Service);
             }
         }
         if F::parse(frame, &mut packet).is_none() {
             return (Verdict::Pass(Reason::Malformed), work, packet);
         }
-        let verdict = if candidate == Candidate::Neither {
+        let verdict = if candidate == Candidate::NotService {
             Verdict::Pass(Reason::NotService)
         } else if packet.is_icmp_error() {
-            let is_quoted = F::parse_quote(frame, &packet, &mut work.quote).is_some();
+            let is_quoted = F::parse_quote(frame, &packet, &mut work.error.quote).is_some();
             icmp_error::decide(candidate, &packet, is_quoted, site, settings, &mut work, tables)
-        } else if packet.kind == Kind::Fragment {
+        } else if packet.kind == PacketKind::Fragment {
             fragment::decide(candidate, &packet, site, settings, &mut work, tables)
         } else {
             balance::decide_candidate(candidate, &packet, site, settings, &mut work, tables)
         };
         let verdict = match verdict {
-            Verdict::Pass(reason) | Verdict::Answer(_, reason) if packet.tunnel != 0 => {
-                match tunnelled::is_stray(&packet, &self.settings, &mut work, &mut self.tables) {
+            Verdict::Pass(reason) | Verdict::Answer(_, reason) if packet.encap_len != 0 => {
+                match tunnelled::is_undeliverable(
+                    &packet,
+                    &self.settings,
+                    &mut work,
+                    &mut self.tables,
+                ) {
                     true => Verdict::Drop(reason),
                     false => Verdict::Pass(reason),
                 }
             }
             verdict => verdict,
         };
-        if packet.is_first != 0 && matches!(verdict, Verdict::Translate(_)) {
-            fragment::enter(&packet, &mut work, &mut self.tables);
+        if packet.is_first_fragment != 0 && matches!(verdict, Verdict::Translate(_)) {
+            fragment::remember(&packet, &mut work, &mut self.tables);
         }
         (verdict, work, packet)
     }
 
-    fn end(
+    fn fate(
         &self,
-        place: Place,
+        site: TestSite,
         frame: &[u8],
         packet: &Packet<F>,
         work: &Work<F::Address>,
-    ) -> End<F::Address> {
-        let (tuple, device) = (work.rewrite, work.device);
-        match work.action {
-            Action::REQUEST | Action::REPLY => End::Onward(tuple),
-            Action::REPLY_DIRECT if tunnel::is_to_be_clamped(frame, packet) => End::Clamped(tuple),
-            Action::REPLY_DIRECT => End::Onward(tuple),
-            Action::REQUEST_TUNNEL => End::Tunnelled(tuple),
-            Action::REQUEST_ROUTE => End::Routed(tuple),
-            Action::REQUEST_FORWARD | Action::REPLY_FORWARD => End::Forwarded(tuple),
-            Action::REPLY_INTO_DEVICE if device == LOOPBACK_DEVICE => End::IntoLoopback(tuple),
-            Action::REQUEST_LOOPBACK => End::IntoLoopback(tuple),
-            Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => End::Bounced(tuple),
+    ) -> Fate<F::Address> {
+        let (tuple, device) = (work.out.rewrite, work.out.device);
+        match work.out.action {
+            Action::REQUEST | Action::REPLY => Fate::Translated(tuple),
+            Action::REPLY_DIRECT if tunnel::is_clamped(frame, packet) => Fate::MssClamped(tuple),
+            Action::REPLY_DIRECT => Fate::Translated(tuple),
+            Action::REQUEST_TUNNEL => Fate::Encapsulated(tuple),
+            Action::REQUEST_ROUTE => Fate::Routed(tuple),
+            Action::REQUEST_FORWARD | Action::REPLY_FORWARD => Fate::Forwarded(tuple),
+            Action::REPLY_INTO_DEVICE if device == LOOPBACK_DEVICE => Fate::IntoLoopback(tuple),
+            Action::REQUEST_LOOPBACK => Fate::IntoLoopback(tuple),
+            Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => Fate::Hairpinned(tuple),
             Action::REPLY_INTO_DEVICE => match self.ifindices[device as usize] {
-                ifindex if ifindex == place.ifindex() => End::Onward(tuple),
-                ifindex => End::IntoDevice(tuple, ifindex),
+                ifindex if ifindex == site.ifindex() => Fate::Translated(tuple),
+                ifindex => Fate::IntoDevice(tuple, ifindex),
             },
             other => panic!("no such action: {other:?}"),
         }
     }
 }
 
-impl<F: TestFamily> Lab<F> for Host<F> {
+impl<F: TestFamily> Interpreter<F> for Host<F> {
     fn reset(&mut self) {
         self.tables = FakeTables::new(self.start);
     }
@@ -125,22 +135,22 @@ impl<F: TestFamily> Lab<F> for Host<F> {
         self.ifindices = world.devices.iter().map(|device| device.ifindex).collect();
     }
 
-    fn send(&mut self, place: Place, frame: &[u8]) -> Outcome<F::Address> {
-        let (verdict, mut work, packet) = self.decide(place, frame);
-        if packet.kind == Kind::Fragment {
+    fn send(&mut self, site: TestSite, frame: &[u8]) -> Outcome<F::Address> {
+        let (verdict, mut work, packet) = self.decide(site, frame);
+        if packet.kind == PacketKind::Fragment {
             // None of its bytes are ports.
-            (work.rewrite.source_port, work.rewrite.destination_port) = Default::default();
+            (work.out.rewrite.source_port, work.out.rewrite.destination_port) = Default::default();
         }
         self.quoted = match verdict {
-            Verdict::Translate(Reason::IcmpTranslated) => Some(work.quoted),
+            Verdict::Translate(Reason::IcmpTranslated) => Some(work.error.quoted),
             _ => None,
         };
         match verdict {
-            Verdict::Pass(reason) => Outcome { reason, end: End::Untouched },
-            Verdict::Drop(reason) => Outcome { reason, end: End::Dropped },
-            Verdict::Answer(answer, reason) => Outcome { reason, end: End::Answered(answer) },
+            Verdict::Pass(reason) => Outcome { reason, fate: Fate::Untouched },
+            Verdict::Drop(reason) => Outcome { reason, fate: Fate::Dropped },
+            Verdict::Answer(answer, reason) => Outcome { reason, fate: Fate::Answered(answer) },
             Verdict::Translate(reason) => {
-                Outcome { reason, end: self.end(place, frame, &packet, &work) }
+                Outcome { reason, fate: self.fate(site, frame, &packet, &work) }
             }
         }
     }
@@ -149,7 +159,7 @@ impl<F: TestFamily> Lab<F> for Host<F> {
         self.quoted
     }
 
-    fn pass(&mut self, ticks: u32) {
+    fn advance(&mut self, ticks: u32) {
         self.tables.clock = self.tables.clock.wrapping_add(ticks);
     }
 

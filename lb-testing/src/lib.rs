@@ -1,18 +1,22 @@
-//! What tests of the datapath are made of: packets, worlds, tables without a kernel, and
-//! the rows of behaviour that every interpreter of the datapath must show.
+//! What tests of the datapath are made of: packets, worlds, tables without a kernel, and the
+//! behaviour cases that every interpreter of the datapath must pass.
 //!
-//! The rows ([`rows`]) know nothing of who runs them: they talk to a [`bench::Lab`], of
-//! which [`host`] is one and the loaded programs are another. A row that passes in one
-//! and fails in another shows a bug in an adapter.
+//! A [`case`] plays in a [`scene`] and does not know which [`interpreter`] runs it: the
+//! [`host`], or the programs that the tests crate has loaded. A case that passes in one and
+//! fails in the other shows a bug in an adapter. `tests/cases.rs` runs them on the host.
 
 #![forbid(unsafe_code)]
 
-pub mod bench;
 mod bytes;
+pub mod case;
+pub mod cases;
 pub mod family;
+pub mod flow;
 pub mod frame;
 pub mod host;
-pub mod rows;
+pub mod interpreter;
+pub mod scene;
+pub mod site;
 pub mod tables;
 pub mod tunnel;
 pub mod world;

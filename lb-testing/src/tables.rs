@@ -269,7 +269,7 @@ impl<F: Family> Tables<F> for FakeTables<F> {
         self.fragments.get(key).copied()
     }
 
-    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
+    fn insert_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment) {
         self.fragments.insert(*key, *fragment);
     }
 

@@ -1,16 +1,17 @@
-//! The rows on the host.
+//! Tests on the host beside the behaviour cases, which `tests/cases.rs` runs.
 
 mod layout;
 mod parser;
+mod reasons;
 mod sockets;
 
 use super::{
-    bench::{self, End, Lab, Outcome, Place},
     family::TestFamily,
     frame::Frame,
     host::Host,
-    rows,
-    world::{Where, World, at},
+    interpreter::{Fate, Interpreter, Outcome},
+    site::TestSite,
+    world::{Location, World, at},
 };
 use lb_common::{
     abi::{
@@ -21,53 +22,27 @@ use lb_common::{
     packet::SYN,
 };
 
-/// Runs every row with clocks that start at ordinary times and just before the 32 bits
-/// of ticks wrap around.
-fn check<F: TestFamily>() {
-    const STARTS: [u32; 4] = [1_000_000, 0, u32::MAX - 10, u32::MAX - 20_000];
-    let failed: Vec<String> = STARTS
-        .into_iter()
-        .flat_map(|start| {
-            let mut all = rows::all();
-            all.extend(rows::clock::rows());
-            let tally = bench::run(&mut Host::<F>::new(start), &all);
-            tally.failed.into_iter().map(move |row| format!("{row} with a clock from {start}"))
-        })
-        .collect();
-    assert!(failed.is_empty(), "rows that failed:\n{}", failed.join("\n"));
-}
-
-/// What cannot be brought about in the kernel's tables at will.
+/// Full and inconsistent tables: states that a test cannot bring about in the kernel's maps.
 fn check_full<F: TestFamily>() {
     for protocol in [TCP, UDP] {
         let mut host = Host::<F>::new(0);
         let mut world = World::<F>::default();
         let index = world.add_service(at(F::vip(1), 80), protocol);
-        world.add_backend(index, at(F::remote_pod(1), 8080), Where::Elsewhere);
+        world.add_backend(index, at(F::remote_pod(1), 8080), Location::OtherNode);
         host.load(&world);
         host.tables.full = true;
         let frame = Frame::<F>::of(protocol, at(F::pod(1), 1000), at(F::vip(1), 80), SYN);
-        let outcome = host.send(Place::FromPod, &frame.bytes());
-        assert_eq!(outcome, Outcome { reason: Reason::FlowTableFull, end: End::Dropped });
+        let outcome = host.send(TestSite::FromPod, &frame.bytes());
+        assert_eq!(outcome, Outcome { reason: Reason::FlowTableFull, fate: Fate::Dropped });
         world.services.truncate(1);
         host.load(&world);
-        let outcome = host.send(Place::FromPod, &frame.bytes());
-        assert_eq!(outcome, Outcome { reason: Reason::TableInconsistent, end: End::Dropped });
+        let outcome = host.send(TestSite::FromPod, &frame.bytes());
+        assert_eq!(outcome, Outcome { reason: Reason::TableInconsistent, fate: Fate::Dropped });
     }
 }
 
 #[test]
-fn a_table_that_takes_no_entry_drops() {
+fn a_full_or_inconsistent_table_drops() {
     check_full::<Ipv4>();
     check_full::<Ipv6>();
-}
-
-#[test]
-fn every_row_holds_for_ipv4() {
-    check::<Ipv4>();
-}
-
-#[test]
-fn every_row_holds_for_ipv6() {
-    check::<Ipv6>();
 }

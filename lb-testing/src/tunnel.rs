@@ -1,73 +1,75 @@
-//! Tunnels around frames, and the segment size that goes with them. Shares nothing with the
-//! code under test.
+//! Encapsulated frames, and the MSS that leaves room for the outer header. Shares nothing with
+//! the code under test.
 
 use lb_common::{abi::frontend::TCP, packet::Packet};
 
 use super::{
-    bytes::{ETHERNET, addresses, checksum, header_sum, mend_header, pseudo, transport_sum},
+    bytes::{
+        ETHERNET, addresses, checksum, header_sum, pseudo, transport_sum, update_header_checksum,
+    },
     family::TestFamily,
 };
 
-/// The TTL or hop limit of a tunnel.
-const HOPS: u8 = 64;
+/// The TTL or hop limit of an outer header.
+const TTL: u8 = 64;
 
-/// The protocol number of a packet of the family in another one.
+/// The protocol number of an encapsulated packet of the family.
 pub fn protocol<F: TestFamily>() -> u8 {
     if F::NUMBER == 4 { 4 } else { 41 }
 }
 
-/// Bytes of a tunnel's header.
+/// Length of the outer header.
 pub fn length<F: TestFamily>() -> usize {
     if F::NUMBER == 4 { 20 } else { 40 }
 }
 
-/// The frame in a tunnel with these ends.
-pub fn wrapped<F: TestFamily>(frame: &[u8], ends: [F::Address; 2]) -> Vec<u8> {
+/// The frame in an outer header with this source and destination.
+pub fn encapsulated<F: TestFamily>(frame: &[u8], ends: [F::Address; 2]) -> Vec<u8> {
     let (ethernet, packet) = frame.split_at(ETHERNET);
     let header = F::ip_header(ends, protocol::<F>(), &[], None, packet.len());
     let mut frame = [ethernet, &header, packet].concat();
-    frame[F::HOPS] = HOPS;
-    mend_header::<F>(&mut frame);
+    frame[F::TTL] = TTL;
+    update_header_checksum::<F>(&mut frame);
     frame
 }
 
-/// The frame without the tunnel's header.
-pub fn unwrapped<F: TestFamily>(frame: &[u8]) -> Vec<u8> {
+/// The frame without its outer header.
+pub fn decapsulated<F: TestFamily>(frame: &[u8]) -> Vec<u8> {
     [&frame[..ETHERNET], &frame[ETHERNET + length::<F>()..]].concat()
 }
 
-/// Checks that `after` is `before`, one hop further on, in a tunnel, and nothing else changed
-/// but the MACs. Returns the tunnel's ends.
+/// Checks that `after` is `before` encapsulated, its inner TTL decremented, and nothing else
+/// changed but the MACs. Returns source and destination of the outer header.
 ///
 /// # Errors
 /// A sentence that says what differs.
-pub fn check_wrapped<F: TestFamily>(
+pub fn check_encapsulated<F: TestFamily>(
     before: &[u8],
     after: &[u8],
 ) -> Result<[F::Address; 2], String> {
     let mut expected = before.to_vec();
-    expected[F::HOPS] -= 1;
+    expected[F::TTL] -= 1;
     let was_right = header_sum::<F>(before) == 0xffff;
     if was_right {
-        mend_header::<F>(&mut expected);
+        update_header_checksum::<F>(&mut expected);
     }
     let ends = addresses::<F>(after);
-    let expected = wrapped::<F>(&expected, ends);
+    let expected = encapsulated::<F>(&expected, ends);
     let mut compared = after.to_vec();
     compared[..12].copy_from_slice(&before[..12]);
     if F::NUMBER == 4 {
-        // The identification is anything: nobody may cut the tunnel's packets.
+        // Any identification is right, because the outer header has DF.
         compared[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&expected[ETHERNET + 4..][..2]);
-        mend_header::<F>(&mut compared);
+        update_header_checksum::<F>(&mut compared);
     }
     if header_sum::<F>(after) != 0xffff || was_right && compared != expected {
-        return Err(format!("in a tunnel {after:02x?}, expected {expected:02x?}"));
+        return Err(format!("encapsulated {after:02x?}, expected {expected:02x?}"));
     }
     Ok(ends)
 }
 
-/// The segment size that a SYN-ACK announces in its first option, if it does.
-fn segment_size<F: TestFamily>(frame: &[u8], packet: &Packet<F>) -> Option<u16> {
+/// The MSS in the first option of a SYN-ACK, if it is there.
+fn mss<F: TestFamily>(frame: &[u8], packet: &Packet<F>) -> Option<u16> {
     let option = usize::from(packet.transport) + 20;
     match frame.get(option..option + 4)? {
         [2, 4, high, low] if packet.is_syn_ack() => Some(u16::from_be_bytes([*high, *low])),
@@ -75,16 +77,16 @@ fn segment_size<F: TestFamily>(frame: &[u8], packet: &Packet<F>) -> Option<u16> 
     }
 }
 
-/// Whether the segment size that a frame announces is to be made smaller.
-pub fn is_to_be_clamped<F: TestFamily>(frame: &[u8], packet: &Packet<F>) -> bool {
+/// Whether the MSS of a frame must be clamped.
+pub fn is_clamped<F: TestFamily>(frame: &[u8], packet: &Packet<F>) -> bool {
     let least = 536 + length::<F>() as u16;
-    segment_size(frame, packet).is_some_and(|size| size >= least)
+    mss(frame, packet).is_some_and(|size| size >= least)
 }
 
-/// The frame before, with the smaller segment size of `after`, if that is smaller by the
-/// header of a tunnel.
+/// The frame `before` with the MSS of `after`, if that is smaller by the length of an outer
+/// header.
 pub fn clamped<F: TestFamily>(before: &[u8], after: &[u8], packet: &Packet<F>) -> Option<Vec<u8>> {
-    let [size, clamped] = [segment_size(before, packet)?, segment_size(after, packet)?];
+    let [size, clamped] = [mss(before, packet)?, mss(after, packet)?];
     if size.checked_sub(length::<F>() as u16)? != clamped {
         return None;
     }

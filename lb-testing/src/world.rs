@@ -1,4 +1,4 @@
-//! What the agent would write for a few Services: settings, front ends, services, slots
+//! What the agent would write for a few Services: settings, frontends, services, slots
 //! and backends of one family, ready for fake tables and for kernel maps.
 
 use lb_common::{
@@ -23,9 +23,9 @@ pub const EXTERNAL_TOO: u32 = 9;
 /// The host side of a pod's interface.
 pub const POD_DEVICE: u32 = 11;
 
-/// Where node ports lie.
+/// The range of node ports.
 pub const NODE_PORTS: PortRange = PortRange { first: 30_000, count: 2_768 };
-/// Where the node's source ports are taken from.
+/// The range of the node's source ports.
 pub const SOURCE_PORTS: PortRange = PortRange { first: 10_000, count: 1_000 };
 
 /// The MAC of a device in the tests.
@@ -41,7 +41,7 @@ pub mod seconds {
     pub const TCP_ESTABLISHED: u32 = 86_400;
     /// TCP, half closed.
     pub const TCP_HALF_CLOSED: u32 = 3_600;
-    /// TCP seen one way, closed by the client.
+    /// TCP seen in one direction, closed by the client.
     pub const TCP_FIN_ONE_WAY: u32 = 120;
     /// TCP, closed.
     pub const TCP_CLOSING: u32 = 30;
@@ -53,13 +53,13 @@ pub mod seconds {
 
 /// Where a backend runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Where {
+pub enum Location {
     /// In a pod of this node.
-    Here,
+    LocalPod,
     /// In the node's own network namespace.
-    Host,
+    ThisHost,
     /// On another node, [`other_node`](TestFamily::other_node).
-    Elsewhere,
+    OtherNode,
 }
 
 /// The state that the agent keeps in the maps.
@@ -112,7 +112,7 @@ impl<F: TestFamily> Default for World<F> {
         Self {
             settings,
             frontends: Vec::new(),
-            // Index 0 and id 0 belong to nobody, so that a mix-up with zero shows.
+            // No Service has index 0 and no backend id 0, so that a mix-up with zero shows.
             services: vec![Service::default()],
             slots: vec![Slot::default()],
             backends: vec![Backend::default()],
@@ -125,12 +125,12 @@ impl<F: TestFamily> Default for World<F> {
 
 fn family_settings<F: TestFamily>() -> FamilySettings<F::Address> {
     let mut settings = FamilySettings::default();
-    settings.gate[..2].copy_from_slice(&F::gate());
-    settings.gate_count = 2;
+    settings.service_prefixes[..2].copy_from_slice(&F::service_prefixes());
+    settings.service_prefix_count = 2;
     settings.service_cidr_count = 1;
     settings.node_addresses[0] = F::node();
     settings.node_address_count = 1;
-    let [Prefix { mask, .. }, _] = F::gate();
+    let [Prefix { mask, .. }, _] = F::service_prefixes();
     settings.pod_prefixes[0] = Prefix { address: F::remote_pod(0), mask };
     settings.pod_prefix_count = 1;
     settings.node_source = F::node();
@@ -139,11 +139,11 @@ fn family_settings<F: TestFamily>() -> FamilySettings<F::Address> {
 
 impl<F: TestFamily> World<F> {
     /// Adds a service port without backends and returns its index in SERVICES.
-    pub fn add_service(&mut self, front: Endpoint<F::Address>, protocol: u8) -> u32 {
+    pub fn add_service(&mut self, frontend: Endpoint<F::Address>, protocol: u8) -> u32 {
         let index = self.services.len() as u32;
         self.services.push(Service::default());
-        self.add_front(index, front, protocol);
-        let address = FrontendKey::of_address(front.address);
+        self.add_frontend(index, frontend, protocol);
+        let address = FrontendKey::of_address(frontend.address);
         if !self.frontends.iter().any(|(key, _)| *key == address) {
             let whole = self.services.len() as u32;
             self.services.push(Service { flags: Service::ADDRESS, ..Service::default() });
@@ -154,28 +154,27 @@ impl<F: TestFamily> World<F> {
         index
     }
 
-    /// Adds another front end of a service port.
-    pub fn add_front(&mut self, service: u32, front: Endpoint<F::Address>, protocol: u8) {
-        self.add_front_of(FrontendKind::CLUSTER_IP, service, front, protocol);
+    /// Adds another frontend of a service port.
+    pub fn add_frontend(&mut self, service: u32, frontend: Endpoint<F::Address>, protocol: u8) {
+        self.add_frontend_of_kind(FrontendKind::CLUSTER_IP, service, frontend, protocol);
     }
 
-    /// Adds a front end of any kind.
-    pub fn add_front_of(
+    /// Adds a frontend of any kind.
+    pub fn add_frontend_of_kind(
         &mut self,
         kind: FrontendKind,
         service: u32,
-        front: Endpoint<F::Address>,
+        frontend: Endpoint<F::Address>,
         protocol: u8,
     ) {
         if !kind.is_internal() {
             self.settings.flags |= Settings::EXTERNAL;
         }
-        let key = FrontendKey::new(front.address, front.port, protocol);
+        let key = FrontendKey::new(frontend.address, frontend.port, protocol);
         self.frontends.push((key, Frontend { service, kind, ..Frontend::default() }));
     }
 
-    /// Lets only clients of `ranges` use the front ends of a service port for clients
-    /// outside.
+    /// Admits only clients of `ranges` at the external frontends of a service port.
     pub fn restrict(&mut self, service: u32, ranges: &[Prefix<F::Address>]) {
         for (_, frontend) in &mut self.frontends {
             if frontend.service == service && frontend.kind == FrontendKind::EXTERNAL {
@@ -185,9 +184,9 @@ impl<F: TestFamily> World<F> {
         self.ranges.extend(ranges.iter().map(|range| (service, *range)));
     }
 
-    /// Takes the front ends of a service port away, and those of the address as a whole
-    /// where nothing else is left of it.
-    pub fn remove_fronts(&mut self, service: u32) {
+    /// Removes the frontends of a service port, and the one of the whole address if it was the
+    /// last one there.
+    pub fn remove_frontends(&mut self, service: u32) {
         self.frontends.retain(|(_, frontend)| frontend.service != service);
         let left = self.frontends.clone();
         self.frontends.retain(|(key, _)| {
@@ -196,12 +195,17 @@ impl<F: TestFamily> World<F> {
         });
     }
 
-    /// Adds a backend that serves, and returns its id.
-    pub fn add_backend(&mut self, service: u32, to: Endpoint<F::Address>, place: Where) -> u32 {
-        let (flags, local) = match place {
-            Where::Here => (ON_THIS_NODE, IN_LOCAL_SET),
-            Where::Host => (ON_THIS_NODE | THIS_HOST, IN_LOCAL_SET),
-            Where::Elsewhere => (0, 0),
+    /// Adds a backend that is serving, and returns its id.
+    pub fn add_backend(
+        &mut self,
+        service: u32,
+        to: Endpoint<F::Address>,
+        location: Location,
+    ) -> u32 {
+        let (flags, local) = match location {
+            Location::LocalPod => (ON_THIS_NODE, IN_LOCAL_SET),
+            Location::ThisHost => (ON_THIS_NODE | THIS_HOST, IN_LOCAL_SET),
+            Location::OtherNode => (0, 0),
         };
         let node = if flags == 0 { F::other_node() } else { F::Address::default() };
         let id = self.backends.len() as u32;
@@ -219,13 +223,13 @@ impl<F: TestFamily> World<F> {
         id
     }
 
-    /// Takes a backend out of every set, as when it terminates: it is in a slice still.
+    /// Removes a backend from every set, as when it terminates but is still in its slice.
     pub fn drain(&mut self, id: u32) {
         self.backends[id as usize].sets = 0;
         self.publish();
     }
 
-    /// Takes a backend away for good.
+    /// Removes a backend for good.
     pub fn remove_backend(&mut self, id: u32) {
         let backend = &mut self.backends[id as usize];
         backend.generation += 1;
@@ -239,7 +243,7 @@ impl<F: TestFamily> World<F> {
         Endpoint { address: backend.address, port: backend.port }
     }
 
-    /// Gives every service port fresh slots, as a change of its backends does.
+    /// Gives every service port new slots, as a change of its backends does.
     fn publish(&mut self) {
         for index in 1..self.services.len() as u32 {
             if self.services[index as usize].flags & Service::ADDRESS == 0 {

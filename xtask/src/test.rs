@@ -1,8 +1,7 @@
-//! `cargo xtask test`: every test there is, tier by tier.
+//! `cargo xtask test`: runs all tests, tier by tier.
 //!
-//! Ends with the plain line `N passed, N failed` whatever happens, so that
-//! whoever reads the output need not know what a tier is. A test that cannot
-//! run has failed.
+//! Always ends with the line `N passed, N failed`, so that its output can be read without
+//! knowing the tiers. A test that cannot run counts as failed.
 
 pub(crate) mod count;
 mod tier;
@@ -12,7 +11,7 @@ use std::path::{self, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
 use self::count::{Counter, Form, Outcome};
 use self::tier::{ALL, Run, Step, TIERS, Tier, VECTORS};
@@ -22,19 +21,45 @@ use crate::{build, build_ebpf, setup, vm};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Tiers to run; all of them by default, but none beside --vectors
+    /// Tiers to run; all by default, none by default with --vectors
     #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(TIERS.map(|tier| tier.name).into_iter().chain([ALL])))]
     names: Vec<String>,
-    /// Run a file of flow vectors; may be given several times
+    /// Run a file of flow vectors; can be given several times
     #[arg(long, value_name = "FILE")]
     vectors: Vec<PathBuf>,
+    /// Run only tests whose name contains this; of flow vectors, groups whose id does
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// List the names of tests instead of running them
+    #[arg(long)]
+    list: bool,
 }
 
 impl Args {
     /// Whether the user has asked for a tier.
     fn names(&self, tier: &Tier) -> bool {
         let is_whole = self.names.is_empty() && self.vectors.is_empty();
-        is_whole || self.names.iter().any(|name| name == ALL || name == tier.name)
+        let is_named = |name: &String| name == tier.name || name == ALL;
+        let is_asked_for = is_whole || self.names.iter().any(is_named);
+        is_asked_for && (tier.has_names() || !self.chooses())
+    }
+
+    /// Whether tests are chosen by their names.
+    fn chooses(&self) -> bool {
+        self.only.is_some() || self.list
+    }
+
+    /// Fails for a tier that is named, and whose tests have no names.
+    fn check_names(&self) -> Result<()> {
+        let nameless =
+            |tier: &&Tier| !tier.has_names() && self.names.iter().any(|name| name == tier.name);
+        if let (true, Some(tier)) = (self.chooses(), TIERS.iter().find(nameless)) {
+            bail!(
+                "the tests of the tier {0} have no names: leave out --only and --list, or see `cargo xtask {0} --help`",
+                tier.name
+            );
+        }
+        Ok(())
     }
 
     /// The files of vectors, by paths that mean the same in the clone, where programs run.
@@ -50,7 +75,7 @@ impl Args {
 /// A tier and what to run of it.
 type Chosen = (&'static Tier, Vec<Step>);
 
-/// What one tier came to.
+/// The outcome of one tier.
 struct Row {
     tier: &'static str,
     outcome: Outcome,
@@ -58,11 +83,14 @@ struct Row {
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    if args.list {
+        return list(workspace, args);
+    }
     let rows = match choose(workspace, args).and_then(|chosen| {
         prepare(workspace, &chosen)?;
         Ok(chosen)
     }) {
-        Ok(chosen) => run_tiers(workspace, &chosen),
+        Ok(chosen) => run_tiers(workspace, &chosen, args),
         Err(error) => vec![Row {
             tier: "setup",
             outcome: Outcome::failure(format!("{error:#}")),
@@ -73,21 +101,20 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let failed: usize = rows.iter().map(|row| row.outcome.failed).sum();
     println!("\n{}", summary(&rows));
     if passed + failed == 0 {
-        println!("no test ran");
+        println!("no test {}", if args.only.is_some() { "matches" } else { "was run" });
     }
     println!("{passed} passed, {failed} failed");
     stdout().flush().context("cannot write the result")?;
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The tiers that are asked for, with their steps; those without any are left out, unless all of
-/// them have none.
+/// The tiers that are asked for, with their steps.
 fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
-    let tests = workspace.integration_tests()?;
-    tier::refuse_strays(&tests)?;
+    args.check_names()?;
+    tier::check_binaries(&workspace.integration_tests()?)?;
     let files = args.files()?;
     let steps = |tier: &'static Tier| {
-        let mut steps = if args.names(tier) { tier.steps(&tests) } else { Vec::new() };
+        let mut steps = if args.names(tier) { tier.steps() } else { Vec::new() };
         if tier.name == VECTORS {
             steps.extend(files.clone());
         }
@@ -120,44 +147,83 @@ fn prepare(workspace: &Workspace, chosen: &[Chosen]) -> Result<()> {
 /// The program of the tests crate that runs files of vectors.
 const LB_VECTORS: &str = "lb-vectors";
 
-fn run_tiers(workspace: &Workspace, chosen: &[Chosen]) -> Vec<Row> {
+fn run_tiers(workspace: &Workspace, chosen: &[Chosen], args: &Args) -> Vec<Row> {
     let mut rows = Vec::new();
     for (tier, steps) in chosen {
         let started = Instant::now();
         let mut outcome = Outcome::default();
         if tier.root && !steps.is_empty() && !is_root() {
             outcome = Outcome::failure(
-                "needs root to load programs and make network namespaces".to_owned(),
+                "these tests load programs and make network namespaces: run them as root"
+                    .to_owned(),
             );
         } else {
             for step in steps {
                 println!("\n== {}: {}", tier.name, step.label);
-                outcome.add(&step.label, run_step(workspace, step));
+                outcome.add(&step.label, run_step(workspace, step, args.only.as_deref()));
             }
+        }
+        if let Some(only) = &args.only
+            && args.names.iter().any(|name| name == tier.name)
+            && outcome == Outcome::default()
+        {
+            outcome = Outcome::failure(format!("no test matches {only} in tier {}", tier.name));
         }
         rows.push(Row { tier: tier.name, outcome, took: started.elapsed() });
     }
     rows
 }
 
-fn run_step(workspace: &Workspace, step: &Step) -> Outcome {
+/// Runs the tests of a step whose name contains `only`, if that is given.
+fn run_step(workspace: &Workspace, step: &Step, only: Option<&str>) -> Outcome {
     let (mut command, form) = match &step.run {
         Run::Machine(kernel) => return vm::outcome(workspace, kernel),
-        Run::CargoTest(arguments) => {
+        Run::CargoTest(arguments, of_binary) => {
             let mut command = workspace.cargo("test");
-            command.args(arguments);
+            command.args(arguments).arg("--").args(of_binary).args(only);
             (command, Form::Libtest)
         }
         Run::Vectors(file) => {
             let mut command = workspace.command(workspace.release(LB_VECTORS));
-            command.args(file);
+            command.args(file).args(only.map(|only| format!("--group={only}")));
             (command, Form::Plain)
         }
     };
-    stream(&mut command, form).unwrap_or_else(|error| Outcome::failure(format!("{error:#}")))
+    match stream(&mut command, form) {
+        Ok(outcome) if outcome == Outcome::default() && form == Form::Plain && only.is_none() => {
+            Outcome::failure("nothing was tried".to_owned())
+        }
+        Ok(outcome) => outcome,
+        Err(error) => Outcome::failure(format!("{error:#}")),
+    }
 }
 
-/// Runs a program, shows its output as it comes and counts it.
+/// Prints `TIER NAME` for each test that is asked for.
+fn list(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    build_ebpf::object(workspace, false)?;
+    let mut is_empty = true;
+    for (tier, steps) in choose(workspace, args)? {
+        for step in steps {
+            let Run::CargoTest(arguments, _) = step.run else {
+                eprintln!("{}: not listed; their names are the ids of groups", step.label);
+                continue;
+            };
+            let mut command = workspace.cargo("test");
+            command.args(arguments).args(["--", "--list"]).args(&args.only);
+            let output = command.stderr(Stdio::inherit()).output()?;
+            ensure!(output.status.success(), "cannot list the tests of {}", step.label);
+            for name in String::from_utf8_lossy(&output.stdout).lines() {
+                if let Some(name) = name.strip_suffix(": test") {
+                    println!("{} {name}", tier.name);
+                    is_empty = false;
+                }
+            }
+        }
+    }
+    Ok(if is_empty { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs a program, shows its output as it arrives, and counts its tests.
 fn stream(command: &mut Command, form: Form) -> Result<Outcome> {
     let mut child = command
         .stdin(Stdio::null())
@@ -228,6 +294,8 @@ mod tests {
             let args = Args {
                 names: names.iter().map(|name| (*name).to_owned()).collect(),
                 vectors: files.iter().map(PathBuf::from).collect(),
+                only: None,
+                list: false,
             };
             TIERS.iter().filter(|tier| args.names(tier)).map(|tier| tier.name).collect()
         };

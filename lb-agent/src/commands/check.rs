@@ -1,4 +1,4 @@
-//! What this node lacks, without changing anything.
+//! `lb-agent check`: whether this node has what `run` needs. Changes nothing.
 
 mod devices;
 
@@ -18,7 +18,7 @@ use crate::{
     takeover::{self, Survey},
 };
 
-/// What `lb-agent check` looks at.
+/// The flags of `lb-agent check`.
 #[derive(Clone, Debug)]
 pub struct Check {
     /// `--bpf-dir`.
@@ -31,25 +31,25 @@ pub struct Check {
     pub xdp: XdpMode,
 }
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// As it should be.
+    /// Nothing to do.
     Fine,
-    /// Something works less well.
+    /// `run` works, with a limitation.
     Warning,
     /// `run` would fail.
     Fatal,
 }
 
-/// One line about this node.
+/// A finding about this node, one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
-    /// What it is about, one word.
+    /// The subject, one word.
     pub about: &'static str,
-    /// What was found, and what to do if something.
+    /// What was found, what it means, and what to do.
     pub text: String,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at this node. `run` would fail if any finding is [`Severity::Fatal`].
+/// Checks this node. `run` would fail if any finding is [`Severity::Fatal`].
 pub fn check(options: &Check) -> Vec<Finding> {
     let mut findings = vec![kernel(&release()), capabilities(&status()), btf()];
     findings.extend(bpffs(&options.bpf_dir));
@@ -99,14 +99,19 @@ fn kernel(release: &str) -> Finding {
         (Some(major), Some(minor)) if (major, minor) >= OLDEST => {
             finding(Severity::Fine, "kernel", release)
         }
-        (Some(_), Some(_)) => {
-            finding(Severity::Fatal, "kernel", format!("{release}: 5.10 or newer is needed"))
+        (Some(_), Some(_)) => finding(
+            Severity::Fatal,
+            "kernel",
+            format!("{release} is too old: 5.10 or newer is needed"),
+        ),
+        _ => {
+            let text = format!("cannot read the version {release:?}: 5.10 or newer is needed");
+            finding(Severity::Warning, "kernel", text)
         }
-        _ => finding(Severity::Warning, "kernel", format!("unknown version {release:?}")),
     }
 }
 
-/// The bits of capabilities(7) that loading and attaching takes.
+/// The bits of capabilities(7) that loading and attaching programs needs.
 const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -123,47 +128,47 @@ fn capabilities(status: &str) -> Finding {
         .map(|(_, name)| *name)
         .collect();
     if missing.is_empty() {
-        return finding(Severity::Fine, "capabilities", "enough to load and attach programs");
+        return finding(Severity::Fine, "capabilities", "sufficient to load and attach programs");
     }
-    let text = format!("needs {} (root)", missing.join(", "));
+    let text = format!("missing {}: run as root, or grant them", missing.join(", "));
     finding(Severity::Fatal, "capabilities", text)
 }
 
 fn btf() -> Finding {
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
-        return finding(Severity::Fine, "btf", "the kernel describes its types");
+        return finding(Severity::Fine, "btf", "/sys/kernel/btf/vmlinux exists");
     }
-    let text = "no /sys/kernel/btf/vmlinux: programs load, tools show less";
+    let text = "no /sys/kernel/btf/vmlinux: programs load, but tools show less about them";
     finding(Severity::Warning, "btf", text)
 }
 
 fn bpffs(bpf_dir: &Path) -> Vec<Finding> {
     let path = bpf_dir.display();
     if !bpffs::is_bpffs(bpf_dir) {
-        let text = format!("none at {path}: run mounts one if it may");
+        let text = format!("no bpffs at {path}: `run` mounts one if it is allowed to");
         return vec![finding(Severity::Warning, "bpffs", text)];
     }
     if bpffs::dies_with_mount_namespace(bpf_dir) == Some(true) {
         let text = format!(
-            "{path} lies in a bpffs of this mount namespace alone: what is pinned there is \
-             gone with the last process in it, mount the host's /sys/fs/bpf instead"
+            "{path} is on a bpffs of this mount namespace only: its pins vanish with the last \
+             process of the namespace, mount the host's /sys/fs/bpf instead"
         );
         return vec![finding(Severity::Warning, "bpffs", text)];
     }
-    vec![finding(Severity::Fine, "bpffs", format!("{path} lies in one"))]
+    vec![finding(Severity::Fine, "bpffs", format!("{path} is on a bpffs"))]
 }
 
-/// What is pinned already and cannot be taken over.
+/// Existing pins that `run` cannot adopt, and an unfinished drain.
 fn pins(bpf_dir: &Path) -> Vec<Finding> {
     let pins = Pins::new(bpf_dir);
-    // Any size can be taken over.
+    // A map of any size can be adopted.
     let maps = pinned_maps(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 });
     let mut errors = maps.iter().filter_map(|map| map.existing_entries(&pins).err());
     if let Some(error) = errors.next() {
         return vec![finding(Severity::Fatal, "pins", error.to_string())];
     }
     if read_settings(&pins).is_ok_and(|settings| settings.is_draining()) {
-        let text = "`cleanup --drain` was begun: new flows are left to the stack until `run`";
+        let text = "`cleanup --drain` was begun: lb handles no new flows until `run` is started";
         return vec![finding(Severity::Warning, "pins", text)];
     }
     Vec::new()
@@ -175,11 +180,11 @@ fn cgroup(given: Option<&Path>) -> Finding {
             finding(Severity::Fine, "cgroup2", path.display().to_string())
         }
         Some(path) => {
-            let text = format!("{} is no cgroup v2 directory", path.display());
+            let text = format!("{} is not a cgroup v2 directory: give --cgroup", path.display());
             finding(Severity::Fatal, "cgroup2", text)
         }
         None => {
-            let text = "not mounted: connect() is not translated, packets are";
+            let text = "not mounted: connect() is not translated, only packets are";
             finding(Severity::Warning, "cgroup2", text)
         }
     }
@@ -194,26 +199,26 @@ fn features(features: features::Features) -> Vec<Finding> {
         row(
             features.has_tcx,
             "tcx",
-            "programs attach by tcx",
-            "not there: clsact filters are used",
+            "programs attach with tcx",
+            "not in this kernel (before 6.6): programs attach as clsact filters",
         ),
         row(
             features.has_set_retval,
             "set_retval",
-            "connect() is refused at once",
-            "not there: the packet path refuses instead of connect()",
+            "connect() to a Service without endpoints fails at once",
+            "not in this kernel: connections without endpoints are rejected by packet",
         ),
         row(
             features.has_netns_cookie && lb_sys::netns_cookie().is_ok(),
             "netns_cookie",
             "--socket-lb node works",
-            "not there: --socket-lb node does not work",
+            "not in this kernel (before 5.14): --socket-lb node does not work",
         ),
     ]
 }
 
-/// kube-proxy, and what it has left. Programs see packets before its rules do, so it is not in
-/// the way; but rules that nobody keeps up lead node processes to endpoints that are gone.
+/// A running kube-proxy, and its rules. The programs see packets before the rules do, so neither
+/// prevents `run`. But rules that are no longer updated send node processes to removed endpoints.
 fn kube_proxy(process: Option<u32>, survey: &Survey) -> Vec<Finding> {
     const ABOUT: &str = "kube-proxy";
     let mut findings: Vec<Finding> = survey
@@ -225,15 +230,15 @@ fn kube_proxy(process: Option<u32>, survey: &Survey) -> Vec<Finding> {
     let rules = rules.join("; ");
     let text = match process {
         Some(process) => format!(
-            "it runs here (process {process}): lb works beside it, on other health and metrics \
-             addresses than its own; stop it, then `lb-agent cleanup --kube-proxy`"
+            "it runs here (process {process}): lb works beside it if its health and metrics \
+             addresses differ; stop it, then run `lb-agent cleanup --kube-proxy`"
         ),
         None if !rules.is_empty() => format!(
-            "its rules are there: lb works beside them, but nobody keeps them up: \
-             `lb-agent cleanup --kube-proxy` removes them ({rules})"
+            "its rules exist but are not updated, and may send node processes to removed \
+             endpoints: `lb-agent cleanup --kube-proxy` removes them ({rules})"
         ),
         None if findings.is_empty() => {
-            findings.push(finding(Severity::Fine, ABOUT, "no rules of it"));
+            findings.push(finding(Severity::Fine, ABOUT, "no kube-proxy rules found"));
             return findings;
         }
         None => return findings,
@@ -248,12 +253,12 @@ mod tests {
     use crate::takeover::Leftover;
 
     #[test]
-    fn kube_proxy_is_told_of_in_one_line() {
+    fn kube_proxy_is_reported_in_one_line() {
         let place = "iptables-nft, table nat".to_owned();
         let leftover = Leftover { place, what: "12 chains".to_owned(), kept: Vec::new() };
         let left = Survey { leftovers: vec![leftover], errors: Vec::new() };
         for (process, survey, severity, text) in [
-            (None, &Survey::default(), Severity::Fine, "no rules of it"),
+            (None, &Survey::default(), Severity::Fine, "no kube-proxy rules found"),
             (None, &left, Severity::Warning, "removes them (iptables-nft, table nat: 12 chains)"),
             (Some(7), &left, Severity::Warning, "it runs here (process 7)"),
         ] {
@@ -283,6 +288,9 @@ mod tests {
         assert_eq!(capabilities(&admin).severity, Severity::Fine, "as before 5.8");
         let none = capabilities("CapEff:\t0000000000000000\n");
         assert_eq!(none.severity, Severity::Fatal);
-        assert_eq!(none.text, "needs CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF (root)");
+        assert_eq!(
+            none.text,
+            "missing CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF: run as root, or grant them"
+        );
     }
 }

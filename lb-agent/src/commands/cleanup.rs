@@ -1,4 +1,4 @@
-//! Takes away everything that the project has attached and pinned, and nothing else.
+//! `lb-agent cleanup`: detaches and unpins everything of lb's, and nothing else.
 
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use crate::{
     programs::{cgroup, clsact, hook::Direction, links, tc::AttachError},
 };
 
-/// What was taken away.
+/// What was removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
     /// Links to interfaces and cgroups.
@@ -26,16 +26,16 @@ pub struct Cleaned {
     pub pins: usize,
 }
 
-/// Detaches and unpins what is ours: links and pins of every version below `bpf_dir`,
-/// and filters on the interfaces of this network namespace.
+/// Detaches and unpins everything of lb's: the links and pins of every version below `bpf_dir`,
+/// and the tc filters on the interfaces of this network namespace.
 ///
 /// # Errors
-/// [`CleanupError`] at the first thing that cannot be taken away; what came before it
-/// is gone then, and a second run goes on.
+/// [`CleanupError`] at the first failure. Everything before it is removed by then, and a second
+/// run continues.
 pub fn cleanup(bpf_dir: &Path) -> Result<Cleaned, CleanupError> {
     let mut cleaned = Cleaned::default();
     if let Err(error @ LockError::Held { .. }) = Lock::take(bpf_dir) {
-        warn!("{error}: it goes on without what is taken away here until it is started anew");
+        warn!("{error}; cleaning up anyway: that agent handles no traffic until it is restarted");
     }
     cgroup::detach(&Pins::new(bpf_dir))?;
     for version in versions(bpf_dir).map_err(failed("list", bpf_dir))? {
@@ -56,7 +56,7 @@ pub fn cleanup(bpf_dir: &Path) -> Result<Cleaned, CleanupError> {
     }
     cleaned.filters = remove_filters()?;
     if bpf_dir.is_dir() {
-        // Whatever else is in there is somebody else's and stays.
+        // Fails, as it should, if the directory has files of others.
         let _ = fs::remove_dir(bpf_dir);
     }
     Ok(cleaned)
@@ -70,8 +70,8 @@ fn remove_filters() -> Result<usize, CleanupError> {
         for direction in [Direction::Ingress, Direction::Egress] {
             let index = interface.index();
             let remove = || {
-                let is_there = clsact::ours(index, direction)?;
-                clsact::remove(index, direction).map(|()| usize::from(is_there))
+                let is_attached = clsact::is_attached(index, direction)?;
+                clsact::remove(index, direction).map(|()| usize::from(is_attached))
             };
             removed += remove().map_err(|source| CleanupError::Filter {
                 interface: interface.name().to_string_lossy().into_owned(),
@@ -91,7 +91,7 @@ pub(super) fn versions(bpf_dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(entries(bpf_dir)?.into_iter().filter(is_version).collect())
 }
 
-/// What a directory holds; nothing if it is not there.
+/// The entries of a directory; none if it does not exist.
 fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -116,39 +116,39 @@ fn failed<'a>(
     }
 }
 
-/// Something could not be taken away.
+/// Something could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
-    /// The caller may not.
+    /// The caller lacks capabilities.
     #[error("cleaning up needs CAP_BPF and CAP_NET_ADMIN (root)")]
     Privileges,
-    /// Something in the bpffs.
+    /// A path in the bpffs.
     #[error("cannot {what} {}", path.display())]
     Path {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// With what.
+        /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
     /// A connect-time hook.
     #[error(transparent)]
     Hook(#[from] AttachError),
-    /// The interfaces.
+    /// The interfaces cannot be listed.
     #[error("cannot list the interfaces")]
     Interfaces {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A filter.
-    #[error("cannot remove our filter from {interface}")]
+    /// A tc filter cannot be removed.
+    #[error("cannot remove the tc filter of lb from {interface}")]
     Filter {
         /// The interface.
         interface: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },

@@ -1,6 +1,6 @@
-//! The last days of a datapath: known flows go on, new ones are left to the stack.
+//! `lb-agent cleanup --drain`: existing flows continue, new ones are left to the stack.
 //!
-//! The state is in the settings alone, so it lasts until an agent writes its own.
+//! The only state is a flag in the settings, so it lasts until an agent writes its own settings.
 
 use std::{
     io,
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// A drain that goes on. No agent can start meanwhile.
+/// A drain in progress. It holds the lock, so that no agent can start.
 pub struct Drain {
     sweeper: Sweeper,
     settings: Settings,
@@ -33,7 +33,8 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Has the programs open no more flows, and the kernel give none of their ports to others for so long; `None` if nothing is pinned below `bpf_dir`.
+    /// Stops the programs from opening flows, and reserves the source ports of existing flows in
+    /// conntrack for `longest`. `None` if nothing is pinned below `bpf_dir`.
     ///
     /// # Errors
     /// [`DrainError`]: an agent runs, or maps cannot be read or written.
@@ -50,14 +51,14 @@ impl Drain {
         let mut settings = read_settings(&pins)?;
         settings.flags |= Settings::DRAINING;
         let sweeper = Sweeper::open(&pins)?;
-        hold_ports(&pins, longest);
+        reserve_ports(&pins, longest);
         KernelDataplane::open(&pins)?.store_settings(&settings)?;
-        // Those that were opened meanwhile.
-        hold_ports(&pins, longest);
+        // Flows may have been opened since the first pass.
+        reserve_ports(&pins, longest);
         Ok(Some(Self { sweeper, settings, _lock: lock }))
     }
 
-    /// How many flows go on.
+    /// How many flows are live.
     ///
     /// # Errors
     /// Those of the bpf(2) calls.
@@ -66,19 +67,24 @@ impl Drain {
     }
 }
 
-/// Without it all but a few new connections find a port of their own.
-fn hold_ports(pins: &Pins, longest: Duration) {
+/// Reserves the source ports of lb's flows in conntrack. If that fails, a new connection may
+/// rarely get a port that a flow uses.
+fn reserve_ports(pins: &Pins, longest: Duration) {
     // A drain may end a little late.
-    const MORE: Duration = Duration::from_secs(10);
-    if let Err(error) = ports::hold(pins, longest.saturating_add(MORE)) {
-        warn!(%error, "the kernel may give ports of our flows to new ones");
+    const MARGIN: Duration = Duration::from_secs(10);
+    if let Err(error) = ports::reserve_in_conntrack(pins, longest.saturating_add(MARGIN)) {
+        warn!(
+            %error,
+            "cannot reserve the source ports of draining flows in conntrack: a new connection may \
+             get the port of a flow, and break both"
+        );
     }
 }
 
-/// A drain could not be begun, or followed.
+/// A drain could not be started, or its flows not be counted.
 #[derive(Debug, thiserror::Error)]
 pub enum DrainError {
-    /// Somebody else is at work.
+    /// An agent or another drain runs.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// A map could not be opened.
@@ -88,15 +94,16 @@ pub enum DrainError {
     #[error(transparent)]
     Map(#[from] DataplaneError),
     /// The flows could not be counted.
-    #[error("cannot read the table of flows")]
+    #[error("cannot count the flows")]
     Flows {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// What is there is another version's.
+    /// The pins are those of another version.
     #[error(
-        "{} is another version's of lb-agent: drain with that version, or clean up without --drain",
+        "{} belongs to another version of lb-agent: drain with that version, or clean up without \
+         --drain",
         path.display()
     )]
     Version {
@@ -105,24 +112,24 @@ pub enum DrainError {
     },
 }
 
-/// How often flows are counted, unless that takes long.
-const LOOK: Duration = Duration::from_millis(250);
-/// How often it is told how many there are.
-const TELL: Duration = Duration::from_secs(5);
+/// How often flows are counted, unless counting takes long.
+const COUNT_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the count is printed.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// There was nothing to drain.
     Nothing,
-    /// So many flows are left, of which none is the rule.
+    /// Every flow has ended (0), or the time is up and this many flows are left.
     Over(u64),
-    /// It was told to stop; so many flows go on.
+    /// It was stopped; this many flows are left.
     Stopped(u64),
 }
 
-/// Leaves new flows to the stack, and returns when no flow is left, `longest` is over or
-/// `stopped` is ready. Then the datapath is still there, and still opens no flow.
+/// Leaves new flows to the stack, and returns when no flow is left, after `longest`, or when
+/// `stopped` is ready. Programs and maps are still in place then, and open no flow.
 ///
 /// # Errors
 /// As [`Drain::begin`] and [`Drain::live`].
@@ -133,23 +140,23 @@ pub async fn drain(
 ) -> Result<Outcome, DrainError> {
     let Some(drain) = Drain::begin(bpf_dir, longest)? else { return Ok(Outcome::Nothing) };
     let deadline = Instant::now() + longest;
-    let mut told = None::<Instant>;
+    let mut reported = None::<Instant>;
     tokio::pin!(stopped);
     loop {
-        let begun = Instant::now();
+        let started = Instant::now();
         let live = drain.live()?;
-        let took = begun.elapsed();
+        let took = started.elapsed();
         let left = deadline.saturating_duration_since(Instant::now());
         if live == 0 || left.is_zero() {
             return Ok(Outcome::Over(live));
         }
-        if told.is_none_or(|told| told.elapsed() >= TELL) {
-            told = Some(Instant::now());
-            println!("draining: {live} flows go on, {} s left", left.as_secs());
+        if reported.is_none_or(|reported| reported.elapsed() >= REPORT_INTERVAL) {
+            reported = Some(Instant::now());
+            println!("draining: {live} flows left, {} s remaining", left.as_secs());
         }
         tokio::select! {
             () = &mut stopped => return Ok(Outcome::Stopped(live)),
-            () = sleep(LOOK.max(took * 4)) => {}
+            () = sleep(COUNT_INTERVAL.max(took * 4)) => {}
             () = sleep_until(deadline.into()) => {}
         }
     }

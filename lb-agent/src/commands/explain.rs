@@ -1,11 +1,11 @@
 //! `lb-agent explain`: what would happen to a packet on this node, and why.
 //!
-//! It runs the programs' own core over the pinned maps and writes to none of them. So it agrees
-//! with the programs by construction; what it adds are sentences, the kernel's routes between
-//! the programs, and which programs are attached. It must run in the network namespace of the
-//! agent.
+//! It runs the same core as the programs over the pinned maps and writes to none of them, so it
+//! cannot disagree with them. It adds sentences, the kernel's routes between the programs, and
+//! which programs are attached. It must run in the network namespace of the agent.
 
 mod connect;
+mod datapath;
 mod describe;
 mod facts;
 mod pinned;
@@ -44,17 +44,17 @@ pub use report::{Candidate, Decision, Explanation, Outcome, Step};
 /// The text that `lb-agent explain` prints.
 ///
 /// # Errors
-/// [`ExplainError`], with a sentence.
+/// [`ExplainError`].
 pub fn explain(arguments: &ExplainArgs) -> Result<String, ExplainError> {
     let pins = Pins::new(&arguments.pins.bpf_dir);
-    // Says in a sentence that nothing is pinned, before any map is missed.
+    // If nothing is pinned, the error says so; it does not name the first missing map.
     pins.open("SETTINGS")?;
     let around = Here::look(&pins)?;
     let question = Question::new(arguments)?;
     let explanation = if question.from.is_ipv4() {
-        of_pins::<Ipv4>(&pins, &around, &question)?
+        explain_pinned::<Ipv4>(&pins, &around, &question)?
     } else {
-        of_pins::<Ipv6>(&pins, &around, &question)?
+        explain_pinned::<Ipv6>(&pins, &around, &question)?
     };
     match arguments.output {
         Output::Table => Ok(explanation.to_string()),
@@ -62,7 +62,7 @@ pub fn explain(arguments: &ExplainArgs) -> Result<String, ExplainError> {
     }
 }
 
-/// Whose packet, and to where.
+/// The packet in question.
 #[derive(Clone, Debug)]
 struct Question {
     from: SocketAddr,
@@ -71,20 +71,20 @@ struct Question {
     at: At,
 }
 
-/// Where a packet is seen first.
+/// Where the packet enters the datapath.
 #[derive(Clone, Debug)]
 enum At {
-    /// Out of a pod.
+    /// Sent by a pod of this node.
     Pod,
-    /// Made by a process of the node.
+    /// Sent by a process of this node.
     Node,
-    /// In by this device.
+    /// Received on this device.
     Device(String),
 }
 
 impl Question {
     fn new(arguments: &ExplainArgs) -> Result<Self, ExplainError> {
-        // A v4-mapped address is IPv4, as it is for sockets.
+        // An IPv4-mapped IPv6 address is IPv4, as in connect(2).
         let canonical = |to: SocketAddr| SocketAddr::new(to.ip().to_canonical(), to.port());
         let (from, to) = (canonical(arguments.from), canonical(arguments.to.address));
         if from.is_ipv4() != to.is_ipv4() {
@@ -99,7 +99,7 @@ impl Question {
     }
 }
 
-fn of_pins<F: PinnedFamily>(
+fn explain_pinned<F: PinnedFamily>(
     pins: &Pins,
     around: &Here,
     question: &Question,
@@ -110,7 +110,7 @@ fn of_pins<F: PinnedFamily>(
     Ok(explanation)
 }
 
-/// The explanation, given the tables of the family and what is around them.
+/// The explanation, given the tables of the family and the surroundings of the datapath.
 fn explanation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     reader: &R,
     around: &S,
@@ -128,16 +128,16 @@ fn explanation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     };
     let mut walk = Walk::new(reader, around, number, &tuple);
     let mut of_packet = match &question.at {
-        At::Pod => walk.out_of_pod(tuple)?,
-        At::Node => walk.made_here(tuple)?,
+        At::Pod => walk.sent_by_pod(tuple)?,
+        At::Node => walk.sent_by_node(tuple)?,
         At::Device(name) => {
             let device = around.device(name);
             let device = device.ok_or_else(|| ExplainError::NoDevice { name: name.clone() })?;
             walk.received(device, tuple)
         }
     };
-    let goes_on = matches!(of_packet.result, "delivered" | "leaves");
-    if goes_on && walk.steps.iter().any(|step| step.possible() > 1) {
+    let is_forwarded = matches!(of_packet.result, "delivered" | "leaves");
+    if is_forwarded && walk.steps.iter().any(|step| step.possible() > 1) {
         of_packet.text = format!("for example {}", of_packet.text);
     }
     let settings = reader.settings();
@@ -172,9 +172,10 @@ pub enum ExplainError {
     /// A map or program is missing.
     #[error(transparent)]
     Pin(#[from] PinError),
-    /// An agent has pinned maps and written nothing.
+    /// An agent has pinned maps but not programmed them yet.
     #[error(
-        "nothing is programmed at {}: its agent has not had its first complete lists yet",
+        "no settings are programmed at {}: the agent has not finished its first sync; try again once \
+         it is ready",
         _0.display()
     )]
     NothingProgrammed(PathBuf),
@@ -183,43 +184,45 @@ pub enum ExplainError {
     Read {
         /// The map's name.
         map: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
     /// Routes, interfaces or links could not be read.
-    #[error("cannot look at the interfaces of this network namespace, or at pinned links")]
+    #[error("cannot read the interfaces of this network namespace or the pinned links")]
     Surroundings {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// No packet has both.
-    #[error("--from {from} and --to {to} are addresses of different families")]
+    /// The client and the destination are of different families.
+    #[error(
+        "--from {from} and --to {to} are addresses of different families: give two of one family"
+    )]
     Families {
         /// The client.
         from: IpAddr,
         /// The destination.
         to: IpAddr,
     },
-    /// There is no such device.
-    #[error("--at {name}: there is no such device here; give pod, node or a device of this node")]
+    /// The device does not exist.
+    #[error("--at {name}: no such device on this node; give pod, node or the name of a device")]
     NoDevice {
-        /// What was asked for.
+        /// The name.
         name: String,
     },
-    /// The source is no pod of this node.
+    /// The source is not a pod of this node.
     #[error("--from {client} is {why}, not a pod of this node: give --at {at}")]
     NoPod {
         /// The client.
         client: IpAddr,
-        /// What it is.
+        /// What the client's address is.
         why: &'static str,
         /// What to give instead.
         at: String,
     },
     /// The source is not this node.
-    #[error("--from {client} is no address of this node, as --at node wants it")]
+    #[error("--from {client} is not an address of this node, which --at node requires")]
     NoNode {
         /// The client.
         client: IpAddr,

@@ -26,8 +26,8 @@ fn all() -> Metrics {
     metrics.set_problems(Problems::default());
     metrics.queued(Change::Service, 1, now());
     metrics.queued(Change::Endpoint, 2, now());
-    metrics.programmed_objects(1, 2, 3);
-    metrics.no_local_endpoints(IpFamily::V4, 1, 0);
+    metrics.set_programmed_objects(1, 2, 3);
+    metrics.set_no_local_endpoints(IpFamily::V4, 1, 0);
     metrics.healthz_answered(200);
     metrics.livez_answered(503);
     metrics.programmed(IpFamily::V6, Duration::from_millis(20));
@@ -72,6 +72,7 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_endpoints 3"),
         (&after, "lb_datapath_packets_total{hook=\"from_pod\",reason=\"flow_created\"} 3"),
         (&after, "lb_datapath_packets_total{hook=\"to_pod\",reason=\"reply\"} 5"),
+        (&after, "# HELP lb_datapath_packets_total Packets and calls by hook and by the reason"),
         (&after, "lb_map_entries{map=\"FLOWS4\"} 7"),
         (&after, "lb_map_capacity{map=\"FLOWS4\"} 1024"),
     ] {

@@ -1,21 +1,18 @@
-//! Keeps programs on interfaces as these come and go, by rtnetlink.
+//! Follows interfaces, addresses and routes by rtnetlink, and keeps programs on interfaces.
 //!
-//! It does not read /sys/class/net, which shows the namespace that mounted it: netlink
-//! shows the one that the agent is in.
+//! It does not read /sys/class/net, which shows the network namespace that mounted it: netlink
+//! shows the agent's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
-use lb_control::{
-    dataplane::DataplaneError,
-    model::network::{Interface, NodeNetwork},
-};
+use lb_control::model::network::{Interface, NodeNetwork};
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -30,27 +27,23 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    interfaces::{Network, in_order, places},
+    error::InterfaceError,
+    interfaces::{Network, attach_points, in_order},
     messages::{Stale, apply, parse_link, read, read_routes},
 };
 use crate::{
-    maps::{
-        devices::Devices,
-        pins::{PinError, Pins},
-    },
+    maps::{devices::Devices, pins::Pins},
     options::{
         modes::{TcAttach, XdpMode},
         values::Patterns,
     },
     programs::{
-        hook::{Direction, Place, Role},
+        hook::{AttachPoint, Direction, Role},
         load::Programs,
-        tc::{AttachError, TcAttacher, is_gone},
+        tc::{TcAttacher, is_gone},
         xdp::XdpAttacher,
     },
 };
-
-pub use super::survey::survey;
 
 /// Which interfaces get programs, and how.
 #[derive(Clone, Debug)]
@@ -65,16 +58,15 @@ pub struct InterfaceOptions {
     pub xdp: XdpMode,
 }
 
-/// How often everything is read anew, in case a message was lost or somebody took a
-/// program off.
+/// How often everything is read and attached again, in case a message was lost.
 const RESYNC: Duration = Duration::from_secs(60);
-/// How often it is looked whether every program is still where it was put.
-const NOTICE: Duration = Duration::from_secs(2);
-/// How soon something that failed is tried again.
+/// How often it is checked whether every program is still attached.
+const CHECK: Duration = Duration::from_secs(2);
+/// The delay before a failed operation is retried.
 const RETRY: Duration = Duration::from_secs(1);
-/// Flows are told no more often than this to ask for their way anew.
-const FORGET: Duration = Duration::from_millis(10);
-/// How long messages of one change are gathered for, once one has come.
+/// The minimum interval between two invalidations of next hops.
+const INVALIDATE: Duration = Duration::from_millis(10);
+/// How long to wait for more messages of the same change.
 const GATHER: Duration = Duration::from_micros(500);
 
 type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
@@ -90,31 +82,31 @@ pub struct Interfaces {
     messages: Messages,
     connection: JoinHandle<()>,
     network: Network,
-    /// Of the Node object; `None` until it was asked for.
+    /// The addresses of the Node object; `None` until they are known.
     node_addresses: Option<Vec<IpAddr>>,
-    /// What an earlier agent took interfaces for, until the addresses are known.
-    held: BTreeMap<u32, Role>,
-    attached: BTreeMap<Place, &'static str>,
-    /// Places whose program somebody has taken off.
-    lost: BTreeSet<Place>,
-    /// When flows may next be told to ask for their way anew, and whether they have to.
-    forget_at: Instant,
-    forgets: bool,
-    /// Devices that cannot be supported, which was said.
+    /// The roles that an earlier agent gave to interfaces, until the addresses are known.
+    held_roles: BTreeMap<u32, Role>,
+    attached: BTreeMap<AttachPoint, &'static str>,
+    /// Attach points whose program another process has detached.
+    lost: BTreeSet<AttachPoint>,
+    /// When the next hops of flows may be invalidated again, and whether they have to be.
+    invalidate_at: Instant,
+    invalidates: bool,
+    /// Unsupported devices that are logged already.
     warned: BTreeSet<u32>,
     published: watch::Sender<NodeNetwork>,
 }
 
 impl Interfaces {
-    /// Attaches programs to the interfaces that there are, in the place of those of an
-    /// earlier agent. `node_addresses` are those of the Node object, or `None` if they
-    /// are not known yet: a device may be external by them alone, and until then every
-    /// interface keeps the programs it has. After that, what the earlier agent left on
-    /// interfaces that are none of ours is detached.
+    /// Attaches programs to the existing interfaces, replacing those of an earlier agent in
+    /// place. `node_addresses` are those of the Node object, or `None` if they are not known
+    /// yet: they alone may make a device external, so until then every interface keeps the
+    /// programs it has. Once they are known, programs of an earlier agent on interfaces without
+    /// a role are detached.
     ///
     /// # Errors
-    /// [`InterfaceError`] if the kernel cannot be asked or the pins be opened; what
-    /// cannot be attached is told by [`NodeNetwork::problems`].
+    /// [`InterfaceError`] if netlink or the pins cannot be read. Programs that cannot be attached
+    /// are reported in [`NodeNetwork::problems`].
     pub async fn open(
         pins: &Pins,
         programs: Arc<Programs>,
@@ -144,37 +136,36 @@ impl Interfaces {
             connection: tokio::spawn(connection),
             network: Network::default(),
             node_addresses,
-            held: BTreeMap::new(),
+            held_roles: BTreeMap::new(),
             attached: BTreeMap::new(),
             lost: BTreeSet::new(),
-            forget_at: Instant::now(),
-            forgets: true,
+            invalidate_at: Instant::now(),
+            invalidates: true,
             warned: BTreeSet::new(),
             published: watch::Sender::default(),
         };
         interfaces.network = read(&interfaces.handle).await?;
         if interfaces.node_addresses.is_none() {
             let links = interfaces.network.links.keys();
-            interfaces.held = links
-                .filter_map(|index| Some((*index, interfaces.attacher.held_role(*index)?)))
+            interfaces.held_roles = links
+                .filter_map(|index| Some((*index, interfaces.attacher.attached_role(*index)?)))
                 .collect();
         }
         let wanted = interfaces.reconcile()?;
         if interfaces.node_addresses.is_some() {
-            interfaces.detach_strangers(&wanted);
+            interfaces.detach_orphans(&wanted);
         }
         accept_own_packets();
         Ok(interfaces)
     }
 
-    /// What is known of the network namespace, now and whenever it changes.
+    /// The state of the network namespace, now and after each change.
     pub fn subscribe(&self) -> watch::Receiver<NodeNetwork> {
         self.published.subscribe()
     }
 
-    /// Follows the changes of the network namespace, and of the addresses of the Node
-    /// object, until the kernel can no longer be listened to. Dropping it ends it;
-    /// programs stay where they are.
+    /// Follows changes of the network namespace, and of the addresses of the Node object, until
+    /// the netlink socket breaks or the future is dropped. Programs stay attached.
     ///
     /// # Errors
     /// [`InterfaceError`] if the netlink socket breaks.
@@ -183,17 +174,17 @@ impl Interfaces {
         mut node_addresses: watch::Receiver<Option<Vec<IpAddr>>>,
     ) -> Result<(), InterfaceError> {
         let mut resync_at = Instant::now() + RESYNC;
-        let mut notice_at = Instant::now() + NOTICE;
+        let mut check_at = Instant::now() + CHECK;
         loop {
             let was_known = self.node_addresses.is_some();
             let failing = !self.published.borrow().problems.is_empty();
             let until = |at: Instant| at - Instant::now().min(at);
-            let mut wait = until(resync_at).min(until(notice_at));
+            let mut wait = until(resync_at).min(until(check_at));
             if failing {
                 wait = wait.min(RETRY);
             }
-            if self.forgets {
-                wait = wait.min(until(self.forget_at));
+            if self.invalidates {
+                wait = wait.min(until(self.invalidate_at));
             }
             let stale = tokio::select! {
                 message = self.messages.next() => {
@@ -209,23 +200,23 @@ impl Interfaces {
                 }
             };
             let mut stale = stale;
-            if Instant::now() >= notice_at {
-                stale.interfaces |= self.notice();
-                notice_at = Instant::now() + NOTICE;
+            if Instant::now() >= check_at {
+                stale.interfaces |= self.find_detached();
+                check_at = Instant::now() + CHECK;
             }
             let all = stale.all;
-            self.forgets |= all || stale.ways;
-            if self.forgets && Instant::now() >= self.forget_at {
-                self.devices.forget_ways()?;
-                self.forgets = false;
-                self.forget_at = Instant::now() + FORGET;
+            self.invalidates |= all || stale.next_hops;
+            if self.invalidates && Instant::now() >= self.invalidate_at {
+                self.devices.invalidate_next_hops()?;
+                self.invalidates = false;
+                self.invalidate_at = Instant::now() + INVALIDATE;
             }
             if !(all || stale.interfaces) {
                 continue;
             }
             if all {
                 self.attached.clear();
-                self.xdp.unsettle();
+                self.xdp.recheck_all();
                 self.network = read(&self.handle).await?;
                 resync_at = Instant::now() + RESYNC;
             } else {
@@ -233,28 +224,28 @@ impl Interfaces {
             }
             let wanted = self.reconcile()?;
             if self.node_addresses.is_some() && (all || !was_known) {
-                self.detach_strangers(&wanted);
+                self.detach_orphans(&wanted);
             }
         }
     }
 
-    /// Looks whether every program is still where it was put, for the cost of a system call
-    /// or two each; what is not is to be attached anew. Whether there is any.
-    fn notice(&mut self) -> bool {
-        let is_lost = |(place, program): &(&Place, &&'static str)| {
-            !self.attacher.is_attached(&self.programs, program, **place)
+    /// Finds programs that are no longer attached or pinned, at the cost of a system call or two
+    /// each, and marks them to be attached again. Returns whether there are any.
+    fn find_detached(&mut self) -> bool {
+        let is_lost = |(point, program): &(&AttachPoint, &&'static str)| {
+            !self.attacher.is_attached(&self.programs, program, **point)
         };
-        let lost = self.attached.iter().filter(is_lost).map(|(place, _)| *place);
-        let lost: Vec<Place> = lost.collect();
-        for place in &lost {
-            self.attached.remove(place);
+        let lost = self.attached.iter().filter(is_lost).map(|(point, _)| *point);
+        let lost: Vec<AttachPoint> = lost.collect();
+        for point in &lost {
+            self.attached.remove(point);
         }
         self.lost.extend(&lost);
-        self.xdp.notice(&self.programs) || !lost.is_empty()
+        self.xdp.find_detached(&self.programs) || !lost.is_empty()
     }
 
-    /// Takes in a message and those that come right behind it. The links are attended
-    /// to at once, while the rest of the change still comes.
+    /// Applies a message and those that follow within [`GATHER`]. A change of a link ends the
+    /// wait, so that its programs are attached at once.
     async fn gather(&mut self, first: NetlinkMessage<RouteNetlinkMessage>) -> Stale {
         let mut stale = Stale::default();
         self.apply(first, &mut stale);
@@ -274,7 +265,7 @@ impl Interfaces {
         match message.payload {
             NetlinkPayload::InnerMessage(message) => apply(&mut self.network, message, stale),
             NetlinkPayload::Overrun(_) => {
-                warn!("the kernel dropped netlink messages: reading everything anew");
+                warn!("the kernel dropped netlink messages: reading interfaces and routes again");
                 stale.all = true;
             }
             _ => {}
@@ -296,85 +287,103 @@ impl Interfaces {
         Ok(())
     }
 
-    /// Attaches what is missing, detaches what has no place any more, and tells.
-    /// Answers which places are wanted, attached or not.
-    fn reconcile(&mut self) -> Result<BTreeSet<Place>, InterfaceError> {
+    /// Attaches missing programs, detaches those of interfaces that lost their role, and publishes
+    /// the state. Returns the wanted attach points, attached or not.
+    fn reconcile(&mut self) -> Result<BTreeSet<AttachPoint>, InterfaceError> {
         let InterfaceOptions { devices, pods, .. } = &self.options;
         let known = self.node_addresses.as_deref();
         let mut roles = self.network.roles(devices, pods, known.unwrap_or_default());
         if known.is_none() {
-            self.network.keep(&mut roles, &mut self.held);
+            self.network.keep_held_roles(&mut roles, &mut self.held_roles);
         }
         for device in self.network.headerless(devices, known.unwrap_or_default()) {
             if self.warned.insert(device.index) {
-                warn!(device = device.name, "has no Ethernet header: not supported yet");
+                warn!(
+                    device = device.name,
+                    "device has no Ethernet header, which lb does not support: its Service traffic \
+                     is not handled"
+                );
             }
         }
-        let wanted = places(&roles);
-        self.lost.retain(|place| wanted.contains_key(place));
-        // The entries that flows of node processes point to are there before a flow is.
+        let wanted = attach_points(&roles);
+        // The entries of DEVICES that flows of node processes refer to exist before the flows.
         let unplaced = self.devices.set(&self.network.devices(&roles))?;
         let mut problems: Vec<String> = unplaced
             .iter()
-            .map(|device| format!("no entry of DEVICES is left for interface {}", device.ifindex))
+            .map(|device| format!("map DEVICES is full: no entry for interface {}", device.ifindex))
             .collect();
-        let places: BTreeSet<Place> = wanted.keys().copied().collect();
-        let gone = |(place, _): &(&Place, &&str)| !wanted.contains_key(*place);
-        let gone = self.attached.iter().filter(gone).map(|(place, program)| (*place, *program));
-        for ((index, direction), _) in in_order(gone).into_iter().rev() {
-            self.attached.remove(&(index, direction));
-            self.detach(index, direction);
-        }
-        // Interfaces that lack the program that goes first.
-        let mut held_back = BTreeSet::new();
-        for (place, program) in in_order(wanted) {
-            if held_back.contains(&place.0) {
-                continue;
-            }
-            if self.attached.get(&place) == Some(&program) {
-                continue;
-            }
-            let name = self.network.links.get(&place.0).map(|link| link.name.clone());
-            let interface = Interface { index: place.0, name: name.unwrap_or_default() };
-            match self.attacher.attach(&self.programs, program, &interface, place.1) {
-                Ok(()) => {
-                    debug!(program, interface = interface.name, "attached");
-                    if self.lost.remove(&place) {
-                        let interface = &interface.name;
-                        warn!(program, interface, "was taken off by somebody, and is back");
-                    }
-                    self.attached.insert(place, program);
-                }
-                Err(error) if is_gone(&error) => debug!(%error, "the interface has gone"),
-                Err(error) => {
-                    let source = std::error::Error::source(&error).map(ToString::to_string);
-                    warn!(%error, source, "will try again");
-                    problems.push(format!("{error}: {}", source.unwrap_or_default()));
-                    held_back.insert(place.0);
-                }
-            }
-        }
-        self.take_by_xdp(&roles);
+        self.detach_unwanted(&wanted);
+        let points = wanted.keys().copied().collect();
+        problems.extend(self.attach_missing(wanted));
+        self.attach_xdp(&roles);
         let node = NodeNetwork {
             problems,
             knows_node_object: self.node_addresses.is_some(),
             ..self.network.node(&roles)
         };
         self.publish(node);
-        Ok(places)
+        Ok(points)
     }
 
-    /// Has external devices taken by XDP that have our tc programs already.
-    fn take_by_xdp(&mut self, roles: &BTreeMap<u32, Role>) {
+    /// Detaches the programs of interfaces that lost their role.
+    fn detach_unwanted(&mut self, wanted: &BTreeMap<AttachPoint, &'static str>) {
+        self.lost.retain(|point| wanted.contains_key(point));
+        let unwanted = |(point, _): &(&AttachPoint, &&str)| !wanted.contains_key(*point);
+        let unwanted = self.attached.iter().filter(unwanted);
+        let unwanted = unwanted.map(|(point, program)| (*point, *program));
+        for ((index, direction), _) in in_order(unwanted).into_iter().rev() {
+            self.attached.remove(&(index, direction));
+            self.detach(index, direction);
+        }
+    }
+
+    /// Attaches the programs that are not attached yet. Returns the failures as sentences.
+    fn attach_missing(&mut self, wanted: BTreeMap<AttachPoint, &'static str>) -> Vec<String> {
+        let mut problems = Vec::new();
+        // Interfaces whose first program could not be attached: their others wait.
+        let mut held_back = BTreeSet::new();
+        for (point, program) in in_order(wanted) {
+            let is_attached = self.attached.get(&point) == Some(&program);
+            if is_attached || held_back.contains(&point.0) {
+                continue;
+            }
+            let name = self.network.links.get(&point.0).map(|link| link.name.clone());
+            let interface = Interface { index: point.0, name: name.unwrap_or_default() };
+            match self.attacher.attach(&self.programs, program, &interface, point.1) {
+                Ok(()) => {
+                    debug!(program, interface = interface.name, "attached");
+                    if self.lost.remove(&point) {
+                        let interface = &interface.name;
+                        warn!(
+                            program,
+                            interface, "detached by another program, and attached again"
+                        );
+                    }
+                    self.attached.insert(point, program);
+                }
+                Err(error) if is_gone(&error) => debug!(%error, "the interface is gone"),
+                Err(error) => {
+                    let source = std::error::Error::source(&error).map(ToString::to_string);
+                    warn!(%error, source, "an interface is not handled: retrying");
+                    problems.push(format!("{error}: {}", source.unwrap_or_default()));
+                    held_back.insert(point.0);
+                }
+            }
+        }
+        problems
+    }
+
+    /// Attaches XDP to the external devices that have lb's tc programs already.
+    fn attach_xdp(&mut self, roles: &BTreeMap<u32, Role>) {
         let is_external = |index| roles.get(&index) == Some(&Role::External);
         if self.node_addresses.is_some() {
             self.xdp.retain(is_external);
         }
         for (index, link) in self.network.links.iter().filter(|(index, _)| is_external(**index)) {
             let has_tc = self.attached.contains_key(&(*index, Direction::Ingress));
-            if has_tc && !self.xdp.is_settled(*index) {
+            if has_tc && !self.xdp.is_up_to_date(*index) {
                 let interface = Interface { index: *index, name: link.name.clone() };
-                self.xdp.settle(&self.programs, &interface, link.is_veth);
+                self.xdp.attach(&self.programs, &interface, link.is_veth);
             }
         }
     }
@@ -388,7 +397,7 @@ impl Interfaces {
                 devices = ?node.devices.iter().map(|device| &device.name).collect::<Vec<_>>(),
                 pods = node.pods,
                 addresses = ?node.addresses,
-                "interfaces"
+                "interfaces of this node"
             );
             *published = node;
             true
@@ -399,22 +408,23 @@ impl Interfaces {
         if let Err(error) = self.attacher.detach(index, direction)
             && !is_gone(&error)
         {
-            warn!(%error, index, "a program could not be taken off");
+            let advice = "run `lb-agent cleanup` to detach it";
+            warn!(%error, index, "a program still handles packets of this interface: {advice}");
         }
     }
 
-    /// Takes off what an earlier agent left on interfaces that are none of ours now.
-    fn detach_strangers(&mut self, wanted: &BTreeSet<Place>) {
-        let linked: Vec<Place> = self.attacher.linked().collect();
+    /// Detaches the programs that an earlier agent left on interfaces without a role.
+    fn detach_orphans(&mut self, wanted: &BTreeSet<AttachPoint>) {
+        let linked: Vec<AttachPoint> = self.attacher.linked().collect();
         let others = self
             .network
             .links
             .keys()
             .flat_map(|index| [(*index, Direction::Ingress), (*index, Direction::Egress)]);
-        let others: Vec<Place> = others.chain(linked).collect();
-        for place in others {
-            if !wanted.contains(&place) {
-                self.detach(place.0, place.1);
+        let others: Vec<AttachPoint> = others.chain(linked).collect();
+        for point in others {
+            if !wanted.contains(&point) {
+                self.detach(point.0, point.1);
             }
         }
     }
@@ -426,14 +436,14 @@ impl Drop for Interfaces {
     }
 }
 
-/// Lets packets of this node to itself in: they come in by the loopback device without
-/// a route attached, with a source that is an address of this node, or from and to
-/// 127.0.0.1, which the kernel's checks of what is routed in else refuse. Nobody else's
-/// packets come in by that device.
+/// Sets sysctls of `lo` so that the kernel accepts the node's packets to itself that the programs
+/// redirect to `lo`: they have no route attached, and an address of this node as their source, or
+/// 127.0.0.1 as source and destination, which input routing else rejects as martian. Only packets
+/// of the node itself are received on `lo`.
 fn accept_own_packets() {
     let settings = [
-        ("accept_local", "node processes cannot reach backends on this node by UDP"),
-        ("route_localnet", "node processes cannot reach node ports by 127.0.0.1"),
+        ("accept_local", "cannot set it: node processes cannot reach backends on this node by UDP"),
+        ("route_localnet", "cannot set it: node processes cannot reach NodePorts at 127.0.0.1"),
     ];
     for (name, consequence) in settings {
         let path = format!("/proc/sys/net/ipv4/conf/lo/{name}");
@@ -444,35 +454,4 @@ fn accept_own_packets() {
             warn!(path, %error, "{consequence}");
         }
     }
-}
-
-/// Interfaces cannot be followed.
-#[derive(Debug, thiserror::Error)]
-pub enum InterfaceError {
-    /// No netlink socket.
-    #[error("cannot open a netlink socket")]
-    Connect {
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel refused to tell.
-    #[error("cannot read interfaces, addresses and routes")]
-    Read {
-        /// What rtnetlink said.
-        #[source]
-        source: rtnetlink::Error,
-    },
-    /// The socket broke.
-    #[error("the netlink socket was closed")]
-    Closed,
-    /// The links cannot be listed.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// DEVICES cannot be opened.
-    #[error(transparent)]
-    Pin(#[from] PinError),
-    /// DEVICES cannot be written.
-    #[error(transparent)]
-    Devices(#[from] DataplaneError),
 }

@@ -1,5 +1,5 @@
-//! Which program belongs on which interface, and which addresses this node has: pure
-//! functions of what the kernel says of the network namespace.
+//! Which program belongs on which interface, and which addresses this node has: pure functions
+//! of the interfaces, addresses and routes of the network namespace.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use lb_control::model::network::{Interface, NodeNetwork};
 
 use crate::{
     options::values::Patterns,
-    programs::hook::{Direction, Place, Role},
+    programs::hook::{AttachPoint, Direction, Role},
 };
 
 /// An interface, as the kernel describes it.
@@ -21,12 +21,12 @@ pub struct Link {
     pub name: String,
     /// The link-layer address, if it has 6 bytes.
     pub mac: [u8; 6],
-    /// The longest packet that it sends, bytes.
+    /// The MTU, bytes.
     pub mtu: u32,
     /// Whether it is a loopback device.
     pub is_loopback: bool,
-    /// Whether its packets have no Ethernet header, which the programs read: those of
-    /// tun, wireguard and ppp have none.
+    /// Whether its packets have no Ethernet header, which the programs need: tun, wireguard and
+    /// ppp.
     pub is_headerless: bool,
     /// Whether it is a veth.
     pub is_veth: bool,
@@ -37,17 +37,17 @@ pub struct Link {
 /// A default route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DefaultRoute {
-    /// Whether it is of IPv6.
+    /// Whether it is an IPv6 route.
     pub is_ipv6: bool,
     /// Its metric: the lowest wins.
     pub metric: u32,
-    /// The interface it leads to.
+    /// Its interface.
     pub interface: u32,
-    /// The source address that it prefers.
+    /// Its preferred source address.
     pub source: Option<IpAddr>,
 }
 
-/// What the kernel says of the network namespace.
+/// The network namespace, as the kernel describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Network {
     /// Interfaces by index.
@@ -56,7 +56,7 @@ pub struct Network {
     pub addresses: BTreeSet<(u32, IpAddr)>,
     /// Default routes.
     pub default_routes: BTreeSet<DefaultRoute>,
-    /// MACs of neighbours that were told of since everything was read, by interface.
+    /// MACs of neighbours that were reported since everything was read, by interface.
     pub neighbours: BTreeMap<(u32, IpAddr), [u8; 6]>,
 }
 
@@ -90,7 +90,7 @@ impl Network {
             .collect()
     }
 
-    /// Interfaces that would be external, had their packets an Ethernet header.
+    /// Interfaces that would be external if their packets had an Ethernet header.
     pub fn headerless(
         &self,
         devices: &Patterns,
@@ -117,11 +117,11 @@ impl Network {
         })
     }
 
-    /// Makes `roles`, found without the addresses of the Node object, do for as long as
-    /// these are not known: they could make any interface external and take no device's
-    /// role away. So an interface keeps the role in `held`, which an earlier agent gave
-    /// to it, unless its own is external. `held` goes on with the outcome.
-    pub fn keep(&self, roles: &mut BTreeMap<u32, Role>, held: &mut BTreeMap<u32, Role>) {
+    /// Completes `roles`, found without the addresses of the Node object, until these are known.
+    /// They can make any interface external, and never make an external one anything else. So an
+    /// interface keeps the role in `held`, which an earlier agent gave to it, unless its own is
+    /// external. `held` becomes the result.
+    pub fn keep_held_roles(&self, roles: &mut BTreeMap<u32, Role>, held: &mut BTreeMap<u32, Role>) {
         held.retain(|index, _| self.links.get(index).is_some_and(|link| !link.is_headerless));
         for (index, role) in &*held {
             let kept = roles.entry(*index).or_insert(*role);
@@ -132,7 +132,7 @@ impl Network {
         held.clone_from(roles);
     }
 
-    /// What follows from the roles for the rest of the agent.
+    /// The network of the node, for the rest of the agent.
     pub fn node(&self, roles: &BTreeMap<u32, Role>) -> NodeNetwork {
         let mut node = NodeNetwork::default();
         let rank = |index: &u32| u8::from(roles.get(index) != Some(&Role::External));
@@ -174,7 +174,7 @@ impl Network {
             .map(|(index, link)| Interface { index: *index, name: link.name.clone() })
     }
 
-    /// The entries of DEVICES, but for the epoch.
+    /// The entries of DEVICES, without the epoch.
     pub fn devices(&self, roles: &BTreeMap<u32, Role>) -> Vec<Device> {
         self.links
             .iter()
@@ -190,34 +190,34 @@ impl Network {
     }
 }
 
-/// Which program belongs in which place.
-pub fn places(roles: &BTreeMap<u32, Role>) -> BTreeMap<Place, &'static str> {
-    let mut places = BTreeMap::new();
+/// The program of each attach point.
+pub fn attach_points(roles: &BTreeMap<u32, Role>) -> BTreeMap<AttachPoint, &'static str> {
+    let mut points = BTreeMap::new();
     for (index, role) in roles {
         match role {
             Role::Pod => {
-                places.insert((*index, Direction::Ingress), "from_pod");
-                places.insert((*index, Direction::Egress), "to_pod");
+                points.insert((*index, Direction::Ingress), "from_pod");
+                points.insert((*index, Direction::Egress), "to_pod");
             }
             Role::External => {
-                places.insert((*index, Direction::Ingress), "from_device");
-                places.insert((*index, Direction::Egress), "to_device");
+                points.insert((*index, Direction::Ingress), "from_device");
+                points.insert((*index, Direction::Egress), "to_device");
             }
             Role::Loopback => {
-                places.insert((*index, Direction::Egress), "loopback");
+                points.insert((*index, Direction::Egress), "loopback");
             }
         }
     }
-    places
+    points
 }
 
-/// Places in the order in which their programs are attached; they are detached in
-/// reverse. What a pod sends is balanced only where its answers are translated back,
-/// and what comes in by a device is, before anything is sent out for it.
+/// Attach points in the order in which their programs are attached; they are detached in reverse.
+/// A program that translates replies comes before the one that translates requests of the same
+/// interface: `to_pod` before `from_pod`, `from_device` before `to_device`.
 pub fn in_order(
-    places: impl IntoIterator<Item = (Place, &'static str)>,
-) -> Vec<(Place, &'static str)> {
-    let mut ordered: Vec<_> = places.into_iter().collect();
+    points: impl IntoIterator<Item = (AttachPoint, &'static str)>,
+) -> Vec<(AttachPoint, &'static str)> {
+    let mut ordered: Vec<_> = points.into_iter().collect();
     ordered.sort_by_key(|((index, _), program)| {
         (*index, matches!(*program, "from_pod" | "to_device"))
     });
@@ -258,8 +258,8 @@ mod tests {
         let expected =
             [(1, Role::Loopback), (2, Role::External), (3, Role::External), (5, Role::Pod)];
         assert_eq!(roles, expected.into());
-        assert_eq!(places(&roles).get(&(5, Direction::Egress)), Some(&"to_pod"));
-        assert_eq!(places(&roles).get(&(1, Direction::Ingress)), None);
+        assert_eq!(attach_points(&roles).get(&(5, Direction::Egress)), Some(&"to_pod"));
+        assert_eq!(attach_points(&roles).get(&(1, Direction::Ingress)), None);
     }
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
         let network = node();
         let find = |held: &mut BTreeMap<u32, Role>| {
             let mut roles = network.roles(&Patterns::Auto, &Patterns::Auto, &[]);
-            network.keep(&mut roles, held);
+            network.keep_held_roles(&mut roles, held);
             roles
         };
         let fresh = find(&mut BTreeMap::new());
@@ -283,15 +283,15 @@ mod tests {
             (5, Role::Pod),
         ];
         assert_eq!(find(&mut held), expected.into());
-        assert_eq!(held, expected.into(), "what is gone is forgotten");
+        assert_eq!(held, expected.into(), "a role of a removed interface is forgotten");
         let listed = network.devices(&held);
         assert_eq!(listed.iter().map(|device| device.ifindex).collect::<Vec<_>>(), [2, 3, 4]);
     }
 
     #[test]
-    fn every_program_tells_the_role_that_it_is_of() {
+    fn every_program_has_the_role_of_its_interface() {
         for role in [Role::Pod, Role::External, Role::Loopback] {
-            for program in places(&[(7, role)].into()).values() {
+            for program in attach_points(&[(7, role)].into()).values() {
                 assert_eq!(Role::of_program(program), Some(role), "{program}");
             }
         }
@@ -299,9 +299,10 @@ mod tests {
     }
 
     #[test]
-    fn answers_find_their_program_before_requests_do() {
-        let places = places(&[(3, Role::External), (5, Role::Pod), (1, Role::Loopback)].into());
-        let programs: Vec<_> = in_order(places).into_iter().map(|(_, program)| program).collect();
+    fn programs_for_replies_are_attached_first() {
+        let points =
+            attach_points(&[(3, Role::External), (5, Role::Pod), (1, Role::Loopback)].into());
+        let programs: Vec<_> = in_order(points).into_iter().map(|(_, program)| program).collect();
         assert_eq!(programs, ["loopback", "from_device", "to_device", "to_pod", "from_pod"]);
     }
 
@@ -310,7 +311,7 @@ mod tests {
         let mut network = node();
         network.links.entry(2).and_modify(|link| link.is_headerless = true);
         let mut roles = network.roles(&Patterns::Auto, &Patterns::Auto, &[]);
-        network.keep(&mut roles, &mut [(2, Role::External)].into());
+        network.keep_held_roles(&mut roles, &mut [(2, Role::External)].into());
         assert_eq!(roles.get(&2), None);
         let named: Vec<_> = network.headerless(&Patterns::Auto, &[]).collect();
         assert_eq!(named, [Interface { index: 2, name: "eth0".into() }]);
@@ -329,7 +330,7 @@ mod tests {
         let network = node();
         let roles = network.roles(&Patterns::Auto, &Patterns::Auto, &[]);
         let node = network.node(&roles);
-        // eth1 is taken for a pod's as long as nobody says that it is the node's.
+        // eth1 counts as a pod's interface while the addresses of the Node are unknown.
         assert_eq!(node.addresses, [address("192.0.2.10"), address("10.0.0.1")]);
         assert_eq!(node.pod_side_addresses, [address("2001:db8::10"), address("10.0.9.9")]);
         assert_eq!(node.default_sources, [address("192.0.2.10")]);

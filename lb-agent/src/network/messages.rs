@@ -1,4 +1,4 @@
-//! What the messages of rtnetlink say, as a [`Network`].
+//! Parses rtnetlink messages into a [`Network`].
 //!
 //! It decides nothing about programs.
 
@@ -18,28 +18,28 @@ use netlink_packet_route::{
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::{
-    follow::InterfaceError,
+    error::InterfaceError,
     interfaces::{DefaultRoute, Link, Network},
 };
 
-/// What a message says has to be read anew.
+/// The consequences of messages: what has to be read or attached again.
 #[derive(Debug, Default)]
 pub(super) struct Stale {
-    /// Everything.
+    /// Everything has to be read again.
     pub all: bool,
-    /// The default routes.
+    /// The default routes have to be read again.
     pub routes: bool,
-    /// Interfaces whose peer has just left for another namespace.
+    /// Interfaces to read again because their peer has moved to another namespace.
     pub peers: Vec<u32>,
     /// Whether an interface came, went or changed.
     pub link_changed: bool,
-    /// Whether there is any change but of ways.
+    /// Whether interfaces, addresses or routes changed, not just neighbours or rules.
     pub interfaces: bool,
-    /// Whether packets may have to go another way.
-    pub ways: bool,
+    /// Whether next hops may have changed.
+    pub next_hops: bool,
 }
 
-/// Takes a message in, and tells what is to be read besides.
+/// Applies a message, and adds its consequences to `stale`.
 pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
     stale.interfaces |= !matches!(
         message,
@@ -50,7 +50,7 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
     );
     match message {
         RouteNetlinkMessage::NewLink(message) => {
-            // The kernel takes IPv4 routes of an interface that goes down away silently.
+            // The kernel removes the IPv4 routes of an interface that goes down without a message.
             stale.routes |= !message.header.flags.contains(LinkFlags::Up)
                 && network
                     .default_routes
@@ -84,24 +84,24 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
         }
         RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
             stale.routes |= message.header.destination_prefix_length == 0;
-            stale.ways = true;
+            stale.next_hops = true;
         }
-        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => stale.ways = true,
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => stale.next_hops = true,
         RouteNetlinkMessage::NewNeighbour(message) => {
-            stale.ways |= note_neighbour(network, &message);
+            stale.next_hops |= update_neighbour(network, &message);
         }
         RouteNetlinkMessage::DelNeighbour(message) => {
             if let Some(address) = destination(&message) {
                 network.neighbours.remove(&(message.header.ifindex, address));
             }
-            stale.ways = true;
+            stale.next_hops = true;
         }
         _ => {}
     }
 }
 
-/// Notes a neighbour; tells whether its packets go elsewhere than before.
-fn note_neighbour(network: &mut Network, message: &NeighbourMessage) -> bool {
+/// Updates a neighbour. Returns whether its MAC changed.
+fn update_neighbour(network: &mut Network, message: &NeighbourMessage) -> bool {
     let Some(address) = destination(message) else { return false };
     let is_valid =
         !matches!(message.header.state, NeighbourState::Failed | NeighbourState::Incomplete);
@@ -128,7 +128,7 @@ fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     })
 }
 
-/// Everything, read anew.
+/// Reads everything.
 pub(super) async fn read(handle: &Handle) -> Result<Network, InterfaceError> {
     let failed = |source| InterfaceError::Read { source };
     let links: Vec<LinkMessage> =
@@ -143,7 +143,7 @@ pub(super) async fn read(handle: &Handle) -> Result<Network, InterfaceError> {
     })
 }
 
-/// The default routes, read anew.
+/// Reads the default routes.
 pub(super) async fn read_routes(handle: &Handle) -> Result<BTreeSet<DefaultRoute>, InterfaceError> {
     let families = [
         RouteMessageBuilder::<Ipv4Addr>::new().build(),
@@ -186,13 +186,13 @@ pub(super) fn parse_link(message: &LinkMessage) -> (u32, Link) {
     (message.header.index, link)
 }
 
-/// An address of global scope; addresses of links and of the host itself are of no use
-/// to anybody outside.
+/// An address of global or site scope: those of link and host scope are not reachable from
+/// outside.
 fn parse_address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
     if !matches!(message.header.scope, AddressScope::Universe | AddressScope::Site) {
         return None;
     }
-    // On a point-to-point interface, `Address` is the other end's.
+    // On a point-to-point interface, `Address` is the address of the other end.
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

@@ -1,4 +1,4 @@
-//! A look at the network namespace without following it.
+//! Reads the network namespace once, without following it.
 
 use std::collections::BTreeSet;
 
@@ -6,12 +6,12 @@ use futures::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 use rtnetlink::Handle;
 
-use super::{follow::InterfaceError, interfaces::Network, messages::read};
+use super::{error::InterfaceError, interfaces::Network, messages::read};
 
-/// The network namespace, and the interfaces that have a program of XDP, anybody's.
+/// The network namespace, and the interfaces that have an XDP program of any owner.
 ///
 /// # Errors
-/// [`InterfaceError`] if the kernel does not tell.
+/// [`InterfaceError`] if netlink cannot be read.
 pub async fn survey() -> Result<(Network, BTreeSet<u32>), InterfaceError> {
     let (connection, handle, _) =
         rtnetlink::new_connection().map_err(|source| InterfaceError::Connect { source })?;

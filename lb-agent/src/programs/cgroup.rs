@@ -1,4 +1,4 @@
-//! The connect-time hooks: programs of a cgroup, by pinned links.
+//! The connect-time hooks: programs attached to a cgroup by pinned links.
 
 use std::{
     fs, io,
@@ -34,8 +34,8 @@ const fn hook(program: &'static str, attach_type: bpf_attach_type, is_for_udp: b
     Hook { program, attach_type, is_for_udp }
 }
 
-/// What a translation is undone with comes before what translates, so that no socket is
-/// translated whose peer's name would not be.
+/// In the order in which they are attached: first the hooks that reverse a translation, so that
+/// no socket is translated while its getpeername() or recvmsg() would show the backend.
 const HOOKS: [Hook; 8] = [
     hook("getpeername4", BPF_CGROUP_INET4_GETPEERNAME, false),
     hook("getpeername6", BPF_CGROUP_INET6_GETPEERNAME, false),
@@ -57,9 +57,9 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Attaches the programs of `mode` to the cgroup at `directory`, in the place of those
-    /// of an earlier agent, and detaches what only a former mode needed. Programs of others
-    /// run as well.
+    /// Attaches the programs of `mode` to the cgroup at `directory`, replacing those of an earlier
+    /// agent in place, and detaches the programs that `mode` does not need. Programs of others
+    /// stay.
     ///
     /// # Errors
     /// [`AttachError::Cgroup`].
@@ -71,15 +71,15 @@ impl Hooks {
     ) -> Result<Self, AttachError> {
         let directory = directory.to_owned();
         let mut hooks = Self { pins: pins.clone(), directory, mode, links: Vec::new() };
-        hooks.mend(programs)?;
+        hooks.repair(programs)?;
         for hook in HOOKS.iter().rev().filter(|hook| !hooks.wants(hook)) {
             detach_one(pins, hook)?;
         }
         Ok(hooks)
     }
 
-    /// Whether every hook is attached still, to the cgroup that is at the directory now, and
-    /// would be without the agent.
+    /// Whether every hook is attached to the cgroup that the directory is now, and would stay
+    /// attached without the agent.
     pub fn are_attached(&self, programs: &Programs) -> bool {
         let Ok(cgroup) = fs::metadata(&self.directory) else { return false };
         HOOKS.iter().filter(|hook| self.wants(hook)).all(|hook| {
@@ -93,11 +93,11 @@ impl Hooks {
         })
     }
 
-    /// Attaches what is not attached.
+    /// Attaches the hooks that are not attached.
     ///
     /// # Errors
-    /// [`AttachError::Cgroup`] at the first that cannot be.
-    pub fn mend(&mut self, programs: &Programs) -> Result<(), AttachError> {
+    /// [`AttachError::Cgroup`] for the first hook that cannot be attached.
+    pub fn repair(&mut self, programs: &Programs) -> Result<(), AttachError> {
         for hook in HOOKS.iter() {
             if !self.wants(hook) {
                 continue;
@@ -123,12 +123,12 @@ impl Hooks {
     fn attach_one(&mut self, hook: &Hook, program: BorrowedFd<'_>) -> io::Result<()> {
         let cgroup = fs::File::open(&self.directory)?;
         let path = pin(&self.pins, hook);
-        let held = self.links.iter().position(|(program, _)| *program == hook.program);
-        let held = match held {
+        let known = self.links.iter().position(|(program, _)| *program == hook.program);
+        let link = match known {
             Some(position) => Some(self.links.swap_remove(position).1),
             None => PinnedLink::open(path.clone()).ok(),
         };
-        if let Some(link) = held {
+        if let Some(link) = link {
             let is_same = is_at(link.info()?, hook, &cgroup.metadata()?);
             if is_same && link.update(program).is_ok() {
                 self.links.push((hook.program, link));
@@ -143,14 +143,14 @@ impl Hooks {
     }
 }
 
-/// Whether a link is attached to a cgroup, where a hook belongs.
+/// Whether a link is attached to a cgroup at the attach point of a hook.
 fn is_at(info: LinkInfo, hook: &Hook, cgroup: &fs::Metadata) -> bool {
     let id = cgroup.ino();
     info.attach_type == hook.attach_type as u32 && info.target == [id as u32, (id >> 32) as u32]
 }
 
 /// The ids of the cgroups that `--socket-lb-exclude-cgroups` names: paths below `directory`,
-/// or from its root. One that is not there is told in the log and left out.
+/// or from its root. One that does not exist is logged and left out.
 ///
 /// # Errors
 /// If there are too many.
@@ -165,7 +165,12 @@ pub fn excluded(directory: &Path, listed: &[PathBuf]) -> Result<Vec<u64>, TooMan
             Ok(metadata) => Some(metadata.ino()),
             Err(error) => {
                 let cgroup = path.display();
-                tracing::warn!(%cgroup, %error, "not excluded until the agent starts again");
+                tracing::warn!(
+                    %cgroup,
+                    %error,
+                    "cgroup does not exist: its processes are not excluded; create it and \
+                     restart the agent"
+                );
                 None
             }
         }
@@ -176,15 +181,15 @@ pub fn excluded(directory: &Path, listed: &[PathBuf]) -> Result<Vec<u64>, TooMan
 /// More cgroups than the programs hold.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "--socket-lb-exclude-cgroups names {0} cgroups, more than {MAX_EXCLUDED_CGROUPS}: name one \
-     that holds several"
+    "--socket-lb-exclude-cgroups names {0} cgroups, the maximum is {MAX_EXCLUDED_CGROUPS}: name a \
+     common parent instead"
 )]
 pub struct TooMany(usize);
 
 /// Detaches every connect-time hook that is pinned.
 ///
 /// # Errors
-/// [`AttachError::Cgroup`].
+/// [`AttachError::DetachCgroup`].
 pub fn detach(pins: &Pins) -> Result<(), AttachError> {
     HOOKS.iter().rev().try_for_each(|hook| detach_one(pins, hook))
 }
@@ -203,9 +208,9 @@ fn detach_one(pins: &Pins, hook: &Hook) -> Result<(), AttachError> {
     let path = pin(pins, hook);
     match links::remove(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|source| AttachError::Cgroup {
+        result => result.map_err(|source| AttachError::DetachCgroup {
             program: hook.program,
-            cgroup: path,
+            link: path,
             source,
         }),
     }

@@ -1,8 +1,7 @@
 //! Programs as filters of the clsact qdisc, for kernels without tcx.
 //!
-//! A filter of ours has one priority and one handle, so that a new program takes the
-//! place of the old one in a single request, and a name, so that a filter of somebody
-//! else with the same numbers is told from ours.
+//! The filters of lb have one priority and one handle, so that a single request replaces the
+//! program. Their name distinguishes them from filters of others with the same numbers.
 
 use std::{
     io,
@@ -16,11 +15,11 @@ use nix::sys::socket::{
 
 use super::hook::Direction;
 
-/// Priority (preference) of our filters.
+/// Priority (preference) of lb's filters.
 const PRIORITY: u16 = 0x4c42;
-/// Handle of our filters.
+/// Handle of lb's filters.
 const HANDLE: u32 = 1;
-/// What the names of our filters begin with.
+/// Prefix of the names of lb's filters.
 const NAME_PREFIX: &str = "lb_";
 
 const TCA_KIND: u16 = 1;
@@ -57,8 +56,8 @@ struct Header {
     port: u32,
 }
 
-/// Attaches `program` under the name `name`, in the place of a filter of ours that is
-/// there already. Makes the qdisc if the interface has none.
+/// Attaches `program` under the name `name`, or replaces the program of lb's filter if there is
+/// one. Creates the qdisc if the interface has none.
 pub(crate) fn replace(
     interface: u32,
     direction: Direction,
@@ -74,34 +73,34 @@ pub(crate) fn replace(
     push(&mut attributes, TCA_KIND, b"bpf\0");
     push(&mut attributes, TCA_OPTIONS | NESTED, &options);
     let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    request(libc::RTM_NEWTFILTER, flags, our_filter(interface, direction), &attributes)
+    request(libc::RTM_NEWTFILTER, flags, filter_of_lb(interface, direction), &attributes)
 }
 
-/// Removes our filter, if there is one.
+/// Removes lb's filter, if there is one.
 pub(crate) fn remove(interface: u32, direction: Direction) -> io::Result<()> {
-    if !ours(interface, direction)? {
+    if !is_attached(interface, direction)? {
         return Ok(());
     }
     let mut attributes = Vec::new();
     push(&mut attributes, TCA_KIND, b"bpf\0");
-    match request(libc::RTM_DELTFILTER, 0, our_filter(interface, direction), &attributes) {
+    match request(libc::RTM_DELTFILTER, 0, filter_of_lb(interface, direction), &attributes) {
         Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
         _ => Ok(()),
     }
 }
 
-/// Whether a filter with our priority, handle and name is there.
-pub(crate) fn ours(interface: u32, direction: Direction) -> io::Result<bool> {
-    held(interface, direction).map(|name| name.is_some())
+/// Whether a filter with lb's priority, handle and name exists.
+pub(crate) fn is_attached(interface: u32, direction: Direction) -> io::Result<bool> {
+    attached_program(interface, direction).map(|name| name.is_some())
 }
 
-/// The name of the program of our filter, if there is one.
-pub(crate) fn held(interface: u32, direction: Direction) -> io::Result<Option<String>> {
-    let message = TcMessage { handle: 0, info: 0, ..our_filter(interface, direction) };
+/// The name of the program of lb's filter, if there is one.
+pub(crate) fn attached_program(interface: u32, direction: Direction) -> io::Result<Option<String>> {
+    let message = TcMessage { handle: 0, info: 0, ..filter_of_lb(interface, direction) };
     let connection = connect()?;
     send(&connection, libc::RTM_GETTFILTER, libc::NLM_F_DUMP, message, &[])?;
     let mut found = None;
-    let result = receive(&connection, |body| found = found.take().or_else(|| our_program(body)));
+    let result = receive(&connection, |body| found = found.take().or_else(|| program_of_lb(body)));
     match result {
         // No such interface, or no clsact qdisc on it.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(None),
@@ -109,8 +108,8 @@ pub(crate) fn held(interface: u32, direction: Direction) -> io::Result<Option<St
     }
 }
 
-/// The name of the program, if the filter is ours.
-fn our_program(body: &[u8]) -> Option<String> {
+/// The name of the program, if the filter is lb's.
+fn program_of_lb(body: &[u8]) -> Option<String> {
     let (head, attributes) = body.split_at_checked(size_of::<TcMessage>())?;
     let message: TcMessage = pod_read_unaligned(head);
     if message.info >> 16 != u32::from(PRIORITY) || message.handle != HANDLE {
@@ -128,7 +127,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn our_filter(interface: u32, direction: Direction) -> TcMessage {
+fn filter_of_lb(interface: u32, direction: Direction) -> TcMessage {
     let minor = match direction {
         Direction::Ingress => 0xfff2,
         Direction::Egress => 0xfff3,
@@ -195,7 +194,7 @@ fn send(
     Ok(())
 }
 
-/// Hands the body of every message of the answer to `visit`, until the answer ends.
+/// Calls `visit` with the body of each message of the answer.
 fn receive(connection: &OwnedFd, mut visit: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; 32 * 1024];
     loop {
@@ -260,14 +259,14 @@ mod tests {
     }
 
     #[test]
-    fn only_priority_handle_and_name_together_are_ours() {
+    fn priority_handle_and_name_identify_a_filter_of_lb() {
         let priority = u32::from(PRIORITY);
-        let ours = filter(priority, HANDLE, b"lb_from_pod\0");
-        assert_eq!(our_program(&ours).as_deref(), Some("from_pod"));
-        assert_eq!(our_program(&filter(priority + 1, HANDLE, b"lb_from_pod\0")), None);
-        assert_eq!(our_program(&filter(priority, HANDLE + 1, b"lb_from_pod\0")), None);
-        assert_eq!(our_program(&filter(priority, HANDLE, b"cil_from_pod\0")), None);
-        assert_eq!(our_program(&filter(priority, HANDLE, b"")), None);
-        assert_eq!(our_program(b"short"), None);
+        let own = filter(priority, HANDLE, b"lb_from_pod\0");
+        assert_eq!(program_of_lb(&own).as_deref(), Some("from_pod"));
+        assert_eq!(program_of_lb(&filter(priority + 1, HANDLE, b"lb_from_pod\0")), None);
+        assert_eq!(program_of_lb(&filter(priority, HANDLE + 1, b"lb_from_pod\0")), None);
+        assert_eq!(program_of_lb(&filter(priority, HANDLE, b"cil_from_pod\0")), None);
+        assert_eq!(program_of_lb(&filter(priority, HANDLE, b"")), None);
+        assert_eq!(program_of_lb(b"short"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What this kernel can do.
+//! The features of this kernel, found by probes.
 
 use std::{io, os::fd::AsFd};
 
@@ -6,11 +6,10 @@ use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
+use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 use lb_sys::SHORTEST;
 
-use super::tc::has_tcx;
-
-/// What this kernel can do.
+/// The features of this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// `bpf_set_retval` in connect-time hooks (about 6.1).
@@ -23,7 +22,7 @@ pub struct Features {
     pub has_tcx: bool,
 }
 
-/// Asks the kernel what it can do. Needs CAP_BPF; without it nothing is there.
+/// Probes the kernel. Needs CAP_BPF; without it every feature counts as missing.
 pub fn features() -> Features {
     let has = |helper| is_helper_supported(ProgramType::CgroupSockAddr, helper).unwrap_or_default();
     Features {
@@ -34,8 +33,15 @@ pub fn features() -> Features {
     }
 }
 
-/// `bpf_l4_csum_replace` says EINVAL to a flag that it does not know, and EFAULT to an
-/// offset that no packet has only if it knows the flags.
+/// Whether the kernel has tcx.
+pub fn has_tcx() -> bool {
+    /// The index of the loopback device in every network namespace.
+    const LOOPBACK: u32 = 1;
+    lb_sys::tcx_query(LOOPBACK, BPF_TCX_INGRESS as u32).is_ok()
+}
+
+/// `bpf_l4_csum_replace` fails with EINVAL if a flag is unknown. If it knows the flags, an offset
+/// beyond the packet fails with EFAULT.
 fn has_csum_ipv6() -> io::Result<bool> {
     const BPF_F_IPV6: i32 = 1 << 7;
     const NO_OFFSET: i32 = 0x1_0000;

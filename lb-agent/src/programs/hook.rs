@@ -1,18 +1,18 @@
-//! Hooks of an interface, and what an interface is for the node.
+//! The hooks of an interface, and the roles of interfaces.
 
 use aya_obj::generated::bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
 
 /// The direction of packets on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
-    /// Packets that come in.
+    /// Received packets.
     Ingress,
-    /// Packets that go out.
+    /// Transmitted packets.
     Egress,
 }
 
 impl Direction {
-    /// The name in pins.
+    /// The name, as in pins.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -20,7 +20,7 @@ impl Direction {
         }
     }
 
-    /// The direction of that name.
+    /// The direction with this name.
     pub(crate) fn of_name(name: &str) -> Option<Self> {
         [Self::Ingress, Self::Egress].into_iter().find(|direction| direction.name() == name)
     }
@@ -34,19 +34,19 @@ impl Direction {
     }
 }
 
-/// What an interface is to us.
+/// The role of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The host side of a pod's.
+    /// The host side of a pod's interface.
     Pod,
-    /// Faces the outside.
+    /// Connects the node to other nodes and to clients outside.
     External,
     /// The loopback device.
     Loopback,
 }
 
 impl Role {
-    /// What an interface with this program of ours was taken for.
+    /// The role of an interface that has this program attached.
     pub fn of_program(program: &str) -> Option<Self> {
         match program {
             "from_pod" | "to_pod" => Some(Self::Pod),
@@ -57,5 +57,5 @@ impl Role {
     }
 }
 
-/// A program's place.
-pub type Place = (u32, Direction);
+/// An attach point: an interface, by index, and a direction.
+pub type AttachPoint = (u32, Direction);

@@ -1,7 +1,7 @@
-//! Links as they are pinned, those on interfaces as `<ifindex>-<ifname>-<site>`.
+//! Pinned links; those of interfaces are named `<ifindex>-<ifname>-<site>`.
 //!
-//! The agent holds a descriptor of each: a pin that somebody takes away takes no program off
-//! for as long as the agent runs, which pins it again.
+//! The agent keeps a descriptor of each: if another process removes a pin, the program stays
+//! attached while the agent runs, and the agent pins the link again.
 
 use std::{
     fs, io,
@@ -13,7 +13,7 @@ use lb_sys::{LinkInfo, LinkTarget};
 
 use lb_control::model::network::Interface;
 
-/// A link of ours, with where it is pinned.
+/// A link and the path of its pin.
 #[derive(Debug)]
 pub(crate) struct PinnedLink {
     link: OwnedFd,
@@ -26,8 +26,8 @@ impl PinnedLink {
         Ok(Self { link: lb_sys::obj_get(&path)?, path })
     }
 
-    /// Attaches `program` and pins its link at `path`. Without the directory, which `cleanup`
-    /// takes away, nothing is attached.
+    /// Attaches `program` and pins its link at `path`. Attaches nothing if the directory is
+    /// missing, because `cleanup` has removed it.
     pub(crate) fn create(
         program: BorrowedFd<'_>,
         target: LinkTarget<'_>,
@@ -35,14 +35,15 @@ impl PinnedLink {
         path: PathBuf,
     ) -> io::Result<Self> {
         if !path.parent().is_some_and(Path::is_dir) {
-            return Err(io::Error::other("the directory of pins is gone: start the agent anew"));
+            let text = format!("the directory of {} is gone: restart the agent", path.display());
+            return Err(io::Error::other(text));
         }
         let link = Self { link: lb_sys::link_create(program, target, attach_type)?, path };
         link.pin()?;
         Ok(link)
     }
 
-    /// What the kernel says of it.
+    /// The kernel's information on the link.
     pub(crate) fn info(&self) -> io::Result<LinkInfo> {
         lb_sys::link_info(self.link.as_fd())
     }
@@ -52,12 +53,12 @@ impl PinnedLink {
         &self.path
     }
 
-    /// Whether it is pinned still.
+    /// Whether it is still pinned.
     pub(crate) fn is_pinned(&self) -> bool {
         self.path.exists()
     }
 
-    /// Puts `program` in the place of the one it has, and pins it again if it is not.
+    /// Replaces its program by `program`, and pins the link again if the pin is gone.
     pub(crate) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         lb_sys::link_update(self.link.as_fd(), program)?;
         if self.is_pinned() { Ok(()) } else { self.pin() }
@@ -90,25 +91,24 @@ fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Whether a link was found detached already: its interface or cgroup is gone.
+/// Whether the link is detached already because its interface or cgroup is gone.
 fn is_detached(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT))
 }
 
-/// The name that the link of a program at `site` of an interface is pinned by; a bpffs has no
-/// dots in names.
+/// The name of the pin of the link at `site` of an interface. A bpffs allows no dots in names.
 pub(crate) fn name(interface: &Interface, site: &str) -> String {
     format!("{}-{}-{site}", interface.index, interface.name.replace('.', "_"))
 }
 
-/// The index of the interface and the site that a pin's name says.
+/// The index of the interface and the site in the name of a pin.
 pub(crate) fn parse(name: &str) -> Option<(u32, &str)> {
     let (index, rest) = name.split_once('-')?;
     let (_, site) = rest.rsplit_once('-')?;
     Some((index.parse().ok()?, site))
 }
 
-/// The links that are pinned at sites that `site` knows, with the index of their interface.
+/// The pinned links whose site `site` accepts, with the index of their interface.
 pub(crate) fn pinned<S>(
     directory: &Path,
     site: impl Fn(&str) -> Option<S>,
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_tells_its_interface_and_its_site() {
+    fn the_name_of_a_pin_has_its_interface_and_site() {
         for (index, text) in [(3, "eth0"), (12, "bond0.100"), (7, "veth-a-b")] {
             let interface = Interface { index, name: text.to_owned() };
             let pin = name(&interface, "ingress");

@@ -1,7 +1,7 @@
-//! Loads the object that the agent carries: maps are pinned or, where a pin is already
-//! there, taken over as they are; programs are given to the verifier.
+//! Loads the agent's embedded eBPF object: pins its maps or adopts those that are pinned already,
+//! and loads its programs.
 //!
-//! Nothing is attached here, and nothing that a map holds is changed.
+//! It attaches nothing and changes no map entry.
 
 use std::{
     fs, io,
@@ -27,15 +27,15 @@ use crate::{
     options::{modes::SocketLb, sizes::Sizes},
 };
 
-/// The eBPF object, as `cargo xtask build-ebpf` made it.
+/// The eBPF object, built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
 
-/// What is decided when the programs are loaded.
+/// The constants of the programs, set when they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Constants {
-    /// The cookie of the node's own network namespace; 0 = not known.
+    /// The cookie of the node's own network namespace; 0 = unknown.
     pub node_cookie: u64,
-    /// Whether the connect-time hooks translate sockets of that namespace alone.
+    /// Whether the connect-time hooks translate only sockets of that namespace.
     pub only_node: bool,
     /// Whether the connect-time hooks translate UDP.
     pub socket_lb_udp: bool,
@@ -47,7 +47,7 @@ pub struct Constants {
     pub has_csum_ipv6: bool,
     /// How many of `excluded_cgroups` there are.
     pub excluded_count: u32,
-    /// Ids of cgroups whose processes are left to the packet path at connect time.
+    /// Ids of cgroups whose sockets the connect-time hooks leave to the packet path.
     pub excluded_cgroups: [u64; MAX_EXCLUDED_CGROUPS],
 }
 
@@ -75,12 +75,12 @@ impl Constants {
         })
     }
 
-    /// The same, with cgroups whose processes are left to the packet path. Those that there
-    /// is no room for are not.
+    /// The same, with cgroups whose sockets are left to the packet path. Ids beyond the capacity
+    /// are ignored.
     #[must_use]
     pub fn excluding(mut self, cgroups: &[u64]) -> Self {
-        for (place, id) in self.excluded_cgroups.iter_mut().zip(cgroups) {
-            *place = *id;
+        for (entry, id) in self.excluded_cgroups.iter_mut().zip(cgroups) {
+            *entry = *id;
             self.excluded_count += 1;
         }
         self
@@ -95,7 +95,7 @@ fn unsupported() -> io::Error {
 #[derive(Debug)]
 pub struct Programs {
     programs: Vec<(String, OwnedFd)>,
-    /// How long maps and programs took.
+    /// How long loading took.
     pub elapsed: Duration,
 }
 
@@ -112,24 +112,25 @@ impl Programs {
             .ok_or(LoadError::NoProgram { name })
     }
 
-    /// Whether the kernel's number `id` is that of the program `name`.
+    /// Whether `id` is the kernel's id of the program `name`.
     pub fn is(&self, name: &'static str, id: u32) -> bool {
         let info = self.get(name).ok().map(lb_sys::program_info);
         info.is_some_and(|info| info.is_ok_and(|info| info.id == id))
     }
 }
 
-/// Makes or takes over the maps and loads every program.
+/// Creates or adopts the maps and loads every program.
 ///
 /// # Errors
-/// [`LoadError`], which says what to do.
+/// [`LoadError`], whose text says what to do.
 pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs, LoadError> {
     let started = Instant::now();
     bpffs::ensure(pins.base())?;
     if bpffs::dies_with_mount_namespace(pins.base()) == Some(true) {
         warn!(
             bpf_dir = %pins.base().display(),
-            "this bpffs belongs to a mount namespace of its own: pins die with it"
+            "this bpffs belongs to a private mount namespace: Service traffic stops when its last \
+             process exits; mount the host's /sys/fs/bpf instead"
         );
     }
     for directory in [pins.maps().to_owned(), pins.links()] {
@@ -162,25 +163,25 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
             loader.map_max_entries(map.name, map.max_entries);
         }
     }
-    let mut object = loader.load(OBJECT).map_err(|source| refused(source.into()))?;
+    let mut object = loader.load(OBJECT).map_err(|source| object_error(source.into()))?;
     let maps_done = started.elapsed();
     let programs = verify(object.programs_mut().map(|(name, program)| (name.to_owned(), program)))?;
     let programs = Programs { programs, elapsed: started.elapsed() };
     #[cfg(feature = "ebpf-log")]
-    follow_log(&mut object);
+    forward_log(&mut object);
     pin_clock(pins, &programs)?;
     debug!(?maps_done, elapsed = ?programs.elapsed, "programs loaded");
     Ok(programs)
 }
 
-/// Developers only: passes on what the programs write with aya-log, if the object was
-/// built to (`cargo xtask build-ebpf --log`). Needs a tokio runtime.
+/// Developers only: forwards the log of the programs, if the object was built with it (`cargo
+/// xtask build-ebpf --log`). Needs a tokio runtime.
 #[cfg(feature = "ebpf-log")]
-fn follow_log(object: &mut aya::Ebpf) {
+fn forward_log(object: &mut aya::Ebpf) {
     const INTERVAL: Duration = Duration::from_millis(100);
     let mut logger = match aya_log::EbpfLogger::init(object) {
         Ok(logger) => logger,
-        Err(error) => return warn!(%error, "the programs write no log"),
+        Err(error) => return warn!(%error, "cannot read the log of the programs"),
     };
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(INTERVAL);
@@ -191,7 +192,7 @@ fn follow_log(object: &mut aya::Ebpf) {
     });
 }
 
-/// Pins the program that tells the time, in the place of an earlier one.
+/// Pins the program that reads jiffies, replacing an earlier pin.
 fn pin_clock(pins: &Pins, programs: &Programs) -> Result<(), LoadError> {
     let path = pins.clock();
     let pin = || {
@@ -203,7 +204,7 @@ fn pin_clock(pins: &Pins, programs: &Programs) -> Result<(), LoadError> {
     pin().map_err(|source| LoadError::Pin(PinError::Open { path: path.clone(), source }))
 }
 
-/// Makes `map` as large as its pin: what a map holds outlives a change of the flag.
+/// Gives `map` the size of its pin: the entries of a map survive a change of the flag.
 fn adopt_size(pins: &Pins, map: &mut PinnedMap) -> Result<(), LoadError> {
     let Some(entries) = map.existing_entries(pins)? else { return Ok(()) };
     if entries != map.max_entries {
@@ -212,15 +213,15 @@ fn adopt_size(pins: &Pins, map: &mut PinnedMap) -> Result<(), LoadError> {
             pinned = entries,
             wanted = map.max_entries,
             flag = map.flag,
-            "the map keeps the size it was pinned with; a new size needs lb-agent cleanup first"
+            "the map keeps its pinned size: to change it, stop the agent and run `lb-agent cleanup`"
         );
         map.max_entries = entries;
     }
     Ok(())
 }
 
-/// Gives the programs to the verifier, which takes most of the time of a start, on as
-/// many threads as there are CPUs.
+/// Loads the programs on as many threads as there are CPUs: the verifier takes most of the time
+/// of a start.
 fn verify<'a>(
     programs: impl Iterator<Item = (String, &'a mut Program)>,
 ) -> Result<Vec<(String, OwnedFd)>, LoadError> {
@@ -278,8 +279,8 @@ fn privileged(error: io::Error, otherwise: impl FnOnce(io::Error) -> LoadError) 
     }
 }
 
-/// Tells a refusal for want of privileges, wherever aya met it, from other errors.
-fn refused(error: Box<EbpfError>) -> LoadError {
+/// [`LoadError::Privileges`] if EPERM is anywhere in the causes.
+fn object_error(error: Box<EbpfError>) -> LoadError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
     while let Some(current) = cause {
         let system = current.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
@@ -294,47 +295,47 @@ fn refused(error: Box<EbpfError>) -> LoadError {
 /// The programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// No place for pins.
+    /// There is no bpffs for the pins.
     #[error(transparent)]
     Bpffs(#[from] BpffsError),
-    /// A pin is in the way.
+    /// A pin cannot be used.
     #[error(transparent)]
     Pin(#[from] PinError),
-    /// A directory for pins could not be made.
-    #[error("cannot make the directory {}", path.display())]
+    /// A directory for pins could not be created.
+    #[error("cannot create the directory {}", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// The network namespace cannot be told from others.
+    /// The network namespace of the node has no cookie.
     #[error(
-        "--socket-lb node, also where --masquerade-all asks for it, needs the cookies of network \
-         namespaces (Linux 5.14): give --socket-lb off"
+        "--socket-lb node, which --masquerade-all may imply, needs cookies of network namespaces \
+         (Linux 5.14 or newer): give --socket-lb off"
     )]
     Cookie {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// The caller may not load programs.
+    /// The caller lacks capabilities.
     #[error("loading eBPF programs needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root)")]
     Privileges,
-    /// The maps could not be made or the object is broken.
+    /// The maps could not be created or the object is broken.
     #[error("cannot load the eBPF object")]
     Object {
-        /// What aya said.
+        /// The error of aya.
         #[source]
         source: Box<EbpfError>,
     },
-    /// The verifier refused a program.
-    #[error("the kernel refused program {name} (its log is in the log at level debug)")]
+    /// The verifier rejected a program.
+    #[error("the kernel rejected program {name}: run with log level debug for the verifier's log")]
     Verifier {
         /// The program.
         name: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -343,12 +344,12 @@ pub enum LoadError {
     Program {
         /// The program.
         name: String,
-        /// What aya said.
+        /// The error of aya.
         #[source]
         source: ProgramError,
     },
-    /// The object holds a kind of program that is never attached.
-    #[error("program {name} of the eBPF object is of a kind that the agent does not attach")]
+    /// The object has a type of program that the agent never attaches.
+    #[error("program {name} of the eBPF object has a type that the agent does not attach")]
     Kind {
         /// The program.
         name: String,

@@ -1,30 +1,23 @@
-//! Attaches programs to interfaces and to a cgroup, so that they outlive the agent and
-//! are replaced in place by the next one.
+//! Attaches programs to interfaces by tcx links or clsact filters. They outlive the agent, and
+//! the next agent replaces them in place.
 //!
-//! Programs of others are never touched. What is attached to which interface is the
-//! business of [`netlink`](crate::network::follow).
+//! It never touches programs of others. [`follow`](crate::network::follow) decides which program
+//! belongs on which interface.
 
 use std::{collections::HashMap, io, os::fd::AsFd, path::PathBuf};
 
-use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 use lb_control::model::network::Interface;
 use lb_sys::LinkTarget;
 use tracing::debug;
 
 use super::{
     clsact,
+    features::has_tcx,
     hook::{Direction, Role},
     links::{self, PinnedLink},
     load::{LoadError, Programs},
 };
 use crate::{maps::pins::Pins, options::modes::TcAttach};
-
-/// Whether the kernel attaches by tcx.
-pub fn has_tcx() -> bool {
-    /// The index of the loopback device in every network namespace.
-    const LOOPBACK: u32 = 1;
-    lb_sys::tcx_query(LOOPBACK, BPF_TCX_INGRESS as u32).is_ok()
-}
 
 /// Attaches programs to interfaces, and remembers which it attached.
 #[derive(Debug)]
@@ -67,29 +60,29 @@ impl TcAttacher {
         self.pinned.keys().copied()
     }
 
-    /// What an interface was taken for when it got the programs of ours that it has;
-    /// external if they disagree, as they do between the two steps of a change.
-    pub fn held_role(&self, index: u32) -> Option<Role> {
-        let held = [Direction::Ingress, Direction::Egress].map(|direction| {
-            let program = self.held(index, direction).unwrap_or_else(|error| {
-                debug!(%error, index, "cannot tell which program is attached");
+    /// The role of the interface that its attached lb programs are for. External if they disagree,
+    /// which happens between the two steps of a change.
+    pub fn attached_role(&self, index: u32) -> Option<Role> {
+        let roles = [Direction::Ingress, Direction::Egress].map(|direction| {
+            let program = self.attached_program(index, direction).unwrap_or_else(|error| {
+                debug!(%error, index, "cannot read which program is attached");
                 None
             });
             program.as_deref().and_then(Role::of_program)
         });
-        match held {
+        match roles {
             [Some(Role::External), _] | [_, Some(Role::External)] => Some(Role::External),
             [ingress, egress] => ingress.or(egress),
         }
     }
 
-    /// The name of our program on an interface.
+    /// The name of the lb program on an interface.
     ///
     /// # Errors
     /// Those of asking the kernel about a link or a filter.
-    pub fn held(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
+    pub fn attached_program(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
         let Some(link) = self.pinned.get(&(index, direction)) else {
-            return clsact::held(index, direction);
+            return clsact::attached_program(index, direction);
         };
         let info = link.info()?;
         if info.target != [index, direction.tcx()] {
@@ -99,7 +92,7 @@ impl TcAttacher {
         Ok(Some(lb_sys::program_info(program.as_fd())?.name()))
     }
 
-    /// Whether `program` sees the packets of an interface still, and would without the agent.
+    /// Whether `program` still sees the packets of an interface, and would without the agent.
     pub fn is_attached(
         &self,
         programs: &Programs,
@@ -107,8 +100,8 @@ impl TcAttacher {
         (index, direction): (u32, Direction),
     ) -> bool {
         if !self.by_tcx {
-            return clsact::held(index, direction)
-                .is_ok_and(|held| held.as_deref() == Some(program));
+            return clsact::attached_program(index, direction)
+                .is_ok_and(|attached| attached.as_deref() == Some(program));
         }
         let Some(link) = self.pinned.get(&(index, direction)) else { return false };
         let is_here = link.info().is_ok_and(|info| {
@@ -117,8 +110,8 @@ impl TcAttacher {
         is_here && link.is_pinned()
     }
 
-    /// Makes `program` the one of ours that sees the packets of `interface`. One that
-    /// is attached already is replaced in place: no packet sees none or both.
+    /// Attaches `program` to `interface`. An lb program that is attached already is replaced in
+    /// place: every packet sees exactly one of the two.
     ///
     /// # Errors
     /// [`AttachError`].
@@ -154,7 +147,7 @@ impl TcAttacher {
             if link.info()?.target == [interface.index, direction.tcx()] {
                 return link.update(program);
             }
-            debug!(path = %link.path().display(), "the link was detached, or its interface is gone");
+            debug!(path = %link.path().display(), "the link is detached: attaching a new one");
             self.unlink(interface.index, direction)?;
         }
         let target = LinkTarget::Interface(interface.index);
@@ -164,18 +157,13 @@ impl TcAttacher {
         Ok(())
     }
 
-    /// Takes our program off an interface, or forgets an interface that is gone.
+    /// Detaches the lb program from an interface, or forgets an interface that is gone.
     ///
     /// # Errors
-    /// [`AttachError::Interface`].
+    /// [`AttachError::Detach`].
     pub fn detach(&mut self, index: u32, direction: Direction) -> Result<(), AttachError> {
         self.unlink(index, direction).and_then(|()| clsact::remove(index, direction)).map_err(
-            |source| AttachError::Interface {
-                program: "",
-                interface: index.to_string(),
-                direction: direction.name(),
-                source,
-            },
+            |source| AttachError::Detach { interface: index, direction: direction.name(), source },
         )
     }
 
@@ -187,7 +175,7 @@ impl TcAttacher {
     }
 }
 
-/// A program could not be attached.
+/// A program could not be attached or detached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The program is missing.
@@ -198,11 +186,11 @@ pub enum AttachError {
     Pins {
         /// Where they are.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// At an interface.
+    /// A program could not be attached to an interface.
     #[error("cannot attach {program} to {direction} of {interface}")]
     Interface {
         /// The program.
@@ -211,29 +199,54 @@ pub enum AttachError {
         interface: String,
         /// `ingress` or `egress`.
         direction: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// At a cgroup.
+    /// A program could not be attached to a cgroup.
     #[error("cannot attach {program} to the cgroup {}", cgroup.display())]
     Cgroup {
         /// The program.
         program: &'static str,
         /// The directory of the cgroup.
         cgroup: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be detached from an interface.
+    #[error("cannot detach a program from {direction} of the interface with index {interface}")]
+    Detach {
+        /// The index of the interface.
+        interface: u32,
+        /// `ingress` or `egress`.
+        direction: &'static str,
+        /// The error of the kernel.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be detached from a cgroup.
+    #[error("cannot detach {program}, whose link is pinned at {}", link.display())]
+    DetachCgroup {
+        /// The program.
+        program: &'static str,
+        /// The pin of its link.
+        link: PathBuf,
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
 }
 
-/// Whether `error` says that the interface has gone meanwhile.
+/// Whether the interface was removed in the meantime.
 pub fn is_gone(error: &AttachError) -> bool {
     match error {
-        AttachError::Interface { source, .. } => {
+        AttachError::Interface { source, .. } | AttachError::Detach { source, .. } => {
             matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENOLINK))
         }
-        AttachError::Load(_) | AttachError::Pins { .. } | AttachError::Cgroup { .. } => false,
+        AttachError::Load(_)
+        | AttachError::Pins { .. }
+        | AttachError::Cgroup { .. }
+        | AttachError::DetachCgroup { .. } => false,
     }
 }

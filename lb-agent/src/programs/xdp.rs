@@ -1,5 +1,5 @@
-//! XDP on external devices. The tc programs are attached in any case and take what XDP
-//! leaves, so that a device without XDP only is slower.
+//! XDP on external devices. The tc programs are always attached and handle what XDP passes on, so
+//! a device without XDP is only slower.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,12 +22,12 @@ use crate::{maps::pins::Pins, options::modes::XdpMode};
 
 /// The program.
 const PROGRAM: &str = "xdp_device";
-/// Why a device with another's program is left to tc.
+/// Why a device with an XDP program of others is left to tc.
 pub(crate) const OCCUPIED: &str = "another XDP program is attached";
 
-/// How a device's packets are taken.
+/// How the packets of a device are handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub enum Handler {
     /// By XDP in the driver.
     Native,
     /// By XDP in the stack.
@@ -36,8 +36,8 @@ pub enum Taken {
     Tc(String),
 }
 
-impl Taken {
-    /// What a pin's name ends in, and the flag of XDP.
+impl Handler {
+    /// The suffix of the pin's name, and the XDP flag.
     fn mode(&self) -> Option<(&'static str, u32)> {
         match self {
             Self::Native => Some(("xdp_native", XDP_FLAGS_DRV_MODE)),
@@ -46,15 +46,16 @@ impl Taken {
         }
     }
 
-    /// What a pin says by its name.
+    /// The mode that the name of a pin states.
     pub(crate) fn of_pin(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?;
-        let ends = |taken: &Self| taken.mode().is_some_and(|(suffix, _)| name.ends_with(suffix));
+        let ends =
+            |handler: &Self| handler.mode().is_some_and(|(suffix, _)| name.ends_with(suffix));
         [Self::Native, Self::Generic].into_iter().find(ends)
     }
 }
 
-impl fmt::Display for Taken {
+impl fmt::Display for Handler {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Native => formatter.write_str("XDP in the driver"),
@@ -64,30 +65,31 @@ impl fmt::Display for Taken {
     }
 }
 
-/// What is tried on a device.
-pub fn wanted(mode: XdpMode, is_veth: bool) -> Taken {
+/// The mode that is tried on a device.
+pub fn wanted(mode: XdpMode, is_veth: bool) -> Handler {
     match mode {
-        XdpMode::Off => Taken::Tc("--xdp off".to_owned()),
-        XdpMode::Generic => Taken::Generic,
-        XdpMode::Native => Taken::Native,
-        // A veth hands over what another namespace sent, checksums yet to be filled in by a
-        // device that never comes; XDP can't tell, and would make them wrong.
-        XdpMode::Auto if is_veth => {
-            Taken::Tc("a veth's checksums may be unfinished (--xdp native if they are not)".into())
-        }
-        XdpMode::Auto => Taken::Native,
+        XdpMode::Off => Handler::Tc("--xdp off".to_owned()),
+        XdpMode::Generic => Handler::Generic,
+        XdpMode::Native => Handler::Native,
+        // A veth passes on packets of another namespace with CHECKSUM_PARTIAL: no device has
+        // filled in the checksum. XDP cannot see that, and its updates would make it wrong.
+        XdpMode::Auto if is_veth => Handler::Tc(
+            "the checksums of a veth may be incomplete (use --xdp native if they are not)".into(),
+        ),
+        XdpMode::Auto => Handler::Native,
     }
 }
 
-/// Attaches the program to devices, and remembers how each is taken.
+/// Attaches the program to devices, and remembers how each is handled.
 #[derive(Debug)]
 pub struct XdpAttacher {
     directory: PathBuf,
     mode: XdpMode,
     pinned: BTreeMap<u32, PinnedLink>,
-    /// How each device is taken, as was said.
-    taken: BTreeMap<u32, Taken>,
-    settled: BTreeSet<u32>,
+    /// How each device is handled, as logged.
+    handlers: BTreeMap<u32, Handler>,
+    /// Devices that need no new attempt.
+    up_to_date: BTreeSet<u32>,
 }
 
 impl XdpAttacher {
@@ -105,73 +107,78 @@ impl XdpAttacher {
                 .map_err(|source| AttachError::Pins { path, source })?;
             pinned.insert(index, link);
         }
-        Ok(Self { directory, mode, pinned, taken: BTreeMap::new(), settled: BTreeSet::new() })
+        Ok(Self { directory, mode, pinned, handlers: BTreeMap::new(), up_to_date: BTreeSet::new() })
     }
 
-    /// Takes a device as well as it can be taken, and says so where that is news. A program
-    /// of ours that is attached is replaced in place; another's is left alone.
-    pub fn settle(&mut self, programs: &Programs, interface: &Interface, is_veth: bool) {
-        self.settled.insert(interface.index);
+    /// Attaches XDP to a device in the wanted mode if the driver and other programs allow it, and
+    /// logs a change. An lb program that is attached is replaced in place; those of others stay.
+    pub fn attach(&mut self, programs: &Programs, interface: &Interface, is_veth: bool) {
+        self.up_to_date.insert(interface.index);
         let wanted = wanted(self.mode, is_veth);
-        let taken = match self.attach(programs, interface, &wanted) {
+        let handler = match self.try_attach(programs, interface, &wanted) {
             Ok(()) => wanted,
             Err(error) => {
                 self.detach(interface.index);
-                Taken::Tc(explained(&error))
+                Handler::Tc(explained(&error))
             }
         };
-        if self.taken.get(&interface.index) != Some(&taken) {
+        if self.handlers.get(&interface.index) != Some(&handler) {
             let asked = matches!(self.mode, XdpMode::Native | XdpMode::Generic);
-            if asked && matches!(taken, Taken::Tc(_)) {
-                warn!(device = interface.name, "packets are taken by {taken}");
+            if asked && matches!(handler, Handler::Tc(_)) {
+                warn!(device = interface.name, "packets are handled by {handler}");
             } else {
-                info!(device = interface.name, "packets are taken by {taken}");
+                info!(device = interface.name, "packets are handled by {handler}");
             }
-            self.taken.insert(interface.index, taken);
+            self.handlers.insert(interface.index, handler);
         }
     }
 
-    /// Whether it is settled how the device is taken.
-    pub fn is_settled(&self, index: u32) -> bool {
-        self.settled.contains(&index)
+    /// Whether the device needs no new attempt.
+    pub fn is_up_to_date(&self, index: u32) -> bool {
+        self.up_to_date.contains(&index)
     }
 
-    /// Looks whether devices are taken as they were; those that are not are to be settled
-    /// again. Whether there are any.
-    pub fn notice(&mut self, programs: &Programs) -> bool {
+    /// Finds devices whose program is no longer attached or pinned, and marks them for a new
+    /// attempt. Returns whether there are any.
+    pub fn find_detached(&mut self, programs: &Programs) -> bool {
         let mut lost = false;
         for (index, link) in &self.pinned {
             let is_here = link
                 .info()
                 .is_ok_and(|info| info.target[0] == *index && programs.is(PROGRAM, info.program));
             if !is_here || !link.is_pinned() {
-                lost |= self.settled.remove(index);
+                lost |= self.up_to_date.remove(index);
             }
         }
         lost
     }
 
-    /// Lets every device be looked at again.
-    pub fn unsettle(&mut self) {
-        self.settled.clear();
+    /// Marks every device for a new attempt.
+    pub fn recheck_all(&mut self) {
+        self.up_to_date.clear();
     }
 
-    /// Takes our program off every device but these, and forgets devices that are gone.
+    /// Detaches the program from every other device, and forgets devices that are gone.
     pub fn retain(&mut self, devices: impl Fn(u32) -> bool) {
-        let others: Vec<u32> =
-            self.pinned.keys().chain(self.taken.keys()).copied().filter(|i| !devices(*i)).collect();
+        let others: Vec<u32> = self
+            .pinned
+            .keys()
+            .chain(self.handlers.keys())
+            .copied()
+            .filter(|i| !devices(*i))
+            .collect();
         for index in others {
-            self.taken.remove(&index);
-            self.settled.remove(&index);
+            self.handlers.remove(&index);
+            self.up_to_date.remove(&index);
             self.detach(index);
         }
     }
 
-    fn attach(
+    fn try_attach(
         &mut self,
         programs: &Programs,
         interface: &Interface,
-        wanted: &Taken,
+        wanted: &Handler,
     ) -> io::Result<()> {
         let Some((suffix, flags)) = wanted.mode() else {
             self.detach(interface.index);
@@ -183,7 +190,7 @@ impl XdpAttacher {
             if is_here && link.path().to_string_lossy().ends_with(suffix) {
                 return link.update(program.as_fd());
             }
-            debug!(path = %link.path().display(), "the link is of another device or mode");
+            debug!(path = %link.path().display(), "another device or mode: attaching a new link");
             self.detach(interface.index);
         }
         let target = LinkTarget::Xdp { interface: interface.index, flags };
@@ -197,7 +204,12 @@ impl XdpAttacher {
         if let Some(link) = self.pinned.remove(&index)
             && let Err(error) = link.remove()
         {
-            warn!(%error, index, "XDP could not be taken off");
+            warn!(
+                %error,
+                index,
+                "cannot detach XDP: its program still handles packets of this device; run \
+                 `lb-agent cleanup` to detach it"
+            );
         }
     }
 }
@@ -206,9 +218,9 @@ impl XdpAttacher {
 fn explained(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => OCCUPIED.to_owned(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS) => "its driver has no XDP".to_owned(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS) => "its driver does not support XDP".to_owned(),
         Some(libc::EINVAL | libc::ERANGE) => {
-            "its driver refuses XDP, as for a large MTU".to_owned()
+            "its driver rejects XDP, for example because of a large MTU".to_owned()
         }
         _ => format!("XDP cannot be attached: {error}"),
     }
@@ -226,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_veth_is_taken_by_xdp_only_when_asked() {
+    fn a_veth_gets_xdp_only_when_asked() {
         let rows = [
             (XdpMode::Auto, false, Some("xdp_native")),
             (XdpMode::Auto, true, None),

@@ -235,13 +235,15 @@ impl Reconciler {
             _ => None,
         };
         if let Some(eligible) = eligible {
-            self.sinks.health.node_eligible(eligible);
+            self.sinks.health.set_node_eligible(eligible);
         }
     }
 
     fn report_interface_problems(&self) {
         let problems = &self.network.problems;
-        self.sinks.health.fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
+        self.sinks
+            .health
+            .set_fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
     }
 
     fn refresh_facts(&mut self) {
@@ -365,10 +367,10 @@ impl Reconciler {
             sinks.metrics.programmed(trigger.family, waited);
         }
         for (family, missing) in self.controller.no_local_endpoints().of_families() {
-            sinks.metrics.no_local_endpoints(family, missing.internal, missing.external);
+            sinks.metrics.set_no_local_endpoints(family, missing.internal, missing.external);
         }
         let counts = self.controller.counts();
-        sinks.metrics.programmed_objects(counts.services, counts.frontends, counts.backends);
+        sinks.metrics.set_programmed_objects(counts.services, counts.frontends, counts.backends);
         let lb_control::plan::Counts { services, frontends, backends } = counts;
         if !self.ready {
             self.ready = true;
@@ -425,7 +427,7 @@ impl Reconciler {
                 shortage.map, shortage.limit, shortage.flag
             )
         });
-        sinks.health.fault("maps", full);
+        sinks.health.set_fault("maps", full);
     }
 
     /// The uid of the Service `namespace/name`, by which its Events are found.

@@ -14,25 +14,25 @@ pub struct Ipv4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ipv6;
 
-/// An address family: what differs between IPv4 and IPv6 for the datapath.
+/// What differs between IPv4 and IPv6 for the datapath.
 pub trait Family: Copy + Debug + 'static {
     /// The address type.
     type Address: Address;
 
-    /// The protocol number of the family's ICMP.
+    /// The protocol number of ICMP (1) or ICMPv6 (58).
     const ICMP: u8;
     /// The ICMP type of an echo request.
     const ECHO_REQUEST: u8;
-    /// The ICMP type by which a router tells of a better next hop.
+    /// The ICMP type of a redirect: a router reports a better next hop.
     const REDIRECT: u8;
 
     /// This family's part of the settings.
     fn settings(settings: &Settings) -> &FamilySettings<Self::Address>;
 
-    /// Whether the address never leaves its host.
+    /// Whether this is a loopback address (127.0.0.0/8, ::1), which never leaves its host.
     fn is_loopback(address: Self::Address) -> bool;
-    /// Whether no packet on a wire may come from this address: unspecified, the host itself,
-    /// multicast, broadcast.
+    /// Whether no packet on a wire may have this source address: unspecified, loopback, multicast
+    /// or broadcast. `ip_route_input_slow` drops such packets as martians.
     fn is_martian(address: Self::Address) -> bool;
     /// Whether an ICMP message of this type reports an error about another packet
     /// (RFC 792, RFC 4443 section 2.1).

@@ -1,8 +1,8 @@
-//! AFFINITY: which backend a client of a service port was sent to last.
+//! AFFINITY: the backend that a client of a service port got last.
 
 use bytemuck::{Pod, Zeroable};
 
-/// A client of a service port. The index of the service port tells the family.
+/// A client of a service port. The service port has one family, and with it the client's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct AffinityKey {
@@ -10,19 +10,19 @@ pub struct AffinityKey {
     pub service: u32,
     /// [`BY_ADDRESS`], [`BY_NETNS`] or [`BY_SOCKET`].
     pub kind: u32,
-    /// The client's address, network byte order, IPv4 in the first word; or the cookie
-    /// of its network namespace or socket, low word first.
+    /// The client's address in network byte order, IPv4 in the first word; or the cookie of its
+    /// network namespace or socket, low word first.
     pub client: [u32; 4],
 }
 
-/// The client is known by its address (packets).
+/// The client is identified by its address (packets).
 pub const BY_ADDRESS: u32 = 0;
-/// The client is known by the cookie of its network namespace (connect-time hooks).
+/// The client is identified by the cookie of its network namespace (connect-time hooks).
 pub const BY_NETNS: u32 = 1;
-/// The client is a datagram socket, known by its cookie (connect-time hooks).
+/// The client is a datagram socket, identified by its cookie (connect-time hooks).
 pub const BY_SOCKET: u32 = 2;
 
-/// The backend a client is bound to.
+/// The backend that a client is bound to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Affinity {
@@ -30,6 +30,6 @@ pub struct Affinity {
     pub backend: u32,
     /// The backend's generation when it was chosen.
     pub generation: u32,
-    /// The low 32 bits of jiffies when the client last opened a flow.
+    /// When the client last opened a flow: the low 32 bits of the kernel's jiffies.
     pub last_seen: u32,
 }

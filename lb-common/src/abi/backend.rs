@@ -1,9 +1,9 @@
-//! BACKENDS4 and BACKENDS6: where service ports lead.
+//! BACKENDS4 and BACKENDS6: the backends of service ports.
 
 use super::ip::{Be16, pod};
 
-/// An endpoint of one service port. Its index is its id; ids are not shared between
-/// service ports, so that membership is a property of the entry.
+/// An endpoint of one service port. Its index is its id. Service ports do not share ids, so that
+/// membership in a set is a property of the entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Backend<A> {
@@ -11,20 +11,20 @@ pub struct Backend<A> {
     pub address: A,
     /// Target port, network byte order.
     pub port: Be16,
-    /// Counts up whenever the id stops meaning what it meant. A flow or an affinity
-    /// entry that holds another generation holds a backend that is in no slice any more.
+    /// Counts up whenever the id stops meaning what it meant. A flow or an affinity entry with
+    /// another generation refers to a backend that is no longer in any EndpointSlice.
     pub generation: u16,
-    /// Of which sets the backend is a member now: [`IN_CLUSTER_SET`], [`IN_LOCAL_SET`].
+    /// The sets that the backend is in: [`IN_CLUSTER_SET`], [`IN_LOCAL_SET`].
     pub sets: u8,
-    /// Any of [`ON_THIS_NODE`], [`THIS_HOST`]; and, for the tools, [`IN_SLICE`], [`READY`],
+    /// Any of [`ON_THIS_NODE`] and [`THIS_HOST`]; and, for the tools, [`IN_SLICE`], [`READY`] and
     /// [`TERMINATING`].
     pub flags: u8,
     /// Always 0.
     pub zero: u16,
-    /// Index into SERVICES of the service port that owns the id.
+    /// Index into SERVICES of the service port that has the id.
     pub service: u32,
-    /// The address of the node that the backend runs on, where packets can be tunnelled to;
-    /// unspecified: this node, or none that is known.
+    /// The address of the backend's node, to which packets can be encapsulated. Unspecified if the
+    /// backend is on this node or its node has no known address.
     pub node: A,
 }
 
@@ -34,9 +34,10 @@ pub const IN_CLUSTER_SET: u8 = 1;
 pub const IN_LOCAL_SET: u8 = 2;
 /// The backend runs on this node.
 pub const ON_THIS_NODE: u8 = 1;
-/// The backend's address is an address of this node: a host-network process.
+/// The backend is a host-network process: its address is an address of this node.
 pub const THIS_HOST: u8 = 2;
-/// The endpoint is in a slice, serving or not. No program reads it, nor the two below.
+/// The endpoint is in an EndpointSlice, serving or not. No program reads this flag or the two
+/// below.
 pub const IN_SLICE: u8 = 4;
 /// The endpoint is ready.
 pub const READY: u8 = 8;

@@ -1,7 +1,8 @@
-//! FLOWS4, FLOWS6 and, for TCP handshakes not yet complete, EMBRYONIC4, EMBRYONIC6.
+//! FLOWS4, FLOWS6 and, for TCP handshakes that are not complete, EMBRYONIC4, EMBRYONIC6.
 //!
-//! A translated flow has two entries, one for each direction; each holds the whole
-//! rewrite. The reverse of an entry's rewrite is the key of its pair.
+//! A translated flow has two entries, one for each direction, and each entry holds the whole
+//! rewrite. The reverse of an entry's rewrite is the key of its reverse entry, that of the other
+//! direction.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -22,7 +23,7 @@ pub struct Tuple<A> {
 }
 
 impl<A: Address> Tuple<A> {
-    /// Takes over `other` field by field, for the reason of [`Address::set`].
+    /// Copies `other` field by field, for the reason given at [`Address::set`].
     #[inline(always)]
     pub fn set(&mut self, other: &Self) {
         self.source.set(&other.source);
@@ -31,15 +32,15 @@ impl<A: Address> Tuple<A> {
         self.destination_port = other.destination_port;
     }
 
-    /// Sets both ports, as they stand in a packet, by one store: a look-up, which reads them
-    /// as one word, would wait for two.
+    /// Sets both ports, as they are in a packet, by one store: a look-up reads them as one word,
+    /// and a load of a word that two stores wrote stalls the CPU.
     #[inline(always)]
     pub fn set_ports(&mut self, ports: u32) {
         let words: &mut [u32] = bytemuck::cast_slice_mut(bytemuck::bytes_of_mut(self));
         words[const { size_of::<Self>() / size_of::<u32>() - 1 }] = ports;
     }
 
-    /// Takes over the tuple of a packet that goes the other way.
+    /// Becomes the reverse of `other`: the tuple of a packet in the other direction.
     #[inline(always)]
     pub fn set_reverse(&mut self, other: &Self) {
         self.source.set(&other.destination);
@@ -48,7 +49,7 @@ impl<A: Address> Tuple<A> {
         self.destination_port = other.source_port;
     }
 
-    /// The tuple of a packet that goes the other way.
+    /// The tuple of a packet in the other direction.
     #[inline(always)]
     pub fn reversed(&self) -> Self {
         let mut reverse = *self;
@@ -56,7 +57,7 @@ impl<A: Address> Tuple<A> {
         reverse
     }
 
-    /// Whether packets of `other` go the other way.
+    /// Whether `other` is the tuple of packets in the other direction.
     #[inline(always)]
     pub fn is_reverse_of(&self, other: &Self) -> bool {
         self.source_port == other.destination_port
@@ -77,9 +78,9 @@ pub struct FlowKey<A> {
 }
 
 impl<A: Address> FlowKey<A> {
-    /// Becomes the key of the pair of an entry with this rewrite.
+    /// Becomes the key of the reverse entry of an entry with this rewrite.
     #[inline(always)]
-    pub fn set_pair(&mut self, rewrite: &Tuple<A>, protocol: u32) {
+    pub fn set_reverse(&mut self, rewrite: &Tuple<A>, protocol: u32) {
         self.tuple.set_reverse(rewrite);
         self.protocol = protocol;
     }
@@ -89,12 +90,12 @@ impl<A: Address> FlowKey<A> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Flow<A> {
-    /// Addresses and ports of the packet as it goes on.
+    /// Addresses and ports of the packet once it is translated.
     pub rewrite: Tuple<A>,
-    /// Where the packet goes on: an [`Action`] constant.
+    /// How the packet is sent on: an [`Action`] constant.
     pub action: Action,
-    /// What was seen of the flow: [`ANSWERED`], [`CLIENT_FIN`], [`SERVER_FIN`], [`RESET`];
-    /// and [`ONE_WAY`].
+    /// The state of the flow, as its packets showed it: [`ANSWERED`], [`CLIENT_FIN`],
+    /// [`SERVER_FIN`], [`RESET`]; and [`ONE_WAY`].
     pub state: u8,
     /// The backend's generation when the flow chose it.
     pub generation: u16,
@@ -102,33 +103,32 @@ pub struct Flow<A> {
     pub backend: u32,
     /// Index into SERVICES.
     pub service: u32,
-    /// The low 32 bits of the kernel's jiffies when a packet was last noted; to within
-    /// a second.
+    /// When a packet was last noted, to within a second: the low 32 bits of the kernel's jiffies.
     pub last_seen: u32,
-    /// Index into DEVICES of the device that a flow of a node process left by, or
-    /// [`LOOPBACK_DEVICE`].
+    /// Index into DEVICES of the egress device of a flow of a node process, or [`LOOPBACK_DEVICE`].
     pub device: u32,
-    /// Where packets that the program forwards go, if it has asked.
+    /// The next hop of packets that the program forwards, if it has looked up the route.
     pub next_hop: NextHop,
 }
 
-/// What a route look-up said, in one aligned word, so that it is replaced by one store: the
-/// MAC of the next hop, the device that leads there, and when that was. It holds for as long
-/// as the device's epoch is the same, and no longer than a second: no agent may be there to
-/// tell of changes.
+/// The result of a route look-up in one aligned word, so that one store replaces it: the MAC of the
+/// next hop, the egress device, and the device's epoch at that time. It is valid while the device
+/// has the same epoch, but no longer than a second, because no agent may be running that notices
+/// changes of routes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct NextHop {
-    /// The bytes, in memory order: six of the MAC, one of the index into DEVICES, one of the
-    /// device's epoch; 0 = not known.
+    /// In memory order: six bytes of the MAC, one of the index into DEVICES, one of the device's
+    /// epoch. 0 = not known.
     pub bytes: u64,
 }
 
 impl NextHop {
-    /// Not asked for yet.
+    /// No route has been looked up.
     pub const UNKNOWN: Self = Self { bytes: 0 };
 
-    /// By the device with this index into DEVICES, in its `epoch`.
+    /// The next hop with this MAC, by the device with this index into DEVICES in its current
+    /// `epoch`.
     #[inline(always)]
     pub fn new([a, b, c, d, e, f]: [u8; 6], device: u8, epoch: u8) -> Self {
         Self { bytes: u64::from_ne_bytes([a, b, c, d, e, f, device, epoch]) }
@@ -155,7 +155,7 @@ impl NextHop {
 }
 
 impl<A: Address> Flow<A> {
-    /// Takes over `other` field by field, for the reason of [`Address::set`].
+    /// Copies `other` field by field, for the reason given at [`Address::set`].
     #[inline(always)]
     pub fn set(&mut self, other: &Self) {
         self.rewrite.set(&other.rewrite);
@@ -170,7 +170,7 @@ impl<A: Address> Flow<A> {
     }
 }
 
-/// [`Flow::device`] of a node process that reached its own node by the loopback device.
+/// [`Flow::device`] of a flow whose client, a process of this node, used the loopback device.
 pub const LOOPBACK_DEVICE: u32 = u32::MAX;
 
 /// TCP: the backend answered the SYN. UDP: the backend sent something.
@@ -181,10 +181,11 @@ pub const CLIENT_FIN: u8 = 2;
 pub const SERVER_FIN: u8 = 4;
 /// TCP: either side sent RST.
 pub const RESET: u8 = 8;
-/// The answers go another way: nothing tells of them.
+/// The replies do not pass this node, so their packets set no state here.
 pub const ONE_WAY: u8 = 16;
 
-/// What becomes of a packet once it is rewritten, and which direction it belongs to.
+/// How a packet is sent on once it is rewritten, and which direction it belongs to.
+/// Bit 64 is set for replies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Action {
@@ -193,54 +194,60 @@ pub struct Action {
 }
 
 impl Action {
-    /// Request; the stack routes it on.
+    /// Request. The stack routes it.
     pub const REQUEST: Self = Self { action: 1 };
-    /// Request of a node process; sent where a route look-up says.
+    /// Request of a node process. The program looks up the route and redirects the packet.
     pub const REQUEST_ROUTE: Self = Self { action: 2 };
-    /// Request of a node process to a process of the same node; goes in by loopback.
+    /// Request of a node process to a process of the same node. It is redirected to the ingress of
+    /// the loopback device.
     pub const REQUEST_LOOPBACK: Self = Self { action: 3 };
-    /// Request of a pod to itself; goes back out of the device it came in by.
+    /// Request of a pod to itself. It is sent back out of the device that received it.
     pub const REQUEST_HAIRPIN: Self = Self { action: 4 };
-    /// Request with a source address of this node; forwarded by the program, past the
-    /// stack, which takes no packet in that claims to come from its own node.
+    /// Request with a source address of this node. The program forwards it past the stack, whose
+    /// source validation (`fib_validate_source`) drops received packets with a local source
+    /// address.
     pub const REQUEST_FORWARD: Self = Self { action: 5 };
-    /// Request, tunnelled as it came to the backend's node, which answers the client itself.
-    /// The addresses of the entry are those of the tunnel, its ports are 0; it has no pair.
+    /// Request for direct server return. It is sent untranslated in an IP-in-IP packet to the
+    /// backend's node, which answers the client itself. The addresses of the entry are those of the
+    /// outer header, its ports are 0, and it has no reverse entry.
     pub const REQUEST_TUNNEL: Self = Self { action: 6 };
-    /// Reply; goes on as it was going.
+    /// Reply. The stack routes it.
     pub const REPLY: Self = Self { action: 65 };
-    /// Reply to a node process; goes into the device that its request left by.
+    /// Reply to a node process. It is redirected to the ingress of the egress device of its
+    /// request.
     pub const REPLY_INTO_DEVICE: Self = Self { action: 66 };
-    /// Reply of a pod to itself; goes back out of the device it came in by.
+    /// Reply of a pod to itself. It is sent back out of the device that received it.
     pub const REPLY_HAIRPIN: Self = Self { action: 68 };
 
-    /// Reply to a client outside, from an address of this node or a Service's; forwarded by
-    /// the program.
+    /// Reply to a client outside, with an address of this node or of a Service as its source. The
+    /// program forwards it.
     pub const REPLY_FORWARD: Self = Self { action: 69 };
-    /// Reply to a client whose requests came by another node, in a tunnel.
+    /// Reply to a client whose requests another node encapsulated. The stack routes it to the
+    /// client.
     pub const REPLY_DIRECT: Self = Self { action: 70 };
     const REPLY_BIT: u8 = 64;
 
-    /// Whether the entry is of the direction from backend to client.
+    /// Whether the entry is for packets from the backend to the client.
     #[inline(always)]
     pub const fn is_reply(self) -> bool {
         self.action & Self::REPLY_BIT != 0
     }
 
-    /// Whether replies go on as they were going, changed where the stack lets them out.
+    /// Whether the stack routes these replies, so that they are translated on egress.
     #[inline(always)]
     pub const fn is_reply_by_stack(self) -> bool {
         self.action == Self::REPLY.action || self.action == Self::REPLY_DIRECT.action
     }
 
-    /// Whether the program sends the packet on its way, and takes a hop, as a router does.
+    /// Whether the program forwards the packet as a router does, and decrements its TTL.
     #[inline(always)]
     pub const fn is_forward(self) -> bool {
         let action = self.action & !Self::REPLY_BIT;
         action == Self::REQUEST_FORWARD.action || self.is_one_way()
     }
 
-    /// Whether the answers to these requests go another way, so that nothing tells of them.
+    /// Whether the replies to these requests do not pass this node, so that their packets set no
+    /// state here.
     #[inline(always)]
     pub const fn is_one_way(self) -> bool {
         self.action == Self::REQUEST_TUNNEL.action

@@ -9,8 +9,8 @@ pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
 
-/// What clients connect to. Port 0 with protocol 0 stands for the address itself:
-/// it is there for every live ClusterIP, so that its other ports can be refused.
+/// What clients connect to. Port 0 with protocol 0 stands for the address itself. Every live
+/// ClusterIP has such an entry, so that its other ports can be refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FrontendKey<A> {
@@ -35,14 +35,14 @@ impl<A> FrontendKey<A> {
         Self { address, port, protocol, zero: 0 }
     }
 
-    /// The key that stands for the address itself.
+    /// The key of the address itself.
     #[inline(always)]
     pub const fn of_address(address: A) -> Self {
         Self::new(address, Be16::new(0), 0)
     }
 
-    /// The key of a node port on any node: with the unspecified address in place of theirs.
-    /// It is for packets that another node has tunnelled here untouched.
+    /// The key of a node port on any node, with the unspecified address in place of the node's. It
+    /// is for packets that another node received and sent here untranslated (direct server return).
     #[inline(always)]
     pub fn of_any_node(port: Be16, protocol: u8) -> Self
     where
@@ -52,7 +52,7 @@ impl<A> FrontendKey<A> {
     }
 }
 
-/// Where a front end leads.
+/// The service port of a frontend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Frontend {
@@ -67,12 +67,12 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// The address of a load balancer whose Service names `loadBalancerSourceRanges`: only
-    /// clients that RANGES holds for the service port are let in.
+    /// The frontend is an address of a load balancer whose Service has `loadBalancerSourceRanges`:
+    /// only clients in RANGES are allowed.
     pub const RANGED: u8 = 1;
 }
 
-/// What kind of address a front end is.
+/// The kind of a frontend's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct FrontendKind {
@@ -90,8 +90,8 @@ impl FrontendKind {
     /// A port of a load balancer's address or of an external IP.
     pub const EXTERNAL: Self = Self { kind: 4 };
 
-    /// Whether clients inside the cluster are bound to `internalTrafficPolicy` here, and
-    /// clients outside have no business here.
+    /// Whether this is a ClusterIP: `internalTrafficPolicy` applies to its clients, and clients
+    /// outside the cluster have no route to it.
     #[inline(always)]
     pub const fn is_internal(self) -> bool {
         self.kind <= Self::CLUSTER_IP_ADDRESS.kind

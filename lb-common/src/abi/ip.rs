@@ -4,8 +4,8 @@ use core::{fmt::Debug, hash::Hash};
 
 use bytemuck::{Pod, Zeroable};
 
-/// Implements [`bytemuck::Pod`] for types of which each family has its own, which the derive
-/// refuses, and proves at compile time that they hold no padding.
+/// Implements [`bytemuck::Pod`] for types that are generic over the family's address, which the
+/// derive refuses, and proves at compile time that they have no padding.
 macro_rules! pod {
     ($($name:ident<$address:ident> { $($field:ty),+ $(,)? })+) => {$(
         const _: () = {
@@ -18,9 +18,8 @@ macro_rules! pod {
                 concat!(stringify!($name), " holds padding")
             );
         };
-        // SAFETY: `repr(C)`, every field is `Pod`, and the assertion above shows that the
-        // fields fill the type for both addresses that there are: nobody else implements
-        // `Address`.
+        // SAFETY: `repr(C)`, every field is `Pod`, and the assertion above shows that the fields
+        // fill the type for both addresses. No other type implements `Address`, which is sealed.
         #[expect(unsafe_code, reason = "the derive refuses type parameters")]
         unsafe impl<$address: $crate::abi::ip::Address> bytemuck::Zeroable
             for $name<$address> {}
@@ -36,7 +35,7 @@ pub(crate) use pod;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Be16 {
-    /// The number as it stands in the packet.
+    /// The number in network byte order, as in the packet.
     pub be16: u16,
 }
 
@@ -58,7 +57,7 @@ impl Be16 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Address4 {
-    /// The address as it stands in the packet.
+    /// The address in network byte order, as in the packet.
     pub be32: u32,
 }
 
@@ -66,23 +65,23 @@ pub struct Address4 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Address6 {
-    /// The address as it stands in the packet.
+    /// The address in network byte order, as in the packet.
     pub be32: [u32; 4],
 }
 
 mod sealed {
-    /// Nobody else's types are addresses.
+    /// Keeps other crates from implementing [`Address`](super::Address).
     pub trait Sealed {}
 }
 use sealed::Sealed;
 
 /// An address of either family, as words in network byte order.
 pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + Pod + Sealed {
-    /// The words of the address.
+    /// The words of the address, in network byte order.
     fn words(&self) -> &[u32];
 
-    /// Takes over `other` word by word: in one piece an IPv6 address is large enough for
-    /// the compiler to call memmove, which the programs of the kernel do not have.
+    /// Copies `other` word by word. A copy of an IPv6 address in one piece is large enough for the
+    /// compiler to call memmove, which eBPF programs do not have.
     fn set(&mut self, other: &Self);
 
     /// The address with every bit cleared that `mask` has cleared.
@@ -94,7 +93,7 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + Pod + Sealed {
         self == Self::default()
     }
 
-    /// The address widened to four words: IPv4 in the first, zeros behind.
+    /// The address in four words: IPv4 in the first, followed by zeros.
     fn widened(self) -> [u32; 4];
 }
 
@@ -133,8 +132,8 @@ impl Address for Address6 {
     fn set(&mut self, other: &Self) {
         let mut index = 0;
         while index < 4 {
-            // SAFETY: both are references; the index is in bounds. Volatile accesses keep
-            // their order, so that a long copy does not go by way of the stack.
+            // SAFETY: both are references and the index is in bounds. Volatile accesses keep their
+            // order, so that the compiler does not copy by way of the stack.
             #[expect(unsafe_code, reason = "there are no volatile accesses without it")]
             unsafe {
                 let word = core::ptr::read_volatile(&raw const other.be32[index]);
@@ -191,7 +190,7 @@ pub struct Prefix<A> {
 }
 
 impl<A: Address> Prefix<A> {
-    /// Whether `address` lies in this prefix.
+    /// Whether `address` is in this prefix.
     #[inline(always)]
     pub fn contains(&self, address: A) -> bool {
         address.masked(self.mask) == self.address

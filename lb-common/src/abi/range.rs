@@ -1,4 +1,5 @@
-//! RANGES4 and RANGES6: who may reach the load balancer's address of a service port.
+//! RANGES4 and RANGES6: the clients that may reach the load balancer's addresses of a service port
+//! (`loadBalancerSourceRanges`).
 
 use super::ip::pod;
 
@@ -6,10 +7,10 @@ use super::ip::pod;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct RangeKey<A> {
-    /// How many bits of what follows count, from the first byte on: 32 for the service
-    /// port and those of the prefix.
+    /// The number of bits that are compared, from the first byte of `range` on: 32 for the service
+    /// port, plus the length of the prefix.
     pub prefix_length: u32,
-    /// What is matched.
+    /// The bits that are compared.
     pub range: Range<A>,
 }
 
@@ -17,15 +18,15 @@ pub struct RangeKey<A> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Range<A> {
-    /// Index into SERVICES; all of it counts.
+    /// Index into SERVICES. All of its bits are compared.
     pub service: u32,
     /// The network address of the prefix, network byte order; bits beyond it are zero.
     pub address: A,
 }
 
 impl<A> RangeKey<A> {
-    /// The prefix of `length` bits from `address` on, for a service port. With the length
-    /// of a whole address it is also what a client is looked up by.
+    /// The prefix `address/length` of a service port. With the length of a whole address it is the
+    /// key to look up a client.
     #[inline(always)]
     pub const fn new(service: u32, address: A, length: u32) -> Self {
         Self { prefix_length: u32::BITS + length, range: Range { service, address } }

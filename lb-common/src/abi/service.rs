@@ -1,9 +1,9 @@
-//! SERVICES, SLOTS and NAMES: one entry per (service port, family).
+//! SERVICES, SLOTS and NAMES: service ports, with one entry for each of their families.
 
 use bytemuck::{Pod, Zeroable};
 
-/// A range of SLOTS in one word, so that it is replaced by one aligned 8-byte
-/// store: no packet sees half of it.
+/// A range of SLOTS in one word, so that one aligned 8-byte store replaces it and no packet sees
+/// half of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct SlotRange {
@@ -12,10 +12,10 @@ pub struct SlotRange {
 }
 
 impl SlotRange {
-    /// No slot at all.
+    /// No slots.
     pub const EMPTY: Self = Self { start_and_length: 0 };
 
-    /// `length` slots from `start` on.
+    /// The `length` slots from `start` on.
     #[inline(always)]
     pub const fn new(start: u32, length: u32) -> Self {
         Self { start_and_length: start as u64 | (length as u64) << 32 }
@@ -27,7 +27,7 @@ impl SlotRange {
         self.start_and_length as u32
     }
 
-    /// How many slots.
+    /// The number of slots.
     #[inline(always)]
     pub const fn length(self) -> u32 {
         (self.start_and_length >> 32) as u32
@@ -38,11 +38,11 @@ impl SlotRange {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Service {
-    /// Slots of the cluster set: every backend that serves, cluster wide.
+    /// The slots of the cluster set: every backend in the cluster that serves.
     pub cluster: SlotRange,
-    /// Slots of the local set: the backends of this node that serve.
+    /// The slots of the local set: every backend on this node that serves.
     pub local: SlotRange,
-    /// Session affinity by client for so many seconds after its last new flow; 0 = none.
+    /// Timeout of session affinity in seconds since the client's last new flow; 0 = no affinity.
     pub affinity_seconds: u32,
     /// A set of [`Service::INTERNAL_LOCAL`], [`Service::ADDRESS`],
     /// [`Service::EXTERNAL_LOCAL`], [`Service::DSR`].
@@ -52,18 +52,17 @@ pub struct Service {
 impl Service {
     /// `internalTrafficPolicy: Local`: clients inside the cluster get the local set.
     pub const INTERNAL_LOCAL: u32 = 1;
-    /// The entry of a ClusterIP as a whole. The length of `cluster` is then 1 if any
-    /// port of the Service has a backend, else 0; it points to no slot.
+    /// The entry is a ClusterIP as a whole. The length of `cluster` is then 1 if any port of the
+    /// Service has a backend, else 0; it points to no slot.
     pub const ADDRESS: u32 = 2;
     /// `externalTrafficPolicy: Local`: clients outside the cluster get the local set.
     pub const EXTERNAL_LOCAL: u32 = 4;
-    /// Packets of clients outside are tunnelled, as they came, to a backend's node, and that
-    /// answers the client itself (direct server return).
+    /// Direct server return: packets of clients outside the cluster are encapsulated, untranslated,
+    /// for the backend's node, which answers the client itself.
     pub const DSR: u32 = 8;
 }
 
-/// A slot: the index of a backend in BACKENDS4 or BACKENDS6, by the family of the
-/// service that the slot belongs to.
+/// A slot: refers to a backend of the same family as the service port that has the slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Slot {
@@ -71,14 +70,14 @@ pub struct Slot {
     pub backend: u32,
 }
 
-/// The name of the service port at the same index of SERVICES. Nothing in the
-/// datapath reads it: it lets the tools, and the next agent, tell what an index means.
+/// The name of the service port at the same index of SERVICES. No program reads it: it says to the
+/// tools, and to the next agent, what an index means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Name {
     /// `namespace/service:port`, UTF-8; without `:port` for an unnamed port.
     pub text: [u8; Name::CAPACITY],
-    /// How many bytes of `text` are meant; 0 = the index is free.
+    /// The number of bytes in `text`; 0 = the index is free.
     pub length: u8,
     /// 4 or 6.
     pub family: u8,
@@ -89,8 +88,8 @@ pub struct Name {
 }
 
 impl Name {
-    /// The longest name: namespace and service are DNS labels of at most 63 bytes,
-    /// a port name has at most 63, and two separators.
+    /// The length of the longest name in bytes: namespace, service and port name have at most 63
+    /// bytes each (DNS labels), with a separator after the first two and a byte of padding.
     pub const CAPACITY: usize = 63 + 1 + 63 + 1 + 63 + 1;
 }
 

@@ -1,67 +1,67 @@
-//! SETTINGS and DEVICES: what the programs must know of this node.
+//! SETTINGS and DEVICES: the configuration of this node for the programs.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::ip::{Address, Address4, Address6, Prefix, pod};
 
-/// The one entry of SETTINGS: two copies and the number of the one that holds. The
-/// agent writes the other copy, then flips the number.
+/// The one entry of SETTINGS: two copies and the number of the one in use. The agent writes the
+/// other copy, then changes the number.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub struct SettingsPair {
-    /// 0 or 1: the copy that holds.
+    /// The copy in use: 0 or 1.
     pub active: u32,
     /// Always 0.
     pub zero: u32,
-    /// The copies.
+    /// Both copies.
     pub copies: [Settings; 2],
 }
 
-/// What the programs must know of this node. Times are in ticks of the kernel's jiffies.
+/// The configuration of this node for the programs. Times are in ticks of the kernel's jiffies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Settings {
-    /// IPv4.
+    /// Addresses and prefixes of IPv4.
     pub ipv4: FamilySettings<Address4>,
-    /// IPv6.
+    /// Addresses and prefixes of IPv6.
     pub ipv6: FamilySettings<Address6>,
-    /// How long flows live without a packet.
+    /// The idle timeouts of flows.
     pub lifetimes: Lifetimes,
     /// Jiffies per second (CONFIG_HZ).
     pub ticks_per_second: u32,
     /// A set of [`Settings::EXTERNAL`], [`Settings::MASQUERADE_ALL`], [`Settings::DRAINING`] and
     /// [`Settings::ONLY_NODE_SOCKETS`].
     pub flags: u32,
-    /// Every node port lies in this range.
+    /// The range that every node port is in.
     pub node_ports: PortRange,
-    /// Where source ports are taken from for flows that need one of this node's.
+    /// The source ports for flows that get an address of this node as their source.
     pub source_ports: PortRange,
 }
 
 impl Settings {
-    /// There are, or were, front ends that clients outside the cluster reach: packets
-    /// that leave may be replies to them.
+    /// The node has, or had, frontends that clients outside the cluster reach: packets that leave
+    /// may be replies to such clients.
     pub const EXTERNAL: u32 = 1;
-    /// Backends see this node as the client of a ClusterIP, whoever that is.
+    /// Every client of a ClusterIP gets an address of this node as its source.
     pub const MASQUERADE_ALL: u32 = 2;
 
-    /// Whether every client of a ClusterIP gets an address of this node.
+    /// Whether every client of a ClusterIP gets an address of this node as its source.
     #[inline(always)]
     pub const fn masquerades_all(&self) -> bool {
         self.flags & Self::MASQUERADE_ALL != 0
     }
 
-    /// Known flows go on and no new ones are opened: they are left to the stack.
+    /// Known flows go on, and packets that would open new ones are left to the kernel.
     pub const DRAINING: u32 = 4;
 
-    /// Whether no new flows are opened.
+    /// Whether new flows are left to the kernel.
     #[inline(always)]
     pub const fn is_draining(&self) -> bool {
         self.flags & Self::DRAINING != 0
     }
 
-    /// For the tools, as no program reads it: connect-time hooks leave the sockets of other
-    /// network namespaces than the node's alone.
+    /// Connect-time hooks translate only sockets of the node's network namespace. No program reads
+    /// this flag: it is for the tools.
     pub const ONLY_NODE_SOCKETS: u32 = 1 << 16;
 }
 
@@ -71,7 +71,7 @@ impl Settings {
 pub struct PortRange {
     /// The first port, host byte order.
     pub first: u16,
-    /// How many ports; 0 = none.
+    /// The number of ports; 0 = none.
     pub count: u16,
 }
 
@@ -83,16 +83,17 @@ impl PortRange {
     }
 }
 
-/// How long flows live without a packet, in ticks: for every protocol and state a number, so
-/// that programs look it up without a branch.
+/// The idle timeouts of flows in ticks, one for every protocol and state, so that programs look
+/// them up without a branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Lifetimes {
-    /// TCP's first, then those of all else, by [`Flow::state`](super::flow::Flow::state).
+    /// TCP's first, then those of every other protocol, by
+    /// [`Flow::state`](super::flow::Flow::state).
     pub ticks: [u32; 2 * STATES],
 }
 
-/// How many states a flow may be in.
+/// The number of states that a flow may be in.
 pub const STATES: usize = 32;
 
 impl Default for Lifetimes {
@@ -101,7 +102,7 @@ impl Default for Lifetimes {
     }
 }
 
-/// Idle time after which a flow is absent, in ticks: what [`Lifetimes`] are made of.
+/// The idle times after which a flow counts as absent, in ticks; [`Lifetimes`] are made from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Timeouts {
@@ -111,62 +112,64 @@ pub struct Timeouts {
     pub tcp_established: u32,
     /// TCP, one side has sent FIN: it may still be receiving.
     pub tcp_half_closed: u32,
-    /// TCP whose answers go another way, so that only the client's packets are seen, once
-    /// the client has sent FIN: whether it may still be receiving cannot be told.
+    /// TCP whose replies do not pass this node, once the client has sent FIN. Whether the backend
+    /// still sends is not known.
     pub tcp_fin_one_way: u32,
     /// TCP, both sides have sent FIN or one has sent RST.
     pub tcp_closing: u32,
-    /// UDP nobody has answered yet.
+    /// UDP without a reply so far.
     pub udp: u32,
-    /// UDP once answered.
+    /// UDP with a reply.
     pub udp_answered: u32,
 }
 
-/// How many prefixes and node addresses the settings hold for each family.
+/// The number of prefixes of each kind, and of node addresses, that the settings hold for each
+/// family.
 pub const MAX_PREFIXES: usize = 8;
 
-/// What the programs must know of this node in one family.
+/// The configuration of this node in one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FamilySettings<A> {
-    /// Every ClusterIP, load balancer's address and external IP lies in one of the first
-    /// `gate_count` of these; what is outside them is, but for node ports, no business of
-    /// ours and leaves after these compares.
-    pub gate: [Prefix<A>; MAX_PREFIXES],
-    /// The first `node_address_count` are addresses of this node.
+    /// Every ClusterIP, load balancer's address and external IP is in one of the first
+    /// `service_prefix_count` of these. A packet to another address, and not to a node port, is not
+    /// Service traffic: it leaves the program after these comparisons.
+    pub service_prefixes: [Prefix<A>; MAX_PREFIXES],
+    /// The first `node_address_count` of these are addresses of this node.
     pub node_addresses: [A; MAX_PREFIXES],
-    /// The first `pod_prefix_count` hold the addresses of the cluster's pods.
+    /// The first `pod_prefix_count` of these contain the addresses of the cluster's pods.
     pub pod_prefixes: [Prefix<A>; MAX_PREFIXES],
-    /// The address of this node that a backend sees where it can't see the client's: a
-    /// pod that reaches itself, and backends on other nodes; unspecified if the node has
-    /// none of this family.
+    /// The source address of a flow that cannot keep its client's: a pod that reaches itself, or a
+    /// backend on another node. Unspecified if the node has no address of this family.
     pub node_source: A,
-    /// How many of `gate` are meant.
-    pub gate_count: u32,
-    /// The first so many of `gate` are ServiceCIDRs: an address in them that no Service
-    /// has never leaves the node. The rest merely covers ClusterIPs outside of them.
+    /// The number of `service_prefixes` in use.
+    pub service_prefix_count: u32,
+    /// The number of ServiceCIDRs, which come first in `service_prefixes`. An address in them that
+    /// no Service has never leaves the node. The other prefixes contain the Service addresses
+    /// outside of them.
     pub service_cidr_count: u32,
-    /// How many of `node_addresses` are meant; above [`MAX_PREFIXES`]: the node has
-    /// more than fit, and any address may be one.
+    /// The number of `node_addresses` in use. Above [`MAX_PREFIXES`]: the node has more addresses
+    /// than fit, and any address may be one of them.
     pub node_address_count: u32,
-    /// How many of `pod_prefixes` are meant.
+    /// The number of `pod_prefixes` in use.
     pub pod_prefix_count: u32,
 }
 
 impl<A: Address> FamilySettings<A> {
-    /// Whether `address` may be a ClusterIP.
+    /// Whether `address` may be a Service's: a ClusterIP, a load balancer's address or an external
+    /// IP.
     #[inline(always)]
     pub fn may_be_service(&self, address: A) -> bool {
-        Self::any(&self.gate, self.gate_count, address)
+        Self::any(&self.service_prefixes, self.service_prefix_count, address)
     }
 
-    /// Whether `address` lies in a ServiceCIDR.
+    /// Whether `address` is in a ServiceCIDR.
     #[inline(always)]
     pub fn is_in_service_cidr(&self, address: A) -> bool {
-        Self::any(&self.gate, self.service_cidr_count, address)
+        Self::any(&self.service_prefixes, self.service_cidr_count, address)
     }
 
-    /// Whether `address` is that of a pod, as far as that is known.
+    /// Whether `address` is in a known prefix of pod addresses.
     #[inline(always)]
     pub fn is_pod(&self, address: A) -> bool {
         Self::any(&self.pod_prefixes, self.pod_prefix_count, address)
@@ -204,7 +207,7 @@ impl<A: Address> FamilySettings<A> {
     }
 }
 
-/// A device that flows of node processes leave by.
+/// An external device: packets of clients and backends outside this node enter and leave by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Device {
@@ -214,20 +217,20 @@ pub struct Device {
     pub mac: [u8; 6],
     /// A set of [`Device::XDP_REDIRECT`].
     pub flags: u16,
-    /// The longest packet that it sends, bytes without Ethernet header.
+    /// The device's MTU: bytes without Ethernet header.
     pub mtu: u32,
-    /// From 1 to 255, another one whenever routes or neighbours may have changed: what flows
-    /// remember of them from before counts no more.
+    /// Changes whenever routes or neighbours may have changed; 1 to 255. Next hops that flows
+    /// remember from another epoch are not valid.
     pub epoch: u32,
 }
 
 impl Device {
-    /// XDP sends frames by redirecting them to the device: a veth's peer is not woken for
-    /// those that XDP_TX leaves there, unless it runs XDP itself (`veth_xdp_flush`).
+    /// XDP sends frames by redirecting them to the device. A veth's peer is not woken for frames
+    /// that XDP_TX leaves there, unless it runs XDP itself (`veth_xdp_flush`).
     pub const XDP_REDIRECT: u16 = 1;
 }
 
-/// How many entries DEVICES has.
+/// The number of entries of DEVICES.
 pub const MAX_DEVICES: u32 = 16;
 
 pod! {

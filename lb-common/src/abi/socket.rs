@@ -1,11 +1,11 @@
-//! SOCKETS and DATAGRAM_PEERS: what a socket asked for before a connect-time hook
+//! SOCKETS and DATAGRAM_PEERS: the peer that a socket asked for, before a connect-time hook
 //! translated it.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::ip::Be16;
 
-/// How many cgroups can be left to the packet path.
+/// The number of cgroups that can be excluded from connect-time translation.
 pub const MAX_EXCLUDED_CGROUPS: usize = 8;
 
 /// An address and port of either family; IPv4 in the first word.
@@ -20,17 +20,18 @@ pub struct Peer {
     pub family: u16,
 }
 
-/// Value of SOCKETS (socket storage): a connected socket's peer before and after.
+/// Value of SOCKETS (socket storage): the peer of a connected socket before and after translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct ConnectedPeer {
-    /// What the socket asked for: what getpeername says.
+    /// The peer that the socket asked for, which getpeername() returns.
     pub requested: Peer,
-    /// What it was connected to.
+    /// The backend that the socket is connected to.
     pub actual: Peer,
 }
 
-/// Key of DATAGRAM_PEERS: a socket and a peer that datagrams come back from.
+/// Key of DATAGRAM_PEERS: a socket and a backend that sends datagrams to it. The value is the peer
+/// that the socket sent to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct DatagramKey {

@@ -1,26 +1,28 @@
-//! TRAFFIC and DROPS: what each service port has carried, and what it turned away. Per CPU.
+//! TRAFFIC and DROPS: the packets that each service port translated, and those that it rejected.
+//! Per CPU.
 
 use bytemuck::{Pod, Zeroable};
 
-/// An entry of TRAFFIC, whose index is that of SERVICES.
+/// An entry of TRAFFIC, which has the same indices as SERVICES.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Traffic {
-    /// Packets that were translated, of both directions.
+    /// The number of packets that were translated, in both directions.
     pub packets: u64,
-    /// Their bytes, with Ethernet header.
+    /// The bytes of these packets, with Ethernet headers.
     pub bytes: u64,
 }
 
-/// Key of DROPS; the value counts, in 64 bits.
+/// Key of DROPS. The value is the number of packets and calls, 64 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct DropKey {
     /// Index into SERVICES.
     pub service: u32,
-    /// The number of a [`Reason`](super::counter::Reason) that turns away.
+    /// The number of a [`Reason`](super::counter::Reason) in
+    /// [`REJECTED`](super::counter::Reason::REJECTED).
     pub reason: u32,
 }
 
-/// The index of no service port.
+/// The index that stands for no service port.
 pub const NO_SERVICE: u32 = u32::MAX;

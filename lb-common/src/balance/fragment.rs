@@ -1,5 +1,5 @@
-//! IP fragments: the first one of a datagram has its ports and is decided on as a whole
-//! packet is; it enters them for the others, which go where the flow's packets go.
+//! IP fragments. The first one of a datagram has its ports and is decided on like a whole packet;
+//! it stores the ports for the later fragments, which go where the flow's packets go.
 
 use crate::{
     abi::{
@@ -19,9 +19,8 @@ use super::{
     types::{Candidate, Context, Site, Verdict, Work},
 };
 
-/// Decides on a fragment without ports caught at `site`, which is the `candidate` told by
-/// [`candidate`](super::candidate). One that comes before the first is dropped if it is for
-/// a Service.
+/// Decides on a fragment without ports at `site`, for which [`candidate()`](super::candidate())
+/// returned `candidate`. A fragment to a ClusterIP that arrives before the first one is dropped.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -38,9 +37,9 @@ pub fn decide<F: Family, T: Tables<F>>(
     }
 }
 
-/// Enters the ports of the first fragment of a datagram that is translated.
+/// Stores the ports of the first fragment of a datagram that is translated.
 #[inline(never)]
-pub fn enter<F: Family, T: Tables<F>>(
+pub fn remember<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
@@ -52,20 +51,20 @@ pub fn enter<F: Family, T: Tables<F>>(
         destination_port: tuple.destination_port,
         last_seen: tables.now(),
     };
-    tables.enter_fragment(&work.fragment, &fragment);
+    tables.insert_fragment(&work.scratch.fragment, &fragment);
 }
 
 #[inline(always)]
 fn set_key<F: Family>(packet: &Packet<F>, work: &mut Work<F::Address>) {
     let tuple = packet.tuple();
-    work.fragment.source.set(&tuple.source);
-    work.fragment.destination.set(&tuple.destination);
-    work.fragment.identification = packet.identification;
-    work.fragment.protocol = packet.key.protocol;
+    work.scratch.fragment.source.set(&tuple.source);
+    work.scratch.fragment.destination.set(&tuple.destination);
+    work.scratch.fragment.identification = packet.identification;
+    work.scratch.fragment.protocol = packet.key.protocol;
 }
 
-/// What becomes of a fragment whose datagram's first one has been translated. The flow's
-/// state and times are as the first fragment left them.
+/// The verdict on a later fragment, if the first one was translated. The flow's state and times
+/// stay as the first fragment left them.
 #[inline(never)]
 fn of_flow<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -74,24 +73,24 @@ fn of_flow<F: Family, T: Tables<F>>(
 ) -> Option<Verdict> {
     let packet = context.packet;
     set_key(packet, work);
-    let first = tables.fragment(&work.fragment)?;
+    let first = tables.fragment(&work.scratch.fragment)?;
     let lifetime = context.settings.ticks_per_second.wrapping_mul(FRAGMENT_SECONDS);
     if track::is_past(first.last_seen, context.now, lifetime) {
         return None;
     }
-    let key = &mut work.pair_key;
+    let key = &mut work.scratch.reverse_key;
     key.tuple.set(packet.tuple());
     key.protocol = packet.key.protocol;
     (key.tuple.source_port, key.tuple.destination_port) =
         (first.source_port, first.destination_port);
-    let entry = live_flow(context, &work.pair_key, tables)?;
+    let entry = live_flow(context, &work.scratch.reverse_key, tables)?;
     let flow = entry.get();
-    if context.is_last_hop(flow.action) {
-        // Nobody is told of what became of a later fragment (RFC 1122 section 3.2.2).
+    if context.is_ttl_exceeded(flow.action) {
+        // No ICMP error is sent about a later fragment (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
-    work.rewrite.set(&flow.rewrite);
+    work.out.rewrite.set(&flow.rewrite);
     let reason = if flow.action.is_reply() { Reason::Reply } else { Reason::Request };
-    work.go_with(flow);
+    work.set_delivery(flow);
     Some(Verdict::Translate(reason))
 }

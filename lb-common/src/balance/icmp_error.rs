@@ -1,5 +1,5 @@
-//! ICMP errors: about a packet of a known flow they go to the end that sent it, and say what
-//! that end had sent.
+//! ICMP errors. An error about a packet of a known flow goes to the end that sent the packet, and
+//! its quote is translated to the packet as that end had sent it.
 
 use crate::{
     abi::{
@@ -18,9 +18,9 @@ use super::{
     types::{Candidate, Context, Site, Verdict, Work},
 };
 
-/// Decides on an ICMP error caught at `site`, which is the `candidate` told by
-/// [`candidate`](super::candidate) and, if `is_quoted`, quotes `work.quote`. The flow's state
-/// and times stay as they are: the error may be anybody's.
+/// Decides on an ICMP error at `site`, for which [`candidate()`](super::candidate()) returned
+/// `candidate`; if `is_quoted`, `work.error.quote` holds its quote. The flow's state and times do
+/// not change, because any host can have sent the error.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -38,41 +38,42 @@ pub fn decide<F: Family, T: Tables<F>>(
     no_flow::decide(candidate, &context, work, tables)
 }
 
-/// What becomes of the error if it is about a packet of a known flow.
+/// The verdict on the error if it is about a packet of a known flow.
 ///
-/// The packet that it quotes had been translated before it was sent, so its reverse is the
-/// key of the flow's other direction: that direction's packets go where the error must go,
-/// and their rewrite, reversed, is the packet as its sender knows it.
+/// The quoted packet had been translated before it was sent. So the reverse of the quoted tuple is
+/// the key of the other direction's entry. The error is sent where that entry sends packets; the
+/// entry's rewrite, reversed, is the original tuple that goes back into the quote.
 #[inline(never)]
 fn about_flow<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    let quoted = &work.quote.key;
+    let quoted = &work.error.quote.key;
     let outer = context.packet.tuple();
     if outer.destination != quoted.tuple.source {
         return None;
     }
-    work.pair_key.set_pair(&quoted.tuple, quoted.protocol);
-    let entry = live_flow(context, &work.pair_key, tables)?;
+    work.scratch.reverse_key.set_reverse(&quoted.tuple, quoted.protocol);
+    let entry = live_flow(context, &work.scratch.reverse_key, tables)?;
     let flow = entry.get();
-    if context.is_last_hop(flow.action) {
-        // Nobody is told of an error about an error (RFC 1122 section 3.2.2).
+    if context.is_ttl_exceeded(flow.action) {
+        // No ICMP error is sent about an ICMP error (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
-    work.quoted.set_reverse(&flow.rewrite);
-    work.rewrite.source.set(&flow.rewrite.source);
-    work.rewrite.destination.set(&flow.rewrite.destination);
-    if keeps_source(outer.source, work.quote.key.tuple.destination, flow) {
-        work.rewrite.source.set(&outer.source);
+    work.error.quoted.set_reverse(&flow.rewrite);
+    work.out.rewrite.source.set(&flow.rewrite.source);
+    work.out.rewrite.destination.set(&flow.rewrite.destination);
+    if keeps_source(outer.source, work.error.quote.key.tuple.destination, flow) {
+        work.out.rewrite.source.set(&outer.source);
     }
-    work.go_with(flow);
+    work.set_delivery(flow);
     Some(Verdict::Translate(Reason::IcmpTranslated))
 }
 
-/// Whether who reports an error about a packet to `end` stays known as `reporter`: a router
-/// does, unless the error has to go where only the flow's own addresses are let through.
+/// Whether the error keeps its source address `reporter`. A router that reports an error about a
+/// packet to `end` keeps it, unless the error goes where only the flow's own addresses are
+/// accepted.
 #[inline(always)]
 fn keeps_source<A: Address>(reporter: A, end: A, flow: &Flow<A>) -> bool {
     let is_free = match flow.action {

@@ -1,4 +1,4 @@
-//! Packets of known flows, in both directions.
+//! Packets of known flows, in both directions. A packet that opens a flow is decided on in `open`.
 
 use crate::{
     abi::{
@@ -7,7 +7,7 @@ use crate::{
         flow::{ANSWERED, Flow, FlowKey, ONE_WAY},
         frontend::Frontend,
     },
-    packet::{Kind, RST},
+    packet::{PacketKind, RST},
 };
 
 use super::{
@@ -17,12 +17,12 @@ use super::{
     types::{Answer, Context, Verdict, Work},
 };
 
-/// Decides on a packet by the flow that it belongs to. Where it belongs to none: `None` if
-/// it opens one, which it can only if `may_open`.
+/// Decides on a packet by the flow that it belongs to. Returns `None` if it belongs to none and
+/// opens one, which it may only if `may_open`.
 ///
-/// One look-up for an established flow; the table of handshakes is asked only for what
-/// can belong to one. It has the word on the answer to a SYN: what stands for that among
-/// the established flows is another connection's as a rule.
+/// An established flow costs one look-up. EMBRYONIC is searched only for packets that can belong to
+/// a handshake. For a SYN-ACK, EMBRYONIC takes precedence: a match in FLOWS usually belongs to an
+/// older connection.
 #[inline(always)]
 pub(crate) fn decide<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -31,9 +31,9 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
-    let is_tcp = matches!(packet.kind, Kind::Tcp);
+    let is_tcp = matches!(packet.kind, PacketKind::Tcp);
     let answers_syn = packet.is_syn_ack();
-    if answers_syn && let Some(verdict) = syn_answered(context, work, tables) {
+    if answers_syn && let Some(verdict) = syn_ack(context, work, tables) {
         return Some(verdict);
     }
     if let Some(entry) = tables.flow(FlowTable::Flows, &packet.key) {
@@ -46,8 +46,8 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
             track::note(context, FlowTable::Flows, &entry, flow, work, tables);
             return Some(translate(context, flow, Reason::Request, work));
         } else if packet.is_syn() {
-            work.flow.set(flow);
-            forget(FlowTable::Flows, &packet.key, work, tables);
+            work.scratch.flow.set(flow);
+            remove_both(FlowTable::Flows, &packet.key, work, tables);
         }
     }
     if is_tcp
@@ -69,9 +69,9 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     None
 }
 
-/// The answer to the SYN of a handshake.
+/// The verdict on a SYN-ACK of a handshake.
 #[inline(never)]
-fn syn_answered<F: Family, T: Tables<F>>(
+fn syn_ack<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
@@ -83,7 +83,7 @@ fn syn_answered<F: Family, T: Tables<F>>(
     reply(context, FlowTable::Embryonic, &entry, work, tables)
 }
 
-/// A TCP packet of no established flow, if it belongs to a handshake.
+/// The verdict on a TCP packet of no established flow, if it belongs to a handshake.
 #[inline(never)]
 fn handshake<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -91,53 +91,56 @@ fn handshake<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
-    work.is_contested = 0;
+    work.scratch.is_reply_tuple_taken = 0;
     let entry = tables.flow(FlowTable::Embryonic, &packet.key)?;
     let flow = entry.get();
     if flow.action.is_reply() {
         return reply(context, FlowTable::Embryonic, &entry, work, tables);
     }
     let is_repeated = packet.is_syn() && flow.state & !ONE_WAY == 0;
-    if is_repeated && is_contested(context, flow, work, tables) {
-        work.is_contested = 1;
+    if is_repeated && is_reply_tuple_taken(context, flow, work, tables) {
+        work.scratch.is_reply_tuple_taken = 1;
     } else if is_valid(context, flow, work, tables) {
-        // Nothing tells of the answer that goes another way, but that the client goes on.
+        // The replies of a one-way flow do not pass this node. That its client goes on shows that
+        // the backend has answered.
         let is_answered = flow.state == ANSWERED || flow.state == ONE_WAY;
         if packet.is_syn() || packet.detail & RST != 0 || !is_answered {
             track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
             return Some(translate(context, flow, Reason::Request, work));
         }
-        work.flow.set(flow);
-        // Before the entry is removed, whose place another flow may take at once.
+        work.scratch.flow.set(flow);
+        // Before the entry is removed, because another flow may reuse its memory at once.
         let verdict = translate(context, flow, Reason::Request, work);
         establish(context, work, tables);
         return Some(verdict);
     }
-    work.flow.set(flow);
-    forget(FlowTable::Embryonic, &packet.key, work, tables);
+    work.scratch.flow.set(flow);
+    remove_both(FlowTable::Embryonic, &packet.key, work, tables);
     None
 }
 
-/// Whether nobody answers the SYN of this flow because its backend takes it for one of an
-/// established connection: the same client, from the same port, through another front end.
-/// It is asked when the SYN is repeated, as the look-up would cost every new flow dearly.
+/// Whether the backend does not answer this SYN because it belongs, from the backend's view, to an
+/// established connection: the same client, from the same port, through another frontend. Only a
+/// repeated SYN is checked, because the look-up is expensive for every new flow.
 #[inline(always)]
-fn is_contested<F: Family, T: Tables<F>>(
+fn is_reply_tuple_taken<F: Family, T: Tables<F>>(
     context: &Context<F>,
     flow: &Flow<F::Address>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
     let packet = context.packet;
-    work.pair_key.set_pair(&flow.rewrite, packet.key.protocol);
-    let Some(entry) = tables.flow(FlowTable::Flows, &work.pair_key) else { return false };
+    work.scratch.reverse_key.set_reverse(&flow.rewrite, packet.key.protocol);
+    let Some(entry) = tables.flow(FlowTable::Flows, &work.scratch.reverse_key) else {
+        return false;
+    };
     let other = entry.get();
     !track::is_closed(other.state)
         && !track::is_expired(other, packet.kind, context.now, context.settings)
         && !other.rewrite.is_reverse_of(packet.tuple())
 }
 
-/// A packet from a backend, whose entry was found; `None` if that counts as absent.
+/// The verdict on a packet from a backend by its entry; `None` if the entry counts as absent.
 #[inline(always)]
 fn reply<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -148,24 +151,24 @@ fn reply<F: Family, T: Tables<F>>(
 ) -> Option<Verdict> {
     let packet = context.packet;
     let flow = entry.get();
-    if context.is_early(flow.action) {
+    if context.is_translated_on_egress(flow.action) {
         return Some(Verdict::Pass(Reason::NoFlow));
     }
     if track::is_expired(flow, packet.kind, context.now, context.settings) {
         return None;
     }
     if packet.is_syn_ack() && track::is_closed(flow.state) {
-        // The answer to another connection: the client has gone to the backend itself,
-        // from the same port.
-        work.flow.set(flow);
-        forget(table, &packet.key, work, tables);
+        // A SYN-ACK for another connection: the client has connected to the backend itself, from
+        // the same port.
+        work.scratch.flow.set(flow);
+        remove_both(table, &packet.key, work, tables);
         return None;
     }
     track::note(context, table, entry, flow, work, tables);
     Some(translate(context, flow, Reason::Reply, work))
 }
 
-/// The packet goes on with what its flow says.
+/// The verdict that translates the packet as its flow says.
 #[inline(always)]
 fn translate<F: Family>(
     context: &Context<F>,
@@ -173,15 +176,15 @@ fn translate<F: Family>(
     reason: Reason,
     work: &mut Work<F::Address>,
 ) -> Verdict {
-    if context.is_last_hop(flow.action) {
+    if context.is_ttl_exceeded(flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
-    work.rewrite.set(&flow.rewrite);
-    work.go_with(flow);
+    work.out.rewrite.set(&flow.rewrite);
+    work.set_delivery(flow);
     Verdict::Translate(reason)
 }
 
-/// Whether a flow still decides for this packet of its client; else it counts as absent.
+/// Whether a flow is valid for this packet of its client; else it counts as absent.
 #[inline(always)]
 fn is_valid<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -191,21 +194,23 @@ fn is_valid<F: Family, T: Tables<F>>(
 ) -> bool {
     let packet = context.packet;
     if track::is_expired(flow, packet.kind, context.now, context.settings)
-        || flow.action.is_one_way() && context.is_tunnelled()
+        || flow.action.is_one_way() && context.is_encapsulated()
     {
         return false;
     }
     match packet.kind {
-        Kind::Tcp => !packet.is_syn() || !(track::is_closing(flow.state) || is_gone(flow, tables)),
-        // A datagram leaves a backend that is gone as soon as there is another one.
-        _ => !is_gone(flow, tables) || !has_backend(context, work, tables),
+        PacketKind::Tcp => {
+            !packet.is_syn() || !(track::is_closing(flow.state) || is_backend_gone(flow, tables))
+        }
+        // A UDP flow leaves a backend that is gone as soon as there is another one.
+        _ => !is_backend_gone(flow, tables) || !has_backend(context, work, tables),
     }
 }
 
-/// Whether the backend that a flow chose is in no slice any more.
+/// Whether the backend of a flow is no longer in any EndpointSlice.
 #[inline(always)]
-fn is_gone<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
-    /// No backend's.
+fn is_backend_gone<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
+    /// The generation of no backend.
     const NONE: u32 = u32::MAX;
     let generation = tables.backend(flow.backend).map_or(NONE, |backend| backend.generation.into());
     generation != flow.generation.into()
@@ -220,47 +225,48 @@ fn has_backend<F: Family, T: Tables<F>>(
     if !lookup::find_frontend(context, work, tables) {
         return false;
     }
-    let Frontend { service, kind, .. } = work.frontend;
+    let Frontend { service, kind, .. } = work.chosen.frontend;
     tables
         .service(service)
         .is_some_and(|service| select::eligible(&service, kind, context.origin()).is_ok())
 }
 
-/// Removes both directions of the flow `work.flow`, one of which is `key`. The other may
-/// have been lost and its place taken by another flow's: that one stays.
+/// Removes both entries of the flow `work.scratch.flow`, one of which has the key `key`. The other
+/// one may have been evicted and its key reused by another flow: that entry stays.
 #[inline(never)]
-fn forget<F: Family, T: Tables<F>>(
+fn remove_both<F: Family, T: Tables<F>>(
     table: FlowTable,
     key: &FlowKey<F::Address>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) {
     tables.remove_flow(table, key);
-    work.pair_key.set_pair(&work.flow.rewrite, key.protocol);
+    work.scratch.reverse_key.set_reverse(&work.scratch.flow.rewrite, key.protocol);
     if tables
-        .flow(table, &work.pair_key)
-        .is_some_and(|pair| pair.get().rewrite.is_reverse_of(&key.tuple))
+        .flow(table, &work.scratch.reverse_key)
+        .is_some_and(|reverse| reverse.get().rewrite.is_reverse_of(&key.tuple))
     {
-        tables.remove_flow(table, &work.pair_key);
+        tables.remove_flow(table, &work.scratch.reverse_key);
     }
 }
 
-/// Moves the flow `work.flow`, whose handshake is complete, to the table of established
-/// flows. If that takes no entry, the flow stays where it is.
+/// Moves the flow `work.scratch.flow`, whose handshake is complete, to FLOWS. If that table is
+/// full, the flow stays where it is.
 #[inline(never)]
 fn establish<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) {
-    work.flow.last_seen = context.now;
-    // The packet that completes the handshake may be the last one already.
-    work.flow.state |=
+    work.scratch.flow.last_seen = context.now;
+    // The packet that completes the handshake may also close the connection.
+    work.scratch.flow.state |=
         ANSWERED | track::observed(context.packet.kind, context.packet.detail, false);
-    entries::prepare_pair(context, work);
-    // The backend has answered: what stands there is over, even if nothing here tells.
-    entries::release(context, FlowTable::Flows, work, tables);
-    if entries::insert_pair(FlowTable::Flows, context, true, work, tables).is_ok() {
-        forget(FlowTable::Embryonic, &context.packet.key, work, tables);
+    entries::prepare_reverse(context, work);
+    // The backend has answered the SYN, so a conflicting entry is stale even if its state does not
+    // show it.
+    entries::evict_stale_reply(context, FlowTable::Flows, work, tables);
+    if entries::insert_both(FlowTable::Flows, context, true, work, tables).is_ok() {
+        remove_both(FlowTable::Embryonic, &context.packet.key, work, tables);
     }
 }

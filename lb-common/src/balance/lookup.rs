@@ -1,5 +1,5 @@
-//! Look-ups that several kinds of packets need: the front end that a packet is addressed to,
-//! and the flow that it belongs to, as long as that lives.
+//! Look-ups for several kinds of packets: the frontend that a packet is addressed to, and the live
+//! flow that it belongs to.
 
 use crate::{
     abi::{
@@ -7,7 +7,7 @@ use crate::{
         flow::FlowKey,
         frontend::{FrontendKey, TCP},
     },
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -16,8 +16,8 @@ use super::{
     types::{Context, Work},
 };
 
-/// Looks up the front end that the packet is addressed to, into `work.frontend`. What came in
-/// a tunnel may be addressed to a node port of the node that sent it.
+/// Looks up the frontend that the packet is addressed to, and stores it in `work.chosen.frontend`.
+/// An encapsulated packet may be addressed to a node port of the node that sent it here.
 #[inline(never)]
 pub(super) fn find_frontend<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -27,19 +27,20 @@ pub(super) fn find_frontend<F: Family, T: Tables<F>>(
     let (tuple, protocol) = (context.packet.tuple(), context.packet.protocol());
     let port = tuple.destination_port;
     let mut found = tables.frontend(&FrontendKey::new(tuple.destination, port, protocol));
-    if context.is_tunnelled() {
+    if context.is_encapsulated() {
         if found.is_none() && tables.is_node(&tuple.destination) {
             found = tables.node_port(port, protocol);
         }
         found = found.filter(|frontend| !frontend.kind.is_internal());
     }
     if let Some(frontend) = found {
-        work.frontend = frontend;
+        work.chosen.frontend = frontend;
     }
     found.is_some()
 }
 
-/// The entry of the flow that packets of this key belong to, whatever they carry.
+/// The live entry for this key. `key` may differ from the packet's own: an ICMP error or a later
+/// fragment belongs to the flow of another packet.
 #[inline(always)]
 pub(super) fn live_flow<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -51,12 +52,12 @@ pub(super) fn live_flow<F: Family, T: Tables<F>>(
     if found.is_none() && is_tcp {
         found = tables.flow(FlowTable::Embryonic, key);
     }
-    let kind = if is_tcp { Kind::Tcp } else { Kind::Udp };
+    let kind = if is_tcp { PacketKind::Tcp } else { PacketKind::Udp };
     found.filter(|entry| {
         let flow = entry.get();
-        let is_not_for_it = flow.action.is_one_way() && context.is_tunnelled();
+        let is_not_for_it = flow.action.is_one_way() && context.is_encapsulated();
         !is_not_for_it
-            && !context.is_early(flow.action)
+            && !context.is_translated_on_egress(flow.action)
             && !track::is_expired(flow, kind, context.now, context.settings)
     })
 }

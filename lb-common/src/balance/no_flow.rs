@@ -1,9 +1,8 @@
-//! Packets that belong to no flow and can't open one, above all those that are addressed to a
-//! ClusterIP.
+//! Packets that belong to no flow and cannot open one, above all those to a ClusterIP.
 
 use crate::{
     abi::{address::Family, counter::Reason, frontend::FrontendKey, traffic::NO_SERVICE},
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -11,7 +10,7 @@ use super::{
     types::{Answer, Candidate, Context, Site, Verdict, Work},
 };
 
-/// What becomes of a packet that belongs to no flow and can't open one.
+/// The verdict on a packet that belongs to no flow and cannot open one.
 #[inline(always)]
 pub(super) fn decide<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -19,19 +18,19 @@ pub(super) fn decide<F: Family, T: Tables<F>>(
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
-    work.index = NO_SERVICE;
+    work.out.index = NO_SERVICE;
     let verdict = match candidate {
-        Candidate::Service if may_enter(context.site) => not_balanced(context, tables),
+        Candidate::Service if may_be_new(context.site) => decide_unsupported(context, tables),
         _ => Verdict::Pass(Reason::NoFlow),
     };
-    keep_in(candidate, context, verdict, tables)
+    drop_cluster_ip_leak(candidate, context, verdict, tables)
 }
 
-/// What Services do not carry, addressed to what may be a ClusterIP.
+/// The verdict on a packet that Services do not carry, to an address that may be a ClusterIP.
 #[inline(never)]
-fn not_balanced<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Verdict {
+fn decide_unsupported<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Verdict {
     let packet = context.packet;
-    if matches!(packet.kind, Kind::Malformed) {
+    if matches!(packet.kind, PacketKind::Malformed) {
         return Verdict::Pass(Reason::Malformed);
     }
     if context.is_draining() {
@@ -42,27 +41,30 @@ fn not_balanced<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -
         return Verdict::Pass(Reason::UnknownAddress);
     };
     match packet.kind {
-        Kind::Fragment => Verdict::Drop(Reason::Fragment),
-        Kind::Icmp if F::is_icmp_error(packet.detail) => Verdict::Drop(Reason::IcmpError),
-        Kind::Icmp if packet.detail == F::ECHO_REQUEST => match tables.service(frontend.service) {
-            Some(service) if service.cluster.length() > 0 => {
-                Verdict::Answer(Answer::Echo, Reason::EchoAnswered)
+        PacketKind::Fragment => Verdict::Drop(Reason::Fragment),
+        PacketKind::Icmp if F::is_icmp_error(packet.detail) => Verdict::Drop(Reason::IcmpError),
+        PacketKind::Icmp if packet.detail == F::ECHO_REQUEST => {
+            match tables.service(frontend.service) {
+                Some(service) if service.cluster.length() > 0 => {
+                    Verdict::Answer(Answer::Echo, Reason::EchoAnswered)
+                }
+                _ => Verdict::Answer(Answer::PortUnreachable, Reason::NoEndpoint),
             }
-            _ => Verdict::Answer(Answer::PortUnreachable, Reason::NoEndpoint),
-        },
+        }
         _ => Verdict::Answer(Answer::ProtocolUnreachable, Reason::NoSuchProtocol),
     }
 }
 
-/// Whether what is addressed to a Service may be new at `site`.
+/// Whether a packet to a Service may be new at `site`. A forwarded packet has passed another site
+/// before and was decided on there.
 #[inline(always)]
-pub(super) fn may_enter(site: Site) -> bool {
+pub(super) fn may_be_new(site: Site) -> bool {
     !matches!(site, Site::ToDevice { ingress: 1.., .. })
 }
 
-/// The verdict, but for what would leave the node untranslated for a ClusterIP.
+/// Turns Pass into Drop if a packet to a ClusterIP would leave the node untranslated.
 #[inline(always)]
-pub(super) fn keep_in<F: Family, T: Tables<F>>(
+pub(super) fn drop_cluster_ip_leak<F: Family, T: Tables<F>>(
     candidate: Candidate,
     context: &Context<F>,
     verdict: Verdict,
@@ -78,8 +80,8 @@ pub(super) fn keep_in<F: Family, T: Tables<F>>(
     }
 }
 
-/// Whether the packet's destination is, or may become, a ClusterIP, so that it must
-/// not leave the node untranslated.
+/// Whether the packet's destination is, or may become, a ClusterIP, so that the packet must not
+/// leave the node untranslated.
 #[inline(never)]
 fn is_service_address<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> bool {
     let destination = context.packet.tuple().destination;

@@ -1,20 +1,20 @@
-//! New flows, addressed to a Service.
+//! New flows to a Service.
 
 use crate::{
     abi::{
         address::{Address, Be16, Family},
         backend::{Backend, ON_THIS_NODE, THIS_HOST},
-        counter::Reason,
+        counter::{Class, Reason},
         flow::{ANSWERED, Action, LOOPBACK_DEVICE, NextHop, ONE_WAY},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::Service,
         traffic::NO_SERVICE,
     },
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
-    entries::{add, insert_pair, prepare_pair, table_of},
+    entries::{add, insert_both, prepare_reverse, table_of},
     lookup,
     select::{self, Choice, Client},
     source_port::{draw_port, find_port},
@@ -23,48 +23,48 @@ use super::{
     types::{Answer, Context, Origin, Site, Verdict, Work},
 };
 
-/// A new flow: finds the Service, chooses a backend and remembers both directions.
+/// Opens a flow: finds the Service, chooses a backend and inserts both entries.
 ///
-/// The steps are functions of their own, called one after the other and not from one
-/// another, as the stack of the programs is small.
+/// The steps are separate functions that are called one after the other, not from one another,
+/// because the programs have a small stack.
 #[inline(always)]
 pub(crate) fn decide<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Verdict {
-    let opened = find(context, work, tables)
-        .and_then(|()| choose(context, work, tables))
-        .and_then(|()| flow_to(context, work, tables))
-        .and_then(|()| enter(context, work, tables));
+    let opened = find_service(context, work, tables)
+        .and_then(|()| choose_backend(context, work, tables))
+        .and_then(|()| prepare_request(context, work, tables))
+        .and_then(|()| insert(context, work, tables));
     match opened {
-        Ok(()) => onward(context, work),
-        Err(reason) => ended(context.packet.kind, reason),
+        Ok(()) => start(context, work),
+        Err(reason) => not_opened(context.packet.kind, reason),
     }
 }
 
-/// What becomes of a packet that opened no flow.
+/// The verdict on a packet that could not open a flow.
 #[inline(always)]
-fn ended(kind: Kind, reason: Reason) -> Verdict {
-    match reason {
-        Reason::UnknownAddress | Reason::MartianSource => Verdict::Pass(reason),
-        Reason::NoSuchPort | Reason::NoEndpoint | Reason::NoSourcePort => match kind {
-            Kind::Tcp => Verdict::Answer(Answer::Reset, reason),
-            _ => Verdict::Answer(Answer::PortUnreachable, reason),
-        },
-        _ => Verdict::Drop(reason),
+fn not_opened(kind: PacketKind, reason: Reason) -> Verdict {
+    match reason.class() {
+        Class::Passed => Verdict::Pass(reason),
+        Class::Refused if matches!(kind, PacketKind::Tcp) => Verdict::Answer(Answer::Reset, reason),
+        Class::Refused => Verdict::Answer(Answer::PortUnreachable, reason),
+        Class::Translated | Class::Answered | Class::Dropped | Class::Alarm => {
+            Verdict::Drop(reason)
+        }
     }
 }
 
-/// Finds front end and Service: `work.frontend`, `work.service` and `work.eligible`.
+/// Finds the frontend and its Service: fills in `work.chosen`.
 #[inline(never)]
-fn find<F: Family, T: Tables<F>>(
+fn find_service<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), Reason> {
     let tuple = context.packet.tuple();
-    work.index = NO_SERVICE;
+    work.out.index = NO_SERVICE;
     if !lookup::find_frontend(context, work, tables) {
         return Err(match tables.frontend(&FrontendKey::of_address(tuple.destination)) {
             Some(_) => Reason::NoSuchPort,
@@ -76,49 +76,50 @@ fn find<F: Family, T: Tables<F>>(
     {
         return Err(Reason::MartianSource);
     }
-    let frontend = work.frontend;
-    work.index = frontend.service;
+    let frontend = work.chosen.frontend;
+    work.out.index = frontend.service;
     let service = tables.service(frontend.service).ok_or(Reason::TableInconsistent)?;
     if frontend.flags & Frontend::RANGED != 0
         && !tables.is_in_range(frontend.service, &tuple.source)
     {
         return Err(Reason::SourceNotAllowed);
     }
-    work.eligible = select::eligible(&service, frontend.kind, context.origin())?;
-    work.service = service;
+    work.chosen.eligible = select::eligible(&service, frontend.kind, context.origin())?;
+    work.chosen.service = service;
     Ok(())
 }
 
-/// Chooses a backend: `work.flow.backend`.
+/// Chooses a backend: fills in `work.scratch.flow.backend`.
 #[inline(never)]
-fn choose<F: Family, T: Tables<F>>(
+fn choose_backend<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), Reason> {
     let client = Client::Address(context.packet.tuple().source);
-    let (index, eligible) = (work.frontend.service, work.eligible);
-    let choice = Choice { index, service: work.service, eligible, client };
-    work.flow.backend =
+    let (index, eligible) = (work.chosen.frontend.service, work.chosen.eligible);
+    let choice = Choice { index, service: work.chosen.service, eligible, client };
+    work.scratch.flow.backend =
         select::choose(&choice, context.settings, tables).ok_or(Reason::TableInconsistent)?;
     Ok(())
 }
 
-/// Adds the new flow `work.flow`, from a port of its own if it can't keep the client's.
+/// Inserts the new flow `work.scratch.flow`, with a source port of this node if it cannot keep its
+/// client's.
 #[inline(never)]
-fn enter<F: Family, T: Tables<F>>(
+fn insert<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), Reason> {
-    if work.needs_port != 0 && !draw_port(context, work, tables) {
+    if work.scratch.needs_port != 0 && !draw_port(context, work, tables) {
         return Err(Reason::NoSourcePort);
     }
-    prepare_pair(context, work);
+    prepare_reverse(context, work);
     match add(context, work, tables) {
         Err(InsertError::Exists) if find_port(context, work, tables) => {
-            prepare_pair(context, work);
-            insert_pair(table_of(context), context, false, work, tables)
+            prepare_reverse(context, work);
+            insert_both(table_of(context), context, false, work, tables)
         }
         result => result,
     }
@@ -129,21 +130,21 @@ fn enter<F: Family, T: Tables<F>>(
 }
 
 #[inline(always)]
-fn onward<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdict {
-    if context.is_last_hop(work.flow.action) {
+fn start<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdict {
+    if context.is_ttl_exceeded(work.scratch.flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
-    work.rewrite.set(&work.flow.rewrite);
-    (work.action, work.device) = (work.flow.action, work.flow.device);
-    work.next_hop = NextHop::UNKNOWN;
+    work.out.rewrite.set(&work.scratch.flow.rewrite);
+    (work.out.action, work.out.device) = (work.scratch.flow.action, work.scratch.flow.device);
+    work.out.next_hop = NextHop::UNKNOWN;
     Verdict::Translate(Reason::FlowCreated)
 }
 
-/// How a new flow reaches its backend.
-struct Way {
+/// How the requests of a new flow reach its backend.
+struct RequestPath {
     action: Action,
     device: u32,
-    /// What the backend sees as the client's address, if not the client's.
+    /// The source address that the backend sees.
     source: Source,
 }
 
@@ -155,82 +156,82 @@ enum Source {
     Hairpin,
     /// The node's address and a port of the node's.
     Node,
-    /// The client's, in a tunnel from the node's address.
+    /// The client's address, inside an outer header with the node's address.
     Tunnel,
 }
 
-/// The way to a backend with these flags (see semantics.md, table 3).
+/// How requests reach this backend from the packet's site, and whether they keep the client's
+/// address (`docs/semantics.md`, section 3); `None` if the site has no path to a backend.
 #[inline(always)]
-fn way<F: Family, T: Tables<F>>(
+fn path_to<F: Family, T: Tables<F>>(
     context: &Context<F>,
     kind: FrontendKind,
     service: &Service,
     backend: &Backend<F::Address>,
     tables: &mut T,
-) -> Option<Way> {
+) -> Option<RequestPath> {
     let is_host = backend.flags & THIS_HOST != 0;
     let is_here = backend.flags & ON_THIS_NODE != 0 || is_host;
-    let way = |action, device, source| Some(Way { action, device, source });
+    let path = |action, device, source| Some(RequestPath { action, device, source });
     match context.site {
-        Site::ToDevice { .. } if is_host => way(Action::REQUEST_LOOPBACK, 0, Source::Client),
+        Site::ToDevice { .. } if is_host => path(Action::REQUEST_LOOPBACK, 0, Source::Client),
         Site::ToDevice { ifindex, .. } => {
-            way(Action::REQUEST_ROUTE, tables.device(ifindex)?, Source::Client)
+            path(Action::REQUEST_ROUTE, tables.device(ifindex)?, Source::Client)
         }
         Site::Loopback => {
-            // A process that asks for an address held by this node has that address as
-            // its source. But for a node port's, other nodes may hold it as well, and the
-            // answers would go to them.
+            // A process that connects to an address of this node has that address as its source.
+            // Unless it is a node port's, other nodes may have the address as well, and would get
+            // the replies.
             let tuple = context.packet.tuple();
             let is_shared = tuple.source == tuple.destination && kind != FrontendKind::NODE_PORT;
             let is_own = !is_shared && !F::is_loopback(tuple.source);
             let source = if is_own { Source::Client } else { Source::Node };
             match is_host {
-                true => way(Action::REQUEST, 0, source),
-                false => way(Action::REQUEST_ROUTE, LOOPBACK_DEVICE, source),
+                true => path(Action::REQUEST, 0, source),
+                false => path(Action::REQUEST_ROUTE, LOOPBACK_DEVICE, source),
             }
         }
         Site::FromPod if backend.address == context.packet.tuple().source => {
-            way(Action::REQUEST_HAIRPIN, 0, Source::Hairpin)
+            path(Action::REQUEST_HAIRPIN, 0, Source::Hairpin)
         }
         Site::FromDevice | Site::FromPod => {
             let keeps_client = match context.origin() {
                 _ if kind.is_internal() && context.settings.masquerades_all() => false,
                 Origin::Inside => true,
-                // A pod's address is known to every node, a client's outside only to those
-                // that its packets to a ClusterIP were routed to.
+                // Every node has a route to a pod. Only the nodes that received a client's packets
+                // to a ClusterIP have a route back to that client.
                 Origin::Pod => is_here,
                 Origin::Outside | Origin::Tunnel => is_here && !kind.is_internal(),
             };
             match (keeps_client, is_host) {
-                (true, _) => way(Action::REQUEST, 0, Source::Client),
-                (false, true) => way(Action::REQUEST_LOOPBACK, 0, Source::Node),
+                (true, _) => path(Action::REQUEST, 0, Source::Client),
+                (false, true) => path(Action::REQUEST_LOOPBACK, 0, Source::Node),
                 (false, false)
-                    if tunnel::is_wanted(context, service, kind, backend.node, tables) =>
+                    if tunnel::must_encapsulate(context, service, kind, backend.node, tables) =>
                 {
-                    way(Action::REQUEST_TUNNEL, 0, Source::Tunnel)
+                    path(Action::REQUEST_TUNNEL, 0, Source::Tunnel)
                 }
-                (false, false) => way(Action::REQUEST_FORWARD, 0, Source::Node),
+                (false, false) => path(Action::REQUEST_FORWARD, 0, Source::Node),
             }
         }
         Site::ToPod => None,
     }
 }
 
-/// Works out the request direction of a new flow, `work.flow`, of which the backend's id is
-/// there.
+/// Fills in the request entry of a new flow, `work.scratch.flow`, whose backend id must be set.
 #[inline(never)]
-fn flow_to<F: Family, T: Tables<F>>(
+fn prepare_request<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Result<(), Reason> {
     let tuple = context.packet.tuple();
-    let frontend = work.frontend;
-    let backend = tables.backend(work.flow.backend).ok_or(Reason::TableInconsistent)?;
-    let Way { action, device, source } =
-        way(context, frontend.kind, &work.service, &backend, tables)
+    let frontend = work.chosen.frontend;
+    let backend = tables.backend(work.scratch.flow.backend).ok_or(Reason::TableInconsistent)?;
+    let RequestPath { action, device, source } =
+        path_to(context, frontend.kind, &work.chosen.service, &backend, tables)
             .ok_or(Reason::TableInconsistent)?;
-    let flow = &mut work.flow;
+    let flow = &mut work.scratch.flow;
     flow.rewrite.source.set(&tuple.source);
     if source != Source::Client {
         let node = &context.family().node_source;
@@ -247,8 +248,8 @@ fn flow_to<F: Family, T: Tables<F>>(
         flow.rewrite.destination.set(&backend.node);
         flow.rewrite.source_port = Be16::new(0);
         flow.rewrite.destination_port = Be16::new(0);
-        // Datagrams are taken for answered: nothing is going to tell.
-        let is_tcp = matches!(context.packet.kind, Kind::Tcp);
+        // A UDP flow counts as answered from the start, because its replies do not pass this node.
+        let is_tcp = matches!(context.packet.kind, PacketKind::Tcp);
         flow.state = if is_tcp { ONE_WAY } else { ONE_WAY | ANSWERED };
     }
     flow.action = action;
@@ -257,6 +258,6 @@ fn flow_to<F: Family, T: Tables<F>>(
     flow.last_seen = context.now;
     flow.device = device;
     flow.next_hop = NextHop::UNKNOWN;
-    work.needs_port = u32::from(source == Source::Node);
+    work.scratch.needs_port = u32::from(source == Source::Node);
     Ok(())
 }

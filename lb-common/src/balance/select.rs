@@ -1,4 +1,4 @@
-//! Which backend a new flow gets.
+//! The choice of a backend for a new flow.
 
 use crate::{
     abi::{
@@ -11,7 +11,7 @@ use crate::{
         service::Service,
         settings::Settings,
     },
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -20,15 +20,15 @@ use super::{
     types::{Eligible, Origin},
 };
 
-/// Who asks, as far as keeping to a backend is concerned.
+/// The client by which a backend is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client<A> {
     /// A packet's source address.
     Address(A),
     /// The cookie of the network namespace of a socket.
     Netns(u64),
-    /// The cookie of a datagram socket: its datagrams keep to one backend as those of a
-    /// flow do, with or without session affinity.
+    /// The cookie of a datagram socket. Its datagrams go to one backend, like those of a flow, with
+    /// or without session affinity.
     Socket(u64),
 }
 
@@ -44,18 +44,18 @@ impl<A: Address> Client<A> {
         AffinityKey { service, kind, client }
     }
 
-    /// How long the client keeps to its backend, in ticks; 0 = not at all.
+    /// How long the client keeps its backend, in ticks; 0 = it does not keep it.
     #[inline(always)]
     fn lifetime(self, service: &Service, settings: &Settings) -> u32 {
         match self {
-            Self::Socket(_) => track::lifetime(Kind::Udp, ANSWERED, settings),
-            // 24.8 days at 1,000 ticks a second; the API allows a day.
+            Self::Socket(_) => track::lifetime(PacketKind::Udp, ANSWERED, settings),
+            // Valid up to 24.8 days at 1,000 ticks a second; the Kubernetes API allows a day.
             _ => service.affinity_seconds.wrapping_mul(settings.ticks_per_second),
         }
     }
 
-    /// Whether the client may keep to `backend`: affinity only to one that a new client
-    /// could be given, a datagram flow to any that is in a slice.
+    /// Whether the client may keep `backend`. With session affinity it keeps only a backend that a
+    /// new client could get; a datagram flow keeps every backend that is in an EndpointSlice.
     #[inline(always)]
     fn keeps<B>(self, backend: &Backend<B>, bound: &Affinity, eligible: Eligible) -> bool {
         backend.generation as u32 == bound.generation
@@ -63,14 +63,14 @@ impl<A: Address> Client<A> {
     }
 }
 
-/// The set that a client gets at a front end of this kind, or why it gets none.
+/// The backends that a client may get at a frontend of this kind, or the reason why there are none.
 #[inline(always)]
 pub fn eligible(service: &Service, kind: FrontendKind, origin: Origin) -> Result<Eligible, Reason> {
     let policy = match (kind.is_internal(), origin) {
         (true, _) => Service::INTERNAL_LOCAL,
         (false, Origin::Outside) => Service::EXTERNAL_LOCAL,
-        // Clients inside the cluster take the short way to where the traffic from outside
-        // may end.
+        // Clients inside the cluster may get any backend at an external frontend, whatever
+        // `externalTrafficPolicy` says, as with kube-proxy.
         (false, _) => 0,
     };
     let is_chosen = matches!(origin, Origin::Tunnel);
@@ -86,7 +86,7 @@ pub fn eligible(service: &Service, kind: FrontendKind, origin: Origin) -> Result
     }
 }
 
-/// What a backend is chosen for.
+/// The input of a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Choice<A> {
     /// Index into SERVICES.
@@ -96,8 +96,8 @@ pub(crate) struct Choice<A> {
     pub(crate) client: Client<A>,
 }
 
-/// Chooses: the backend that the client keeps to, else any with equal chance. Returns its
-/// id.
+/// Chooses the backend that the client keeps, else any backend with equal chance. Returns its id;
+/// `None` if the tables are inconsistent.
 #[inline(never)]
 pub(crate) fn choose<F: Family, T: Tables<F>>(
     choice: &Choice<F::Address>,
@@ -132,8 +132,8 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
     Some(id)
 }
 
-/// Any backend with equal chance; returns its id. A slot may point, for the moment between
-/// two stores of the agent, to a backend that has just left: then its neighbour is taken.
+/// Returns the id of any backend, with equal chance. Between two stores of the agent, a slot may
+/// refer to a backend that has just left the set: then the backend of the next slot is taken.
 #[inline(never)]
 fn any<F: Family, T: Tables<F>>(choice: &Choice<F::Address>, tables: &mut T) -> Option<u32> {
     const ATTEMPTS: u32 = 2;

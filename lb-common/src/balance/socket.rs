@@ -1,4 +1,4 @@
-//! The decision on a connect() or sendmsg(), before there is a packet.
+//! The decision on a connect() or sendmsg(), before any packet is sent.
 
 use crate::abi::{
     address::{Address, Family},
@@ -14,25 +14,26 @@ use super::{
     types::{Endpoint, Origin},
 };
 
-/// What becomes of the call.
+/// The decision on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision<A: Address> {
-    /// It goes on as it is; packets are then judged on their own.
+    /// The call goes on unchanged. The packets are then decided on one by one.
     Untouched(Reason),
-    /// It goes to this backend.
+    /// The call goes to this backend.
     Translate(Endpoint<A>),
-    /// It fails: with EPERM for [`Reason::SourceNotAllowed`], else with ECONNREFUSED. Then the
-    /// index of the service port that turns it away, [`NO_SERVICE`] for none.
+    /// The call fails: with EPERM for [`Reason::SourceNotAllowed`], else with ECONNREFUSED. The
+    /// second field is the index of the service port that rejects it, or [`NO_SERVICE`].
     Refuse(Reason, u32),
 }
 
-/// Who calls: read only once it matters.
+/// The socket that calls. Each value is read only when it is needed, because each costs a helper
+/// call.
 pub trait Caller {
-    /// The cookie of the socket's network namespace.
+    /// The cookie of the socket's network namespace; 0 if the kernel does not provide it.
     fn netns(&self) -> u64;
-    /// Whether the socket is one of the node's own network namespace.
+    /// Whether the socket is in the node's own network namespace.
     fn is_node(&self) -> bool;
-    /// The cookie of the socket, if each of its datagrams is decided on anew.
+    /// The cookie of the socket if each of its datagrams is decided on separately (sendmsg()).
     fn datagram_socket(&self) -> Option<u64>;
 }
 
@@ -48,7 +49,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     let family = F::settings(settings);
     let may_be_node_port = settings.node_ports.contains(destination.port.get())
         && family.may_be_node(destination.address);
-    // These are of the caller's own namespace, which may be a pod's.
+    // These addresses belong to the caller's network namespace, which may be a pod's.
     let is_own = destination.address.is_unspecified() || F::is_loopback(destination.address);
     if is_own || (!may_be_node_port && !family.may_be_service(destination.address)) {
         return Decision::Untouched(Reason::NotService);
@@ -67,7 +68,7 @@ pub fn decide<F: Family, T: Tables<F>>(
         return Decision::Untouched(Reason::TableInconsistent);
     };
     if frontend.flags & Frontend::RANGED != 0 {
-        // A pod's address is not known yet: its packets are judged.
+        // The address of a pod is not known here: its packets are decided on.
         if !caller.is_node() {
             return Decision::Untouched(Reason::SocketExempt);
         }

@@ -1,4 +1,4 @@
-//! A source port of this node's for a new flow that can't keep its client's.
+//! The source port, one of this node's, of a new flow that cannot keep its client's.
 
 use crate::abi::address::{Be16, Family};
 
@@ -7,11 +7,11 @@ use super::{
     types::{Context, Work},
 };
 
-/// How many source ports are looked at in search of a free one. Where seven in ten are
-/// taken, all of them are once in three million flows.
+/// The number of source ports that are tried. If seven in ten are taken, all of them are taken for
+/// one in three million flows.
 const ATTEMPTS: u32 = 42;
 
-/// Gives the new flow a source port of this node's, any. Returns whether there is one.
+/// Gives the new flow a random source port of this node. Returns false if the node has none.
 #[inline(always)]
 pub(super) fn draw_port<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -23,13 +23,12 @@ pub(super) fn draw_port<F: Family, T: Tables<F>>(
         return false;
     }
     let offset = (tables.random() as u64 * ports.count as u64) >> 32;
-    work.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
-    work.pair_key.set_pair(&work.flow.rewrite, context.packet.key.protocol);
+    work.scratch.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
+    work.scratch.reverse_key.set_reverse(&work.scratch.flow.rewrite, context.packet.key.protocol);
     true
 }
 
-/// Gives the new flow a source port of this node's that is free. Returns whether one was
-/// found.
+/// Gives the new flow a free source port of this node. Returns whether one was found.
 #[inline(never)]
 pub(super) fn find_port<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -38,8 +37,8 @@ pub(super) fn find_port<F: Family, T: Tables<F>>(
 ) -> bool {
     let mut attempt = 0;
     while attempt < ATTEMPTS && draw_port(context, work, tables) {
-        if tables.flow(FlowTable::Flows, &work.pair_key).is_none()
-            && tables.flow(FlowTable::Embryonic, &work.pair_key).is_none()
+        if tables.flow(FlowTable::Flows, &work.scratch.reverse_key).is_none()
+            && tables.flow(FlowTable::Embryonic, &work.scratch.reverse_key).is_none()
         {
             return true;
         }

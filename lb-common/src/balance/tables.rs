@@ -1,4 +1,4 @@
-//! The tables as the core sees them: kernel maps in the programs, plain maps in tests.
+//! The interface of the tables: kernel maps in the programs, ordinary maps in tests.
 
 use crate::abi::{
     address::{Be16, Family},
@@ -12,24 +12,25 @@ use crate::abi::{
 
 /// An entry of a table that is changed in place.
 pub trait Entry<T> {
-    /// What the entry holds, or held when it was looked up.
+    /// The value of the entry, now or when it was looked up.
     fn get(&self) -> &T;
 
-    /// Replaces what the entry holds, without a lock: fields that a packet on another
-    /// CPU changes at the same moment may keep either value.
+    /// Replaces the value without a lock. A field that a packet on another CPU changes at the same
+    /// moment may keep either value.
     fn store(&self, value: T);
 }
 
-/// An entry of a flow table: the core changes nothing else of it in place.
+/// An entry of a flow table, in which the core changes only these fields in place.
 pub trait FlowEntry<A>: Entry<Flow<A>> {
     /// Replaces the state.
     fn set_state(&self, state: u8);
 
-    /// Notes that a packet was seen at `now`, and forgets the next hop.
+    /// Sets the time of the last packet to `now` (jiffies) and clears the next hop, so that the
+    /// route is looked up again.
     fn set_last_seen(&self, now: u32);
 }
 
-/// Which of a family's two flow tables.
+/// One of a family's two flow tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FlowTable {
     /// FLOWS4 or FLOWS6.
@@ -38,12 +39,12 @@ pub enum FlowTable {
     Embryonic,
 }
 
-/// Why a flow table took no entry.
+/// Why an entry could not be inserted into a flow table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
-    /// There is an entry of that key.
+    /// The table has an entry with this key.
     Exists,
-    /// There is no room.
+    /// The table is full.
     Full,
 }
 
@@ -59,11 +60,11 @@ pub trait Tables<F: Family> {
     /// A random number.
     fn random(&mut self) -> u32;
 
-    /// Looks up a front end.
+    /// Looks up a frontend.
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
-    /// Looks up the front end [of any node](FrontendKey::of_any_node).
+    /// Looks up the frontend [of any node](FrontendKey::of_any_node).
     fn node_port(&mut self, port: Be16, protocol: u8) -> Option<Frontend>;
-    /// Whether the source ranges of a service port hold a client.
+    /// Whether a client is in the source ranges of a service port.
     fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool;
     /// Whether a node of the cluster has this address.
     fn is_node(&mut self, address: &F::Address) -> bool;
@@ -74,12 +75,12 @@ pub trait Tables<F: Family> {
     /// Looks up a backend.
     fn backend(&mut self, id: u32) -> Option<Backend<F::Address>>;
 
-    /// The index into DEVICES of the device that the kernel knows by `ifindex`.
+    /// The index into DEVICES of the device with the kernel's index `ifindex`.
     fn device(&mut self, ifindex: u32) -> Option<u32>;
 
     /// Looks up one direction of a flow.
     fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry>;
-    /// Adds one direction of a flow; replaces what is there only if `replace`.
+    /// Inserts one direction of a flow. Replaces an existing entry only if `replace`.
     fn insert_flow(
         &mut self,
         table: FlowTable,
@@ -87,16 +88,16 @@ pub trait Tables<F: Family> {
         flow: &Flow<F::Address>,
         replace: bool,
     ) -> Result<(), InsertError>;
-    /// Removes one direction of a flow, if it is there.
+    /// Removes one direction of a flow, if it is in the table.
     fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>);
 
-    /// Looks up the ports of a datagram that comes in fragments.
+    /// Looks up the ports of a fragmented datagram.
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment>;
-    /// Enters the ports of such a datagram.
-    fn enter_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment);
+    /// Stores the ports of a fragmented datagram.
+    fn insert_fragment(&mut self, key: &FragmentKey<F::Address>, fragment: &Fragment);
 
-    /// Looks up which backend a client is bound to.
+    /// Looks up the backend that a client is bound to.
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry>;
-    /// Binds a client to a backend. A full table forgets the client that was idle longest.
+    /// Binds a client to a backend. A full table evicts the client that was idle longest.
     fn bind(&mut self, key: &AffinityKey, affinity: &Affinity);
 }

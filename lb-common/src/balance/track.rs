@@ -1,4 +1,4 @@
-//! The life of a flow: what its packets say of its state, and when it is over.
+//! The life of a flow: the state that its packets show, and when it is closed or expired.
 
 use crate::{
     abi::{
@@ -6,7 +6,7 @@ use crate::{
         flow::{ANSWERED, CLIENT_FIN, Flow, ONE_WAY, RESET, SERVER_FIN},
         settings::{Lifetimes, STATES, Settings, Timeouts},
     },
-    packet::{ACK, FIN, Kind, RST, SYN},
+    packet::{ACK, FIN, PacketKind, RST, SYN},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
     types::{Context, Work},
 };
 
-/// How long a flow in `state` lives without a packet, in ticks.
+/// The idle timeout of a flow in `state`, in the unit of `timeouts`.
 pub const fn timeout(is_tcp: bool, state: u8, timeouts: &Timeouts) -> u32 {
     match is_tcp {
         true if is_closed(state) => timeouts.tcp_closing,
@@ -27,7 +27,7 @@ pub const fn timeout(is_tcp: bool, state: u8, timeouts: &Timeouts) -> u32 {
     }
 }
 
-/// The same for all states.
+/// The idle timeouts of all states.
 pub const fn lifetimes(timeouts: &Timeouts) -> Lifetimes {
     let mut ticks = [0; 2 * STATES];
     let mut state = 0;
@@ -39,12 +39,12 @@ pub const fn lifetimes(timeouts: &Timeouts) -> Lifetimes {
     Lifetimes { ticks }
 }
 
-/// How long a flow of TCP or of UDP lives in `state`, in ticks.
+/// The idle timeout of a TCP or UDP flow in `state`, in ticks.
 #[inline(always)]
-pub fn lifetime(kind: Kind, state: u8, settings: &Settings) -> u32 {
-    const { assert!(Kind::Tcp as usize == 0 && Kind::Udp as usize == 1) };
-    // In two steps: verifiers before 6.10 know no bound of two numbers that are ORed, as which
-    // the compiler would add these.
+pub fn lifetime(kind: PacketKind, state: u8, settings: &Settings) -> u32 {
+    const { assert!(PacketKind::Tcp as usize == 0 && PacketKind::Udp as usize == 1) };
+    // In two steps: verifiers before 6.10 do not bound the result of an OR of two numbers, and the
+    // compiler would add these by an OR.
     let (tables, _) = settings.lifetimes.ticks.as_chunks::<STATES>();
     tables[kind as usize & 1][state as usize & (STATES - 1)]
 }
@@ -61,23 +61,22 @@ pub const fn is_closed(state: u8) -> bool {
     state & RESET != 0 || state & (CLIENT_FIN | SERVER_FIN) == CLIENT_FIN | SERVER_FIN
 }
 
-/// Whether the flow is past its timeout and so counts as absent.
+/// Whether the flow is past its idle timeout, so that it counts as absent.
 #[inline(always)]
-pub fn is_expired<A>(flow: &Flow<A>, kind: Kind, now: u32, settings: &Settings) -> bool {
+pub fn is_expired<A>(flow: &Flow<A>, kind: PacketKind, now: u32, settings: &Settings) -> bool {
     is_past(flow.last_seen, now, lifetime(kind, flow.state, settings))
 }
 
-/// Whether more than `lifetime` has gone by since `last_seen`, all in ticks.
+/// Whether more than `lifetime` has passed since `last_seen`, all in ticks.
 #[inline(always)]
 pub(crate) fn is_past(last_seen: u32, now: u32, lifetime: u32) -> bool {
     let age = now.wrapping_sub(last_seen);
-    // A clock that another CPU read a tick later makes an age below zero.
+    // The age is negative if another CPU read its clock a tick later.
     (age as i32) >= 0 && age > lifetime
 }
 
-/// Notes a packet of a known flow in its entry. What its pair must know too (a change
-/// of state, and now and then that the flow lives) is written there as well: only then
-/// is there a second look-up.
+/// Notes a packet of a known flow in its entry. A change of state, and once in each period the
+/// time, is written to the reverse entry too: only then is there a second look-up.
 #[inline(always)]
 pub(crate) fn note<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -89,7 +88,7 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
 ) {
     let seen = observed(context.packet.kind, context.packet.detail, flow.action.is_reply());
     let state = flow.state | seen;
-    // In the kernel `flow` is the entry itself, which is about to change.
+    // In the kernel `flow` is the entry itself, which changes below.
     let last_seen = flow.last_seen;
     let idle = context.now.wrapping_sub(last_seen);
     let ticks = context.settings.ticks_per_second;
@@ -100,42 +99,42 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
     if state != flow.state {
         entry.set_state(state);
     } else {
-        let period = ticks.wrapping_mul(PAIR_REFRESH_SECONDS);
+        let period = ticks.wrapping_mul(REVERSE_REFRESH_SECONDS);
         if context.now.checked_div(period) == last_seen.checked_div(period) {
             return;
         }
     }
-    work.pair_key.set_pair(&flow.rewrite, context.packet.key.protocol);
-    note_pair(context, table, state, work, tables);
+    work.scratch.reverse_key.set_reverse(&flow.rewrite, context.packet.key.protocol);
+    note_reverse(context, table, state, work, tables);
 }
 
-/// Writes to the other direction's entry, of key `work.pair_key`.
+/// Updates the reverse entry, whose key is `work.scratch.reverse_key`.
 #[inline(never)]
-fn note_pair<F: Family, T: Tables<F>>(
+fn note_reverse<F: Family, T: Tables<F>>(
     context: &Context<F>,
     table: FlowTable,
     state: u8,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) {
-    if let Some(pair) = tables.flow(table, &work.pair_key) {
-        let other = pair.get();
+    if let Some(reverse) = tables.flow(table, &work.scratch.reverse_key) {
+        let other = reverse.get();
         if other.rewrite.is_reverse_of(context.packet.tuple()) {
-            pair.set_last_seen(context.now);
-            pair.set_state(other.state | state);
+            reverse.set_last_seen(context.now);
+            reverse.set_state(other.state | state);
         }
     }
 }
 
-/// A direction without packets of its own is kept alive by the other one, which writes
-/// there once in each period of so many seconds. Below every timeout.
-const PAIR_REFRESH_SECONDS: u32 = 5;
+/// A direction without packets of its own is kept alive by the other one, which updates its entry
+/// once in each period of this many seconds. Shorter than every timeout.
+const REVERSE_REFRESH_SECONDS: u32 = 5;
 
-/// What a packet tells of its flow's state.
+/// The bits of its flow's state that a packet shows.
 #[inline(always)]
-pub(crate) fn observed(kind: Kind, flags: u8, is_reply: bool) -> u8 {
+pub(crate) fn observed(kind: PacketKind, flags: u8, is_reply: bool) -> u8 {
     let mut state = 0;
-    if !matches!(kind, Kind::Tcp) {
+    if !matches!(kind, PacketKind::Tcp) {
         return if is_reply { ANSWERED } else { 0 };
     }
     if flags & RST != 0 {

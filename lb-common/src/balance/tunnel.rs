@@ -1,9 +1,9 @@
-//! Direct server return: what is tunnelled to a backend's node, and what that node makes of
-//! it.
+//! Direct server return: which packets are encapsulated for a backend's node, and how that node
+//! handles them.
 //!
-//! The node that a client's packet comes to chooses a backend and with it a node, and sends
-//! the packet there as it came, but for a hop. That node chooses among its own backends and
-//! answers the client itself. What came in a tunnel is never tunnelled again.
+//! The node that receives a client's packet chooses a backend, and with it a node, and sends the
+//! packet there encapsulated, untranslated but for its TTL. That node chooses among its own
+//! backends and answers the client itself. An encapsulated packet is never encapsulated again.
 
 use crate::{
     abi::{
@@ -21,12 +21,12 @@ use super::{
     types::{Context, Origin, Site, Work},
 };
 
-/// Whether what an external device received in a tunnel with the ends `outer` was put there
-/// by another node: the packet inside, with the ends `inner`, is a client's outside. Packets
-/// of nodes and pods are never tunnelled here, so that what a CNI tunnels for them is let
-/// alone.
+/// Whether another node encapsulated this packet for direct server return. `outer` and `inner` are
+/// source and destination of the outer and inner IP header. The inner source is then a client
+/// outside the cluster: packets of nodes and pods are never encapsulated by lb, so that those that
+/// a CNI encapsulates are left alone.
 #[inline(always)]
-pub fn is_ours<F: Family, T: Tables<F>>(
+pub fn is_encapsulated_by_node<F: Family, T: Tables<F>>(
     outer: &[F::Address; 2],
     inner: &[F::Address; 2],
     settings: &Settings,
@@ -39,11 +39,11 @@ pub fn is_ours<F: Family, T: Tables<F>>(
         && !tables.is_node(&inner[0])
 }
 
-/// Whether a new flow is tunnelled to `node`, where its backend runs. Clients that are pods
-/// or nodes are not: they would be answered past what their own node knows of the flow. Nor
-/// is a node port at an address that the other nodes do not know for a node's.
+/// Whether the packets of a new flow are encapsulated for `node`, on which its backend runs. Those
+/// of pods and nodes are not, because the client's own node would not know the flow of the replies.
+/// Nor are packets to a node port at an address that the other nodes do not know as a node's.
 #[inline(always)]
-pub(crate) fn is_wanted<F: Family, T: Tables<F>>(
+pub(crate) fn must_encapsulate<F: Family, T: Tables<F>>(
     context: &Context<F>,
     service: &Service,
     kind: FrontendKind,
@@ -59,10 +59,10 @@ pub(crate) fn is_wanted<F: Family, T: Tables<F>>(
         && (kind != FrontendKind::NODE_PORT || tables.is_node(&tuple.destination))
 }
 
-/// Whether packets like this one are tunnelled: an error about one of them may be a forgery
-/// that is to hit somebody else.
+/// Whether packets like this one are encapsulated here. An ICMP error about another packet may be
+/// forged.
 #[inline(always)]
-pub fn is_known<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> bool {
+pub fn is_encapsulated_flow<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> bool {
     let mut found = tables.flow(FlowTable::Flows, &packet.key);
     if found.is_none() {
         found = tables.flow(FlowTable::Embryonic, &packet.key);
@@ -70,16 +70,16 @@ pub fn is_known<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> 
     found.is_some_and(|entry| entry.get().action.is_one_way())
 }
 
-/// Whether a packet that came in a tunnel, and for which there is neither backend nor flow, is
-/// dropped: for a front end it is, as it would only go round in circles. The rest is no business
-/// of ours and stays in its tunnel.
+/// Whether an encapsulated packet with neither backend nor flow is dropped. If it is addressed to a
+/// frontend, it is, because the kernel would route it back and forth between nodes. Any other is
+/// not Service traffic: it goes on, still encapsulated.
 #[inline(always)]
-pub fn is_stray<F: Family, T: Tables<F>>(
+pub fn is_undeliverable<F: Family, T: Tables<F>>(
     packet: &Packet<F>,
     settings: &Settings,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
     let context = Context { packet, settings, site: Site::FromDevice, now: 0 };
-    context.is_tunnelled() && find_frontend(&context, work, tables)
+    context.is_encapsulated() && find_frontend(&context, work, tables)
 }

@@ -1,4 +1,4 @@
-//! What the steps of a decision hand to one another, and what comes out of it.
+//! The types that the steps of a decision pass on, and those of its result.
 
 use crate::{
     abi::{
@@ -13,29 +13,28 @@ use crate::{
     packet::{Packet, quote::Quote},
 };
 
-/// Where a packet was caught.
+/// Where in the datapath a packet is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
-    /// It comes out of a pod.
+    /// tc ingress on the host side of a pod's interface: the packet comes from the pod.
     FromPod,
-    /// It is about to go into a pod.
+    /// tc egress on the host side of a pod's interface: the packet goes to the pod.
     ToPod,
-    /// It comes in by an external device.
+    /// Ingress of an external device, XDP or tc.
     FromDevice,
-    /// It is about to leave by an external device.
+    /// tc egress of an external device.
     ToDevice {
-        /// The kernel's index of that device.
+        /// The kernel's index of the external device.
         ifindex: u32,
-        /// The kernel's index of the device that it came in by; 0 = a process of this node
-        /// made it.
+        /// The kernel's index of the device that received the packet; 0 if a process of this node
+        /// sent it.
         ingress: u32,
     },
-    /// It goes from this node to itself.
+    /// tc egress of the loopback device: the packet goes from this node to itself.
     Loopback,
 }
 
-/// How a client is told that there is nothing to connect to (or, for an echo, that
-/// there is).
+/// How the program answers a client in place of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// TCP RST.
@@ -50,53 +49,90 @@ pub enum Answer {
     TimeExceeded,
 }
 
-/// What becomes of a packet.
+/// The decision on a packet, with the reason that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Goes on as it is.
+    /// The packet goes on unchanged.
     Pass(Reason),
-    /// Ends here.
+    /// The packet is dropped.
     Drop(Reason),
-    /// Goes on as [`Work::rewrite`], [`Work::action`] and [`Work::device`] say.
+    /// The packet is translated and sent on as [`Output::rewrite`], [`Output::action`] and
+    /// [`Output::device`] say.
     Translate(Reason),
-    /// Ends here, and its sender is answered.
+    /// The packet is dropped, and its sender gets an answer.
     Answer(Answer, Reason),
 }
 
-/// Room for what a decision works out. It is an argument so that the programs, whose
-/// stack is small, can keep it in a map; nothing in it outlives a decision.
+/// Memory for one decision. It is an argument so that the programs, whose stack is small, can keep
+/// it in a map. Nothing in it outlives a decision.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Work<A> {
-    /// The addresses and ports that a translated packet goes on with.
+    /// What becomes of the packet.
+    pub out: Output<A>,
+    /// The packet that an ICMP error quotes: read by the hook, and translated with the error.
+    pub error: ErrorQuote<A>,
+    /// The Service that a new flow is for.
+    pub(super) chosen: Chosen,
+    /// Entries and keys on their way to or from a table.
+    pub(super) scratch: WorkScratch<A>,
+}
+
+/// How a packet goes on. Valid after [`Verdict::Translate`]; [`Output::index`] after every verdict
+/// whose reason TRAFFIC or DROPS counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Output<A> {
+    /// The addresses and ports of the translated packet.
     pub rewrite: Tuple<A>,
-    /// Where a translated packet goes on.
+    /// Where the translated packet is sent.
     pub action: Action,
     /// Index into DEVICES, for [`Action::REPLY_INTO_DEVICE`].
     pub device: u32,
-    /// Index into SERVICES of the service port that translates the packet or turns it away;
-    /// [`NO_SERVICE`](crate::abi::traffic::NO_SERVICE) for none.
+    /// Index into SERVICES of the service port that translates or rejects the packet;
+    /// [`NO_SERVICE`](crate::abi::traffic::NO_SERVICE) if there is none.
     pub index: u32,
-    /// Where the flow remembers that a forwarded packet goes.
+    /// The next hop that the flow remembers for forwarded packets.
     pub next_hop: NextHop,
-    /// What an ICMP error quotes, where the packet is one.
-    pub quote: Quote<A>,
-    /// The addresses and ports that a translated quote goes on with.
-    pub quoted: Tuple<A>,
-    pub(super) fragment: FragmentKey<A>,
-    pub(super) frontend: Frontend,
-    pub(super) service: Service,
-    pub(super) eligible: Eligible,
-    /// Whether the flow can't keep its client's port.
-    pub(super) needs_port: u32,
-    /// Whether another flow has the reply tuple that the flow had.
-    pub(super) is_contested: u32,
-    pub(super) pair_key: FlowKey<A>,
-    pub(super) flow: Flow<A>,
-    pub(super) pair: Flow<A>,
 }
 
-/// What every step of a decision needs beside the tables.
+/// The packet that an ICMP error quotes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ErrorQuote<A> {
+    /// The quote as it arrived: read by the hook before the decision.
+    pub quote: Quote<A>,
+    /// The addresses and ports of the translated quote. Valid after [`Verdict::Translate`].
+    pub quoted: Tuple<A>,
+}
+
+/// The Service of a packet without a flow, filled in by `open::find_service`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Chosen {
+    pub(super) frontend: Frontend,
+    pub(super) service: Service,
+    /// The backends that may be chosen.
+    pub(super) eligible: Eligible,
+}
+
+/// Entries and keys that a decision looks up or writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct WorkScratch<A> {
+    pub(super) fragment: FragmentKey<A>,
+    /// 1: the flow cannot keep its client's source port.
+    pub(super) needs_port: u32,
+    /// 1: an established flow of another frontend has the reply tuple that this flow had.
+    pub(super) is_reply_tuple_taken: u32,
+    pub(super) reverse_key: FlowKey<A>,
+    /// The entry of the packet's direction.
+    pub(super) flow: Flow<A>,
+    /// The entry of the other direction.
+    pub(super) reverse: Flow<A>,
+}
+
+/// The inputs of every step of a decision, apart from the tables.
 pub(crate) struct Context<'a, F: Family> {
     pub(crate) packet: &'a Packet<F>,
     pub(crate) settings: &'a Settings,
@@ -105,11 +141,12 @@ pub(crate) struct Context<'a, F: Family> {
 }
 
 impl<A: Address> Work<A> {
-    /// The packet goes where those of this direction of a flow go.
+    /// Sets how the packet is sent on: like the other packets of this direction of a flow.
     #[inline(always)]
-    pub(super) fn go_with(&mut self, flow: &Flow<A>) {
-        (self.action, self.device, self.next_hop) = (flow.action, flow.device, flow.next_hop);
-        self.index = flow.service;
+    pub(super) fn set_delivery(&mut self, flow: &Flow<A>) {
+        let out = &mut self.out;
+        (out.action, out.device, out.next_hop) = (flow.action, flow.device, flow.next_hop);
+        out.index = flow.service;
     }
 }
 
@@ -119,36 +156,39 @@ impl<F: Family> Context<'_, F> {
         F::settings(self.settings)
     }
 
-    /// Whether the packet came in a tunnel of another node.
+    /// Whether another node encapsulated the packet.
     #[inline(always)]
-    pub(crate) fn is_tunnelled(&self) -> bool {
-        matches!(self.site, Site::FromDevice) && self.packet.tunnel != 0
+    pub(crate) fn is_encapsulated(&self) -> bool {
+        matches!(self.site, Site::FromDevice) && self.packet.encap_len != 0
     }
 
-    /// Whether new flows are left to the stack. Those in a tunnel would end there.
+    /// Whether new flows are left to the kernel. Encapsulated packets are not, because the kernel
+    /// would not deliver them.
     #[inline(always)]
     pub(crate) fn is_draining(&self) -> bool {
-        self.settings.is_draining() && !self.is_tunnelled()
+        self.settings.is_draining() && !self.is_encapsulated()
     }
 
-    /// Whether the program is to send the packet on as a router does, which ends here.
+    /// Whether the program would forward the packet as a router does, but its TTL or hop limit is
+    /// used up.
     #[inline(always)]
-    pub(crate) fn is_last_hop(&self, action: Action) -> bool {
-        action.is_forward() && self.packet.hops <= 1
+    pub(crate) fn is_ttl_exceeded(&self, action: Action) -> bool {
+        action.is_forward() && self.packet.ttl <= 1
     }
 
-    /// Whether the packet is a reply that has not been routed yet, but is changed only after
-    /// that: input routing takes a source of ours for a forgery, connection tracking for invalid.
+    /// Whether a packet at ingress is a reply that is translated on egress. With a local address or
+    /// a Service's as its source before routing, it would fail source validation
+    /// (`fib_validate_source`), and conntrack would see it as INVALID.
     #[inline(always)]
-    pub(crate) fn is_early(&self, action: Action) -> bool {
+    pub(crate) fn is_translated_on_egress(&self, action: Action) -> bool {
         matches!(self.site, Site::FromPod | Site::FromDevice) && action.is_reply_by_stack()
     }
 
-    /// Who the client is.
+    /// The client's origin.
     #[inline(always)]
     pub(crate) fn origin(&self) -> Origin {
         match self.site {
-            Site::FromDevice if self.is_tunnelled() => Origin::Tunnel,
+            Site::FromDevice if self.is_encapsulated() => Origin::Tunnel,
             Site::FromDevice if !self.family().is_pod(self.packet.tuple().source) => {
                 Origin::Outside
             }
@@ -158,30 +198,30 @@ impl<F: Family> Context<'_, F> {
     }
 }
 
-/// Who a client is, as far as policies are concerned.
+/// The origin of a client, by which traffic policies apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// A pod or a process of this node.
     Inside,
     /// A pod of another node.
     Pod,
-    /// Anybody else.
+    /// Any other client.
     Outside,
-    /// Anybody else, by way of another node, which has chosen this one.
+    /// A client outside the cluster whose packets another node encapsulated for this one.
     Tunnel,
 }
 
-/// What a packet may be, as far as its destination tells.
+/// What a packet may be, judged by its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Candidate {
-    /// Addressed to what may be a Service's address.
+    /// A request: the destination may be a Service's address.
     Service,
-    /// Addressed to this node: a reply, or a request to a node port.
+    /// A reply or a request to a node port: the destination may be an address of this node.
     Node,
-    /// A reply.
+    /// A reply: the destination is neither of these, but replies pass this site.
     Reply,
-    /// Nothing of ours.
-    Neither,
+    /// Neither a request to a Service nor a reply.
+    NotService,
 }
 
 /// An address and port.
@@ -193,7 +233,7 @@ pub struct Endpoint<A: Address> {
     pub port: Be16,
 }
 
-/// The backends that may be chosen from.
+/// The backends that may be chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Eligible {
     /// Their slots.

@@ -1,6 +1,4 @@
-//! Frames that answer a client in place of a backend: RST, ICMP unreachable.
-//!
-//! They are built whole, checksums included, and replace the packet they answer.
+//! Frames that answer a client in place of a backend: TCP reset, ICMP errors.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -35,33 +33,33 @@ pub struct IcmpHeader {
     icmp_type: u8,
     code: u8,
     checksum: u16,
-    /// The MTU of an error that says so, network byte order; else 0.
+    /// The MTU if the error is [`Respond::TOO_BIG`], network byte order; else 0.
     mtu: u32,
 }
 
-/// How much of the packet an error quotes: its IP header with what follows and the
-/// first eight bytes of the transport header, at most so many words.
+/// The most 4-byte words of a packet that an error quotes. A quote is the IP header with options or
+/// extension headers, and the first eight bytes of the transport header.
 pub const MAX_QUOTE_WORDS: usize = 26;
 
-/// A family in which clients can be answered.
+/// The answers of a family (ICMP: RFC 792, ICMPv6: RFC 4443).
 pub trait Respond: Family {
     /// The family's IP header.
     type Header: Pod;
 
-    /// ICMP type and code that say: nobody listens on the port.
+    /// ICMP type and code of "port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
-    /// ICMP type and code that say: the protocol is not spoken.
+    /// ICMP type and code of "protocol unreachable"; in ICMPv6, "port unreachable".
     const PROTOCOL_UNREACHABLE: (u8, u8);
-    /// ICMP type and code that say: the packet has crossed as many routers as it may.
+    /// ICMP type and code of "time to live exceeded in transit" or "hop limit exceeded".
     const TIME_EXCEEDED: (u8, u8);
-    /// ICMP type and code that say: the packet is larger than the way on lets through.
+    /// ICMP type and code of "fragmentation needed" or "packet too big".
     const TOO_BIG: (u8, u8);
     /// The ICMP type of an echo reply.
     const ECHO_REPLY: u8;
     /// Whether ICMP's checksum covers a pseudo header (RFC 4443 section 2.3).
     const ICMP_PSEUDO_HEADER: bool;
 
-    /// An IP header for `length` bytes of `protocol`.
+    /// An IP header for `length` bytes of `protocol`, of a packet of this host.
     fn header(
         source: Self::Address,
         destination: Self::Address,
@@ -110,19 +108,19 @@ impl Respond for Ipv6 {
     }
 }
 
-/// The header of an answer: `length` bytes of `protocol` from where the packet was sent to.
+/// The IP header of an answer with `length` bytes of `protocol`: from the packet's destination to
+/// its source.
 #[inline(always)]
 pub fn header<F: Respond>(packet: &Packet<F>, protocol: u8, length: u16) -> F::Header {
     let tuple = packet.tuple();
     F::header(tuple.destination, tuple.source, protocol, length)
 }
 
-/// How many bytes of TCP a reset is.
+/// The length of a reset's TCP segment in bytes.
 pub const RESET_LENGTH: u16 = size_of::<TcpHeader>() as u16;
 
-/// The answer to a SYN with `sequence` (network byte order) that nobody expects
-/// (RFC 9293 section 3.5.2): from where it was sent to. It follows a header for
-/// [`RESET_LENGTH`] bytes of TCP.
+/// The reset that answers a SYN with `sequence` (network byte order) to a port that is not open
+/// (RFC 9293 section 3.5.2). It follows an IP header for [`RESET_LENGTH`] bytes of TCP.
 #[inline(always)]
 pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> TcpHeader {
     const LENGTH: u16 = RESET_LENGTH;
@@ -143,20 +141,19 @@ pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> TcpHeader {
     tcp
 }
 
-/// How many bytes of a packet an error about it quotes; `None` if its headers are
-/// longer than we quote.
+/// The number of bytes of a packet that an error about it quotes; `None` if its headers are longer
+/// than [`MAX_QUOTE_WORDS`].
 #[inline(always)]
 pub fn quote_length<F: Family>(packet: &Packet<F>) -> Option<u16> {
     let length = packet.transport.wrapping_sub(IP_OFFSET as u16).wrapping_add(8);
     (length as usize <= MAX_QUOTE_WORDS * 4).then_some(length)
 }
 
-/// The start of an ICMP error of `kind` (type and code), with the `mtu` if that is
-/// [`Respond::TOO_BIG`] and 0 else, about a packet of which `quote`
-/// holds the first `length` bytes, then zeros. It follows an IP header and is followed by
-/// the quote.
+/// The header of an ICMP error of `kind` (type and code) about `packet`. `mtu` is for
+/// [`Respond::TOO_BIG`], else 0. The first `length` bytes of `quote` are the start of the packet,
+/// the others are zero. The header follows an IP header, and the quote follows it.
 #[inline(always)]
-pub fn unreachable<F: Respond>(
+pub fn icmp_error<F: Respond>(
     packet: &Packet<F>,
     kind: (u8, u8),
     mtu: u16,

@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
 //!
-//! Sums are of 16-bit words as they stand in memory: the result is stored as it is,
-//! whatever the byte order of the machine.
+//! Sums are of 16-bit words as they are in memory. The result is stored as it is, whatever the byte
+//! order of the machine.
 
 use crate::abi::{
     address::{Address, Be16},
@@ -19,16 +19,16 @@ pub fn add(mut sum: u64, words: &[u32]) -> u64 {
     sum
 }
 
-/// How a running sum changes when words that add up to `old`, at most 256 of them, give way to
-/// others that add up to `new` (RFC 1624 equation 3: adds the complement).
+/// The change of a running sum when words that add up to `old`, at most 256 of them, are replaced
+/// by words that add up to `new` (RFC 1624 equation 3: adds the complement).
 #[inline(always)]
 pub fn difference(old: u64, new: u64) -> u64 {
-    /// Zero, as a sum of that many words.
+    /// Zero, as a sum of 256 words.
     const ZERO: u64 = 0xffff_ffff * 256;
     new + (ZERO - old)
 }
 
-/// The running sum of both addresses.
+/// The running sum of both addresses of a tuple.
 #[inline(always)]
 pub fn addresses<A: Address>(tuple: &Tuple<A>) -> u64 {
     add(add(0, tuple.source.words()), tuple.destination.words())
@@ -50,22 +50,22 @@ pub fn fold16(sum: u64) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// The running sum of a pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) with these
-/// [`addresses`], for `length` bytes of transport header and payload.
+/// The running sum of a pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `length`
+/// bytes of transport header and payload; `addresses` comes from [`addresses`](addresses()).
 #[inline(always)]
 pub fn pseudo(addresses: u64, protocol: u8, length: u16) -> u64 {
     addresses + Be16::new(length).be16 as u64 + Be16::new(protocol as u16).be16 as u64
 }
 
-/// The checksum field after the words it covers changed by `difference` (a running sum).
+/// The checksum field after the words that it covers have changed by `difference`, a running sum.
 #[inline(always)]
 pub fn updated(checksum: u16, difference: u64) -> u16 {
     !fold16(!checksum as u64 + difference)
 }
 
-/// The checksum field of an IPv4 header whose TTL fell by one (RFC 1141).
+/// The checksum field of an IPv4 header whose TTL was decremented by one (RFC 1141).
 #[inline(always)]
-pub fn hop_taken(checksum: u16) -> u16 {
+pub fn ttl_decremented(checksum: u16) -> u16 {
     let sum = checksum as u32 + 0x100u16.to_be() as u32;
     (sum + (sum >= 0xffff) as u32) as u16
 }
@@ -81,10 +81,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_hop_taken_is_an_update(checksum: u16, ttl in 1..=255u8, protocol: u8) {
+        fn a_ttl_decrement_is_an_update(checksum: u16, ttl in 1..=255u8, protocol: u8) {
             let words = |ttl| [u32::from_ne_bytes([ttl, protocol, 0, 0])];
             let difference = difference(add(0, &words(ttl)), add(0, &words(ttl - 1)));
-            prop_assert_eq!(hop_taken(checksum) % 0xffff, updated(checksum, difference) % 0xffff);
+            prop_assert_eq!(ttl_decremented(checksum) % 0xffff, updated(checksum, difference) % 0xffff);
         }
 
         #[test]

@@ -1,4 +1,4 @@
-//! IP headers as the datapath reads and writes them: words in network byte order.
+//! IP headers as the datapath reads and writes them, in network byte order.
 
 use bytemuck::{Pod, Zeroable};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -6,7 +6,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use super::checksum;
 use crate::abi::address::{Address4, Address6, Be16};
 
-/// The TTL or hop limit of packets of this host.
+/// The TTL or hop limit of packets that the datapath makes.
 pub const TTL: u8 = 64;
 
 /// An IPv4 header without options (RFC 791).
@@ -27,7 +27,7 @@ pub struct Header4 {
     pub ttl: u8,
     /// Protocol of what follows.
     pub protocol: u8,
-    /// Checksum of the header, as it stands in memory.
+    /// Checksum of the header, network byte order.
     pub checksum: u16,
     /// Source address.
     pub source: Address4,
@@ -36,7 +36,8 @@ pub struct Header4 {
 }
 
 impl Header4 {
-    /// The header of a packet of this host, not to be cut, for `length` bytes of `protocol`.
+    /// The header of a packet that the datapath makes, for `length` bytes of `protocol`, with the
+    /// flag "don't fragment".
     #[inline(always)]
     pub fn new(
         source: Address4,
@@ -91,7 +92,7 @@ pub struct Fragment6 {
     /// Protocol, or kind of extension header, of what follows in the whole datagram.
     pub next_header: u8,
     reserved: u8,
-    /// Fragment offset in the upper 13 bits; the lowest tells that more follows.
+    /// Fragment offset in the upper 13 bits; the lowest bit is "more fragments".
     pub fragment: Be16,
     /// Identification of the datagram that a fragment belongs to.
     pub identification: u32,

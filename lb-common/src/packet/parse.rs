@@ -1,7 +1,7 @@
-//! Reading a frame: what the datapath needs to know of it, and nothing more.
+//! Parses a frame: the fields that the datapath needs, and no others.
 //!
-//! Every byte comes through a [`Window`], which checks bounds; nothing is trusted to
-//! be there, or to be as long as a header says.
+//! Every byte is read through a [`Window`], which checks bounds. Lengths in headers are not
+//! trusted.
 
 use bytemuck::Pod;
 use network_types::{eth::EthHdr, ip::Ipv4Hdr, ip::Ipv6Hdr, tcp::TcpHdr, udp::UdpHdr};
@@ -16,8 +16,7 @@ use super::header::{Fragment6, Header4, Header6};
 
 /// A view of a frame's first bytes.
 pub trait Window {
-    /// The bytes at `offset`, as a `T`; `None` if the frame ends before. No alignment
-    /// is needed.
+    /// The bytes at `offset` as a `T`; `None` if the frame is shorter. No alignment is needed.
     fn load<T: Pod>(&self, offset: usize) -> Option<T>;
 }
 
@@ -32,18 +31,18 @@ impl Window for [u8] {
 /// What follows the IP header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
-    /// A whole TCP header; [`Packet::detail`] holds its flags.
+pub enum PacketKind {
+    /// TCP, with a whole header; [`Packet::detail`] has its flags.
     Tcp,
-    /// A whole UDP header.
+    /// UDP, with a whole header.
     Udp,
-    /// The family's ICMP; [`Packet::detail`] holds the type.
+    /// ICMP or ICMPv6, by the family; [`Packet::detail`] has the type.
     Icmp,
-    /// A fragment of a larger datagram that has no ports: any but the first one of TCP or UDP.
+    /// A fragment without ports: any but the first one of TCP or UDP.
     Fragment,
     /// Another protocol.
     Other,
-    /// A header is cut short or contradicts itself.
+    /// A header is truncated or contradicts itself.
     #[default]
     Malformed,
 }
@@ -57,27 +56,28 @@ pub const RST: u8 = 0x04;
 /// TCP flag ACK.
 pub const ACK: u8 = 0x10;
 
-/// What the datapath knows of a packet.
+/// The fields of a packet that the datapath uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<F: Family> {
-    /// Addresses and, for TCP and UDP, ports (else 0); the protocol number of what follows
-    /// the IP header and IPv6 extension headers. It is what flow tables are asked for.
+    /// Addresses and, for TCP and UDP, ports (else 0); and the protocol number of the header after
+    /// the IP header and IPv6 extension headers. It is the key to look up in the flow tables.
     pub key: FlowKey<F::Address>,
     /// Offset of the transport header from the start of the frame.
     pub transport: u16,
     /// What follows the IP header.
-    pub kind: Kind,
+    pub kind: PacketKind,
     /// TCP flags or ICMP type, by `kind`.
     pub detail: u8,
-    /// TTL or hop limit.
-    pub hops: u8,
-    /// 1: the first fragment of a larger datagram.
-    pub is_first: u16,
-    /// What all fragments of a datagram have in common, in a fragment; IPv4's has 16 bits.
+    /// TTL or hop limit of the packet as it arrived.
+    pub ttl: u8,
+    /// 1: the packet is the first fragment of a datagram; else 0.
+    pub is_first_fragment: u16,
+    /// The identification of the datagram if the packet is a fragment, network byte order; 16 bits
+    /// in IPv4.
     pub identification: u32,
-    /// Bytes of the tunnel's header that the packet came behind, from another node of the
-    /// cluster; 0 = none. Set before the packet is parsed.
-    pub tunnel: u32,
+    /// Length of the outer IP header in bytes if another node of the cluster encapsulated the
+    /// packet, else 0. The hook sets it before the packet is parsed.
+    pub encap_len: u32,
 }
 
 impl<F: Family> Default for Packet<F> {
@@ -87,25 +87,26 @@ impl<F: Family> Default for Packet<F> {
 }
 
 impl<F: Family> Packet<F> {
-    /// A packet of which no more is known yet.
+    /// A packet whose transport header has not been parsed.
     #[inline(always)]
-    fn of(key: FlowKey<F::Address>, transport: usize, hops: u8, tunnel: u32) -> Self {
+    fn of(key: FlowKey<F::Address>, transport: usize, ttl: u8, encap_len: u32) -> Self {
         Self {
             key,
             transport: transport as u16,
-            kind: Kind::Malformed,
+            kind: PacketKind::Malformed,
             detail: 0,
-            hops,
-            is_first: 0,
+            ttl,
+            is_first_fragment: 0,
             identification: 0,
-            tunnel,
+            encap_len,
         }
     }
 
-    /// `kind` if the packet is all of it: what has no ports is nothing of ours in pieces.
+    /// `kind`, or [`PacketKind::Fragment`] if the packet is a first fragment: only TCP and UDP are
+    /// translated in fragments.
     #[inline(always)]
-    fn whole(&self, kind: Kind) -> Kind {
-        if self.is_first != 0 { Kind::Fragment } else { kind }
+    fn unless_fragment(&self, kind: PacketKind) -> PacketKind {
+        if self.is_first_fragment != 0 { PacketKind::Fragment } else { kind }
     }
 
     /// Addresses and ports.
@@ -120,24 +121,25 @@ impl<F: Family> Packet<F> {
         self.key.protocol as u8
     }
 
-    /// Whether this answers a SYN.
+    /// Whether this is a SYN-ACK.
     #[inline(always)]
     pub fn is_syn_ack(&self) -> bool {
-        matches!(self.kind, Kind::Tcp) && self.detail & (SYN | ACK) == SYN | ACK
+        matches!(self.kind, PacketKind::Tcp) && self.detail & (SYN | ACK) == SYN | ACK
     }
 
-    /// Whether this opens a TCP connection.
+    /// Whether this is a SYN, which opens a TCP connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
-        matches!(self.kind, Kind::Tcp) && self.detail & (SYN | ACK | RST | FIN) == SYN
+        matches!(self.kind, PacketKind::Tcp) && self.detail & (SYN | ACK | RST | FIN) == SYN
     }
 }
 
-/// Offset of the IP header: the frame starts with an Ethernet header, and tc programs
-/// see no VLAN tag in it (the kernel keeps it beside the packet).
+/// Offset of the IP header from the start of the frame, which is an Ethernet header. The kernel
+/// keeps a VLAN tag beside the packet, so that tc programs do not see it here.
 pub const IP_OFFSET: usize = size_of::<EthHdr>();
 
-/// The EtherType of a frame, host byte order; `None` if it is too short to have one.
+/// The EtherType of a frame, host byte order; `None` if the frame is shorter than its Ethernet
+/// header.
 #[inline(always)]
 pub fn ethertype<W: Window + ?Sized>(window: &W) -> Option<u16> {
     window.load::<Be16>(IP_OFFSET - 2).map(Be16::get)
@@ -150,14 +152,15 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// A family whose packets can be parsed.
 pub trait Parse: Family {
-    /// How many bytes from the start of the frame suffice to parse a TCP packet without
+    /// The number of bytes from the start of the frame that suffice to parse a TCP packet without
     /// IPv4 options or IPv6 extension headers.
     const USUAL_HEADERS: usize;
 
-    /// The packet's destination; `None` if the IP header is cut short.
+    /// The packet's destination; `None` if the IP header is truncated.
     fn destination<W: Window + ?Sized>(window: &W) -> Option<Self::Address>;
 
-    /// Reads into `packet`; `None` if not even the addresses are there.
+    /// Parses the frame into `packet`, except for [`Packet::encap_len`]; `None` if the IP header is
+    /// truncated.
     fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()>;
 }
 
@@ -176,17 +179,17 @@ impl Parse for Ipv4 {
         let header: Header4 = window.load(IP_OFFSET)?;
         let length = ((header.version_and_length & 0x0f) as usize) * 4;
         let key = flow_key(header.source, header.destination, header.protocol);
-        *packet = Packet::of(key, IP_OFFSET + length, header.ttl, packet.tunnel);
+        *packet = Packet::of(key, IP_OFFSET + length, header.ttl, packet.encap_len);
         let total = header.total_length.get() as usize;
         if header.version_and_length >> 4 == 4 && length >= Ipv4Hdr::LEN && total >= length {
             let fragment = header.fragment.get();
             if fragment & (MORE_FRAGMENTS | OFFSET) != 0 {
                 packet.identification = header.identification as u32;
                 if fragment & OFFSET != 0 {
-                    packet.kind = Kind::Fragment;
+                    packet.kind = PacketKind::Fragment;
                     return Some(());
                 }
-                packet.is_first = 1;
+                packet.is_first_fragment = 1;
             }
             transport(window, IP_OFFSET + length, total - length, packet);
         }
@@ -194,7 +197,7 @@ impl Parse for Ipv4 {
     }
 }
 
-/// How many IPv6 extension headers are followed before a packet counts as malformed.
+/// The number of IPv6 extension headers that are skipped. A packet with more counts as malformed.
 pub const MAX_EXTENSION_HEADERS: usize = 4;
 
 impl Parse for Ipv6 {
@@ -216,7 +219,7 @@ impl Parse for Ipv6 {
         let header: Header6 = window.load(IP_OFFSET)?;
         let key = flow_key(header.source, header.destination, header.next_header);
         let transport_offset = IP_OFFSET + Ipv6Hdr::LEN;
-        *packet = Packet::of(key, transport_offset, header.hop_limit, packet.tunnel);
+        *packet = Packet::of(key, transport_offset, header.hop_limit, packet.encap_len);
         if header.version_class_flow.get() >> 12 != 6 {
             return Some(());
         }
@@ -236,10 +239,10 @@ impl Parse for Ipv6 {
                     if fragment & (MORE_FRAGMENTS | OFFSET) != 0 {
                         packet.identification = header.identification;
                         if fragment & OFFSET != 0 {
-                            packet.kind = Kind::Fragment;
+                            packet.kind = PacketKind::Fragment;
                             return Some(());
                         }
-                        packet.is_first = 1;
+                        packet.is_first_fragment = 1;
                     }
                 }
                 HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
@@ -275,8 +278,8 @@ fn flow_key<A>(source: A, destination: A, protocol: u8) -> FlowKey<A> {
     FlowKey { tuple, protocol: protocol as u32 }
 }
 
-/// Reads the transport header at `offset`, of which the IP header promises `length`
-/// bytes with what follows.
+/// Parses the transport header at `offset`. According to the IP header, it has `length` bytes with
+/// its payload.
 #[inline(always)]
 fn transport<F: Family, W: Window + ?Sized>(
     window: &W,
@@ -306,7 +309,7 @@ fn transport<F: Family, W: Window + ?Sized>(
             }
             packet.key.tuple.set_ports(start.ports);
             packet.detail = start.flags;
-            packet.kind = Kind::Tcp;
+            packet.kind = PacketKind::Tcp;
         }
         UDP => {
             if length < UdpHdr::LEN {
@@ -314,7 +317,7 @@ fn transport<F: Family, W: Window + ?Sized>(
             }
             let Some([ports, _]) = window.load::<[u32; 2]>(offset) else { return };
             packet.key.tuple.set_ports(ports);
-            packet.kind = Kind::Udp;
+            packet.kind = PacketKind::Udp;
         }
         protocol if protocol == F::ICMP => {
             if length < 8 {
@@ -322,8 +325,8 @@ fn transport<F: Family, W: Window + ?Sized>(
             }
             let Some([icmp_type, ..]) = window.load::<[u8; 8]>(offset) else { return };
             packet.detail = icmp_type;
-            packet.kind = packet.whole(Kind::Icmp);
+            packet.kind = packet.unless_fragment(PacketKind::Icmp);
         }
-        _ => packet.kind = packet.whole(Kind::Other),
+        _ => packet.kind = packet.unless_fragment(PacketKind::Other),
     }
 }

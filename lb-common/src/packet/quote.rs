@@ -1,13 +1,13 @@
-//! The packet that an ICMP error is about, as far as the error quotes it.
+//! The packet that an ICMP error quotes.
 //!
-//! A quote ends anywhere behind the first eight bytes of its transport header (RFC 792),
-//! so nothing but addresses and ports is read, and no length in it is believed.
+//! A quote may end anywhere after the first eight bytes of its transport header (RFC 792). So only
+//! addresses and ports are read, and lengths in the quoted headers are not trusted.
 
 use network_types::ip::Ipv4Hdr;
 
 use super::{
     header::{Header4, Header6},
-    parse::{Kind, Packet, Parse, Window},
+    parse::{Packet, PacketKind, Parse, Window},
 };
 use crate::abi::{
     address::{Address, Be16, Family, Ipv4, Ipv6},
@@ -15,35 +15,35 @@ use crate::abi::{
     frontend::{TCP, UDP},
 };
 
-/// The packet that an ICMP error is about.
+/// The packet that an ICMP error quotes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Quote<A> {
-    /// Addresses, ports and protocol, as who reports the error saw them.
+    /// Addresses, ports and protocol, as the router or host that reports the error saw them.
     pub key: FlowKey<A>,
-    /// Offset of its IP header from the start of the frame.
+    /// Offset of the quoted IP header from the start of the frame.
     pub header: u16,
-    /// Offset of its transport header from the start of the frame.
+    /// Offset of the quoted transport header from the start of the frame.
     pub transport: u16,
 }
 
-/// Length of the ICMP header that a quote follows.
+/// Length of the ICMP header before the quote.
 const ICMP_HEADER: usize = 8;
 
-/// How many IPv6 extension headers are followed in a quote.
+/// The number of IPv6 extension headers that are skipped in a quote.
 const MAX_EXTENSION_HEADERS: usize = 2;
 
-/// A family in which quotes can be read.
+/// A family whose quotes can be parsed.
 pub trait ParseQuote: Parse {
-    /// Reads the addresses and the protocol at `quote.header`; returns where the transport
-    /// header is, `None` if the quote does not get that far.
+    /// Parses the IP header at `quote.header`: addresses and protocol. Returns the offset of the
+    /// transport header; `None` if the quote ends before it.
     fn quoted_header<W: Window + ?Sized>(
         window: &W,
         quote: &mut Quote<Self::Address>,
     ) -> Option<usize>;
 
-    /// Reads what the ICMP error `packet` quotes; `None` if that has no ports, or is cut short
-    /// before them.
+    /// Parses the quote of the ICMP error `packet`; `None` if the quoted packet is neither TCP nor
+    /// UDP, or the quote ends before its ports.
     #[inline(always)]
     fn parse_quote<W: Window + ?Sized>(
         window: &W,
@@ -129,12 +129,12 @@ fn set<A: Address>(quote: &mut Quote<A>, source: &A, destination: &A, protocol: 
 }
 
 impl<F: Family> Packet<F> {
-    /// Whether this is an ICMP error about another packet. A redirect is none: it names the
-    /// neighbour that is nearer to the packet's destination as it was routed, the backend,
-    /// and would lead the sender astray if it were made to speak of the Service.
+    /// Whether this is an ICMP error about another packet. A redirect is not treated as one: it
+    /// names a better next hop for the translated destination, the backend, and would misdirect the
+    /// sender if it were translated to speak of the Service.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
-        matches!(self.kind, Kind::Icmp)
+        matches!(self.kind, PacketKind::Icmp)
             && F::is_icmp_error(self.detail)
             && self.detail != F::REDIRECT
     }

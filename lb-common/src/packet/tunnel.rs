@@ -1,5 +1,5 @@
-//! IP in IP of one family (RFC 2003, RFC 2473): how a packet goes untouched from the node
-//! that received it to the node of its backend.
+//! IP in IP of one family (RFC 2003, RFC 2473): the encapsulation of packets for direct server
+//! return, from the node that received them to the backend's node.
 
 use super::{
     answer::Respond,
@@ -11,29 +11,30 @@ use crate::abi::{
     flow::Tuple,
 };
 
-/// The two lowest bits of the class of service.
+/// The ECN field: the two lowest bits of the traffic class (RFC 3168).
 const ECN: u8 = 3;
 
-/// A family whose packets can be tunnelled in packets of the same family.
+/// A family whose packets can be encapsulated in packets of the same family.
 pub trait Tunnel: Parse + Respond {
-    /// The protocol number of a packet of the family inside another one.
+    /// The protocol number of an encapsulated packet of this family.
     const PROTOCOL: u8;
-    /// Bytes of the tunnel's header.
+    /// Length of the outer IP header in bytes.
     const LENGTH: u32 = size_of::<Self::Header>() as u32;
 
-    /// Whether the frame carries a whole packet of the family behind an IP header without
-    /// options.
+    /// Whether the frame has an encapsulated packet of the family after an IP header without
+    /// options, and is not a fragment.
     fn is_tunnel<W: Window + ?Sized>(window: &W) -> bool;
 
-    /// Source and destination of the IP header.
+    /// Source and destination of the IP header; `None` if it is truncated.
     fn ends<W: Window + ?Sized>(window: &W) -> Option<[Self::Address; 2]>;
 
-    /// Bytes of the IP packet, its header included; what does not fit wraps around.
+    /// Length of the IP packet in bytes, with its header; what does not fit wraps around. `None` if
+    /// the header is truncated.
     fn length<W: Window + ?Sized>(window: &W) -> Option<u16>;
 
-    /// The header of a tunnel with these ends around the packet: of the packet's class of
-    /// service and flow label, but without ECN, as who takes it out of the tunnel reads nothing
-    /// of that (RFC 6040 section 4.3, compatibility mode).
+    /// The outer header for the packet, with the addresses of `ends`. It has the traffic class and
+    /// flow label of the packet, but not its ECN, because the node that decapsulates the packet
+    /// does not read the ECN of the outer header (RFC 6040 section 4.3, compatibility mode).
     fn outer<W: Window + ?Sized>(window: &W, ends: &Tuple<Self::Address>) -> Option<Self::Header>;
 }
 
@@ -43,7 +44,7 @@ impl Tunnel for Ipv4 {
 
     #[inline(always)]
     fn is_tunnel<W: Window + ?Sized>(window: &W) -> bool {
-        /// More fragments, and the offset of this one.
+        /// "More fragments" and the fragment offset.
         const FRAGMENT: u16 = 0x3fff;
         let header = window.load::<Header4>(IP_OFFSET);
         header.is_some_and(|header| {
@@ -95,7 +96,7 @@ impl Tunnel for Ipv6 {
 
     #[inline(always)]
     fn outer<W: Window + ?Sized>(window: &W, ends: &Tuple<Address6>) -> Option<Header6> {
-        /// Where ECN lies beside version, class and flow label.
+        /// ECN in the first 16 bits: version, traffic class, start of the flow label.
         const ECN_OF_CLASS: u16 = (ECN as u16) << 4;
         let inner = window.load::<Header6>(IP_OFFSET)?;
         let Tuple { source, destination, .. } = *ends;

@@ -14,7 +14,7 @@ use crate::model::IpFamily;
 /// The service prefixes in the settings, of both families.
 pub fn covered(settings: &Settings) -> Vec<IpNet> {
     fn prefixes<A: Copy>(family: &FamilySettings<A>) -> impl Iterator<Item = Prefix<A>> {
-        family.gate.into_iter().take(family.gate_count as usize)
+        family.service_prefixes.into_iter().take(family.service_prefix_count as usize)
     }
     let ipv4 = prefixes(&settings.ipv4).filter_map(|Prefix { address, mask }| {
         Ipv4Net::with_netmask(address.into(), mask.into()).ok().map(IpNet::V4)

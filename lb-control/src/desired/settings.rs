@@ -143,11 +143,13 @@ fn family_settings<A: Address>(
     prefix: impl Fn(&IpNet) -> Option<Prefix<A>>,
 ) -> FamilySettings<A> {
     let mut settings = FamilySettings {
-        gate_count: chosen.prefixes.len() as u32,
+        service_prefix_count: chosen.prefixes.len() as u32,
         service_cidr_count: chosen.service_cidrs as u32,
         ..FamilySettings::default()
     };
-    for (slot, prefix) in settings.gate.iter_mut().zip(chosen.prefixes.iter().filter_map(&prefix)) {
+    for (slot, prefix) in
+        settings.service_prefixes.iter_mut().zip(chosen.prefixes.iter().filter_map(&prefix))
+    {
         *slot = prefix;
     }
     let pods = pod_prefixes.iter().filter_map(&prefix).take(MAX_PREFIXES);

@@ -1,7 +1,8 @@
-//! Connect-time hooks: read what the socket asks for, ask the core, write the answer.
+//! The connect-time hooks: read the address that the socket asks for, ask the core for the
+//! decision, apply it.
 //!
-//! A v4-mapped address of an IPv6 socket is IPv4: the same tables, the same answer, and
-//! the socket sees v4-mapped addresses again.
+//! A v4-mapped address of an IPv6 socket is handled as IPv4: with the same tables and decisions.
+//! The socket gets v4-mapped addresses back.
 
 use aya_ebpf::{
     bindings::BPF_ANY,
@@ -25,22 +26,22 @@ use lb_common::{
 };
 
 use crate::{
-    count::{account, count},
+    count::{count, count_service},
     maps, memory, tables,
     tables::FamilyMaps,
 };
 
-/// Let the call go on.
+/// The call goes on.
 const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const EPERM: i32 = 1;
-/// How deep below the root an excluded cgroup may be.
+/// The depth below the root at which an excluded cgroup is found.
 const CGROUP_LEVELS: i32 = 8;
 /// The third word of a v4-mapped address (RFC 4291 section 2.5.5.2).
 const MAPPED_PREFIX: u32 = 0xffffu32.to_be();
 
-/// Where a socket address stands in the hook's context.
+/// The location of a socket address in the hook's context.
 trait Location {
     type Family: FamilyMaps;
     const FAMILY_NUMBER: u16;
@@ -124,8 +125,8 @@ impl Location for Inet6 {
     }
 }
 
-/// One word of `user_ip6`: the verifier allows the context only such accesses, which
-/// the volatile read keeps apart.
+/// One word of `user_ip6`. The verifier allows only accesses of one word to the context; the
+/// volatile read keeps the compiler from merging them.
 #[inline(always)]
 fn word6(context: &SockAddrContext, index: usize) -> u32 {
     // SAFETY: the context is the kernel's, the index below 4.
@@ -155,7 +156,7 @@ fn set_port(context: &SockAddrContext, port: Be16) {
     unsafe { (*context.sock_addr).user_port = port.be16 as u32 }
 }
 
-/// The hook's caller.
+/// The socket that makes the call.
 struct Socket<'a> {
     context: &'a SockAddrContext,
     is_sendmsg: bool,
@@ -189,15 +190,15 @@ fn cookie(context: &SockAddrContext) -> u64 {
     unsafe { bpf_get_socket_cookie(context.sock_addr.cast()) }
 }
 
-/// Whether calls of this socket are left to the packet path.
+/// Whether calls of this socket are left untranslated, so that their packets are translated.
 #[inline(always)]
 fn is_exempt(socket: &Socket, protocol: u8) -> bool {
     let covered = protocol == TCP || protocol == UDP && maps::SOCKET_LB_UDP.load() != 0;
     !covered || maps::ONLY_NODE.load() != 0 && !socket.is_node() || is_excluded()
 }
 
-/// Whether the calling process is in an excluded cgroup, or below one. The programs of a
-/// node that excludes none hold no trace of this: the verifier knows the count.
+/// Whether the calling process is in an excluded cgroup, or below one. If no cgroup is excluded,
+/// the verifier removes this code, because it knows the count.
 #[inline(always)]
 fn is_excluded() -> bool {
     if maps::EXCLUDED_COUNT.load() == 0 {
@@ -217,7 +218,7 @@ fn is_excluded() -> bool {
     false
 }
 
-/// connect() or sendmsg(): translates the address that the call names.
+/// connect() and sendmsg(): translates the address in the call.
 #[inline(always)]
 fn call<L: Location>(context: &SockAddrContext, hook: Hook, is_sendmsg: bool) -> i32 {
     // SAFETY: the context is the kernel's.
@@ -241,7 +242,7 @@ fn call<L: Location>(context: &SockAddrContext, hook: Hook, is_sendmsg: bool) ->
         }
         Decision::Refuse(reason, service) => {
             count(hook, reason);
-            account(service, reason, 0);
+            count_service(service, reason, 0);
             refuse(if matches!(reason, Reason::SourceNotAllowed) { EPERM } else { ECONNREFUSED })
         }
         Decision::Translate(actual) => {
@@ -266,8 +267,8 @@ fn peer<L: Location>(endpoint: Endpoint<<L::Family as Family>::Address>) -> Peer
     Peer { address: endpoint.address.widened(), port: endpoint.port, family: L::FAMILY_NUMBER }
 }
 
-/// The call fails with `error`; on a kernel that cannot say so from here it goes on
-/// as it was, and the packet path refuses.
+/// The call fails with `error`. A kernel without `bpf_set_retval` cannot return the error from
+/// here: the call goes on unchanged, and its packets are refused.
 #[inline(always)]
 fn refuse(error: i32) -> i32 {
     if maps::HAS_SET_RETVAL.load() == 0 {
@@ -278,8 +279,8 @@ fn refuse(error: i32) -> i32 {
     REFUSE
 }
 
-/// Keeps what getpeername() is to say. Without memory for it the connection works, and
-/// getpeername() tells the backend.
+/// Remembers the peer that getpeername() returns. Without memory for it the connection works, and
+/// getpeername() returns the backend.
 #[inline(always)]
 fn remember_connected(context: &SockAddrContext, requested: Peer, actual: Peer) {
     let mut value = ConnectedPeer { requested, actual };
@@ -292,11 +293,11 @@ fn remember_connected(context: &SockAddrContext, requested: Peer, actual: Peer) 
     }
 }
 
-/// Keeps what recvmsg() is to say of datagrams that come back.
+/// Remembers the sender that recvmsg() returns for the backend's datagrams.
 #[inline(always)]
 fn remember_datagrams(context: &SockAddrContext, requested: Peer, actual: Peer) {
     let key = datagram_key(context, actual);
-    // Without room the sender of an answer is told as the backend.
+    // Without room in the map, recvmsg() returns the backend as the sender.
     let _ = maps::DATAGRAM_PEERS.insert(&key, &requested, BPF_ANY as u64);
 }
 
@@ -306,9 +307,9 @@ fn datagram_key(context: &SockAddrContext, actual: Peer) -> DatagramKey {
     DatagramKey { cookie: [cookie as u32, (cookie >> 32) as u32], actual }
 }
 
-/// getpeername(): tells what the socket asked for.
+/// getpeername(): returns the peer that the socket asked for.
 #[inline(always)]
-fn tell_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
+fn restore_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
     // SAFETY: the context is the kernel's; the entry belongs to this socket.
     let entry = unsafe { maps::SOCKETS.get_ptr_mut(context) };
     // SAFETY: checked for null.
@@ -316,7 +317,7 @@ fn tell_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
     let current = peer::<L>(Endpoint { address: L::load(context), port: port(context) });
     match found {
         Some(found) if found.actual == current => {
-            tell::<L>(context, found.requested);
+            restore::<L>(context, found.requested);
             count(hook, Reason::SocketTranslated);
         }
         _ => count(hook, Reason::NotService),
@@ -324,15 +325,15 @@ fn tell_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
     ALLOW
 }
 
-/// recvmsg(): tells the Service as the sender.
+/// recvmsg(): returns the Service as the sender.
 #[inline(always)]
-fn tell_sender<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
+fn restore_sender<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
     let current = peer::<L>(Endpoint { address: L::load(context), port: port(context) });
     let key = datagram_key(context, current);
     // SAFETY: the look-up of this run found it.
     match maps::DATAGRAM_PEERS.get_ptr(&key).map(|found| unsafe { *found }) {
         Some(requested) => {
-            tell::<L>(context, requested);
+            restore::<L>(context, requested);
             count(hook, Reason::SocketTranslated);
         }
         None => count(hook, Reason::NotService),
@@ -341,7 +342,7 @@ fn tell_sender<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
 }
 
 #[inline(always)]
-fn tell<L: Location>(context: &SockAddrContext, peer: Peer) {
+fn restore<L: Location>(context: &SockAddrContext, peer: Peer) {
     L::store(context, L::address(peer.address).widened());
     set_port(context, peer.port);
 }
@@ -381,31 +382,31 @@ pub fn sendmsg6(context: &SockAddrContext) -> i32 {
 /// See [`crate::recvmsg4`].
 #[inline(always)]
 pub fn recvmsg4(context: &SockAddrContext) -> i32 {
-    tell_sender::<Inet4>(context, Hook::Recvmsg4)
+    restore_sender::<Inet4>(context, Hook::Recvmsg4)
 }
 
 /// See [`crate::recvmsg6`].
 #[inline(always)]
 pub fn recvmsg6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) {
-        tell_sender::<Mapped>(context, Hook::Recvmsg6)
+        restore_sender::<Mapped>(context, Hook::Recvmsg6)
     } else {
-        tell_sender::<Inet6>(context, Hook::Recvmsg6)
+        restore_sender::<Inet6>(context, Hook::Recvmsg6)
     }
 }
 
 /// See [`crate::getpeername4`].
 #[inline(always)]
 pub fn getpeername4(context: &SockAddrContext) -> i32 {
-    tell_peer::<Inet4>(context, Hook::Getpeername4)
+    restore_peer::<Inet4>(context, Hook::Getpeername4)
 }
 
 /// See [`crate::getpeername6`].
 #[inline(always)]
 pub fn getpeername6(context: &SockAddrContext) -> i32 {
     if is_mapped(context) {
-        tell_peer::<Mapped>(context, Hook::Getpeername6)
+        restore_peer::<Mapped>(context, Hook::Getpeername6)
     } else {
-        tell_peer::<Inet6>(context, Hook::Getpeername6)
+        restore_peer::<Inet6>(context, Hook::Getpeername6)
     }
 }

@@ -1,4 +1,4 @@
-//! tc: parse, ask the core, apply.
+//! The tc programs: parse a packet, ask the core for the verdict, apply it.
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -13,29 +13,30 @@ use lb_common::{
     },
     balance::{self, Candidate, Site, Verdict, Work},
     packet::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Kind, Packet, answer::Respond, quote::ParseQuote,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, Packet, PacketKind, answer::Respond, quote::ParseQuote,
         tunnel::Tunnel,
     },
 };
 
 use crate::{
     answer,
-    count::{account, count},
+    count::{count, count_service},
     fragment,
-    frame::{LOOPBACK, bounce, pulled, receive_on, window},
+    frame::{LOOPBACK, pull, receive_on, send_back, window},
     icmp_error, maps, rewrite,
     rewrite::Rewrite,
     route,
-    route::Route,
-    scratch::{Fate, Ruling, Scratch, Way},
+    route::RouteLookup,
+    scratch::{Fate, Route, Ruling, Scratch},
     tables,
     tables::FamilyMaps,
     tunnel,
 };
 
-/// Go on to the next program of the hook, and with it to the stack.
+/// The next program of the hook gets the packet, and after the last one the stack.
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
+
 /// Handles a packet at `hook`.
 #[inline(always)]
 pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
@@ -46,7 +47,8 @@ pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
     };
     // SAFETY: the context is the kernel's.
     let skb = unsafe { &*context.skb.skb };
-    // The kernel keeps a tag beside the packet, which passes the device of that VLAN too.
+    // The kernel keeps a VLAN tag beside the packet. A tagged packet also passes the device of its
+    // VLAN, where it is handled.
     if skb.vlan_present != 0 && skb.vlan_tci & 0xfff != 0 {
         count(hook, Reason::NotIp);
         return NEXT;
@@ -62,14 +64,14 @@ pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
     }
 }
 
-/// The hook of this number: the programs are one function with the hook as a constant.
+/// The hook with this number. All programs are one function with the hook as a constant.
 const fn hook<const HOOK: u32>() -> Hook {
     Hook::ALL[HOOK as usize]
 }
 
 /// The program for packets of one family.
 #[inline(always)]
-fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
+fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
 ) -> i32 {
@@ -81,7 +83,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
     };
     let site = site(context, hook);
     let mut candidate = balance::candidate::<F>(destination, site, settings);
-    if matches!(candidate, Candidate::Neither) {
+    if matches!(candidate, Candidate::NotService) {
         count(hook, Reason::NotService);
         return NEXT;
     }
@@ -91,54 +93,57 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + Route, const HOOK: u32>(
     };
     // SAFETY: this CPU's entry, for this run alone.
     let scratch = unsafe { &mut *scratch };
-    scratch.packet.tunnel = 0;
-    if const { receives::<HOOK>() } && matches!(candidate, Candidate::Node) && F::is_tunnel(&window)
+    scratch.packet.encap_len = 0;
+    if const { may_be_encapsulated::<HOOK>() }
+        && matches!(candidate, Candidate::Node)
+        && F::is_tunnel(&window)
     {
-        window = pulled(context);
-        scratch.packet.tunnel = tunnel::length::<F>(&window, settings);
-        if scratch.packet.tunnel != 0 {
+        window = pull(context);
+        scratch.packet.encap_len = tunnel::outer_length::<F>(&window, settings);
+        if scratch.packet.encap_len != 0 {
             candidate = Candidate::Service;
         }
     }
-    window.start += behind_tunnel::<F, HOOK>(&scratch.packet);
+    window.start += encap_len::<F, HOOK>(&scratch.packet);
     if F::parse(&window, &mut scratch.packet).is_none() {
         count(hook, Reason::Malformed);
         return NEXT;
     }
-    if const { receives::<HOOK>() }
-        && let Some((result, reason)) = pass_on_mtu(context, settings, &mut scratch.packet)
+    if const { may_be_encapsulated::<HOOK>() }
+        && let Some((result, reason)) = report_mtu(context, settings, &mut scratch.packet)
     {
         count(hook, reason);
         return result;
     }
-    let is_fragment = matches!(scratch.packet.kind, Kind::Fragment);
+    let is_fragment = matches!(scratch.packet.kind, PacketKind::Fragment);
     let verdict = if is_fragment || scratch.packet.is_icmp_error() {
-        decide_other::<F, HOOK>(context, settings, scratch, candidate)
+        decide_portless::<F, HOOK>(context, settings, scratch, candidate)
     } else {
         let (packet, work) = (&scratch.packet, &mut scratch.work);
         balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps)
     };
-    let mut ruling = Ruling::keep(&mut scratch.ruling, verdict);
-    if const { receives::<HOOK>() }
-        && scratch.packet.tunnel != 0
+    let mut ruling = Ruling::store(&mut scratch.ruling, verdict);
+    if const { may_be_encapsulated::<HOOK>() }
+        && scratch.packet.encap_len != 0
         && matches!(ruling.fate, Fate::Pass | Fate::Answer)
     {
         let (packet, work) = (&scratch.packet, &mut scratch.work);
-        let is_stray = balance::tunnel::is_stray(packet, settings, work, &mut tables::Maps);
-        ruling.fate = if is_stray { Fate::Drop } else { Fate::Pass };
+        let is_undeliverable =
+            balance::tunnel::is_undeliverable(packet, settings, work, &mut tables::Maps);
+        ruling.fate = if is_undeliverable { Fate::Drop } else { Fate::Pass };
     }
     let (result, reason) = apply::<F, HOOK>(context, scratch, ruling);
     count(hook, reason);
-    account(scratch.work.index, reason, context.len());
+    count_service(scratch.work.out.index, reason, context.len());
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
 }
 
-/// Tells a client that what it sent is too big for a router between the nodes, if `packet` is
-/// that router's error about the tunnel that it went by.
+/// Sends a client an ICMP error about the MTU of the path between two nodes, if `packet` is a
+/// router's error about a packet that this node encapsulated for the client's flow.
 #[inline(always)]
-fn pass_on_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
+fn report_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     context: &TcContext,
     settings: &Settings,
     packet: &mut Packet<F>,
@@ -146,35 +151,34 @@ fn pass_on_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     if !packet.is_icmp_error() {
         return None;
     }
-    let mtu = tunnel::told_mtu(context, settings, packet);
+    let mtu = tunnel::reported_mtu(context, settings, packet);
     if mtu == 0 {
         return None;
     }
-    if tunnel::leave_quote(context, packet).is_none() {
+    if tunnel::decapsulate_quote(context, packet).is_none() {
         return Some((DROP, Reason::RewriteFailed));
     }
-    if !balance::tunnel::is_known(packet, &mut tables::Maps) {
+    if !balance::tunnel::is_encapsulated_flow(packet, &mut tables::Maps) {
         return Some((DROP, Reason::IcmpError));
     }
-    let told = answer::too_big(context, packet, Hook::FromDevice, mtu);
-    Some(told.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
+    let reported = answer::too_big(context, packet, Hook::FromDevice, mtu);
+    Some(reported.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
 }
 
-/// Whether the hook may meet packets in tunnels.
-const fn receives<const HOOK: u32>() -> bool {
+/// Whether the hook may receive encapsulated packets.
+const fn may_be_encapsulated<const HOOK: u32>() -> bool {
     matches!(hook::<HOOK>(), Hook::FromDevice)
 }
 
-/// How many bytes later than that of others the IP header of a packet comes.
+/// Length of the outer IP header if the packet is encapsulated, else 0.
 #[inline(always)]
-fn behind_tunnel<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
-    if const { receives::<HOOK>() } { tunnel::behind(packet) } else { 0 }
+fn encap_len<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
+    if const { may_be_encapsulated::<HOOK>() } { tunnel::encap_len(packet) } else { 0 }
 }
 
-/// What has no ports itself may belong to a flow all the same: ICMP errors about a packet of
-/// it, and fragments.
+/// ICMP errors and later fragments have no ports but may belong to a flow.
 #[inline(never)]
-fn decide_other<F: FamilyMaps + ParseQuote, const HOOK: u32>(
+fn decide_portless<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     context: &TcContext,
     settings: &Settings,
     scratch: &mut Scratch<F>,
@@ -183,11 +187,10 @@ fn decide_other<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     let site = site(context, const { hook::<HOOK>() });
     let (packet, work) = (&scratch.packet, &mut scratch.work);
     let tables = &mut tables::Maps;
-    if matches!(packet.kind, Kind::Fragment) {
+    if matches!(packet.kind, PacketKind::Fragment) {
         return balance::fragment::decide(candidate, packet, site, settings, work, tables);
     }
-    let is_quoted =
-        icmp_error::read(context, packet, behind_tunnel::<F, HOOK>(packet), work).is_some();
+    let is_quoted = icmp_error::read(context, packet, encap_len::<F, HOOK>(packet), work).is_some();
     balance::icmp_error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
@@ -206,15 +209,15 @@ fn site(context: &TcContext, hook: Hook) -> Site {
     }
 }
 
-/// Does what the core decided; returns what the program returns, and why.
+/// Applies the verdict. Returns the program's return code and the reason to count.
 #[inline(always)]
-fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
+fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
     context: &TcContext,
     scratch: &mut Scratch<F>,
     Ruling { fate, answer, reason }: Ruling,
 ) -> (i32, Reason) {
     let hook = const { hook::<HOOK>() };
-    let Scratch { packet, work, way, .. } = scratch;
+    let Scratch { packet, work, route, .. } = scratch;
     match fate {
         Fate::Pass => (NEXT, reason),
         Fate::Drop => (DROP, reason),
@@ -223,32 +226,32 @@ fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
             None => (DROP, Reason::RewriteFailed),
         },
         Fate::Translate => {
-            let action = work.action;
-            let is_tunnelled = const { receives::<HOOK>() } && action.is_one_way();
-            let added = if is_tunnelled { F::LENGTH } else { 0 };
+            let action = work.out.action;
+            let encapsulates = const { may_be_encapsulated::<HOOK>() } && action.is_one_way();
+            let added = if encapsulates { F::LENGTH } else { 0 };
             let remembers = const { remembers::<HOOK>() } && action.is_forward();
-            let has_way = if remembers && route::remembered(context, packet, work, added, way) {
+            let has_route = if remembers && route::remembered(context, packet, work, added, route) {
                 Ok(())
             } else if action.is_forward() || action == Action::REQUEST_ROUTE {
-                route::find(context, packet, &work.rewrite, added, way)
+                route::find(context, packet, &work.out.rewrite, added, route)
             } else {
                 Ok(())
             };
-            if let Err(reason) = has_way {
-                return ended(context, packet, hook, reason, way.mtu);
+            if let Err(reason) = has_route {
+                return not_routed(context, packet, hook, reason, route.mtu);
             }
-            if packet.is_first != 0 {
-                balance::fragment::enter(packet, work, &mut tables::Maps);
+            if packet.is_first_fragment != 0 {
+                balance::fragment::remember(packet, work, &mut tables::Maps);
             }
-            let changed = if is_tunnelled {
-                enter_tunnel::<F>(context, &work.rewrite)
+            let changed = if encapsulates {
+                encapsulate::<F>(context, &work.out.rewrite)
             } else {
                 translate::<F, HOOK>(context, packet, work)
             };
             if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
-            match deliver::<F, HOOK>(context, packet, way, action, work.device) {
+            match deliver::<F, HOOK>(context, packet, route, action, work.out.device) {
                 Ok(result) => (result, reason),
                 Err(reason) => (DROP, reason),
             }
@@ -256,58 +259,60 @@ fn apply<F: FamilyMaps + Rewrite + Route, const HOOK: u32>(
     }
 }
 
-/// A function of its own, as the verifier would go through what follows once for each way
-/// out of it.
+/// A separate function, so that the verifier follows the code after the call once and not once for
+/// each of its returns.
 #[inline(never)]
-fn enter_tunnel<F: Rewrite>(context: &TcContext, ends: &Tuple<F::Address>) -> Option<()> {
-    tunnel::enter::<F>(context, ends)
+fn encapsulate<F: Rewrite>(context: &TcContext, ends: &Tuple<F::Address>) -> Option<()> {
+    tunnel::encapsulate::<F>(context, ends)
 }
 
-/// Gives a packet its new addresses, and takes a hop if the program is its router.
+/// Translates a packet, and decrements its TTL if the program forwards it.
 #[inline(always)]
 fn translate<F: Rewrite, const HOOK: u32>(
     context: &TcContext,
     packet: &Packet<F>,
     work: &Work<F::Address>,
 ) -> Option<()> {
-    if const { receives::<HOOK>() } && packet.tunnel != 0 {
-        tunnel::leave::<F>(context)?;
+    if const { may_be_encapsulated::<HOOK>() } && packet.encap_len != 0 {
+        tunnel::decapsulate::<F>(context)?;
     }
-    let rewrite = &work.rewrite;
+    let rewrite = &work.out.rewrite;
     match packet.kind {
-        Kind::Icmp => icmp_error::apply(context, packet, work)?,
-        Kind::Fragment => fragment::apply(context, packet, rewrite)?,
+        PacketKind::Icmp => icmp_error::apply(context, packet, work)?,
+        PacketKind::Fragment => fragment::apply(context, packet, rewrite)?,
         _ => rewrite::apply(context, packet, rewrite)?,
     }
     if const { matches!(hook::<HOOK>(), Hook::ToDevice) }
-        && work.action == Action::REPLY_DIRECT
+        && work.out.action == Action::REPLY_DIRECT
         && packet.is_syn_ack()
     {
         tunnel::clamp(context, packet);
     }
-    if work.action.is_forward() { F::take_hop(context) } else { Some(()) }
+    if work.out.action.is_forward() { F::decrement_ttl(context) } else { Some(()) }
 }
 
-/// Whether the hook meets flows, as a rule, of which the program forwards every packet.
+/// Whether flows at this hook are usually forwarded by the program, so that their next hop is
+/// remembered.
 const fn remembers<const HOOK: u32>() -> bool {
     matches!(hook::<HOOK>(), Hook::FromPod | Hook::FromDevice | Hook::Loopback)
 }
 
-/// What becomes of a packet that has no way on. Its sender is told of an MTU, with or
-/// without the flag that forbids fragments: they could not be made here, and a sender that
-/// knows makes them itself. Nobody is told about an error, or a fragment without ports.
+/// The result for a packet without a usable route. The sender of a packet larger than the MTU gets
+/// an ICMP error, with or without "don't fragment": the program cannot fragment, but the sender can
+/// once it knows the MTU. No ICMP error is sent about an ICMP error or a fragment without ports
+/// (RFC 1122 section 3.2.2).
 #[inline(always)]
-fn ended<F: Respond>(
+fn not_routed<F: Respond>(
     context: &TcContext,
     packet: &Packet<F>,
     hook: Hook,
     reason: Reason,
     mtu: u16,
 ) -> (i32, Reason) {
-    let is_told = matches!(reason, Reason::TooBig)
-        && matches!(packet.kind, Kind::Tcp | Kind::Udp)
+    let is_reported = matches!(reason, Reason::TooBig)
+        && matches!(packet.kind, PacketKind::Tcp | PacketKind::Udp)
         && mtu != 0;
-    if !is_told {
+    if !is_reported {
         return (DROP, reason);
     }
     match answer::too_big(context, packet, hook, mtu) {
@@ -316,24 +321,24 @@ fn ended<F: Respond>(
     }
 }
 
-/// Sends a rewritten packet on its way.
+/// Sends a translated packet on as its action says.
 #[inline(always)]
 fn deliver<F: FamilyMaps, const HOOK: u32>(
     context: &TcContext,
     packet: &Packet<F>,
-    way: &Way,
+    route: &Route,
     action: Action,
     device: u32,
 ) -> Result<i32, Reason> {
     match action {
         Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
-            bounce(context).ok_or(Reason::RewriteFailed)
+            send_back(context).ok_or(Reason::RewriteFailed)
         }
         Action::REQUEST_FORWARD | Action::REPLY_FORWARD | Action::REQUEST_TUNNEL => {
             let remembers = const { remembers::<HOOK>() };
-            route::forward(context, packet, way, remembers).ok_or(Reason::RewriteFailed)
+            route::forward(context, packet, route, remembers).ok_or(Reason::RewriteFailed)
         }
-        Action::REQUEST_ROUTE => Ok(route::send(way)),
+        Action::REQUEST_ROUTE => Ok(route::send(route)),
         Action::REQUEST_LOOPBACK => {
             receive_on(context, LOOPBACK, [0; 6]).ok_or(Reason::RewriteFailed)
         }

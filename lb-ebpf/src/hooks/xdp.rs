@@ -1,5 +1,5 @@
-//! XDP: takes the packets of known flows that it can finish, and leaves everything else to
-//! tc as it came.
+//! The XDP program: handles packets of known flows that it can send on itself, and leaves every
+//! other packet, unchanged, to tc.
 //!
 //! It decides as tc does, over the same tables.
 
@@ -20,18 +20,18 @@ use lb_common::{
 };
 
 use crate::{
-    count::{account, count},
+    count::{count, count_service},
     frame::{self, Linear},
     maps,
     rewrite::{self, Rewrite},
     route::{self, Received},
-    scratch::{Scratch, Way},
+    scratch::{Route, Scratch},
     tables,
     tables::FamilyMaps,
     tunnel,
 };
 
-/// Handles a frame that an external device has received.
+/// Handles a frame that an external device received.
 #[inline(always)]
 pub fn handle(context: &XdpContext) -> u32 {
     let Some(settings) = tables::settings() else {
@@ -64,7 +64,7 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
         return (XDP_PASS, Reason::Malformed);
     };
     let mut candidate = balance::candidate::<F>(destination, Site::FromDevice, settings);
-    if matches!(candidate, Candidate::Neither) {
+    if matches!(candidate, Candidate::NotService) {
         return (XDP_PASS, Reason::NotService);
     }
     let Some(scratch) = F::scratch() else {
@@ -72,14 +72,14 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
     };
     // SAFETY: this CPU's entry, for this run alone.
     let scratch = unsafe { &mut *scratch };
-    scratch.packet.tunnel = 0;
+    scratch.packet.encap_len = 0;
     if matches!(candidate, Candidate::Node) && F::is_tunnel(&window) {
-        scratch.packet.tunnel = tunnel::length::<F>(&window, settings);
-        if scratch.packet.tunnel != 0 {
+        scratch.packet.encap_len = tunnel::outer_length::<F>(&window, settings);
+        if scratch.packet.encap_len != 0 {
             candidate = Candidate::Service;
         }
     }
-    window.start += tunnel::behind(&scratch.packet);
+    window.start += tunnel::encap_len(&scratch.packet);
     if F::parse(&window, &mut scratch.packet).is_none() {
         return (XDP_PASS, Reason::Malformed);
     }
@@ -89,33 +89,34 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
         Some(Verdict::Pass(reason)) => (XDP_PASS, reason),
         Some(Verdict::Drop(reason)) => (XDP_DROP, reason),
         Some(Verdict::Translate(reason)) => {
-            let length = context.longest::<F>(packet).unwrap_or(0) as u32 + IP_OFFSET as u32;
+            let length = context.ip_length::<F>(packet).unwrap_or(0) as u32 + IP_OFFSET as u32;
             let (action, reason) = translate(context, scratch, reason);
-            account(scratch.work.index, reason, length);
+            count_service(scratch.work.out.index, reason, length);
             (action, reason)
         }
         Some(Verdict::Answer(..)) | None => (XDP_PASS, Reason::LeftToTc),
     }
 }
 
-/// Translates what goes on from here by the stack of this node, or back out of the device.
+/// Translates a packet that goes on to the stack of this node or out of a device; leaves any other
+/// to tc.
 #[inline(always)]
 fn translate<F: FamilyMaps + Rewrite>(
     context: &XdpContext,
     scratch: &mut Scratch<F>,
     reason: Reason,
 ) -> (u32, Reason) {
-    let Scratch { packet, work, way, .. } = scratch;
-    let (new, action) = (&work.rewrite, work.action);
+    let Scratch { packet, work, route, .. } = scratch;
+    let (new, action) = (&work.out.rewrite, work.out.action);
     let done = match action {
         Action::REQUEST => Some(XDP_PASS),
-        Action::REPLY_INTO_DEVICE => is_here(context, work.device).then_some(XDP_PASS),
+        Action::REPLY_INTO_DEVICE => is_here(context, work.out.device).then_some(XDP_PASS),
         action if action.is_forward() => {
             let added = if action.is_one_way() { F::LENGTH } else { 0 };
-            // The first packet of each second goes by way of tc, which asks, and by the kernel's
-            // neighbours, so that these are seen to be in use.
-            if route::remembered(context, packet, work, added, way) {
-                exit(context, way)
+            // The first packet of each second is left to tc, which looks up the route and uses the
+            // kernel's neighbour entry, so that the entry stays alive.
+            if route::remembered(context, packet, work, added, route) {
+                exit(context, route)
             } else {
                 None
             }
@@ -125,19 +126,19 @@ fn translate<F: FamilyMaps + Rewrite>(
     let Some(done) = done else { return (XDP_PASS, Reason::LeftToTc) };
     let mut changed = change(context, packet, new, action);
     if done != XDP_PASS {
-        changed = changed.and_then(|()| frame::store(context, 0, &way.macs));
+        changed = changed.and_then(|()| frame::store(context, 0, &route.macs));
     }
     match changed {
         None => (XDP_DROP, Reason::RewriteFailed),
         Some(()) if done == XDP_REDIRECT => {
             // SAFETY: no preconditions.
-            (unsafe { bpf_redirect(way.ifindex, 0) } as u32, reason)
+            (unsafe { bpf_redirect(route.ifindex, 0) } as u32, reason)
         }
         Some(()) => (done, reason),
     }
 }
 
-/// Gives a frame its new addresses, and takes a hop if the program is its router.
+/// Translates a frame, and decrements its TTL if the program forwards it.
 #[inline(always)]
 fn change<F: Rewrite>(
     context: &XdpContext,
@@ -146,25 +147,25 @@ fn change<F: Rewrite>(
     action: Action,
 ) -> Option<()> {
     if action.is_one_way() {
-        return tunnel::enter::<F>(context, new);
+        return tunnel::encapsulate::<F>(context, new);
     }
-    if packet.tunnel != 0 {
-        tunnel::leave::<F>(context)?;
+    if packet.encap_len != 0 {
+        tunnel::decapsulate::<F>(context)?;
     }
     rewrite::apply(context, packet, new)?;
-    if action.is_forward() { F::take_hop(context) } else { Some(()) }
+    if action.is_forward() { F::decrement_ttl(context) } else { Some(()) }
 }
 
-/// How a frame leaves by a device, if XDP can send it there.
+/// The XDP action that sends a frame out of the route's device; `None` if XDP cannot.
 #[inline(always)]
-fn exit(context: &XdpContext, way: &Way) -> Option<u32> {
-    if way.flags & Device::XDP_REDIRECT != 0 {
+fn exit(context: &XdpContext, route: &Route) -> Option<u32> {
+    if route.flags & Device::XDP_REDIRECT != 0 {
         return Some(XDP_REDIRECT);
     }
-    (way.ifindex == context.ifindex()).then_some(XDP_TX)
+    (route.ifindex == context.ifindex()).then_some(XDP_TX)
 }
 
-/// Whether the frame came in by the device of this index in DEVICES.
+/// Whether the device with this index in DEVICES received the frame.
 #[inline(always)]
 fn is_here(context: &XdpContext, device: u32) -> bool {
     device < MAX_DEVICES

@@ -71,11 +71,11 @@ fn current() -> String {
         Prefix<Address4> { address, mask }
         Prefix<Address6> { address, mask }
         FamilySettings<Address4> {
-            gate, node_addresses, pod_prefixes, node_source, gate_count, service_cidr_count,
+            service_prefixes, node_addresses, pod_prefixes, node_source, service_prefix_count, service_cidr_count,
             node_address_count, pod_prefix_count,
         }
         FamilySettings<Address6> {
-            gate, node_addresses, pod_prefixes, node_source, gate_count, service_cidr_count,
+            service_prefixes, node_addresses, pod_prefixes, node_source, service_prefix_count, service_cidr_count,
             node_address_count, pod_prefix_count,
         }
         Timeouts {
@@ -103,6 +103,40 @@ fn current() -> String {
     text
 }
 
+/// How the layout differs from the golden file.
+#[derive(Debug, PartialEq, Eq)]
+enum Difference {
+    None,
+    /// Hooks or reasons were appended, and nothing else changed: maps that are pinned keep their
+    /// meaning.
+    Appended,
+    /// Pinned maps would be misread.
+    Incompatible,
+}
+
+/// Compares the layout with the golden one. Hooks and reasons may only be appended.
+fn difference(golden: &str, current: &str) -> Difference {
+    let listed = |text: &str, kind: &str| -> Vec<String> {
+        text.lines().filter(|line| line.starts_with(kind)).map(str::to_owned).collect()
+    };
+    let rest = |text: &str| -> Vec<String> {
+        let is_rest = |line: &&str| !LISTS.iter().any(|kind| line.starts_with(kind));
+        text.lines().filter(is_rest).map(str::to_owned).collect()
+    };
+    if golden == current {
+        Difference::None
+    } else if rest(golden) == rest(current)
+        && LISTS.iter().all(|kind| listed(current, kind).starts_with(&listed(golden, kind)))
+    {
+        Difference::Appended
+    } else {
+        Difference::Incompatible
+    }
+}
+
+/// How the lines begin that list hooks and reasons by number.
+const LISTS: [&str; 2] = ["hook ", "reason "];
+
 #[test]
 fn layout_is_that_of_the_golden_file() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/layout.txt");
@@ -111,9 +145,34 @@ fn layout_is_that_of_the_golden_file() {
         fs::write(path, &current).expect("the golden file can be written");
     }
     let golden = fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        golden == current,
-        "the layout differs from {path}: a change of it needs another ABI_VERSION, then \
-         `cargo xtask check --bless`. It is now:\n{current}"
-    );
+    match difference(&golden, &current) {
+        Difference::None => {}
+        Difference::Appended => panic!(
+            "hooks or reasons were appended, which {path} does not have: no other ABI_VERSION is \
+             needed, `cargo xtask check --bless` adds them. The layout is now:\n{current}"
+        ),
+        Difference::Incompatible => panic!(
+            "the layout differs from {path}, or a hook or reason was renumbered, renamed or \
+             removed: pinned maps would be misread, so it needs another ABI_VERSION, then \
+             `cargo xtask check --bless`. It is now:\n{current}"
+        ),
+    }
+}
+
+#[test]
+fn an_appended_reason_keeps_the_layout_and_a_renumbered_or_removed_one_changes_it() {
+    let golden = "version 3\nhook  0 a\nreason  0 b\nreason  1 c\n";
+    let check = |current: &str| difference(golden, current);
+    assert_eq!(check(golden), Difference::None);
+    assert_eq!(check(&format!("{golden}reason  2 d\n")), Difference::Appended);
+    let with_hook = "version 3\nhook  0 a\nhook  1 e\nreason  0 b\nreason  1 c\n";
+    assert_eq!(check(with_hook), Difference::Appended);
+    for incompatible in [
+        "version 3\nhook  0 a\nreason  0 b\n",
+        "version 3\nhook  0 a\nreason  0 b\nreason  1 d\nreason  2 c\n",
+        "version 3\nhook  0 a\nreason  0 b\nreason  1 other\n",
+        "version 4\nhook  0 a\nreason  0 b\nreason  1 c\n",
+    ] {
+        assert_eq!(check(incompatible), Difference::Incompatible, "{incompatible}");
+    }
 }

@@ -3,13 +3,13 @@
 use lb_common::{
     abi::address::{Ipv4, Ipv6},
     abi::frontend::{TCP, UDP},
-    packet::{Kind, Packet, quote::Quote},
+    packet::{Packet, PacketKind, quote::Quote},
 };
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    bench::tuple,
     family::TestFamily,
+    flow::tuple,
     frame::{Body, ETHERNET, Frame},
     world::at,
 };
@@ -22,13 +22,13 @@ fn stays_inside<F: TestFamily>(frame: &[u8]) -> Result<(), TestCaseError> {
         return Ok(());
     }
     let needed = match packet.kind {
-        Kind::Tcp => 20,
-        Kind::Udp | Kind::Icmp => 8,
-        Kind::Other | Kind::Fragment | Kind::Malformed => return Ok(()),
+        PacketKind::Tcp => 20,
+        PacketKind::Udp | PacketKind::Icmp => 8,
+        PacketKind::Other | PacketKind::Fragment | PacketKind::Malformed => return Ok(()),
     };
     prop_assert!(usize::from(packet.transport) + needed <= frame.len(), "{packet:?}");
     let mut quote = Quote::default();
-    if packet.kind == Kind::Icmp && F::parse_quote(frame, &packet, &mut quote).is_some() {
+    if packet.kind == PacketKind::Icmp && F::parse_quote(frame, &packet, &mut quote).is_some() {
         let [header, ports] = [quote.header, quote.transport].map(usize::from);
         let addresses = F::ADDRESSES - ETHERNET + 2 * F::ADDRESS_LENGTH;
         prop_assert!(usize::from(packet.transport) + 8 == header, "{quote:?}");
@@ -37,16 +37,16 @@ fn stays_inside<F: TestFamily>(frame: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn is_read<F: TestFamily>(frame: &Frame<F>, kind: Kind) -> Result<(), TestCaseError> {
+fn is_read<F: TestFamily>(frame: &Frame<F>, kind: PacketKind) -> Result<(), TestCaseError> {
     let bytes = frame.bytes();
     let mut packet = Packet::<F>::default();
     prop_assert!(F::parse(&bytes[..], &mut packet).is_some());
     prop_assert_eq!(packet.kind, kind, "{:?}", frame);
-    if matches!(kind, Kind::Tcp | Kind::Udp) {
+    if matches!(kind, PacketKind::Tcp | PacketKind::Udp) {
         prop_assert_eq!(*packet.tuple(), tuple(frame.source, frame.destination));
         let at = usize::from(packet.transport);
         prop_assert_eq!(&bytes[at..at + 2], &frame.source.port.get().to_be_bytes());
-        let protocol = if kind == Kind::Tcp { TCP } else { UDP };
+        let protocol = if kind == PacketKind::Tcp { TCP } else { UDP };
         prop_assert_eq!(packet.protocol(), protocol);
     }
     Ok(())
@@ -73,16 +73,16 @@ fn whole<F: TestFamily>(
 ) -> Result<(), TestCaseError> {
     let ends = [at(F::pod(1), ports[0]), at(F::vip(1), ports[1])];
     let bodies = [
-        (Body::Tcp(flags), Kind::Tcp),
-        (Body::Udp, Kind::Udp),
-        (Body::Icmp(8, 0), Kind::Icmp),
-        (Body::Other(132), Kind::Other),
+        (Body::Tcp(flags), PacketKind::Tcp),
+        (Body::Udp, PacketKind::Udp),
+        (Body::Icmp(8, 0), PacketKind::Icmp),
+        (Body::Other(132), PacketKind::Other),
     ];
     for (body, kind) in bodies {
         let frame = Frame::<F>::new(ends[0], ends[1], body).payload(payload);
         let frame = frame.options(&options::<F>(words));
         is_read(&frame, kind)?;
-        is_read(&frame.clone().fragment(8, true), Kind::Fragment)?;
+        is_read(&frame.clone().fragment(8, true), PacketKind::Fragment)?;
         let mut bytes = frame.bytes();
         for (index, byte) in changes {
             let index = index.index(bytes.len());
@@ -135,7 +135,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_error_quotes_is_read_within_its_bounds(
+    fn the_quote_of_an_error_is_read_within_its_bounds(
         words in 0..3usize,
         cut in 0..100usize,
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),

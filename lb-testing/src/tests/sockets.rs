@@ -15,7 +15,7 @@ use lb_common::{
 use crate::{
     family::TestFamily,
     tables::{FakeTables, Lookups},
-    world::{TICKS, Where, World, at, seconds},
+    world::{Location, TICKS, World, at, seconds},
 };
 
 #[derive(Clone, Copy)]
@@ -52,7 +52,7 @@ impl<F: TestFamily> Node<F> {
         let mut world = World::default();
         let index = world.add_service(at(F::vip(1), 80), protocol);
         let mut add =
-            |number| world.add_backend(index, at(F::remote_pod(number), 8080), Where::Elsewhere);
+            |number| world.add_backend(index, at(F::remote_pod(number), 8080), Location::OtherNode);
         let ids = (1..=backends).map(&mut add).collect();
         (Self { world, tables: FakeTables::default() }, index, ids)
     }
@@ -113,7 +113,7 @@ fn a_call_is_translated_refused_or_left_alone() {
 }
 
 /// A node with more addresses than fit, so that any address may be one; its node ports have a
-/// front end of any node and one of the loopback address.
+/// frontend of any node and one of the loopback address.
 fn own_namespace<F: TestFamily>() {
     let (mut node, index, _) = Node::<F>::new(TCP, 1);
     node.world.settings.node_ports = PortRange { first: 30_080, count: 1 };

@@ -1,4 +1,4 @@
-//! Servers that say which client they saw, and clients that say who answered: `lb_tests::echo`
+//! Servers that say which client they saw, and clients that say who answered: `lb_tests::harness::echo`
 //! as a program, so that it can run in the namespace and the cgroup of a pod.
 
 use std::io::{self, BufRead, Write};
@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use lb_tests::echo::bulk::{Direction, transfer};
-use lb_tests::echo::load::Load;
-use lb_tests::echo::probe::{self, Channel};
-use lb_tests::echo::serve::Servers;
-use lb_tests::echo::{Answer, Probe, Transport, repl};
+use lb_tests::harness::echo::bulk::{Direction, transfer};
+use lb_tests::harness::echo::load::Load;
+use lb_tests::harness::echo::probe::{self, Channel};
+use lb_tests::harness::echo::serve::Servers;
+use lb_tests::harness::echo::{Answer, Probe, Transport, repl};
 use nix::sys::signal::{SigSet, Signal};
 
 /// Servers and clients for tests of a load balancer.

@@ -1,13 +1,14 @@
-//! Runs files of flow vectors: `lb_tests::vectors` as a program. Ends with the line
+//! Runs files of flow vectors: `lb_tests::tools::vectors` as a program. Ends with the line
 //! `N passed, N failed`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use lb_tests::vectors::{self, report::Report};
+use lb_tests::tools::vectors::{self, report::Report};
 
-/// Holds lb to the answers of kube-proxy, and of the contract where that says otherwise.
+/// Compares lb with kube-proxy's answers, flow by flow, and with docs/semantics.md where lb
+/// differs on purpose.
 #[derive(Parser)]
 struct Cli {
     /// Files of vectors; those of the repository by default

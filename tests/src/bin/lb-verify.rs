@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use std::{env, fs};
 
 use anyhow::{Context, Result};
-use lb_tests::programs::{Programs, program_descriptor};
-use lb_tests::verify::{LIMIT_INSTRUCTIONS, LIMIT_STACK, Program, allowance};
+use lb_tests::harness::programs::{Programs, program_descriptor};
+use lb_tests::harness::verify::{LIMIT_INSTRUCTIONS, LIMIT_STACK, Program, allowance};
 
 fn main() -> Result<ExitCode> {
     let loaded = Programs::load(&[])?;

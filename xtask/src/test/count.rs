@@ -1,6 +1,6 @@
-//! Counting tests from what the programs that run them print.
+//! Counts tests in the output of the programs that run them.
 
-/// What a number of tests came to.
+/// The outcome of a number of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) passed: usize,
@@ -11,7 +11,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Something other than a test that went wrong: one failure.
+    /// One failure of something that is not a test.
     pub(crate) fn failure(what: String) -> Self {
         Self { failed: 1, failures: vec![what], ..Self::default() }
     }
@@ -26,10 +26,10 @@ impl Outcome {
     }
 }
 
-/// How a program says what its tests came to.
+/// The form in which a program reports its tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// As libtest does.
+    /// The output of libtest.
     #[default]
     Libtest,
     /// A line `FAILED …` for each failure, and `N passed, N failed` in the end.
@@ -43,6 +43,8 @@ pub(crate) struct Counter {
     outcome: Outcome,
     /// The names below the last line `failures:`, while they are being listed.
     listing: Option<Vec<String>>,
+    /// Whether the line with the numbers was read, in [`Form::Plain`].
+    has_numbers: bool,
 }
 
 impl Counter {
@@ -62,6 +64,7 @@ impl Counter {
             self.outcome.failures.push(failure.to_owned());
         } else if let Some(Tally { passed, failed, .. }) = Tally::of_parts(line, ", ") {
             (self.outcome.passed, self.outcome.failed) = (passed, failed);
+            self.has_numbers = true;
         }
     }
 
@@ -81,12 +84,15 @@ impl Counter {
         }
     }
 
-    /// Ends the count. A command that failed without a failed test (it did not
-    /// compile, or a test ended the whole process) counts as one failure.
+    /// Ends the count. A command that failed without a failed test (it did not compile, or a
+    /// test ended the whole process) counts as one failure, unless it has said that no test
+    /// ran.
     pub(crate) fn finish(mut self, status: &str, success: bool) -> Outcome {
-        if !success && self.outcome.failed == 0 {
+        if !success && self.outcome.failed == 0 && !self.has_numbers {
             self.outcome.failed = 1;
-            self.outcome.failures.push(format!("did not compile, or died in a test ({status})"));
+            self.outcome.failures.push(format!(
+                "the tests did not compile, or their process ended early ({status})"
+            ));
         }
         self.outcome
     }
@@ -193,6 +199,8 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
         let outcome = count_of(Form::Plain, output, false);
         assert_eq!((outcome.passed, outcome.failed), (4, 1));
         assert_eq!(outcome.failures, ["a: b: expected dropped, got untouched"]);
+        let outcome = count_of(Form::Plain, "0 passed, 0 failed\n", false);
+        assert_eq!((outcome.passed, outcome.failed), (0, 0));
         let outcome = count_of(Form::Plain, "starting\n", false);
         assert_eq!((outcome.passed, outcome.failed), (0, 1));
     }

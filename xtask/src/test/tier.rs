@@ -22,8 +22,8 @@ pub(crate) struct Tier {
 enum Source {
     /// Libraries, programs and documentation: (label, arguments of cargo test).
     Crates(&'static [(&'static str, &'static [&'static str])]),
-    /// The integration tests of the tests crate whose name begins so.
-    Prefix(&'static str),
+    /// Binaries of integration tests of the tests crate.
+    Binaries(&'static [&'static str]),
     /// The files of flow vectors that the tests crate has.
     Vectors,
     /// A virtual machine with this kernel.
@@ -40,8 +40,8 @@ pub(crate) struct Step {
 /// What is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Run {
-    /// cargo test with these arguments.
-    CargoTest(Vec<String>),
+    /// cargo test with these arguments, and those for the test binary.
+    CargoTest(Vec<String>, Vec<String>),
     /// A file of flow vectors; none: those of the tests crate.
     Vectors(Option<PathBuf>),
     /// A virtual machine with this kernel.
@@ -71,7 +71,7 @@ pub(crate) const TIERS: [Tier; 6] = [
     },
     Tier {
         name: "kernel",
-        source: Source::Prefix("prog_"),
+        source: Source::Binaries(&["kernel", "cases"]),
         root: true,
         programs: true,
         control_plane: false,
@@ -85,14 +85,14 @@ pub(crate) const TIERS: [Tier; 6] = [
     },
     Tier {
         name: "netns",
-        source: Source::Prefix("netns_"),
+        source: Source::Binaries(&["netns"]),
         root: true,
         programs: true,
         control_plane: false,
     },
     Tier {
         name: "cluster",
-        source: Source::Prefix("cluster_"),
+        source: Source::Binaries(&["cluster"]),
         root: true,
         programs: true,
         control_plane: true,
@@ -107,31 +107,31 @@ pub(crate) const TIERS: [Tier; 6] = [
 ];
 
 impl Tier {
-    /// What to run, given the integration tests that exist.
-    pub(crate) fn steps(&self, tests: &[String]) -> Vec<Step> {
+    /// Whether its tests have names that can be given.
+    pub(crate) fn has_names(&self) -> bool {
+        !matches!(self.source, Source::Machine(_))
+    }
+
+    /// What to run.
+    pub(crate) fn steps(&self) -> Vec<Step> {
         match self.source {
             Source::Crates(crates) => crates
                 .iter()
                 .map(|(label, arguments)| Step {
                     label: (*label).to_owned(),
                     run: Run::CargoTest(
-                        arguments
-                            .iter()
-                            .chain(&["--no-fail-fast"])
-                            .map(|argument| (*argument).to_owned())
-                            .collect(),
+                        owned(&[*arguments, &["--no-fail-fast"]].concat()),
+                        Vec::new(),
                     ),
                 })
                 .collect(),
-            Source::Prefix(prefix) => tests
+            Source::Binaries(binaries) => binaries
                 .iter()
-                .filter(|test| test.starts_with(prefix))
-                .map(|test| Step {
-                    label: test.clone(),
+                .map(|binary| Step {
+                    label: format!("tests/tests/{binary}"),
                     run: Run::CargoTest(
-                        ["-p", "lb-tests", "--test", test, "--", "--test-threads=1"]
-                            .map(str::to_owned)
-                            .to_vec(),
+                        owned(&["-p", "lb-tests", "--test", binary]),
+                        owned(&["--test-threads=1"]),
                     ),
                 })
                 .collect(),
@@ -145,22 +145,31 @@ impl Tier {
     }
 }
 
-/// An integration test that no tier would run is a mistake in its name.
-pub(crate) fn refuse_strays(tests: &[String]) -> Result<()> {
-    let prefixes: Vec<&str> = TIERS
+fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|argument| (*argument).to_owned()).collect()
+}
+
+/// Fails for a binary of integration tests that no tier would run, and for a tier without its
+/// binary.
+pub(crate) fn check_binaries(binaries: &[String]) -> Result<()> {
+    let of_tiers: Vec<&str> = TIERS
         .iter()
-        .filter_map(|tier| match tier.source {
-            Source::Prefix(prefix) => Some(prefix),
-            Source::Crates(_) | Source::Vectors | Source::Machine(_) => None,
+        .flat_map(|tier| match tier.source {
+            Source::Binaries(binaries) => binaries,
+            Source::Crates(_) | Source::Vectors | Source::Machine(_) => &[],
         })
+        .copied()
         .collect();
-    for test in tests {
-        if !prefixes.iter().any(|prefix| test.starts_with(prefix)) {
-            bail!(
-                "the test tests/tests/{test} belongs to no tier: its name must begin with one of {}",
-                prefixes.join(", ")
-            );
-        }
+    if let Some(stray) = binaries.iter().find(|name| !of_tiers.contains(&name.as_str())) {
+        bail!(
+            "tests/tests/{stray} belongs to no tier: make it a module of one of tests/tests/{{{}}}",
+            of_tiers.join(",")
+        );
+    }
+    if let Some(missing) =
+        of_tiers.iter().find(|of_tier| !binaries.iter().any(|name| name == *of_tier))
+    {
+        bail!("a tier lacks its tests: tests/tests/{missing}/main.rs is missing");
     }
     Ok(())
 }
@@ -174,37 +183,37 @@ mod tests {
     }
 
     #[test]
-    fn a_tier_takes_the_tests_of_its_prefix_one_thread_each() {
-        let tests = names(&["cluster_services", "netns_pods", "prog_tc", "prog_xdp"]);
-        let steps = |name: &str| -> Vec<Step> {
-            let tier = TIERS.iter().find(|tier| tier.name == name);
-            tier.map(|tier| tier.steps(&tests)).unwrap_or_default()
-        };
-        let labels = |name: &str| -> Vec<String> {
-            steps(name).into_iter().map(|step| step.label).collect()
-        };
-        assert_eq!(labels("kernel"), ["prog_tc", "prog_xdp"]);
-        assert_eq!(labels("netns"), ["netns_pods"]);
-        assert_eq!(labels("cluster"), ["cluster_services"]);
-        let one_thread = "--test-threads=1".to_owned();
-        assert!(steps("kernel").iter().all(|step| matches!(
-            &step.run,
-            Run::CargoTest(arguments) if arguments.contains(&one_thread)
-        )));
+    fn binaries_of_integration_tests_are_run_by_one_thread() {
+        let tier = TIERS.iter().find(|tier| tier.name == "kernel").expect("a tier");
+        let steps = tier.steps();
+        assert_eq!(steps.len(), 2);
+        for (step, name) in steps.iter().zip(["kernel", "cases"]) {
+            let Run::CargoTest(arguments, of_binary) = &step.run else {
+                panic!("{step:?}");
+            };
+            assert_eq!(arguments[..], ["-p", "lb-tests", "--test", name]);
+            assert_eq!(of_binary[..], ["--test-threads=1"]);
+        }
     }
 
     #[test]
-    fn a_tier_of_integration_tests_without_any_is_empty() {
-        let lengths = TIERS.map(|tier| (tier.name, tier.steps(&[]).len()));
-        let of_files = [("kernel", 0), ("vectors", 1), ("netns", 0), ("cluster", 0), ("vm", 1)];
-        assert_eq!(lengths[0], ("unit", 7));
-        assert_eq!(lengths[1..], of_files);
+    fn every_tier_has_steps() {
+        let lengths = TIERS.map(|tier| (tier.name, tier.steps().len()));
+        let expected =
+            [("unit", 7), ("kernel", 2), ("vectors", 1), ("netns", 1), ("cluster", 1), ("vm", 1)];
+        assert_eq!(lengths, expected);
     }
 
     #[test]
-    fn a_test_of_no_tier_is_refused() {
-        assert!(refuse_strays(&names(&["prog_tc", "netns_pods"])).is_ok());
-        let error = refuse_strays(&names(&["program"])).map_err(|error| error.to_string());
-        assert!(error.is_err_and(|text| text.contains("tests/tests/program")));
+    fn a_binary_of_no_tier_and_a_tier_without_binary_are_errors() {
+        let all = ["cases", "cluster", "kernel", "netns"];
+        assert!(check_binaries(&names(&all)).is_ok());
+        let error = |binaries: &[&str]| {
+            check_binaries(&names(binaries)).map_err(|error| error.to_string()).unwrap_err()
+        };
+        assert!(
+            error(&["cases", "cluster", "kernel", "netns", "other"]).contains("tests/tests/other")
+        );
+        assert!(error(&["cases", "cluster", "kernel"]).contains("tests/tests/netns/main.rs"));
     }
 }

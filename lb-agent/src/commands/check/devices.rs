@@ -1,5 +1,5 @@
-//! How the packets of each external device are taken: as the last agent left it, or as one
-//! would find it.
+//! How the packets of each external device are handled: by the programs that the last agent left
+//! attached, or by those that `run` would attach.
 
 use std::{collections::BTreeSet, os::fd::AsFd};
 
@@ -8,39 +8,39 @@ use lb_common::abi::settings::Device;
 use super::{Check, Finding, Severity, finding};
 use crate::{
     maps::{pins::Pins, read::read_array},
-    network::{follow::InterfaceError, interfaces::Network, survey::survey},
+    network::{error::InterfaceError, interfaces::Network, survey::survey},
     options::values::Patterns,
     programs::{
         hook::Role,
-        xdp::{OCCUPIED, Taken, pinned_links, wanted},
+        xdp::{Handler, OCCUPIED, pinned_links, wanted},
     },
 };
 
-/// One line a device.
+/// One finding for each external device.
 pub(super) fn devices(options: &Check) -> Vec<Finding> {
     let (network, occupied) = match surveyed() {
         Ok(found) => found,
         Err(error) => return vec![finding(Severity::Warning, "device", error.to_string())],
     };
     let pins = Pins::new(&options.bpf_dir);
-    let left = read_array::<Device>(&pins, "DEVICES").unwrap_or_default();
-    let left: Vec<u32> = left.iter().map(|device| device.ifindex).filter(|i| *i != 0).collect();
-    let external = if left.is_empty() { found(&network, options) } else { left.clone() };
+    let listed = read_array::<Device>(&pins, "DEVICES").unwrap_or_default();
+    let listed: Vec<u32> = listed.iter().map(|device| device.ifindex).filter(|i| *i != 0).collect();
+    let external = if listed.is_empty() { found(&network, options) } else { listed.clone() };
     let lines = external.into_iter().filter_map(|index| {
         let link = network.links.get(&index)?;
-        let text = if left.is_empty() {
+        let text = if listed.is_empty() {
             would_be(&wanted(options.xdp, link.is_veth), occupied.contains(&index))
         } else {
-            let taken = now(&pins, index).unwrap_or_else(|| {
+            let handler = current(&pins, index).unwrap_or_else(|| {
                 without_xdp(wanted(options.xdp, link.is_veth), occupied.contains(&index))
             });
-            format!("packets are taken by {taken}")
+            format!("packets are handled by {handler}")
         };
         Some(finding(Severity::Fine, "device", format!("{}: {text}", link.name)))
     });
     let lines: Vec<Finding> = lines.collect();
     if lines.is_empty() {
-        let text = "none faces the outside: name them by --devices";
+        let text = "no external device found: traffic from outside is not handled; give --devices";
         return vec![finding(Severity::Warning, "device", text)];
     }
     lines
@@ -54,35 +54,35 @@ fn surveyed() -> Result<(Network, BTreeSet<u32>), InterfaceError> {
     runtime.block_on(survey())
 }
 
-/// The external devices, as far as they are known without the Node object.
+/// The external devices that can be found without the Node object.
 fn found(network: &Network, options: &Check) -> Vec<u32> {
     let roles = network.roles(&options.devices, &Patterns::Auto, &[]);
     roles.iter().filter(|(_, role)| **role == Role::External).map(|(index, _)| *index).collect()
 }
 
-/// The mode of XDP in which our program is on a device, by its pin.
-fn now(pins: &Pins, index: u32) -> Option<Taken> {
+/// The mode in which lb's XDP program is attached to a device, according to its pin.
+fn current(pins: &Pins, index: u32) -> Option<Handler> {
     let pinned = pinned_links(&pins.links()).ok()?;
     let path = pinned.get(&index)?;
     let link = lb_sys::obj_get(path).ok()?;
     let is_here = lb_sys::link_info(link.as_fd()).ok()?.target[0] == index;
-    is_here.then(|| Taken::of_pin(path)).flatten()
+    is_here.then(|| Handler::of_pin(path)).flatten()
 }
 
-/// Why a device whose agent has run has no program of ours for XDP.
-fn without_xdp(wanted: Taken, is_occupied: bool) -> Taken {
+/// Why a device has no XDP program although an agent has run.
+fn without_xdp(wanted: Handler, is_occupied: bool) -> Handler {
     match wanted {
-        Taken::Tc(reason) => Taken::Tc(reason),
-        _ if is_occupied => Taken::Tc(OCCUPIED.to_owned()),
-        _ => Taken::Tc("its driver refused XDP, or run was told not to use it".to_owned()),
+        Handler::Tc(reason) => Handler::Tc(reason),
+        _ if is_occupied => Handler::Tc(OCCUPIED.to_owned()),
+        _ => Handler::Tc("its driver rejected XDP, or `run` was started with --xdp off".to_owned()),
     }
 }
 
 /// What `run` would do.
-fn would_be(wanted: &Taken, is_occupied: bool) -> String {
+fn would_be(wanted: &Handler, is_occupied: bool) -> String {
     match wanted {
-        Taken::Tc(_) => format!("packets would be taken by {wanted}"),
-        _ if is_occupied => format!("packets would be taken by tc: {OCCUPIED}"),
-        _ => format!("packets would be taken by {wanted}, or by tc if its driver refuses that"),
+        Handler::Tc(_) => format!("packets would be handled by {wanted}"),
+        _ if is_occupied => format!("packets would be handled by tc: {OCCUPIED}"),
+        _ => format!("packets would be handled by {wanted}, or by tc if its driver rejects XDP"),
     }
 }

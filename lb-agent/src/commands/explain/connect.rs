@@ -1,4 +1,4 @@
-//! What connect() makes of an address, before there is a packet.
+//! What the connect-time hooks do with a destination, before any packet is sent.
 
 use lb_common::{
     abi::{
@@ -16,17 +16,18 @@ use super::{
     describe,
     facts::{Facts, endpoint, text},
     pinned::PinnedFamily,
-    report::{Outcome, Step, meaning},
+    report::{Outcome, Step},
     surroundings::Surroundings,
     tables::{Look, Overlay, Reader},
 };
 
-/// Who calls connect().
+/// The socket that calls connect().
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Socket {
-    /// The cookie of its network namespace; 0 = not known, as a pod's address does not tell.
+    /// The cookie of its network namespace; 0 = unknown: it cannot be derived from a
+    /// pod's address.
     pub(super) netns: u64,
-    /// Whether that is the node's own.
+    /// Whether that is the namespace of the node.
     pub(super) is_node: bool,
 }
 
@@ -44,8 +45,8 @@ impl Caller for Socket {
     }
 }
 
-/// What connect() makes of the destination of `facts`, and what becomes of the connection if
-/// that is the end of it.
+/// Runs the connect-time decision for the destination of `facts`. The outcome is that of the
+/// connection, if the hook decides it.
 pub(super) fn connect<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     facts: &Facts<'_, F, R>,
     around: &S,
@@ -64,15 +65,15 @@ pub(super) fn connect<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     step.attached = around.has_socket_hook(hook) && (is_tcp || around.has_socket_hook(sends));
     if !step.attached {
         let what = if is_tcp { "TCP" } else { "UDP" };
-        let text = format!("is not translated: no connect-time hook for {what} is attached");
-        step.say("caught", text);
+        let text = format!("none: no connect-time hook for {what} is attached");
+        step.say("hook", text);
         return (step, None);
     }
     if facts.settings.flags & Settings::ONLY_NODE_SOCKETS != 0 && !caller.is_node {
-        step.say("caught", "is not translated: --socket-lb node leaves pods' to the packet's way");
+        step.say("hook", "none: --socket-lb node leaves sockets of pods to the packet path");
         return (step, None);
     }
-    step.say("caught", format!("by {hook}, for every process below --cgroup", hook = hook.name()));
+    step.say("hook", format!("{}, for every process below --cgroup", hook.name()));
     let mut overlay = Overlay::new(facts.reader);
     let decision = decide(facts, &mut overlay, caller);
     describe(facts, caller, &overlay, &decision, &mut step);
@@ -88,7 +89,7 @@ fn decide<F: PinnedFamily, R: Reader<F>>(
     socket::decide(facts.destination, facts.protocol, &caller, facts.settings, overlay)
 }
 
-/// Tells what was found on the way to a decision.
+/// Describes the entries that led to the decision.
 fn describe<F: PinnedFamily, R: Reader<F>>(
     facts: &Facts<'_, F, R>,
     caller: Socket,
@@ -99,7 +100,7 @@ fn describe<F: PinnedFamily, R: Reader<F>>(
     if matches!(decision, Decision::Untouched(Reason::NotService)) {
         return;
     }
-    let Some(frontend) = facts.front_end(step) else { return };
+    let Some(frontend) = facts.frontend(step) else { return };
     if overlay.looks.iter().any(|look| matches!(look, Look::Range(..))) {
         facts.ranges(&frontend, F::settings(facts.settings).node_source, step);
     }
@@ -110,30 +111,30 @@ fn describe<F: PinnedFamily, R: Reader<F>>(
     let Some(eligible) = facts.policy(&frontend, Origin::Inside, step) else { return };
     let service = facts.reader.service(frontend.service).unwrap_or_default();
     if service.affinity_seconds > 0 && caller.netns == 0 {
-        let text = "ClientIP: the client is its network namespace here, which an address does \
-                    not tell: see lb-agent get affinity";
+        let text = "ClientIP: connect() identifies the client by its network namespace, which \
+                    cannot be derived from an address; see `lb-agent get affinity`";
         step.say("affinity", text);
     } else if service.affinity_seconds > 0 {
         let entry = overlay.looks.iter().find_map(|look| match look {
             Look::Affinity(entry) => Some(*entry),
             _ => None,
         });
-        let is_used = !describe::by_chance(overlay);
-        describe::say_affinity(facts.reader, &service, entry.flatten(), is_used, step);
+        let is_used = !describe::is_random(overlay);
+        describe::describe_affinity(facts.reader, &service, entry.flatten(), is_used, step);
     }
-    if describe::by_chance(overlay) {
+    if describe::is_random(overlay) {
         step.say("choice", describe::one_of(eligible.range.length()));
     } else if let Decision::Translate(to) = decision {
         let bound = text::<F>(*to);
         for candidate in step.backends.iter_mut().filter(|candidate| candidate.address != bound) {
             candidate.possible = false;
-            candidate.why_not = Some("the client is bound to another".to_owned());
+            candidate.why_not = Some("session affinity selects another backend".to_owned());
         }
-        step.say("choice", "the one that the client is bound to");
+        step.say("choice", "the backend of the affinity entry");
     }
 }
 
-/// Tells the decision.
+/// Describes the decision.
 fn finish<F: PinnedFamily, R: Reader<F>>(
     facts: &Facts<'_, F, R>,
     decision: &Decision<F::Address>,
@@ -154,11 +155,11 @@ fn finish<F: PinnedFamily, R: Reader<F>>(
             let possible = step.possible();
             let text = match possible {
                 0 | 1 => format!(
-                    "the socket is connected to {to} itself: no program touches its packets"
+                    "the socket is connected directly to {to}; its packets need no translation"
                 ),
                 more => format!(
-                    "the socket is connected to one of {more} backends itself: no program touches its \
-                     packets"
+                    "the socket is connected directly to one of {more} backends; its packets need \
+                     no translation"
                 ),
             };
             step.new_source = Some(source.clone());
@@ -168,7 +169,7 @@ fn finish<F: PinnedFamily, R: Reader<F>>(
         }
     };
     (step.verdict, step.reason) = (verdict, Some(reason.name()));
-    let text = format!("{} (counted as {} {})", meaning(reason), step.hook, reason.name());
+    let text = format!("{} (counted as {} {})", reason.meaning(), step.hook, reason.name());
     step.say("verdict", text);
     outcome
 }

@@ -1,4 +1,4 @@
-//! What the core decided on a packet, and why, in sentences.
+//! Describes in sentences what the core decided on a packet, and why.
 
 use std::collections::HashMap;
 
@@ -18,139 +18,150 @@ use lb_common::{
 };
 
 use super::{
+    datapath::{Datapath, Judged, run},
     facts::{Facts, endpoint, text},
     pinned::PinnedFamily,
-    report::{Step, meaning},
-    surroundings::{Device, Route, Surroundings},
+    report::Step,
+    surroundings::{Device, Route, Surroundings, device_text},
     tables::{Look, Overlay, Reader},
-    walk::{Judged, Walk, run, way_text},
 };
 use crate::programs::hook::Direction;
 
-/// How many of a Service's slots are tried out.
+/// How many slots of a Service are tried.
 const TRIED: u32 = 1024;
 
-/// The number that the core takes for the position, of as many as `length`.
+/// The random number for which the core picks the slot at `position` of `length`.
 pub(super) fn draw_of(position: u32, length: u32) -> u32 {
     ((u64::from(position) << 32).div_ceil(u64::from(length.max(1)))) as u32
 }
 
-/// Tells in `step` what was decided; `before` is what the tables held before it was.
+/// Describes the decision in `step`; `before` holds the tables as they were before it.
 pub(super) fn step<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     before: &Overlay<'_, F, R>,
     judged: &Judged<F>,
     device: &Device,
     step: &mut Step,
 ) {
-    caught(walk, before, judged, device, step);
-    let facts = facts(walk, judged);
+    hook(judged.site, device, step);
+    xdp(datapath, before, judged, device, step);
+    let facts = facts(datapath, judged);
     let tuple = judged.packet.tuple();
-    let origin = balance::origin(&judged.packet, judged.site, &walk.settings);
-    let candidate = balance::candidate::<F>(tuple.destination, judged.site, &walk.settings);
-    let is_known = flows(walk, before, judged, &facts, step);
+    let origin = balance::origin(&judged.packet, judged.site, &datapath.settings);
+    let candidate = balance::candidate::<F>(tuple.destination, judged.site, &datapath.settings);
+    let is_known = flows(datapath, before, judged, &facts, step);
     if candidate == Candidate::Service || candidate == Candidate::Node && is_request(judged) {
-        let frontend = facts.front_end(step);
+        let frontend = facts.frontend(step);
         if let Some(frontend) = frontend
             && !is_known
         {
-            let is_let_in = facts.ranges(&frontend, tuple.source, step);
-            if is_let_in && !matches!(judged.verdict, Verdict::Pass(_)) {
+            let is_allowed = facts.ranges(&frontend, tuple.source, step);
+            if is_allowed && !matches!(judged.verdict, Verdict::Pass(_)) {
                 let eligible = facts.policy(&frontend, origin, step);
-                affinity(walk, &frontend, step);
-                choice(walk, before, judged, &frontend, eligible, step);
+                affinity(datapath, &frontend, step);
+                choice(datapath, before, judged, &frontend, eligible, step);
             }
         }
     }
-    translation(walk, judged, &facts, origin, step);
+    translation(datapath, judged, &facts, origin, step);
     verdict(judged.verdict, step);
 }
 
-/// Whether what is addressed to this node may be a request.
+/// Whether a packet addressed to this node may be a request to a Service.
 fn is_request<F: PinnedFamily>(judged: &Judged<F>) -> bool {
     !matches!(judged.verdict, Verdict::Pass(Reason::NoFlow))
 }
 
 fn facts<'w, F: PinnedFamily, R: Reader<F>, S>(
-    walk: &'w Walk<'_, F, R, S>,
+    datapath: &'w Datapath<'_, F, R, S>,
     judged: &Judged<F>,
 ) -> Facts<'w, F, R> {
     let tuple = judged.packet.tuple();
     Facts {
-        reader: walk.overlay.reader(),
-        settings: &walk.settings,
+        reader: datapath.overlay.reader(),
+        settings: &datapath.settings,
         source: endpoint::<F>(tuple.source, tuple.source_port),
         destination: endpoint::<F>(tuple.destination, tuple.destination_port),
         protocol: judged.packet.protocol(),
     }
 }
 
-/// Where the packet is caught.
-fn caught<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+/// Describes the hook at which the program sees the packet.
+fn hook(site: Site, device: &Device, step: &mut Step) {
+    let direction = match site {
+        Site::FromPod | Site::FromDevice => Direction::Ingress,
+        Site::ToPod | Site::ToDevice { .. } | Site::Loopback => Direction::Egress,
+    };
+    step.say("hook", format!("{}, at tc {} of {}", step.hook, direction.name(), device.name));
+}
+
+/// Describes what XDP does with the packet before tc sees it.
+fn xdp<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
+    datapath: &Datapath<'_, F, R, S>,
     before: &Overlay<'_, F, R>,
     judged: &Judged<F>,
     device: &Device,
     step: &mut Step,
 ) {
-    let (direction, side) = match judged.site {
-        Site::FromPod | Site::FromDevice => (Direction::Ingress, "comes in"),
-        Site::ToPod | Site::ToDevice { .. } | Site::Loopback => (Direction::Egress, "goes out"),
-    };
-    let place = format!("tc {} of {}", direction.name(), device.name);
-    step.say("caught", format!("as it {side}, by {} ({place})", step.hook));
     if judged.site != Site::FromDevice {
         return;
     }
-    let Some(mode) = walk.around.xdp(device.index) else { return };
+    let Some(mode) = datapath.around.xdp(device.index) else { return };
     let mut overlay = before.fork();
     let mut work = Work::default();
     let destination = judged.packet.tuple().destination;
-    let candidate = balance::candidate::<F>(destination, judged.site, &walk.settings);
-    let taken = match candidate {
-        Candidate::Neither => None,
+    let candidate = balance::candidate::<F>(destination, judged.site, &datapath.settings);
+    let decided = match candidate {
+        Candidate::NotService => None,
         _ => {
-            let (packet, settings) = (&judged.packet, &walk.settings);
+            let (packet, settings) = (&judged.packet, &datapath.settings);
             balance::decide_known(candidate, packet, settings, &mut work, &mut overlay)
         }
     };
-    let text = match taken {
-        Some(Verdict::Translate(_)) => "takes it itself if it can send it on, with the same answer",
-        Some(Verdict::Drop(_)) => "drops it",
-        _ => "leaves it to tc",
+    let text = match decided {
+        Some(Verdict::Translate(_)) => {
+            "handles the packet with the same result if it can forward it, else leaves it to tc"
+        }
+        Some(Verdict::Drop(_)) => "drops the packet",
+        _ => "leaves the packet to tc",
     };
-    step.say("xdp", format!("{mode} sees it first, and {text}"));
+    step.say("xdp", format!("{mode} runs first and {text}"));
 }
 
-/// Tells of the flow that the packet belongs to; whether that decided.
+/// Describes the flow entry of the packet. Returns whether the entry decided.
 fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     before: &Overlay<'_, F, R>,
     judged: &Judged<F>,
     facts: &Facts<'_, F, R>,
     step: &mut Step,
 ) -> bool {
     let key = judged.packet.key;
-    let found = walk.overlay.looks.iter().find_map(|look| match look {
+    let found = datapath.overlay.looks.iter().find_map(|look| match look {
         Look::Flow(table, asked, Some(flow)) if *asked == key => Some((*table, *flow)),
         _ => None,
     });
-    let was_asked = walk.overlay.looks.iter().any(|look| matches!(look, Look::Flow(..)));
+    let was_asked = datapath.overlay.looks.iter().any(|look| matches!(look, Look::Flow(..)));
     let Some((table, flow)) = found else {
         if was_asked {
-            step.say("flow", "none is known");
+            step.say("flow", "no entry");
         }
         return false;
     };
     facts.flow(table, &key, &flow, step);
     if table == FlowTable::Flows && judged.packet.detail == ACK && !flow.action.is_reply() {
-        let packet = walk.packet(judged.packet.tuple(), SYN);
-        let (verdict, _) = run(&mut before.fork(), &walk.settings, &packet, judged.site);
+        let packet = datapath.packet(judged.packet.tuple(), SYN);
+        let (verdict, _) = run(&mut before.fork(), &datapath.settings, &packet, judged.site);
         let text = match verdict {
-            Verdict::Translate(Reason::Request) => "goes to the same backend",
-            Verdict::Translate(_) => "chooses a backend anew",
+            Verdict::Translate(reason) => {
+                if reason == Reason::Request {
+                    "goes to the same backend"
+                } else {
+                    "selects a new backend"
+                }
+            }
             Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => {
-                meaning(reason)
+                reason.meaning()
             }
         };
         step.say("new SYN", format!("from the same port: {text}"));
@@ -158,26 +169,26 @@ fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     matches!(judged.verdict, Verdict::Translate(Reason::Request | Reason::Reply))
 }
 
-/// Tells of the backend that the client is bound to.
+/// Describes the session affinity of the client.
 fn affinity<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     frontend: &Frontend,
     step: &mut Step,
 ) {
-    let reader = walk.overlay.reader();
+    let reader = datapath.overlay.reader();
     let Some(service) = reader.service(frontend.service) else { return };
-    let entry = walk.overlay.looks.iter().find_map(|look| match look {
+    let entry = datapath.overlay.looks.iter().find_map(|look| match look {
         Look::Affinity(entry) => Some(*entry),
         _ => None,
     });
-    let is_used = !by_chance(&walk.overlay);
+    let is_used = !is_random(&datapath.overlay);
     if let Some(entry) = entry {
-        say_affinity(reader, &service, entry, is_used, step);
+        describe_affinity(reader, &service, entry, is_used, step);
     }
 }
 
-/// Tells of an affinity entry that the core was told of.
-pub(super) fn say_affinity<F: PinnedFamily, R: Reader<F>>(
+/// Describes the affinity entry that the core looked up.
+pub(super) fn describe_affinity<F: PinnedFamily, R: Reader<F>>(
     reader: &R,
     service: &Service,
     entry: Option<Affinity>,
@@ -186,7 +197,7 @@ pub(super) fn say_affinity<F: PinnedFamily, R: Reader<F>>(
 ) {
     let seconds = service.affinity_seconds;
     let Some(bound) = entry else {
-        step.say("affinity", format!("ClientIP for {seconds} s: this client is bound to none yet"));
+        step.say("affinity", format!("ClientIP for {seconds} s: no entry for this client yet"));
         return;
     };
     let idle =
@@ -195,18 +206,19 @@ pub(super) fn say_affinity<F: PinnedFamily, R: Reader<F>>(
         || format!("#{}", bound.backend),
         |backend| text::<F>(endpoint::<F>(backend.address, backend.port)),
     );
-    let holds = if is_used { "" } else { ", which counts no more: idle too long, or not eligible" };
-    step.say("affinity", format!("bound to {to} {idle} s ago, for {seconds} s{holds}"));
+    let unused = if is_used { "" } else { "; ignored: expired, or the backend is not eligible" };
+    let text = format!("ClientIP for {seconds} s: entry for {to}, used {idle} s ago{unused}");
+    step.say("affinity", text);
 }
 
-/// Whether the last run chose a backend by chance.
-pub(super) fn by_chance<F: PinnedFamily, R: Reader<F>>(overlay: &Overlay<'_, F, R>) -> bool {
+/// Whether the last run picked a random slot.
+pub(super) fn is_random<F: PinnedFamily, R: Reader<F>>(overlay: &Overlay<'_, F, R>) -> bool {
     overlay.looks.iter().any(|look| matches!(look, Look::Slot))
 }
 
-/// Tells which backend a new flow gets, and tries out every one that it may.
+/// Describes the selection of a backend for a new flow, and tries every eligible one.
 fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     before: &Overlay<'_, F, R>,
     judged: &Judged<F>,
     frontend: &Frontend,
@@ -218,22 +230,22 @@ fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         step.backends.iter_mut().for_each(|candidate| candidate.possible = false);
         return;
     }
-    let reader = walk.overlay.reader();
+    let reader = datapath.overlay.reader();
     let mut tried = HashMap::new();
-    if by_chance(&walk.overlay) {
+    if is_random(&datapath.overlay) {
         let length = eligible.range.length();
         for position in 0..length.min(TRIED) {
             let mut overlay = before.fork();
             overlay.draws = [draw_of(position, length)].into();
-            let (_, work) = run(&mut overlay, &walk.settings, &judged.packet, judged.site);
+            let (_, work) = run(&mut overlay, &datapath.settings, &judged.packet, judged.site);
             let id = reader.slot(eligible.range.start() + position);
             tried.insert(id, work);
         }
         step.say("choice", one_of(length));
     } else {
-        step.say("choice", "the one that the client is bound to");
+        step.say("choice", "the backend of the affinity entry");
     }
-    let bound = walk.overlay.looks.iter().find_map(|look| match look {
+    let bound = datapath.overlay.looks.iter().find_map(|look| match look {
         Look::Affinity(Some(bound)) => Some(bound.backend),
         _ => None,
     });
@@ -244,53 +256,53 @@ fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     for (candidate, (id, _)) in step.backends.iter_mut().zip(ids) {
         match tried.get(&Some(id)) {
             Some(work) => {
-                let source = source_seen(judged.packet.tuple(), work);
+                let source = client_address(judged.packet.tuple(), work);
                 candidate.client_address = Some(F::ip(source).to_string());
-                candidate.next_hop = Some(next_hop::<F, S>(walk.around, work));
+                candidate.next_hop = Some(next_hop::<F, S>(datapath.around, work));
             }
             None if candidate.possible && bound.is_some() => {
                 candidate.possible = false;
-                candidate.why_not = Some("the client is bound to another".to_owned());
+                candidate.why_not = Some("session affinity selects another backend".to_owned());
             }
             None => {}
         }
     }
 }
 
-/// How one of several is chosen.
+/// How one of `length` backends is selected.
 pub(super) fn one_of(length: u32) -> String {
     match length {
-        1 => "the only one".to_owned(),
-        length => format!("one of {length}, by chance (each as likely)"),
+        1 => "the only eligible backend".to_owned(),
+        length => format!("one of {length} at random, each equally likely"),
     }
 }
 
 /// The client's address that a backend sees.
-fn source_seen<A: Copy>(tuple: &Tuple<A>, work: &Work<A>) -> A {
-    if work.action == Action::REQUEST_TUNNEL { tuple.source } else { work.rewrite.source }
+fn client_address<A: Copy>(tuple: &Tuple<A>, work: &Work<A>) -> A {
+    if work.out.action == Action::REQUEST_TUNNEL { tuple.source } else { work.out.rewrite.source }
 }
 
-/// Where a translated packet goes.
+/// The next hop of a translated packet.
 fn next_hop<F: PinnedFamily, S: Surroundings>(around: &S, work: &Work<F::Address>) -> String {
-    let to = F::ip(work.rewrite.destination);
-    match work.action {
-        Action::REQUEST_HAIRPIN => return "back by the interface that it came by".to_owned(),
-        Action::REQUEST_LOOPBACK => return "by lo".to_owned(),
+    let to = F::ip(work.out.rewrite.destination);
+    match work.out.action {
+        Action::REQUEST_HAIRPIN => return "back out of the ingress interface".to_owned(),
+        Action::REQUEST_LOOPBACK => return "through lo".to_owned(),
         _ => {}
     }
     match around.route(to) {
         Route::Local => "to a process of this node".to_owned(),
-        Route::Device { device, via } if work.action == Action::REQUEST_TUNNEL => {
-            format!("in a tunnel to {to} {}", way_text(&device, via))
+        Route::Device { device, via } if work.out.action == Action::REQUEST_TUNNEL => {
+            format!("encapsulated to {to} {}", device_text(&device, via))
         }
-        Route::Device { device, via } => way_text(&device, via),
-        Route::Nowhere(why) => format!("no route ({why})"),
+        Route::Device { device, via } => device_text(&device, via),
+        Route::Unreachable(why) => format!("no route ({why})"),
     }
 }
 
-/// Tells what the packet becomes.
+/// Describes the translated packet.
 fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     judged: &Judged<F>,
     facts: &Facts<'_, F, R>,
     origin: Origin,
@@ -298,105 +310,104 @@ fn translation<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
 ) {
     let Verdict::Translate(reason) = judged.verdict else { return };
     let (tuple, work) = (judged.packet.tuple(), &judged.work);
-    if work.action == Action::REQUEST_TUNNEL {
-        let node = F::ip(work.rewrite.destination);
-        let text = format!("untouched, in a tunnel to {node}: the backend sees the client itself");
+    if work.out.action == Action::REQUEST_TUNNEL {
+        let node = F::ip(work.out.rewrite.destination);
+        let text =
+            format!("none: encapsulated to node {node}, the backend sees the client's address");
         (step.new_source, step.new_destination) =
             (Some(step.source.clone()), Some(step.destination.clone()));
         step.say("translation", text);
         return;
     }
     let side = |address, port| text::<F>(endpoint::<F>(address, port));
-    let new = &work.rewrite;
+    let new = &work.out.rewrite;
     let (source, destination) =
         (side(new.source, new.source_port), side(new.destination, new.destination_port));
-    let is_port_drawn = reason == Reason::FlowCreated && new.source_port != tuple.source_port;
-    let is_example = is_port_drawn || step.possible() > 1;
+    let is_port_random = reason == Reason::FlowCreated && new.source_port != tuple.source_port;
+    let is_example = is_port_random || step.possible() > 1;
     let example = if is_example { "for example " } else { "" };
     step.say("translation", format!("{example}{source} -> {destination}"));
     (step.new_source, step.new_destination) = (Some(source), Some(destination));
     let mut why = if new.source == tuple.source {
-        kept_text(work.action).to_owned()
+        kept_source_text(work.out.action).to_owned()
     } else {
-        rewritten_text(work.action, facts, walk, judged, origin)
+        rewritten_source_text(work.out.action, facts, datapath, judged, origin)
     };
-    if is_port_drawn {
-        let PortRange { first, count } = walk.settings.source_ports;
+    if is_port_random {
+        let PortRange { first, count } = datapath.settings.source_ports;
         let last = first.saturating_add(count.saturating_sub(1));
-        why.push_str(&format!("; its port is drawn from {first}-{last}"));
+        why.push_str(&format!("; its port is picked at random from {first}-{last}"));
     }
     step.say("source", why);
 }
 
-fn kept_text(action: Action) -> &'static str {
+fn kept_source_text(action: Action) -> &'static str {
     match action {
-        action if action.is_reply() => "kept",
+        action if action.is_reply() => "unchanged",
         Action::REQUEST_ROUTE => {
-            "kept: the node's own; the program sends the packet by its new route"
+            "unchanged, the node's own: the program redirects the packet to its new route"
         }
-        Action::REQUEST_LOOPBACK => "kept: the node's own; the packet comes in again by lo",
-        _ => "kept: the backend sees the client itself, and the kernel routes the packet",
+        Action::REQUEST_LOOPBACK => "unchanged, the node's own: the packet re-enters through lo",
+        _ => "unchanged: the backend sees the client's address, and the kernel routes the packet",
     }
 }
 
-fn rewritten_text<F: PinnedFamily, R: Reader<F>, S>(
+fn rewritten_source_text<F: PinnedFamily, R: Reader<F>, S>(
     action: Action,
     facts: &Facts<'_, F, R>,
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     judged: &Judged<F>,
     origin: Origin,
 ) -> String {
     if action.is_reply() {
-        return "becomes the address that the client asked".to_owned();
+        return "becomes the address that the client connected to".to_owned();
     }
-    let is_masqueraded = walk.settings.masquerades_all() && judged.site == Site::FromPod;
+    let is_masqueraded = datapath.settings.masquerades_all() && judged.site == Site::FromPod;
     let why = match (action, judged.site) {
         (Action::REQUEST_HAIRPIN, _) => {
-            "the backend is the client itself, and its answer must come back through the node"
+            "the backend is the client itself, so its reply must come back through the node"
         }
         _ if is_masqueraded => "--masquerade-all",
-        (_, Site::Loopback) => {
-            "the client's is of the loopback device, or one that other nodes may hold too"
-        }
+        (_, Site::Loopback) => "the client's address is on lo, or other nodes may have it too",
         (Action::REQUEST_LOOPBACK, _) | (Action::REQUEST, _) => {
-            "the client is outside, and only this node knows the way back to it"
+            "the client is outside the cluster, and only this node can send it the reply"
         }
-        _ => "the answer must come back by this node",
+        _ => "the reply must come back through this node",
     };
-    let mut text = format!("becomes this node's: {why}");
-    if let Some(why_not) = not_tunnelled(facts, walk, judged, origin) {
-        text.push_str(&format!("; no direct server return: {why_not}"));
+    let mut text = format!("becomes this node's address (SNAT): {why}");
+    if let Some(why_not) = why_not_dsr(facts, datapath, judged, origin) {
+        text.push_str(&format!("; no DSR: {why_not}"));
     }
     text
 }
 
-/// Why a Service with direct server return does not tunnel this packet.
-fn not_tunnelled<F: PinnedFamily, R: Reader<F>, S>(
+/// Why a packet to a Service with direct server return (DSR) is not encapsulated.
+fn why_not_dsr<F: PinnedFamily, R: Reader<F>, S>(
     facts: &Facts<'_, F, R>,
-    walk: &Walk<'_, F, R, S>,
+    datapath: &Datapath<'_, F, R, S>,
     judged: &Judged<F>,
     origin: Origin,
 ) -> Option<&'static str> {
-    let reader = walk.overlay.reader();
+    let reader = datapath.overlay.reader();
     let Endpoint { address, port } = facts.destination;
     let key = FrontendKey::new(address, port, facts.protocol);
     let frontend = reader.frontend(&key)?;
     let service = reader.service(frontend.service)?;
-    if service.flags & Service::DSR == 0 || judged.work.action != Action::REQUEST_FORWARD {
+    if service.flags & Service::DSR == 0 || judged.work.out.action != Action::REQUEST_FORWARD {
         return None;
     }
     Some(match origin {
-        _ if frontend.kind.is_internal() => "it is for front ends for clients outside",
+        _ if frontend.kind.is_internal() => "it is only for external frontends",
         Origin::Pod | Origin::Inside => "the client is a pod",
         _ if reader.is_node(facts.source.address) => "the client is a node",
         _ if frontend.kind == FrontendKind::NODE_PORT && !reader.is_node(address) => {
-            "the other nodes do not know this address for a node's"
+            "other nodes do not recognise this address as a node address"
         }
-        _ => "no address of the backend's node is known",
+        _ => "the address of the backend's node is unknown",
     })
 }
 
-/// Tells the verdict and what is counted.
+/// Describes the verdict and the reason that is counted.
 fn verdict(verdict: Verdict, step: &mut Step) {
     let (name, reason, how) = match verdict {
         Verdict::Pass(reason) => ("pass", reason, ""),
@@ -407,7 +418,7 @@ fn verdict(verdict: Verdict, step: &mut Step) {
     step.verdict = name;
     step.reason = Some(reason.name());
     let hook = step.hook;
-    let text = format!("{}{how} (counted as {hook} {})", meaning(reason), reason.name());
+    let text = format!("{}{how} (counted as {hook} {})", reason.meaning(), reason.name());
     step.say("verdict", text);
 }
 

@@ -1,7 +1,6 @@
-//! What the tables say of an address that a client asks for, in sentences.
+//! Describes in sentences what the tables hold about a destination.
 //!
-//! It decides nothing: which set a client gets is told by the core's own
-//! [`eligible`](select::eligible).
+//! It decides nothing: the core's own [`eligible`](select::eligible) selects the set of a client.
 
 use std::net::SocketAddr;
 
@@ -18,7 +17,7 @@ use lb_common::{
         settings::Settings,
     },
     balance::{Endpoint, FlowTable, Origin, select, track, types::Eligible},
-    packet::Kind,
+    packet::PacketKind,
 };
 
 use super::{
@@ -27,15 +26,15 @@ use super::{
     tables::Reader,
 };
 
-/// A client and what it asks for.
+/// A client and its destination.
 pub(super) struct Facts<'a, F: PinnedFamily, R> {
     /// The tables.
     pub(super) reader: &'a R,
-    /// What holds for this node.
+    /// The settings in force.
     pub(super) settings: &'a Settings,
     /// The client.
     pub(super) source: Endpoint<F::Address>,
-    /// What it asks for.
+    /// The destination.
     pub(super) destination: Endpoint<F::Address>,
     /// [`TCP`] or UDP.
     pub(super) protocol: u8,
@@ -57,9 +56,9 @@ pub(super) fn endpoint<F: PinnedFamily>(address: F::Address, port: Be16) -> Endp
 }
 
 impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
-    /// Says which front end is asked, and returns it.
-    pub(super) fn front_end(&self, step: &mut Step) -> Option<Frontend> {
-        const ABOUT: &str = "front end";
+    /// Describes the frontend of the destination, and returns it.
+    pub(super) fn frontend(&self, step: &mut Step) -> Option<Frontend> {
+        const ABOUT: &str = "frontend";
         let Endpoint { address, port } = self.destination;
         let key = FrontendKey::new(address, port, self.protocol);
         let ip = F::ip(address);
@@ -79,19 +78,20 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
                 format!("{ip} is a ClusterIP of {name}, which has no port {port}")
             }
             None if family.is_in_service_cidr(address) => {
-                format!("{ip} is in a ServiceCIDR, but no Service has it here")
+                format!("{ip} is in a ServiceCIDR, but no Service on this node has it")
             }
             None if self.settings.node_ports.contains(port.get()) && family.is_node(address) => {
-                format!("{} is no node port of {ip}, an address of this node", port.get())
+                format!("{ip} is an address of this node, but {} is not a NodePort", port.get())
             }
             None if family.is_node(address) => format!("{ip} is an address of this node"),
-            None => format!("no Service has {ip} with port {}", port.get()),
+            None => format!("no Service has {ip} and port {}", port.get()),
         };
         step.say(ABOUT, text);
         None
     }
 
-    /// Says who may ask, where not everybody may; whether the client may.
+    /// Describes loadBalancerSourceRanges if the Service has them. Returns whether the client is
+    /// allowed.
     pub(super) fn ranges(&self, frontend: &Frontend, client: F::Address, step: &mut Step) -> bool {
         if frontend.flags & Frontend::RANGED == 0 {
             return true;
@@ -105,7 +105,7 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         is_in
     }
 
-    /// Says which set the client gets and which backends are in it.
+    /// Describes the set that the client gets and the backends in it.
     pub(super) fn policy(
         &self,
         frontend: &Frontend,
@@ -135,13 +135,13 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         let possible = step.possible();
         let known = step.backends.len();
         let known = match known {
-            0 => "the Service has no endpoint".to_owned(),
-            _ => format!("{possible} of {known} may be chosen"),
+            0 => "the Service has no endpoints".to_owned(),
+            _ => format!("{possible} of {known} eligible"),
         };
         step.say(BACKENDS, known);
     }
 
-    /// Says what a flow entry tells; whether it still counts.
+    /// Describes a flow entry, and whether it is still valid.
     pub(super) fn flow(
         &self,
         table: FlowTable,
@@ -149,7 +149,7 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         flow: &Flow<F::Address>,
         step: &mut Step,
     ) {
-        let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
+        let kind = if key.protocol == u32::from(TCP) { PacketKind::Tcp } else { PacketKind::Udp };
         let idle = self.reader.now().wrapping_sub(flow.last_seen);
         let idle = if idle > u32::MAX / 2 { 0 } else { idle };
         let ticks = self.settings.ticks_per_second.max(1);
@@ -164,17 +164,17 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         };
         let to = endpoint::<F>(flow.rewrite.destination, flow.rewrite.destination_port);
         let mut text = format!(
-            "known, {direction} {}{handshake}{}, idle for {} s of {} s",
+            "existing entry {direction} {}{handshake}{}, idle for {} s of {} s",
             text::<F>(to),
             state_text(flow.state),
             idle / ticks,
             lifetime / ticks,
         );
         if is_expired {
-            text.push_str(": expired, counts as absent");
+            text.push_str(": expired, ignored");
         }
         if is_gone {
-            text.push_str("; its backend is in no slice any more");
+            text.push_str("; its backend is no longer in an EndpointSlice");
         }
         step.say("flow", text);
         step.service.get_or_insert_with(|| self.reader.name(flow.service));
@@ -187,7 +187,7 @@ fn state_text(state: u8) -> String {
         (CLIENT_FIN, "client has sent FIN"),
         (SERVER_FIN, "backend has sent FIN"),
         (RESET, "reset"),
-        (ONE_WAY, "answers go another way"),
+        (ONE_WAY, "replies take another path"),
     ];
     let seen = names.iter().filter(|(bit, _)| state & bit != 0);
     seen.map(|(_, name)| format!(", {name}")).collect()
@@ -195,11 +195,11 @@ fn state_text(state: u8) -> String {
 
 fn kind_of(kind: FrontendKind) -> (&'static str, &'static str) {
     match kind {
-        FrontendKind::CLUSTER_IP => ("cluster_ip", "a ClusterIP and port"),
+        FrontendKind::CLUSTER_IP => ("cluster_ip", "a ClusterIP frontend"),
         FrontendKind::CLUSTER_IP_ADDRESS => ("cluster_ip_address", "the ClusterIP"),
-        FrontendKind::NODE_PORT => ("node_port", "a node port"),
-        FrontendKind::EXTERNAL => ("external", "a load balancer's address or external IP"),
-        _ => ("unknown", "a front end of an unknown kind"),
+        FrontendKind::NODE_PORT => ("node_port", "a NodePort frontend"),
+        FrontendKind::EXTERNAL => ("external", "a load balancer or external IP frontend"),
+        _ => ("unknown", "a frontend of unknown kind"),
     }
 }
 
@@ -208,14 +208,16 @@ fn policy_text(service: &Service, kind: FrontendKind, origin: Origin) -> String 
     let internal = named(Service::INTERNAL_LOCAL);
     let external = named(Service::EXTERNAL_LOCAL);
     match (kind.is_internal(), origin) {
-        (_, Origin::Tunnel) => "another node has chosen this one".to_owned(),
+        (_, Origin::Tunnel) => "encapsulated by another node".to_owned(),
         (true, _) => format!("internalTrafficPolicy {internal}"),
-        (false, Origin::Outside) => format!("a client outside, externalTrafficPolicy {external}"),
+        (false, Origin::Outside) => {
+            format!("client outside the cluster, externalTrafficPolicy {external}")
+        }
         (false, Origin::Pod) => {
-            format!("a pod of another node, whatever externalTrafficPolicy ({external}) says")
+            format!("client is a pod of another node, externalTrafficPolicy {external} is ignored")
         }
         (false, Origin::Inside) => {
-            format!("a client on this node, whatever externalTrafficPolicy ({external}) says")
+            format!("client on this node, externalTrafficPolicy {external} is ignored")
         }
     }
 }
@@ -241,19 +243,19 @@ fn candidate<F: PinnedFamily>(backend: &Backend<F::Address>, set: u8) -> Candida
     }
 }
 
-/// Why an endpoint is not in a set.
+/// Why a backend is not in a set.
 fn why_not<A>(backend: &Backend<A>, set: u8) -> &'static str {
     let is_away = set == IN_LOCAL_SET && place(backend) == "other_node";
     match backend.flags {
         _ if is_away => "it is not on this node",
         flags if flags & TERMINATING != 0 => "it is terminating",
         flags if flags & READY == 0 => "it is not ready",
-        _ if set == IN_LOCAL_SET => "the local set is not used",
-        _ => "the hints of the endpoints name another place",
+        _ if set == IN_LOCAL_SET => "the Service has no local set",
+        _ => "the topology hints of the endpoints exclude it",
     }
 }
 
-/// A number of things.
+/// A count and its noun.
 pub(super) fn plural(count: u32, thing: &str) -> String {
     if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }

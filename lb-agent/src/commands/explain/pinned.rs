@@ -1,4 +1,4 @@
-//! The pinned maps of one family, opened to be read.
+//! The pinned maps of one family, opened for reading.
 
 use std::{
     cell::{Cell, RefCell},
@@ -31,13 +31,13 @@ use crate::maps::{
     read::{opened, settings_in_force, text_of},
 };
 
-/// A family, as the rest of the agent writes its addresses, and its maps.
+/// An address family, with its maps and its address type outside of the maps.
 pub(super) trait PinnedFamily: Family {
     /// FRONTENDS, RANGES, NODES, BACKENDS, FLOWS and EMBRYONIC of the family.
     const MAPS: [&'static str; 6];
     /// Bits of an address.
     const BITS: u8;
-    /// The address as it is shown.
+    /// The address for display.
     fn ip(address: Self::Address) -> IpAddr;
     /// The address, if it is of this family.
     fn address(ip: IpAddr) -> Option<Self::Address>;
@@ -74,7 +74,8 @@ impl PinnedFamily for Ipv6 {
 /// FLOWS or EMBRYONIC.
 type FlowMap<A> = TypedMap<FlowKey<A>, Flow<A>>;
 
-/// The maps of one family. What cannot be read counts as absent, and [`Pinned::checked`] tells.
+/// The maps of one family. An entry that cannot be read counts as absent, and
+/// [`Pinned::checked`] returns the error.
 pub(super) struct Pinned<F: PinnedFamily> {
     settings: Settings,
     now: u32,
@@ -123,10 +124,10 @@ impl<F: PinnedFamily> Pinned<F> {
         })
     }
 
-    /// Whether everything that was asked for could be read.
+    /// Whether every lookup so far succeeded.
     ///
     /// # Errors
-    /// [`ExplainError::Read`] for the last map that could not.
+    /// [`ExplainError::Read`] for the last map that could not be read.
     pub(super) fn checked(&self) -> Result<(), ExplainError> {
         match self.failure.take() {
             Some((map, source)) => Err(ExplainError::Read { map, source }),

@@ -1,8 +1,7 @@
-//! An explanation as data, and as lines for people. The data are what `-o json` prints.
+//! An explanation as data, which `-o json` prints, and as lines of text.
 
 use std::fmt::{self, Write as _};
 
-use lb_common::abi::counter::Reason;
 use serde::Serialize;
 
 /// What happens to a packet on this node.
@@ -10,19 +9,19 @@ use serde::Serialize;
 pub struct Explanation {
     /// `ADDRESS:PORT` of the client.
     pub source: String,
-    /// `ADDRESS:PORT` that it asks for.
+    /// `ADDRESS:PORT` of the destination.
     pub destination: String,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// What connect() makes of it; null where the client is not on this node.
+    /// The decision at connect(); null if the client is not on this node.
     pub connect: Option<Step>,
-    /// The packet's way, program by program.
+    /// The packet's path, program by program.
     pub path: Vec<Step>,
-    /// What becomes of the packet.
+    /// What happens to the packet in the end.
     pub outcome: Outcome,
 }
 
-/// What one program, or the kernel in its place, makes of the packet.
+/// What one program does with the packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Step {
     /// The program, as in `get counters`.
@@ -31,9 +30,9 @@ pub struct Step {
     pub device: Option<String>,
     /// Whether the program is attached there.
     pub attached: bool,
-    /// `ADDRESS:PORT` of the packet as it comes.
+    /// Source `ADDRESS:PORT` of the packet as the program receives it.
     pub source: String,
-    /// The same of its destination.
+    /// Destination `ADDRESS:PORT` of the packet as the program receives it.
     pub destination: String,
     /// `pass`, `drop`, `translate`, `answer`, or `none` if no program sees it.
     pub verdict: &'static str,
@@ -41,55 +40,55 @@ pub struct Step {
     pub reason: Option<&'static str>,
     /// The service port.
     pub service: Option<String>,
-    /// The kind of its front end, as in `get frontends`.
+    /// The kind of its frontend, as in `get frontends`.
     pub frontend: Option<&'static str>,
     /// The set that the client gets: `cluster` or `local`.
     pub set: Option<&'static str>,
     /// Every backend of the service port.
     pub backends: Vec<Candidate>,
-    /// `ADDRESS:PORT` of the packet as it goes on, for example.
+    /// Source `ADDRESS:PORT` of the packet after the program, for example.
     pub new_source: Option<String>,
-    /// The same of its destination.
+    /// Destination `ADDRESS:PORT` of the packet after the program, for example.
     pub new_destination: Option<String>,
-    /// What was decided and why, in the order in which it was.
+    /// The decisions and their causes, in order.
     pub decisions: Vec<Decision>,
 }
 
-/// A backend that may have been chosen, or may not.
+/// A backend of the service port.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Candidate {
     /// `ADDRESS:PORT`.
     pub address: String,
     /// `this_node`, `this_host` or `other_node`.
     pub place: &'static str,
-    /// Whether this packet may be sent to it.
+    /// Whether this packet may be sent to the backend.
     pub possible: bool,
-    /// Why it may not.
+    /// Why not, if it may not.
     pub why_not: Option<String>,
-    /// The address that it sees as the client's; null if it can't be sent to, and for connect().
+    /// The client address that the backend sees; null if it is not possible, and for connect().
     pub client_address: Option<String>,
-    /// Where packets to it go.
+    /// The next hop of packets to the backend.
     pub next_hop: Option<String>,
 }
 
-/// Something that was decided, and why.
+/// A decision and its cause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Decision {
-    /// What it is about: `front end`, `policy` and so on.
+    /// The subject: `frontend`, `policy` and so on.
     pub about: &'static str,
     /// A sentence.
     pub text: String,
 }
 
-/// What becomes of the packet.
+/// What happens to the packet in the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Outcome {
-    /// `delivered` (to this node or to a pod of it), `leaves` (by a device), `answered` (its
-    /// sender is refused, or told), `dropped`.
+    /// `delivered` (to this node or to a pod of it), `leaves` (through a device), `answered`
+    /// (lb sends an answer to its sender), `dropped`.
     pub result: &'static str,
-    /// `ADDRESS:PORT` that it has as its source then.
+    /// Source `ADDRESS:PORT` of the packet in the end.
     pub source: String,
-    /// The same of its destination.
+    /// Destination `ADDRESS:PORT` of the packet in the end.
     pub destination: String,
     /// A sentence.
     pub text: String,
@@ -101,13 +100,13 @@ impl Step {
         self.decisions.push(Decision { about, text: text.into() });
     }
 
-    /// How many backends may be chosen.
+    /// How many backends are eligible.
     pub fn possible(&self) -> usize {
         self.backends.iter().filter(|candidate| candidate.possible).count()
     }
 }
 
-/// How many backends are shown one by one.
+/// How many backends are listed.
 const SHOWN: usize = 16;
 
 impl fmt::Display for Explanation {
@@ -118,7 +117,10 @@ impl fmt::Display for Explanation {
             writeln!(out, "\nconnect()")?;
             step_lines(out, step)?;
             if step.attached && matches!(step.verdict, "translate" | "answer") {
-                writeln!(out, "\nThe rest is for packets of sockets that this hook has not seen:")?;
+                writeln!(
+                    out,
+                    "\nThe rest applies to packets of sockets that this hook did not translate:"
+                )?;
             }
         }
         for step in &self.path {
@@ -140,14 +142,14 @@ fn step_lines(out: &mut fmt::Formatter<'_>, step: &Step) -> fmt::Result {
     Ok(())
 }
 
-/// The decision that the list of backends belongs to.
+/// The subject of the decision below which the backends are listed.
 pub(super) const BACKENDS: &str = "backends";
 
 fn candidates(out: &mut fmt::Formatter<'_>, all: &[Candidate]) -> fmt::Result {
     for candidate in all.iter().take(SHOWN) {
         let mut line = format!("{} ({})", candidate.address, place_text(candidate.place));
         if let Some(why_not) = &candidate.why_not {
-            write!(line, " not: {why_not}")?;
+            write!(line, " not eligible: {why_not}")?;
         }
         if let Some(address) = &candidate.client_address {
             write!(line, ", sees {address}")?;
@@ -168,51 +170,5 @@ fn place_text(place: &str) -> &'static str {
         "this_host" => "a process of this node",
         "this_node" => "on this node",
         _ => "on another node",
-    }
-}
-
-/// What a reason means for the packet.
-pub(super) fn meaning(reason: Reason) -> &'static str {
-    match reason {
-        Reason::NotService => "no Service address: left alone",
-        Reason::LeftToTc => "left to tc",
-        Reason::NotIp => "neither IPv4 nor IPv6: left alone",
-        Reason::Malformed => "malformed: left alone",
-        Reason::NoFlow => "no flow of ours: left alone",
-        Reason::FlowCreated => "a new flow is made, and the packet translated",
-        Reason::Request => "a packet of a known flow, from its client: translated",
-        Reason::Reply => "a packet of a known flow, from its backend: translated",
-        Reason::SocketTranslated => "the socket connects to the backend itself",
-        Reason::SocketExempt => "not decided before there is a packet: left to the packet's way",
-        Reason::EchoAnswered => "answered in the Service's name",
-        Reason::NoEndpoint => "the Service has no endpoint that serves: refused",
-        Reason::NoSuchPort => "the Service has no such port: refused",
-        Reason::NoSuchProtocol => "Services do not carry this protocol: refused",
-        Reason::NoLocalEndpoint => {
-            "the policy is Local and no endpoint of this node serves: dropped"
-        }
-        Reason::SourceNotAllowed => "the client is not in loadBalancerSourceRanges: dropped",
-        Reason::UnknownAddress => "no Service has this address: left alone",
-        Reason::UntranslatedLeaving => {
-            "addressed to a ServiceCIDR and about to leave the node untranslated: dropped"
-        }
-        Reason::Draining => {
-            "`cleanup --drain` goes on, which lets in nothing new: left to the stack"
-        }
-        Reason::UnknownTcpFlow => "TCP of no known flow that opens none: left to the stack",
-        Reason::Fragment => "a fragment before the first of its datagram: dropped",
-        Reason::IcmpError => "an ICMP error about no known flow: dropped",
-        Reason::IcmpTranslated => "an ICMP error about a known flow: translated",
-        Reason::NoSourcePort => "no source port of this node is free for the flow: refused",
-        Reason::FlowTableFull => "the flow table took no entry: dropped",
-        Reason::NoNodeAddress => "the node has no address of this family to send from: dropped",
-        Reason::NoRoute => "the kernel has no route to the backend: dropped",
-        Reason::TtlExceeded => "its TTL ends here: its sender is told",
-        Reason::TooBig => "too big for its way: its sender is told",
-        Reason::RewriteFailed => "it could not be rewritten: dropped",
-        Reason::MartianSource => "nobody outside can have its source address: left to the stack",
-        Reason::TableInconsistent => {
-            "an entry names what is not in its table, as while an agent writes: dropped"
-        }
     }
 }

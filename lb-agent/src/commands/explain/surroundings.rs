@@ -1,4 +1,4 @@
-//! What is around the maps: routes, interfaces, and where programs are attached.
+//! The surroundings of the maps: routes, interfaces, and attached programs.
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
@@ -26,33 +26,41 @@ pub(super) struct Device {
     pub(super) name: String,
 }
 
-/// Where the kernel's routing tables lead.
+/// A route lookup of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    /// To this node itself.
+    /// To an address of this node.
     Local,
-    /// Out of a device, to the neighbour `via` or to the destination itself.
+    /// Through a device, to the router `via` or to the destination itself.
     Device {
         /// The device.
         device: Device,
         /// The next router.
         via: Option<IpAddr>,
     },
-    /// Nowhere, and what the kernel says of it.
-    Nowhere(String),
+    /// The packet cannot be routed, and why.
+    Unreachable(String),
 }
 
-/// What an explanation asks of a node beside its maps.
+/// The device that a route leads out of, and the next router.
+pub(super) fn device_text(device: &Device, via: Option<IpAddr>) -> String {
+    match via {
+        Some(via) => format!("through {} via {via}", device.name),
+        None => format!("through {}", device.name),
+    }
+}
+
+/// What an explanation reads from a node beside the maps.
 pub(super) trait Surroundings {
-    /// Where packets to an address go.
+    /// The route to an address.
     fn route(&self, to: IpAddr) -> Route;
     /// The device of this name.
     fn device(&self, name: &str) -> Option<Device>;
     /// The name of the device with this index.
     fn name(&self, index: u32) -> String;
-    /// The program of ours on a device.
+    /// The lb program on a device.
     fn program(&self, device: u32, direction: Direction) -> Option<Hook>;
-    /// How XDP takes a device's packets, if it does.
+    /// The mode of lb's XDP program on a device, if it has one.
     fn xdp(&self, device: u32) -> Option<String>;
     /// The devices that are ports of this bridge.
     fn ports(&self, bridge: u32) -> Vec<Device>;
@@ -78,7 +86,7 @@ struct Link {
 }
 
 impl Here {
-    /// Looks around.
+    /// Reads the interfaces and the attached programs.
     ///
     /// # Errors
     /// [`ExplainError`] if the kernel or the pins cannot be read.
@@ -95,10 +103,10 @@ impl Here {
                 Ok((handle, links.iter().map(parse_link).collect()))
             })
             .map_err(failed)?;
-        let taken = xdp::pinned_links(&pins.links()).map_err(failed)?;
-        let taken = taken
+        let attached = xdp::pinned_links(&pins.links()).map_err(failed)?;
+        let attached = attached
             .into_iter()
-            .filter_map(|(index, path)| Some((index, xdp::Taken::of_pin(&path)?.to_string())));
+            .filter_map(|(index, path)| Some((index, xdp::Handler::of_pin(&path)?.to_string())));
         Ok(Self {
             runtime,
             handle,
@@ -106,12 +114,12 @@ impl Here {
             programs: TcAttacher::new(pins, TcAttach::Auto)
                 .map_err(io::Error::other)
                 .map_err(failed)?,
-            xdp: taken.collect(),
+            xdp: attached.collect(),
             socket_hooks: cgroup::attached(pins),
         })
     }
 
-    async fn ask(&self, to: IpAddr) -> Result<RouteMessage, String> {
+    async fn look_up(&self, to: IpAddr) -> Result<RouteMessage, String> {
         let bits = if to.is_ipv4() { 32 } else { 128 };
         let request = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(to, bits)
@@ -121,10 +129,10 @@ impl Here {
             rtnetlink::Error::NetlinkError(message) => message.to_io().to_string(),
             other => other.to_string(),
         })?;
-        answer.ok_or_else(|| "no answer".to_owned())
+        answer.ok_or_else(|| "the kernel sent no answer".to_owned())
     }
 
-    fn device_of(&self, index: u32) -> Device {
+    fn device_at(&self, index: u32) -> Device {
         Device { index, name: self.name(index) }
     }
 }
@@ -143,19 +151,19 @@ fn parse_link(message: &LinkMessage) -> (u32, Link) {
 
 impl Surroundings for Here {
     fn route(&self, to: IpAddr) -> Route {
-        let answer = match self.runtime.block_on(self.ask(to)) {
+        let answer = match self.runtime.block_on(self.look_up(to)) {
             Ok(answer) => answer,
-            Err(error) => return Route::Nowhere(error),
+            Err(error) => return Route::Unreachable(error),
         };
         match answer.header.kind {
             RouteType::Local | RouteType::Broadcast | RouteType::Multicast => return Route::Local,
             RouteType::Unicast => {}
-            other => return Route::Nowhere(format!("a route of type {other:?}")),
+            other => return Route::Unreachable(format!("the route is of type {other:?}")),
         }
         let (mut device, mut via) = (None, None);
         for attribute in answer.attributes {
             match attribute {
-                RouteAttribute::Oif(index) => device = Some(self.device_of(index)),
+                RouteAttribute::Oif(index) => device = Some(self.device_at(index)),
                 RouteAttribute::Gateway(RouteAddress::Inet(ip)) => via = Some(ip.into()),
                 RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => via = Some(ip.into()),
                 _ => {}
@@ -163,13 +171,13 @@ impl Surroundings for Here {
         }
         match device {
             Some(device) => Route::Device { device, via },
-            None => Route::Nowhere("a route without a device".to_owned()),
+            None => Route::Unreachable("the route has no device".to_owned()),
         }
     }
 
     fn device(&self, name: &str) -> Option<Device> {
         let found = self.links.iter().find(|(_, link)| link.name == name)?;
-        Some(self.device_of(*found.0))
+        Some(self.device_at(*found.0))
     }
 
     fn name(&self, index: u32) -> String {
@@ -177,7 +185,7 @@ impl Surroundings for Here {
     }
 
     fn program(&self, device: u32, direction: Direction) -> Option<Hook> {
-        let name = self.programs.held(device, direction).ok()??;
+        let name = self.programs.attached_program(device, direction).ok()??;
         Hook::ALL.iter().copied().find(|hook| hook.name() == name)
     }
 
@@ -187,7 +195,7 @@ impl Surroundings for Here {
 
     fn ports(&self, bridge: u32) -> Vec<Device> {
         let ports = self.links.iter().filter(|(_, link)| link.bridge == Some(bridge));
-        ports.map(|(index, _)| self.device_of(*index)).collect()
+        ports.map(|(index, _)| self.device_at(*index)).collect()
     }
 
     fn has_socket_hook(&self, hook: Hook) -> bool {

@@ -1,7 +1,7 @@
-//! The tables as the core sees them here: what a [`Reader`] finds, with everything that the
-//! core writes kept aside, and a record of what it asked.
+//! The tables for a run of the core: a [`Reader`]'s, with every write of the core kept aside,
+//! and a record of the lookups.
 //!
-//! Nothing is ever written to what the reader reads.
+//! Nothing is ever written to the reader's maps.
 
 use std::{
     cell::Cell,
@@ -23,7 +23,7 @@ use lb_common::{
     balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
 };
 
-/// What the maps of one family hold, to be read.
+/// The maps of one family, for reading.
 pub(super) trait Reader<F: Family> {
     /// The settings in force.
     fn settings(&self) -> Settings;
@@ -50,20 +50,20 @@ pub(super) trait Reader<F: Family> {
 
     /// The name of a service port: `namespace/service:port`.
     fn name(&self, service: u32) -> String;
-    /// Who may reach the load balancer's addresses of a service port, as text.
+    /// The loadBalancerSourceRanges of a service port, as text.
     fn ranges(&self, service: u32) -> Vec<String>;
-    /// Every endpoint of a service port that is in a slice, by id.
+    /// Every backend of a service port that is in an EndpointSlice, by id.
     fn backends_of(&self, service: u32) -> Vec<(u32, Backend<F::Address>)>;
 }
 
-/// Something that the core asked, and what it was told.
+/// A lookup of the core, and its result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Look<F: Family> {
     /// FRONTENDS.
     Frontend(FrontendKey<F::Address>, Option<Frontend>),
     /// RANGES.
     Range(u32, bool),
-    /// SLOTS: a backend is chosen by chance.
+    /// SLOTS: a backend is picked at random.
     Slot,
     /// FLOWS or EMBRYONIC.
     Flow(FlowTable, FlowKey<F::Address>, Option<Flow<F::Address>>),
@@ -72,7 +72,7 @@ pub(super) enum Look<F: Family> {
 }
 
 type Place<T> = Rc<Cell<T>>;
-/// A flow that was entered, or one that was removed.
+/// A flow that was inserted, or `None` for one that was removed.
 type Aside<A> = HashMap<(FlowTable, FlowKey<A>), Option<Place<Flow<A>>>>;
 
 /// The tables of a run of the core.
@@ -80,15 +80,15 @@ pub(super) struct Overlay<'a, F: Family, R> {
     reader: &'a R,
     flows: Aside<F::Address>,
     affinity: HashMap<AffinityKey, Place<Affinity>>,
-    /// What [`Tables::random`] says first.
+    /// The first results of [`Tables::random`].
     pub(super) draws: VecDeque<u32>,
     seed: u32,
-    /// What was asked since this was emptied.
+    /// The lookups since this was cleared.
     pub(super) looks: Vec<Look<F>>,
 }
 
 impl<'a, F: Family, R: Reader<F>> Overlay<'a, F, R> {
-    /// Over what `reader` reads.
+    /// Over the tables of `reader`.
     pub(super) fn new(reader: &'a R) -> Self {
         Self {
             reader,
@@ -100,7 +100,7 @@ impl<'a, F: Family, R: Reader<F>> Overlay<'a, F, R> {
         }
     }
 
-    /// Another one that holds the same, and goes its own way from here.
+    /// An independent copy.
     pub(super) fn fork(&self) -> Self {
         fn copied<T: Copy>(place: &Place<T>) -> Place<T> {
             Rc::new(Cell::new(place.get()))
@@ -117,13 +117,13 @@ impl<'a, F: Family, R: Reader<F>> Overlay<'a, F, R> {
         }
     }
 
-    /// What is below.
+    /// The tables below.
     pub(super) fn reader(&self) -> &'a R {
         self.reader
     }
 }
 
-/// An entry: what it held when it was looked up, and where stores go.
+/// An entry: its value at the lookup, and where stores go.
 #[derive(Clone, Debug)]
 pub(super) struct Held<T: Copy> {
     held: T,
@@ -253,7 +253,7 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
         None
     }
 
-    fn enter_fragment(&mut self, _key: &FragmentKey<F::Address>, _fragment: &Fragment) {}
+    fn insert_fragment(&mut self, _key: &FragmentKey<F::Address>, _fragment: &Fragment) {}
 
     fn affinity(&mut self, key: &AffinityKey) -> Option<Self::AffinityEntry> {
         let place = match self.affinity.get(key) {

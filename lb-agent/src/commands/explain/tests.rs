@@ -1,4 +1,4 @@
-//! The text of each kind of answer, over tables in memory.
+//! The text of each kind of explanation, over tables in memory.
 
 use std::{cell::RefCell, net::IpAddr};
 
@@ -18,7 +18,7 @@ use lb_common::{
 use lb_testing::{
     family::TestFamily,
     tables::FakeTables,
-    world::{EXTERNAL, POD_DEVICE, Where, World, at},
+    world::{EXTERNAL, Location, POD_DEVICE, World, at},
 };
 
 use super::{
@@ -131,7 +131,7 @@ fn device(index: u32) -> Device {
 
 impl Surroundings for Lab {
     fn route(&self, to: IpAddr) -> Route {
-        let IpAddr::V4(ip) = to else { return Route::Nowhere("IPv6".to_owned()) };
+        let IpAddr::V4(ip) = to else { return Route::Unreachable("IPv6".to_owned()) };
         match ip.octets() {
             _ if to == Ipv4::ip(Ipv4::node()) || ip.is_loopback() => Route::Local,
             [10, 1, 0, _] => Route::Device { device: device(POD_DEVICE), via: None },
@@ -139,7 +139,7 @@ impl Surroundings for Lab {
                 let via = Some(Ipv4::ip(Ipv4::other_node()));
                 Route::Device { device: device(EXTERNAL), via }
             }
-            [240, ..] => Route::Nowhere("Network is unreachable".to_owned()),
+            [240, ..] => Route::Unreachable("Network is unreachable".to_owned()),
             _ => Route::Device { device: device(EXTERNAL), via: "192.0.2.1".parse().ok() },
         }
     }
@@ -177,10 +177,15 @@ impl Surroundings for Lab {
 fn world() -> (World<Ipv4>, u32) {
     let mut world = World::<Ipv4>::default();
     let index = world.add_service(at(Ipv4::vip(1), 80), TCP);
-    world.add_front_of(FrontendKind::EXTERNAL, index, at(Ipv4::vip_elsewhere(9), 80), TCP);
-    world.add_front_of(FrontendKind::NODE_PORT, index, at(Ipv4::node(), 30_080), TCP);
-    world.add_backend(index, at(Ipv4::pod(2), 8080), Where::Here);
-    world.add_backend(index, at(Ipv4::remote_pod(2), 8080), Where::Elsewhere);
+    world.add_frontend_of_kind(
+        FrontendKind::EXTERNAL,
+        index,
+        at(Ipv4::vip_outside_cidrs(9), 80),
+        TCP,
+    );
+    world.add_frontend_of_kind(FrontendKind::NODE_PORT, index, at(Ipv4::node(), 30_080), TCP);
+    world.add_backend(index, at(Ipv4::pod(2), 8080), Location::LocalPod);
+    world.add_backend(index, at(Ipv4::remote_pod(2), 8080), Location::OtherNode);
     (world, index)
 }
 
@@ -195,7 +200,7 @@ fn says(explained: &Explanation, expected: &[&str]) {
 }
 
 const VIP: fn(u16) -> (Address4, u16) = |port| (Ipv4::vip(1), port);
-const BALANCER: fn() -> (Address4, u16) = || (Ipv4::vip_elsewhere(9), 80);
+const BALANCER: fn() -> (Address4, u16) = || (Ipv4::vip_outside_cidrs(9), 80);
 
 fn pod() -> Address4 {
     Ipv4::pod(1)
@@ -213,29 +218,29 @@ fn a_new_flow_shows_every_backend_that_it_may_get() {
         &explained,
         &[
             "10.1.0.1:40000 -> 10.96.0.1:80/tcp",
-            "is not translated: no connect-time hook for TCP is attached",
+            "none: no connect-time hook for TCP is attached",
             "from_pod veth1: 10.1.0.1:40000 -> 10.96.0.1:80",
-            "as it comes in, by from_pod (tc ingress of veth1)",
-            "none is known",
-            "10.96.0.1:80/tcp is a ClusterIP and port of default/web1",
+            "from_pod, at tc ingress of veth1",
+            "no entry",
+            "10.96.0.1:80/tcp is a ClusterIP frontend of default/web1",
             "internalTrafficPolicy Cluster: the cluster set, 2 backends",
-            "2 of 2 may be chosen",
-            "10.1.0.2:8080 (on this node), sees 10.1.0.1, by veth1",
-            "10.2.0.2:8080 (on another node), sees 10.1.0.1, by eth0 via 192.0.2.11",
-            "one of 2, by chance",
+            "2 of 2 eligible",
+            "10.1.0.2:8080 (on this node), sees 10.1.0.1, through veth1",
+            "10.2.0.2:8080 (on another node), sees 10.1.0.1, through eth0 via 192.0.2.11",
+            "one of 2 at random",
             "for example 10.1.0.1:40000 -> 10.",
-            "kept: the backend sees the client itself",
+            "unchanged: the backend sees the client's address",
             "counted as from_pod flow_created",
             "outcome: for example ",
         ],
     );
 }
 
-/// Client, destination, where, and what is said.
+/// Client, destination, `--at`, and the expected texts.
 type Refused<'a> = (Address4, (Address4, u16), At, &'a [&'a str]);
 
 #[test]
-fn what_is_refused_or_dropped_says_why() {
+fn a_rejected_or_dropped_packet_says_why() {
     let (mut world, index) = world();
     world.services[index as usize].flags |= Service::EXTERNAL_LOCAL;
     world.backends[1].sets = 0;
@@ -275,11 +280,11 @@ fn what_is_refused_or_dropped_says_why() {
             BALANCER(),
             eth0(),
             &[
-                "XDP in the driver sees it first, and leaves it to tc",
-                "a client outside, externalTrafficPolicy Local: the local set, 0 backends",
-                "10.2.0.2:8080 (on another node) not: it is not on this node",
+                "XDP in the driver runs first and leaves the packet to tc",
+                "client outside the cluster, externalTrafficPolicy Local: the local set, 0 backends",
+                "10.2.0.2:8080 (on another node) not eligible: it is not on this node",
                 "from_device no_local_endpoint",
-                "outcome: the policy is Local",
+                "outcome: the traffic policy is Local",
             ],
         ),
         (
@@ -287,7 +292,7 @@ fn what_is_refused_or_dropped_says_why() {
             (Ipv4::vip(7), 80),
             At::Pod,
             &[
-                "10.96.0.7 is in a ServiceCIDR, but no Service has it here",
+                "10.96.0.7 is in a ServiceCIDR, but no Service on this node has it",
                 "from_pod unknown_address",
                 "to_device eth0",
                 "to_device untranslated_leaving",
@@ -298,8 +303,9 @@ fn what_is_refused_or_dropped_says_why() {
             (Ipv4::pod(2), 8080),
             eth0(),
             &[
-                "no Service address: left alone (counted as from_device not_service)",
-                "outcome: delivered by veth1, as 198.51.100.7:40000 -> 10.1.0.2:8080",
+                "neither addressed to a Service nor a reply of one: untouched (counted as from_device \
+                 not_service)",
+                "outcome: delivered through veth1, as 198.51.100.7:40000 -> 10.1.0.2:8080",
             ],
         ),
     ];
@@ -317,49 +323,52 @@ fn a_source_that_becomes_the_node_s_says_why() {
     says(
         &lab.ask(outside, BALANCER(), Protocol::Tcp, eth0()),
         &[
-            "10.2.0.2:8080 (on another node), sees 192.0.2.10, by eth0 via 192.0.2.11",
-            "the only one",
-            "becomes this node's: the answer must come back by this node; its port is drawn",
-            "outcome: leaves by eth0 via 192.0.2.11, as 192.0.2.10:",
+            "10.2.0.2:8080 (on another node), sees 192.0.2.10, through eth0 via 192.0.2.11",
+            "the only eligible backend",
+            "becomes this node's address (SNAT): the reply must come back through this node; its port",
+            "outcome: leaves through eth0 via 192.0.2.11, as 192.0.2.10:",
         ],
     );
     world.services[index as usize].flags |= Service::DSR;
     let lab = Lab::new(world.clone());
     says(
         &lab.ask(outside, BALANCER(), Protocol::Tcp, eth0()),
-        &["untouched, in a tunnel to 192.0.2.11", "outcome: leaves in a tunnel to 192.0.2.11"],
+        &["none: encapsulated to node 192.0.2.11", "outcome: leaves encapsulated to 192.0.2.11"],
     );
     says(
         &lab.ask(Ipv4::remote_pod(9), BALANCER(), Protocol::Tcp, eth0()),
-        &["a pod of another node, whatever", "no direct server return: the client is a pod"],
+        &["client is a pod of another node", "is ignored", "no DSR: the client is a pod"],
     );
     world.backends[1].sets = 0;
-    world.add_backend(index, at(pod(), 8080), Where::Here);
+    world.add_backend(index, at(pod(), 8080), Location::LocalPod);
     world.drain(2);
     let lab = Lab::new(world);
     says(
         &lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod),
         &[
-            "back by the interface that it came by",
-            "becomes this node's: the backend is the client itself",
+            "back out of the ingress interface",
+            "becomes this node's address (SNAT): the backend is the client itself",
             "outcome: delivered back out of veth1",
         ],
     );
 }
 
 #[test]
-fn what_the_settings_change_is_told() {
+fn the_settings_are_described() {
     let mut lab = Lab::new(world().0);
     lab.world.settings.flags |= Settings::MASQUERADE_ALL;
     let masqueraded = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
-    says(&masqueraded, &["sees 192.0.2.10", "becomes this node's: --masquerade-all"]);
+    says(
+        &masqueraded,
+        &["sees 192.0.2.10", "becomes this node's address (SNAT): --masquerade-all"],
+    );
     lab.world.settings.flags = Settings::DRAINING;
     let left = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
-    says(&left, &["`cleanup --drain` goes on", "counted as from_pod draining"]);
+    says(&left, &["`cleanup --drain` runs", "counted as from_pod draining"]);
 }
 
 #[test]
-fn a_client_that_is_bound_or_not_let_in_is_told() {
+fn affinity_and_source_ranges_are_described() {
     let (mut world, index) = world();
     world.services[index as usize].affinity_seconds = 60;
     world.restrict(index, &[]);
@@ -374,13 +383,13 @@ fn a_client_that_is_bound_or_not_let_in_is_told() {
     says(
         &lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod),
         &[
-            "bound to 10.2.0.2:8080 10 s ago, for 60 s",
-            "the one that the client is bound to",
+            "ClientIP for 60 s: entry for 10.2.0.2:8080, used 10 s ago",
+            "the backend of the affinity entry",
             "outcome: leaves",
         ],
     );
     let other = lab.ask(Ipv4::pod(3), VIP(80), Protocol::Tcp, At::Pod);
-    says(&other, &["this client is bound to none yet", "one of 2"]);
+    says(&other, &["no entry for this client yet", "one of 2"]);
     says(
         &lab.ask(Ipv4::outside(), BALANCER(), Protocol::Tcp, eth0()),
         &[
@@ -417,30 +426,30 @@ fn a_known_flow_decides_alone() {
     (key.tuple.source, key.tuple.destination) = (pod(), Ipv4::vip(1));
     key.tuple.source_port = lb_common::abi::address::Be16::new(40_000);
     key.tuple.destination_port = lb_common::abi::address::Be16::new(80);
-    let enter = |flow| {
+    let insert = |flow| {
         lab.tables
             .borrow_mut()
             .insert_flow(FlowTable::Flows, &key, &flow, true)
             .expect("room for a flow");
     };
-    enter(flow(lb_common::abi::flow::ANSWERED, 1_000_000 - 500));
+    insert(flow(lb_common::abi::flow::ANSWERED, 1_000_000 - 500));
     let known = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
     says(
         &known,
         &[
-            &format!("known, to its backend {to}, answered, idle for 2 s of 86400 s"),
+            &format!("existing entry to its backend {to}, answered, idle for 2 s of 86400 s"),
             "from the same port: goes to the same backend",
             "a packet of a known flow, from its client: translated (counted as from_pod request)",
         ],
     );
     assert_eq!((known.connect, known.path[0].backends.len()), (None, 0));
-    enter(flow(lb_common::abi::flow::RESET, 1_000_000 - 250 * 31));
+    insert(flow(lb_common::abi::flow::RESET, 1_000_000 - 250 * 31));
     let expired = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
-    says(&expired, &["reset, idle for 31 s of 30 s: expired, counts as absent", "flow_created"]);
+    says(&expired, &["reset, idle for 31 s of 30 s: expired, ignored", "flow_created"]);
 }
 
 #[test]
-fn sockets_are_told_of_before_packets() {
+fn sockets_are_described_before_packets() {
     let mut lab = Lab::new(world().0);
     lab.has_sockets = true;
     let explained = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
@@ -448,11 +457,11 @@ fn sockets_are_told_of_before_packets() {
         &explained,
         &[
             "connect()\n",
-            "by connect4",
+            "connect4, for every process",
             "2 backends",
             "counted as connect4 socket_translated",
-            "The rest is for packets of sockets that this hook has not seen:",
-            "outcome: the socket is connected to one of 2 backends itself",
+            "The rest applies to packets of sockets that this hook did not translate:",
+            "outcome: the socket is connected directly to one of 2 backends",
         ],
     );
     let refused = lab.ask(pod(), VIP(81), Protocol::Tcp, At::Pod);
@@ -461,13 +470,19 @@ fn sockets_are_told_of_before_packets() {
     says(&udp, &["no connect-time hook for UDP is attached"]);
     lab.world.settings.flags |= Settings::ONLY_NODE_SOCKETS;
     let left = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
-    says(&left, &["--socket-lb node leaves pods' to the packet's way", "outcome: for example"]);
+    says(
+        &left,
+        &["--socket-lb node leaves sockets of pods to the packet path", "outcome: for example"],
+    );
     let own = lab.ask(Ipv4::node(), VIP(80), Protocol::Tcp, At::Node);
-    says(&own, &["by connect4", "to_device eth0", "kept: the node's own", "outcome: the socket"]);
+    says(
+        &own,
+        &["connect4, for", "to_device eth0", "unchanged, the node's own", "outcome: the socket"],
+    );
 }
 
 #[test]
-fn places_without_programs_and_wrong_places_are_told() {
+fn missing_programs_and_a_wrong_at_are_described() {
     let mut lab = Lab::new(world().0);
     let ask = |lab: &Lab, from, at| lab.try_ask(from, VIP(80), Protocol::Tcp, at);
     let error = |result: Result<Explanation, ExplainError>| result.expect_err("none").to_string();
@@ -476,14 +491,14 @@ fn places_without_programs_and_wrong_places_are_told() {
     let text = error(ask(&lab, Ipv4::outside(), At::Pod));
     assert!(text.ends_with("not a pod of this node: give --at eth0"), "{text}");
     let text = error(ask(&lab, pod(), At::Node));
-    assert!(text.contains("is no address of this node"), "{text}");
+    assert!(text.contains("is not an address of this node"), "{text}");
     let text = error(ask(&lab, pod(), At::Device("eth9".to_owned())));
-    assert!(text.starts_with("--at eth9: there is no such device"), "{text}");
+    assert!(text.starts_with("--at eth9: no such device"), "{text}");
     let tun = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Device("tun0".to_owned()));
-    says(&tun, &["from_device tun0", "no program of ours is attached to tun0", "to_device eth0"]);
+    says(&tun, &["from_device tun0", "no lb program is attached to tun0", "to_device eth0"]);
     lab.has_pods = false;
     let bare = lab.ask(pod(), (Ipv4::vip(7), 80), Protocol::Tcp, At::Pod);
-    says(&bare, &["no program of ours is attached to veth1", "untranslated_leaving"]);
+    says(&bare, &["no lb program is attached to veth1", "untranslated_leaving"]);
     assert!(!bare.path[0].attached);
     let nowhere = (Address4::from(std::net::Ipv4Addr::new(240, 0, 0, 1)), 80);
     let lost = lab.ask(Ipv4::node(), nowhere, Protocol::Udp, At::Node);

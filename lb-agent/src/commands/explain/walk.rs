@@ -1,78 +1,65 @@
-//! A packet's way through the programs of this node: each is run by the core, over tables that
-//! keep aside what it writes, and between them the kernel's routes lead on.
+//! A packet's path through the programs of this node.
+//!
+//! The core runs for each program, over tables that keep aside what it writes. Between two
+//! programs the kernel's routes decide.
 
 use std::net::IpAddr;
 
 use lb_common::{
     abi::{
         counter::Hook,
-        flow::{Action, FlowKey, Tuple},
-        frontend::TCP,
-        settings::Settings,
+        flow::{Action, Tuple},
     },
-    balance::{self, FlowTable, Site, Verdict, Work, track},
-    packet::{ACK, Kind, Packet, SYN},
+    balance::{Site, Verdict},
 };
 
 use super::{
-    ExplainError, describe,
+    ExplainError,
+    datapath::{Datapath, Judged},
+    describe,
     facts::{endpoint, text},
     pinned::PinnedFamily,
-    report::{Outcome, Step, meaning},
-    surroundings::{Device, Route, Surroundings},
-    tables::{Overlay, Reader},
+    report::{Outcome, Step},
+    surroundings::{Device, Route, Surroundings, device_text},
+    tables::Reader,
 };
 use crate::programs::hook::Direction;
 
 /// The kernel's index of the loopback device.
 const LOOPBACK: u32 = 1;
-/// The TTL of a packet that no router has seen.
-const HOPS: u8 = 64;
-
-/// A packet on its way.
+/// A packet on its path.
 pub(super) struct Walk<'a, F: PinnedFamily, R, S> {
-    pub(super) overlay: Overlay<'a, F, R>,
-    pub(super) settings: Settings,
-    pub(super) around: &'a S,
-    protocol: u8,
-    flags: u8,
-    /// What every program on the way made of it.
+    datapath: Datapath<'a, F, R, S>,
+    /// What each program on the path did with the packet.
     pub(super) steps: Vec<Step>,
 }
 
-/// What the core made of a packet.
-pub(super) struct Judged<F: PinnedFamily> {
-    pub(super) packet: Packet<F>,
-    pub(super) site: Site,
-    pub(super) verdict: Verdict,
-    pub(super) work: Work<F::Address>,
-}
-
 impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
-    /// A packet of `protocol`: of the flow that `tuple` belongs to, else one that opens one.
+    /// A packet of `protocol`: of the existing flow of `tuple`, else one that opens a flow.
     pub(super) fn new(
         reader: &'a R,
         around: &'a S,
         protocol: u8,
         tuple: &Tuple<F::Address>,
     ) -> Self {
-        let flags = flags::<F, R>(reader, protocol, tuple);
-        let (overlay, settings) = (Overlay::new(reader), reader.settings());
-        Self { overlay, settings, around, protocol, flags, steps: Vec::new() }
+        Self { datapath: Datapath::new(reader, around, protocol, tuple), steps: Vec::new() }
     }
 
     /// Whether the packet would open a flow.
     pub(super) fn opens(&self) -> bool {
-        self.protocol != TCP || self.flags == SYN
+        self.datapath.opens()
     }
 
-    /// Out of a pod of this node.
+    /// The packet is sent by a pod of this node.
     ///
     /// # Errors
-    /// [`ExplainError::NoPod`] if the source is none.
-    pub(super) fn out_of_pod(&mut self, tuple: Tuple<F::Address>) -> Result<Outcome, ExplainError> {
+    /// [`ExplainError::NoPod`] if the source is not a pod of this node.
+    pub(super) fn sent_by_pod(
+        &mut self,
+        tuple: Tuple<F::Address>,
+    ) -> Result<Outcome, ExplainError> {
         let source = F::ip(tuple.source);
-        let device = match self.around.route(source) {
+        let device = match self.datapath.around.route(source) {
             Route::Device { device, .. } => device,
             Route::Local => {
                 return Err(ExplainError::NoPod {
@@ -81,68 +68,67 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
                     at: "node".into(),
                 });
             }
-            Route::Nowhere(_) => return Ok(self.unseen(Hook::FromPod, None, tuple)),
+            Route::Unreachable(_) => return Ok(self.unseen(Hook::FromPod, None, tuple)),
         };
-        if self.around.program(device.index, Direction::Ingress) == Some(Hook::FromDevice) {
-            let why = "reached by an external device";
+        if self.datapath.around.program(device.index, Direction::Ingress) == Some(Hook::FromDevice)
+        {
+            let why = "reached through an external device";
             return Err(ExplainError::NoPod { client: source, why, at: device.name });
         }
         let is_pod = |device: &Device| {
-            self.around.program(device.index, Direction::Ingress) == Some(Hook::FromPod)
+            self.datapath.around.program(device.index, Direction::Ingress) == Some(Hook::FromPod)
         };
         let device = if is_pod(&device) {
             device
         } else {
-            match self.around.ports(device.index).iter().find(|port| is_pod(port)) {
+            match self.datapath.around.ports(device.index).iter().find(|port| is_pod(port)) {
                 Some(_) => {
                     Device { index: device.index, name: format!("a port of {}", device.name) }
                 }
                 None => return Ok(self.unseen(Hook::FromPod, Some(device), tuple)),
             }
         };
-        Ok(self.come_in(Hook::FromPod, Site::FromPod, device, tuple))
+        Ok(self.ingress(Hook::FromPod, Site::FromPod, device, tuple))
     }
 
-    /// Made by a process of this node.
+    /// The packet is sent by a process of this node.
     ///
     /// # Errors
-    /// [`ExplainError::NoNode`] if the source is no address of it.
-    pub(super) fn made_here(&mut self, tuple: Tuple<F::Address>) -> Result<Outcome, ExplainError> {
+    /// [`ExplainError::NoNode`] if the source is not an address of this node.
+    pub(super) fn sent_by_node(
+        &mut self,
+        tuple: Tuple<F::Address>,
+    ) -> Result<Outcome, ExplainError> {
         let source = F::ip(tuple.source);
-        match self.around.route(source) {
+        match self.datapath.around.route(source) {
             Route::Local => Ok(self.leave(tuple, None)),
             _ => Err(ExplainError::NoNode { client: source }),
         }
     }
 
-    /// In by a device.
+    /// The packet is received on a device.
     pub(super) fn received(&mut self, device: Device, tuple: Tuple<F::Address>) -> Outcome {
-        match self.around.program(device.index, Direction::Ingress) {
-            Some(Hook::FromPod) => self.come_in(Hook::FromPod, Site::FromPod, device, tuple),
+        match self.datapath.around.program(device.index, Direction::Ingress) {
+            Some(Hook::FromPod) => self.ingress(Hook::FromPod, Site::FromPod, device, tuple),
             Some(Hook::FromDevice) => {
-                self.come_in(Hook::FromDevice, Site::FromDevice, device, tuple)
+                self.ingress(Hook::FromDevice, Site::FromDevice, device, tuple)
             }
             _ => self.unseen(Hook::FromDevice, Some(device), tuple),
         }
     }
 
-    /// No program sees the packet as it comes in.
+    /// No program sees the packet on ingress.
     fn unseen(&mut self, hook: Hook, device: Option<Device>, tuple: Tuple<F::Address>) -> Outcome {
         let mut step = self.step(hook, device.as_ref(), &tuple);
         step.verdict = "none";
         step.attached = false;
         let place = device.as_ref().map_or("its interface", |device| &device.name);
-        step.say("caught", format!("by nothing: no program of ours is attached to {place}"));
+        step.say("hook", format!("none: no lb program is attached to {place}"));
         self.steps.push(step);
         self.leave(tuple, Some(&device.unwrap_or(Device { index: u32::MAX, name: "-".into() })))
     }
 
-    pub(super) fn step(
-        &self,
-        hook: Hook,
-        device: Option<&Device>,
-        tuple: &Tuple<F::Address>,
-    ) -> Step {
+    fn step(&self, hook: Hook, device: Option<&Device>, tuple: &Tuple<F::Address>) -> Step {
         Step {
             hook: hook.name(),
             device: device.map(|device| device.name.clone()),
@@ -153,7 +139,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         }
     }
 
-    /// Runs the core on the packet as a program does that catches it.
+    /// Runs the core on the packet as the program at `hook` does, and describes the decision.
     fn judge(
         &mut self,
         hook: Hook,
@@ -161,25 +147,17 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         device: &Device,
         tuple: &Tuple<F::Address>,
     ) -> Judged<F> {
-        let packet = self.packet(tuple, self.flags);
-        let before = self.overlay.fork();
-        let (verdict, work) = run(&mut self.overlay, &self.settings, &packet, site);
-        let judged = Judged { packet, site, verdict, work };
+        let before = self.datapath.overlay.fork();
+        let judged = self.datapath.judge(site, tuple);
         let mut step = self.step(hook, Some(device), tuple);
-        describe::step(self, &before, &judged, device, &mut step);
-        self.overlay.looks.clear();
+        describe::step(&self.datapath, &before, &judged, device, &mut step);
+        self.datapath.overlay.looks.clear();
         self.steps.push(step);
         judged
     }
 
-    pub(super) fn packet(&self, tuple: &Tuple<F::Address>, flags: u8) -> Packet<F> {
-        let key = FlowKey { tuple: *tuple, protocol: self.protocol.into() };
-        let (kind, detail) = if self.protocol == TCP { (Kind::Tcp, flags) } else { (Kind::Udp, 0) };
-        Packet { key, kind, detail, hops: HOPS, ..Packet::default() }
-    }
-
-    /// In by a device, where a program of ours is.
-    fn come_in(
+    /// The packet is received on a device that has a program.
+    fn ingress(
         &mut self,
         hook: Hook,
         site: Site,
@@ -187,78 +165,71 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
         tuple: Tuple<F::Address>,
     ) -> Outcome {
         let judged = self.judge(hook, site, &device, &tuple);
-        match judged.verdict {
-            Verdict::Pass(_) => self.leave(tuple, Some(&device)),
-            Verdict::Translate(_) => match judged.work.action {
-                Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => {
-                    self.leave(judged.work.rewrite, Some(&device))
-                }
-                _ => self.sent(&judged, &device),
-            },
-            verdict => ended::<F>(&tuple, verdict),
+        match by_stack(&judged) {
+            Some(tuple) => self.leave(tuple, Some(&device)),
+            None => self.end(&judged, &device),
         }
     }
 
-    /// Routed by the kernel, to where it leaves this node or meets a socket of it.
+    /// The kernel routes the packet to a socket of this node or out of a device.
     fn leave(&mut self, tuple: Tuple<F::Address>, ingress: Option<&Device>) -> Outcome {
         let to = F::ip(tuple.destination);
-        let (device, via) = match self.around.route(to) {
+        let (device, via) = match self.datapath.around.route(to) {
             Route::Local if ingress.is_none() => {
-                (Device { index: LOOPBACK, name: self.around.name(LOOPBACK) }, None)
+                (Device { index: LOOPBACK, name: self.datapath.around.name(LOOPBACK) }, None)
             }
             Route::Local => return outcome::<F>("delivered", &tuple, "to a process of this node"),
             Route::Device { device, via } => (device, via),
-            Route::Nowhere(why) => {
+            Route::Unreachable(why) => {
                 let text = format!("the kernel has no route to {to} ({why})");
                 return outcome::<F>("dropped", &tuple, &text);
             }
         };
         let ingress = ingress.map_or(0, |device| device.index);
-        let site = match self.around.program(device.index, Direction::Egress) {
-            Some(Hook::ToDevice) => Site::ToDevice { ifindex: device.index, ingress },
-            Some(Hook::ToPod) => Site::ToPod,
-            Some(Hook::Loopback) => Site::Loopback,
-            _ => return self.goes(&tuple, &device, via),
-        };
-        let hook = match site {
-            Site::ToDevice { .. } => Hook::ToDevice,
-            Site::Loopback => Hook::Loopback,
-            _ => Hook::ToPod,
+        let (hook, site) = match self.datapath.around.program(device.index, Direction::Egress) {
+            Some(hook @ Hook::ToDevice) => {
+                (hook, Site::ToDevice { ifindex: device.index, ingress })
+            }
+            Some(hook @ Hook::ToPod) => (hook, Site::ToPod),
+            Some(hook @ Hook::Loopback) => (hook, Site::Loopback),
+            _ => return self.transmit(&tuple, &device, via),
         };
         let judged = self.judge(hook, site, &device, &tuple);
-        match judged.verdict {
-            Verdict::Pass(_) => self.goes(&tuple, &device, via),
-            Verdict::Translate(_) => match judged.work.action {
-                Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => {
-                    self.goes(&judged.work.rewrite, &device, via)
-                }
-                _ => self.sent(&judged, &device),
-            },
-            verdict => ended::<F>(&tuple, verdict),
+        match by_stack(&judged) {
+            Some(tuple) => self.transmit(&tuple, &device, via),
+            None => self.end(&judged, &device),
         }
     }
 
-    /// Out of a device, past all programs.
-    fn goes(&self, tuple: &Tuple<F::Address>, device: &Device, via: Option<IpAddr>) -> Outcome {
+    /// The packet is transmitted by a device; no more programs see it.
+    fn transmit(&self, tuple: &Tuple<F::Address>, device: &Device, via: Option<IpAddr>) -> Outcome {
         if device.index == LOOPBACK {
             return outcome::<F>("delivered", tuple, "to a process of this node");
         }
-        let is_pod = match self.around.program(device.index, Direction::Egress) {
+        let is_pod = match self.datapath.around.program(device.index, Direction::Egress) {
             Some(hook) => hook == Hook::ToPod,
             None => {
                 let of_pod = |port: &Device| {
-                    self.around.program(port.index, Direction::Egress) == Some(Hook::ToPod)
+                    self.datapath.around.program(port.index, Direction::Egress) == Some(Hook::ToPod)
                 };
-                self.around.ports(device.index).iter().any(of_pod)
+                self.datapath.around.ports(device.index).iter().any(of_pod)
             }
         };
         let result = if is_pod { "delivered" } else { "leaves" };
-        outcome::<F>(result, tuple, &way_text(device, via))
+        outcome::<F>(result, tuple, &device_text(device, via))
     }
 
-    /// Sent on by a program, past the stack.
-    fn sent(&self, judged: &Judged<F>, device: &Device) -> Outcome {
-        let (rewrite, action) = (&judged.work.rewrite, judged.work.action);
+    /// The program ends the packet's path through the stack: it redirects, answers or drops it.
+    fn end(&self, judged: &Judged<F>, device: &Device) -> Outcome {
+        match judged.verdict {
+            Verdict::Translate(_) => self.redirect(judged, device),
+            verdict => ended::<F>(judged.packet.tuple(), verdict),
+        }
+    }
+
+    /// The program redirects the packet, past the stack.
+    fn redirect(&self, judged: &Judged<F>, device: &Device) -> Outcome {
+        let (rewrite, action) = (&judged.work.out.rewrite, judged.work.out.action);
         match action {
             Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
                 let text = format!("back out of {}, to the pod that it came from", device.name);
@@ -268,18 +239,19 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
                 outcome::<F>("delivered", rewrite, "to a process of this node")
             }
             _ => {
-                // In a tunnel a packet stays as it came.
-                let is_tunnel = action == Action::REQUEST_TUNNEL;
-                let tuple = if is_tunnel { judged.packet.tuple() } else { rewrite };
+                // The inner packet of an encapsulated one is unchanged.
+                let is_encapsulated = action == Action::REQUEST_TUNNEL;
+                let tuple = if is_encapsulated { judged.packet.tuple() } else { rewrite };
                 let to = F::ip(rewrite.destination);
-                match self.around.route(to) {
-                    Route::Device { device, via } if is_tunnel => {
-                        let text = format!("in a tunnel to {to}, {}", way_text(&device, via));
+                match self.datapath.around.route(to) {
+                    Route::Device { device, via } if is_encapsulated => {
+                        let text = format!("encapsulated to {to}, {}", device_text(&device, via));
                         outcome::<F>("leaves", tuple, &text)
                     }
-                    Route::Device { device, via } => self.goes(tuple, &device, via),
-                    Route::Local | Route::Nowhere(_) => {
-                        outcome::<F>("dropped", tuple, &format!("no_route: there is none to {to}"))
+                    Route::Device { device, via } => self.transmit(tuple, &device, via),
+                    Route::Local | Route::Unreachable(_) => {
+                        let text = format!("no_route: the kernel has no route to {to}");
+                        outcome::<F>("dropped", tuple, &text)
                     }
                 }
             }
@@ -287,54 +259,29 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S: Surroundings> Walk<'a, F, R, S> {
     }
 }
 
-/// Runs the core.
-pub(super) fn run<F: PinnedFamily, R: Reader<F>>(
-    overlay: &mut Overlay<'_, F, R>,
-    settings: &Settings,
-    packet: &Packet<F>,
-    site: Site,
-) -> (Verdict, Work<F::Address>) {
-    let mut work = Work::default();
-    let verdict = balance::decide(packet, site, settings, &mut work, overlay);
-    (verdict, work)
-}
-
-/// The TCP flags of a packet: of the flow that there is, or those that open one.
-fn flags<F: PinnedFamily, R: Reader<F>>(reader: &R, protocol: u8, tuple: &Tuple<F::Address>) -> u8 {
-    let key = FlowKey { tuple: *tuple, protocol: protocol.into() };
-    let settings = reader.settings();
-    let live = |table| {
-        let flow = reader.flow(table, &key)?;
-        (!track::is_expired(&flow, Kind::Tcp, reader.now(), &settings)).then_some(flow)
-    };
-    if live(FlowTable::Flows).is_some() {
-        return ACK;
-    }
-    match live(FlowTable::Embryonic) {
-        Some(flow) if flow.action.is_reply() => SYN | ACK,
-        _ => SYN,
+/// The packet as the stack continues with it, if it does.
+fn by_stack<F: PinnedFamily>(judged: &Judged<F>) -> Option<Tuple<F::Address>> {
+    match judged.verdict {
+        Verdict::Pass(_) => Some(*judged.packet.tuple()),
+        Verdict::Translate(_) => match judged.work.out.action {
+            Action::REQUEST | Action::REPLY | Action::REPLY_DIRECT => Some(judged.work.out.rewrite),
+            _ => None,
+        },
+        Verdict::Drop(_) | Verdict::Answer(..) => None,
     }
 }
 
-/// How a device leads on.
-pub(super) fn way_text(device: &Device, via: Option<IpAddr>) -> String {
-    match via {
-        Some(via) => format!("by {} via {via}", device.name),
-        None => format!("by {}", device.name),
-    }
-}
-
-fn outcome<F: PinnedFamily>(result: &'static str, tuple: &Tuple<F::Address>, way: &str) -> Outcome {
+fn outcome<F: PinnedFamily>(result: &'static str, tuple: &Tuple<F::Address>, how: &str) -> Outcome {
     let source = text::<F>(endpoint::<F>(tuple.source, tuple.source_port));
     let destination = text::<F>(endpoint::<F>(tuple.destination, tuple.destination_port));
     let text = match result {
-        "dropped" => format!("dropped: {way}"),
-        _ => format!("{result} {way}, as {source} -> {destination}"),
+        "dropped" => format!("dropped: {how}"),
+        _ => format!("{result} {how}, as {source} -> {destination}"),
     };
     Outcome { result, source, destination, text }
 }
 
-/// What becomes of a packet that goes no further.
+/// The outcome of a packet that is answered or dropped.
 fn ended<F: PinnedFamily>(tuple: &Tuple<F::Address>, verdict: Verdict) -> Outcome {
     let (result, reason) = match verdict {
         Verdict::Answer(_, reason) => ("answered", reason),
@@ -342,5 +289,5 @@ fn ended<F: PinnedFamily>(tuple: &Tuple<F::Address>, verdict: Verdict) -> Outcom
             ("dropped", reason)
         }
     };
-    Outcome { text: meaning(reason).to_owned(), ..outcome::<F>(result, tuple, "") }
+    Outcome { text: reason.meaning().to_owned(), ..outcome::<F>(result, tuple, "") }
 }

@@ -18,7 +18,7 @@ use lb_common::{
         settings::{Settings, SettingsPair},
     },
     balance::track,
-    packet::Kind,
+    packet::PacketKind,
 };
 use lb_sys::TypedMap;
 use serde::Serialize;
@@ -158,7 +158,7 @@ fn count_live<A: Address>(
     counts: &mut HashMap<u32, u64>,
 ) -> Result<(), GetError> {
     for (key, flow) in read_flows::<A>(pins, map)? {
-        let kind = if key.protocol == u32::from(TCP) { Kind::Tcp } else { Kind::Udp };
+        let kind = if key.protocol == u32::from(TCP) { PacketKind::Tcp } else { PacketKind::Udp };
         let is_over = now.is_some_and(|now| track::is_expired(&flow, kind, now, settings));
         if !flow.action.is_reply() && !is_over {
             *counts.entry(flow.service).or_default() += 1;

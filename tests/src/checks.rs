@@ -1,0 +1,3 @@
+//! Checks of the repository itself: that its pages say what its sources do.
+
+mod contract;

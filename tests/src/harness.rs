@@ -1,0 +1,11 @@
+//! What tests are made of: clusters of network namespaces, clients and servers in them, a real
+//! API server, and the loaded programs.
+
+pub mod controlplane;
+pub mod echo;
+
+pub mod kernel;
+pub mod netns;
+pub mod programs;
+pub mod verify;
+pub mod wait;

@@ -1,0 +1,10 @@
+//! What a cluster consists of: nodes, pods, the fabric between them, namespaces and cgroups.
+
+pub mod cgroup;
+pub mod cluster;
+pub mod cni;
+pub mod fabric;
+pub mod namespace;
+pub mod node;
+pub mod plan;
+pub(crate) mod stale;

@@ -1,0 +1,9 @@
+//! Packets: raw frames, captures, HTTP, tunnels, offloads, and the rules and programs of others.
+
+pub mod capture;
+pub mod foreign;
+pub mod http;
+pub mod ipip;
+pub(crate) mod netfilter;
+pub mod offload;
+pub mod raw;

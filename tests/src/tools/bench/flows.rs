@@ -1,0 +1,246 @@
+//! The flows that packets belong to, numbered as the wrappers number them.
+
+use anyhow::{Context, Result};
+use aya::Ebpf;
+use lb_common::abi::{
+    address::Be16,
+    flow::{ANSWERED, Action, Flow, FlowKey, NextHop, ONE_WAY, Tuple},
+    frontend::UDP,
+};
+
+use super::{
+    abi::{address_bits, port_bits},
+    namespace::{EPOCH, OTHER_NODE, ROUTER},
+    tables::{
+        BACKENDS, CLIENTS, DSR_NODE_PORTS, Datapath, NEW_CLIENTS, NEW_PODS, NODE_PORTS, NODES,
+        PODS, PORTS, Side, THIS_NODE, backend, cluster_ip, dsr_service_of, service_of,
+    },
+};
+
+/// An entry of FLOWS.
+pub type FlowEntry<A> = (FlowKey<A>, Flow<A>);
+
+/// The tuple of a packet before and after translation.
+pub type Translation<A> = (Tuple<A>, Tuple<A>);
+
+/// A client, the frontend that it calls, and how it reaches a backend on another node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowKind {
+    /// A pod calls a ClusterIP.
+    Pod,
+    /// A process of the node calls a ClusterIP.
+    NodeProcess,
+    /// A client outside calls a node port; the backend sees the node.
+    Snat,
+    /// A client outside calls a node port; the packet is encapsulated to the backend's node,
+    /// which answers the client directly.
+    Dsr,
+}
+
+impl FlowKind {
+    /// The node ports that clients call, TCP then UDP.
+    fn node_ports(self) -> Option<[u16; 2]> {
+        match self {
+            Self::Pod | Self::NodeProcess => None,
+            Self::Snat => Some(NODE_PORTS),
+            Self::Dsr => Some(DSR_NODE_PORTS),
+        }
+    }
+
+    /// How many directions of a flow this node sees.
+    fn directions(self) -> usize {
+        if self == Self::Dsr { 1 } else { 2 }
+    }
+
+    /// The actions for requests and replies.
+    fn actions(self) -> [Action; 2] {
+        match self {
+            Self::Pod => [Action::REQUEST, Action::REPLY],
+            Self::NodeProcess => [Action::REQUEST_ROUTE, Action::REPLY_INTO_DEVICE],
+            Self::Snat => [Action::REQUEST_FORWARD, Action::REPLY_FORWARD],
+            Self::Dsr => [Action::REQUEST_TUNNEL; 2],
+        }
+    }
+
+    /// The next hops that known flows remember for requests and replies.
+    fn next_hops(self) -> [NextHop; 2] {
+        match self {
+            Self::Pod | Self::NodeProcess => [NextHop::UNKNOWN; 2],
+            Self::Snat | Self::Dsr => {
+                [OTHER_NODE, ROUTER].map(|mac| NextHop::new(mac, 0, EPOCH as u8))
+            }
+        }
+    }
+
+    /// The first client of known flows, and of flows that are always new.
+    fn clients<F: Side>(self) -> [F::Address; 2] {
+        match self {
+            Self::Pod => [F::address(PODS, 0), F::address(NEW_PODS, 0)],
+            Self::NodeProcess => [F::address(NODES, THIS_NODE); 2],
+            Self::Snat | Self::Dsr => [F::address(CLIENTS, 0), F::address(NEW_CLIENTS, 0)],
+        }
+    }
+}
+
+/// Flows of one kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Flows<F: Side> {
+    kind: FlowKind,
+    protocol: u8,
+    client: F::Address,
+}
+
+impl<F: Side> Flows<F> {
+    /// Flows that the tables know.
+    pub fn known(kind: FlowKind, protocol: u8) -> Self {
+        Self { kind, protocol, client: kind.clients::<F>()[0] }
+    }
+
+    /// Flows that are in no table.
+    pub fn fresh(kind: FlowKind, protocol: u8) -> Self {
+        Self { kind, protocol, client: kind.clients::<F>()[1] }
+    }
+
+    /// Request and reply of flow `number`, each before and after translation. With DSR the
+    /// tuple afterwards is that of the outer header.
+    pub fn tuples(&self, number: u32) -> [Translation<F::Address>; 2] {
+        let port = usize::from(self.protocol == UDP);
+        let mut request = Tuple {
+            source: F::rotated(self.client, address_bits(number)),
+            destination: cluster_ip::<F>(),
+            source_port: Be16 { be16: port_bits(number) },
+            destination_port: Be16::new(PORTS[port]),
+        };
+        let this_node = F::address(NODES, THIS_NODE);
+        if let Some(node_ports) = self.kind.node_ports() {
+            request.destination = this_node;
+            request.destination_port = Be16::new(node_ports[port]);
+        }
+        let backend = backend::<F>(self.service(), self.backend());
+        let rewritten = match self.kind {
+            FlowKind::Pod | FlowKind::NodeProcess => {
+                Tuple { destination: backend.address, destination_port: backend.port, ..request }
+            }
+            // At most as many flows as there are ports have a source port of their own.
+            FlowKind::Snat => Tuple {
+                source: this_node,
+                destination: backend.address,
+                source_port: request.source_port,
+                destination_port: backend.port,
+            },
+            FlowKind::Dsr => {
+                Tuple { source: this_node, destination: backend.node, ..Tuple::default() }
+            }
+        };
+        [(request, rewritten), (rewritten.reversed(), request.reversed())]
+    }
+
+    fn service(&self) -> u32 {
+        match self.kind {
+            FlowKind::Dsr => dsr_service_of::<F>(self.protocol),
+            _ => service_of::<F>(self.protocol),
+        }
+    }
+
+    /// The draining backend, which new flows never get.
+    fn backend(&self) -> u32 {
+        self.service() * BACKENDS
+    }
+
+    /// The entries of flow `number`, last seen at `now`.
+    pub fn entries(&self, number: u32, now: u32) -> impl Iterator<Item = FlowEntry<F::Address>> {
+        let (tuples, actions) = (self.tuples(number), self.kind.actions());
+        let (service, backend, protocol) = (self.service(), self.backend(), self.protocol);
+        let next_hops = self.kind.next_hops();
+        let state = if self.kind == FlowKind::Dsr { ANSWERED | ONE_WAY } else { ANSWERED };
+        (0..self.kind.directions()).map(move |direction| {
+            let (tuple, rewrite) = tuples[direction];
+            let flow = Flow {
+                rewrite,
+                action: actions[direction],
+                state,
+                generation: 0,
+                backend,
+                service,
+                last_seen: now,
+                device: 0,
+                next_hop: next_hops[direction],
+            };
+            (FlowKey { tuple, protocol: protocol.into() }, flow)
+        })
+    }
+
+    /// Puts the first `count` of them into FLOWS, all established.
+    ///
+    /// # Errors
+    /// The kernel refuses an entry.
+    pub fn establish(&self, datapath: &Datapath, count: u32) -> Result<()> {
+        self.add(datapath.object(), F::MAPS[3], count, datapath.now()?)
+    }
+
+    /// Puts the first `count` of them into a map, last seen at `now`.
+    ///
+    /// # Errors
+    /// No such map, or the kernel refuses an entry.
+    pub fn add(&self, object: &Ebpf, map: &str, count: u32, now: u32) -> Result<()> {
+        const CHUNK: u32 = 8192;
+        let set = F::fill_flows(object, map)?;
+        let mut next = 0;
+        while next < count {
+            let end = count.min(next + CHUNK);
+            let entries = (next..end).flat_map(|number| self.entries(number, now));
+            let (keys, values): (Vec<_>, Vec<_>) = entries.unzip();
+            set(&keys, &values).with_context(|| format!("cannot add flows to {map}"))?;
+            next = end;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use lb_common::abi::{
+        address::{Ipv4, Ipv6},
+        frontend::TCP,
+    };
+
+    use super::*;
+
+    fn keys_differ<F: Side>(kind: FlowKind) {
+        const COUNT: u32 = 1 << 16;
+        let flows = Flows::<F>::known(kind, TCP);
+        let mut keys = HashSet::new();
+        for number in 0..COUNT {
+            let entries: Vec<_> = flows.entries(number, 0).collect();
+            if let [(request, there), (reply, back)] = &entries[..] {
+                assert_eq!(there.rewrite, reply.tuple.reversed(), "{kind:?} {number}");
+                assert_eq!(back.rewrite, request.tuple.reversed(), "{kind:?} {number}");
+            }
+            keys.extend(entries.into_iter().map(|(key, _)| key));
+        }
+        assert_eq!(keys.len(), kind.directions() * COUNT as usize, "{kind:?}: flows share entries");
+    }
+
+    #[test]
+    fn flows_have_entries_of_their_own() {
+        for kind in [FlowKind::Pod, FlowKind::Snat, FlowKind::Dsr] {
+            keys_differ::<Ipv4>(kind);
+            keys_differ::<Ipv6>(kind);
+        }
+    }
+
+    #[test]
+    fn only_a_client_outside_is_hidden() {
+        let sources = |kind| {
+            let (comes, goes) = Flows::<Ipv4>::known(kind, TCP).tuples(7)[0];
+            (comes.source, goes.source)
+        };
+        let (client, seen) = sources(FlowKind::Pod);
+        assert_eq!(client, seen);
+        let (client, seen) = sources(FlowKind::Snat);
+        assert_eq!(seen, Ipv4::address(NODES, THIS_NODE));
+        assert_ne!(client, seen);
+    }
+}

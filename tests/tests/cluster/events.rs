@@ -1,0 +1,188 @@
+//! What the agent refuses is told where the owner of a Service looks: in its Events.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::harness::controlplane::Options;
+use lb_tests::harness::controlplane::world::{PORT, TARGET, World, service};
+use lb_tests::harness::netns::actors::agent;
+use lb_tests::harness::netns::actors::host::Serve;
+use lb_tests::harness::netns::topology::cluster::Cluster;
+use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::wait::PATIENCE;
+use serde_json::{Value, json};
+
+/// An Event as the tests look at it.
+#[derive(Debug, PartialEq)]
+struct Told {
+    kind: String,
+    reason: String,
+    by: String,
+    note: String,
+    times: u64,
+}
+
+/// The Events about a Service that agents have sent, by node: controllers send some too, as
+/// when they meet one another at a slice, without naming an instance.
+fn events(world: &World, service: &str) -> Result<Vec<Told>> {
+    let selector =
+        format!("--field-selector=involvedObject.kind=Service,involvedObject.name={service}");
+    let said = world.kubectl(&["get", "events", "-o", "json", &selector])?;
+    let events: Value = serde_json::from_str(&said)?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut told: Vec<_> = events["items"]
+        .as_array()
+        .context("a list of Events")?
+        .iter()
+        .map(|event| Told {
+            kind: text(&event["type"]),
+            reason: text(&event["reason"]),
+            by: text(&event["reportingInstance"]),
+            note: text(&event["message"]),
+            times: event["series"]["count"].as_u64().unwrap_or(1),
+        })
+        .filter(|told| !told.by.is_empty())
+        .collect();
+    told.sort_by(|one, other| one.by.cmp(&other.by));
+    Ok(told)
+}
+
+fn wait_events(world: &World, service: &str, count: usize) -> Result<Vec<Told>> {
+    let start = Instant::now();
+    loop {
+        let told = events(world, service)?;
+        if told.len() >= count {
+            ensure!(told.len() == count, "{told:#?}");
+            return Ok(told);
+        }
+        ensure!(start.elapsed() < PATIENCE, "{count} Events were expected: {told:#?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// As kubectl describe finds them: by the identity of the object too.
+fn described(world: &World, service: &str) -> Result<String> {
+    world.kubectl(&["describe", "service", service])
+}
+
+fn with_sctp(name: &str, number: u8) -> Value {
+    let mut object = service(name, number);
+    let port = json!({"name": "signal", "protocol": "SCTP", "port": 81, "targetPort": TARGET});
+    if let Some(ports) = object["spec"]["ports"].as_array_mut() {
+        ports.push(port);
+    }
+    object
+}
+
+#[test]
+fn sctp_is_refused_once_and_the_other_ports_work() -> Result<()> {
+    let mut world = World::start(Cluster::builder().pod(1, "a").pod(2, "b"), Options::default())?;
+    world.serve(&["b"])?;
+    world.start_agents(&[])?;
+    world.create_pods("mixed", &["b"])?;
+    world.plane.apply(&with_sctp("mixed", 20).to_string())?;
+    let expected = |told: &[Told]| {
+        ensure!(told.len() == 2, "one of each node: {told:#?}");
+        for (node, told) in ["node1", "node2"].into_iter().zip(told) {
+            let good = told.by == node
+                && told.kind == "Warning"
+                && told.reason == "ProtocolNotSupported"
+                && told.note.contains("SCTP")
+                && told.times == 1;
+            ensure!(good, "{told:#?}");
+        }
+        Ok(())
+    };
+    expected(&wait_events(&world, "mixed", 2)?)?;
+    let said = described(&world, "mixed")?;
+    ensure!(said.contains("ProtocolNotSupported"), "{said}");
+    world.wait_backends("mixed", Some(1))?;
+    let answer = world.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
+    ensure!(answer.name() == Some("b"), "{answer:?}");
+
+    // A change that concerns something else is no reason to say it again, nor is a new list.
+    world.kubectl(&[
+        "patch",
+        "service",
+        "mixed",
+        "-p",
+        r#"{"spec":{"sessionAffinity":"ClientIP"}}"#,
+    ])?;
+    world.plane.stop_api_server()?;
+    world.plane.start_api_server()?;
+    world.plane.delete_pod("default", "b", Duration::ZERO)?;
+    world.wait_backends("mixed", Some(0))?;
+    expected(&events(&world, "mixed")?)?;
+
+    // Another object of the same name is.
+    world.kubectl(&["delete", "service", "mixed"])?;
+    world.wait_backends("mixed", None)?;
+    world.plane.apply(&with_sctp("mixed", 20).to_string())?;
+    wait_events(&world, "mixed", 4)?;
+    for node in [1, 2] {
+        let log = world.agent(node)?.process().stderr();
+        ensure!(!log.contains("not published"), "{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_health_check_port_that_is_taken_is_told_and_tried_again() -> Result<()> {
+    const TAKEN: u16 = 31_234;
+    let mut world = World::start(Cluster::builder().nodes(1).pod(1, "a"), Options::default())?;
+    world.start_agents(&[])?;
+    let node1 = world.cluster.node(1);
+    let strange = node1.serve(&Serve::default().http(TAKEN))?;
+    world.create_pods("checked", &["a"])?;
+    let mut object = service("checked", 20);
+    object["spec"]["type"] = json!("LoadBalancer");
+    object["spec"]["externalTrafficPolicy"] = json!("Local");
+    object["spec"]["healthCheckNodePort"] = json!(TAKEN);
+    world.plane.apply(&object.to_string())?;
+    let told = wait_events(&world, "checked", 1)?;
+    let start = format!(
+        "node node1 failed to start healthcheck \"default/checked\" on port {TAKEN}: listen tcp4 "
+    );
+    let good = told[0].reason == "FailedToStartServiceHealthcheck"
+        && told[0].kind == "Warning"
+        && told[0].note.starts_with(&start)
+        && told[0].note.ends_with(": bind: address already in use");
+    ensure!(good, "{told:#?}");
+    let said = described(&world, "checked")?;
+    ensure!(said.contains("FailedToStartServiceHealthcheck"), "{said}");
+    drop(strange);
+    let url = format!("http://{}/", node1.at(Family::V4, TAKEN));
+    let curl = ["--retry", "5", "--retry-connrefused", &url];
+    let answer = world.curl(&node1, &curl)?;
+    ensure!(answer.contains("\t\"localEndpoints\": 1,\n"), "{answer}");
+    ensure!(events(&world, "checked")?.len() == 1, "told more than once");
+    Ok(())
+}
+
+#[test]
+fn a_service_that_does_not_fit_is_told_and_the_others_work() -> Result<()> {
+    let mut world =
+        World::start(Cluster::builder().nodes(1).pod(1, "a").pod(1, "b"), Options::default())?;
+    world.serve(&["b"])?;
+    world.create_pods("fits", &["b"])?;
+    world.create_service("fits", 20)?;
+    // The Service `kubernetes` takes one, each dual-stack Service six.
+    let kubeconfig = world.plane.agent_kubeconfig();
+    let options = agent::Options::kubeconfig(&kubeconfig).arguments(&["--max-services", "10"]);
+    world.spawn_agent_with(1, &options)?.wait_ready()?;
+    world.wait_backends("fits", Some(1))?;
+    world.create_service("too-much", 21)?;
+    let told = wait_events(&world, "too-much", 1)?;
+    let good = told[0].reason == "MapFull" && told[0].note.contains("--max-services");
+    ensure!(good, "{told:#?}");
+    let said = described(&world, "too-much")?;
+    ensure!(said.contains("MapFull"), "{said}");
+    let (status, said) = world.agent(1)?.http(10256, "/healthz")?;
+    ensure!(status == 503, "{status} {said}");
+    let answer = world.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
+    ensure!(answer.name() == Some("b"), "{answer:?}");
+    world.kubectl(&["delete", "service", "fits"])?;
+    world.wait_backends("too-much", Some(0))?;
+    world.agent(1)?.wait_ready()
+}

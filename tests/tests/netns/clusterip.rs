@@ -1,0 +1,148 @@
+//! Real sockets through ClusterIPs: who answers, and which client it sees.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::harness::echo::{Probe, Transport};
+use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
+use lb_tests::harness::netns::topology::cni::Cni;
+use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::world::{PORT, World, expect};
+
+const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+
+fn kinds() -> impl Iterator<Item = (Transport, Family)> {
+    TRANSPORTS.into_iter().flat_map(|transport| Family::ALL.map(|family| (transport, family)))
+}
+
+fn pods(cni: Cni) -> Builder {
+    Cluster::builder().cni(cni).pod(1, "a").pod(1, "b").pod(2, "c")
+}
+
+/// The rows 3.1 to 3.3 and 3.11 of the contract.
+fn check_table_3(world: &mut World) -> Result<()> {
+    check_clients(world, false)
+}
+
+/// The same; with `masqueraded` pods are to be seen as their node.
+fn check_clients(world: &mut World, masqueraded: bool) -> Result<()> {
+    world.serve(&["a", "b", "c"])?;
+    world.serve_node(1)?;
+    let near = world.service("near", 1);
+    world.publish(&near, &world.endpoints(&["b"]))?;
+    let far = world.service("far", 2);
+    world.publish(&far, &world.endpoints(&["c"]))?;
+    let own = world.service("own", 3);
+    world.publish(&own, &world.endpoints(&["a"]))?;
+    let host = world.service("host", 4);
+    world.publish(&host, &world.node_endpoints(1))?;
+    let a = world.cluster.pod("a");
+    let [node1, node2] = [1, 2].map(|node| world.cluster.node(node));
+    let mut failures = Vec::new();
+    for kind @ (_, family) in kinds() {
+        let node1_ips = node_addresses(world, 1, family);
+        let pod_ip: &[IpAddr] = if masqueraded { &node1_ips } else { &[a.ip(family)] };
+        // By connect() the pod sees itself, per packet an address of its node.
+        let own_ips = [&node1_ips[..], pod_ip].concat();
+        let node2_ips = node_addresses(world, 2, family);
+        let rows: [(&lb_tests::harness::netns::actors::host::Host, u8, &[&str], &[IpAddr]); 9] = [
+            (&a, 1, &["b"], pod_ip),
+            (&a, 2, &["c"], pod_ip),
+            (&a, 3, &["a"], &own_ips),
+            (&a, 4, &["node1"], pod_ip),
+            (&node1, 1, &["b"], &node1_ips),
+            (&node1, 2, &["c"], &node1_ips),
+            (&node1, 4, &["node1"], &node1_ips),
+            (&node2, 1, &["b"], &node2_ips),
+            (&node2, 4, &["node1"], &node2_ips),
+        ];
+        for (client, number, servers, seen) in rows {
+            if let Err(error) = world.check(client, kind, number, servers, seen) {
+                failures.push(format!("{kind:?} {error:#}"));
+            }
+        }
+    }
+    for node in [1, 2] {
+        let leaked = world.cluster.fabric().service_packets_from(node)?;
+        if leaked > 0 {
+            failures.push(format!("{leaked} packets to ClusterIPs left node{node}"));
+        }
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// Every address of a node that a backend may see: its own and, under a bridge, the
+/// gateway's of its pods.
+fn node_addresses(world: &World, node: u8, family: Family) -> Vec<IpAddr> {
+    let host = world.cluster.node(node);
+    let gateway = host.pod_cidrs().into_iter().find(|cidr| Family::of(cidr.addr()) == family);
+    let first = gateway.and_then(|cidr| cidr.hosts().find(|ip| *ip != cidr.network()));
+    std::iter::once(host.ip(family)).chain(first).collect()
+}
+
+#[test]
+fn packets_of_point_to_point_pods_are_balanced() -> Result<()> {
+    check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "off"])?)
+}
+
+#[test]
+fn packets_of_bridged_pods_are_balanced() -> Result<()> {
+    check_table_3(&mut World::start(pods(Cni::Bridge), &["--socket-lb", "off"])?)
+}
+
+#[test]
+fn connects_are_translated_and_datagrams_balanced() -> Result<()> {
+    check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "tcp"])?)
+}
+
+#[test]
+fn only_connects_of_the_node_are_translated() -> Result<()> {
+    check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "node"])?)
+}
+
+#[test]
+fn connects_and_datagrams_are_translated() -> Result<()> {
+    check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "all"])?)
+}
+
+#[test]
+fn pods_are_seen_as_their_node_where_all_are_masqueraded() -> Result<()> {
+    for cni in Cni::ALL {
+        let builder = pods(cni).rp_filter(1).masquerade().drop_invalid().forward_policy();
+        let mut world = World::start(builder, &["--masquerade-all"])?;
+        check_clients(&mut world, true).with_context(|| format!("{cni:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn it_works_beside_what_other_software_sets_up() -> Result<()> {
+    for cni in Cni::ALL {
+        for rp_filter in [0, 1, 2] {
+            let builder =
+                pods(cni).rp_filter(rp_filter).masquerade().drop_invalid().forward_policy();
+            let mut world = World::start(builder, &["--socket-lb", "off"])?;
+            check_table_3(&mut world).with_context(|| format!("{cni:?}, rp_filter {rp_filter}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn v4_mapped_addresses_are_ipv4() -> Result<()> {
+    for mode in ["off", "tcp", "all"] {
+        let mut world = World::start(pods(Cni::PointToPoint), &["--socket-lb", mode])?;
+        world.serve(&["c"])?;
+        world.publish(&world.service("far", 1), &world.endpoints(&["c"]))?;
+        let a = world.cluster.pod("a");
+        let to = (cluster_ip(1).v4, PORT).into();
+        for transport in TRANSPORTS {
+            let answer = a.ask(Probe::new(transport, to).v4_mapped())?;
+            expect(&format!("{mode} {transport:?}"), &answer, to, &["c"], &[a.ip(Family::V4)])?;
+            let reached = answer.reached().context("answered")?;
+            ensure!(reached.peer.is_ipv6(), "the socket is told a plain IPv4 peer: {reached:?}");
+        }
+    }
+    Ok(())
+}

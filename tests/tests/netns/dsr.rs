@@ -1,0 +1,227 @@
+//! Direct server return with real sockets: a backend on another node sees its client, whom that
+//! node answers itself.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::harness::echo::Probe;
+use lb_tests::harness::netns::actors::agent;
+use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
+use lb_tests::harness::netns::topology::cni::Cni;
+use lb_tests::harness::netns::topology::plan::{Family, cidr};
+use lb_tests::harness::netns::traffic::capture::{Capture, Captured};
+use lb_tests::harness::netns::words::fronts::{Front, Got, kinds, try_rows};
+use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::netns::words::world::{SMALL_MAPS, World};
+
+/// The Services of the tests by number: what their addresses and node ports end with.
+const NEAR: u8 = 1;
+const FAR: u8 = 2;
+const HOST: u8 = 3;
+const NONE: u8 = 4;
+const FAR_LOCAL: u8 = 5;
+/// As [`FAR`], each with an annotation.
+const FAR_DSR: u8 = 6;
+const FAR_SNAT: u8 = 7;
+
+/// Addresses that a client outside reaches node 1 by.
+const FRONTS: [Front; 3] = [Front::NodePort(1), Front::Balancer, Front::External];
+
+/// Node 1 is asked; `b` serves there, `c` and a process of node 2 on node 2; `a` and `d` ask.
+fn pods(cni: Cni) -> Builder {
+    Cluster::builder().cni(cni).pod(1, "a").pod(1, "b").pod(2, "c").pod(2, "d")
+}
+
+/// Starts agents with these modes, node by node, and publishes the Services of the tests.
+fn start(builder: Builder, modes: [&str; 2], more: &[&str]) -> Result<World> {
+    let cluster = cidr::cluster();
+    let arguments = |mode| {
+        let mine = ["--socket-lb", "off", "--cluster-cidr", &cluster, "--external-mode", mode];
+        [&mine[..], more, &SMALL_MAPS].concat()
+    };
+    let mut world = World::start(builder, &arguments(modes[0]))?;
+    if modes[1] != modes[0] {
+        world.set_arguments(&arguments(modes[1]));
+        world.take_agent(2)?.terminate()?;
+        world.start_agent(2)?;
+    }
+    publish(&mut world)?;
+    Ok(world)
+}
+
+fn publish(world: &mut World) -> Result<()> {
+    world.serve(&["b", "c"])?;
+    world.serve_node(2)?;
+    let host = world.node_endpoints(2);
+    let (near, far) = (world.endpoints(&["b"]), world.endpoints(&["c"]));
+    world.publish(&world.exposed("near", NEAR), &near)?;
+    world.publish(&world.exposed("far", FAR), &far)?;
+    world.publish(&world.exposed("host", HOST), &host)?;
+    world.publish(&world.exposed("none", NONE), &[])?;
+    world.publish(&world.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
+    world.publish(&world.exposed("far-dsr", FAR_DSR).external_mode("dsr"), &far)?;
+    world.publish(&world.exposed("far-snat", FAR_SNAT).external_mode("snat"), &far)?;
+    world.cluster.fabric().route_external_to(1)?;
+    world.cluster.fabric().route_services_to(1)
+}
+
+/// Row 3.7 of the contract and what is around it: a client outside is seen as it is by every
+/// backend; clients that are pods or nodes are not, if their packets take another node's way.
+/// `modes`: of the agents, node by node; `masqueraded`: pods reach other nodes' addresses with
+/// the address of theirs.
+fn check(world: &World, modes: [&str; 2], masqueraded: bool) -> Result<()> {
+    use Got::{Answer, Refusal, Silence};
+    let mut rows = Rows::default();
+    let (from_client, from_node) = (&["outside"][..], &["node1"][..]);
+    let [by_node1, by_node2] = [(modes[0], from_node), (modes[1], &["node2"])]
+        .map(|(mode, node)| if mode == "dsr" { from_client } else { node });
+    let outside = [
+        ("outside", FAR, Answer("c", by_node1)),
+        ("outside", FAR_DSR, Answer("c", from_client)),
+        ("outside", FAR_SNAT, Answer("c", from_node)),
+        ("outside", HOST, Answer("node2", by_node1)),
+        ("outside", NEAR, Answer("b", from_client)),
+        ("outside", NONE, Refusal),
+        ("outside", FAR_LOCAL, Silence),
+    ];
+    try_rows(world, &mut rows, &FRONTS, &outside);
+    let routed =
+        [("outside", FAR, Answer("c", from_node)), ("outside", HOST, Answer("node2", from_node))];
+    try_rows(world, &mut rows, &[Front::ClusterIp], &routed);
+    let inside = [
+        ("a", FAR, Answer("c", &["a"])),
+        ("a", HOST, Answer("node2", if masqueraded { from_node } else { &["a"] })),
+        ("node1", FAR, Answer("c", from_node)),
+        ("node1", HOST, Answer("node2", from_node)),
+    ];
+    try_rows(world, &mut rows, &FRONTS, &inside);
+    let at_node1 = [
+        ("d", FAR, Answer("c", from_node)),
+        ("d", HOST, Answer("node2", from_node)),
+        ("node2", FAR, Answer("c", from_node)),
+        ("node2", HOST, Answer("node2", from_node)),
+    ];
+    try_rows(world, &mut rows, &[Front::NodePort(1)], &at_node1);
+    let at_node2 = [
+        ("outside", FAR, Answer("c", from_client)),
+        ("outside", FAR_LOCAL, Answer("c", from_client)),
+        ("outside", HOST, Answer("node2", from_client)),
+        ("outside", NEAR, Answer("b", by_node2)),
+    ];
+    try_rows(world, &mut rows, &[Front::NodePort(2)], &at_node2);
+    rows.finish()
+}
+
+/// The frames between a node and the network, as that sees them.
+fn wire(world: &World, node: u8) -> Result<Capture> {
+    Capture::on(world.cluster.fabric().netns(), &format!("node{node}"))
+}
+
+/// A client outside asks at node 1, to which nothing comes back: its only frames are the
+/// client's, as they came and in tunnels to node 2.
+fn check_ways(world: &World, number: u8) -> Result<()> {
+    let mut rows = Rows::default();
+    let outside = world.cluster.outside();
+    for (transport, family) in kinds() {
+        for front in FRONTS {
+            let to = front.at(world, number, family);
+            let wires = [wire(world, 1)?, wire(world, 2)?];
+            let probe = Probe::new(transport, to);
+            let answer = outside.ask(probe)?;
+            let frames: Result<Vec<_>> = wires.iter().map(Capture::take).collect();
+            let outcome = frames.and_then(|frames| {
+                ensure!(answer.reached().is_some(), "{answer:?}");
+                check_frames(world, &frames, to)
+            });
+            rows.row(format!("{front:?} {transport:?} {family:?}"), outcome);
+        }
+    }
+    rows.finish()
+}
+
+fn check_frames(world: &World, frames: &[Vec<Captured>], to: SocketAddr) -> Result<()> {
+    let family = Family::of(to.ip());
+    let nodes = [1, 2].map(|node| world.cluster.node(node).ip(family));
+    // The fabric sends out what a node gets.
+    let count = |node: usize, is_from_node: bool, is_it: &dyn Fn(&Captured) -> bool| {
+        let of_node = frames[node].iter().filter(|frame| frame.is_outgoing != is_from_node);
+        of_node.filter(|frame| is_it(frame)).count()
+    };
+    let is_tunnel = |frame: &Captured| frame.ends().is_none() && frame.addresses() == Some(nodes);
+    let is_at = |frame: &Captured, side: usize, end: (IpAddr, u16)| {
+        frame.ends().is_some_and(|(_, ends)| ends[side] == end)
+    };
+    let front = (to.ip(), to.port());
+    let asked = count(0, false, &|frame| is_at(frame, 1, front));
+    ensure!(asked > 0, "nothing was asked");
+    let tunnelled = count(0, true, &is_tunnel);
+    ensure!(tunnelled == asked, "{tunnelled} of {asked} requests were tunnelled");
+    let answered = count(1, true, &|frame| is_at(frame, 0, front));
+    ensure!(answered > 0, "node 2 answered nothing");
+    let client = world.cluster.outside().ip(family);
+    let back = count(0, true, &|frame| frame.addresses().is_some_and(|ends| ends[1] == client));
+    ensure!(back == 0, "{back} packets left node 1 for the client");
+    let ends = |frame: &Captured| frame.ends().is_some() && !is_at(frame, 1, front);
+    let others = count(0, false, &ends);
+    ensure!(others == 0, "{others} other packets came to node 1");
+    Ok(())
+}
+
+/// How often XDP of a node's device ended with this reason.
+fn taken_by_xdp(world: &World, node: u8, reason: &str) -> Result<u64> {
+    let counters = agent::get(&world.cluster.node(node), "counters")?;
+    let rows = counters.as_array().context("no list of counters")?;
+    let row = rows.iter().find(|row| row["hook"] == "xdp_device" && row["reason"] == reason);
+    Ok(row.and_then(|row| row["count"].as_u64()).unwrap_or(0))
+}
+
+/// Agents of one mode, and no rules of others.
+fn check_all(builder: Builder, xdp: &str) -> Result<World> {
+    const MODES: [&str; 2] = ["dsr", "dsr"];
+    let world = start(builder, MODES, &["--xdp", xdp])?;
+    check(&world, MODES, false)?;
+    check_ways(&world, FAR)?;
+    Ok(world)
+}
+
+#[test]
+fn by_tc() -> Result<()> {
+    check_all(pods(Cni::PointToPoint), "off").map(drop)
+}
+
+fn check_xdp(cni: Cni, xdp: &str) -> Result<()> {
+    let world = check_all(pods(cni).no_tx_checksum_offload(), xdp)?;
+    for node in [1, 2] {
+        let count = taken_by_xdp(&world, node, "request")?;
+        ensure!(count > 0, "{cni:?}: XDP of node {node} took no request");
+    }
+    Ok(())
+}
+
+#[test]
+fn by_xdp_in_the_driver() -> Result<()> {
+    check_xdp(Cni::PointToPoint, "native")
+}
+
+#[test]
+fn by_xdp_in_the_stack() -> Result<()> {
+    check_xdp(Cni::Bridge, "generic")
+}
+
+/// A Service's annotation has the last word, and the mode of the node that a client asks
+/// decides, whatever that of the backend's node is.
+#[test]
+fn with_different_modes_beside_what_other_software_sets_up() -> Result<()> {
+    for (rp_filter, cni, modes, number) in [
+        (0, Cni::PointToPoint, ["dsr", "dsr"], FAR),
+        (1, Cni::Bridge, ["dsr", "snat"], FAR),
+        (2, Cni::PointToPoint, ["snat", "dsr"], FAR_DSR),
+    ] {
+        let builder = pods(cni).rp_filter(rp_filter).masquerade().drop_invalid().forward_policy();
+        let world = start(builder, modes, &[])?;
+        check(&world, modes, true)
+            .and_then(|()| check_ways(&world, number))
+            .with_context(|| format!("{cni:?}, rp_filter {rp_filter}, {modes:?}"))?;
+    }
+    Ok(())
+}

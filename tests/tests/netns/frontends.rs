@@ -1,0 +1,153 @@
+//! Which front ends a node has for clients outside the cluster, as `get` shows them while
+//! addresses and Services come and go.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::harness::netns::topology::cluster::Cluster;
+use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::world::{SMALL_MAPS, World};
+use lb_tests::harness::wait::PATIENCE;
+use serde_json::{Value, json};
+
+const NUMBER: u8 = 1;
+const NODE_PORT: u16 = 30_080;
+/// An address that a device of node 1 gets later.
+const ADDED: &str = "172.18.7.7";
+
+fn run(world: &World, program: &str, arguments: &str) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments.split(' '));
+    world.cluster.node(1).output(command, PATIENCE)
+}
+
+/// A Service of both families with a node port, the address of a load balancer and an
+/// external IP; `more` goes into its specification.
+fn publish(world: &World, more: Value) -> Result<()> {
+    let service = world.service("web", NUMBER);
+    let mut object = service.object();
+    let spec = object["spec"].as_object_mut().context("no specification")?;
+    spec.extend(
+        json!({
+            "type": "LoadBalancer",
+            "externalIPs": ["198.51.100.9"],
+            "ports": [{ "name": "http", "port": 80, "nodePort": NODE_PORT }],
+        })
+        .as_object()
+        .context("no object")?
+        .clone(),
+    );
+    spec.extend(more.as_object().context("no object")?.clone());
+    object["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.9" }] } });
+    world.manifests.write(&service.file(), &format!("{object:#}"))
+}
+
+/// The front ends that are not ClusterIPs, nor node ports of any node: address, kind, and
+/// whether it is restricted.
+fn outside(frontends: &Value) -> Vec<(String, String, bool)> {
+    let rows = frontends.as_array().into_iter().flatten();
+    let rows = rows.map(|row| {
+        let text = |field: &str| row[field].as_str().unwrap_or_default().to_owned();
+        (text("address"), text("kind"), row["restricted"] == true)
+    });
+    rows.filter(|(_, kind, _)| !kind.starts_with("cluster_ip") && kind != "any_node").collect()
+}
+
+/// Waits until these are the node ports of any node.
+fn wait_any_node(world: &World, expected: &[&str]) -> Result<()> {
+    world.wait_until(|agent| {
+        let found = agent.get("frontends")?;
+        let rows = found.as_array().into_iter().flatten();
+        let rows = rows.filter(|row| row["kind"] == "any_node");
+        let rows: Vec<_> = rows.filter_map(|row| row["address"].as_str()).collect();
+        ensure!(rows == expected, "{rows:?} instead of {expected:?}");
+        Ok(())
+    })
+}
+
+/// Waits until a column of the Service's row has this value.
+fn wait_column(world: &World, column: &str, expected: &Value) -> Result<()> {
+    world.wait_until(|agent| {
+        let services = agent.get("services")?;
+        ensure!(services[0][column] == *expected, "{services}");
+        Ok(())
+    })
+}
+
+/// Waits until the agent has exactly these, in the order of `get`.
+fn wait(world: &World, expected: &[(&str, &str, bool)]) -> Result<()> {
+    let mut found = Vec::new();
+    let is_met = |(found, expected): (&(String, String, bool), &(&str, &str, bool))| {
+        (found.0.as_str(), found.1.as_str(), found.2) == *expected
+    };
+    world
+        .wait(|agent| {
+            found = outside(&agent.get("frontends")?);
+            Ok(found.len() == expected.len() && found.iter().zip(expected).all(is_met))
+        })
+        .with_context(|| format!("{found:?} instead of {expected:?}"))
+}
+
+#[test]
+fn front_ends_follow_addresses_and_services() -> Result<()> {
+    let mut world = World::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
+    let node = world.cluster.node(1).addresses();
+    let at = |family| SocketAddr::new(node.get(family), NODE_PORT).to_string();
+    let (node4, node6) = (at(Family::V4), at(Family::V6));
+    let loopback = ("127.0.0.1:30080", "[::1]:30080");
+    let added = format!("{ADDED}:{NODE_PORT}");
+    publish(&world, json!({}))?;
+    let [external, open, restricted] =
+        [("198.51.100.9:80", false), ("203.0.113.9:80", false), ("203.0.113.9:80", true)]
+            .map(|(address, is_restricted)| (address, "external", is_restricted));
+    let node_port = |address| (address, "node_port", false);
+    let all = [
+        node_port(loopback.0),
+        node_port(&node4),
+        external,
+        open,
+        node_port(loopback.1),
+        node_port(&node6),
+    ];
+    wait(&world, &all)?;
+    wait_any_node(&world, &["0.0.0.0:30080", "[::]:30080"])?;
+
+    let ranges = json!({ "loadBalancerSourceRanges": [" 10.0.0.0/8", "2001:db8::/32"] });
+    publish(&world, ranges)?;
+    let mut closed = all;
+    closed[3] = restricted;
+    wait(&world, &closed)?;
+    wait_column(&world, "source_ranges", &json!(["10.0.0.0/8"]))?;
+
+    world.take_agent(1)?.kill9()?;
+    let given = ["--nodeport-addresses", "172.18.0.0/16", "--cluster-cidr", "10.244.0.0/16"];
+    world.set_arguments(&[&given[..], &SMALL_MAPS].concat());
+    world.start_agent(1)?;
+    wait(&world, &[node_port(&node4), external, restricted])?;
+    run(&world, "ip", &format!("address add {ADDED}/32 dev eth0"))?;
+    wait(&world, &[node_port(&node4), node_port(&added), external, restricted])?;
+    run(&world, "ip", &format!("address del {ADDED}/32 dev eth0"))?;
+    wait(&world, &[node_port(&node4), external, restricted])?;
+    wait_any_node(&world, &["0.0.0.0:30080", "[::]:30080"])?;
+
+    publish(
+        &world,
+        json!({
+            "type": "ClusterIP", "externalIPs": [], "ports": [{ "name": "http", "port": 80 }],
+        }),
+    )?;
+    wait(&world, &[])?;
+    wait_any_node(&world, &[])?;
+    wait_column(&world, "source_ranges", &json!([]))?;
+    wait_column(&world, "frontends", &json!([format!("{}:80", cluster_ip(NUMBER).v4)]))
+}
+
+#[test]
+fn a_node_without_ports_for_others_flows_is_told_which_setting_to_change() -> Result<()> {
+    let mut world = World::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
+    world.take_agent(1)?.terminate()?;
+    run(&world, "sysctl", "-w net.ipv4.ip_local_port_range=1024\t65535")?;
+    world.start_agent(1)?;
+    world.agent(1)?.wait_log(&["net.ipv4.ip_local_port_range (now 1024 65535)"])
+}

@@ -1,0 +1,271 @@
+//! What is taken away of kube-proxy's and what is not, and the end of a datapath that drains.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lb_tests::harness::echo::{Probe, Transport};
+use lb_tests::harness::netns::actors::agent::{self, lb_agent};
+use lb_tests::harness::netns::actors::process::Process;
+use lb_tests::harness::netns::topology::cluster::Cluster;
+use lb_tests::harness::netns::topology::node::Node;
+use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::wait::PATIENCE;
+use nix::sys::signal::Signal;
+
+const SERVICE: u8 = 1;
+
+/// The rule sets that a node may have.
+const VARIANTS: [&str; 4] =
+    ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"];
+
+/// What the kubelet, network plugins and users have made.
+const OTHERS: &str = r#"*mangle
+:KUBE-IPTABLES-HINT - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-SERVICES - [0:0]
+COMMIT
+*filter
+:KUBE-FIREWALL - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-SVC-ABCDEFGHIJKLMNOP - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A INPUT -m comment --comment "\"kubernetes\" -j KUBE-SERVICES" -j ACCEPT
+-A FORWARD -m comment --comment "kubernetes forwarding rules of mine" -j ACCEPT
+COMMIT
+*nat
+:CNI-HOSTPORT-DNAT - [0:0]
+:KUBE-SVC-MINE - [0:0]
+:KUBE-MARK-DROP - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT
+-A PREROUTING -j KUBE-SVC-MINE
+-A POSTROUTING -o eth9 -m comment --comment "kubernetes pods" -j MASQUERADE
+-A KUBE-SVC-MINE -p tcp -m tcp --dport 99 -j RETURN
+COMMIT
+"#;
+
+/// What kube-proxy writes, in little.
+const KUBE_PROXY: &str = r#"*mangle
+:KUBE-PROXY-CANARY - [0:0]
+COMMIT
+*filter
+:KUBE-EXTERNAL-SERVICES - [0:0]
+:KUBE-FORWARD - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+:KUBE-SERVICES - [0:0]
+-A INPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL
+-A INPUT -m comment --comment "kubernetes health check service ports" -j KUBE-NODEPORTS
+-A INPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes externally-visible service portals" -j KUBE-EXTERNAL-SERVICES
+-I FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A OUTPUT -m conntrack --ctstate NEW -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+COMMIT
+*nat
+:KUBE-EXT-ABCDEFGHIJKLMNOP - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-PROXY-CANARY - [0:0]
+:KUBE-SEP-ABCDEFGHIJKLMNO2 - [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-ABCDEFGHIJKLMNOP - [0:0]
+-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-I OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-I POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-SERVICES -p tcp -m comment --comment "default/web:tcp cluster IP" -m tcp --dport 443 -j KUBE-SVC-ABCDEFGHIJKLMNOP
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-NODEPORTS -p tcp -m tcp --dport 30080 -j KUBE-EXT-ABCDEFGHIJKLMNOP
+-A KUBE-EXT-ABCDEFGHIJKLMNOP -j KUBE-MARK-MASQ
+-A KUBE-EXT-ABCDEFGHIJKLMNOP -j KUBE-SVC-ABCDEFGHIJKLMNOP
+-A KUBE-SVC-ABCDEFGHIJKLMNOP -j KUBE-SEP-ABCDEFGHIJKLMNO2
+-A KUBE-SEP-ABCDEFGHIJKLMNO2 -p tcp -m tcp -j DNAT --to-destination :8080
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+"#;
+
+fn sh(node: &Node, script: &str) -> Result<String> {
+    let mut command = Command::new("sh");
+    command.args(["-ec", script]);
+    node.output(command, PATIENCE)
+}
+
+fn plant(node: &Node, rules: &str) -> Result<()> {
+    for variant in VARIANTS {
+        sh(node, &format!("{variant}-restore --noflush <<'RULES'\n{rules}RULES\n"))?;
+    }
+    Ok(())
+}
+
+/// All rules of a node, without times and counters.
+fn rules(node: &Node) -> Result<String> {
+    let mut all = String::new();
+    for variant in VARIANTS {
+        let saved = sh(node, &format!("{variant}-save"))?;
+        let lines = saved.lines().filter(|line| !line.starts_with('#'));
+        let lines = lines.map(|line| line.split(" [").next().unwrap_or_default());
+        all += &format!("{variant}\n{}\n", lines.collect::<Vec<_>>().join("\n"));
+    }
+    Ok(all + &sh(node, "nft list tables")?)
+}
+
+fn start_lb(node: &Node, arguments: &[&str]) -> Result<Process> {
+    let mut command = lb_agent()?;
+    command.args(arguments).arg("--bpf-dir").arg(node.bpf_dir());
+    command.arg("--cgroup").arg(node.cgroup_tree().path());
+    node.spawn_agent("command", command)
+}
+
+fn lb(node: &Node, arguments: &[&str]) -> Result<String> {
+    let mut process = start_lb(node, arguments)?;
+    let status = process.wait(PATIENCE)?;
+    ensure!(status.success(), "{arguments:?}: {status}\n{}", process.tail());
+    Ok(process.stdout())
+}
+
+#[test]
+fn kube_proxys_rules_go_and_those_of_others_stay() -> Result<()> {
+    let cluster = Cluster::builder().nodes(1).build()?;
+    let node = cluster.node(1);
+    let mut rows = Rows::default();
+    plant(&node, OTHERS)?;
+    sh(&node, "nft add table inet kube-proxy; nft add table ip mine")?;
+    let before = rules(&node)?;
+    for round in 1..=2 {
+        plant(&node, KUBE_PROXY)?;
+        sh(&node, "nft add table ip kube-proxy; nft add table ip6 kube-proxy")?;
+        let told = lb(&node, &["check"])?;
+        let lines = told.lines().filter(|line| line.contains("kube-proxy"));
+        rows.is_true(format!("check: {told}"), lines.count() == 1);
+        for place in ["ip6tables-legacy, table nat: 8 chains, 3 jumps", "nft: table ip6 kube-proxy"]
+        {
+            rows.is_true(format!("check: no {place}: {told}"), told.contains(place));
+        }
+        let said = lb(&node, &["cleanup", "--kube-proxy"])?;
+        rows.is_true(format!("{round}: {said}"), said.lines().count() == 4 * 3 + 2);
+        let after = rules(&node)?;
+        rows.is_true(format!("{round}: {before}\nis now\n{after}"), after == before);
+    }
+    let said = lb(&node, &["cleanup", "--kube-proxy"])?;
+    rows.is_true(format!("again: {said}"), said.contains("no kube-proxy rules found"));
+    let told = lb(&node, &["check"])?;
+    rows.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
+    rows.finish()
+}
+
+#[test]
+fn what_others_rules_make_use_of_is_kept() -> Result<()> {
+    let cluster = Cluster::builder().nodes(1).build()?;
+    let node = cluster.node(1);
+    plant(&node, OTHERS)?;
+    plant(&node, KUBE_PROXY)?;
+    for variant in VARIANTS {
+        sh(&node, &format!("{variant} -t nat -A CNI-HOSTPORT-DNAT -j KUBE-MARK-MASQ"))?;
+    }
+    let said = lb(&node, &["cleanup", "--kube-proxy"])?;
+    let kept = "kept because other rules use them: KUBE-MARK-MASQ, KUBE-POSTROUTING";
+    let mut rows = Rows::default();
+    rows.is_true(&said, said.matches(kept).count() == VARIANTS.len());
+    for variant in VARIANTS {
+        let saved = sh(&node, &format!("{variant}-save -t nat"))?;
+        let left = [
+            "-A POSTROUTING -m comment --comment \"kubernetes postrouting rules\"",
+            "-A KUBE-MARK-MASQ -j MARK",
+            "-A KUBE-POSTROUTING -j MASQUERADE",
+        ];
+        rows.is_true(&saved, left.iter().all(|rule| saved.contains(rule)));
+        rows.is_true(&saved, !saved.contains("KUBE-SERVICES") && !saved.contains("KUBE-EXT-"));
+    }
+    rows.finish()
+}
+
+fn world() -> Result<World> {
+    let builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(2, "c");
+    let mut arguments = vec!["--socket-lb", "off"];
+    arguments.extend(SMALL_MAPS);
+    let mut world = World::start(builder, &arguments)?;
+    world.serve(&["b", "c"])?;
+    world.publish(&world.service("web", SERVICE), &world.endpoints(&["b", "c"]))?;
+    Ok(world)
+}
+
+fn probe(transport: Transport, family: Family) -> Probe {
+    Probe::new(transport, (cluster_ip(SERVICE).get(family), PORT).into())
+}
+
+#[test]
+fn a_drain_ends_with_the_last_connection() -> Result<()> {
+    let mut world = world()?;
+    let mut rows = Rows::default();
+    let (a, node) = (world.cluster.pod("a"), world.cluster.node(1));
+    let open = |family| a.open(probe(Transport::Tcp, family));
+    let held = Family::ALL.map(open).into_iter().collect::<Result<Vec<_>>>()?;
+    world.take_agent(1)?.terminate()?;
+    let mut drain = start_lb(&node, &["cleanup", "--drain", "1m"])?;
+    drain.wait_for_output("draining: 2 flows left, 59 s remaining", PATIENCE)?;
+    for connection in &held {
+        let answer = connection.exchange("again", PATIENCE)?;
+        rows.is_true(format!("known: {answer:?}"), answer.name().is_some());
+    }
+    for family in Family::ALL {
+        let answer = a.ask(probe(Transport::Tcp, family).timeout(Duration::from_millis(200)))?;
+        rows.is_true(format!("new: {answer:?}"), answer.error() == Some("timeout"));
+    }
+    let leaked = world.cluster.fabric().service_packets()?;
+    rows.is_true(format!("{leaked} packets to ClusterIPs left a node"), leaked == 0);
+    rows.is_true("it ended before its time", drain.ended()?.is_none());
+    drop(held);
+    let status = drain.wait(PATIENCE)?;
+    let said = drain.stdout();
+    rows.is_true(format!("{status}: {said}"), said.contains("drained: no flow is left\ndetached "));
+    rows.is_true("pins are left", !node.bpf_dir().exists());
+    let said = lb(&node, &["cleanup", "--drain", "1m"])?;
+    rows.is_true(format!("again: {said}"), said.contains("nothing to drain\ndetached 0 links"));
+    rows.finish()
+}
+
+#[test]
+fn a_drain_that_is_stopped_goes_on_until_an_agent_runs() -> Result<()> {
+    let mut world = world()?;
+    let mut rows = Rows::default();
+    let (a, node) = (world.cluster.pod("a"), world.cluster.node(1));
+    let quick = |family| probe(Transport::Tcp, family).timeout(Duration::from_millis(200));
+    let held = a.open(probe(Transport::Tcp, Family::V4))?;
+    world.take_agent(1)?.terminate()?;
+    for _ in 0..2 {
+        let mut drain = start_lb(&node, &["cleanup", "--drain", "1m"])?;
+        drain.wait_for_output("draining: 1 flows left", PATIENCE)?;
+        drain.signal(Signal::SIGINT)?;
+        let status = drain.wait(PATIENCE)?;
+        let said = drain.stderr();
+        rows.is_true(format!("{status}: {said}"), status.code() == Some(1));
+        rows.is_true(&said, said.contains("stopped: 1 flows go on"));
+        let answer = a.ask(quick(Family::V4))?;
+        rows.is_true(format!("stopped, new: {answer:?}"), answer.error() == Some("timeout"));
+        let answer = held.exchange("again", PATIENCE)?;
+        rows.is_true(format!("stopped, known: {answer:?}"), answer.name().is_some());
+    }
+    let told = lb(&node, &["check"])?;
+    rows.is_true(format!("check: {told}"), told.contains("`cleanup --drain` was begun"));
+    world.start_agent(1)?;
+    for family in Family::ALL {
+        let answer = a.ask(probe(Transport::Tcp, family))?;
+        rows.is_true(format!("an agent runs: {answer:?}"), answer.name().is_some());
+    }
+    let answer = held.exchange("again", PATIENCE)?;
+    rows.is_true(format!("an agent runs, known: {answer:?}"), answer.name().is_some());
+    let refused = start_lb(&node, &["cleanup", "--drain", "1s"]).and_then(|mut drain| {
+        drain.wait(PATIENCE)?;
+        Ok(drain.stderr())
+    })?;
+    let holder = format!("another lb-agent (process {})", world.agent(1)?.process().pid());
+    rows.is_true(&refused, refused.contains(&holder));
+    let told = agent::get(&node, "counters")?.to_string();
+    rows.is_true(&told, told.contains("draining"));
+    rows.finish()
+}

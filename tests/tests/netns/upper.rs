@@ -1,0 +1,167 @@
+//! Clients outside that come by a device upon a node's uplink, as a VLAN's or a macvlan is. It
+//! has no XDP of its own in the driver, and its packets pass the uplink's programs before.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::harness::echo::{Probe, Transport};
+use lb_tests::harness::netns::actors::agent::cleanup;
+use lb_tests::harness::netns::topology::cluster::Cluster;
+use lb_tests::harness::netns::topology::namespace::Netns;
+use lb_tests::harness::netns::topology::plan::{Addresses, Family, NODE_GATEWAY, node_port};
+use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::netns::words::world::{SMALL_MAPS, World, expect};
+use lb_tests::harness::wait::eventually;
+
+/// The Services by number: served on node 1 and on node 2.
+const NEAR: u8 = 1;
+const FAR: u8 = 2;
+/// The device upon the uplink.
+const UPPER: &str = "upper0";
+/// Node 1 and the router, in the network of that device.
+const NODE: Addresses = Addresses {
+    v4: std::net::Ipv4Addr::new(172, 19, 0, 11),
+    v6: std::net::Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 0x11),
+};
+const ROUTER: Addresses = Addresses {
+    v4: std::net::Ipv4Addr::new(172, 19, 0, 1),
+    v6: std::net::Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 1),
+};
+
+fn ip(netns: &Netns, lines: &[String]) -> Result<()> {
+    netns.run(|| {
+        for line in lines {
+            let output =
+                Command::new("ip").args(line.split(' ')).output().context("cannot run ip")?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "`ip {line}`: {}", said.trim());
+        }
+        Ok(())
+    })
+}
+
+/// Lines of `ip` that give a device its addresses.
+fn addresses(device: &str, at: Addresses) -> [String; 2] {
+    [
+        format!("addr add {}/24 dev {device}", at.v4),
+        format!("addr add {}/64 dev {device} nodad", at.v6),
+    ]
+}
+
+/// Makes the device. Only it answers for its addresses.
+fn add_upper(world: &World) -> Result<()> {
+    ip(world.cluster.fabric().netns(), &addresses("br0", ROUTER))?;
+    let node = world.cluster.node(1);
+    node.netns().run(|| Ok(std::fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?))?;
+    let mut lines = vec![format!("link add link eth0 name {UPPER} type macvlan mode bridge")];
+    lines.extend(addresses(UPPER, NODE));
+    lines.push(format!("link set {UPPER} up"));
+    ip(node.netns(), &lines)
+}
+
+/// The default routes of node 1 by its uplink, or by the device upon it.
+fn default_routes(by_upper: bool) -> [String; 2] {
+    let (device, at) = if by_upper { (UPPER, ROUTER) } else { ("eth0", NODE_GATEWAY) };
+    Family::ALL.map(|family| {
+        let number = if family == Family::V4 { 4 } else { 6 };
+        format!("-{number} route replace default via {} dev {device}", at.get(family))
+    })
+}
+
+fn start() -> Result<World> {
+    let builder = Cluster::builder().pod(1, "b").pod(2, "c").no_tx_checksum_offload();
+    let mut world = World::start(builder, &SMALL_MAPS)?;
+    world.serve(&["b", "c"])?;
+    world.publish(&world.exposed("near", NEAR), &world.endpoints(&["b"]))?;
+    world.publish(&world.exposed("far", FAR), &world.endpoints(&["c"]))?;
+    add_upper(&world)?;
+    world.manifests.node("node1", NODE, None)?;
+    Ok(world)
+}
+
+/// Starts the agent of node 1 as if there had been none before.
+fn restart(world: &mut World, arguments: &[&str]) -> Result<()> {
+    world.take_agent(1)?.terminate()?;
+    cleanup(&world.cluster.node(1))?;
+    let fixed = ["--socket-lb", "off", "--pod-interfaces", "cali*"];
+    world.set_arguments(&[&fixed[..], arguments, &SMALL_MAPS].concat());
+    world.start_agent(1)
+}
+
+/// Waits until the agent has said of each of these devices how its packets are taken, and of
+/// no other one.
+fn check_said(world: &mut World, said: &[(&str, &str)]) -> Result<()> {
+    eventually(|| {
+        let log = world.agent(1)?.process().stderr();
+        let lines = || log.lines().filter(|line| line.contains("packets are handled by"));
+        let is_said = |(device, how): &(&str, &str)| {
+            let device = format!("\"{device}\"");
+            lines().any(|line| line.contains(how) && line.contains(&device))
+        };
+        let is_all = said.iter().all(is_said) && lines().count() == said.len();
+        ensure!(is_all, "not {said:?}:\n{log}");
+        Ok(())
+    })
+}
+
+/// The client outside reaches both Services at node 1's address there.
+fn check(world: &World) -> Result<()> {
+    let (outside, node) = (world.cluster.outside(), world.cluster.node(1));
+    let mut rows = Rows::default();
+    for family in Family::ALL {
+        let node: [IpAddr; 2] = [NODE.get(family), node.ip(family)];
+        let client = [outside.ip(family)];
+        let backends: [(u8, &str, &[IpAddr]); 2] = [(NEAR, "b", &client), (FAR, "c", &node)];
+        for (number, server, seen) in backends {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let to: SocketAddr = (NODE.get(family), node_port(number)).into();
+                let payload = "more than one segment".repeat(50);
+                let probe = Probe::new(transport, to).payload(payload);
+                let outcome = outside.ask(probe).and_then(|answer| {
+                    expect(&format!("{transport:?}"), &answer, to, &[server], seen).map(drop)
+                });
+                rows.row(to, outcome);
+            }
+        }
+    }
+    rows.finish()
+}
+
+const BY_TC: &str = "tc: --xdp off";
+const NO_XDP: &str = "tc: its driver does not support XDP";
+
+#[test]
+fn a_device_upon_the_uplink_faces_the_outside() -> Result<()> {
+    let mut world = start()?;
+    ip(world.cluster.node(1).netns(), &default_routes(true))?;
+    for (arguments, said) in [
+        (&["--xdp", "off"][..], BY_TC),
+        (&["--devices", UPPER, "--xdp", "native"], NO_XDP),
+        (&["--xdp", "generic"], "XDP in the stack"),
+    ] {
+        restart(&mut world, arguments)?;
+        check_said(&mut world, &[(UPPER, said)])
+            .and_then(|()| check(&world))
+            .with_context(|| arguments.join(" "))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_uplink_and_a_device_upon_it_face_the_outside() -> Result<()> {
+    let mut world = start()?;
+    for (by_upper, xdp, below, upper) in [
+        (false, "off", BY_TC, BY_TC),
+        (true, "off", BY_TC, BY_TC),
+        (false, "native", "XDP in the driver", NO_XDP),
+        (true, "generic", "XDP in the stack", "XDP in the stack"),
+    ] {
+        ip(world.cluster.node(1).netns(), &default_routes(by_upper))?;
+        restart(&mut world, &["--devices", "eth0,upper0", "--xdp", xdp])?;
+        check_said(&mut world, &[("eth0", below), (UPPER, upper)])
+            .and_then(|()| check(&world))
+            .with_context(|| format!("--xdp {xdp}, default route by the upper: {by_upper}"))?;
+    }
+    Ok(())
+}
