@@ -1,8 +1,7 @@
-//! `cargo xtask test`: every test there is, tier by tier.
+//! `cargo xtask test`: runs all tests, tier by tier.
 //!
-//! Ends with the plain line `N passed, N failed` whatever happens, so that
-//! whoever reads the output need not know what a tier is. A test that cannot
-//! run has failed.
+//! Always ends with the line `N passed, N failed`, so that its output can be read without
+//! knowing the tiers. A test that cannot run counts as failed.
 
 pub(crate) mod count;
 mod tier;
@@ -22,10 +21,10 @@ use crate::{build, build_ebpf, setup, vm};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Tiers to run; all of them by default, but none beside --vectors
+    /// Tiers to run; all by default, none by default with --vectors
     #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(TIERS.map(|tier| tier.name).into_iter().chain([ALL])))]
     names: Vec<String>,
-    /// Run a file of flow vectors; may be given several times
+    /// Run a file of flow vectors; can be given several times
     #[arg(long, value_name = "FILE")]
     vectors: Vec<PathBuf>,
     /// Run only tests whose name contains this; of flow vectors, groups whose id does
@@ -76,7 +75,7 @@ impl Args {
 /// A tier and what to run of it.
 type Chosen = (&'static Tier, Vec<Step>);
 
-/// What one tier came to.
+/// The outcome of one tier.
 struct Row {
     tier: &'static str,
     outcome: Outcome,
@@ -102,7 +101,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let failed: usize = rows.iter().map(|row| row.outcome.failed).sum();
     println!("\n{}", summary(&rows));
     if passed + failed == 0 {
-        println!("no test {}", if args.only.is_some() { "matches" } else { "ran" });
+        println!("no test {}", if args.only.is_some() { "matches" } else { "was run" });
     }
     println!("{passed} passed, {failed} failed");
     stdout().flush().context("cannot write the result")?;
@@ -155,7 +154,8 @@ fn run_tiers(workspace: &Workspace, chosen: &[Chosen], args: &Args) -> Vec<Row> 
         let mut outcome = Outcome::default();
         if tier.root && !steps.is_empty() && !is_root() {
             outcome = Outcome::failure(
-                "needs root to load programs and make network namespaces".to_owned(),
+                "these tests load programs and make network namespaces: run them as root"
+                    .to_owned(),
             );
         } else {
             for step in steps {
@@ -223,7 +223,7 @@ fn list(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if is_empty { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs a program, shows its output as it comes and counts it.
+/// Runs a program, shows its output as it arrives, and counts its tests.
 fn stream(command: &mut Command, form: Form) -> Result<Outcome> {
     let mut child = command
         .stdin(Stdio::null())

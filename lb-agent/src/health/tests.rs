@@ -55,9 +55,9 @@ fn a_proxy_is_healthy_while_no_update_waits_too_long() {
 fn a_fault_makes_the_proxy_unhealthy_until_it_is_over() {
     let health = Health::new(UPDATE_TIMEOUT);
     health.updated(at(0));
-    health.fault("map FLOWS4", Some("full".to_owned()));
+    health.set_fault("map FLOWS4", Some("full".to_owned()));
     assert!(!health.report(at(0)).healthy);
-    health.fault("map FLOWS4", None);
+    health.set_fault("map FLOWS4", None);
     assert!(health.report(at(0)).healthy);
 }
 
@@ -122,7 +122,7 @@ async fn the_health_server_answers_as_kube_proxy_does() {
     assert!(body.contains("\"nodeEligible\":true"), "{body}");
     let told: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(told["lastUpdated"], told["currentTime"], "a good answer is always news");
-    health.node_eligible(false);
+    health.set_node_eligible(false);
     let (status, _, body) = get(address, "/healthz").await;
     let told: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert!(

@@ -26,8 +26,8 @@ fn all() -> Metrics {
     metrics.set_problems(Problems::default());
     metrics.queued(Change::Service, 1, now());
     metrics.queued(Change::Endpoint, 2, now());
-    metrics.programmed_objects(1, 2, 3);
-    metrics.no_local_endpoints(IpFamily::V4, 1, 0);
+    metrics.set_programmed_objects(1, 2, 3);
+    metrics.set_no_local_endpoints(IpFamily::V4, 1, 0);
     metrics.healthz_answered(200);
     metrics.livez_answered(503);
     metrics.programmed(IpFamily::V6, Duration::from_millis(20));

@@ -229,13 +229,15 @@ impl Reconciler {
             _ => None,
         };
         if let Some(eligible) = eligible {
-            self.sinks.health.node_eligible(eligible);
+            self.sinks.health.set_node_eligible(eligible);
         }
     }
 
     fn tell_problems(&self) {
         let problems = &self.network.problems;
-        self.sinks.health.fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
+        self.sinks
+            .health
+            .set_fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
     }
 
     fn refresh_facts(&mut self) {
@@ -352,10 +354,10 @@ impl Reconciler {
             sinks.metrics.programmed(trigger.family, waited);
         }
         for (family, lacking) in self.controller.lacking().of_families() {
-            sinks.metrics.no_local_endpoints(family, lacking.internal, lacking.external);
+            sinks.metrics.set_no_local_endpoints(family, lacking.internal, lacking.external);
         }
         let counts = self.controller.counts();
-        sinks.metrics.programmed_objects(counts.services, counts.frontends, counts.backends);
+        sinks.metrics.set_programmed_objects(counts.services, counts.frontends, counts.backends);
         let lb_control::plan::Counts { services, frontends, backends } = counts;
         if !self.ready {
             self.ready = true;
@@ -411,7 +413,7 @@ impl Reconciler {
                 shortage.map, shortage.limit, shortage.flag
             )
         });
-        sinks.health.fault("maps", full);
+        sinks.health.set_fault("maps", full);
     }
 
     /// The identity of the Service `namespace/name`, by which its Events are found.

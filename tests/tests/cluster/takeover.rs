@@ -194,7 +194,7 @@ fn take_over(
     let is_left = names.iter().any(|name| left.contains(name));
     rows.is_true(format!("left: {left}"), !is_left);
     let told = lb(world, &["cleanup", "--kube-proxy"])?;
-    rows.is_true(format!("again: {told}"), told.contains("nothing of kube-proxy found"));
+    rows.is_true(format!("again: {told}"), told.contains("no kube-proxy rules found"));
     let told = lb(world, &["check"])?;
     rows.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
     let before = world.agent(1)?.counted("unknown_tcp_flow")?;

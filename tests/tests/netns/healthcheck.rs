@@ -179,7 +179,7 @@ fn a_port_that_is_taken_costs_no_other_service_anything() -> Result<()> {
     check(&world, &mut rows, "the port is free again", TAKEN, "young", [1, 1]);
 
     publish(&world, &young, PORT, &both)?;
-    let cause = "it is the port of the Service default/web";
+    let cause = "the port belongs to the Service default/web";
     wait_logged(&mut world, &[reason, "healthcheck \\\"default/young\\\"", cause])?;
     check(&world, &mut rows, "asked for by two", PORT, "web", [1, 1]);
     world.manifests.delete(&world.service("web", NUMBER))?;

@@ -152,7 +152,7 @@ fn kube_proxys_rules_go_and_those_of_others_stay() -> Result<()> {
         rows.is_true(format!("{round}: {before}\nis now\n{after}"), after == before);
     }
     let said = lb(&node, &["cleanup", "--kube-proxy"])?;
-    rows.is_true(format!("again: {said}"), said.contains("nothing of kube-proxy found"));
+    rows.is_true(format!("again: {said}"), said.contains("no kube-proxy rules found"));
     let told = lb(&node, &["check"])?;
     rows.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
     rows.finish()
@@ -168,7 +168,7 @@ fn what_others_rules_make_use_of_is_kept() -> Result<()> {
         sh(&node, &format!("{variant} -t nat -A CNI-HOSTPORT-DNAT -j KUBE-MARK-MASQ"))?;
     }
     let said = lb(&node, &["cleanup", "--kube-proxy"])?;
-    let kept = "rules of others make use of KUBE-MARK-MASQ, KUBE-POSTROUTING: kept";
+    let kept = "kept because other rules use them: KUBE-MARK-MASQ, KUBE-POSTROUTING";
     let mut rows = Rows::default();
     rows.is_true(&said, said.matches(kept).count() == VARIANTS.len());
     for variant in VARIANTS {

@@ -131,7 +131,7 @@ async fn an_answer_is_that_of_kube_proxy_byte_for_byte() {
         ];
         assert_eq!((&head[..], sent), (&expected[..], body), "{method} {path}");
     }
-    setup.health.fault("maps", Some("full".to_owned()));
+    setup.health.set_fault("maps", Some("full".to_owned()));
     let asked = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
     let answer = request(address, asked).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
@@ -204,7 +204,7 @@ async fn the_second_service_of_a_port_waits_until_the_first_gives_it_up() {
     until("127.0.0.1", port, Some((200, "cart", 1))).await;
     let note = format!(
         "node node-a failed to start healthcheck \"shop/menu\" on port {port}: \
-         it is the port of the Service shop/cart"
+         the port belongs to the Service shop/cart"
     );
     let reason = Refusal::FailedToStartServiceHealthcheck;
     assert_eq!(setup.refusals.told("shop/menu", reason), Some(note));
