@@ -18,7 +18,10 @@ use kube::{
 };
 use tokio::{sync::mpsc, time::timeout};
 
-use lb_control::model::event::{Kind, Object, ObjectName};
+use lb_control::model::{
+    RefusalReason,
+    event::{Object, ObjectKind, ObjectName},
+};
 
 /// The name that Events are reported under.
 const CONTROLLER: &str = "lb-agent";
@@ -31,7 +34,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What is wrong with an object, as a word; see the documentation of Event reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
+pub enum EventReason {
     /// A protocol that is not balanced.
     ProtocolNotSupported,
     /// An address or port that is none.
@@ -44,9 +47,9 @@ pub enum Refusal {
     FailedToStartServiceHealthcheck,
 }
 
-impl Refusal {
-    /// The reason as an Event has it.
-    pub const fn reason(self) -> &'static str {
+impl EventReason {
+    /// The `reason` of the Event.
+    pub const fn word(self) -> &'static str {
         match self {
             Self::ProtocolNotSupported => "ProtocolNotSupported",
             Self::InvalidObject => "InvalidObject",
@@ -55,9 +58,7 @@ impl Refusal {
             Self::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
         }
     }
-}
 
-impl Refusal {
     /// What was being done, as a word.
     const fn action(self) -> &'static str {
         match self {
@@ -70,7 +71,23 @@ impl Refusal {
     }
 
     fn event(self, note: String) -> Event {
-        event(EventType::Warning, self.reason(), self.action(), note)
+        event(EventType::Warning, self.word(), self.action(), note)
+    }
+}
+
+impl From<RefusalReason> for EventReason {
+    fn from(reason: RefusalReason) -> Self {
+        match reason {
+            RefusalReason::UnsupportedProtocol => Self::ProtocolNotSupported,
+            RefusalReason::InvalidName
+            | RefusalReason::InvalidAddress
+            | RefusalReason::InvalidPort
+            | RefusalReason::InvalidPrefix
+            | RefusalReason::UnknownValue
+            | RefusalReason::OutOfRange
+            | RefusalReason::Duplicate => Self::InvalidObject,
+            RefusalReason::AddressInUse => Self::AddressInUse,
+        }
     }
 }
 
@@ -102,7 +119,7 @@ impl Notice {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// Its namespace and name.
     pub name: ObjectName,
     /// Its identity, where it is known.
@@ -112,7 +129,7 @@ pub struct Subject {
 impl Subject {
     /// A Node, as kube-proxy refers to it: by its name alone.
     fn node(name: &str) -> Self {
-        Self { kind: Kind::Node, name: name.into(), uid: None }
+        Self { kind: ObjectKind::Node, name: name.into(), uid: None }
     }
 }
 
@@ -125,7 +142,7 @@ impl From<&Object> for Subject {
 /// Tells what is refused, each thing once; clones share what they told.
 #[derive(Clone, Debug)]
 pub struct Refusals {
-    told: Arc<Mutex<HashMap<(Subject, Refusal), String>>>,
+    told: Arc<Mutex<HashMap<(Subject, EventReason), String>>>,
     queue: Option<mpsc::Sender<(Subject, Event)>>,
 }
 
@@ -143,18 +160,18 @@ impl Refusals {
     }
 
     /// Tells that an object, or a part of it, is refused, unless the same was told before.
-    pub fn refuse(&self, subject: Subject, refusal: Refusal, note: String) {
-        let key = (subject, refusal);
+    pub fn refuse(&self, subject: Subject, reason: EventReason, note: String) {
+        let key = (subject, reason);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.get(&key) == Some(&note) {
             return;
         }
         told.insert(key.clone(), note.clone());
         drop(told);
-        let (subject, refusal) = key;
+        let (subject, reason) = key;
         let (kind, name) = (subject.kind, subject.name.to_string());
-        tracing::warn!(%kind, name, reason = refusal.reason(), note, "refused");
-        self.send(subject, refusal.event(note));
+        tracing::warn!(%kind, name, reason = reason.word(), note, "refused");
+        self.send(subject, reason.event(note));
     }
 
     /// Tells on the Node that the proxy starts.
@@ -172,22 +189,22 @@ impl Refusals {
     }
 
     /// Forgets that one thing was told of an object: it is good again.
-    pub fn withdraw(&self, subject: Subject, refusal: Refusal) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&(subject, refusal));
+    pub fn withdraw(&self, subject: Subject, reason: EventReason) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&(subject, reason));
     }
 
     /// What was told of the Service `namespace/name` for a reason.
     #[cfg(test)]
-    pub(crate) fn told(&self, service: &str, refusal: Refusal) -> Option<String> {
+    pub(crate) fn told(&self, service: &str, reason: EventReason) -> Option<String> {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_meant = |(subject, reason): &(Subject, Refusal)| {
-            subject.name.to_string() == service && *reason == refusal
+        let is_meant = |(subject, of): &(Subject, EventReason)| {
+            subject.name.to_string() == service && *of == reason
         };
         told.iter().find(|(key, _)| is_meant(key)).map(|(_, note)| note.clone())
     }
 
     /// Forgets what was told of an object: it is gone, or good again.
-    pub fn forget(&self, kind: Kind, name: &ObjectName) {
+    pub fn forget(&self, kind: ObjectKind, name: &ObjectName) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.retain(|(subject, _), _| subject.kind != kind || subject.name != *name);
     }

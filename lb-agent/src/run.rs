@@ -16,7 +16,7 @@ mod stats;
 use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context as _;
-use lb_control::{desired::health_checks::Wanted, model::event::Kind};
+use lb_control::{desired::health_checks::Wanted, model::event::ObjectKind};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -42,7 +42,7 @@ use source::Objects;
 /// The kinds that must be listed before anything is programmed, besides Services and their
 /// endpoints. ServiceCIDRs are among them because packets to their addresses must not leave the
 /// node; for an API server without ServiceCIDRs, the watch reports an empty list.
-const EXPECTED: [Kind; 2] = [Kind::Node, Kind::ServiceCidr];
+const EXPECTED: [ObjectKind; 2] = [ObjectKind::Node, ObjectKind::ServiceCidr];
 
 /// Runs until SIGTERM or SIGINT.
 ///

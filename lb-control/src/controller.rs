@@ -23,7 +23,7 @@ use crate::{
     execute::execute,
     model::{
         Refusal,
-        event::{Event, Kind},
+        event::{ObjectEvent, ObjectKind},
     },
     options::ExternalMode,
     plan::{Counts, Draft, Op, Planner, Shortage},
@@ -51,20 +51,20 @@ pub struct Controller {
     /// are read first.
     planner: Option<Planner>,
     /// What earlier plans have left to be done.
-    leftover: Vec<Op>,
+    unfinished: Vec<Op>,
     /// How many reconciliations in a row left something.
     failures: u32,
     is_everything_dirty: bool,
     /// The addresses of node ports changed.
     are_node_ports_dirty: bool,
-    is_gate_dirty: bool,
+    are_settings_dirty: bool,
     /// Services to look at again, such as those that did not fit.
     shortages: BTreeMap<Arc<str>, Shortage>,
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
     /// How many addresses of nodes do not fit.
     nodes_left_out: usize,
     health_checks: Checks,
-    lacking: no_local_endpoints::Sum,
+    no_local_endpoints: no_local_endpoints::Sum,
     /// What caused changes that are not all in the maps yet.
     triggers: Vec<Trigger>,
 }
@@ -97,7 +97,7 @@ impl Controller {
     pub fn new(
         node_name: &str,
         external_mode: ExternalMode,
-        expected: impl IntoIterator<Item = Kind>,
+        expected: impl IntoIterator<Item = ObjectKind>,
     ) -> Self {
         Self {
             snapshot: Snapshot::new(node_name, expected),
@@ -106,22 +106,22 @@ impl Controller {
             claims: Claims::default(),
             in_use: settings::InUse::default(),
             planner: None,
-            leftover: Vec::new(),
+            unfinished: Vec::new(),
             failures: 0,
             is_everything_dirty: true,
             are_node_ports_dirty: false,
-            is_gate_dirty: true,
+            are_settings_dirty: true,
             shortages: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             nodes_left_out: 0,
             health_checks: Checks::new(),
-            lacking: no_local_endpoints::Sum::default(),
+            no_local_endpoints: no_local_endpoints::Sum::default(),
             triggers: Vec::new(),
         }
     }
 
     /// Takes over a change of the source.
-    pub fn apply(&mut self, event: Event) {
+    pub fn apply(&mut self, event: ObjectEvent) {
         self.snapshot.apply(event);
     }
 
@@ -129,7 +129,7 @@ impl Controller {
     pub fn set_facts(&mut self, facts: NodeFacts) {
         self.is_everything_dirty |= self.facts.addresses != facts.addresses;
         self.are_node_ports_dirty |= self.facts.node_port_addresses != facts.node_port_addresses;
-        self.is_gate_dirty |= self.facts != facts;
+        self.are_settings_dirty |= self.facts != facts;
         self.facts = facts;
     }
 
@@ -149,7 +149,7 @@ impl Controller {
     }
 
     /// No longer waits for a kind: the source turned out not to serve it.
-    pub fn expect_no(&mut self, kind: Kind) {
+    pub fn expect_no(&mut self, kind: ObjectKind) {
         self.snapshot.expect_no(kind);
     }
 
@@ -169,8 +169,8 @@ impl Controller {
     }
 
     /// Service ports without an endpoint here, as of the last reconciliation.
-    pub fn lacking(&self) -> &no_local_endpoints::Sum {
-        &self.lacking
+    pub fn no_local_endpoints(&self) -> &no_local_endpoints::Sum {
+        &self.no_local_endpoints
     }
 
     /// Brings the maps up to date, at `now` in milliseconds on a clock that never goes
@@ -193,7 +193,7 @@ impl Controller {
             }
         };
         let mut draft = planner.begin();
-        if self.leftover.is_empty() {
+        if self.unfinished.is_empty() {
             planner.reclaim(&mut draft, now);
         }
         let dirty = self.snapshot.take_dirty();
@@ -206,7 +206,7 @@ impl Controller {
             self.nodes_left_out = planner.store_nodes(&mut draft, &addresses);
         }
         outcome.nodes_left_out = self.nodes_left_out;
-        if std::mem::take(&mut self.is_gate_dirty) || dirty.service_cidrs {
+        if std::mem::take(&mut self.are_settings_dirty) || dirty.service_cidrs {
             let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
             let before = planner.settings();
             let settings = settings::settings(&self.facts, &prefixes, &self.in_use, before);
@@ -218,12 +218,12 @@ impl Controller {
         let mut plan = planner.finish(draft);
         outcome.ops = plan.ops.len();
         // What is left of earlier plans comes first: later ops build on it.
-        plan.ops.splice(..0, std::mem::take(&mut self.leftover));
-        let leftover = execute(plan, dataplane);
-        outcome.errors = leftover.errors;
-        self.leftover = leftover.ops;
-        self.failures = if self.leftover.is_empty() { 0 } else { self.failures + 1 };
-        if self.leftover.is_empty() {
+        plan.ops.splice(..0, std::mem::take(&mut self.unfinished));
+        let unfinished = execute(plan, dataplane);
+        outcome.errors = unfinished.errors;
+        self.unfinished = unfinished.ops;
+        self.failures = if self.unfinished.is_empty() { 0 } else { self.failures + 1 };
+        if self.unfinished.is_empty() {
             outcome.triggers = std::mem::take(&mut self.triggers);
         }
         self.is_everything_dirty = false;
@@ -232,8 +232,8 @@ impl Controller {
             self.planner = Some(planner);
         } else {
             self.failures = 0;
-            self.leftover.clear();
-            self.is_gate_dirty = true;
+            self.unfinished.clear();
+            self.are_settings_dirty = true;
         }
         Ok(outcome)
     }
@@ -282,10 +282,10 @@ impl Controller {
         };
         let Some(before) = self.claims.set(name, created, wanted, affected) else { return };
         for frontend in &before {
-            self.is_gate_dirty |= self.in_use.remove(frontend);
+            self.are_settings_dirty |= self.in_use.remove(frontend);
         }
         for frontend in self.claims.of(name) {
-            self.is_gate_dirty |= self.in_use.add(frontend);
+            self.are_settings_dirty |= self.in_use.add(frontend);
         }
     }
 
@@ -324,33 +324,16 @@ impl Controller {
             let lost = self.claims.conflicts(name);
             let known = self.conflicts.remove(name).unwrap_or_default();
             let new = lost.iter().filter(|conflict| !known.contains(conflict));
-            outcome.refusals.extend(new.map(refusal));
+            outcome.refusals.extend(new.map(Conflict::refusal));
             if !lost.is_empty() {
                 self.conflicts.insert(Arc::clone(name), lost);
             }
-            self.lacking.set(name, desired.as_ref());
+            self.no_local_endpoints.set(name, desired.as_ref());
             match planner.program(draft, name, desired.as_ref()) {
                 Ok(()) => self.shortages.remove(name),
                 Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),
             };
         }
-    }
-}
-
-/// A lost address as a Warning for the Service that lost it.
-fn refusal(conflict: &Conflict) -> Refusal {
-    let desired::FrontendAddress { ip, port, .. } = conflict.frontend;
-    let lost = if conflict.frontend.is_of_any_node() {
-        format!("node port {port}")
-    } else {
-        format!("{ip} port {port}")
-    };
-    Refusal {
-        kind: Kind::Service,
-        object: (&*conflict.service).into(),
-        uid: String::new(),
-        field: "spec.ports".to_owned(),
-        message: format!("{lost} belongs to the older Service {}", conflict.owner),
     }
 }
 

@@ -28,12 +28,13 @@ use lb_common::abi::{
 
 use crate::{
     model::{
-        IpFamily,
+        IpFamily, Refusal, RefusalReason,
+        event::ObjectKind,
         service::{Port, Service},
         slice::Endpoint,
     },
     options::ExternalMode,
-    snapshot::{Entry, nodes::Nodes},
+    snapshot::{Entry, nodes::NodeIndex},
 };
 
 /// What must be known of this node from elsewhere than the objects.
@@ -73,7 +74,7 @@ pub struct Locality<'a> {
     /// Those on which node ports are served.
     pub node_port_addresses: &'a BTreeSet<IpAddr>,
     /// All nodes.
-    pub nodes: &'a Nodes,
+    pub nodes: &'a NodeIndex,
     /// How clients outside reach backends on other nodes, where the Service does not say.
     pub external_mode: ExternalMode,
 }
@@ -97,7 +98,7 @@ impl FrontendAddress {
     }
 }
 
-/// A front end, and what is said of it.
+/// A frontend, and what is said of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DesiredFrontend {
     /// The address.
@@ -141,7 +142,7 @@ pub struct DesiredPort {
     pub key: PortKey,
     /// What leads here, in the order of addresses.
     pub frontends: Vec<DesiredFrontend>,
-    /// Who is let in where a front end is [ranged](DesiredFrontend::is_ranged), in order.
+    /// Who is let in where a frontend is [ranged](DesiredFrontend::is_ranged), in order.
     pub ranges: Vec<IpNet>,
     /// Seconds of session affinity; 0 = none.
     pub affinity_seconds: u32,
@@ -194,7 +195,7 @@ pub fn service(entry: &Entry, locality: Locality<'_>) -> Option<DesiredService> 
     Some(DesiredService { ports })
 }
 
-/// The front ends that a Service asks for; others may be older.
+/// The frontends that a Service asks for; others may be older.
 pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<DesiredFrontend> {
     let mut claims = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
     for ip in &service.cluster_ips {
@@ -217,7 +218,7 @@ fn service_port(
         key: PortKey { family, protocol: port.protocol.number(), port: port.name.clone() },
         frontends,
         ranges: if is_ranged {
-            frontends::let_in(service, family, locality.addresses)
+            frontends::allowed_clients(service, family, locality.addresses)
         } else {
             Vec::new()
         },
@@ -302,4 +303,24 @@ pub struct Conflict {
     pub owner: Arc<str>,
     /// The address.
     pub frontend: FrontendAddress,
+}
+
+impl Conflict {
+    /// The refusal of the Service that lost the address.
+    pub fn refusal(&self) -> Refusal {
+        let FrontendAddress { ip, port, .. } = self.frontend;
+        let lost = if self.frontend.is_of_any_node() {
+            format!("node port {port}")
+        } else {
+            format!("{ip} port {port}")
+        };
+        Refusal {
+            kind: ObjectKind::Service,
+            object: (&*self.service).into(),
+            uid: String::new(),
+            field: "spec.ports".to_owned(),
+            reason: RefusalReason::AddressInUse,
+            message: format!("{lost} belongs to the older Service {}", self.owner),
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 /// Things that wait for the grace period to be over, oldest first.
 ///
-/// The wait begins with the first [`settle`](Self::settle) after the release, not with
+/// The wait begins with the first [`expire`](Self::expire) after the release, not with
 /// the release: by then the writes that took the thing out of use are done.
 #[derive(Debug)]
 pub struct Quarantine<T> {
@@ -26,13 +26,13 @@ impl<T> Default for Quarantine<T> {
 
 impl<T> Quarantine<T> {
     /// Takes something that is about to go out of use.
-    pub fn release(&mut self, thing: T) {
+    pub fn add(&mut self, thing: T) {
         self.fresh.push(thing);
     }
 
     /// Starts the wait of all that was released since the last call, and gives back
     /// what has waited for `grace` milliseconds.
-    pub fn settle(&mut self, now: u64, grace: u64) -> Vec<T> {
+    pub fn expire(&mut self, now: u64, grace: u64) -> Vec<T> {
         self.waiting.extend(self.fresh.drain(..).map(|thing| (now, thing)));
         let is_due = |since: u64| now.saturating_sub(since) >= grace;
         let due = self.waiting.iter().take_while(|(since, _)| is_due(*since)).count();
@@ -54,7 +54,7 @@ pub enum Known {
     /// It means nothing; its next meaning gets this generation.
     Free(u16),
     /// It may have meant something until just now; since, it has this generation.
-    Released(u16),
+    JustFreed(u16),
 }
 
 /// A space of numbers, each with a count of how often its meaning changed.
@@ -92,7 +92,7 @@ impl Numbers {
                     }
                 }
                 Known::Used => {}
-                Known::Released(generation) => numbers.quarantine.release((number, generation)),
+                Known::JustFreed(generation) => numbers.quarantine.add((number, generation)),
             }
             numbers.free.extend(idle.drain(..));
             numbers.unused_from = number + 1;
@@ -118,15 +118,15 @@ impl Numbers {
     }
 
     /// Takes a number back; `generation` counts the change of meaning already.
-    pub fn release(&mut self, number: u32, generation: u16) {
-        self.quarantine.release((number, generation));
+    pub fn free_after_grace(&mut self, number: u32, generation: u16) {
+        self.quarantine.add((number, generation));
     }
 
     /// Makes the numbers available whose grace period is over. They get one more
     /// generation: a packet that was under way when the number was released may have
     /// noted the one that the release brought. Gives what became available.
-    pub fn settle(&mut self, now: u64, grace: u64) -> Vec<(u32, u16)> {
-        let mut due = self.quarantine.settle(now, grace);
+    pub fn reclaim(&mut self, now: u64, grace: u64) -> Vec<(u32, u16)> {
+        let mut due = self.quarantine.expire(now, grace);
         due.iter_mut().for_each(|(_, generation)| *generation = generation.wrapping_add(1));
         self.free.extend(&due);
         due

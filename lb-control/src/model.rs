@@ -9,13 +9,13 @@ pub mod event;
 pub mod keys;
 pub mod network;
 pub mod node;
+mod refusal;
 pub mod service;
 pub mod slice;
 pub mod source_ports;
 
 use std::{
     collections::HashSet,
-    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -23,7 +23,9 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::abi::frontend;
 
-use event::{Kind, ObjectName};
+use event::ObjectName;
+use refusal::Refusals;
+pub use refusal::{Refusal, RefusalReason};
 
 /// A transport protocol that Services carry here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,28 +98,6 @@ impl IpFamily {
     }
 }
 
-/// A part of an object that is not programmed, and why. It becomes a Warning Event.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Refusal {
-    /// The kind of the object.
-    pub kind: Kind,
-    /// The object.
-    pub object: ObjectName,
-    /// The object's uid; empty if the source gave none.
-    pub uid: String,
-    /// The path of the field, such as `spec.ports[1].protocol`.
-    pub field: String,
-    /// What is wrong with it, with the value.
-    pub message: String,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ObjectName { namespace, name } = &self.object;
-        write!(f, "{:?} {namespace}/{name}, {}: {}", self.kind, self.field, self.message)
-    }
-}
-
 /// What was made of an object: nothing if it is no business of a proxy, or wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<T> {
@@ -127,13 +107,13 @@ pub struct Parsed<T> {
     pub refusals: Vec<Refusal>,
 }
 
-/// Names that many objects hold, each in memory once.
+/// Names that many objects share, each in memory once.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct SharedNames {
     names: HashSet<Arc<str>>,
 }
 
-impl Names {
+impl SharedNames {
     /// The name, shared with all who hold it.
     pub fn share(&mut self, name: &str) -> Arc<str> {
         if let Some(known) = self.names.get(name) {
@@ -157,29 +137,6 @@ pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
         Some(namespace) => namespace,
     };
     ObjectName { namespace: namespace.to_owned(), name: metadata.name.clone().unwrap_or_default() }
-}
-
-/// Collects the refusals of one object.
-struct Refusals<'a> {
-    kind: Kind,
-    metadata: &'a ObjectMeta,
-    list: Vec<Refusal>,
-}
-
-impl<'a> Refusals<'a> {
-    fn new(kind: Kind, metadata: &'a ObjectMeta) -> Self {
-        Self { kind, metadata, list: Vec::new() }
-    }
-
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.list.push(Refusal {
-            kind: self.kind,
-            object: object_name(self.metadata),
-            uid: self.metadata.uid.clone().unwrap_or_default(),
-            field: field.into(),
-            message: message.into(),
-        });
-    }
 }
 
 /// Whether `text` can be part of a service port's name: not empty, at most 63 bytes,

@@ -2,22 +2,22 @@
 //!
 //! # Order
 //! 1. *reclaim*: wipe what earlier plans took out of use a grace period ago;
-//! 2. *withdraw*: add addresses of nodes, store the settings, delete front ends that lead
+//! 2. *withdraw*: add addresses of nodes, store the settings, delete frontends that lead
 //!    nowhere any more;
 //! 3. *stage*: write what no packet reaches yet: backends, slots in a free block, the
 //!    entries of new service ports, last their names; and let in clients of ranges that
 //!    are new;
 //! 4. *publish*: let packets reach it, one aligned word for each set;
-//! 5. *open*: new front ends, and what is new of old ones, last of all that adds;
+//! 5. *open*: new frontends, and what is new of old ones, last of all that adds;
 //! 6. *retire*: mark as gone what no packet finds any more. It is reused only after
 //!    the grace period, by a later plan. Ranges of clients that are no longer let in go,
 //!    and so do addresses of nodes.
 //!
-//! Ops of different service ports do not depend on each other, but for a front end
-//! that moves from one to another ([`Action::UpsertFrontend::replaces`]).
+//! Ops of different service ports do not depend on each other, but for a frontend
+//! that moves from one to another ([`Write::UpsertFrontend::replaces`]).
 //!
 //! # Why a packet may pass at any moment
-//! A packet reads front end, service entry, slot, backend, in that order, once each.
+//! A packet reads frontend, service entry, slot, backend, in that order, once each.
 //! - **A set grows** within its block: the backend is stored, then its id behind the
 //!   last slot, where no packet looks, then the length.
 //! - **A set shrinks**: the id in the last slot is stored over the one that leaves, by
@@ -41,7 +41,7 @@
 //! - **A backend's node** gets another address in place. Of an IPv6 address a packet may
 //!   read a part of the old one and a part of the new one; a flow that begins in that
 //!   instant is tunnelled to nobody.
-//! - **A service port** goes after its front ends. Its entry, slots and backends keep
+//! - **A service port** goes after its frontends. Its entry, slots and backends keep
 //!   their content for the grace period.
 //! - **`INTERNAL_LOCAL`** is set after the local set is there and before the cluster set
 //!   changes, and cleared the other way round: no packet gets the old policy on new sets.
@@ -76,7 +76,7 @@ use crate::{
 use held::{HeldPort, Ids};
 
 /// The owner of ops that concern no service port.
-pub const NOBODY: u32 = u32::MAX;
+pub const NO_OWNER: u32 = u32::MAX;
 
 /// A write.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,13 +85,13 @@ pub struct Op {
     /// owner must not be done.
     pub owner: u32,
     /// What to write.
-    pub action: Action,
+    pub write: Write,
 }
 
 /// What an [`Op`] writes. Entries of SERVICES and NAMES, and
 /// those of RANGES4 and RANGES6, are the owner's.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+pub enum Write {
     /// Stores an entry of BACKENDS4 or BACKENDS6.
     StoreBackend {
         /// Its id.
@@ -116,16 +116,16 @@ pub enum Action {
     PublishLocal(SlotRange),
     /// Stores the entry of NAMES.
     StoreName(Box<Name>),
-    /// Adds a front end, lets it lead to another service port, or changes what is said of
+    /// Adds a frontend, lets it lead to another service port, or changes what is said of
     /// it.
     UpsertFrontend {
-        /// The front end.
+        /// The frontend.
         frontend: DesiredFrontend,
         /// The service port that it led to before. That one must not be retired if
         /// this fails.
         replaces: Option<u32>,
     },
-    /// Deletes a front end.
+    /// Deletes a frontend.
     DeleteFrontend(FrontendAddress),
     /// Adds a range of clients.
     InsertRange(IpNet),
@@ -190,14 +190,14 @@ pub struct Planner {
     held: HashMap<Arc<str>, Vec<HeldPort>>,
     frontends: Frontends,
     ranges: Ranges,
-    nodes: nodes::Nodes,
-    strays: Strays,
+    nodes: nodes::HeldNodes,
+    orphans: Orphans,
     settings: Settings,
 }
 
 /// Found at adoption: what belongs to service ports that are not held.
 #[derive(Debug, Default)]
-struct Strays {
+struct Orphans {
     frontends: Vec<(u32, Vec<FrontendAddress>)>,
     ranges: Vec<(u32, Vec<IpNet>)>,
 }
@@ -219,12 +219,12 @@ impl Planner {
     /// Begins a plan.
     pub fn begin(&mut self) -> Draft {
         let mut draft = Draft::default();
-        let strays = std::mem::take(&mut self.strays);
-        for (owner, frontends) in strays.frontends {
-            self.frontends.lead_away(&frontends, owner);
+        let orphans = std::mem::take(&mut self.orphans);
+        for (owner, frontends) in orphans.frontends {
+            self.frontends.remove_owned_by(&frontends, owner);
         }
-        // The first thing after the front ends are withdrawn: the index may be handed out.
-        for (owner, ranges) in strays.ranges {
+        // The first thing after the frontends are withdrawn: the index may be handed out.
+        for (owner, ranges) in orphans.ranges {
             self.ranges.delete(&mut draft.stage, owner, &ranges);
         }
         draft
@@ -233,18 +233,18 @@ impl Planner {
     /// Makes available what was taken out of use a grace period before `now`, in
     /// milliseconds. All ops that were planned before must have been done.
     pub fn reclaim(&mut self, draft: &mut Draft, now: u64) {
-        let mut reclaim = |action| draft.reclaim.push(Op { owner: NOBODY, action });
+        let mut reclaim = |write| draft.reclaim.push(Op { owner: NO_OWNER, write });
         for (family, numbers) in [IpFamily::V4, IpFamily::V6].iter().zip(&mut self.ids.backends) {
-            for (id, generation) in numbers.settle(now, self.grace) {
+            for (id, generation) in numbers.reclaim(now, self.grace) {
                 let entry = BackendEntry::free(*family, generation);
-                reclaim(Action::StoreBackend { id, entry });
+                reclaim(Write::StoreBackend { id, entry });
             }
         }
-        for (index, _) in self.ids.services.settle(now, self.grace) {
-            reclaim(Action::WipeService(index));
+        for (index, _) in self.ids.services.reclaim(now, self.grace) {
+            reclaim(Write::WipeService(index));
         }
         draft.has_more_room = !draft.reclaim.is_empty();
-        draft.has_more_room |= self.ids.blocks.settle(now, self.grace);
+        draft.has_more_room |= self.ids.blocks.reclaim(now, self.grace);
         draft.has_more_room |= std::mem::take(&mut self.ranges.has_more_room);
     }
 
@@ -257,8 +257,8 @@ impl Planner {
     pub fn store_settings(&mut self, draft: &mut Draft, settings: Settings) {
         if self.settings != settings {
             self.settings = settings;
-            let action = Action::StoreSettings(Box::new(settings));
-            draft.withdraw.push(Op { owner: NOBODY, action });
+            let write = Write::StoreSettings(Box::new(settings));
+            draft.withdraw.push(Op { owner: NO_OWNER, write });
         }
     }
 
@@ -300,17 +300,17 @@ impl Planner {
             held.push(port);
         }
         for gone in old.into_iter().flatten() {
-            self.frontends.lead_away(&gone.frontends, gone.index);
+            self.frontends.remove_owned_by(&gone.frontends, gone.index);
             self.ranges.delete(&mut draft.retire, gone.index, &gone.ranges);
             port::retire(&mut self.ids, draft, gone);
         }
         for (port, desired) in held.iter_mut().zip(ports) {
             let wanted = || desired.frontends.iter().map(|frontend| &frontend.at);
             if !port.frontends.iter().eq(wanted()) {
-                self.frontends.lead_away(&port.frontends, port.index);
+                self.frontends.remove_owned_by(&port.frontends, port.index);
                 port.frontends = wanted().copied().collect();
             }
-            self.frontends.lead_to(&desired.frontends, port.index);
+            self.frontends.set_owner(&desired.frontends, port.index);
         }
         if !held.is_empty() {
             self.held.insert(Arc::clone(name), held);
@@ -331,18 +331,18 @@ impl Planner {
                     let replaces = before.map(|before| before.service);
                     let replaces = replaces.filter(|service| *service != owner);
                     let frontend = DesiredFrontend { at, kind, flags };
-                    let action = Action::UpsertFrontend { frontend, replaces };
+                    let write = Write::UpsertFrontend { frontend, replaces };
                     let phase = if at.protocol == 0 { &mut addresses } else { &mut draft.open };
-                    phase.push(Op { owner, action });
+                    phase.push(Op { owner, write });
                 }
                 (Some(Frontend { service: owner, .. }), None) => {
-                    draft.withdraw.push(Op { owner, action: Action::DeleteFrontend(at) });
+                    draft.withdraw.push(Op { owner, write: Write::DeleteFrontend(at) });
                 }
                 (None, None) => {}
             }
         }
         draft.open.append(&mut addresses);
-        self.ranges.settle();
+        self.ranges.commit();
         let mut ops = draft.reclaim;
         for phase in [draft.withdraw, draft.stage, draft.publish, draft.open, draft.retire] {
             ops.extend(phase);
@@ -364,7 +364,7 @@ impl Planner {
         self.held.keys()
     }
 
-    /// How many service ports, front ends and backends the maps hold.
+    /// How many service ports, frontends and backends the maps hold.
     pub fn counts(&self) -> Counts {
         let ports = || self.held.values().flatten();
         Counts {

@@ -1,6 +1,6 @@
 //! What the source of objects holds, parsed, and what of it changed.
 //!
-//! It decides nothing about endpoints or front ends. An event touches the one Service
+//! It decides nothing about endpoints or frontends. An event touches the one Service
 //! that it is about; one that changes nothing that matters touches none.
 
 pub mod nodes;
@@ -19,29 +19,27 @@ use k8s_openapi::{
 
 use crate::model::{
     self, IpFamily, Parsed, Refusal,
-    event::{Event, Kind, Object, ObjectName},
+    event::{Object, ObjectEvent, ObjectKind, ObjectName},
+    keys::TRIGGER_TIME_ANNOTATION,
     node::{self, Node},
     service::{self, Service},
     slice::{self, Slice},
 };
 
-use nodes::Nodes;
-
-/// The annotation of a slice that tells when what caused its last change happened.
-const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+use nodes::NodeIndex;
 
 /// The state of the source, as far as this node needs it.
 #[derive(Debug)]
 pub struct Snapshot {
     node_name: String,
-    awaited: BTreeSet<Kind>,
+    awaited: BTreeSet<ObjectKind>,
     services: HashMap<Arc<str>, Entry>,
     /// The Service of every slice, by `namespace/name` of the slice.
     services_of_slices: HashMap<Arc<str>, Arc<str>>,
     node: Option<Node>,
-    nodes: Nodes,
+    nodes: NodeIndex,
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
-    refusals: BTreeMap<(Kind, ObjectName), Vec<Refusal>>,
+    refusals: BTreeMap<(ObjectKind, ObjectName), Vec<Refusal>>,
     dirty: Dirty,
 }
 
@@ -75,7 +73,7 @@ pub struct Dirty {
     pub services: Vec<Arc<str>>,
     /// The Node changed: every Service may have to choose anew.
     pub everything: bool,
-    /// Addresses of Nodes came or went.
+    /// Addresses of NodeIndex came or went.
     pub nodes: bool,
     /// The ServiceCIDRs changed.
     pub service_cidrs: bool,
@@ -99,14 +97,17 @@ pub struct Trigger {
 impl Snapshot {
     /// An empty snapshot for the node of this name. `expected` are the kinds, beside
     /// Service and EndpointSlice, whose first list completes the state.
-    pub fn new(node_name: &str, expected: impl IntoIterator<Item = Kind>) -> Self {
+    pub fn new(node_name: &str, expected: impl IntoIterator<Item = ObjectKind>) -> Self {
         Self {
             node_name: node_name.to_owned(),
-            awaited: expected.into_iter().chain([Kind::Service, Kind::EndpointSlice]).collect(),
+            awaited: expected
+                .into_iter()
+                .chain([ObjectKind::Service, ObjectKind::EndpointSlice])
+                .collect(),
             services: HashMap::new(),
             services_of_slices: HashMap::new(),
             node: None,
-            nodes: Nodes::default(),
+            nodes: NodeIndex::default(),
             service_cidrs: BTreeMap::new(),
             refusals: BTreeMap::new(),
             dirty: Dirty::default(),
@@ -119,12 +120,12 @@ impl Snapshot {
     }
 
     /// The kinds whose first list is still to come.
-    pub fn awaited(&self) -> impl Iterator<Item = Kind> {
+    pub fn awaited(&self) -> impl Iterator<Item = ObjectKind> {
         self.awaited.iter().copied()
     }
 
     /// No longer waits for a kind: the source turned out not to serve it.
-    pub fn expect_no(&mut self, kind: Kind) {
+    pub fn expect_no(&mut self, kind: ObjectKind) {
         self.awaited.remove(&kind);
     }
 
@@ -148,8 +149,8 @@ impl Snapshot {
         self.node.as_ref()
     }
 
-    /// The addresses of all Nodes.
-    pub fn nodes(&self) -> &Nodes {
+    /// The addresses of all NodeIndex.
+    pub fn nodes(&self) -> &NodeIndex {
         &self.nodes
     }
 
@@ -167,7 +168,7 @@ impl Snapshot {
     pub fn take_dirty(&mut self) -> Dirty {
         let mut dirty = std::mem::take(&mut self.dirty);
         let moved = self.nodes.take_moved();
-        // One look at all endpoints, however many Nodes it was: it is rare.
+        // One look at all endpoints, however many NodeIndex it was: it is rare.
         if !moved.is_empty() && !dirty.everything {
             let on_them = self.services.iter().filter(|(_, entry)| entry.is_on(&moved));
             dirty.services.extend(on_them.map(|(name, _)| Arc::clone(name)));
@@ -176,11 +177,11 @@ impl Snapshot {
     }
 
     /// Takes over a change of the source.
-    pub fn apply(&mut self, event: Event) {
+    pub fn apply(&mut self, event: ObjectEvent) {
         match event {
-            Event::Applied(object) => self.apply_object(&object),
-            Event::Deleted(kind, name) => self.delete(kind, &name),
-            Event::Replaced(kind, objects) => {
+            ObjectEvent::Applied(object) => self.apply_object(&object),
+            ObjectEvent::Deleted(kind, name) => self.delete(kind, &name),
+            ObjectEvent::Replaced(kind, objects) => {
                 let kept: HashSet<_> = objects.iter().map(name_of).collect();
                 for name in self.names_of(kind) {
                     if !kept.contains(&name) {
@@ -202,12 +203,12 @@ impl Snapshot {
         }
     }
 
-    fn delete(&mut self, kind: Kind, name: &ObjectName) {
+    fn delete(&mut self, kind: ObjectKind, name: &ObjectName) {
         match kind {
-            Kind::Service => self.set_service(&key_of(name), None),
-            Kind::EndpointSlice => self.remove_slice(&key_of(name)),
-            Kind::Node => self.set_node(&name.name, None),
-            Kind::ServiceCidr => {
+            ObjectKind::Service => self.set_service(&key_of(name), None),
+            ObjectKind::EndpointSlice => self.remove_slice(&key_of(name)),
+            ObjectKind::Node => self.set_node(&name.name, None),
+            ObjectKind::ServiceCidr => {
                 self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();
             }
         }
@@ -215,18 +216,20 @@ impl Snapshot {
     }
 
     /// The objects of a kind that are held now.
-    fn names_of(&self, kind: Kind) -> Vec<ObjectName> {
+    fn names_of(&self, kind: ObjectKind) -> Vec<ObjectName> {
         let of_name = |name: &str| ObjectName { namespace: String::new(), name: name.to_owned() };
         let mut names: Vec<_> = match kind {
-            Kind::Service => {
+            ObjectKind::Service => {
                 let held = self.services.iter().filter(|(_, entry)| entry.service.is_some());
                 held.map(|(key, _)| (&**key).into()).collect()
             }
-            Kind::EndpointSlice => {
+            ObjectKind::EndpointSlice => {
                 self.services_of_slices.keys().map(|key| (&**key).into()).collect()
             }
-            Kind::Node => self.nodes.names().map(|name| of_name(name)).collect(),
-            Kind::ServiceCidr => self.service_cidrs.keys().map(|name| of_name(name)).collect(),
+            ObjectKind::Node => self.nodes.names().map(|name| of_name(name)).collect(),
+            ObjectKind::ServiceCidr => {
+                self.service_cidrs.keys().map(|name| of_name(name)).collect()
+            }
         };
         let refused = self.refusals.keys().filter(|(of, _)| *of == kind);
         names.extend(refused.map(|(_, name)| name.clone()));
@@ -235,7 +238,7 @@ impl Snapshot {
 
     fn apply_service(&mut self, object: &v1::Service) {
         let key = key_of(&model::object_name(&object.metadata));
-        let service = self.accept(Kind::Service, &object.metadata, service::parse(object));
+        let service = self.accept(ObjectKind::Service, &object.metadata, service::parse(object));
         self.set_service(&key, service);
     }
 
@@ -261,7 +264,7 @@ impl Snapshot {
     fn apply_slice(&mut self, object: &EndpointSlice) {
         let key = key_of(&model::object_name(&object.metadata));
         let parsed = slice::parse(object, &self.node_name, &mut self.nodes.names);
-        let Some(slice) = self.accept(Kind::EndpointSlice, &object.metadata, parsed) else {
+        let Some(slice) = self.accept(ObjectKind::EndpointSlice, &object.metadata, parsed) else {
             return self.remove_slice(&key);
         };
         if self.services_of_slices.get(key.as_str()).is_some_and(|held| *held != slice.service) {
@@ -311,8 +314,11 @@ impl Snapshot {
         let parsed = node::parse(object);
         // What is wrong with another Node is its own agent's to tell.
         let is_own = name == self.node_name;
-        let node =
-            if is_own { self.accept(Kind::Node, &object.metadata, parsed) } else { parsed.value };
+        let node = if is_own {
+            self.accept(ObjectKind::Node, &object.metadata, parsed)
+        } else {
+            parsed.value
+        };
         self.set_node(name, node);
     }
 
@@ -328,14 +334,20 @@ impl Snapshot {
 
     fn apply_service_cidr(&mut self, object: &ServiceCIDR) {
         let parsed = node::parse_service_cidr(object);
-        let prefixes = self.accept(Kind::ServiceCidr, &object.metadata, parsed).unwrap_or_default();
+        let prefixes =
+            self.accept(ObjectKind::ServiceCidr, &object.metadata, parsed).unwrap_or_default();
         let name = object.metadata.name.clone().unwrap_or_default();
         let held = self.service_cidrs.insert(name, prefixes.clone());
         self.dirty.service_cidrs |= held != Some(prefixes);
     }
 
     /// Notes the refusals of an object and gives what is left of it.
-    fn accept<T>(&mut self, kind: Kind, metadata: &ObjectMeta, parsed: Parsed<T>) -> Option<T> {
+    fn accept<T>(
+        &mut self,
+        kind: ObjectKind,
+        metadata: &ObjectMeta,
+        parsed: Parsed<T>,
+    ) -> Option<T> {
         if parsed.refusals.is_empty() && self.refusals.is_empty() {
             return parsed.value;
         }
@@ -352,25 +364,27 @@ impl Snapshot {
 
 /// When what caused the last change of a slice happened, if that is told.
 fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
-    slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
+    TRIGGER_TIME_ANNOTATION.annotation(&slice.metadata)?.parse().ok()
 }
 
 /// The name of an object as its deletion would give it.
 fn name_of(object: &Object) -> ObjectName {
     let (kind, metadata) = match object {
-        Object::Service(object) => (Kind::Service, &object.metadata),
-        Object::EndpointSlice(object) => (Kind::EndpointSlice, &object.metadata),
-        Object::Node(object) => (Kind::Node, &object.metadata),
-        Object::ServiceCidr(object) => (Kind::ServiceCidr, &object.metadata),
+        Object::Service(object) => (ObjectKind::Service, &object.metadata),
+        Object::EndpointSlice(object) => (ObjectKind::EndpointSlice, &object.metadata),
+        Object::Node(object) => (ObjectKind::Node, &object.metadata),
+        Object::ServiceCidr(object) => (ObjectKind::ServiceCidr, &object.metadata),
     };
     normalized_for(kind, model::object_name(metadata))
 }
 
 /// The name with an empty namespace for kinds that have none.
-fn normalized_for(kind: Kind, name: ObjectName) -> ObjectName {
+fn normalized_for(kind: ObjectKind, name: ObjectName) -> ObjectName {
     match kind {
-        Kind::Service | Kind::EndpointSlice => name,
-        Kind::Node | Kind::ServiceCidr => ObjectName { namespace: String::new(), ..name },
+        ObjectKind::Service | ObjectKind::EndpointSlice => name,
+        ObjectKind::Node | ObjectKind::ServiceCidr => {
+            ObjectName { namespace: String::new(), ..name }
+        }
     }
 }
 

@@ -8,3 +8,4 @@ pub mod kernel;
 pub mod netns;
 pub mod programs;
 pub mod verify;
+pub mod wait;

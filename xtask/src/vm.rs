@@ -1,8 +1,8 @@
-//! `cargo xtask vm`: tests lb on other kernels, each in a virtual machine.
+//! `cargo xtask vm`: runs the kernel-dependent tests on other kernels, each in a virtual machine.
 //!
-//! Kernels and qemu are Debian packages that are unpacked below the cache, not installed. A
-//! machine has no disk and no network. The first process of its initramfs is `lb-vm` of the
-//! tests crate, which reports results on the serial console.
+//! Kernels and qemu are Debian packages that are unpacked into the cache and never installed. A
+//! machine has no disk and no network: its initramfs contains `lb-vm` of the tests crate as the
+//! first process, which prints its results on the serial console.
 
 mod cpio;
 mod debian;
@@ -25,25 +25,25 @@ use crate::{build, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Kernels to test; all by default
+    /// Kernels to boot; all of them by default
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(KERNELS.map(|kernel| kernel.name)))]
     names: Vec<String>,
-    /// Rewrite the golden of instruction counts, and print the table of docs/kernels.md
+    /// Write the golden file of instruction counts. The table for docs/kernels.md is always printed
     #[arg(long)]
     bless: bool,
-    /// Parts to test: load, rows, connections; all by default
+    /// Parts to run: load, cases, connections; all of them by default
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
 /// A kernel to test, and the Debian releases that have it.
 struct Kernel {
-    /// What it is called here, and the directory in the cache.
+    /// Its name here, and part of its directory's name in the cache.
     name: &'static str,
     suites: &'static [&'static str],
 }
 
-/// Oldest first. Of those that a release has, the newest version is taken.
+/// Oldest first. The newest version in the named releases is used.
 const KERNELS: [Kernel; 4] = [
     Kernel { name: "5.10", suites: &["bullseye"] },
     Kernel { name: "6.1", suites: &["bookworm"] },
@@ -80,14 +80,14 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The part that `cargo xtask test` runs on an old kernel: whether it accepts the programs. That
-/// takes a minute or two; the other parts take many times as long.
+/// The part that `cargo xtask test` runs on an old kernel: whether it accepts the programs, which
+/// takes a minute or two. The other parts take many times as long.
 pub(crate) fn outcome(workspace: &Workspace, name: &str) -> Outcome {
     let only = ["load".to_owned()];
     let tried = KERNELS
         .iter()
         .find(|kernel| kernel.name == name)
-        .with_context(|| format!("kernel {name} is unknown"))
+        .with_context(|| format!("unknown kernel {name}"))
         .and_then(|kernel| try_kernel(workspace, kernel, &only))
         .and_then(|results| {
             let mut all = [results];
@@ -111,12 +111,15 @@ fn try_kernel(workspace: &Workspace, kernel: &Kernel, only: &[String]) -> Result
     results.took = console.took;
     ensure!(
         results.is_whole || results.failed > 0,
-        "the machine stopped after {}, before all tests had run; its console is in {}",
+        "the machine ended after {}, before all tests had run; see its console in {}",
         seconds(console.took),
         log.display()
     );
     if !results.is_whole {
-        results.fail(format!("not all tests were run; the console is in {}", log.display()));
+        results.fail(format!(
+            "the machine ended before all tests had run; see its console in {}",
+            log.display()
+        ));
     }
     Ok(results)
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
 use lb_control::{
     desired::health_checks::{Layout, Wanted},
-    model::{IpFamily, event::Kind},
+    model::{IpFamily, event::ObjectKind},
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
@@ -23,7 +23,7 @@ use super::{
     Health, http,
     server::{BIND_RETRY, ServiceCheck, service_check},
 };
-use crate::events::{Refusal, Refusals, Subject};
+use crate::events::{EventReason, Refusals, Subject};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -147,7 +147,7 @@ impl Listeners {
     fn publish(&mut self, failures: BTreeMap<Arc<str>, String>) {
         for (service, subject) in std::mem::take(&mut self.failed) {
             if !failures.contains_key(&service) {
-                self.refusals.withdraw(subject, Refusal::FailedToStartServiceHealthcheck);
+                self.refusals.withdraw(subject, EventReason::FailedToStartServiceHealthcheck);
             }
         }
         for (service, cause) in failures {
@@ -158,9 +158,9 @@ impl Listeners {
                 self.node_name, check.port
             );
             let uid = Some(check.uid.to_string()).filter(|uid| !uid.is_empty());
-            let subject = Subject { kind: Kind::Service, name: (&*service).into(), uid };
+            let subject = Subject { kind: ObjectKind::Service, name: (&*service).into(), uid };
             drop(wanted);
-            let reason = Refusal::FailedToStartServiceHealthcheck;
+            let reason = EventReason::FailedToStartServiceHealthcheck;
             self.refusals.refuse(subject.clone(), reason, note);
             self.failed.insert(service, subject);
         }

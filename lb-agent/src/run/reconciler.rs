@@ -15,8 +15,7 @@ use lb_control::{
         node_ports,
     },
     model::{
-        self,
-        event::{Event, Kind, Object},
+        event::{Object, ObjectEvent, ObjectKind},
         network::NodeNetwork,
         source_ports::MIN_SOURCE_PORTS,
     },
@@ -29,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, PodPrefixes},
-    events::{Refusal, Refusals, Subject},
+    events::{EventReason, Refusals, Subject},
     health::{self, Health},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
@@ -89,7 +88,7 @@ pub(super) struct Sinks {
 impl Reconciler {
     pub(super) fn new(
         config: &Config,
-        expected: impl IntoIterator<Item = Kind>,
+        expected: impl IntoIterator<Item = ObjectKind>,
         ticks_per_second: u32,
         sinks: Sinks,
     ) -> Self {
@@ -123,7 +122,7 @@ impl Reconciler {
     /// Runs until the source of events ends.
     pub(super) async fn run(
         mut self,
-        mut events: mpsc::Receiver<Event>,
+        mut events: mpsc::Receiver<ObjectEvent>,
         mut network: watch::Receiver<NodeNetwork>,
         mut dataplane: KernelDataplane,
     ) {
@@ -148,7 +147,7 @@ impl Reconciler {
     }
 
     /// Takes in what has come already, so that it is planned in one go.
-    async fn gather(&mut self, events: &mut mpsc::Receiver<Event>) {
+    async fn gather(&mut self, events: &mut mpsc::Receiver<ObjectEvent>) {
         let now = tokio::time::Instant::now();
         for _ in 0..BATCH {
             match timeout_at(now, events.recv()).await {
@@ -158,21 +157,21 @@ impl Reconciler {
         }
     }
 
-    fn apply(&mut self, event: Event) {
+    fn apply(&mut self, event: ObjectEvent) {
         let now = Timestamp::now();
         self.sinks.health.queued_update(now);
         let count = match &event {
-            Event::Replaced(_, objects) => objects.len(),
-            Event::Applied(_) | Event::Deleted(..) => 1,
+            ObjectEvent::Replaced(_, objects) => objects.len(),
+            ObjectEvent::Applied(_) | ObjectEvent::Deleted(..) => 1,
         };
         match kind_of(&event) {
-            Kind::Service => self.sinks.metrics.queued(Change::Service, count, now),
-            Kind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, count, now),
-            Kind::Node | Kind::ServiceCidr => {}
+            ObjectKind::Service => self.sinks.metrics.queued(Change::Service, count, now),
+            ObjectKind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, count, now),
+            ObjectKind::Node | ObjectKind::ServiceCidr => {}
         }
         self.tell_eligible(&event);
-        let is_of_node = kind_of(&event) == Kind::Node;
-        if let Event::Deleted(kind, name) = &event {
+        let is_of_node = kind_of(&event) == ObjectKind::Node;
+        if let ObjectEvent::Deleted(kind, name) = &event {
             self.sinks.refusals.forget(*kind, name);
         }
         self.controller.apply(event);
@@ -212,7 +211,7 @@ impl Reconciler {
         self.refresh_facts();
     }
 
-    fn tell_eligible(&self, event: &Event) {
+    fn tell_eligible(&self, event: &ObjectEvent) {
         let own = |object: &Object| match object {
             Object::Node(node) if node.metadata.name.as_deref() == Some(&self.node_name) => {
                 Some(health::is_eligible(Some(node)))
@@ -220,12 +219,14 @@ impl Reconciler {
             _ => None,
         };
         let eligible = match event {
-            Event::Applied(object) => own(object),
-            Event::Replaced(Kind::Node, objects) => {
+            ObjectEvent::Applied(object) => own(object),
+            ObjectEvent::Replaced(ObjectKind::Node, objects) => {
                 // A source that holds no Node at all has nothing to say of ours.
                 objects.iter().find_map(own).or((!objects.is_empty()).then_some(false))
             }
-            Event::Deleted(Kind::Node, name) if name.name == self.node_name => Some(false),
+            ObjectEvent::Deleted(ObjectKind::Node, name) if name.name == self.node_name => {
+                Some(false)
+            }
             _ => None,
         };
         if let Some(eligible) = eligible {
@@ -353,8 +354,8 @@ impl Reconciler {
             let waited = now.duration_since(trigger.at).try_into().unwrap_or_default();
             sinks.metrics.programmed(trigger.family, waited);
         }
-        for (family, lacking) in self.controller.lacking().of_families() {
-            sinks.metrics.set_no_local_endpoints(family, lacking.internal, lacking.external);
+        for (family, missing) in self.controller.no_local_endpoints().of_families() {
+            sinks.metrics.set_no_local_endpoints(family, missing.internal, missing.external);
         }
         let counts = self.controller.counts();
         sinks.metrics.set_programmed_objects(counts.services, counts.frontends, counts.backends);
@@ -393,11 +394,11 @@ impl Reconciler {
                     .or_else(|| self.uid(&refusal.object.to_string())),
             };
             let note = format!("{}: {}", refusal.field, refusal.message);
-            sinks.refusals.refuse(subject, reason(refusal), note);
+            sinks.refusals.refuse(subject, refusal.reason.into(), note);
         }
         for shortage in &outcome.shortages {
             let subject = Subject {
-                kind: Kind::Service,
+                kind: ObjectKind::Service,
                 name: (&*shortage.service).into(),
                 uid: self.uid(&shortage.service),
             };
@@ -405,7 +406,7 @@ impl Reconciler {
                 "{} holds {} entries and is full: raise {}",
                 shortage.map, shortage.limit, shortage.flag
             );
-            sinks.refusals.refuse(subject, Refusal::MapFull, note);
+            sinks.refusals.refuse(subject, EventReason::MapFull, note);
         }
         let full = outcome.shortages.first().map(|shortage| {
             format!(
@@ -423,19 +424,9 @@ impl Reconciler {
     }
 }
 
-fn reason(refusal: &model::Refusal) -> Refusal {
-    if refusal.field.ends_with(".protocol") {
-        Refusal::ProtocolNotSupported
-    } else if refusal.message.contains("belongs to the older Service") {
-        Refusal::AddressInUse
-    } else {
-        Refusal::InvalidObject
-    }
-}
-
-fn kind_of(event: &Event) -> Kind {
+fn kind_of(event: &ObjectEvent) -> ObjectKind {
     match event {
-        Event::Replaced(kind, _) | Event::Deleted(kind, _) => *kind,
-        Event::Applied(object) => object.kind(),
+        ObjectEvent::Replaced(kind, _) | ObjectEvent::Deleted(kind, _) => *kind,
+        ObjectEvent::Applied(object) => object.kind(),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_control::model::event::Event;
+use lb_control::model::event::ObjectEvent;
 use tokio::sync::mpsc;
 
 use super::agent::Agent;
@@ -26,7 +26,7 @@ pub(super) struct Objects {
     /// The watch, which sends to `events` while it is polled.
     pub(super) watch: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>,
     /// The changes of objects.
-    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) events: mpsc::Receiver<ObjectEvent>,
     /// Publishes what is refused to where the objects come from.
     pub(super) refusals: Refusals,
 }

@@ -26,7 +26,7 @@ use kube::{
     Api, Resource,
     runtime::watcher::{self, watcher},
 };
-use lb_control::model::event::{Event, Kind, Object};
+use lb_control::model::event::{Object, ObjectEvent, ObjectKind};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
@@ -36,25 +36,29 @@ use super::admit::{admit, selector};
 const NOT_SERVED_RETRY: Duration = Duration::from_secs(600);
 
 /// Watches all kinds until the receiver is gone.
-pub async fn watch(connection: Connection, sender: Sender<Event>) {
+pub async fn watch(connection: Connection, sender: Sender<ObjectEvent>) {
     watch_with(connection, sender, NOT_SERVED_RETRY).await;
 }
 
-async fn watch_with(connection: Connection, sender: Sender<Event>, not_served_retry: Duration) {
+async fn watch_with(
+    connection: Connection,
+    sender: Sender<ObjectEvent>,
+    not_served_retry: Duration,
+) {
     let watch = Watch { connection: &connection, sender: &sender, not_served_retry };
     let client = || connection.client.clone();
     tokio::join!(
-        watch.kind::<Service>(Kind::Service, Api::all(client())),
-        watch.kind::<EndpointSlice>(Kind::EndpointSlice, Api::all(client())),
-        watch.kind::<Node>(Kind::Node, Api::all(client())),
-        watch.kind::<ServiceCIDR>(Kind::ServiceCidr, Api::all(client())),
+        watch.kind::<Service>(ObjectKind::Service, Api::all(client())),
+        watch.kind::<EndpointSlice>(ObjectKind::EndpointSlice, Api::all(client())),
+        watch.kind::<Node>(ObjectKind::Node, Api::all(client())),
+        watch.kind::<ServiceCIDR>(ObjectKind::ServiceCidr, Api::all(client())),
     );
 }
 
 #[derive(Clone, Copy)]
 struct Watch<'a> {
     connection: &'a Connection,
-    sender: &'a Sender<Event>,
+    sender: &'a Sender<ObjectEvent>,
     not_served_retry: Duration,
 }
 
@@ -106,7 +110,7 @@ impl Progress {
 }
 
 impl Watch<'_> {
-    async fn kind<K>(self, kind: Kind, api: Api<K>)
+    async fn kind<K>(self, kind: ObjectKind, api: Api<K>)
     where
         K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
         Object: From<K>,
@@ -141,7 +145,7 @@ impl Watch<'_> {
     /// Passes the events of a stream on until it has to be made anew.
     async fn follow<K>(
         &self,
-        kind: Kind,
+        kind: ObjectKind,
         stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
         progress: &mut Progress,
     ) -> End
@@ -166,7 +170,7 @@ impl Watch<'_> {
                     progress.listing = false;
                     progress.is_known = true;
                     progress.is_denied = false;
-                    Event::Replaced(kind, std::mem::take(&mut list))
+                    ObjectEvent::Replaced(kind, std::mem::take(&mut list))
                 }
                 Ok(watcher::Event::Apply(object)) => changed(kind, object.into()),
                 Ok(watcher::Event::Delete(object)) => deleted(kind, &object.into()),
@@ -189,7 +193,7 @@ impl Watch<'_> {
     /// ends.
     async fn mend(
         &self,
-        kind: Kind,
+        kind: ObjectKind,
         error: &watcher::Error,
         progress: &mut Progress,
     ) -> Option<End> {
@@ -218,7 +222,8 @@ impl Watch<'_> {
                     progress.is_denied = true;
                 }
                 // What was listed before is worth more than nothing.
-                if !progress.is_known && self.send(Event::Replaced(kind, Vec::new())).await.is_err()
+                if !progress.is_known
+                    && self.send(ObjectEvent::Replaced(kind, Vec::new())).await.is_err()
                 {
                     return Some(End::Closed);
                 }
@@ -228,7 +233,7 @@ impl Watch<'_> {
         Some(End::After(remedy))
     }
 
-    fn warn(&self, kind: Kind, error: &watcher::Error, delay: Option<Duration>) {
+    fn warn(&self, kind: ObjectKind, error: &watcher::Error, delay: Option<Duration>) {
         let server = self.connection.url();
         let retry_in = delay.map(|delay| format!("{delay:.1?}"));
         let shown = sentence(error);
@@ -240,7 +245,7 @@ impl Watch<'_> {
         }
     }
 
-    async fn send(&self, event: Event) -> Result<(), Closed> {
+    async fn send(&self, event: ObjectEvent) -> Result<(), Closed> {
         self.sender.send(event).await.map_err(|_| Closed)
     }
 
@@ -255,28 +260,25 @@ impl Watch<'_> {
 /// The receiver of events is gone.
 struct Closed;
 
-fn config(kind: Kind, streaming: bool) -> watcher::Config {
-    let config = watcher::Config {
-        label_selector: selector(kind).map(str::to_owned),
-        ..watcher::Config::default()
-    };
+fn config(kind: ObjectKind, streaming: bool) -> watcher::Config {
+    let config = watcher::Config { label_selector: selector(kind), ..watcher::Config::default() };
     if streaming { config.streaming_lists() } else { config }
 }
 
 /// What a changed object is to this proxy: it may have ceased to concern it, where the
 /// server did not apply the selector.
-fn changed(kind: Kind, object: Object) -> Event {
+fn changed(kind: ObjectKind, object: Object) -> ObjectEvent {
     let name = object.name();
-    admit(object).map_or(Event::Deleted(kind, name), Event::Applied)
+    admit(object).map_or(ObjectEvent::Deleted(kind, name), ObjectEvent::Applied)
 }
 
-fn deleted(kind: Kind, object: &Object) -> Event {
-    Event::Deleted(kind, object.name())
+fn deleted(kind: ObjectKind, object: &Object) -> ObjectEvent {
+    ObjectEvent::Deleted(kind, object.name())
 }
 
 /// What to do after an error, `in_streaming_list` if it came instead of such a list or
 /// amid it.
-fn remedy(kind: Kind, error: &watcher::Error, in_streaming_list: bool) -> Remedy {
+fn remedy(kind: ObjectKind, error: &watcher::Error, in_streaming_list: bool) -> Remedy {
     let status = match error {
         watcher::Error::WatchStartFailed(cause) | watcher::Error::InitialListFailed(cause) => {
             let kube::Error::Api(status) = cause else { return Remedy::Resume };
@@ -290,8 +292,8 @@ fn remedy(kind: Kind, error: &watcher::Error, in_streaming_list: bool) -> Remedy
     };
     match status.code {
         410 => Remedy::Relist,
-        404 if kind == Kind::ServiceCidr => Remedy::NotServed,
-        403 if kind == Kind::ServiceCidr => Remedy::Denied,
+        404 if kind == ObjectKind::ServiceCidr => Remedy::NotServed,
+        403 if kind == ObjectKind::ServiceCidr => Remedy::Denied,
         // The parameters of streaming lists are invalid, or a bad request, to a server
         // without them.
         400 | 422 if in_streaming_list => Remedy::ListPages,

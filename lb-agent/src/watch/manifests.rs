@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_control::model::event::{Event, Kind, Object};
+use lb_control::model::event::{Object, ObjectEvent, ObjectKind};
 use notify::{
     RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind},
@@ -134,7 +134,11 @@ impl Problems {
 ///
 /// # Errors
 /// If the directory cannot be read or watched at the start; later faults go to `problems`.
-pub async fn watch(dir: PathBuf, sender: Sender<Event>, problems: Problems) -> Result<(), Error> {
+pub async fn watch(
+    dir: PathBuf,
+    sender: Sender<ObjectEvent>,
+    problems: Problems,
+) -> Result<(), Error> {
     let (notices, inbox) = mpsc::channel();
     let stop = StopOnDrop(notices.clone());
     let closed = sender.clone();
@@ -175,7 +179,7 @@ struct Reader {
     watcher: notify::RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
     store: Store,
-    sender: Sender<Event>,
+    sender: Sender<ObjectEvent>,
     problems: Problems,
     missing: Option<ManifestError>,
     /// Hashes of texts that wait for a second look.
@@ -200,7 +204,7 @@ impl Reader {
     fn new(
         dir: PathBuf,
         notices: mpsc::Sender<Notice>,
-        sender: Sender<Event>,
+        sender: Sender<ObjectEvent>,
         problems: Problems,
     ) -> Result<Self, Error> {
         let root = std::path::absolute(&dir)
@@ -266,12 +270,12 @@ impl Reader {
     fn first_lists(&mut self) -> Result<(), Closed> {
         let mut files = BTreeSet::new();
         self.walk(&self.root.clone(), &mut files);
-        let mut lists: BTreeMap<Kind, Vec<Object>> =
-            Kind::ALL.into_iter().map(|kind| (kind, Vec::new())).collect();
+        let mut lists: BTreeMap<ObjectKind, Vec<Object>> =
+            ObjectKind::ALL.into_iter().map(|kind| (kind, Vec::new())).collect();
         for file in files {
             let (content, _) = self.content(&file);
             for event in self.put(&file, content) {
-                if let Event::Applied(object) = event {
+                if let ObjectEvent::Applied(object) = event {
                     lists.entry(object.kind()).or_default().push(object);
                 }
             }
@@ -279,7 +283,7 @@ impl Reader {
         self.show_problems();
         for (kind, objects) in lists {
             tracing::info!(%kind, objects = objects.len(), dir = %self.root.display(), "read manifests");
-            self.send(Event::Replaced(kind, objects))?;
+            self.send(ObjectEvent::Replaced(kind, objects))?;
         }
         Ok(())
     }
@@ -431,7 +435,7 @@ impl Reader {
         content(&self.root, self.relative(file))
     }
 
-    fn put(&mut self, file: &Path, content_now: Content) -> Vec<Event> {
+    fn put(&mut self, file: &Path, content_now: Content) -> Vec<ObjectEvent> {
         let reread = |file: &Path| match content(&self.root, file).0 {
             Content::Good(located) => located,
             Content::Bad(_) | Content::Gone => Vec::new(),
@@ -449,7 +453,7 @@ impl Reader {
         self.problems.replace(all.collect());
     }
 
-    fn send(&self, event: Event) -> Result<(), Closed> {
+    fn send(&self, event: ObjectEvent) -> Result<(), Closed> {
         self.sender.blocking_send(event).map_err(|_| Closed)
     }
 }

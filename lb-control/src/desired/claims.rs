@@ -12,7 +12,7 @@ use lb_common::abi::frontend::FrontendKind;
 
 use super::{Conflict, DesiredFrontend, FrontendAddress};
 
-/// Who asks for which front end.
+/// Who asks for which frontend.
 #[derive(Debug, Default)]
 pub struct Claims {
     services: HashMap<Arc<str>, (Age, Vec<DesiredFrontend>)>,
@@ -26,7 +26,7 @@ type Age = (bool, Option<Timestamp>);
 struct Claimants {
     owner: Arc<str>,
     /// Those that lost; hardly ever anybody.
-    #[expect(clippy::box_collection, reason = "8 bytes for each front end instead of 24")]
+    #[expect(clippy::box_collection, reason = "8 bytes for each frontend instead of 24")]
     losers: Option<Box<BTreeSet<Arc<str>>>>,
 }
 
@@ -63,7 +63,7 @@ impl Claims {
         self.services.get(service).map_or(&[], |(_, frontends)| frontends)
     }
 
-    /// Whether the Service has the front end.
+    /// Whether the Service has the frontend.
     pub fn is_owner(&self, service: &str, frontend: &FrontendAddress) -> bool {
         self.claimants.get(frontend).is_some_and(|claimants| *claimants.owner == *service)
     }

@@ -58,15 +58,15 @@ fn is_draining(endpoint: &Endpoint) -> bool {
 }
 
 /// Whether an endpoint's hints name this node, or its zone.
-type Names = fn(&Endpoint, Locality<'_>) -> bool;
+type HintTest = fn(&Endpoint, Locality<'_>) -> bool;
 
 /// What hints the ready endpoints are narrowed by, if by any.
-fn hinted(endpoints: &[&Endpoint], locality: Locality<'_>) -> Option<Names> {
+fn hinted(endpoints: &[&Endpoint], locality: Locality<'_>) -> Option<HintTest> {
     let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready);
     let all_carry = |has: fn(&Hints) -> bool| {
         ready().all(|endpoint| endpoint.hints.as_deref().is_some_and(has))
     };
-    let one_names = |names: Names| ready().any(|endpoint| names(endpoint, locality));
+    let one_names = |names: HintTest| ready().any(|endpoint| names(endpoint, locality));
     if all_carry(|hints| !hints.nodes.is_empty()) && one_names(names_node) {
         return Some(names_node);
     }

@@ -11,17 +11,17 @@ use crate::model::{
     service::{Port, Service},
 };
 
-/// The front end that stands for a ClusterIP as a whole.
+/// The frontend that stands for a ClusterIP as a whole.
 pub fn of_address(ip: IpAddr) -> DesiredFrontend {
     let at = FrontendAddress { ip, port: 0, protocol: 0 };
     DesiredFrontend { at, kind: FrontendKind::CLUSTER_IP_ADDRESS, flags: 0 }
 }
 
-/// The front ends of each port of a Service, in the family of its ClusterIP `ip`: those of
+/// The frontends of each port of a Service, in the family of its ClusterIP `ip`: those of
 /// a port in the order of addresses, and none twice. Where two ports ask for the same, the
 /// one that has it by its own number comes before the one that has it as a node port.
 ///
-/// A node port has one more front end, [of any node](super::FrontendAddress::is_of_any_node),
+/// A node port has one more frontend, [of any node](super::FrontendAddress::is_of_any_node),
 /// wherever it is served here: what clients ask another node for may be tunnelled to this one.
 pub fn of_ports(
     service: &Service,
@@ -71,7 +71,7 @@ fn external_ips(service: &Service, family: IpFamily) -> impl Iterator<Item = (Ip
 
 /// Who is let in where there are [`ranges`], in order. A process of a node that is let in may
 /// have the load balancer's address as its own, where the node holds that address.
-pub fn let_in(service: &Service, family: IpFamily, node: &BTreeSet<IpAddr>) -> Vec<IpNet> {
+pub fn allowed_clients(service: &Service, family: IpFamily, node: &BTreeSet<IpAddr>) -> Vec<IpNet> {
     let mut found: Vec<IpNet> = ranges(service, family).collect();
     if node.iter().any(|ip| found.iter().any(|range| range.contains(ip))) {
         let own = service.load_balancer_ips.iter().copied();

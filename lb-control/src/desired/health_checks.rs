@@ -55,7 +55,7 @@ pub struct Layout {
 
 impl Wanted {
     /// Decides who listens where. A port that several Services ask for is the older one's,
-    /// then that of the name which comes first, as with front ends.
+    /// then that of the name which comes first, as with frontends.
     pub fn layout(&self) -> Layout {
         let mut layout = Layout::default();
         let mut by_age: Vec<_> = self.checks.iter().collect();

@@ -27,7 +27,7 @@ pub fn covered(settings: &Settings) -> Vec<IpNet> {
 
 /// The prefixes of one family: the first so many are ServiceCIDRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gate {
+pub struct ServicePrefixes {
     /// All prefixes, at most [`MAX_PREFIXES`].
     pub prefixes: Vec<IpNet>,
     /// How many of them are ServiceCIDRs.
@@ -36,12 +36,12 @@ pub struct Gate {
 
 /// Covers the ServiceCIDRs exactly, and the addresses outside of them and what was covered
 /// before as narrowly as the number of prefixes allows.
-pub fn gate(
+pub fn choose(
     service_cidrs: &[IpNet],
     addresses: &[IpAddr],
     covered: &[IpNet],
     family: IpFamily,
-) -> Gate {
+) -> ServicePrefixes {
     let of_family = |net: &IpNet| IpFamily::of(net.addr()) == family;
     let own = service_cidrs.iter().copied().filter(of_family).collect();
     let mut prefixes: Vec<IpNet> = IpNet::aggregate(&own);
@@ -57,7 +57,7 @@ pub fn gate(
     let service_cidrs = prefixes.len();
     let outside = IpNet::aggregate(&outside);
     prefixes.extend(IpNet::aggregate(&cover(outside, MAX_PREFIXES - service_cidrs)));
-    Gate { prefixes, service_cidrs }
+    ServicePrefixes { prefixes, service_cidrs }
 }
 
 /// At most `count` prefixes that cover `nets`: the tree of the addresses is cut where

@@ -15,26 +15,26 @@ use lb_common::balance::track;
 
 use super::{
     DesiredFrontend, NodeFacts,
-    service_prefixes::{self, Gate},
+    service_prefixes::{self, ServicePrefixes},
 };
 use crate::model::{
     IpFamily,
     source_ports::{FIRST_SOURCE_PORT, MIN_SOURCE_PORTS, NODE_PORTS},
 };
 
-/// What Services ask for, counted by how many front ends ask for it.
+/// What Services ask for, counted by how many frontends ask for it.
 #[derive(Clone, Debug, Default)]
 pub struct InUse {
     /// ClusterIPs, load balancers' addresses and external IPs.
     addresses: BTreeMap<IpAddr, usize>,
     /// Node ports.
     node_ports: BTreeMap<u16, usize>,
-    /// How many of the front ends are for clients outside the cluster.
+    /// How many of the frontends are for clients outside the cluster.
     external: usize,
 }
 
 impl InUse {
-    /// Counts a front end; tells whether the settings may differ by it.
+    /// Counts a frontend; tells whether the settings may differ by it.
     pub fn add(&mut self, frontend: &DesiredFrontend) -> bool {
         let is_first = self.external == 0 && !frontend.kind.is_internal();
         self.external += usize::from(!frontend.kind.is_internal());
@@ -83,7 +83,8 @@ pub fn settings(
 ) -> Settings {
     let addresses: Vec<IpAddr> = in_use.addresses.keys().copied().collect();
     let covered = service_prefixes::covered(before);
-    let gate = |family| service_prefixes::gate(service_cidrs, &addresses, &covered, family);
+    let service_prefixes =
+        |family| service_prefixes::choose(service_cidrs, &addresses, &covered, family);
     let ipv4_addresses = facts.addresses.iter().filter_map(|ip| match ip {
         IpAddr::V4(ip) => Some(Address4::from(*ip)),
         IpAddr::V6(_) => None,
@@ -99,11 +100,21 @@ pub fn settings(
     Settings {
         ipv4: FamilySettings {
             node_source: facts.node_source4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-            ..family_settings(&gate(IpFamily::V4), &facts.pod_prefixes, ipv4_addresses, prefix4)
+            ..family_settings(
+                &service_prefixes(IpFamily::V4),
+                &facts.pod_prefixes,
+                ipv4_addresses,
+                prefix4,
+            )
         },
         ipv6: FamilySettings {
             node_source: facts.node_source6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
-            ..family_settings(&gate(IpFamily::V6), &facts.pod_prefixes, ipv6_addresses, prefix6)
+            ..family_settings(
+                &service_prefixes(IpFamily::V6),
+                &facts.pod_prefixes,
+                ipv6_addresses,
+                prefix6,
+            )
         },
         lifetimes: track::lifetimes(&facts.timeouts),
         ticks_per_second: facts.ticks_per_second,
@@ -125,18 +136,18 @@ fn prefix6(net: &IpNet) -> Option<Prefix<Address6>> {
 }
 
 fn family_settings<A: Address>(
-    gate: &Gate,
+    chosen: &ServicePrefixes,
     pod_prefixes: &[IpNet],
     addresses: impl Iterator<Item = A>,
     prefix: impl Fn(&IpNet) -> Option<Prefix<A>>,
 ) -> FamilySettings<A> {
     let mut settings = FamilySettings {
-        service_prefix_count: gate.prefixes.len() as u32,
-        service_cidr_count: gate.service_cidrs as u32,
+        service_prefix_count: chosen.prefixes.len() as u32,
+        service_cidr_count: chosen.service_cidrs as u32,
         ..FamilySettings::default()
     };
     for (slot, prefix) in
-        settings.service_prefixes.iter_mut().zip(gate.prefixes.iter().filter_map(&prefix))
+        settings.service_prefixes.iter_mut().zip(chosen.prefixes.iter().filter_map(&prefix))
     {
         *slot = prefix;
     }

@@ -90,12 +90,12 @@ impl Blocks {
     }
 
     /// Takes a block back that packets may still read.
-    pub fn release(&mut self, block: Block) {
-        self.quarantine.release(block);
+    pub fn free_after_grace(&mut self, block: Block) {
+        self.quarantine.add(block);
     }
 
     /// Takes a block back that no packet ever saw.
-    pub fn give_back(&mut self, block: Block) {
+    pub fn free_at_once(&mut self, block: Block) {
         let (mut start, mut order) = (block.start, usize::from(block.order));
         while order + 1 < ORDERS && self.free[order].remove(&(start ^ (1 << order))) {
             start &= !(1 << order);
@@ -112,7 +112,7 @@ impl Blocks {
             let above = free.split_off(&end);
             for start in std::mem::replace(free, above) {
                 if order == 0 || start + (1 << order) <= end {
-                    self.quarantine.release(Block { start, order: order as u8 });
+                    self.quarantine.add(Block { start, order: order as u8 });
                 } else {
                     self.free[order - 1].extend([start, start + (1 << (order - 1))]);
                 }
@@ -122,9 +122,9 @@ impl Blocks {
 
     /// Makes the blocks available whose grace period is over; tells whether there were
     /// any.
-    pub fn settle(&mut self, now: u64, grace: u64) -> bool {
-        let due = self.quarantine.settle(now, grace);
-        due.iter().for_each(|block| self.give_back(*block));
+    pub fn reclaim(&mut self, now: u64, grace: u64) -> bool {
+        let due = self.quarantine.expire(now, grace);
+        due.iter().for_each(|block| self.free_at_once(*block));
         !due.is_empty()
     }
 

@@ -13,7 +13,7 @@ use k8s_openapi::{
 
 /// The kinds of object that the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ObjectKind {
     /// Service.
     Service,
     /// EndpointSlice.
@@ -24,7 +24,7 @@ pub enum Kind {
     ServiceCidr,
 }
 
-impl Kind {
+impl ObjectKind {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
 
@@ -53,7 +53,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ObjectKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }
@@ -74,12 +74,12 @@ pub enum Object {
 
 impl Object {
     /// The kind of the object.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ObjectKind {
         match self {
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::Node(_) => Kind::Node,
-            Self::ServiceCidr(_) => Kind::ServiceCidr,
+            Self::Service(_) => ObjectKind::Service,
+            Self::EndpointSlice(_) => ObjectKind::EndpointSlice,
+            Self::Node(_) => ObjectKind::Node,
+            Self::ServiceCidr(_) => ObjectKind::ServiceCidr,
         }
     }
 
@@ -158,12 +158,12 @@ impl fmt::Display for ObjectName {
 
 /// A change of what the source holds.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum ObjectEvent {
     /// The complete list of a kind: every other object of the kind is gone. The first
     /// one of each kind tells that the kind is known at all.
-    Replaced(Kind, Vec<Object>),
+    Replaced(ObjectKind, Vec<Object>),
     /// An object was created or changed.
     Applied(Object),
     /// An object was deleted.
-    Deleted(Kind, ObjectName),
+    Deleted(ObjectKind, ObjectName),
 }

@@ -19,10 +19,10 @@ use lb_common::abi::{
 };
 
 use super::{
-    BackendEntry, Planner, Strays, family_index,
+    BackendEntry, Orphans, Planner, family_index,
     frontends::Frontends,
     held::{FIRST_BACKEND, HeldBackend, HeldPort, HeldSet, Ids},
-    nodes::Nodes,
+    nodes::HeldNodes,
     ranges::Ranges,
 };
 use crate::{
@@ -60,7 +60,7 @@ impl Planner {
         let families = [IpFamily::V4, IpFamily::V6];
         let known = |number: usize| {
             let known =
-                entries[number].iter().map(|(_, entry)| know(entry, families[number], &owners));
+                entries[number].iter().map(|(_, entry)| classify(entry, families[number], &owners));
             Numbers::adopt(FIRST_BACKEND, limits[number], known)
         };
         let ids = Ids {
@@ -69,11 +69,11 @@ impl Planner {
             blocks,
             capacity,
         };
-        let (frontends, stray_frontends) = adopt_frontends(state, &capacity, &mut held);
-        let (ranges, stray_ranges) = adopt_ranges(state, &capacity, &mut held);
-        let strays = Strays { frontends: stray_frontends, ranges: stray_ranges };
-        let nodes = Nodes::new(state.nodes(), [capacity.nodes4, capacity.nodes6]);
-        Self { grace, ids, held, frontends, ranges, nodes, strays, settings: state.settings }
+        let (frontends, orphan_frontends) = adopt_frontends(state, &capacity, &mut held);
+        let (ranges, orphan_ranges) = adopt_ranges(state, &capacity, &mut held);
+        let orphans = Orphans { frontends: orphan_frontends, ranges: orphan_ranges };
+        let nodes = HeldNodes::new(state.nodes(), [capacity.nodes4, capacity.nodes6]);
+        Self { grace, ids, held, frontends, ranges, nodes, orphans, settings: state.settings }
     }
 }
 
@@ -148,7 +148,7 @@ fn owned_backends(
     let mut owned: HashMap<u32, Vec<HeldBackend>> = HashMap::with_capacity(owners.len());
     for (family, entries) in [IpFamily::V4, IpFamily::V6].into_iter().zip(entries) {
         for (id, entry) in entries {
-            if *id < FIRST_BACKEND || know(entry, family, owners) != Known::Used {
+            if *id < FIRST_BACKEND || classify(entry, family, owners) != Known::Used {
                 continue;
             }
             owned.entry(entry.service).or_default().push(HeldBackend {
@@ -166,13 +166,13 @@ fn owned_backends(
     owned
 }
 
-fn know(entry: &BackendEntry, family: IpFamily, owners: &HashMap<u32, IpFamily>) -> Known {
+fn classify(entry: &BackendEntry, family: IpFamily, owners: &HashMap<u32, IpFamily>) -> Known {
     if entry.ip.is_unspecified() {
         Known::Free(entry.generation)
     } else if owners.get(&entry.service) == Some(&family) {
         Known::Used
     } else {
-        Known::Released(entry.generation.wrapping_add(1))
+        Known::JustFreed(entry.generation.wrapping_add(1))
     }
 }
 
@@ -190,13 +190,18 @@ fn adopt_services(
         } else if *entry == Service::default() {
             Known::Free(0)
         } else {
-            Known::Released(0)
+            Known::JustFreed(0)
         }
     });
     Numbers::adopt(0, capacity.services, known)
 }
 
 /// Adopts both sets of a service port and gives the end of its slots.
+///
+/// An id is in a set at most once. A slot that repeats an id is therefore faulty, like one
+/// with the id of another owner's backend, and the next plan overwrites it. Weights by
+/// repeated ids would have to change this, [`HeldBackend::slotted`] (one bit for each set)
+/// and the counts in [`reserve`](super::reserve).
 fn adopt_sets(port: &mut HeldPort, slots: &[u32], blocks: &mut Blocks) -> u32 {
     if port.key.protocol == 0 {
         return 0;
@@ -233,7 +238,7 @@ fn adopt_block(word: SlotRange, slots: u32, blocks: &mut Blocks) -> Option<Block
     blocks.reserve(block).then_some(block)
 }
 
-/// The front ends, and those that lead to no service port that is held.
+/// The frontends, and those that lead to no service port that is held.
 fn adopt_frontends(
     state: &PinnedState,
     capacity: &Capacity,

@@ -7,7 +7,7 @@ use lb_common::abi::frontend::Frontend;
 use super::family_index;
 use crate::desired::{DesiredFrontend, FrontendAddress};
 
-/// The front ends that the maps hold, with the service port each leads to.
+/// The frontends that the maps hold, with the service port each leads to.
 #[derive(Debug, Default)]
 pub(crate) struct Frontends {
     pub(crate) entries: HashMap<FrontendAddress, Frontend>,
@@ -19,7 +19,7 @@ pub(crate) struct Frontends {
 
 impl Frontends {
     /// Those that still lead to `owner` lead nowhere any more.
-    pub(crate) fn lead_away(&mut self, frontends: &[FrontendAddress], owner: u32) {
+    pub(crate) fn remove_owned_by(&mut self, frontends: &[FrontendAddress], owner: u32) {
         for at in frontends {
             let Some(held) = self.entries.get(at).copied() else { continue };
             if held.service == owner {
@@ -30,7 +30,7 @@ impl Frontends {
         }
     }
 
-    pub(crate) fn lead_to(&mut self, frontends: &[DesiredFrontend], owner: u32) {
+    pub(crate) fn set_owner(&mut self, frontends: &[DesiredFrontend], owner: u32) {
         for DesiredFrontend { at, kind, flags } in frontends {
             let new = Frontend { service: owner, kind: *kind, flags: *flags, zero: 0 };
             let held = self.entries.get(at).copied();

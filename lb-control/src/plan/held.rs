@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::abi::service::Service;
+use lb_common::abi::{
+    backend::{IN_CLUSTER_SET, IN_LOCAL_SET},
+    service::Service,
+};
 
 use crate::{
     desired::{FrontendAddress, PortKey},
@@ -11,10 +14,14 @@ use crate::{
         Numbers,
         slots::{Block, Blocks},
     },
+    model::IpFamily,
 };
 
 /// The first backend id that is handed out. A slot that holds 0 was never used.
 pub const FIRST_BACKEND: u32 = 1;
+
+/// The bits of [`HeldPort::sets`].
+pub(super) const SETS: [u8; 2] = [IN_CLUSTER_SET, IN_LOCAL_SET];
 
 /// What is still to be had of each map.
 #[derive(Debug)]
@@ -42,10 +49,18 @@ pub struct HeldPort {
     pub sets: [HeldSet; 2],
     /// The backends, in the order of addresses.
     pub backends: Vec<HeldBackend>,
-    /// The front ends that were made to lead here; another may have taken one over.
+    /// The frontends that were made to lead here; another may have taken one over.
     pub frontends: Vec<FrontendAddress>,
-    /// The clients that ranged front ends let in, in order.
+    /// The clients that ranged frontends let in, in order.
     pub ranges: Vec<IpNet>,
+}
+
+/// The position of a family in a pair of maps.
+pub(super) fn family_number(family: IpFamily) -> usize {
+    match family {
+        IpFamily::V4 => 0,
+        IpFamily::V6 => 1,
+    }
 }
 
 /// A set of a service port, as slots.

@@ -3,16 +3,16 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{Action, Draft, NOBODY, Op, family_index};
+use super::{Draft, NO_OWNER, Op, Write, family_index};
 
 /// What NODES4 and NODES6 hold.
 #[derive(Debug)]
-pub(super) struct Nodes {
+pub(super) struct HeldNodes {
     held: BTreeSet<IpAddr>,
     limits: [u32; 2],
 }
 
-impl Nodes {
+impl HeldNodes {
     pub(super) fn new(held: impl IntoIterator<Item = IpAddr>, limits: [u32; 2]) -> Self {
         Self { held: held.into_iter().collect(), limits }
     }
@@ -21,12 +21,12 @@ impl Nodes {
     /// all, and gives how many found none. Others go last, unless it is their room that is
     /// needed.
     pub(super) fn program(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
-        let op = |action| Op { owner: NOBODY, action };
+        let op = |write| Op { owner: NO_OWNER, write };
         let gone: Vec<IpAddr> = self.held.difference(wanted).copied().collect();
         let is_short =
             self.counts_with(wanted).iter().zip(self.limits).any(|(n, limit)| *n > limit);
         let phase = if is_short { &mut draft.withdraw } else { &mut draft.retire };
-        phase.extend(gone.iter().map(|ip| op(Action::DeleteNode(*ip))));
+        phase.extend(gone.iter().map(|ip| op(Write::DeleteNode(*ip))));
         self.held.retain(|ip| wanted.contains(ip));
         let mut counts = self.counts_with(&BTreeSet::new());
         let mut left_out = 0;
@@ -41,7 +41,7 @@ impl Nodes {
             }
             counts[family] += 1;
             self.held.insert(*ip);
-            draft.withdraw.push(op(Action::InsertNode(*ip)));
+            draft.withdraw.push(op(Write::InsertNode(*ip)));
         }
         left_out
     }

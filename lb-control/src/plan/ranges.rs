@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::{Action, Draft, Op, family_index, held::HeldPort};
+use super::{Draft, Op, Write, family_index, held::HeldPort};
 
 /// How full RANGES4 and RANGES6 are. What a plan deletes goes last: until the plan is done
 /// it takes room.
@@ -24,7 +24,7 @@ impl Ranges {
         }
         for range in wanted.iter().filter(|range| port.ranges.binary_search(range).is_err()) {
             self.counts[family_index(range.addr())] += 1;
-            draft.stage.push(Op { owner: port.index, action: Action::InsertRange(*range) });
+            draft.stage.push(Op { owner: port.index, write: Write::InsertRange(*range) });
         }
         let held = std::mem::replace(&mut port.ranges, wanted.to_vec());
         let gone: Vec<_> =
@@ -35,11 +35,11 @@ impl Ranges {
     pub(crate) fn delete(&mut self, phase: &mut Vec<Op>, owner: u32, ranges: &[IpNet]) {
         for range in ranges {
             self.leaving[family_index(range.addr())] += 1;
-            phase.push(Op { owner, action: Action::DeleteRange(*range) });
+            phase.push(Op { owner, write: Write::DeleteRange(*range) });
         }
     }
 
-    pub(crate) fn settle(&mut self) {
+    pub(crate) fn commit(&mut self) {
         for (count, leaving) in self.counts.iter_mut().zip(&mut self.leaving) {
             self.has_more_room |= *leaving > 0;
             *count -= std::mem::take(leaving);

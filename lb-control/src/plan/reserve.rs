@@ -4,8 +4,7 @@
 use super::{
     family_index,
     frontends::Frontends,
-    held::{HeldBackend, HeldPort, Ids},
-    port::{SETS, family_number},
+    held::{HeldBackend, HeldPort, Ids, SETS, family_number},
     ranges::Ranges,
 };
 use crate::{
@@ -61,7 +60,7 @@ pub(super) fn diff(held: &[HeldBackend], desired: &[DesiredBackend]) -> Diff {
 
 /// A map that is full.
 #[derive(Debug)]
-pub(crate) struct Full {
+pub(crate) struct FullMap {
     pub(super) map: &'static str,
     pub(super) limit: u32,
     pub(super) flag: &'static str,
@@ -73,7 +72,7 @@ pub(crate) fn reserve(
     (frontends, ranges): (&Frontends, &Ranges),
     held: &[HeldPort],
     desired: &[DesiredPort],
-) -> Result<Vec<Matched>, Full> {
+) -> Result<Vec<Matched>, FullMap> {
     let mut matched = Vec::with_capacity(desired.len());
     for port in desired {
         let held_at = held.binary_search_by(|held| held.key.cmp(&port.key)).ok();
@@ -94,8 +93,12 @@ pub(crate) fn reserve(
             Some(blocks) => matched[position].blocks = blocks,
             None => {
                 let taken = matched.iter().flat_map(|matched| matched.blocks).flatten();
-                taken.for_each(|block| ids.blocks.give_back(block));
-                return Err(Full { map: "SLOTS", limit: ids.capacity.slots, flag: "--max-slots" });
+                taken.for_each(|block| ids.blocks.free_at_once(block));
+                return Err(FullMap {
+                    map: "SLOTS",
+                    limit: ids.capacity.slots,
+                    flag: "--max-slots",
+                });
             }
         }
     }
@@ -106,11 +109,11 @@ pub(crate) fn check_counts(
     ids: &Ids,
     desired: &[DesiredPort],
     matched: &[Matched],
-) -> Result<(), Full> {
+) -> Result<(), FullMap> {
     let new_ports = matched.iter().filter(|matched| matched.held.is_none()).count();
     if new_ports > ids.services.available() {
         let limit = ids.capacity.services;
-        return Err(Full { map: "SERVICES", limit, flag: "--max-services" });
+        return Err(FullMap { map: "SERVICES", limit, flag: "--max-services" });
     }
     let capacity = &ids.capacity;
     let backend_maps = [("BACKENDS4", capacity.backends4), ("BACKENDS6", capacity.backends6)];
@@ -119,19 +122,19 @@ pub(crate) fn check_counts(
         let of_family = pairs.filter(|(port, _)| family_number(port.key.family) == family);
         let added: usize = of_family.map(|(_, matched)| matched.diff.added.len()).sum();
         if added > ids.backends[family].available() {
-            return Err(Full { map, limit, flag: "--max-backends" });
+            return Err(FullMap { map, limit, flag: "--max-backends" });
         }
     }
     Ok(())
 }
 
-/// Front ends are withdrawn before others open: the room of those that go counts.
+/// Frontends are withdrawn before others open: the room of those that go counts.
 pub(crate) fn check_frontends(
     frontends: &Frontends,
     held: &[HeldPort],
     desired: &[DesiredPort],
     family: usize,
-) -> Result<(), Full> {
+) -> Result<(), FullMap> {
     let wanted = || desired.iter().flat_map(|port| &port.frontends).map(|frontend| frontend.at);
     let is_new =
         |at: &FrontendAddress| family_index(at.ip) == family && frontends.owner(at).is_none();
@@ -146,7 +149,7 @@ pub(crate) fn check_frontends(
     let total = frontends.counts[family] + new;
     if new > 0 && total > limit as usize && total > limit as usize + lost() {
         let map = ["FRONTENDS4", "FRONTENDS6"][family];
-        return Err(Full { map, limit, flag: "--max-services" });
+        return Err(FullMap { map, limit, flag: "--max-services" });
     }
     Ok(())
 }
@@ -158,7 +161,7 @@ pub(crate) fn check_ranges(
     desired: &[DesiredPort],
     matched: &[Matched],
     family: usize,
-) -> Result<(), Full> {
+) -> Result<(), FullMap> {
     let new = |(port, matched): (&DesiredPort, &Matched)| {
         let held = matched.held.map_or(&[][..], |at| &held[at].ranges);
         let of_family = port.ranges.iter().filter(|range| family_index(range.addr()) == family);
@@ -168,7 +171,7 @@ pub(crate) fn check_ranges(
     let limit = ranges.limits[family];
     if new > 0 && ranges.counts[family] + new > limit as usize {
         let map = ["RANGES4", "RANGES6"][family];
-        return Err(Full { map, limit, flag: "--max-services" });
+        return Err(FullMap { map, limit, flag: "--max-services" });
     }
     Ok(())
 }
@@ -194,7 +197,7 @@ pub(crate) fn reserve_blocks(
         blocks[number] =
             roomy.or_else(|| if must { ids.blocks.allocate(order_of(length)) } else { None });
         if must && blocks[number].is_none() {
-            blocks.into_iter().flatten().for_each(|block| ids.blocks.give_back(block));
+            blocks.into_iter().flatten().for_each(|block| ids.blocks.free_at_once(block));
             return None;
         }
     }

@@ -1,4 +1,4 @@
-//! The addresses of all Nodes, by the names that endpoints call them by.
+//! The addresses of all NodeIndex, by the names that endpoints call them by.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -6,30 +6,30 @@ use std::{
     sync::Arc,
 };
 
-use crate::model::{IpFamily, Names, node::NodeAddresses};
+use crate::model::{IpFamily, SharedNames, node::NodeAddresses};
 
-/// All Nodes, as far as they are another node's business.
+/// All NodeIndex, as far as they are another node's business.
 #[derive(Debug, Default)]
-pub struct Nodes {
+pub struct NodeIndex {
     addresses: HashMap<Arc<str>, NodeAddresses>,
     /// The names of these and of those that endpoints are said to be on.
-    pub(super) names: Names,
-    /// Those whose [`Nodes::internal_ip`] changed since the last look.
+    pub(super) names: SharedNames,
+    /// Those whose [`NodeIndex::internal_ip`] changed since the last look.
     moved: HashSet<Arc<str>>,
 }
 
-impl Nodes {
+impl NodeIndex {
     /// The address of a family by which a node is reached, if it has one.
     pub fn internal_ip(&self, name: &str, family: IpFamily) -> Option<IpAddr> {
         self.addresses.get(name)?.internal_ip(family)
     }
 
-    /// InternalIP and ExternalIP addresses of all Nodes, in no order.
+    /// InternalIP and ExternalIP addresses of all NodeIndex, in no order.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.values().flat_map(|addresses| addresses.all.iter().copied())
     }
 
-    /// The names of all Nodes, in no order.
+    /// The names of all NodeIndex, in no order.
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.addresses.keys()
     }
@@ -58,7 +58,7 @@ impl Nodes {
         has_changed
     }
 
-    /// The names of the Nodes that are reached by another address, or by none, since the
+    /// The names of the NodeIndex that are reached by another address, or by none, since the
     /// last call.
     pub(super) fn take_moved(&mut self) -> HashSet<Arc<str>> {
         let moved = std::mem::take(&mut self.moved);

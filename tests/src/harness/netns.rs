@@ -18,13 +18,3 @@ pub mod actors;
 pub mod topology;
 pub mod traffic;
 pub mod words;
-
-/// `time` for a machine that is as fast as most: `LB_PATIENCE` times as long, for one that is
-/// emulated.
-pub(crate) fn patiently(time: std::time::Duration) -> std::time::Duration {
-    static FACTOR: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
-    let factor = FACTOR.get_or_init(|| {
-        std::env::var("LB_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-    });
-    time * *factor
-}

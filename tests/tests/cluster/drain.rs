@@ -15,6 +15,7 @@ use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cluster_ip};
 use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::wait::PATIENCE;
 
 /// The pod that terminates, on node 1, the one that takes over, and the clients' own.
 const OLD: &str = "old";
@@ -25,8 +26,6 @@ const NUMBER: u8 = 20;
 const MARK: u8 = 30;
 /// Longer than the test takes.
 const GRACE: Duration = Duration::from_secs(600);
-/// How long a change, or an answer, may take.
-const SEEN: Duration = Duration::from_secs(5);
 /// New connections over each way.
 const TRIES: usize = 6;
 /// Where the next datagram to be the first of its flow comes from; the kernel gives no such
@@ -53,8 +52,8 @@ struct Held {
 impl Way<'_> {
     fn open(&self) -> Result<Held> {
         let context = || format!("{} cannot be opened", self.what);
-        let tcp = self.from.open(Probe::tcp(self.tcp).timeout(SEEN)).with_context(context)?;
-        let udp = self.from.open(Probe::udp(self.udp).timeout(SEEN)).with_context(context)?;
+        let tcp = self.from.open(Probe::tcp(self.tcp).timeout(PATIENCE)).with_context(context)?;
+        let udp = self.from.open(Probe::udp(self.udp).timeout(PATIENCE)).with_context(context)?;
         Ok(Held { what: self.what.clone(), tcp, udp })
     }
 
@@ -80,23 +79,23 @@ fn by(answer: &Answer, server: &str) -> Result<()> {
 
 impl Held {
     fn check_tcp(&self, server: &str) -> Result<()> {
-        by(&self.tcp.exchange(&"x".repeat(LONG), SEEN)?, server)
+        by(&self.tcp.exchange(&"x".repeat(LONG), PATIENCE)?, server)
     }
 
     fn check_udp(&self, server: &str) -> Result<()> {
-        by(&self.udp.exchange("again", SEEN)?, server)
+        by(&self.udp.exchange("again", PATIENCE)?, server)
     }
 
     /// Waits until the flow is answered by another pod; until then it is by the old one.
     fn wait_moved(&self) -> Result<()> {
         let start = Instant::now();
         loop {
-            let answer = self.udp.exchange("again", Duration::from_millis(500))?;
+            let answer = self.udp.exchange("again", PATIENCE)?;
             if answer.name() == Some(NEW) {
                 return Ok(());
             }
             by(&answer, OLD)?;
-            ensure!(start.elapsed() < SEEN, "still {answer:?}");
+            ensure!(start.elapsed() < PATIENCE, "still {answer:?}");
         }
     }
 }
@@ -132,7 +131,7 @@ fn settle(world: &World) -> Result<()> {
 /// The old pod is deleted, with nobody beside it.
 fn terminate_alone(world: &mut World) -> Result<()> {
     world.plane.delete_pod("default", OLD, GRACE)?;
-    world.plane.wait_for_slice("default", "web", SEEN, |endpoints| {
+    world.plane.wait_for_slice("default", "web", PATIENCE, |endpoints| {
         let mut conditions = endpoints.iter().map(|one| (one.ready, one.serving, one.terminating));
         endpoints.len() == Family::ALL.len() && conditions.all(|all| all == (false, true, true))
     })?;

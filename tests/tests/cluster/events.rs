@@ -10,9 +10,8 @@ use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::wait::PATIENCE;
 use serde_json::{Value, json};
-
-const SEEN: Duration = Duration::from_secs(10);
 
 /// An Event as the tests look at it.
 #[derive(Debug, PartialEq)]
@@ -57,7 +56,7 @@ fn wait_events(world: &World, service: &str, count: usize) -> Result<Vec<Told>> 
             ensure!(told.len() == count, "{told:#?}");
             return Ok(told);
         }
-        ensure!(start.elapsed() < SEEN, "{count} Events were expected: {told:#?}");
+        ensure!(start.elapsed() < PATIENCE, "{count} Events were expected: {told:#?}");
         thread::sleep(Duration::from_millis(50));
     }
 }

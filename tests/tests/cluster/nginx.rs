@@ -17,6 +17,7 @@ use lb_tests::harness::netns::actors::process::Process;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cluster_ip};
 use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::wait::PATIENCE;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
@@ -35,8 +36,6 @@ const TARGET: u16 = 8443;
 /// What curl ends with for a handshake that is refused, and in silence.
 const NO_HANDSHAKE: i32 = 35;
 const TIMED_OUT: i32 = 28;
-/// How long a change may take to be seen.
-const SEEN: Duration = Duration::from_secs(10);
 /// The size of a download, and its rate in bytes a second: it takes some seconds.
 const DOWNLOAD: usize = 16 << 20;
 const RATE: &str = "4M";
@@ -62,7 +61,7 @@ impl Nginx {
         let start = Instant::now();
         while !nginx.path("nginx.pid").exists() {
             let ended = nginx.process.ended()?;
-            let in_time = ended.is_none() && start.elapsed() < SEEN;
+            let in_time = ended.is_none() && start.elapsed() < PATIENCE;
             ensure!(in_time, "nginx: {ended:?}\n{}{}", nginx.process.tail(), nginx.log("error"));
             thread::sleep(Duration::from_millis(5));
         }
@@ -87,7 +86,7 @@ impl Nginx {
     fn wait_line(&self, line: &str, before: usize) -> Result<()> {
         let start = Instant::now();
         while self.count(line) <= before {
-            ensure!(start.elapsed() < SEEN, "no new line {line:?} in\n{}", self.log("access"));
+            ensure!(start.elapsed() < PATIENCE, "no new line {line:?} in\n{}", self.log("access"));
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
@@ -96,7 +95,7 @@ impl Nginx {
     /// Ends it as soon as all answers are sent.
     fn stop(mut self) -> Result<String> {
         self.process.signal(Signal::SIGQUIT)?;
-        let status = self.process.wait(SEEN)?;
+        let status = self.process.wait(PATIENCE)?;
         ensure!(status.success(), "{status}\n{}", self.log("error"));
         Ok(self.log("access"))
     }
@@ -110,7 +109,7 @@ fn write_certificate(pod: &Host, directory: &Path) -> Result<()> {
     command.args(["-addext", &format!("subjectAltName=DNS:{SHOP}")]);
     command.arg("-keyout").arg(directory.join("key.pem"));
     command.arg("-out").arg(directory.join("certificate.pem"));
-    pod.output(command, SEEN).map(drop)
+    pod.output(command, PATIENCE).map(drop)
 }
 
 fn configuration(directory: &Path) -> String {
@@ -177,7 +176,7 @@ impl Client<'_> {
 
     fn fetch(&self, path: &str) -> Result<String> {
         let mut curl = self.curl(SHOP, path, &["--max-time", "5"])?;
-        let status = curl.wait(SEEN)?;
+        let status = curl.wait(PATIENCE)?;
         ensure!(status.success(), "{path}: {status}\n{}", curl.tail());
         Ok(curl.stdout())
     }
@@ -193,7 +192,7 @@ impl Client<'_> {
 
     fn check_ends(&self, host: &str, code: i32) -> Result<()> {
         let mut curl = self.curl(host, "/", &["--max-time", "1"])?;
-        let status = curl.wait(SEEN)?;
+        let status = curl.wait(PATIENCE)?;
         ensure!(status.code() == Some(code), "{status} instead of {code}\n{}", curl.tail());
         Ok(())
     }
@@ -245,7 +244,7 @@ fn check_restart(world: &mut World, nginx: &Nginx, rows: &mut Rows) -> Result<()
     let size = |family| fs::metadata(to(family)).map_or(0, |file| file.len());
     let start = Instant::now();
     while Family::ALL.into_iter().any(|family| size(family) == 0) {
-        ensure!(start.elapsed() < SEEN, "no download begins\n{}", downloads[0].tail());
+        ensure!(start.elapsed() < PATIENCE, "no download begins\n{}", downloads[0].tail());
         thread::sleep(Duration::from_millis(5));
     }
     world.take_agent(1)?.kill9()?;
@@ -256,7 +255,7 @@ fn check_restart(world: &mut World, nginx: &Nginx, rows: &mut Rows) -> Result<()
         rows.is_true("a download was over too early", download.ended()?.is_none());
     }
     for (family, mut download) in Family::ALL.into_iter().zip(downloads) {
-        let status = download.wait(Duration::from_secs(30))?;
+        let status = download.wait(4 * PATIENCE)?;
         ensure!(status.success(), "{family:?}: {status}\n{}", download.tail());
         let is_whole = fs::read(to(family))? == fs::read(nginx.path("download"))?;
         rows.is_true(format!("the download by {family:?} differs"), is_whole);

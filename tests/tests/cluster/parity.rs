@@ -15,12 +15,11 @@ use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip};
 use lb_tests::harness::netns::traffic::http::{self, Answer};
+use lb_tests::harness::wait::PATIENCE;
 use serde_json::{Value, json};
 
 const HEALTH: u16 = 10256;
 const METRICS: u16 = 10249;
-/// How soon both are to have seen a change.
-const SEEN: Duration = Duration::from_secs(20);
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// What lb answers otherwise on purpose: the path, and why.
@@ -72,7 +71,7 @@ impl Pair {
             if answers.as_ref().is_ok_and(is_met) {
                 return Ok(());
             }
-            ensure!(start.elapsed() < SEEN, "{request:?}: not {status} but {answers:#?}");
+            ensure!(start.elapsed() < PATIENCE, "{request:?}: not {status} but {answers:#?}");
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -189,7 +188,7 @@ fn health_and_liveness_are_told_as_kube_proxy_tells_them() -> Result<()> {
     pair.wait_status(&healthz, 503)?;
     pair.check_health(503, 200)?;
     pair.patch_nodes(&json!({"metadata": {"finalizers": null}}))?;
-    pair.world.kubectl(&["wait", "--for=delete", "node/node1", "node/node2", "--timeout=10s"])?;
+    pair.world.kubectl(&["wait", "--for=delete", "node/node1", "node/node2", "--timeout=30s"])?;
     pair.check_health(503, 200)?;
     for node in pair.world.cluster.nodes() {
         let addresses = node.addresses();
@@ -336,7 +335,7 @@ fn check_events(pair: &Pair, reason: &str) -> Result<()> {
         {
             return Ok(());
         }
-        ensure!(start.elapsed() < SEEN, "not the same from both: {told:#?}");
+        ensure!(start.elapsed() < PATIENCE, "not the same from both: {told:#?}");
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -360,7 +359,7 @@ fn events_are_those_of_kube_proxy_but_for_who_reports_them() -> Result<()> {
         let address = format!("--{server}-bind-address=0.0.0.0:{TAKEN}");
         pair.world.take_agent(1)?.terminate()?;
         let arguments = ["--bind-address-hard-fail", &address];
-        let ended = pair.world.spawn_agent(1, &arguments)?.process().wait(SEEN)?;
+        let ended = pair.world.spawn_agent(1, &arguments)?.process().wait(PATIENCE)?;
         ensure!(ended.code() == Some(1), "{ended}");
         let told = events(&pair, reason)?;
         let told = told.get("lb-agent").context("nothing was told")?;
@@ -464,7 +463,7 @@ fn metrics_that_kube_proxy_has_too_have_its_form() -> Result<()> {
         if told.iter().all(|lines| is_counted(lines)) {
             break;
         }
-        ensure!(start.elapsed() < SEEN, "no change of endpoints is counted: {told:#?}");
+        ensure!(start.elapsed() < PATIENCE, "no change of endpoints is counted: {told:#?}");
         thread::sleep(Duration::from_millis(50));
     }
     let [lb, kube_proxy] = pair.ask(&scrape)?;

@@ -9,14 +9,13 @@ use lb_tests::harness::controlplane::world::{PORT, World};
 use lb_tests::harness::echo::Probe;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::wait::PATIENCE;
 use nix::sys::signal::Signal;
 
 /// Longer than the API server takes to come back.
 const TRAFFIC: Duration = Duration::from_secs(120);
 /// Connections, or datagrams, a second.
 const RATE: u64 = 200;
-/// How soon all is as before.
-const SEEN: Duration = Duration::from_secs(20);
 /// How long the API server is away.
 const AWAY: Duration = Duration::from_secs(3);
 
@@ -67,7 +66,7 @@ fn an_api_server_that_restarts_loses_no_connection() -> Result<()> {
     let kinds = ["Service", "EndpointSlice", "Node", "ServiceCIDR"];
     for (node, kind) in [1, 2].into_iter().flat_map(|node| kinds.map(|kind| (node, kind))) {
         while lists(&mut world, node, kind)? < 2 {
-            ensure!(returned.elapsed() < SEEN, "node{node} does not list {kind} again");
+            ensure!(returned.elapsed() < PATIENCE, "node{node} does not list {kind} again");
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -103,6 +102,7 @@ fn an_agent_ends_at_once_although_its_server_hangs() -> Result<()> {
         let start = Instant::now();
         let status = world.take_agent(node)?.terminate()?;
         ensure!(status.success(), "node{node}: {status}");
+        ensure!(start.elapsed() < Duration::from_secs(10), "node{node} ended late");
         println!("node{node} ended after {:?}", start.elapsed());
     }
     world.signal_api_server(Signal::SIGCONT)

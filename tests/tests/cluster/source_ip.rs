@@ -15,6 +15,7 @@ use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cidr, cluster_ip};
 use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::wait::PATIENCE;
 
 /// The pod that serves, on node 1, and what selects it.
 const SERVER: &str = "server";
@@ -26,8 +27,7 @@ const NODES: [u8; 2] = [1, 2];
 const INSIDE: u8 = 20;
 const NODE_PORT: u8 = 21;
 const LOAD_BALANCER: u8 = 22;
-/// How long a change, or an answer, may take, and how long a client waits for none.
-const SEEN: Duration = Duration::from_secs(5);
+/// How long a client waits for an answer that is not to come.
 const SILENCE: Duration = Duration::from_millis(500);
 
 /// How packets reach a backend on another node, and whom that backend sees then.
@@ -67,7 +67,7 @@ impl FrontEnd {
 /// The server answers, and sees this client address.
 fn check_seen(from: &Host, to: FrontEnd, seen: IpAddr) -> Result<()> {
     let expected = Fetched::Answer { name: SERVER.to_owned(), client: seen };
-    let fetched = fetch(from, to.http, SEEN)?;
+    let fetched = fetch(from, to.http, PATIENCE)?;
     ensure!(fetched == expected, "{fetched:?} instead of {expected:?}");
     let answer = from.ask(Probe::udp(to.udp))?;
     let told = answer.client_address();
@@ -87,7 +87,7 @@ fn check_silence(from: &Host, to: FrontEnd) -> Result<()> {
 
 /// The client is refused at once: there is no endpoint on any node.
 fn check_refused(from: &Host, to: FrontEnd) -> Result<()> {
-    let fetched = fetch(from, to.http, SEEN)?;
+    let fetched = fetch(from, to.http, PATIENCE)?;
     ensure!(fetched == Fetched::Refused, "{fetched:?} instead of a refusal");
     let answer = from.ask(Probe::udp(to.udp).connected())?;
     ensure!(answer.error() == Some("ECONNREFUSED"), "UDP: {answer:?} instead of a refusal");

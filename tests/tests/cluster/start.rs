@@ -11,12 +11,11 @@ use lb_tests::harness::echo::Probe;
 use lb_tests::harness::netns::actors::agent::{self, Agent, cleanup};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::wait::PATIENCE;
 
 /// Connections a second while agents come and go.
 const RATE: u64 = 200;
 const TRAFFIC: Duration = Duration::from_secs(120);
-/// How long an agent may take to give up.
-const END: Duration = Duration::from_secs(10);
 
 /// The role without one resource.
 fn role_without(resource: &str) -> String {
@@ -76,7 +75,7 @@ fn a_kubeconfig_that_is_no_use_ends_the_agent_with_a_sentence() -> Result<()> {
         let case = path.display();
         let mut agent = Agent::spawn(&node, &agent::Options::kubeconfig(&path))?;
         let process = agent.process();
-        let status = process.wait(END)?;
+        let status = process.wait(PATIENCE)?;
         let said = process.stderr();
         let last = said.lines().last().unwrap_or_default();
         ensure!(status.code() == Some(1), "{case}: {status}: {said}");
@@ -137,7 +136,7 @@ fn rights_that_are_missing_are_named_and_do_not_stop_it() -> Result<()> {
     let start = Instant::now();
     world.plane.apply(include_str!("../../../manifests/rbac.yaml"))?;
     while !is_ready(&mut world)? {
-        ensure!(start.elapsed() < END, "not ready although it may read everything");
+        ensure!(start.elapsed() < PATIENCE, "not ready although it may read everything");
     }
     Ok(())
 }

@@ -9,11 +9,10 @@ use lb_tests::harness::controlplane::Options;
 use lb_tests::harness::controlplane::world::{PORT, World};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::cluster_ip;
+use lb_tests::harness::wait::PATIENCE;
 
 const LIMIT: Duration = Duration::from_secs(4);
 const HEALTH: u16 = 10256;
-/// How long what follows a limit may take, on a machine that has other work.
-const SEEN: Duration = Duration::from_secs(20);
 
 fn healthz(world: &mut World) -> Result<u16> {
     Ok(world.agent(1)?.http(HEALTH, "/healthz")?.0)
@@ -23,7 +22,7 @@ fn healthz(world: &mut World) -> Result<u16> {
 fn wait_status(world: &mut World, status: u16) -> Result<Duration> {
     let start = Instant::now();
     while healthz(world)? != status {
-        ensure!(start.elapsed() < SEEN, "not {status} after {SEEN:?}");
+        ensure!(start.elapsed() < PATIENCE, "not {status} after {PATIENCE:?}");
         thread::sleep(Duration::from_millis(20));
     }
     Ok(start.elapsed())

@@ -138,7 +138,7 @@ fn check_moving(
     let kept = world.endpoints(&others);
     let changed = world.endpoints(&[&first]).into_iter().filter_map(change.1);
     let endpoints: Vec<_> = kept.iter().cloned().chain(changed).collect();
-    world.publish_until(&sticky(), &endpoints, kept.len())?;
+    world.publish(&sticky(), &endpoints)?;
     let second = ask(client, STICKY, PORT, kind)?;
     rows.is_true(what(&format!("still {second}")), second != first);
     world.publish(&sticky(), &world.endpoints(&SERVERS))?;

@@ -13,31 +13,16 @@ use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::config_map::ConfigMap;
 use lb_tests::harness::netns::words::fronts::Front;
 use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::wait::PATIENCE;
 use serde_json::Value;
 
 const TYPE: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
-/// How soon an agent must act on a changed file.
-const SOON: Duration = Duration::from_secs(10);
-
 /// What an agent shows as its configuration.
 fn configz(agent: &Agent) -> Result<Value> {
     let (status, body) = agent.http(10249, "/configz")?;
     ensure!(status == 200, "{status} {body}");
     let mut all: Value = serde_json::from_str(&body)?;
     Ok(all["kubeproxy.config.k8s.io"].take())
-}
-
-/// Waits until the log of node 1's agent holds a text.
-fn wait_log(world: &mut World, text: &str) -> Result<()> {
-    let process = world.agent(1)?.process();
-    let deadline = std::time::Instant::now() + SOON;
-    while !process.stderr().contains(text) {
-        let ended = process.ended()?;
-        let in_time = ended.is_none() && std::time::Instant::now() < deadline;
-        ensure!(in_time, "no {text:?} in the log, ended: {ended:?}\n{}", process.tail());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }
 
 /// A sysctl of connection tracking, of the node's network namespace.
@@ -77,13 +62,13 @@ fn a_file_that_changes_ends_the_agent_if_it_is_valid_and_says_something_else() -
     ensure!(fs::read_to_string(score)?.trim() == "100");
 
     map.update(&[("config.conf", &file("conntrack: {maxPerCore: x}"))])?;
-    wait_log(&mut world, "conntrack.maxPerCore: expected an integer, found \"x\"")?;
+    world.agent(1)?.wait_log(&["conntrack.maxPerCore: expected an integer, found \"x\""])?;
     map.update(&[("config.conf", &file("# The same.\n{oomScoreAdj: 100, mode: ''}"))])?;
     map.update(&[("config.conf", &file("# The same.\noomScoreAdj: 100\nmode: ''"))])?;
-    wait_log(&mut world, "the configuration is valid again")?;
+    world.agent(1)?.wait_log(&["the configuration is valid again"])?;
     map.update(&[("config.conf", &file("oomScoreAdj: 200"))])?;
     let mut agent = world.take_agent(1)?;
-    let status = agent.process().wait(SOON)?;
+    let status = agent.process().wait(PATIENCE)?;
     let said = agent.process().stderr();
     let last = said.lines().last().unwrap_or_default();
     let expected =
@@ -108,7 +93,7 @@ fn the_node_s_connection_tracking_is_set_as_kube_proxy_sets_it() -> Result<()> {
         let options = Options::manifests(directory.path()).arguments(&SMALL_MAPS);
         let agent = Agent::spawn(&node, &options.arguments(arguments).argument("--init-only"))?;
         let mut agent = agent;
-        let status = agent.process().wait(SOON)?;
+        let status = agent.process().wait(PATIENCE)?;
         ensure!(status.success(), "{status}: {}", agent.process().tail());
         Ok(())
     };
@@ -181,7 +166,7 @@ fn kube_proxy_s_spelling_cleans_up_and_writes_the_configuration() -> Result<()> 
         let mut command: Command = agent::lb_agent()?;
         command.args(["run", "--hostname-override", "node1", "--bpf-dir"]).arg(node.bpf_dir());
         command.arg("--cgroup").arg(node.cgroup_tree().path()).args(arguments);
-        node.output(command, SOON)
+        node.output(command, PATIENCE)
     };
     let written = path.display().to_string();
     run(&["--write-config-to", &written, "--cleanup", "--cluster-cidr=10.244.0.0/16"])?;

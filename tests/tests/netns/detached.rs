@@ -4,20 +4,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::Answer;
-use lb_tests::harness::netns::actors::agent::cleanup;
+use lb_tests::harness::netns::actors::agent::{self, cleanup};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::wait::{PATIENCE, eventually};
+use nix::sys::signal::Signal;
 
 const SERVICE: u8 = 1;
-/// How soon a program is to be back.
-const BACK: Duration = Duration::from_secs(6);
-const COMMAND: Duration = Duration::from_secs(5);
 const HEALTH: u16 = 10256;
 const IS_BACK: &str = "detached by another program, and";
 
@@ -44,7 +42,7 @@ fn links(world: &World, end: &str) -> Result<Vec<PathBuf>> {
 fn run(world: &World, program: &str, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments);
-    world.cluster.node(1).output(command, COMMAND)
+    world.cluster.node(1).output(command, PATIENCE)
 }
 
 fn detach(world: &World, link: &Path) -> Result<()> {
@@ -71,21 +69,28 @@ fn ensure_lost(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Takes a program off and looks at what that means, while the agent cannot put it back.
+fn while_stopped(world: &mut World, act: impl FnOnce(&World) -> Result<()>) -> Result<()> {
+    world.agent(1)?.process().signal(Signal::SIGSTOP)?;
+    let outcome = act(world);
+    world.agent(1)?.process().signal(Signal::SIGCONT)?;
+    outcome
+}
+
 /// Waits until the agent has said so many times that something is back. It is healthy
 /// meanwhile.
 fn wait_back(world: &mut World, times: usize) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        let agent = world.agent(1)?;
+    let agent = world.agent(1)?;
+    let mut unhealthy = None;
+    eventually(|| {
         let (status, body) = agent.http(HEALTH, "/healthz")?;
-        ensure!(status == 200, "{body}");
+        unhealthy = (status != 200).then_some(body).or(unhealthy.take());
         let log = agent.process().stderr();
-        if log.matches(IS_BACK).count() >= times {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < BACK, "not back after {BACK:?}\n{log}");
-        thread::sleep(Duration::from_millis(20));
-    }
+        ensure!(log.matches(IS_BACK).count() >= times, "not back\n{log}");
+        Ok(())
+    })?;
+    ensure!(unhealthy.is_none(), "{unhealthy:?}");
+    Ok(())
 }
 
 #[test]
@@ -94,8 +99,10 @@ fn a_tcx_program_that_is_detached_is_back_within_seconds() -> Result<()> {
     ensure_served(&world)?;
     let pod = world.cluster.pod("a").host_device().to_owned();
     for (times, link) in links(&world, &format!("{pod}-ingress"))?.iter().enumerate() {
-        detach(&world, link)?;
-        ensure_lost(&world)?;
+        while_stopped(&mut world, |world| {
+            detach(world, link)?;
+            ensure_lost(world)
+        })?;
         wait_back(&mut world, times + 1)?;
         ensure_served(&world)?;
     }
@@ -110,13 +117,15 @@ fn an_xdp_program_that_is_detached_is_back_within_seconds() -> Result<()> {
         anyhow::Ok(told.contains("prog/xdp"))
     };
     ensure!(is_attached(&world)?);
-    detach(&world, &links(&world, "eth0-xdp_native")?[0])?;
-    ensure!(!is_attached(&world)?);
-    let start = Instant::now();
-    while !is_attached(&world)? {
-        ensure!(start.elapsed() < BACK, "not back after {BACK:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
+    while_stopped(&mut world, |world| {
+        detach(world, &links(world, "eth0-xdp_native")?[0])?;
+        ensure!(!is_attached(world)?);
+        Ok(())
+    })?;
+    eventually(|| {
+        ensure!(is_attached(&world)?, "not back");
+        Ok(())
+    })?;
     let (status, body) = world.agent(1)?.http(HEALTH, "/healthz")?;
     ensure!(status == 200, "{body}");
     Ok(())
@@ -132,7 +141,7 @@ fn a_pin_that_is_removed_is_back_and_no_packet_misses_its_program() -> Result<()
     }
     let start = Instant::now();
     while !pins.iter().all(|pin| pin.exists()) {
-        ensure!(start.elapsed() < BACK, "not pinned: {pins:?}");
+        ensure!(start.elapsed() < PATIENCE, "not pinned: {pins:?}");
         ensure_served(&world)?;
     }
     // And what is pinned is what is attached: the programs outlive the agent.
@@ -145,12 +154,16 @@ fn a_filter_that_is_deleted_is_back_within_seconds() -> Result<()> {
     let mut world = set_up(&["--socket-lb", "off", "--tc-attach", "clsact"])?;
     ensure_served(&world)?;
     let pod = world.cluster.pod("a").host_device().to_owned();
-    run(&world, "tc", &["filter", "del", "dev", &pod, "ingress"])?;
-    ensure_lost(&world)?;
+    while_stopped(&mut world, |world| {
+        run(world, "tc", &["filter", "del", "dev", &pod, "ingress"])?;
+        ensure_lost(world)
+    })?;
     wait_back(&mut world, 1)?;
     ensure_served(&world)?;
-    run(&world, "tc", &["qdisc", "del", "dev", &pod, "clsact"])?;
-    ensure_lost(&world)?;
+    while_stopped(&mut world, |world| {
+        run(world, "tc", &["qdisc", "del", "dev", &pod, "clsact"])?;
+        ensure_lost(world)
+    })?;
     wait_back(&mut world, 3)?;
     ensure_served(&world)
 }
@@ -159,9 +172,9 @@ fn a_filter_that_is_deleted_is_back_within_seconds() -> Result<()> {
 fn a_connect_hook_that_is_detached_is_back_within_seconds() -> Result<()> {
     let mut world = set_up(&["--socket-lb", "tcp"])?;
     // A connection that the hook has translated goes past the packet path.
-    let translated = |world: &mut World| {
-        let count = |world: &mut World| {
-            let counters = world.agent(1)?.get("counters")?;
+    let translated = |world: &World| {
+        let count = |world: &World| {
+            let counters = agent::get(&world.cluster.node(1), "counters")?;
             let rows = counters.as_array().cloned().unwrap_or_default();
             let rows = rows.into_iter().filter(|row| row["hook"] == "connect4");
             anyhow::Ok(rows.filter_map(|row| row["count"].as_u64()).sum::<u64>())
@@ -171,11 +184,14 @@ fn a_connect_hook_that_is_detached_is_back_within_seconds() -> Result<()> {
         ensure!(answer.name() == Some("b"), "{answer:?}");
         Ok(count(world)? - before)
     };
-    ensure!(translated(&mut world)? == 1);
-    detach(&world, &links(&world, "cgroup-connect4")?[0])?;
-    ensure!(translated(&mut world)? == 0, "the hook was not detached");
+    ensure!(translated(&world)? == 1);
+    while_stopped(&mut world, |world| {
+        detach(world, &links(world, "cgroup-connect4")?[0])?;
+        ensure!(translated(world)? == 0, "the hook was not detached");
+        Ok(())
+    })?;
     wait_back(&mut world, 1)?;
-    ensure!(translated(&mut world)? == 1);
+    ensure!(translated(&world)? == 1);
     Ok(())
 }
 
@@ -186,20 +202,17 @@ fn what_cannot_be_put_back_makes_the_proxy_unhealthy_and_is_named() -> Result<()
     // The agent is told to stay out of it: with the directory of its pins gone, nothing that
     // it attached would stay.
     cleanup(&node)?;
-    let start = Instant::now();
     let pod = world.cluster.pod("a").host_device().to_owned();
-    loop {
-        let agent = world.agent(1)?;
+    let agent = world.agent(1)?;
+    eventually(|| {
         let (status, _) = agent.http(HEALTH, "/healthz")?;
         let (alive, _) = agent.http(HEALTH, "/livez")?;
         let log = agent.process().stderr();
         let named = ["unhealthy", "connect-time hooks", "start the agent anew", &pod];
-        if (status, alive) == (503, 503) && named.iter().all(|text| log.contains(text)) {
-            break;
-        }
-        ensure!(start.elapsed() < BACK, "{status} {alive}\n{log}");
-        thread::sleep(Duration::from_millis(20));
-    }
+        let is_told = named.iter().all(|text| log.contains(text));
+        ensure!((status, alive) == (503, 503) && is_told, "{status} {alive}\n{log}");
+        Ok(())
+    })?;
     world.take_agent(1)?.terminate()?;
     world.start_agent(1)?;
     ensure_served(&world)

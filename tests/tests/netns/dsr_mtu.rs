@@ -28,7 +28,7 @@ const BULK: u16 = 9_000;
 
 const SOON: Duration = Duration::from_secs(5);
 /// How long a download may take.
-const DOWNLOADED: Duration = Duration::from_secs(20);
+const DOWNLOADED: Duration = Duration::from_secs(120);
 /// What devices let through that nobody has changed, and the longest frame of them.
 const ORDINARY: u16 = 1500;
 const ORDINARY_FRAME: usize = 1514;

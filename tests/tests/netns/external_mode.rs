@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::topology::cluster::Cluster;
@@ -101,9 +101,7 @@ fn check_all(flag: &str, expected: &[(Option<&str>, &str)]) -> Result<()> {
     rows.finish()?;
     let told =
         "metadata.annotations[lb-agent/external-mode]: \\\"tunnel\\\" is neither snat nor dsr";
-    let log = world.agent(1)?.process().stderr();
-    ensure!(log.contains(told), "{log}");
-    Ok(())
+    world.agent(1)?.wait_log(&[told])
 }
 
 #[test]

@@ -3,12 +3,12 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::world::{SMALL_MAPS, World};
+use lb_tests::harness::wait::PATIENCE;
 use serde_json::{Value, json};
 
 const NUMBER: u8 = 1;
@@ -19,7 +19,7 @@ const ADDED: &str = "172.18.7.7";
 fn run(world: &World, program: &str, arguments: &str) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments.split(' '));
-    world.cluster.node(1).output(command, Duration::from_secs(5))
+    world.cluster.node(1).output(command, PATIENCE)
 }
 
 /// A Service of both families with a node port, the address of a load balancer and an
@@ -54,11 +54,25 @@ fn outside(frontends: &Value) -> Vec<(String, String, bool)> {
     rows.filter(|(_, kind, _)| !kind.starts_with("cluster_ip") && kind != "any_node").collect()
 }
 
-/// The node ports of any node.
-fn of_any_node(world: &mut World) -> Result<Vec<Value>> {
-    let found = world.agent(1)?.get("frontends")?;
-    let rows = found.as_array().into_iter().flatten();
-    Ok(rows.filter(|row| row["kind"] == "any_node").map(|row| row["address"].clone()).collect())
+/// Waits until these are the node ports of any node.
+fn wait_any_node(world: &World, expected: &[&str]) -> Result<()> {
+    world.wait_until(|agent| {
+        let found = agent.get("frontends")?;
+        let rows = found.as_array().into_iter().flatten();
+        let rows = rows.filter(|row| row["kind"] == "any_node");
+        let rows: Vec<_> = rows.filter_map(|row| row["address"].as_str()).collect();
+        ensure!(rows == expected, "{rows:?} instead of {expected:?}");
+        Ok(())
+    })
+}
+
+/// Waits until a column of the Service's row has this value.
+fn wait_column(world: &World, column: &str, expected: &Value) -> Result<()> {
+    world.wait_until(|agent| {
+        let services = agent.get("services")?;
+        ensure!(services[0][column] == *expected, "{services}");
+        Ok(())
+    })
 }
 
 /// Waits until the agent has exactly these, in the order of `get`.
@@ -97,15 +111,14 @@ fn front_ends_follow_addresses_and_services() -> Result<()> {
         node_port(&node6),
     ];
     wait(&world, &all)?;
-    ensure!(of_any_node(&mut world)? == ["0.0.0.0:30080", "[::]:30080"]);
+    wait_any_node(&world, &["0.0.0.0:30080", "[::]:30080"])?;
 
     let ranges = json!({ "loadBalancerSourceRanges": [" 10.0.0.0/8", "2001:db8::/32"] });
     publish(&world, ranges)?;
     let mut closed = all;
     closed[3] = restricted;
     wait(&world, &closed)?;
-    let services = world.agent(1)?.get("services")?;
-    ensure!(services[0]["source_ranges"] == json!(["10.0.0.0/8"]), "{services}");
+    wait_column(&world, "source_ranges", &json!(["10.0.0.0/8"]))?;
 
     world.take_agent(1)?.kill9()?;
     let given = ["--nodeport-addresses", "172.18.0.0/16", "--cluster-cidr", "10.244.0.0/16"];
@@ -116,7 +129,7 @@ fn front_ends_follow_addresses_and_services() -> Result<()> {
     wait(&world, &[node_port(&node4), node_port(&added), external, restricted])?;
     run(&world, "ip", &format!("address del {ADDED}/32 dev eth0"))?;
     wait(&world, &[node_port(&node4), external, restricted])?;
-    ensure!(of_any_node(&mut world)? == ["0.0.0.0:30080", "[::]:30080"]);
+    wait_any_node(&world, &["0.0.0.0:30080", "[::]:30080"])?;
 
     publish(
         &world,
@@ -125,11 +138,9 @@ fn front_ends_follow_addresses_and_services() -> Result<()> {
         }),
     )?;
     wait(&world, &[])?;
-    ensure!(of_any_node(&mut world)?.is_empty());
-    let services = world.agent(1)?.get("services")?;
-    ensure!(services[0]["source_ranges"] == json!([]), "{services}");
-    ensure!(services[0]["frontends"] == json!([format!("{}:80", cluster_ip(NUMBER).v4)]));
-    Ok(())
+    wait_any_node(&world, &[])?;
+    wait_column(&world, "source_ranges", &json!([]))?;
+    wait_column(&world, "frontends", &json!([format!("{}:80", cluster_ip(NUMBER).v4)]))
 }
 
 #[test]
@@ -138,7 +149,5 @@ fn a_node_without_ports_for_others_flows_is_told_which_setting_to_change() -> Re
     world.take_agent(1)?.terminate()?;
     run(&world, "sysctl", "-w net.ipv4.ip_local_port_range=1024\t65535")?;
     world.start_agent(1)?;
-    let log = world.agent(1)?.process().stderr();
-    ensure!(log.contains("net.ipv4.ip_local_port_range (now 1024 65535)"), "{log}");
-    Ok(())
+    world.agent(1)?.wait_log(&["net.ipv4.ip_local_port_range (now 1024 65535)"])
 }

@@ -10,6 +10,7 @@ use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::Family;
 use lb_tests::harness::netns::words::fronts::{Front, SILENT};
 use lb_tests::harness::netns::words::world::{SMALL_MAPS, World};
+use lb_tests::harness::wait::PATIENCE;
 use serde_json::Value;
 
 /// The Services of the tests by number: what their addresses and node ports end with.
@@ -52,7 +53,7 @@ fn endpoints_are_told_by_their_condition_and_place() -> Result<()> {
     let mut endpoints = world.endpoints(&["b", "c"]);
     endpoints.extend(world.endpoints(&["d"]).into_iter().map(|endpoint| endpoint.terminating()));
     endpoints.extend(world.endpoints(&["a"]).into_iter().map(|endpoint| endpoint.not_ready()));
-    world.publish_until(&world.exposed("web", WEB), &endpoints, 4)?;
+    world.publish(&world.exposed("web", WEB), &endpoints)?;
     for family in Family::ALL {
         let row = row(&world, "default/web", family, "tcp")?;
         let told = [&row["ready"], &row["terminating"], &row["local"]];
@@ -127,7 +128,7 @@ fn starts_anew(world: &mut World) -> Result<()> {
     // An index is used again a second after it was given up.
     let mut taken = Vec::new();
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(5) {
+    while start.elapsed() < PATIENCE {
         world.publish(&world.exposed("next", NEXT), &[])?;
         taken = indices(world, "default/next")?;
         if taken.iter().any(|index| old.contains(index)) {

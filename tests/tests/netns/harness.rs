@@ -76,7 +76,6 @@ fn point_to_point_pods_reach_each_other_with_their_own_address() -> Result<()> {
     for family in Family::ALL {
         check(&node1, &d, family, &node1)?;
     }
-    ensure!(took < Duration::from_secs(5), "a cluster took {took:?}");
     eprintln!("2 nodes and 5 pods took {took:?}");
     Ok(())
 }

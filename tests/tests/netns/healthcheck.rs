@@ -5,7 +5,6 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,10 +16,9 @@ use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::manifests::{Endpoint, Service};
 use lb_tests::harness::netns::words::rows::Rows;
 use lb_tests::harness::netns::words::world::{SMALL_MAPS, World};
+use lb_tests::harness::wait::{PATIENCE, eventually};
 use serde_json::json;
 
-/// How long a change may take to be seen.
-const SEEN: Duration = Duration::from_secs(5);
 /// What curl ends with where nobody listens.
 const REFUSED: i32 = 7;
 
@@ -49,10 +47,10 @@ fn publish(world: &World, service: &Service, port: u16, endpoints: &[Endpoint]) 
 /// What curl says of a URL: status line, headers and body, or nothing where nobody listens.
 fn curl(from: &Host, to: SocketAddr) -> Result<Option<String>> {
     let mut command = Command::new("curl");
-    command.args(["--silent", "--show-error", "--include", "--max-time", "2"]);
+    command.args(["--silent", "--show-error", "--include", "--max-time", "10"]);
     command.arg(format!("http://{to}/healthz"));
     let mut process = from.spawn("curl", command)?;
-    let status = process.wait(SEEN)?;
+    let status = process.wait(PATIENCE)?;
     match status.code() {
         Some(0) => Ok(Some(process.stdout())),
         Some(REFUSED) => Ok(None),
@@ -82,15 +80,11 @@ fn without_date(answer: &str) -> String {
 
 /// Waits until curl is told this; `None` is that nobody listens.
 fn wait(from: &Host, to: SocketAddr, expected: Option<&str>) -> Result<()> {
-    let start = Instant::now();
-    loop {
+    eventually(|| {
         let told = curl(from, to)?.map(|told| without_date(&told));
-        if told.as_deref() == expected {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < SEEN, "{to} says {told:#?}, not {expected:#?}");
-        thread::sleep(Duration::from_millis(5));
-    }
+        ensure!(told.as_deref() == expected, "{to} says {told:#?}, not {expected:#?}");
+        Ok(())
+    })
 }
 
 /// Waits until the prober outside is told of so many endpoints on each node, in both families.
@@ -145,19 +139,6 @@ fn a_prober_is_told_of_ready_endpoints_on_each_node() -> Result<()> {
     rows.finish()
 }
 
-/// Waits until a line of the log of node 1's agent holds all of these words.
-fn wait_logged(world: &mut World, words: &[&str]) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        let log = world.agent(1)?.process().stderr();
-        if log.lines().any(|line| words.iter().all(|word| line.contains(word))) {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < SEEN, "no line of the log has {words:?}\n{log}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn a_port_that_is_taken_costs_no_other_service_anything() -> Result<()> {
     let mut world = set_up(&[])?;
@@ -173,14 +154,14 @@ fn a_port_that_is_taken_costs_no_other_service_anything() -> Result<()> {
         "node node1 failed to start healthcheck \\\"default/young\\\" on port {TAKEN}: listen tcp4"
     );
     let reason = "FailedToStartServiceHealthcheck";
-    wait_logged(&mut world, &[reason, &cause, "address already in use"])?;
+    world.agent(1)?.wait_log(&[reason, &cause, "address already in use"])?;
     check(&world, &mut rows, "beside one that failed", PORT, "web", [1, 1]);
     drop(strange);
     check(&world, &mut rows, "the port is free again", TAKEN, "young", [1, 1]);
 
     publish(&world, &young, PORT, &both)?;
     let cause = "the port belongs to the Service default/web";
-    wait_logged(&mut world, &[reason, "healthcheck \\\"default/young\\\"", cause])?;
+    world.agent(1)?.wait_log(&[reason, "healthcheck \\\"default/young\\\"", cause])?;
     check(&world, &mut rows, "asked for by two", PORT, "web", [1, 1]);
     world.manifests.delete(&world.service("web", NUMBER))?;
     check(&world, &mut rows, "left to the second", PORT, "young", [1, 1]);
@@ -192,25 +173,22 @@ fn listening(node: &Node, port: u16) -> Result<String> {
     let mut command = Command::new("ss");
     command.args(["--no-header", "--listening", "--numeric", "--tcp"]);
     command.args(["sport", "=", &format!(":{port}")]);
-    node.output(command, SEEN)
+    node.output(command, PATIENCE)
 }
 
 fn wait_listening(node: &Node, port: u16, address: &str, is_there: bool) -> Result<()> {
-    let start = Instant::now();
-    loop {
+    eventually(|| {
         let found = listening(node, port)?;
-        if found.contains(&format!(" {address}:{port} ")) == is_there {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < SEEN, "{address} should listen: {is_there}\n{found}");
-        thread::sleep(Duration::from_millis(5));
-    }
+        let is_met = found.contains(&format!(" {address}:{port} ")) == is_there;
+        ensure!(is_met, "{address} should listen: {is_there}\n{found}");
+        Ok(())
+    })
 }
 
 fn ip(node: &Node, arguments: &[&str]) -> Result<()> {
     let mut command = Command::new("ip");
     command.args(arguments);
-    node.output(command, SEEN).map(drop)
+    node.output(command, PATIENCE).map(drop)
 }
 
 #[test]
@@ -291,7 +269,7 @@ fn a_prober_that_lingers_does_not_hold_the_agent_up() -> Result<()> {
         for request in ["", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nHost: web\r\n\r\n"] {
             let to = node1.at(family, PORT);
             let prober = outside.netns().run(|| {
-                let mut stream = TcpStream::connect_timeout(&to, SEEN)?;
+                let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
                 stream.write_all(request.as_bytes())?;
                 Ok(stream)
             });
@@ -301,6 +279,7 @@ fn a_prober_that_lingers_does_not_hold_the_agent_up() -> Result<()> {
     let start = Instant::now();
     let status = world.take_agent(1)?.terminate()?;
     println!("ended {:?} after SIGTERM with {} probers", start.elapsed(), probers.len());
+    ensure!(start.elapsed() < Duration::from_secs(10), "it ended late");
     ensure!(status.code() == Some(0), "{status}");
     wait(world.cluster.outside(), node1.at(Family::V4, PORT), None)
 }

@@ -33,7 +33,7 @@ const LENGTH: u64 = 100 << 20;
 /// How long an answer, or an error, may take.
 const SOON: Duration = Duration::from_secs(5);
 /// How long a download may take.
-const DOWNLOADED: Duration = Duration::from_secs(20);
+const DOWNLOADED: Duration = Duration::from_secs(120);
 /// Smaller than any other MTU here, and as much as IPv6 needs.
 const SMALL: u16 = 1300;
 

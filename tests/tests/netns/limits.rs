@@ -15,10 +15,9 @@ use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::manifests::Endpoint;
 use lb_tests::harness::netns::words::rows::Rows;
 use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World, backends_of};
+use lb_tests::harness::wait::PATIENCE;
 use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
-
-const SEEN: Duration = Duration::from_secs(5);
 
 fn set_up(own: &[&str]) -> Result<World> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
@@ -28,9 +27,9 @@ fn set_up(own: &[&str]) -> Result<World> {
 }
 
 /// Polls until a condition is met.
-fn eventually(mut is_met: impl FnMut() -> Result<bool>) -> Result<bool> {
+fn is_eventually(mut is_met: impl FnMut() -> Result<bool>) -> Result<bool> {
     let start = Instant::now();
-    while start.elapsed() < SEEN {
+    while start.elapsed() < PATIENCE {
         if is_met()? {
             return Ok(true);
         }
@@ -51,7 +50,7 @@ fn answered(world: &World, number: u8) -> Result<Vec<bool>> {
     for family in Family::ALL {
         for transport in [Transport::Tcp, Transport::Udp] {
             let to = (cluster_ip(number).get(family), PORT).into();
-            let probe = Probe::new(transport, to).timeout(Duration::from_millis(100));
+            let probe = Probe::new(transport, to);
             answered.push(world.cluster.pod("a").ask(probe)?.name().is_some());
         }
     }
@@ -62,7 +61,7 @@ fn answered(world: &World, number: u8) -> Result<Vec<bool>> {
 fn run(node: &Node, mut command: Command, arguments: &[&str]) -> Result<(Option<i32>, String)> {
     command.args(arguments);
     let mut process = node.spawn_agent("command", command)?;
-    let status = process.wait(Duration::from_secs(10))?;
+    let status = process.wait(PATIENCE)?;
     Ok((status.code(), process.stderr()))
 }
 
@@ -173,7 +172,7 @@ fn mounts_that_are_not_there_are_made_or_done_without() -> Result<()> {
     command.arg(world.manifests.path()).arg("--cgroup").arg(node.cgroup_tree().path());
     command.args(SMALL_MAPS).arg("--bpf-dir").arg(&pins);
     let mut agent = node.spawn_agent("elsewhere", command)?;
-    let served = eventually(|| Ok(ask(&world, 1, PORT, Family::V4)?.is_some()))?;
+    let served = is_eventually(|| Ok(ask(&world, 1, PORT, Family::V4)?.is_some()))?;
     rows.is_true(format!("not served with a new bpffs: {}", agent.tail()), served);
     let said = agent.stderr();
     let is_told = said.lines().any(|line| line.contains("mounted") && line.contains("bpffs"));
@@ -181,7 +180,7 @@ fn mounts_that_are_not_there_are_made_or_done_without() -> Result<()> {
     agent.kill()?;
     let mut command = lb_agent()?;
     command.args(["cleanup", "--bpf-dir"]).arg(&pins);
-    node.output(command, SEEN)?;
+    node.output(command, PATIENCE)?;
     drop(guard);
 
     // No cgroup2 anywhere.
@@ -192,7 +191,7 @@ fn mounts_that_are_not_there_are_made_or_done_without() -> Result<()> {
     command.args(["run", "--hostname-override", "node1", "--manifests"]);
     command.arg(world.manifests.path()).arg("--bpf-dir").arg(node.bpf_dir()).args(SMALL_MAPS);
     let agent = node.spawn_agent("no-cgroup", command)?;
-    let served = eventually(|| Ok(ask(&world, 1, PORT, Family::V4)?.is_some()))?;
+    let served = is_eventually(|| Ok(ask(&world, 1, PORT, Family::V4)?.is_some()))?;
     rows.is_true(format!("not served without cgroup2: {}", agent.tail()), served);
     let said = agent.stderr();
     let is_told = |line: &str| line.contains("WARN") && line.contains("cgroup2");
@@ -210,7 +209,7 @@ fn fill(world: &mut World, flag: &str) -> Result<u8> {
         world.manifests.publish(&service, &world.endpoints(&["b"]))?;
         let name = service.name();
         let mut is_full = false;
-        let decided = eventually(|| {
+        let decided = is_eventually(|| {
             let agent = world.agent(1)?;
             let log = agent.process().stderr();
             is_full = log.lines().any(|line| {
@@ -251,7 +250,7 @@ fn check_full(world: &mut World, rows: &mut Rows, flag: &str, map: &str) -> Resu
     if flag != "--max-services" {
         let all = [world.endpoints(&["b"]), many].concat();
         world.manifests.endpoints(&first, &all)?;
-        let is_told = eventually(|| {
+        let is_told = is_eventually(|| {
             let log = world.agent(1)?.process().stderr();
             Ok(log.lines().any(|line| {
                 line.contains("default/s1 ") && line.contains(flag)
@@ -263,9 +262,9 @@ fn check_full(world: &mut World, rows: &mut Rows, flag: &str, map: &str) -> Resu
         rows.is_true(format!("{flag}: grown: {all:?}"), all.iter().all(|one| *one));
     }
     world.delete(&first)?;
-    let comes_in = eventually(|| Ok(answered(world, last)?.iter().all(|one| *one)))?;
+    let comes_in = is_eventually(|| Ok(answered(world, last)?.iter().all(|one| *one)))?;
     rows.is_true(format!("{flag}: it does not come in when there is room"), comes_in);
-    let healthy = eventually(|| Ok(world.agent(1)?.http(10256, "/livez")?.0 == 200))?;
+    let healthy = is_eventually(|| Ok(world.agent(1)?.http(10256, "/livez")?.0 == 200))?;
     rows.is_true(format!("{flag}: still unhealthy"), healthy);
     for number in 2..=last {
         world.manifests.delete(&world.service(&format!("s{number}"), number))?;
@@ -338,7 +337,7 @@ impl Objects<'_> {
     /// The port of a ClusterIP is served by `b`, soon.
     fn is_served(&mut self, what: &str, number: u8, port: u16) -> Result<()> {
         let world = &*self.world;
-        let served = eventually(|| Ok(ask(world, number, port, Family::V4)?.is_some()))?;
+        let served = is_eventually(|| Ok(ask(world, number, port, Family::V4)?.is_some()))?;
         self.rows.is_true(format!("{what}: port {port} is not served"), served);
         Ok(())
     }
@@ -352,7 +351,7 @@ impl Objects<'_> {
     /// The log has a line with all of these words.
     fn is_logged(&mut self, what: &str, words: &[&str]) -> Result<()> {
         let agent: &mut Agent = self.world.agent(1)?;
-        let found = eventually(|| {
+        let found = is_eventually(|| {
             let log = agent.process().stderr();
             Ok(log.lines().any(|line| words.iter().all(|word| line.contains(word))))
         })?;
@@ -365,7 +364,7 @@ impl Objects<'_> {
         let agent: &mut Agent = self.world.agent(1)?;
         let mut found = None;
         let name = format!("default/{name}");
-        let is_met = eventually(|| {
+        let is_met = is_eventually(|| {
             let services = agent.get("services")?;
             let row = services.as_array().into_iter().flatten().find(|row| {
                 row["name"].as_str().is_some_and(|text| text.split(':').next() == Some(&name))

@@ -2,7 +2,7 @@
 //! the node uses itself.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::{Probe, Transport};
@@ -13,9 +13,8 @@ use lb_tests::harness::netns::topology::plan::{Family, cidr, node_port};
 use lb_tests::harness::netns::traffic::foreign::{Foreign, Hook};
 use lb_tests::harness::netns::words::rows::Rows;
 use lb_tests::harness::netns::words::world::{SMALL_MAPS, TARGET, World};
+use lb_tests::harness::wait::{PATIENCE, eventually};
 
-/// How soon a change must be seen.
-const SEEN: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_millis(500);
 
 /// The Services by number: served from node 1 and from node 2.
@@ -58,27 +57,6 @@ fn check(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Tries until it is so.
-fn eventually(mut check: impl FnMut() -> Result<()>) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        match check() {
-            Err(_) if start.elapsed() < SEEN => std::thread::sleep(Duration::from_millis(5)),
-            result => return result,
-        }
-    }
-}
-
-fn wait_for_log(world: &mut World, words: &[&str]) -> Result<()> {
-    let agent = world.agent(1)?;
-    eventually(|| {
-        let said = agent.process().stderr();
-        let is_said = said.lines().any(|line| words.iter().all(|word| line.contains(word)));
-        ensure!(is_said, "no {words:?} in\n{said}");
-        Ok(())
-    })
-}
-
 #[test]
 fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
     let mut world = World::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
@@ -86,7 +64,7 @@ fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
     let first = world.agent(1)?.process().pid();
     let options = Options::manifests(world.manifests.path()).arguments(&SMALL_MAPS);
     let mut second = Agent::spawn(&node, &options)?;
-    let status = second.process().wait(SEEN)?;
+    let status = second.process().wait(PATIENCE)?;
     let said = second.process().stderr();
     let bpf_dir = node.bpf_dir().to_string_lossy().into_owned();
     let mut rows = Rows::default();
@@ -134,14 +112,14 @@ fn xdp_of_somebody_else_is_left_alone() -> Result<()> {
         cleanup(&node)?;
         let other = Foreign::load(Hook::Xdp)?.attach_device(node.netns(), "eth0")?;
         world.start_agent(1)?;
-        wait_for_log(&mut world, &["WARN", "eth0", "tc: another XDP program is attached"])?;
+        world.agent(1)?.wait_log(&["WARN", "eth0", "tc: another XDP program is attached"])?;
         check(&world)?;
         ensure!(other.runs()? > 0, "{mode}: the other program does not run");
         ensure!(taken_by_xdp(&world, "request")? == 0, "{mode}: ours runs beside it");
         world.take_agent(1)?.terminate()?;
         drop(other);
         world.start_agent(1)?;
-        wait_for_log(&mut world, &["INFO", "eth0", "handled by XDP"])?;
+        world.agent(1)?.wait_log(&["INFO", "eth0", "handled by XDP"])?;
         check(&world)?;
         ensure!(taken_by_xdp(&world, "request")? > 0, "{mode}: ours does not run");
     }
@@ -160,7 +138,7 @@ fn a_device_comes_back() -> Result<()> {
         let check_held = |when: &str| -> Result<()> {
             for (held, server) in held.iter().zip(["b", "c"]) {
                 let held = held.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
-                let answer = held.exchange(when, SEEN)?;
+                let answer = held.exchange(when, PATIENCE)?;
                 ensure!(answer.name() == Some(server), "{when}: {answer:?}");
             }
             Ok(())
@@ -184,7 +162,7 @@ fn checked(world: &World, xdp: &str) -> Result<String> {
     let mut command = lb_agent()?;
     command.args(["check", "--xdp", xdp, "--bpf-dir"]).arg(node.bpf_dir());
     command.arg("--cgroup").arg(node.cgroup_tree().path());
-    let said = node.output(command, SEEN)?;
+    let said = node.output(command, PATIENCE)?;
     let lines: Vec<&str> = said.lines().filter(|line| line.contains(" eth0: ")).collect();
     ensure!(lines.len() == 1, "not one line of eth0: {said}");
     Ok(lines[0].to_owned())
@@ -217,7 +195,7 @@ fn flows_show_the_source_that_they_go_on_with() -> Result<()> {
     let (node, outside) = (world.cluster.node(1).ip(Family::V4), world.cluster.outside());
     let to = at(&world, FAR, Family::V4);
     let held = outside.open(Probe::tcp(to))?;
-    let seen = held.exchange("who", SEEN)?.reached().map(|reached| reached.greeting.clone());
+    let seen = held.exchange("who", PATIENCE)?.reached().map(|reached| reached.greeting.clone());
     let seen = seen.context("no answer")?;
     ensure!(seen.client_address == node, "not from the node: {seen:?}");
     let flows = world.agent(1)?.get("flows")?;
@@ -244,7 +222,7 @@ fn node_ports_among_the_ports_of_the_nodes_own_sockets() -> Result<()> {
     world.take_agent(1)?.terminate()?;
     set_local_ports(&world, "1024 65535")?;
     world.start_agent(1)?;
-    wait_for_log(&mut world, &["WARN", "net.ipv4.ip_local_port_range", "1024 65535"])?;
+    world.agent(1)?.wait_log(&["WARN", "net.ipv4.ip_local_port_range", "1024 65535"])?;
     let outside = world.cluster.outside();
     let mut rows = Rows::default();
     for family in Family::ALL {

@@ -4,7 +4,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::{Probe, Transport};
@@ -16,6 +16,7 @@ use lb_tests::harness::netns::traffic::capture::{Capture, Captured, Checksum};
 use lb_tests::harness::netns::traffic::offload;
 use lb_tests::harness::netns::words::rows::Rows;
 use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World};
+use lb_tests::harness::wait::eventually;
 use nix::sys::socket::{setsockopt, sockopt};
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
@@ -322,17 +323,6 @@ fn datagrams_cross_as_one_packet() -> Result<()> {
         let is_several = |frame: &Captured| frame.segment == LENGTH;
         check_legs(&seen(&captures)?, ends, &ALL, is_several)
     })
-}
-
-/// Tries until it is so.
-fn eventually(mut check: impl FnMut() -> Result<()>) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        match check() {
-            Err(_) if start.elapsed() < SOON => std::thread::sleep(Duration::from_millis(5)),
-            result => return result,
-        }
-    }
 }
 
 /// Gives every device between the client and the backends another MTU.

@@ -2,7 +2,6 @@
 //! which client it sees, and who is turned away.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::{Probe, Transport};
@@ -14,9 +13,7 @@ use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cidr};
 use lb_tests::harness::netns::words::fronts::{Front, Got, SILENT, ask, kinds, try_rows};
 use lb_tests::harness::netns::words::rows::Rows;
 use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World};
-
-/// How soon a change must be seen.
-const SEEN: Duration = Duration::from_secs(5);
+use lb_tests::harness::wait::{PATIENCE, eventually};
 
 /// The Services of the tests by number: what their addresses and node ports end with.
 const NEAR: u8 = 1;
@@ -139,17 +136,6 @@ fn start_with(builder: Builder, mode: &str, more: &[&str]) -> Result<World> {
     Ok(world)
 }
 
-/// Tries until it is so.
-fn eventually(mut check: impl FnMut() -> Result<()>) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        match check() {
-            Err(_) if start.elapsed() < SEEN => {}
-            result => return result,
-        }
-    }
-}
-
 #[test]
 fn packets_of_point_to_point_pods() -> Result<()> {
     check(&start(pods(Cni::PointToPoint), "off")?, false)
@@ -247,7 +233,7 @@ fn other_ports_of_an_address_are_left_alone() -> Result<()> {
     for address in [format!("{}/32", own.v4), format!("{}/128", own.v6)] {
         let mut command = Command::new("ip");
         command.args(["address", "add", &address, "dev", "lo"]);
-        node1.output(command, Duration::from_secs(5))?;
+        node1.output(command, PATIENCE)?;
     }
     world.serve_node_these(1, &Serve::on(OTHER))?;
     let mut rows = Rows::default();

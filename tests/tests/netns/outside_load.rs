@@ -62,7 +62,7 @@ fn parallel_downloads_are_right_to_the_last_byte() -> Result<()> {
             let downloads = world.cluster.outside().download(to, COUNT, LENGTH)?;
             restart(&mut world, 1)?;
             restart(&mut world, 2)?;
-            let report = downloads.finish(Duration::from_secs(60))?;
+            let report = downloads.finish(Duration::from_secs(300))?;
             println!("{mode}, {family:?}: {report:?}");
             let is_right = report.ok == COUNT && report.bytes == COUNT * LENGTH;
             ensure!(is_right, "{mode}, {family:?}: {report:?}");

@@ -12,9 +12,9 @@ use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::rows::Rows;
 use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::wait::PATIENCE;
 use nix::sys::signal::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(10);
 const SERVICE: u8 = 1;
 
 /// The rule sets that a node may have.

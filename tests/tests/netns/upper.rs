@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::{Probe, Transport};
@@ -13,8 +12,8 @@ use lb_tests::harness::netns::topology::namespace::Netns;
 use lb_tests::harness::netns::topology::plan::{Addresses, Family, NODE_GATEWAY, node_port};
 use lb_tests::harness::netns::words::rows::Rows;
 use lb_tests::harness::netns::words::world::{SMALL_MAPS, World, expect};
+use lb_tests::harness::wait::eventually;
 
-const SOON: Duration = Duration::from_secs(5);
 /// The Services by number: served on node 1 and on node 2.
 const NEAR: u8 = 1;
 const FAR: u8 = 2;
@@ -93,20 +92,17 @@ fn restart(world: &mut World, arguments: &[&str]) -> Result<()> {
 /// Waits until the agent has said of each of these devices how its packets are taken, and of
 /// no other one.
 fn check_said(world: &mut World, said: &[(&str, &str)]) -> Result<()> {
-    let start = Instant::now();
-    loop {
+    eventually(|| {
         let log = world.agent(1)?.process().stderr();
         let lines = || log.lines().filter(|line| line.contains("packets are handled by"));
         let is_said = |(device, how): &(&str, &str)| {
             let device = format!("\"{device}\"");
             lines().any(|line| line.contains(how) && line.contains(&device))
         };
-        if said.iter().all(is_said) && lines().count() == said.len() {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < SOON, "not {said:?}:\n{log}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+        let is_all = said.iter().all(is_said) && lines().count() == said.len();
+        ensure!(is_all, "not {said:?}:\n{log}");
+        Ok(())
+    })
 }
 
 /// The client outside reaches both Services at node 1's address there.
@@ -121,7 +117,7 @@ fn check(world: &World) -> Result<()> {
             for transport in [Transport::Tcp, Transport::Udp] {
                 let to: SocketAddr = (NODE.get(family), node_port(number)).into();
                 let payload = "more than one segment".repeat(50);
-                let probe = Probe::new(transport, to).payload(payload).timeout(SOON / 5);
+                let probe = Probe::new(transport, to).payload(payload);
                 let outcome = outside.ask(probe).and_then(|answer| {
                     expect(&format!("{transport:?}"), &answer, to, &[server], seen).map(drop)
                 });

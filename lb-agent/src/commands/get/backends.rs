@@ -6,7 +6,7 @@ use lb_common::abi::backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NOD
 use lb_control::dataplane::PinnedState;
 use serde::Serialize;
 
-use super::services::Names;
+use super::services::ServiceNames;
 
 /// An endpoint of a service port that is in a set of it now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,7 +31,7 @@ pub struct BackendRow {
 
 /// The rows of `get backends`, by service and address.
 pub(crate) fn backends(state: &PinnedState) -> Vec<BackendRow> {
-    let names = Names::new(&state.names);
+    let names = ServiceNames::new(&state.names);
     let v4 = (0..)
         .zip(&state.backends4)
         .filter(|(_, backend)| backend.sets != 0)
@@ -51,7 +51,7 @@ pub(crate) fn backend_row<A: Copy, I: Into<IpAddr>>(
     id: u32,
     backend: &Backend<A>,
     ip: impl Fn(A) -> I,
-    names: &Names<'_>,
+    names: &ServiceNames<'_>,
 ) -> BackendRow {
     let node: IpAddr = ip(backend.node).into();
     let sets = [(IN_CLUSTER_SET, "cluster"), (IN_LOCAL_SET, "local")];

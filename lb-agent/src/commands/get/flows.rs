@@ -25,7 +25,7 @@ use serde::Serialize;
 
 use super::{
     GetError,
-    services::{Names, protocol_name},
+    services::{ServiceNames, protocol_name},
 };
 use crate::maps::{
     pins::Pins,
@@ -109,7 +109,7 @@ impl Clock {
 pub(super) fn flows(pins: &Pins) -> Result<Vec<FlowRow>, GetError> {
     let clock = Clock::open(pins, &read_array::<SettingsPair>(pins, "SETTINGS")?);
     let names = live_names(pins)?;
-    let names = Names::new(&names);
+    let names = ServiceNames::new(&names);
     let mut rows = Vec::new();
     for (map, half_open) in [("FLOWS4", false), ("EMBRYONIC4", true)] {
         for (key, flow) in read_flows::<Address4>(pins, map)? {
@@ -183,7 +183,7 @@ fn row<A: Copy, I: Into<IpAddr>>(
     flow: &Flow<A>,
     half_open: bool,
     address: impl Fn(A) -> I,
-    names: &Names<'_>,
+    names: &ServiceNames<'_>,
     clock: &Clock,
 ) -> FlowRow {
     let text = |ip: A, port: Be16| SocketAddr::new(address(ip).into(), port.get()).to_string();
@@ -243,7 +243,7 @@ pub(super) fn affinity(pins: &Pins) -> Result<Vec<AffinityRow>, GetError> {
     let backends4 = read_array::<Backend<Address4>>(pins, "BACKENDS4")?;
     let backends6 = read_array::<Backend<Address6>>(pins, "BACKENDS6")?;
     let map = opened(pins, "AFFINITY", TypedMap::<AffinityKey, Affinity>::new)?;
-    let texts = Names::new(&names);
+    let texts = ServiceNames::new(&names);
     let mut rows: Vec<AffinityRow> = read_hash(&map, "AFFINITY")?
         .iter()
         .map(|(key, entry)| {
@@ -311,7 +311,7 @@ mod tests {
         let mut flow = Flow { action: Action::REQUEST_TUNNEL, ..Flow::default() };
         (flow.rewrite.source, flow.rewrite.destination) = (ip(1), ip(2));
         let key = FlowKey { tuple, protocol: 6 };
-        let (names, clock) = (Names::new(&[]), Clock { now: None, ticks_per_second: 0 });
+        let (names, clock) = (ServiceNames::new(&[]), Clock { now: None, ticks_per_second: 0 });
         let row = |flow: &Flow<Address4>| row(&key, flow, false, Ipv4Addr::from, &names, &clock);
         let shown = row(&flow);
         assert_eq!((shown.direction, shown.action), ("request", "tunnel"));

@@ -1,4 +1,4 @@
-//! Rows of what the agent writes: services, front ends, backends; and counters.
+//! Rows of what the agent writes: services, frontends, backends; and counters.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +25,7 @@ pub struct ServiceRow {
     pub family: u8,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `address:port` of its front ends, but for node ports of any node.
+    /// `address:port` of its frontends, but for node ports of any node.
     pub frontends: Vec<String>,
     /// How many of its endpoints are ready.
     pub ready: u32,
@@ -89,9 +89,9 @@ pub(super) fn protocol_name(protocol: u8) -> &'static str {
 }
 
 /// The names of service ports by their index.
-pub(super) struct Names<'a>(HashMap<u32, &'a Name>);
+pub(super) struct ServiceNames<'a>(HashMap<u32, &'a Name>);
 
-impl<'a> Names<'a> {
+impl<'a> ServiceNames<'a> {
     pub(super) fn new(names: &'a [(u32, Name)]) -> Self {
         Self(names.iter().map(|(index, name)| (*index, name)).collect())
     }
@@ -131,7 +131,7 @@ impl AnyFrontend {
     }
 }
 
-/// The front ends of both families, in the order of their addresses.
+/// The frontends of both families, in the order of their addresses.
 fn all_frontends(state: &PinnedState) -> Vec<AnyFrontend> {
     let v4 = state
         .frontends4
@@ -157,42 +157,48 @@ pub(super) struct Load {
 
 /// The rows of `get services`, by name, family and protocol.
 pub(super) fn services(state: &PinnedState, load: &Load) -> Vec<ServiceRow> {
-    let mut endpoints = HashMap::new();
-    count_endpoints(&state.backends4, &mut endpoints);
-    count_endpoints(&state.backends6, &mut endpoints);
-    let mut frontends: HashMap<u32, Vec<AnyFrontend>> = HashMap::new();
-    for frontend in all_frontends(state) {
-        frontends.entry(frontend.value.service).or_default().push(frontend);
-    }
-    let mut ranges: HashMap<u32, Vec<IpNet>> = HashMap::new();
-    for (index, range) in state.ranges() {
-        ranges.entry(index).or_default().push(range);
-    }
+    let parts = Parts::new(state);
     let mut rows: Vec<ServiceRow> = state
         .names
         .iter()
         .filter_map(|(index, name)| {
             let service = state.services.get(*index as usize)?;
             let is_port = service.flags & Service::ADDRESS == 0;
-            let frontends = frontends.remove(index).unwrap_or_default();
-            let mut ranges = ranges.remove(index).unwrap_or_default();
-            ranges.sort_unstable();
-            let endpoints = endpoints.get(index).copied().unwrap_or_default();
-            is_port.then(|| ServiceRow {
-                ready: endpoints.ready,
-                terminating: endpoints.terminating,
-                local: endpoints.local,
-                ..service_row(*index, name, service, &frontends, &ranges, load)
-            })
+            is_port.then(|| service_row(*index, name, service, &parts, load))
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.family, a.protocol).cmp(&(&b.name, b.family, b.protocol)));
     rows
 }
 
+/// Entries of other maps that belong to service ports, by the index of the service port.
+struct Parts {
+    endpoints: HashMap<u32, EndpointCounts>,
+    frontends: HashMap<u32, Vec<AnyFrontend>>,
+    ranges: HashMap<u32, Vec<IpNet>>,
+}
+
+impl Parts {
+    fn new(state: &PinnedState) -> Self {
+        let mut endpoints = HashMap::new();
+        count_endpoints(&state.backends4, &mut endpoints);
+        count_endpoints(&state.backends6, &mut endpoints);
+        let mut frontends: HashMap<u32, Vec<AnyFrontend>> = HashMap::new();
+        for frontend in all_frontends(state) {
+            frontends.entry(frontend.value.service).or_default().push(frontend);
+        }
+        let mut ranges: HashMap<u32, Vec<IpNet>> = HashMap::new();
+        for (index, range) in state.ranges() {
+            ranges.entry(index).or_default().push(range);
+        }
+        ranges.values_mut().for_each(|ranges| ranges.sort_unstable());
+        Self { endpoints, frontends, ranges }
+    }
+}
+
 /// The endpoints of a service port.
 #[derive(Clone, Copy, Default)]
-struct Endpoints {
+struct EndpointCounts {
     ready: u32,
     terminating: u32,
     local: u32,
@@ -200,7 +206,7 @@ struct Endpoints {
 
 /// Counts the endpoints that are in a slice, by service port. A Service has an index for each
 /// family.
-fn count_endpoints<A>(backends: &[Backend<A>], counts: &mut HashMap<u32, Endpoints>) {
+fn count_endpoints<A>(backends: &[Backend<A>], counts: &mut HashMap<u32, EndpointCounts>) {
     for backend in backends.iter().filter(|backend| backend.flags & IN_SLICE != 0) {
         let is = |flags| u32::from(backend.flags & flags == flags);
         let count = counts.entry(backend.service).or_default();
@@ -214,10 +220,12 @@ fn service_row(
     index: u32,
     name: &Name,
     service: &Service,
-    frontends: &[AnyFrontend],
-    ranges: &[IpNet],
+    parts: &Parts,
     load: &Load,
 ) -> ServiceRow {
+    let endpoints = parts.endpoints.get(&index).copied().unwrap_or_default();
+    let frontends = parts.frontends.get(&index).map_or(&[][..], Vec::as_slice);
+    let ranges = parts.ranges.get(&index).map_or(&[][..], Vec::as_slice);
     let Load { flows, carried } = load;
     let traffic = carried.traffic.get(&index).copied().unwrap_or_default();
     let is_counted = index < carried.counted;
@@ -230,9 +238,9 @@ fn service_row(
         family: name.family,
         protocol: protocol_name(name.protocol),
         frontends: shown.map(AnyFrontend::text).collect(),
-        ready: 0,
-        terminating: 0,
-        local: 0,
+        ready: endpoints.ready,
+        terminating: endpoints.terminating,
+        local: endpoints.local,
         cluster_backends: service.cluster.length(),
         local_backends: service.local.length(),
         internal_traffic_policy: policy(Service::INTERNAL_LOCAL),
@@ -250,7 +258,7 @@ fn service_row(
 
 /// The rows of `get frontends`, by address and port.
 pub(super) fn frontends(state: &PinnedState) -> Vec<FrontendRow> {
-    let names = Names::new(&state.names);
+    let names = ServiceNames::new(&state.names);
     all_frontends(state)
         .iter()
         .map(|frontend| FrontendRow {
@@ -350,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_ip_as_a_whole_is_a_front_end_but_no_service() {
+    fn a_cluster_ip_as_a_whole_is_a_frontend_but_no_service() {
         let rows = services(&state(), &Load::default());
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].name, "default/kubernetes:https");

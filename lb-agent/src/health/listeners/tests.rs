@@ -180,7 +180,7 @@ async fn a_port_that_is_taken_is_told_once_and_bound_once_it_is_free() {
         "node node-a failed to start healthcheck \"shop/cart\" on port {taken_port}: \
          listen tcp4 127.0.0.1:{taken_port}: bind: address already in use"
     );
-    let reason = Refusal::FailedToStartServiceHealthcheck;
+    let reason = EventReason::FailedToStartServiceHealthcheck;
     assert_eq!(setup.refusals.told("shop/cart", reason), Some(note));
     assert_eq!(setup.refusals.told("shop/menu", reason), None);
     drop(taken);
@@ -206,7 +206,7 @@ async fn the_second_service_of_a_port_waits_until_the_first_gives_it_up() {
         "node node-a failed to start healthcheck \"shop/menu\" on port {port}: \
          the port belongs to the Service shop/cart"
     );
-    let reason = Refusal::FailedToStartServiceHealthcheck;
+    let reason = EventReason::FailedToStartServiceHealthcheck;
     assert_eq!(setup.refusals.told("shop/menu", reason), Some(note));
     setup.set("shop/cart", other, [1, 1]);
     until("127.0.0.1", port, Some((200, "menu", 2))).await;

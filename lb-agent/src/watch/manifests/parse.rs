@@ -15,7 +15,7 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use lb_control::model::event::{Kind, Object};
+use lb_control::model::event::{Object, ObjectKind};
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,9 +168,9 @@ struct Envelope {
 
 /// What a document holds.
 enum What {
-    Object(Kind),
+    Object(ObjectKind),
     /// For each item its kind; none for a kind that is not watched.
-    List(Vec<Option<Kind>>),
+    List(Vec<Option<ObjectKind>>),
     Other,
 }
 
@@ -204,9 +204,9 @@ impl Envelope {
 }
 
 /// The kind of that name in the group of `version`, whatever the version in the group.
-fn known_kind(version: &str, kind: &str) -> Option<Kind> {
+fn known_kind(version: &str, kind: &str) -> Option<ObjectKind> {
     let group = |version: &str| version.rsplit_once('/').map(|(group, _)| group.to_owned());
-    Kind::ALL
+    ObjectKind::ALL
         .into_iter()
         .find(|known| known.name() == kind && group(known.api_version()) == group(version))
 }
@@ -311,23 +311,23 @@ impl<'de> DeserializeSeed<'de> for EnvelopeSeed {
 }
 
 #[derive(Clone, Copy)]
-struct ObjectSeed(Kind);
+struct ObjectSeed(ObjectKind);
 
 impl<'de> DeserializeSeed<'de> for ObjectSeed {
     type Value = Object;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Object, D::Error> {
         match self.0 {
-            Kind::Service => Service::deserialize(deserializer).map(Object::from),
-            Kind::EndpointSlice => EndpointSlice::deserialize(deserializer).map(Object::from),
-            Kind::Node => Node::deserialize(deserializer).map(Object::from),
-            Kind::ServiceCidr => ServiceCIDR::deserialize(deserializer).map(Object::from),
+            ObjectKind::Service => Service::deserialize(deserializer).map(Object::from),
+            ObjectKind::EndpointSlice => EndpointSlice::deserialize(deserializer).map(Object::from),
+            ObjectKind::Node => Node::deserialize(deserializer).map(Object::from),
+            ObjectKind::ServiceCidr => ServiceCIDR::deserialize(deserializer).map(Object::from),
         }
     }
 }
 
 /// Items of a list, each with its index, by the kinds found before.
-struct ListSeed<'k>(&'k [Option<Kind>]);
+struct ListSeed<'k>(&'k [Option<ObjectKind>]);
 
 impl<'de> DeserializeSeed<'de> for ListSeed<'_> {
     type Value = Vec<(usize, Object)>;
@@ -357,7 +357,7 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
     }
 }
 
-struct ItemsSeed<'k>(&'k [Option<Kind>]);
+struct ItemsSeed<'k>(&'k [Option<ObjectKind>]);
 
 impl<'de> DeserializeSeed<'de> for ItemsSeed<'_> {
     type Value = Vec<(usize, Object)>;

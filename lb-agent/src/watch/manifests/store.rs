@@ -11,11 +11,11 @@ use std::{
     sync::Arc,
 };
 
-use lb_control::model::event::{Event, Kind, Object, ObjectName};
+use lb_control::model::event::{Object, ObjectEvent, ObjectKind, ObjectName};
 
 use super::{ManifestError, parse::Located};
 
-pub(super) type Key = (Kind, ObjectName);
+pub(super) type Key = (ObjectKind, ObjectName);
 
 /// What a file turned out to be.
 pub(super) enum Content {
@@ -45,7 +45,7 @@ impl Store {
         path: &Path,
         content: Content,
         reread: &dyn Fn(&Path) -> Vec<Located>,
-    ) -> Vec<Event> {
+    ) -> Vec<ObjectEvent> {
         let located = match content {
             Content::Bad(error) => {
                 self.errors.insert(path.to_owned(), error);
@@ -116,9 +116,9 @@ impl Store {
         path: &Arc<Path>,
         own: Option<Located>,
         reread: &dyn Fn(&Path) -> Vec<Located>,
-    ) -> Option<Event> {
+    ) -> Option<ObjectEvent> {
         let Some(holder) = self.holders.get(&key).and_then(BTreeSet::first).cloned() else {
-            return self.told.remove(&key).map(|_| Event::Deleted(key.0, key.1));
+            return self.told.remove(&key).map(|_| ObjectEvent::Deleted(key.0, key.1));
         };
         let object = if holder == *path {
             own?.object
@@ -130,7 +130,7 @@ impl Store {
         };
         let hash = hash_of(&object);
         let before = self.told.insert(key, (holder, hash));
-        (before.is_none_or(|(_, before)| before != hash)).then_some(Event::Applied(object))
+        (before.is_none_or(|(_, before)| before != hash)).then_some(ObjectEvent::Applied(object))
     }
 
     /// Whether a file that is there is bad or lacks an object that it held.
@@ -191,16 +191,16 @@ fn twice_in_file(path: &Path, key: &Key, first: u64, line: u64) -> ManifestError
 
 /// Orders the changes of one file so that a reader in the middle of them finds no
 /// Service whose endpoints are still to come.
-fn rank(event: &Event) -> u8 {
+fn rank(event: &ObjectEvent) -> u8 {
     match event {
-        Event::Applied(object) => match object.kind() {
-            Kind::Node => 0,
-            Kind::ServiceCidr => 1,
-            Kind::EndpointSlice => 2,
-            Kind::Service => 4,
+        ObjectEvent::Applied(object) => match object.kind() {
+            ObjectKind::Node => 0,
+            ObjectKind::ServiceCidr => 1,
+            ObjectKind::EndpointSlice => 2,
+            ObjectKind::Service => 4,
         },
-        Event::Deleted(Kind::Service, _) => 3,
-        Event::Deleted(..) | Event::Replaced(..) => 5,
+        ObjectEvent::Deleted(ObjectKind::Service, _) => 3,
+        ObjectEvent::Deleted(..) | ObjectEvent::Replaced(..) => 5,
     }
 }
 

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
 
 use crate::{
-    model::{Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
+    model::{RefusalReason, Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
     options::ExternalMode,
 };
 
@@ -37,11 +37,12 @@ pub(super) fn read(
 }
 
 fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMode> {
-    let text = service.metadata.annotations.as_ref()?.get(EXTERNAL_MODE_ANNOTATION)?;
+    let text = EXTERNAL_MODE_ANNOTATION.annotation(&service.metadata)?;
     let mode = text.parse::<ExternalMode>().ok();
     if mode.is_none() {
         refusals.add(
-            format!("metadata.annotations[{EXTERNAL_MODE_ANNOTATION}]"),
+            RefusalReason::UnknownValue,
+            EXTERNAL_MODE_ANNOTATION.annotation_path(),
             format!("\"{text}\" is neither snat nor dsr; what --external-mode says is used"),
         );
     }
@@ -80,7 +81,7 @@ fn addresses<'a>(
         match parse_address(text) {
             Ok(address) if addresses.contains(&address) => {}
             Ok(address) => addresses.push(address),
-            Err(message) => refusals.add(field, message),
+            Err(message) => refusals.add(RefusalReason::InvalidAddress, field, message),
         }
     }
     addresses
@@ -96,7 +97,11 @@ fn source_ranges(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpNet> 
             Ok(range) => ranges.push(range.trunc()),
             Err(_) => {
                 let field = format!("spec.loadBalancerSourceRanges[{index}]");
-                refusals.add(field, format!("\"{text}\" is not an IP prefix"));
+                refusals.add(
+                    RefusalReason::InvalidPrefix,
+                    field,
+                    format!("\"{text}\" is not an IP prefix"),
+                );
             }
         }
     }

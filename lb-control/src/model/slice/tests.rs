@@ -9,7 +9,7 @@ fn parsed(mut object: Value) -> Parsed<Slice> {
         "labels": { SERVICE_LABEL: "cart" },
     });
     let object = serde_json::from_value(object).expect("an EndpointSlice");
-    parse(&object, "here", &mut Names::default())
+    parse(&object, "here", &mut SharedNames::default())
 }
 
 fn slice(object: Value) -> Slice {
@@ -101,7 +101,7 @@ fn slices_of_others_give_nothing() {
             "endpoints": [],
         });
         let object = serde_json::from_value(object).expect("an EndpointSlice");
-        assert_eq!(parse(&object, "here", &mut Names::default()), nothing);
+        assert_eq!(parse(&object, "here", &mut SharedNames::default()), nothing);
     }
 }
 

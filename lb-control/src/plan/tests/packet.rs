@@ -26,7 +26,7 @@ use crate::{
 /// What tells service ports apart.
 pub(super) type PortName = (Arc<str>, PortKey);
 
-/// What a client finds: no front end, or a service port.
+/// What a client finds: no frontend, or a service port.
 pub(super) type Answer = Option<PortName>;
 
 /// Backends that serve.
@@ -51,7 +51,7 @@ fn answers(port: &DesiredPort, local: u32) -> Serving {
     serving.map(DesiredBackend::address).collect()
 }
 
-/// The flags of a service port that keep clients of a kind of front ends on the node.
+/// The flags of a service port that keep clients of a kind of frontends on the node.
 fn local_flags(kind: FrontendKind) -> &'static [u32] {
     if kind.is_internal() {
         &[Service::INTERNAL_LOCAL]
@@ -60,12 +60,12 @@ fn local_flags(kind: FrontendKind) -> &'static [u32] {
     }
 }
 
-/// The answers that each front end may give while states follow each other: it leads to
+/// The answers that each frontend may give while states follow each other: it leads to
 /// a service port as it was, or as it will be.
 #[derive(Default)]
 pub(super) struct Allowed {
     answers: HashMap<FrontendAddress, Vec<Answer>>,
-    /// The kind of each front end, and whether it is for certain clients only.
+    /// The kind of each frontend, and whether it is for certain clients only.
     doors: HashMap<FrontendAddress, Vec<(FrontendKind, bool)>>,
     /// Those clients.
     ranges: HashMap<PortName, Vec<Vec<IpNet>>>,
@@ -111,7 +111,7 @@ impl Allowed {
         self.answers[frontend].iter().flatten()
     }
 
-    /// The sets of backends that a front end may lead clients to whom this flag keeps on the
+    /// The sets of backends that a frontend may lead clients to whom this flag keeps on the
     /// node.
     fn sets(&self, frontend: &FrontendAddress, flag: u32) -> Vec<&Serving> {
         self.names(frontend).flat_map(|name| &self.backends[&(name.clone(), flag)]).collect()
@@ -155,7 +155,7 @@ impl<'a> Reads<'a> {
         }
     }
 
-    /// The ranges of clients that a front end is for; none: it is for everybody.
+    /// The ranges of clients that a frontend is for; none: it is for everybody.
     fn ranges(&self, frontend: &Frontend) -> Option<Vec<IpNet>> {
         let is_ranged = frontend.flags & Frontend::RANGED != 0;
         is_ranged.then(|| ranges_of(self.frontends, frontend.service))
@@ -265,7 +265,7 @@ fn check_choices(
     Ok(())
 }
 
-/// What is said of the front end was or will be true, and every client is let in or kept out
+/// What is said of the frontend was or will be true, and every client is let in or kept out
 /// as the service port did before or will do.
 fn check_door(
     reads: &Reads<'_>,

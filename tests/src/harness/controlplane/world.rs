@@ -21,6 +21,7 @@ use crate::harness::netns::actors::host::{Host, Serve};
 use crate::harness::netns::actors::process::Process;
 use crate::harness::netns::topology::cluster::{Builder, Cluster};
 use crate::harness::netns::topology::plan::{NODE_GATEWAY, cluster_ip};
+use crate::harness::wait::{PATIENCE, eventually};
 
 /// The port that backends listen on, TCP and UDP; HTTP is one above.
 pub const TARGET: u16 = 8080;
@@ -28,8 +29,6 @@ pub const TARGET: u16 = 8080;
 pub const PORT: u16 = 80;
 /// The port of Services for HTTP.
 pub const HTTP: u16 = 8000;
-/// How long a change may take to be seen.
-const SEEN: Duration = Duration::from_secs(20);
 /// Where `kubectl proxy` listens, on the loopback interface of the fabric.
 const PROXY_PORT: u16 = 8001;
 
@@ -161,10 +160,10 @@ impl World {
     }
 
     /// Waits until every running agent has so many backends for each port and family of a
-    /// Service; none for a Service that is not there.
+    /// Service, and has opened its frontends; no row at all for a Service that is not there.
     ///
     /// # Errors
-    /// It takes longer than 20 s.
+    /// It takes longer than [`PATIENCE`].
     pub fn wait_backends(&self, service: &str, wanted: Option<u64>) -> Result<()> {
         let name = format!("default/{service}");
         self.wait(|agent| {
@@ -181,7 +180,9 @@ impl World {
                 None => backends.next().is_none(),
                 Some(_) => {
                     let all: Vec<_> = backends.collect();
-                    !all.is_empty() && all.iter().all(|backends| *backends == wanted)
+                    !all.is_empty()
+                        && all.iter().all(|backends| *backends == wanted)
+                        && is_open(agent, &name)?
                 }
             })
         })
@@ -191,32 +192,26 @@ impl World {
     /// Waits until every running agent meets a condition.
     ///
     /// # Errors
-    /// It takes longer than 20 s.
+    /// It takes longer than [`PATIENCE`].
     pub fn wait(&self, mut is_met: impl FnMut(&Agent) -> Result<bool>) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let mut all = true;
+        eventually(|| {
             for agent in self.agents.iter().flatten() {
-                all &= is_met(agent)?;
+                ensure!(is_met(agent)?, "{}: not yet", agent.node().name());
             }
-            if all {
-                return Ok(());
-            }
-            ensure!(start.elapsed() < SEEN, "not within {SEEN:?}");
-            thread::sleep(Duration::from_millis(5));
-        }
+            Ok(())
+        })
     }
 
     /// Waits until the log of a node's agent holds `text`.
     ///
     /// # Errors
-    /// It ends before, or it takes longer than 20 s.
+    /// It ends before, or it takes longer than [`PATIENCE`].
     pub fn wait_log(&mut self, node: u8, text: &str) -> Result<()> {
         let process = self.agent(node)?.process();
         let start = Instant::now();
         while !process.stderr().contains(text) {
             let ended = process.ended()?;
-            let in_time = ended.is_none() && start.elapsed() < SEEN;
+            let in_time = ended.is_none() && start.elapsed() < PATIENCE;
             ensure!(in_time, "no {text:?} in the log, ended: {ended:?}\n{}", process.tail());
             thread::sleep(Duration::from_millis(5));
         }
@@ -280,7 +275,7 @@ impl World {
     pub fn curl(&self, client: &Host, arguments: &[&str]) -> Result<String> {
         let mut command = std::process::Command::new("curl");
         command.args(["--silent", "--show-error", "--fail", "--max-time", "5"]).args(arguments);
-        client.output(command, Duration::from_secs(10))
+        client.output(command, 2 * PATIENCE)
     }
 
     /// A kubeconfig file for the agent's server with another token.
@@ -291,6 +286,16 @@ impl World {
         self.plane.write_kubeconfig(user, token)?;
         Ok(self.plane.kubeconfig(user))
     }
+}
+
+/// Whether an agent has opened all frontends of a Service: a ClusterIP as a whole is the last.
+///
+/// # Errors
+/// As [`Agent::get`].
+fn is_open(agent: &Agent, service: &str) -> Result<bool> {
+    let frontends = agent.get("frontends")?;
+    let mut rows = frontends.as_array().into_iter().flatten();
+    Ok(rows.any(|row| row["kind"] == "cluster_ip_address" && row["service"] == service))
 }
 
 /// A dual-stack Service that selects the pods of `app: name`, with the ClusterIPs of this
@@ -332,7 +337,7 @@ impl Proxy {
             }
             let ended = proxy.0.try_wait()?;
             ensure!(ended.is_none(), "kubectl proxy ended with {ended:?}");
-            ensure!(start.elapsed() < SEEN, "kubectl proxy does not answer: {ready:?}");
+            ensure!(start.elapsed() < PATIENCE, "kubectl proxy does not answer: {ready:?}");
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -359,7 +364,7 @@ fn request(method: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
 /// Sends a request. By HTTP/1.0 the answer is not cut in chunks and ends with the connection.
 fn ask(method: &str, path: &str, body: &str) -> Result<TcpStream> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PROXY_PORT))?;
-    stream.set_read_timeout(Some(SEEN))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let kind = match method {
         "PATCH" => "application/merge-patch+json",
         _ => "application/json",

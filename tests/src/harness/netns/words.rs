@@ -3,5 +3,6 @@
 pub mod config_map;
 pub mod fronts;
 pub mod manifests;
+mod programmed;
 pub mod rows;
 pub mod world;

@@ -4,15 +4,15 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{SEEN, World, service};
+use super::{World, is_open, service};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::{Addresses, Family};
+use crate::harness::wait::{PATIENCE, eventually};
 
 /// What curl ends with where nobody listens, and where nobody answers in time.
 const REFUSED: i32 = 7;
@@ -70,7 +70,7 @@ pub fn fetch(from: &Host, to: SocketAddr, patience: Duration) -> Result<Fetched>
     command.args(["--silent", "--show-error", "--fail", "--max-time"]);
     command.arg(patience.as_secs_f64().to_string()).arg(format!("http://{to}/"));
     let mut process = from.spawn("curl", command)?;
-    let status = process.wait(patience + Duration::from_secs(5))?;
+    let status = process.wait(patience + PATIENCE)?;
     match status.code() {
         Some(0) => parse(&process.stdout()),
         Some(REFUSED) => Ok(Fetched::Refused),
@@ -105,7 +105,7 @@ pub fn health(from: &Host, at: SocketAddr) -> Result<Health> {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--max-time", "5", "--write-out", "\n%{http_code}"]);
     command.arg(format!("http://{at}/"));
-    let said = from.output(command, SEEN)?;
+    let said = from.output(command, PATIENCE)?;
     let (body, status) = said.rsplit_once('\n').context("no status")?;
     let body: Value = serde_json::from_str(body).with_context(|| said.clone())?;
     let endpoints = body["localEndpoints"].as_u64().with_context(|| said.clone())?;
@@ -115,18 +115,14 @@ pub fn health(from: &Host, at: SocketAddr) -> Result<Health> {
 /// Waits until a health check port tells of so many endpoints, with 503 for none.
 ///
 /// # Errors
-/// It takes longer than 20 s, or as [`health`].
+/// It takes longer than [`PATIENCE`], or as [`health`].
 pub fn wait_endpoints(from: &Host, at: SocketAddr, endpoints: u64) -> Result<()> {
     let expected = Health { status: if endpoints > 0 { 200 } else { 503 }, endpoints };
-    let start = Instant::now();
-    loop {
-        let told = health(from, at)?;
-        if told == expected {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < SEEN, "{at} tells {told:?} instead of {expected:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually(|| {
+        let found = health(from, at)?;
+        ensure!(found == expected, "{at} reports {found:?} instead of {expected:?}");
+        Ok(())
+    })
 }
 
 impl World {
@@ -184,7 +180,7 @@ impl World {
     /// and family of a Service.
     ///
     /// # Errors
-    /// It takes longer than 20 s, or an agent does not run.
+    /// It takes longer than [`PATIENCE`], or an agent does not run.
     pub fn wait_local_backends(&self, service: &str, wanted: &[u64]) -> Result<()> {
         let mut node = 0;
         self.wait_rows(service, |rows| {
@@ -199,7 +195,7 @@ impl World {
     /// policy is Local, the local set is for what other nodes tunnel only, and does not count.
     ///
     /// # Errors
-    /// It takes longer than 20 s.
+    /// It takes longer than [`PATIENCE`].
     pub fn wait_members(&self, service: &str, pods: &[&str]) -> Result<()> {
         let name = format!("default/{service}");
         let pods = pods.iter().map(|pod| self.cluster.pod(pod).addresses());
@@ -208,11 +204,15 @@ impl World {
         let mut found = BTreeSet::new();
         self.wait(|agent| {
             let services = agent.get("services")?;
-            let mut services =
-                services.as_array().into_iter().flatten().filter(|row| is_port(row, "name", &name));
+            let services = services.as_array().into_iter().flatten();
+            let services: Vec<_> = services.filter(|row| is_port(row, "name", &name)).collect();
             let policies = ["external_traffic_policy", "internal_traffic_policy"];
             let is_local = services
+                .iter()
                 .any(|row| policies.iter().any(|column| row[column] == Policy::Local.name()));
+            // An endpoint is stored before its set has it.
+            let is_published =
+                is_local || services.iter().all(|row| row["cluster_backends"] == wanted.len() / 2);
             let rows = agent.get("backends")?;
             let rows =
                 rows.as_array().into_iter().flatten().filter(|row| is_port(row, "service", &name));
@@ -224,7 +224,7 @@ impl World {
                 .filter(serves)
                 .filter_map(|row| row["address"].as_str()?.parse::<SocketAddr>().ok());
             found = members.map(|address| address.ip()).collect();
-            Ok(found == wanted)
+            Ok(found == wanted && is_published && is_open(agent, &name)?)
         })
         .with_context(|| format!("Service {name}: {found:?} serve instead of {wanted:?}"))
     }

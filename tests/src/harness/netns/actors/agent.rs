@@ -14,16 +14,16 @@ use serde_json::Value;
 
 use super::client::program;
 use super::process::Process;
-use crate::harness::netns::patiently;
 use crate::harness::netns::topology::node::Node;
 use crate::harness::netns::traffic::http;
+use crate::harness::wait::{PATIENCE, eventually, patiently};
 
-/// How long the agent may take to put its first state into the maps.
-const READY: Duration = Duration::from_secs(10);
-/// How long any other command of it may take.
-const COMMAND: Duration = Duration::from_secs(10);
 /// The port of `/healthz`.
 const HEALTH_PORT: u16 = 10256;
+
+/// How long an agent may take to its first state in the maps: the kernel verifies every program
+/// first, seconds of work for one CPU, which a busy machine gives in small shares.
+const START: Duration = Duration::from_secs(180);
 
 /// A running `lb-agent run`.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Agent {
     /// Starts the agent and waits until it is healthy.
     ///
     /// # Errors
-    /// It ends, or `/healthz` does not answer 200 in 10 s; with the end of its log.
+    /// It ends, or `/healthz` does not answer 200 in three minutes; with the end of its log.
     pub fn start(node: &Arc<Node>, options: &Options) -> Result<Self> {
         let mut agent = Self::spawn(node, options)?;
         agent.wait_ready()?;
@@ -105,7 +105,7 @@ impl Agent {
     /// # Errors
     /// As [`Agent::start`].
     pub fn wait_ready(&mut self) -> Result<()> {
-        let ready = patiently(READY);
+        let ready = patiently(START);
         let deadline = Instant::now() + ready;
         let process = &mut self.process;
         self.node.netns().run(|| {
@@ -123,6 +123,29 @@ impl Agent {
             }
             bail!("the agent is not healthy after {ready:?}: {last}\n{}", process.tail())
         })
+    }
+
+    /// Waits until one line of the log has all of these words.
+    ///
+    /// # Errors
+    /// The agent ends, or it takes longer than [`PATIENCE`]; with the end of its log.
+    pub fn wait_log(&mut self, words: &[&str]) -> Result<()> {
+        let process = &mut self.process;
+        let mut ended = None;
+        eventually(|| {
+            // Its last words count, so the log is read after the status.
+            ended = process.ended()?;
+            let log = process.stderr();
+            let is_said = log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+            if is_said || ended.is_some() { Ok(is_said) } else { bail!("no line yet") }
+        })
+        .and_then(|is_said| if is_said { Ok(()) } else { bail!("it ended: {ended:?}") })
+        .with_context(|| format!("no line of the log has {words:?}\n{}", process.tail()))
+    }
+
+    /// The node that it runs on.
+    pub fn node(&self) -> &Node {
+        &self.node
     }
 
     /// The process.
@@ -149,10 +172,10 @@ impl Agent {
     /// SIGTERM; the datapath stays.
     ///
     /// # Errors
-    /// It still runs after 5 s.
+    /// It still runs after [`PATIENCE`].
     pub fn terminate(mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::SIGTERM)?;
-        self.process.wait(Duration::from_secs(5))
+        self.process.wait(PATIENCE)
     }
 
     /// How often a packet of any hook ended for this reason, by `get counters`.
@@ -182,7 +205,7 @@ impl Agent {
 pub fn get(node: &Node, what: &str) -> Result<Value> {
     let mut command = lb_agent()?;
     command.args(["get", what, "-o", "json", "--bpf-dir"]).arg(node.bpf_dir());
-    let output = node.output(command, patiently(COMMAND))?;
+    let output = node.output(command, patiently(PATIENCE))?;
     serde_json::from_str(&output).with_context(|| format!("`get {what}` printed {output:?}"))
 }
 
@@ -194,7 +217,7 @@ pub fn explain(node: &Node, from: &str, to: &str, at: &str) -> Result<Value> {
     let mut command = lb_agent()?;
     command.args(["explain", "--from", from, "--to", to, "--at", at, "-o", "json"]);
     command.arg("--bpf-dir").arg(node.bpf_dir());
-    let output = node.output(command, COMMAND)?;
+    let output = node.output(command, patiently(PATIENCE))?;
     serde_json::from_str(&output).with_context(|| format!("`explain` printed {output:?}"))
 }
 
@@ -206,7 +229,7 @@ pub fn cleanup(node: &Node) -> Result<String> {
     let mut command = lb_agent()?;
     command.arg("cleanup").arg("--bpf-dir").arg(node.bpf_dir());
     command.arg("--cgroup").arg(node.cgroup_tree().path());
-    node.output(command, patiently(COMMAND))
+    node.output(command, patiently(PATIENCE))
 }
 
 /// The agent's program: `LB_AGENT`, else the release build of this workspace, which

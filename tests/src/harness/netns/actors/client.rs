@@ -18,6 +18,7 @@ use crate::harness::echo::bulk::Direction;
 use crate::harness::echo::load::Report;
 use crate::harness::echo::repl::{Reply, Request};
 use crate::harness::echo::{Answer, Probe, Transport, bulk, crowd};
+use crate::harness::wait::PATIENCE;
 
 /// The `lb-echo` program, ready for arguments.
 pub(in crate::harness::netns) fn lb_echo() -> Result<Command> {
@@ -205,7 +206,7 @@ impl Transfers {
             command.arg("--up");
         }
         let mut process = host.spawn("transfer", command)?;
-        process.wait_for_output("started", Duration::from_secs(5))?;
+        process.wait_for_output("started", PATIENCE)?;
         Ok(Self { process })
     }
 
@@ -254,8 +255,8 @@ impl Load {
         ];
         command.args(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| flag));
         let mut process = host.spawn("load", command)?;
-        process.wait_for_output("started", Duration::from_secs(5))?;
-        let longest = time + Duration::from_millis(probe.timeout_ms) + Duration::from_secs(5);
+        process.wait_for_output("started", PATIENCE)?;
+        let longest = time + Duration::from_millis(probe.timeout_ms) + PATIENCE;
         Ok(Self { process, longest })
     }
 

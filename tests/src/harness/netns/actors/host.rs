@@ -16,6 +16,7 @@ use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::topology::cgroup::Cgroup;
 use crate::harness::netns::topology::namespace::Netns;
 use crate::harness::netns::topology::plan::{Addresses, Family};
+use crate::harness::wait::{PATIENCE, patiently};
 
 /// A place where processes run.
 #[derive(Debug)]
@@ -160,8 +161,7 @@ impl Host {
             }
         }
         let mut process = self.spawn(&format!("serve-{name}"), command)?;
-        process
-            .wait_for_output("ready", crate::harness::netns::patiently(Duration::from_secs(5)))?;
+        process.wait_for_output("ready", patiently(PATIENCE))?;
         Ok(process)
     }
 

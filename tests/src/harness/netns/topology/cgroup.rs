@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::harness::wait::PATIENCE;
+
 /// Where cgroup v2 is mounted, from /proc/self/mountinfo.
 ///
 /// # Errors
@@ -81,7 +83,7 @@ impl Cgroup {
             return;
         }
         fs::write(self.path.join("cgroup.kill"), "1").ok();
-        let deadline = Instant::now() + Duration::from_secs(3);
+        let deadline = Instant::now() + PATIENCE;
         while let Err(error) = remove_tree(&self.path) {
             if Instant::now() > deadline {
                 eprintln!("cannot remove cgroup {}: {error}", self.path.display());

@@ -9,15 +9,15 @@ use super::rows::Rows;
 use super::world::{PORT, World, expect};
 use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::actors::host::Host;
-use crate::harness::netns::patiently;
 use crate::harness::netns::topology::plan::{
     Family, balancer_ip, cluster_ip, external_ip, node_port,
 };
+use crate::harness::wait::patiently;
 
 /// How long is waited for what is not to come.
 pub const SILENT: Duration = Duration::from_millis(150);
-/// How soon a refusal must come.
-const AT_ONCE: Duration = Duration::from_millis(100);
+/// How soon a refusal must come: before TCP sends its SYN again, which takes a second.
+const AT_ONCE: Duration = Duration::from_millis(900);
 
 /// Both transports in both families.
 pub fn kinds() -> impl Iterator<Item = (Transport, Family)> {

@@ -128,23 +128,23 @@ impl Manifests {
 pub struct Service {
     namespace: String,
     name: String,
-    cluster_ips: Vec<IpAddr>,
-    ports: Vec<Port>,
-    affinity: Option<Duration>,
-    internal_local: bool,
-    node_port: Option<u16>,
-    balancer_ips: Vec<IpAddr>,
-    external_ips: Vec<IpAddr>,
-    external_local: bool,
-    source_ranges: Vec<String>,
-    external_mode: Option<&'static str>,
+    pub(super) cluster_ips: Vec<IpAddr>,
+    pub(super) ports: Vec<Port>,
+    pub(super) affinity: Option<Duration>,
+    pub(super) internal_local: bool,
+    pub(super) node_port: Option<u16>,
+    pub(super) balancer_ips: Vec<IpAddr>,
+    pub(super) external_ips: Vec<IpAddr>,
+    pub(super) external_local: bool,
+    pub(super) source_ranges: Vec<String>,
+    pub(super) external_mode: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
-struct Port {
-    name: String,
+pub(super) struct Port {
+    pub(super) name: String,
     protocol: &'static str,
-    number: u16,
+    pub(super) number: u16,
     target: u16,
 }
 
@@ -377,11 +377,11 @@ impl Service {
 /// One endpoint of a slice.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    address: IpAddr,
-    node: Option<String>,
-    ready: bool,
-    serving: bool,
-    terminating: bool,
+    pub(super) address: IpAddr,
+    pub(super) node: Option<String>,
+    pub(super) ready: bool,
+    pub(super) serving: bool,
+    pub(super) terminating: bool,
 }
 
 impl Endpoint {

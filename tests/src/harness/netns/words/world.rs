@@ -1,18 +1,17 @@
 //! A cluster with an agent on every node, and Services in its manifests.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::manifests::{Endpoint, Manifests, Service};
+use super::programmed;
 use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::actors::agent::{Agent, Options, cleanup};
 use crate::harness::netns::actors::host::{Host, Serve};
 use crate::harness::netns::actors::process::Process;
-use crate::harness::netns::patiently;
 use crate::harness::netns::topology::cluster::{Builder, Cluster};
 use crate::harness::netns::topology::plan::{Family, cidr, cluster_ip};
+use crate::harness::wait::eventually;
 
 /// The port that backends listen on, TCP and UDP.
 pub const TARGET: u16 = 8080;
@@ -21,8 +20,6 @@ pub const PORT: u16 = 80;
 /// Maps that are read in no time: `get` reads all of them.
 pub const SMALL_MAPS: [&str; 6] =
     ["--max-services", "1024", "--max-backends", "4096", "--max-slots", "8192"];
-/// How long a change may take to be seen.
-const SEEN: Duration = Duration::from_secs(5);
 
 /// A cluster, its agents and their manifests.
 pub struct World {
@@ -176,45 +173,20 @@ impl World {
         Family::ALL.map(|family| Endpoint::at(node.ip(family)).node(&name))
     }
 
-    /// Publishes a Service and waits until every running agent has programmed all of these
-    /// endpoints as backends of it.
+    /// Publishes a Service and waits until the maps of every running agent hold it with these
+    /// endpoints: those that are eligible serve it, and no other endpoint does.
     ///
     /// # Errors
-    /// It takes longer than 5 s.
+    /// It takes longer than [`PATIENCE`](crate::harness::wait::PATIENCE).
     pub fn publish(&self, service: &Service, endpoints: &[Endpoint]) -> Result<()> {
-        self.publish_until(service, endpoints, endpoints.len())
-    }
-
-    /// Publishes a Service and waits until every running agent has chosen so many of the
-    /// endpoints (an endpoint has one family) to serve it.
-    ///
-    /// # Errors
-    /// It takes longer than 5 s.
-    pub fn publish_until(
-        &self,
-        service: &Service,
-        endpoints: &[Endpoint],
-        serving: usize,
-    ) -> Result<()> {
         self.manifests.publish(service, endpoints)?;
-        self.wait_serving(service, serving)
-    }
-
-    /// Waits until every running agent has chosen so many endpoints to serve a Service.
-    ///
-    /// # Errors
-    /// It takes longer than 5 s.
-    pub fn wait_serving(&self, service: &Service, serving: usize) -> Result<()> {
-        // Each endpoint is one backend for each of the Service's ports.
-        let ports = service.object()["spec"]["ports"].as_array().map_or(0, Vec::len);
-        self.wait(|agent| Ok(backends_of(agent, service)? == Some(serving * ports)))
-            .with_context(|| format!("{} is not served by {serving} endpoints", service.name()))
+        self.wait_until(|agent| programmed::check(agent, service, endpoints))
     }
 
     /// Deletes a Service and waits until no running agent has it any more.
     ///
     /// # Errors
-    /// There is none, or it takes longer than 5 s.
+    /// There is none, or it takes longer than [`PATIENCE`](crate::harness::wait::PATIENCE).
     pub fn delete(&self, service: &Service) -> Result<()> {
         self.manifests.delete(service)?;
         self.wait_gone(service)
@@ -223,7 +195,7 @@ impl World {
     /// Waits until no running agent has a Service any more.
     ///
     /// # Errors
-    /// It takes longer than 5 s.
+    /// It takes longer than [`PATIENCE`](crate::harness::wait::PATIENCE).
     pub fn wait_gone(&self, service: &Service) -> Result<()> {
         self.wait(|agent| Ok(backends_of(agent, service)?.is_none()))
             .with_context(|| format!("{} is still there", service.name()))
@@ -232,20 +204,20 @@ impl World {
     /// Waits until every running agent meets a condition.
     ///
     /// # Errors
-    /// It takes longer than 5 s.
+    /// It takes longer than [`PATIENCE`](crate::harness::wait::PATIENCE).
     pub fn wait(&self, mut is_met: impl FnMut(&Agent) -> Result<bool>) -> Result<()> {
-        let (start, seen) = (Instant::now(), patiently(SEEN));
-        loop {
-            let mut all = true;
-            for agent in self.agents.iter().flatten() {
-                all &= is_met(agent)?;
-            }
-            if all {
-                return Ok(());
-            }
-            ensure!(start.elapsed() < seen, "not within {seen:?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.wait_until(|agent| {
+            ensure!(is_met(agent)?, "{}: not yet", agent.node().name());
+            Ok(())
+        })
+    }
+
+    /// Waits until a check of every running agent succeeds.
+    ///
+    /// # Errors
+    /// The error of the last check, after [`PATIENCE`](crate::harness::wait::PATIENCE).
+    pub fn wait_until(&self, mut check: impl FnMut(&Agent) -> Result<()>) -> Result<()> {
+        eventually(|| self.agents.iter().flatten().try_for_each(&mut check))
     }
 
     /// Asks a Service as `client` and checks who answered, from which address it was
