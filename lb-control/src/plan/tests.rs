@@ -472,6 +472,6 @@ fn an_address_opens_after_its_ports() {
         Write::UpsertFrontend { frontend, .. } => Some(frontend.at.protocol),
         _ => None,
     });
-    // Before, whoever asks for the port finds nothing, and no refusal of what has no port.
+    // If the address came first, it would reject packets to the port until the port follows.
     assert_eq!(opened.collect::<Vec<_>>(), [6, 0]);
 }

@@ -179,7 +179,7 @@ fn packets_of_clients_outside_are_tunnelled_where_flag_or_annotation_says_so() {
         let mut controller = Controller::new("here", flag, []);
         controller
             .apply(ObjectEvent::Replaced(ObjectKind::EndpointSlice, vec![slice("a", &pods(1, 3))]));
-        // Nobody outside reaches it: there is nothing to tunnel.
+        // Clients outside cannot reach it: nothing is encapsulated.
         let services = vec![service("b", None, "10.0.0.9", 80), of_mode(None)];
         controller.apply(ObjectEvent::Replaced(ObjectKind::Service, services));
         let mut fake = Fake::new(CAPACITY);

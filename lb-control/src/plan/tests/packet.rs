@@ -23,7 +23,7 @@ use crate::{
     plan::BackendEntry,
 };
 
-/// What tells service ports apart.
+/// Identifies a service port.
 pub(super) type PortName = (Arc<str>, PortKey);
 
 /// What a client finds: no frontend, or a service port.
@@ -72,7 +72,7 @@ pub(super) struct Allowed {
     /// By the flag that counts.
     backends: HashMap<(PortName, u32), Vec<Serving>>,
     flags: HashMap<PortName, BTreeSet<u32>>,
-    /// All backends that serve anybody.
+    /// All backends that are in a set.
     serving: HashMap<PortName, Serving>,
     states: usize,
 }
@@ -210,7 +210,7 @@ pub(super) fn backend(fake: &Fake, family: IpAddr, id: u32) -> BackendEntry {
     BackendEntry { ip, port: port.get(), generation, sets, flags, service, node }
 }
 
-/// What flows noted, so that a generation never stands for two backends.
+/// The generations that flows noted, so that a generation never stands for two backends.
 pub(super) type Noted = HashMap<(bool, u32, u16), (IpAddr, u16)>;
 
 pub(super) fn check(
@@ -233,7 +233,10 @@ pub(super) fn check(
                 let first = *noted.entry((entry.ip.is_ipv4(), id, generation)).or_insert(address);
                 prop_assert_eq!(first, address, "generation {} of {}", generation, id);
                 prop_assert_eq!(entry.service, frontend.service, "backend {} of {:?}", id, at);
-                prop_assert!(!is_at_once || entry.sets != 0, "backend {id} is eligible for nobody");
+                prop_assert!(
+                    !is_at_once || entry.sets != 0,
+                    "backend {id} is in a slot and in no set"
+                );
             }
         }
     }
