@@ -244,7 +244,7 @@ fn a_drain_that_is_stopped_goes_on_until_an_agent_runs() -> Result<()> {
         let status = drain.wait(PATIENCE)?;
         let said = drain.stderr();
         rows.is_true(format!("{status}: {said}"), status.code() == Some(1));
-        rows.is_true(&said, said.contains("stopped: 1 flows go on"));
+        rows.is_true(&said, said.contains("interrupted: 1 flows continue"));
         let answer = a.ask(quick(Family::V4))?;
         rows.is_true(format!("stopped, new: {answer:?}"), answer.error() == Some("timeout"));
         let answer = held.exchange("again", PATIENCE)?;
