@@ -1,4 +1,4 @@
-//! Carries out plans. It decides nothing but what must be left undone after a failure.
+//! Executes plans. Its only decision is which ops must wait after a failure.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -17,22 +17,23 @@ use crate::{
     plan::{BackendEntry, NO_OWNER, Op, Plan, Write},
 };
 
-/// What a plan left to be done.
+/// The part of a plan that was not done.
 #[derive(Debug, Default)]
 pub struct Unfinished {
     /// The ops that failed, and those that must not be done before them, in order. All
-    /// of them may be done again.
+    /// of them may be repeated.
     pub ops: Vec<Op>,
     /// Why ops failed.
     pub errors: Vec<DataplaneError>,
 }
 
-/// Does the ops of a plan in order and gives what is left.
+/// Does the ops of a plan in order and returns the ops that were not done.
 ///
-/// After a failure the later ops of the same owner are left: they would publish what was
-/// not staged, or retire what is still reached. So are later ops on the same frontend,
-/// and those of the owner that it should have been taken from; and those on the same
-/// address of a node, and on the settings. Nothing else depends on an op that failed.
+/// After a failure the later ops of the same owner wait, because they would publish entries
+/// that were not staged, or retire entries that packets still reach. Later ops on the same
+/// frontend wait too, and those of the owner that the frontend should have been taken from;
+/// and later ops on the same address of a node, and on the settings. No other op depends on
+/// one that failed.
 pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Unfinished {
     let mut unfinished = Unfinished::default();
     let mut owners = HashSet::new();
@@ -60,7 +61,7 @@ pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Unfinished {
     unfinished
 }
 
-/// What ops of several owners, or of nobody, write: of two such ops the later one holds.
+/// An entry that ops of several owners, or of none, write: the later op must win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Shared {
     Frontend(FrontendAddress),
@@ -80,8 +81,8 @@ impl Shared {
     }
 }
 
-/// Whether an op wipes what means nothing any more. It must not be done again later: by
-/// then it may mean something.
+/// Whether an op wipes an entry that is free. Such an op must not be repeated later, because
+/// the entry may be in use again by then.
 fn is_wipe(op: &Op) -> bool {
     let wipes = matches!(op.write, Write::StoreBackend { .. } | Write::WipeService(_));
     op.owner == NO_OWNER && wipes
@@ -204,7 +205,7 @@ mod tests {
         Op { owner, write: Write::PublishCluster(SlotRange::new(owner, 1)) }
     }
 
-    /// Frontends of IPv4 cannot be added: what is left, and who was published?
+    /// FRONTENDS4 is full: the ops that are left, and the service ports that are published.
     #[track_caller]
     fn check(ops: &[Op], left: &[usize], published: &[u32]) {
         let mut fake = Fake::new(FULL);

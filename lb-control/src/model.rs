@@ -1,9 +1,8 @@
 //! Kubernetes objects as small validated types.
 //!
-//! It is where every object is checked, once: what comes out needs no second look.
-//! Fields that an API server would have defaulted may be missing. Nothing here fails
-//! as a whole for a part of it: a bad port or endpoint is left out and becomes a
-//! [`Refusal`], the others stay.
+//! Every object is validated here, once; the rest of the crate relies on it. Fields that an
+//! API server would have defaulted may be missing. A bad part never costs the rest of the
+//! object: a bad port or endpoint is left out and becomes a [`Refusal`], the others stay.
 
 pub mod event;
 pub mod keys;
@@ -27,7 +26,7 @@ use event::ObjectName;
 use refusal::Refusals;
 pub use refusal::{Refusal, RefusalReason};
 
-/// A transport protocol that Services carry here.
+/// A transport protocol that lb balances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// TCP.
@@ -81,7 +80,7 @@ impl IpFamily {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// The address that is none.
+    /// The unspecified address, `0.0.0.0` or `::`.
     pub fn unspecified(self) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
@@ -98,12 +97,12 @@ impl IpFamily {
     }
 }
 
-/// What was made of an object: nothing if it is no business of a proxy, or wrong.
+/// The result of parsing an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<T> {
-    /// The object, if there is something to program.
+    /// The object; none if it is not for a proxy, or if it is wrong as a whole.
     pub value: Option<T>,
-    /// What was left out of it.
+    /// The parts that were left out.
     pub refusals: Vec<Refusal>,
 }
 
@@ -114,7 +113,7 @@ pub struct SharedNames {
 }
 
 impl SharedNames {
-    /// The name, shared with all who hold it.
+    /// The name, shared with all objects that have it.
     pub fn share(&mut self, name: &str) -> Arc<str> {
         if let Some(known) = self.names.get(name) {
             return Arc::clone(known);
@@ -124,7 +123,7 @@ impl SharedNames {
         new
     }
 
-    /// Drops what nobody holds any more.
+    /// Drops the names that no object has any more.
     pub fn forget_unused(&mut self) {
         self.names.retain(|name| Arc::strong_count(name) > 1);
     }

@@ -1,7 +1,7 @@
-//! What the source of objects holds, parsed, and what of it changed.
+//! The parsed objects of the source, and which Services changed since the last look.
 //!
-//! It decides nothing about endpoints or frontends. An event touches the one Service
-//! that it is about; one that changes nothing that matters touches none.
+//! It decides nothing about endpoints or frontends. An event marks the one Service that it
+//! concerns as changed, and none if the change does not matter.
 
 pub mod nodes;
 
@@ -28,7 +28,7 @@ use crate::model::{
 
 use nodes::NodeIndex;
 
-/// The state of the source, as far as this node needs it.
+/// The parsed objects of the source, as far as this node needs them.
 #[derive(Debug)]
 pub struct Snapshot {
     node_name: String,
@@ -68,22 +68,23 @@ impl Entry {
 /// What changed since the last look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Services, as `namespace/name`, whose object, slices or endpoints' nodes changed; in
-    /// no order, and some more than once.
+    /// Services, as `namespace/name`, whose object or slices changed, or the address of a node
+    /// of their endpoints; in no order, and some more than once.
     pub services: Vec<Arc<str>>,
-    /// The Node changed: every Service may have to choose anew.
+    /// The zone of this node changed: every Service may choose other endpoints.
     pub everything: bool,
-    /// Addresses of NodeIndex came or went.
+    /// Addresses of Nodes were added or removed.
     pub nodes: bool,
     /// The ServiceCIDRs changed.
     pub service_cidrs: bool,
     /// Refusals that were not there before.
     pub refusals: Vec<Refusal>,
-    /// What caused changes of slices that are still there.
+    /// The causes of changes of slices that still exist.
     pub triggers: Vec<Trigger>,
 }
 
-/// What caused a change of a slice: a pod that became ready, a Service that was edited.
+/// The cause of a change of a slice, such as a pod that became ready or a Service that was
+/// edited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trigger {
     /// The Service, as `namespace/name`.
@@ -114,7 +115,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether the first list of every kind that matters was seen.
+    /// Whether the first list of every expected kind has arrived.
     pub fn is_complete(&self) -> bool {
         self.awaited.is_empty()
     }
@@ -124,7 +125,7 @@ impl Snapshot {
         self.awaited.iter().copied()
     }
 
-    /// No longer waits for a kind: the source turned out not to serve it.
+    /// No longer waits for a kind, because the source does not serve it.
     pub fn expect_no(&mut self, kind: ObjectKind) {
         self.awaited.remove(&kind);
     }
@@ -149,7 +150,7 @@ impl Snapshot {
         self.node.as_ref()
     }
 
-    /// The addresses of all NodeIndex.
+    /// The addresses of all Nodes.
     pub fn nodes(&self) -> &NodeIndex {
         &self.nodes
     }
@@ -159,7 +160,7 @@ impl Snapshot {
         self.service_cidrs.values().flatten().copied()
     }
 
-    /// Everything that is refused now, but for conflicts between Services.
+    /// Everything that is refused now, except conflicts between Services.
     pub fn refusals(&self) -> impl Iterator<Item = &Refusal> {
         self.refusals.values().flatten()
     }
@@ -168,7 +169,7 @@ impl Snapshot {
     pub fn take_dirty(&mut self) -> Dirty {
         let mut dirty = std::mem::take(&mut self.dirty);
         let moved = self.nodes.take_moved();
-        // One look at all endpoints, however many NodeIndex it was: it is rare.
+        // One pass over all endpoints, however many Nodes changed: it is rare.
         if !moved.is_empty() && !dirty.everything {
             let on_them = self.services.iter().filter(|(_, entry)| entry.is_on(&moved));
             dirty.services.extend(on_them.map(|(name, _)| Arc::clone(name)));
@@ -176,7 +177,7 @@ impl Snapshot {
         dirty
     }
 
-    /// Takes over a change of the source.
+    /// Applies a change of the source.
     pub fn apply(&mut self, event: ObjectEvent) {
         match event {
             ObjectEvent::Applied(object) => self.apply_object(&object),
@@ -215,7 +216,7 @@ impl Snapshot {
         self.refusals.remove(&(kind, normalized_for(kind, name.clone())));
     }
 
-    /// The objects of a kind that are held now.
+    /// The names of the objects of a kind that are known now.
     fn names_of(&self, kind: ObjectKind) -> Vec<ObjectName> {
         let of_name = |name: &str| ObjectName { namespace: String::new(), name: name.to_owned() };
         let mut names: Vec<_> = match kind {
@@ -297,7 +298,7 @@ impl Snapshot {
             entry.slices.retain(|(name, _)| **name != *key);
         }
         self.drop_if_empty(&service);
-        // What caused the last change of what is gone did not cause that.
+        // The removal has another cause than the last change of the slice.
         self.dirty.triggers.retain(|trigger| trigger.service != service);
         self.dirty.services.push(service);
     }
@@ -312,7 +313,7 @@ impl Snapshot {
     fn apply_node(&mut self, object: &v1::Node) {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         let parsed = node::parse(object);
-        // What is wrong with another Node is its own agent's to tell.
+        // The agent of another Node reports what is wrong with that Node.
         let is_own = name == self.node_name;
         let node = if is_own {
             self.accept(ObjectKind::Node, &object.metadata, parsed)
@@ -341,7 +342,7 @@ impl Snapshot {
         self.dirty.service_cidrs |= held != Some(prefixes);
     }
 
-    /// Notes the refusals of an object and gives what is left of it.
+    /// Records the refusals of an object and returns the rest of the object.
     fn accept<T>(
         &mut self,
         kind: ObjectKind,
@@ -362,12 +363,12 @@ impl Snapshot {
     }
 }
 
-/// When what caused the last change of a slice happened, if that is told.
+/// The time of the event that caused the last change of a slice, if the slice says it.
 fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
     TRIGGER_TIME_ANNOTATION.annotation(&slice.metadata)?.parse().ok()
 }
 
-/// The name of an object as its deletion would give it.
+/// The name of an object as in the event of its deletion.
 fn name_of(object: &Object) -> ObjectName {
     let (kind, metadata) = match object {
         Object::Service(object) => (ObjectKind::Service, &object.metadata),
@@ -378,7 +379,7 @@ fn name_of(object: &Object) -> ObjectName {
     normalized_for(kind, model::object_name(metadata))
 }
 
-/// The name with an empty namespace for kinds that have none.
+/// The name, with an empty namespace for cluster-scoped kinds.
 fn normalized_for(kind: ObjectKind, name: ObjectName) -> ObjectName {
     match kind {
         ObjectKind::Service | ObjectKind::EndpointSlice => name,

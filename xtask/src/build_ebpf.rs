@@ -1,11 +1,10 @@
 //! `cargo xtask build-ebpf`: builds the eBPF programs as `target/ebpf/lb-ebpf.o`, and for `bench`
 //! the programs that measure them as `target/ebpf/lb-bench-ebpf.o`.
 //!
-//! rustup's stable toolchains hold no `core` for the BPF target, so another
-//! compiler is needed for these crates: Debian's `rustc-web`, which comes
-//! with one, or else a nightly that builds `core` from source. The build has a
-//! target directory of its own, so that it and host builds never invalidate
-//! each other.
+//! rustup's stable toolchains have no `core` for the BPF target, so these crates need another
+//! compiler: Debian's `rustc-web`, which includes it, or a nightly that builds `core` from source.
+//! The build has a target directory of its own, so that it and host builds do not invalidate each
+//! other.
 
 use std::fs;
 use std::path::{Path, PathBuf};

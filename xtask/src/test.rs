@@ -27,16 +27,16 @@ pub(crate) struct Args {
     /// Run a file of flow vectors; can be given several times
     #[arg(long, value_name = "FILE")]
     vectors: Vec<PathBuf>,
-    /// Run only tests whose name contains this; of flow vectors, groups whose id does
+    /// Run only tests whose name contains TEXT; of flow vectors, groups whose id contains it
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// List the names of tests instead of running them
+    /// Print the names of the tests instead of running them
     #[arg(long)]
     list: bool,
 }
 
 impl Args {
-    /// Whether the user has asked for a tier.
+    /// Whether the arguments select a tier.
     fn names(&self, tier: &Tier) -> bool {
         let is_whole = self.names.is_empty() && self.vectors.is_empty();
         let is_named = |name: &String| name == tier.name || name == ALL;
@@ -44,25 +44,26 @@ impl Args {
         is_asked_for && (tier.has_names() || !self.chooses())
     }
 
-    /// Whether tests are chosen by their names.
+    /// Whether the arguments select tests by name.
     fn chooses(&self) -> bool {
         self.only.is_some() || self.list
     }
 
-    /// Fails for a tier that is named, and whose tests have no names.
+    /// Fails if the arguments select tests by name in a tier whose tests have no names.
     fn check_names(&self) -> Result<()> {
         let nameless =
             |tier: &&Tier| !tier.has_names() && self.names.iter().any(|name| name == tier.name);
         if let (true, Some(tier)) = (self.chooses(), TIERS.iter().find(nameless)) {
             bail!(
-                "the tests of the tier {0} have no names: leave out --only and --list, or see `cargo xtask {0} --help`",
+                "the tests of the tier {0} have no names: leave out --only and --list, or see \
+                 `cargo xtask {0} --help`",
                 tier.name
             );
         }
         Ok(())
     }
 
-    /// The files of vectors, by paths that mean the same in the clone, where programs run.
+    /// The files of vectors, by absolute paths, because the programs run in the clone.
     fn files(&self) -> Result<Vec<Step>> {
         let step = |file: &PathBuf| {
             let file = path::absolute(file).with_context(|| format!("{}", file.display()))?;
@@ -72,7 +73,7 @@ impl Args {
     }
 }
 
-/// A tier and what to run of it.
+/// A tier and its steps to run.
 type Chosen = (&'static Tier, Vec<Step>);
 
 /// The outcome of one tier.
@@ -108,7 +109,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The tiers that are asked for, with their steps.
+/// The selected tiers, with their steps.
 fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
     args.check_names()?;
     tier::check_binaries(&workspace.integration_tests()?)?;
@@ -127,7 +128,7 @@ fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
         .collect())
 }
 
-/// Sets up and builds what the tiers need.
+/// Installs and builds what the tiers need.
 fn prepare(workspace: &Workspace, chosen: &[Chosen]) -> Result<()> {
     let used = || chosen.iter().filter(|(_, steps)| !steps.is_empty()).map(|(tier, _)| tier);
     let needs_control_plane = used().any(|tier| tier.control_plane);
@@ -191,21 +192,24 @@ fn run_step(workspace: &Workspace, step: &Step, only: Option<&str>) -> Outcome {
     };
     match stream(&mut command, form) {
         Ok(outcome) if outcome == Outcome::default() && form == Form::Plain && only.is_none() => {
-            Outcome::failure("nothing was tried".to_owned())
+            Outcome::failure("no flow was tested".to_owned())
         }
         Ok(outcome) => outcome,
         Err(error) => Outcome::failure(format!("{error:#}")),
     }
 }
 
-/// Prints `TIER NAME` for each test that is asked for.
+/// Prints `TIER NAME` for each selected test.
 fn list(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     build_ebpf::object(workspace, false)?;
     let mut is_empty = true;
     for (tier, steps) in choose(workspace, args)? {
         for step in steps {
             let Run::CargoTest(arguments, _) = step.run else {
-                eprintln!("{}: not listed; their names are the ids of groups", step.label);
+                eprintln!(
+                    "{}: not listed, their names are the ids of the groups in the file",
+                    step.label
+                );
                 continue;
             };
             let mut command = workspace.cargo("test");

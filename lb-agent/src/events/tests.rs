@@ -62,16 +62,16 @@ async fn a_refusal_becomes_one_event_on_the_object() {
 }
 
 #[test]
-fn what_was_told_is_told_again_once_the_object_was_good() {
+fn a_refusal_is_published_again_after_the_object_was_good() {
     let refusals = Refusals::logged();
-    let told = || refusals.told.lock().unwrap().len();
+    let published = || refusals.published.lock().unwrap().len();
     refusals.refuse(subject("web"), EventReason::MapFull, "raise --max-slots".to_owned());
     refusals.refuse(subject("web"), EventReason::InvalidObject, "no port".to_owned());
-    assert_eq!(told(), 2);
+    assert_eq!(published(), 2);
     refusals.withdraw(subject("web"), EventReason::MapFull);
-    assert_eq!(told(), 1);
+    assert_eq!(published(), 1);
     refusals.forget(ObjectKind::Service, &subject("web").name);
-    assert_eq!(told(), 0);
+    assert_eq!(published(), 0);
 }
 
 #[test]

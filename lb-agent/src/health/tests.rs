@@ -120,13 +120,13 @@ async fn the_health_server_answers_as_kube_proxy_does() {
     assert!(head.contains("content-type: application/json"), "{head}");
     assert!(head.contains("x-content-type-options: nosniff"), "{head}");
     assert!(body.contains("\"nodeEligible\":true"), "{body}");
-    let told: serde_json::Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(told["lastUpdated"], told["currentTime"], "a good answer is always news");
+    let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(answer["lastUpdated"], answer["currentTime"], "a good answer is always news");
     health.set_node_eligible(false);
     let (status, _, body) = get(address, "/healthz").await;
-    let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert!(
-        status == 503 && told["lastUpdated"] == told["status"]["IPv4"]["lastUpdated"],
+        status == 503 && answer["lastUpdated"] == answer["status"]["IPv4"]["lastUpdated"],
         "{body}"
     );
     let (status, _, body) = get(address, "/livez").await;

@@ -3,7 +3,7 @@
 use super::agent::Agent;
 use crate::{
     config::{Config, Source},
-    events::{Notice, tell_failure},
+    events::{self, Notice},
     health::{
         self,
         server::{BindError, Server},
@@ -65,5 +65,5 @@ async fn publish_failure(config: &Config, error: &BindError) {
     let Ok(connection) = api::connect(options).await else { return };
     let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     let note = format!("{error}: {source}");
-    tell_failure(connection.client, &config.node_name, notice, note).await;
+    events::publish_failure(connection.client, &config.node_name, notice, note).await;
 }

@@ -1,7 +1,7 @@
-//! Which objects concern this proxy, and which of their fields it reads.
+//! Admits the objects that concern this proxy, and drops the fields that lb does not read.
 //!
-//! It is not validation: a field that stays is passed on as it came. Invariant: two
-//! objects that differ only in fields nobody reads are equal afterwards.
+//! It does not validate: it passes on the other fields unchanged. Invariant: two objects that
+//! differ only in fields that are not read are equal afterwards.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ pub fn selector(kind: ObjectKind) -> Option<String> {
     (!labels.is_empty()).then(|| labels.join(","))
 }
 
-/// The object without the fields that nobody reads; none if its labels exclude it.
+/// The object without the fields that are not read; none if its labels exclude it.
 pub fn admit(mut object: Object) -> Option<Object> {
     if is_excluded(&object) {
         return None;
@@ -76,7 +76,7 @@ fn strip_service(service: &mut Service) {
 }
 
 fn strip_slice(slice: &mut EndpointSlice) {
-    // A slice's own identity is never shown, and there are many.
+    // The uid of a slice is never shown, and there are many slices.
     slice.metadata.uid = None;
     slice.metadata.creation_timestamp = None;
     for endpoint in slice.endpoints.iter_mut().flatten() {

@@ -1,5 +1,5 @@
-//! How many service ports have endpoints, but none on this node, though a policy keeps their
-//! clients to this node: those clients are dropped.
+//! Counts the service ports with policy Local that have endpoints, but none on this node. Packets
+//! of their clients are dropped.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use lb_common::abi::{
 use super::DesiredService;
 use crate::model::IpFamily;
 
-/// Service ports of one family without an endpoint here.
+/// How many service ports of one family have no endpoint on this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoLocalEndpoints {
     /// Those whose `internalTrafficPolicy` is Local.
@@ -25,12 +25,12 @@ pub struct NoLocalEndpoints {
 }
 
 impl NoLocalEndpoints {
-    /// Those of a Service.
+    /// The count of one Service.
     pub fn of(service: &DesiredService, family: IpFamily) -> Self {
         let mut missing = Self::default();
         for port in service.ports.iter().filter(|port| port.key.family == family) {
             let has = |set| port.backends.iter().any(|backend| backend.sets & set != 0);
-            // The cluster set is chosen even where no policy sends anybody there.
+            // The cluster set is chosen even if no policy uses it.
             if has(IN_CLUSTER_SET) && !has(IN_LOCAL_SET) {
                 let keeps = |policy| usize::from(port.flags & policy != 0);
                 missing.internal += keeps(ServiceEntry::INTERNAL_LOCAL);
@@ -64,7 +64,7 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Takes over what a Service is to be; nothing for one that is gone.
+    /// Updates the count of a Service; `None` means that it is gone.
     pub fn set(&mut self, name: &Arc<str>, service: Option<&DesiredService>) {
         let new = IpFamily::ALL.map(|family| {
             service.map_or_else(NoLocalEndpoints::default, |it| NoLocalEndpoints::of(it, family))

@@ -1,4 +1,4 @@
-//! Objects as a source gives them, and how they change.
+//! Objects as a source sends them, and how they change.
 
 use std::fmt;
 
@@ -20,7 +20,7 @@ pub enum ObjectKind {
     EndpointSlice,
     /// Node.
     Node,
-    /// ServiceCIDR; an older API server does not serve it.
+    /// ServiceCIDR; older API servers do not serve it.
     ServiceCidr,
 }
 
@@ -59,7 +59,7 @@ impl fmt::Display for ObjectKind {
     }
 }
 
-/// An object as the source gave it, not yet validated.
+/// An object as the source sent it, not validated.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A Service.
@@ -156,11 +156,11 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// A change of what the source holds.
+/// A change of the objects of the source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ObjectEvent {
-    /// The complete list of a kind: every other object of the kind is gone. The first
-    /// one of each kind tells that the kind is known at all.
+    /// The complete list of a kind: every other object of the kind is gone. With the first
+    /// list of a kind, all its objects are known.
     Replaced(ObjectKind, Vec<Object>),
     /// An object was created or changed.
     Applied(Object),

@@ -7,14 +7,14 @@ use k8s_openapi::api::{core::v1, networking::v1::ServiceCIDR};
 
 use super::{IpFamily, Parsed, RefusalReason, Refusals, event::ObjectKind, keys::ZONE_LABEL};
 
-/// What matters of a Node.
+/// The parts of a Node that decisions need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// The zone; absent or empty means that no hint names it.
     pub zone: Option<Box<str>>,
     /// Its addresses.
     pub addresses: NodeAddresses,
-    /// The prefixes that its pods have their addresses from, in order.
+    /// The prefixes of its pods' addresses, in order.
     pub pod_cidrs: Vec<IpNet>,
 }
 
@@ -28,7 +28,7 @@ pub struct NodeAddresses {
 }
 
 impl NodeAddresses {
-    /// The address of a family that other nodes reach it by.
+    /// The address of a family at which other nodes reach it.
     pub fn internal_ip(&self, family: IpFamily) -> Option<IpAddr> {
         self.internal.iter().copied().find(|ip| IpFamily::of(*ip) == family)
     }
@@ -84,7 +84,7 @@ fn pod_cidrs(node: &v1::Node, refusals: &mut Refusals<'_>) -> Vec<IpNet> {
     prefixes
 }
 
-/// The prefixes, without bits beyond their length; what is none is refused.
+/// The prefixes, without bits beyond their length. A text that is not a prefix is refused.
 fn prefixes<'a>(
     texts: impl Iterator<Item = (String, &'a str)>,
     refusals: &mut Refusals<'_>,
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn internal_ips_are_told_from_external_ones() {
+    fn internal_ips_are_distinguished_from_external_ones() {
         let node = json!({
             "metadata": { "name": "one" },
             "status": { "addresses": [

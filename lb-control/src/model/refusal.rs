@@ -22,7 +22,7 @@ pub struct Refusal {
     pub field: String,
     /// What kind of fault it is.
     pub reason: RefusalReason,
-    /// What is wrong with the field, with its value. For people only: nothing is decided by it.
+    /// What is wrong with the field, with its value. It is for people: no code reads it.
     pub message: String,
 }
 

@@ -37,7 +37,7 @@ pub struct Service {
     /// The ports; no two have the same name and protocol, or number and protocol, or node
     /// port and protocol.
     pub ports: Vec<Port>,
-    /// Addresses of the load balancer that are served here.
+    /// The load balancer's addresses that are served here.
     pub load_balancer_ips: Vec<IpAddr>,
     /// `externalIPs`.
     pub external_ips: Vec<IpAddr>,
@@ -45,11 +45,11 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// Seconds of session affinity by client; 0 = none.
     pub affinity_seconds: u32,
-    /// Where traffic may go.
+    /// Its traffic policies.
     pub policy: Policy,
-    /// How clients outside reach backends on other nodes, if the Service says so itself.
+    /// How clients outside reach backends on other nodes, if the Service says it.
     pub external_mode: Option<ExternalMode>,
-    /// The port of its health check server, if it is to have one.
+    /// The port of its health check server, if it needs one.
     pub health_check_node_port: Option<u16>,
 }
 
@@ -66,7 +66,7 @@ pub struct Port {
     pub node_port: Option<NonZeroU16>,
 }
 
-/// What decides which sets of endpoints a Service needs.
+/// The policies that decide which sets of endpoints a Service needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// `internalTrafficPolicy: Local`.
@@ -84,14 +84,14 @@ impl Policy {
     }
 
     /// Whether some clients get endpoints of this node only: by a policy, or because another
-    /// node has sent their packets here in a tunnel.
+    /// node has encapsulated their packets and sent them here.
     pub fn uses_local_set(self) -> bool {
         self.internal_local || self.externally_reachable
     }
 }
 
-/// Reads a Service. One that is headless, an ExternalName, or another proxy's gives
-/// nothing and no refusal.
+/// Reads a Service. A headless Service, an ExternalName, and a Service of another proxy give
+/// neither a value nor a refusal.
 pub fn parse(service: &v1::Service) -> Parsed<Service> {
     let mut refusals = Refusals::new(ObjectKind::Service, &service.metadata);
     let value = parse_into(service, &mut refusals);
@@ -244,7 +244,7 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
     ports
 }
 
-/// Reads a node port; 0 is as good as none.
+/// Reads a node port; 0 means none.
 fn node_port(number: Option<i32>) -> Result<Option<NonZeroU16>, (RefusalReason, String)> {
     match number {
         None | Some(0) => Ok(None),
@@ -290,7 +290,7 @@ fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
     }
 }
 
-/// Reads the policies; whether anybody outside reaches the Service is told by its addresses.
+/// Reads the policies, without [`Policy::externally_reachable`].
 fn policy(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
     let mut is_local = |field: &str, text: Option<&str>| match text {
         None | Some("" | "Cluster") => false,
@@ -311,7 +311,8 @@ fn policy(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
     }
 }
 
-/// Only load balancers that must find the nodes with endpoints ask for it.
+/// The health check port. Only load balancers with `externalTrafficPolicy: Local` use one, to
+/// find the nodes that have endpoints.
 fn health_check_node_port(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Option<u16> {
     let is_asked_for = spec.type_.as_deref() == Some("LoadBalancer")
         && spec.external_traffic_policy.as_deref() == Some("Local");

@@ -36,22 +36,22 @@ pub struct SlicePort {
     pub protocol: Protocol,
 }
 
-/// An endpoint: an address and what is known of it.
+/// An endpoint: an address and its conditions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     /// The address; further addresses of the object are ignored.
     pub address: IpAddr,
     /// It may get new flows.
     pub is_ready: bool,
-    /// It answers, terminating or not.
+    /// It serves, terminating or not.
     pub is_serving: bool,
-    /// It is about to go away.
+    /// It is being deleted.
     pub is_terminating: bool,
     /// Its `nodeName` is this node.
     pub is_local: bool,
-    /// Its `nodeName`, if that is another node; shared with all endpoints that have it.
+    /// Its `nodeName`, if that is another node; shared with all endpoints on that node.
     pub node: Option<Arc<str>>,
-    /// Whom it is meant for; shared with other endpoints of the slice.
+    /// The nodes and zones that it is meant for; shared with other endpoints of the slice.
     pub hints: Option<Arc<Hints>>,
 }
 
@@ -64,8 +64,8 @@ pub struct Hints {
     pub zones: Vec<Box<str>>,
 }
 
-/// Reads a slice. One of a headless Service, of no Service, or of host names gives
-/// nothing and no refusal. `names` are those of nodes, as far as they were read.
+/// Reads a slice. A slice of a headless Service, without a Service, or with host names gives
+/// neither a value nor a refusal. `names` are the names of nodes that were read so far.
 pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut SharedNames) -> Parsed<Slice> {
     let mut refusals = Refusals::new(ObjectKind::EndpointSlice, &slice.metadata);
     let value = parse_into(slice, node_name, names, &mut refusals);
@@ -112,7 +112,7 @@ fn ports(slice: &EndpointSlice, refusals: &mut Refusals<'_>) -> Vec<SlicePort> {
         else {
             continue;
         };
-        // The port of the Service is what gets refused for its protocol.
+        // An unsupported protocol is refused at the port of the Service, not here.
         let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
         if !name.is_empty() && !is_label(name) {
             refusals.add(
@@ -144,7 +144,7 @@ fn endpoints(
     for (index, endpoint) in list.iter().enumerate() {
         let field = || format!("endpoints[{index}].addresses[0]");
         let Some(text) = endpoint.addresses.first() else {
-            refusals.add(RefusalReason::InvalidAddress, field(), "there is no address");
+            refusals.add(RefusalReason::InvalidAddress, field(), "the endpoint has no address");
             continue;
         };
         let address = match parse_address(text) {
@@ -176,7 +176,7 @@ fn endpoints(
     endpoints
 }
 
-/// The hints, shared with the endpoint before if they are the same.
+/// The hints, shared with the previous endpoint if they are equal.
 fn shared(hints: &EndpointHints, latest: &mut Option<Arc<Hints>>) -> Option<Arc<Hints>> {
     let nodes = hints.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect();
     let zones = hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect();

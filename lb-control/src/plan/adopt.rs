@@ -1,8 +1,8 @@
-//! Taking over maps that an earlier agent, or an earlier planner, has written: at any
-//! point of any plan.
+//! Adopts maps that an earlier agent, or an earlier planner, has written, at whatever point of
+//! a plan it stopped.
 //!
-//! A name tells what an index means; everything else is checked. What does not fit
-//! together is not repaired here but held in a form that the next plan repairs.
+//! The entry of NAMES says which service port an index means; all other entries are checked.
+//! Inconsistent entries are not repaired here, but held in a form that the next plan repairs.
 
 use std::{
     collections::HashMap,
@@ -36,9 +36,9 @@ use crate::{
 };
 
 impl Planner {
-    /// A planner for maps of this capacity that hold `state`. What is taken out of use
-    /// is reused `grace` milliseconds later at the earliest; that must be longer than a
-    /// packet takes through a program.
+    /// A planner for maps of this capacity that hold `state`. Entries that are taken out of
+    /// use are reused `grace` milliseconds later at the earliest, which must be longer than a
+    /// program works on a packet.
     pub fn adopt(state: &PinnedState, capacity: Capacity, grace: u64) -> Self {
         let entries = [entries4(&state.backends4), entries6(&state.backends6)];
         let mut held = named_ports(state, &capacity);
@@ -47,7 +47,7 @@ impl Planner {
         let mut backends = owned_backends(&entries, &owners);
         let mut blocks = Blocks::new(capacity.slots);
         let mut end = used(&state.slots).len() as u32;
-        // In the order of indices: of two that claim a slot, the same one always has it.
+        // In the order of indices, so that the same one of two owners always gets a slot.
         let mut ports: Vec<&mut HeldPort> = held.values_mut().flatten().collect();
         ports.sort_unstable_by_key(|port| port.index);
         for port in ports {
@@ -105,8 +105,8 @@ fn entry<A: Copy>(backend: &Backend<A>, ip: impl Fn(A) -> IpAddr) -> BackendEntr
     }
 }
 
-/// The service ports that have a name, by Service. A name that cannot be read, or is
-/// there twice, is held as a Service that nobody wants.
+/// The service ports that have a name, by Service. A name that cannot be read, or that an
+/// earlier index has, is held as a Service that does not exist: the next plan removes it.
 fn named_ports(state: &PinnedState, capacity: &Capacity) -> HashMap<Arc<str>, Vec<HeldPort>> {
     let mut held: HashMap<Arc<str>, Vec<HeldPort>> = HashMap::new();
     let in_range = state.names.iter().filter(|(index, _)| *index < capacity.services);
@@ -131,7 +131,7 @@ fn named_ports(state: &PinnedState, capacity: &Capacity) -> HashMap<Arc<str>, Ve
     held
 }
 
-/// The Service and the port that a name means; no Service if it cannot be read.
+/// The Service and the port that a name means; the Service is empty if it cannot be read.
 fn read_name(name: &Name) -> (&str, PortKey) {
     let text = name.text.get(..name.length.into()).unwrap_or_default();
     let text = std::str::from_utf8(text).unwrap_or_default();
@@ -196,7 +196,7 @@ fn adopt_services(
     Numbers::adopt(0, capacity.services, known)
 }
 
-/// Adopts both sets of a service port and gives the end of its slots.
+/// Adopts both sets of a service port and returns the end of its slots.
 ///
 /// An id is in a set at most once. A slot that repeats an id is therefore faulty, like one
 /// with the id of another owner's backend, and the next plan overwrites it. Weights by
@@ -238,7 +238,7 @@ fn adopt_block(word: SlotRange, slots: u32, blocks: &mut Blocks) -> Option<Block
     blocks.reserve(block).then_some(block)
 }
 
-/// The frontends, and those that lead to no service port that is held.
+/// The frontends, and the orphans among them by the index they lead to.
 fn adopt_frontends(
     state: &PinnedState,
     capacity: &Capacity,
@@ -267,7 +267,7 @@ fn adopt_frontends(
     (frontends, of_port.into_iter().collect())
 }
 
-/// The ranges of clients, and those of no service port that is held.
+/// The source ranges, and the orphans among them by the index of their service port.
 fn adopt_ranges(
     state: &PinnedState,
     capacity: &Capacity,

@@ -13,12 +13,12 @@ pub(crate) struct Frontends {
     pub(crate) entries: HashMap<FrontendAddress, Frontend>,
     pub(crate) counts: [usize; 2],
     pub(crate) limits: [u32; 2],
-    /// What was there before the draft, of what it touched.
+    /// The entries that the draft touched, as they were before it.
     pub(crate) touched: BTreeMap<FrontendAddress, Option<Frontend>>,
 }
 
 impl Frontends {
-    /// Those that still lead to `owner` lead nowhere any more.
+    /// Removes those of `frontends` that still lead to `owner`.
     pub(crate) fn remove_owned_by(&mut self, frontends: &[FrontendAddress], owner: u32) {
         for at in frontends {
             let Some(held) = self.entries.get(at).copied() else { continue };
@@ -30,6 +30,7 @@ impl Frontends {
         }
     }
 
+    /// Lets `frontends` lead to `owner`, whatever they led to before.
     pub(crate) fn set_owner(&mut self, frontends: &[DesiredFrontend], owner: u32) {
         for DesiredFrontend { at, kind, flags } in frontends {
             let new = Frontend { service: owner, kind: *kind, flags: *flags, zero: 0 };
@@ -42,6 +43,7 @@ impl Frontends {
         }
     }
 
+    /// The index of the service port that a frontend leads to.
     pub(crate) fn owner(&self, at: &FrontendAddress) -> Option<u32> {
         self.entries.get(at).map(|frontend| frontend.service)
     }

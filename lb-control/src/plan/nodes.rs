@@ -1,5 +1,5 @@
-//! The addresses of all nodes: who may tunnel packets here, and which node ports another
-//! node may have been asked for.
+//! The addresses of all nodes: encapsulated packets are accepted from these only, and clients
+//! may have asked any of these for a node port.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -17,8 +17,8 @@ impl HeldNodes {
         Self { held: held.into_iter().collect(), limits }
     }
 
-    /// Makes the addresses those that are wanted, the first ones if there is no room for
-    /// all, and gives how many found none. Others go last, unless it is their room that is
+    /// Plans that the maps hold the wanted addresses, the first ones if not all fit, and
+    /// returns how many do not fit. Unwanted addresses are deleted last, unless their room is
     /// needed.
     pub(super) fn program(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
         let op = |write| Op { owner: NO_OWNER, write };
@@ -46,7 +46,7 @@ impl HeldNodes {
         left_out
     }
 
-    /// How many addresses of each family there are, and these.
+    /// How many addresses of each family there would be with `more`.
     fn counts_with(&self, more: &BTreeSet<IpAddr>) -> [u32; 2] {
         let mut counts = [0; 2];
         self.held.union(more).for_each(|ip| counts[family_index(*ip)] += 1);

@@ -1,4 +1,5 @@
-//! One Service's part of a plan: the ops, once what they need is [reserved](super::reserve).
+//! The ops of one service port, after the entries that they need were
+//! [reserved](super::reserve).
 
 use lb_common::abi::service::{Service, SlotRange};
 
@@ -13,7 +14,7 @@ use crate::{desired::DesiredPort, ids::slots::Block};
 /// Flags by which clients get the local set instead of the cluster set.
 const LOCAL_POLICIES: u32 = Service::INTERNAL_LOCAL | Service::EXTERNAL_LOCAL;
 
-/// Writes the ops of one port; what they need was reserved.
+/// Plans one port; the entries that it needs were reserved.
 pub(super) fn program(
     ids: &mut Ids,
     draft: &mut Draft,
@@ -84,7 +85,7 @@ impl Moves {
     }
 }
 
-/// Stores the backends that come, change and go.
+/// Plans the backends that are added, changed and removed.
 fn program_backends(
     ids: &mut Ids,
     draft: &mut Draft,
@@ -160,7 +161,7 @@ fn store(backend: &HeldBackend, service: u32) -> Op {
     Op { owner: service, write: Write::StoreBackend { id, entry } }
 }
 
-/// Takes a backend out of use; its flows find out by the generation.
+/// Takes a backend out of use. Its flows recognise that by the generation.
 fn retire_backend(ids: &mut Ids, family: usize, mut gone: HeldBackend, service: u32) -> Op {
     gone.generation = gone.generation.wrapping_add(1);
     (gone.sets, gone.flags) = (0, 0);
@@ -168,7 +169,7 @@ fn retire_backend(ids: &mut Ids, family: usize, mut gone: HeldBackend, service: 
     store(&gone, service)
 }
 
-/// Brings the slots of a set up to date and gives the word to publish.
+/// Brings the slots of a set up to date and returns the word to publish.
 fn program_set(
     ids: &mut Ids,
     set: &mut HeldSet,
@@ -199,8 +200,8 @@ fn program_set(
     SlotRange::new(block.start, length)
 }
 
-/// Puts those that join where others leave or behind the last, closes the holes with
-/// the last ones, and gives the positions that were written, in order.
+/// Puts joining backends where others leave, or behind the last slot, fills remaining holes
+/// from the end, and returns the positions that were written, in order.
 fn rearrange(set: &mut HeldSet, moves: &Moves) -> Vec<usize> {
     let mut holes = std::mem::take(&mut set.faulty);
     if !moves.leaving.is_empty() {
@@ -233,8 +234,8 @@ fn rearrange(set: &mut HeldSet, moves: &Moves) -> Vec<usize> {
 /// Publishes what changed of an existing service port; `live_stores` are the stores into slots
 /// of each set that packets reach already.
 ///
-/// A new policy takes hold after the set that it leads to is there, and before the set
-/// that it leads away from changes: no packet gets the old policy on new sets.
+/// A new policy is stored after the set that it uses is there, and before the set that it
+/// no longer uses changes: no packet gets the old policy on new sets.
 fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live_stores: [Vec<Op>; 2]) {
     let new = port.entry;
     let op = |write| Op { owner: port.index, write };
@@ -257,13 +258,13 @@ fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live_stores: [Vec<O
     let phases = match (to_local, to_cluster) {
         (true, false) => [local, entry, cluster],
         (false, _) => [cluster, entry, local],
-        // Each set has clients before and after: none of them is left empty.
+        // Both sets are in use before and after: publish both before the entry.
         (true, true) => [cluster, local, entry],
     };
     draft.publish.extend(phases.into_iter().flatten());
 }
 
-/// Takes a service port out of use; its frontends lead elsewhere already.
+/// Takes a service port out of use, after its frontends were removed or lead elsewhere.
 pub(super) fn retire(ids: &mut Ids, draft: &mut Draft, gone: HeldPort) {
     let family = family_number(gone.key.family);
     for backend in gone.backends {

@@ -1,5 +1,5 @@
-//! What one Service needs of the maps: it is reserved before any op is written, so that the
-//! Service is programmed as a whole or not at all.
+//! Reserves the entries that one Service needs, before any op is planned, so that the Service
+//! is programmed as a whole or not at all.
 
 use super::{
     family_index,
@@ -12,7 +12,7 @@ use crate::{
     ids::slots::{Block, order_of, roomy_order_of},
 };
 
-/// Writing so many slots in place is never worth a new block.
+/// Up to so many slots are always written in place: a new block would not be worth it.
 pub(super) const FEW_SLOTS: usize = 8;
 
 /// A desired port, the held one that it continues, and what was reserved for it.
@@ -66,7 +66,7 @@ pub(crate) struct FullMap {
     pub(super) flag: &'static str,
 }
 
-/// Reserves all that a Service needs beyond what it has, or nothing.
+/// Reserves everything that a Service needs beyond what it has, or nothing.
 pub(crate) fn reserve(
     ids: &mut Ids,
     (frontends, ranges): (&Frontends, &Ranges),
@@ -105,6 +105,7 @@ pub(crate) fn reserve(
     Ok(matched)
 }
 
+/// Fails if the new service ports or backends do not fit.
 pub(crate) fn check_counts(
     ids: &Ids,
     desired: &[DesiredPort],
@@ -128,7 +129,8 @@ pub(crate) fn check_counts(
     Ok(())
 }
 
-/// Frontends are withdrawn before others open: the room of those that go counts.
+/// Fails if the new frontends of a family do not fit. Frontends that the Service gives up
+/// count as room, because they are deleted first.
 pub(crate) fn check_frontends(
     frontends: &Frontends,
     held: &[HeldPort],
@@ -154,7 +156,8 @@ pub(crate) fn check_frontends(
     Ok(())
 }
 
-/// Ranges are deleted after others were added: there is room for both, or none.
+/// Fails if the new source ranges of a family do not fit. Ranges that the Service gives up
+/// still take room, because they are deleted last.
 pub(crate) fn check_ranges(
     ranges: &Ranges,
     held: &[HeldPort],
@@ -176,8 +179,8 @@ pub(crate) fn check_ranges(
     Ok(())
 }
 
-/// Allocates the blocks that the sets of a port must or should move to; nothing if one
-/// that is a must cannot be had.
+/// Allocates the blocks that the sets of a port must or should move to; none if a set must
+/// move and there is no block for it.
 pub(crate) fn reserve_blocks(
     ids: &mut Ids,
     held: Option<&HeldPort>,
@@ -204,8 +207,8 @@ pub(crate) fn reserve_blocks(
     Some(blocks)
 }
 
-/// Whether a set that would fit where it is had better get a new block: most of it
-/// changes, or it has shrunk to less than a quarter.
+/// Whether a set should get a new block although it fits into its old one, because most of
+/// it changes, or because it has shrunk to less than a quarter.
 pub(crate) fn should_move(
     held: Option<&HeldPort>,
     desired: &DesiredPort,

@@ -1,4 +1,4 @@
-//! The addresses of all NodeIndex, by the names that endpoints call them by.
+//! The addresses of all Nodes, by the names that endpoints use for them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,33 +8,33 @@ use std::{
 
 use crate::model::{IpFamily, SharedNames, node::NodeAddresses};
 
-/// All NodeIndex, as far as they are another node's business.
+/// The addresses of all Nodes.
 #[derive(Debug, Default)]
 pub struct NodeIndex {
     addresses: HashMap<Arc<str>, NodeAddresses>,
-    /// The names of these and of those that endpoints are said to be on.
+    /// The names of these Nodes and of the nodes that endpoints name.
     pub(super) names: SharedNames,
-    /// Those whose [`NodeIndex::internal_ip`] changed since the last look.
+    /// Nodes whose [`NodeIndex::internal_ip`] changed since the last look.
     moved: HashSet<Arc<str>>,
 }
 
 impl NodeIndex {
-    /// The address of a family by which a node is reached, if it has one.
+    /// The address of a family at which other nodes reach this node, if it has one.
     pub fn internal_ip(&self, name: &str, family: IpFamily) -> Option<IpAddr> {
         self.addresses.get(name)?.internal_ip(family)
     }
 
-    /// InternalIP and ExternalIP addresses of all NodeIndex, in no order.
+    /// InternalIP and ExternalIP addresses of all Nodes, in no order.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.values().flat_map(|addresses| addresses.all.iter().copied())
     }
 
-    /// The names of all NodeIndex, in no order.
+    /// The names of all Nodes, in no order.
     pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.addresses.keys()
     }
 
-    /// Takes over a Node, or its end, and tells whether any address came or went.
+    /// Sets or removes a Node, and returns whether any address was added or removed.
     pub(super) fn set(&mut self, name: &str, addresses: Option<NodeAddresses>) -> bool {
         let held = self.addresses.get(name);
         if held == addresses.as_ref() {
@@ -58,8 +58,7 @@ impl NodeIndex {
         has_changed
     }
 
-    /// The names of the NodeIndex that are reached by another address, or by none, since the
-    /// last call.
+    /// The names of the Nodes whose [`NodeIndex::internal_ip`] changed since the last call.
     pub(super) fn take_moved(&mut self) -> HashSet<Arc<str>> {
         let moved = std::mem::take(&mut self.moved);
         if !moved.is_empty() {

@@ -9,10 +9,10 @@
 //! Everything a control plane starts and writes is gone when it is dropped.
 
 pub mod kube_proxy;
+pub mod live;
 pub mod objects;
 mod process;
 pub mod programs;
-pub mod world;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use lb_tests::harness::controlplane::Options;
-use lb_tests::harness::controlplane::world::{HTTP, PORT, World, service};
+use lb_tests::harness::controlplane::live::{HTTP, LiveCluster, PORT, service};
 use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
-use lb_tests::harness::netns::words::world::expect;
+use lb_tests::harness::netns::words::scenario::expect;
 use lb_tests::harness::wait::PATIENCE;
 use serde_json::Value;
 
@@ -31,12 +31,12 @@ fn kinds() -> impl Iterator<Item = (Transport, Family)> {
     TRANSPORTS.into_iter().flat_map(|transport| Family::ALL.map(|family| (transport, family)))
 }
 
-fn start(arguments: &[&str]) -> Result<World> {
+fn start(arguments: &[&str]) -> Result<LiveCluster> {
     let builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(2, "c");
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&["a", "b", "c"])?;
-    world.start_agents(arguments)?;
-    Ok(world)
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&["a", "b", "c"])?;
+    live.start_agents(arguments)?;
+    Ok(live)
 }
 
 fn front_end(number: u8, family: Family) -> SocketAddr {
@@ -57,8 +57,8 @@ fn answered_by(
 }
 
 /// Every kind of client sees every kind of backend, and backends see the client itself.
-fn check_reach(world: &World) -> Result<()> {
-    let (a, node1) = (world.cluster.pod("a"), world.cluster.node(1));
+fn check_reach(live: &LiveCluster) -> Result<()> {
+    let (a, node1) = (live.cluster.pod("a"), live.cluster.node(1));
     for kind in kinds() {
         for (number, server) in [(20, "b"), (21, "c")] {
             answered_by(&a, kind, number, &[server])?;
@@ -68,7 +68,7 @@ fn check_reach(world: &World) -> Result<()> {
     for family in Family::ALL {
         for (number, server) in [(20, "b"), (21, "c")] {
             let to = SocketAddr::new(cluster_ip(number).get(family), HTTP);
-            let said = world.curl(&a, &[&format!("http://{to}/")])?;
+            let said = live.curl(&a, &[&format!("http://{to}/")])?;
             let seen = format!("name={server}\nclient_address={}\n", a.ip(family));
             ensure!(said.starts_with(&seen), "{to}: {said:?} instead of {seen:?}");
         }
@@ -77,12 +77,12 @@ fn check_reach(world: &World) -> Result<()> {
 }
 
 /// The API server's own Service: its endpoint is no pod, and the agents reach it too.
-fn check_kubernetes(world: &World) -> Result<()> {
-    let (a, c) = (world.cluster.pod("a"), world.cluster.pod("c"));
-    let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
+fn check_kubernetes(live: &LiveCluster) -> Result<()> {
+    let (a, c) = (live.cluster.pod("a"), live.cluster.pod("c"));
+    let (node1, node2) = (live.cluster.node(1), live.cluster.node(2));
     let url = format!("{KUBERNETES}/healthz");
     for client in [&**a, &**c, &**node1, &**node2] {
-        let said = world.curl(client, &["--insecure", &url])?;
+        let said = live.curl(client, &["--insecure", &url])?;
         ensure!(said == "ok", "{} hears {said:?}", client.name());
     }
     Ok(())
@@ -99,11 +99,11 @@ fn spread(client: &Host, number: u8, family: Family, count: usize) -> Result<Vec
 }
 
 /// Endpoints that cease to be ready, become it again, terminate and go.
-fn check_endpoints(world: &World) -> Result<()> {
-    world.create_service("both", 22)?;
-    world.kubectl(&["label", "pod", "b", "c", "app=both", "--overwrite"])?;
-    world.wait_backends("both", Some(2))?;
-    let a = world.cluster.pod("a");
+fn check_endpoints(live: &LiveCluster) -> Result<()> {
+    live.create_service("both", 22)?;
+    live.kubectl(&["label", "pod", "b", "c", "app=both", "--overwrite"])?;
+    live.wait_backends("both", Some(2))?;
+    let a = live.cluster.pod("a");
     for family in Family::ALL {
         ensure!(spread(&a, 22, family, 60)? == ["b", "c"], "not both serve");
     }
@@ -124,24 +124,24 @@ fn check_endpoints(world: &World) -> Result<()> {
         }
         is_held()
     };
-    world.plane.set_ready("default", "b", false)?;
-    world.wait_backends("both", Some(1))?;
+    live.plane.set_ready("default", "b", false)?;
+    live.wait_backends("both", Some(1))?;
     only_c().context("not ready")?;
-    world.plane.set_ready("default", "b", true)?;
-    world.wait_backends("both", Some(2))?;
+    live.plane.set_ready("default", "b", true)?;
+    live.wait_backends("both", Some(2))?;
     ensure!(spread(&a, 22, Family::V4, 60)? == ["b", "c"], "b is ready again and not used");
-    world.plane.delete_pod("default", "b", Duration::from_secs(600))?;
-    world.wait_backends("both", Some(1))?;
+    live.plane.delete_pod("default", "b", Duration::from_secs(600))?;
+    live.wait_backends("both", Some(1))?;
     only_c().context("terminating")?;
     // The last one that serves is used although it terminates.
-    world.plane.delete_pod("default", "c", Duration::from_secs(600))?;
-    world.wait_backends("both", Some(2))?;
+    live.plane.delete_pod("default", "c", Duration::from_secs(600))?;
+    live.wait_backends("both", Some(2))?;
     ensure!(spread(&a, 22, Family::V6, 60)? == ["b", "c"], "terminating pods do not serve");
-    world.plane.delete_pod("default", "b", Duration::ZERO)?;
-    world.wait_backends("both", Some(1))?;
+    live.plane.delete_pod("default", "b", Duration::ZERO)?;
+    live.wait_backends("both", Some(1))?;
     only_c().context("deleted")?;
-    world.plane.delete_pod("default", "c", Duration::ZERO)?;
-    world.wait_backends("both", Some(0))?;
+    live.plane.delete_pod("default", "c", Duration::ZERO)?;
+    live.wait_backends("both", Some(0))?;
     for kind @ (transport, family) in kinds() {
         let answer = a.ask(Probe::new(transport, front_end(22, family)))?;
         let refused = answer.error() == Some("ECONNREFUSED");
@@ -153,7 +153,7 @@ fn check_endpoints(world: &World) -> Result<()> {
 /// Deletes a Service while a client connects to it without a pause. Returns how long after
 /// the request was *sent*, which is earlier than its answer, the last connection was begun
 /// that somebody answered.
-fn delete(world: &mut World, client: &Host, transport: Transport) -> Result<Duration> {
+fn delete(live: &mut LiveCluster, client: &Host, transport: Transport) -> Result<Duration> {
     let to = front_end(23, Family::V4);
     let ask = || client.ask(Probe::new(transport, to).timeout(IMPATIENT));
     let (sent, asked) = mpsc::channel();
@@ -179,28 +179,28 @@ fn delete(world: &mut World, client: &Host, transport: Transport) -> Result<Dura
         asked.recv().context("the Service never answered")?;
         let path = "/api/v1/namespaces/default/services/gone";
         let start = Instant::now();
-        let (status, object) = world.request("DELETE", path, &Value::Null)?;
+        let (status, object) = live.request("DELETE", path, &Value::Null)?;
         ensure!(status == 200, "{status} {object}");
         let last = last.join().map_err(|_| anyhow!("the client panicked"))??;
         Ok(last.context("the Service never answered")?.saturating_duration_since(start))
     })
 }
 
-fn check_deletion(world: &mut World, transport: Transport) -> Result<()> {
-    let a = world.cluster.pod("a");
-    world.create_pods("gone", &["c"])?;
+fn check_deletion(live: &mut LiveCluster, transport: Transport) -> Result<()> {
+    let a = live.cluster.pod("a");
+    live.create_pods("gone", &["c"])?;
     let mut times = Vec::new();
     let mut held = Vec::new();
     for _ in 0..DELETIONS {
         let created = service("gone", 23);
         let (status, said) =
-            world.request("POST", "/api/v1/namespaces/default/services", &created)?;
+            live.request("POST", "/api/v1/namespaces/default/services", &created)?;
         ensure!(status == 201, "{status} {said}");
-        world.wait_backends("gone", Some(1))?;
+        live.wait_backends("gone", Some(1))?;
         held.push(a.open(Probe::tcp(front_end(23, Family::V4)))?);
         held.push(a.open(Probe::tcp(front_end(23, Family::V6)))?);
-        times.push(delete(world, &a, transport)?);
-        world.wait_backends("gone", None)?;
+        times.push(delete(live, &a, transport)?);
+        live.wait_backends("gone", None)?;
     }
     for connection in &held {
         let answer = connection.exchange("again", Duration::from_secs(1))?;
@@ -213,7 +213,7 @@ fn check_deletion(world: &mut World, transport: Transport) -> Result<()> {
         let answer = a.ask(probe)?;
         ensure!(answer.reached().is_none(), "{to} still answers: {answer:?}");
     }
-    world.plane.delete_pod("default", "c", Duration::ZERO)?;
+    live.plane.delete_pod("default", "c", Duration::ZERO)?;
     times.sort();
     let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
     println!(
@@ -224,19 +224,19 @@ fn check_deletion(world: &mut World, transport: Transport) -> Result<()> {
 }
 
 fn check_all(arguments: &[&str]) -> Result<()> {
-    let mut world = start(arguments)?;
-    world.create_pods("near", &["b"])?;
-    world.create_pods("far", &["c"])?;
-    world.create_service("near", 20)?;
-    world.create_service("far", 21)?;
-    world.wait_backends("near", Some(1))?;
-    world.wait_backends("far", Some(1))?;
-    check_reach(&world)?;
-    check_kubernetes(&world)?;
-    check_endpoints(&world)?;
-    let leaked = world.cluster.fabric().service_packets()?;
+    let mut live = start(arguments)?;
+    live.create_pods("near", &["b"])?;
+    live.create_pods("far", &["c"])?;
+    live.create_service("near", 20)?;
+    live.create_service("far", 21)?;
+    live.wait_backends("near", Some(1))?;
+    live.wait_backends("far", Some(1))?;
+    check_reach(&live)?;
+    check_kubernetes(&live)?;
+    check_endpoints(&live)?;
+    let leaked = live.cluster.fabric().service_packets()?;
     ensure!(leaked == 0, "{leaked} packets to ClusterIPs left a node");
-    world.plane.check_running()
+    live.plane.check_running()
 }
 
 #[test]
@@ -251,11 +251,11 @@ fn and_by_packets_alone() -> Result<()> {
 
 /// The last new connection to a deleted Service, in time.
 fn check_deletions(arguments: &[&str]) -> Result<()> {
-    let mut world = start(arguments)?;
+    let mut live = start(arguments)?;
     for transport in TRANSPORTS {
-        check_deletion(&mut world, transport)?;
+        check_deletion(&mut live, transport)?;
     }
-    let leaked = world.cluster.fabric().service_packets()?;
+    let leaked = live.cluster.fabric().service_packets()?;
     ensure!(leaked == 0, "{leaked} packets to ClusterIPs left a node");
     Ok(())
 }

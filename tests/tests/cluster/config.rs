@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
+use lb_tests::harness::controlplane::live::{LiveCluster, PORT};
 use lb_tests::harness::controlplane::programs::kube_proxy;
-use lb_tests::harness::controlplane::world::{PORT, World};
 use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
@@ -32,27 +32,27 @@ fn replace(text: &str, old: &str, new: &str) -> Result<String> {
 #[test]
 fn the_config_map_of_kubeadm_starts_the_agent_unchanged() -> Result<()> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&["b"])?;
-    world.create_pods("web", &["b"])?;
-    world.create_service("web", 20)?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&["b"])?;
+    live.create_pods("web", &["b"])?;
+    live.create_service("web", 20)?;
 
     // What a pod would find at fixed places lies in directories of this test.
     let account = tempfile::tempdir()?;
-    let own: Value = serde_json::from_slice(&fs::read(world.plane.agent_kubeconfig())?)?;
+    let own: Value = serde_json::from_slice(&fs::read(live.plane.agent_kubeconfig())?)?;
     let token = own["users"][0]["user"]["token"].as_str().context("a token")?;
     fs::write(account.path().join("token"), token)?;
-    fs::copy(world.plane.directory().join("apiserver.crt"), account.path().join("ca.crt"))?;
+    fs::copy(live.plane.directory().join("apiserver.crt"), account.path().join("ca.crt"))?;
     let mut map = ConfigMap::mount(&[("config.conf", ""), ("kubeconfig.conf", "")])?;
     let mount = map.path("").display().to_string();
     let config = replace(CONFIG, MOUNT, mount.trim_end_matches('/'))?;
     let kubeconfig = replace(KUBECONFIG, ACCOUNT, &account.path().display().to_string())?;
-    let server = format!("https://{}", world.plane.api_server_address());
+    let server = format!("https://{}", live.plane.api_server_address());
     let kubeconfig = replace(&kubeconfig, SERVER, &server)?;
     map.update(&[("config.conf", &config), ("kubeconfig.conf", &kubeconfig)])?;
 
     let config = format!("--config={}", map.path("config.conf").display());
-    let agent = world.spawn_agent_with(1, &agent::Options::default().argument(config))?;
+    let agent = live.spawn_agent_with(1, &agent::Options::default().argument(config))?;
     agent.wait_ready()?;
     let (status, configz) = agent.http(10249, "/configz")?;
     let configz: Value = serde_json::from_str(&configz)?;
@@ -62,13 +62,13 @@ fn the_config_map_of_kubeadm_starts_the_agent_unchanged() -> Result<()> {
     let log = agent.process().stderr();
     ensure!(!log.contains("no effect"), "{log}");
 
-    world.wait_backends("web", Some(1))?;
+    live.wait_backends("web", Some(1))?;
     for family in Family::ALL {
         let to = (cluster_ip(20).get(family), PORT).into();
-        let answer = world.cluster.pod("a").tcp(to)?;
+        let answer = live.cluster.pod("a").tcp(to)?;
         ensure!(answer.name() == Some("b"), "{answer:?}");
     }
-    let node = world.cluster.node(1);
+    let node = live.cluster.node(1);
     let close_wait = node.netns().run(|| {
         let path = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
         Ok(fs::read_to_string(path)?)

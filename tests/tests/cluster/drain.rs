@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
-use lb_tests::harness::controlplane::world::exposed::{Policy, exposed, wait_endpoints};
-use lb_tests::harness::controlplane::world::{PORT, World};
+use lb_tests::harness::controlplane::live::exposed::{Policy, exposed, wait_endpoints};
+use lb_tests::harness::controlplane::live::{LiveCluster, PORT};
 use lb_tests::harness::echo::{Answer, Probe};
 use lb_tests::harness::netns::actors::client::Connection;
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cluster_ip};
-use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::wait::PATIENCE;
 
 /// The pod that terminates, on node 1, the one that takes over, and the clients' own.
@@ -101,9 +101,9 @@ impl Held {
 }
 
 /// Every way to the Service that leads to the old pod; outside clients come to `entries`.
-fn ways<'a>(world: &'a World, client: &'a Host, entries: &[u8]) -> Result<Vec<Way<'a>>> {
-    let outside = world.cluster.outside();
-    let (tcp, udp) = (world.node_port("web", "tcp")?, world.node_port("web", "udp")?);
+fn ways<'a>(live: &'a LiveCluster, client: &'a Host, entries: &[u8]) -> Result<Vec<Way<'a>>> {
+    let outside = live.cluster.outside();
+    let (tcp, udp) = (live.node_port("web", "tcp")?, live.node_port("web", "udp")?);
     let mut ways = Vec::new();
     for family in Family::ALL {
         let both = |what: &str, from: &'a Host, tcp: SocketAddr, udp: u16| {
@@ -115,7 +115,7 @@ fn ways<'a>(world: &'a World, client: &'a Host, entries: &[u8]) -> Result<Vec<Wa
         let balanced = SocketAddr::new(balancer_ip(NUMBER).get(family), PORT);
         ways.push(both("LoadBalancer", outside, balanced, PORT));
         for node in entries {
-            let at = world.cluster.node(*node).at(family, tcp);
+            let at = live.cluster.node(*node).at(family, tcp);
             ways.push(both("NodePort", outside, at, udp));
         }
     }
@@ -123,84 +123,89 @@ fn ways<'a>(world: &'a World, client: &'a Host, entries: &[u8]) -> Result<Vec<Wa
 }
 
 /// Waits until every agent has seen what the API server says of endpoints now.
-fn settle(world: &World) -> Result<()> {
-    world.plane.apply(&exposed("mark", MARK, "ClusterIP", "web").to_string())?;
-    world.wait_backends("mark", Some(1))
+fn settle(live: &LiveCluster) -> Result<()> {
+    live.plane.apply(&exposed("mark", MARK, "ClusterIP", "web").to_string())?;
+    live.wait_backends("mark", Some(1))
 }
 
 /// The old pod is deleted, with nobody beside it.
-fn terminate_alone(world: &mut World) -> Result<()> {
-    world.plane.delete_pod("default", OLD, GRACE)?;
-    world.plane.wait_for_slice("default", "web", PATIENCE, |endpoints| {
+fn terminate_alone(live: &mut LiveCluster) -> Result<()> {
+    live.plane.delete_pod("default", OLD, GRACE)?;
+    live.plane.wait_for_slice("default", "web", PATIENCE, |endpoints| {
         let mut conditions = endpoints.iter().map(|one| (one.ready, one.serving, one.terminating));
         endpoints.len() == Family::ALL.len() && conditions.all(|all| all == (false, true, true))
     })?;
-    settle(world)?;
-    world.wait_members("web", &[OLD])
+    settle(live)?;
+    live.wait_members("web", &[OLD])
 }
 
-fn check_each<T>(rows: &mut Rows, when: &str, each: &[T], what: impl Fn(&T) -> (&str, Result<()>)) {
+fn check_each<T>(
+    expectations: &mut Expectations,
+    when: &str,
+    each: &[T],
+    what: impl Fn(&T) -> (&str, Result<()>),
+) {
     for one in each {
         let (what, outcome) = what(one);
-        rows.row(format!("{when}: {what}"), outcome);
+        expectations.check(format!("{when}: {what}"), outcome);
     }
 }
 
-fn start(policy: Policy, arguments: &[&str]) -> Result<World> {
+fn start(policy: Policy, arguments: &[&str]) -> Result<LiveCluster> {
     // With the policy Local, the old pod's node is the only one that answers.
     let second = if policy == Policy::Local { 1 } else { 2 };
     let builder = Cluster::builder().pod(1, CLIENT).pod(1, OLD).pod(second, NEW);
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&[OLD, NEW])?;
-    world.start_agents(arguments)?;
-    world.create_pods("web", &[OLD])?;
-    world.plane.apply(&exposed("web", NUMBER, "LoadBalancer", "web").to_string())?;
-    world.set_ingress("web", balancer_ip(NUMBER))?;
-    world.set_external_policy("web", policy)?;
-    world.set_internal_policy("web", policy)?;
-    world.wait_members("web", &[OLD])?;
-    Ok(world)
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&[OLD, NEW])?;
+    live.start_agents(arguments)?;
+    live.create_pods("web", &[OLD])?;
+    live.plane.apply(&exposed("web", NUMBER, "LoadBalancer", "web").to_string())?;
+    live.set_ingress("web", balancer_ip(NUMBER))?;
+    live.set_external_policy("web", policy)?;
+    live.set_internal_policy("web", policy)?;
+    live.wait_members("web", &[OLD])?;
+    Ok(live)
 }
 
 fn check_all(policy: Policy, arguments: &[&str]) -> Result<()> {
-    let mut world = start(policy, arguments)?;
+    let mut live = start(policy, arguments)?;
     // With the policy Cluster, the old pod is elsewhere for those that come to node 2.
     let entries: &[u8] = if policy == Policy::Local { &[1] } else { &[1, 2] };
-    world.cluster.fabric().route_external_to(entries[entries.len() - 1])?;
-    let client = world.cluster.pod(CLIENT);
-    let mut rows = Rows::default();
+    live.cluster.fabric().route_external_to(entries[entries.len() - 1])?;
+    let client = live.cluster.pod(CLIENT);
+    let mut expectations = Expectations::default();
 
-    let held = ways(&world, &client, entries)?.iter().map(Way::open).collect::<Result<Vec<_>>>()?;
-    terminate_alone(&mut world)?;
-    let ways = ways(&world, &client, entries)?;
-    let node1 = world.cluster.node(1);
+    let held = ways(&live, &client, entries)?.iter().map(Way::open).collect::<Result<Vec<_>>>()?;
+    terminate_alone(&mut live)?;
+    let ways = ways(&live, &client, entries)?;
+    let node1 = live.cluster.node(1);
     let health = match policy {
         Policy::Cluster => None,
-        Policy::Local => Some(node1.at(Family::V4, world.health_check_port("web")?)),
+        Policy::Local => Some(node1.at(Family::V4, live.health_check_port("web")?)),
     };
-    let check_health = |rows: &mut Rows, when: &str, endpoints| {
+    let check_health = |expectations: &mut Expectations, when: &str, endpoints| {
         if let Some(at) = health {
-            rows.row(when, wait_endpoints(world.cluster.outside(), at, endpoints));
+            expectations.check(when, wait_endpoints(live.cluster.outside(), at, endpoints));
         }
     };
-    check_health(&mut rows, "a terminating pod is not healthy", 0);
-    check_each(&mut rows, "alone, new", &ways, |way| (&way.what, way.check_new(OLD)));
-    check_each(&mut rows, "alone, tcp", &held, |held| (&held.what, held.check_tcp(OLD)));
-    check_each(&mut rows, "alone, udp", &held, |held| (&held.what, held.check_udp(OLD)));
+    check_health(&mut expectations, "a terminating pod is not healthy", 0);
+    check_each(&mut expectations, "alone, new", &ways, |way| (&way.what, way.check_new(OLD)));
+    check_each(&mut expectations, "alone, tcp", &held, |held| (&held.what, held.check_tcp(OLD)));
+    check_each(&mut expectations, "alone, udp", &held, |held| (&held.what, held.check_udp(OLD)));
 
-    world.create_pods("web", &[NEW])?;
-    world.wait_members("web", &[NEW])?;
-    check_health(&mut rows, "the second one is healthy", 1);
-    check_each(&mut rows, "two, new", &ways, |way| (&way.what, way.check_new(NEW)));
-    check_each(&mut rows, "two, tcp", &held, |held| (&held.what, held.check_tcp(OLD)));
-    check_each(&mut rows, "two, udp", &held, |held| (&held.what, held.check_udp(OLD)));
+    live.create_pods("web", &[NEW])?;
+    live.wait_members("web", &[NEW])?;
+    check_health(&mut expectations, "the second one is healthy", 1);
+    check_each(&mut expectations, "two, new", &ways, |way| (&way.what, way.check_new(NEW)));
+    check_each(&mut expectations, "two, tcp", &held, |held| (&held.what, held.check_tcp(OLD)));
+    check_each(&mut expectations, "two, udp", &held, |held| (&held.what, held.check_udp(OLD)));
 
-    world.plane.set_ready("default", OLD, false)?;
-    world.plane.delete_pod("default", OLD, Duration::ZERO)?;
-    check_each(&mut rows, "gone, udp", &held, |held| (&held.what, held.wait_moved()));
-    check_each(&mut rows, "gone, tcp", &held, |held| (&held.what, held.check_tcp(OLD)));
-    check_each(&mut rows, "gone, new", &ways, |way| (&way.what, way.check_new(NEW)));
-    rows.finish().with_context(|| format!("{policy:?} {arguments:?}"))
+    live.plane.set_ready("default", OLD, false)?;
+    live.plane.delete_pod("default", OLD, Duration::ZERO)?;
+    check_each(&mut expectations, "gone, udp", &held, |held| (&held.what, held.wait_moved()));
+    check_each(&mut expectations, "gone, tcp", &held, |held| (&held.what, held.check_tcp(OLD)));
+    check_each(&mut expectations, "gone, new", &ways, |way| (&way.what, way.check_new(NEW)));
+    expectations.finish().with_context(|| format!("{policy:?} {arguments:?}"))
 }
 
 #[test]

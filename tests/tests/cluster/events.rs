@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
-use lb_tests::harness::controlplane::world::{PORT, TARGET, World, service};
+use lb_tests::harness::controlplane::live::{LiveCluster, PORT, TARGET, service};
 use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::Cluster;
@@ -25,10 +25,10 @@ struct Told {
 
 /// The Events about a Service that agents have sent, by node: controllers send some too, as
 /// when they meet one another at a slice, without naming an instance.
-fn events(world: &World, service: &str) -> Result<Vec<Told>> {
+fn events(live: &LiveCluster, service: &str) -> Result<Vec<Told>> {
     let selector =
         format!("--field-selector=involvedObject.kind=Service,involvedObject.name={service}");
-    let said = world.kubectl(&["get", "events", "-o", "json", &selector])?;
+    let said = live.kubectl(&["get", "events", "-o", "json", &selector])?;
     let events: Value = serde_json::from_str(&said)?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut told: Vec<_> = events["items"]
@@ -48,10 +48,10 @@ fn events(world: &World, service: &str) -> Result<Vec<Told>> {
     Ok(told)
 }
 
-fn wait_events(world: &World, service: &str, count: usize) -> Result<Vec<Told>> {
+fn wait_events(live: &LiveCluster, service: &str, count: usize) -> Result<Vec<Told>> {
     let start = Instant::now();
     loop {
-        let told = events(world, service)?;
+        let told = events(live, service)?;
         if told.len() >= count {
             ensure!(told.len() == count, "{told:#?}");
             return Ok(told);
@@ -62,8 +62,8 @@ fn wait_events(world: &World, service: &str, count: usize) -> Result<Vec<Told>> 
 }
 
 /// As kubectl describe finds them: by the identity of the object too.
-fn described(world: &World, service: &str) -> Result<String> {
-    world.kubectl(&["describe", "service", service])
+fn described(live: &LiveCluster, service: &str) -> Result<String> {
+    live.kubectl(&["describe", "service", service])
 }
 
 fn with_sctp(name: &str, number: u8) -> Value {
@@ -77,11 +77,12 @@ fn with_sctp(name: &str, number: u8) -> Value {
 
 #[test]
 fn sctp_is_refused_once_and_the_other_ports_work() -> Result<()> {
-    let mut world = World::start(Cluster::builder().pod(1, "a").pod(2, "b"), Options::default())?;
-    world.serve(&["b"])?;
-    world.start_agents(&[])?;
-    world.create_pods("mixed", &["b"])?;
-    world.plane.apply(&with_sctp("mixed", 20).to_string())?;
+    let mut live =
+        LiveCluster::start(Cluster::builder().pod(1, "a").pod(2, "b"), Options::default())?;
+    live.serve(&["b"])?;
+    live.start_agents(&[])?;
+    live.create_pods("mixed", &["b"])?;
+    live.plane.apply(&with_sctp("mixed", 20).to_string())?;
     let expected = |told: &[Told]| {
         ensure!(told.len() == 2, "one of each node: {told:#?}");
         for (node, told) in ["node1", "node2"].into_iter().zip(told) {
@@ -94,34 +95,34 @@ fn sctp_is_refused_once_and_the_other_ports_work() -> Result<()> {
         }
         Ok(())
     };
-    expected(&wait_events(&world, "mixed", 2)?)?;
-    let said = described(&world, "mixed")?;
+    expected(&wait_events(&live, "mixed", 2)?)?;
+    let said = described(&live, "mixed")?;
     ensure!(said.contains("ProtocolNotSupported"), "{said}");
-    world.wait_backends("mixed", Some(1))?;
-    let answer = world.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
+    live.wait_backends("mixed", Some(1))?;
+    let answer = live.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
     ensure!(answer.name() == Some("b"), "{answer:?}");
 
     // A change that concerns something else is no reason to say it again, nor is a new list.
-    world.kubectl(&[
+    live.kubectl(&[
         "patch",
         "service",
         "mixed",
         "-p",
         r#"{"spec":{"sessionAffinity":"ClientIP"}}"#,
     ])?;
-    world.plane.stop_api_server()?;
-    world.plane.start_api_server()?;
-    world.plane.delete_pod("default", "b", Duration::ZERO)?;
-    world.wait_backends("mixed", Some(0))?;
-    expected(&events(&world, "mixed")?)?;
+    live.plane.stop_api_server()?;
+    live.plane.start_api_server()?;
+    live.plane.delete_pod("default", "b", Duration::ZERO)?;
+    live.wait_backends("mixed", Some(0))?;
+    expected(&events(&live, "mixed")?)?;
 
     // Another object of the same name is.
-    world.kubectl(&["delete", "service", "mixed"])?;
-    world.wait_backends("mixed", None)?;
-    world.plane.apply(&with_sctp("mixed", 20).to_string())?;
-    wait_events(&world, "mixed", 4)?;
+    live.kubectl(&["delete", "service", "mixed"])?;
+    live.wait_backends("mixed", None)?;
+    live.plane.apply(&with_sctp("mixed", 20).to_string())?;
+    wait_events(&live, "mixed", 4)?;
     for node in [1, 2] {
-        let log = world.agent(node)?.process().stderr();
+        let log = live.agent(node)?.process().stderr();
         ensure!(!log.contains("not published"), "{log}");
     }
     Ok(())
@@ -130,17 +131,17 @@ fn sctp_is_refused_once_and_the_other_ports_work() -> Result<()> {
 #[test]
 fn a_health_check_port_that_is_taken_is_told_and_tried_again() -> Result<()> {
     const TAKEN: u16 = 31_234;
-    let mut world = World::start(Cluster::builder().nodes(1).pod(1, "a"), Options::default())?;
-    world.start_agents(&[])?;
-    let node1 = world.cluster.node(1);
+    let mut live = LiveCluster::start(Cluster::builder().nodes(1).pod(1, "a"), Options::default())?;
+    live.start_agents(&[])?;
+    let node1 = live.cluster.node(1);
     let strange = node1.serve(&Serve::default().http(TAKEN))?;
-    world.create_pods("checked", &["a"])?;
+    live.create_pods("checked", &["a"])?;
     let mut object = service("checked", 20);
     object["spec"]["type"] = json!("LoadBalancer");
     object["spec"]["externalTrafficPolicy"] = json!("Local");
     object["spec"]["healthCheckNodePort"] = json!(TAKEN);
-    world.plane.apply(&object.to_string())?;
-    let told = wait_events(&world, "checked", 1)?;
+    live.plane.apply(&object.to_string())?;
+    let told = wait_events(&live, "checked", 1)?;
     let start = format!(
         "node node1 failed to start healthcheck \"default/checked\" on port {TAKEN}: listen tcp4 "
     );
@@ -149,40 +150,42 @@ fn a_health_check_port_that_is_taken_is_told_and_tried_again() -> Result<()> {
         && told[0].note.starts_with(&start)
         && told[0].note.ends_with(": bind: address already in use");
     ensure!(good, "{told:#?}");
-    let said = described(&world, "checked")?;
+    let said = described(&live, "checked")?;
     ensure!(said.contains("FailedToStartServiceHealthcheck"), "{said}");
     drop(strange);
     let url = format!("http://{}/", node1.at(Family::V4, TAKEN));
     let curl = ["--retry", "5", "--retry-connrefused", &url];
-    let answer = world.curl(&node1, &curl)?;
+    let answer = live.curl(&node1, &curl)?;
     ensure!(answer.contains("\t\"localEndpoints\": 1,\n"), "{answer}");
-    ensure!(events(&world, "checked")?.len() == 1, "told more than once");
+    ensure!(events(&live, "checked")?.len() == 1, "told more than once");
     Ok(())
 }
 
 #[test]
 fn a_service_that_does_not_fit_is_told_and_the_others_work() -> Result<()> {
-    let mut world =
-        World::start(Cluster::builder().nodes(1).pod(1, "a").pod(1, "b"), Options::default())?;
-    world.serve(&["b"])?;
-    world.create_pods("fits", &["b"])?;
-    world.create_service("fits", 20)?;
+    let mut live = LiveCluster::start(
+        Cluster::builder().nodes(1).pod(1, "a").pod(1, "b"),
+        Options::default(),
+    )?;
+    live.serve(&["b"])?;
+    live.create_pods("fits", &["b"])?;
+    live.create_service("fits", 20)?;
     // The Service `kubernetes` takes one, each dual-stack Service six.
-    let kubeconfig = world.plane.agent_kubeconfig();
+    let kubeconfig = live.plane.agent_kubeconfig();
     let options = agent::Options::kubeconfig(&kubeconfig).arguments(&["--max-services", "10"]);
-    world.spawn_agent_with(1, &options)?.wait_ready()?;
-    world.wait_backends("fits", Some(1))?;
-    world.create_service("too-much", 21)?;
-    let told = wait_events(&world, "too-much", 1)?;
+    live.spawn_agent_with(1, &options)?.wait_ready()?;
+    live.wait_backends("fits", Some(1))?;
+    live.create_service("too-much", 21)?;
+    let told = wait_events(&live, "too-much", 1)?;
     let good = told[0].reason == "MapFull" && told[0].note.contains("--max-services");
     ensure!(good, "{told:#?}");
-    let said = described(&world, "too-much")?;
+    let said = described(&live, "too-much")?;
     ensure!(said.contains("MapFull"), "{said}");
-    let (status, said) = world.agent(1)?.http(10256, "/healthz")?;
+    let (status, said) = live.agent(1)?.http(10256, "/healthz")?;
     ensure!(status == 503, "{status} {said}");
-    let answer = world.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
+    let answer = live.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
     ensure!(answer.name() == Some("b"), "{answer:?}");
-    world.kubectl(&["delete", "service", "fits"])?;
-    world.wait_backends("too-much", Some(0))?;
-    world.agent(1)?.wait_ready()
+    live.kubectl(&["delete", "service", "fits"])?;
+    live.wait_backends("too-much", Some(0))?;
+    live.agent(1)?.wait_ready()
 }

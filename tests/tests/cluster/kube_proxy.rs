@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
 use lb_tests::harness::controlplane::kube_proxy::{self, KubeProxy, Mode};
-use lb_tests::harness::controlplane::world::{PORT, World};
+use lb_tests::harness::controlplane::live::{LiveCluster, PORT};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 
@@ -25,14 +25,14 @@ fn kube_proxy_serves_in_either_mode_and_writes_in_its_namespace_alone() -> Resul
     let machine = || MACHINE.map(|path| std::fs::read_to_string(path).unwrap_or_default());
     let before = (machine(), rules()?);
     let builder = Cluster::builder().pod(1, "a").pod(2, "b").pod(2, "c");
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&["b"])?;
-    world.create_pods("web", &["b"])?;
-    world.create_service("web", 20)?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&["b"])?;
+    live.create_pods("web", &["b"])?;
+    live.create_service("web", 20)?;
     let mut proxies = Vec::new();
-    for (mode, node) in Mode::ALL.into_iter().zip(world.cluster.nodes()) {
+    for (mode, node) in Mode::ALL.into_iter().zip(live.cluster.nodes()) {
         let options = kube_proxy::Options::new(mode);
-        proxies.push(KubeProxy::spawn(&world.plane, node, options)?);
+        proxies.push(KubeProxy::spawn(&live.plane, node, options)?);
     }
     for proxy in &mut proxies {
         proxy.wait_synced()?;
@@ -45,7 +45,7 @@ fn kube_proxy_serves_in_either_mode_and_writes_in_its_namespace_alone() -> Resul
     for client in ["a", "c"] {
         for family in Family::ALL {
             let to = (cluster_ip(20).get(family), PORT).into();
-            let answer = world.cluster.pod(client).tcp(to)?;
+            let answer = live.cluster.pod(client).tcp(to)?;
             ensure!(answer.name() == Some("b"), "{client} to {to}: {answer:?}");
         }
     }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lb_agent::maps::pins::Pins;
 use lb_common::abi::service::Service;
 use lb_tests::harness::controlplane::Options;
-use lb_tests::harness::controlplane::world::World;
+use lb_tests::harness::controlplane::live::LiveCluster;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use serde_json::{Value, json};
 
@@ -98,12 +98,12 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(world: &mut World, service: &str) -> Result<Self> {
-        let rows = world.agent(1)?.get("services")?;
+    fn new(live: &mut LiveCluster, service: &str) -> Result<Self> {
+        let rows = live.agent(1)?.get("services")?;
         let rows = rows.as_array().context("rows")?;
         let row = rows.iter().find(|row| row["name"] == service).context("no such service")?;
         let index = usize::try_from(row["index"].as_u64().context("no index")?)?;
-        let pins = Pins::new(world.cluster.node(1).bpf_dir());
+        let pins = Pins::new(live.cluster.node(1).bpf_dir());
         Ok(Self {
             services: Mapped::open(&pins, "SERVICES", index + 1)?,
             slots: Mapped::open(&pins, "SLOTS", SLOTS)?,
@@ -117,17 +117,17 @@ impl Watched {
     }
 }
 
-fn create(world: &World, path: &str, object: &Value) -> Result<()> {
-    let (status, said) = world.request("POST", path, object)?;
+fn create(live: &LiveCluster, path: &str, object: &Value) -> Result<()> {
+    let (status, said) = live.request("POST", path, object)?;
     ensure!(status == 201, "POST {path}: {status} {said}");
     Ok(())
 }
 
 /// Creates Services with a slice each, and the one that is to change.
-fn fill(world: &World) -> Result<()> {
+fn fill(live: &LiveCluster) -> Result<()> {
     let pair = |name: &str, address: &str| {
-        create(world, SLICES, &slice(name, address, 8080))?;
-        create(world, "/api/v1/namespaces/default/services", &service_object(name))
+        create(live, SLICES, &slice(name, address, 8080))?;
+        create(live, "/api/v1/namespaces/default/services", &service_object(name))
     };
     pair("probe", "10.244.2.2")?;
     thread::scope(|scope| {
@@ -151,15 +151,15 @@ fn percentiles(mut times: Vec<Duration>) -> (Duration, Duration) {
 
 #[test]
 fn an_endpoint_change_is_soon_in_the_maps() -> Result<()> {
-    let mut world = World::start(Cluster::builder().nodes(1), Options::default())?;
-    world.start_agent(1, &[])?;
+    let mut live = LiveCluster::start(Cluster::builder().nodes(1), Options::default())?;
+    live.start_agent(1, &[])?;
     let start = Instant::now();
-    fill(&world)?;
+    fill(&live)?;
     println!("{SERVICES} Services created in {:?}", start.elapsed());
     let metric = format!("lb_services {}", 2 * SERVICES + 4);
-    world.wait(|agent| Ok(agent.http(10249, "/metrics")?.1.contains(&metric)))?;
-    let watched = Watched::new(&mut world, "default/probe:tcp")?;
-    let mut events = world
+    live.wait(|agent| Ok(agent.http(10249, "/metrics")?.1.contains(&metric)))?;
+    let watched = Watched::new(&mut live, "default/probe:tcp")?;
+    let mut events = live
         .watch(&format!("{SLICES}?watch=1&labelSelector=kubernetes.io%2Fservice-name%3Dprobe"))?;
     let mut line = String::new();
     events.read_line(&mut line)?;
@@ -182,7 +182,7 @@ fn an_endpoint_change_is_soon_in_the_maps() -> Result<()> {
                 line.clear();
                 events.read_line(&mut line).map(|_| Instant::now())
             });
-            let (status, said) = world.request("PATCH", &path, &body)?;
+            let (status, said) = live.request("PATCH", &path, &body)?;
             ensure!(status == 200, "{status} {said}");
             let visible = visible.join().expect("no panic");
             Ok((visible, readable.join().expect("no panic")?))
@@ -190,7 +190,7 @@ fn an_endpoint_change_is_soon_in_the_maps() -> Result<()> {
         ensure!(
             watched.backend() != before,
             "change {change} is not in the map:\n{}",
-            world.agent(1)?.get("backends")?
+            live.agent(1)?.get("backends")?
         );
         from_request.push(visible - start);
         from_event.push(visible.saturating_duration_since(readable));

@@ -9,14 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lb_tests::harness::controlplane::world::exposed::{Policy, exposed};
-use lb_tests::harness::controlplane::world::{HTTP, World};
+use lb_tests::harness::controlplane::live::exposed::{Policy, exposed};
+use lb_tests::harness::controlplane::live::{HTTP, LiveCluster};
 use lb_tests::harness::controlplane::{Options, programs};
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::actors::process::Process;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cluster_ip};
-use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::wait::PATIENCE;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -152,14 +152,14 @@ fn configuration(directory: &Path) -> String {
 
 /// A client outside, which comes by the load balancer's address of one family.
 struct Client<'a> {
-    world: &'a World,
+    live: &'a LiveCluster,
     certificate: PathBuf,
     family: Family,
 }
 
 impl Client<'_> {
     fn ip(&self) -> IpAddr {
-        self.world.cluster.outside().ip(self.family)
+        self.live.cluster.outside().ip(self.family)
     }
 
     fn curl(&self, host: &str, path: &str, arguments: &[&str]) -> Result<Process> {
@@ -171,7 +171,7 @@ impl Client<'_> {
         command.args(["--silent", "--show-error", "--fail", "--cacert"]).arg(&self.certificate);
         command.args(["--resolve", &format!("{host}:443:{address}")]).args(arguments);
         command.arg(format!("https://{host}{path}"));
-        self.world.cluster.outside().spawn("curl", command)
+        self.live.cluster.outside().spawn("curl", command)
     }
 
     fn fetch(&self, path: &str) -> Result<String> {
@@ -198,44 +198,49 @@ impl Client<'_> {
     }
 }
 
-fn start() -> Result<World> {
+fn start() -> Result<LiveCluster> {
     let builder = Cluster::builder().pod(1, EDGE).pod(2, APP);
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&[APP])?;
-    world.start_agents(&[])?;
-    world.create_pods(EDGE, &[EDGE])?;
-    world.create_pods(APP, &[APP])?;
-    world.create_service(APP, APP_NUMBER)?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&[APP])?;
+    live.start_agents(&[])?;
+    live.create_pods(EDGE, &[EDGE])?;
+    live.create_pods(APP, &[APP])?;
+    live.create_service(APP, APP_NUMBER)?;
     let mut service = exposed(EDGE, EDGE_NUMBER, "LoadBalancer", EDGE);
     service["spec"]["ports"] = json!([{ "name": "https", "port": 443, "targetPort": TARGET }]);
-    world.plane.apply(&service.to_string())?;
-    world.set_ingress(EDGE, balancer_ip(EDGE_NUMBER))?;
-    world.set_external_policy(EDGE, Policy::Local)?;
-    world.wait_members(EDGE, &[EDGE])?;
-    world.wait_members(APP, &[APP])?;
-    Ok(world)
+    live.plane.apply(&service.to_string())?;
+    live.set_ingress(EDGE, balancer_ip(EDGE_NUMBER))?;
+    live.set_external_policy(EDGE, Policy::Local)?;
+    live.wait_members(EDGE, &[EDGE])?;
+    live.wait_members(APP, &[APP])?;
+    Ok(live)
 }
 
 /// Every page, with the client's address in the log.
-fn check_pages(world: &World, nginx: &Nginx, rows: &mut Rows, when: &str) {
-    let edge = world.cluster.pod(EDGE);
+fn check_pages(live: &LiveCluster, nginx: &Nginx, expectations: &mut Expectations, when: &str) {
+    let edge = live.cluster.pod(EDGE);
     for family in Family::ALL {
-        let client = Client { world, certificate: nginx.path("certificate.pem"), family };
+        let client = Client { live, certificate: nginx.path("certificate.pem"), family };
         let app = |family| format!("name={APP}\nclient_address={}\n", edge.ip(family));
         for (path, answer) in
             [("/", "the shop".to_owned()), ("/app4/", app(Family::V4)), ("/app6/", app(Family::V6))]
         {
-            rows.row(format!("{when}: {family:?} {path}"), client.check(nginx, path, &answer));
+            expectations
+                .check(format!("{when}: {family:?} {path}"), client.check(nginx, path, &answer));
         }
     }
 }
 
 /// A download that goes on while node 1's agent is killed and another one starts.
-fn check_restart(world: &mut World, nginx: &Nginx, rows: &mut Rows) -> Result<()> {
+fn check_restart(
+    live: &mut LiveCluster,
+    nginx: &Nginx,
+    expectations: &mut Expectations,
+) -> Result<()> {
     let to = |family| nginx.path(&format!("{family:?}"));
     let mut downloads = Vec::new();
     for family in Family::ALL {
-        let client = Client { world, certificate: nginx.path("certificate.pem"), family };
+        let client = Client { live, certificate: nginx.path("certificate.pem"), family };
         let file = to(family);
         let file = file.to_str().context("a path that is no text")?;
         let arguments = ["--limit-rate", RATE, "--output", file, "--max-time", "30"];
@@ -247,44 +252,44 @@ fn check_restart(world: &mut World, nginx: &Nginx, rows: &mut Rows) -> Result<()
         ensure!(start.elapsed() < PATIENCE, "no download begins\n{}", downloads[0].tail());
         thread::sleep(Duration::from_millis(5));
     }
-    world.take_agent(1)?.kill9()?;
-    check_pages(world, nginx, rows, "without an agent");
-    world.start_agent(1, &[])?;
-    check_pages(world, nginx, rows, "with the next agent");
+    live.take_agent(1)?.kill9()?;
+    check_pages(live, nginx, expectations, "without an agent");
+    live.start_agent(1, &[])?;
+    check_pages(live, nginx, expectations, "with the next agent");
     for download in &mut downloads {
-        rows.is_true("a download was over too early", download.ended()?.is_none());
+        expectations.is_true("a download was over too early", download.ended()?.is_none());
     }
     for (family, mut download) in Family::ALL.into_iter().zip(downloads) {
         let status = download.wait(4 * PATIENCE)?;
         ensure!(status.success(), "{family:?}: {status}\n{}", download.tail());
         let is_whole = fs::read(to(family))? == fs::read(nginx.path("download"))?;
-        rows.is_true(format!("the download by {family:?} differs"), is_whole);
+        expectations.is_true(format!("the download by {family:?} differs"), is_whole);
     }
     Ok(())
 }
 
 #[test]
 fn nginx_sees_who_comes_by_the_address_of_a_load_balancer() -> Result<()> {
-    let mut world = start()?;
-    let nginx = Nginx::start(&world.cluster.pod(EDGE))?;
-    let mut rows = Rows::default();
-    world.cluster.fabric().route_external_to(1)?;
-    check_pages(&world, &nginx, &mut rows, "by the node of nginx");
-    check_restart(&mut world, &nginx, &mut rows)?;
+    let mut live = start()?;
+    let nginx = Nginx::start(&live.cluster.pod(EDGE))?;
+    let mut expectations = Expectations::default();
+    live.cluster.fabric().route_external_to(1)?;
+    check_pages(&live, &nginx, &mut expectations, "by the node of nginx");
+    check_restart(&mut live, &nginx, &mut expectations)?;
     for (what, node, host, code) in [
         ("another virtual host", 1, STRANGE, NO_HANDSHAKE),
         ("by the other node", 2, SHOP, TIMED_OUT),
     ] {
-        world.cluster.fabric().route_external_to(node)?;
+        live.cluster.fabric().route_external_to(node)?;
         for family in Family::ALL {
             let certificate = nginx.path("certificate.pem");
-            let client = Client { world: &world, certificate, family };
-            rows.row(format!("{what}: {family:?}"), client.check_ends(host, code));
+            let client = Client { live: &live, certificate, family };
+            expectations.check(format!("{what}: {family:?}"), client.check_ends(host, code));
         }
     }
     let log = nginx.stop()?;
-    let clients = Family::ALL.map(|family| world.cluster.outside().ip(family).to_string());
+    let clients = Family::ALL.map(|family| live.cluster.outside().ip(family).to_string());
     let is_known = |line: &str| clients.iter().any(|ip| line.split(' ').next() == Some(ip));
-    rows.is_true(format!("others in the log:\n{log}"), log.lines().all(is_known));
-    rows.finish()
+    expectations.is_true(format!("others in the log:\n{log}"), log.lines().all(is_known));
+    expectations.finish()
 }

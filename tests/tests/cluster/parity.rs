@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
 use lb_tests::harness::controlplane::kube_proxy::{self, KubeProxy, Mode};
-use lb_tests::harness::controlplane::world::World;
-use lb_tests::harness::controlplane::world::exposed::exposed;
+use lb_tests::harness::controlplane::live::LiveCluster;
+use lb_tests::harness::controlplane::live::exposed::exposed;
 use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip};
@@ -38,23 +38,23 @@ const OTHERWISE: [&str; 1] = ["/proxyMode"];
 /// A cluster with lb on node 1 and kube-proxy on node 2.
 struct Pair {
     _proxy: KubeProxy,
-    world: World,
+    live: LiveCluster,
 }
 
 impl Pair {
     fn start() -> Result<Self> {
         let builder = Cluster::builder().pod(1, "a").pod(2, "b");
-        let mut world = World::start(builder, Options::default())?;
-        world.start_agent(1, &["--nodeport-addresses", "primary"])?;
+        let mut live = LiveCluster::start(builder, Options::default())?;
+        live.start_agent(1, &["--nodeport-addresses", "primary"])?;
         let options = kube_proxy::Options::new(Mode::Nftables);
-        let proxy = KubeProxy::start(&world.plane, &world.cluster.node(2), options)?;
-        Ok(Self { _proxy: proxy, world })
+        let proxy = KubeProxy::start(&live.plane, &live.cluster.node(2), options)?;
+        Ok(Self { _proxy: proxy, live })
     }
 
     /// Asks both from their own nodes, at the loopback address or at the node's.
     fn ask(&self, request: &Request<'_>) -> Result<[Answer; 2]> {
         let ask = |number| {
-            let node = self.world.cluster.node(number);
+            let node = self.live.cluster.node(number);
             let ip = request.at.map_or(LOOPBACK, |family| node.ip(family));
             let to = SocketAddr::new(ip, request.port);
             node.netns().run(|| http::request(request.method, to, request.path, request.headers))
@@ -100,7 +100,7 @@ impl Pair {
     fn patch_nodes(&self, patch: &Value) -> Result<()> {
         let patch = patch.to_string();
         for node in ["node1", "node2"] {
-            self.world.kubectl(&["patch", "node", node, "--type=merge", "-p", &patch])?;
+            self.live.kubectl(&["patch", "node", node, "--type=merge", "-p", &patch])?;
         }
         Ok(())
     }
@@ -184,16 +184,16 @@ fn health_and_liveness_are_told_as_kube_proxy_tells_them() -> Result<()> {
     pair.check_health(200, 200)?;
     // A Node that somebody holds on to is being deleted for as long.
     pair.patch_nodes(&json!({"metadata": {"finalizers": ["lb.test/held"]}}))?;
-    pair.world.kubectl(&["delete", "node", "node1", "node2", "--wait=false"])?;
+    pair.live.kubectl(&["delete", "node", "node1", "node2", "--wait=false"])?;
     pair.wait_status(&healthz, 503)?;
     pair.check_health(503, 200)?;
     pair.patch_nodes(&json!({"metadata": {"finalizers": null}}))?;
-    pair.world.kubectl(&["wait", "--for=delete", "node/node1", "node/node2", "--timeout=30s"])?;
+    pair.live.kubectl(&["wait", "--for=delete", "node/node1", "node/node2", "--timeout=30s"])?;
     pair.check_health(503, 200)?;
-    for node in pair.world.cluster.nodes() {
+    for node in pair.live.cluster.nodes() {
         let addresses = node.addresses();
         let addresses = [addresses.v4.into(), addresses.v6.into()];
-        pair.world.plane.create_node(node.name(), &addresses)?;
+        pair.live.plane.create_node(node.name(), &addresses)?;
     }
     pair.wait_status(&healthz, 200)?;
     pair.check_health(200, 200)
@@ -245,12 +245,12 @@ fn kinds(pair: &Pair, headers: &[(&str, &str)]) -> Result<[String; 2]> {
 #[test]
 fn a_health_check_node_port_answers_as_kube_proxy_s() -> Result<()> {
     let pair = Pair::start()?;
-    pair.world.create_pods("web", &["a", "b"])?;
+    pair.live.create_pods("web", &["a", "b"])?;
     let mut service = exposed("web", 20, "LoadBalancer", "web");
     service["spec"]["externalTrafficPolicy"] = json!("Local");
-    pair.world.plane.apply(&service.to_string())?;
-    pair.world.set_ingress("web", balancer_ip(20))?;
-    let port = pair.world.health_check_port("web")?;
+    pair.live.plane.apply(&service.to_string())?;
+    pair.live.set_ingress("web", balancer_ip(20))?;
+    let port = pair.live.health_check_port("web")?;
     let at =
         |family, method, path| Request { at: Some(family), ..Request::new(method, port, path) };
     let check = |status, endpoints: usize| {
@@ -271,16 +271,16 @@ fn a_health_check_node_port_answers_as_kube_proxy_s() -> Result<()> {
     };
     check(200, 1)?;
     for pod in ["a", "b"] {
-        pair.world.plane.set_ready("default", pod, false)?;
+        pair.live.plane.set_ready("default", pod, false)?;
     }
     check(503, 0)?;
     for pod in ["a", "b"] {
-        pair.world.plane.set_ready("default", pod, true)?;
+        pair.live.plane.set_ready("default", pod, true)?;
     }
     check(200, 1)?;
     // Those that terminate serve on, but a load balancer is told to look elsewhere.
     for pod in ["a", "b"] {
-        pair.world.plane.delete_pod("default", pod, Duration::from_secs(60))?;
+        pair.live.plane.delete_pod("default", pod, Duration::from_secs(60))?;
     }
     check(503, 0)
 }
@@ -289,13 +289,13 @@ fn a_health_check_node_port_answers_as_kube_proxy_s() -> Result<()> {
 /// names a node or an address in their notes is taken out.
 fn events(pair: &Pair, reason: &str) -> Result<BTreeMap<String, Vec<Value>>> {
     let selector = format!("--field-selector=reason={reason}");
-    let said = pair.world.kubectl(&["get", "events", "-A", "-o", "json", &selector])?;
+    let said = pair.live.kubectl(&["get", "events", "-A", "-o", "json", &selector])?;
     let said: Value = serde_json::from_str(&said)?;
     let mut found: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for event in said["items"].as_array().context("a list of Events")? {
         let text = |field: &str| event[field].as_str().unwrap_or_default();
         let mut note = text("message").to_owned();
-        for node in pair.world.cluster.nodes() {
+        for node in pair.live.cluster.nodes() {
             note = note.replace(node.name(), "NODE");
             for family in Family::ALL {
                 note = note.replace(&node.ip(family).to_string(), "ADDRESS");
@@ -306,7 +306,7 @@ fn events(pair: &Pair, reason: &str) -> Result<BTreeMap<String, Vec<Value>>> {
         let mut object = event["involvedObject"].clone();
         if object["kind"] == "Node" {
             let name = object["name"].as_str().unwrap_or_default().to_owned();
-            ensure!(pair.world.cluster.nodes().iter().any(|node| node.name() == name), "{name}");
+            ensure!(pair.live.cluster.nodes().iter().any(|node| node.name() == name), "{name}");
             object["name"] = json!("NODE");
         } else if let Some(object) = object.as_object_mut() {
             // kube-proxy does not know it; with it `kubectl describe` finds the Event.
@@ -345,21 +345,21 @@ fn events_are_those_of_kube_proxy_but_for_who_reports_them() -> Result<()> {
     const TAKEN: u16 = 31_234;
     let mut pair = Pair::start()?;
     check_events(&pair, "Starting")?;
-    let nodes = [1, 2].map(|number| pair.world.cluster.node(number));
+    let nodes = [1, 2].map(|number| pair.live.cluster.node(number));
     let _taken = nodes.each_ref().map(|node| node.serve(&Serve::default().http(TAKEN)));
     let mut service = exposed("web", 20, "LoadBalancer", "web");
     service["spec"]["externalTrafficPolicy"] = json!("Local");
     service["spec"]["healthCheckNodePort"] = json!(TAKEN);
-    pair.world.plane.apply(&service.to_string())?;
+    pair.live.plane.apply(&service.to_string())?;
     check_events(&pair, "FailedToStartServiceHealthcheck")?;
     // With --bind-address-hard-fail an address that is taken ends them, and is told.
     for (server, reason) in
         [("healthz", "FailedToStartProxierHealthcheck"), ("metrics", "FailedToStartMetricServer")]
     {
         let address = format!("--{server}-bind-address=0.0.0.0:{TAKEN}");
-        pair.world.take_agent(1)?.terminate()?;
+        pair.live.take_agent(1)?.terminate()?;
         let arguments = ["--bind-address-hard-fail", &address];
-        let ended = pair.world.spawn_agent(1, &arguments)?.process().wait(PATIENCE)?;
+        let ended = pair.live.spawn_agent(1, &arguments)?.process().wait(PATIENCE)?;
         ensure!(ended.code() == Some(1), "{ended}");
         let told = events(&pair, reason)?;
         let told = told.get("lb-agent").context("nothing was told")?;
@@ -373,7 +373,7 @@ fn events_are_those_of_kube_proxy_but_for_who_reports_them() -> Result<()> {
             && note.contains(&format!("--{server}-bind-address"))
             && note.contains("in use");
         ensure!(is_good, "{told:#?}");
-        pair.world.start_agent(1, &[])?;
+        pair.live.start_agent(1, &[])?;
     }
     Ok(())
 }
@@ -451,10 +451,10 @@ fn metrics_that_kube_proxy_has_too_have_its_form() -> Result<()> {
     const LATENCY: &str = "kubeproxy_network_programming_duration_seconds_count";
     ensure!(samples(LATENCY)?[0].is_empty(), "what was there before is counted as slow");
     pair.check_health(200, 200)?;
-    pair.world.create_pods("web", &["b"])?;
+    pair.live.create_pods("web", &["b"])?;
     let mut service = exposed("web", 20, "NodePort", "web");
     service["spec"]["internalTrafficPolicy"] = json!("Local");
-    pair.world.plane.apply(&service.to_string())?;
+    pair.live.plane.apply(&service.to_string())?;
     let start = Instant::now();
     let is_counted =
         |lines: &[String]| lines.len() == 2 && lines.iter().all(|line| !line.ends_with(" 0"));

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
-use lb_tests::harness::controlplane::world::{PORT, World};
+use lb_tests::harness::controlplane::live::{LiveCluster, PORT};
 use lb_tests::harness::echo::Probe;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
@@ -20,14 +20,14 @@ const RATE: u64 = 200;
 const AWAY: Duration = Duration::from_secs(3);
 
 /// How often the agent of a node wrote to the maps since it was started.
-fn writes(world: &mut World, node: u8) -> Result<usize> {
-    let log = world.agent(node)?.process().stderr();
+fn writes(live: &mut LiveCluster, node: u8) -> Result<usize> {
+    let log = live.agent(node)?.process().stderr();
     Ok(log.lines().filter(|line| line.contains("programmed")).count())
 }
 
 /// How often it has listed a kind.
-fn lists(world: &mut World, node: u8, kind: &str) -> Result<usize> {
-    let log = world.agent(node)?.process().stderr();
+fn lists(live: &mut LiveCluster, node: u8, kind: &str) -> Result<usize> {
+    let log = live.agent(node)?.process().stderr();
     let listed = format!("listed kind={kind} ");
     Ok(log.lines().filter(|line| line.contains(&listed)).count())
 }
@@ -35,16 +35,16 @@ fn lists(world: &mut World, node: u8, kind: &str) -> Result<usize> {
 #[test]
 fn an_api_server_that_restarts_loses_no_connection() -> Result<()> {
     let builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(2, "c");
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&["b", "c"])?;
-    world.start_agents(&["-v", "4"])?;
-    world.create_pods("web", &["b", "c"])?;
-    world.create_service("web", 20)?;
-    world.wait_backends("web", Some(2))?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&["b", "c"])?;
+    live.start_agents(&["-v", "4"])?;
+    live.create_pods("web", &["b", "c"])?;
+    live.create_service("web", 20)?;
+    live.wait_backends("web", Some(2))?;
     // What the watches have seen is then too old for the server that comes back: they list again.
-    world.kubectl(&["create", "configmap", "newer"])?;
-    let before = [writes(&mut world, 1)?, writes(&mut world, 2)?];
-    let a = world.cluster.pod("a");
+    live.kubectl(&["create", "configmap", "newer"])?;
+    let before = [writes(&mut live, 1)?, writes(&mut live, 2)?];
+    let a = live.cluster.pod("a");
     let to = |family| (cluster_ip(20).get(family), PORT).into();
     let loads = [
         a.load(&Probe::tcp(to(Family::V4)), RATE, TRAFFIC)?,
@@ -52,20 +52,20 @@ fn an_api_server_that_restarts_loses_no_connection() -> Result<()> {
         a.load(&Probe::udp(to(Family::V4)), RATE, TRAFFIC)?,
         a.load_keepalive(&Probe::tcp(to(Family::V6)), RATE, TRAFFIC)?,
     ];
-    world.plane.stop_api_server()?;
+    live.plane.stop_api_server()?;
     thread::sleep(AWAY);
     for node in [1, 2] {
-        let (status, said) = world.agent(node)?.http(10256, "/healthz")?;
+        let (status, said) = live.agent(node)?.http(10256, "/healthz")?;
         ensure!(status == 200, "node{node} is not healthy without API server: {status} {said}");
     }
-    world.plane.start_api_server()?;
+    live.plane.start_api_server()?;
     let returned = Instant::now();
-    world.plane.delete_pod("default", "b", Duration::ZERO)?;
-    world.wait_backends("web", Some(1)).context("the change after the return")?;
+    live.plane.delete_pod("default", "b", Duration::ZERO)?;
+    live.wait_backends("web", Some(1)).context("the change after the return")?;
     println!("a change made at the return is seen after {:?}", returned.elapsed());
     let kinds = ["Service", "EndpointSlice", "Node", "ServiceCIDR"];
     for (node, kind) in [1, 2].into_iter().flat_map(|node| kinds.map(|kind| (node, kind))) {
-        while lists(&mut world, node, kind)? < 2 {
+        while lists(&mut live, node, kind)? < 2 {
             ensure!(returned.elapsed() < PATIENCE, "node{node} does not list {kind} again");
             thread::sleep(Duration::from_millis(10));
         }
@@ -79,12 +79,12 @@ fn an_api_server_that_restarts_loses_no_connection() -> Result<()> {
     let answer = a.ask(Probe::tcp(to(Family::V4)))?;
     ensure!(answer.name() == Some("c"), "{answer:?}");
     for (node, before) in [1, 2].into_iter().zip(before) {
-        let more = writes(&mut world, node)? - before;
+        let more = writes(&mut live, node)? - before;
         // Both families of the endpoint that went, each with its reclaiming later.
         ensure!(
             more <= 4,
             "node{node} wrote {more} times:\n{}",
-            world.agent(node)?.process().tail()
+            live.agent(node)?.process().tail()
         );
     }
     Ok(())
@@ -92,18 +92,18 @@ fn an_api_server_that_restarts_loses_no_connection() -> Result<()> {
 
 #[test]
 fn an_agent_ends_at_once_although_its_server_hangs() -> Result<()> {
-    let mut world = World::start(Cluster::builder().nodes(2), Options::default())?;
-    world.start_agent(1, &[])?;
-    world.signal_api_server(Signal::SIGSTOP)?;
+    let mut live = LiveCluster::start(Cluster::builder().nodes(2), Options::default())?;
+    live.start_agent(1, &[])?;
+    live.signal_api_server(Signal::SIGSTOP)?;
     // One that was connected before, and one that never hears a word.
-    world.spawn_agent(2, &[])?;
-    world.wait_log(2, "running")?;
+    live.spawn_agent(2, &[])?;
+    live.wait_log(2, "running")?;
     for node in [1, 2] {
         let start = Instant::now();
-        let status = world.take_agent(node)?.terminate()?;
+        let status = live.take_agent(node)?.terminate()?;
         ensure!(status.success(), "node{node}: {status}");
         ensure!(start.elapsed() < Duration::from_secs(10), "node{node} ended late");
         println!("node{node} ended after {:?}", start.elapsed());
     }
-    world.signal_api_server(Signal::SIGCONT)
+    live.signal_api_server(Signal::SIGCONT)
 }

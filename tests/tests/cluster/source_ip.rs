@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_tests::harness::controlplane::Options;
-use lb_tests::harness::controlplane::world::exposed::{
+use lb_tests::harness::controlplane::live::exposed::{
     Fetched, Policy, exposed, fetch, health, wait_endpoints,
 };
-use lb_tests::harness::controlplane::world::{HTTP, PORT, World};
+use lb_tests::harness::controlplane::live::{HTTP, LiveCluster, PORT};
 use lb_tests::harness::echo::Probe;
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cidr, cluster_ip};
-use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::wait::PATIENCE;
 
 /// The pod that serves, on node 1, and what selects it.
@@ -95,14 +95,19 @@ fn check_refused(from: &Host, to: FrontEnd) -> Result<()> {
 }
 
 /// Everybody inside who asks, by name: pods on either node, and the nodes.
-fn check_inside(world: &World, rows: &mut Rows, what: &str, to: impl Fn(u8, Family) -> FrontEnd) {
+fn check_inside(
+    live: &LiveCluster,
+    expectations: &mut Expectations,
+    what: &str,
+    to: impl Fn(u8, Family) -> FrontEnd,
+) {
     for (node, pod) in NODES.into_iter().zip(CLIENTS) {
-        let (pod, host) = (world.cluster.pod(pod), world.cluster.node(node));
+        let (pod, host) = (live.cluster.pod(pod), live.cluster.node(node));
         for family in Family::ALL {
             let to = to(node, family);
             for client in [&**pod, &**host] {
                 let outcome = check_seen(client, to, client.ip(family));
-                rows.row(format!("{what}, {} -> {}", client.name(), to.http), outcome);
+                expectations.check(format!("{what}, {} -> {}", client.name(), to.http), outcome);
             }
         }
     }
@@ -110,13 +115,13 @@ fn check_inside(world: &World, rows: &mut Rows, what: &str, to: impl Fn(u8, Fami
 
 /// The client outside asks at each node.
 fn check_outside(
-    world: &World,
-    rows: &mut Rows,
+    live: &LiveCluster,
+    expectations: &mut Expectations,
     what: &str,
     to: impl Fn(u8, Family) -> Result<FrontEnd>,
     seen: impl Fn(u8, Family) -> Option<IpAddr>,
 ) -> Result<()> {
-    let outside = world.cluster.outside();
+    let outside = live.cluster.outside();
     for node in NODES {
         for family in Family::ALL {
             let to = to(node, family)?;
@@ -124,87 +129,95 @@ fn check_outside(
                 Some(seen) => check_seen(outside, to, seen),
                 None => check_silence(outside, to),
             };
-            rows.row(format!("{what}, outside -> {} by node{node}", to.http), outcome);
+            expectations.check(format!("{what}, outside -> {} by node{node}", to.http), outcome);
         }
     }
     Ok(())
 }
 
 /// Whom the server sees of the client outside, by the node that it came to.
-fn seen_with(world: &World, mode: &Mode, policy: Policy) -> impl Fn(u8, Family) -> Option<IpAddr> {
-    let outside = world.cluster.outside();
+fn seen_with(
+    live: &LiveCluster,
+    mode: &Mode,
+    policy: Policy,
+) -> impl Fn(u8, Family) -> Option<IpAddr> {
+    let outside = live.cluster.outside();
     move |node, family| match (node, policy) {
         (1, _) => Some(outside.ip(family)),
         (_, Policy::Cluster) => {
-            Some((mode.from_elsewhere)(outside, &world.cluster.node(node), family))
+            Some((mode.from_elsewhere)(outside, &live.cluster.node(node), family))
         }
         (_, Policy::Local) => None,
     }
 }
 
-fn check_cluster_ip(world: &World, rows: &mut Rows) -> Result<()> {
-    world.plane.apply(&exposed("clusterip", INSIDE, "ClusterIP", APP).to_string())?;
-    world.wait_backends("clusterip", Some(1))?;
-    check_inside(world, rows, "ClusterIP", |_, family| FrontEnd::cluster_ip(INSIDE, family));
+fn check_cluster_ip(live: &LiveCluster, expectations: &mut Expectations) -> Result<()> {
+    live.plane.apply(&exposed("clusterip", INSIDE, "ClusterIP", APP).to_string())?;
+    live.wait_backends("clusterip", Some(1))?;
+    check_inside(live, expectations, "ClusterIP", |_, family| FrontEnd::cluster_ip(INSIDE, family));
     Ok(())
 }
 
-fn check_node_port(world: &World, rows: &mut Rows, mode: &Mode) -> Result<()> {
-    world.plane.apply(&exposed("nodeport", NODE_PORT, "NodePort", APP).to_string())?;
-    world.wait_backends("nodeport", Some(1))?;
-    let ports = [world.node_port("nodeport", "http")?, world.node_port("nodeport", "udp")?];
-    let to = |node, family| FrontEnd::new(world.cluster.node(node).ip(family), ports);
+fn check_node_port(live: &LiveCluster, expectations: &mut Expectations, mode: &Mode) -> Result<()> {
+    live.plane.apply(&exposed("nodeport", NODE_PORT, "NodePort", APP).to_string())?;
+    live.wait_backends("nodeport", Some(1))?;
+    let ports = [live.node_port("nodeport", "http")?, live.node_port("nodeport", "udp")?];
+    let to = |node, family| FrontEnd::new(live.cluster.node(node).ip(family), ports);
     for policy in [Policy::Cluster, Policy::Local] {
-        world.set_external_policy("nodeport", policy)?;
+        live.set_external_policy("nodeport", policy)?;
         let what = format!("NodePort, {policy:?}");
-        let seen = seen_with(world, mode, policy);
-        check_outside(world, rows, &what, |node, family| Ok(to(node, family)), seen)?;
+        let seen = seen_with(live, mode, policy);
+        check_outside(live, expectations, &what, |node, family| Ok(to(node, family)), seen)?;
         // A node's own clients are served by every endpoint, whatever the policy.
-        check_inside(world, rows, &what, to);
+        check_inside(live, expectations, &what, to);
     }
     Ok(())
 }
 
-fn check_load_balancer(world: &World, rows: &mut Rows, mode: &Mode) -> Result<()> {
+fn check_load_balancer(
+    live: &LiveCluster,
+    expectations: &mut Expectations,
+    mode: &Mode,
+) -> Result<()> {
     let name = "loadbalancer";
-    world.plane.apply(&exposed(name, LOAD_BALANCER, "LoadBalancer", APP).to_string())?;
-    world.wait_backends(name, Some(1))?;
+    live.plane.apply(&exposed(name, LOAD_BALANCER, "LoadBalancer", APP).to_string())?;
+    live.wait_backends(name, Some(1))?;
     let to = FrontEnd::load_balancer(Family::V4).http;
-    let before = fetch(world.cluster.outside(), to, SILENCE)?;
+    let before = fetch(live.cluster.outside(), to, SILENCE)?;
     let nobody = !matches!(before, Fetched::Answer { .. });
-    rows.is_true(format!("an address that no Service has yet: {before:?}"), nobody);
-    world.set_ingress(name, balancer_ip(LOAD_BALANCER))?;
+    expectations.is_true(format!("an address that no Service has yet: {before:?}"), nobody);
+    live.set_ingress(name, balancer_ip(LOAD_BALANCER))?;
     let to = |node, family| {
-        world.cluster.fabric().route_external_to(node)?;
+        live.cluster.fabric().route_external_to(node)?;
         Ok(FrontEnd::load_balancer(family))
     };
     let inside = |_, family| FrontEnd::load_balancer(family);
     for policy in [Policy::Cluster, Policy::Local] {
-        world.set_external_policy(name, policy)?;
+        live.set_external_policy(name, policy)?;
         let what = format!("LoadBalancer, {policy:?}");
-        check_outside(world, rows, &what, to, seen_with(world, mode, policy))?;
-        check_inside(world, rows, &what, inside);
+        check_outside(live, expectations, &what, to, seen_with(live, mode, policy))?;
+        check_inside(live, expectations, &what, inside);
     }
-    check_scale(world, rows, name)
+    check_scale(live, expectations, name)
 }
 
 /// Waits until the health check ports of both nodes tell of so many endpoints.
-fn wait_health(world: &World, port: u16, expected: [u64; 2]) -> Result<()> {
+fn wait_health(live: &LiveCluster, port: u16, expected: [u64; 2]) -> Result<()> {
     for (node, endpoints) in NODES.into_iter().zip(expected) {
         for family in Family::ALL {
-            let at = world.cluster.node(node).at(family, port);
-            wait_endpoints(world.cluster.outside(), at, endpoints)?;
+            let at = live.cluster.node(node).at(family, port);
+            wait_endpoints(live.cluster.outside(), at, endpoints)?;
         }
     }
     Ok(())
 }
 
 /// The node that a load balancer sends to: the only one whose health check succeeds.
-fn healthy_node(world: &World, port: u16) -> Result<u8> {
+fn healthy_node(live: &LiveCluster, port: u16) -> Result<u8> {
     let mut healthy = Vec::new();
     for node in NODES {
-        let at = world.cluster.node(node).at(Family::V4, port);
-        if health(world.cluster.outside(), at)?.status == 200 {
+        let at = live.cluster.node(node).at(Family::V4, port);
+        if health(live.cluster.outside(), at)?.status == 200 {
             healthy.push(node);
         }
     }
@@ -215,49 +228,49 @@ fn healthy_node(world: &World, port: u16) -> Result<u8> {
 }
 
 /// A load balancer that asks which node has an endpoint, while they go and come back.
-fn check_scale(world: &World, rows: &mut Rows, name: &str) -> Result<()> {
-    let outside = world.cluster.outside();
-    let port = world.health_check_port(name)?;
-    rows.row("one endpoint", wait_health(world, port, [1, 0]));
+fn check_scale(live: &LiveCluster, expectations: &mut Expectations, name: &str) -> Result<()> {
+    let outside = live.cluster.outside();
+    let port = live.health_check_port(name)?;
+    expectations.check("one endpoint", wait_health(live, port, [1, 0]));
 
-    world.plane.delete_pod("default", SERVER, Duration::ZERO)?;
-    world.wait_backends(name, Some(0))?;
-    rows.row("scaled to none", wait_health(world, port, [0, 0]));
+    live.plane.delete_pod("default", SERVER, Duration::ZERO)?;
+    live.wait_backends(name, Some(0))?;
+    expectations.check("scaled to none", wait_health(live, port, [0, 0]));
     for node in NODES {
-        world.cluster.fabric().route_external_to(node)?;
+        live.cluster.fabric().route_external_to(node)?;
         for family in Family::ALL {
             let refused = check_refused(outside, FrontEnd::load_balancer(family));
-            rows.row(format!("no endpoint, by node{node}, {family:?}"), refused);
+            expectations.check(format!("no endpoint, by node{node}, {family:?}"), refused);
         }
     }
 
-    world.create_pods(APP, &[SERVER])?;
-    world.wait_backends(name, Some(1))?;
-    rows.row("scaled back", wait_health(world, port, [1, 0]));
-    world.cluster.fabric().route_external_to(healthy_node(world, port)?)?;
+    live.create_pods(APP, &[SERVER])?;
+    live.wait_backends(name, Some(1))?;
+    expectations.check("scaled back", wait_health(live, port, [1, 0]));
+    live.cluster.fabric().route_external_to(healthy_node(live, port)?)?;
     for family in Family::ALL {
         let outcome = check_seen(outside, FrontEnd::load_balancer(family), outside.ip(family));
-        rows.row(format!("an endpoint again, {family:?}"), outcome);
+        expectations.check(format!("an endpoint again, {family:?}"), outcome);
     }
     Ok(())
 }
 
 fn check_all(mode: &Mode, arguments: &[&str]) -> Result<()> {
     let builder = Cluster::builder().pod(1, SERVER).pod(1, CLIENTS[0]).pod(2, CLIENTS[1]);
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&[SERVER])?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&[SERVER])?;
     let pods = cidr::cluster();
     let given = ["--external-mode", mode.name, "--cluster-cidr", &pods];
-    world.start_agents(&[&given, arguments].concat())?;
-    world.create_pods(APP, &[SERVER])?;
-    let mut rows = Rows::default();
-    check_cluster_ip(&world, &mut rows)?;
-    check_node_port(&world, &mut rows, mode)?;
-    check_load_balancer(&world, &mut rows, mode)?;
-    rows.finish().with_context(|| format!("--external-mode {}", mode.name))?;
-    let leaked = world.cluster.fabric().service_packets()?;
+    live.start_agents(&[&given, arguments].concat())?;
+    live.create_pods(APP, &[SERVER])?;
+    let mut expectations = Expectations::default();
+    check_cluster_ip(&live, &mut expectations)?;
+    check_node_port(&live, &mut expectations, mode)?;
+    check_load_balancer(&live, &mut expectations, mode)?;
+    expectations.finish().with_context(|| format!("--external-mode {}", mode.name))?;
+    let leaked = live.cluster.fabric().service_packets()?;
     ensure!(leaked == 0, "{leaked} packets to ClusterIPs left a node");
-    world.plane.check_running()
+    live.plane.check_running()
 }
 
 #[test]

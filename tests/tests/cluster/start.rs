@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lb_tests::harness::controlplane::Options;
-use lb_tests::harness::controlplane::world::{PORT, World};
+use lb_tests::harness::controlplane::live::{LiveCluster, PORT};
 use lb_tests::harness::echo::Probe;
 use lb_tests::harness::netns::actors::agent::{self, Agent, cleanup};
 use lb_tests::harness::netns::topology::cluster::Cluster;
@@ -24,23 +24,23 @@ fn role_without(resource: &str) -> String {
     rbac.replace(resource, "nothing")
 }
 
-fn world_with_web() -> Result<World> {
+fn world_with_web() -> Result<LiveCluster> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&["a", "b"])?;
-    world.create_pods("web", &["b"])?;
-    world.create_service("web", 20)?;
-    Ok(world)
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&["a", "b"])?;
+    live.create_pods("web", &["b"])?;
+    live.create_service("web", 20)?;
+    Ok(live)
 }
 
-fn is_ready(world: &mut World) -> Result<bool> {
-    Ok(world.agent(1)?.http(10256, "/healthz").is_ok_and(|(status, _)| status == 200))
+fn is_ready(live: &mut LiveCluster) -> Result<bool> {
+    Ok(live.agent(1)?.http(10256, "/healthz").is_ok_and(|(status, _)| status == 200))
 }
 
 /// Nothing is known of the server, and the agent says so where it is asked.
-fn expect_unready(world: &mut World, log: &str) -> Result<()> {
-    world.wait_log(1, log)?;
-    let (status, said) = world.agent(1)?.http(10256, "/healthz")?;
+fn expect_unready(live: &mut LiveCluster, log: &str) -> Result<()> {
+    live.wait_log(1, log)?;
+    let (status, said) = live.agent(1)?.http(10256, "/healthz")?;
     ensure!(status == 503, "{status} {said}");
     Ok(())
 }
@@ -89,26 +89,26 @@ fn a_kubeconfig_that_is_no_use_ends_the_agent_with_a_sentence() -> Result<()> {
 
 #[test]
 fn without_its_server_an_agent_serves_what_the_maps_hold() -> Result<()> {
-    let mut world = world_with_web()?;
-    world.start_agents(&[])?;
-    world.wait_backends("web", Some(1))?;
-    let a = world.cluster.pod("a");
+    let mut live = world_with_web()?;
+    live.start_agents(&[])?;
+    live.wait_backends("web", Some(1))?;
+    let a = live.cluster.pod("a");
     let to = |family| (cluster_ip(20).get(family), PORT).into();
     let loads = [
         a.load(&Probe::tcp(to(Family::V4)), RATE, TRAFFIC)?,
         a.load(&Probe::udp(to(Family::V6)), RATE, TRAFFIC)?,
     ];
-    world.plane.stop_api_server()?;
-    world.take_agent(1)?.terminate()?;
-    world.spawn_agent(1, &[])?;
-    expect_unready(&mut world, "watch broken, retrying")?;
-    let again = world.kubeconfig_with("stranger", "token-of-nobody")?;
-    world.plane.start_api_server()?;
-    world.agent(1)?.wait_ready()?;
+    live.plane.stop_api_server()?;
+    live.take_agent(1)?.terminate()?;
+    live.spawn_agent(1, &[])?;
+    expect_unready(&mut live, "watch broken, retrying")?;
+    let again = live.kubeconfig_with("stranger", "token-of-nobody")?;
+    live.plane.start_api_server()?;
+    live.agent(1)?.wait_ready()?;
 
-    world.take_agent(1)?.kill9()?;
-    world.spawn_agent_with(1, &agent::Options::kubeconfig(&again))?;
-    expect_unready(&mut world, "401 Unauthorized")?;
+    live.take_agent(1)?.kill9()?;
+    live.spawn_agent_with(1, &agent::Options::kubeconfig(&again))?;
+    expect_unready(&mut live, "401 Unauthorized")?;
     for load in loads {
         let report = load.stop()?;
         ensure!(report.failures() == 0, "{report:?}");
@@ -118,24 +118,24 @@ fn without_its_server_an_agent_serves_what_the_maps_hold() -> Result<()> {
 
 #[test]
 fn rights_that_are_missing_are_named_and_do_not_stop_it() -> Result<()> {
-    let mut world = world_with_web()?;
-    world.plane.apply(&role_without("servicecidrs"))?;
-    world.start_agents(&[])?;
-    world.wait_backends("web", Some(1))?;
-    world.wait_log(1, "not allowed to read this kind")?;
-    let log = world.agent(1)?.process().stderr();
+    let mut live = world_with_web()?;
+    live.plane.apply(&role_without("servicecidrs"))?;
+    live.start_agents(&[])?;
+    live.wait_backends("web", Some(1))?;
+    live.wait_log(1, "not allowed to read this kind")?;
+    let log = live.agent(1)?.process().stderr();
     ensure!(log.contains("kind=ServiceCIDR"), "{log}");
-    world.plane.apply(include_str!("../../../manifests/rbac.yaml"))?;
-    world.wait_log(1, "listed kind=ServiceCIDR objects=1")?;
+    live.plane.apply(include_str!("../../../manifests/rbac.yaml"))?;
+    live.wait_log(1, "listed kind=ServiceCIDR objects=1")?;
 
     // Without Services there is nothing to program: it waits.
-    world.take_agent(1)?.terminate()?;
-    world.plane.apply(&role_without("services, "))?;
-    world.spawn_agent(1, &[])?;
-    expect_unready(&mut world, "403 services is forbidden")?;
+    live.take_agent(1)?.terminate()?;
+    live.plane.apply(&role_without("services, "))?;
+    live.spawn_agent(1, &[])?;
+    expect_unready(&mut live, "403 services is forbidden")?;
     let start = Instant::now();
-    world.plane.apply(include_str!("../../../manifests/rbac.yaml"))?;
-    while !is_ready(&mut world)? {
+    live.plane.apply(include_str!("../../../manifests/rbac.yaml"))?;
+    while !is_ready(&mut live)? {
         ensure!(start.elapsed() < PATIENCE, "not ready although it may read everything");
     }
     Ok(())
@@ -143,17 +143,17 @@ fn rights_that_are_missing_are_named_and_do_not_stop_it() -> Result<()> {
 
 fn check_server(options: Options) -> Result<String> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
-    let mut world = World::start(builder, options)?;
-    world.serve(&["b"])?;
-    world.create_pods("web", &["b"])?;
-    world.create_service("web", 20)?;
-    world.start_agents(&["-v", "4"])?;
-    world.wait_backends("web", Some(1))?;
-    let answer = world.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
+    let mut live = LiveCluster::start(builder, options)?;
+    live.serve(&["b"])?;
+    live.create_pods("web", &["b"])?;
+    live.create_service("web", 20)?;
+    live.start_agents(&["-v", "4"])?;
+    live.wait_backends("web", Some(1))?;
+    let answer = live.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
     ensure!(answer.name() == Some("b"), "{answer:?}");
-    world.kubectl(&["delete", "service", "web"])?;
-    world.wait_backends("web", None)?;
-    Ok(world.agent(1)?.process().stderr())
+    live.kubectl(&["delete", "service", "web"])?;
+    live.wait_backends("web", None)?;
+    Ok(live.agent(1)?.process().stderr())
 }
 
 fn server(argument: &str) -> Options {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
 use lb_tests::harness::controlplane::kube_proxy::{self, KubeProxy, Mode};
+use lb_tests::harness::controlplane::live::exposed::exposed;
+use lb_tests::harness::controlplane::live::{LiveCluster, PORT, TARGET};
 use lb_tests::harness::controlplane::objects::Endpoint;
-use lb_tests::harness::controlplane::world::exposed::exposed;
-use lb_tests::harness::controlplane::world::{PORT, TARGET, World};
 use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::agent::{self, lb_agent};
 use lb_tests::harness::netns::actors::client::{Crowd, Load};
@@ -20,7 +20,7 @@ use lb_tests::harness::netns::actors::process::Process;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cidr, cluster_ip};
-use lb_tests::harness::netns::words::rows::Rows;
+use lb_tests::harness::netns::words::expectations::Expectations;
 
 /// The Service's pods, on the node that changes hands and on the other one, and a client's.
 const NEAR: &str = "near";
@@ -79,17 +79,18 @@ impl Loads {
     }
 
     /// Ends them, or waits for the end of those that have one, and notes what became of them.
-    fn check(self, rows: &mut Rows, when: &str, stops: bool) -> Result<()> {
+    fn check(self, expectations: &mut Expectations, when: &str, stops: bool) -> Result<()> {
         for (what, does, load) in self.0 {
             let report = if stops { load.stop()? } else { load.finish()? };
             println!(
                 "{when}: {what}: {} of {} answered in {:.1} s, longest gap {:.0} ms, failed {:?}",
                 report.ok, report.sent, report.seconds, report.longest_gap_ms, report.failed
             );
-            rows.is_true(format!("{when}: {what}: {:?}", report.failed), report.failures() == 0);
+            expectations
+                .is_true(format!("{when}: {what}: {:?}", report.failed), report.failures() == 0);
             let enough =
                 report.ok >= RATE * 2 && (does == Does::Keeps) <= (report.connections <= 8);
-            rows.is_true(format!("{when}: {what}: {report:?}"), enough);
+            expectations.is_true(format!("{when}: {what}: {report:?}"), enough);
         }
         Ok(())
     }
@@ -97,9 +98,9 @@ impl Loads {
 
 /// Every way: from a pod and from a process of the node to the ClusterIP, from outside to the
 /// node port; both backends serve, the one on this node and the one elsewhere.
-fn ways<'a>(world: &World, hosts: &'a [&'a Host; 3]) -> Result<Vec<Way<'a>>> {
+fn ways<'a>(live: &LiveCluster, hosts: &'a [&'a Host; 3]) -> Result<Vec<Way<'a>>> {
     let [client, node, outside] = hosts;
-    let node_ports = [world.node_port("web", "tcp")?, world.node_port("web", "udp")?];
+    let node_ports = [live.node_port("web", "tcp")?, live.node_port("web", "udp")?];
     let mut ways = Vec::new();
     for family in Family::ALL {
         let inside = SocketAddr::new(cluster_ip(NUMBER).get(family), PORT);
@@ -112,112 +113,118 @@ fn ways<'a>(world: &World, hosts: &'a [&'a Host; 3]) -> Result<Vec<Way<'a>>> {
 }
 
 /// `lb-agent` on node 1.
-fn start_lb(world: &World, arguments: &[&str]) -> Result<Process> {
-    let node = world.cluster.node(1);
+fn start_lb(live: &LiveCluster, arguments: &[&str]) -> Result<Process> {
+    let node = live.cluster.node(1);
     let mut command = lb_agent()?;
     command.args(arguments).arg("--bpf-dir").arg(node.bpf_dir());
     command.arg("--cgroup").arg(node.cgroup_tree().path());
     node.spawn_agent("command", command)
 }
 
-fn lb(world: &World, arguments: &[&str]) -> Result<String> {
-    let mut process = start_lb(world, arguments)?;
+fn lb(live: &LiveCluster, arguments: &[&str]) -> Result<String> {
+    let mut process = start_lb(live, arguments)?;
     let status = process.wait(Duration::from_secs(30))?;
     ensure!(status.success(), "{arguments:?}: {status}\n{}", process.tail());
     Ok(process.stdout())
 }
 
 /// All rules of node 1.
-fn rules(world: &World) -> Result<String> {
+fn rules(live: &LiveCluster) -> Result<String> {
     let mut all = String::new();
     for tool in ["iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save"] {
-        all += &world.cluster.node(1).output(Command::new(tool), PATIENCE)?;
+        all += &live.cluster.node(1).output(Command::new(tool), PATIENCE)?;
     }
     let mut nft = Command::new("nft");
     nft.args(["list", "ruleset"]);
-    Ok(all + &world.cluster.node(1).output(nft, PATIENCE)?)
+    Ok(all + &live.cluster.node(1).output(nft, PATIENCE)?)
 }
 
-fn start(mode: Mode) -> Result<(World, KubeProxy)> {
+fn start(mode: Mode) -> Result<(LiveCluster, KubeProxy)> {
     let builder = Cluster::builder().pod(1, CLIENT).pod(1, NEAR).pod(2, FAR);
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&[NEAR, FAR])?;
-    world.create_pods("web", &[NEAR, FAR])?;
-    world.plane.apply(&exposed("web", NUMBER, "NodePort", "web").to_string())?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&[NEAR, FAR])?;
+    live.create_pods("web", &[NEAR, FAR])?;
+    live.plane.apply(&exposed("web", NUMBER, "NodePort", "web").to_string())?;
     let ready =
         |endpoints: &[Endpoint]| endpoints.iter().filter(|endpoint| endpoint.ready).count() == 4;
-    world.plane.wait_for_slice("default", "web", Duration::from_secs(20), ready)?;
-    let proxy = start_proxy(&world, mode)?;
-    Ok((world, proxy))
+    live.plane.wait_for_slice("default", "web", Duration::from_secs(20), ready)?;
+    let proxy = start_proxy(&live, mode)?;
+    Ok((live, proxy))
 }
 
-fn start_proxy(world: &World, mode: Mode) -> Result<KubeProxy> {
+fn start_proxy(live: &LiveCluster, mode: Mode) -> Result<KubeProxy> {
     let options = kube_proxy::Options::beside_agent(mode);
-    KubeProxy::start(&world.plane, &world.cluster.node(1), options)
+    KubeProxy::start(&live.plane, &live.cluster.node(1), options)
 }
 
 /// kube-proxy gives way to an agent.
 fn take_over(
-    world: &mut World,
+    live: &mut LiveCluster,
     proxy: KubeProxy,
     arguments: &[&str],
-    rows: &mut Rows,
+    expectations: &mut Expectations,
 ) -> Result<()> {
-    let (client, node) = (world.cluster.pod(CLIENT), world.cluster.node(1));
+    let (client, node) = (live.cluster.pod(CLIENT), live.cluster.node(1));
     let cluster_cidr = cidr::cluster();
     let mut all = vec!["--cluster-cidr", &cluster_cidr];
     all.extend(arguments);
     let mut loads = Loads::default();
     let does = [Does::Keeps, Does::Opens, Does::Streams];
     {
-        let hosts = [&**client, &**node, world.cluster.outside()];
-        loads.start(&ways(world, &hosts)?, &does, LONGEST)?;
+        let hosts = [&**client, &**node, live.cluster.outside()];
+        loads.start(&ways(live, &hosts)?, &does, LONGEST)?;
     }
     thread::sleep(WHILE);
-    let told = lb(world, &["check"])?;
-    rows.is_true(
+    let told = lb(live, &["check"])?;
+    expectations.is_true(
         format!("check: {told}"),
         told.contains("kube-proxy") && told.contains("it runs here"),
     );
-    world.start_agent(1, &all)?;
-    world.wait_backends("web", Some(2))?;
+    live.start_agent(1, &all)?;
+    live.wait_backends("web", Some(2))?;
     thread::sleep(WHILE);
-    let refused = lb(world, &["cleanup", "--kube-proxy"]);
-    rows.is_true("its rules are removed while it runs", refused.is_err());
+    let refused = lb(live, &["cleanup", "--kube-proxy"]);
+    expectations.is_true("its rules are removed while it runs", refused.is_err());
     proxy.terminate()?;
     thread::sleep(WHILE);
-    let told = lb(world, &["check"])?;
-    rows.is_true(format!("check: {told}"), told.contains("cleanup --kube-proxy` removes them"));
-    println!("{}", lb(world, &["cleanup", "--kube-proxy"])?);
-    let left = rules(world)?;
+    let told = lb(live, &["check"])?;
+    expectations
+        .is_true(format!("check: {told}"), told.contains("cleanup --kube-proxy` removes them"));
+    println!("{}", lb(live, &["cleanup", "--kube-proxy"])?);
+    let left = rules(live)?;
     let names = ["table ip kube-proxy", "table ip6 kube-proxy", "KUBE-SERVICES", "KUBE-SVC-"];
     let is_left = names.iter().any(|name| left.contains(name));
-    rows.is_true(format!("left: {left}"), !is_left);
-    let told = lb(world, &["cleanup", "--kube-proxy"])?;
-    rows.is_true(format!("again: {told}"), told.contains("no kube-proxy rules found"));
-    let told = lb(world, &["check"])?;
-    rows.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
-    let before = world.agent(1)?.counted("unknown_tcp_flow")?;
+    expectations.is_true(format!("left: {left}"), !is_left);
+    let told = lb(live, &["cleanup", "--kube-proxy"])?;
+    expectations.is_true(format!("again: {told}"), told.contains("no kube-proxy rules found"));
+    let told = lb(live, &["check"])?;
+    expectations.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
+    let before = live.agent(1)?.counted("unknown_tcp_flow")?;
     thread::sleep(WHILE * 2);
-    let after = world.agent(1)?.counted("unknown_tcp_flow")?;
-    rows.is_true(
+    let after = live.agent(1)?.counted("unknown_tcp_flow")?;
+    expectations.is_true(
         "nothing is left to the stack: is there a connection of kube-proxy's?",
         after > before,
     );
-    rows.is_true("no flow", world.agent(1)?.counted("flow_created")? > 0);
-    loads.check(rows, "take-over", true)
+    expectations.is_true("no flow", live.agent(1)?.counted("flow_created")? > 0);
+    loads.check(expectations, "take-over", true)
 }
 
 /// An agent gives way to kube-proxy. What clients begin before and end within the drain goes
 /// on, and so does for good what was translated at connect(), if that is `on_connect`.
-fn give_back(world: &mut World, mode: Mode, on_connect: bool, rows: &mut Rows) -> Result<()> {
+fn give_back(
+    live: &mut LiveCluster,
+    mode: Mode,
+    on_connect: bool,
+    expectations: &mut Expectations,
+) -> Result<()> {
     const ENDING: Duration = Duration::from_secs(12);
     const DRAIN: &str = "15s";
-    let (client, node) = (world.cluster.pod(CLIENT), world.cluster.node(1));
+    let (client, node) = (live.cluster.pod(CLIENT), live.cluster.node(1));
     let (mut ending, mut staying) = (Loads::default(), Loads::default());
     {
-        let hosts = [&**client, &**node, world.cluster.outside()];
-        let ways = ways(world, &hosts)?;
+        let hosts = [&**client, &**node, live.cluster.outside()];
+        let ways = ways(live, &hosts)?;
         staying.start(&ways, &[Does::Opens], LONGEST)?;
         for way in &ways {
             let stays = on_connect && way.from.name() != "outside";
@@ -227,34 +234,35 @@ fn give_back(world: &mut World, mode: Mode, on_connect: bool, rows: &mut Rows) -
         ending.start(&ways, &[Does::Streams], ENDING)?;
     }
     thread::sleep(WHILE);
-    let _proxy = start_proxy(world, mode)?;
-    let refused = lb(world, &["cleanup", "--drain", DRAIN]).expect_err("an agent runs");
+    let _proxy = start_proxy(live, mode)?;
+    let refused = lb(live, &["cleanup", "--drain", DRAIN]).expect_err("an agent runs");
     let refused = format!("{refused:#}");
-    rows.is_true(
+    expectations.is_true(
         format!("beside an agent: {refused}"),
         refused.contains("another lb-agent (process"),
     );
-    world.take_agent(1)?.terminate()?;
-    let mut drain = start_lb(world, &["cleanup", "--drain", DRAIN])?;
+    live.take_agent(1)?.terminate()?;
+    let mut drain = start_lb(live, &["cleanup", "--drain", DRAIN])?;
     drain.wait_for_output("draining: ", PATIENCE)?;
     thread::sleep(WHILE);
     let left = counted(&node, "draining")?;
-    rows.is_true("no new flow was left to the stack", left > 0);
-    let told = lb(world, &["check"])?;
-    rows.is_true(format!("check: {told}"), told.contains("`cleanup --drain` was begun"));
+    expectations.is_true("no new flow was left to the stack", left > 0);
+    let told = lb(live, &["check"])?;
+    expectations.is_true(format!("check: {told}"), told.contains("`cleanup --drain` was begun"));
     let opened = counted(&node, "flow_created")?;
     thread::sleep(WHILE);
-    rows.is_true("flows are opened", counted(&node, "flow_created")? == opened);
-    ending.check(rows, "drain", false)?;
+    expectations.is_true("flows are opened", counted(&node, "flow_created")? == opened);
+    ending.check(expectations, "drain", false)?;
     let status = drain.wait(Duration::from_secs(30))?;
     let said = drain.stdout();
     println!("{said}");
-    rows.is_true(format!("{status}: {said}"), status.success() && said.contains("detached "));
-    rows.is_true("pins are left", !node.bpf_dir().exists());
-    let keepers = rules(world)?.to_lowercase().contains("lb-takeover");
-    rows.is_true("rules of ours are left", !keepers);
+    expectations
+        .is_true(format!("{status}: {said}"), status.success() && said.contains("detached "));
+    expectations.is_true("pins are left", !node.bpf_dir().exists());
+    let keepers = rules(live)?.to_lowercase().contains("lb-takeover");
+    expectations.is_true("rules of ours are left", !keepers);
     thread::sleep(WHILE);
-    staying.check(rows, "return", true)
+    staying.check(expectations, "return", true)
 }
 
 /// How often a packet of node 1 ended for this reason, whether an agent runs there or not.
@@ -265,12 +273,12 @@ fn counted(node: &Node, reason: &str) -> Result<u64> {
 }
 
 fn check(mode: Mode, arguments: &[&str]) -> Result<()> {
-    let (mut world, proxy) = start(mode)?;
-    let mut rows = Rows::default();
-    take_over(&mut world, proxy, arguments, &mut rows).context("take-over")?;
+    let (mut live, proxy) = start(mode)?;
+    let mut expectations = Expectations::default();
+    take_over(&mut live, proxy, arguments, &mut expectations).context("take-over")?;
     let on_connect = arguments.is_empty();
-    give_back(&mut world, mode, on_connect, &mut rows).context("return")?;
-    rows.finish().with_context(|| format!("{mode:?} {arguments:?}"))
+    give_back(&mut live, mode, on_connect, &mut expectations).context("return")?;
+    expectations.finish().with_context(|| format!("{mode:?} {arguments:?}"))
 }
 
 #[test]
@@ -289,20 +297,20 @@ fn check_ports(mode: Mode, family: Family) -> Result<()> {
     const COUNT: usize = 2_000;
     const FIRST: [u16; 3] = [10_000, 20_000, 30_000];
     let builder = Cluster::builder().pod(2, FAR);
-    let mut world = World::start(builder, Options::default())?;
-    let _server = world.cluster.pod(FAR).serve(&Serve::default().crowd(TARGET))?;
-    world.create_pods("web", &[FAR])?;
-    world.plane.apply(&exposed("web", NUMBER, "NodePort", "web").to_string())?;
-    let port = world.node_port("web", "tcp")?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    let _server = live.cluster.pod(FAR).serve(&Serve::default().crowd(TARGET))?;
+    live.create_pods("web", &[FAR])?;
+    live.plane.apply(&exposed("web", NUMBER, "NodePort", "web").to_string())?;
+    let port = live.node_port("web", "tcp")?;
     let ready = |endpoints: &[Endpoint]| endpoints.iter().filter(|one| one.ready).count() == 2;
-    world.plane.wait_for_slice("default", "web", PATIENCE, ready)?;
-    let proxy = start_proxy(&world, mode)?;
-    let at = world.cluster.node(1).at(family, port);
-    let gather = |world: &World, round: usize| {
+    live.plane.wait_for_slice("default", "web", PATIENCE, ready)?;
+    let proxy = start_proxy(&live, mode)?;
+    let at = live.cluster.node(1).at(family, port);
+    let gather = |live: &LiveCluster, round: usize| {
         let probe = Probe { source_port: FIRST[round], ..Probe::tcp(at).timeout(PATIENCE) };
-        world.cluster.outside().crowd(&probe, COUNT)
+        live.cluster.outside().crowd(&probe, COUNT)
     };
-    let mut rows = Rows::default();
+    let mut expectations = Expectations::default();
     let mut ask = |who: &str, crowd: &Crowd| -> Result<()> {
         let report = crowd.ask()?;
         println!(
@@ -310,24 +318,25 @@ fn check_ports(mode: Mode, family: Family) -> Result<()> {
             report.ok, report.seconds, report.failed
         );
         let all = report.ok == COUNT as u64 && report.moved == 0 && report.shared() == 0;
-        rows.is_true(format!("{at}: {who}: {:?}, {} moved", report.failed, report.moved), all);
+        expectations
+            .is_true(format!("{at}: {who}: {:?}, {} moved", report.failed, report.moved), all);
         Ok(())
     };
-    let first = gather(&world, 0)?;
+    let first = gather(&live, 0)?;
     ask("kube-proxy's", &first)?;
-    world.start_agent(1, &["--cluster-cidr", &cidr::cluster()])?;
-    world.wait_backends("web", Some(1))?;
+    live.start_agent(1, &["--cluster-cidr", &cidr::cluster()])?;
+    live.wait_backends("web", Some(1))?;
     proxy.terminate()?;
-    lb(&world, &["cleanup", "--kube-proxy"])?;
-    let second = gather(&world, 1)?;
+    lb(&live, &["cleanup", "--kube-proxy"])?;
+    let second = gather(&live, 1)?;
     ask("lb's", &second)?;
     ask("kube-proxy's beside lb's", &first)?;
     ask("lb's again", &second)?;
-    let _proxy = start_proxy(&world, mode)?;
-    world.take_agent(1)?.terminate()?;
-    let mut drain = start_lb(&world, &["cleanup", "--drain", "5m"])?;
+    let _proxy = start_proxy(&live, mode)?;
+    live.take_agent(1)?.terminate()?;
+    let mut drain = start_lb(&live, &["cleanup", "--drain", "5m"])?;
     drain.wait_for_output("draining: ", PATIENCE)?;
-    let third = gather(&world, 2)?;
+    let third = gather(&live, 2)?;
     ask("the next kube-proxy's", &third)?;
     ask("lb's beside them", &second)?;
     ask("the first kube-proxy's beside them", &first)?;
@@ -335,7 +344,7 @@ fn check_ports(mode: Mode, family: Family) -> Result<()> {
     let status = drain.wait(Duration::from_secs(60))?;
     ensure!(status.success(), "{status}\n{}", drain.tail());
     ask("the next kube-proxy's without lb", &third)?;
-    rows.finish()
+    expectations.finish()
 }
 
 #[test]

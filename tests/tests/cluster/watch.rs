@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lb_tests::harness::controlplane::Options;
-use lb_tests::harness::controlplane::world::{PORT, World};
+use lb_tests::harness::controlplane::live::{LiveCluster, PORT};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::cluster_ip;
 use lb_tests::harness::wait::PATIENCE;
@@ -14,22 +14,22 @@ use lb_tests::harness::wait::PATIENCE;
 const LIMIT: Duration = Duration::from_secs(4);
 const HEALTH: u16 = 10256;
 
-fn healthz(world: &mut World) -> Result<u16> {
-    Ok(world.agent(1)?.http(HEALTH, "/healthz")?.0)
+fn healthz(live: &mut LiveCluster) -> Result<u16> {
+    Ok(live.agent(1)?.http(HEALTH, "/healthz")?.0)
 }
 
 /// Waits for a status, and tells how long it took.
-fn wait_status(world: &mut World, status: u16) -> Result<Duration> {
+fn wait_status(live: &mut LiveCluster, status: u16) -> Result<Duration> {
     let start = Instant::now();
-    while healthz(world)? != status {
+    while healthz(live)? != status {
         ensure!(start.elapsed() < PATIENCE, "not {status} after {PATIENCE:?}");
         thread::sleep(Duration::from_millis(20));
     }
     Ok(start.elapsed())
 }
 
-fn ensure_served(world: &World) -> Result<()> {
-    let answer = world.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
+fn ensure_served(live: &LiveCluster) -> Result<()> {
+    let answer = live.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
     ensure!(answer.name() == Some("b"), "{answer:?}");
     Ok(())
 }
@@ -37,51 +37,51 @@ fn ensure_served(world: &World) -> Result<()> {
 #[test]
 fn an_api_server_that_is_gone_for_long_makes_the_proxy_unhealthy_until_it_is_back() -> Result<()> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
-    let mut world = World::start(builder, Options::default())?;
-    world.serve(&["b"])?;
-    world.create_pods("web", &["b"])?;
-    world.create_service("web", 20)?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&["b"])?;
+    live.create_pods("web", &["b"])?;
+    live.create_service("web", 20)?;
     let limit = format!("{}s", LIMIT.as_secs());
-    world.start_agent(1, &["--watch-timeout", &limit])?;
-    world.wait_backends("web", Some(1))?;
+    live.start_agent(1, &["--watch-timeout", &limit])?;
+    live.wait_backends("web", Some(1))?;
     // Nobody changes anything: the watches are quiet for far longer than the limit.
     let quiet = Instant::now();
     while quiet.elapsed() < 2 * LIMIT {
-        ensure!(healthz(&mut world)? == 200, "a quiet watch was taken for dead");
+        ensure!(healthz(&mut live)? == 200, "a quiet watch was taken for dead");
         thread::sleep(Duration::from_millis(100));
     }
-    world.plane.stop_api_server()?;
-    let waited = wait_status(&mut world, 503)?;
+    live.plane.stop_api_server()?;
+    let waited = wait_status(&mut live, 503)?;
     ensure!(waited > LIMIT - Duration::from_secs(1), "dead after {waited:?} already");
-    let log = world.agent(1)?.process().stderr();
+    let log = live.agent(1)?.process().stderr();
     let named = format!("no watch for longer than {LIMIT:?}: Service: ");
     ensure!(log.matches(&named).count() == 1, "the log does not name it once:\n{log}");
-    let (status, body) = world.agent(1)?.http(HEALTH, "/livez")?;
+    let (status, body) = live.agent(1)?.http(HEALTH, "/livez")?;
     ensure!(status == 503 && body.contains("\"healthy\":false"), "{status} {body}");
-    ensure_served(&world)?;
-    world.plane.start_api_server()?;
-    wait_status(&mut world, 200)?;
+    ensure_served(&live)?;
+    live.plane.start_api_server()?;
+    wait_status(&mut live, 200)?;
     // It follows again what is changed.
-    world.create_service("more", 21)?;
-    world.wait_backends("more", Some(0))
+    live.create_service("more", 21)?;
+    live.wait_backends("more", Some(0))
 }
 
 #[test]
 fn a_short_outage_is_none_and_no_limit_is_for_ever() -> Result<()> {
     let builder = Cluster::builder().nodes(1).pod(1, "a");
-    let mut world = World::start(builder, Options::default())?;
+    let mut live = LiveCluster::start(builder, Options::default())?;
     for limit in ["1m", "0"] {
-        world.start_agent(1, &["--watch-timeout", limit])?;
-        world.plane.stop_api_server()?;
+        live.start_agent(1, &["--watch-timeout", limit])?;
+        live.plane.stop_api_server()?;
         let start = Instant::now();
         while start.elapsed() < LIMIT {
-            ensure!(healthz(&mut world)? == 200, "unhealthy with --watch-timeout {limit}");
+            ensure!(healthz(&mut live)? == 200, "unhealthy with --watch-timeout {limit}");
             thread::sleep(Duration::from_millis(100));
         }
-        let log = world.agent(1)?.process().stderr();
+        let log = live.agent(1)?.process().stderr();
         ensure!(log.contains("cannot reach") || log.contains("watch broken"), "no outage:\n{log}");
-        world.take_agent(1)?.terminate()?;
-        world.plane.start_api_server()?;
+        live.take_agent(1)?.terminate()?;
+        live.plane.start_api_server()?;
     }
     Ok(())
 }

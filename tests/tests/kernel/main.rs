@@ -1,5 +1,8 @@
-//! The loaded programs, run on frames through `BPF_PROG_TEST_RUN`.
+//! The loaded programs, run on frames through `BPF_PROG_TEST_RUN`, and the agent's maps and
+//! hooks in the kernel.
 
-mod dataplane;
+mod attach;
 mod frames;
+mod maps;
 mod next_hop;
+mod sandbox;

@@ -9,9 +9,9 @@ use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::manifests::{Endpoint, Service};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
 
 const SERVERS: [&str; 3] = ["b", "c", "d"];
 /// How long a client is remembered.
@@ -42,14 +42,15 @@ fn sticky() -> Service {
     })
 }
 
-fn set_up(mode: &str) -> Result<World> {
+fn set_up(mode: &str) -> Result<Scenario> {
     let builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(1, "c").pod(2, "d");
-    let mut world = World::start(builder, &[&["--socket-lb", mode][..], &SMALL_MAPS].concat())?;
-    world.serve(&SERVERS)?;
-    world.serve_ports(&SERVERS, TARGETS..TARGETS + PORTS)?;
-    world.publish(&sticky(), &world.endpoints(&SERVERS))?;
-    world.publish(&world.service("spread", SPREAD), &world.endpoints(&SERVERS))?;
-    Ok(world)
+    let mut scenario =
+        Scenario::start(builder, &[&["--socket-lb", mode][..], &SMALL_MAPS].concat())?;
+    scenario.serve(&SERVERS)?;
+    scenario.serve_ports(&SERVERS, TARGETS..TARGETS + PORTS)?;
+    scenario.publish(&sticky(), &scenario.endpoints(&SERVERS))?;
+    scenario.publish(&scenario.service("spread", SPREAD), &scenario.endpoints(&SERVERS))?;
+    Ok(scenario)
 }
 
 fn ask(client: &Host, number: u8, port: u16, (transport, family): Kind) -> Result<String> {
@@ -71,15 +72,15 @@ fn choices(client: &Host, transport: Transport) -> Result<Choices> {
 }
 
 /// `get affinity` of node 1: the backends' addresses of a client.
-fn bound_to(world: &mut World, client: &str) -> Result<Vec<String>> {
-    let rows = world.agent(1)?.get("affinity")?;
+fn bound_to(scenario: &mut Scenario, client: &str) -> Result<Vec<String>> {
+    let rows = scenario.agent(1)?.get("affinity")?;
     let of_client = rows.as_array().into_iter().flatten().filter(|row| row["client"] == client);
     Ok(of_client.filter_map(|row| row["backend"].as_str().map(str::to_owned)).collect())
 }
 
 fn check_shown(
-    world: &mut World,
-    rows: &mut Rows,
+    scenario: &mut Scenario,
+    expectations: &mut Expectations,
     client: &Host,
     (mode, transport): (&str, Transport),
 ) -> Result<()> {
@@ -90,24 +91,29 @@ fn check_shown(
         } else {
             client.ip(family).to_string()
         };
-        let backends = bound_to(world, &shown)?;
+        let backends = bound_to(scenario, &shown)?;
         let is_of_family = |address: &&String| address.starts_with('[') == (family == Family::V6);
         let count = backends.iter().filter(is_of_family).count();
         let what = format!("{mode} {transport:?}: {count} {family:?} entries of {shown}");
-        rows.is_true(what, count >= usize::from(PORTS));
+        expectations.is_true(what, count >= usize::from(PORTS));
     }
     Ok(())
 }
 
 /// A client keeps its backend for as long as it comes back in time, and no longer.
-fn check_sliding(rows: &mut Rows, client: &Host, transport: Transport) -> Result<()> {
+fn check_sliding(
+    expectations: &mut Expectations,
+    client: &Host,
+    transport: Transport,
+) -> Result<()> {
     let what = |case: &str| format!("{} {transport:?}: {case}", client.name());
     let first = choices(client, transport)?;
     let spread: std::collections::BTreeSet<_> = first.values().collect();
-    rows.is_true(what(&format!("one backend for all ports: {first:?}")), spread.len() > 1);
+    expectations.is_true(what(&format!("one backend for all ports: {first:?}")), spread.len() > 1);
     for _ in 0..5 {
         let again = choices(client, transport)?;
-        rows.is_true(what(&format!("another backend: {first:?} {again:?}")), again == first);
+        expectations
+            .is_true(what(&format!("another backend: {first:?} {again:?}")), again == first);
     }
     // Longer than the timeout in all, but never without a question for so long.
     let start = Instant::now();
@@ -115,18 +121,18 @@ fn check_sliding(rows: &mut Rows, client: &Host, transport: Transport) -> Result
         thread::sleep(TIMEOUT / 4);
         let again = choices(client, transport)?;
         let case = format!("forgotten after {:?}: {first:?} {again:?}", start.elapsed());
-        rows.is_true(what(&case), again == first);
+        expectations.is_true(what(&case), again == first);
     }
     thread::sleep(TIMEOUT + Duration::from_millis(300));
     let later = choices(client, transport)?;
-    rows.is_true(what(&format!("remembered past the timeout: {later:?}")), later != first);
+    expectations.is_true(what(&format!("remembered past the timeout: {later:?}")), later != first);
     Ok(())
 }
 
 /// A client whose backend takes no new ones moves, and stays where it moved.
 fn check_moving(
-    world: &World,
-    rows: &mut Rows,
+    scenario: &Scenario,
+    expectations: &mut Expectations,
     client: &Host,
     transport: Transport,
     change: (&str, Change),
@@ -135,38 +141,38 @@ fn check_moving(
     let what = |case: &str| format!("{} {transport:?} {}: {case}", client.name(), change.0);
     let first = ask(client, STICKY, PORT, kind)?;
     let others: Vec<_> = SERVERS.into_iter().filter(|name| *name != first).collect();
-    let kept = world.endpoints(&others);
-    let changed = world.endpoints(&[&first]).into_iter().filter_map(change.1);
+    let kept = scenario.endpoints(&others);
+    let changed = scenario.endpoints(&[&first]).into_iter().filter_map(change.1);
     let endpoints: Vec<_> = kept.iter().cloned().chain(changed).collect();
-    world.publish(&sticky(), &endpoints)?;
+    scenario.publish(&sticky(), &endpoints)?;
     let second = ask(client, STICKY, PORT, kind)?;
-    rows.is_true(what(&format!("still {second}")), second != first);
-    world.publish(&sticky(), &world.endpoints(&SERVERS))?;
+    expectations.is_true(what(&format!("still {second}")), second != first);
+    scenario.publish(&sticky(), &scenario.endpoints(&SERVERS))?;
     for _ in 0..8 {
         let now = ask(client, STICKY, PORT, kind)?;
-        rows.is_true(what(&format!("left {second} for {now}")), now == second);
+        expectations.is_true(what(&format!("left {second} for {now}")), now == second);
     }
     Ok(())
 }
 
 /// Without affinity every backend gets its share: 100 +- 5 standard deviations (8.2).
-fn check_spread(rows: &mut Rows, client: &Host, kind: Kind) -> Result<()> {
+fn check_spread(expectations: &mut Expectations, client: &Host, kind: Kind) -> Result<()> {
     let mut counts: BTreeMap<String, u32> = SERVERS.map(|name| (name.to_owned(), 0)).into();
     for _ in 0..300 {
         *counts.entry(ask(client, SPREAD, PORT, kind)?).or_default() += 1;
     }
     let is_even = counts.len() == SERVERS.len() && counts.values().all(|n| (59..=141).contains(n));
-    rows.is_true(format!("{} {kind:?}: {counts:?}", client.name()), is_even);
+    expectations.is_true(format!("{} {kind:?}: {counts:?}", client.name()), is_even);
     Ok(())
 }
 
 fn check_affinity(mode: &str) -> Result<()> {
-    let mut world = set_up(mode)?;
-    let mut rows = Rows::default();
-    let (a, node1) = (world.cluster.pod("a"), world.cluster.node(1));
+    let mut scenario = set_up(mode)?;
+    let mut expectations = Expectations::default();
+    let (a, node1) = (scenario.cluster.pod("a"), scenario.cluster.node(1));
     for (client, transport) in [(&**a, Transport::Tcp), (&**node1, Transport::Udp)] {
-        check_sliding(&mut rows, client, transport)?;
-        check_shown(&mut world, &mut rows, client, (mode, transport))?;
+        check_sliding(&mut expectations, client, transport)?;
+        check_shown(&mut scenario, &mut expectations, client, (mode, transport))?;
     }
     for (client, transport) in [(&**a, Transport::Udp), (&**node1, Transport::Tcp)] {
         let changes: [(&str, Change); 3] = [
@@ -175,25 +181,25 @@ fn check_affinity(mode: &str) -> Result<()> {
             ("not ready", |endpoint| Some(endpoint.not_ready())),
         ];
         for change in changes {
-            check_moving(&world, &mut rows, client, transport, change)?;
+            check_moving(&scenario, &mut expectations, client, transport, change)?;
         }
     }
     for client in [&**a, &**node1] {
         for transport in [Transport::Tcp, Transport::Udp] {
             for family in Family::ALL {
-                check_spread(&mut rows, client, (transport, family))?;
+                check_spread(&mut expectations, client, (transport, family))?;
             }
         }
     }
-    let services = world.agent(1)?.get("services")?;
+    let services = scenario.agent(1)?.get("services")?;
     let shown =
         services.as_array().into_iter().flatten().find(|row| {
             row["name"].as_str().is_some_and(|name| name.starts_with("default/sticky:"))
         });
     let seconds = shown.and_then(|row| row["affinity_seconds"].as_u64());
     let what = format!("get services shows {shown:?}");
-    rows.is_true(what, seconds == Some(TIMEOUT.as_secs()));
-    rows.finish()
+    expectations.is_true(what, seconds == Some(TIMEOUT.as_secs()));
+    expectations.finish()
 }
 
 #[test]

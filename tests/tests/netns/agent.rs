@@ -13,8 +13,8 @@ use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::traffic::foreign::{Foreign, Hook};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::{PATIENCE, eventually};
 use serde_json::Value;
 
@@ -26,12 +26,12 @@ fn arguments<'a>(own: &[&'a str]) -> Vec<&'a str> {
     [own, &SMALL_MAPS].concat()
 }
 
-fn set_up(own: &[&str]) -> Result<World> {
+fn set_up(own: &[&str]) -> Result<Scenario> {
     let builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(2, "c");
-    let mut world = World::start(builder, &arguments(own))?;
-    world.serve(&["b", "c"])?;
-    world.publish(&world.service("steady", SERVICE), &world.endpoints(&["b", "c"]))?;
-    Ok(world)
+    let mut scenario = Scenario::start(builder, &arguments(own))?;
+    scenario.serve(&["b", "c"])?;
+    scenario.publish(&scenario.service("steady", SERVICE), &scenario.endpoints(&["b", "c"]))?;
+    Ok(scenario)
 }
 
 fn probe(transport: Transport, number: u8, family: Family) -> Probe {
@@ -40,11 +40,16 @@ fn probe(transport: Transport, number: u8, family: Family) -> Probe {
 
 /// Kills the agent of node 1 under load from a pod and from the node itself, and starts it
 /// again with other arguments.
-fn check_kill(world: &mut World, rows: &mut Rows, what: &str, own: &[&str]) -> Result<()> {
+fn check_kill(
+    scenario: &mut Scenario,
+    expectations: &mut Expectations,
+    what: &str,
+    own: &[&str],
+) -> Result<()> {
     const RATE: u64 = 500;
     const WHILE: Duration = Duration::from_millis(400);
     let longest = Duration::from_secs(20);
-    let (a, node1) = (world.cluster.pod("a"), world.cluster.node(1));
+    let (a, node1) = (scenario.cluster.pod("a"), scenario.cluster.node(1));
     let mut loads = Vec::new();
     for (client, tcp, udp) in [(&**a, Family::V4, Family::V6), (&**node1, Family::V6, Family::V4)] {
         let connects = client.load(&probe(Transport::Tcp, SERVICE, tcp), RATE, longest)?;
@@ -54,10 +59,10 @@ fn check_kill(world: &mut World, rows: &mut Rows, what: &str, own: &[&str]) -> R
     }
     // The load is to go on for a while without an agent, and with the new one.
     thread::sleep(WHILE);
-    world.take_agent(1)?.kill9()?;
+    scenario.take_agent(1)?.kill9()?;
     thread::sleep(WHILE);
-    world.set_arguments(&arguments(own));
-    world.start_agent(1)?;
+    scenario.set_arguments(&arguments(own));
+    scenario.start_agent(1)?;
     thread::sleep(WHILE);
     for (client, transport, load) in loads {
         let report = load.stop()?;
@@ -66,17 +71,17 @@ fn check_kill(world: &mut World, rows: &mut Rows, what: &str, own: &[&str]) -> R
             report.ok, report.sent, report.seconds, report.longest_gap_ms
         );
         let row = format!("{what}: {client} {transport} failed: {:?}", report.failed);
-        rows.is_true(row, report.failures() == 0);
-        rows.is_true(format!("{what}: {report:?}"), report.ok > RATE / 2);
+        expectations.is_true(row, report.failures() == 0);
+        expectations.is_true(format!("{what}: {report:?}"), report.ok > RATE / 2);
     }
     Ok(())
 }
 
 /// Makes the qdiscs that filters hang on. To make or remove one, the kernel stops the device
 /// for a moment and drops what is sent meanwhile, whoever asks for it; agents leave them.
-fn make_qdiscs(world: &World) -> Result<()> {
-    let node1 = world.cluster.node(1);
-    let pods = ["a", "b"].map(|pod| world.cluster.pod(pod).host_device().to_owned());
+fn make_qdiscs(scenario: &Scenario) -> Result<()> {
+    let node1 = scenario.cluster.node(1);
+    let pods = ["a", "b"].map(|pod| scenario.cluster.pod(pod).host_device().to_owned());
     for device in pods.iter().map(String::as_str).chain(["eth0", "lo"]) {
         let mut command = Command::new("tc");
         command.args(["qdisc", "add", "dev", device, "clsact"]);
@@ -90,9 +95,9 @@ fn nothing_is_lost_when_an_agent_is_killed_and_started_again() -> Result<()> {
     let packets: &[&str] = &["--socket-lb", "off"];
     let clsact: &[&str] = &["--socket-lb", "off", "--tc-attach", "clsact"];
     let connects: &[&str] = &["--socket-lb", "tcp"];
-    let mut world = set_up(packets)?;
-    let mut rows = Rows::default();
-    make_qdiscs(&world)?;
+    let mut scenario = set_up(packets)?;
+    let mut expectations = Expectations::default();
+    make_qdiscs(&scenario)?;
     for (what, own) in [
         ("tcx to tcx", packets),
         ("tcx to clsact", clsact),
@@ -102,11 +107,11 @@ fn nothing_is_lost_when_an_agent_is_killed_and_started_again() -> Result<()> {
         ("connects to connects", connects),
         ("connects to packets", packets),
     ] {
-        check_kill(&mut world, &mut rows, what, own).context(what)?;
+        check_kill(&mut scenario, &mut expectations, what, own).context(what)?;
     }
-    let leaked = world.cluster.fabric().service_packets()?;
-    rows.is_true(format!("{leaked} packets to ClusterIPs left a node"), leaked == 0);
-    rows.finish()
+    let leaked = scenario.cluster.fabric().service_packets()?;
+    expectations.is_true(format!("{leaked} packets to ClusterIPs left a node"), leaked == 0);
+    expectations.finish()
 }
 
 /// Fields of Services that traffic changes.
@@ -132,82 +137,85 @@ fn first_writes(agent: &mut Agent) -> Result<u64> {
     writes.and_then(|count| count.parse().ok()).with_context(|| line.to_owned())
 }
 
-fn check_restart(world: &mut World, rows: &mut Rows) -> Result<()> {
-    let node1 = world.cluster.node(1);
-    let first = first_writes(world.agent(1)?)?;
+fn check_restart(scenario: &mut Scenario, expectations: &mut Expectations) -> Result<()> {
+    let node1 = scenario.cluster.node(1);
+    let first = first_writes(scenario.agent(1)?)?;
     let before = programmed(&node1)?;
-    world.take_agent(1)?.kill9()?;
+    scenario.take_agent(1)?.kill9()?;
     let without = programmed(&node1)?;
-    rows.is_true("`get` shows something else without an agent", without == before);
-    world.start_agent(1)?;
+    expectations.is_true("`get` shows something else without an agent", without == before);
+    scenario.start_agent(1)?;
     let after = programmed(&node1)?;
-    rows.is_true(format!("a restart changed {before:?} to {after:?}"), after == before);
-    let again = first_writes(world.agent(1)?)?;
+    expectations.is_true(format!("a restart changed {before:?} to {after:?}"), after == before);
+    let again = first_writes(scenario.agent(1)?)?;
     println!("writes of the first start {first}, of the second {again}");
     // The settings of the node are stored once more, nothing else is.
-    rows.is_true(format!("a restart wrote {again} times"), again <= 1);
+    expectations.is_true(format!("a restart wrote {again} times"), again <= 1);
     Ok(())
 }
 
-fn check_changes_while_down(world: &mut World, rows: &mut Rows) -> Result<()> {
-    let gone = world.service("gone", 7);
-    world.publish(&gone, &world.endpoints(&["b"]))?;
-    let steady = world.service("steady", SERVICE);
-    let a = world.cluster.pod("a");
-    world.take_agent(1)?.kill9()?;
-    world.manifests.delete(&gone)?;
-    world.manifests.publish(&steady, &world.endpoints(&["c"]))?;
-    let added = world.service("added", ADDED);
-    world.manifests.publish(&added, &world.endpoints(&["b"]))?;
+fn check_changes_while_down(
+    scenario: &mut Scenario,
+    expectations: &mut Expectations,
+) -> Result<()> {
+    let gone = scenario.service("gone", 7);
+    scenario.publish(&gone, &scenario.endpoints(&["b"]))?;
+    let steady = scenario.service("steady", SERVICE);
+    let a = scenario.cluster.pod("a");
+    scenario.take_agent(1)?.kill9()?;
+    scenario.manifests.delete(&gone)?;
+    scenario.manifests.publish(&steady, &scenario.endpoints(&["c"]))?;
+    let added = scenario.service("added", ADDED);
+    scenario.manifests.publish(&added, &scenario.endpoints(&["b"]))?;
     let as_before = a.ask(probe(Transport::Tcp, 7, Family::V4))?;
-    rows.is_true(format!("without an agent: {as_before:?}"), as_before.name() == Some("b"));
-    world.start_agent(1)?;
+    expectations.is_true(format!("without an agent: {as_before:?}"), as_before.name() == Some("b"));
+    scenario.start_agent(1)?;
     for family in Family::ALL {
         for transport in [Transport::Tcp, Transport::Udp] {
             let ask = |number| a.ask(probe(transport, number, family));
             let deleted = a.ask(probe(transport, 7, family).timeout(WAIT))?;
             let (moved, new) = (ask(SERVICE)?, ask(ADDED)?);
-            rows.is_true(format!("deleted: {deleted:?}"), deleted.name().is_none());
-            rows.is_true(format!("moved: {moved:?}"), moved.name() == Some("c"));
-            rows.is_true(format!("added: {new:?}"), new.name() == Some("b"));
+            expectations.is_true(format!("deleted: {deleted:?}"), deleted.name().is_none());
+            expectations.is_true(format!("moved: {moved:?}"), moved.name() == Some("c"));
+            expectations.is_true(format!("added: {new:?}"), new.name() == Some("b"));
         }
     }
-    world.delete(&added)?;
-    world.publish(&steady, &world.endpoints(&["b", "c"]))
+    scenario.delete(&added)?;
+    scenario.publish(&steady, &scenario.endpoints(&["b", "c"]))
 }
 
 const WAIT: Duration = Duration::from_millis(200);
 
 /// An agent without a source of objects serves on, and says that it is not ready.
-fn check_not_ready(world: &mut World, rows: &mut Rows) -> Result<()> {
-    let kubeconfig = world.manifests.path().join("kubeconfig");
+fn check_not_ready(scenario: &mut Scenario, expectations: &mut Expectations) -> Result<()> {
+    let kubeconfig = scenario.manifests.path().join("kubeconfig");
     let server = "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
         clusters: [{name: x, cluster: {server: \"http://127.0.0.1:9\"}}]\n\
         contexts: [{name: x, context: {cluster: x, user: x}}]\n\
         users: [{name: x, user: {token: x}}]\n";
     std::fs::write(&kubeconfig, server)?;
-    world.take_agent(1)?.kill9()?;
-    let node1 = world.cluster.node(1);
+    scenario.take_agent(1)?.kill9()?;
+    let node1 = scenario.cluster.node(1);
     let before = programmed(&node1)?;
     let options = Options::kubeconfig(&kubeconfig).arguments(&arguments(&["--socket-lb", "off"]));
     let mut agent = Agent::spawn(&node1, &options)?;
     let (status, body) =
         eventually(|| agent.http(10256, "/healthz")).with_context(|| agent.process().tail())?;
-    rows.is_true(format!("/healthz without objects: {status} {body}"), status == 503);
-    let answer = world.cluster.pod("a").ask(probe(Transport::Tcp, SERVICE, Family::V4))?;
-    rows.is_true(format!("it does not serve on: {answer:?}"), answer.name().is_some());
-    rows.is_true("it cleared what was there", programmed(&node1)? == before);
+    expectations.is_true(format!("/healthz without objects: {status} {body}"), status == 503);
+    let answer = scenario.cluster.pod("a").ask(probe(Transport::Tcp, SERVICE, Family::V4))?;
+    expectations.is_true(format!("it does not serve on: {answer:?}"), answer.name().is_some());
+    expectations.is_true("it cleared what was there", programmed(&node1)? == before);
     let status = agent.terminate()?;
-    rows.is_true(format!("SIGTERM without a server: {status}"), status.code() == Some(0));
+    expectations.is_true(format!("SIGTERM without a server: {status}"), status.code() == Some(0));
     std::fs::remove_file(&kubeconfig)?;
-    world.start_agent(1)
+    scenario.start_agent(1)
 }
 
 #[test]
 fn a_pod_that_comes_later_is_served_within_100_ms() -> Result<()> {
     const SOON: Duration = Duration::from_millis(100);
-    let world = set_up(&["--socket-lb", "off"])?;
-    let late = world.cluster.add_pod(1, "late")?;
+    let scenario = set_up(&["--socket-lb", "off"])?;
+    let late = scenario.cluster.add_pod(1, "late")?;
     let start = Instant::now();
     let quick = probe(Transport::Tcp, SERVICE, Family::V4).timeout(Duration::from_millis(20));
     loop {
@@ -229,16 +237,16 @@ fn bpftool(node: &Node, arguments: &[&str]) -> Result<String> {
 }
 
 /// Map dumps show the names of fields.
-fn check_dumps(world: &World, rows: &mut Rows) -> Result<()> {
-    let sticky = world.service("sticky", STICKY).affinity(Duration::from_secs(60));
-    world.publish(&sticky, &world.endpoints(&["b", "c"]))?;
-    let a = world.cluster.pod("a");
+fn check_dumps(scenario: &Scenario, expectations: &mut Expectations) -> Result<()> {
+    let sticky = scenario.service("sticky", STICKY).affinity(Duration::from_secs(60));
+    scenario.publish(&sticky, &scenario.endpoints(&["b", "c"]))?;
+    let a = scenario.cluster.pod("a");
     for family in Family::ALL {
         for transport in [Transport::Tcp, Transport::Udp] {
             ensure!(a.ask(probe(transport, STICKY, family))?.name().is_some(), "no answer");
         }
     }
-    let node1 = world.cluster.node(1);
+    let node1 = scenario.cluster.node(1);
     let mut dumped = Vec::new();
     for path in pinned_maps(node1.bpf_dir())? {
         let file = path.to_string_lossy();
@@ -258,8 +266,8 @@ fn check_dumps(world: &World, rows: &mut Rows) -> Result<()> {
         // Without types it would be a list of bytes.
         let is_value_typed = |entry: &Value| is_named(&entry["value"]) || entry["value"] == 1;
         let bad = entries.iter().find(|entry| !is_value_typed(entry) || !is_key_named(entry));
-        rows.is_true(format!("{name} ({kind}) shows {bad:?}"), bad.is_none());
-        rows.is_true(format!("{name} has no types"), map["btf_id"].as_u64() > Some(0));
+        expectations.is_true(format!("{name} ({kind}) shows {bad:?}"), bad.is_none());
+        expectations.is_true(format!("{name} has no types"), map["btf_id"].as_u64() > Some(0));
         if !entries.is_empty() {
             dumped.push(name);
         }
@@ -269,7 +277,8 @@ fn check_dumps(world: &World, rows: &mut Rows) -> Result<()> {
         .chain(&["FLOWS4", "FLOWS6", "AFFINITY", "SETTINGS", "NAMES", "DEVICES"])
         .chain(&["NODES4", "NODES6"])
     {
-        rows.is_true(format!("no entry of {name}"), dumped.iter().any(|other| other == name));
+        expectations
+            .is_true(format!("no entry of {name}"), dumped.iter().any(|other| other == name));
     }
     Ok(())
 }
@@ -295,36 +304,36 @@ fn attached(node: &Node) -> Result<String> {
 }
 
 /// Nothing of ours is left, and nobody answers at a ClusterIP any more.
-fn check_cleanup(world: &mut World, rows: &mut Rows) -> Result<()> {
-    let node1 = world.cluster.node(1);
-    world.take_agent(1)?.terminate()?;
+fn check_cleanup(scenario: &mut Scenario, expectations: &mut Expectations) -> Result<()> {
+    let node1 = scenario.cluster.node(1);
+    scenario.take_agent(1)?.terminate()?;
     let said = agent::cleanup(&node1)?;
     println!("cleanup: {}", said.trim());
-    rows.is_true("pins are left", !node1.bpf_dir().exists());
+    expectations.is_true("pins are left", !node1.bpf_dir().exists());
     let left = attached(&node1)?;
     let ours = left.lines().find(|line| line.contains("lb_") || line.contains("lb-"));
     let ours = ours.filter(|line| !line.contains("somebody"));
     let ours = ours.filter(|line| !line.trim_start().starts_with('/'));
-    rows.is_true(format!("left: {ours:?} of {left}"), ours.is_none());
-    for client in [&**world.cluster.pod("a"), &**node1] as [&Host; 2] {
+    expectations.is_true(format!("left: {ours:?} of {left}"), ours.is_none());
+    for client in [&**scenario.cluster.pod("a"), &**node1] as [&Host; 2] {
         let answer = client.ask(probe(Transport::Tcp, SERVICE, Family::V4).timeout(WAIT))?;
-        rows.is_true(format!("after cleanup: {answer:?}"), answer.name().is_none());
+        expectations.is_true(format!("after cleanup: {answer:?}"), answer.name().is_none());
     }
     let again = agent::cleanup(&node1)?;
-    rows.is_true(format!("a second cleanup: {again}"), again.contains("detached 0 links"));
+    expectations.is_true(format!("a second cleanup: {again}"), again.contains("detached 0 links"));
     Ok(())
 }
 
 #[test]
 fn an_agent_takes_over_what_it_finds() -> Result<()> {
-    let mut world = set_up(&["--socket-lb", "off"])?;
-    let mut rows = Rows::default();
-    check_restart(&mut world, &mut rows).context("restart")?;
-    check_changes_while_down(&mut world, &mut rows).context("changes while down")?;
-    check_not_ready(&mut world, &mut rows).context("no server")?;
-    check_dumps(&world, &mut rows).context("dumps")?;
-    check_cleanup(&mut world, &mut rows).context("cleanup")?;
-    rows.finish()
+    let mut scenario = set_up(&["--socket-lb", "off"])?;
+    let mut expectations = Expectations::default();
+    check_restart(&mut scenario, &mut expectations).context("restart")?;
+    check_changes_while_down(&mut scenario, &mut expectations).context("changes while down")?;
+    check_not_ready(&mut scenario, &mut expectations).context("no server")?;
+    check_dumps(&scenario, &mut expectations).context("dumps")?;
+    check_cleanup(&mut scenario, &mut expectations).context("cleanup")?;
+    expectations.finish()
 }
 
 /// The programs of somebody else beside ours.
@@ -334,8 +343,8 @@ struct Others {
 
 impl Others {
     /// Attaches programs to all hooks that node 1 has; with a filter of the old kind.
-    fn attach(world: &World, device: &str) -> Result<Self> {
-        let node1 = world.cluster.node(1);
+    fn attach(scenario: &Scenario, device: &str) -> Result<Self> {
+        let node1 = scenario.cluster.node(1);
         let filter = Foreign::load(Hook::Ingress)?;
         let pin = PathBuf::from(format!("{}-somebody", node1.bpf_dir().display()));
         filter.pin(&pin)?;
@@ -359,15 +368,21 @@ impl Others {
     }
 
     /// Every program runs for a connection of the pod, and for one of the node.
-    fn check(&self, world: &World, rows: &mut Rows, when: &str) -> Result<()> {
+    fn check(
+        &self,
+        scenario: &Scenario,
+        expectations: &mut Expectations,
+        when: &str,
+    ) -> Result<()> {
         let before = self.programs.iter().map(|(_, one)| one.runs()).collect::<Result<Vec<_>>>()?;
-        let b = world.cluster.pod("b");
-        let a = world.cluster.pod("a");
+        let b = scenario.cluster.pod("b");
+        let a = scenario.cluster.pod("a");
         // To the backend itself: the same with and without an agent.
-        let answer = a.tcp(b.at(Family::V4, lb_tests::harness::netns::words::world::TARGET))?;
-        rows.is_true(format!("{when}: {answer:?}"), answer.name() == Some("b"));
+        let answer = a.tcp(b.at(Family::V4, lb_tests::harness::netns::words::scenario::TARGET))?;
+        expectations.is_true(format!("{when}: {answer:?}"), answer.name() == Some("b"));
         for ((name, one), before) in self.programs.iter().zip(before) {
-            rows.is_true(format!("{when}: the {name} program did not run"), one.runs()? > before);
+            expectations
+                .is_true(format!("{when}: the {name} program did not run"), one.runs()? > before);
         }
         Ok(())
     }
@@ -375,32 +390,33 @@ impl Others {
 
 #[test]
 fn programs_of_others_stay_as_they_are() -> Result<()> {
-    let mut world = set_up(&["--socket-lb", "tcp"])?;
-    let mut rows = Rows::default();
-    let node1 = world.cluster.node(1);
-    let device = world.cluster.pod("a").host_device().to_owned();
+    let mut scenario = set_up(&["--socket-lb", "tcp"])?;
+    let mut expectations = Expectations::default();
+    let node1 = scenario.cluster.node(1);
+    let device = scenario.cluster.pod("a").host_device().to_owned();
     // Behind an agent's programs first; later in front of them.
-    let others = Others::attach(&world, &device)?;
-    let a = world.cluster.pod("a");
+    let others = Others::attach(&scenario, &device)?;
+    let a = scenario.cluster.pod("a");
     for own in [
         &["--socket-lb", "tcp"][..],
         &["--socket-lb", "off", "--tc-attach", "clsact"],
         &["--socket-lb", "off"],
     ] {
-        others.check(&world, &mut rows, &format!("before {own:?}"))?;
-        world.take_agent(1)?.kill9()?;
-        world.set_arguments(&arguments(own));
-        world.start_agent(1)?;
-        others.check(&world, &mut rows, &format!("{own:?}"))?;
+        others.check(&scenario, &mut expectations, &format!("before {own:?}"))?;
+        scenario.take_agent(1)?.kill9()?;
+        scenario.set_arguments(&arguments(own));
+        scenario.start_agent(1)?;
+        others.check(&scenario, &mut expectations, &format!("{own:?}"))?;
         let answer = a.ask(probe(Transport::Tcp, SERVICE, Family::V4))?;
-        rows.is_true(format!("{own:?} does not serve: {answer:?}"), answer.name().is_some());
+        expectations
+            .is_true(format!("{own:?} does not serve: {answer:?}"), answer.name().is_some());
     }
-    world.take_agent(1)?.terminate()?;
+    scenario.take_agent(1)?.terminate()?;
     agent::cleanup(&node1)?;
-    others.check(&world, &mut rows, "after cleanup")?;
-    world.start_agent(1)?;
-    others.check(&world, &mut rows, "behind others")?;
+    others.check(&scenario, &mut expectations, "after cleanup")?;
+    scenario.start_agent(1)?;
+    others.check(&scenario, &mut expectations, "behind others")?;
     let answer = a.ask(probe(Transport::Tcp, SERVICE, Family::V6))?;
-    rows.is_true(format!("behind others: {answer:?}"), answer.name().is_some());
-    rows.finish()
+    expectations.is_true(format!("behind others: {answer:?}"), answer.name().is_some());
+    expectations.finish()
 }

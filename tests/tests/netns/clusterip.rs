@@ -7,7 +7,7 @@ use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::cni::Cni;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
-use lb_tests::harness::netns::words::world::{PORT, World, expect};
+use lb_tests::harness::netns::words::scenario::{PORT, Scenario, expect};
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 
@@ -20,31 +20,31 @@ fn pods(cni: Cni) -> Builder {
 }
 
 /// The rows 3.1 to 3.3 and 3.11 of the contract.
-fn check_table_3(world: &mut World) -> Result<()> {
-    check_clients(world, false)
+fn check_table_3(scenario: &mut Scenario) -> Result<()> {
+    check_clients(scenario, false)
 }
 
 /// The same; with `masqueraded` pods are to be seen as their node.
-fn check_clients(world: &mut World, masqueraded: bool) -> Result<()> {
-    world.serve(&["a", "b", "c"])?;
-    world.serve_node(1)?;
-    let near = world.service("near", 1);
-    world.publish(&near, &world.endpoints(&["b"]))?;
-    let far = world.service("far", 2);
-    world.publish(&far, &world.endpoints(&["c"]))?;
-    let own = world.service("own", 3);
-    world.publish(&own, &world.endpoints(&["a"]))?;
-    let host = world.service("host", 4);
-    world.publish(&host, &world.node_endpoints(1))?;
-    let a = world.cluster.pod("a");
-    let [node1, node2] = [1, 2].map(|node| world.cluster.node(node));
+fn check_clients(scenario: &mut Scenario, masqueraded: bool) -> Result<()> {
+    scenario.serve(&["a", "b", "c"])?;
+    scenario.serve_node(1)?;
+    let near = scenario.service("near", 1);
+    scenario.publish(&near, &scenario.endpoints(&["b"]))?;
+    let far = scenario.service("far", 2);
+    scenario.publish(&far, &scenario.endpoints(&["c"]))?;
+    let own = scenario.service("own", 3);
+    scenario.publish(&own, &scenario.endpoints(&["a"]))?;
+    let host = scenario.service("host", 4);
+    scenario.publish(&host, &scenario.node_endpoints(1))?;
+    let a = scenario.cluster.pod("a");
+    let [node1, node2] = [1, 2].map(|node| scenario.cluster.node(node));
     let mut failures = Vec::new();
     for kind @ (_, family) in kinds() {
-        let node1_ips = node_addresses(world, 1, family);
+        let node1_ips = node_addresses(scenario, 1, family);
         let pod_ip: &[IpAddr] = if masqueraded { &node1_ips } else { &[a.ip(family)] };
         // By connect() the pod sees itself, per packet an address of its node.
         let own_ips = [&node1_ips[..], pod_ip].concat();
-        let node2_ips = node_addresses(world, 2, family);
+        let node2_ips = node_addresses(scenario, 2, family);
         let rows: [(&lb_tests::harness::netns::actors::host::Host, u8, &[&str], &[IpAddr]); 9] = [
             (&a, 1, &["b"], pod_ip),
             (&a, 2, &["c"], pod_ip),
@@ -57,13 +57,13 @@ fn check_clients(world: &mut World, masqueraded: bool) -> Result<()> {
             (&node2, 4, &["node1"], &node2_ips),
         ];
         for (client, number, servers, seen) in rows {
-            if let Err(error) = world.check(client, kind, number, servers, seen) {
+            if let Err(error) = scenario.check(client, kind, number, servers, seen) {
                 failures.push(format!("{kind:?} {error:#}"));
             }
         }
     }
     for node in [1, 2] {
-        let leaked = world.cluster.fabric().service_packets_from(node)?;
+        let leaked = scenario.cluster.fabric().service_packets_from(node)?;
         if leaked > 0 {
             failures.push(format!("{leaked} packets to ClusterIPs left node{node}"));
         }
@@ -74,8 +74,8 @@ fn check_clients(world: &mut World, masqueraded: bool) -> Result<()> {
 
 /// Every address of a node that a backend may see: its own and, under a bridge, the
 /// gateway's of its pods.
-fn node_addresses(world: &World, node: u8, family: Family) -> Vec<IpAddr> {
-    let host = world.cluster.node(node);
+fn node_addresses(scenario: &Scenario, node: u8, family: Family) -> Vec<IpAddr> {
+    let host = scenario.cluster.node(node);
     let gateway = host.pod_cidrs().into_iter().find(|cidr| Family::of(cidr.addr()) == family);
     let first = gateway.and_then(|cidr| cidr.hosts().find(|ip| *ip != cidr.network()));
     std::iter::once(host.ip(family)).chain(first).collect()
@@ -83,35 +83,35 @@ fn node_addresses(world: &World, node: u8, family: Family) -> Vec<IpAddr> {
 
 #[test]
 fn packets_of_point_to_point_pods_are_balanced() -> Result<()> {
-    check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "off"])?)
+    check_table_3(&mut Scenario::start(pods(Cni::PointToPoint), &["--socket-lb", "off"])?)
 }
 
 #[test]
 fn packets_of_bridged_pods_are_balanced() -> Result<()> {
-    check_table_3(&mut World::start(pods(Cni::Bridge), &["--socket-lb", "off"])?)
+    check_table_3(&mut Scenario::start(pods(Cni::Bridge), &["--socket-lb", "off"])?)
 }
 
 #[test]
 fn connects_are_translated_and_datagrams_balanced() -> Result<()> {
-    check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "tcp"])?)
+    check_table_3(&mut Scenario::start(pods(Cni::PointToPoint), &["--socket-lb", "tcp"])?)
 }
 
 #[test]
 fn only_connects_of_the_node_are_translated() -> Result<()> {
-    check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "node"])?)
+    check_table_3(&mut Scenario::start(pods(Cni::PointToPoint), &["--socket-lb", "node"])?)
 }
 
 #[test]
 fn connects_and_datagrams_are_translated() -> Result<()> {
-    check_table_3(&mut World::start(pods(Cni::PointToPoint), &["--socket-lb", "all"])?)
+    check_table_3(&mut Scenario::start(pods(Cni::PointToPoint), &["--socket-lb", "all"])?)
 }
 
 #[test]
 fn pods_are_seen_as_their_node_where_all_are_masqueraded() -> Result<()> {
     for cni in Cni::ALL {
         let builder = pods(cni).rp_filter(1).masquerade().drop_invalid().forward_policy();
-        let mut world = World::start(builder, &["--masquerade-all"])?;
-        check_clients(&mut world, true).with_context(|| format!("{cni:?}"))?;
+        let mut scenario = Scenario::start(builder, &["--masquerade-all"])?;
+        check_clients(&mut scenario, true).with_context(|| format!("{cni:?}"))?;
     }
     Ok(())
 }
@@ -122,8 +122,9 @@ fn it_works_beside_what_other_software_sets_up() -> Result<()> {
         for rp_filter in [0, 1, 2] {
             let builder =
                 pods(cni).rp_filter(rp_filter).masquerade().drop_invalid().forward_policy();
-            let mut world = World::start(builder, &["--socket-lb", "off"])?;
-            check_table_3(&mut world).with_context(|| format!("{cni:?}, rp_filter {rp_filter}"))?;
+            let mut scenario = Scenario::start(builder, &["--socket-lb", "off"])?;
+            check_table_3(&mut scenario)
+                .with_context(|| format!("{cni:?}, rp_filter {rp_filter}"))?;
         }
     }
     Ok(())
@@ -132,10 +133,10 @@ fn it_works_beside_what_other_software_sets_up() -> Result<()> {
 #[test]
 fn v4_mapped_addresses_are_ipv4() -> Result<()> {
     for mode in ["off", "tcp", "all"] {
-        let mut world = World::start(pods(Cni::PointToPoint), &["--socket-lb", mode])?;
-        world.serve(&["c"])?;
-        world.publish(&world.service("far", 1), &world.endpoints(&["c"]))?;
-        let a = world.cluster.pod("a");
+        let mut scenario = Scenario::start(pods(Cni::PointToPoint), &["--socket-lb", mode])?;
+        scenario.serve(&["c"])?;
+        scenario.publish(&scenario.service("far", 1), &scenario.endpoints(&["c"]))?;
+        let a = scenario.cluster.pod("a");
         let to = (cluster_ip(1).v4, PORT).into();
         for transport in TRANSPORTS {
             let answer = a.ask(Probe::new(transport, to).v4_mapped())?;

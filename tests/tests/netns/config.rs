@@ -12,7 +12,7 @@ use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::config_map::ConfigMap;
 use lb_tests::harness::netns::words::fronts::Front;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::PATIENCE;
 use serde_json::Value;
 
@@ -47,27 +47,27 @@ fn a_file_that_changes_ends_the_agent_if_it_is_valid_and_says_something_else() -
     let path = map.path("config.conf").display().to_string();
     let arguments = [&["--config", path.as_str()][..], &SMALL_MAPS].concat();
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
-    let mut world = World::start(builder, &arguments)?;
-    world.serve(&["b"])?;
-    world.publish(&world.service("web", 1), &world.endpoints(&["b"]))?;
-    let a = world.cluster.pod("a");
+    let mut scenario = Scenario::start(builder, &arguments)?;
+    scenario.serve(&["b"])?;
+    scenario.publish(&scenario.service("web", 1), &scenario.endpoints(&["b"]))?;
+    let a = scenario.cluster.pod("a");
     let to = |family| (cluster_ip(1).get(family), PORT).into();
     let loads = [
         a.load(&Probe::tcp(to(Family::V6)), 200, Duration::from_secs(60))?,
         a.load(&Probe::udp(to(Family::V4)), 200, Duration::from_secs(60))?,
     ];
-    let agent = world.agent(1)?;
+    let agent = scenario.agent(1)?;
     ensure!(configz(agent)?["oomScoreAdj"] == 100);
     let score = format!("/proc/{}/oom_score_adj", agent.process().pid());
     ensure!(fs::read_to_string(score)?.trim() == "100");
 
     map.update(&[("config.conf", &file("conntrack: {maxPerCore: x}"))])?;
-    world.agent(1)?.wait_log(&["conntrack.maxPerCore: expected an integer, found \"x\""])?;
+    scenario.agent(1)?.wait_log(&["conntrack.maxPerCore: expected an integer, found \"x\""])?;
     map.update(&[("config.conf", &file("# The same.\n{oomScoreAdj: 100, mode: ''}"))])?;
     map.update(&[("config.conf", &file("# The same.\noomScoreAdj: 100\nmode: ''"))])?;
-    world.agent(1)?.wait_log(&["the configuration is valid again"])?;
+    scenario.agent(1)?.wait_log(&["the configuration is valid again"])?;
     map.update(&[("config.conf", &file("oomScoreAdj: 200"))])?;
-    let mut agent = world.take_agent(1)?;
+    let mut agent = scenario.take_agent(1)?;
     let status = agent.process().wait(PATIENCE)?;
     let said = agent.process().stderr();
     let last = said.lines().last().unwrap_or_default();
@@ -75,8 +75,8 @@ fn a_file_that_changes_ends_the_agent_if_it_is_valid_and_says_something_else() -
         format!("lb-agent: the configuration in {path} has changed: exiting, a restart applies it");
     ensure!(status.code() == Some(1) && last == expected, "{status}: {last}");
 
-    world.start_agent(1)?;
-    ensure!(configz(world.agent(1)?)?["oomScoreAdj"] == 200);
+    scenario.start_agent(1)?;
+    ensure!(configz(scenario.agent(1)?)?["oomScoreAdj"] == 200);
     for load in loads {
         let report = load.stop()?;
         ensure!(report.failures() == 0 && report.ok > 100, "{report:?}");
@@ -129,27 +129,27 @@ fn the_node_s_connection_tracking_is_set_as_kube_proxy_sets_it() -> Result<()> {
 #[test]
 fn node_ports_are_served_on_loopback_unless_it_is_turned_off() -> Result<()> {
     let builder = Cluster::builder().nodes(1).pod(1, "b");
-    let mut world = World::start(builder, &SMALL_MAPS)?;
-    world.serve(&["b"])?;
-    world.publish(&world.exposed("web", 1), &world.endpoints(&["b"]))?;
-    let node = world.cluster.node(1);
-    let ask = |world: &World, front: Front, family| -> Result<bool> {
-        let answer = node.ask(Probe::tcp(front.at(world, 1, family)))?;
+    let mut scenario = Scenario::start(builder, &SMALL_MAPS)?;
+    scenario.serve(&["b"])?;
+    scenario.publish(&scenario.exposed("web", 1), &scenario.endpoints(&["b"]))?;
+    let node = scenario.cluster.node(1);
+    let ask = |scenario: &Scenario, front: Front, family| -> Result<bool> {
+        let answer = node.ask(Probe::tcp(front.at(scenario, 1, family)))?;
         Ok(answer.reached().is_some())
     };
     for family in Family::ALL {
-        ensure!(ask(&world, Front::Loopback, family)?, "{family:?}");
+        ensure!(ask(&scenario, Front::Loopback, family)?, "{family:?}");
     }
     let log = {
-        world.take_agent(1)?.terminate()?;
+        scenario.take_agent(1)?.terminate()?;
         let off = ["--iptables-localhost-nodeports=false", "--proxy-mode=ipvs"];
-        world.set_arguments(&[&off[..], &SMALL_MAPS].concat());
-        world.start_agent(1)?;
-        world.agent(1)?.process().stderr()
+        scenario.set_arguments(&[&off[..], &SMALL_MAPS].concat());
+        scenario.start_agent(1)?;
+        scenario.agent(1)?.process().stderr()
     };
     for family in Family::ALL {
-        ensure!(!ask(&world, Front::Loopback, family)?, "{family:?} by loopback");
-        ensure!(ask(&world, Front::NodePort(1), family)?, "{family:?} by the node's address");
+        ensure!(!ask(&scenario, Front::Loopback, family)?, "{family:?} by loopback");
+        ensure!(ask(&scenario, Front::NodePort(1), family)?, "{family:?} by the node's address");
     }
     let named = "have no effect here flags=\"--proxy-mode\"";
     ensure!(log.matches(named).count() == 1, "{log}");
@@ -158,8 +158,8 @@ fn node_ports_are_served_on_loopback_unless_it_is_turned_off() -> Result<()> {
 
 #[test]
 fn kube_proxy_s_spelling_cleans_up_and_writes_the_configuration() -> Result<()> {
-    let mut world = World::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
-    let node = world.cluster.node(1);
+    let mut scenario = Scenario::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
+    let node = scenario.cluster.node(1);
     let path = tempfile::tempdir()?;
     let path = path.path().join("written.conf");
     let run = |arguments: &[&str]| -> Result<String> {
@@ -174,7 +174,7 @@ fn kube_proxy_s_spelling_cleans_up_and_writes_the_configuration() -> Result<()> 
     ensure!(text.contains("\nclusterCIDR: 10.244.0.0/16\n"), "{text}");
     ensure!(text.contains("\nhostnameOverride: node1\n"), "{text}");
     ensure!(node.bpf_dir().exists(), "--write-config-to does nothing else");
-    world.take_agent(1)?.terminate()?;
+    scenario.take_agent(1)?.terminate()?;
     let said = run(&["--config", &written, "--cleanup"])?;
     ensure!(said.starts_with("detached ") && !said.contains("detached 0 links"), "{said}");
     ensure!(!node.bpf_dir().exists(), "pins are left");
@@ -182,8 +182,8 @@ fn kube_proxy_s_spelling_cleans_up_and_writes_the_configuration() -> Result<()> 
 }
 
 /// How often connect() over IPv4 ended for a reason on node 1.
-fn connects(world: &mut World, reason: &str) -> Result<u64> {
-    let counters = world.agent(1)?.get("counters")?;
+fn connects(scenario: &mut Scenario, reason: &str) -> Result<u64> {
+    let counters = scenario.agent(1)?.get("counters")?;
     let rows = counters.as_array().into_iter().flatten();
     let mut rows = rows.filter(|row| row["hook"] == "connect4" && row["reason"] == reason);
     Ok(rows.next().and_then(|row| row["count"].as_u64()).unwrap_or(0))
@@ -192,31 +192,36 @@ fn connects(world: &mut World, reason: &str) -> Result<u64> {
 #[test]
 fn processes_of_excluded_cgroups_are_left_to_the_packet_path() -> Result<()> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b").pod(1, "c");
-    let mut world = World::start(builder, &SMALL_MAPS)?;
-    world.serve(&["b"])?;
-    world.publish(&world.service("web", 1), &world.endpoints(&["b"]))?;
-    world.take_agent(1)?.terminate()?;
-    let excluded = format!("nowhere,pods/a,{}", world.cluster.pod("b").cgroup().path().display());
+    let mut scenario = Scenario::start(builder, &SMALL_MAPS)?;
+    scenario.serve(&["b"])?;
+    scenario.publish(&scenario.service("web", 1), &scenario.endpoints(&["b"]))?;
+    scenario.take_agent(1)?.terminate()?;
+    let excluded =
+        format!("nowhere,pods/a,{}", scenario.cluster.pod("b").cgroup().path().display());
     let exclude = ["--socket-lb-exclude-cgroups", &excluded];
-    world.set_arguments(&[&exclude[..], &SMALL_MAPS].concat());
-    world.start_agent(1)?;
-    let log = world.agent(1)?.process().stderr();
+    scenario.set_arguments(&[&exclude[..], &SMALL_MAPS].concat());
+    scenario.start_agent(1)?;
+    let log = scenario.agent(1)?.process().stderr();
     ensure!(log.matches("its processes are not excluded").count() == 1, "{log}");
 
     let to = (cluster_ip(1).v4, PORT).into();
-    let hosts = [(world.cluster.pod("a"), true), (world.cluster.pod("c"), false)];
+    let hosts = [(scenario.cluster.pod("a"), true), (scenario.cluster.pod("c"), false)];
     for (pod, is_excluded) in hosts {
-        let before =
-            [connects(&mut world, "socket_exempt")?, world.agent(1)?.counted("flow_created")?];
+        let before = [
+            connects(&mut scenario, "socket_exempt")?,
+            scenario.agent(1)?.counted("flow_created")?,
+        ];
         let answer = pod.tcp(to)?;
         ensure!(answer.name() == Some("b"), "{answer:?}");
-        let after =
-            [connects(&mut world, "socket_exempt")?, world.agent(1)?.counted("flow_created")?];
+        let after = [
+            connects(&mut scenario, "socket_exempt")?,
+            scenario.agent(1)?.counted("flow_created")?,
+        ];
         let added = [after[0] - before[0], after[1] - before[1]];
         let expected = if is_excluded { [1, 1] } else { [0, 0] };
         ensure!(added == expected, "{}: {added:?}, not {expected:?}", pod.name());
     }
-    let translated = connects(&mut world, "socket_translated")?;
+    let translated = connects(&mut scenario, "socket_translated")?;
     ensure!(translated == 1, "{translated} connections were translated by connect()");
     Ok(())
 }

@@ -10,9 +10,9 @@ use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::cni::Cni;
 use lb_tests::harness::netns::topology::plan::{Family, cidr};
 use lb_tests::harness::netns::traffic::capture::{Capture, Captured};
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::fronts::{Front, Got, kinds, try_rows};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{SMALL_MAPS, World};
+use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario};
 
 /// The Services of the tests by number: what their addresses and node ports end with.
 const NEAR: u8 = 1;
@@ -33,45 +33,45 @@ fn pods(cni: Cni) -> Builder {
 }
 
 /// Starts agents with these modes, node by node, and publishes the Services of the tests.
-fn start(builder: Builder, modes: [&str; 2], more: &[&str]) -> Result<World> {
+fn start(builder: Builder, modes: [&str; 2], more: &[&str]) -> Result<Scenario> {
     let cluster = cidr::cluster();
     let arguments = |mode| {
         let mine = ["--socket-lb", "off", "--cluster-cidr", &cluster, "--external-mode", mode];
         [&mine[..], more, &SMALL_MAPS].concat()
     };
-    let mut world = World::start(builder, &arguments(modes[0]))?;
+    let mut scenario = Scenario::start(builder, &arguments(modes[0]))?;
     if modes[1] != modes[0] {
-        world.set_arguments(&arguments(modes[1]));
-        world.take_agent(2)?.terminate()?;
-        world.start_agent(2)?;
+        scenario.set_arguments(&arguments(modes[1]));
+        scenario.take_agent(2)?.terminate()?;
+        scenario.start_agent(2)?;
     }
-    publish(&mut world)?;
-    Ok(world)
+    publish(&mut scenario)?;
+    Ok(scenario)
 }
 
-fn publish(world: &mut World) -> Result<()> {
-    world.serve(&["b", "c"])?;
-    world.serve_node(2)?;
-    let host = world.node_endpoints(2);
-    let (near, far) = (world.endpoints(&["b"]), world.endpoints(&["c"]));
-    world.publish(&world.exposed("near", NEAR), &near)?;
-    world.publish(&world.exposed("far", FAR), &far)?;
-    world.publish(&world.exposed("host", HOST), &host)?;
-    world.publish(&world.exposed("none", NONE), &[])?;
-    world.publish(&world.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
-    world.publish(&world.exposed("far-dsr", FAR_DSR).external_mode("dsr"), &far)?;
-    world.publish(&world.exposed("far-snat", FAR_SNAT).external_mode("snat"), &far)?;
-    world.cluster.fabric().route_external_to(1)?;
-    world.cluster.fabric().route_services_to(1)
+fn publish(scenario: &mut Scenario) -> Result<()> {
+    scenario.serve(&["b", "c"])?;
+    scenario.serve_node(2)?;
+    let host = scenario.node_endpoints(2);
+    let (near, far) = (scenario.endpoints(&["b"]), scenario.endpoints(&["c"]));
+    scenario.publish(&scenario.exposed("near", NEAR), &near)?;
+    scenario.publish(&scenario.exposed("far", FAR), &far)?;
+    scenario.publish(&scenario.exposed("host", HOST), &host)?;
+    scenario.publish(&scenario.exposed("none", NONE), &[])?;
+    scenario.publish(&scenario.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
+    scenario.publish(&scenario.exposed("far-dsr", FAR_DSR).external_mode("dsr"), &far)?;
+    scenario.publish(&scenario.exposed("far-snat", FAR_SNAT).external_mode("snat"), &far)?;
+    scenario.cluster.fabric().route_external_to(1)?;
+    scenario.cluster.fabric().route_services_to(1)
 }
 
 /// Row 3.7 of the contract and what is around it: a client outside is seen as it is by every
 /// backend; clients that are pods or nodes are not, if their packets take another node's way.
 /// `modes`: of the agents, node by node; `masqueraded`: pods reach other nodes' addresses with
 /// the address of theirs.
-fn check(world: &World, modes: [&str; 2], masqueraded: bool) -> Result<()> {
+fn check(scenario: &Scenario, modes: [&str; 2], masqueraded: bool) -> Result<()> {
     use Got::{Answer, Refusal, Silence};
-    let mut rows = Rows::default();
+    let mut expectations = Expectations::default();
     let (from_client, from_node) = (&["outside"][..], &["node1"][..]);
     let [by_node1, by_node2] = [(modes[0], from_node), (modes[1], &["node2"])]
         .map(|(mode, node)| if mode == "dsr" { from_client } else { node });
@@ -84,64 +84,64 @@ fn check(world: &World, modes: [&str; 2], masqueraded: bool) -> Result<()> {
         ("outside", NONE, Refusal),
         ("outside", FAR_LOCAL, Silence),
     ];
-    try_rows(world, &mut rows, &FRONTS, &outside);
+    try_rows(scenario, &mut expectations, &FRONTS, &outside);
     let routed =
         [("outside", FAR, Answer("c", from_node)), ("outside", HOST, Answer("node2", from_node))];
-    try_rows(world, &mut rows, &[Front::ClusterIp], &routed);
+    try_rows(scenario, &mut expectations, &[Front::ClusterIp], &routed);
     let inside = [
         ("a", FAR, Answer("c", &["a"])),
         ("a", HOST, Answer("node2", if masqueraded { from_node } else { &["a"] })),
         ("node1", FAR, Answer("c", from_node)),
         ("node1", HOST, Answer("node2", from_node)),
     ];
-    try_rows(world, &mut rows, &FRONTS, &inside);
+    try_rows(scenario, &mut expectations, &FRONTS, &inside);
     let at_node1 = [
         ("d", FAR, Answer("c", from_node)),
         ("d", HOST, Answer("node2", from_node)),
         ("node2", FAR, Answer("c", from_node)),
         ("node2", HOST, Answer("node2", from_node)),
     ];
-    try_rows(world, &mut rows, &[Front::NodePort(1)], &at_node1);
+    try_rows(scenario, &mut expectations, &[Front::NodePort(1)], &at_node1);
     let at_node2 = [
         ("outside", FAR, Answer("c", from_client)),
         ("outside", FAR_LOCAL, Answer("c", from_client)),
         ("outside", HOST, Answer("node2", from_client)),
         ("outside", NEAR, Answer("b", by_node2)),
     ];
-    try_rows(world, &mut rows, &[Front::NodePort(2)], &at_node2);
-    rows.finish()
+    try_rows(scenario, &mut expectations, &[Front::NodePort(2)], &at_node2);
+    expectations.finish()
 }
 
 /// The frames between a node and the network, as that sees them.
-fn wire(world: &World, node: u8) -> Result<Capture> {
-    Capture::on(world.cluster.fabric().netns(), &format!("node{node}"))
+fn wire(scenario: &Scenario, node: u8) -> Result<Capture> {
+    Capture::on(scenario.cluster.fabric().netns(), &format!("node{node}"))
 }
 
 /// A client outside asks at node 1, to which nothing comes back: its only frames are the
 /// client's, as they came and in tunnels to node 2.
-fn check_ways(world: &World, number: u8) -> Result<()> {
-    let mut rows = Rows::default();
-    let outside = world.cluster.outside();
+fn check_ways(scenario: &Scenario, number: u8) -> Result<()> {
+    let mut expectations = Expectations::default();
+    let outside = scenario.cluster.outside();
     for (transport, family) in kinds() {
         for front in FRONTS {
-            let to = front.at(world, number, family);
-            let wires = [wire(world, 1)?, wire(world, 2)?];
+            let to = front.at(scenario, number, family);
+            let wires = [wire(scenario, 1)?, wire(scenario, 2)?];
             let probe = Probe::new(transport, to);
             let answer = outside.ask(probe)?;
             let frames: Result<Vec<_>> = wires.iter().map(Capture::take).collect();
             let outcome = frames.and_then(|frames| {
                 ensure!(answer.reached().is_some(), "{answer:?}");
-                check_frames(world, &frames, to)
+                check_frames(scenario, &frames, to)
             });
-            rows.row(format!("{front:?} {transport:?} {family:?}"), outcome);
+            expectations.check(format!("{front:?} {transport:?} {family:?}"), outcome);
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
-fn check_frames(world: &World, frames: &[Vec<Captured>], to: SocketAddr) -> Result<()> {
+fn check_frames(scenario: &Scenario, frames: &[Vec<Captured>], to: SocketAddr) -> Result<()> {
     let family = Family::of(to.ip());
-    let nodes = [1, 2].map(|node| world.cluster.node(node).ip(family));
+    let nodes = [1, 2].map(|node| scenario.cluster.node(node).ip(family));
     // The fabric sends out what a node gets.
     let count = |node: usize, is_from_node: bool, is_it: &dyn Fn(&Captured) -> bool| {
         let of_node = frames[node].iter().filter(|frame| frame.is_outgoing != is_from_node);
@@ -158,7 +158,7 @@ fn check_frames(world: &World, frames: &[Vec<Captured>], to: SocketAddr) -> Resu
     ensure!(tunnelled == asked, "{tunnelled} of {asked} requests were tunnelled");
     let answered = count(1, true, &|frame| is_at(frame, 0, front));
     ensure!(answered > 0, "node 2 answered nothing");
-    let client = world.cluster.outside().ip(family);
+    let client = scenario.cluster.outside().ip(family);
     let back = count(0, true, &|frame| frame.addresses().is_some_and(|ends| ends[1] == client));
     ensure!(back == 0, "{back} packets left node 1 for the client");
     let ends = |frame: &Captured| frame.ends().is_some() && !is_at(frame, 1, front);
@@ -168,20 +168,20 @@ fn check_frames(world: &World, frames: &[Vec<Captured>], to: SocketAddr) -> Resu
 }
 
 /// How often XDP of a node's device ended with this reason.
-fn taken_by_xdp(world: &World, node: u8, reason: &str) -> Result<u64> {
-    let counters = agent::get(&world.cluster.node(node), "counters")?;
+fn taken_by_xdp(scenario: &Scenario, node: u8, reason: &str) -> Result<u64> {
+    let counters = agent::get(&scenario.cluster.node(node), "counters")?;
     let rows = counters.as_array().context("no list of counters")?;
     let row = rows.iter().find(|row| row["hook"] == "xdp_device" && row["reason"] == reason);
     Ok(row.and_then(|row| row["count"].as_u64()).unwrap_or(0))
 }
 
 /// Agents of one mode, and no rules of others.
-fn check_all(builder: Builder, xdp: &str) -> Result<World> {
+fn check_all(builder: Builder, xdp: &str) -> Result<Scenario> {
     const MODES: [&str; 2] = ["dsr", "dsr"];
-    let world = start(builder, MODES, &["--xdp", xdp])?;
-    check(&world, MODES, false)?;
-    check_ways(&world, FAR)?;
-    Ok(world)
+    let scenario = start(builder, MODES, &["--xdp", xdp])?;
+    check(&scenario, MODES, false)?;
+    check_ways(&scenario, FAR)?;
+    Ok(scenario)
 }
 
 #[test]
@@ -190,9 +190,9 @@ fn by_tc() -> Result<()> {
 }
 
 fn check_xdp(cni: Cni, xdp: &str) -> Result<()> {
-    let world = check_all(pods(cni).no_tx_checksum_offload(), xdp)?;
+    let scenario = check_all(pods(cni).no_tx_checksum_offload(), xdp)?;
     for node in [1, 2] {
-        let count = taken_by_xdp(&world, node, "request")?;
+        let count = taken_by_xdp(&scenario, node, "request")?;
         ensure!(count > 0, "{cni:?}: XDP of node {node} took no request");
     }
     Ok(())
@@ -218,9 +218,9 @@ fn with_different_modes_beside_what_other_software_sets_up() -> Result<()> {
         (2, Cni::PointToPoint, ["snat", "dsr"], FAR_DSR),
     ] {
         let builder = pods(cni).rp_filter(rp_filter).masquerade().drop_invalid().forward_policy();
-        let world = start(builder, modes, &[])?;
-        check(&world, modes, true)
-            .and_then(|()| check_ways(&world, number))
+        let scenario = start(builder, modes, &[])?;
+        check(&scenario, modes, true)
+            .and_then(|()| check_ways(&scenario, number))
             .with_context(|| format!("{cni:?}, rp_filter {rp_filter}, {modes:?}"))?;
     }
     Ok(())

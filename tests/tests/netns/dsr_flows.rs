@@ -19,10 +19,10 @@ use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::plan::{Family, cidr};
 use lb_tests::harness::netns::traffic::ipip::Tunnel;
 use lb_tests::harness::netns::traffic::raw;
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::fronts::{Front, Got, SILENT, kinds, try_rows};
 use lb_tests::harness::netns::words::manifests::Endpoint;
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{SMALL_MAPS, TARGET, World};
+use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario, TARGET};
 use lb_tests::harness::wait::eventually;
 
 /// The Services of the tests by number: of pods that come and go, of a pod on node 2, and of
@@ -36,19 +36,19 @@ const AFFINITY: Duration = Duration::from_secs(300);
 const FRONTS: [Front; 2] = [Front::NodePort(1), Front::Balancer];
 
 /// Node 1 is asked; `b` serves there, `c` and `e` on node 2; `a` and `d` ask.
-fn start(builder: Builder, xdp: &str) -> Result<World> {
+fn start(builder: Builder, xdp: &str) -> Result<Scenario> {
     let cluster = cidr::cluster();
     let fixed = ["--socket-lb", "off", "--external-mode", "dsr", "--cluster-cidr", &cluster];
     let builder = builder.pod(1, "a").pod(1, "b").pod(2, "c").pod(2, "d").pod(2, "e");
     let arguments = [&fixed[..], &["--xdp", xdp], &SMALL_MAPS].concat();
-    let mut world = World::start(builder, &arguments)?;
-    world.serve(&["b", "c", "d", "e"])?;
-    world.publish(&world.exposed("moving", MOVING), &world.endpoints(&["c"]))?;
-    world.publish(&world.exposed("far", FAR), &world.endpoints(&["c"]))?;
-    let by_snat = world.exposed("far-snat", FAR_SNAT).external_mode("snat");
-    world.publish(&by_snat, &world.endpoints(&["c"]))?;
-    world.cluster.fabric().route_external_to(1)?;
-    Ok(world)
+    let mut scenario = Scenario::start(builder, &arguments)?;
+    scenario.serve(&["b", "c", "d", "e"])?;
+    scenario.publish(&scenario.exposed("moving", MOVING), &scenario.endpoints(&["c"]))?;
+    scenario.publish(&scenario.exposed("far", FAR), &scenario.endpoints(&["c"]))?;
+    let by_snat = scenario.exposed("far-snat", FAR_SNAT).external_mode("snat");
+    scenario.publish(&by_snat, &scenario.endpoints(&["c"]))?;
+    scenario.cluster.fabric().route_external_to(1)?;
+    Ok(scenario)
 }
 
 /// Connections and sockets of a client outside that stay.
@@ -59,43 +59,44 @@ struct Held {
 
 impl Held {
     /// Opens one of each kind; all are with `server`.
-    fn open(world: &World, server: &str) -> Result<Self> {
+    fn open(scenario: &Scenario, server: &str) -> Result<Self> {
         let mut held = Self { tcp: Vec::new(), udp: Vec::new() };
         for family in Family::ALL {
             for front in FRONTS {
-                let to = front.at(world, MOVING, family);
-                let outside = world.cluster.outside();
+                let to = front.at(scenario, MOVING, family);
+                let outside = scenario.cluster.outside();
                 held.tcp.push((to, outside.open(Probe::tcp(to))?));
                 held.udp.push((to, outside.open(Probe::udp(to).connected())?));
             }
         }
-        let mut rows = Rows::default();
-        held.check(world, &mut rows, "at first", [server; 3])?;
-        rows.finish()?;
+        let mut expectations = Expectations::default();
+        held.check(scenario, &mut expectations, "at first", [server; 3])?;
+        expectations.finish()?;
         Ok(held)
     }
 
     /// Who serves the connections, the sockets, and new connections.
     fn check(
         &self,
-        world: &World,
-        rows: &mut Rows,
+        scenario: &Scenario,
+        expectations: &mut Expectations,
         when: &str,
         [tcp, udp, new]: [&str; 3],
     ) -> Result<()> {
-        let own = world.cluster.outside();
+        let own = scenario.cluster.outside();
         for (kind, all, server) in [("TCP", &self.tcp, tcp), ("UDP", &self.udp, udp)] {
             for (to, connection) in all {
                 let answer = connection.exchange(when, ANSWER)?;
                 let is_it = answer.name() == Some(server)
                     && answer.client_address() == Some(own.ip(Family::of(to.ip())));
-                rows.is_true(format!("{when}: {kind} of {to}: {answer:?}"), is_it);
+                expectations.is_true(format!("{when}: {kind} of {to}: {answer:?}"), is_it);
             }
         }
         for (to, _) in &self.tcp {
             for probe in [Probe::tcp(*to), Probe::udp(*to)] {
                 let answer = own.ask(probe)?;
-                rows.is_true(format!("{when}: new: {answer:?}"), answer.name() == Some(new));
+                expectations
+                    .is_true(format!("{when}: new: {answer:?}"), answer.name() == Some(new));
             }
         }
         Ok(())
@@ -105,9 +106,9 @@ impl Held {
 /// What becomes of one endpoint.
 type Change = fn(Endpoint) -> Endpoint;
 
-fn changed(world: &World, pods: &[(&str, Change)]) -> Vec<Endpoint> {
+fn changed(scenario: &Scenario, pods: &[(&str, Change)]) -> Vec<Endpoint> {
     let of_pod = |(pod, change): &(&str, Change)| {
-        world.endpoints(&[pod]).into_iter().map(*change).collect::<Vec<_>>()
+        scenario.endpoints(&[pod]).into_iter().map(*change).collect::<Vec<_>>()
     };
     pods.iter().flat_map(of_pod).collect()
 }
@@ -131,36 +132,36 @@ fn connections_stay_and_datagrams_move_as_backends_go() -> Result<()> {
             ["c", "c", "b"],
         ),
     ];
-    let mut world = start(Cluster::builder(), "auto")?;
-    let service = world.exposed("moving", MOVING);
-    let mut rows = Rows::default();
-    let held = Held::open(&world, "c")?;
+    let mut scenario = start(Cluster::builder(), "auto")?;
+    let service = scenario.exposed("moving", MOVING);
+    let mut expectations = Expectations::default();
+    let held = Held::open(&scenario, "c")?;
     for (when, endpoints, servers) in STEPS {
-        let endpoints = changed(&world, endpoints);
-        world.publish(&service, &endpoints).context(when)?;
-        held.check(&world, &mut rows, when, servers)?;
+        let endpoints = changed(&scenario, endpoints);
+        scenario.publish(&service, &endpoints).context(when)?;
+        held.check(&scenario, &mut expectations, when, servers)?;
     }
-    world.publish(&service, &world.endpoints(&["c"]))?;
+    scenario.publish(&service, &scenario.endpoints(&["c"]))?;
     for node in [1, 2] {
-        world.take_agent(node)?.kill9()?;
-        held.check(&world, &mut rows, &format!("agent {node} killed"), ["c"; 3])?;
-        world.start_agent(node)?;
-        held.check(&world, &mut rows, &format!("agent {node} again"), ["c"; 3])?;
+        scenario.take_agent(node)?.kill9()?;
+        held.check(&scenario, &mut expectations, &format!("agent {node} killed"), ["c"; 3])?;
+        scenario.start_agent(node)?;
+        held.check(&scenario, &mut expectations, &format!("agent {node} again"), ["c"; 3])?;
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// A client that asks at several front ends from one port, at the same time, of one backend.
 #[test]
 fn one_port_of_a_client_at_many_front_ends() -> Result<()> {
-    let world = start(Cluster::builder(), "auto")?;
-    let outside = world.cluster.outside();
-    let mut rows = Rows::default();
+    let scenario = start(Cluster::builder(), "auto")?;
+    let outside = scenario.cluster.outside();
+    let mut expectations = Expectations::default();
     for (transport, family) in kinds() {
         let fronts = [Front::NodePort(1), Front::Balancer, Front::External, Front::NodePort(2)];
         let mut open = Vec::new();
         for front in fronts {
-            let to = front.at(&world, FAR, family);
+            let to = front.at(&scenario, FAR, family);
             let probe = Probe::new(transport, to).source_port(40_000).connected();
             open.push((to, outside.open(probe.timeout(ANSWER))?));
         }
@@ -168,36 +169,37 @@ fn one_port_of_a_client_at_many_front_ends() -> Result<()> {
             for (to, connection) in &open {
                 let answer = connection.exchange(when, ANSWER)?;
                 let is_it = answer.reached().is_some_and(|it| it.peer == *to);
-                rows.is_true(format!("{to} {transport:?}: {answer:?}"), is_it);
+                expectations.is_true(format!("{to} {transport:?}: {answer:?}"), is_it);
             }
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// Backends of one node share what comes to it, and a client that is to keep its backend does.
 #[test]
 fn backends_of_a_node_take_turns_or_keep_their_client() -> Result<()> {
-    let world = start(Cluster::builder(), "auto")?;
-    let endpoints = world.endpoints(&["b", "c", "e"]);
-    let service = world.exposed("moving", MOVING);
-    let mut rows = Rows::default();
+    let scenario = start(Cluster::builder(), "auto")?;
+    let endpoints = scenario.endpoints(&["b", "c", "e"]);
+    let service = scenario.exposed("moving", MOVING);
+    let mut expectations = Expectations::default();
     for (service, expected) in [(service.clone(), 3), (service.affinity(AFFINITY), 1)] {
-        world.publish(&service, &endpoints)?;
+        scenario.publish(&service, &endpoints)?;
         for family in Family::ALL {
             for front in FRONTS {
-                let to = front.at(&world, MOVING, family);
+                let to = front.at(&scenario, MOVING, family);
                 let mut servers = BTreeSet::new();
                 for _ in 0..30 {
-                    let answer = world.cluster.outside().tcp(to)?;
+                    let answer = scenario.cluster.outside().tcp(to)?;
                     servers.insert(answer.name().unwrap_or("nobody").to_owned());
                 }
                 let what = format!("{to}: {servers:?} instead of {expected}");
-                rows.is_true(what, servers.len() == expected && !servers.contains("nobody"));
+                expectations
+                    .is_true(what, servers.len() == expected && !servers.contains("nobody"));
             }
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// Either agent is killed and comes back, again and again, under load.
@@ -205,17 +207,17 @@ fn backends_of_a_node_take_turns_or_keep_their_client() -> Result<()> {
 fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
     const RATE: u64 = 200;
     const TRAFFIC: Duration = Duration::from_secs(60);
-    let mut world = start(Cluster::builder(), "auto")?;
+    let mut scenario = start(Cluster::builder(), "auto")?;
     let mut loads = Vec::new();
     for family in Family::ALL {
-        let to = Front::NodePort(1).at(&world, FAR, family);
-        loads.extend(world.cluster.outside().loads(to, RATE, TRAFFIC)?);
+        let to = Front::NodePort(1).at(&scenario, FAR, family);
+        loads.extend(scenario.cluster.outside().loads(to, RATE, TRAFFIC)?);
     }
     let start = Instant::now();
     for node in [1, 2, 1, 2] {
-        world.take_agent(node)?.kill9()?;
+        scenario.take_agent(node)?.kill9()?;
         std::thread::sleep(Duration::from_millis(200));
-        world.start_agent(node)?;
+        scenario.start_agent(node)?;
     }
     stop_without_loss(loads, start.elapsed().as_secs() * RATE / 2)
 }
@@ -240,8 +242,12 @@ struct Sent<'a> {
 
 /// Sends a datagram of the client outside to `to` in a tunnel to node 2; returns whether the
 /// client is answered.
-fn is_answered<F: TestFamily>(world: &World, to: SocketAddr, sent: &Sent<'_>) -> Result<bool> {
-    let (outside, node2) = (world.cluster.outside(), world.cluster.node(2));
+fn is_answered<F: TestFamily>(
+    scenario: &Scenario,
+    to: SocketAddr,
+    sent: &Sent<'_>,
+) -> Result<bool> {
+    let (outside, node2) = (scenario.cluster.outside(), scenario.cluster.node(2));
     let own = outside.ip(family::<F>());
     let socket = outside.netns().run(|| Ok(UdpSocket::bind((own, 0))?))?;
     socket.set_read_timeout(Some(sent.patience))?;
@@ -264,34 +270,38 @@ fn is_answered<F: TestFamily>(world: &World, to: SocketAddr, sent: &Sent<'_>) ->
 }
 
 /// How many flows a node has.
-fn flows(world: &mut World, node: u8) -> Result<usize> {
-    let flows = world.agent(node)?.get("flows")?;
+fn flows(scenario: &mut Scenario, node: u8) -> Result<usize> {
+    let flows = scenario.agent(node)?.get("flows")?;
     Ok(flows.as_array().context("no list of flows")?.len())
 }
 
-fn check_strangers<F: TestFamily>(world: &mut World, rows: &mut Rows) -> Result<()> {
-    let (node1, node3) = (world.cluster.node(1), world.cluster.node(3));
-    let (a, d) = (world.cluster.pod("a"), world.cluster.pod("d"));
+fn check_strangers<F: TestFamily>(
+    scenario: &mut Scenario,
+    expectations: &mut Expectations,
+) -> Result<()> {
+    let (node1, node3) = (scenario.cluster.node(1), scenario.cluster.node(3));
+    let (a, d) = (scenario.cluster.pod("a"), scenario.cluster.pod("d"));
     for front in FRONTS {
-        let to = front.at(world, FAR, family::<F>());
+        let to = front.at(scenario, FAR, family::<F>());
         let by = |by, tunnels| Sent { by, tunnels, patience: SILENT };
         for known in [&node1, &node3] {
-            let is_taken = is_answered::<F>(world, to, &Sent { patience: ANSWER, ..by(known, 1) })?;
-            rows.is_true(format!("{to} by {}", known.name()), is_taken);
+            let is_taken =
+                is_answered::<F>(scenario, to, &Sent { patience: ANSWER, ..by(known, 1) })?;
+            expectations.is_true(format!("{to} by {}", known.name()), is_taken);
         }
-        let before = flows(world, 2)?;
+        let before = flows(scenario, 2)?;
         for (what, sent) in [
-            ("a stranger's", by(world.cluster.outside(), 1)),
+            ("a stranger's", by(scenario.cluster.outside(), 1)),
             ("a pod's", by(&a, 1)),
             ("that of a pod there", by(&d, 1)),
             ("a tunnel in a tunnel", by(&node1, 2)),
-            ("a stranger's in a tunnel", by(world.cluster.outside(), 2)),
+            ("a stranger's in a tunnel", by(scenario.cluster.outside(), 2)),
         ] {
-            let is_taken = is_answered::<F>(world, to, &sent)?;
-            rows.is_true(format!("{to}: {what} was taken"), !is_taken);
+            let is_taken = is_answered::<F>(scenario, to, &sent)?;
+            expectations.is_true(format!("{to}: {what} was taken"), !is_taken);
         }
-        let after = flows(world, 2)?;
-        rows.is_true(format!("{to}: {before} flows, then {after}"), before == after);
+        let after = flows(scenario, 2)?;
+        expectations.is_true(format!("{to}: {before} flows, then {after}"), before == after);
     }
     Ok(())
 }
@@ -302,32 +312,32 @@ fn tunnels_of_strangers_reach_nobody() -> Result<()> {
     for (xdp, builder) in
         [("off", Cluster::builder()), ("native", Cluster::builder().no_tx_checksum_offload())]
     {
-        let mut world = start(builder.nodes(3), xdp)?;
-        let mut rows = Rows::default();
-        check_strangers::<Ipv4>(&mut world, &mut rows)?;
-        check_strangers::<Ipv6>(&mut world, &mut rows)?;
-        rows.finish().with_context(|| format!("--xdp {xdp}"))?;
-        check_left::<Ipv4>(&world)?;
-        check_left::<Ipv6>(&world)?;
+        let mut scenario = start(builder.nodes(3), xdp)?;
+        let mut expectations = Expectations::default();
+        check_strangers::<Ipv4>(&mut scenario, &mut expectations)?;
+        check_strangers::<Ipv6>(&mut scenario, &mut expectations)?;
+        expectations.finish().with_context(|| format!("--xdp {xdp}"))?;
+        check_left::<Ipv4>(&scenario)?;
+        check_left::<Ipv6>(&scenario)?;
     }
     Ok(())
 }
 
 /// A node that has left is a stranger soon.
-fn check_left<F: TestFamily>(world: &World) -> Result<()> {
+fn check_left<F: TestFamily>(scenario: &Scenario) -> Result<()> {
     let file = "node-node3.json";
-    if world.manifests.path().join(file).exists() {
-        world.manifests.remove(file)?;
+    if scenario.manifests.path().join(file).exists() {
+        scenario.manifests.remove(file)?;
     }
-    let to = Front::NodePort(1).at(world, FAR, family::<F>());
-    let (node1, node3) = (world.cluster.node(1), world.cluster.node(3));
+    let to = Front::NodePort(1).at(scenario, FAR, family::<F>());
+    let (node1, node3) = (scenario.cluster.node(1), scenario.cluster.node(3));
     let by = |by, patience| Sent { by, tunnels: 1, patience };
     eventually(|| {
-        let is_taken = is_answered::<F>(world, to, &by(&node3, SILENT))?;
+        let is_taken = is_answered::<F>(scenario, to, &by(&node3, SILENT))?;
         ensure!(!is_taken, "{to}: node3 is still believed");
         Ok(())
     })?;
-    ensure!(is_answered::<F>(world, to, &by(&node1, ANSWER))?, "node1 is not");
+    ensure!(is_answered::<F>(scenario, to, &by(&node1, ANSWER))?, "node1 is not");
     Ok(())
 }
 
@@ -338,27 +348,28 @@ fn the_tunnels_of_a_container_network_work_too() -> Result<()> {
     for (xdp, builder) in
         [("off", Cluster::builder()), ("native", Cluster::builder().no_tx_checksum_offload())]
     {
-        let world = start(builder, xdp)?;
-        let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
+        let scenario = start(builder, xdp)?;
+        let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
         let tunnels = [Tunnel::start(&node1, &node2)?, Tunnel::start(&node2, &node1)?];
-        let mut rows = Rows::default();
-        let (a, d) = (world.cluster.pod("a"), world.cluster.pod("d"));
+        let mut expectations = Expectations::default();
+        let (a, d) = (scenario.cluster.pod("a"), scenario.cluster.pod("d"));
         for (transport, family) in kinds() {
             let answer = a.ask(Probe::new(transport, d.at(family, TARGET)))?;
             let is_it = answer.client_address() == Some(a.ip(family));
-            rows.is_true(format!("pod to pod: {answer:?}"), is_it);
+            expectations.is_true(format!("pod to pod: {answer:?}"), is_it);
         }
         let carried = tunnels.each_ref().map(Tunnel::carried);
-        rows.is_true(format!("carried: {carried:?}"), carried.iter().all(|count| *count > 0));
+        expectations
+            .is_true(format!("carried: {carried:?}"), carried.iter().all(|count| *count > 0));
         let table = [
             ("outside", FAR, Got::Answer("c", &["outside"])),
             ("outside", FAR_SNAT, Got::Answer("c", &["node1"])),
         ];
-        try_rows(&world, &mut rows, &FRONTS, &table);
+        try_rows(&scenario, &mut expectations, &FRONTS, &table);
         let inside =
             [("a", FAR, Got::Answer("c", &["a"])), ("node1", FAR, Got::Answer("c", &["node1"]))];
-        try_rows(&world, &mut rows, &[Front::ClusterIp], &inside);
-        rows.finish().with_context(|| format!("--xdp {xdp}"))?;
+        try_rows(&scenario, &mut expectations, &[Front::ClusterIp], &inside);
+        expectations.finish().with_context(|| format!("--xdp {xdp}"))?;
     }
     Ok(())
 }

@@ -13,9 +13,9 @@ use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::plan::{Family, NODE_GATEWAY};
 use lb_tests::harness::netns::traffic::capture::{Capture, Captured};
 use lb_tests::harness::netns::traffic::offload;
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::fronts::Front;
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 
 /// The Services of the tests by number: echoes by a pod of node 1, by one of node 2 and by node
 /// 2 itself; downloads and uploads by the pod on node 2.
@@ -37,22 +37,22 @@ const SMALL: u16 = 1340;
 
 const FRONTS: [Front; 2] = [Front::NodePort(1), Front::Balancer];
 
-fn start(builder: Builder, xdp: &str) -> Result<World> {
+fn start(builder: Builder, xdp: &str) -> Result<Scenario> {
     let fixed = ["--socket-lb", "off", "--external-mode", "dsr", "--xdp", xdp];
     let builder = builder.pod(1, "b").pod(2, "c");
-    let mut world = World::start(builder, &[&fixed[..], &SMALL_MAPS].concat())?;
-    world.serve(&["b"])?;
-    world.serve_these("c", &Serve::on(TARGET).bulk(BULK))?;
-    world.serve_node(2)?;
-    let host = world.node_endpoints(2);
-    let (near, far) = (world.endpoints(&["b"]), world.endpoints(&["c"]));
-    world.publish(&world.exposed("near", NEAR), &near)?;
-    world.publish(&world.exposed("far", FAR), &far)?;
-    world.publish(&world.exposed("host", HOST), &host)?;
-    let transfers = world.empty_service("transfers", TRANSFERS).tcp(PORT, BULK);
-    world.publish(&transfers.exposed(TRANSFERS), &far)?;
-    world.cluster.fabric().route_external_to(1)?;
-    Ok(world)
+    let mut scenario = Scenario::start(builder, &[&fixed[..], &SMALL_MAPS].concat())?;
+    scenario.serve(&["b"])?;
+    scenario.serve_these("c", &Serve::on(TARGET).bulk(BULK))?;
+    scenario.serve_node(2)?;
+    let host = scenario.node_endpoints(2);
+    let (near, far) = (scenario.endpoints(&["b"]), scenario.endpoints(&["c"]));
+    scenario.publish(&scenario.exposed("near", NEAR), &near)?;
+    scenario.publish(&scenario.exposed("far", FAR), &far)?;
+    scenario.publish(&scenario.exposed("host", HOST), &host)?;
+    let transfers = scenario.empty_service("transfers", TRANSFERS).tcp(PORT, BULK);
+    scenario.publish(&transfers.exposed(TRANSFERS), &far)?;
+    scenario.cluster.fabric().route_external_to(1)?;
+    Ok(scenario)
 }
 
 /// Bytes of a tunnel's header.
@@ -65,27 +65,27 @@ fn tunnel(family: Family) -> u16 {
 
 /// Does `check` for these Services at both front ends, in both families.
 fn each(
-    world: &World,
-    rows: &mut Rows,
+    scenario: &Scenario,
+    expectations: &mut Expectations,
     numbers: &[u8],
-    check: impl Fn(&World, SocketAddr, u8) -> Result<()>,
+    check: impl Fn(&Scenario, SocketAddr, u8) -> Result<()>,
 ) {
     for family in Family::ALL {
         for front in FRONTS {
             for number in numbers {
-                let to = front.at(world, *number, family);
-                rows.row(to, check(world, to, *number));
+                let to = front.at(scenario, *number, family);
+                expectations.check(to, check(scenario, to, *number));
             }
         }
     }
 }
 
-fn check_segments(world: &World, to: SocketAddr, number: u8) -> Result<()> {
+fn check_segments(scenario: &Scenario, to: SocketAddr, number: u8) -> Result<()> {
     let family = Family::of(to.ip());
     let headers = 20 + tunnel(family);
     let room = if number == NEAR { 0 } else { tunnel(family) };
-    let capture = Capture::on(world.cluster.outside().netns(), "eth0")?;
-    let answer = world.cluster.outside().tcp(to)?;
+    let capture = Capture::on(scenario.cluster.outside().netns(), "eth0")?;
+    let answer = scenario.cluster.outside().tcp(to)?;
     ensure!(answer.reached().is_some(), "{answer:?}");
     let sizes: Vec<_> = capture.take()?.iter().filter_map(Captured::segment_size).collect();
     ensure!(sizes == [ORDINARY - headers - room], "segments of {sizes:?}");
@@ -133,11 +133,11 @@ fn any(to: SocketAddr) -> IpAddr {
 
 /// Datagrams as large as a device lets through are refused by the node that would have to
 /// tunnel them, and such as leave room get there; nothing is cut.
-fn check_datagrams(world: &World, to: SocketAddr) -> Result<()> {
+fn check_datagrams(scenario: &Scenario, to: SocketAddr) -> Result<()> {
     let family = Family::of(to.ip());
     let most = ORDINARY - tunnel(family);
     let headers = tunnel(family) + 8;
-    let socket = world.cluster.outside().netns().run(|| {
+    let socket = scenario.cluster.outside().netns().run(|| {
         let socket = UdpSocket::bind((any(to), 0))?;
         socket.connect(to)?;
         socket.set_read_timeout(Some(SOON))?;
@@ -160,13 +160,13 @@ fn check_datagrams(world: &World, to: SocketAddr) -> Result<()> {
             ensure!(buffer[..got].ends_with(&payload), "another answer");
         }
     }
-    forget_mtus(world.cluster.outside(), family)
+    forget_mtus(scenario.cluster.outside(), family)
 }
 
 /// Datagrams that their sender has to cut: it is told once that the pieces are too large.
-fn check_fragments(world: &World, to: SocketAddr) -> Result<()> {
+fn check_fragments(scenario: &Scenario, to: SocketAddr) -> Result<()> {
     let payload = "fragment".repeat(1000);
-    let outside = world.cluster.outside();
+    let outside = scenario.cluster.outside();
     let ask = || outside.ask(Probe::udp(to).payload(&payload).timeout(SOON));
     let first = ask()?;
     ensure!(first.error() == Some("EMSGSIZE"), "not told: {first:?}");
@@ -186,11 +186,11 @@ fn forget_mtus(host: &Host, family: Family) -> Result<()> {
 }
 
 /// Uploads and checks every byte.
-fn upload(world: &World, family: Family) -> Result<()> {
+fn upload(scenario: &Scenario, family: Family) -> Result<()> {
     const LENGTH: u64 = 10 << 20;
     for front in FRONTS {
-        let to = front.at(world, TRANSFERS, family);
-        let report = world.cluster.outside().upload(to, 1, LENGTH)?.finish(DOWNLOADED)?;
+        let to = front.at(scenario, TRANSFERS, family);
+        let report = scenario.cluster.outside().upload(to, 1, LENGTH)?.finish(DOWNLOADED)?;
         println!("{to}: {report:?}");
         ensure!(report.ok == 1 && report.bytes == LENGTH, "{to}: {report:?}");
     }
@@ -212,54 +212,54 @@ fn upload_and_ask(client: &Host, to: SocketAddr) -> Result<u16> {
 
 /// Uploads, of which the nodes between them let only small packets through: the client is told
 /// how much fits beside the tunnel.
-fn check_uploads(world: &mut World, rows: &mut Rows) -> Result<()> {
-    let before = world.agent(1)?.counted("too_big")?;
-    let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
+fn check_uploads(scenario: &mut Scenario, expectations: &mut Expectations) -> Result<()> {
+    let before = scenario.agent(1)?.counted("too_big")?;
+    let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
     for family in Family::ALL {
         let node2 = node2.ip(family);
         node1.netns().ip(&format!("route add {node2} dev eth0 mtu lock {SMALL}"))?;
         let expected = SMALL - tunnel(family);
         for front in FRONTS {
-            let to = front.at(world, FAR, family);
-            let known = upload_and_ask(world.cluster.outside(), to);
+            let to = front.at(scenario, FAR, family);
+            let known = upload_and_ask(scenario.cluster.outside(), to);
             let outcome = known.and_then(|known| {
                 ensure!(known == expected, "told of {known} bytes");
                 Ok(())
             });
-            rows.row(format!("{to}, little room between the nodes"), outcome);
+            expectations.check(format!("{to}, little room between the nodes"), outcome);
         }
-        rows.row(format!("{family:?}"), upload(world, family));
+        expectations.check(format!("{family:?}"), upload(scenario, family));
         node1.netns().ip(&format!("route del {node2} dev eth0 mtu lock {SMALL}"))?;
-        forget_mtus(world.cluster.outside(), family)?;
+        forget_mtus(scenario.cluster.outside(), family)?;
     }
-    let told = world.agent(1)?.counted("too_big")? - before;
-    rows.is_true("too big at node 1", told > 0);
+    let told = scenario.agent(1)?.counted("too_big")? - before;
+    expectations.is_true("too big at node 1", told > 0);
     Ok(())
 }
 
 /// Uploads, of which a router between the nodes lets only small packets through, as it tells the
 /// node that tunnels them.
-fn check_routed_uploads(world: &World, rows: &mut Rows) -> Result<()> {
-    let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
-    let fabric = world.cluster.fabric().netns();
+fn check_routed_uploads(scenario: &Scenario, expectations: &mut Expectations) -> Result<()> {
+    let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
+    let fabric = scenario.cluster.fabric().netns();
     for family in Family::ALL {
         let (node2, via) = (node2.ip(family), NODE_GATEWAY.get(family));
         let narrow = format!("{node2} dev br0 mtu lock {SMALL}");
         fabric.ip(&format!("route add {narrow}"))?;
         node1.netns().ip(&format!("route add {node2} via {via}"))?;
         for front in FRONTS {
-            let to = front.at(world, FAR, family);
-            let known = upload_and_ask(world.cluster.outside(), to);
+            let to = front.at(scenario, FAR, family);
+            let known = upload_and_ask(scenario.cluster.outside(), to);
             let outcome = known.and_then(|known| {
                 ensure!(known == SMALL - tunnel(family), "told of {known} bytes");
                 Ok(())
             });
-            rows.row(format!("{to}, a router between the nodes"), outcome);
+            expectations.check(format!("{to}, a router between the nodes"), outcome);
         }
-        rows.row(format!("{family:?}"), upload(world, family));
+        expectations.check(format!("{family:?}"), upload(scenario, family));
         node1.netns().ip(&format!("route del {node2} via {via}"))?;
         fabric.ip(&format!("route del {narrow}"))?;
-        forget_mtus(world.cluster.outside(), family)?;
+        forget_mtus(scenario.cluster.outside(), family)?;
     }
     Ok(())
 }
@@ -274,22 +274,22 @@ enum Narrow {
 }
 
 /// A large download; whoever has to tell its sender of a small MTU can.
-fn check_download(world: &mut World, to: SocketAddr, narrow: Narrow) -> Result<()> {
+fn check_download(scenario: &mut Scenario, to: SocketAddr, narrow: Narrow) -> Result<()> {
     const LENGTH: u64 = 100 << 20;
-    let before = world.agent(1)?.counted("icmp_translated")?;
-    let report = world.cluster.outside().download(to, 1, LENGTH)?.finish(DOWNLOADED)?;
+    let before = scenario.agent(1)?.counted("icmp_translated")?;
+    let report = scenario.cluster.outside().download(to, 1, LENGTH)?.finish(DOWNLOADED)?;
     println!("{narrow:?}, {to}: {report:?}");
     ensure!(report.ok == 1 && report.bytes == LENGTH, "{report:?}");
-    let tunnelled = world.agent(1)?.counted("icmp_translated")? - before;
+    let tunnelled = scenario.agent(1)?.counted("icmp_translated")? - before;
     let is_told = narrow == Narrow::BeforeTheClient;
     ensure!((tunnelled > 0) == is_told, "{tunnelled} errors came by node 1");
-    forget_mtus(&world.cluster.pod("c"), Family::of(to.ip()))
+    forget_mtus(&scenario.cluster.pod("c"), Family::of(to.ip()))
 }
 
-fn check_downloads(world: &mut World, rows: &mut Rows) -> Result<()> {
-    let node2 = world.cluster.node(2);
+fn check_downloads(scenario: &mut Scenario, expectations: &mut Expectations) -> Result<()> {
+    let node2 = scenario.cluster.node(2);
     for family in Family::ALL {
-        let client = world.cluster.outside().ip(family);
+        let client = scenario.cluster.outside().ip(family);
         for narrow in [Narrow::BeforeTheClient, Narrow::AfterTheBackend] {
             let route = match narrow {
                 Narrow::BeforeTheClient => format!("{client} dev outside mtu lock {SMALL}"),
@@ -297,33 +297,38 @@ fn check_downloads(world: &mut World, rows: &mut Rows) -> Result<()> {
                     format!("{client} via {} mtu lock {SMALL}", NODE_GATEWAY.get(family))
                 }
             };
-            let change = |world: &World, how: &str| match narrow {
+            let change = |scenario: &Scenario, how: &str| match narrow {
                 Narrow::BeforeTheClient => {
-                    world.cluster.fabric().netns().ip(&format!("route {how} {route}"))
+                    scenario.cluster.fabric().netns().ip(&format!("route {how} {route}"))
                 }
                 Narrow::AfterTheBackend => node2.netns().ip(&format!("route {how} {route}")),
             };
-            change(world, "add")?;
+            change(scenario, "add")?;
             for front in FRONTS {
-                let to = front.at(world, TRANSFERS, family);
-                rows.row(format!("{to}, {narrow:?}"), check_download(world, to, narrow));
+                let to = front.at(scenario, TRANSFERS, family);
+                expectations
+                    .check(format!("{to}, {narrow:?}"), check_download(scenario, to, narrow));
             }
-            change(world, "del")?;
+            change(scenario, "del")?;
         }
     }
     Ok(())
 }
 
 fn check(builder: Builder, xdp: &str) -> Result<()> {
-    let mut world = start(builder, xdp)?;
-    let mut rows = Rows::default();
-    each(&world, &mut rows, &[NEAR, FAR, HOST], check_segments);
-    each(&world, &mut rows, &[FAR, HOST], |world, to, _| check_datagrams(world, to));
-    each(&world, &mut rows, &[FAR, HOST], |world, to, _| check_fragments(world, to));
-    check_uploads(&mut world, &mut rows)?;
-    check_downloads(&mut world, &mut rows)?;
-    check_routed_uploads(&world, &mut rows)?;
-    rows.finish()
+    let mut scenario = start(builder, xdp)?;
+    let mut expectations = Expectations::default();
+    each(&scenario, &mut expectations, &[NEAR, FAR, HOST], check_segments);
+    each(&scenario, &mut expectations, &[FAR, HOST], |scenario, to, _| {
+        check_datagrams(scenario, to)
+    });
+    each(&scenario, &mut expectations, &[FAR, HOST], |scenario, to, _| {
+        check_fragments(scenario, to)
+    });
+    check_uploads(&mut scenario, &mut expectations)?;
+    check_downloads(&mut scenario, &mut expectations)?;
+    check_routed_uploads(&scenario, &mut expectations)?;
+    expectations.finish()
 }
 
 #[test]
@@ -343,12 +348,12 @@ fn sizes_by_xdp_in_the_stack() -> Result<()> {
 
 /// How many packets of several segments came to node 1, left it for node 2 in tunnels and came
 /// there, during an upload. All checksums are right that the backend gets to see.
-fn several_segments(world: &World, family: Family) -> Result<[usize; 3]> {
-    let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
+fn several_segments(scenario: &Scenario, family: Family) -> Result<[usize; 3]> {
+    let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
     let tunnel = Some([&node1, &node2].map(|node| node.ip(family)));
-    let pod = Capture::on(node2.netns(), world.cluster.pod("c").host_device())?;
+    let pod = Capture::on(node2.netns(), scenario.cluster.pod("c").host_device())?;
     let captures = [Capture::on(node1.netns(), "eth0")?, Capture::on(node2.netns(), "eth0")?];
-    upload(world, family)?;
+    upload(scenario, family)?;
     let [at_node1, at_node2] = captures.map(|capture| capture.take());
     let (at_node1, at_node2) = (at_node1?, at_node2?);
     let count = |frames: &[Captured], is_outgoing, is_tunnelled| {
@@ -374,8 +379,8 @@ fn segments_go_through_the_tunnel_as_one_packet() -> Result<()> {
         let builder = Cluster::builder();
         let is_merged = expected == MERGED_AND_CUT;
         let builder = if is_merged { builder.no_tx_checksum_offload() } else { builder };
-        let world = start(builder, "off")?;
-        for node in world.cluster.nodes() {
+        let scenario = start(builder, "off")?;
+        for node in scenario.cluster.nodes() {
             if is_merged {
                 offload::merge(node.netns(), "eth0")?;
             } else if expected == MADE_AND_CUT {
@@ -383,7 +388,7 @@ fn segments_go_through_the_tunnel_as_one_packet() -> Result<()> {
             }
         }
         for family in Family::ALL {
-            let several = several_segments(&world, family)?;
+            let several = several_segments(&scenario, family)?;
             println!("{family:?}: {several:?}");
             ensure!(several.map(|count| count > 0) == expected, "{family:?}: {several:?}");
         }

@@ -9,10 +9,10 @@ use lb_tests::harness::netns::actors::agent::{self, explain};
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::plan::{Family, cidr, cluster_ip};
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::fronts::{Front, SILENT, kinds};
 use lb_tests::harness::netns::words::manifests::Endpoint;
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use serde_json::Value;
 
 /// The Services of the tests by number: what their addresses and node ports end with.
@@ -31,35 +31,35 @@ const NOBODYS: u8 = 99;
 const ATTEMPTS: u32 = 60;
 
 /// Node 1 is asked, and explains.
-fn start(mode: &str) -> Result<World> {
+fn start(mode: &str) -> Result<Scenario> {
     let builder: Builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(2, "c").pod(2, "d");
     let cluster = cidr::cluster();
     let arguments = ["--socket-lb", mode, "--cluster-cidr", &cluster];
-    let mut world = World::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
-    world.serve(&["a", "b", "c"])?;
-    world.serve_node(1)?;
-    let node1 = world.cluster.node(1);
+    let mut scenario = Scenario::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
+    scenario.serve(&["a", "b", "c"])?;
+    scenario.serve_node(1)?;
+    let node1 = scenario.cluster.node(1);
     let host = Family::ALL.map(|family| Endpoint::at(node1.ip(family)).node("node1"));
-    let (both, far) = (world.endpoints(&["b", "c"]), world.endpoints(&["c"]));
-    world.publish(&world.exposed("both", BOTH), &both)?;
-    world.publish(&world.exposed("far", FAR), &far)?;
-    world.publish(&world.exposed("host", HOST), &host)?;
-    world.publish(&world.exposed("own", OWN), &world.endpoints(&["a"]))?;
-    world.publish(&world.exposed("none", NONE), &[])?;
-    world.publish(&world.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
-    let sticky = world.exposed("sticky", STICKY).affinity(Duration::from_secs(60));
-    world.publish(&sticky, &both)?;
-    let ranged = world.exposed("ranged", RANGED).source_range("10.0.0.0/8");
-    world.publish(&ranged.source_range("fd00::/8"), &both)?;
-    world.publish(&world.exposed("far-dsr", FAR_DSR).external_mode("dsr"), &far)?;
-    world.cluster.fabric().route_external_to(1)?;
-    world.cluster.fabric().route_services_to(1)?;
-    Ok(world)
+    let (both, far) = (scenario.endpoints(&["b", "c"]), scenario.endpoints(&["c"]));
+    scenario.publish(&scenario.exposed("both", BOTH), &both)?;
+    scenario.publish(&scenario.exposed("far", FAR), &far)?;
+    scenario.publish(&scenario.exposed("host", HOST), &host)?;
+    scenario.publish(&scenario.exposed("own", OWN), &scenario.endpoints(&["a"]))?;
+    scenario.publish(&scenario.exposed("none", NONE), &[])?;
+    scenario.publish(&scenario.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
+    let sticky = scenario.exposed("sticky", STICKY).affinity(Duration::from_secs(60));
+    scenario.publish(&sticky, &both)?;
+    let ranged = scenario.exposed("ranged", RANGED).source_range("10.0.0.0/8");
+    scenario.publish(&ranged.source_range("fd00::/8"), &both)?;
+    scenario.publish(&scenario.exposed("far-dsr", FAR_DSR).external_mode("dsr"), &far)?;
+    scenario.cluster.fabric().route_external_to(1)?;
+    scenario.cluster.fabric().route_services_to(1)?;
+    Ok(scenario)
 }
 
 /// A client, as node 1 sees it.
 struct Client<'a> {
-    world: &'a World,
+    scenario: &'a Scenario,
     name: &'a str,
 }
 
@@ -73,7 +73,7 @@ impl Client<'_> {
     }
 
     fn with<T>(&self, act: impl FnOnce(&Host) -> Result<T>) -> Result<T> {
-        let cluster = &self.world.cluster;
+        let cluster = &self.scenario.cluster;
         match self.name {
             "outside" => act(cluster.outside()),
             "node1" => act(&cluster.node(1)),
@@ -130,17 +130,17 @@ fn told(explanation: &Value) -> Result<Told> {
 }
 
 /// Which server has this address.
-fn server_at(world: &World, address: SocketAddr) -> Result<&'static str> {
+fn server_at(scenario: &Scenario, address: SocketAddr) -> Result<&'static str> {
     ensure!(address.port() == TARGET, "{address} is no server");
     let family = Family::of(address.ip());
     let pods = ["a", "b", "c"].into_iter();
-    let found = pods.clone().find(|pod| world.cluster.pod(pod).ip(family) == address.ip());
-    let host = (world.cluster.node(1).ip(family) == address.ip()).then_some("node1");
+    let found = pods.clone().find(|pod| scenario.cluster.pod(pod).ip(family) == address.ip());
+    let host = (scenario.cluster.node(1).ip(family) == address.ip()).then_some("node1");
     found.or(host).with_context(|| format!("nobody has {address}"))
 }
 
-fn count_of(world: &World, (hook, reason): &(String, String)) -> Result<u64> {
-    let counters = agent::get(&world.cluster.node(1), "counters")?;
+fn count_of(scenario: &Scenario, (hook, reason): &(String, String)) -> Result<u64> {
+    let counters = agent::get(&scenario.cluster.node(1), "counters")?;
     let rows = counters.as_array().into_iter().flatten();
     let mut rows =
         rows.filter(|row| row["hook"] == hook.as_str() && row["reason"] == reason.as_str());
@@ -149,18 +149,18 @@ fn count_of(world: &World, (hook, reason): &(String, String)) -> Result<u64> {
 
 /// Asks and compares with what node 1 says of it; returns the result that it told.
 fn compare(client: &Client<'_>, transport: Transport, to: SocketAddr) -> Result<String> {
-    let world = client.world;
+    let scenario = client.scenario;
     let source = client.source(to)?;
     let protocol = if transport == Transport::Tcp { "tcp" } else { "udp" };
     let explanation = explain(
-        &world.cluster.node(1),
+        &scenario.cluster.node(1),
         &source.to_string(),
         &format!("{to}/{protocol}"),
         client.at(),
     )?;
     let told = told(&explanation)?;
     let probe = Probe::new(transport, to);
-    let before = told.counter.as_ref().map(|counter| count_of(world, counter)).transpose()?;
+    let before = told.counter.as_ref().map(|counter| count_of(scenario, counter)).transpose()?;
     match told.result.as_str() {
         "answered" => {
             let answer = client.with(|host| host.ask(probe.clone()))?;
@@ -176,7 +176,7 @@ fn compare(client: &Client<'_>, transport: Transport, to: SocketAddr) -> Result<
         other => anyhow::bail!("no such result: {other}"),
     }
     if let (Some(counter), Some(before)) = (&told.counter, before) {
-        let after = count_of(world, counter)?;
+        let after = count_of(scenario, counter)?;
         ensure!(after > before, "{counter:?} was not counted: {explanation:#}");
     }
     Ok(told.result)
@@ -186,7 +186,7 @@ fn compare(client: &Client<'_>, transport: Transport, to: SocketAddr) -> Result<
 fn served(client: &Client<'_>, probe: &Probe, told: &Told) -> Result<()> {
     let mut missing: Vec<&str> = Vec::new();
     for (address, _) in &told.servers {
-        missing.push(server_at(client.world, *address)?);
+        missing.push(server_at(client.scenario, *address)?);
     }
     let all = missing.clone();
     for _ in 0..ATTEMPTS {
@@ -210,10 +210,14 @@ fn served(client: &Client<'_>, probe: &Probe, told: &Told) -> Result<()> {
 /// What is asked, and what the explanation is to tell of it.
 type Row = (&'static str, Front, u8, &'static str);
 
-fn try_row(world: &World, rows: &mut Rows, (name, front, number, result): Row) {
+fn try_row(
+    scenario: &Scenario,
+    expectations: &mut Expectations,
+    (name, front, number, result): Row,
+) {
     for kind @ (transport, family) in kinds() {
-        let client = Client { world, name };
-        let to = front.at(world, number, family);
+        let client = Client { scenario, name };
+        let to = front.at(scenario, number, family);
         let outcome = compare(&client, transport, to).and_then(|told| {
             // Without a connect-time hook for it, what is connected here is delivered there.
             let same = told == result
@@ -224,7 +228,7 @@ fn try_row(world: &World, rows: &mut Rows, (name, front, number, result): Row) {
             );
             Ok(())
         });
-        rows.row(format!("{name} -> {front:?} {number} {kind:?}"), outcome);
+        expectations.check(format!("{name} -> {front:?} {number} {kind:?}"), outcome);
     }
 }
 
@@ -257,31 +261,32 @@ const ROWS: [Row; 25] = [
     ("node2", Front::NodePort(1), FAR_LOCAL, "dropped"),
 ];
 
-fn check(world: &World, own: &'static str) -> Result<()> {
-    let mut rows = Rows::default();
+fn check(scenario: &Scenario, own: &'static str) -> Result<()> {
+    let mut expectations = Expectations::default();
     for row in ROWS {
-        try_row(world, &mut rows, row);
+        try_row(scenario, &mut expectations, row);
     }
-    try_row(world, &mut rows, ("a", Front::ClusterIp, OWN, own));
+    try_row(scenario, &mut expectations, ("a", Front::ClusterIp, OWN, own));
     for (transport, family) in kinds() {
-        let a = Client { world, name: "a" };
+        let a = Client { scenario, name: "a" };
         let what = |what: &str| format!("{what} {transport:?} {family:?}");
         let wrong = SocketAddr::new(cluster_ip(BOTH).get(family), PORT + 1);
         let refused = compare(&a, transport, wrong);
-        rows.is_true(what("wrong port"), refused.is_ok_and(|told| told == "answered"));
-        let direct = world.cluster.pod("b").at(family, TARGET);
+        expectations.is_true(what("wrong port"), refused.is_ok_and(|told| told == "answered"));
+        let direct = scenario.cluster.pod("b").at(family, TARGET);
         let direct = compare(&a, transport, direct);
-        rows.is_true(what("no Service address"), direct.is_ok_and(|told| told == "delivered"));
+        expectations
+            .is_true(what("no Service address"), direct.is_ok_and(|told| told == "delivered"));
     }
-    rows.finish()
+    expectations.finish()
 }
 
 #[test]
 fn packets_go_where_they_are_said_to() -> Result<()> {
-    let world = start("off")?;
-    check(&world, "delivered")?;
-    affinity_is_told(&world)?;
-    known_flows_are_told(&world)
+    let scenario = start("off")?;
+    check(&scenario, "delivered")?;
+    affinity_is_told(&scenario)?;
+    known_flows_are_told(&scenario)
 }
 
 #[test]
@@ -290,38 +295,38 @@ fn sockets_go_where_they_are_said_to() -> Result<()> {
 }
 
 /// Once a client is bound to a backend, that one alone is possible.
-fn affinity_is_told(world: &World) -> Result<()> {
+fn affinity_is_told(scenario: &Scenario) -> Result<()> {
     for (transport, family) in kinds() {
-        let a = Client { world, name: "a" };
-        let to = Front::ClusterIp.at(world, STICKY, family);
+        let a = Client { scenario, name: "a" };
+        let to = Front::ClusterIp.at(scenario, STICKY, family);
         let first = a.with(|host| host.ask(Probe::new(transport, to)))?;
         let first = first.name().context("no answer")?.to_owned();
         let protocol = if transport == Transport::Tcp { "tcp" } else { "udp" };
         let from = a.source(to)?.to_string();
-        let said = explain(&world.cluster.node(1), &from, &format!("{to}/{protocol}"), "pod")?;
+        let said = explain(&scenario.cluster.node(1), &from, &format!("{to}/{protocol}"), "pod")?;
         let told = told(&said)?;
         ensure!(told.servers.len() == 1, "{first} answered: {said:#}");
-        ensure!(server_at(world, told.servers[0].0)? == first, "{first} answered: {said:#}");
+        ensure!(server_at(scenario, told.servers[0].0)? == first, "{first} answered: {said:#}");
     }
     Ok(())
 }
 
 /// The client's port tells the flow; it keeps its backend, and says so.
-fn known_flows_are_told(world: &World) -> Result<()> {
+fn known_flows_are_told(scenario: &Scenario) -> Result<()> {
     const SOURCE_PORT: u16 = 41_234;
     for (transport, family) in kinds() {
-        let a = Client { world, name: "a" };
-        let to = Front::ClusterIp.at(world, BOTH, family);
+        let a = Client { scenario, name: "a" };
+        let to = Front::ClusterIp.at(scenario, BOTH, family);
         let probe = Probe::new(transport, to).connected().source_port(SOURCE_PORT);
         let connection = a.with(|host| host.open(probe))?;
         let server = connection.first().name().context("no answer")?.to_owned();
         let protocol = if transport == Transport::Tcp { "tcp" } else { "udp" };
         let from = SocketAddr::new(a.source(to)?, SOURCE_PORT).to_string();
-        let said = explain(&world.cluster.node(1), &from, &format!("{to}/{protocol}"), "pod")?;
+        let said = explain(&scenario.cluster.node(1), &from, &format!("{to}/{protocol}"), "pod")?;
         let step = &said["path"][0];
         ensure!(step["reason"] == "request", "{said:#}");
         let to = step["new_destination"].as_str().context("no destination")?.parse()?;
-        ensure!(server_at(world, to)? == server, "{server} has the flow: {said:#}");
+        ensure!(server_at(scenario, to)? == server, "{server} has the flow: {said:#}");
         // Nothing of it was written.
         let again = connection.exchange("again", Duration::from_secs(1))?;
         ensure!(again.name() == Some(&server), "{again:?}");
@@ -339,13 +344,13 @@ fn what_cannot_be_explained_is_said_in_a_sentence() -> Result<()> {
     };
     let text = fails("10.244.1.2", "10.96.0.1:80/tcp", "pod")?;
     ensure!(text.contains("nothing is pinned at"), "{text}");
-    let world = World::start(Cluster::builder().pod(1, "a"), &SMALL_MAPS)?;
-    let node = world.cluster.node(1);
+    let scenario = Scenario::start(Cluster::builder().pod(1, "a"), &SMALL_MAPS)?;
+    let node = scenario.cluster.node(1);
     let fails = |from: &str, to: &str, at: &str| match explain(&node, from, to, at) {
         Ok(said) => anyhow::bail!("explained: {said:#}"),
         Err(error) => Ok(format!("{error:#}")),
     };
-    let pod = world.cluster.pod("a").ip(Family::V4).to_string();
+    let pod = scenario.cluster.pod("a").ip(Family::V4).to_string();
     let own = node.ip(Family::V4).to_string();
     let rows = [
         (pod.as_str(), "[fd00:10:96::1]:80/tcp", "pod", "different families"),

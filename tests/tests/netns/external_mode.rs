@@ -8,20 +8,20 @@ use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cidr, node_port};
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::manifests::Service;
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World, expect};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, expect};
 use serde_json::{Value, json};
 
 const NUMBER: u8 = 1;
 
 /// Publishes the Service with this annotation.
-fn annotate(world: &World, service: &Service, mode: Option<&str>) -> Result<()> {
+fn annotate(scenario: &Scenario, service: &Service, mode: Option<&str>) -> Result<()> {
     let mut object = service.object();
     if let Some(mode) = mode {
         object["metadata"]["annotations"] = json!({ "lb-agent/external-mode": mode });
     }
-    world.manifests.write(&service.file(), &format!("{object:#}"))
+    scenario.manifests.write(&service.file(), &format!("{object:#}"))
 }
 
 fn rows_of(table: &Value) -> impl Iterator<Item = &Value> {
@@ -29,26 +29,26 @@ fn rows_of(table: &Value) -> impl Iterator<Item = &Value> {
 }
 
 /// Waits until every agent has this mode for the Service.
-fn wait_mode(world: &World, mode: &str) -> Result<()> {
+fn wait_mode(scenario: &Scenario, mode: &str) -> Result<()> {
     let is_of = |row: &Value| row["name"].as_str().is_some_and(|name| name.contains("/far:"));
     let has_mode = |services: &Value| {
         let mut rows = rows_of(services).filter(|row| is_of(row)).peekable();
         rows.peek().is_some() && rows.all(|row| row["external_mode"] == mode)
     };
-    world.wait(|agent| Ok(has_mode(&agent.get("services")?))).with_context(|| mode.to_owned())
+    scenario.wait(|agent| Ok(has_mode(&agent.get("services")?))).with_context(|| mode.to_owned())
 }
 
 /// The flows that node 1 tunnels, by the address of the client.
-fn tunnelled(world: &World, client: SocketAddr) -> Result<Vec<Value>> {
-    let flows = agent::get(&world.cluster.node(1), "flows")?;
+fn tunnelled(scenario: &Scenario, client: SocketAddr) -> Result<Vec<Value>> {
+    let flows = agent::get(&scenario.cluster.node(1), "flows")?;
     let is_meant = |row: &&Value| row["action"] == "tunnel" && row["source"] == client.to_string();
     Ok(rows_of(&flows).filter(is_meant).cloned().collect())
 }
 
 /// Asks node 1 from outside: the backend sees the client or node 1, and `get` tells why.
-fn check(world: &World, rows: &mut Rows, is_tunnelled: bool) -> Result<()> {
-    let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
-    let outside = world.cluster.outside();
+fn check(scenario: &Scenario, expectations: &mut Expectations, is_tunnelled: bool) -> Result<()> {
+    let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
+    let outside = scenario.cluster.outside();
     for family in Family::ALL {
         let seen = if is_tunnelled { outside.ip(family) } else { node1.ip(family) };
         let balancer = SocketAddr::new(balancer_ip(NUMBER).get(family), PORT);
@@ -56,17 +56,17 @@ fn check(world: &World, rows: &mut Rows, is_tunnelled: bool) -> Result<()> {
             for transport in [Transport::Tcp, Transport::Udp] {
                 let what = format!("{to} {transport:?}, tunnelled: {is_tunnelled}");
                 let answer = outside.ask(Probe::new(transport, to))?;
-                rows.row(&what, expect(&what, &answer, to, &["c"], &[seen]).map(drop));
+                expectations.check(&what, expect(&what, &answer, to, &["c"], &[seen]).map(drop));
                 let Some(reached) = answer.reached().filter(|_| is_tunnelled) else { continue };
                 // The socket of UDP is bound to no address.
                 let client = SocketAddr::new(outside.ip(family), reached.source.port());
-                let flows = tunnelled(world, client)?;
+                let flows = tunnelled(scenario, client)?;
                 let is_so = |flow: &Value| {
                     flow["via"] == node2.ip(family).to_string()
                         && flow["destination"] == to.to_string()
                         && flow["new_destination"] == flow["destination"]
                 };
-                rows.is_true(
+                expectations.is_true(
                     format!("{what}: {flows:?}"),
                     matches!(&flows[..], [flow] if is_so(flow)),
                 );
@@ -78,7 +78,7 @@ fn check(world: &World, rows: &mut Rows, is_tunnelled: bool) -> Result<()> {
             address.is_some_and(|at: SocketAddr| Family::of(at.ip()) == family)
         });
         let is_there = of_family.all(|row| row["node"] == node2.ip(family).to_string());
-        rows.is_true(format!("{backends}"), is_there);
+        expectations.is_true(format!("{backends}"), is_there);
     }
     Ok(())
 }
@@ -87,21 +87,21 @@ fn check_all(flag: &str, expected: &[(Option<&str>, &str)]) -> Result<()> {
     let builder = Cluster::builder().pod(1, "a").pod(2, "c");
     let pods = cidr::cluster();
     let arguments = ["--external-mode", flag, "--cluster-cidr", &pods];
-    let mut world = World::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
-    world.serve(&["c"])?;
-    world.cluster.fabric().route_external_to(1)?;
-    let service = world.exposed("far", NUMBER);
-    world.publish(&service, &world.endpoints(&["c"]))?;
-    let mut rows = Rows::default();
+    let mut scenario = Scenario::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
+    scenario.serve(&["c"])?;
+    scenario.cluster.fabric().route_external_to(1)?;
+    let service = scenario.exposed("far", NUMBER);
+    scenario.publish(&service, &scenario.endpoints(&["c"]))?;
+    let mut expectations = Expectations::default();
     for (annotation, mode) in expected {
-        annotate(&world, &service, *annotation)?;
-        wait_mode(&world, mode)?;
-        check(&world, &mut rows, *mode == "dsr")?;
+        annotate(&scenario, &service, *annotation)?;
+        wait_mode(&scenario, mode)?;
+        check(&scenario, &mut expectations, *mode == "dsr")?;
     }
-    rows.finish()?;
+    expectations.finish()?;
     let told =
         "metadata.annotations[lb-agent/external-mode]: \\\"tunnel\\\" is neither snat nor dsr";
-    world.agent(1)?.wait_log(&[told])
+    scenario.agent(1)?.wait_log(&[told])
 }
 
 #[test]

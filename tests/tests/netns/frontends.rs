@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
-use lb_tests::harness::netns::words::world::{SMALL_MAPS, World};
+use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::PATIENCE;
 use serde_json::{Value, json};
 
@@ -16,16 +16,16 @@ const NODE_PORT: u16 = 30_080;
 /// An address that a device of node 1 gets later.
 const ADDED: &str = "172.18.7.7";
 
-fn run(world: &World, program: &str, arguments: &str) -> Result<String> {
+fn run(scenario: &Scenario, program: &str, arguments: &str) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments.split(' '));
-    world.cluster.node(1).output(command, PATIENCE)
+    scenario.cluster.node(1).output(command, PATIENCE)
 }
 
 /// A Service of both families with a node port, the address of a load balancer and an
 /// external IP; `more` goes into its specification.
-fn publish(world: &World, more: Value) -> Result<()> {
-    let service = world.service("web", NUMBER);
+fn publish(scenario: &Scenario, more: Value) -> Result<()> {
+    let service = scenario.service("web", NUMBER);
     let mut object = service.object();
     let spec = object["spec"].as_object_mut().context("no specification")?;
     spec.extend(
@@ -40,7 +40,7 @@ fn publish(world: &World, more: Value) -> Result<()> {
     );
     spec.extend(more.as_object().context("no object")?.clone());
     object["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.9" }] } });
-    world.manifests.write(&service.file(), &format!("{object:#}"))
+    scenario.manifests.write(&service.file(), &format!("{object:#}"))
 }
 
 /// The front ends that are not ClusterIPs, nor node ports of any node: address, kind, and
@@ -55,8 +55,8 @@ fn outside(frontends: &Value) -> Vec<(String, String, bool)> {
 }
 
 /// Waits until these are the node ports of any node.
-fn wait_any_node(world: &World, expected: &[&str]) -> Result<()> {
-    world.wait_until(|agent| {
+fn wait_any_node(scenario: &Scenario, expected: &[&str]) -> Result<()> {
+    scenario.wait_until(|agent| {
         let found = agent.get("frontends")?;
         let rows = found.as_array().into_iter().flatten();
         let rows = rows.filter(|row| row["kind"] == "any_node");
@@ -67,8 +67,8 @@ fn wait_any_node(world: &World, expected: &[&str]) -> Result<()> {
 }
 
 /// Waits until a column of the Service's row has this value.
-fn wait_column(world: &World, column: &str, expected: &Value) -> Result<()> {
-    world.wait_until(|agent| {
+fn wait_column(scenario: &Scenario, column: &str, expected: &Value) -> Result<()> {
+    scenario.wait_until(|agent| {
         let services = agent.get("services")?;
         ensure!(services[0][column] == *expected, "{services}");
         Ok(())
@@ -76,12 +76,12 @@ fn wait_column(world: &World, column: &str, expected: &Value) -> Result<()> {
 }
 
 /// Waits until the agent has exactly these, in the order of `get`.
-fn wait(world: &World, expected: &[(&str, &str, bool)]) -> Result<()> {
+fn wait(scenario: &Scenario, expected: &[(&str, &str, bool)]) -> Result<()> {
     let mut found = Vec::new();
     let is_met = |(found, expected): (&(String, String, bool), &(&str, &str, bool))| {
         (found.0.as_str(), found.1.as_str(), found.2) == *expected
     };
-    world
+    scenario
         .wait(|agent| {
             found = outside(&agent.get("frontends")?);
             Ok(found.len() == expected.len() && found.iter().zip(expected).all(is_met))
@@ -91,13 +91,13 @@ fn wait(world: &World, expected: &[(&str, &str, bool)]) -> Result<()> {
 
 #[test]
 fn front_ends_follow_addresses_and_services() -> Result<()> {
-    let mut world = World::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
-    let node = world.cluster.node(1).addresses();
+    let mut scenario = Scenario::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
+    let node = scenario.cluster.node(1).addresses();
     let at = |family| SocketAddr::new(node.get(family), NODE_PORT).to_string();
     let (node4, node6) = (at(Family::V4), at(Family::V6));
     let loopback = ("127.0.0.1:30080", "[::1]:30080");
     let added = format!("{ADDED}:{NODE_PORT}");
-    publish(&world, json!({}))?;
+    publish(&scenario, json!({}))?;
     let [external, open, restricted] =
         [("198.51.100.9:80", false), ("203.0.113.9:80", false), ("203.0.113.9:80", true)]
             .map(|(address, is_restricted)| (address, "external", is_restricted));
@@ -110,44 +110,44 @@ fn front_ends_follow_addresses_and_services() -> Result<()> {
         node_port(loopback.1),
         node_port(&node6),
     ];
-    wait(&world, &all)?;
-    wait_any_node(&world, &["0.0.0.0:30080", "[::]:30080"])?;
+    wait(&scenario, &all)?;
+    wait_any_node(&scenario, &["0.0.0.0:30080", "[::]:30080"])?;
 
     let ranges = json!({ "loadBalancerSourceRanges": [" 10.0.0.0/8", "2001:db8::/32"] });
-    publish(&world, ranges)?;
+    publish(&scenario, ranges)?;
     let mut closed = all;
     closed[3] = restricted;
-    wait(&world, &closed)?;
-    wait_column(&world, "source_ranges", &json!(["10.0.0.0/8"]))?;
+    wait(&scenario, &closed)?;
+    wait_column(&scenario, "source_ranges", &json!(["10.0.0.0/8"]))?;
 
-    world.take_agent(1)?.kill9()?;
+    scenario.take_agent(1)?.kill9()?;
     let given = ["--nodeport-addresses", "172.18.0.0/16", "--cluster-cidr", "10.244.0.0/16"];
-    world.set_arguments(&[&given[..], &SMALL_MAPS].concat());
-    world.start_agent(1)?;
-    wait(&world, &[node_port(&node4), external, restricted])?;
-    run(&world, "ip", &format!("address add {ADDED}/32 dev eth0"))?;
-    wait(&world, &[node_port(&node4), node_port(&added), external, restricted])?;
-    run(&world, "ip", &format!("address del {ADDED}/32 dev eth0"))?;
-    wait(&world, &[node_port(&node4), external, restricted])?;
-    wait_any_node(&world, &["0.0.0.0:30080", "[::]:30080"])?;
+    scenario.set_arguments(&[&given[..], &SMALL_MAPS].concat());
+    scenario.start_agent(1)?;
+    wait(&scenario, &[node_port(&node4), external, restricted])?;
+    run(&scenario, "ip", &format!("address add {ADDED}/32 dev eth0"))?;
+    wait(&scenario, &[node_port(&node4), node_port(&added), external, restricted])?;
+    run(&scenario, "ip", &format!("address del {ADDED}/32 dev eth0"))?;
+    wait(&scenario, &[node_port(&node4), external, restricted])?;
+    wait_any_node(&scenario, &["0.0.0.0:30080", "[::]:30080"])?;
 
     publish(
-        &world,
+        &scenario,
         json!({
             "type": "ClusterIP", "externalIPs": [], "ports": [{ "name": "http", "port": 80 }],
         }),
     )?;
-    wait(&world, &[])?;
-    wait_any_node(&world, &[])?;
-    wait_column(&world, "source_ranges", &json!([]))?;
-    wait_column(&world, "frontends", &json!([format!("{}:80", cluster_ip(NUMBER).v4)]))
+    wait(&scenario, &[])?;
+    wait_any_node(&scenario, &[])?;
+    wait_column(&scenario, "source_ranges", &json!([]))?;
+    wait_column(&scenario, "frontends", &json!([format!("{}:80", cluster_ip(NUMBER).v4)]))
 }
 
 #[test]
 fn a_node_without_ports_for_others_flows_is_told_which_setting_to_change() -> Result<()> {
-    let mut world = World::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
-    world.take_agent(1)?.terminate()?;
-    run(&world, "sysctl", "-w net.ipv4.ip_local_port_range=1024\t65535")?;
-    world.start_agent(1)?;
-    world.agent(1)?.wait_log(&["net.ipv4.ip_local_port_range (now 1024 65535)"])
+    let mut scenario = Scenario::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
+    scenario.take_agent(1)?.terminate()?;
+    run(&scenario, "sysctl", "-w net.ipv4.ip_local_port_range=1024\t65535")?;
+    scenario.start_agent(1)?;
+    scenario.agent(1)?.wait_log(&["net.ipv4.ip_local_port_range (now 1024 65535)"])
 }

@@ -13,9 +13,9 @@ use lb_tests::harness::netns::actors::host::{Host, Serve};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::manifests::{Endpoint, Service};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{SMALL_MAPS, World};
+use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::{PATIENCE, eventually};
 use serde_json::json;
 
@@ -29,19 +29,24 @@ const PORT: u16 = 32_000;
 const TAKEN: u16 = 32_001;
 const OTHER: u16 = 32_002;
 
-fn set_up(own: &[&str]) -> Result<World> {
+fn set_up(own: &[&str]) -> Result<Scenario> {
     let builder = Cluster::builder().pod(1, "b").pod(1, "d").pod(2, "c");
-    World::start(builder, &[own, &SMALL_MAPS].concat())
+    Scenario::start(builder, &[own, &SMALL_MAPS].concat())
 }
 
 /// Writes the Service as a load balancer of local policy with a health check port.
-fn publish(world: &World, service: &Service, port: u16, endpoints: &[Endpoint]) -> Result<()> {
-    world.manifests.endpoints(service, endpoints)?;
+fn publish(
+    scenario: &Scenario,
+    service: &Service,
+    port: u16,
+    endpoints: &[Endpoint],
+) -> Result<()> {
+    scenario.manifests.endpoints(service, endpoints)?;
     let mut object = service.object();
     object["spec"]["type"] = json!("LoadBalancer");
     object["spec"]["externalTrafficPolicy"] = json!("Local");
     object["spec"]["healthCheckNodePort"] = json!(port);
-    world.manifests.write(&service.file(), &format!("{object:#}"))
+    scenario.manifests.write(&service.file(), &format!("{object:#}"))
 }
 
 /// What curl says of a URL: status line, headers and body, or nothing where nobody listens.
@@ -88,25 +93,32 @@ fn wait(from: &Host, to: SocketAddr, expected: Option<&str>) -> Result<()> {
 }
 
 /// Waits until the prober outside is told of so many endpoints on each node, in both families.
-fn check(world: &World, rows: &mut Rows, when: &str, port: u16, name: &str, expected: [usize; 2]) {
+fn check(
+    scenario: &Scenario,
+    expectations: &mut Expectations,
+    when: &str,
+    port: u16,
+    name: &str,
+    expected: [usize; 2],
+) {
     for (number, endpoints) in [1, 2].into_iter().zip(expected) {
-        let node = world.cluster.node(number);
+        let node = scenario.cluster.node(number);
         for family in Family::ALL {
             let expected = answer(name, endpoints);
-            let told = wait(world.cluster.outside(), node.at(family, port), Some(&expected));
-            rows.row(format!("{when}: node{number} {family:?}"), told);
+            let told = wait(scenario.cluster.outside(), node.at(family, port), Some(&expected));
+            expectations.check(format!("{when}: node{number} {family:?}"), told);
         }
     }
 }
 
 #[test]
 fn a_prober_is_told_of_ready_endpoints_on_each_node() -> Result<()> {
-    let world = set_up(&[])?;
-    let mut rows = Rows::default();
-    let service = world.service("web", NUMBER);
-    let only = |pods: &[&str]| world.endpoints(pods);
+    let scenario = set_up(&[])?;
+    let mut expectations = Expectations::default();
+    let service = scenario.service("web", NUMBER);
+    let only = |pods: &[&str]| scenario.endpoints(pods);
     let each = |pod: &str, change: fn(Endpoint) -> Endpoint| {
-        world.endpoints(&[pod]).into_iter().map(change).collect::<Vec<_>>()
+        scenario.endpoints(&[pod]).into_iter().map(change).collect::<Vec<_>>()
     };
     for (when, endpoints, expected) in [
         ("one pod", only(&["b"]), [1, 0]),
@@ -117,55 +129,55 @@ fn a_prober_is_told_of_ready_endpoints_on_each_node() -> Result<()> {
         ("not ready", [each("b", Endpoint::not_ready), only(&["c"])].concat(), [0, 1]),
         ("moved", only(&["c"]), [0, 1]),
     ] {
-        publish(&world, &service, PORT, &endpoints)?;
-        check(&world, &mut rows, when, PORT, "web", expected);
+        publish(&scenario, &service, PORT, &endpoints)?;
+        check(&scenario, &mut expectations, when, PORT, "web", expected);
     }
-    let node2 = world.cluster.node(2);
+    let node2 = scenario.cluster.node(2);
     for family in Family::ALL {
         let from_node = wait(&node2, node2.at(family, PORT), Some(&answer("web", 1)));
-        rows.row(format!("from the node itself, {family:?}"), from_node);
+        expectations.check(format!("from the node itself, {family:?}"), from_node);
     }
-    publish(&world, &service, OTHER, &only(&["b"]))?;
-    check(&world, &mut rows, "another port", OTHER, "web", [1, 0]);
-    let outside = world.cluster.outside();
-    let node1 = world.cluster.node(1);
+    publish(&scenario, &service, OTHER, &only(&["b"]))?;
+    check(&scenario, &mut expectations, "another port", OTHER, "web", [1, 0]);
+    let outside = scenario.cluster.outside();
+    let node1 = scenario.cluster.node(1);
     let old = wait(outside, node1.at(Family::V4, PORT), None);
-    rows.row("the port that it had is closed", old);
-    world.manifests.service(&service)?;
+    expectations.check("the port that it had is closed", old);
+    scenario.manifests.service(&service)?;
     for family in Family::ALL {
         let closed = wait(outside, node1.at(family, OTHER), None);
-        rows.row(format!("a Service that needs none any more, {family:?}"), closed);
+        expectations.check(format!("a Service that needs none any more, {family:?}"), closed);
     }
-    rows.finish()
+    expectations.finish()
 }
 
 #[test]
 fn a_port_that_is_taken_costs_no_other_service_anything() -> Result<()> {
-    let mut world = set_up(&[])?;
-    let mut rows = Rows::default();
-    let node1 = world.cluster.node(1);
-    let both = world.endpoints(&["b", "c"]);
-    publish(&world, &world.service("web", NUMBER), PORT, &both)?;
-    check(&world, &mut rows, "alone", PORT, "web", [1, 1]);
+    let mut scenario = set_up(&[])?;
+    let mut expectations = Expectations::default();
+    let node1 = scenario.cluster.node(1);
+    let both = scenario.endpoints(&["b", "c"]);
+    publish(&scenario, &scenario.service("web", NUMBER), PORT, &both)?;
+    check(&scenario, &mut expectations, "alone", PORT, "web", [1, 1]);
     let strange = node1.serve(&Serve::default().http(TAKEN))?;
-    let young = world.service("young", SECOND);
-    publish(&world, &young, TAKEN, &both)?;
+    let young = scenario.service("young", SECOND);
+    publish(&scenario, &young, TAKEN, &both)?;
     let cause = format!(
         "node node1 failed to start healthcheck \\\"default/young\\\" on port {TAKEN}: listen tcp4"
     );
     let reason = "FailedToStartServiceHealthcheck";
-    world.agent(1)?.wait_log(&[reason, &cause, "address already in use"])?;
-    check(&world, &mut rows, "beside one that failed", PORT, "web", [1, 1]);
+    scenario.agent(1)?.wait_log(&[reason, &cause, "address already in use"])?;
+    check(&scenario, &mut expectations, "beside one that failed", PORT, "web", [1, 1]);
     drop(strange);
-    check(&world, &mut rows, "the port is free again", TAKEN, "young", [1, 1]);
+    check(&scenario, &mut expectations, "the port is free again", TAKEN, "young", [1, 1]);
 
-    publish(&world, &young, PORT, &both)?;
+    publish(&scenario, &young, PORT, &both)?;
     let cause = "the port belongs to the Service default/web";
-    world.agent(1)?.wait_log(&[reason, "healthcheck \\\"default/young\\\"", cause])?;
-    check(&world, &mut rows, "asked for by two", PORT, "web", [1, 1]);
-    world.manifests.delete(&world.service("web", NUMBER))?;
-    check(&world, &mut rows, "left to the second", PORT, "young", [1, 1]);
-    rows.finish()
+    scenario.agent(1)?.wait_log(&[reason, "healthcheck \\\"default/young\\\"", cause])?;
+    check(&scenario, &mut expectations, "asked for by two", PORT, "web", [1, 1]);
+    scenario.manifests.delete(&scenario.service("web", NUMBER))?;
+    check(&scenario, &mut expectations, "left to the second", PORT, "young", [1, 1]);
+    expectations.finish()
 }
 
 /// Addresses of health check sockets of a node.
@@ -194,59 +206,60 @@ fn ip(node: &Node, arguments: &[&str]) -> Result<()> {
 #[test]
 fn servers_follow_the_addresses_of_node_ports() -> Result<()> {
     const ADDED: &str = "172.18.0.111";
-    let mut world = set_up(&["--nodeport-addresses", "172.18.0.0/16"])?;
-    let mut rows = Rows::default();
-    let node1 = world.cluster.node(1);
+    let mut scenario = set_up(&["--nodeport-addresses", "172.18.0.0/16"])?;
+    let mut expectations = Expectations::default();
+    let node1 = scenario.cluster.node(1);
     let outside_at = |address: &str| -> Result<SocketAddr> {
         Ok(SocketAddr::new(address.parse::<IpAddr>()?, PORT))
     };
-    publish(&world, &world.service("web", NUMBER), PORT, &world.endpoints(&["b"]))?;
+    publish(&scenario, &scenario.service("web", NUMBER), PORT, &scenario.endpoints(&["b"]))?;
     let own = node1.at(Family::V4, PORT);
     let expected = answer("web", 1);
-    let outside = world.cluster.outside();
+    let outside = scenario.cluster.outside();
     wait(outside, own, Some(&expected))?;
     let not_selected = wait(outside, node1.at(Family::V6, PORT), None);
-    rows.row("an address that is not selected", not_selected);
+    expectations.check("an address that is not selected", not_selected);
     ip(&node1, &["addr", "add", &format!("{ADDED}/16"), "dev", "eth0"])?;
     wait(outside, outside_at(ADDED)?, Some(&expected))?;
     ip(&node1, &["addr", "del", &format!("{ADDED}/16"), "dev", "eth0"])?;
-    rows.row("an address that went", wait_listening(&node1, PORT, ADDED, false));
-    rows.row("one that stayed", wait(outside, own, Some(&expected)));
+    expectations.check("an address that went", wait_listening(&node1, PORT, ADDED, false));
+    expectations.check("one that stayed", wait(outside, own, Some(&expected)));
 
-    world.take_agent(1)?.terminate()?;
-    world.set_arguments(&[&["--nodeport-addresses", "0.0.0.0/0,::/0"], &SMALL_MAPS[..]].concat());
-    world.start_agent(1)?;
-    let outside = world.cluster.outside();
+    scenario.take_agent(1)?.terminate()?;
+    scenario
+        .set_arguments(&[&["--nodeport-addresses", "0.0.0.0/0,::/0"], &SMALL_MAPS[..]].concat());
+    scenario.start_agent(1)?;
+    let outside = scenario.cluster.outside();
     for family in Family::ALL {
         let told = wait(outside, node1.at(family, PORT), Some(&expected));
-        rows.row(format!("all of {family:?}"), told);
+        expectations.check(format!("all of {family:?}"), told);
     }
     for whole in ["0.0.0.0", "[::]"] {
-        rows.row(whole, wait_listening(&node1, PORT, whole, true));
+        expectations.check(whole, wait_listening(&node1, PORT, whole, true));
     }
-    rows.finish()
+    expectations.finish()
 }
 
 #[test]
 fn there_are_more_servers_than_files_are_allowed_by_default() -> Result<()> {
     const SERVICES: u8 = 70;
     const FILES: u16 = 256;
-    let mut world = set_up(&[])?;
-    world.take_agent(1)?.terminate()?;
-    let endpoints = world.endpoints(&["b"]);
+    let mut scenario = set_up(&[])?;
+    scenario.take_agent(1)?.terminate()?;
+    let endpoints = scenario.endpoints(&["b"]);
     for number in 1..=SERVICES {
         let service = Service::new(&format!("web-{number}")).cluster_ips(cluster_ip(number));
-        publish(&world, &service.tcp(80, 8080), PORT + u16::from(number), &endpoints)?;
+        publish(&scenario, &service.tcp(80, 8080), PORT + u16::from(number), &endpoints)?;
     }
-    let script = world.manifests.path().join("limited.sh");
+    let script = scenario.manifests.path().join("limited.sh");
     let program = lb_agent()?;
     let program = program.get_program().to_string_lossy();
     fs::write(&script, format!("#!/bin/sh\nulimit -S -n {FILES}\nexec '{program}' \"$@\"\n"))?;
     fs::set_permissions(&script, Permissions::from_mode(0o755))?;
-    let options = Options::manifests(world.manifests.path()).program(&script);
-    let node1 = world.cluster.node(1);
+    let options = Options::manifests(scenario.manifests.path()).program(&script);
+    let node1 = scenario.cluster.node(1);
     let agent = Agent::start(&node1, &options.arguments(&SMALL_MAPS))?;
-    let outside = world.cluster.outside();
+    let outside = scenario.cluster.outside();
     for number in [1, SERVICES] {
         for family in Family::ALL {
             let told = answer(&format!("web-{number}"), 1);
@@ -259,10 +272,10 @@ fn there_are_more_servers_than_files_are_allowed_by_default() -> Result<()> {
 
 #[test]
 fn a_prober_that_lingers_does_not_hold_the_agent_up() -> Result<()> {
-    let mut world = set_up(&[])?;
-    publish(&world, &world.service("web", NUMBER), PORT, &world.endpoints(&["b"]))?;
-    let node1 = world.cluster.node(1);
-    let outside = world.cluster.outside();
+    let mut scenario = set_up(&[])?;
+    publish(&scenario, &scenario.service("web", NUMBER), PORT, &scenario.endpoints(&["b"]))?;
+    let node1 = scenario.cluster.node(1);
+    let outside = scenario.cluster.outside();
     wait(outside, node1.at(Family::V4, PORT), Some(&answer("web", 1)))?;
     let mut probers = Vec::new();
     for family in Family::ALL {
@@ -277,9 +290,9 @@ fn a_prober_that_lingers_does_not_hold_the_agent_up() -> Result<()> {
         }
     }
     let start = Instant::now();
-    let status = world.take_agent(1)?.terminate()?;
+    let status = scenario.take_agent(1)?.terminate()?;
     println!("ended {:?} after SIGTERM with {} probers", start.elapsed(), probers.len());
     ensure!(start.elapsed() < Duration::from_secs(10), "it ended late");
     ensure!(status.code() == Some(0), "{status}");
-    wait(world.cluster.outside(), node1.at(Family::V4, PORT), None)
+    wait(scenario.cluster.outside(), node1.at(Family::V4, PORT), None)
 }

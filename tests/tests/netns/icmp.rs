@@ -10,8 +10,8 @@ use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::host::{Host, Serve};
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cidr, cluster_ip};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -44,49 +44,49 @@ fn node_port(number: u8) -> u16 {
 /// How node 1 takes packets, as `--xdp` says it.
 const TAKEN: [&str; 3] = ["off", "native", "generic"];
 
-fn start() -> Result<World> {
+fn start() -> Result<Scenario> {
     start_with(Cluster::builder(), "off")
 }
 
 /// XDP on veths needs checksums that are finished.
-fn start_taken(xdp: &str) -> Result<World> {
+fn start_taken(xdp: &str) -> Result<Scenario> {
     let builder = Cluster::builder();
     start_with(if xdp == "off" { builder } else { builder.no_tx_checksum_offload() }, xdp)
 }
 
-fn start_with(builder: Builder, xdp: &str) -> Result<World> {
+fn start_with(builder: Builder, xdp: &str) -> Result<Scenario> {
     let builder = builder.pod(1, "a").pod(1, "b").pod(1, "closed1").pod(2, "c").pod(2, "closed2");
     let cluster = cidr::cluster();
     let arguments = ["--socket-lb", "off", "--cluster-cidr", &cluster, "--xdp", xdp];
-    let mut world = World::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
-    world.serve(&["b", "c"])?;
-    world.serve_these("c", &Serve::default().bulk(BULK))?;
-    let downloads = world.empty_service("downloads", DOWNLOADS).tcp(PORT, BULK);
-    world.publish(&downloads.exposed(DOWNLOADS), &world.endpoints(&["c"]))?;
+    let mut scenario = Scenario::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;
+    scenario.serve(&["b", "c"])?;
+    scenario.serve_these("c", &Serve::default().bulk(BULK))?;
+    let downloads = scenario.empty_service("downloads", DOWNLOADS).tcp(PORT, BULK);
+    scenario.publish(&downloads.exposed(DOWNLOADS), &scenario.endpoints(&["c"]))?;
     for (name, number, pod) in [
         ("near", NEAR, "b"),
         ("far", FAR, "c"),
         ("closed-near", CLOSED_NEAR, "closed1"),
         ("closed-far", CLOSED_FAR, "closed2"),
     ] {
-        let service = world.service(name, number);
+        let service = scenario.service(name, number);
         let service = service.node_port(node_port(number)).balancer(balancer_ip(number));
-        world.publish(&service, &world.endpoints(&[pod]))?;
+        scenario.publish(&service, &scenario.endpoints(&[pod]))?;
     }
-    world.cluster.fabric().route_external_to(1)?;
-    Ok(world)
+    scenario.cluster.fabric().route_external_to(1)?;
+    Ok(scenario)
 }
 
 /// Does `try_one` for every client and every front end that it has of these Services, in both
 /// families.
 fn try_all(
-    world: &World,
-    rows: &mut Rows,
+    scenario: &Scenario,
+    expectations: &mut Expectations,
     numbers: &[u8],
     try_one: impl Fn(&Host, SocketAddr) -> Result<()>,
 ) {
     let (pod, node, outside) =
-        (world.cluster.pod("a"), world.cluster.node(1), world.cluster.outside());
+        (scenario.cluster.pod("a"), scenario.cluster.node(1), scenario.cluster.outside());
     for family in Family::ALL {
         for &number in numbers {
             let inside: SocketAddr = (cluster_ip(number).get(family), PORT).into();
@@ -95,7 +95,7 @@ fn try_all(
             for (client, to) in
                 [(&**pod, inside), (&**node, inside), (outside, port), (outside, balancer)]
             {
-                rows.row(format!("{} -> {to}", client.name()), try_one(client, to));
+                expectations.check(format!("{} -> {to}", client.name()), try_one(client, to));
             }
         }
     }
@@ -103,27 +103,27 @@ fn try_all(
 
 #[test]
 fn a_datagram_to_a_closed_port_is_refused() -> Result<()> {
-    let world = start()?;
-    let mut rows = Rows::default();
-    try_all(&world, &mut rows, &[CLOSED_NEAR, CLOSED_FAR], |client, to| {
+    let scenario = start()?;
+    let mut expectations = Expectations::default();
+    try_all(&scenario, &mut expectations, &[CLOSED_NEAR, CLOSED_FAR], |client, to| {
         let answer = client.ask(Probe::udp(to).connected().timeout(SOON))?;
         ensure!(answer.error() == Some("ECONNREFUSED"), "{answer:?}");
         Ok(())
     });
-    rows.finish()
+    expectations.finish()
 }
 
 #[test]
 fn datagrams_in_fragments_come_and_go() -> Result<()> {
-    let world = start()?;
-    let mut rows = Rows::default();
+    let scenario = start()?;
+    let mut expectations = Expectations::default();
     let payload = "fragment".repeat(1000);
-    try_all(&world, &mut rows, &[NEAR, FAR], |client, to| {
+    try_all(&scenario, &mut expectations, &[NEAR, FAR], |client, to| {
         let answer = client.ask(Probe::udp(to).payload(&payload).timeout(SOON))?;
         ensure!(answer.reached().is_some(), "{answer:?}");
         Ok(())
     });
-    rows.finish()
+    expectations.finish()
 }
 
 /// Sends and receives more than a window over TCP.
@@ -135,10 +135,10 @@ fn transfer(client: &Host, to: SocketAddr) -> Result<()> {
 }
 
 /// Downloads through node 1 from a backend on node 2, in both families, and checks every byte.
-fn download(world: &World) -> Result<()> {
+fn download(scenario: &Scenario) -> Result<()> {
     for family in Family::ALL {
-        let to = world.cluster.node(1).at(family, node_port(DOWNLOADS));
-        let report = world.cluster.outside().download(to, 1, LENGTH)?.finish(DOWNLOADED)?;
+        let to = scenario.cluster.node(1).at(family, node_port(DOWNLOADS));
+        let report = scenario.cluster.outside().download(to, 1, LENGTH)?.finish(DOWNLOADED)?;
         println!("{to}: {report:?}");
         ensure!(report.ok == 1 && report.bytes == LENGTH, "{to}: {report:?}");
     }
@@ -146,8 +146,8 @@ fn download(world: &World) -> Result<()> {
 }
 
 /// How often a program of node 1 ended for this reason.
-fn counted(world: &mut World, hook: &str, reason: &str) -> Result<u64> {
-    let counters = world.agent(1)?.get("counters")?;
+fn counted(scenario: &mut Scenario, hook: &str, reason: &str) -> Result<u64> {
+    let counters = scenario.agent(1)?.get("counters")?;
     let row = counters
         .as_array()
         .into_iter()
@@ -160,37 +160,40 @@ fn counted(world: &mut World, hook: &str, reason: &str) -> Result<u64> {
 #[test]
 fn transfers_get_through_a_small_mtu_before_the_backend() -> Result<()> {
     for builder in [Cluster::builder(), Cluster::builder().no_tx_checksum_offload()] {
-        let mut world = start_with(builder, "off")?;
-        let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
+        let mut scenario = start_with(builder, "off")?;
+        let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
         for (family, pods) in Family::ALL.into_iter().zip(node2.pod_cidrs()) {
             let via = node2.ip(family);
             node1.netns().ip(&format!("route replace {pods} via {via} mtu lock {SMALL}"))?;
         }
-        let mut rows = Rows::default();
-        try_all(&world, &mut rows, &[FAR], transfer);
+        let mut expectations = Expectations::default();
+        try_all(&scenario, &mut expectations, &[FAR], transfer);
         for hook in ["from_device", "to_device"] {
-            rows.is_true(format!("too big at {hook}"), counted(&mut world, hook, "too_big")? > 0);
+            expectations.is_true(
+                format!("too big at {hook}"),
+                counted(&mut scenario, hook, "too_big")? > 0,
+            );
         }
-        rows.finish()?;
+        expectations.finish()?;
     }
     Ok(())
 }
 
 /// Transfers and downloads by clients, of which `narrow` lets only small packets through.
-fn check_narrow(narrow: impl Fn(&World, Family) -> Result<()>) -> Result<()> {
+fn check_narrow(narrow: impl Fn(&Scenario, Family) -> Result<()>) -> Result<()> {
     for xdp in TAKEN {
-        let mut world = start_taken(xdp)?;
+        let mut scenario = start_taken(xdp)?;
         for family in Family::ALL {
-            narrow(&world, family)?;
+            narrow(&scenario, family)?;
         }
-        download(&world).with_context(|| format!("--xdp {xdp}"))?;
+        download(&scenario).with_context(|| format!("--xdp {xdp}"))?;
         if xdp == "off" {
-            let mut rows = Rows::default();
-            try_all(&world, &mut rows, &[NEAR, FAR], transfer);
-            rows.finish()?;
+            let mut expectations = Expectations::default();
+            try_all(&scenario, &mut expectations, &[NEAR, FAR], transfer);
+            expectations.finish()?;
         } else {
             // tc has the replies where the way that XDP would have to remember is the narrow one.
-            let requests = counted(&mut world, "xdp_device", "request")?;
+            let requests = counted(&mut scenario, "xdp_device", "request")?;
             ensure!(requests > 0, "--xdp {xdp}: none by XDP");
         }
     }
@@ -199,20 +202,20 @@ fn check_narrow(narrow: impl Fn(&World, Family) -> Result<()>) -> Result<()> {
 
 #[test]
 fn transfers_get_through_a_small_mtu_before_the_client() -> Result<()> {
-    check_narrow(|world, family| {
-        let client = world.cluster.outside().ip(family);
+    check_narrow(|scenario, family| {
+        let client = scenario.cluster.outside().ip(family);
         let route = format!("route replace {client} dev outside mtu lock {SMALL}");
-        world.cluster.fabric().netns().ip(&route)
+        scenario.cluster.fabric().netns().ip(&route)
     })
 }
 
 #[test]
 fn transfers_get_through_a_small_mtu_after_the_node_that_answers() -> Result<()> {
-    check_narrow(|world, family| {
-        let client = world.cluster.outside().ip(family);
+    check_narrow(|scenario, family| {
+        let client = scenario.cluster.outside().ip(family);
         let via = lb_tests::harness::netns::topology::plan::NODE_GATEWAY.get(family);
         let route = format!("route replace {client} via {via} mtu lock {SMALL}");
-        world.cluster.node(1).netns().ip(&route)
+        scenario.cluster.node(1).netns().ip(&route)
     })
 }
 
@@ -261,27 +264,27 @@ fn end_of_hops(client: &Host, to: SocketAddr, hops: u8) -> Result<IpAddr> {
 
 #[test]
 fn a_client_is_told_where_its_hops_end() -> Result<()> {
-    let world = start()?;
-    let (node1, node2) = (world.cluster.node(1), world.cluster.node(2));
-    let mut rows = Rows::default();
+    let scenario = start()?;
+    let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
+    let mut expectations = Expectations::default();
     for family in Family::ALL {
         let inside: SocketAddr = (cluster_ip(FAR).get(family), PORT).into();
         let port = node1.at(family, node_port(FAR));
         let near = node1.at(family, node_port(NEAR));
-        let pod = world.cluster.pod("a");
+        let pod = scenario.cluster.pod("a");
         let cases: [(&Host, SocketAddr, u8, IpAddr); 5] = [
             (&pod, inside, 2, node2.ip(family)),
             (&node1, inside, 1, node2.ip(family)),
             // The node that forwards answers itself, and for who is behind it.
-            (world.cluster.outside(), port, 2, port.ip()),
-            (world.cluster.outside(), port, 3, port.ip()),
+            (scenario.cluster.outside(), port, 2, port.ip()),
+            (scenario.cluster.outside(), port, 3, port.ip()),
             // Its stack does, for the pod behind it.
-            (world.cluster.outside(), near, 2, near.ip()),
+            (scenario.cluster.outside(), near, 2, near.ip()),
         ];
         for (client, to, hops, reporter) in cases {
             let what = format!("{} -> {to} in {hops}", client.name());
             let found = end_of_hops(client, to, hops);
-            rows.row(
+            expectations.check(
                 what,
                 found.and_then(|found| {
                     ensure!(found == reporter, "told by {found}, not {reporter}");
@@ -291,7 +294,7 @@ fn a_client_is_told_where_its_hops_end() -> Result<()> {
         }
         // The first router of a pod: any address of its node.
         let found = end_of_hops(&pod, inside, 1);
-        rows.row(format!("{inside} in 1"), found.map(drop));
+        expectations.check(format!("{inside} in 1"), found.map(drop));
     }
-    rows.finish()
+    expectations.finish()
 }

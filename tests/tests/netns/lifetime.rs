@@ -10,9 +10,9 @@ use lb_tests::harness::netns::actors::client::Connection;
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::manifests::{Endpoint, Service};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::PATIENCE;
 
 /// How long an answer may take.
@@ -27,11 +27,12 @@ const STREAM: u8 = 2;
 const LATER: u8 = 3;
 const BRIEF: u8 = 4;
 
-fn set_up(mode: &str) -> Result<World> {
+fn set_up(mode: &str) -> Result<Scenario> {
     let builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(2, "c");
-    let mut world = World::start(builder, &[&["--socket-lb", mode][..], &SMALL_MAPS].concat())?;
-    world.serve(&["b", "c"])?;
-    Ok(world)
+    let mut scenario =
+        Scenario::start(builder, &[&["--socket-lb", mode][..], &SMALL_MAPS].concat())?;
+    scenario.serve(&["b", "c"])?;
+    Ok(scenario)
 }
 
 fn to(number: u8, family: Family) -> SocketAddr {
@@ -65,11 +66,11 @@ impl<'a> Held<'a> {
 
     /// All connections go on with their servers, and new ones find one of `servers`, all of
     /// them in turn, or are refused if there is none.
-    fn check(&self, rows: &mut Rows, when: &str, servers: &[&str]) -> Result<()> {
+    fn check(&self, expectations: &mut Expectations, when: &str, servers: &[&str]) -> Result<()> {
         for (label, server, connection) in &self.connections {
             let answer = connection.exchange(when, ANSWER)?;
             let goes_on = answer.name() == Some(server);
-            rows.is_true(format!("{when}: {label} lost {server}: {answer:?}"), goes_on);
+            expectations.is_true(format!("{when}: {label} lost {server}: {answer:?}"), goes_on);
         }
         let patience = if servers.is_empty() { SILENT } else { ANSWER };
         for client in &self.clients {
@@ -84,7 +85,7 @@ impl<'a> Held<'a> {
                     .map(ToString::to_string)
                     .collect();
                 let what = format!("{when}: new from {} {family:?}: {found:?}", client.name());
-                rows.is_true(what, found == wanted);
+                expectations.is_true(what, found == wanted);
             }
         }
         Ok(())
@@ -96,16 +97,16 @@ type Change = fn(Endpoint) -> Endpoint;
 /// When, what becomes of the endpoints then, and who serves new connections.
 type Step<'a> = (&'a str, &'a [(&'a str, Change)], &'a [&'a str]);
 
-fn changed(world: &World, pods: &[(&str, Change)]) -> Vec<Endpoint> {
+fn changed(scenario: &Scenario, pods: &[(&str, Change)]) -> Vec<Endpoint> {
     let of_pod = |(pod, change): &(&str, Change)| {
-        world.endpoints(&[pod]).into_iter().map(*change).collect::<Vec<_>>()
+        scenario.endpoints(&[pod]).into_iter().map(*change).collect::<Vec<_>>()
     };
     pods.iter().flat_map(of_pod).collect()
 }
 
 fn check_endpoints(
-    world: &World,
-    rows: &mut Rows,
+    scenario: &Scenario,
+    expectations: &mut Expectations,
     held: &Held<'_>,
     service: &Service,
 ) -> Result<()> {
@@ -123,41 +124,50 @@ fn check_endpoints(
         ("all removed", &[], &[]),
     ];
     for (when, endpoints, servers) in STEPS {
-        let endpoints = changed(world, endpoints);
-        world.publish(service, &endpoints).context(when)?;
-        held.check(rows, when, servers)?;
+        let endpoints = changed(scenario, endpoints);
+        scenario.publish(service, &endpoints).context(when)?;
+        held.check(expectations, when, servers)?;
     }
-    world.publish(service, &world.endpoints(&["b", "c"]))
+    scenario.publish(service, &scenario.endpoints(&["b", "c"]))
 }
 
-fn check_agents(world: &mut World, rows: &mut Rows, held: &Held<'_>) -> Result<()> {
+fn check_agents(
+    scenario: &mut Scenario,
+    expectations: &mut Expectations,
+    held: &Held<'_>,
+) -> Result<()> {
     for node in [1, 2] {
-        world.take_agent(node)?.kill9()?;
+        scenario.take_agent(node)?.kill9()?;
     }
-    held.check(rows, "agents killed", &["b", "c"])?;
+    held.check(expectations, "agents killed", &["b", "c"])?;
     for node in [1, 2] {
-        world.start_agent(node)?;
+        scenario.start_agent(node)?;
     }
-    held.check(rows, "agents started again", &["b", "c"])?;
+    held.check(expectations, "agents started again", &["b", "c"])?;
     for node in [1, 2] {
         let start = Instant::now();
-        let status = world.take_agent(node)?.terminate()?;
-        rows.is_true(format!("SIGTERM: {status}"), status.code() == Some(0));
+        let status = scenario.take_agent(node)?.terminate()?;
+        expectations.is_true(format!("SIGTERM: {status}"), status.code() == Some(0));
         eprintln!("ended {:?} after SIGTERM", start.elapsed());
     }
-    held.check(rows, "agents terminated", &["b", "c"])?;
+    held.check(expectations, "agents terminated", &["b", "c"])?;
     for node in [1, 2] {
-        world.start_agent(node)?;
+        scenario.start_agent(node)?;
     }
     Ok(())
 }
 
 /// Datagrams from one socket follow the endpoints.
-fn check_stream(world: &World, rows: &mut Rows, client: &Host, source_port: u16) -> Result<()> {
-    let service = world.service("stream", STREAM);
+fn check_stream(
+    scenario: &Scenario,
+    expectations: &mut Expectations,
+    client: &Host,
+    source_port: u16,
+) -> Result<()> {
+    let service = scenario.service("stream", STREAM);
     for family in Family::ALL {
         let what = |case: &str| format!("stream of {} {family:?}: {case}", client.name());
-        world.publish(&service, &world.endpoints(&["b", "c"]))?;
+        scenario.publish(&service, &scenario.endpoints(&["b", "c"]))?;
         let probe = Probe::udp(to(STREAM, family)).source_port(source_port).connected();
         let stream = client.open(probe)?;
         let name = |case: &str| -> Result<String> {
@@ -165,45 +175,50 @@ fn check_stream(world: &World, rows: &mut Rows, client: &Host, source_port: u16)
         };
         let first = name("first")?;
         let all_first = (0..10).all(|_| name("again").is_ok_and(|again| again == first));
-        rows.is_true(what("it does not keep its backend"), all_first && first != "nobody");
+        expectations.is_true(what("it does not keep its backend"), all_first && first != "nobody");
         let other = if first == "b" { "c" } else { "b" };
-        let keep = changed(world, &[(&first, Endpoint::terminating), (other, |ready| ready)]);
-        world.publish(&service, &keep)?;
+        let keep = changed(scenario, &[(&first, Endpoint::terminating), (other, |ready| ready)]);
+        scenario.publish(&service, &keep)?;
         let drained = name("terminating")?;
-        rows.is_true(what(&format!("{first} terminating: {drained}")), drained == first);
-        world.publish(&service, &world.endpoints(&[other]))?;
+        expectations.is_true(what(&format!("{first} terminating: {drained}")), drained == first);
+        scenario.publish(&service, &scenario.endpoints(&[other]))?;
         let second = name("second")?;
-        rows.is_true(what(&format!("{first} removed: {second}")), second == other);
-        world.publish(&service, &[])?;
+        expectations.is_true(what(&format!("{first} removed: {second}")), second == other);
+        scenario.publish(&service, &[])?;
         let third = name("third")?;
-        rows.is_true(what(&format!("none left: {third}")), third == other);
-        world.publish(&service, &world.endpoints(&[&first]))?;
+        expectations.is_true(what(&format!("none left: {third}")), third == other);
+        scenario.publish(&service, &scenario.endpoints(&[&first]))?;
         let fourth = name("fourth")?;
-        rows.is_true(what(&format!("{first} came back: {fourth}")), fourth == first);
+        expectations.is_true(what(&format!("{first} came back: {fourth}")), fourth == first);
     }
     Ok(())
 }
 
 /// A Service takes over the datagrams that were sent to its address before it was there.
-fn check_takeover(world: &World, rows: &mut Rows, client: &Host, source_port: u16) -> Result<()> {
-    let service = world.service("later", LATER);
+fn check_takeover(
+    scenario: &Scenario,
+    expectations: &mut Expectations,
+    client: &Host,
+    source_port: u16,
+) -> Result<()> {
+    let service = scenario.service("later", LATER);
     for family in Family::ALL {
         let probe = Probe::udp(to(LATER, family)).source_port(source_port).timeout(SILENT);
         let stream = client.open(probe)?;
         for _ in 0..3 {
             let answer = stream.exchange("too early", SILENT)?;
             let is_nobody = answer.name().is_none();
-            rows.is_true(format!("before it was there: {answer:?}"), is_nobody);
+            expectations.is_true(format!("before it was there: {answer:?}"), is_nobody);
         }
-        world.publish(&service, &[])?;
+        scenario.publish(&service, &[])?;
         let refused = stream.exchange("no endpoint", SILENT)?;
-        rows.is_true(format!("without endpoints: {refused:?}"), refused.name().is_none());
-        world.publish(&service, &world.endpoints(&["b"]))?;
+        expectations.is_true(format!("without endpoints: {refused:?}"), refused.name().is_none());
+        scenario.publish(&service, &scenario.endpoints(&["b"]))?;
         // What was queued on the socket as an error is told first.
         let answers = [stream.exchange("late", ANSWER)?, stream.exchange("now", ANSWER)?];
         let what = format!("{} {family:?} not taken over: {answers:?}", client.name());
-        rows.is_true(what, answers[1].name() == Some("b"));
-        world.delete(&service)?;
+        expectations.is_true(what, answers[1].name() == Some("b"));
+        scenario.delete(&service)?;
     }
     Ok(())
 }
@@ -238,47 +253,52 @@ fn median(mut figures: Vec<Duration>) -> Duration {
     figures[figures.len() / 2]
 }
 
-fn check_ends(world: &World, rows: &mut Rows, mode: &str, client: &Host) -> Result<()> {
+fn check_ends(
+    scenario: &Scenario,
+    expectations: &mut Expectations,
+    mode: &str,
+    client: &Host,
+) -> Result<()> {
     const ROUNDS: usize = 7;
-    let service = world.service("brief", BRIEF);
+    let service = scenario.service("brief", BRIEF);
     let address = to(BRIEF, Family::V4);
     let (mut removals, mut deletions) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        world.publish(&service, &world.endpoints(&["b", "c"]))?;
-        let remove = || world.manifests.endpoints(&service, &world.endpoints(&["c"]));
+        scenario.publish(&service, &scenario.endpoints(&["b", "c"]))?;
+        let remove = || scenario.manifests.endpoints(&service, &scenario.endpoints(&["c"]));
         removals.push(last_reached(client, address, remove, |name| name == Some("b"))?);
-        let delete = || world.manifests.delete(&service);
+        let delete = || scenario.manifests.delete(&service);
         deletions.push(last_reached(client, address, delete, |name| name.is_some())?);
-        world.wait_gone(&service)?;
+        scenario.wait_gone(&service)?;
     }
     let who = format!("--socket-lb {mode}, {}", client.name());
     for (what, figures) in [("removed endpoint", removals), ("deleted Service", deletions)] {
         let (worst, median) = (figures.iter().max().copied().unwrap_or_default(), median(figures));
         println!("{who}: last new connection to a {what}: median {median:?}, worst {worst:?}");
-        rows.is_true(format!("{who}: {what}: {median:?}"), median < SEEN);
+        expectations.is_true(format!("{who}: {what}: {median:?}"), median < SEEN);
     }
     Ok(())
 }
 
 fn check_lifetimes(mode: &str) -> Result<()> {
-    let mut world = set_up(mode)?;
-    let mut rows = Rows::default();
-    let (a, node1) = (world.cluster.pod("a"), world.cluster.node(1));
+    let mut scenario = set_up(mode)?;
+    let mut expectations = Expectations::default();
+    let (a, node1) = (scenario.cluster.pod("a"), scenario.cluster.node(1));
     let clients: [&Host; 2] = [&a, &node1];
-    let service = world.service("lasting", SERVICE);
-    world.publish(&service, &world.endpoints(&["b", "c"]))?;
+    let service = scenario.service("lasting", SERVICE);
+    scenario.publish(&service, &scenario.endpoints(&["b", "c"]))?;
     let held = Held::open(&clients)?;
-    check_endpoints(&world, &mut rows, &held, &service)?;
-    check_agents(&mut world, &mut rows, &held)?;
+    check_endpoints(&scenario, &mut expectations, &held, &service)?;
+    check_agents(&mut scenario, &mut expectations, &held)?;
     for (client, port) in clients.into_iter().zip([40_001, 40_011]) {
-        check_stream(&world, &mut rows, client, port)?;
-        check_takeover(&world, &mut rows, client, port + 1)?;
+        check_stream(&scenario, &mut expectations, client, port)?;
+        check_takeover(&scenario, &mut expectations, client, port + 1)?;
     }
-    world.delete(&service)?;
-    held.check(&mut rows, "Service deleted", &[])?;
-    let leaked = world.cluster.fabric().service_packets()?;
-    rows.is_true(format!("{leaked} packets to ClusterIPs left a node"), leaked == 0);
-    rows.finish()
+    scenario.delete(&service)?;
+    held.check(&mut expectations, "Service deleted", &[])?;
+    let leaked = scenario.cluster.fabric().service_packets()?;
+    expectations.is_true(format!("{leaked} packets to ClusterIPs left a node"), leaked == 0);
+    expectations.finish()
 }
 
 #[test]
@@ -293,13 +313,13 @@ fn connections_live_through_changes() -> Result<()> {
 
 /// The last new connection to what is gone, in time.
 fn check_last_connections(mode: &str) -> Result<()> {
-    let world = set_up(mode)?;
-    let mut rows = Rows::default();
-    let (a, node1) = (world.cluster.pod("a"), world.cluster.node(1));
+    let scenario = set_up(mode)?;
+    let mut expectations = Expectations::default();
+    let (a, node1) = (scenario.cluster.pod("a"), scenario.cluster.node(1));
     for client in [&**a, &**node1] {
-        check_ends(&world, &mut rows, mode, client)?;
+        check_ends(&scenario, &mut expectations, mode, client)?;
     }
-    rows.finish()
+    expectations.finish()
 }
 
 #[test]

@@ -12,18 +12,18 @@ use lb_tests::harness::netns::topology::cgroup::mount_point;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::manifests::Endpoint;
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World, backends_of};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET, backends_of};
 use lb_tests::harness::wait::PATIENCE;
 use nix::mount::{MntFlags, umount2};
 use serde_json::{Value, json};
 
-fn set_up(own: &[&str]) -> Result<World> {
+fn set_up(own: &[&str]) -> Result<Scenario> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b");
-    let mut world = World::start(builder, own)?;
-    world.serve(&["b"])?;
-    Ok(world)
+    let mut scenario = Scenario::start(builder, own)?;
+    scenario.serve(&["b"])?;
+    Ok(scenario)
 }
 
 /// Polls until a condition is met.
@@ -38,20 +38,20 @@ fn is_eventually(mut is_met: impl FnMut() -> Result<bool>) -> Result<bool> {
     Ok(false)
 }
 
-fn ask(world: &World, number: u8, port: u16, family: Family) -> Result<Option<String>> {
+fn ask(scenario: &Scenario, number: u8, port: u16, family: Family) -> Result<Option<String>> {
     let to = (cluster_ip(number).get(family), port).into();
     let probe = Probe::tcp(to).timeout(Duration::from_millis(100));
-    Ok(world.cluster.pod("a").ask(probe)?.name().map(str::to_owned))
+    Ok(scenario.cluster.pod("a").ask(probe)?.name().map(str::to_owned))
 }
 
 /// Every kind of access to the Service of this number is answered, or none is.
-fn answered(world: &World, number: u8) -> Result<Vec<bool>> {
+fn answered(scenario: &Scenario, number: u8) -> Result<Vec<bool>> {
     let mut answered = Vec::new();
     for family in Family::ALL {
         for transport in [Transport::Tcp, Transport::Udp] {
             let to = (cluster_ip(number).get(family), PORT).into();
             let probe = Probe::new(transport, to);
-            answered.push(world.cluster.pod("a").ask(probe)?.name().is_some());
+            answered.push(scenario.cluster.pod("a").ask(probe)?.name().is_some());
         }
     }
     Ok(answered)
@@ -74,7 +74,11 @@ fn is_sentence(said: &str, words: &[&str]) -> bool {
         && !["panicked", "Os {", "backtrace"].iter().any(|word| said.contains(word))
 }
 
-fn check_no_privileges(rows: &mut Rows, node: &Node, manifests: &str) -> Result<()> {
+fn check_no_privileges(
+    expectations: &mut Expectations,
+    node: &Node,
+    manifests: &str,
+) -> Result<()> {
     let directory = tempfile::tempdir()?;
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
     // Where nobody may execute it.
@@ -90,7 +94,8 @@ fn check_no_privileges(rows: &mut Rows, node: &Node, manifests: &str) -> Result<
         let (status, said) = run(node, command, &arguments)?;
         let is_told = ["CAP_BPF", "Permission denied"].iter().any(|word| said.contains(word));
         let is_told = is_told && is_sentence(&said, &[bpf_dir]) | said.contains("(root)");
-        rows.is_true(format!("nobody, {bpf_dir}: {status:?} {said}"), status == Some(1) && is_told);
+        expectations
+            .is_true(format!("nobody, {bpf_dir}: {status:?} {said}"), status == Some(1) && is_told);
     }
     Ok(())
 }
@@ -99,11 +104,11 @@ fn check_no_privileges(rows: &mut Rows, node: &Node, manifests: &str) -> Result<
 fn a_bad_start_ends_with_a_sentence() -> Result<()> {
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
-    let mut rows = Rows::default();
+    let mut expectations = Expectations::default();
     let directory = tempfile::tempdir()?;
     let manifests = directory.path().to_string_lossy().into_owned();
     let pins = node.bpf_dir().to_string_lossy().into_owned();
-    check_no_privileges(&mut rows, &node, &manifests)?;
+    check_no_privileges(&mut expectations, &node, &manifests)?;
     for arguments in [
         &["run", "--max-services", "many"][..],
         &["run", "--max-slots", "0"],
@@ -116,7 +121,8 @@ fn a_bad_start_ends_with_a_sentence() -> Result<()> {
     ] {
         let (status, said) = run(&node, lb_agent()?, arguments)?;
         let is_told = said.contains("Usage") || said.contains("--help");
-        rows.is_true(format!("{arguments:?}: {status:?} {said}"), status == Some(2) && is_told);
+        expectations
+            .is_true(format!("{arguments:?}: {status:?} {said}"), status == Some(2) && is_told);
     }
     let missing = directory.path().join("missing").to_string_lossy().into_owned();
     let broken = directory.path().join("broken").to_string_lossy().into_owned();
@@ -138,11 +144,11 @@ fn a_bad_start_ends_with_a_sentence() -> Result<()> {
         let own = [&all, own].concat();
         let (status, said) = run(&node, lb_agent()?, &own)?;
         let is_told = is_sentence(&said, words);
-        rows.is_true(format!("{own:?}: {status:?} {said}"), status == Some(1) && is_told);
+        expectations.is_true(format!("{own:?}: {status:?} {said}"), status == Some(1) && is_told);
         // Some of them have loaded programs before they fail.
         cleanup(&node)?;
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// Where the agent mounted a bpffs; unmounts it.
@@ -156,11 +162,11 @@ impl Drop for Mounted<'_> {
 
 #[test]
 fn mounts_that_are_not_there_are_made_or_done_without() -> Result<()> {
-    let mut world = set_up(&SMALL_MAPS)?;
-    let mut rows = Rows::default();
-    world.publish(&world.service("here", 1), &world.endpoints(&["b"]))?;
-    world.take_agent(1)?.terminate()?;
-    let node = world.cluster.node(1);
+    let mut scenario = set_up(&SMALL_MAPS)?;
+    let mut expectations = Expectations::default();
+    scenario.publish(&scenario.service("here", 1), &scenario.endpoints(&["b"]))?;
+    scenario.take_agent(1)?.terminate()?;
+    let node = scenario.cluster.node(1);
     cleanup(&node)?;
 
     // No bpffs at --bpf-dir.
@@ -169,14 +175,14 @@ fn mounts_that_are_not_there_are_made_or_done_without() -> Result<()> {
     let guard = Mounted(&pins);
     let mut command = lb_agent()?;
     command.args(["run", "--hostname-override", "node1", "--manifests"]);
-    command.arg(world.manifests.path()).arg("--cgroup").arg(node.cgroup_tree().path());
+    command.arg(scenario.manifests.path()).arg("--cgroup").arg(node.cgroup_tree().path());
     command.args(SMALL_MAPS).arg("--bpf-dir").arg(&pins);
     let mut agent = node.spawn_agent("elsewhere", command)?;
-    let served = is_eventually(|| Ok(ask(&world, 1, PORT, Family::V4)?.is_some()))?;
-    rows.is_true(format!("not served with a new bpffs: {}", agent.tail()), served);
+    let served = is_eventually(|| Ok(ask(&scenario, 1, PORT, Family::V4)?.is_some()))?;
+    expectations.is_true(format!("not served with a new bpffs: {}", agent.tail()), served);
     let said = agent.stderr();
     let is_told = said.lines().any(|line| line.contains("mounted") && line.contains("bpffs"));
-    rows.is_true(format!("a mount is not told: {said}"), is_told);
+    expectations.is_true(format!("a mount is not told: {said}"), is_told);
     agent.kill()?;
     let mut command = lb_agent()?;
     command.args(["cleanup", "--bpf-dir"]).arg(&pins);
@@ -189,85 +195,91 @@ fn mounts_that_are_not_there_are_made_or_done_without() -> Result<()> {
     command.args(["--mount", "sh", "-c", script]).arg(mount_point()?);
     command.arg(lb_agent()?.get_program());
     command.args(["run", "--hostname-override", "node1", "--manifests"]);
-    command.arg(world.manifests.path()).arg("--bpf-dir").arg(node.bpf_dir()).args(SMALL_MAPS);
+    command.arg(scenario.manifests.path()).arg("--bpf-dir").arg(node.bpf_dir()).args(SMALL_MAPS);
     let agent = node.spawn_agent("no-cgroup", command)?;
-    let served = is_eventually(|| Ok(ask(&world, 1, PORT, Family::V4)?.is_some()))?;
-    rows.is_true(format!("not served without cgroup2: {}", agent.tail()), served);
+    let served = is_eventually(|| Ok(ask(&scenario, 1, PORT, Family::V4)?.is_some()))?;
+    expectations.is_true(format!("not served without cgroup2: {}", agent.tail()), served);
     let said = agent.stderr();
     let is_told = |line: &str| line.contains("WARN") && line.contains("cgroup2");
-    rows.is_true(format!("no warning: {said}"), said.lines().any(is_told));
+    expectations.is_true(format!("no warning: {said}"), said.lines().any(is_told));
     let flows = agent::get(&node, "flows")?;
     let is_packets = flows.as_array().is_some_and(|flows| !flows.is_empty());
-    rows.is_true(format!("not by packets: {flows}"), is_packets);
-    rows.finish()
+    expectations.is_true(format!("not by packets: {flows}"), is_packets);
+    expectations.finish()
 }
 
 /// Publishes Services until one does not fit; returns its number.
-fn fill(world: &mut World, flag: &str) -> Result<u8> {
+fn fill(scenario: &mut Scenario, flag: &str) -> Result<u8> {
     for number in 1..=60 {
-        let service = world.service(&format!("s{number}"), number);
-        world.manifests.publish(&service, &world.endpoints(&["b"]))?;
+        let service = scenario.service(&format!("s{number}"), number);
+        scenario.manifests.publish(&service, &scenario.endpoints(&["b"]))?;
         let name = service.name();
         let mut is_full = false;
         let decided = is_eventually(|| {
-            let agent = world.agent(1)?;
+            let agent = scenario.agent(1)?;
             let log = agent.process().stderr();
             is_full = log.lines().any(|line| {
                 line.contains(&name) && line.contains(flag) && line.contains("is full")
             });
-            Ok(is_full || backends_of(world.agent(1)?, &service)? == Some(4))
+            Ok(is_full || backends_of(scenario.agent(1)?, &service)? == Some(4))
         })?;
         ensure!(
             decided,
             "{name} is neither there nor refused: {}",
-            world.agent(1)?.process().tail()
+            scenario.agent(1)?.process().tail()
         );
         if is_full {
             return Ok(number);
         }
     }
-    anyhow::bail!("all 60 Services fit: {}", world.agent(1)?.process().tail())
+    anyhow::bail!("all 60 Services fit: {}", scenario.agent(1)?.process().tail())
 }
 
-fn check_full(world: &mut World, rows: &mut Rows, flag: &str, map: &str) -> Result<()> {
-    let last = fill(world, flag)?;
+fn check_full(
+    scenario: &mut Scenario,
+    expectations: &mut Expectations,
+    flag: &str,
+    map: &str,
+) -> Result<()> {
+    let last = fill(scenario, flag)?;
     println!("{flag}: Service number {last} does not fit");
     ensure!(last > 2, "not even two Services fit");
-    let log = world.agent(1)?.process().stderr();
+    let log = scenario.agent(1)?.process().stderr();
     let is_told = log.lines().any(|line| line.contains(map) && line.contains(flag));
-    rows.is_true(format!("{flag}: no word of {map}: {log}"), is_told);
+    expectations.is_true(format!("{flag}: no word of {map}: {log}"), is_told);
     for number in 1..last {
-        let all = answered(world, number)?;
-        rows.is_true(format!("{flag}: number {number}: {all:?}"), all.iter().all(|one| *one));
+        let all = answered(scenario, number)?;
+        expectations
+            .is_true(format!("{flag}: number {number}: {all:?}"), all.iter().all(|one| *one));
     }
-    let none = answered(world, last)?;
-    rows.is_true(format!("{flag}: half a Service: {none:?}"), none.iter().all(|one| !one));
-    let (status, body) = world.agent(1)?.http(10256, "/livez")?;
-    rows.is_true(format!("{flag}: /livez {status} {body}"), status == 503);
+    let none = answered(scenario, last)?;
+    expectations.is_true(format!("{flag}: half a Service: {none:?}"), none.iter().all(|one| !one));
+    let (status, body) = scenario.agent(1)?.http(10256, "/livez")?;
+    expectations.is_true(format!("{flag}: /livez {status} {body}"), status == 503);
     // A Service that grows beyond the map stays as it was.
-    let first = world.service("s1", 1);
+    let first = scenario.service("s1", 1);
     let many: Vec<_> = (1..=200u8).map(|host| Endpoint::at([10, 244, 200, host])).collect();
     if flag != "--max-services" {
-        let all = [world.endpoints(&["b"]), many].concat();
-        world.manifests.endpoints(&first, &all)?;
+        let all = [scenario.endpoints(&["b"]), many].concat();
+        scenario.manifests.endpoints(&first, &all)?;
         let is_told = is_eventually(|| {
-            let log = world.agent(1)?.process().stderr();
+            let log = scenario.agent(1)?.process().stderr();
             Ok(log.lines().any(|line| {
                 line.contains("default/s1 ") && line.contains(flag)
                     || line.contains("default/s1\"") && line.contains(flag)
             }))
         })?;
-        rows.is_true(format!("{flag}: growing is not refused"), is_told);
-        let all = answered(world, 1)?;
-        rows.is_true(format!("{flag}: grown: {all:?}"), all.iter().all(|one| *one));
+        expectations.is_true(format!("{flag}: growing is not refused"), is_told);
+        let all = answered(scenario, 1)?;
+        expectations.is_true(format!("{flag}: grown: {all:?}"), all.iter().all(|one| *one));
     }
-    world.delete(&first)?;
-    let comes_in = is_eventually(|| Ok(answered(world, last)?.iter().all(|one| *one)))?;
-    rows.is_true(format!("{flag}: it does not come in when there is room"), comes_in);
-    let healthy = is_eventually(|| Ok(world.agent(1)?.http(10256, "/livez")?.0 == 200))?;
-    rows.is_true(format!("{flag}: still unhealthy"), healthy);
+    scenario.delete(&first)?;
+    let comes_in = is_eventually(|| Ok(answered(scenario, last)?.iter().all(|one| *one)))?;
+    expectations.is_true(format!("{flag}: it does not come in when there is room"), comes_in);
+    let healthy = is_eventually(|| Ok(scenario.agent(1)?.http(10256, "/livez")?.0 == 200))?;
+    expectations.is_true(format!("{flag}: still unhealthy"), healthy);
     for number in 2..=last {
-        world.manifests.delete(&world.service(&format!("s{number}"), number))?;
+        scenario.manifests.delete(&scenario.service(&format!("s{number}"), number))?;
     }
     Ok(())
 }
@@ -279,18 +291,18 @@ fn what_does_not_fit_is_told_and_the_rest_goes_on() -> Result<()> {
         ("--max-backends", "BACKENDS", &["--max-backends", "10"]),
         ("--max-slots", "SLOTS", &["--max-slots", "24"]),
     ];
-    let mut world = set_up(&[&["--socket-lb", "off"], cases[0].2].concat())?;
-    let mut rows = Rows::default();
+    let mut scenario = set_up(&[&["--socket-lb", "off"], cases[0].2].concat())?;
+    let mut expectations = Expectations::default();
     for (index, (flag, map, own)) in cases.into_iter().enumerate() {
         if index > 0 {
-            world.take_agent(1)?.terminate()?;
-            cleanup(&world.cluster.node(1))?;
-            world.set_arguments(&[&["--socket-lb", "off"], own].concat());
-            world.start_agent(1)?;
+            scenario.take_agent(1)?.terminate()?;
+            cleanup(&scenario.cluster.node(1))?;
+            scenario.set_arguments(&[&["--socket-lb", "off"], own].concat());
+            scenario.start_agent(1)?;
         }
-        check_full(&mut world, &mut rows, flag, map).context(flag)?;
+        check_full(&mut scenario, &mut expectations, flag, map).context(flag)?;
     }
-    rows.finish()
+    expectations.finish()
 }
 
 fn service(name: &str, number: u8, ports: Value) -> Value {
@@ -319,8 +331,8 @@ fn port(name: &str, protocol: &str, number: u16) -> Value {
 }
 
 struct Objects<'a> {
-    world: &'a mut World,
-    rows: Rows,
+    scenario: &'a mut Scenario,
+    expectations: Expectations,
     b: String,
 }
 
@@ -329,39 +341,40 @@ impl Objects<'_> {
         for object in objects {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             let kind = object["kind"].as_str().unwrap_or_default();
-            self.world.manifests.write(&format!("{kind}-{name}.json"), &object.to_string())?;
+            self.scenario.manifests.write(&format!("{kind}-{name}.json"), &object.to_string())?;
         }
         Ok(())
     }
 
     /// The port of a ClusterIP is served by `b`, soon.
     fn is_served(&mut self, what: &str, number: u8, port: u16) -> Result<()> {
-        let world = &*self.world;
-        let served = is_eventually(|| Ok(ask(world, number, port, Family::V4)?.is_some()))?;
-        self.rows.is_true(format!("{what}: port {port} is not served"), served);
+        let scenario = &*self.scenario;
+        let served = is_eventually(|| Ok(ask(scenario, number, port, Family::V4)?.is_some()))?;
+        self.expectations.is_true(format!("{what}: port {port} is not served"), served);
         Ok(())
     }
 
     fn is_not_served(&mut self, what: &str, number: u8, port: u16) -> Result<()> {
-        let found = ask(self.world, number, port, Family::V4)?;
-        self.rows.is_true(format!("{what}: port {port} is served by {found:?}"), found.is_none());
+        let found = ask(self.scenario, number, port, Family::V4)?;
+        self.expectations
+            .is_true(format!("{what}: port {port} is served by {found:?}"), found.is_none());
         Ok(())
     }
 
     /// The log has a line with all of these words.
     fn is_logged(&mut self, what: &str, words: &[&str]) -> Result<()> {
-        let agent: &mut Agent = self.world.agent(1)?;
+        let agent: &mut Agent = self.scenario.agent(1)?;
         let found = is_eventually(|| {
             let log = agent.process().stderr();
             Ok(log.lines().any(|line| words.iter().all(|word| line.contains(word))))
         })?;
         let tail = if found { String::new() } else { agent.process().tail() };
-        self.rows.is_true(format!("{what}: no line with {words:?}:\n{tail}"), found);
+        self.expectations.is_true(format!("{what}: no line with {words:?}:\n{tail}"), found);
         Ok(())
     }
 
     fn backends(&mut self, what: &str, name: &str, wanted: u64) -> Result<()> {
-        let agent: &mut Agent = self.world.agent(1)?;
+        let agent: &mut Agent = self.scenario.agent(1)?;
         let mut found = None;
         let name = format!("default/{name}");
         let is_met = is_eventually(|| {
@@ -372,7 +385,7 @@ impl Objects<'_> {
             found = row.and_then(|row| row["cluster_backends"].as_u64());
             Ok(found == Some(wanted))
         })?;
-        self.rows.is_true(format!("{what}: {found:?} backends, not {wanted}"), is_met);
+        self.expectations.is_true(format!("{what}: {found:?} backends, not {wanted}"), is_met);
         Ok(())
     }
 }
@@ -441,28 +454,28 @@ fn check_files(objects: &mut Objects<'_>) -> Result<()> {
              clusterIP: {ip}\n  clusterIPs: [{ip}]\n  ports:\n  - name: web\n    port: {port}\n"
         )
     };
-    let manifests = |text: &str| objects.world.manifests.write("text.yaml", text);
+    let manifests = |text: &str| objects.scenario.manifests.write("text.yaml", text);
     manifests(&text("80"))?;
     objects.is_served("good file", 19, 80)?;
-    objects.world.manifests.write("text.yaml", &text("eighty"))?;
+    objects.scenario.manifests.write("text.yaml", &text("eighty"))?;
     objects.is_logged("wrong type", &["WARN", "text.yaml", "11", "port"])?;
     objects.is_served("what the file held before", 19, 80)?;
-    objects.world.manifests.write("text.yaml", "apiVersion: v1\n  kind: [\n")?;
+    objects.scenario.manifests.write("text.yaml", "apiVersion: v1\n  kind: [\n")?;
     objects.is_logged("no YAML", &["WARN", "text.yaml"])?;
     objects.is_served("what the file held before", 19, 80)?;
     objects.is_served("a good file beside it", 15, 80)?;
-    objects.world.manifests.write("text.yaml", &text("83"))?;
+    objects.scenario.manifests.write("text.yaml", &text("83"))?;
     objects.is_served("repaired file", 19, 83)?;
     objects.is_not_served("repaired file", 19, 80)
 }
 
 #[test]
 fn bad_objects_are_told_and_the_others_served() -> Result<()> {
-    let mut world = set_up(&[&["--socket-lb", "off"], &SMALL_MAPS[..]].concat())?;
-    let b = world.cluster.pod("b").ip(Family::V4).to_string();
-    let mut objects = Objects { world: &mut world, rows: Rows::default(), b };
+    let mut scenario = set_up(&[&["--socket-lb", "off"], &SMALL_MAPS[..]].concat())?;
+    let b = scenario.cluster.pod("b").ip(Family::V4).to_string();
+    let mut objects = Objects { scenario: &mut scenario, expectations: Expectations::default(), b };
     check_ports(&mut objects)?;
     check_slices(&mut objects)?;
     check_files(&mut objects)?;
-    objects.rows.finish()
+    objects.expectations.finish()
 }

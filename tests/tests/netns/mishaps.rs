@@ -11,8 +11,8 @@ use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::plan::{Family, cidr, node_port};
 use lb_tests::harness::netns::traffic::foreign::{Foreign, Hook};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{SMALL_MAPS, TARGET, World};
+use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario, TARGET};
 use lb_tests::harness::wait::{PATIENCE, eventually};
 
 const ANSWER: Duration = Duration::from_millis(500);
@@ -25,29 +25,29 @@ fn pods() -> Builder {
     Cluster::builder().pod(1, "b").pod(2, "c")
 }
 
-fn start(builder: Builder, more: &[&str]) -> Result<World> {
+fn start(builder: Builder, more: &[&str]) -> Result<Scenario> {
     let cidr = cidr::cluster();
     let fixed = ["--socket-lb", "off", "--cluster-cidr", &cidr];
-    let mut world = World::start(builder, &[&fixed[..], more, &SMALL_MAPS].concat())?;
-    world.serve(&["b", "c"])?;
-    world.publish(&world.exposed("near", NEAR), &world.endpoints(&["b"]))?;
-    world.publish(&world.exposed("far", FAR), &world.endpoints(&["c"]))?;
-    Ok(world)
+    let mut scenario = Scenario::start(builder, &[&fixed[..], more, &SMALL_MAPS].concat())?;
+    scenario.serve(&["b", "c"])?;
+    scenario.publish(&scenario.exposed("near", NEAR), &scenario.endpoints(&["b"]))?;
+    scenario.publish(&scenario.exposed("far", FAR), &scenario.endpoints(&["c"]))?;
+    Ok(scenario)
 }
 
-fn at(world: &World, number: u8, family: Family) -> SocketAddr {
-    (world.cluster.node(1).ip(family), node_port(number)).into()
+fn at(scenario: &Scenario, number: u8, family: Family) -> SocketAddr {
+    (scenario.cluster.node(1).ip(family), node_port(number)).into()
 }
 
 /// The client outside reaches both Services at node 1, soon.
-fn check(world: &World) -> Result<()> {
+fn check(scenario: &Scenario) -> Result<()> {
     for (number, server) in [(NEAR, "b"), (FAR, "c")] {
         for family in Family::ALL {
             for transport in [Transport::Tcp, Transport::Udp] {
-                let to = at(world, number, family);
+                let to = at(scenario, number, family);
                 eventually(|| {
                     let probe = Probe::new(transport, to).timeout(ANSWER);
-                    let answer = world.cluster.outside().ask(probe)?;
+                    let answer = scenario.cluster.outside().ask(probe)?;
                     ensure!(answer.name() == Some(server), "{transport:?} {to}: {answer:?}");
                     Ok(())
                 })?;
@@ -59,18 +59,18 @@ fn check(world: &World) -> Result<()> {
 
 #[test]
 fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
-    let mut world = World::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
-    let node = world.cluster.node(1);
-    let first = world.agent(1)?.process().pid();
-    let options = Options::manifests(world.manifests.path()).arguments(&SMALL_MAPS);
+    let mut scenario = Scenario::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
+    let node = scenario.cluster.node(1);
+    let first = scenario.agent(1)?.process().pid();
+    let options = Options::manifests(scenario.manifests.path()).arguments(&SMALL_MAPS);
     let mut second = Agent::spawn(&node, &options)?;
     let status = second.process().wait(PATIENCE)?;
     let said = second.process().stderr();
     let bpf_dir = node.bpf_dir().to_string_lossy().into_owned();
-    let mut rows = Rows::default();
-    rows.is_true(format!("{status}"), status.code() == Some(1));
+    let mut expectations = Expectations::default();
+    expectations.is_true(format!("{status}"), status.code() == Some(1));
     let is_named = said.contains(&format!("(process {first})")) && said.contains(&bpf_dir);
-    rows.is_true(format!("not one sentence that names the first: {said}"), {
+    expectations.is_true(format!("not one sentence that names the first: {said}"), {
         said.lines().count() == 1 && said.starts_with("lb-agent: ") && is_named
     });
     let other = format!("{bpf_dir}-other");
@@ -78,7 +78,7 @@ fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
         ["--bpf-dir", &other, "--healthz-bind-address", "", "--metrics-bind-address", ""];
     let mut command = lb_agent()?;
     command.args(["run", "--hostname-override", "node1", "--manifests"]);
-    command.arg(world.manifests.path()).arg("--cgroup").arg(node.cgroup_tree().path());
+    command.arg(scenario.manifests.path()).arg("--cgroup").arg(node.cgroup_tree().path());
     command.args(arguments).args(SMALL_MAPS);
     let mut beside = node.spawn_agent("beside", command)?;
     let is_running = eventually(|| {
@@ -86,18 +86,18 @@ fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
         ensure!(beside.stderr().contains("running"), "not yet");
         Ok(())
     });
-    rows.row("another --bpf-dir", is_running.with_context(|| beside.stderr()));
+    expectations.check("another --bpf-dir", is_running.with_context(|| beside.stderr()));
     beside.kill()?;
     // The first one serves on, and the next one follows it after any end.
-    rows.row("the first one", world.agent(1)?.get("services").map(drop));
-    world.take_agent(1)?.kill9()?;
-    rows.row("after SIGKILL", world.start_agent(1));
-    rows.finish()
+    expectations.check("the first one", scenario.agent(1)?.get("services").map(drop));
+    scenario.take_agent(1)?.kill9()?;
+    expectations.check("after SIGKILL", scenario.start_agent(1));
+    expectations.finish()
 }
 
 /// How often XDP of node 1 ended with this reason.
-fn taken_by_xdp(world: &World, reason: &str) -> Result<u64> {
-    let counters = agent::get(&world.cluster.node(1), "counters")?;
+fn taken_by_xdp(scenario: &Scenario, reason: &str) -> Result<u64> {
+    let counters = agent::get(&scenario.cluster.node(1), "counters")?;
     let rows = counters.as_array().context("no list of counters")?;
     let row = rows.iter().find(|row| row["hook"] == "xdp_device" && row["reason"] == reason);
     Ok(row.and_then(|row| row["count"].as_u64()).unwrap_or(0))
@@ -106,22 +106,22 @@ fn taken_by_xdp(world: &World, reason: &str) -> Result<u64> {
 #[test]
 fn xdp_of_somebody_else_is_left_alone() -> Result<()> {
     for mode in ["native", "generic"] {
-        let mut world = start(pods().no_tx_checksum_offload(), &["--xdp", mode])?;
-        let node = world.cluster.node(1);
-        world.take_agent(1)?.terminate()?;
+        let mut scenario = start(pods().no_tx_checksum_offload(), &["--xdp", mode])?;
+        let node = scenario.cluster.node(1);
+        scenario.take_agent(1)?.terminate()?;
         cleanup(&node)?;
         let other = Foreign::load(Hook::Xdp)?.attach_device(node.netns(), "eth0")?;
-        world.start_agent(1)?;
-        world.agent(1)?.wait_log(&["WARN", "eth0", "tc: another XDP program is attached"])?;
-        check(&world)?;
+        scenario.start_agent(1)?;
+        scenario.agent(1)?.wait_log(&["WARN", "eth0", "tc: another XDP program is attached"])?;
+        check(&scenario)?;
         ensure!(other.runs()? > 0, "{mode}: the other program does not run");
-        ensure!(taken_by_xdp(&world, "request")? == 0, "{mode}: ours runs beside it");
-        world.take_agent(1)?.terminate()?;
+        ensure!(taken_by_xdp(&scenario, "request")? == 0, "{mode}: ours runs beside it");
+        scenario.take_agent(1)?.terminate()?;
         drop(other);
-        world.start_agent(1)?;
-        world.agent(1)?.wait_log(&["INFO", "eth0", "handled by XDP"])?;
-        check(&world)?;
-        ensure!(taken_by_xdp(&world, "request")? > 0, "{mode}: ours does not run");
+        scenario.start_agent(1)?;
+        scenario.agent(1)?.wait_log(&["INFO", "eth0", "handled by XDP"])?;
+        check(&scenario)?;
+        ensure!(taken_by_xdp(&scenario, "request")? > 0, "{mode}: ours does not run");
     }
     Ok(())
 }
@@ -129,11 +129,11 @@ fn xdp_of_somebody_else_is_left_alone() -> Result<()> {
 #[test]
 fn a_device_comes_back() -> Result<()> {
     for xdp in ["off", "native"] {
-        let world = start(pods().no_tx_checksum_offload(), &["--xdp", xdp])?;
-        check(&world)?;
+        let scenario = start(pods().no_tx_checksum_offload(), &["--xdp", xdp])?;
+        check(&scenario)?;
         let held = [NEAR, FAR].map(|number| {
-            let probe = Probe::tcp(at(&world, number, Family::V4));
-            world.cluster.outside().open(probe)
+            let probe = Probe::tcp(at(&scenario, number, Family::V4));
+            scenario.cluster.outside().open(probe)
         });
         let check_held = |when: &str| -> Result<()> {
             for (held, server) in held.iter().zip(["b", "c"]) {
@@ -143,22 +143,22 @@ fn a_device_comes_back() -> Result<()> {
             }
             Ok(())
         };
-        world.cluster.replug(1)?;
-        check(&world).context("new device")?;
+        scenario.cluster.replug(1)?;
+        check(&scenario).context("new device")?;
         check_held("new device")?;
-        world.cluster.rename_uplink(1, "eth0", "uplink0")?;
-        check(&world).context("new name")?;
+        scenario.cluster.rename_uplink(1, "eth0", "uplink0")?;
+        check(&scenario).context("new name")?;
         check_held("new name")?;
         if xdp == "native" {
-            ensure!(taken_by_xdp(&world, "request")? > 0, "XDP is not back");
+            ensure!(taken_by_xdp(&scenario, "request")? > 0, "XDP is not back");
         }
     }
     Ok(())
 }
 
 /// What `check` says of `eth0` of node 1.
-fn checked(world: &World, xdp: &str) -> Result<String> {
-    let node = world.cluster.node(1);
+fn checked(scenario: &Scenario, xdp: &str) -> Result<String> {
+    let node = scenario.cluster.node(1);
     let mut command = lb_agent()?;
     command.args(["check", "--xdp", xdp, "--bpf-dir"]).arg(node.bpf_dir());
     command.arg("--cgroup").arg(node.cgroup_tree().path());
@@ -170,35 +170,36 @@ fn checked(world: &World, xdp: &str) -> Result<String> {
 
 #[test]
 fn check_tells_how_a_device_is_taken() -> Result<()> {
-    let mut rows = Rows::default();
-    let mut row = |said: String, words: &str| rows.is_true(said.clone(), said.ends_with(words));
-    let mut world = start(pods().no_tx_checksum_offload(), &["--xdp", "native"])?;
-    let node = world.cluster.node(1);
-    row(checked(&world, "auto")?, "eth0: packets are handled by XDP in the driver");
-    world.take_agent(1)?.terminate()?;
-    row(checked(&world, "auto")?, "eth0: packets are handled by XDP in the driver");
+    let mut expectations = Expectations::default();
+    let mut row =
+        |said: String, words: &str| expectations.is_true(said.clone(), said.ends_with(words));
+    let mut scenario = start(pods().no_tx_checksum_offload(), &["--xdp", "native"])?;
+    let node = scenario.cluster.node(1);
+    row(checked(&scenario, "auto")?, "eth0: packets are handled by XDP in the driver");
+    scenario.take_agent(1)?.terminate()?;
+    row(checked(&scenario, "auto")?, "eth0: packets are handled by XDP in the driver");
     cleanup(&node)?;
     let would = "packets would be handled by XDP in the driver, or by tc if its driver rejects XDP";
-    row(checked(&world, "native")?, would);
-    row(checked(&world, "off")?, "packets would be handled by tc: --xdp off");
+    row(checked(&scenario, "native")?, would);
+    row(checked(&scenario, "off")?, "packets would be handled by tc: --xdp off");
     let _other = Foreign::load(Hook::Xdp)?.attach_device(node.netns(), "eth0")?;
-    row(checked(&world, "native")?, "would be handled by tc: another XDP program is attached");
-    world.start_agent(1)?;
-    row(checked(&world, "native")?, "are handled by tc: another XDP program is attached");
-    rows.finish()
+    row(checked(&scenario, "native")?, "would be handled by tc: another XDP program is attached");
+    scenario.start_agent(1)?;
+    row(checked(&scenario, "native")?, "are handled by tc: another XDP program is attached");
+    expectations.finish()
 }
 
 /// A flow with a rewritten source shows the node's address and port.
 #[test]
 fn flows_show_the_source_that_they_go_on_with() -> Result<()> {
-    let mut world = start(pods(), &[])?;
-    let (node, outside) = (world.cluster.node(1).ip(Family::V4), world.cluster.outside());
-    let to = at(&world, FAR, Family::V4);
+    let mut scenario = start(pods(), &[])?;
+    let (node, outside) = (scenario.cluster.node(1).ip(Family::V4), scenario.cluster.outside());
+    let to = at(&scenario, FAR, Family::V4);
     let held = outside.open(Probe::tcp(to))?;
     let seen = held.exchange("who", PATIENCE)?.reached().map(|reached| reached.greeting.clone());
     let seen = seen.context("no answer")?;
     ensure!(seen.client_address == node, "not from the node: {seen:?}");
-    let flows = world.agent(1)?.get("flows")?;
+    let flows = scenario.agent(1)?.get("flows")?;
     let mut rows = flows.as_array().into_iter().flatten();
     let row =
         rows.find(|row| row["direction"] == "request" && row["destination"] == to.to_string());
@@ -209,34 +210,35 @@ fn flows_show_the_source_that_they_go_on_with() -> Result<()> {
 }
 
 /// Sets the range of ports that the node's own sockets get.
-fn set_local_ports(world: &World, range: &str) -> Result<()> {
+fn set_local_ports(scenario: &Scenario, range: &str) -> Result<()> {
     let set = || Ok(std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range)?);
-    world.cluster.node(1).netns().run(set)
+    scenario.cluster.node(1).netns().run(set)
 }
 
 #[test]
 fn node_ports_among_the_ports_of_the_nodes_own_sockets() -> Result<()> {
-    let mut world = start(pods(), &[])?;
-    let (node, outside) = (world.cluster.node(1), world.cluster.outside());
+    let mut scenario = start(pods(), &[])?;
+    let (node, outside) = (scenario.cluster.node(1), scenario.cluster.outside());
     let _server = outside.serve(&Serve::on(TARGET))?;
-    world.take_agent(1)?.terminate()?;
-    set_local_ports(&world, "1024 65535")?;
-    world.start_agent(1)?;
-    world.agent(1)?.wait_log(&["WARN", "net.ipv4.ip_local_port_range", "1024 65535"])?;
-    let outside = world.cluster.outside();
-    let mut rows = Rows::default();
+    scenario.take_agent(1)?.terminate()?;
+    set_local_ports(&scenario, "1024 65535")?;
+    scenario.start_agent(1)?;
+    scenario.agent(1)?.wait_log(&["WARN", "net.ipv4.ip_local_port_range", "1024 65535"])?;
+    let outside = scenario.cluster.outside();
+    let mut expectations = Expectations::default();
     for family in Family::ALL {
-        let near = outside.ask(Probe::tcp(at(&world, NEAR, family)))?;
-        rows.is_true(format!("{family:?}, here: {near:?}"), near.name() == Some("b"));
-        let far = outside.ask(Probe::tcp(at(&world, FAR, family)).timeout(ANSWER))?;
-        rows.is_true(format!("{family:?}, elsewhere: {far:?}"), far.name().is_none());
+        let near = outside.ask(Probe::tcp(at(&scenario, NEAR, family)))?;
+        expectations.is_true(format!("{family:?}, here: {near:?}"), near.name() == Some("b"));
+        let far = outside.ask(Probe::tcp(at(&scenario, FAR, family)).timeout(ANSWER))?;
+        expectations.is_true(format!("{family:?}, elsewhere: {far:?}"), far.name().is_none());
         for number in [NEAR, FAR] {
             let probe = Probe::tcp(outside.at(family, TARGET)).source_port(node_port(number));
             let own = node.ask(probe)?;
-            rows.is_true(format!("{family:?}, own: {own:?}"), own.name() == Some("outside"));
+            expectations
+                .is_true(format!("{family:?}, own: {own:?}"), own.name() == Some("outside"));
         }
     }
-    let counted = world.agent(1)?.counted("no_source_port")?;
-    rows.is_true(format!("no_source_port: {counted}"), counted > 0);
-    rows.finish()
+    let counted = scenario.agent(1)?.counted("no_source_port")?;
+    expectations.is_true(format!("no_source_port: {counted}"), counted > 0);
+    expectations.finish()
 }

@@ -14,8 +14,8 @@ use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::plan::{Family, node_port};
 use lb_tests::harness::netns::traffic::capture::{Capture, Captured, Checksum};
 use lb_tests::harness::netns::traffic::offload;
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World};
+use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use lb_tests::harness::wait::eventually;
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -36,21 +36,21 @@ const BACKENDS: [Backend; 2] = [NEAR, FAR];
 const DOWNLOADS: u8 = 1;
 const THE_TESTS: u8 = 2;
 
-fn start(builder: Builder, xdp: &str) -> Result<World> {
+fn start(builder: Builder, xdp: &str) -> Result<Scenario> {
     let arguments = [&["--socket-lb", "off", "--xdp", xdp][..], &SMALL_MAPS].concat();
-    let mut world = World::start(builder.pod(1, "b").pod(2, "c"), &arguments)?;
+    let mut scenario = Scenario::start(builder.pod(1, "b").pod(2, "c"), &arguments)?;
     for (pod, first) in BACKENDS {
-        world.serve_these(pod, &Serve::on(TARGET).bulk(BULK))?;
-        let endpoints = world.endpoints(&[pod]);
-        world.publish(&world.exposed(pod, first), &endpoints)?;
+        scenario.serve_these(pod, &Serve::on(TARGET).bulk(BULK))?;
+        let endpoints = scenario.endpoints(&[pod]);
+        scenario.publish(&scenario.exposed(pod, first), &endpoints)?;
         let number = first + DOWNLOADS;
-        let downloads = world.empty_service(&format!("{pod}-downloads"), number).tcp(PORT, BULK);
-        world.publish(&downloads.exposed(number), &endpoints)?;
+        let downloads = scenario.empty_service(&format!("{pod}-downloads"), number).tcp(PORT, BULK);
+        scenario.publish(&downloads.exposed(number), &endpoints)?;
         let number = first + THE_TESTS;
-        let own = world.empty_service(&format!("{pod}-own"), number).udp(PORT, OWN);
-        world.publish(&own.exposed(number), &endpoints)?;
+        let own = scenario.empty_service(&format!("{pod}-own"), number).udp(PORT, OWN);
+        scenario.publish(&own.exposed(number), &endpoints)?;
     }
-    Ok(world)
+    Ok(scenario)
 }
 
 /// The ways of `--xdp` to take packets, with a network that each of them is right for.
@@ -60,16 +60,16 @@ fn taken() -> [(&'static str, Builder); 3] {
 }
 
 /// The node port of a Service.
-fn front(world: &World, number: u8, family: Family) -> SocketAddr {
-    world.cluster.node(1).at(family, node_port(number))
+fn front(scenario: &Scenario, number: u8, family: Family) -> SocketAddr {
+    scenario.cluster.node(1).at(family, node_port(number))
 }
 
 /// Both devices of node 1 that packets to and from a backend pass.
-fn captures(world: &World, (pod, _): Backend) -> Result<Vec<Capture>> {
-    let node = world.cluster.node(1);
+fn captures(scenario: &Scenario, (pod, _): Backend) -> Result<Vec<Capture>> {
+    let node = scenario.cluster.node(1);
     let mut captures = vec![Capture::on(node.netns(), "eth0")?];
     if pod == NEAR.0 {
-        captures.push(Capture::on(node.netns(), world.cluster.pod(pod).host_device())?);
+        captures.push(Capture::on(node.netns(), scenario.cluster.pod(pod).host_device())?);
     }
     Ok(captures)
 }
@@ -130,22 +130,22 @@ fn echo(client: &Host, transport: Transport, to: SocketAddr) -> Result<()> {
 
 #[test]
 fn checksums_that_a_device_is_to_finish_come_out_right() -> Result<()> {
-    let world = start(Cluster::builder(), "off")?;
-    let outside = world.cluster.outside();
+    let scenario = start(Cluster::builder(), "off")?;
+    let outside = scenario.cluster.outside();
     for is_finished_between in [false, true] {
         if is_finished_between {
             for port in ["node1", "node2", "outside"] {
-                offload::finish_before(world.cluster.fabric().netns(), port)?;
+                offload::finish_before(scenario.cluster.fabric().netns(), port)?;
             }
         }
-        let mut rows = Rows::default();
+        let mut expectations = Expectations::default();
         for (family, backend, transport) in kinds() {
-            let to = front(&world, backend.1, family);
-            let pod = world.cluster.pod(backend.0);
+            let to = front(&scenario, backend.1, family);
+            let pod = scenario.cluster.pod(backend.0);
             let ends = (to, pod.at(family, TARGET));
-            let on_node = captures(&world, backend)?;
+            let on_node = captures(&scenario, backend)?;
             let at_ends = captures_at(&[outside, &pod])?;
-            rows.row(format!("{to} {transport:?}"), echo(outside, transport, to));
+            expectations.check(format!("{to} {transport:?}"), echo(outside, transport, to));
             let (on_node, at_ends) = (seen(&on_node)?, seen(&at_ends)?);
             let is_unfinished = |frame: &Captured| frame.checksum == Checksum::Unfinished;
             let is_finished = |frame: &Captured| !frame.is_outgoing && !is_unfinished(frame);
@@ -156,9 +156,10 @@ fn checksums_that_a_device_is_to_finish_come_out_right() -> Result<()> {
                 check_legs(&on_node, ends, &ALL, is_unfinished)
                     .and_then(|()| check_legs(&at_ends, ends, &ALL, is_unfinished))
             };
-            rows.row(format!("{to} {transport:?}, finished {is_finished_between}"), outcome);
+            expectations
+                .check(format!("{to} {transport:?}, finished {is_finished_between}"), outcome);
         }
-        rows.finish()?;
+        expectations.finish()?;
     }
     Ok(())
 }
@@ -182,10 +183,10 @@ fn leave_out_checksums(socket: &UdpSocket) -> Result<()> {
 #[test]
 fn a_datagram_without_checksum_gets_none() -> Result<()> {
     for (xdp, builder) in taken() {
-        let world = start(builder, xdp)?;
+        let scenario = start(builder, xdp)?;
         for backend in BACKENDS {
-            let to = front(&world, backend.1 + THE_TESTS, Family::V4);
-            let (outside, pod) = (world.cluster.outside(), world.cluster.pod(backend.0));
+            let to = front(&scenario, backend.1 + THE_TESTS, Family::V4);
+            let (outside, pod) = (scenario.cluster.outside(), scenario.cluster.pod(backend.0));
             let client = outside.datagrams(Family::V4, 0, SOON)?;
             let server = pod.datagrams(Family::V4, OWN, SOON)?;
             [&client, &server].into_iter().try_for_each(leave_out_checksums)?;
@@ -212,14 +213,14 @@ fn a_datagram_without_checksum_gets_none() -> Result<()> {
 }
 
 /// Sends and gets more than many windows.
-fn transfer(world: &World, backend: Backend, family: Family) -> Result<()> {
+fn transfer(scenario: &Scenario, backend: Backend, family: Family) -> Result<()> {
     const LENGTH: u64 = 4 << 20;
-    let outside = world.cluster.outside();
+    let outside = scenario.cluster.outside();
     let payload = "0123456789abcde".repeat(100_000);
-    let probe = Probe::tcp(front(world, backend.1, family)).payload(payload).timeout(SOON);
+    let probe = Probe::tcp(front(scenario, backend.1, family)).payload(payload).timeout(SOON);
     let answer = outside.ask(probe)?;
     ensure!(answer.reached().is_some(), "up: {answer:?}");
-    let to = front(world, backend.1 + DOWNLOADS, family);
+    let to = front(scenario, backend.1 + DOWNLOADS, family);
     let report = outside.download(to, 1, LENGTH)?.finish(SOON)?;
     ensure!(report.ok == 1 && report.bytes == LENGTH, "down: {report:?}");
     Ok(())
@@ -228,51 +229,51 @@ fn transfer(world: &World, backend: Backend, family: Family) -> Result<()> {
 /// Transfers, with right checksums where it is captured and frames among them on every leg of much that
 /// `is_met` likes.
 fn check_transfer(
-    world: &World,
+    scenario: &Scenario,
     captures: &[Capture],
     backend: Backend,
     family: Family,
     is_met: impl Fn(&Captured) -> bool,
 ) -> Result<()> {
-    transfer(world, backend, family)?;
-    let (frames, pod) = (seen(captures)?, world.cluster.pod(backend.0));
-    let up = (front(world, backend.1, family), pod.at(family, TARGET));
-    let down = (front(world, backend.1 + DOWNLOADS, family), pod.at(family, BULK));
+    transfer(scenario, backend, family)?;
+    let (frames, pod) = (seen(captures)?, scenario.cluster.pod(backend.0));
+    let up = (front(scenario, backend.1, family), pod.at(family, TARGET));
+    let down = (front(scenario, backend.1 + DOWNLOADS, family), pod.at(family, BULK));
     check_legs(&frames, up, &ALL, &is_met)?;
     check_legs(&frames, down, &ALL[2..], &is_met)
 }
 
 fn each(check: impl Fn(Backend, Family) -> Result<()>) -> Result<()> {
-    let mut rows = Rows::default();
+    let mut expectations = Expectations::default();
     for backend in BACKENDS {
         for family in Family::ALL {
-            rows.row(format!("{} {family:?}", backend.0), check(backend, family));
+            expectations.check(format!("{} {family:?}", backend.0), check(backend, family));
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// Several segments in one, as the sender made them and as the node merged them.
 #[test]
 fn segments_cross_as_one_packet() -> Result<()> {
     let is_several = |frame: &Captured| frame.bytes.len() > ORDINARY && frame.segment != 0;
-    let world = start(Cluster::builder(), "off")?;
+    let scenario = start(Cluster::builder(), "off")?;
     each(|backend, family| {
-        let captures = captures(&world, backend)?;
-        check_transfer(&world, &captures, backend, family, is_several)
+        let captures = captures(&scenario, backend)?;
+        check_transfer(&scenario, &captures, backend, family, is_several)
     })
     .context("made")?;
-    let world = start(Cluster::builder().no_tx_checksum_offload(), "off")?;
-    let (node, fabric) = (world.cluster.node(1), world.cluster.fabric().netns());
+    let scenario = start(Cluster::builder().no_tx_checksum_offload(), "off")?;
+    let (node, fabric) = (scenario.cluster.node(1), scenario.cluster.fabric().netns());
     offload::merge(node.netns(), "eth0")?;
-    offload::merge(node.netns(), world.cluster.pod("b").host_device())?;
+    offload::merge(node.netns(), scenario.cluster.pod("b").host_device())?;
     let wire = Capture::on(fabric, "node1")?;
     each(|backend, family| {
-        let captures = captures(&world, backend)?;
-        transfer(&world, backend, family)?;
-        let (frames, pod) = (seen(&captures)?, world.cluster.pod(backend.0));
-        let up = (front(&world, backend.1, family), pod.at(family, TARGET));
-        let down = (front(&world, backend.1 + DOWNLOADS, family), pod.at(family, BULK));
+        let captures = captures(&scenario, backend)?;
+        transfer(&scenario, backend, family)?;
+        let (frames, pod) = (seen(&captures)?, scenario.cluster.pod(backend.0));
+        let up = (front(&scenario, backend.1, family), pod.at(family, TARGET));
+        let down = (front(&scenario, backend.1 + DOWNLOADS, family), pod.at(family, BULK));
         check_legs(&frames, up, &ALL[..1], is_several)?;
         check_legs(&frames, down, &ALL[2..3], is_several)?;
         let sent = wire.take()?;
@@ -289,16 +290,16 @@ fn segments_cross_as_one_packet() -> Result<()> {
 fn datagrams_cross_as_one_packet() -> Result<()> {
     const COUNT: usize = 20;
     const LENGTH: u16 = 1000;
-    let world = start(Cluster::builder(), "off")?;
+    let scenario = start(Cluster::builder(), "off")?;
     each(|backend, family| {
-        let to = front(&world, backend.1 + THE_TESTS, family);
-        let pod = world.cluster.pod(backend.0);
-        let client = world.cluster.outside().datagrams(family, 0, SOON)?;
+        let to = front(&scenario, backend.1 + THE_TESTS, family);
+        let pod = scenario.cluster.pod(backend.0);
+        let client = scenario.cluster.outside().datagrams(family, 0, SOON)?;
         let server = pod.datagrams(family, OWN, SOON)?;
         for socket in [&client, &server] {
             setsockopt(socket, sockopt::UdpGsoSegment, &LENGTH.into())?;
         }
-        let captures = captures(&world, backend)?;
+        let captures = captures(&scenario, backend)?;
         let hear = |socket: &UdpSocket, expected: &[Vec<u8>]| -> Result<SocketAddr> {
             let mut buffer = [0; 2 * LENGTH as usize];
             let (mut heard, mut sender) = (Vec::new(), None);
@@ -326,8 +327,8 @@ fn datagrams_cross_as_one_packet() -> Result<()> {
 }
 
 /// Gives every device between the client and the backends another MTU.
-fn widen(world: &World, mtu: u16) -> Result<()> {
-    let cluster = &world.cluster;
+fn widen(scenario: &Scenario, mtu: u16) -> Result<()> {
+    let cluster = &scenario.cluster;
     offload::set_mtu(cluster.fabric().netns(), &["node1", "node2", "outside", "br0"], mtu)?;
     offload::set_mtu(cluster.outside().netns(), &["eth0"], mtu)?;
     for (node, pod) in [(1, "b"), (2, "c")] {
@@ -340,7 +341,7 @@ fn widen(world: &World, mtu: u16) -> Result<()> {
 
 /// A datagram as large as the MTU lets through, both ways and in one piece.
 fn check_datagram(
-    world: &World,
+    scenario: &Scenario,
     captures: &[Capture],
     backend: Backend,
     family: Family,
@@ -349,17 +350,17 @@ fn check_datagram(
     // The server's answer has a greeting besides.
     const GREETING: u16 = 400;
     let payload = "0123456789".repeat(usize::from(mtu - GREETING) / 10);
-    let to = front(world, backend.1, family);
-    let answer = world.cluster.outside().ask(Probe::udp(to).payload(&payload).timeout(SOON))?;
+    let to = front(scenario, backend.1, family);
+    let answer = scenario.cluster.outside().ask(Probe::udp(to).payload(&payload).timeout(SOON))?;
     ensure!(answer.reached().is_some(), "{answer:?}");
-    let ends = (to, world.cluster.pod(backend.0).at(family, TARGET));
+    let ends = (to, scenario.cluster.pod(backend.0).at(family, TARGET));
     let is_whole = |frame: &Captured| frame.bytes.len() > payload.len() && frame.segment == 0;
     check_legs(&seen(captures)?, ends, &ALL, is_whole)
 }
 
 /// How often XDP of node 1 ended with a request that it took.
-fn taken_by_xdp(world: &World) -> Result<u64> {
-    let counters = agent::get(&world.cluster.node(1), "counters")?;
+fn taken_by_xdp(scenario: &Scenario) -> Result<u64> {
+    let counters = agent::get(&scenario.cluster.node(1), "counters")?;
     let rows = counters.as_array().context("no list of counters")?;
     let row = rows.iter().find(|row| row["hook"] == "xdp_device" && row["reason"] == "request");
     Ok(row.and_then(|row| row["count"].as_u64()).unwrap_or(0))
@@ -377,12 +378,12 @@ fn frames_of_9000_bytes_cross() -> Result<()> {
         (finished(), "native", 3400, "XDP in the driver"),
         (finished(), "generic", 9000, "XDP in the stack"),
     ] {
-        let mut world = start(builder, "off")?;
-        widen(&world, mtu)?;
-        world.take_agent(1)?.terminate()?;
-        world.set_arguments(&[&["--socket-lb", "off", "--xdp", xdp][..], &SMALL_MAPS].concat());
-        world.start_agent(1)?;
-        let agent = world.agent(1)?;
+        let mut scenario = start(builder, "off")?;
+        widen(&scenario, mtu)?;
+        scenario.take_agent(1)?.terminate()?;
+        scenario.set_arguments(&[&["--socket-lb", "off", "--xdp", xdp][..], &SMALL_MAPS].concat());
+        scenario.start_agent(1)?;
+        let agent = scenario.agent(1)?;
         eventually(|| {
             let log = agent.process().stderr();
             let level = if said == REFUSED { "WARN" } else { "INFO" };
@@ -397,12 +398,13 @@ fn frames_of_9000_bytes_cross() -> Result<()> {
             length > usize::from(mtu) - 200
         };
         each(|backend, family| {
-            let captures = captures_at(&[world.cluster.outside(), &world.cluster.pod(backend.0)])?;
-            check_transfer(&world, &captures, backend, family, is_long)?;
-            check_datagram(&world, &captures, backend, family, mtu)
+            let captures =
+                captures_at(&[scenario.cluster.outside(), &scenario.cluster.pod(backend.0)])?;
+            check_transfer(&scenario, &captures, backend, family, is_long)?;
+            check_datagram(&scenario, &captures, backend, family, mtu)
         })
         .with_context(what)?;
-        let is_taken = taken_by_xdp(&world)? > 0;
+        let is_taken = taken_by_xdp(&scenario)? > 0;
         ensure!(is_taken == said.starts_with("XDP"), "{}: taken by XDP: {is_taken}", what());
     }
     Ok(())

@@ -10,9 +10,9 @@ use lb_tests::harness::netns::actors::host::{Host, Serve};
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::cni::Cni;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cidr};
+use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::fronts::{Front, Got, SILENT, ask, kinds, try_rows};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use lb_tests::harness::wait::{PATIENCE, eventually};
 
 /// The Services of the tests by number: what their addresses and node ports end with.
@@ -31,28 +31,28 @@ fn pods(cni: Cni) -> Builder {
 }
 
 /// Publishes the Services of the tests: near and far are served from node 1 and node 2.
-fn publish(world: &mut World) -> Result<()> {
-    world.serve(&["a", "b", "c"])?;
-    world.serve_node(1)?;
-    let host = world.node_endpoints(1);
-    let (near, far) = (world.endpoints(&["b"]), world.endpoints(&["c"]));
-    world.publish(&world.exposed("near", NEAR), &near)?;
-    world.publish(&world.exposed("far", FAR), &far)?;
-    world.publish(&world.exposed("host", HOST), &host)?;
-    world.publish(&world.exposed("own", OWN), &world.endpoints(&["a"]))?;
-    world.publish(&world.exposed("none", NONE), &[])?;
-    world.publish(&world.exposed("near-local", NEAR_LOCAL).external_local(), &near)?;
-    world.publish(&world.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
-    world.cluster.fabric().route_external_to(1)?;
-    world.cluster.fabric().route_services_to(1)
+fn publish(scenario: &mut Scenario) -> Result<()> {
+    scenario.serve(&["a", "b", "c"])?;
+    scenario.serve_node(1)?;
+    let host = scenario.node_endpoints(1);
+    let (near, far) = (scenario.endpoints(&["b"]), scenario.endpoints(&["c"]));
+    scenario.publish(&scenario.exposed("near", NEAR), &near)?;
+    scenario.publish(&scenario.exposed("far", FAR), &far)?;
+    scenario.publish(&scenario.exposed("host", HOST), &host)?;
+    scenario.publish(&scenario.exposed("own", OWN), &scenario.endpoints(&["a"]))?;
+    scenario.publish(&scenario.exposed("none", NONE), &[])?;
+    scenario.publish(&scenario.exposed("near-local", NEAR_LOCAL).external_local(), &near)?;
+    scenario.publish(&scenario.exposed("far-local", FAR_LOCAL).external_local(), &far)?;
+    scenario.cluster.fabric().route_external_to(1)?;
+    scenario.cluster.fabric().route_services_to(1)
 }
 
 /// The rows 3.4 to 3.11 of the contract but 3.7, and those of table 4 for clients outside.
 /// `masqueraded`: pods reach other nodes' addresses with the address of theirs.
-fn check(world: &World, masqueraded: bool) -> Result<()> {
+fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
     use Front::{Balancer, ClusterIp, External, Loopback, NodePort};
     use Got::{Answer, Refusal, Silence};
-    let mut rows = Rows::default();
+    let mut expectations = Expectations::default();
     let from_node = Answer("c", &["node1"]);
     let outside = [
         ("outside", NEAR, Answer("b", &["outside"])),
@@ -62,7 +62,7 @@ fn check(world: &World, masqueraded: bool) -> Result<()> {
         ("outside", NEAR_LOCAL, Answer("b", &["outside"])),
         ("outside", FAR_LOCAL, Silence),
     ];
-    try_rows(world, &mut rows, &[NodePort(1), Balancer, External], &outside);
+    try_rows(scenario, &mut expectations, &[NodePort(1), Balancer, External], &outside);
     let routed = [
         ("outside", NEAR, Answer("b", &["node1"])),
         ("outside", FAR, from_node),
@@ -70,7 +70,7 @@ fn check(world: &World, masqueraded: bool) -> Result<()> {
         ("outside", NONE, Refusal),
         ("outside", FAR_LOCAL, from_node),
     ];
-    try_rows(world, &mut rows, &[ClusterIp], &routed);
+    try_rows(scenario, &mut expectations, &[ClusterIp], &routed);
     let inside = [
         ("a", NEAR, Answer("b", &["a"])),
         ("a", FAR, Answer("c", &["a"])),
@@ -86,8 +86,8 @@ fn check(world: &World, masqueraded: bool) -> Result<()> {
         ("node1", NEAR_LOCAL, Answer("b", &["node1"])),
         ("node1", FAR_LOCAL, from_node),
     ];
-    try_rows(world, &mut rows, &[NodePort(1), Balancer, External], &inside);
-    try_rows(world, &mut rows, &[Loopback], &inside[7..]);
+    try_rows(scenario, &mut expectations, &[NodePort(1), Balancer, External], &inside);
+    try_rows(scenario, &mut expectations, &[Loopback], &inside[7..]);
     let other_node = [
         ("node2", NEAR, Answer("b", &["node2"])),
         ("node2", FAR, from_node),
@@ -95,7 +95,7 @@ fn check(world: &World, masqueraded: bool) -> Result<()> {
         ("node2", NONE, Refusal),
         ("node2", FAR_LOCAL, Silence),
     ];
-    try_rows(world, &mut rows, &[NodePort(1)], &other_node);
+    try_rows(scenario, &mut expectations, &[NodePort(1)], &other_node);
     let shown: &[&str] = if masqueraded { &["node2"] } else { &["d"] };
     let other_pod = [
         ("d", NEAR, Answer("b", shown)),
@@ -104,7 +104,7 @@ fn check(world: &World, masqueraded: bool) -> Result<()> {
         ("d", NONE, Refusal),
         ("d", FAR_LOCAL, if masqueraded { Silence } else { from_node }),
     ];
-    try_rows(world, &mut rows, &[NodePort(1)], &other_pod);
+    try_rows(scenario, &mut expectations, &[NodePort(1)], &other_pod);
     // Addresses that every node serves: these clients never reach node 1.
     let at_home = [
         ("d", NEAR, Answer("b", &["d"])),
@@ -115,8 +115,8 @@ fn check(world: &World, masqueraded: bool) -> Result<()> {
         ("node2", FAR_LOCAL, Answer("c", &["node2"])),
         ("node2", NONE, Refusal),
     ];
-    try_rows(world, &mut rows, &[Balancer, External], &at_home);
-    rows.finish()
+    try_rows(scenario, &mut expectations, &[Balancer, External], &at_home);
+    expectations.finish()
 }
 
 fn arguments(mode: &str) -> Vec<String> {
@@ -124,16 +124,16 @@ fn arguments(mode: &str) -> Vec<String> {
     fixed.into_iter().chain([cidr::cluster()]).collect()
 }
 
-fn start(builder: Builder, mode: &str) -> Result<World> {
+fn start(builder: Builder, mode: &str) -> Result<Scenario> {
     start_with(builder, mode, &[])
 }
 
-fn start_with(builder: Builder, mode: &str, more: &[&str]) -> Result<World> {
+fn start_with(builder: Builder, mode: &str, more: &[&str]) -> Result<Scenario> {
     let arguments = arguments(mode);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut world = World::start(builder, &[&arguments[..], more, &SMALL_MAPS].concat())?;
-    publish(&mut world)?;
-    Ok(world)
+    let mut scenario = Scenario::start(builder, &[&arguments[..], more, &SMALL_MAPS].concat())?;
+    publish(&mut scenario)?;
+    Ok(scenario)
 }
 
 #[test]
@@ -142,8 +142,8 @@ fn packets_of_point_to_point_pods() -> Result<()> {
 }
 
 /// How often XDP of a node's device ended with this reason.
-fn taken_by_xdp(world: &World, node: u8, reason: &str) -> Result<u64> {
-    let counters = agent::get(&world.cluster.node(node), "counters")?;
+fn taken_by_xdp(scenario: &Scenario, node: u8, reason: &str) -> Result<u64> {
+    let counters = agent::get(&scenario.cluster.node(node), "counters")?;
     let rows = counters.as_array().context("no list of counters")?;
     let row = rows.iter().find(|row| row["hook"] == "xdp_device" && row["reason"] == reason);
     Ok(row.and_then(|row| row["count"].as_u64()).unwrap_or(0))
@@ -153,10 +153,10 @@ fn taken_by_xdp(world: &World, node: u8, reason: &str) -> Result<u64> {
 fn check_xdp(xdp: &str) -> Result<()> {
     for cni in Cni::ALL {
         let builder = pods(cni).no_tx_checksum_offload();
-        let world = start_with(builder, "off", &["--xdp", xdp])?;
-        check(&world, false).with_context(|| format!("{cni:?}"))?;
+        let scenario = start_with(builder, "off", &["--xdp", xdp])?;
+        check(&scenario, false).with_context(|| format!("{cni:?}"))?;
         for reason in ["request", "reply"] {
-            let count = taken_by_xdp(&world, 1, reason)?;
+            let count = taken_by_xdp(&scenario, 1, reason)?;
             ensure!(count > 0, "{cni:?}: XDP took no {reason}");
         }
     }
@@ -182,18 +182,18 @@ fn packets_of_bridged_pods() -> Result<()> {
 /// the node: what it says of the backend must not be taken for the node port's address.
 #[test]
 fn redirects_of_a_node_lead_no_pod_astray() -> Result<()> {
-    let world = start(pods(Cni::Bridge), "off")?;
-    let mut rows = Rows::default();
+    let scenario = start(pods(Cni::Bridge), "off")?;
+    let mut expectations = Expectations::default();
     // A pod believes that only of a neighbour whom it knows.
-    let (a, b) = (world.cluster.pod("a"), world.cluster.pod("b"));
+    let (a, b) = (scenario.cluster.pod("a"), scenario.cluster.pod("b"));
     a.udp(b.at(Family::V4, TARGET))?;
     for _ in 0..5 {
         for (number, server) in [(NEAR, "b"), (FAR, "c")] {
             let table = [("a", number, Got::Answer(server, &["a"]))];
-            try_rows(&world, &mut rows, &[Front::NodePort(1), Front::Balancer], &table);
+            try_rows(&scenario, &mut expectations, &[Front::NodePort(1), Front::Balancer], &table);
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 #[test]
@@ -210,16 +210,16 @@ fn the_older_way_of_attaching_does_the_same() -> Result<()> {
 /// Without `--cluster-cidr` a pod of another node is a client as any other.
 #[test]
 fn pods_of_other_nodes_are_outside_unless_they_are_known() -> Result<()> {
-    let mut world = World::start(pods(Cni::PointToPoint), &SMALL_MAPS)?;
-    publish(&mut world)?;
-    let mut rows = Rows::default();
+    let mut scenario = Scenario::start(pods(Cni::PointToPoint), &SMALL_MAPS)?;
+    publish(&mut scenario)?;
+    let mut expectations = Expectations::default();
     let table = [
         ("d", NEAR, Got::Answer("b", &["d"])),
         ("d", FAR, Got::Answer("c", &["node1"])),
         ("d", FAR_LOCAL, Got::Silence),
     ];
-    try_rows(&world, &mut rows, &[Front::NodePort(1)], &table);
-    rows.finish()
+    try_rows(&scenario, &mut expectations, &[Front::NodePort(1)], &table);
+    expectations.finish()
 }
 
 /// The address of a load balancer that a node holds itself, and a program there at a port of
@@ -227,47 +227,51 @@ fn pods_of_other_nodes_are_outside_unless_they_are_known() -> Result<()> {
 #[test]
 fn other_ports_of_an_address_are_left_alone() -> Result<()> {
     const OTHER: u16 = 81;
-    let mut world = start(pods(Cni::PointToPoint), "off")?;
-    let node1 = world.cluster.node(1);
+    let mut scenario = start(pods(Cni::PointToPoint), "off")?;
+    let node1 = scenario.cluster.node(1);
     let own = balancer_ip(FAR);
     for address in [format!("{}/32", own.v4), format!("{}/128", own.v6)] {
         let mut command = Command::new("ip");
         command.args(["address", "add", &address, "dev", "lo"]);
         node1.output(command, PATIENCE)?;
     }
-    world.serve_node_these(1, &Serve::on(OTHER))?;
-    let mut rows = Rows::default();
-    let (outside, a) = (world.cluster.outside(), world.cluster.pod("a"));
+    scenario.serve_node_these(1, &Serve::on(OTHER))?;
+    let mut expectations = Expectations::default();
+    let (outside, a) = (scenario.cluster.outside(), scenario.cluster.pod("a"));
     let clients: [(&Host, &str); 3] = [(outside, "outside"), (&a, "a"), (&node1, "node1")];
     for (transport, family) in kinds() {
         let [served, other] = [PORT, OTHER].map(|port| (own.get(family), port).into());
         for (client, name) in clients {
             let elsewhere: &[&str] = if name == "outside" { &["node1"] } else { &[name] };
             let probe = Probe::new(transport, served);
-            rows.row("a Service", ask(&world, client, probe, Got::Answer("c", elsewhere)));
+            expectations
+                .check("a Service", ask(&scenario, client, probe, Got::Answer("c", elsewhere)));
             if name != "node1" {
                 let probe = Probe::new(transport, other);
-                rows.row("the node", ask(&world, client, probe, Got::Answer("node1", &[name])));
+                expectations.check(
+                    "the node",
+                    ask(&scenario, client, probe, Got::Answer("node1", &[name])),
+                );
             }
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// `refused`: what a process of a node is told that is not in the ranges.
 fn check_ranges(mode: &str, refused: &str) -> Result<()> {
     use Front::{Balancer, External, NodePort};
     use Got::{Answer, Error, Silence};
-    let world = start(pods(Cni::PointToPoint), mode)?;
-    let cluster = &world.cluster;
+    let scenario = start(pods(Cni::PointToPoint), mode)?;
+    let cluster = &scenario.cluster;
     let [outside4, outside6] = Family::ALL.map(|family| cluster.outside().ip(family));
     let [node4, node6] = Family::ALL.map(|family| cluster.node(1).ip(family));
-    let far = world.endpoints(&["c"]);
-    let client = world.exposed("client", CLIENT).source_range(format!(" {outside4}/32 "));
-    world.publish(&client.source_range(format!("{outside6}/128")), &far)?;
-    let node = world.exposed("node", NODE).source_range(format!("{node4}/32"));
-    world.publish(&node.source_range(format!("{node6}/128")), &far)?;
-    let mut rows = Rows::default();
+    let far = scenario.endpoints(&["c"]);
+    let client = scenario.exposed("client", CLIENT).source_range(format!(" {outside4}/32 "));
+    scenario.publish(&client.source_range(format!("{outside6}/128")), &far)?;
+    let node = scenario.exposed("node", NODE).source_range(format!("{node4}/32"));
+    scenario.publish(&node.source_range(format!("{node6}/128")), &far)?;
+    let mut expectations = Expectations::default();
     let table = [
         ("outside", CLIENT, Answer("c", &["node1"])),
         ("outside", NODE, Silence),
@@ -276,28 +280,28 @@ fn check_ranges(mode: &str, refused: &str) -> Result<()> {
         ("node1", NODE, Answer("c", &["node1"])),
         ("d", NODE, Silence),
     ];
-    try_rows(&world, &mut rows, &[Balancer], &table);
+    try_rows(&scenario, &mut expectations, &[Balancer], &table);
     let open = [
         ("outside", NODE, Answer("c", &["node1"])),
         ("a", CLIENT, Answer("c", &["a"])),
         ("node1", CLIENT, Answer("c", &["node1"])),
     ];
-    try_rows(&world, &mut rows, &[NodePort(1), External], &open);
+    try_rows(&scenario, &mut expectations, &[NodePort(1), External], &open);
     for (transport, family) in kinds() {
         // A datagram that the node's own hook drops is known to its sender.
         let error = Error(if transport == Transport::Tcp { refused } else { "ENOBUFS" });
-        let probe = Probe::new(transport, Balancer.at(&world, CLIENT, family)).timeout(SILENT);
-        rows.row("a stranger", ask(&world, &world.cluster.node(1), probe, error));
+        let probe = Probe::new(transport, Balancer.at(&scenario, CLIENT, family)).timeout(SILENT);
+        expectations.check("a stranger", ask(&scenario, &scenario.cluster.node(1), probe, error));
     }
-    rows.finish()?;
+    expectations.finish()?;
     // Ranges of one family say nothing about the other.
-    let client = world.exposed("client", CLIENT).source_range(format!("{outside4}/32"));
-    world.publish(&client, &far)?;
-    let a = world.cluster.pod("a");
+    let client = scenario.exposed("client", CLIENT).source_range(format!("{outside4}/32"));
+    scenario.publish(&client, &far)?;
+    let a = scenario.cluster.pod("a");
     let ask_at = |family, got| {
         eventually(|| {
-            let probe = Probe::tcp(Balancer.at(&world, CLIENT, family)).timeout(SILENT);
-            ask(&world, &a, probe, got)
+            let probe = Probe::tcp(Balancer.at(&scenario, CLIENT, family)).timeout(SILENT);
+            ask(&scenario, &a, probe, got)
         })
     };
     ask_at(Family::V6, Answer("c", &["a"]))?;
@@ -316,8 +320,8 @@ fn it_works_beside_what_other_software_sets_up() -> Result<()> {
         for rp_filter in [0, 1, 2] {
             let builder =
                 pods(cni).rp_filter(rp_filter).masquerade().drop_invalid().forward_policy();
-            let world = start(builder, "off")?;
-            check(&world, true).with_context(|| format!("{cni:?}, rp_filter {rp_filter}"))?;
+            let scenario = start(builder, "off")?;
+            check(&scenario, true).with_context(|| format!("{cni:?}, rp_filter {rp_filter}"))?;
         }
     }
     Ok(())

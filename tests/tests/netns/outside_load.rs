@@ -11,8 +11,8 @@ use lb_tests::harness::netns::actors::client::stop_without_loss;
 use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, node_port};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, TARGET, World};
+use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::scenario::{PORT, Scenario, TARGET};
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 /// Where the servers listen that many clients ask, and that send downloads.
@@ -24,31 +24,31 @@ const DOWNLOADS: u8 = 2;
 const NEAR: u8 = 3;
 
 /// Node 1 is asked; `c` on node 2 serves, and for comparison `b` on node 1.
-fn set_up(mode: &str) -> Result<World> {
+fn set_up(mode: &str) -> Result<Scenario> {
     let builder = Cluster::builder().pod(1, "b").pod(2, "c");
-    let mut world = World::start(builder, &["--external-mode", mode])?;
-    world.serve(&["b"])?;
-    world.serve_these("c", &Serve::on(TARGET).bulk(BULK))?;
+    let mut scenario = Scenario::start(builder, &["--external-mode", mode])?;
+    scenario.serve(&["b"])?;
+    scenario.serve_these("c", &Serve::on(TARGET).bulk(BULK))?;
     // As many processes as it takes to hold all the clients, with some to spare.
     for _ in 0..8 {
-        world.serve_these("c", &Serve::default().crowd(CROWD))?;
+        scenario.serve_these("c", &Serve::default().crowd(CROWD))?;
     }
-    let far = world.endpoints(&["c"]);
-    let many = world.empty_service("many", MANY).tcp(PORT, CROWD).udp(PORT, TARGET);
-    world.publish(&many.exposed(MANY), &far)?;
-    let downloads = world.empty_service("downloads", DOWNLOADS).tcp(PORT, BULK);
-    world.publish(&downloads.exposed(DOWNLOADS), &far)?;
-    world.publish(&world.exposed("near", NEAR), &world.endpoints(&["b"]))?;
-    Ok(world)
+    let far = scenario.endpoints(&["c"]);
+    let many = scenario.empty_service("many", MANY).tcp(PORT, CROWD).udp(PORT, TARGET);
+    scenario.publish(&many.exposed(MANY), &far)?;
+    let downloads = scenario.empty_service("downloads", DOWNLOADS).tcp(PORT, BULK);
+    scenario.publish(&downloads.exposed(DOWNLOADS), &far)?;
+    scenario.publish(&scenario.exposed("near", NEAR), &scenario.endpoints(&["b"]))?;
+    Ok(scenario)
 }
 
-fn to(world: &World, number: u8, family: Family) -> SocketAddr {
-    world.cluster.node(1).at(family, node_port(number))
+fn to(scenario: &Scenario, number: u8, family: Family) -> SocketAddr {
+    scenario.cluster.node(1).at(family, node_port(number))
 }
 
-fn restart(world: &mut World, node: u8) -> Result<()> {
-    world.take_agent(node)?.kill9()?;
-    world.start_agent(node)
+fn restart(scenario: &mut Scenario, node: u8) -> Result<()> {
+    scenario.take_agent(node)?.kill9()?;
+    scenario.start_agent(node)
 }
 
 #[test]
@@ -56,12 +56,12 @@ fn parallel_downloads_are_right_to_the_last_byte() -> Result<()> {
     const COUNT: u64 = 200;
     const LENGTH: u64 = 10 << 20;
     for mode in ["snat", "dsr"] {
-        let mut world = set_up(mode)?;
+        let mut scenario = set_up(mode)?;
         for family in Family::ALL {
-            let to = to(&world, DOWNLOADS, family);
-            let downloads = world.cluster.outside().download(to, COUNT, LENGTH)?;
-            restart(&mut world, 1)?;
-            restart(&mut world, 2)?;
+            let to = to(&scenario, DOWNLOADS, family);
+            let downloads = scenario.cluster.outside().download(to, COUNT, LENGTH)?;
+            restart(&mut scenario, 1)?;
+            restart(&mut scenario, 2)?;
             let report = downloads.finish(Duration::from_secs(300))?;
             println!("{mode}, {family:?}: {report:?}");
             let is_right = report.ok == COUNT && report.bytes == COUNT * LENGTH;
@@ -72,15 +72,19 @@ fn parallel_downloads_are_right_to_the_last_byte() -> Result<()> {
 }
 
 /// The node's own connections to the very backend work while others use the node's address.
-fn check_own_connections(world: &World, rows: &mut Rows, family: Family) -> Result<()> {
-    let node = world.cluster.node(1);
-    let direct = world.cluster.pod("c").at(family, TARGET);
-    for to in [direct, to(world, MANY, family)] {
+fn check_own_connections(
+    scenario: &Scenario,
+    expectations: &mut Expectations,
+    family: Family,
+) -> Result<()> {
+    let node = scenario.cluster.node(1);
+    let direct = scenario.cluster.pod("c").at(family, TARGET);
+    for to in [direct, to(scenario, MANY, family)] {
         for transport in TRANSPORTS {
             for _ in 0..50 {
                 let answer = node.ask(Probe::new(transport, to))?;
                 let is_own = answer.client_address() == Some(node.ip(family));
-                rows.is_true(format!("node1 -> {to} {transport:?}: {answer:?}"), is_own);
+                expectations.is_true(format!("node1 -> {to} {transport:?}: {answer:?}"), is_own);
             }
         }
     }
@@ -90,28 +94,28 @@ fn check_own_connections(world: &World, rows: &mut Rows, family: Family) -> Resu
 #[test]
 fn twenty_thousand_clients_of_one_backend_are_told_apart() -> Result<()> {
     const COUNT: u64 = 20_000;
-    let mut world = set_up("snat")?;
-    let mut rows = Rows::default();
+    let mut scenario = set_up("snat")?;
+    let mut expectations = Expectations::default();
     for family in Family::ALL {
         let mut crowds = Vec::new();
         for transport in TRANSPORTS {
-            let probe = Probe::new(transport, to(&world, MANY, family));
-            let crowd = world.cluster.outside().crowd(&probe, COUNT as usize)?;
+            let probe = Probe::new(transport, to(&scenario, MANY, family));
+            let crowd = scenario.cluster.outside().crowd(&probe, COUNT as usize)?;
             let report = crowd.ask()?;
             let what = format!("{transport:?} {family:?}: {}", told(&report));
             println!("{what}");
-            rows.is_true(what, is_complete(&report, COUNT));
+            expectations.is_true(what, is_complete(&report, COUNT));
             crowds.push((transport, crowd));
         }
-        check_own_connections(&world, &mut rows, family)?;
-        restart(&mut world, 1)?;
+        check_own_connections(&scenario, &mut expectations, family)?;
+        restart(&mut scenario, 1)?;
         for (transport, crowd) in crowds {
             let report = crowd.ask()?;
             let what = format!("{transport:?} {family:?}, again: {}", told(&report));
-            rows.is_true(what, is_complete(&report, COUNT) && report.moved == 0);
+            expectations.is_true(what, is_complete(&report, COUNT) && report.moved == 0);
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// A report without the list of all clients.
@@ -128,49 +132,49 @@ fn is_complete(report: &crowd::Report, count: u64) -> bool {
 #[test]
 fn who_gets_no_source_port_is_refused_and_nobody_hears_another_one() -> Result<()> {
     const COUNT: u64 = 32_000;
-    let mut world = set_up("snat")?;
-    let mut rows = Rows::default();
+    let mut scenario = set_up("snat")?;
+    let mut expectations = Expectations::default();
     for family in Family::ALL {
         for transport in TRANSPORTS {
-            let probe = Probe::new(transport, to(&world, MANY, family));
-            let crowd = world.cluster.outside().crowd(&probe, COUNT as usize)?;
-            let before = world.agent(1)?.counted("no_source_port")?;
+            let probe = Probe::new(transport, to(&scenario, MANY, family));
+            let crowd = scenario.cluster.outside().crowd(&probe, COUNT as usize)?;
+            let before = scenario.agent(1)?.counted("no_source_port")?;
             let report = crowd.ask()?;
             let refused = report.failed.get("ECONNREFUSED").copied().unwrap_or_default();
             let what = format!("{transport:?} {family:?}: {}", told(&report));
             println!("{what}");
-            rows.is_true(&what, refused > 0 && report.ok > 20_000 && report.shared() == 0);
-            rows.is_true(&what, report.ok + refused == COUNT);
-            let counted = world.agent(1)?.counted("no_source_port")? - before;
-            rows.is_true(format!("{what}: counted {counted}"), counted == refused);
-            check_own_connections(&world, &mut rows, family)?;
+            expectations.is_true(&what, refused > 0 && report.ok > 20_000 && report.shared() == 0);
+            expectations.is_true(&what, report.ok + refused == COUNT);
+            let counted = scenario.agent(1)?.counted("no_source_port")? - before;
+            expectations.is_true(format!("{what}: counted {counted}"), counted == refused);
+            check_own_connections(&scenario, &mut expectations, family)?;
             let report = crowd.ask()?;
             let what = format!("{transport:?} {family:?}, again: {}", told(&report));
             let refused = report.failed.get("ECONNREFUSED").copied().unwrap_or_default();
             let is_right = report.ok + refused == COUNT && report.moved == 0;
-            rows.is_true(what, is_right && report.shared() == 0);
+            expectations.is_true(what, is_right && report.shared() == 0);
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 #[test]
 fn an_agent_that_is_killed_and_comes_back_loses_nothing() -> Result<()> {
     const RATE: u64 = 200;
     const TRAFFIC: Duration = Duration::from_secs(60);
-    let mut world = set_up("snat")?;
+    let mut scenario = set_up("snat")?;
     let mut loads = Vec::new();
     for family in Family::ALL {
         for number in [MANY, NEAR] {
-            let to = to(&world, number, family);
-            loads.extend(world.cluster.outside().loads(to, RATE, TRAFFIC)?);
+            let to = to(&scenario, number, family);
+            loads.extend(scenario.cluster.outside().loads(to, RATE, TRAFFIC)?);
         }
     }
     let start = Instant::now();
     for _ in 0..3 {
-        world.take_agent(1)?.kill9()?;
+        scenario.take_agent(1)?.kill9()?;
         thread::sleep(Duration::from_millis(300));
-        world.start_agent(1)?;
+        scenario.start_agent(1)?;
     }
     stop_without_loss(loads, start.elapsed().as_secs() * RATE / 2)
 }

@@ -16,8 +16,8 @@ use lb_tests::harness::netns::actors::host::{Host, Serve};
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::plan::{Family, node_port};
 use lb_tests::harness::netns::traffic::capture::{self, Capture, Captured};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, TARGET, World};
+use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 const SOON: Duration = Duration::from_secs(5);
@@ -26,17 +26,17 @@ const OWN: u16 = 9_001;
 /// Pods that serve, with the number of their Service and that of the test's own.
 const BACKENDS: [(&str, u8, u8); 2] = [("b", 1, 11), ("c", 2, 12)];
 
-fn start(builder: Builder, xdp: &str) -> Result<World> {
+fn start(builder: Builder, xdp: &str) -> Result<Scenario> {
     let arguments = [&["--socket-lb", "off", "--xdp", xdp][..], &SMALL_MAPS].concat();
-    let mut world = World::start(builder.pod(1, "b").pod(2, "c"), &arguments)?;
+    let mut scenario = Scenario::start(builder.pod(1, "b").pod(2, "c"), &arguments)?;
     for (pod, number, own) in BACKENDS {
-        world.serve_these(pod, &Serve::on(TARGET))?;
-        let endpoints = world.endpoints(&[pod]);
-        world.publish(&world.exposed(pod, number), &endpoints)?;
-        let service = world.empty_service(&format!("{pod}-own"), own).udp(PORT, OWN);
-        world.publish(&service.exposed(own), &endpoints)?;
+        scenario.serve_these(pod, &Serve::on(TARGET))?;
+        let endpoints = scenario.endpoints(&[pod]);
+        scenario.publish(&scenario.exposed(pod, number), &endpoints)?;
+        let service = scenario.empty_service(&format!("{pod}-own"), own).udp(PORT, OWN);
+        scenario.publish(&service.exposed(own), &endpoints)?;
     }
-    Ok(world)
+    Ok(scenario)
 }
 
 /// An address family in the words of frames and in those of the network.
@@ -79,25 +79,25 @@ fn frame<F: TestFamily>(from: SocketAddr, to: SocketAddr, body: Body) -> Frame<F
 
 /// Has a frame come in by the uplink of node 1, from the router, with what `tag` holds between
 /// the link-layer addresses and the EtherType.
-fn send<F: TestFamily>(world: &World, frame: &Frame<F>, tag: &[u8]) -> Result<()> {
-    let fabric = world.cluster.fabric().netns();
-    let node = capture::link_address(world.cluster.node(1).netns(), "eth0")?;
+fn send<F: TestFamily>(scenario: &Scenario, frame: &Frame<F>, tag: &[u8]) -> Result<()> {
+    let fabric = scenario.cluster.fabric().netns();
+    let node = capture::link_address(scenario.cluster.node(1).netns(), "eth0")?;
     let router = capture::link_address(fabric, "br0")?;
     let bytes = frame.bytes();
     capture::send(fabric, "node1", &[&node, &router, tag, &bytes[12..]].concat())
 }
 
 /// The node port of a Service.
-fn front(world: &World, number: u8, family: Family) -> SocketAddr {
-    world.cluster.node(1).at(family, node_port(number))
+fn front(scenario: &Scenario, number: u8, family: Family) -> SocketAddr {
+    scenario.cluster.node(1).at(family, node_port(number))
 }
 
 /// Both Services answer the client outside. What was sent before has gone its way by then.
-fn check_services<F: Kind>(world: &World) -> Result<()> {
+fn check_services<F: Kind>(scenario: &Scenario) -> Result<()> {
     for (pod, number, _) in BACKENDS {
         for transport in TRANSPORTS {
-            let probe = Probe::new(transport, front(world, number, F::FAMILY)).timeout(SOON);
-            let answer = world.cluster.outside().ask(probe)?;
+            let probe = Probe::new(transport, front(scenario, number, F::FAMILY)).timeout(SOON);
+            let answer = scenario.cluster.outside().ask(probe)?;
             ensure!(answer.name() == Some(pod), "{pod} {transport:?}: {answer:?}");
         }
     }
@@ -111,52 +111,52 @@ fn came_in(capture: &Capture) -> Result<Vec<Captured>> {
 
 /// No backend sees a packet from an address that no packet may come from, and the node goes on
 /// as before.
-fn check_martians<F: Kind>(world: &World, martians: &[IpAddr]) -> Result<()> {
-    let mut rows = Rows::default();
+fn check_martians<F: Kind>(scenario: &Scenario, martians: &[IpAddr]) -> Result<()> {
+    let mut expectations = Expectations::default();
     let seen: Result<Vec<_>> = BACKENDS
         .iter()
-        .map(|(pod, ..)| Capture::on(world.cluster.pod(pod).netns(), "eth0"))
+        .map(|(pod, ..)| Capture::on(scenario.cluster.pod(pod).netns(), "eth0"))
         .collect();
     let seen = seen?;
     for (index, martian) in martians.iter().enumerate() {
         for (_, number, _) in BACKENDS {
             for body in [Body::Tcp(SYN), Body::Udp] {
                 let from = SocketAddr::new(*martian, 40_000 + index as u16);
-                let frame = frame::<F>(from, front(world, number, F::FAMILY), body);
-                send(world, &frame, &[])?;
+                let frame = frame::<F>(from, front(scenario, number, F::FAMILY), body);
+                send(scenario, &frame, &[])?;
             }
         }
     }
-    rows.row("afterwards", check_services::<F>(world));
-    let own = world.cluster.node(1).ip(F::FAMILY);
+    expectations.check("afterwards", check_services::<F>(scenario));
+    let own = scenario.cluster.node(1).ip(F::FAMILY);
     for ((pod, ..), capture) in BACKENDS.iter().zip(&seen) {
         for frame in came_in(capture)? {
             let Some([source, _]) = frame.addresses() else { continue };
             // Another node sees node 1 as the source of everybody's packets.
             let is_martian = martians.contains(&source) && (source != own || *pod == "b");
-            rows.is_true(format!("{pod} saw {source}"), !is_martian);
+            expectations.is_true(format!("{pod} saw {source}"), !is_martian);
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// A stranger that claims to be the node, from the port that a process there is going to use to
 /// talk to a backend, is not in its way.
-fn check_own_connections<F: Kind>(world: &World) -> Result<()> {
-    let (node, pod) = (world.cluster.node(1), world.cluster.pod("b"));
+fn check_own_connections<F: Kind>(scenario: &Scenario) -> Result<()> {
+    let (node, pod) = (scenario.cluster.node(1), scenario.cluster.pod("b"));
     let from = node.at(F::FAMILY, 21_000);
     for body in [Body::Tcp(SYN), Body::Udp] {
-        send(world, &frame::<F>(from, front(world, BACKENDS[0].1, F::FAMILY), body), &[])?;
+        send(scenario, &frame::<F>(from, front(scenario, BACKENDS[0].1, F::FAMILY), body), &[])?;
     }
-    check_services::<F>(world)?;
-    let mut rows = Rows::default();
+    check_services::<F>(scenario)?;
+    let mut expectations = Expectations::default();
     for transport in TRANSPORTS {
         let probe = Probe::new(transport, pod.at(F::FAMILY, TARGET)).source_port(from.port());
         let answer = node.ask(probe.timeout(SOON / 5))?;
         let is_right = answer.client_address() == Some(from.ip());
-        rows.is_true(format!("{transport:?}: {answer:?}"), is_right);
+        expectations.is_true(format!("{transport:?}: {answer:?}"), is_right);
     }
-    rows.finish()
+    expectations.finish()
 }
 
 /// A frame without what a router changes: link-layer addresses, hops and their checksum.
@@ -200,12 +200,12 @@ fn is_the_same(one: &Capture, other: &Capture, [from, to]: [IpAddr; 2]) -> Resul
 
 /// A pod that is a backend is reached by its own address too: by the same port as through the
 /// Service, and beside flows through the Service.
-fn check_pod<F: Kind>(world: &World) -> Result<()> {
-    let (outside, pod) = (world.cluster.outside(), world.cluster.pod("b"));
+fn check_pod<F: Kind>(scenario: &Scenario) -> Result<()> {
+    let (outside, pod) = (scenario.cluster.outside(), scenario.cluster.pod("b"));
     let held = TRANSPORTS.map(|transport| {
-        outside.open(Probe::new(transport, front(world, BACKENDS[0].1, F::FAMILY)).timeout(SOON))
+        outside.open(Probe::new(transport, front(scenario, BACKENDS[0].1, F::FAMILY)).timeout(SOON))
     });
-    let wire = Capture::on(world.cluster.fabric().netns(), "node1")?;
+    let wire = Capture::on(scenario.cluster.fabric().netns(), "node1")?;
     let at_pod = Capture::on(pod.netns(), "eth0")?;
     let hosts: [&Host; 2] = [outside, &pod];
     let ends = hosts.map(|host| host.ip(F::FAMILY));
@@ -239,10 +239,10 @@ fn fillers<F: Kind>(count: usize) -> Vec<(u8, Vec<u8>)> {
 }
 
 /// Requests with long headers reach the backend with all of them, and are answered.
-fn check_headers<F: Kind>(world: &World) -> Result<()> {
-    let outside = world.cluster.outside();
+fn check_headers<F: Kind>(scenario: &Scenario) -> Result<()> {
+    let outside = scenario.cluster.outside();
     for (pod, _, number) in BACKENDS {
-        let (pod, to) = (world.cluster.pod(pod), front(world, number, F::FAMILY));
+        let (pod, to) = (scenario.cluster.pod(pod), front(scenario, number, F::FAMILY));
         let server = pod.datagrams(F::FAMILY, OWN, SOON)?;
         for count in 1..=4 {
             let client = outside.datagrams(F::FAMILY, 0, SOON)?;
@@ -251,7 +251,7 @@ fn check_headers<F: Kind>(world: &World) -> Result<()> {
             // The second one belongs to a flow that is known.
             for payload in [&b"new"[..], b"known"] {
                 let request = frame::<F>(from, to, Body::Udp).options(&fillers::<F>(count));
-                send(world, &request.payload(payload), &[])?;
+                send(scenario, &request.payload(payload), &[])?;
                 let mut buffer = [0; 64];
                 let (length, seen) = server.recv_from(&mut buffer)?;
                 ensure!(&buffer[..length] == payload, "{count}: {:x?}", &buffer[..length]);
@@ -271,18 +271,18 @@ fn check_headers<F: Kind>(world: &World) -> Result<()> {
 }
 
 /// A fifth extension header: the node's own stack gets the packet, and refuses it.
-fn check_too_many(world: &World) -> Result<()> {
+fn check_too_many(scenario: &Scenario) -> Result<()> {
     const UNREACHABLE: u8 = 1;
-    let outside = world.cluster.outside();
+    let outside = scenario.cluster.outside();
     for (pod, _, number) in BACKENDS {
-        let (pod, to) = (world.cluster.pod(pod), front(world, number, Family::V6));
+        let (pod, to) = (scenario.cluster.pod(pod), front(scenario, number, Family::V6));
         let (at_pod, wire) = (
             Capture::on(pod.netns(), "eth0")?,
-            Capture::on(world.cluster.fabric().netns(), "node1")?,
+            Capture::on(scenario.cluster.fabric().netns(), "node1")?,
         );
         let from = outside.at(Family::V6, 41_000);
-        send(world, &frame::<Ipv6>(from, to, Body::Udp).options(&fillers::<Ipv6>(5)), &[])?;
-        check_services::<Ipv6>(world)?;
+        send(scenario, &frame::<Ipv6>(from, to, Body::Udp).options(&fillers::<Ipv6>(5)), &[])?;
+        check_services::<Ipv6>(scenario)?;
         let is_refusal = |frame: &Captured| {
             frame.addresses() == Some([to.ip(), from.ip()])
                 && frame.bytes[ETHERNET + 6] == 58
@@ -298,58 +298,62 @@ fn check_too_many(world: &World) -> Result<()> {
 
 /// Frames with the tag of a VLAN that the node has no part in are nobody's: no flow, and nothing
 /// comes to a backend or goes out again.
-fn check_tagged<F: Kind>(world: &mut World) -> Result<()> {
-    let before = world.agent(1)?.counted("flow_created")?;
-    let wire = Capture::on(world.cluster.fabric().netns(), "node1")?;
-    let mut rows = Rows::default();
+fn check_tagged<F: Kind>(scenario: &mut Scenario) -> Result<()> {
+    let before = scenario.agent(1)?.counted("flow_created")?;
+    let wire = Capture::on(scenario.cluster.fabric().netns(), "node1")?;
+    let mut expectations = Expectations::default();
     for (index, tag) in [&[0x81, 0, 0, 7][..], &[0x88, 0xa8, 0, 7]].into_iter().enumerate() {
         for (pod, number, _) in BACKENDS {
             for body in [Body::Tcp(SYN), Body::Udp] {
-                let from = world.cluster.outside().at(F::FAMILY, 42_000 + index as u16);
-                let to = front(world, number, F::FAMILY);
-                let at_pod = Capture::on(world.cluster.pod(pod).netns(), "eth0")?;
-                send(world, &frame::<F>(from, to, body.clone()), tag)?;
+                let from = scenario.cluster.outside().at(F::FAMILY, 42_000 + index as u16);
+                let to = front(scenario, number, F::FAMILY);
+                let at_pod = Capture::on(scenario.cluster.pod(pod).netns(), "eth0")?;
+                send(scenario, &frame::<F>(from, to, body.clone()), tag)?;
                 // What was sent before has gone its way when this is answered.
-                let probe = Probe::udp(world.cluster.pod("b").at(F::FAMILY, TARGET)).timeout(SOON);
-                ensure!(world.cluster.outside().ask(probe)?.name() == Some("b"), "no answer");
+                let probe =
+                    Probe::udp(scenario.cluster.pod("b").at(F::FAMILY, TARGET)).timeout(SOON);
+                ensure!(scenario.cluster.outside().ask(probe)?.name() == Some("b"), "no answer");
                 let of_it = |frame: &&Captured| match frame.ends() {
                     Some((_, [(_, port), (_, to)])) => port == from.port() || to == from.port(),
                     None => false,
                 };
                 let came = came_in(&at_pod)?.iter().filter(of_it).count();
-                rows.is_true(format!("{pod} got {body:?} of {tag:x?}"), came == 0);
+                expectations.is_true(format!("{pod} got {body:?} of {tag:x?}"), came == 0);
                 let sent: Vec<_> =
                     came_in(&wire)?.into_iter().filter(|one| one.tag.is_some()).collect();
-                rows.is_true(format!("{body:?} of {tag:x?} for {pod} goes out"), sent.is_empty());
+                expectations
+                    .is_true(format!("{body:?} of {tag:x?} for {pod} goes out"), sent.is_empty());
             }
         }
     }
-    let created = world.agent(1)?.counted("flow_created")? - before;
-    rows.is_true(format!("{created} flows"), created == 0);
-    rows.finish()
+    let created = scenario.agent(1)?.counted("flow_created")? - before;
+    expectations.is_true(format!("{created} flows"), created == 0);
+    expectations.finish()
 }
 
 fn check_all(builder: Builder, xdp: &str) -> Result<()> {
-    let mut world = start(builder, xdp)?;
-    let own = world.cluster.node(1).ip(Family::V4);
-    let mut rows = Rows::default();
-    rows.row(
+    let mut scenario = start(builder, xdp)?;
+    let own = scenario.cluster.node(1).ip(Family::V4);
+    let mut expectations = Expectations::default();
+    expectations.check(
         "martians, IPv4",
-        check_martians::<Ipv4>(&world, &[Ipv4::martians(), vec![own]].concat()),
+        check_martians::<Ipv4>(&scenario, &[Ipv4::martians(), vec![own]].concat()),
     );
-    rows.row("martians, IPv6", check_martians::<Ipv6>(&world, &Ipv6::martians()));
-    let own = world.cluster.node(1).ip(Family::V6);
-    rows.row("the node's own, IPv6", check_martians::<Ipv6>(&world, &[own]));
-    rows.row("the node's own connections, IPv4", check_own_connections::<Ipv4>(&world));
-    rows.row("the node's own connections, IPv6", check_own_connections::<Ipv6>(&world));
-    rows.row("a pod, IPv4", check_pod::<Ipv4>(&world));
-    rows.row("a pod, IPv6", check_pod::<Ipv6>(&world));
-    rows.row("options", check_headers::<Ipv4>(&world));
-    rows.row("extension headers", check_headers::<Ipv6>(&world));
-    rows.row("more of them than are followed", check_too_many(&world));
-    rows.row("tags, IPv4", check_tagged::<Ipv4>(&mut world));
-    rows.row("tags, IPv6", check_tagged::<Ipv6>(&mut world));
-    rows.finish()
+    expectations.check("martians, IPv6", check_martians::<Ipv6>(&scenario, &Ipv6::martians()));
+    let own = scenario.cluster.node(1).ip(Family::V6);
+    expectations.check("the node's own, IPv6", check_martians::<Ipv6>(&scenario, &[own]));
+    expectations
+        .check("the node's own connections, IPv4", check_own_connections::<Ipv4>(&scenario));
+    expectations
+        .check("the node's own connections, IPv6", check_own_connections::<Ipv6>(&scenario));
+    expectations.check("a pod, IPv4", check_pod::<Ipv4>(&scenario));
+    expectations.check("a pod, IPv6", check_pod::<Ipv6>(&scenario));
+    expectations.check("options", check_headers::<Ipv4>(&scenario));
+    expectations.check("extension headers", check_headers::<Ipv6>(&scenario));
+    expectations.check("more of them than are followed", check_too_many(&scenario));
+    expectations.check("tags, IPv4", check_tagged::<Ipv4>(&mut scenario));
+    expectations.check("tags, IPv6", check_tagged::<Ipv6>(&mut scenario));
+    expectations.finish()
 }
 
 #[test]

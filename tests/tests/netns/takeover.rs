@@ -10,8 +10,8 @@ use lb_tests::harness::netns::actors::process::Process;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{PORT, SMALL_MAPS, World};
+use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::PATIENCE;
 use nix::sys::signal::Signal;
 
@@ -132,7 +132,7 @@ fn lb(node: &Node, arguments: &[&str]) -> Result<String> {
 fn kube_proxys_rules_go_and_those_of_others_stay() -> Result<()> {
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
-    let mut rows = Rows::default();
+    let mut expectations = Expectations::default();
     plant(&node, OTHERS)?;
     sh(&node, "nft add table inet kube-proxy; nft add table ip mine")?;
     let before = rules(&node)?;
@@ -141,21 +141,21 @@ fn kube_proxys_rules_go_and_those_of_others_stay() -> Result<()> {
         sh(&node, "nft add table ip kube-proxy; nft add table ip6 kube-proxy")?;
         let told = lb(&node, &["check"])?;
         let lines = told.lines().filter(|line| line.contains("kube-proxy"));
-        rows.is_true(format!("check: {told}"), lines.count() == 1);
+        expectations.is_true(format!("check: {told}"), lines.count() == 1);
         for place in ["ip6tables-legacy, table nat: 8 chains, 3 jumps", "nft: table ip6 kube-proxy"]
         {
-            rows.is_true(format!("check: no {place}: {told}"), told.contains(place));
+            expectations.is_true(format!("check: no {place}: {told}"), told.contains(place));
         }
         let said = lb(&node, &["cleanup", "--kube-proxy"])?;
-        rows.is_true(format!("{round}: {said}"), said.lines().count() == 4 * 3 + 2);
+        expectations.is_true(format!("{round}: {said}"), said.lines().count() == 4 * 3 + 2);
         let after = rules(&node)?;
-        rows.is_true(format!("{round}: {before}\nis now\n{after}"), after == before);
+        expectations.is_true(format!("{round}: {before}\nis now\n{after}"), after == before);
     }
     let said = lb(&node, &["cleanup", "--kube-proxy"])?;
-    rows.is_true(format!("again: {said}"), said.contains("no kube-proxy rules found"));
+    expectations.is_true(format!("again: {said}"), said.contains("no kube-proxy rules found"));
     let told = lb(&node, &["check"])?;
-    rows.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
-    rows.finish()
+    expectations.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
+    expectations.finish()
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn what_others_rules_make_use_of_is_kept() -> Result<()> {
     }
     let said = lb(&node, &["cleanup", "--kube-proxy"])?;
     let kept = "kept because other rules use them: KUBE-MARK-MASQ, KUBE-POSTROUTING";
-    let mut rows = Rows::default();
-    rows.is_true(&said, said.matches(kept).count() == VARIANTS.len());
+    let mut expectations = Expectations::default();
+    expectations.is_true(&said, said.matches(kept).count() == VARIANTS.len());
     for variant in VARIANTS {
         let saved = sh(&node, &format!("{variant}-save -t nat"))?;
         let left = [
@@ -178,20 +178,21 @@ fn what_others_rules_make_use_of_is_kept() -> Result<()> {
             "-A KUBE-MARK-MASQ -j MARK",
             "-A KUBE-POSTROUTING -j MASQUERADE",
         ];
-        rows.is_true(&saved, left.iter().all(|rule| saved.contains(rule)));
-        rows.is_true(&saved, !saved.contains("KUBE-SERVICES") && !saved.contains("KUBE-EXT-"));
+        expectations.is_true(&saved, left.iter().all(|rule| saved.contains(rule)));
+        expectations
+            .is_true(&saved, !saved.contains("KUBE-SERVICES") && !saved.contains("KUBE-EXT-"));
     }
-    rows.finish()
+    expectations.finish()
 }
 
-fn world() -> Result<World> {
+fn scenario() -> Result<Scenario> {
     let builder = Cluster::builder().pod(1, "a").pod(1, "b").pod(2, "c");
     let mut arguments = vec!["--socket-lb", "off"];
     arguments.extend(SMALL_MAPS);
-    let mut world = World::start(builder, &arguments)?;
-    world.serve(&["b", "c"])?;
-    world.publish(&world.service("web", SERVICE), &world.endpoints(&["b", "c"]))?;
-    Ok(world)
+    let mut scenario = Scenario::start(builder, &arguments)?;
+    scenario.serve(&["b", "c"])?;
+    scenario.publish(&scenario.service("web", SERVICE), &scenario.endpoints(&["b", "c"]))?;
+    Ok(scenario)
 }
 
 fn probe(transport: Transport, family: Family) -> Probe {
@@ -200,72 +201,75 @@ fn probe(transport: Transport, family: Family) -> Probe {
 
 #[test]
 fn a_drain_ends_with_the_last_connection() -> Result<()> {
-    let mut world = world()?;
-    let mut rows = Rows::default();
-    let (a, node) = (world.cluster.pod("a"), world.cluster.node(1));
+    let mut scenario = scenario()?;
+    let mut expectations = Expectations::default();
+    let (a, node) = (scenario.cluster.pod("a"), scenario.cluster.node(1));
     let open = |family| a.open(probe(Transport::Tcp, family));
     let held = Family::ALL.map(open).into_iter().collect::<Result<Vec<_>>>()?;
-    world.take_agent(1)?.terminate()?;
+    scenario.take_agent(1)?.terminate()?;
     let mut drain = start_lb(&node, &["cleanup", "--drain", "1m"])?;
     drain.wait_for_output("draining: 2 flows left, 59 s remaining", PATIENCE)?;
     for connection in &held {
         let answer = connection.exchange("again", PATIENCE)?;
-        rows.is_true(format!("known: {answer:?}"), answer.name().is_some());
+        expectations.is_true(format!("known: {answer:?}"), answer.name().is_some());
     }
     for family in Family::ALL {
         let answer = a.ask(probe(Transport::Tcp, family).timeout(Duration::from_millis(200)))?;
-        rows.is_true(format!("new: {answer:?}"), answer.error() == Some("timeout"));
+        expectations.is_true(format!("new: {answer:?}"), answer.error() == Some("timeout"));
     }
-    let leaked = world.cluster.fabric().service_packets()?;
-    rows.is_true(format!("{leaked} packets to ClusterIPs left a node"), leaked == 0);
-    rows.is_true("it ended before its time", drain.ended()?.is_none());
+    let leaked = scenario.cluster.fabric().service_packets()?;
+    expectations.is_true(format!("{leaked} packets to ClusterIPs left a node"), leaked == 0);
+    expectations.is_true("it ended before its time", drain.ended()?.is_none());
     drop(held);
     let status = drain.wait(PATIENCE)?;
     let said = drain.stdout();
-    rows.is_true(format!("{status}: {said}"), said.contains("drained: no flow is left\ndetached "));
-    rows.is_true("pins are left", !node.bpf_dir().exists());
+    expectations
+        .is_true(format!("{status}: {said}"), said.contains("drained: no flow is left\ndetached "));
+    expectations.is_true("pins are left", !node.bpf_dir().exists());
     let said = lb(&node, &["cleanup", "--drain", "1m"])?;
-    rows.is_true(format!("again: {said}"), said.contains("nothing to drain\ndetached 0 links"));
-    rows.finish()
+    expectations
+        .is_true(format!("again: {said}"), said.contains("nothing to drain\ndetached 0 links"));
+    expectations.finish()
 }
 
 #[test]
 fn a_drain_that_is_stopped_goes_on_until_an_agent_runs() -> Result<()> {
-    let mut world = world()?;
-    let mut rows = Rows::default();
-    let (a, node) = (world.cluster.pod("a"), world.cluster.node(1));
+    let mut scenario = scenario()?;
+    let mut expectations = Expectations::default();
+    let (a, node) = (scenario.cluster.pod("a"), scenario.cluster.node(1));
     let quick = |family| probe(Transport::Tcp, family).timeout(Duration::from_millis(200));
     let held = a.open(probe(Transport::Tcp, Family::V4))?;
-    world.take_agent(1)?.terminate()?;
+    scenario.take_agent(1)?.terminate()?;
     for _ in 0..2 {
         let mut drain = start_lb(&node, &["cleanup", "--drain", "1m"])?;
         drain.wait_for_output("draining: 1 flows left", PATIENCE)?;
         drain.signal(Signal::SIGINT)?;
         let status = drain.wait(PATIENCE)?;
         let said = drain.stderr();
-        rows.is_true(format!("{status}: {said}"), status.code() == Some(1));
-        rows.is_true(&said, said.contains("interrupted: 1 flows continue"));
+        expectations.is_true(format!("{status}: {said}"), status.code() == Some(1));
+        expectations.is_true(&said, said.contains("interrupted: 1 flows continue"));
         let answer = a.ask(quick(Family::V4))?;
-        rows.is_true(format!("stopped, new: {answer:?}"), answer.error() == Some("timeout"));
+        expectations
+            .is_true(format!("stopped, new: {answer:?}"), answer.error() == Some("timeout"));
         let answer = held.exchange("again", PATIENCE)?;
-        rows.is_true(format!("stopped, known: {answer:?}"), answer.name().is_some());
+        expectations.is_true(format!("stopped, known: {answer:?}"), answer.name().is_some());
     }
     let told = lb(&node, &["check"])?;
-    rows.is_true(format!("check: {told}"), told.contains("`cleanup --drain` was begun"));
-    world.start_agent(1)?;
+    expectations.is_true(format!("check: {told}"), told.contains("`cleanup --drain` was begun"));
+    scenario.start_agent(1)?;
     for family in Family::ALL {
         let answer = a.ask(probe(Transport::Tcp, family))?;
-        rows.is_true(format!("an agent runs: {answer:?}"), answer.name().is_some());
+        expectations.is_true(format!("an agent runs: {answer:?}"), answer.name().is_some());
     }
     let answer = held.exchange("again", PATIENCE)?;
-    rows.is_true(format!("an agent runs, known: {answer:?}"), answer.name().is_some());
+    expectations.is_true(format!("an agent runs, known: {answer:?}"), answer.name().is_some());
     let refused = start_lb(&node, &["cleanup", "--drain", "1s"]).and_then(|mut drain| {
         drain.wait(PATIENCE)?;
         Ok(drain.stderr())
     })?;
-    let holder = format!("another lb-agent (process {})", world.agent(1)?.process().pid());
-    rows.is_true(&refused, refused.contains(&holder));
+    let holder = format!("another lb-agent (process {})", scenario.agent(1)?.process().pid());
+    expectations.is_true(&refused, refused.contains(&holder));
     let told = agent::get(&node, "counters")?.to_string();
-    rows.is_true(&told, told.contains("draining"));
-    rows.finish()
+    expectations.is_true(&told, told.contains("draining"));
+    expectations.finish()
 }

@@ -10,8 +10,8 @@ use lb_tests::harness::netns::actors::agent::cleanup;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::namespace::Netns;
 use lb_tests::harness::netns::topology::plan::{Addresses, Family, NODE_GATEWAY, node_port};
-use lb_tests::harness::netns::words::rows::Rows;
-use lb_tests::harness::netns::words::world::{SMALL_MAPS, World, expect};
+use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario, expect};
 use lb_tests::harness::wait::eventually;
 
 /// The Services by number: served on node 1 and on node 2.
@@ -50,9 +50,9 @@ fn addresses(device: &str, at: Addresses) -> [String; 2] {
 }
 
 /// Makes the device. Only it answers for its addresses.
-fn add_upper(world: &World) -> Result<()> {
-    ip(world.cluster.fabric().netns(), &addresses("br0", ROUTER))?;
-    let node = world.cluster.node(1);
+fn add_upper(scenario: &Scenario) -> Result<()> {
+    ip(scenario.cluster.fabric().netns(), &addresses("br0", ROUTER))?;
+    let node = scenario.cluster.node(1);
     node.netns().run(|| Ok(std::fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?))?;
     let mut lines = vec![format!("link add link eth0 name {UPPER} type macvlan mode bridge")];
     lines.extend(addresses(UPPER, NODE));
@@ -69,31 +69,31 @@ fn default_routes(by_upper: bool) -> [String; 2] {
     })
 }
 
-fn start() -> Result<World> {
+fn start() -> Result<Scenario> {
     let builder = Cluster::builder().pod(1, "b").pod(2, "c").no_tx_checksum_offload();
-    let mut world = World::start(builder, &SMALL_MAPS)?;
-    world.serve(&["b", "c"])?;
-    world.publish(&world.exposed("near", NEAR), &world.endpoints(&["b"]))?;
-    world.publish(&world.exposed("far", FAR), &world.endpoints(&["c"]))?;
-    add_upper(&world)?;
-    world.manifests.node("node1", NODE, None)?;
-    Ok(world)
+    let mut scenario = Scenario::start(builder, &SMALL_MAPS)?;
+    scenario.serve(&["b", "c"])?;
+    scenario.publish(&scenario.exposed("near", NEAR), &scenario.endpoints(&["b"]))?;
+    scenario.publish(&scenario.exposed("far", FAR), &scenario.endpoints(&["c"]))?;
+    add_upper(&scenario)?;
+    scenario.manifests.node("node1", NODE, None)?;
+    Ok(scenario)
 }
 
 /// Starts the agent of node 1 as if there had been none before.
-fn restart(world: &mut World, arguments: &[&str]) -> Result<()> {
-    world.take_agent(1)?.terminate()?;
-    cleanup(&world.cluster.node(1))?;
+fn restart(scenario: &mut Scenario, arguments: &[&str]) -> Result<()> {
+    scenario.take_agent(1)?.terminate()?;
+    cleanup(&scenario.cluster.node(1))?;
     let fixed = ["--socket-lb", "off", "--pod-interfaces", "cali*"];
-    world.set_arguments(&[&fixed[..], arguments, &SMALL_MAPS].concat());
-    world.start_agent(1)
+    scenario.set_arguments(&[&fixed[..], arguments, &SMALL_MAPS].concat());
+    scenario.start_agent(1)
 }
 
 /// Waits until the agent has said of each of these devices how its packets are taken, and of
 /// no other one.
-fn check_said(world: &mut World, said: &[(&str, &str)]) -> Result<()> {
+fn check_said(scenario: &mut Scenario, said: &[(&str, &str)]) -> Result<()> {
     eventually(|| {
-        let log = world.agent(1)?.process().stderr();
+        let log = scenario.agent(1)?.process().stderr();
         let lines = || log.lines().filter(|line| line.contains("packets are handled by"));
         let is_said = |(device, how): &(&str, &str)| {
             let device = format!("\"{device}\"");
@@ -106,9 +106,9 @@ fn check_said(world: &mut World, said: &[(&str, &str)]) -> Result<()> {
 }
 
 /// The client outside reaches both Services at node 1's address there.
-fn check(world: &World) -> Result<()> {
-    let (outside, node) = (world.cluster.outside(), world.cluster.node(1));
-    let mut rows = Rows::default();
+fn check(scenario: &Scenario) -> Result<()> {
+    let (outside, node) = (scenario.cluster.outside(), scenario.cluster.node(1));
+    let mut expectations = Expectations::default();
     for family in Family::ALL {
         let node: [IpAddr; 2] = [NODE.get(family), node.ip(family)];
         let client = [outside.ip(family)];
@@ -121,11 +121,11 @@ fn check(world: &World) -> Result<()> {
                 let outcome = outside.ask(probe).and_then(|answer| {
                     expect(&format!("{transport:?}"), &answer, to, &[server], seen).map(drop)
                 });
-                rows.row(to, outcome);
+                expectations.check(to, outcome);
             }
         }
     }
-    rows.finish()
+    expectations.finish()
 }
 
 const BY_TC: &str = "tc: --xdp off";
@@ -133,16 +133,16 @@ const NO_XDP: &str = "tc: its driver does not support XDP";
 
 #[test]
 fn a_device_upon_the_uplink_faces_the_outside() -> Result<()> {
-    let mut world = start()?;
-    ip(world.cluster.node(1).netns(), &default_routes(true))?;
+    let mut scenario = start()?;
+    ip(scenario.cluster.node(1).netns(), &default_routes(true))?;
     for (arguments, said) in [
         (&["--xdp", "off"][..], BY_TC),
         (&["--devices", UPPER, "--xdp", "native"], NO_XDP),
         (&["--xdp", "generic"], "XDP in the stack"),
     ] {
-        restart(&mut world, arguments)?;
-        check_said(&mut world, &[(UPPER, said)])
-            .and_then(|()| check(&world))
+        restart(&mut scenario, arguments)?;
+        check_said(&mut scenario, &[(UPPER, said)])
+            .and_then(|()| check(&scenario))
             .with_context(|| arguments.join(" "))?;
     }
     Ok(())
@@ -150,17 +150,17 @@ fn a_device_upon_the_uplink_faces_the_outside() -> Result<()> {
 
 #[test]
 fn an_uplink_and_a_device_upon_it_face_the_outside() -> Result<()> {
-    let mut world = start()?;
+    let mut scenario = start()?;
     for (by_upper, xdp, below, upper) in [
         (false, "off", BY_TC, BY_TC),
         (true, "off", BY_TC, BY_TC),
         (false, "native", "XDP in the driver", NO_XDP),
         (true, "generic", "XDP in the stack", "XDP in the stack"),
     ] {
-        ip(world.cluster.node(1).netns(), &default_routes(by_upper))?;
-        restart(&mut world, &["--devices", "eth0,upper0", "--xdp", xdp])?;
-        check_said(&mut world, &[("eth0", below), (UPPER, upper)])
-            .and_then(|()| check(&world))
+        ip(scenario.cluster.node(1).netns(), &default_routes(by_upper))?;
+        restart(&mut scenario, &["--devices", "eth0,upper0", "--xdp", xdp])?;
+        check_said(&mut scenario, &[("eth0", below), (UPPER, upper)])
+            .and_then(|()| check(&scenario))
             .with_context(|| format!("--xdp {xdp}, default route by the upper: {by_upper}"))?;
     }
     Ok(())

@@ -58,7 +58,7 @@ fn wildcards(text: &str) -> Result<Vec<(usize, &'static str)>> {
 }
 
 struct Matches {
-    /// What `Self` is, if it is one of the enums.
+    /// The enum that `Self` means, if it is one of them.
     own: Option<&'static str>,
     found: Vec<(usize, &'static str)>,
 }
@@ -123,7 +123,7 @@ impl<'ast> Visit<'ast> for Matches {
 /// A step from a value to a part of it: the constructor, and the field.
 type Step = (String, String);
 
-/// Where a pattern takes whatever is there.
+/// The places where a pattern matches any value.
 struct Rest {
     place: Vec<Step>,
     /// With `..`: the constructor, and its fields that are named.
@@ -144,7 +144,7 @@ impl Rest {
     }
 }
 
-/// What the pattern of one arm names, and what it takes unnamed.
+/// The variants that the pattern of one arm names, and the places where it matches any value.
 struct Places<'a> {
     matches: &'a Matches,
     named: Vec<(Vec<Step>, &'static str)>,
@@ -163,7 +163,7 @@ impl Places<'_> {
             },
             Pat::Or(or) => or.cases.iter().for_each(|pattern| self.walk(pattern, place)),
             Pat::Guard(guarded) => {
-                // What a guard lets through is not all that is left.
+                // An arm with a guard does not match all remaining variants.
                 let rests = self.rests.len();
                 self.walk(&guarded.pat, place);
                 self.rests.truncate(rests);

@@ -108,7 +108,7 @@ struct Tally {
 
 impl Tally {
     fn parse(line: &str) -> Option<Self> {
-        // What a child of a test wrote may precede it on the line.
+        // Output of a test's child process may precede it on the line.
         let (_, rest) = line.split_once("test result: ")?;
         let (_, numbers) = rest.split_once(". ")?;
         Self::of_parts(numbers, "; ")

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::services::ServiceNames;
 
-/// An endpoint of a service port that is in a set of it now.
+/// An endpoint of a service port that is in one of its sets now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BackendRow {
     /// The service port.
@@ -17,7 +17,7 @@ pub struct BackendRow {
     pub address: String,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// Of which sets it is a member: `cluster`, `local`.
+    /// The sets that it is a member of: `cluster`, `local`.
     pub sets: Vec<&'static str>,
     /// `this_node`, `this_host` (a process in the host's network) or `other_node`.
     pub place: &'static str,

@@ -1,4 +1,4 @@
-//! Rows of what the agent writes: services, frontends, backends; and counters.
+//! Rows of `get services` and `get frontends`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +25,7 @@ pub struct ServiceRow {
     pub family: u8,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `address:port` of its frontends, but for node ports of any node.
+    /// `address:port` of its frontends, without node ports of any node.
     pub frontends: Vec<String>,
     /// How many of its endpoints are ready.
     pub ready: u32,
@@ -39,22 +39,22 @@ pub struct ServiceRow {
     pub local_backends: u32,
     /// `Cluster` or `Local`.
     pub internal_traffic_policy: &'static str,
-    /// `Cluster` or `Local`; `Cluster` where nobody outside reaches it.
+    /// `Cluster` or `Local`; `Cluster` if clients outside cannot reach it.
     pub external_traffic_policy: &'static str,
-    /// `snat` or `dsr`: how clients outside reach backends on other nodes; null where nobody
-    /// outside reaches it.
+    /// `snat` or `dsr`: how clients outside reach backends on other nodes; null if clients
+    /// outside cannot reach it.
     pub external_mode: Option<&'static str>,
-    /// Who may reach the load balancer's addresses; empty: everybody.
+    /// The clients that the load balancer's addresses admit; empty if they admit all.
     pub source_ranges: Vec<String>,
     /// Session affinity by client for so many seconds; null without.
     pub affinity_seconds: Option<u32>,
     /// Live flows that are translated packet by packet.
     pub flows: u64,
-    /// Packets that were translated, of both directions; null if they are not counted.
+    /// Translated packets of both directions; null if they are not counted.
     pub packets: Option<u64>,
     /// Their bytes.
     pub bytes: Option<u64>,
-    /// Packets and calls that were turned away, by reason.
+    /// Packets and calls that were rejected or dropped, by reason.
     pub drops: BTreeMap<&'static str, u64>,
     /// Index into SERVICES.
     pub index: u32,
@@ -68,10 +68,10 @@ pub struct FrontendRow {
     /// `tcp`, `udp`, or `any` for a ClusterIP as a whole.
     pub protocol: &'static str,
     /// `cluster_ip`, `cluster_ip_address` (a ClusterIP as a whole), `node_port`, `any_node`
-    /// (a node port that clients asked another node for) or `external` (a load balancer's
-    /// address or an external IP).
+    /// (a node port at another node's address) or `external` (a load balancer's address or an
+    /// external IP).
     pub kind: &'static str,
-    /// Whether only clients in the service port's source ranges are let in.
+    /// Whether only clients in the service port's source ranges are admitted.
     pub restricted: bool,
     /// The service port it leads to.
     pub service: String,
@@ -96,7 +96,7 @@ impl<'a> ServiceNames<'a> {
         Self(names.iter().map(|(index, name)| (*index, name)).collect())
     }
 
-    /// The name of a service port; its index if it has none any more.
+    /// The name of a service port; its index if the service port is gone.
     pub(super) fn text(&self, index: u32) -> String {
         self.0.get(&index).map_or_else(|| format!("#{index}"), |name| text_of(name))
     }
@@ -146,12 +146,12 @@ fn all_frontends(state: &PinnedState) -> Vec<AnyFrontend> {
     frontends
 }
 
-/// What service ports have to do, by their index.
+/// The flows and the traffic of service ports, by their index.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     /// Live flows.
     pub(super) flows: HashMap<u32, u64>,
-    /// What they have carried and turned away.
+    /// Packets that were translated, rejected and dropped.
     pub(super) carried: Carried,
 }
 
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_shows_both_policies_and_who_may_reach_its_load_balancer() {
+    fn a_service_shows_both_policies_and_its_source_ranges() {
         let row = services(&state(), &Load::default()).remove(0);
         assert_eq!(row.internal_traffic_policy, "Cluster");
         assert_eq!(row.external_traffic_policy, "Local");
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_shows_its_endpoints_and_what_it_has_carried() {
+    fn a_service_shows_its_endpoints_and_its_traffic() {
         let mut state = state();
         let backend = state.backends4[1];
         let flags = IN_SLICE | TERMINATING;
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_nobody_outside_reaches_has_no_mode_for_them() {
+    fn a_service_without_frontends_for_clients_outside_has_no_external_mode() {
         let mode = |service: &dyn Fn(&mut PinnedState)| {
             let mut state = state();
             service(&mut state);

@@ -181,12 +181,12 @@ async fn a_port_that_is_taken_is_told_once_and_bound_once_it_is_free() {
          listen tcp4 127.0.0.1:{taken_port}: bind: address already in use"
     );
     let reason = EventReason::FailedToStartServiceHealthcheck;
-    assert_eq!(setup.refusals.told("shop/cart", reason), Some(note));
-    assert_eq!(setup.refusals.told("shop/menu", reason), None);
+    assert_eq!(setup.refusals.published_note("shop/cart", reason), Some(note));
+    assert_eq!(setup.refusals.published_note("shop/menu", reason), None);
     drop(taken);
     until("127.0.0.1", taken_port, Some((200, "cart", 1))).await;
     timeout(DEADLINE, async {
-        while setup.refusals.told("shop/cart", reason).is_some() {
+        while setup.refusals.published_note("shop/cart", reason).is_some() {
             tokio::task::yield_now().await;
         }
     })
@@ -207,7 +207,7 @@ async fn the_second_service_of_a_port_waits_until_the_first_gives_it_up() {
          the port belongs to the Service shop/cart"
     );
     let reason = EventReason::FailedToStartServiceHealthcheck;
-    assert_eq!(setup.refusals.told("shop/menu", reason), Some(note));
+    assert_eq!(setup.refusals.published_note("shop/menu", reason), Some(note));
     setup.set("shop/cart", other, [1, 1]);
     until("127.0.0.1", port, Some((200, "menu", 2))).await;
     until("127.0.0.1", other, Some((200, "cart", 1))).await;

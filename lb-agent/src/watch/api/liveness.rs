@@ -1,9 +1,9 @@
 //! Whether the watch of each kind is alive.
 //!
-//! A watch breaks with an error and lives again with the next good answer to a request for
-//! its kind, be that a list or the beginning of a watch: [`Proofs`] sees those. So silence is
-//! no death: a watch of objects that nobody changes never breaks. A connection that dies in
-//! silence breaks by the client's read timeout, after less than five minutes.
+//! A watch is broken from an error until the next successful answer to a request for its kind,
+//! be that a list or the beginning of a watch: [`Proofs`] sees those. A watch without events is
+//! therefore not broken. A connection that is lost without a sign breaks by the client's read
+//! timeout, after less than five minutes.
 
 use std::{
     collections::BTreeMap,
@@ -25,24 +25,24 @@ pub struct Liveness(Arc<Mutex<BTreeMap<ObjectKind, Broken>>>);
 #[derive(Debug)]
 struct Broken {
     since: Instant,
-    /// What broke it first.
+    /// The first error.
     error: String,
 }
 
 impl Liveness {
-    /// The watch of a kind was met with an error at `now`.
+    /// The watch of a kind got an error at `now`.
     pub fn broke(&self, kind: ObjectKind, error: &str, now: Instant) {
         let broken = || Broken { since: now, error: error.to_owned() };
         self.state().entry(kind).or_insert_with(broken);
     }
 
-    /// A request for a kind was answered, or the kind is done without.
+    /// A request for a kind was answered, or the agent continues without the kind.
     pub fn lives(&self, kind: ObjectKind) {
         self.state().remove(&kind);
     }
 
-    /// What has been broken for longer than `limit` at `now`, as a sentence that stays the
-    /// same for as long.
+    /// The kinds whose watch has been broken for longer than `limit` at `now`, as a sentence
+    /// that does not change as long as the kinds do not.
     pub fn dead(&self, limit: Duration, now: Instant) -> Option<String> {
         let state = self.state();
         let is_dead = |(_, broken): &(&ObjectKind, &Broken)| {
@@ -60,7 +60,7 @@ impl Liveness {
     }
 }
 
-/// Makes the client tell [`Liveness`] what is answered.
+/// Makes the client report successful answers to [`Liveness`].
 #[derive(Clone, Debug)]
 pub(super) struct Proofs(pub(super) Liveness);
 
@@ -72,7 +72,7 @@ impl<S> Layer<S> for Proofs {
     }
 }
 
-/// A client that tells what is answered.
+/// A client that reports successful answers.
 #[derive(Clone, Debug)]
 pub(super) struct Proving<S> {
     inner: S,

@@ -1,4 +1,4 @@
-//! The addresses of a Service outside the cluster, and who may reach them.
+//! The addresses of a Service for clients outside the cluster, and which clients may use them.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use crate::{
     options::ExternalMode,
 };
 
-/// What a Service says of clients outside the cluster, but for its node ports.
+/// The fields of a Service for clients outside the cluster, without its node ports.
 pub(super) struct Outside {
     pub(super) load_balancer_ips: Vec<IpAddr>,
     pub(super) external_ips: Vec<IpAddr>,
@@ -49,8 +49,9 @@ fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMo
     mode
 }
 
-/// The load balancer's addresses whose packets arrive here as they are. Behind one with
-/// `ipMode: Proxy`, or with a host name alone, they have a destination of their own.
+/// The load balancer's addresses that packets still have as their destination when they arrive
+/// here. A load balancer with `ipMode: Proxy`, or with a host name only, changes the
+/// destination itself.
 fn load_balancer_ips(service: &v1::Service, refusals: &mut Refusals<'_>) -> Vec<IpAddr> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let list = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
@@ -71,7 +72,7 @@ fn external_ips(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpAddr> 
     addresses(list.iter().enumerate().map(|(index, text)| (field(index), text.as_str())), refusals)
 }
 
-/// The addresses, each once; what is none is refused.
+/// The addresses, each once. A text that is not an address is refused.
 fn addresses<'a>(
     texts: impl Iterator<Item = (String, &'a str)>,
     refusals: &mut Refusals<'_>,
@@ -87,8 +88,8 @@ fn addresses<'a>(
     addresses
 }
 
-/// The ranges in order, each once; what is none is refused, and the others hold. As with
-/// kube-proxy, a list of which nothing is left restricts nobody.
+/// The ranges in order, each once. A text that is not a prefix is refused, the others hold. As
+/// with kube-proxy, a list without any valid range admits every client.
 fn source_ranges(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpNet> {
     let list = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     let mut ranges: Vec<IpNet> = Vec::with_capacity(list.len());

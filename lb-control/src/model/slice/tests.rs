@@ -82,7 +82,7 @@ fn a_bad_endpoint_never_costs_the_others() {
             format!("{object}ports[0].port: 65536 is not a port number (1 to 65535)"),
             format!("{object}endpoints[0].addresses[0]: \"nowhere\" is not an IP address"),
             format!("{object}endpoints[1].addresses[0]: fd00::1 is not an address of IPv4"),
-            format!("{object}endpoints[2].addresses[0]: there is no address"),
+            format!("{object}endpoints[2].addresses[0]: the endpoint has no address"),
             format!("{object}endpoints[3].addresses[0]: \"0.0.0.0\" is the unspecified address"),
         ]
     );

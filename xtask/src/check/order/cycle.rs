@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-/// The shortest cycle of each group of nodes that reach each other, as its arrows.
+/// The shortest cycle of each group of nodes that reach each other, as a list of edges.
 pub(super) fn shortest(nodes: usize, arrows: &[(usize, usize)]) -> Vec<Vec<(usize, usize)>> {
     let mut next = vec![Vec::new(); nodes];
     for &(from, to) in arrows {
@@ -26,7 +26,7 @@ pub(super) fn shortest(nodes: usize, arrows: &[(usize, usize)]) -> Vec<Vec<(usiz
     found
 }
 
-/// A shortest path of at least one arrow.
+/// A shortest path of at least one edge.
 fn path(next: &[Vec<usize>], from: usize, to: usize) -> Option<Vec<(usize, usize)>> {
     let mut came_from = vec![None; next.len()];
     let mut queue = VecDeque::from([from]);

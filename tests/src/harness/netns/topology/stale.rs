@@ -1,6 +1,6 @@
 //! Removes what an earlier run that was killed left behind.
 //!
-//! Every name starts with `lb-PID-`; what belongs to a process that is no more is stale. A live
+//! Every name starts with `lb-PID-`; what belongs to a process that is no more is stale. A running
 //! process is never touched, even where the kernel gave the number to another program.
 
 use std::path::{Path, PathBuf};

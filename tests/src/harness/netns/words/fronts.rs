@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::rows::Rows;
-use super::world::{PORT, World, expect};
+use super::expectations::Expectations;
+use super::scenario::{PORT, Scenario, expect};
 use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::{
@@ -42,9 +42,9 @@ pub enum Front {
 
 impl Front {
     /// Its address and port for the Service of this number.
-    pub fn at(self, world: &World, number: u8, family: Family) -> SocketAddr {
+    pub fn at(self, scenario: &Scenario, number: u8, family: Family) -> SocketAddr {
         let (ip, port) = match self {
-            Self::NodePort(node) => (world.cluster.node(node).ip(family), node_port(number)),
+            Self::NodePort(node) => (scenario.cluster.node(node).ip(family), node_port(number)),
             Self::Loopback => (loopback(family), node_port(number)),
             Self::Balancer => (balancer_ip(number).get(family), PORT),
             Self::External => (external_ip(number).get(family), PORT),
@@ -75,19 +75,19 @@ pub enum Got<'a> {
 }
 
 /// The address that a host has, by its name.
-fn address_of(world: &World, host: &str, family: Family) -> Vec<IpAddr> {
+fn address_of(scenario: &Scenario, host: &str, family: Family) -> Vec<IpAddr> {
     match host {
-        "outside" => vec![world.cluster.outside().ip(family)],
-        "node1" => node_addresses(world, 1, family),
-        "node2" => node_addresses(world, 2, family),
-        pod => vec![world.cluster.pod(pod).ip(family)],
+        "outside" => vec![scenario.cluster.outside().ip(family)],
+        "node1" => node_addresses(scenario, 1, family),
+        "node2" => node_addresses(scenario, 2, family),
+        pod => vec![scenario.cluster.pod(pod).ip(family)],
     }
 }
 
 /// Every address of a node that a backend may see: its own and, under a bridge, the
 /// gateway's of its pods.
-fn node_addresses(world: &World, node: u8, family: Family) -> Vec<IpAddr> {
-    let host = world.cluster.node(node);
+fn node_addresses(scenario: &Scenario, node: u8, family: Family) -> Vec<IpAddr> {
+    let host = scenario.cluster.node(node);
     let gateway = host.pod_cidrs().into_iter().find(|cidr| Family::of(cidr.addr()) == family);
     let first = gateway.and_then(|cidr| cidr.hosts().find(|ip| *ip != cidr.network()));
     std::iter::once(host.ip(family)).chain(first).collect()
@@ -97,7 +97,7 @@ fn node_addresses(world: &World, node: u8, family: Family) -> Vec<IpAddr> {
 ///
 /// # Errors
 /// Anything else came.
-pub fn ask(world: &World, client: &Host, probe: Probe, got: Got<'_>) -> Result<()> {
+pub fn ask(scenario: &Scenario, client: &Host, probe: Probe, got: Got<'_>) -> Result<()> {
     let to = probe.to;
     let family = Family::of(to.ip());
     let what = format!("{} -> {to} {:?}", client.name(), probe.transport);
@@ -106,7 +106,7 @@ pub fn ask(world: &World, client: &Host, probe: Probe, got: Got<'_>) -> Result<(
     match got {
         Got::Answer(server, seen) => {
             let seen: Vec<_> =
-                seen.iter().flat_map(|host| address_of(world, host, family)).collect();
+                seen.iter().flat_map(|host| address_of(scenario, host, family)).collect();
             expect(&what, &answer, to, &[server], &seen).map(drop)
         }
         Got::Refusal => {
@@ -133,18 +133,23 @@ pub type Row<'a> = (&'a str, u8, Got<'a>);
 
 /// Tries every row of a table at every one of these front ends, over both transports and
 /// families.
-pub fn try_rows(world: &World, rows: &mut Rows, fronts: &[Front], table: &[Row<'_>]) {
+pub fn try_rows(
+    scenario: &Scenario,
+    expectations: &mut Expectations,
+    fronts: &[Front],
+    table: &[Row<'_>],
+) {
     for kind @ (transport, family) in kinds() {
         for front in fronts {
             for (client, number, got) in table {
-                let probe = Probe::new(transport, front.at(world, *number, family));
+                let probe = Probe::new(transport, front.at(scenario, *number, family));
                 let outcome = match *client {
-                    "outside" => ask(world, world.cluster.outside(), probe, *got),
-                    "node1" => ask(world, &world.cluster.node(1), probe, *got),
-                    "node2" => ask(world, &world.cluster.node(2), probe, *got),
-                    pod => ask(world, &world.cluster.pod(pod), probe, *got),
+                    "outside" => ask(scenario, scenario.cluster.outside(), probe, *got),
+                    "node1" => ask(scenario, &scenario.cluster.node(1), probe, *got),
+                    "node2" => ask(scenario, &scenario.cluster.node(2), probe, *got),
+                    pod => ask(scenario, &scenario.cluster.pod(pod), probe, *got),
                 };
-                rows.row(format!("{front:?} {kind:?}"), outcome);
+                expectations.check(format!("{front:?} {kind:?}"), outcome);
             }
         }
     }

@@ -22,7 +22,7 @@ pub const SMALL_MAPS: [&str; 6] =
     ["--max-services", "1024", "--max-backends", "4096", "--max-slots", "8192"];
 
 /// A cluster, its agents and their manifests.
-pub struct World {
+pub struct Scenario {
     /// Agents by node; ended before the cluster goes.
     agents: Vec<Option<Agent>>,
     servers: Vec<Process>,
@@ -33,7 +33,7 @@ pub struct World {
     arguments: Vec<String>,
 }
 
-impl World {
+impl Scenario {
     /// Builds the cluster, describes it in manifests and starts an agent on every node.
     ///
     /// # Errors
@@ -45,17 +45,17 @@ impl World {
             manifests.node(&format!("node{}", node.number()), node.addresses(), None)?;
         }
         manifests.write("service-cidr.json", &service_cidr())?;
-        let mut world = Self {
+        let mut scenario = Self {
             agents: cluster.nodes().iter().map(|_| None).collect(),
             servers: Vec::new(),
             manifests,
             cluster,
             arguments: arguments.iter().map(ToString::to_string).collect(),
         };
-        for number in 1..=world.agents.len() {
-            world.start_agent(number as u8)?;
+        for number in 1..=scenario.agents.len() {
+            scenario.start_agent(number as u8)?;
         }
-        Ok(world)
+        Ok(scenario)
     }
 
     /// Starts the agent of a node and waits until it is healthy.
@@ -155,7 +155,7 @@ impl World {
         Service::new(name).cluster_ips(cluster_ip(number))
     }
 
-    /// [`World::service`] that clients outside the cluster reach as well: at a node port, a load
+    /// [`Scenario::service`] that clients outside the cluster reach as well: at a node port, a load
     /// balancer's addresses and external IPs (see [`Service::exposed`]).
     pub fn exposed(&self, name: &str, number: u8) -> Service {
         self.service(name, number).exposed(number)
@@ -287,7 +287,7 @@ fn service_cidr() -> String {
     format!("{object:#}")
 }
 
-impl Drop for World {
+impl Drop for Scenario {
     fn drop(&mut self) {
         for (index, agent) in self.agents.iter_mut().enumerate() {
             drop(agent.take());

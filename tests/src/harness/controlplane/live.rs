@@ -37,7 +37,7 @@ const SMALL: [&str; 6] =
     ["--max-services", "8192", "--max-backends", "8192", "--max-slots", "16384"];
 
 /// A cluster, its control plane and its agents.
-pub struct World {
+pub struct LiveCluster {
     /// Agents by node; ended before the cluster goes.
     agents: Vec<Option<Agent>>,
     servers: Vec<Process>,
@@ -48,7 +48,7 @@ pub struct World {
     pub cluster: Cluster,
 }
 
-impl World {
+impl LiveCluster {
     /// Builds the cluster, starts the control plane and creates the Nodes; no agent yet.
     ///
     /// # Errors
@@ -226,7 +226,7 @@ impl World {
         successful("kubectl", self.plane.kubectl(arguments)?).with_context(|| arguments.join(" "))
     }
 
-    /// A request to the API server with every right, faster than [`World::kubectl`]: the
+    /// A request to the API server with every right, faster than [`LiveCluster::kubectl`]: the
     /// status and the object that it answers with. The thread of the first request must
     /// outlive the others.
     ///
@@ -378,7 +378,7 @@ fn ask(method: &str, path: &str, body: &str) -> Result<TcpStream> {
     Ok(stream)
 }
 
-impl Drop for World {
+impl Drop for LiveCluster {
     fn drop(&mut self) {
         for (index, agent) in self.agents.iter_mut().enumerate() {
             if thread::panicking()

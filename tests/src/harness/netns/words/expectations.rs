@@ -4,14 +4,14 @@ use anyhow::{Result, bail};
 
 /// The rows that failed so far.
 #[derive(Debug, Default)]
-pub struct Rows {
+pub struct Expectations {
     tried: usize,
     failed: Vec<String>,
 }
 
-impl Rows {
+impl Expectations {
     /// Notes the outcome of a row.
-    pub fn row(&mut self, what: impl std::fmt::Display, outcome: Result<()>) {
+    pub fn check(&mut self, what: impl std::fmt::Display, outcome: Result<()>) {
         self.tried += 1;
         if let Err(error) = outcome {
             self.failed.push(format!("{what}: {error:#}"));

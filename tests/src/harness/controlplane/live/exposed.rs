@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{World, is_open, service};
+use super::{LiveCluster, is_open, service};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::{Addresses, Family};
 use crate::harness::wait::{PATIENCE, eventually};
@@ -45,7 +45,7 @@ pub fn exposed(name: &str, number: u8, kind: &str, app: &str) -> Value {
     object
 }
 
-/// What an HTTP client is told by the servers of [`World::serve`].
+/// What an HTTP client is told by the servers of [`LiveCluster::serve`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Fetched {
     /// Who answered, and which client it saw.
@@ -125,7 +125,7 @@ pub fn wait_endpoints(from: &Host, at: SocketAddr, endpoints: u64) -> Result<()>
     })
 }
 
-impl World {
+impl LiveCluster {
     /// Gives a Service of type LoadBalancer its addresses, as the controller of a cloud does.
     ///
     /// # Errors
@@ -162,7 +162,7 @@ impl World {
         self.set_policy(service, policy, "externalTrafficPolicy", "external_traffic_policy")
     }
 
-    /// [`World::set_external_policy`] for clients inside.
+    /// [`LiveCluster::set_external_policy`] for clients inside.
     ///
     /// # Errors
     /// There is no such Service.
