@@ -88,8 +88,8 @@ fn drain_flows(bpf_dir: &Path, limit: Duration) -> anyhow::Result<()> {
         .block_on(async { Ok::<_, anyhow::Error>(drain(bpf_dir, limit, stop_signal()?).await?) });
     match outcome? {
         Outcome::Nothing => println!("nothing to drain"),
-        Outcome::Over(0) => println!("drained: no flow is left"),
-        Outcome::Over(flows) => {
+        Outcome::Finished(0) => println!("drained: no flow is left"),
+        Outcome::Finished(flows) => {
             println!("drain timed out after {limit:?}: {flows} flows are cut off");
         }
         Outcome::Stopped(flows) => anyhow::bail!(

@@ -20,7 +20,7 @@ pub fn coarse_clock_resolution() -> io::Result<Duration> {
 
 /// A packet that BPF_PROG_TEST_RUN accepts for every program type: an Ethernet header and a
 /// payload.
-pub const SHORTEST: [u8; 64] = [0; 64];
+pub const SHORTEST_PACKET: [u8; 64] = [0; 64];
 
 /// Jiffies per second (CONFIG_HZ): the resolution of the coarse clocks is one tick.
 ///
@@ -43,7 +43,7 @@ pub fn ticks_per_second() -> io::Result<u32> {
 /// # Errors
 /// Those of BPF_PROG_TEST_RUN.
 pub fn ticks_now(clock: BorrowedFd<'_>) -> io::Result<u32> {
-    test_run(clock, &SHORTEST)
+    test_run(clock, &SHORTEST_PACKET)
 }
 
 #[cfg(test)]

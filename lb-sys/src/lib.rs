@@ -16,7 +16,7 @@ pub use bpf::{
     load_classifier, map_info, obj_get, obj_pin, program_by_id, program_info, tcx_query, test_run,
 };
 
-pub use clock::{SHORTEST, coarse_clock_resolution, ticks_now, ticks_per_second};
+pub use clock::{SHORTEST_PACKET, coarse_clock_resolution, ticks_now, ticks_per_second};
 pub use map::{BATCH, PerCpuCounters, PerCpuMap, TypedMap};
 pub use memory::Memory;
 pub use socket::netns_cookie;

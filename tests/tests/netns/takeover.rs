@@ -247,7 +247,7 @@ fn a_drain_that_is_stopped_goes_on_until_an_agent_runs() -> Result<()> {
         let status = drain.wait(PATIENCE)?;
         let said = drain.stderr();
         expectations.is_true(format!("{status}: {said}"), status.code() == Some(1));
-        expectations.is_true(&said, said.contains("stopped: 1 flows go on"));
+        expectations.is_true(&said, said.contains("interrupted: 1 flows continue"));
         let answer = a.ask(quick(Family::V4))?;
         expectations
             .is_true(format!("stopped, new: {answer:?}"), answer.error() == Some("timeout"));
