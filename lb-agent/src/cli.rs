@@ -1,8 +1,8 @@
-//! The command line: commands, flags, their environment twins and their types.
+//! The command line: commands, flags, their environment variables and their types.
 //!
-//! It parses and nothing else; [`crate::config`] makes the configuration of `run` out of
-//! it. Every flag can be given as `LB_<FLAG>` too, except where another variable is the
-//! custom (`NODE_NAME`, `KUBECONFIG`). A usage error ends with status 2.
+//! It only parses; [`crate::config`] turns the arguments of `run` into a configuration. Every
+//! flag can be given as `LB_<FLAG>` too; two flags use the customary variables `NODE_NAME` and
+//! `KUBECONFIG`. A usage error exits with status 2.
 
 pub mod run;
 
@@ -16,11 +16,11 @@ use crate::options::{
 };
 pub use run::RunArgs;
 
-/// A replacement of kube-proxy that balances Services with eBPF.
+/// Replaces kube-proxy: balances Kubernetes Services with eBPF.
 #[derive(Debug, Parser)]
 #[command(name = "lb-agent", disable_version_flag = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -28,15 +28,15 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Watch Services and program this node; stays in the foreground
+    /// Watch Services and program this node; runs in the foreground
     Run(Box<RunArgs>),
-    /// Say what this node lacks or what is in the way; status 1 if `run` would fail
+    /// Check this node for problems; exits with status 1 if `run` would fail
     Check(CheckArgs),
-    /// Show what the pinned maps hold; no agent need run
+    /// Print the contents of the pinned maps; works without a running agent
     Get(GetArgs),
-    /// Say what would happen to a packet, and why, from the pinned maps
+    /// Explain from the pinned maps what would happen to a packet, and why
     Explain(ExplainArgs),
-    /// Detach and unpin everything that is ours, nothing else
+    /// Detach and unpin everything that lb-agent created, and nothing else
     Cleanup(CleanupArgs),
     /// Print the version
     Version,
@@ -45,16 +45,17 @@ pub enum Command {
 /// How much to log.
 #[derive(Clone, Debug, Default, Args)]
 pub struct LogArgs {
-    /// Log level as kube-proxy counts: 4 logs decisions, 6 everything; RUST_LOG wins
+    /// Log verbosity, as in kube-proxy: 4 adds decisions, 6 adds everything; RUST_LOG
+    /// overrides it
     #[arg(short = 'v', long = "v", env = "LB_V", value_name = "LEVEL", num_args = 0..=1,
           default_missing_value = "4", overrides_with = "verbosity")]
     pub verbosity: Option<u32>,
 }
 
-/// Where maps, programs and links are pinned.
+/// The directory of the pins.
 #[derive(Clone, Debug, Args)]
 pub struct PinArgs {
-    /// Where maps, programs and links are pinned
+    /// Directory where maps, programs and links are pinned
     #[arg(long, env = "LB_BPF_DIR", value_name = "DIR", default_value = "/sys/fs/bpf/lb")]
     pub bpf_dir: PathBuf,
 }
@@ -62,7 +63,7 @@ pub struct PinArgs {
 /// The cgroup of the connect-time hooks.
 #[derive(Clone, Debug, Args)]
 pub struct CgroupArgs {
-    /// cgroup v2 directory for the connect-time hooks [default: the cgroup2 mount]
+    /// cgroup v2 directory that the connect-time hooks are attached to [default: the cgroup2 mount]
     #[arg(long, env = "LB_CGROUP", value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 }
@@ -76,10 +77,10 @@ pub struct CheckArgs {
     /// Cgroup.
     #[command(flatten)]
     pub cgroup: CgroupArgs,
-    /// As run has it
+    /// Same as the flag of `run`
     #[arg(long, env = "LB_DEVICES", value_name = "LIST", default_value = "auto")]
     pub devices: Patterns,
-    /// As run has it
+    /// Same as the flag of `run`
     #[arg(long, env = "LB_XDP", value_name = "MODE", default_value = "auto")]
     pub xdp: XdpMode,
     /// Log level.
@@ -90,10 +91,10 @@ pub struct CheckArgs {
 /// Arguments of `get`.
 #[derive(Clone, Debug, Args)]
 pub struct GetArgs {
-    /// What to show
+    /// What to print
     #[arg(value_name = "WHAT")]
     pub what: What,
-    /// How to print it
+    /// Output format
     #[arg(short, long, env = "LB_OUTPUT", value_name = "FORMAT", default_value = "table")]
     pub output: Output,
     /// Pins.
@@ -101,20 +102,20 @@ pub struct GetArgs {
     pub pins: PinArgs,
 }
 
-/// What `get` shows.
+/// The tables that `get` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum What {
-    /// Services and their slot ranges
+    /// Service ports: endpoints, policies and traffic
     Services,
-    /// Addresses and ports that clients use
+    /// Addresses and ports that clients connect to
     Frontends,
-    /// Endpoints
+    /// Endpoints, and the backend sets that contain them
     Backends,
-    /// Known flows
+    /// Flow entries: one for each direction of a translated flow
     Flows,
-    /// Session affinity
+    /// Session affinity entries
     Affinity,
-    /// Counters of the programs
+    /// Counters of the programs, by hook and reason
     Counters,
 }
 
@@ -130,16 +131,17 @@ pub enum Output {
 /// Arguments of `explain`.
 #[derive(Clone, Debug, Args)]
 pub struct ExplainArgs {
-    /// The client; without a port an ephemeral one
+    /// Client address; without a port, an ephemeral port is assumed
     #[arg(long, env = "LB_FROM", value_name = "ADDR[:PORT]", value_parser = from_address)]
     pub from: SocketAddr,
-    /// The destination, e.g. 10.96.0.1:443/tcp
+    /// Destination, e.g. 10.96.0.1:443/tcp
     #[arg(long, env = "LB_TO", value_name = "ADDR:PORT/PROTO")]
     pub to: Destination,
-    /// Where the packet is seen first: pod, node or the name of a device
+    /// Origin of the packet: pod (a pod of this node), node (a process of this node), or the
+    /// name of the device that receives it
     #[arg(long, env = "LB_AT", value_name = "pod|node|DEVICE", default_value = "pod")]
     pub at: String,
-    /// How to print it; table: as lines for people
+    /// Output format; table prints lines of text
     #[arg(short, long, env = "LB_OUTPUT", value_name = "FORMAT", default_value = "table")]
     pub output: Output,
     /// Pins.
@@ -150,10 +152,11 @@ pub struct ExplainArgs {
 /// Arguments of `cleanup`.
 #[derive(Clone, Debug, Args)]
 pub struct CleanupArgs {
-    /// Let known flows go on, new ones to the stack, until none is left or for so long
+    /// Stop accepting new flows, wait up to DURATION for existing ones to end, then clean up
     #[arg(long, env = "LB_DRAIN", value_name = "DURATION", value_parser = duration)]
     pub drain: Option<Duration>,
-    /// Take away what kube-proxy has left (iptables, nftables, ipvs) instead of what is ours
+    /// Remove what kube-proxy left behind (iptables, nftables, ipvs) instead of what lb-agent
+    /// created
     #[arg(long, env = "LB_KUBE_PROXY", conflicts_with = "drain")]
     pub kube_proxy: bool,
     /// Pins.
@@ -167,17 +170,17 @@ pub struct CleanupArgs {
     pub log: LogArgs,
 }
 
-/// The port of a client that was given without one.
+/// The client's port if `--from` has none.
 const EPHEMERAL_PORT: u16 = 40_000;
 
 fn from_address(text: &str) -> Result<SocketAddr, String> {
     socket_or_address(text, EPHEMERAL_PORT)
 }
 
-/// Parses arguments, the program's name first.
+/// Parses arguments; the first one is the program's name.
 ///
 /// # Errors
-/// As clap has it; [`clap::Error::exit`] prints it and ends with status 2, or 0 for help.
+/// clap's error: [`clap::Error::exit`] prints it and exits with status 2, or 0 for help.
 pub fn parse<I>(arguments: I) -> Result<Cli, clap::Error>
 where
     I: IntoIterator,

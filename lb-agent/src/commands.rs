@@ -1,4 +1,4 @@
-//! What `lb-agent` does beside `run`: one module for each command.
+//! The commands of `lb-agent` other than `run`, one module each.
 
 pub mod check;
 pub mod cleanup;

@@ -1,7 +1,7 @@
-//! What `run` works with: the flags and kube-proxy's file, checked and completed.
+//! The configuration of `run`: the flags and kube-proxy's file, checked and completed.
 //!
-//! It reads that file and the host name, nothing else. Invariant: whatever is built from
-//! here on never looks at flags or the environment again.
+//! It reads only that file and the host name. Invariant: all other code reads this
+//! configuration, never flags or the environment.
 
 use std::{
     fs, io,
@@ -36,54 +36,55 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 /// The configuration of `run`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where objects come from.
+    /// The source of the objects.
     pub source: Source,
-    /// This node's name, as its Node object and the slices have it.
+    /// This node's name, as in its Node object and in EndpointSlices.
     pub node_name: String,
-    /// Where maps, programs and links are pinned.
+    /// The directory where maps, programs and links are pinned.
     pub bpf_dir: PathBuf,
-    /// cgroup v2 directory of the connect-time hooks; none: the cgroup2 mount.
+    /// cgroup v2 directory of the connect-time hooks; `None` is the cgroup2 mount.
     pub cgroup: Option<PathBuf>,
-    /// Whose connect() is translated; never [`SocketLb::Auto`].
+    /// The processes whose connect() calls are translated; never [`SocketLb::Auto`].
     pub socket_lb: SocketLb,
-    /// cgroups below that directory whose processes are left to the packet path.
+    /// cgroups below that directory whose connect() calls are not translated.
     pub excluded_cgroups: Vec<PathBuf>,
-    /// Interfaces that face the outside.
+    /// External interfaces.
     pub devices: Patterns,
     /// The host side of pod interfaces.
     pub pod_interfaces: Patterns,
     /// How tc programs are attached.
     pub tc_attach: TcAttach,
-    /// Whether external packets are taken by XDP.
+    /// Where packets of known flows are handled on external interfaces.
     pub xdp: XdpMode,
-    /// How clients outside reach backends on other nodes, where a Service does not say.
+    /// How packets of external clients reach backends on other nodes, unless a Service
+    /// overrides it.
     pub external_mode: ExternalMode,
-    /// Addresses of node ports.
+    /// The addresses that serve NodePorts.
     pub node_port_addresses: NodePortAddresses,
-    /// How pods are told by their addresses.
+    /// How pods are recognised by their addresses.
     pub pod_prefixes: PodPrefixes,
-    /// Map sizes.
+    /// Capacities of the maps.
     pub sizes: Sizes,
-    /// How long the watch may be broken before the proxy is unhealthy; zero: for ever.
+    /// How long the watch may be broken before the proxy is unhealthy; zero means forever.
     pub watch_timeout: Duration,
-    /// Where /healthz listens.
+    /// The address of /healthz.
     pub healthz: BindAddress,
-    /// Where /metrics listens.
+    /// The address of /metrics.
     pub metrics: BindAddress,
-    /// Whether an address that cannot be bound ends the agent.
+    /// Whether the agent exits if an address cannot be bound.
     pub bind_hard_fail: bool,
-    /// Whether every packet to a ClusterIP gets an address of the node as its source.
+    /// Whether all traffic to ClusterIPs is masqueraded.
     pub masquerade_all: bool,
-    /// Whether node ports are served on loopback addresses.
+    /// Whether NodePorts are served on loopback addresses.
     pub localhost_node_ports: bool,
-    /// The primary address of this node, where it is not the Node's.
+    /// The primary address of this node, if it is not that of the Node object.
     pub bind_address: Option<IpAddr>,
-    /// What all this was made of, as far as kube-proxy has it too.
+    /// The part of the configuration that kube-proxy has too.
     pub kube_proxy: KubeProxyConfiguration,
     arguments: Box<RunArgs>,
 }
 
-/// Where objects come from.
+/// The source of the objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// An API server.
@@ -92,49 +93,49 @@ pub enum Source {
     Manifests(PathBuf),
 }
 
-/// Which prefixes the addresses of pods lie in.
+/// The prefixes that contain the addresses of pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodPrefixes {
-    /// These (`--cluster-cidr`), at most [`MAX_PREFIXES`] of a family; none: nobody said.
+    /// These (`--cluster-cidr`), at most [`MAX_PREFIXES`] per family; empty if not configured.
     Listed(Vec<IpNet>),
-    /// Those of the Node object, for its own pods alone.
+    /// The pod CIDRs of this Node object, which contain only this node's pods.
     OfNode,
-    /// Pods were to be told by their interfaces (`--detect-local-mode`), which says nothing
-    /// of other nodes' pods.
+    /// Unknown, because `--detect-local-mode` recognises pods by their interfaces, which other
+    /// nodes' pods do not have here.
     Unknown,
 }
 
-/// Why flags make no configuration.
+/// Why the configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// kube-proxy's part is wrong.
+    /// kube-proxy's part is invalid.
     #[error(transparent)]
     KubeProxy(#[from] kube_proxy::Error),
-    /// There is no name for this node.
-    #[error("the host name is not usable as this node's name: give --hostname-override NAME")]
+    /// The host name cannot be read.
+    #[error("cannot read {HOST_NAME} for the name of this node: give --hostname-override NAME")]
     HostName(#[source] io::Error),
-    /// The name is no name of a Node.
-    #[error("node name {0:?} is empty or holds white space: correct --hostname-override")]
+    /// The name cannot be that of a Node.
+    #[error("node name {0:?} is empty or contains white space: correct --hostname-override")]
     NodeName(String),
-    /// There is no room for so many.
+    /// The programs' settings do not have room for so many prefixes.
     #[error(
-        "--cluster-cidr names {count} prefixes of IPv{family} that lie apart, more than \
-         {MAX_PREFIXES}: give fewer, larger ones"
+        "--cluster-cidr has {count} separate IPv{family} prefixes, more than {MAX_PREFIXES}: \
+         give fewer, larger ones"
     )]
     ClusterCidr {
         /// 4 or 6.
         family: u8,
-        /// How many.
+        /// The number of prefixes.
         count: usize,
     },
 }
 
 impl Config {
-    /// Reads the file that `--config` names, and checks and completes what that and the
-    /// flags of `run` say.
+    /// Reads the file of `--config`, and checks and completes the configuration that it and
+    /// the flags of `run` make.
     ///
     /// # Errors
-    /// If either is wrong, or this node has no usable name.
+    /// If the file or a flag is invalid, or this node has no usable name.
     pub fn load(arguments: RunArgs) -> Result<Self, Error> {
         let kube_proxy = KubeProxyConfiguration::load(
             arguments.config.as_deref(),
@@ -144,7 +145,7 @@ impl Config {
         Self::new(arguments, kube_proxy)
     }
 
-    /// The same once more, of what the file says now.
+    /// Loads the configuration again, from the file's present content.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -152,7 +153,7 @@ impl Config {
         Self::load((*self.arguments).clone())
     }
 
-    /// The log level, as kube-proxy counts.
+    /// The log verbosity, as in kube-proxy.
     pub fn verbosity(&self) -> u32 {
         self.kube_proxy.logging.verbosity
     }
@@ -213,8 +214,8 @@ impl Config {
     }
 }
 
-/// Whose connect() is translated. What a pod has connected to a backend itself would show its
-/// address, so that `masquerade_all` leaves pods to their packets.
+/// The mode that takes effect. A connection that is translated at connect() shows the backend
+/// the pod's address, so with `masquerade_all` only packets of pods are translated.
 fn socket_lb(mode: SocketLb, masquerade_all: bool) -> SocketLb {
     match mode {
         SocketLb::Auto | SocketLb::Tcp | SocketLb::All if masquerade_all => SocketLb::Node,
@@ -223,7 +224,7 @@ fn socket_lb(mode: SocketLb, masquerade_all: bool) -> SocketLb {
     }
 }
 
-/// An empty list is written as an empty text.
+/// The cgroups, without the empty path that clap makes of an empty list.
 fn excluded_cgroups(arguments: &RunArgs) -> Vec<PathBuf> {
     let listed = arguments.socket_lb_exclude_cgroups.iter();
     listed.filter(|path| !path.as_os_str().is_empty()).cloned().collect()

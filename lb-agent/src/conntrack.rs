@@ -1,4 +1,4 @@
-//! The kernel's connection tracking: its settings, its table and the ports that it uses.
+//! The kernel's connection tracking (nf_conntrack): its sysctls, its table and its source ports.
 
 pub mod ports;
 pub mod sysctls;

@@ -1,9 +1,9 @@
-//! Events: warnings about objects that this proxy refuses, and what becomes of the proxy
-//! itself, on its Node.
+//! Kubernetes Events: warnings on objects that lb refuses, and, on the Node, the start of the
+//! agent or the reason why it does not start.
 //!
-//! With an API server they become Events on the object, with manifests log lines. It
-//! never holds its caller up: what cannot be sent is logged and forgotten. Where kube-proxy
-//! has the same Event, it is the same but for who reports it.
+//! With manifests there is no API server, and warnings are only logged. Publishing never
+//! blocks its caller: an Event that cannot be sent is logged and dropped. Events that
+//! kube-proxy has too differ only in who reports them.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,10 @@ use kube::{
 };
 use tokio::{sync::mpsc, time::timeout};
 
-use lb_control::model::event::{Kind, Object, ObjectName};
+use lb_control::model::{
+    RefusalReason,
+    event::{Object, ObjectKind, ObjectName},
+};
 
 /// The name that Events are reported under.
 const CONTROLLER: &str = "lb-agent";
@@ -26,27 +29,27 @@ const CONTROLLER: &str = "lb-agent";
 /// How many Events may wait for the API server.
 const QUEUE: usize = 1024;
 
-/// How long an agent that cannot start waits until that is told.
+/// How long an agent that cannot start waits until the Event about it is sent.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// What is wrong with an object, as a word; see the documentation of Event reasons.
+/// The reasons of Warning Events; docs/kube-proxy.md lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// A protocol that is not balanced.
+pub enum EventReason {
+    /// The protocol of a port is neither TCP nor UDP.
     ProtocolNotSupported,
-    /// An address or port that is none.
+    /// A value is not valid, such as an address or a port.
     InvalidObject,
-    /// Another Service has the address and port.
+    /// An older Service has the address and port.
     AddressInUse,
-    /// A map is full.
+    /// A map is full: the Service is not programmed, or stays as it was.
     MapFull,
-    /// The health check port cannot be bound.
+    /// The agent cannot listen on the Service's health check port.
     FailedToStartServiceHealthcheck,
 }
 
-impl Refusal {
-    /// The reason as an Event has it.
-    pub const fn reason(self) -> &'static str {
+impl EventReason {
+    /// The `reason` of the Event.
+    pub const fn word(self) -> &'static str {
         match self {
             Self::ProtocolNotSupported => "ProtocolNotSupported",
             Self::InvalidObject => "InvalidObject",
@@ -55,10 +58,8 @@ impl Refusal {
             Self::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
         }
     }
-}
 
-impl Refusal {
-    /// What was being done, as a word.
+    /// The `action` of the Event.
     const fn action(self) -> &'static str {
         match self {
             Self::FailedToStartServiceHealthcheck => "Listen",
@@ -70,18 +71,34 @@ impl Refusal {
     }
 
     fn event(self, note: String) -> Event {
-        event(EventType::Warning, self.reason(), self.action(), note)
+        event(EventType::Warning, self.word(), self.action(), note)
     }
 }
 
-/// What becomes of the proxy itself.
+impl From<RefusalReason> for EventReason {
+    fn from(reason: RefusalReason) -> Self {
+        match reason {
+            RefusalReason::UnsupportedProtocol => Self::ProtocolNotSupported,
+            RefusalReason::InvalidName
+            | RefusalReason::InvalidAddress
+            | RefusalReason::InvalidPort
+            | RefusalReason::InvalidPrefix
+            | RefusalReason::UnknownValue
+            | RefusalReason::OutOfRange
+            | RefusalReason::Duplicate => Self::InvalidObject,
+            RefusalReason::AddressInUse => Self::AddressInUse,
+        }
+    }
+}
+
+/// The reasons of Events about the agent itself, on its Node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// It starts.
+    /// The agent starts.
     Starting,
-    /// It ends, because the address of `/healthz` cannot be bound.
+    /// The agent ends, because it cannot listen on the address of `/healthz`.
     FailedToStartProxierHealthcheck,
-    /// It ends, because the address of `/metrics` cannot be bound.
+    /// The agent ends, because it cannot listen on the address of `/metrics`.
     FailedToStartMetricServer,
 }
 
@@ -98,21 +115,21 @@ impl Notice {
     }
 }
 
-/// Which object an Event is about.
+/// The object that an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Subject {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// Its namespace and name.
     pub name: ObjectName,
-    /// Its identity, where it is known.
+    /// Its uid, if known.
     pub uid: Option<String>,
 }
 
 impl Subject {
     /// A Node, as kube-proxy refers to it: by its name alone.
     fn node(name: &str) -> Self {
-        Self { kind: Kind::Node, name: name.into(), uid: None }
+        Self { kind: ObjectKind::Node, name: name.into(), uid: None }
     }
 }
 
@@ -122,42 +139,43 @@ impl From<&Object> for Subject {
     }
 }
 
-/// Tells what is refused, each thing once; clones share what they told.
+/// Publishes each Warning Event once; clones share the set of published ones.
 #[derive(Clone, Debug)]
 pub struct Refusals {
-    told: Arc<Mutex<HashMap<(Subject, Refusal), String>>>,
+    published: Arc<Mutex<HashMap<(Subject, EventReason), String>>>,
     queue: Option<mpsc::Sender<(Subject, Event)>>,
 }
 
 impl Refusals {
     /// Tells the log alone.
     pub fn logged() -> Self {
-        Self { told: Arc::default(), queue: None }
+        Self { published: Arc::default(), queue: None }
     }
 
-    /// Tells the API server too, as this node. Needs a tokio runtime.
+    /// Logs refusals and publishes them as Events from this node. Needs a tokio runtime.
     pub fn published(client: Client, node_name: &str) -> Self {
         let (queue, inbox) = mpsc::channel(QUEUE);
         tokio::spawn(publish(recorder(client, node_name), inbox));
-        Self { told: Arc::default(), queue: Some(queue) }
+        Self { published: Arc::default(), queue: Some(queue) }
     }
 
-    /// Tells that an object, or a part of it, is refused, unless the same was told before.
-    pub fn refuse(&self, subject: Subject, refusal: Refusal, note: String) {
-        let key = (subject, refusal);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.get(&key) == Some(&note) {
+    /// Logs and publishes that an object, or a part of it, is refused, unless the same was
+    /// published before.
+    pub fn refuse(&self, subject: Subject, reason: EventReason, note: String) {
+        let key = (subject, reason);
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        if published.get(&key) == Some(&note) {
             return;
         }
-        told.insert(key.clone(), note.clone());
-        drop(told);
-        let (subject, refusal) = key;
+        published.insert(key.clone(), note.clone());
+        drop(published);
+        let (subject, reason) = key;
         let (kind, name) = (subject.kind, subject.name.to_string());
-        tracing::warn!(%kind, name, reason = refusal.reason(), note, "refused");
-        self.send(subject, refusal.event(note));
+        tracing::warn!(%kind, name, reason = reason.word(), note, "refused");
+        self.send(subject, reason.event(note));
     }
 
-    /// Tells on the Node that the proxy starts.
+    /// Publishes on the Node that the agent starts.
     pub fn starting(&self, node_name: &str) {
         self.send(Subject::node(node_name), Notice::Starting.event(String::new()));
     }
@@ -167,34 +185,34 @@ impl Refusals {
         if let Some(queue) = &self.queue
             && queue.try_send((subject, event)).is_err()
         {
-            tracing::warn!(name, "Event dropped: too many wait for the API server");
+            tracing::warn!(name, "Event not published: too many are waiting for the API server");
         }
     }
 
-    /// Forgets that one thing was told of an object: it is good again.
-    pub fn withdraw(&self, subject: Subject, refusal: Refusal) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&(subject, refusal));
+    /// Forgets one published refusal, because its cause is gone.
+    pub fn withdraw(&self, subject: Subject, reason: EventReason) {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).remove(&(subject, reason));
     }
 
-    /// What was told of the Service `namespace/name` for a reason.
+    /// The note that was published on the Service `namespace/name` for a reason.
     #[cfg(test)]
-    pub(crate) fn told(&self, service: &str, refusal: Refusal) -> Option<String> {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_meant = |(subject, reason): &(Subject, Refusal)| {
-            subject.name.to_string() == service && *reason == refusal
+    pub(crate) fn published_note(&self, service: &str, reason: EventReason) -> Option<String> {
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_meant = |(subject, of): &(Subject, EventReason)| {
+            subject.name.to_string() == service && *of == reason
         };
-        told.iter().find(|(key, _)| is_meant(key)).map(|(_, note)| note.clone())
+        published.iter().find(|(key, _)| is_meant(key)).map(|(_, note)| note.clone())
     }
 
-    /// Forgets what was told of an object: it is gone, or good again.
-    pub fn forget(&self, kind: Kind, name: &ObjectName) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|(subject, _), _| subject.kind != kind || subject.name != *name);
+    /// Forgets the published refusals of an object, because it is deleted.
+    pub fn forget(&self, kind: ObjectKind, name: &ObjectName) {
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        published.retain(|(subject, _), _| subject.kind != kind || subject.name != *name);
     }
 }
 
-/// Tells on the Node why the proxy does not start, if the API server can be told in time.
-pub async fn tell_failure(client: Client, node_name: &str, notice: Notice, note: String) {
+/// Publishes on the Node why the agent does not start, if the API server answers in time.
+pub async fn publish_failure(client: Client, node_name: &str, notice: Notice, note: String) {
     let (recorder, event) = (recorder(client, node_name), notice.event(note));
     let subject = reference(&Subject::node(node_name));
     match timeout(LAST_WORDS, recorder.publish(&event, &subject)).await {
@@ -240,7 +258,7 @@ fn reference(subject: &Subject) -> ObjectReference {
     }
 }
 
-/// The note within the 1024 bytes that the API takes.
+/// The note, cut to the 1024 bytes that the API accepts.
 fn shortened(mut note: String) -> String {
     note.truncate(note.floor_char_boundary(1024));
     note

@@ -1,8 +1,9 @@
-//! Whether this proxy keeps up, and the servers that say so.
+//! The health of this proxy, and the servers that report it.
 //!
-//! The state takes time as an argument and reads no clock; [`server`] does. Invariant:
-//! before the first complete state is in the maps nothing is healthy. Beside the servers of
-//! the proxy as a whole, a Service can ask for one of its own: [`health_checks`](lb_control::desired::health_checks), [`listeners`].
+//! [`Health`] takes the time as an argument; [`server`] reads the clock. Invariant: the proxy
+//! is unhealthy until the first complete state is in the maps. Besides the servers of the proxy
+//! as a whole, a Service can have one of its own:
+//! [`health_checks`](lb_control::desired::health_checks), [`listeners`].
 
 mod http;
 pub mod listeners;
@@ -19,10 +20,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use serde::Serialize;
 
-/// The taint of a node that is about to be removed.
+/// The taint of a node that the cluster autoscaler is about to remove.
 const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// The state of the proxy, shared by those who change it and those who show it.
+/// The health of the proxy; clones share it.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<Mutex<State>>);
 
@@ -36,7 +37,8 @@ struct State {
 }
 
 impl Health {
-    /// A proxy that has done nothing yet, on a node that is eligible until told otherwise.
+    /// A proxy that has not programmed anything yet, on an eligible node. It becomes unhealthy
+    /// if a change waits for `update_timeout`.
     pub fn new(update_timeout: Duration) -> Self {
         Self(Arc::new(Mutex::new(State {
             update_timeout,
@@ -47,32 +49,33 @@ impl Health {
         })))
     }
 
-    /// A change waits to be programmed, from `now` on if none waited before.
+    /// Records that a change has been waiting since `now` to be programmed, unless an older one
+    /// is waiting.
     pub fn queued_update(&self, now: Timestamp) {
         self.state().oldest_queued.get_or_insert(now);
     }
 
-    /// Everything known at `now` is in the maps.
+    /// Records that the maps contain all changes known at `now`.
     pub fn updated(&self, now: Timestamp) {
         let mut state = self.state();
         state.last_updated = Some(now);
         state.oldest_queued = None;
     }
 
-    /// Whether load balancers may send to this node; see [`is_eligible`].
-    pub fn node_eligible(&self, eligible: bool) {
+    /// Sets whether load balancers may send to this node; see [`is_eligible`].
+    pub fn set_node_eligible(&self, eligible: bool) {
         self.state().node_eligible = eligible;
     }
 
-    /// Something that makes the proxy unhealthy until it is over (`None`), as a program
-    /// that is not attached any more or a map that is full.
-    pub fn fault(&self, what: &'static str, detail: Option<String>) {
+    /// Sets (`Some`) or clears (`None`) a fault, such as a detached program or a full map. The
+    /// proxy is unhealthy while it has a fault.
+    pub fn set_fault(&self, what: &'static str, detail: Option<String>) {
         let mut state = self.state();
         let changed = match detail {
             Some(detail) => state.faults.insert(what, detail.clone()) != Some(detail),
             None => {
                 if state.faults.remove(what).is_some() {
-                    tracing::info!(what, "fault is over");
+                    tracing::info!(what, "recovered");
                 }
                 false
             }
@@ -83,7 +86,7 @@ impl Health {
         }
     }
 
-    /// What is to be said at `now`.
+    /// The health at `now`.
     pub fn report(&self, now: Timestamp) -> Report {
         let state = self.state();
         let waited_too_long = state.oldest_queued.is_some_and(|queued| {
@@ -106,27 +109,27 @@ impl Health {
     }
 }
 
-/// How a time that has not come yet is written: as Go writes its zero time.
+/// Go's zero time, which kube-proxy reports before the first update.
 const NEVER: Timestamp = Timestamp::constant(-62_135_596_800, 0);
 
-/// What `/healthz` and `/livez` answer, in the form of kube-proxy.
+/// The body of `/healthz` and `/livez`, in the form of kube-proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// When everything known was last in the maps.
+    /// When the maps last contained all known changes.
     pub last_updated: Timestamp,
     /// The time of the report.
     pub current_time: Timestamp,
     /// Whether load balancers may send to this node; absent on `/livez`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_eligible: Option<bool>,
-    /// Whether the proxy keeps up.
+    /// Whether the proxy is healthy.
     pub healthy: bool,
-    /// The same for each family; both are one here.
+    /// The same for each IP family; lb programs both together, so they are equal.
     pub status: BTreeMap<&'static str, FamilyReport>,
 }
 
-/// The part of one family in a [`Report`].
+/// The part of a [`Report`] about one IP family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FamilyReport {
@@ -136,8 +139,8 @@ pub struct FamilyReport {
     pub healthy: bool,
 }
 
-/// Whether load balancers may send to a node: it exists, is not being deleted and not
-/// about to be. Without an API server there need be no Node, and nobody should ask.
+/// Whether load balancers may send to a node: it exists, is not being deleted, and is not
+/// about to be removed. Only meaningful with an API server: manifests need not have a Node.
 pub fn is_eligible(node: Option<&Node>) -> bool {
     let Some(node) = node else { return false };
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();

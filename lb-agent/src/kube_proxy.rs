@@ -1,8 +1,9 @@
-//! The configuration of kube-proxy (`kubeproxy.config.k8s.io/v1alpha1`): what its file
-//! holds, what its flags set, and what holds where neither says anything.
+//! The configuration of kube-proxy (`kubeproxy.config.k8s.io/v1alpha1`): its file, its flags and
+//! its defaults.
 //!
-//! What a field means here is told by [`crate::config`]. Invariant: a field that kube-proxy
-//! does not have, or a value that it could not have, is an error that names its path.
+//! [`crate::config`] defines the meaning of each field for lb. Invariant: a field that
+//! kube-proxy does not have, or a value that the field cannot have, is an error that names the
+//! path.
 
 mod decode;
 mod defaults;
@@ -17,20 +18,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use decode::FieldError;
-pub use effects::FIELDS;
-pub use types::{Conntrack, KubeProxyConfiguration};
+use serde_json::Value;
 
 use flags::KubeProxyFlags;
 
-/// The only version of the file there is.
+pub use decode::FieldError;
+use effects::Effect;
+pub use effects::FIELDS;
+pub use types::{Conntrack, KubeProxyConfiguration};
+
+/// The only supported version of the file.
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 /// The kind of the file.
 pub const KIND: &str = "KubeProxyConfiguration";
-/// The name under which `/configz` shows it.
+/// The key of the configuration in the answer of `/configz`.
 const GROUP: &str = "kubeproxy.config.k8s.io";
 
-/// Why there is no configuration.
+/// Why the configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -38,36 +42,36 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// The reason.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The file is wrong.
+    /// The file is invalid.
     #[error("--config {}: {fault}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The invalid field.
         fault: FieldError,
     },
-    /// Flags do not fit each other, or the file.
-    #[error("the flags make a configuration that is not valid: {0}")]
+    /// The flags do not fit each other or the file.
+    #[error("the flags make an invalid configuration: {0}")]
     Flags(FieldError),
     /// The file cannot be written.
     #[error("cannot write --write-config-to {}", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// The reason.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
 impl KubeProxyConfiguration {
-    /// The configuration that `flags`, `-v` and the file, if there is one, make: flags win
-    /// over the file, the file over the defaults.
+    /// Merges `flags`, `-v` and the file, if there is one: flags override the file, and the file
+    /// overrides the defaults.
     ///
     /// # Errors
-    /// If the file cannot be read, or something in it or in the flags is wrong.
+    /// If the file cannot be read, or a field or a flag is invalid.
     pub fn load(
         file: Option<&Path>,
         flags: &KubeProxyFlags,
@@ -87,17 +91,17 @@ impl KubeProxyConfiguration {
         Ok(all.completed())
     }
 
-    /// The configuration of a file, YAML or JSON, with the defaults filled in.
+    /// Parses a file, YAML or JSON, and fills in the defaults.
     ///
     /// # Errors
-    /// If the text is no such configuration, with the path of the field that is wrong.
+    /// If the text is not a configuration; the error has the path of the invalid field.
     pub fn parse(text: &str) -> Result<Self, FieldError> {
         let all = decode::text(text)?.with_defaults();
         all.validate()?;
         Ok(all)
     }
 
-    /// The file that says all of this.
+    /// The configuration as a file.
     ///
     /// # Panics
     /// Never: every key is a string.
@@ -108,7 +112,7 @@ impl KubeProxyConfiguration {
         format!("{}\n", text.trim_end())
     }
 
-    /// What `/configz` answers.
+    /// The answer of `/configz`.
     ///
     /// # Panics
     /// Never: every key is a string.
@@ -120,15 +124,36 @@ impl KubeProxyConfiguration {
     /// Writes the file.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         fs::write(path, self.to_yaml())
             .map_err(|source| Error::Write { path: path.to_owned(), source })
     }
 
-    fn to_json(&self) -> serde_json::Value {
+    /// The fields that lb ignores and that the file sets to something other than the default.
+    /// A field that one of `flags` sets is left out.
+    pub fn without_effect(&self, flags: &KubeProxyFlags) -> Vec<&'static str> {
+        let defaults = Self::default().with_defaults();
+        let defaults = [defaults.to_json(), defaults.completed().to_json()];
+        let own = self.to_json();
+        let is_default = |path: &&str| {
+            let value = at(&own, path);
+            // The periods of modes that are not in use are zero.
+            defaults.iter().any(|default| at(default, path) == value)
+                || value.and_then(Value::as_str) == Some("0s")
+        };
+        let ignored = FIELDS.iter().filter(|(_, effect)| *effect == Effect::Ignored);
+        let differing = ignored.map(|(path, _)| *path).filter(|path| !is_default(path));
+        differing.filter(|path| !flags.sets(path)).collect()
+    }
+
+    fn to_json(&self) -> Value {
         serde_json::to_value(self).expect("every key is a string")
     }
+}
+
+fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
+    path.split('.').try_fold(value, |value, name| value.get(name))
 }
 
 #[cfg(test)]

@@ -24,15 +24,15 @@ fn main() -> ExitCode {
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lb-agent: {}", sentence(&error));
+            eprintln!("lb-agent: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// The error and its causes, each without those that an error before names already, and
-/// without the excerpts that parsers put below their first line.
-fn sentence(error: &anyhow::Error) -> String {
+/// The error and its causes in one line. It leaves out causes that an earlier one contains,
+/// and the excerpts that parsers print below their first line.
+fn one_line(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         let cause = cause.lines().next().unwrap_or_default();
@@ -66,8 +66,8 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             if arguments.kube_proxy {
                 return remove_kube_proxy();
             }
-            if let Some(longest) = arguments.drain {
-                drain_flows(&arguments.pins.bpf_dir, longest)?;
+            if let Some(limit) = arguments.drain {
+                drain_flows(&arguments.pins.bpf_dir, limit)?;
             }
             cleanup(&arguments.pins.bpf_dir)
         }
@@ -78,21 +78,24 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// Returns once everything may be taken away.
-fn drain_flows(bpf_dir: &Path, longest: Duration) -> anyhow::Result<()> {
+/// Returns once the datapath may be removed: all flows have ended, or `limit` is over.
+fn drain_flows(bpf_dir: &Path, limit: Duration) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     let outcome = runtime
-        .block_on(async { Ok::<_, anyhow::Error>(drain(bpf_dir, longest, stop_signal()?).await?) });
+        .block_on(async { Ok::<_, anyhow::Error>(drain(bpf_dir, limit, stop_signal()?).await?) });
     match outcome? {
         Outcome::Nothing => println!("nothing to drain"),
-        Outcome::Over(0) => println!("drained: no flow is left"),
-        Outcome::Over(flows) => println!("{longest:?} are over: {flows} flows are cut"),
+        Outcome::Finished(0) => println!("drained: no flow is left"),
+        Outcome::Finished(flows) => {
+            println!("drain timed out after {limit:?}: {flows} flows are cut off");
+        }
         Outcome::Stopped(flows) => anyhow::bail!(
-            "stopped: {flows} flows go on and new ones are left to the stack; `cleanup --drain` \
-             goes on with it, `cleanup` ends it, `run` serves new flows again"
+            "interrupted: {flows} flows continue and new flows are left to the network stack; \
+             `lb-agent cleanup --drain` continues the drain, `lb-agent cleanup` cuts the flows \
+             off, `lb-agent run` serves new flows again"
         ),
     }
     Ok(())
@@ -104,7 +107,7 @@ fn remove_kube_proxy() -> anyhow::Result<()> {
         println!("removed {leftover}");
     }
     if leftovers.is_empty() && errors.is_empty() {
-        println!("nothing of kube-proxy found");
+        println!("no kube-proxy rules found");
     }
     match errors.into_iter().map(|error| error.to_string()).collect::<Vec<_>>() {
         errors if errors.is_empty() => Ok(()),
@@ -125,14 +128,14 @@ fn check(arguments: CheckArgs) -> anyhow::Result<()> {
         println!("{finding}");
     }
     let fatal = findings.iter().filter(|finding| finding.severity == Severity::Fatal).count();
-    anyhow::ensure!(fatal == 0, "run would fail: {fatal} of the findings above must be mended");
+    anyhow::ensure!(fatal == 0, "run would fail: fix the findings marked `fail` above ({fatal})");
     Ok(())
 }
 
 fn log_to_stderr(verbosity: u32) {
     let level = match verbosity {
-        // What the client says of its connections the watch says in context; directories that
-        // are swapped take their inotify watches with them.
+        // The watch logs errors of the Kubernetes client with their context. A directory that is
+        // replaced loses its inotify watch, which notify reports as a warning.
         0..=3 => "info,kube_client=off,kube_runtime=off,notify=error",
         4 | 5 => "debug",
         6.. => "trace",
@@ -145,7 +148,7 @@ fn log_to_stderr(verbosity: u32) {
         .init();
 }
 
-/// `run`, or what its flags ask for instead.
+/// `run`, or what its flags request instead.
 fn run(arguments: RunArgs) -> anyhow::Result<()> {
     let config = Config::load(arguments.clone())?;
     log_to_stderr(config.verbosity());
@@ -157,7 +160,7 @@ fn run(arguments: RunArgs) -> anyhow::Result<()> {
     if arguments.cleanup {
         return cleanup(&arguments.pins.bpf_dir);
     }
-    name_without_effect(&config, &arguments);
+    warn_without_effect(&config, &arguments);
     if arguments.init_only {
         sysctls::apply(&config.kube_proxy.conntrack);
         return Ok(());
@@ -168,28 +171,28 @@ fn run(arguments: RunArgs) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     let result = runtime.block_on(lb_agent::run::run(config));
-    // A name that is being resolved cannot be cancelled, nor a sweep.
+    // Name resolution and a sweep run in threads that cannot be cancelled.
     runtime.shutdown_background();
     result
 }
 
-/// Says what was asked for and is not done, each kind of it in one line.
-fn name_without_effect(config: &Config, arguments: &RunArgs) {
+/// Warns of flags and fields that are set and that lb ignores.
+fn warn_without_effect(config: &Config, arguments: &RunArgs) {
     let flags = arguments.kube_proxy.without_effect();
     if !flags.is_empty() {
         let flags: Vec<_> = flags.iter().map(|flag| format!("--{flag}")).collect();
-        tracing::warn!(flags = flags.join(" "), "flags of kube-proxy that have no effect here");
+        tracing::warn!(flags = flags.join(" "), "these flags of kube-proxy have no effect here");
     }
     let fields = config.kube_proxy.without_effect(&arguments.kube_proxy);
     if !fields.is_empty() {
         let fields = fields.join(" ");
-        tracing::warn!(fields, "fields of --config that have no effect here");
+        tracing::warn!(fields, "these fields of --config have no effect here");
     }
 }
 
 fn cleanup(bpf_dir: &Path) -> anyhow::Result<()> {
     let cleanup::Cleaned { links, filters, pins } = cleanup::cleanup(bpf_dir)?;
-    takeover::release()?;
+    takeover::remove_keepers()?;
     println!("detached {links} links and {filters} filters, removed {pins} pins");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The pinned maps, as the agent opens, reads and writes them.
+//! The pinned maps: where they are, and how the agent opens, reads and writes them.
 
 pub mod bpffs;
 pub mod devices;

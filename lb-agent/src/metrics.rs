@@ -1,8 +1,8 @@
-//! The metrics of the agent: those of kube-proxy that dashboards read, and its own, all of
-//! which `docs/metrics.md` lists.
+//! The metrics of the agent: those of kube-proxy that dashboards read, and its own.
+//! `docs/metrics.md` lists all.
 //!
-//! There is no global registry: whoever counts is given a [`Metrics`]. What the
-//! programs count is read when somebody asks ([`DatapathStats`]).
+//! There is no global registry: code that counts has a [`Metrics`]. The programs' counters are
+//! read from the maps at each scrape ([`DatapathStats`]).
 
 pub mod format;
 mod kube_proxy;
@@ -29,17 +29,17 @@ use format::Format;
 use kube_proxy::KubeProxy;
 use scrape::OnScrape;
 
-/// What the maps say when they are asked.
+/// Figures that are read from the maps at each scrape.
 pub trait DatapathStats: fmt::Debug + Send + Sync + 'static {
-    /// How often programs ended for each reason, over all CPUs.
+    /// How often each hook ended with each reason, summed over all CPUs.
     fn counters(&self) -> Vec<(Hook, Reason, u64)>;
-    /// For each map its name, used entries and capacity.
+    /// Name, used entries and capacity of each map.
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)>;
 }
 
 type Code = [(&'static str, String); 1];
 
-/// The metrics; clones count together.
+/// The metrics; clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Inner>);
 
@@ -55,7 +55,7 @@ struct Inner {
     problems: Arc<OnceLock<Problems>>,
 }
 
-/// Whether a change was one of a Service or of endpoints.
+/// The kind of object that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A Service.
@@ -65,7 +65,7 @@ pub enum Change {
 }
 
 impl Metrics {
-    /// Metrics that have counted nothing.
+    /// Metrics with all counters at zero.
     pub fn new() -> Self {
         let mut inner = Inner {
             registry: Registry::default(),
@@ -84,58 +84,61 @@ impl Metrics {
         Self(Arc::new(inner))
     }
 
-    /// Since when they count.
+    /// When the counters started at zero.
     pub fn started_at(&self) -> Timestamp {
         self.0.started_at
     }
 
-    /// Where the programs' counters and the maps' fill levels are read from then on.
+    /// Sets the source of the programs' counters and the maps' fill levels.
     pub fn set_datapath(&self, datapath: Arc<dyn DatapathStats>) {
         if self.0.datapath.set(datapath).is_err() {
-            tracing::debug!("the metrics have a datapath already");
+            tracing::debug!("the metrics already have a datapath");
         }
     }
 
-    /// Where the number of bad manifests is read from.
+    /// Sets the source of the number of errors in manifests.
     pub fn set_problems(&self, problems: Problems) {
         if self.0.problems.set(problems).is_err() {
-            tracing::debug!("the metrics have a list of problems already");
+            tracing::debug!("the metrics already have a list of problems");
         }
     }
 
-    /// So many changes arrived at `now` and wait to be programmed.
+    /// Counts `count` changes that arrived at `now` and wait to be programmed.
     pub fn queued(&self, change: Change, count: usize, now: Timestamp) {
         self.0.kube_proxy.queued(change, count, now);
     }
 
-    /// Everything that waited was in the maps at `now`, after work of `duration`.
+    /// Records that the maps contained all waiting changes at `now`, after a sync that took
+    /// `duration`.
     pub fn synced(&self, duration: Duration, now: Timestamp) {
         self.0.kube_proxy.synced(duration, now);
     }
 
-    /// A change of endpoints took so long from its cause in the cluster to the maps.
+    /// Records the time that a change of endpoints took from its cause in the cluster to the
+    /// maps.
     pub fn programmed(&self, family: IpFamily, duration: Duration) {
         self.0.kube_proxy.programmed(family, duration);
     }
 
-    /// How many service ports have endpoints, but none here, where a policy wants one.
-    pub fn no_local_endpoints(&self, family: IpFamily, internal: usize, external: usize) {
-        self.0.kube_proxy.no_local_endpoints(family, internal, external);
+    /// Sets the number of service ports with endpoints, but without the local endpoint that
+    /// their internal or external policy requires.
+    pub fn set_no_local_endpoints(&self, family: IpFamily, internal: usize, external: usize) {
+        self.0.kube_proxy.set_no_local_endpoints(family, internal, external);
     }
 
-    /// How many services, front ends and endpoints are programmed.
-    pub fn programmed_objects(&self, services: usize, frontends: usize, endpoints: usize) {
+    /// Sets the numbers of services, frontends and endpoints that are programmed.
+    pub fn set_programmed_objects(&self, services: usize, frontends: usize, endpoints: usize) {
         self.0.services.set(services as i64);
         self.0.frontends.set(frontends as i64);
         self.0.endpoints.set(endpoints as i64);
     }
 
-    /// `/healthz` answered with a status code.
+    /// Counts an answer of `/healthz` by its status code.
     pub fn healthz_answered(&self, code: u16) {
         self.0.kube_proxy.healthz_answered(code);
     }
 
-    /// `/livez` answered with a status code.
+    /// Counts an answer of `/livez` by its status code.
     pub fn livez_answered(&self, code: u16) {
         self.0.kube_proxy.livez_answered(code);
     }
@@ -167,10 +170,22 @@ impl Inner {
             problems: Arc::clone(&self.problems),
         }));
         let own = registry.sub_registry_with_prefix("lb");
-        own.register("build", "The version of the agent and of its maps", Info::new(build()));
-        own.register("services", "Entries of SERVICES programmed", self.services.clone());
-        own.register("frontends", "Front ends programmed", self.frontends.clone());
-        own.register("endpoints", "Endpoints programmed", self.endpoints.clone());
+        own.register(
+            "build",
+            "Version of the agent and of the layout of its maps",
+            Info::new(build()),
+        );
+        own.register("services", "Used entries of the map SERVICES", self.services.clone());
+        own.register(
+            "frontends",
+            "Frontends programmed: addresses and ports that clients connect to",
+            self.frontends.clone(),
+        );
+        own.register(
+            "endpoints",
+            "Backends programmed: endpoints of all service ports",
+            self.endpoints.clone(),
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! Values and modes that flags and configuration files choose.
+//! The types of the values that flags and configuration files set.
 
 pub mod modes;
 pub mod sizes;

@@ -1,4 +1,4 @@
-//! The programs: loaded, pinned and attached to their hooks.
+//! Loads the programs and attaches them to their hooks.
 
 pub mod cgroup;
 pub mod clsact;

@@ -1,8 +1,8 @@
-//! What kube-proxy has left on this node: how to find it, and how to take it away.
+//! Finds and removes what kube-proxy left on this node.
 //!
-//! Nothing here is needed for balancing: `run` never calls it. The node's own tools do the
-//! work, as they do for kube-proxy. What the kubelet, a network plugin or a user has made stays
-//! as it is, whatever it is called.
+//! Balancing does not need this: `run` never calls it. Like kube-proxy, it uses the node's own
+//! tools. Invariant: what the kubelet, a CNI plugin or a user created stays unchanged, whatever
+//! its name.
 
 mod iptables;
 mod ipvs;
@@ -14,19 +14,19 @@ use std::{fmt, fs, io};
 
 pub use tool::ToolError;
 
-/// What of ours keeps the kernel translating the connections that kube-proxy had balanced: a
-/// chain or a table, so called.
+/// The names of the chain and the table that lb creates so that the kernel goes on translating
+/// connections that kube-proxy balanced.
 const KEEPER_CHAIN: &str = "LB-TAKEOVER";
 const KEEPER_TABLE: &str = "lb-takeover";
 
-/// What kube-proxy has left in one table of one kind.
+/// What kube-proxy left in one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
-    /// Where it lies, such as `iptables-nft, table nat`.
+    /// The place, such as `iptables-nft, table nat`.
     pub place: String,
-    /// What it is, such as `12 chains, 3 jumps to them`.
+    /// The content, such as `12 chains, 3 jumps to them`.
     pub what: String,
-    /// What would stay because rules of others make use of it.
+    /// Chains that are not removed, because rules of other programs use them.
     pub kept: Vec<String>,
 }
 
@@ -35,18 +35,18 @@ impl fmt::Display for Leftover {
         write!(formatter, "{}: {}", self.place, self.what)?;
         if !self.kept.is_empty() {
             let kept = self.kept.join(", ");
-            write!(formatter, "; rules of others make use of {kept}: kept")?;
+            write!(formatter, "; kept because other rules use them: {kept}")?;
         }
         Ok(())
     }
 }
 
-/// What was found or taken away, and what stood in the way of looking everywhere.
+/// What was found or removed, and the errors that make it incomplete.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// One for each table.
+    /// One entry for each table.
     pub leftovers: Vec<Leftover>,
-    /// Tools that are missing, or failed.
+    /// Tools that are missing or failed.
     pub errors: Vec<ToolError>,
 }
 
@@ -59,24 +59,24 @@ impl Survey {
     }
 }
 
-/// Whether kube-proxy's leftovers are looked at only.
+/// Whether to list or to remove kube-proxy's leftovers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    Look,
+    List,
     Remove,
 }
 
-/// Looks for what kube-proxy has left in this network namespace.
+/// Lists what kube-proxy left in this network namespace.
 pub fn survey() -> Survey {
-    go_through(Mode::Look)
+    go_through(Mode::List)
 }
 
-/// Takes away what kube-proxy has left in this network namespace. What is of one table goes in
-/// one transaction. Connections that the kernel translates already go on.
+/// Removes what kube-proxy left in this network namespace, each table in one transaction.
+/// Connections that the kernel already translates continue.
 ///
 /// # Errors
-/// [`TakeoverError::Running`] if kube-proxy runs here. That a tool is missing or failed is told
-/// in the result, beside what was removed all the same.
+/// [`TakeoverError::Running`] if kube-proxy runs here. Tools that are missing or fail are listed
+/// in [`Survey::errors`]; what the other tools find is removed.
 pub fn remove() -> Result<Survey, TakeoverError> {
     match running()? {
         Some(process) => Err(TakeoverError::Running { process }),
@@ -86,8 +86,8 @@ pub fn remove() -> Result<Survey, TakeoverError> {
 
 fn go_through(mode: Mode) -> Survey {
     let mut survey = Survey::default();
-    // The rules of the mode ipvs name sets, which can't go before them.
-    let sets = ipvs::Found::look();
+    // Rules of the mode ipvs refer to sets, so the sets are removed after the rules.
+    let sets = ipvs::Found::list();
     for variant in iptables::variants() {
         survey.add(iptables::go_through(&variant, mode));
     }
@@ -96,27 +96,27 @@ fn go_through(mode: Mode) -> Survey {
     survey
 }
 
-/// Takes away what [`remove`] has left of ours.
+/// Removes the chains and tables that [`remove`] created.
 ///
 /// # Errors
-/// A tool that fails. What is missing cannot have made anything.
-pub fn release() -> Result<(), ToolError> {
+/// If a tool fails. A missing tool cannot have created anything, so it is not an error.
+pub fn remove_keepers() -> Result<(), ToolError> {
     for variant in iptables::variants() {
-        tool::unless_missing(iptables::release(&variant))?;
+        tool::unless_missing(iptables::remove_keeper(&variant))?;
     }
-    tool::unless_missing(nftables::release())
+    tool::unless_missing(nftables::remove_keeper())
 }
 
-/// Whether the kernel tracks any connection here, which it may be translating.
+/// Whether conntrack has any connection here, which the kernel may be translating.
 fn has_connections() -> bool {
     let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
     count.is_ok_and(|count| count.trim() != "0")
 }
 
-/// A kube-proxy that runs in this network namespace, as far as its process can be seen.
+/// The process of a kube-proxy that runs in this network namespace, if it is visible.
 ///
 /// # Errors
-/// The processes cannot be listed.
+/// If the processes cannot be listed.
 pub fn running() -> Result<Option<u32>, TakeoverError> {
     let failed = |source| TakeoverError::Processes { source };
     let own = fs::read_link("/proc/self/ns/net").map_err(failed)?;
@@ -124,7 +124,7 @@ pub fn running() -> Result<Option<u32>, TakeoverError> {
         let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // A process may end while it is looked at.
+        // A process may end while its entries are read.
         let is_kube_proxy = fs::read_to_string(entry.path().join("comm"))
             .is_ok_and(|name| name.trim_end() == "kube-proxy");
         if is_kube_proxy && fs::read_link(entry.path().join("ns/net")).is_ok_and(|ns| ns == own) {
@@ -134,22 +134,22 @@ pub fn running() -> Result<Option<u32>, TakeoverError> {
     Ok(None)
 }
 
-/// kube-proxy's rules could not be taken away.
+/// Why kube-proxy's rules could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
-    /// It would write them anew.
+    /// kube-proxy runs and would recreate them.
     #[error(
-        "kube-proxy (process {process}) runs in this network namespace and would write its rules \
-         anew: stop it first"
+        "kube-proxy (process {process}) is running in this network namespace and would recreate \
+         its rules: stop it first"
     )]
     Running {
-        /// Its id.
+        /// The process ID.
         process: u32,
     },
-    /// It is not known whether it runs.
-    #[error("cannot list the processes below /proc")]
+    /// It is unknown whether kube-proxy runs.
+    #[error("cannot list the processes in /proc to see whether kube-proxy is running")]
     Processes {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },

@@ -1,8 +1,8 @@
-//! The agent's core in one piece: events in, writes out.
+//! The whole decision of the agent in one type: events in, writes out.
 //!
-//! It owns no task and no clock. Whoever runs it applies events, and calls
-//! [`Controller::reconcile`] when some were applied, when [`Outcome::next_due`] is
-//! reached, or, with back-off, when [`Outcome::errors`] is not empty.
+//! It owns no task and no clock. Its caller applies events, and calls
+//! [`Controller::reconcile`] after that, when [`Outcome::next_due`] is reached, and, with
+//! back-off, when [`Outcome::errors`] is not empty.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,49 +23,49 @@ use crate::{
     execute::execute,
     model::{
         Refusal,
-        event::{Event, Kind},
+        event::{ObjectEvent, ObjectKind},
     },
     options::ExternalMode,
     plan::{Counts, Draft, Op, Planner, Shortage},
     snapshot::{Dirty, Snapshot, Trigger},
 };
 
-/// How long what was taken out of use is kept, in milliseconds: far longer than any
-/// packet takes through a program.
+/// How long entries stay unchanged after they were taken out of use, in milliseconds: far
+/// longer than a program works on a packet.
 pub const GRACE: u64 = 1_000;
 
-/// After so many reconciliations in a row that failed, the maps are read again instead of
-/// trying the same writes for ever.
+/// After so many failed reconciliations in a row the maps are read again, instead of
+/// repeating the same writes for ever.
 const MAX_FAILURES: u32 = 16;
 
-/// Follows the source of objects with the maps.
+/// Keeps the maps up to date with the source of objects.
 #[derive(Debug)]
 pub struct Controller {
     snapshot: Snapshot,
-    /// How clients outside reach backends on other nodes, where a Service does not say.
+    /// How clients outside reach backends on other nodes, unless the Service says it.
     external_mode: ExternalMode,
     facts: NodeFacts,
     claims: Claims,
     in_use: settings::InUse,
-    /// Absent before the first complete state and after too many failures: then the maps
-    /// are read first.
+    /// Absent before the first complete state and after too many failures; the next
+    /// reconciliation then adopts the maps.
     planner: Option<Planner>,
-    /// What earlier plans have left to be done.
-    leftover: Vec<Op>,
-    /// How many reconciliations in a row left something.
+    /// Ops of earlier plans that are still to be done.
+    unfinished: Vec<Op>,
+    /// How many reconciliations in a row left ops undone.
     failures: u32,
     is_everything_dirty: bool,
     /// The addresses of node ports changed.
     are_node_ports_dirty: bool,
-    is_gate_dirty: bool,
-    /// Services to look at again, such as those that did not fit.
+    are_settings_dirty: bool,
+    /// Services that did not fit, to be tried again when there is room.
     shortages: BTreeMap<Arc<str>, Shortage>,
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
     /// How many addresses of nodes do not fit.
     nodes_left_out: usize,
     health_checks: Checks,
-    lacking: no_local_endpoints::Sum,
-    /// What caused changes that are not all in the maps yet.
+    no_local_endpoints: no_local_endpoints::Sum,
+    /// The causes of changes that are not all in the maps yet.
     triggers: Vec<Trigger>,
 }
 
@@ -74,9 +74,9 @@ pub struct Controller {
 pub struct Outcome {
     /// How many writes it took.
     pub ops: usize,
-    /// How many Services were looked at.
+    /// How many Services were planned.
     pub services: usize,
-    /// What is refused since this call, for Warning Events.
+    /// New refusals, for Warning Events.
     pub refusals: Vec<Refusal>,
     /// All Services that do not fit.
     pub shortages: Vec<Shortage>,
@@ -84,20 +84,20 @@ pub struct Outcome {
     pub nodes_left_out: usize,
     /// The writes that failed.
     pub errors: Vec<DataplaneError>,
-    /// What caused the changes that are in the maps since this call, with all before them.
+    /// The causes of the changes that are in the maps since this call.
     pub triggers: Vec<Trigger>,
     /// When to call again even if nothing happens, on the caller's clock.
     pub next_due: Option<u64>,
 }
 
 impl Controller {
-    /// A controller for the node of this name. Clients outside reach backends on other nodes
-    /// by `external_mode` where a Service does not say. `expected` are the kinds, beside
+    /// A controller for the node of this name. `external_mode` is how clients outside reach
+    /// backends on other nodes, unless the Service says it. `expected` are the kinds, beside
     /// Service and EndpointSlice, that the source lists.
     pub fn new(
         node_name: &str,
         external_mode: ExternalMode,
-        expected: impl IntoIterator<Item = Kind>,
+        expected: impl IntoIterator<Item = ObjectKind>,
     ) -> Self {
         Self {
             snapshot: Snapshot::new(node_name, expected),
@@ -106,30 +106,30 @@ impl Controller {
             claims: Claims::default(),
             in_use: settings::InUse::default(),
             planner: None,
-            leftover: Vec::new(),
+            unfinished: Vec::new(),
             failures: 0,
             is_everything_dirty: true,
             are_node_ports_dirty: false,
-            is_gate_dirty: true,
+            are_settings_dirty: true,
             shortages: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             nodes_left_out: 0,
             health_checks: Checks::new(),
-            lacking: no_local_endpoints::Sum::default(),
+            no_local_endpoints: no_local_endpoints::Sum::default(),
             triggers: Vec::new(),
         }
     }
 
-    /// Takes over a change of the source.
-    pub fn apply(&mut self, event: Event) {
+    /// Applies a change of the source.
+    pub fn apply(&mut self, event: ObjectEvent) {
         self.snapshot.apply(event);
     }
 
-    /// Takes over what is known of this node.
+    /// Sets what is known of this node.
     pub fn set_facts(&mut self, facts: NodeFacts) {
         self.is_everything_dirty |= self.facts.addresses != facts.addresses;
         self.are_node_ports_dirty |= self.facts.node_port_addresses != facts.node_port_addresses;
-        self.is_gate_dirty |= self.facts != facts;
+        self.are_settings_dirty |= self.facts != facts;
         self.facts = facts;
     }
 
@@ -148,12 +148,12 @@ impl Controller {
         &self.snapshot
     }
 
-    /// No longer waits for a kind: the source turned out not to serve it.
-    pub fn expect_no(&mut self, kind: Kind) {
+    /// No longer waits for a kind, because the source does not serve it.
+    pub fn expect_no(&mut self, kind: ObjectKind) {
         self.snapshot.expect_no(kind);
     }
 
-    /// How much the maps hold.
+    /// How many entries the maps hold.
     pub fn counts(&self) -> Counts {
         self.planner.as_ref().map(Planner::counts).unwrap_or_default()
     }
@@ -168,14 +168,14 @@ impl Controller {
         &self.health_checks
     }
 
-    /// Service ports without an endpoint here, as of the last reconciliation.
-    pub fn lacking(&self) -> &no_local_endpoints::Sum {
-        &self.lacking
+    /// Service ports without an endpoint on this node, as of the last reconciliation.
+    pub fn no_local_endpoints(&self) -> &no_local_endpoints::Sum {
+        &self.no_local_endpoints
     }
 
     /// Brings the maps up to date, at `now` in milliseconds on a clock that never goes
     /// back. Does nothing before the first complete state. Fails if the maps cannot be
-    /// read; a write that fails is in the outcome, and tried again by the next call.
+    /// read; a write that fails is in the outcome, and the next call repeats it.
     pub fn reconcile(
         &mut self,
         now: u64,
@@ -193,7 +193,7 @@ impl Controller {
             }
         };
         let mut draft = planner.begin();
-        if self.leftover.is_empty() {
+        if self.unfinished.is_empty() {
             planner.reclaim(&mut draft, now);
         }
         let dirty = self.snapshot.take_dirty();
@@ -206,7 +206,7 @@ impl Controller {
             self.nodes_left_out = planner.store_nodes(&mut draft, &addresses);
         }
         outcome.nodes_left_out = self.nodes_left_out;
-        if std::mem::take(&mut self.is_gate_dirty) || dirty.service_cidrs {
+        if std::mem::take(&mut self.are_settings_dirty) || dirty.service_cidrs {
             let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
             let before = planner.settings();
             let settings = settings::settings(&self.facts, &prefixes, &self.in_use, before);
@@ -217,13 +217,13 @@ impl Controller {
         outcome.shortages = self.shortages.values().cloned().collect();
         let mut plan = planner.finish(draft);
         outcome.ops = plan.ops.len();
-        // What is left of earlier plans comes first: later ops build on it.
-        plan.ops.splice(..0, std::mem::take(&mut self.leftover));
-        let leftover = execute(plan, dataplane);
-        outcome.errors = leftover.errors;
-        self.leftover = leftover.ops;
-        self.failures = if self.leftover.is_empty() { 0 } else { self.failures + 1 };
-        if self.leftover.is_empty() {
+        // Unfinished ops of earlier plans come first, because later ops build on them.
+        plan.ops.splice(..0, std::mem::take(&mut self.unfinished));
+        let unfinished = execute(plan, dataplane);
+        outcome.errors = unfinished.errors;
+        self.unfinished = unfinished.ops;
+        self.failures = if self.unfinished.is_empty() { 0 } else { self.failures + 1 };
+        if self.unfinished.is_empty() {
             outcome.triggers = std::mem::take(&mut self.triggers);
         }
         self.is_everything_dirty = false;
@@ -232,14 +232,13 @@ impl Controller {
             self.planner = Some(planner);
         } else {
             self.failures = 0;
-            self.leftover.clear();
-            self.is_gate_dirty = true;
+            self.unfinished.clear();
+            self.are_settings_dirty = true;
         }
         Ok(outcome)
     }
 
-    /// The Services to look at, in order; what they claim and their health checks are brought
-    /// up to date.
+    /// The Services to plan, in order. Updates their claims and their health checks.
     fn affected(&mut self, dirty: &Dirty, planner: &Planner, has_more_room: bool) -> Vec<Arc<str>> {
         let mut others = BTreeSet::new();
         let mut affected: Vec<Arc<str>> = Vec::new();
@@ -282,10 +281,10 @@ impl Controller {
         };
         let Some(before) = self.claims.set(name, created, wanted, affected) else { return };
         for frontend in &before {
-            self.is_gate_dirty |= self.in_use.remove(frontend);
+            self.are_settings_dirty |= self.in_use.remove(frontend);
         }
         for frontend in self.claims.of(name) {
-            self.is_gate_dirty |= self.in_use.add(frontend);
+            self.are_settings_dirty |= self.in_use.add(frontend);
         }
     }
 
@@ -307,7 +306,7 @@ impl Controller {
         };
         let is_wanted =
             |name: &&Arc<str>| snapshot.service(name).is_some_and(|entry| entry.service.is_some());
-        // Those that go make room for those that come.
+        // Removed Services first: they make room for new ones.
         let (wanted, gone): (Vec<_>, Vec<_>) = affected.iter().partition(is_wanted);
         for name in gone.into_iter().chain(wanted) {
             let entry = snapshot.service(name);
@@ -324,33 +323,16 @@ impl Controller {
             let lost = self.claims.conflicts(name);
             let known = self.conflicts.remove(name).unwrap_or_default();
             let new = lost.iter().filter(|conflict| !known.contains(conflict));
-            outcome.refusals.extend(new.map(refusal));
+            outcome.refusals.extend(new.map(Conflict::refusal));
             if !lost.is_empty() {
                 self.conflicts.insert(Arc::clone(name), lost);
             }
-            self.lacking.set(name, desired.as_ref());
+            self.no_local_endpoints.set(name, desired.as_ref());
             match planner.program(draft, name, desired.as_ref()) {
                 Ok(()) => self.shortages.remove(name),
                 Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),
             };
         }
-    }
-}
-
-/// A lost address as a Warning for the Service that lost it.
-fn refusal(conflict: &Conflict) -> Refusal {
-    let desired::FrontendAddress { ip, port, .. } = conflict.frontend;
-    let lost = if conflict.frontend.is_of_any_node() {
-        format!("node port {port}")
-    } else {
-        format!("{ip} port {port}")
-    };
-    Refusal {
-        kind: Kind::Service,
-        object: (&*conflict.service).into(),
-        uid: String::new(),
-        field: "spec.ports".to_owned(),
-        message: format!("{lost} belongs to the older Service {}", conflict.owner),
     }
 }
 

@@ -1,7 +1,6 @@
 //! The maps that the programs read, as the agent writes them.
 //!
-//! It is not a place for decisions: what is written, and in which order, is the
-//! [plan](crate::plan)'s business. Every method is one write, or one read of
+//! It decides nothing: the [plan](crate::plan) says what is written, and in which order. Every method is one write, or one read of
 //! everything; none of them is atomic with another.
 
 pub mod fake;
@@ -18,7 +17,7 @@ use lb_common::abi::{
     settings::Settings,
 };
 
-/// Where plans are carried out.
+/// The maps, as plans are executed on them.
 ///
 /// A store returns once the programs can see it. Methods named `publish_*` store one
 /// aligned 8-byte word, those named `store_*` may be seen half done and are therefore
@@ -161,8 +160,8 @@ impl PinnedState {
         v4.chain(v6)
     }
 
-    /// RANGES4 and RANGES6: who is let in, by the index of the service port. Keys that the
-    /// agent does not write are left out.
+    /// RANGES4 and RANGES6: the source ranges, with the index of their service port. Keys that
+    /// the agent never writes are left out.
     pub fn ranges(&self) -> impl Iterator<Item = (u32, IpNet)> {
         fn net<A: Copy>(key: &RangeKey<A>, ip: impl Into<IpAddr>) -> Option<(u32, IpNet)> {
             let length = key.prefix_length.checked_sub(u32::BITS)?;

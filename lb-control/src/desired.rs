@@ -1,6 +1,6 @@
 //! What the maps should hold, as functions of the snapshot.
 //!
-//! Nothing here knows which index or slot anything has, or what the maps hold now.
+//! These functions do not know indices, slots, or what the maps hold now.
 //! The same objects give the same result, in the same order.
 
 pub mod claims;
@@ -28,28 +28,30 @@ use lb_common::abi::{
 
 use crate::{
     model::{
-        IpFamily,
+        IpFamily, Refusal, RefusalReason,
+        event::ObjectKind,
         service::{Port, Service},
         slice::Endpoint,
     },
     options::ExternalMode,
-    snapshot::{Entry, nodes::Nodes},
+    snapshot::{Entry, nodes::NodeIndex},
 };
 
-/// What must be known of this node from elsewhere than the objects.
+/// Facts about this node that the objects do not say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
     /// The addresses of this node.
     pub addresses: BTreeSet<IpAddr>,
-    /// Those on which node ports are served, loopback addresses among them.
+    /// The addresses on which node ports are served, loopback addresses among them.
     pub node_port_addresses: BTreeSet<IpAddr>,
-    /// What a pod sees when it reaches itself over IPv4.
+    /// The source address that a pod sees when it reaches itself over IPv4.
     pub node_source4: Option<Ipv4Addr>,
-    /// What a pod sees when it reaches itself over IPv6.
+    /// The source address that a pod sees when it reaches itself over IPv6.
     pub node_source6: Option<Ipv6Addr>,
-    /// The prefixes that the addresses of pods lie in, as far as they are known.
+    /// The prefixes of the pods' addresses, as far as they are known.
     pub pod_prefixes: Vec<IpNet>,
-    /// Whether every client of a ClusterIP gets an address of this node.
+    /// Whether packets of every client of a ClusterIP get an address of this node as their
+    /// source.
     pub masquerade_all: bool,
     /// The first and the last port that the kernel gives to sockets of this node.
     pub local_ports: (u16, u16),
@@ -57,11 +59,11 @@ pub struct NodeFacts {
     pub timeouts: Timeouts,
     /// The kernel's CONFIG_HZ.
     pub ticks_per_second: u32,
-    /// Whether connect() is translated for the node's own sockets alone.
+    /// Whether connect() is translated only for sockets of the node itself.
     pub only_node_sockets: bool,
 }
 
-/// Where this node is: what the choice of endpoints depends on beside the Service.
+/// Where this node is, and which options it has: the choice of endpoints depends on it.
 #[derive(Clone, Copy, Debug)]
 pub struct Locality<'a> {
     /// The node's name.
@@ -70,16 +72,16 @@ pub struct Locality<'a> {
     pub zone: Option<&'a str>,
     /// The node's addresses.
     pub addresses: &'a BTreeSet<IpAddr>,
-    /// Those on which node ports are served.
+    /// The addresses on which node ports are served.
     pub node_port_addresses: &'a BTreeSet<IpAddr>,
     /// All nodes.
-    pub nodes: &'a Nodes,
-    /// How clients outside reach backends on other nodes, where the Service does not say.
+    pub nodes: &'a NodeIndex,
+    /// How clients outside reach backends on other nodes, unless the Service says it.
     pub external_mode: ExternalMode,
 }
 
-/// An address that clients connect to; port 0 and protocol 0 stand for all of it, and the
-/// unspecified address for those of all nodes.
+/// An address that clients connect to. Port 0 with protocol 0 means the address as a whole, the
+/// unspecified address means the addresses of all nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrontendAddress {
     /// The address.
@@ -91,13 +93,13 @@ pub struct FrontendAddress {
 }
 
 impl FrontendAddress {
-    /// Whether it stands for a node port on any node.
+    /// Whether it means a node port on any node.
     pub fn is_of_any_node(&self) -> bool {
         self.ip.is_unspecified()
     }
 }
 
-/// A front end, and what is said of it.
+/// A frontend as it should be in the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DesiredFrontend {
     /// The address.
@@ -109,13 +111,13 @@ pub struct DesiredFrontend {
 }
 
 impl DesiredFrontend {
-    /// Whether it is only for clients that the service port's ranges hold.
+    /// Whether it admits only clients in the service port's source ranges.
     pub fn is_ranged(&self) -> bool {
         self.flags & FrontendEntry::RANGED != 0
     }
 }
 
-/// What a service port is called within its Service.
+/// Identifies a service port within its Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortKey {
     /// The family.
@@ -129,27 +131,27 @@ pub struct PortKey {
 /// A Service as it should be in the maps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DesiredService {
-    /// One for each port, and one for the ClusterIP as a whole, in each family; in the
-    /// order of their keys.
+    /// In each family one for each port and one for the ClusterIP as a whole, in the order of
+    /// their keys.
     pub ports: Vec<DesiredPort>,
 }
 
-/// An entry of SERVICES with all that belongs to it.
+/// An entry of SERVICES with all entries of other maps that belong to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DesiredPort {
-    /// Its name.
+    /// Its key.
     pub key: PortKey,
-    /// What leads here, in the order of addresses.
+    /// The frontends that lead here, in the order of addresses.
     pub frontends: Vec<DesiredFrontend>,
-    /// Who is let in where a front end is [ranged](DesiredFrontend::is_ranged), in order.
+    /// The clients that [restricted](DesiredFrontend::is_ranged) frontends admit, in order.
     pub ranges: Vec<IpNet>,
     /// Seconds of session affinity; 0 = none.
     pub affinity_seconds: u32,
     /// The flags of the entry.
     pub flags: u32,
-    /// For a ClusterIP as a whole: any port of the Service has a backend.
+    /// For a ClusterIP as a whole: whether any port of the Service has a backend.
     pub has_backend: bool,
-    /// Every endpoint that is in a slice, serving or not, in the order of addresses.
+    /// Every endpoint in a slice, serving or not, in the order of addresses.
     pub backends: Vec<DesiredBackend>,
 }
 
@@ -162,14 +164,14 @@ pub struct DesiredBackend {
     pub port: u16,
     /// The sets that it is a member of.
     pub sets: u8,
-    /// What is known of it.
+    /// Its flags.
     pub flags: u8,
-    /// The address of the node that it runs on, if that is another one and known.
+    /// The address of the node that it runs on, if that is another node and known.
     pub node: Option<IpAddr>,
 }
 
 impl DesiredBackend {
-    /// What tells it from other backends of the service port.
+    /// Identifies it among the backends of the service port.
     pub fn address(&self) -> (IpAddr, u16) {
         (self.ip, self.port)
     }
@@ -194,7 +196,7 @@ pub fn service(entry: &Entry, locality: Locality<'_>) -> Option<DesiredService> 
     Some(DesiredService { ports })
 }
 
-/// The front ends that a Service asks for; others may be older.
+/// The frontends that a Service claims; an older Service may own some of them.
 pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<DesiredFrontend> {
     let mut claims = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
     for ip in &service.cluster_ips {
@@ -217,7 +219,7 @@ fn service_port(
         key: PortKey { family, protocol: port.protocol.number(), port: port.name.clone() },
         frontends,
         ranges: if is_ranged {
-            frontends::let_in(service, family, locality.addresses)
+            frontends::allowed_clients(service, family, locality.addresses)
         } else {
             Vec::new()
         },
@@ -266,7 +268,7 @@ fn backends(
             found.extend(slice.endpoints.iter().map(|endpoint| (slice_port.number, endpoint)));
         }
     }
-    // Stable: of two that say different things, the slice that is first by name wins.
+    // The sort is stable: if two slices differ, the first by name wins.
     found.sort_by_key(|(number, endpoint)| (endpoint.address, *number, !endpoint.is_local));
     found.dedup_by_key(|(number, endpoint)| (endpoint.address, *number));
     let endpoints: Vec<&Endpoint> = found.iter().map(|(_, endpoint)| *endpoint).collect();
@@ -293,13 +295,33 @@ pub fn display_name(service: &str, key: &PortKey) -> String {
     if key.port.is_empty() { service.to_owned() } else { format!("{service}:{}", key.port) }
 }
 
-/// A Service that lost an address to an older one.
+/// A Service that claims an address which an older Service owns.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
-    /// The one that lost, as `namespace/name`.
+    /// The Service without the address, as `namespace/name`.
     pub service: Arc<str>,
-    /// The one that has the address.
+    /// The Service that owns the address.
     pub owner: Arc<str>,
     /// The address.
     pub frontend: FrontendAddress,
+}
+
+impl Conflict {
+    /// The refusal of the younger Service.
+    pub fn refusal(&self) -> Refusal {
+        let FrontendAddress { ip, port, .. } = self.frontend;
+        let lost = if self.frontend.is_of_any_node() {
+            format!("node port {port}")
+        } else {
+            format!("{ip} port {port}")
+        };
+        Refusal {
+            kind: ObjectKind::Service,
+            object: (&*self.service).into(),
+            uid: String::new(),
+            field: "spec.ports".to_owned(),
+            reason: RefusalReason::AddressInUse,
+            message: format!("{lost} belongs to the older Service {}", self.owner),
+        }
+    }
 }

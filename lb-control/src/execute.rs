@@ -1,4 +1,4 @@
-//! Carries out plans. It decides nothing but what must be left undone after a failure.
+//! Executes plans. Its only decision is which ops must wait after a failure.
 
 use std::{collections::HashSet, net::IpAddr};
 
@@ -14,33 +14,34 @@ use lb_common::abi::{
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{DesiredFrontend, FrontendAddress},
-    plan::{Action, BackendEntry, NOBODY, Op, Plan},
+    plan::{BackendEntry, NO_OWNER, Op, Plan, Write},
 };
 
-/// What a plan left to be done.
+/// The part of a plan that was not done.
 #[derive(Debug, Default)]
-pub struct Leftover {
+pub struct Unfinished {
     /// The ops that failed, and those that must not be done before them, in order. All
-    /// of them may be done again.
+    /// of them may be repeated.
     pub ops: Vec<Op>,
     /// Why ops failed.
     pub errors: Vec<DataplaneError>,
 }
 
-/// Does the ops of a plan in order and gives what is left.
+/// Does the ops of a plan in order and returns the ops that were not done.
 ///
-/// After a failure the later ops of the same owner are left: they would publish what was
-/// not staged, or retire what is still reached. So are later ops on the same front end,
-/// and those of the owner that it should have been taken from; and those on the same
-/// address of a node, and on the settings. Nothing else depends on an op that failed.
-pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Leftover {
-    let mut leftover = Leftover::default();
+/// After a failure the later ops of the same owner wait, because they would publish entries
+/// that were not staged, or retire entries that packets still reach. Later ops on the same
+/// frontend wait too, and those of the owner that the frontend should have been taken from;
+/// and later ops on the same address of a node, and on the settings. No other op depends on
+/// one that failed.
+pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Unfinished {
+    let mut unfinished = Unfinished::default();
     let mut owners = HashSet::new();
     let mut shared = HashSet::new();
     for op in plan.ops {
-        let entry = Shared::of(&op.action);
-        let replaces = match op.action {
-            Action::UpsertFrontend { replaces, .. } => replaces,
+        let entry = Shared::of(&op.write);
+        let replaces = match op.write {
+            Write::UpsertFrontend { replaces, .. } => replaces,
             _ => None,
         };
         let must_wait =
@@ -48,19 +49,19 @@ pub fn execute(plan: Plan, dataplane: &mut impl Dataplane) -> Leftover {
         if !must_wait {
             match perform(&op, dataplane) {
                 Ok(()) => continue,
-                Err(error) => leftover.errors.push(error),
+                Err(error) => unfinished.errors.push(error),
             }
         }
-        owners.extend([op.owner].into_iter().filter(|owner| *owner != NOBODY).chain(replaces));
+        owners.extend([op.owner].into_iter().filter(|owner| *owner != NO_OWNER).chain(replaces));
         shared.extend(entry);
         if !is_wipe(&op) {
-            leftover.ops.push(op);
+            unfinished.ops.push(op);
         }
     }
-    leftover
+    unfinished
 }
 
-/// What ops of several owners, or of nobody, write: of two such ops the later one holds.
+/// An entry that ops of several owners, or of none, write: the later op must win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Shared {
     Frontend(FrontendAddress),
@@ -69,54 +70,54 @@ enum Shared {
 }
 
 impl Shared {
-    fn of(action: &Action) -> Option<Self> {
-        match action {
-            Action::UpsertFrontend { frontend, .. } => Some(Self::Frontend(frontend.at)),
-            Action::DeleteFrontend(frontend) => Some(Self::Frontend(*frontend)),
-            Action::InsertNode(ip) | Action::DeleteNode(ip) => Some(Self::Node(*ip)),
-            Action::StoreSettings(_) => Some(Self::Settings),
+    fn of(write: &Write) -> Option<Self> {
+        match write {
+            Write::UpsertFrontend { frontend, .. } => Some(Self::Frontend(frontend.at)),
+            Write::DeleteFrontend(frontend) => Some(Self::Frontend(*frontend)),
+            Write::InsertNode(ip) | Write::DeleteNode(ip) => Some(Self::Node(*ip)),
+            Write::StoreSettings(_) => Some(Self::Settings),
             _ => None,
         }
     }
 }
 
-/// Whether an op wipes what means nothing any more. It must not be done again later: by
-/// then it may mean something.
+/// Whether an op wipes an entry that is free. Such an op must not be repeated later, because
+/// the entry may be in use again by then.
 fn is_wipe(op: &Op) -> bool {
-    let wipes = matches!(op.action, Action::StoreBackend { .. } | Action::WipeService(_));
-    op.owner == NOBODY && wipes
+    let wipes = matches!(op.write, Write::StoreBackend { .. } | Write::WipeService(_));
+    op.owner == NO_OWNER && wipes
 }
 
 /// Does one op.
 pub fn perform(op: &Op, dataplane: &mut impl Dataplane) -> Result<(), DataplaneError> {
-    match &op.action {
-        Action::StoreBackend { id, entry } => store_backend(*id, entry, dataplane),
-        Action::StoreSlots { start, backends } => dataplane.store_slots(*start, backends),
-        Action::StoreService(entry) => dataplane.store_service(op.owner, *entry),
-        Action::WipeService(index) => dataplane.store_service(*index, Service::default()),
-        Action::PublishCluster(range) => dataplane.publish_cluster(op.owner, *range),
-        Action::PublishLocal(range) => dataplane.publish_local(op.owner, *range),
-        Action::StoreName(name) => dataplane.store_name(op.owner, **name),
-        Action::UpsertFrontend { frontend: DesiredFrontend { at, kind, flags }, .. } => {
+    match &op.write {
+        Write::StoreBackend { id, entry } => store_backend(*id, entry, dataplane),
+        Write::StoreSlots { start, backends } => dataplane.store_slots(*start, backends),
+        Write::StoreService(entry) => dataplane.store_service(op.owner, *entry),
+        Write::WipeService(index) => dataplane.store_service(*index, Service::default()),
+        Write::PublishCluster(range) => dataplane.publish_cluster(op.owner, *range),
+        Write::PublishLocal(range) => dataplane.publish_local(op.owner, *range),
+        Write::StoreName(name) => dataplane.store_name(op.owner, **name),
+        Write::UpsertFrontend { frontend: DesiredFrontend { at, kind, flags }, .. } => {
             let value = Frontend { service: op.owner, kind: *kind, flags: *flags, zero: 0 };
             match at.ip {
                 IpAddr::V4(ip) => dataplane.upsert_frontend4(key(at, ip.into()), value),
                 IpAddr::V6(ip) => dataplane.upsert_frontend6(key(at, ip.into()), value),
             }
         }
-        Action::DeleteFrontend(frontend) => match frontend.ip {
+        Write::DeleteFrontend(frontend) => match frontend.ip {
             IpAddr::V4(ip) => dataplane.delete_frontend4(key(frontend, ip.into())),
             IpAddr::V6(ip) => dataplane.delete_frontend6(key(frontend, ip.into())),
         },
-        Action::InsertRange(IpNet::V4(net)) => dataplane.insert_range4(range4(op.owner, *net)),
-        Action::InsertRange(IpNet::V6(net)) => dataplane.insert_range6(range6(op.owner, *net)),
-        Action::DeleteRange(IpNet::V4(net)) => dataplane.delete_range4(range4(op.owner, *net)),
-        Action::DeleteRange(IpNet::V6(net)) => dataplane.delete_range6(range6(op.owner, *net)),
-        Action::InsertNode(IpAddr::V4(ip)) => dataplane.insert_node4((*ip).into()),
-        Action::InsertNode(IpAddr::V6(ip)) => dataplane.insert_node6((*ip).into()),
-        Action::DeleteNode(IpAddr::V4(ip)) => dataplane.delete_node4((*ip).into()),
-        Action::DeleteNode(IpAddr::V6(ip)) => dataplane.delete_node6((*ip).into()),
-        Action::StoreSettings(settings) => dataplane.store_settings(settings),
+        Write::InsertRange(IpNet::V4(net)) => dataplane.insert_range4(range4(op.owner, *net)),
+        Write::InsertRange(IpNet::V6(net)) => dataplane.insert_range6(range6(op.owner, *net)),
+        Write::DeleteRange(IpNet::V4(net)) => dataplane.delete_range4(range4(op.owner, *net)),
+        Write::DeleteRange(IpNet::V6(net)) => dataplane.delete_range6(range6(op.owner, *net)),
+        Write::InsertNode(IpAddr::V4(ip)) => dataplane.insert_node4((*ip).into()),
+        Write::InsertNode(IpAddr::V6(ip)) => dataplane.insert_node6((*ip).into()),
+        Write::DeleteNode(IpAddr::V4(ip)) => dataplane.delete_node4((*ip).into()),
+        Write::DeleteNode(IpAddr::V6(ip)) => dataplane.delete_node6((*ip).into()),
+        Write::StoreSettings(settings) => dataplane.store_settings(settings),
     }
 }
 
@@ -197,20 +198,20 @@ mod tests {
 
     fn upsert(owner: u32, replaces: Option<u32>) -> Op {
         let frontend = DesiredFrontend { at: FRONTEND, kind: FrontendKind::CLUSTER_IP, flags: 0 };
-        Op { owner, action: Action::UpsertFrontend { frontend, replaces } }
+        Op { owner, write: Write::UpsertFrontend { frontend, replaces } }
     }
 
     fn publish(owner: u32) -> Op {
-        Op { owner, action: Action::PublishCluster(SlotRange::new(owner, 1)) }
+        Op { owner, write: Write::PublishCluster(SlotRange::new(owner, 1)) }
     }
 
-    /// Front ends of IPv4 cannot be added: what is left, and who was published?
+    /// FRONTENDS4 is full: the ops that are left, and the service ports that are published.
     #[track_caller]
     fn check(ops: &[Op], left: &[usize], published: &[u32]) {
         let mut fake = Fake::new(FULL);
-        let leftover = execute(Plan { ops: ops.to_vec() }, &mut fake);
+        let unfinished = execute(Plan { ops: ops.to_vec() }, &mut fake);
         let expected: Vec<_> = left.iter().map(|at| ops[*at].clone()).collect();
-        assert_eq!(leftover.ops, expected);
+        assert_eq!(unfinished.ops, expected);
         let set = |index: &u32| fake.services[*index as usize].cluster != SlotRange::EMPTY;
         assert_eq!(
             (0..8).filter(set).collect::<BTreeSet<_>>(),
@@ -224,36 +225,36 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_that_a_front_end_was_to_be_taken_from_waits() {
+    fn the_owner_that_a_frontend_was_to_be_taken_from_waits() {
         check(&[upsert(2, Some(1)), publish(1), publish(3)], &[0, 1], &[3]);
     }
 
     #[test]
-    fn later_ops_on_the_same_front_end_wait() {
-        let delete = Op { owner: 4, action: Action::DeleteFrontend(FRONTEND) };
+    fn later_ops_on_the_same_frontend_wait() {
+        let delete = Op { owner: 4, write: Write::DeleteFrontend(FRONTEND) };
         let ops = [upsert(2, None), delete, upsert(3, None), publish(4), publish(5)];
         check(&ops, &[0, 1, 2, 3], &[5]);
     }
 
     #[test]
     fn later_ops_on_the_same_address_of_a_node_wait() {
-        let node = |action: fn(IpAddr) -> Action, last| Op {
-            owner: NOBODY,
-            action: action([192, 0, 2, last].into()),
+        let node = |write: fn(IpAddr) -> Write, last| Op {
+            owner: NO_OWNER,
+            write: write([192, 0, 2, last].into()),
         };
         let mut fake = Fake::new(Capacity { nodes4: 1, ..FULL });
-        let full = [node(Action::InsertNode, 1), node(Action::InsertNode, 2)];
-        let ops = [&full[..], &[node(Action::DeleteNode, 2), node(Action::DeleteNode, 1)]].concat();
-        let leftover = execute(Plan { ops: ops.clone() }, &mut fake);
-        assert_eq!((leftover.ops, leftover.errors.len()), (ops[1..3].to_vec(), 1));
+        let full = [node(Write::InsertNode, 1), node(Write::InsertNode, 2)];
+        let ops = [&full[..], &[node(Write::DeleteNode, 2), node(Write::DeleteNode, 1)]].concat();
+        let unfinished = execute(Plan { ops: ops.clone() }, &mut fake);
+        assert_eq!((unfinished.ops, unfinished.errors.len()), (ops[1..3].to_vec(), 1));
         assert!(fake.nodes4.is_empty());
     }
 
     #[test]
     fn what_failed_to_be_wiped_is_not_wiped_later() {
         let mut fake = Fake::new(FULL);
-        let plan = Plan { ops: vec![Op { owner: NOBODY, action: Action::WipeService(8) }] };
-        let leftover = execute(plan, &mut fake);
-        assert_eq!((leftover.ops.len(), leftover.errors.len()), (0, 1));
+        let plan = Plan { ops: vec![Op { owner: NO_OWNER, write: Write::WipeService(8) }] };
+        let unfinished = execute(plan, &mut fake);
+        assert_eq!((unfinished.ops.len(), unfinished.errors.len()), (0, 1));
     }
 }

@@ -1,7 +1,7 @@
-//! Which index, id and slot means what: handed out once, taken back only after every
-//! packet that could still know the old meaning is through.
+//! Allocation of indices, ids and slots. A number gets a new meaning only after every packet
+//! that may still know the old meaning has left the programs.
 //!
-//! What is released waits in quarantine until a grace period is over. The clock is an
+//! A freed number waits in quarantine until a grace period is over. The clock is an
 //! argument: milliseconds that never go back.
 
 pub mod slots;
@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 
 /// Things that wait for the grace period to be over, oldest first.
 ///
-/// The wait begins with the first [`settle`](Self::settle) after the release, not with
-/// the release: by then the writes that took the thing out of use are done.
+/// The wait begins with the first [`expire`](Self::expire) after [`add`](Self::add), not with
+/// `add`: by then the writes that took the thing out of use are done.
 #[derive(Debug)]
 pub struct Quarantine<T> {
     fresh: Vec<T>,
@@ -25,36 +25,36 @@ impl<T> Default for Quarantine<T> {
 }
 
 impl<T> Quarantine<T> {
-    /// Takes something that is about to go out of use.
-    pub fn release(&mut self, thing: T) {
+    /// Adds something that is about to go out of use.
+    pub fn add(&mut self, thing: T) {
         self.fresh.push(thing);
     }
 
-    /// Starts the wait of all that was released since the last call, and gives back
-    /// what has waited for `grace` milliseconds.
-    pub fn settle(&mut self, now: u64, grace: u64) -> Vec<T> {
+    /// Starts the wait of everything that was added since the last call, and returns the
+    /// things that have waited for `grace` milliseconds.
+    pub fn expire(&mut self, now: u64, grace: u64) -> Vec<T> {
         self.waiting.extend(self.fresh.drain(..).map(|thing| (now, thing)));
         let is_due = |since: u64| now.saturating_sub(since) >= grace;
         let due = self.waiting.iter().take_while(|(since, _)| is_due(*since)).count();
         self.waiting.drain(..due).map(|(_, thing)| thing).collect()
     }
 
-    /// When the next thing may be due, if anything waits.
+    /// When the next thing may be due, if any is waiting.
     pub fn next_due(&self, now: u64, grace: u64) -> Option<u64> {
         let oldest = self.waiting.front().map(|(since, _)| since.saturating_add(grace));
         oldest.or_else(|| (!self.fresh.is_empty()).then_some(now))
     }
 }
 
-/// What was found out about a number.
+/// What the maps say about a number at adoption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {
-    /// It means something.
+    /// It is in use.
     Used,
-    /// It means nothing; its next meaning gets this generation.
+    /// It is free; its next meaning gets this generation.
     Free(u16),
-    /// It may have meant something until just now; since, it has this generation.
-    Released(u16),
+    /// It may have been in use until just now; its generation is this one since then.
+    JustFreed(u16),
 }
 
 /// A space of numbers, each with a count of how often its meaning changed.
@@ -92,7 +92,7 @@ impl Numbers {
                     }
                 }
                 Known::Used => {}
-                Known::Released(generation) => numbers.quarantine.release((number, generation)),
+                Known::JustFreed(generation) => numbers.quarantine.add((number, generation)),
             }
             numbers.free.extend(idle.drain(..));
             numbers.unused_from = number + 1;
@@ -100,12 +100,12 @@ impl Numbers {
         numbers
     }
 
-    /// How many can be had now.
+    /// How many can be allocated now.
     pub fn available(&self) -> usize {
         self.free.len() + (self.limit - self.unused_from) as usize
     }
 
-    /// Hands out a number and the generation that its new meaning has.
+    /// Allocates a number, and returns it with the generation of its new meaning.
     pub fn allocate(&mut self) -> Option<(u32, u16)> {
         if let Some(free) = self.free.pop_front() {
             return Some(free);
@@ -117,22 +117,23 @@ impl Numbers {
         })
     }
 
-    /// Takes a number back; `generation` counts the change of meaning already.
-    pub fn release(&mut self, number: u32, generation: u16) {
-        self.quarantine.release((number, generation));
+    /// Frees a number once the grace period is over. `generation` already counts this change
+    /// of meaning.
+    pub fn free_after_grace(&mut self, number: u32, generation: u16) {
+        self.quarantine.add((number, generation));
     }
 
-    /// Makes the numbers available whose grace period is over. They get one more
-    /// generation: a packet that was under way when the number was released may have
-    /// noted the one that the release brought. Gives what became available.
-    pub fn settle(&mut self, now: u64, grace: u64) -> Vec<(u32, u16)> {
-        let mut due = self.quarantine.settle(now, grace);
+    /// Makes the numbers available whose grace period is over, and returns them. They get one
+    /// more generation, because a packet that was in a program when the number was freed may
+    /// have noted the generation that it got then.
+    pub fn reclaim(&mut self, now: u64, grace: u64) -> Vec<(u32, u16)> {
+        let mut due = self.quarantine.expire(now, grace);
         due.iter_mut().for_each(|(_, generation)| *generation = generation.wrapping_add(1));
         self.free.extend(&due);
         due
     }
 
-    /// When the next number may become available, if one is waited for.
+    /// When the next number may become available, if any is waiting.
     pub fn next_due(&self, now: u64, grace: u64) -> Option<u64> {
         self.quarantine.next_due(now, grace)
     }

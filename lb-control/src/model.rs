@@ -1,21 +1,20 @@
 //! Kubernetes objects as small validated types.
 //!
-//! It is where every object is checked, once: what comes out needs no second look.
-//! Fields that an API server would have defaulted may be missing. Nothing here fails
-//! as a whole for a part of it: a bad port or endpoint is left out and becomes a
-//! [`Refusal`], the others stay.
+//! Every object is validated here, once; the rest of the crate relies on it. Fields that an
+//! API server would have defaulted may be missing. A bad part never costs the rest of the
+//! object: a bad port or endpoint is left out and becomes a [`Refusal`], the others stay.
 
 pub mod event;
 pub mod keys;
 pub mod network;
 pub mod node;
+mod refusal;
 pub mod service;
 pub mod slice;
 pub mod source_ports;
 
 use std::{
     collections::HashSet,
-    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -23,9 +22,11 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_common::abi::frontend;
 
-use event::{Kind, ObjectName};
+use event::ObjectName;
+use refusal::Refusals;
+pub use refusal::{Refusal, RefusalReason};
 
-/// A transport protocol that Services carry here.
+/// A transport protocol that lb balances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// TCP.
@@ -79,7 +80,7 @@ impl IpFamily {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// The address that is none.
+    /// The unspecified address, `0.0.0.0` or `::`.
     pub fn unspecified(self) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
@@ -96,45 +97,23 @@ impl IpFamily {
     }
 }
 
-/// A part of an object that is not programmed, and why. It becomes a Warning Event.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Refusal {
-    /// The kind of the object.
-    pub kind: Kind,
-    /// The object.
-    pub object: ObjectName,
-    /// The object's uid; empty if the source gave none.
-    pub uid: String,
-    /// The path of the field, such as `spec.ports[1].protocol`.
-    pub field: String,
-    /// What is wrong with it, with the value.
-    pub message: String,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ObjectName { namespace, name } = &self.object;
-        write!(f, "{:?} {namespace}/{name}, {}: {}", self.kind, self.field, self.message)
-    }
-}
-
-/// What was made of an object: nothing if it is no business of a proxy, or wrong.
+/// The result of parsing an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<T> {
-    /// The object, if there is something to program.
+    /// The object; none if it is not for a proxy, or if it is wrong as a whole.
     pub value: Option<T>,
-    /// What was left out of it.
+    /// The parts that were left out.
     pub refusals: Vec<Refusal>,
 }
 
-/// Names that many objects hold, each in memory once.
+/// Names that many objects share, each in memory once.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct SharedNames {
     names: HashSet<Arc<str>>,
 }
 
-impl Names {
-    /// The name, shared with all who hold it.
+impl SharedNames {
+    /// The name, shared with all objects that have it.
     pub fn share(&mut self, name: &str) -> Arc<str> {
         if let Some(known) = self.names.get(name) {
             return Arc::clone(known);
@@ -144,7 +123,7 @@ impl Names {
         new
     }
 
-    /// Drops what nobody holds any more.
+    /// Drops the names that no object has any more.
     pub fn forget_unused(&mut self) {
         self.names.retain(|name| Arc::strong_count(name) > 1);
     }
@@ -157,29 +136,6 @@ pub fn object_name(metadata: &ObjectMeta) -> ObjectName {
         Some(namespace) => namespace,
     };
     ObjectName { namespace: namespace.to_owned(), name: metadata.name.clone().unwrap_or_default() }
-}
-
-/// Collects the refusals of one object.
-struct Refusals<'a> {
-    kind: Kind,
-    metadata: &'a ObjectMeta,
-    list: Vec<Refusal>,
-}
-
-impl<'a> Refusals<'a> {
-    fn new(kind: Kind, metadata: &'a ObjectMeta) -> Self {
-        Self { kind, metadata, list: Vec::new() }
-    }
-
-    fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.list.push(Refusal {
-            kind: self.kind,
-            object: object_name(self.metadata),
-            uid: self.metadata.uid.clone().unwrap_or_default(),
-            field: field.into(),
-            message: message.into(),
-        });
-    }
 }
 
 /// Whether `text` can be part of a service port's name: not empty, at most 63 bytes,

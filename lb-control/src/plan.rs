@@ -1,47 +1,48 @@
-//! From what the maps hold to what they should hold: a list of writes, as data.
+//! The difference between what the maps hold and what they should hold: a list of writes, as
+//! data.
 //!
 //! # Order
-//! 1. *reclaim*: wipe what earlier plans took out of use a grace period ago;
-//! 2. *withdraw*: add addresses of nodes, store the settings, delete front ends that lead
-//!    nowhere any more;
+//! 1. *reclaim*: wipe entries that earlier plans took out of use a grace period ago;
+//! 2. *withdraw*: add addresses of nodes, store the settings, delete frontends that no longer
+//!    lead to a service port;
 //! 3. *stage*: write what no packet reaches yet: backends, slots in a free block, the
-//!    entries of new service ports, last their names; and let in clients of ranges that
-//!    are new;
-//! 4. *publish*: let packets reach it, one aligned word for each set;
-//! 5. *open*: new front ends, and what is new of old ones, last of all that adds;
-//! 6. *retire*: mark as gone what no packet finds any more. It is reused only after
-//!    the grace period, by a later plan. Ranges of clients that are no longer let in go,
-//!    and so do addresses of nodes.
+//!    entries of new service ports, last their names; and add new source ranges;
+//! 4. *publish*: make it reachable, by one aligned word for each set;
+//! 5. *open*: add new frontends and change old ones, after everything else that adds;
+//! 6. *retire*: mark entries as gone that no packet finds any more. They are reused only
+//!    after the grace period, by a later plan. Source ranges and addresses of nodes that are
+//!    no longer wanted are deleted.
 //!
-//! Ops of different service ports do not depend on each other, but for a front end
-//! that moves from one to another ([`Action::UpsertFrontend::replaces`]).
+//! Ops of different service ports do not depend on each other, except for a frontend
+//! that moves from one to another ([`Write::UpsertFrontend::replaces`]).
 //!
 //! # Why a packet may pass at any moment
-//! A packet reads front end, service entry, slot, backend, in that order, once each.
+//! A packet reads frontend, service entry, slot, backend, in that order, once each.
 //! - **A set grows** within its block: the backend is stored, then its id behind the
 //!   last slot, where no packet looks, then the length.
-//! - **A set shrinks**: the id in the last slot is stored over the one that leaves, by
-//!   one 4-byte store, then the shorter length. Between the two one backend sits in two
+//! - **A set shrinks**: the id in the last slot is stored over the id that leaves, by
+//!   one 4-byte store, then the shorter length. Between the two stores one backend is in two
 //!   slots: it gets twice its share for an instant. A packet that read the old length
 //!   finds in the last slot what was there before: a backend of the service. Until the
-//!   store the leaving backend may be chosen, as if the packet had come earlier.
-//! - **One leaves while another joins**: its id is stored over the other's.
+//!   first store the leaving backend may be chosen, as if the packet had come earlier.
+//! - **One backend leaves while another joins**: the id of the one that joins is stored over
+//!   the other's.
 //! - **A set outgrows its block**, or most of it changes: the new block is filled, then
 //!   start and length change in one word. The old block stays as it is for the grace
 //!   period, for packets that read the old word.
-//! - Slots never hold anything but backends of their service port. So a packet that
-//!   mixes old and new reads gets a backend of the service, from before or after.
+//! - Slots hold only backends of their service port. So a packet that mixes old and new
+//!   reads gets a backend of the service, from before or after.
 //! - **A backend that leaves its slices** gets the next generation only when no slot
 //!   leads to it. A packet that read the slot before may still note the new generation,
-//!   and its flow would look alive; therefore the id counts up once more when the grace
-//!   period is over, before it can be reused: such a flow is found out then, and one
-//!   that holds an old generation never meets a new meaning.
+//!   and its flow would look alive. Therefore the id counts up once more when the grace
+//!   period is over, before the id can be reused: then such a flow is recognised as stale,
+//!   and a flow that holds an old generation never meets a new meaning.
 //! - **Sets that a backend is a member of** are widened before slots lead to it and
-//!   narrowed after they do not: who was chosen is eligible.
-//! - **A backend's node** gets another address in place. Of an IPv6 address a packet may
-//!   read a part of the old one and a part of the new one; a flow that begins in that
-//!   instant is tunnelled to nobody.
-//! - **A service port** goes after its front ends. Its entry, slots and backends keep
+//!   narrowed after they do not: a chosen backend is always eligible.
+//! - **The node of a backend** gets another address in place. A packet may read a part of the
+//!   old and a part of the new IPv6 address; a flow that begins in that instant is
+//!   encapsulated to an address that no node has.
+//! - **A service port** goes after its frontends. Its entry, slots and backends keep
 //!   their content for the grace period.
 //! - **`INTERNAL_LOCAL`** is set after the local set is there and before the cluster set
 //!   changes, and cleared the other way round: no packet gets the old policy on new sets.
@@ -75,23 +76,23 @@ use crate::{
 
 use held::{HeldPort, Ids};
 
-/// The owner of ops that concern no service port.
-pub const NOBODY: u32 = u32::MAX;
+/// The owner of ops that belong to no service port.
+pub const NO_OWNER: u32 = u32::MAX;
 
-/// A write.
+/// One step of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Op {
-    /// The index of the service port it is for: if it fails, the later ops of the same
-    /// owner must not be done.
+    /// The index of the service port that it belongs to. If the op fails, later ops of the
+    /// same owner must not be done.
     pub owner: u32,
     /// What to write.
-    pub action: Action,
+    pub write: Write,
 }
 
-/// What an [`Op`] writes. Entries of SERVICES and NAMES, and
-/// those of RANGES4 and RANGES6, are the owner's.
+/// What an [`Op`] writes. Entries of SERVICES, NAMES, RANGES4 and RANGES6 are those of the
+/// op's owner.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+pub enum Write {
     /// Stores an entry of BACKENDS4 or BACKENDS6.
     StoreBackend {
         /// Its id.
@@ -108,7 +109,7 @@ pub enum Action {
     },
     /// Stores the whole entry of SERVICES.
     StoreService(Service),
-    /// Wipes an entry of SERVICES that nobody owns.
+    /// Wipes an entry of SERVICES that has no owner.
     WipeService(u32),
     /// Replaces the cluster set.
     PublishCluster(SlotRange),
@@ -116,20 +117,19 @@ pub enum Action {
     PublishLocal(SlotRange),
     /// Stores the entry of NAMES.
     StoreName(Box<Name>),
-    /// Adds a front end, lets it lead to another service port, or changes what is said of
-    /// it.
+    /// Adds a frontend, lets it lead to another service port, or changes its kind or flags.
     UpsertFrontend {
-        /// The front end.
+        /// The frontend.
         frontend: DesiredFrontend,
-        /// The service port that it led to before. That one must not be retired if
-        /// this fails.
+        /// The service port that it led to before, which must not be retired if this op
+        /// fails.
         replaces: Option<u32>,
     },
-    /// Deletes a front end.
+    /// Deletes a frontend.
     DeleteFrontend(FrontendAddress),
-    /// Adds a range of clients.
+    /// Adds a source range.
     InsertRange(IpNet),
-    /// Deletes a range of clients.
+    /// Deletes a source range.
     DeleteRange(IpNet),
     /// Adds an address of a node.
     InsertNode(IpAddr),
@@ -154,18 +154,18 @@ pub struct BackendEntry {
     pub flags: u8,
     /// The service port that owns it.
     pub service: u32,
-    /// The address of the node that it runs on, if that is another one and known.
+    /// The address of the node that it runs on, if that is another node and known.
     pub node: Option<IpAddr>,
 }
 
-/// Writes in the order in which they are to be done.
+/// Ops in the order in which they must be done.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// The writes.
+    /// The ops.
     pub ops: Vec<Op>,
 }
 
-/// A Service that is left as it was, or left out, because a map is full.
+/// A Service that stays as it was, or is not programmed, because a map is full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage {
     /// The Service, as `namespace/name`.
@@ -180,9 +180,10 @@ pub struct Shortage {
 
 /// Knows what the maps hold and plans how they change.
 ///
-/// What it plans it takes for done. Ops that fail must be done later, before any later
-/// op of the same owner, and until then nothing may be reclaimed; or the planner must be
-/// replaced by one that [adopts](Planner::adopt) what the maps really hold.
+/// It assumes that everything it has planned is done. Ops that fail must be done later,
+/// before any later op of the same owner, and until then nothing may be reclaimed.
+/// Otherwise the planner must be replaced by one that [adopts](Planner::adopt) what the maps
+/// really hold.
 #[derive(Debug)]
 pub struct Planner {
     grace: u64,
@@ -190,19 +191,19 @@ pub struct Planner {
     held: HashMap<Arc<str>, Vec<HeldPort>>,
     frontends: Frontends,
     ranges: Ranges,
-    nodes: nodes::Nodes,
-    strays: Strays,
+    nodes: nodes::HeldNodes,
+    orphans: Orphans,
     settings: Settings,
 }
 
-/// Found at adoption: what belongs to service ports that are not held.
+/// Entries found at adoption whose service port is not held. The next plan deletes them.
 #[derive(Debug, Default)]
-struct Strays {
+struct Orphans {
     frontends: Vec<(u32, Vec<FrontendAddress>)>,
     ranges: Vec<(u32, Vec<IpNet>)>,
 }
 
-/// A plan in the making.
+/// An unfinished plan.
 #[derive(Debug, Default)]
 pub struct Draft {
     reclaim: Vec<Op>,
@@ -211,7 +212,7 @@ pub struct Draft {
     publish: Vec<Op>,
     open: Vec<Op>,
     retire: Vec<Op>,
-    /// Room was made that Services which did not fit may use.
+    /// Entries became free: Services that did not fit may fit now.
     pub has_more_room: bool,
 }
 
@@ -219,36 +220,36 @@ impl Planner {
     /// Begins a plan.
     pub fn begin(&mut self) -> Draft {
         let mut draft = Draft::default();
-        let strays = std::mem::take(&mut self.strays);
-        for (owner, frontends) in strays.frontends {
-            self.frontends.lead_away(&frontends, owner);
+        let orphans = std::mem::take(&mut self.orphans);
+        for (owner, frontends) in orphans.frontends {
+            self.frontends.remove_owned_by(&frontends, owner);
         }
-        // The first thing after the front ends are withdrawn: the index may be handed out.
-        for (owner, ranges) in strays.ranges {
+        // Directly after the frontends are withdrawn, because this plan may reuse the index.
+        for (owner, ranges) in orphans.ranges {
             self.ranges.delete(&mut draft.stage, owner, &ranges);
         }
         draft
     }
 
-    /// Makes available what was taken out of use a grace period before `now`, in
-    /// milliseconds. All ops that were planned before must have been done.
+    /// Makes entries available that were taken out of use a grace period before `now`, in
+    /// milliseconds. All ops of earlier plans must have been done.
     pub fn reclaim(&mut self, draft: &mut Draft, now: u64) {
-        let mut reclaim = |action| draft.reclaim.push(Op { owner: NOBODY, action });
+        let mut reclaim = |write| draft.reclaim.push(Op { owner: NO_OWNER, write });
         for (family, numbers) in [IpFamily::V4, IpFamily::V6].iter().zip(&mut self.ids.backends) {
-            for (id, generation) in numbers.settle(now, self.grace) {
+            for (id, generation) in numbers.reclaim(now, self.grace) {
                 let entry = BackendEntry::free(*family, generation);
-                reclaim(Action::StoreBackend { id, entry });
+                reclaim(Write::StoreBackend { id, entry });
             }
         }
-        for (index, _) in self.ids.services.settle(now, self.grace) {
-            reclaim(Action::WipeService(index));
+        for (index, _) in self.ids.services.reclaim(now, self.grace) {
+            reclaim(Write::WipeService(index));
         }
         draft.has_more_room = !draft.reclaim.is_empty();
-        draft.has_more_room |= self.ids.blocks.settle(now, self.grace);
+        draft.has_more_room |= self.ids.blocks.reclaim(now, self.grace);
         draft.has_more_room |= std::mem::take(&mut self.ranges.has_more_room);
     }
 
-    /// The settings that hold once everything planned is done.
+    /// The settings in force once everything planned is done.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -257,17 +258,18 @@ impl Planner {
     pub fn store_settings(&mut self, draft: &mut Draft, settings: Settings) {
         if self.settings != settings {
             self.settings = settings;
-            let action = Action::StoreSettings(Box::new(settings));
-            draft.withdraw.push(Op { owner: NOBODY, action });
+            let write = Write::StoreSettings(Box::new(settings));
+            draft.withdraw.push(Op { owner: NO_OWNER, write });
         }
     }
 
-    /// Plans that NODES4 and NODES6 hold these addresses, and gives how many found no room.
+    /// Plans that NODES4 and NODES6 hold these addresses, and returns how many do not fit.
     pub fn store_nodes(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
         self.nodes.program(draft, wanted)
     }
 
-    /// Plans one Service, or its end. One that does not fit stays as it is.
+    /// Plans one Service, or its removal if `desired` is none. A Service that does not fit
+    /// stays as it is.
     pub fn program(
         &mut self,
         draft: &mut Draft,
@@ -300,17 +302,17 @@ impl Planner {
             held.push(port);
         }
         for gone in old.into_iter().flatten() {
-            self.frontends.lead_away(&gone.frontends, gone.index);
+            self.frontends.remove_owned_by(&gone.frontends, gone.index);
             self.ranges.delete(&mut draft.retire, gone.index, &gone.ranges);
             port::retire(&mut self.ids, draft, gone);
         }
         for (port, desired) in held.iter_mut().zip(ports) {
             let wanted = || desired.frontends.iter().map(|frontend| &frontend.at);
             if !port.frontends.iter().eq(wanted()) {
-                self.frontends.lead_away(&port.frontends, port.index);
+                self.frontends.remove_owned_by(&port.frontends, port.index);
                 port.frontends = wanted().copied().collect();
             }
-            self.frontends.lead_to(&desired.frontends, port.index);
+            self.frontends.set_owner(&desired.frontends, port.index);
         }
         if !held.is_empty() {
             self.held.insert(Arc::clone(name), held);
@@ -320,8 +322,8 @@ impl Planner {
 
     /// Ends a plan.
     pub fn finish(&mut self, mut draft: Draft) -> Plan {
-        // Of addresses as a whole, which come after their ports: until these are there, an
-        // address refuses them.
+        // Entries of ClusterIPs as a whole come after those of their ports, because such an
+        // entry rejects ports that are not there.
         let mut addresses = Vec::new();
         for (at, before) in std::mem::take(&mut self.frontends.touched) {
             let now = self.frontends.entries.get(&at).copied();
@@ -331,18 +333,18 @@ impl Planner {
                     let replaces = before.map(|before| before.service);
                     let replaces = replaces.filter(|service| *service != owner);
                     let frontend = DesiredFrontend { at, kind, flags };
-                    let action = Action::UpsertFrontend { frontend, replaces };
+                    let write = Write::UpsertFrontend { frontend, replaces };
                     let phase = if at.protocol == 0 { &mut addresses } else { &mut draft.open };
-                    phase.push(Op { owner, action });
+                    phase.push(Op { owner, write });
                 }
                 (Some(Frontend { service: owner, .. }), None) => {
-                    draft.withdraw.push(Op { owner, action: Action::DeleteFrontend(at) });
+                    draft.withdraw.push(Op { owner, write: Write::DeleteFrontend(at) });
                 }
                 (None, None) => {}
             }
         }
         draft.open.append(&mut addresses);
-        self.ranges.settle();
+        self.ranges.commit();
         let mut ops = draft.reclaim;
         for phase in [draft.withdraw, draft.stage, draft.publish, draft.open, draft.retire] {
             ops.extend(phase);
@@ -350,7 +352,7 @@ impl Planner {
         Plan { ops }
     }
 
-    /// When a plan without any change would have something to reclaim.
+    /// When the next entry can be reclaimed, even if nothing changes.
     pub fn next_due(&self, now: u64) -> Option<u64> {
         let ids = &self.ids;
         let numbers = ids.backends.iter().chain([&ids.services]);
@@ -359,12 +361,12 @@ impl Planner {
         due.chain(ids.blocks.next_due(now, self.grace)).chain(room).min()
     }
 
-    /// The Services that the maps hold something of, in no order.
+    /// The Services that have entries in the maps, in no order.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.held.keys()
     }
 
-    /// How many service ports, front ends and backends the maps hold.
+    /// How many service ports, frontends and backends the maps hold.
     pub fn counts(&self) -> Counts {
         let ports = || self.held.values().flatten();
         Counts {
@@ -375,7 +377,7 @@ impl Planner {
     }
 }
 
-/// How much the maps hold.
+/// How many entries the maps hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Entries of SERVICES in use.
@@ -387,7 +389,7 @@ pub struct Counts {
 }
 
 impl BackendEntry {
-    /// An entry that means nothing.
+    /// The entry of an id that is free.
     fn free(family: IpFamily, generation: u16) -> Self {
         Self {
             ip: family.unspecified(),
@@ -401,7 +403,8 @@ impl BackendEntry {
     }
 }
 
-/// The entry of NAMES for a port of a Service; both fit, or the model had refused them.
+/// The entry of NAMES for a port of a Service. The text fits, because the model refuses longer
+/// names.
 fn name_entry(service: &str, key: &PortKey) -> Name {
     let text = crate::desired::display_name(service, key);
     let length = text.len().min(Name::CAPACITY);

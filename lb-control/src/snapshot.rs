@@ -1,7 +1,7 @@
-//! What the source of objects holds, parsed, and what of it changed.
+//! The parsed objects of the source, and which Services changed since the last look.
 //!
-//! It decides nothing about endpoints or front ends. An event touches the one Service
-//! that it is about; one that changes nothing that matters touches none.
+//! It decides nothing about endpoints or frontends. An event marks the one Service that it
+//! concerns as changed, and none if the change does not matter.
 
 pub mod nodes;
 
@@ -19,29 +19,27 @@ use k8s_openapi::{
 
 use crate::model::{
     self, IpFamily, Parsed, Refusal,
-    event::{Event, Kind, Object, ObjectName},
+    event::{Object, ObjectEvent, ObjectKind, ObjectName},
+    keys::TRIGGER_TIME_ANNOTATION,
     node::{self, Node},
     service::{self, Service},
     slice::{self, Slice},
 };
 
-use nodes::Nodes;
+use nodes::NodeIndex;
 
-/// The annotation of a slice that tells when what caused its last change happened.
-const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
-
-/// The state of the source, as far as this node needs it.
+/// The parsed objects of the source, as far as this node needs them.
 #[derive(Debug)]
 pub struct Snapshot {
     node_name: String,
-    awaited: BTreeSet<Kind>,
+    awaited: BTreeSet<ObjectKind>,
     services: HashMap<Arc<str>, Entry>,
     /// The Service of every slice, by `namespace/name` of the slice.
     services_of_slices: HashMap<Arc<str>, Arc<str>>,
     node: Option<Node>,
-    nodes: Nodes,
+    nodes: NodeIndex,
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
-    refusals: BTreeMap<(Kind, ObjectName), Vec<Refusal>>,
+    refusals: BTreeMap<(ObjectKind, ObjectName), Vec<Refusal>>,
     dirty: Dirty,
 }
 
@@ -70,22 +68,23 @@ impl Entry {
 /// What changed since the last look.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Services, as `namespace/name`, whose object, slices or endpoints' nodes changed; in
-    /// no order, and some more than once.
+    /// Services, as `namespace/name`, whose object or slices changed, or the address of a node
+    /// of their endpoints; in no order, and some more than once.
     pub services: Vec<Arc<str>>,
-    /// The Node changed: every Service may have to choose anew.
+    /// The zone of this node changed: every Service may choose other endpoints.
     pub everything: bool,
-    /// Addresses of Nodes came or went.
+    /// Addresses of Nodes were added or removed.
     pub nodes: bool,
     /// The ServiceCIDRs changed.
     pub service_cidrs: bool,
     /// Refusals that were not there before.
     pub refusals: Vec<Refusal>,
-    /// What caused changes of slices that are still there.
+    /// The causes of changes of slices that still exist.
     pub triggers: Vec<Trigger>,
 }
 
-/// What caused a change of a slice: a pod that became ready, a Service that was edited.
+/// The cause of a change of a slice, such as a pod that became ready or a Service that was
+/// edited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trigger {
     /// The Service, as `namespace/name`.
@@ -99,32 +98,35 @@ pub struct Trigger {
 impl Snapshot {
     /// An empty snapshot for the node of this name. `expected` are the kinds, beside
     /// Service and EndpointSlice, whose first list completes the state.
-    pub fn new(node_name: &str, expected: impl IntoIterator<Item = Kind>) -> Self {
+    pub fn new(node_name: &str, expected: impl IntoIterator<Item = ObjectKind>) -> Self {
         Self {
             node_name: node_name.to_owned(),
-            awaited: expected.into_iter().chain([Kind::Service, Kind::EndpointSlice]).collect(),
+            awaited: expected
+                .into_iter()
+                .chain([ObjectKind::Service, ObjectKind::EndpointSlice])
+                .collect(),
             services: HashMap::new(),
             services_of_slices: HashMap::new(),
             node: None,
-            nodes: Nodes::default(),
+            nodes: NodeIndex::default(),
             service_cidrs: BTreeMap::new(),
             refusals: BTreeMap::new(),
             dirty: Dirty::default(),
         }
     }
 
-    /// Whether the first list of every kind that matters was seen.
+    /// Whether the first list of every expected kind has arrived.
     pub fn is_complete(&self) -> bool {
         self.awaited.is_empty()
     }
 
     /// The kinds whose first list is still to come.
-    pub fn awaited(&self) -> impl Iterator<Item = Kind> {
+    pub fn awaited(&self) -> impl Iterator<Item = ObjectKind> {
         self.awaited.iter().copied()
     }
 
-    /// No longer waits for a kind: the source turned out not to serve it.
-    pub fn expect_no(&mut self, kind: Kind) {
+    /// No longer waits for a kind, because the source does not serve it.
+    pub fn expect_no(&mut self, kind: ObjectKind) {
         self.awaited.remove(&kind);
     }
 
@@ -149,7 +151,7 @@ impl Snapshot {
     }
 
     /// The addresses of all Nodes.
-    pub fn nodes(&self) -> &Nodes {
+    pub fn nodes(&self) -> &NodeIndex {
         &self.nodes
     }
 
@@ -158,7 +160,7 @@ impl Snapshot {
         self.service_cidrs.values().flatten().copied()
     }
 
-    /// Everything that is refused now, but for conflicts between Services.
+    /// Everything that is refused now, except conflicts between Services.
     pub fn refusals(&self) -> impl Iterator<Item = &Refusal> {
         self.refusals.values().flatten()
     }
@@ -167,7 +169,7 @@ impl Snapshot {
     pub fn take_dirty(&mut self) -> Dirty {
         let mut dirty = std::mem::take(&mut self.dirty);
         let moved = self.nodes.take_moved();
-        // One look at all endpoints, however many Nodes it was: it is rare.
+        // One pass over all endpoints, however many Nodes changed: it is rare.
         if !moved.is_empty() && !dirty.everything {
             let on_them = self.services.iter().filter(|(_, entry)| entry.is_on(&moved));
             dirty.services.extend(on_them.map(|(name, _)| Arc::clone(name)));
@@ -175,12 +177,12 @@ impl Snapshot {
         dirty
     }
 
-    /// Takes over a change of the source.
-    pub fn apply(&mut self, event: Event) {
+    /// Applies a change of the source.
+    pub fn apply(&mut self, event: ObjectEvent) {
         match event {
-            Event::Applied(object) => self.apply_object(&object),
-            Event::Deleted(kind, name) => self.delete(kind, &name),
-            Event::Replaced(kind, objects) => {
+            ObjectEvent::Applied(object) => self.apply_object(&object),
+            ObjectEvent::Deleted(kind, name) => self.delete(kind, &name),
+            ObjectEvent::Replaced(kind, objects) => {
                 let kept: HashSet<_> = objects.iter().map(name_of).collect();
                 for name in self.names_of(kind) {
                     if !kept.contains(&name) {
@@ -202,31 +204,33 @@ impl Snapshot {
         }
     }
 
-    fn delete(&mut self, kind: Kind, name: &ObjectName) {
+    fn delete(&mut self, kind: ObjectKind, name: &ObjectName) {
         match kind {
-            Kind::Service => self.set_service(&key_of(name), None),
-            Kind::EndpointSlice => self.remove_slice(&key_of(name)),
-            Kind::Node => self.set_node(&name.name, None),
-            Kind::ServiceCidr => {
+            ObjectKind::Service => self.set_service(&key_of(name), None),
+            ObjectKind::EndpointSlice => self.remove_slice(&key_of(name)),
+            ObjectKind::Node => self.set_node(&name.name, None),
+            ObjectKind::ServiceCidr => {
                 self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();
             }
         }
         self.refusals.remove(&(kind, normalized_for(kind, name.clone())));
     }
 
-    /// The objects of a kind that are held now.
-    fn names_of(&self, kind: Kind) -> Vec<ObjectName> {
+    /// The names of the objects of a kind that are known now.
+    fn names_of(&self, kind: ObjectKind) -> Vec<ObjectName> {
         let of_name = |name: &str| ObjectName { namespace: String::new(), name: name.to_owned() };
         let mut names: Vec<_> = match kind {
-            Kind::Service => {
+            ObjectKind::Service => {
                 let held = self.services.iter().filter(|(_, entry)| entry.service.is_some());
                 held.map(|(key, _)| (&**key).into()).collect()
             }
-            Kind::EndpointSlice => {
+            ObjectKind::EndpointSlice => {
                 self.services_of_slices.keys().map(|key| (&**key).into()).collect()
             }
-            Kind::Node => self.nodes.names().map(|name| of_name(name)).collect(),
-            Kind::ServiceCidr => self.service_cidrs.keys().map(|name| of_name(name)).collect(),
+            ObjectKind::Node => self.nodes.names().map(|name| of_name(name)).collect(),
+            ObjectKind::ServiceCidr => {
+                self.service_cidrs.keys().map(|name| of_name(name)).collect()
+            }
         };
         let refused = self.refusals.keys().filter(|(of, _)| *of == kind);
         names.extend(refused.map(|(_, name)| name.clone()));
@@ -235,7 +239,7 @@ impl Snapshot {
 
     fn apply_service(&mut self, object: &v1::Service) {
         let key = key_of(&model::object_name(&object.metadata));
-        let service = self.accept(Kind::Service, &object.metadata, service::parse(object));
+        let service = self.accept(ObjectKind::Service, &object.metadata, service::parse(object));
         self.set_service(&key, service);
     }
 
@@ -261,7 +265,7 @@ impl Snapshot {
     fn apply_slice(&mut self, object: &EndpointSlice) {
         let key = key_of(&model::object_name(&object.metadata));
         let parsed = slice::parse(object, &self.node_name, &mut self.nodes.names);
-        let Some(slice) = self.accept(Kind::EndpointSlice, &object.metadata, parsed) else {
+        let Some(slice) = self.accept(ObjectKind::EndpointSlice, &object.metadata, parsed) else {
             return self.remove_slice(&key);
         };
         if self.services_of_slices.get(key.as_str()).is_some_and(|held| *held != slice.service) {
@@ -294,7 +298,7 @@ impl Snapshot {
             entry.slices.retain(|(name, _)| **name != *key);
         }
         self.drop_if_empty(&service);
-        // What caused the last change of what is gone did not cause that.
+        // The removal has another cause than the last change of the slice.
         self.dirty.triggers.retain(|trigger| trigger.service != service);
         self.dirty.services.push(service);
     }
@@ -309,10 +313,13 @@ impl Snapshot {
     fn apply_node(&mut self, object: &v1::Node) {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         let parsed = node::parse(object);
-        // What is wrong with another Node is its own agent's to tell.
+        // The agent of another Node reports what is wrong with that Node.
         let is_own = name == self.node_name;
-        let node =
-            if is_own { self.accept(Kind::Node, &object.metadata, parsed) } else { parsed.value };
+        let node = if is_own {
+            self.accept(ObjectKind::Node, &object.metadata, parsed)
+        } else {
+            parsed.value
+        };
         self.set_node(name, node);
     }
 
@@ -328,14 +335,20 @@ impl Snapshot {
 
     fn apply_service_cidr(&mut self, object: &ServiceCIDR) {
         let parsed = node::parse_service_cidr(object);
-        let prefixes = self.accept(Kind::ServiceCidr, &object.metadata, parsed).unwrap_or_default();
+        let prefixes =
+            self.accept(ObjectKind::ServiceCidr, &object.metadata, parsed).unwrap_or_default();
         let name = object.metadata.name.clone().unwrap_or_default();
         let held = self.service_cidrs.insert(name, prefixes.clone());
         self.dirty.service_cidrs |= held != Some(prefixes);
     }
 
-    /// Notes the refusals of an object and gives what is left of it.
-    fn accept<T>(&mut self, kind: Kind, metadata: &ObjectMeta, parsed: Parsed<T>) -> Option<T> {
+    /// Records the refusals of an object and returns the rest of the object.
+    fn accept<T>(
+        &mut self,
+        kind: ObjectKind,
+        metadata: &ObjectMeta,
+        parsed: Parsed<T>,
+    ) -> Option<T> {
         if parsed.refusals.is_empty() && self.refusals.is_empty() {
             return parsed.value;
         }
@@ -350,27 +363,29 @@ impl Snapshot {
     }
 }
 
-/// When what caused the last change of a slice happened, if that is told.
+/// The time of the event that caused the last change of a slice, if the slice says it.
 fn trigger_time(slice: &EndpointSlice) -> Option<Timestamp> {
-    slice.metadata.annotations.as_ref()?.get(TRIGGER_TIME)?.parse().ok()
+    TRIGGER_TIME_ANNOTATION.annotation(&slice.metadata)?.parse().ok()
 }
 
-/// The name of an object as its deletion would give it.
+/// The name of an object as in the event of its deletion.
 fn name_of(object: &Object) -> ObjectName {
     let (kind, metadata) = match object {
-        Object::Service(object) => (Kind::Service, &object.metadata),
-        Object::EndpointSlice(object) => (Kind::EndpointSlice, &object.metadata),
-        Object::Node(object) => (Kind::Node, &object.metadata),
-        Object::ServiceCidr(object) => (Kind::ServiceCidr, &object.metadata),
+        Object::Service(object) => (ObjectKind::Service, &object.metadata),
+        Object::EndpointSlice(object) => (ObjectKind::EndpointSlice, &object.metadata),
+        Object::Node(object) => (ObjectKind::Node, &object.metadata),
+        Object::ServiceCidr(object) => (ObjectKind::ServiceCidr, &object.metadata),
     };
     normalized_for(kind, model::object_name(metadata))
 }
 
-/// The name with an empty namespace for kinds that have none.
-fn normalized_for(kind: Kind, name: ObjectName) -> ObjectName {
+/// The name, with an empty namespace for cluster-scoped kinds.
+fn normalized_for(kind: ObjectKind, name: ObjectName) -> ObjectName {
     match kind {
-        Kind::Service | Kind::EndpointSlice => name,
-        Kind::Node | Kind::ServiceCidr => ObjectName { namespace: String::new(), ..name },
+        ObjectKind::Service | ObjectKind::EndpointSlice => name,
+        ObjectKind::Node | ObjectKind::ServiceCidr => {
+            ObjectName { namespace: String::new(), ..name }
+        }
     }
 }
 

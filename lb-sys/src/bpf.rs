@@ -1,4 +1,4 @@
-//! bpf(2): links, pins, and what the kernel says of its objects.
+//! bpf(2): links, pins, programs, and the kernel's information on them.
 
 use std::{
     ffi::CString,
@@ -14,14 +14,13 @@ use aya_obj::generated::{bpf_cmd, bpf_prog_type};
 use bytemuck::{Pod, Zeroable};
 
 /// Calls bpf(2). `attributes` is the leading part of `union bpf_attr` that `command`
-/// reads; the kernel takes what lies behind it as zeros.
+/// reads; the kernel treats the rest as zeros.
 ///
 /// # Safety
-/// Every address in `attributes` that `command` reads or writes through is valid for
-/// as many bytes as the kernel moves there.
+/// Every address in `attributes` that `command` reads or writes is valid for as many bytes as the
+/// kernel copies.
 pub(super) unsafe fn bpf<T: Pod>(command: bpf_cmd, attributes: &mut T) -> io::Result<i64> {
-    // SAFETY: `attributes` is valid for its size, and the caller vouches for what it
-    // points to.
+    // SAFETY: `attributes` is valid for its size, and the caller guarantees the addresses in it.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -34,7 +33,7 @@ pub(super) unsafe fn bpf<T: Pod>(command: bpf_cmd, attributes: &mut T) -> io::Re
 }
 
 fn owned(descriptor: i64) -> OwnedFd {
-    // SAFETY: the kernel has just made this descriptor for us alone.
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor as i32) }
 }
 
@@ -54,7 +53,7 @@ struct Object {
     file_flags: u32,
 }
 
-/// Pins a map, program or link at `path`, which must lie in a bpffs.
+/// Pins a map, program or link at `path`, which must be on a bpffs.
 ///
 /// # Errors
 /// Those of BPF_OBJ_PIN.
@@ -66,7 +65,7 @@ pub fn obj_pin(descriptor: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes) }.map(drop)
 }
 
-/// Opens what is pinned at `path`.
+/// Opens the object that is pinned at `path`.
 ///
 /// # Errors
 /// Those of BPF_OBJ_GET.
@@ -77,7 +76,7 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes) }.map(owned)
 }
 
-/// What a link attaches a program to.
+/// The target that a link attaches a program to.
 #[derive(Clone, Copy, Debug)]
 pub enum LinkTarget<'a> {
     /// An interface, by index, in the network namespace of the caller.
@@ -121,7 +120,7 @@ pub fn link_create(
     };
     let mut attributes =
         LinkCreate { program: raw(program), target, attach_type, flags, ..LinkCreate::zeroed() };
-    // SAFETY: no address among the attributes.
+    // SAFETY: the attributes contain no address.
     unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }.map(owned)
 }
 
@@ -134,24 +133,24 @@ struct LinkUpdate {
     old_program: u32,
 }
 
-/// Replaces the program of `link`; no packet or call sees neither of them.
+/// Replaces the program of `link` atomically: every packet or call runs exactly one of the two.
 ///
 /// # Errors
-/// Those of BPF_LINK_UPDATE; ENOLINK when what it was attached to is gone.
+/// Those of BPF_LINK_UPDATE; ENOLINK if its target is gone.
 pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes =
         LinkUpdate { link: raw(link), new_program: raw(program), flags: 0, old_program: 0 };
-    // SAFETY: no address among the attributes.
+    // SAFETY: the attributes contain no address.
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attributes) }.map(drop)
 }
 
-/// Detaches `link` although it may still be pinned or open.
+/// Detaches `link`, even if it is still pinned or open.
 ///
 /// # Errors
 /// Those of BPF_LINK_DETACH.
 pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes = raw(link);
-    // SAFETY: no address among the attributes.
+    // SAFETY: the attributes contain no address.
     unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes) }.map(drop)
 }
 
@@ -170,8 +169,8 @@ fn info<T: Pod>(descriptor: BorrowedFd<'_>) -> io::Result<T> {
         length: size_of::<T>() as u32,
         info: std::ptr::from_mut(&mut value) as u64,
     };
-    // SAFETY: the kernel writes at most `length` bytes to `info`. What it reads from
-    // there, as addresses of more buffers, is zero: none.
+    // SAFETY: the kernel writes at most `length` bytes to `info`. The addresses of further buffers
+    // that it reads from there are zero, so it writes to no other buffer.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(value)
 }
@@ -182,13 +181,13 @@ fn info<T: Pod>(descriptor: BorrowedFd<'_>) -> io::Result<T> {
 pub struct MapInfo {
     /// `enum bpf_map_type`.
     pub map_type: u32,
-    /// The kernel's number of the map.
+    /// The kernel's id of the map.
     pub id: u32,
     /// Bytes of a key.
     pub key_size: u32,
     /// Bytes of a value.
     pub value_size: u32,
-    /// How many entries it may hold.
+    /// The capacity.
     pub max_entries: u32,
     /// BPF_F_*.
     pub flags: u32,
@@ -196,7 +195,7 @@ pub struct MapInfo {
     pub name: [u8; 16],
 }
 
-/// What the kernel says of a map.
+/// The kernel's information on a map.
 ///
 /// # Errors
 /// Those of BPF_OBJ_GET_INFO_BY_FD.
@@ -210,7 +209,7 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
 pub struct ProgramInfo {
     /// `enum bpf_prog_type`.
     pub program_type: u32,
-    /// The kernel's number of the program.
+    /// The kernel's id of the program.
     pub id: u32,
     /// A hash of its instructions.
     pub tag: [u8; 8],
@@ -227,7 +226,7 @@ impl ProgramInfo {
     }
 }
 
-/// What the kernel says of a program.
+/// The kernel's information on a program.
 ///
 /// # Errors
 /// Those of BPF_OBJ_GET_INFO_BY_FD.
@@ -235,16 +234,15 @@ pub fn program_info(program: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     info(program)
 }
 
-/// The start of the kernel's `struct bpf_link_info`, with what a tcx link and a cgroup
-/// link say of themselves.
+/// The start of the kernel's `struct bpf_link_info`, with the parts for tcx, XDP and cgroup links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct LinkInfo {
     /// `enum bpf_link_type`.
     pub link_type: u32,
-    /// The kernel's number of the link.
+    /// The kernel's id of the link.
     pub id: u32,
-    /// The number of its program.
+    /// The id of its program.
     pub program: u32,
     zero: u32,
     /// tcx and XDP: index of the interface, 0 once that is gone; tcx: attach type. cgroup:
@@ -255,7 +253,7 @@ pub struct LinkInfo {
     zero_too: u32,
 }
 
-/// What the kernel says of a link.
+/// The kernel's information on a link.
 ///
 /// # Errors
 /// Those of BPF_OBJ_GET_INFO_BY_FD.
@@ -271,13 +269,13 @@ struct GetById {
     flags: u32,
 }
 
-/// Opens the program with the kernel's number `id`.
+/// Opens the program with the kernel's id `id`.
 ///
 /// # Errors
 /// Those of BPF_PROG_GET_FD_BY_ID.
 pub fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     let mut attributes = GetById { id, next: 0, flags: 0 };
-    // SAFETY: no address among the attributes.
+    // SAFETY: the attributes contain no address.
     unsafe { bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attributes) }.map(owned)
 }
 
@@ -297,7 +295,7 @@ struct Query {
     revision: u64,
 }
 
-/// The numbers of the programs attached to an interface by tcx, first to run first.
+/// The ids of the programs attached to an interface by tcx, in the order in which they run.
 ///
 /// # Errors
 /// Those of BPF_PROG_QUERY; EINVAL on a kernel before 6.6.
@@ -310,7 +308,7 @@ pub fn tcx_query(interface: u32, attach_type: u32) -> io::Result<Vec<u32>> {
         count: ids.len() as u32,
         ..Query::zeroed()
     };
-    // SAFETY: the kernel writes at most `count` numbers to `program_ids`.
+    // SAFETY: the kernel writes at most `count` ids to `program_ids`.
     unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attributes) }?;
     Ok(ids[..(attributes.count as usize).min(ids.len())].to_vec())
 }
@@ -336,7 +334,7 @@ struct TestRun {
     zero: u32,
 }
 
-/// Runs a classifier once on `packet` and tells what it returned.
+/// Runs a classifier once on `packet` and returns its return value.
 ///
 /// # Errors
 /// Those of BPF_PROG_TEST_RUN; EINVAL for a packet shorter than an Ethernet header.
@@ -348,8 +346,8 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
         repeat: 1,
         ..TestRun::zeroed()
     };
-    // SAFETY: the kernel reads `data_size_in` bytes from `data_in`, and there is no
-    // buffer for what comes out.
+    // SAFETY: the kernel reads `data_size_in` bytes from `data_in`, and there is no output
+    // buffer.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }?;
     Ok(attributes.returned)
 }

@@ -1,4 +1,4 @@
-//! Clocks that std does not ask about.
+//! The kernel's tick.
 
 use std::{io, os::fd::BorrowedFd, time::Duration};
 
@@ -18,32 +18,32 @@ pub fn coarse_clock_resolution() -> io::Result<Duration> {
     Ok(Duration::new(resolution.tv_sec as u64, resolution.tv_nsec as u32))
 }
 
-/// The shortest packet that BPF_PROG_TEST_RUN takes of whatever kind: an Ethernet header
-/// and something behind it.
-pub const SHORTEST: [u8; 64] = [0; 64];
+/// A packet that BPF_PROG_TEST_RUN accepts for every program type: an Ethernet header and a
+/// payload.
+pub const SHORTEST_PACKET: [u8; 64] = [0; 64];
 
 /// Jiffies per second (CONFIG_HZ): the resolution of the coarse clocks is one tick.
 ///
 /// # Errors
-/// Those of clock_getres(2), or InvalidData for a resolution that no tick has.
+/// Those of clock_getres(2), or InvalidData for a resolution that cannot be a tick.
 pub fn ticks_per_second() -> io::Result<u32> {
     let resolution = coarse_clock_resolution()?;
     let nanoseconds = resolution.as_nanos();
     if nanoseconds == 0 || nanoseconds > 1_000_000_000 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("a tick of {nanoseconds} ns"),
+            format!("the resolution of CLOCK_MONOTONIC_COARSE is {nanoseconds} ns: not a tick"),
         ));
     }
     Ok(((1_000_000_000 + nanoseconds / 2) / nanoseconds) as u32)
 }
 
-/// The low 32 bits of jiffies now, by the program `clock`.
+/// The low 32 bits of jiffies, read by the program `clock`.
 ///
 /// # Errors
 /// Those of BPF_PROG_TEST_RUN.
 pub fn ticks_now(clock: BorrowedFd<'_>) -> io::Result<u32> {
-    test_run(clock, &SHORTEST)
+    test_run(clock, &SHORTEST_PACKET)
 }
 
 #[cfg(test)]
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tick_is_one_that_kernels_have() {
+    fn the_tick_is_a_common_config_hz() {
         assert!([100, 250, 300, 1000].contains(&ticks_per_second().unwrap()));
     }
 }

@@ -1,9 +1,9 @@
-//! Every line of unsafe code of the agent: bpf(2) calls that aya has no form of, and
-//! maps in memory.
+//! All unsafe code of the agent: bpf(2) calls that aya does not offer, maps in memory, and two
+//! other system calls.
 //!
-//! It knows nothing of Services. Each function is safe to call: where the kernel reads
-//! or writes memory by the sizes of a map, the map is a [`TypedMap`] or a [`Memory`],
-//! whose sizes were compared with the kernel's when it was made.
+//! It knows nothing of Services. Every function is safe to call: where the kernel reads or writes
+//! memory by the sizes of a map, the map is a [`TypedMap`] or a [`Memory`], which compared its
+//! sizes with the kernel's when it was created.
 
 mod bpf;
 mod clock;
@@ -16,7 +16,7 @@ pub use bpf::{
     load_classifier, map_info, obj_get, obj_pin, program_by_id, program_info, tcx_query, test_run,
 };
 
-pub use clock::{SHORTEST, coarse_clock_resolution, ticks_now, ticks_per_second};
+pub use clock::{SHORTEST_PACKET, coarse_clock_resolution, ticks_now, ticks_per_second};
 pub use map::{BATCH, PerCpuCounters, PerCpuMap, TypedMap};
 pub use memory::Memory;
 pub use socket::netns_cookie;

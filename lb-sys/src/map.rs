@@ -11,10 +11,10 @@ use bytemuck::{Pod, Zeroable};
 
 use super::bpf::{MapInfo, bpf, map_info};
 
-/// How many entries a batch asks for at once; more than any bucket of a hash holds.
+/// The number of entries of a batch. More than any bucket of a hash has.
 pub const BATCH: usize = 4096;
 
-/// A map whose keys are `K` and whose values are `V`, one value an entry.
+/// A map with keys `K` and values `V`, one value per entry.
 #[derive(Debug)]
 pub struct TypedMap<K, V> {
     descriptor: OwnedFd,
@@ -46,8 +46,8 @@ struct Batch {
 }
 
 impl<K: Pod, V: Pod> TypedMap<K, V> {
-    /// Takes the map, if its keys and values have the sizes of `K` and `V` and there is
-    /// one value an entry.
+    /// Wraps the map, if its keys and values have the sizes of `K` and `V` and it has one value per
+    /// entry.
     ///
     /// # Errors
     /// InvalidData for a map of another layout, or those of BPF_OBJ_GET_INFO_BY_FD.
@@ -72,7 +72,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         Ok(Self { descriptor, info, types: PhantomData })
     }
 
-    /// How many entries the map may hold.
+    /// The capacity of the map.
     pub fn max_entries(&self) -> u32 {
         self.info.max_entries
     }
@@ -90,7 +90,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     /// The value of `key`, if there is one.
     ///
     /// # Errors
-    /// Those of BPF_MAP_LOOKUP_ELEM but ENOENT.
+    /// Those of BPF_MAP_LOOKUP_ELEM except ENOENT.
     pub fn get(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = V::zeroed();
         let mut attributes = self.element(key, std::ptr::from_mut(&mut value) as u64, 0);
@@ -103,20 +103,20 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         }
     }
 
-    /// Sets the value of `key`, whether or not there is one.
+    /// Sets the value of `key`.
     ///
     /// # Errors
-    /// Those of BPF_MAP_UPDATE_ELEM; E2BIG when the map is full.
+    /// Those of BPF_MAP_UPDATE_ELEM; E2BIG if the map is full.
     pub fn set(&self, key: &K, value: &V) -> io::Result<()> {
         let mut attributes = self.element(key, std::ptr::from_ref(value) as u64, 0);
         // SAFETY: the kernel reads a key and a value, of the sizes of `K` and `V`.
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
     }
 
-    /// Removes `key` and tells whether it was there.
+    /// Removes `key`. Returns whether it existed.
     ///
     /// # Errors
-    /// Those of BPF_MAP_DELETE_ELEM but ENOENT.
+    /// Those of BPF_MAP_DELETE_ELEM except ENOENT.
     pub fn remove(&self, key: &K) -> io::Result<bool> {
         let mut attributes = self.element(key, 0, 0);
         // SAFETY: the kernel reads a key, of the size of `K`.
@@ -127,8 +127,8 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         }
     }
 
-    /// Sets many entries with one system call (some kernels are asked again for what
-    /// they left) and tells how many were set; fewer than there are only with an error.
+    /// Sets many entries with one system call, or several if the kernel stops early. Returns how
+    /// many were set; fewer than given only with an error.
     pub fn set_batch(&self, keys: &[K], values: &[V]) -> (usize, io::Result<()>) {
         let total = keys.len().min(values.len());
         let mut done = 0;
@@ -156,8 +156,8 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         Batch { count: count as u32, map: self.descriptor.as_raw_fd() as u32, ..Batch::zeroed() }
     }
 
-    /// Calls `visit` with batch after batch of entries, until the end or until it
-    /// answers false. An entry that others move meanwhile may be seen twice or not.
+    /// Calls `visit` for each batch of entries, until the end or until it returns false. An entry
+    /// that is moved in the meantime may be visited twice or not at all.
     ///
     /// # Errors
     /// Those of BPF_MAP_LOOKUP_BATCH.
@@ -165,10 +165,10 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         self.visit_with(1, |keys, values| visit(keys, values))
     }
 
-    /// Every key, one system call each: for maps that not every kernel reads in batches.
+    /// Every key, with one system call each: some kernels cannot read all map types in batches.
     ///
     /// # Errors
-    /// Those of BPF_MAP_GET_NEXT_KEY but ENOENT.
+    /// Those of BPF_MAP_GET_NEXT_KEY except ENOENT.
     pub fn keys(&self) -> io::Result<Vec<K>> {
         let mut keys: Vec<K> = Vec::new();
         let mut next = K::zeroed();
@@ -229,8 +229,8 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
     }
 }
 
-/// Bytes of the largest cursor of a batch: no map of ours has a longer key, and for
-/// all but hashes the kernel writes a key.
+/// Size of the cursor of a batch, bytes. For all map types but hashes the cursor is a key, and no
+/// key of lb's maps is longer.
 const CURSOR: usize = 64;
 
 impl<K, V> AsFd for TypedMap<K, V> {
@@ -239,7 +239,7 @@ impl<K, V> AsFd for TypedMap<K, V> {
     }
 }
 
-/// A map whose keys are `K` and that has a `V` for each possible CPU in every entry.
+/// A map with keys `K`, and a value `V` for each possible CPU in every entry.
 #[derive(Debug)]
 pub struct PerCpuMap<K, V> {
     map: TypedMap<K, V>,
@@ -250,11 +250,11 @@ pub struct PerCpuMap<K, V> {
 pub type PerCpuCounters = PerCpuMap<u32, u64>;
 
 impl<K: Pod, V: Pod> PerCpuMap<K, V> {
-    /// The kernel gives each value a multiple of 8 bytes.
-    const WHOLE_WORDS: () = assert!(size_of::<V>().is_multiple_of(8), "no whole words");
+    /// The kernel rounds the size of a value up to a multiple of 8 bytes.
+    const WHOLE_WORDS: () =
+        assert!(size_of::<V>().is_multiple_of(8), "the size is not a multiple of 8");
 
-    /// Takes the map, if it is a per-CPU one whose keys and values have the sizes of `K` and
-    /// `V`.
+    /// Wraps the map, if it is a per-CPU map whose keys and values have the sizes of `K` and `V`.
     ///
     /// # Errors
     /// InvalidData for another map, or those of BPF_OBJ_GET_INFO_BY_FD and of reading
@@ -263,25 +263,25 @@ impl<K: Pod, V: Pod> PerCpuMap<K, V> {
         let () = Self::WHOLE_WORDS;
         let info = map_info(descriptor.as_fd())?;
         if !is_per_cpu(info.map_type) {
-            return Err(other_layout("one value an entry, not one a CPU"));
+            return Err(other_layout("one value per entry, not one per CPU"));
         }
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
         Ok(Self { map: TypedMap::checked(descriptor, info)?, cpus })
     }
 
-    /// Shows every entry, with its values by CPU.
+    /// Calls `each` for every entry, with its values by CPU.
     ///
     /// # Errors
     /// Those of BPF_MAP_LOOKUP_BATCH, BPF_MAP_LOOKUP_ELEM and BPF_MAP_GET_NEXT_KEY.
     pub fn visit(&self, mut each: impl FnMut(K, &[V])) -> io::Result<()> {
-        let show = |keys: &[K], values: &[V]| {
+        let visit = |keys: &[K], values: &[V]| {
             for (key, values) in keys.iter().zip(values.chunks(self.cpus)) {
                 each(*key, values);
             }
             true
         };
-        match self.map.visit_with(self.cpus, show) {
-            // Kernels before 5.13 have no batches of per-CPU arrays.
+        match self.map.visit_with(self.cpus, visit) {
+            // Kernels before 5.13 do not support batches of per-CPU arrays.
             Err(error) if is_unsupported(&error) => {}
             result => return result,
         }
@@ -317,15 +317,15 @@ impl<K: Pod, V: Pod> PerCpuMap<K, V> {
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
     }
 
-    /// Removes `key` and tells whether it was there.
+    /// Removes `key`. Returns whether it existed.
     ///
     /// # Errors
-    /// Those of BPF_MAP_DELETE_ELEM but ENOENT.
+    /// Those of BPF_MAP_DELETE_ELEM except ENOENT.
     pub fn remove(&self, key: &K) -> io::Result<bool> {
         self.map.remove(key)
     }
 
-    /// How many entries the map may hold.
+    /// The capacity of the map.
     pub fn max_entries(&self) -> u32 {
         self.map.max_entries()
     }
@@ -349,7 +349,7 @@ impl PerCpuCounters {
     /// One counter, summed over the CPUs.
     ///
     /// # Errors
-    /// Those of BPF_MAP_LOOKUP_ELEM; NotFound if there is none of this index.
+    /// Those of BPF_MAP_LOOKUP_ELEM; NotFound if there is no such index.
     pub fn sum(&self, index: u32) -> io::Result<u64> {
         let values = self.get(&index)?.ok_or(io::ErrorKind::NotFound)?;
         Ok(values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value)))
@@ -368,15 +368,15 @@ fn one_by_one(
     (total, Ok(()))
 }
 
-/// After a failed update the kernel tells in `count` how many went in, but leaves it
-/// alone when it refused the call as such.
+/// After a failed update `count` is the number of entries that were set, but it is unchanged if the
+/// kernel rejected the whole call.
 fn done_before_error(attributes: &Batch, asked: usize) -> usize {
     let count = attributes.count as usize;
     if count < asked { count } else { 0 }
 }
 
-/// EINVAL of an unknown command (before 5.6), or ENOTSUPP, which has no name in libc,
-/// of a map type without batches.
+/// EINVAL for an unknown command (before 5.6), or ENOTSUPP, which libc does not define, for a map
+/// type without batches.
 fn is_unsupported(error: &io::Error) -> bool {
     const ENOTSUPP: i32 = 524;
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))

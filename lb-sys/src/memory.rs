@@ -1,8 +1,7 @@
 //! The memory of an mmap-able array.
 //!
-//! The kernel counts every page of such a mapping as resident at once, so a large array
-//! is mapped piece by piece as its entries are touched, into one reserved range of
-//! addresses.
+//! The kernel counts every page of such a mapping as resident from the start. So a large array is
+//! mapped piece by piece, when its entries are accessed, into one reserved address range.
 
 use std::{
     io,
@@ -17,13 +16,13 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use super::bpf::map_info;
 
-/// Bytes mapped at a time; a multiple of any page size.
+/// Size of a piece, bytes; a multiple of any page size.
 const PIECE: usize = 256 * 1024;
 
 /// The values of an array in memory, shared with the programs.
 ///
-/// The programs may read any word at any time, so words are only ever stored and loaded
-/// whole, by atomic operations.
+/// The programs may read any word at any time, so every access is an atomic operation on whole
+/// words.
 #[derive(Debug)]
 pub struct Memory {
     base: NonNull<u8>,
@@ -36,15 +35,15 @@ pub struct Memory {
     protection: ProtFlags,
 }
 
-// SAFETY: nothing but this value refers to the range, and whatever stores to it while
-// it is shared with the kernel does so by atomic operations.
+// SAFETY: only this value refers to the range, and all stores to it are atomic operations while it
+// is shared with the kernel.
 unsafe impl Send for Memory {}
 
 impl Memory {
-    /// Reserves room for the values of `map`, which must have the size `value_size`.
+    /// Reserves an address range for the values of `map`, which must have the size `value_size`.
     ///
     /// # Errors
-    /// InvalidData if the map is no mmap-able array of such values, or those of mmap(2)
+    /// InvalidData if the map is not an mmap-able array of such values, or those of mmap(2)
     /// and BPF_OBJ_GET_INFO_BY_FD.
     pub fn new(map: OwnedFd, value_size: usize, writable: bool) -> io::Result<Self> {
         let info = map_info(map.as_fd())?;
@@ -56,7 +55,7 @@ impl Memory {
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("no array of {value_size}-byte values that can be mapped"),
+                format!("the map is not an mmap-able array of {value_size}-byte values"),
             ));
         }
         let page = page_size();
@@ -64,7 +63,7 @@ impl Memory {
         let length = (stride * info.max_entries as usize).next_multiple_of(page);
         let size = NonZeroUsize::new(length)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the array is empty"))?;
-        // SAFETY: a fresh range of addresses that nothing can be read from or written to.
+        // SAFETY: the range is new, and PROT_NONE forbids every access.
         let base = unsafe {
             mmap_anonymous(
                 None,
@@ -92,15 +91,15 @@ impl Memory {
         self.entries
     }
 
-    /// Stores `bytes`, whole 4-byte words, from the byte `offset` of the entry on.
+    /// Stores `bytes`, in whole 4-byte words, at the byte `offset` of the entry.
     ///
     /// # Errors
-    /// InvalidInput outside of the array, PermissionDenied if it is mapped for reading,
+    /// InvalidInput outside of the array, PermissionDenied if it is mapped read-only,
     /// or those of mmap(2).
     pub fn store(&mut self, index: u32, offset: usize, bytes: &[u8]) -> io::Result<()> {
         let start = self.writable(index, offset, bytes.len(), 4)?;
         for (position, word) in bytes.chunks_exact(4).enumerate() {
-            // SAFETY: `writable` has checked that the words lie in mapped memory of the
+            // SAFETY: `writable` has checked that the words are in mapped memory of the
             // entry and are aligned.
             let target = unsafe { AtomicU32::from_ptr(start.add(position * 4).cast().as_ptr()) };
             target.store(pod_read_unaligned(word), Ordering::Relaxed);
@@ -108,29 +107,29 @@ impl Memory {
         Ok(())
     }
 
-    /// Publishes one 8-byte word: whoever sees it sees everything stored before it.
+    /// Publishes one 8-byte word: a program that sees it sees every earlier store.
     ///
     /// # Errors
     /// As [`Memory::store`].
     pub fn publish(&mut self, index: u32, offset: usize, word: u64) -> io::Result<()> {
         let start = self.writable(index, offset, 8, 8)?;
-        // SAFETY: `writable` has checked that the word lies in mapped memory of the entry
+        // SAFETY: `writable` has checked that the word is in mapped memory of the entry
         // and is aligned.
         let target = unsafe { AtomicU64::from_ptr(start.cast().as_ptr()) };
         target.store(word, Ordering::Release);
         Ok(())
     }
 
-    /// Loads `bytes`, whole 4-byte words, from the start of the entry on.
+    /// Loads `bytes`, in whole 4-byte words, from the start of the entry.
     ///
     /// # Errors
     /// InvalidInput outside of the array, or those of mmap(2).
     pub fn load(&mut self, index: u32, bytes: &mut [u8]) -> io::Result<()> {
         let start = self.place(index, 0, bytes.len(), 4)?;
         for (position, word) in bytes.chunks_exact_mut(4).enumerate() {
-            // SAFETY: `place` has checked that the words lie in mapped memory of the
+            // SAFETY: `place` has checked that the words are in mapped memory of the
             // entry and are aligned; an atomic load of 4 bytes writes nothing, so memory
-            // mapped for reading will do.
+            // that is mapped read-only suffices.
             let source = unsafe { AtomicU32::from_ptr(start.add(position * 4).cast().as_ptr()) };
             word.copy_from_slice(&source.load(Ordering::Relaxed).to_ne_bytes());
         }
@@ -150,7 +149,7 @@ impl Memory {
         self.place(index, offset, length, align)
     }
 
-    /// The address of `length` bytes of an entry, all of them mapped.
+    /// The address of `length` bytes of an entry, after mapping them.
     fn place(
         &mut self,
         index: u32,
@@ -173,7 +172,7 @@ impl Memory {
         for piece in start / PIECE..=(start + length.max(1) - 1) / PIECE {
             self.map_piece(piece)?;
         }
-        // SAFETY: `start` lies below `length` of the reserved range.
+        // SAFETY: `start` is less than the length of the reserved range.
         Ok(unsafe { self.base.add(start) })
     }
 
@@ -182,12 +181,12 @@ impl Memory {
             return Ok(());
         }
         let start = piece * PIECE;
-        // SAFETY: `pieces` has no entry for a start outside of the reserved range.
+        // SAFETY: `pieces` has an entry only for a start within the reserved range.
         let address = unsafe { self.base.add(start) }.addr();
         let length = NonZeroUsize::new(PIECE.min(self.length - start))
             .expect("a piece starts before the end of the range");
-        // SAFETY: replaces a part of the range that this value reserved, which nothing
-        // refers to yet.
+        // SAFETY: replaces a part of the range that this value reserved, and no reference to it
+        // exists yet.
         unsafe {
             mmap(
                 Some(address),
@@ -205,14 +204,14 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the range is this value's own, and no reference to it outlives a call.
+        // SAFETY: this value owns the range, and no reference to it outlives a call.
         let result = unsafe { munmap(self.base.cast(), self.length) };
         debug_assert!(result.is_ok(), "unmapping what was mapped: {result:?}");
     }
 }
 
 fn page_size() -> usize {
-    // SAFETY: sysconf(3) touches no memory of ours.
+    // SAFETY: sysconf(3) takes no pointer.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4096)
 }

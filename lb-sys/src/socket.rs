@@ -1,4 +1,4 @@
-//! Socket options that have no safe form elsewhere.
+//! Socket options for which no crate has a safe function.
 
 use std::{
     io,

@@ -9,7 +9,7 @@ use crate::{build, build_ebpf, run, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The part of the report to measure, and flags of lb-bench
+    /// Part of the report to measure, and flags of lb-bench
     #[arg(value_name = "NAME", trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
@@ -17,7 +17,7 @@ pub(crate) struct Args {
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     ensure!(
         is_root(),
-        "a benchmark loads eBPF programs and makes network namespaces: run it as root"
+        "benchmarks load eBPF programs and make network namespaces: run them as root"
     );
     build::has_tests_bin(workspace, "lb-bench")?;
     setup::ensure(workspace, setup::Scope::Build)?;

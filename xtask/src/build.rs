@@ -19,8 +19,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
 /// Builds the object and `target/release/lb-agent`.
 pub(crate) fn agent(workspace: &Workspace) -> Result<()> {
     build_ebpf::object(workspace, false)?;
-    // Alone: together with the tests crate the agent would be built with the
-    // features that only the tests ask of their dependencies.
+    // Built alone: together with the tests crate, cargo would enable the features that only the
+    // tests require of their dependencies.
     run::shown(workspace.cargo("build").args(["--release", "-p", "lb-agent"]))
         .context("the agent could not be built")
 }
@@ -28,7 +28,7 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<()> {
 /// Builds every program of the tests crate in release mode.
 pub(crate) fn tests_bins(workspace: &Workspace) -> Result<()> {
     run::shown(workspace.cargo("build").args(["--release", "-p", "lb-tests", "--bins"]))
-        .context("the programs of the tests could not be built")
+        .context("the programs of the tests crate could not be built")
 }
 
 /// Builds one program of the tests crate in release mode.
@@ -38,7 +38,7 @@ pub(crate) fn tests_bin(workspace: &Workspace, name: &str) -> Result<()> {
         .with_context(|| format!("{name} could not be built"))
 }
 
-/// Fails where the tests crate has no program of this name.
+/// Fails if the tests crate has no program of this name.
 pub(crate) fn has_tests_bin(workspace: &Workspace, name: &str) -> Result<()> {
     ensure!(
         workspace.has_tests_bin(name),

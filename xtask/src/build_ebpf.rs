@@ -1,11 +1,10 @@
-//! `cargo xtask build-ebpf`: the eBPF programs, as `target/ebpf/lb-ebpf.o`; for `bench` also
-//! those that measure them, as `target/ebpf/lb-bench-ebpf.o`.
+//! `cargo xtask build-ebpf`: builds the eBPF programs as `target/ebpf/lb-ebpf.o`, and for `bench`
+//! the programs that measure them as `target/ebpf/lb-bench-ebpf.o`.
 //!
-//! rustup's stable toolchains hold no `core` for the BPF target, so another
-//! compiler is needed for these crates: Debian's `rustc-web`, which comes
-//! with one, or else a nightly that builds `core` from source. The build has a
-//! target directory of its own, so that it and host builds never invalidate
-//! each other.
+//! rustup's stable toolchains have no `core` for the BPF target, so these crates need another
+//! compiler: Debian's `rustc-web`, which includes it, or a nightly that builds `core` from source.
+//! The build has a target directory of its own, so that it and host builds do not invalidate each
+//! other.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,12 +23,12 @@ const BENCH_PROGRAMS: &str = "lb-bench-ebpf";
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-/// What cargo separates the flags of `CARGO_ENCODED_RUSTFLAGS` with.
+/// The separator of the flags in `CARGO_ENCODED_RUSTFLAGS`.
 const FLAG_SEPARATOR: &str = "\x1f";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Let the programs write to aya-log's ring; never for a shipped object
+    /// Let the programs log through aya-log; not for a shipped object
     #[arg(long)]
     log: bool,
 }
@@ -157,15 +156,12 @@ fn find_linker(workspace: &Workspace) -> Result<PathBuf> {
         return Ok(ours);
     }
     on_path("bpf-linker").with_context(|| {
-        format!(
-            "no bpf-linker: neither {} nor one on PATH; run `cargo xtask setup`",
-            ours.display()
-        )
+        format!("bpf-linker is neither at {} nor on PATH: run `cargo xtask setup`", ours.display())
     })
 }
 
-/// Leaves the file alone when it holds these bytes already: a new modification
-/// time would rebuild everything that embeds it.
+/// Keeps a file with the same content unchanged, because a new modification time would rebuild
+/// everything that embeds it.
 fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     if fs::read(to).is_ok_and(|old| old == bytes) {

@@ -1,7 +1,7 @@
-//! `cargo xtask check`: all that can be judged without running a test.
+//! `cargo xtask check`: the checks that run no tests of behaviour.
 //!
-//! One line a step; what a step printed is shown only when it failed, but for
-//! the verifier's table, which is there to be read.
+//! Prints one line per step. The output of a step is shown only if it fails, except the
+//! verifier's table.
 
 mod columns;
 mod dependencies;
@@ -22,20 +22,20 @@ use crate::progress::seconds;
 use crate::workspace::{Workspace, is_root};
 use crate::{build, build_ebpf, run, setup};
 
-/// Set for the golden tests when they are to rewrite their files.
+/// The variable that tells golden tests to rewrite their files.
 const BLESS: &str = "LB_BLESS";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rewrite the layout and verifier goldens with what is there now
+    /// Rewrite the layout and verifier goldens
     #[arg(long)]
     bless: bool,
-    /// Only the steps whose name has this text
+    /// Run only the steps whose name contains TEXT
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
 }
 
-/// One step: returns what is worth showing, or why it failed.
+/// One step; it returns the text to show, or why it failed.
 struct Step<'a> {
     name: &'static str,
     run: Box<dyn Fn() -> Result<String> + 'a>,
@@ -52,7 +52,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let of_builds = chosen(of_builds(workspace, args.bless), args.only.as_deref());
     ensure!(
         !of_sources.is_empty() || !of_builds.is_empty(),
-        "no step has `{}` in its name",
+        "no step has a name that contains `{}`",
         args.only.as_deref().unwrap_or_default()
     );
     setup::ensure(workspace, setup::Scope::Build)?;
@@ -93,7 +93,7 @@ fn all(steps: &[Step<'_>], failed: &mut Vec<&'static str>) {
     }
 }
 
-/// Steps that read files, and need nothing built.
+/// Steps that only read files.
 fn of_sources(workspace: &Workspace) -> Vec<Step<'_>> {
     vec![
         Step::new("formatting", || {
@@ -145,13 +145,16 @@ fn layout(workspace: &Workspace, bless: bool) -> Result<String> {
     let output = captured(workspace, "layout", &mut test)?;
     ensure!(
         output.lines().any(|line| line.starts_with("test ") && line.ends_with("... ok")),
-        "lb-testing has no test whose name holds `layout`"
+        "lb-testing has no test whose name contains `layout`"
     );
     Ok(String::new())
 }
 
 fn verifier(workspace: &Workspace, bless: bool) -> Result<String> {
-    ensure!(is_root(), "loading the programs needs root");
+    ensure!(
+        is_root(),
+        "the step loads the eBPF programs: run it as root, or choose other steps with --only"
+    );
     build::tests_bin(workspace, "lb-verify")?;
     let mut verify = workspace.command(workspace.release("lb-verify"));
     if bless {
@@ -164,7 +167,7 @@ fn silent(workspace: &Workspace, name: &str, command: &mut Command) -> Result<St
     captured(workspace, name, command).map(|_| String::new())
 }
 
-/// What the command printed; as the error when it failed.
+/// The output of the command; it is the error if the command fails.
 fn captured(workspace: &Workspace, name: &str, command: &mut Command) -> Result<String> {
     let log = workspace.log(name);
     let result = run::logged(command, &log);

@@ -9,7 +9,7 @@ use crate::{build, run, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave everything standing and print how to look around
+    /// Keep everything running and print how to explore it
     #[arg(long)]
     keep: bool,
 }

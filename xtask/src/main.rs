@@ -1,8 +1,7 @@
 //! Developer tasks of lb, run as `cargo xtask COMMAND`.
 //!
-//! This file only dispatches; every command is one module. Nothing here is
-//! part of the product, and no crate of the workspace is a dependency: xtask
-//! must build when they do not.
+//! This file only dispatches; each command is a module. Nothing here is part of the product.
+//! xtask depends on no crate of the workspace, because it must build when they do not.
 
 mod bench;
 mod build;
@@ -31,21 +30,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install what is missing for everything below; a second run changes nothing
+    /// Install the missing prerequisites of all other commands; a second run changes nothing
     Setup(setup::Args),
     /// Build the eBPF object and target/release/lb-agent
     Build,
-    /// Build the eBPF object alone
+    /// Build only the eBPF object
     BuildEbpf(build_ebpf::Args),
     /// Show every kind of access on two nodes made of network namespaces
     Demo(demo::Args),
-    /// Set up, build and run every test, or the named tiers
+    /// Set up, build and run all tests, or the named tiers
     Test(test::Args),
-    /// Formatting, order of modules, references, licences, lints, layout and verifier goldens
+    /// Check formatting, module order, references, licences, lints, and layout and verifier goldens
     Check(check::Args),
-    /// Measure, and write the report
+    /// Run the benchmarks and write the report
     Bench(bench::Args),
-    /// Try lb on other kernels, each in a virtual machine
+    /// Test lb on other kernels, each in a virtual machine
     Vm(vm::Args),
 }
 

@@ -1,5 +1,5 @@
-//! What a long step shows while it runs: a spinner on a terminal, plain lines
-//! elsewhere. Goes to stderr, so that stdout stays the command's result.
+//! Progress of a long step: a spinner on a terminal, lines elsewhere. It is printed to stderr,
+//! because stdout is the command's result.
 
 use std::io::{IsTerminal, stderr};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often a step without a terminal says that it is still running.
+/// How often a line is printed for a running step without a terminal.
 const HEARTBEAT: Duration = Duration::from_secs(60);
 
-/// A running step; dropped without [`Progress::done`] it leaves no line.
+/// A running step. It prints no last line if it is dropped without [`Progress::done`].
 pub(crate) struct Progress {
     what: String,
     started: Instant,
@@ -20,14 +20,14 @@ pub(crate) struct Progress {
 
 enum Display {
     Spinner(ProgressBar),
-    /// Dropping the sender ends the thread that prints the heartbeat.
+    /// The thread that prints the heartbeat ends when the sender is dropped.
     Lines {
         _alive: Sender<()>,
     },
 }
 
 impl Progress {
-    /// Shows that `what` has begun.
+    /// Shows that `what` has started.
     pub(crate) fn start(what: impl Into<String>) -> Self {
         let what = what.into();
         let display = if stderr().is_terminal() {

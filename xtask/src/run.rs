@@ -1,4 +1,4 @@
-//! Running other programs: with their output shown, or kept in a log file.
+//! Runs other programs, and shows their output or writes it to a log file.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// Runs a command whose output the user sees.
+/// Runs a command and shows its output.
 pub(crate) fn shown(command: &mut Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
@@ -19,8 +19,8 @@ pub(crate) fn shown(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command whose output goes to a file; the error names the file and
-/// quotes the line of it that says most.
+/// Runs a command with its output in a file. The error names the file and quotes the line that
+/// explains the failure best.
 pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
     if let Some(dir) = log.parent() {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -36,28 +36,28 @@ pub(crate) fn logged(command: &mut Command, log: &Path) -> Result<()> {
     if !status.success() {
         let output = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
         bail!(
-            "{} failed ({status}): {}; its output is in {}",
+            "{} failed ({status}): {}; the output is in {}",
             describe(command),
-            telling_line(&output).unwrap_or("it said nothing"),
+            telling_line(&output).unwrap_or("no output"),
             log.display()
         );
     }
     Ok(())
 }
 
-/// Runs a command for what it prints; `None` when it is not there or fails.
+/// Returns the output of a command; `None` if it is not installed or fails.
 pub(crate) fn answer(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Becomes the command, so that signals and the exit status are its own.
+/// Replaces this process by the command, so that it gets signals and sets the exit status.
 pub(crate) fn become_it(command: &mut Command) -> Result<ExitCode> {
     let error = command.exec();
     Err(error).with_context(|| format!("cannot start {}", describe(command)))
 }
 
-/// The program's name and its first arguments, as a person would say it.
+/// The program's name and its first arguments.
 fn describe(command: &Command) -> String {
     let mut words = vec![
         Path::new(command.get_program())

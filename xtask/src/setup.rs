@@ -1,9 +1,8 @@
-//! `cargo xtask setup`: installs what is missing, and nothing else.
+//! `cargo xtask setup`: installs missing prerequisites, and nothing else.
 //!
-//! Every piece is looked at first; with all of them there a run only reads a
-//! few files. What takes long to build is kept outside the clone, in a
-//! directory named after its version, and a file appears there complete or not
-//! at all.
+//! Each prerequisite is checked first; if all are present, a run only reads a few files. Tools
+//! that take long to build are cached outside the clone, in a directory named after their
+//! version. A file appears there complete or not at all.
 
 mod bpffs;
 pub(crate) mod cargo_deny;
@@ -23,7 +22,7 @@ use crate::workspace::{Workspace, is_root, on_path};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Leave out the Kubernetes programs and nginx, which only `test cluster` needs
+    /// Skip the Kubernetes programs and nginx, which only `test cluster` needs
     #[arg(long)]
     without_control_plane: bool,
 }
@@ -31,9 +30,9 @@ pub(crate) struct Args {
 /// How much to set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// What building, checking, the demo and most tests need.
+    /// The prerequisites of building, checking, the demo and most tests.
     Build,
-    /// Also the API server, what runs beside it, and nginx.
+    /// Also the Kubernetes programs and nginx.
     All,
 }
 
@@ -42,12 +41,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if ensure(workspace, scope)? {
         println!("setup: done");
     } else {
-        println!("setup: everything is in place, nothing to do");
+        println!("setup: everything is installed");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Sets up what is missing; returns whether anything was.
+/// Installs missing prerequisites; returns whether any was missing.
 pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<bool> {
     let mut changed = packages::ensure(workspace)?;
     changed |= rustup::ensure(workspace)?;
@@ -66,10 +65,9 @@ pub(crate) fn can_install() -> bool {
     is_root() && on_path("apt-get").is_some()
 }
 
-/// Puts the files that a directory of the cache lacks there: `make` gets a
-/// scratch directory and the missing files, which it leaves below it. None takes
-/// its place before all are made. Runs at the same time wait for each other;
-/// returns whether anything was missing.
+/// Creates missing files in a directory of the cache: `make` gets a scratch directory and the
+/// names of the missing files, and creates them there. They are moved into the cache after all
+/// are made. Concurrent runs wait for each other. Returns whether a file was missing.
 pub(crate) fn cached(
     workspace: &Workspace,
     dir: &Path,
@@ -103,7 +101,7 @@ pub(crate) fn cached(
     }
     create(&partial)?;
     if let Err(error) = make(&partial, &missing) {
-        // What is left of it is of no use, and the error matters more.
+        // An error of the removal matters less than that of `make`.
         let _ = fs::remove_dir_all(&partial);
         return Err(error);
     }

@@ -1,8 +1,7 @@
-//! `cargo xtask test`: every test there is, tier by tier.
+//! `cargo xtask test`: runs all tests, tier by tier.
 //!
-//! Ends with the plain line `N passed, N failed` whatever happens, so that
-//! whoever reads the output need not know what a tier is. A test that cannot
-//! run has failed.
+//! Always ends with the line `N passed, N failed`, so that its output can be read without
+//! knowing the tiers. A test that cannot run counts as failed.
 
 pub(crate) mod count;
 mod tier;
@@ -22,22 +21,22 @@ use crate::{build, build_ebpf, setup, vm};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Tiers to run; all of them by default, but none beside --vectors
+    /// Tiers to run; all by default, none by default with --vectors
     #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(TIERS.map(|tier| tier.name).into_iter().chain([ALL])))]
     names: Vec<String>,
-    /// Run a file of flow vectors; may be given several times
+    /// Run a file of flow vectors; can be given several times
     #[arg(long, value_name = "FILE")]
     vectors: Vec<PathBuf>,
-    /// Run only tests whose name contains this; of flow vectors, groups whose id does
+    /// Run only tests whose name contains TEXT; of flow vectors, groups whose id contains it
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// List the names of tests instead of running them
+    /// Print the names of the tests instead of running them
     #[arg(long)]
     list: bool,
 }
 
 impl Args {
-    /// Whether the user has asked for a tier.
+    /// Whether the arguments select a tier.
     fn names(&self, tier: &Tier) -> bool {
         let is_whole = self.names.is_empty() && self.vectors.is_empty();
         let is_named = |name: &String| name == tier.name || name == ALL;
@@ -45,25 +44,26 @@ impl Args {
         is_asked_for && (tier.has_names() || !self.chooses())
     }
 
-    /// Whether tests are chosen by their names.
+    /// Whether the arguments select tests by name.
     fn chooses(&self) -> bool {
         self.only.is_some() || self.list
     }
 
-    /// Fails for a tier that is named, and whose tests have no names.
+    /// Fails if the arguments select tests by name in a tier whose tests have no names.
     fn check_names(&self) -> Result<()> {
         let nameless =
             |tier: &&Tier| !tier.has_names() && self.names.iter().any(|name| name == tier.name);
         if let (true, Some(tier)) = (self.chooses(), TIERS.iter().find(nameless)) {
             bail!(
-                "the tests of the tier {0} have no names: leave out --only and --list, or see `cargo xtask {0} --help`",
+                "the tests of the tier {0} have no names: leave out --only and --list, or see \
+                 `cargo xtask {0} --help`",
                 tier.name
             );
         }
         Ok(())
     }
 
-    /// The files of vectors, by paths that mean the same in the clone, where programs run.
+    /// The files of vectors, by absolute paths, because the programs run in the clone.
     fn files(&self) -> Result<Vec<Step>> {
         let step = |file: &PathBuf| {
             let file = path::absolute(file).with_context(|| format!("{}", file.display()))?;
@@ -73,10 +73,10 @@ impl Args {
     }
 }
 
-/// A tier and what to run of it.
+/// A tier and its steps to run.
 type Chosen = (&'static Tier, Vec<Step>);
 
-/// What one tier came to.
+/// The outcome of one tier.
 struct Row {
     tier: &'static str,
     outcome: Outcome,
@@ -102,14 +102,14 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let failed: usize = rows.iter().map(|row| row.outcome.failed).sum();
     println!("\n{}", summary(&rows));
     if passed + failed == 0 {
-        println!("no test {}", if args.only.is_some() { "matches" } else { "ran" });
+        println!("no test {}", if args.only.is_some() { "matches" } else { "was run" });
     }
     println!("{passed} passed, {failed} failed");
     stdout().flush().context("cannot write the result")?;
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The tiers that are asked for, with their steps.
+/// The selected tiers, with their steps.
 fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
     args.check_names()?;
     tier::check_binaries(&workspace.integration_tests()?)?;
@@ -128,7 +128,7 @@ fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
         .collect())
 }
 
-/// Sets up and builds what the tiers need.
+/// Installs and builds what the tiers need.
 fn prepare(workspace: &Workspace, chosen: &[Chosen]) -> Result<()> {
     let used = || chosen.iter().filter(|(_, steps)| !steps.is_empty()).map(|(tier, _)| tier);
     let needs_control_plane = used().any(|tier| tier.control_plane);
@@ -155,7 +155,8 @@ fn run_tiers(workspace: &Workspace, chosen: &[Chosen], args: &Args) -> Vec<Row> 
         let mut outcome = Outcome::default();
         if tier.root && !steps.is_empty() && !is_root() {
             outcome = Outcome::failure(
-                "needs root to load programs and make network namespaces".to_owned(),
+                "these tests load programs and make network namespaces: run them as root"
+                    .to_owned(),
             );
         } else {
             for step in steps {
@@ -191,21 +192,24 @@ fn run_step(workspace: &Workspace, step: &Step, only: Option<&str>) -> Outcome {
     };
     match stream(&mut command, form) {
         Ok(outcome) if outcome == Outcome::default() && form == Form::Plain && only.is_none() => {
-            Outcome::failure("nothing was tried".to_owned())
+            Outcome::failure("no flow was tested".to_owned())
         }
         Ok(outcome) => outcome,
         Err(error) => Outcome::failure(format!("{error:#}")),
     }
 }
 
-/// Prints `TIER NAME` for each test that is asked for.
+/// Prints `TIER NAME` for each selected test.
 fn list(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     build_ebpf::object(workspace, false)?;
     let mut is_empty = true;
     for (tier, steps) in choose(workspace, args)? {
         for step in steps {
             let Run::CargoTest(arguments, _) = step.run else {
-                eprintln!("{}: not listed; their names are the ids of groups", step.label);
+                eprintln!(
+                    "{}: not listed, their names are the ids of the groups in the file",
+                    step.label
+                );
                 continue;
             };
             let mut command = workspace.cargo("test");
@@ -223,7 +227,7 @@ fn list(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if is_empty { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs a program, shows its output as it comes and counts it.
+/// Runs a program, shows its output as it arrives, and counts its tests.
 fn stream(command: &mut Command, form: Form) -> Result<Outcome> {
     let mut child = command
         .stdin(Stdio::null())

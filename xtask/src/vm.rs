@@ -1,8 +1,8 @@
-//! `cargo xtask vm`: tries lb on other kernels, each in a virtual machine.
+//! `cargo xtask vm`: runs the kernel-dependent tests on other kernels, each in a virtual machine.
 //!
-//! Kernels and qemu are Debian packages that are unpacked below the cache and never
-//! installed. A machine has no disk and no network: its initramfs holds `lb-vm` of the tests
-//! crate as the first process, which tells on the serial console what its tests came to.
+//! Kernels and qemu are Debian packages that are unpacked into the cache and never installed. A
+//! machine has no disk and no network: its initramfs contains `lb-vm` of the tests crate as the
+//! first process, which prints its results on the serial console.
 
 mod cpio;
 mod debian;
@@ -25,25 +25,25 @@ use crate::{build, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Kernels; all of them by default
+    /// Kernels to boot; all of them by default
     #[arg(value_name = "KERNEL", value_parser = clap::builder::PossibleValuesParser::new(KERNELS.map(|kernel| kernel.name)))]
     names: Vec<String>,
-    /// Write the golden of instruction counts; the table for docs/kernels.md is printed
+    /// Write the golden file of instruction counts. The table for docs/kernels.md is always printed
     #[arg(long)]
     bless: bool,
-    /// Parts to try: load, rows, connections; all of them by default
+    /// Parts to run: load, cases, connections; all of them by default
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
 
-/// A kernel to try, and the Debian releases that have it.
+/// A kernel to test, and the Debian releases that have it.
 struct Kernel {
-    /// What it is called here, and the directory in the cache.
+    /// Its name here, and part of its directory's name in the cache.
     name: &'static str,
     suites: &'static [&'static str],
 }
 
-/// Oldest first. Of those that a release has, the newest version is taken.
+/// Oldest first. The newest version in the named releases is used.
 const KERNELS: [Kernel; 4] = [
     Kernel { name: "5.10", suites: &["bullseye"] },
     Kernel { name: "6.1", suites: &["bookworm"] },
@@ -51,7 +51,7 @@ const KERNELS: [Kernel; 4] = [
     Kernel { name: "newest", suites: &["trixie-backports", "sid"] },
 ];
 
-/// How long a machine may run.
+/// The time limit of a machine.
 const LIMIT: Duration = Duration::from_secs(1200);
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
@@ -80,14 +80,14 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What `cargo xtask test` tries on an old kernel: that it accepts the programs, which takes a
-/// minute or two; the other parts take many times as long.
+/// The part that `cargo xtask test` runs on an old kernel: whether it accepts the programs, which
+/// takes a minute or two. The other parts take many times as long.
 pub(crate) fn outcome(workspace: &Workspace, name: &str) -> Outcome {
     let only = ["load".to_owned()];
     let tried = KERNELS
         .iter()
         .find(|kernel| kernel.name == name)
-        .with_context(|| format!("there is no kernel {name} to try"))
+        .with_context(|| format!("unknown kernel {name}"))
         .and_then(|kernel| try_kernel(workspace, kernel, &only))
         .and_then(|results| {
             let mut all = [results];
@@ -111,12 +111,15 @@ fn try_kernel(workspace: &Workspace, kernel: &Kernel, only: &[String]) -> Result
     results.took = console.took;
     ensure!(
         results.is_whole || results.failed > 0,
-        "the machine ended after {} before all was tried; its console is in {}",
+        "the machine ended after {}, before all tests had run; see its console in {}",
         seconds(console.took),
         log.display()
     );
     if !results.is_whole {
-        results.fail(format!("not all was tried; the console is in {}", log.display()));
+        results.fail(format!(
+            "the machine ended before all tests had run; see its console in {}",
+            log.display()
+        ));
     }
     Ok(results)
 }

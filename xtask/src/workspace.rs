@@ -1,8 +1,7 @@
-//! Where things are: the clone, its target directory, the cache outside it.
+//! Paths: the clone, its target directory, the cache outside it.
 //!
-//! Everything that is built from this clone goes below `<clone>/target`,
-//! whatever `CARGO_TARGET_DIR` says: the agent embeds the eBPF object from
-//! there and the tests start programs from there.
+//! Everything is built below `<clone>/target`, whatever `CARGO_TARGET_DIR` is, because the agent
+//! embeds the eBPF object from there and the tests start programs from there.
 
 use std::env;
 use std::ffi::OsStr;
@@ -45,7 +44,7 @@ impl Workspace {
             .with_context(|| format!("{} has no parent directory", package.display()))?;
         ensure!(
             root.join("lb-ebpf/Cargo.toml").is_file(),
-            "{} is no clone of lb: it holds no lb-ebpf",
+            "{} is not a clone of lb: it has no lb-ebpf/Cargo.toml",
             root.display()
         );
         Ok(Self { root, cache: cache_dir(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"))? })
@@ -110,7 +109,7 @@ impl Workspace {
         Ok(names)
     }
 
-    /// A command that runs in the clone, free of what `cargo run` set.
+    /// A command that runs in the clone, without the variables that `cargo run` sets.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command.current_dir(&self.root).env("CARGO_TARGET_DIR", self.target());

@@ -20,14 +20,14 @@ use crate::{
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// A KubeProxyConfiguration file; flags win over it
+    /// KubeProxyConfiguration file; flags override it
     #[arg(long, env = "LB_CONFIG", value_name = "FILE", help_heading = "Source")]
     pub config: Option<PathBuf>,
-    /// URL of the API server, in place of the configured one; needed where in-cluster
-    /// configuration names a ClusterIP that nobody serves yet
+    /// URL of the API server, instead of the configured one; needed if the in-cluster
+    /// configuration names a ClusterIP that no agent serves yet
     #[arg(long, env = "LB_MASTER", value_name = "URL", help_heading = "Source")]
     pub master: Option<String>,
-    /// Read the objects from files below a directory instead of an API server
+    /// Read objects from YAML and JSON files below DIR instead of an API server
     #[arg(long, env = "LB_MANIFESTS", value_name = "DIR", help_heading = "Source")]
     pub manifests: Option<PathBuf>,
     /// Pins.
@@ -36,66 +36,72 @@ pub struct RunArgs {
     /// Cgroup.
     #[command(flatten)]
     pub cgroup: CgroupArgs,
-    /// Whose connect() is translated
+    /// Processes whose connect() calls are translated
     #[arg(long, env = "LB_SOCKET_LB", value_name = "MODE", default_value = "auto")]
     pub socket_lb: SocketLb,
-    /// cgroups, below --cgroup, whose processes are left to the packet path
+    /// cgroups, as paths below --cgroup, whose connect() calls are not translated; their
+    /// traffic is translated packet by packet
     #[arg(long, env = "LB_SOCKET_LB_EXCLUDE_CGROUPS", value_name = "LIST", value_delimiter = ',')]
     pub socket_lb_exclude_cgroups: Vec<PathBuf>,
-    /// Interfaces that face the outside, or auto: those of the default routes and those
-    /// that hold an address of this Node
+    /// External interfaces, or auto: those of the default routes and those that have an
+    /// address of this Node
     #[arg(long, env = "LB_DEVICES", value_name = "LIST", default_value = "auto")]
     pub devices: Patterns,
-    /// Name patterns of the host side of pod interfaces, e.g. 'veth*,cali*', or auto: veths
+    /// Host side of pod interfaces, as name patterns such as 'veth*,cali*', or auto: veths
     /// whose peer is in another namespace and that are not in --devices
     #[arg(long, env = "LB_POD_INTERFACES", value_name = "LIST", default_value = "auto")]
     pub pod_interfaces: Patterns,
-    /// Whether external packets are taken by XDP
+    /// Where packets of known flows are handled on external interfaces
     #[arg(long, env = "LB_XDP", value_name = "MODE", default_value = "auto")]
     pub xdp: XdpMode,
     /// How tc programs are attached
     #[arg(long, env = "LB_TC_ATTACH", value_name = "MODE", default_value = "auto")]
     pub tc_attach: TcAttach,
-    /// How external packets reach a backend on another node; the annotation
-    /// lb-agent/external-mode of a Service says otherwise for that one
+    /// How packets of external clients reach a backend on another node; the annotation
+    /// lb-agent/external-mode overrides it for one Service
     #[arg(long, env = "LB_EXTERNAL_MODE", value_name = "MODE", default_value = "snat",
           value_parser = external_mode())]
     pub external_mode: ExternalMode,
-    /// How many services, each port of each family one, the maps hold; of front ends twice
-    /// as many in each family
+    /// Capacity of SERVICES: per IP family, one entry for each service port and one for each
+    /// ClusterIP; FRONTENDS4 and FRONTENDS6 each have room for twice as many
     #[arg(long, env = "LB_MAX_SERVICES", value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_services: u32,
-    /// How many backends of each family the maps hold
+    /// Capacity of BACKENDS4 and BACKENDS6: one entry for each endpoint of each service port
     #[arg(long, env = "LB_MAX_BACKENDS", value_name = "N", default_value_t = 262_144,
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_backends: u32,
-    /// How many backends of all services together the maps hold
+    /// Capacity of SLOTS: the backend lists of all services together
     #[arg(long, env = "LB_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576,
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_slots: u32,
-    /// How many entries of flows of each family the maps hold; a flow has two
+    /// Capacity of FLOWS4 and FLOWS6; a flow takes two entries
     #[arg(long, env = "LB_MAX_FLOWS", value_name = "N", default_value_t = 262_144,
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_flows: u32,
 
     /// How long the watch of the API server may be broken before /healthz answers 503;
-    /// 0: for ever
+    /// 0 means forever
     #[arg(long, env = "LB_WATCH_TIMEOUT", value_name = "DURATION", default_value = "10m",
           value_parser = values::duration, help_heading = "Servers")]
     pub watch_timeout: Duration,
-    /// Write the configuration that the flags and --config make to a file, and end
-    #[arg(long, env = "LB_WRITE_CONFIG_TO", value_name = "FILE", help_heading = "Instead")]
+    /// Write the configuration that results from the flags and --config to FILE, then exit
+    #[arg(
+        long,
+        env = "LB_WRITE_CONFIG_TO",
+        value_name = "FILE",
+        help_heading = "Instead of running"
+    )]
     pub write_config_to: Option<PathBuf>,
-    /// Do what `cleanup` does, and end
+    /// Do what `lb-agent cleanup` does, then exit
     #[arg(long, env = "LB_CLEANUP", value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", value_parser = boolean,
-          action = ArgAction::Set, help_heading = "Instead")]
+          action = ArgAction::Set, help_heading = "Instead of running")]
     pub cleanup: bool,
-    /// Do only what needs full root privileges, which is to set what conntrack.* asks for, and end
+    /// Only apply the conntrack.* settings, which need full root privileges, then exit
     #[arg(long, env = "LB_INIT_ONLY", value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", value_parser = boolean,
-          action = ArgAction::Set, help_heading = "Instead")]
+          action = ArgAction::Set, help_heading = "Instead of running")]
     pub init_only: bool,
 
     /// Flags of kube-proxy that set a field of its configuration.
@@ -106,12 +112,16 @@ pub struct RunArgs {
     pub log: LogArgs,
 }
 
-/// Parses `--external-mode`, whose type knows no command line.
+/// Parses `--external-mode`: its type is defined in lb-control, which does not use clap.
 fn external_mode() -> impl TypedValueParser<Value = ExternalMode> {
     let value = |mode: ExternalMode| {
         PossibleValue::new(mode.name()).help(match mode {
-            ExternalMode::Snat => "With the node's address as their source",
-            ExternalMode::Dsr => "Tunnelled; the backend's node answers the client itself",
+            ExternalMode::Snat => {
+                "With this node's address as source; replies return through this node"
+            }
+            ExternalMode::Dsr => {
+                "Encapsulated to the backend's node, which replies to the client directly"
+            }
         })
     };
     PossibleValuesParser::new(ExternalMode::ALL.map(value))

@@ -129,7 +129,7 @@ pub enum CleanupError {
         what: &'static str,
         /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -139,7 +139,7 @@ pub enum CleanupError {
     /// The interfaces cannot be listed.
     #[error("cannot list the interfaces")]
     Interfaces {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -148,7 +148,7 @@ pub enum CleanupError {
     Filter {
         /// The interface.
         interface: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },

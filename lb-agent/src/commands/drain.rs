@@ -96,7 +96,7 @@ pub enum DrainError {
     /// The flows could not be counted.
     #[error("cannot count the flows")]
     Flows {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -123,7 +123,7 @@ pub enum Outcome {
     /// There was nothing to drain.
     Nothing,
     /// Every flow has ended (0), or the time is up and this many flows are left.
-    Over(u64),
+    Finished(u64),
     /// It was stopped; this many flows are left.
     Stopped(u64),
 }
@@ -148,7 +148,7 @@ pub async fn drain(
         let took = started.elapsed();
         let left = deadline.saturating_duration_since(Instant::now());
         if live == 0 || left.is_zero() {
-            return Ok(Outcome::Over(live));
+            return Ok(Outcome::Finished(live));
         }
         if reported.is_none_or(|reported| reported.elapsed() >= REPORT_INTERVAL) {
             reported = Some(Instant::now());

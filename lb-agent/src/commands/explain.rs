@@ -184,14 +184,14 @@ pub enum ExplainError {
     Read {
         /// The map's name.
         map: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
     /// Routes, interfaces or links could not be read.
     #[error("cannot read the interfaces of this network namespace or the pinned links")]
     Surroundings {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },

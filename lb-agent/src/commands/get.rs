@@ -1,7 +1,7 @@
-//! `lb-agent get`: what the pinned maps hold, as a table or as JSON. It needs no agent.
+//! `lb-agent get`: shows the pinned maps as a table or as JSON, whether an agent runs or not.
 //!
-//! Fields of the rows are a contract with whoever reads the JSON: they are not renamed,
-//! and the table shows the same.
+//! The fields of the rows are a contract with readers of the JSON: they are not renamed, and the
+//! table shows the same fields.
 
 mod backends;
 mod counters;
@@ -38,7 +38,7 @@ pub use services::{FrontendRow, ServiceRow};
 /// [`GetError`], with a sentence where nothing is pinned.
 pub fn get(arguments: &GetArgs) -> Result<String, GetError> {
     let pins = Pins::new(&arguments.pins.bpf_dir);
-    // Says in a sentence that nothing is pinned, before any map is missed.
+    // If nothing is pinned, this error says so, instead of naming one missing map.
     pins.open("SETTINGS")?;
     let output = arguments.output;
     match arguments.what {

@@ -1,9 +1,9 @@
-//! Source ports of this node that others have given out: the programs do not know the kernel's
-//! connections, nor the kernel theirs, and both draw ports for what they translate. Where a
-//! backend would see one port twice, neither connection would live.
+//! Source ports of this node that are in use by conntrack or by lb.
 //!
-//! So at a start the kernel's go into FLOWS, as entries that change nothing of a packet, and
-//! before a drain ours go into the kernel's table.
+//! Both pick source ports for connections that they translate, and neither knows the other's. If a
+//! backend saw one port twice, both connections would break. So at start the ports of conntrack are
+//! reserved in FLOWS, by entries that change nothing of a packet, and before a drain the ports of
+//! lb's flows are reserved in conntrack.
 
 use std::{
     collections::HashSet,
@@ -25,22 +25,22 @@ use nix::ifaddrs::getifaddrs;
 use super::table::{Conntrack, Direction};
 use crate::maps::{pins::Pins, read::opened, timeouts};
 
-/// No service's, and no backend's.
+/// Neither the index of a service port nor the id of a backend.
 const NONE: u32 = u32::MAX;
 
-/// Has the programs leave alone those of their ports that the kernel's TCP connections have at
-/// addresses of this node. How many there are. Of datagrams the programs take over whole flows.
+/// Reserves in FLOWS the source ports that TCP connections of conntrack use at addresses of this
+/// node. Returns how many. UDP needs no reservation: the programs take over whole UDP flows.
 ///
 /// # Errors
-/// What the kernel says; without connection tracking there is nothing to do.
+/// Those of netlink and of the maps. A kernel without conntrack is no error.
 pub fn reserve(pins: &Pins) -> io::Result<usize> {
     let (own, local_ports) = (addresses()?, timeouts::local_ports());
-    let is_drawn = |reply: &Direction| may_be_drawn(reply.destination.port(), local_ports);
+    let is_in_range = |reply: &Direction| may_be_drawn(reply.destination.port(), local_ports);
     let mut entries4 = Vec::new();
     let mut entries6 = Vec::new();
     let Some(mut conntrack) = Conntrack::open()? else { return Ok(0) };
     conntrack.replies(|reply| {
-        if reply.is_tcp && is_drawn(&reply) && own.contains(&reply.destination.ip()) {
+        if reply.is_tcp && is_in_range(&reply) && own.contains(&reply.destination.ip()) {
             match (reply.source.ip(), reply.destination.ip()) {
                 (IpAddr::V4(source), IpAddr::V4(destination)) => {
                     entries4.push(tuple::<Address4>(source, destination, &reply));
@@ -57,7 +57,7 @@ pub fn reserve(pins: &Pins) -> io::Result<usize> {
     }
     let clock = lb_sys::obj_get(&pins.clock())?;
     let now = lb_sys::ticks_now(clock.as_fd())?;
-    Ok(enter(pins, "FLOWS4", entries4, now)? + enter(pins, "FLOWS6", entries6, now)?)
+    Ok(insert(pins, "FLOWS4", entries4, now)? + insert(pins, "FLOWS6", entries6, now)?)
 }
 
 fn tuple<A: Address>(
@@ -73,7 +73,7 @@ fn tuple<A: Address>(
     }
 }
 
-fn enter<A: Address>(
+fn insert<A: Address>(
     pins: &Pins,
     map: &'static str,
     replies: Vec<Tuple<A>>,
@@ -81,7 +81,7 @@ fn enter<A: Address>(
 ) -> io::Result<usize> {
     let map: TypedMap<FlowKey<A>, Flow<A>> =
         opened(pins, map, TypedMap::new).map_err(io::Error::other)?;
-    let mut entered = 0;
+    let mut inserted = 0;
     for tuple in replies {
         let key = FlowKey { tuple, protocol: TCP.into() };
         if map.get(&key)?.is_some() {
@@ -99,23 +99,23 @@ fn enter<A: Address>(
             next_hop: NextHop::UNKNOWN,
         };
         map.set(&key, &flow)?;
-        entered += 1;
+        inserted += 1;
     }
-    Ok(entered)
+    Ok(inserted)
 }
 
-/// Has the kernel leave alone, for so long, the ports of this node that flows of ours have.
-/// How many there are.
+/// Reserves in conntrack, for `longest`, the source ports of this node that lb's flows use. Returns
+/// how many.
 ///
 /// # Errors
-/// What the kernel says; without connection tracking there is nothing to do.
+/// Those of netlink and of the maps. A kernel without conntrack is no error.
 pub fn reserve_in_conntrack(pins: &Pins, longest: Duration) -> io::Result<usize> {
     let mut flows = Vec::new();
     for map in ["FLOWS4", "EMBRYONIC4"] {
-        translated::<Address4, _>(pins, map, Ipv4Addr::from, &mut flows)?;
+        collect_translated::<Address4, _>(pins, map, Ipv4Addr::from, &mut flows)?;
     }
     for map in ["FLOWS6", "EMBRYONIC6"] {
-        translated::<Address6, _>(pins, map, Ipv6Addr::from, &mut flows)?;
+        collect_translated::<Address6, _>(pins, map, Ipv6Addr::from, &mut flows)?;
     }
     if flows.is_empty() {
         return Ok(0);
@@ -127,8 +127,8 @@ pub fn reserve_in_conntrack(pins: &Pins, longest: Duration) -> io::Result<usize>
     Ok(flows.len())
 }
 
-/// Adds the requests, as they go on, of flows that have a source of this node's.
-fn translated<A: Address, I: Into<IpAddr>>(
+/// Adds the translated requests of flows whose source became an address of this node.
+fn collect_translated<A: Address, I: Into<IpAddr>>(
     pins: &Pins,
     map: &'static str,
     ip: impl Fn(A) -> I,
@@ -140,8 +140,8 @@ fn translated<A: Address, I: Into<IpAddr>>(
     map.visit(|keys, values| {
         let requests = keys.iter().zip(values).filter(|(key, flow)| {
             let action = flow.action;
-            let is_moved = flow.rewrite.source != key.tuple.source;
-            is_moved && !action.is_reply() && !action.is_one_way()
+            let is_source_translated = flow.rewrite.source != key.tuple.source;
+            is_source_translated && !action.is_reply() && !action.is_one_way()
         });
         flows.extend(requests.map(|(key, flow)| Direction {
             source: at(flow.rewrite.source, flow.rewrite.source_port),

@@ -1,9 +1,8 @@
-//! The node's connection tracking, set as kube-proxy sets it: other traffic of the node
-//! depends on it, and so do the lifetimes of our own flows.
+//! Sets the conntrack sysctls of the node as kube-proxy does. Other traffic of the node depends on
+//! them, and so do the timeouts of lb's flows.
 //!
-//! What to write is computed from the configuration, the number of CPUs and what the kernel
-//! has now; writing it is another matter. Invariant: what the configuration leaves alone is
-//! not written, and nothing that cannot be written keeps the agent from running.
+//! Invariant: a sysctl that the configuration does not set is never written, and a failed write
+//! never stops the agent.
 
 use std::{
     fs,
@@ -16,27 +15,29 @@ use crate::kube_proxy::{Conntrack, values::Duration};
 
 /// `/proc/sys/net` of the network namespace of the process.
 const SYSCTLS: &str = "/proc/sys/net/netfilter";
-/// Of the whole machine: the kernel lets only its first network namespace write it.
+/// The hash size of the whole machine. Only the initial network namespace can write it.
 const HASH_SIZE: &str = "/sys/module/nf_conntrack/parameters/hashsize";
 
-/// The sysctl that only the first network namespace has as its own.
+/// The sysctl that only the initial network namespace can write.
 const MAX: &str = "nf_conntrack_max";
-/// kube-proxy's limit of what CPUs alone may ask for.
+/// kube-proxy's maximum of a limit that is computed from the number of CPUs.
 const MOST_BY_CORES: u64 = 1 << 20;
 
-/// A value that the kernel is to have.
+/// A sysctl and its configured value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wanted {
     name: &'static str,
     value: u64,
 }
 
-/// Writes what the configuration asks for and the kernel does not have yet.
+/// Writes the sysctls of the configuration that differ from the kernel's.
 pub fn apply(conntrack: &Conntrack) {
     let cores = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
     let cores = cores.and_then(|cores| u64::try_from(cores).ok()).unwrap_or(1);
     if !Path::new(SYSCTLS).join(MAX).exists() {
-        tracing::info!("the kernel tracks no connections here: conntrack.* is not applied");
+        tracing::info!(
+            "nf_conntrack is not available here: conntrack.* of the configuration is not applied"
+        );
         return;
     }
     for wanted in wanted(conntrack, cores) {
@@ -48,7 +49,7 @@ pub fn apply(conntrack: &Conntrack) {
     }
 }
 
-/// Everything that the configuration asks for on a machine with so many CPUs.
+/// The sysctls of the configuration on a machine with this number of CPUs.
 fn wanted(conntrack: &Conntrack, cores: u64) -> Vec<Wanted> {
     let seconds =
         |timeout: Option<Duration>| timeout.map_or(0, |Duration(timeout)| timeout.as_secs());
@@ -73,26 +74,31 @@ fn max(conntrack: &Conntrack, cores: u64) -> u64 {
     }
 }
 
-/// Whether the file holds the value now.
+/// Writes the value if necessary. Returns whether the sysctl has it now.
 fn set(path: &Path, value: u64) -> bool {
     if read(path) == Some(value) {
         return true;
     }
     match fs::write(path, value.to_string()) {
         Ok(()) => {
-            tracing::info!(path = %path.display(), value, "set");
+            tracing::info!(path = %path.display(), value, "sysctl set");
             true
         }
         Err(error) => {
             let path = path.display();
-            tracing::warn!(%path, value, %error, "cannot be set: it stays as it is (network \
-                namespaces other than the first have no limit of their own)");
+            tracing::warn!(
+                %path,
+                value,
+                %error,
+                "cannot set sysctl: it keeps its value (only the initial network namespace can \
+                 set nf_conntrack_max)"
+            );
             false
         }
     }
 }
 
-/// The hash table is to have a bucket for four connections at the most.
+/// Enlarges the hash table to at least one bucket for four connections.
 fn enlarge_hash(max: u64) {
     let path = PathBuf::from(HASH_SIZE);
     let buckets = max / 4;
@@ -126,7 +132,7 @@ mod tests {
     const CLOSE_WAIT: (&str, u64) = ("nf_conntrack_tcp_timeout_close_wait", 3_600);
 
     #[test]
-    fn the_limit_is_by_cores_but_not_less_than_the_least_and_not_more_than_a_million() {
+    fn the_limit_is_by_cores_with_a_minimum_and_a_maximum() {
         let rows = [
             ("{}", 2, 131_072),
             ("{}", 8, 262_144),

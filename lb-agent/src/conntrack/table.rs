@@ -1,6 +1,6 @@
-//! The kernel's own table of connections, by ctnetlink: what is in it, and new entries.
+//! Reads and adds entries of the conntrack table, by ctnetlink.
 //!
-//! It says nothing of what an entry means to us: [`ports`](super::ports) does.
+//! It knows nothing of lb: [`ports`](super::ports) decides what an entry means.
 
 use std::{
     io,
@@ -23,19 +23,19 @@ use rtnetlink::{
     sys::{Socket, protocols::NETLINK_NETFILTER},
 };
 
-/// One direction of a connection, as its packets arrive.
+/// One direction of a connection, with the tuple of its packets as they are received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Direction {
-    /// Where they come from.
+    /// The source.
     pub source: SocketAddr,
-    /// Where they go to.
+    /// The destination.
     pub destination: SocketAddr,
     /// TCP, else UDP.
     pub is_tcp: bool,
 }
 
 impl Direction {
-    /// That of the answers, where nothing is translated.
+    /// The direction of the replies of an untranslated connection.
     #[must_use]
     pub fn reversed(self) -> Self {
         Self { source: self.destination, destination: self.source, ..self }
@@ -49,14 +49,14 @@ pub struct Conntrack {
     buffer: Vec<u8>,
 }
 
-/// What a message is read into: the kernel fills no more in one go.
+/// Size of the receive buffer, bytes: the kernel sends at most this much at once.
 const BUFFER: usize = 64 * 1024;
-/// `enum tcp_conntrack`: from the second one on, both ends have closed.
+/// `enum tcp_conntrack`: from LAST_ACK on, both ends have closed.
 const TCP_ESTABLISHED: u8 = 3;
 const TCP_LAST_ACK: u8 = 6;
 
 impl Conntrack {
-    /// Opens it; `None` if the kernel has none.
+    /// Opens the table; `None` if the kernel has no conntrack.
     ///
     /// # Errors
     /// Those of socket(2).
@@ -69,11 +69,10 @@ impl Conntrack {
         Ok(Some(Self { socket, buffer: vec![0; BUFFER] }))
     }
 
-    /// Calls `visit` with the direction of the answers, as they arrive, of every connection
-    /// that is not over.
+    /// Calls `visit` with the direction of replies of every connection that is not closed.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// Those of netlink.
     pub fn replies(&mut self, mut visit: impl FnMut(Direction)) -> io::Result<()> {
         let get = ConntrackMessage::Get(Vec::new());
         self.send(NetfilterProtoFamily::Unspec, NLM_F_DUMP, get)?;
@@ -92,11 +91,11 @@ impl Conntrack {
         }
     }
 
-    /// Adds a connection that nothing is translated of, by the direction of its requests; one
-    /// that is there stays. It goes after `timeout` without a packet.
+    /// Adds an untranslated connection, given the direction of its requests. An existing entry
+    /// stays. The entry expires after `timeout` without a packet.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// Those of netlink.
     pub fn add(&mut self, request: Direction, timeout: Duration) -> io::Result<()> {
         let family = match request.source {
             SocketAddr::V4(_) => NetfilterProtoFamily::IPv4,
@@ -141,7 +140,7 @@ impl Conntrack {
     }
 }
 
-/// The messages that came in one piece. One that is not understood is left out.
+/// The messages of one datagram. A message that cannot be parsed is skipped.
 fn messages(bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<NetfilterMessage>> + '_ {
     const ALIGNMENT: usize = 4;
     const HEADER: usize = 16;
@@ -155,8 +154,8 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<NetfilterMessag
     .flatten()
 }
 
-/// Whether this tells that a TCP connection is over.
-fn is_over(attribute: &ConntrackAttribute) -> bool {
+/// Whether the attribute says that a TCP connection is closed.
+fn is_closed(attribute: &ConntrackAttribute) -> bool {
     let ConntrackAttribute::CtaProtoInfo(protocols) = attribute else { return false };
     protocols.iter().any(|protocol| match protocol {
         ProtoInfo::TCP(parts) => parts
@@ -166,12 +165,12 @@ fn is_over(attribute: &ConntrackAttribute) -> bool {
     })
 }
 
-/// The direction of answers in an entry of TCP or UDP that is not over.
+/// The direction of replies of a TCP or UDP entry that is not closed.
 fn reply(message: &NetfilterMessage) -> Option<Direction> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = &message.inner else {
         return None;
     };
-    if attributes.iter().any(is_over) {
+    if attributes.iter().any(is_closed) {
         return None;
     }
     let parts = attributes.iter().find_map(|attribute| match attribute {
@@ -224,7 +223,7 @@ fn tuple(direction: Direction) -> Vec<Tuple> {
 mod tests {
     use super::*;
 
-    /// An entry as the kernel tells it.
+    /// An entry as the kernel sends it.
     fn entry(reply: Direction, state: u8) -> Vec<u8> {
         let state = ProtoInfo::TCP(vec![ProtoInfoTCP::State(state)]);
         let entry = ConntrackMessage::New(vec![
@@ -257,7 +256,7 @@ mod tests {
                     _ => None,
                 })
                 .collect();
-            assert_eq!(read, [expected, expected], "those that are over are left out");
+            assert_eq!(read, [expected, expected], "closed connections are skipped");
         }
     }
 }

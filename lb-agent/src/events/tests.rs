@@ -1,8 +1,17 @@
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use axum::{Json, Router, extract::State, routing::post};
+use k8s_openapi::api::{core::v1, discovery::v1::EndpointSlice, networking::v1::ServiceCIDR};
 use kube::Config;
-use serde_json::Value;
+use lb_control::{
+    desired::{Conflict, FrontendAddress},
+    model::{
+        Refusal, SharedNames,
+        keys::{EXTERNAL_MODE_ANNOTATION, SERVICE_LABEL},
+        node, service, slice,
+    },
+};
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::timeout};
 
 use super::*;
@@ -11,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 fn subject(name: &str) -> Subject {
     Subject {
-        kind: Kind::Service,
+        kind: ObjectKind::Service,
         name: ObjectName { namespace: "shop".to_owned(), name: name.to_owned() },
         uid: Some("u-1".to_owned()),
     }
@@ -34,7 +43,7 @@ async fn a_refusal_becomes_one_event_on_the_object() {
 
     let refusals = Refusals::published(client, "node-a");
     let refuse = |name: &str, note: &str| {
-        refusals.refuse(subject(name), Refusal::ProtocolNotSupported, note.to_owned());
+        refusals.refuse(subject(name), EventReason::ProtocolNotSupported, note.to_owned());
     };
     refuse("web", "port 80: SCTP");
     refuse("web", "port 80: SCTP");
@@ -53,20 +62,139 @@ async fn a_refusal_becomes_one_event_on_the_object() {
 }
 
 #[test]
-fn what_was_told_is_told_again_once_the_object_was_good() {
+fn a_refusal_is_published_again_after_the_object_was_good() {
     let refusals = Refusals::logged();
-    let told = || refusals.told.lock().unwrap().len();
-    refusals.refuse(subject("web"), Refusal::MapFull, "raise --max-slots".to_owned());
-    refusals.refuse(subject("web"), Refusal::InvalidObject, "no port".to_owned());
-    assert_eq!(told(), 2);
-    refusals.withdraw(subject("web"), Refusal::MapFull);
-    assert_eq!(told(), 1);
-    refusals.forget(Kind::Service, &subject("web").name);
-    assert_eq!(told(), 0);
+    let published = || refusals.published.lock().unwrap().len();
+    refusals.refuse(subject("web"), EventReason::MapFull, "raise --max-slots".to_owned());
+    refusals.refuse(subject("web"), EventReason::InvalidObject, "no port".to_owned());
+    assert_eq!(published(), 2);
+    refusals.withdraw(subject("web"), EventReason::MapFull);
+    assert_eq!(published(), 1);
+    refusals.forget(ObjectKind::Service, &subject("web").name);
+    assert_eq!(published(), 0);
 }
 
 #[test]
 fn a_long_note_is_cut_at_a_character() {
     assert_eq!(shortened("é".repeat(600)).len(), 1024);
     assert_eq!(shortened(format!("a{}", "é".repeat(600))).len(), 1023);
+}
+
+/// What the model refuses of an object.
+fn refusals_of(object: &Object) -> Vec<Refusal> {
+    match object {
+        Object::Service(object) => service::parse(object).refusals,
+        Object::EndpointSlice(object) => {
+            slice::parse(object, "one", &mut SharedNames::default()).refusals
+        }
+        Object::Node(object) => node::parse(object).refusals,
+        Object::ServiceCidr(object) => node::parse_service_cidr(object).refusals,
+    }
+}
+
+/// A good object of a kind, but for the field at this path.
+fn object(kind: ObjectKind, path: &str, field: &Value) -> Object {
+    let mut value = match kind {
+        ObjectKind::Service => json!({
+            "metadata": { "name": "web", "namespace": "shop" },
+            "spec": {
+                "type": "LoadBalancer", "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }],
+                "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+            },
+        }),
+        ObjectKind::EndpointSlice => json!({
+            "metadata": { "name": "web-1", "labels": { SERVICE_LABEL: "web" } },
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": ["10.1.0.1"] }],
+            "ports": [{ "name": "", "port": 80 }],
+        }),
+        ObjectKind::Node | ObjectKind::ServiceCidr => json!({ "metadata": { "name": "one" } }),
+    };
+    *path.split('/').fold(&mut value, |place, key| &mut place[key]) = field.clone();
+    let object = match kind {
+        ObjectKind::Service => serde_json::from_value::<v1::Service>(value).map(Into::into),
+        ObjectKind::EndpointSlice => serde_json::from_value::<EndpointSlice>(value).map(Into::into),
+        ObjectKind::Node => serde_json::from_value::<v1::Node>(value).map(Into::into),
+        ObjectKind::ServiceCidr => serde_json::from_value::<ServiceCIDR>(value).map(Into::into),
+    };
+    object.unwrap()
+}
+
+/// Fields of a Service, and why they are refused.
+fn bad_services() -> Vec<(&'static str, Value, RefusalReason)> {
+    use RefusalReason::*;
+    let same_number = json!([{ "name": "a", "port": 80 }, { "name": "b", "port": 80 }]);
+    let same_node_port = json!([
+        { "name": "a", "port": 80, "nodePort": 30080 },
+        { "name": "b", "port": 81, "nodePort": 30080 },
+    ]);
+    let timeout = json!({ "clientIP": { "timeoutSeconds": 0 } });
+    vec![
+        ("spec/ports", json!([{ "port": 80, "protocol": "SCTP" }]), UnsupportedProtocol),
+        ("metadata/name", json!("a/b"), InvalidName),
+        // The text of a value decides nothing.
+        ("metadata/name", json!("belongs to the older Service"), InvalidName),
+        ("spec/ports", json!([{ "port": 80, "name": "a/b" }]), InvalidName),
+        ("spec/ports", json!([{ "port": 0 }]), InvalidPort),
+        ("spec/ports", json!([{ "port": 80, "nodePort": 70_000 }]), InvalidPort),
+        ("spec/ports", json!([{ "port": 80 }, { "port": 81 }]), Duplicate),
+        ("spec/ports", same_number, Duplicate),
+        ("spec/ports", same_node_port, Duplicate),
+        ("spec/clusterIP", json!("127.0.0.1"), InvalidAddress),
+        ("spec/clusterIPs", json!(["10.0.0.1", "10.0.0.2"]), Duplicate),
+        ("spec/externalIPs", json!(["ff02::1"]), InvalidAddress),
+        ("status/loadBalancer/ingress", json!([{ "ip": "nowhere" }]), InvalidAddress),
+        ("spec/loadBalancerSourceRanges", json!(["all"]), InvalidPrefix),
+        ("spec/sessionAffinity", json!("Cookie"), UnknownValue),
+        ("spec/sessionAffinityConfig", timeout, OutOfRange),
+        ("spec/internalTrafficPolicy", json!("Near"), UnknownValue),
+        ("spec/healthCheckNodePort", json!(-1), InvalidPort),
+        ("metadata/annotations", json!({ EXTERNAL_MODE_ANNOTATION: "nat" }), UnknownValue),
+    ]
+}
+
+/// Fields of other objects, and why they are refused.
+fn bad_others() -> Vec<(ObjectKind, &'static str, Value, RefusalReason)> {
+    use RefusalReason::*;
+    let slice = ObjectKind::EndpointSlice;
+    let node_address = json!([{ "type": "InternalIP", "address": "::" }]);
+    vec![
+        (slice, "addressType", json!("IPv5"), UnknownValue),
+        (slice, "endpoints", json!([{ "addresses": [] }]), InvalidAddress),
+        (slice, "endpoints", json!([{ "addresses": ["fd00::1"] }]), InvalidAddress),
+        (slice, "endpoints", json!([{ "addresses": ["0.0.0.0"] }]), InvalidAddress),
+        (slice, "ports", json!([{ "name": "a/b", "port": 80 }]), InvalidName),
+        (slice, "ports", json!([{ "name": "", "port": 70_000 }]), InvalidPort),
+        (ObjectKind::Node, "status/addresses", node_address, InvalidAddress),
+        (ObjectKind::Node, "spec/podCIDR", json!("10.1.0.0"), InvalidPrefix),
+        (ObjectKind::ServiceCidr, "spec/cidrs", json!(["10.0.0.0"]), InvalidPrefix),
+    ]
+}
+
+#[test]
+fn every_refusal_of_the_model_has_its_event_reason() {
+    let services = bad_services().into_iter();
+    let services = services.map(|(path, field, reason)| (ObjectKind::Service, path, field, reason));
+    let mut seen = HashSet::from([RefusalReason::AddressInUse]);
+    for (kind, path, field, reason) in services.chain(bad_others()) {
+        let refusals = refusals_of(&object(kind, path, &field));
+        let [refusal] = &refusals[..] else { panic!("{path} {field}: {refusals:?}") };
+        assert_eq!(refusal.reason, reason, "{path} {field}");
+        let word = match reason {
+            RefusalReason::UnsupportedProtocol => "ProtocolNotSupported",
+            _ => "InvalidObject",
+        };
+        assert_eq!(EventReason::from(reason).word(), word, "{path} {field}");
+        seen.insert(reason);
+    }
+    assert_eq!(seen, HashSet::from(RefusalReason::ALL), "reasons without a case");
+}
+
+#[test]
+fn a_service_that_loses_an_address_gets_address_in_use() {
+    let frontend = FrontendAddress { ip: [10, 0, 0, 1].into(), port: 80, protocol: 6 };
+    let conflict = Conflict { service: "shop/new".into(), owner: "shop/old".into(), frontend };
+    let refusal = conflict.refusal();
+    assert_eq!(refusal.message, "10.0.0.1 port 80 belongs to the older Service shop/old");
+    assert_eq!(EventReason::from(refusal.reason).word(), "AddressInUse");
 }

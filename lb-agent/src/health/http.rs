@@ -1,5 +1,5 @@
-//! HTTP/1 on a listener. Some of these ports are open to everybody, so connections are
-//! bounded in number and time.
+//! HTTP/1 on a listener. Some of these ports are open to any client, so the number of
+//! connections and their idle time are limited.
 
 use std::{io, pin::pin, sync::Arc, time::Duration};
 
@@ -16,17 +16,18 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How many connections a listener has at a time; more wait.
+/// Connections that a listener serves at a time; further ones wait.
 const CONNECTIONS: usize = 256;
 
-/// How long a connection may wait for a request: longer than the interval of any prober
-/// that keeps its connection, so that it is never closed under a probe.
+/// How long a connection may wait for a request: longer than the interval of any prober that
+/// keeps its connection open, so that no probe meets a closed connection.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// How long a client may take to read an answer once the server ends.
+/// How long a client may take to read an answer while the server shuts down.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// How long nothing is accepted after the process ran out of file descriptors.
+/// How long to wait before the next accept() after one failed, such as for lack of file
+/// descriptors.
 const EXHAUSTED: Duration = Duration::from_secs(1);
 
 /// Serves until cancelled, and then until all connections are closed.
@@ -37,8 +38,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, cancel: Cancell
     connections.wait().await;
 }
 
-/// Accepts until cancelled; the listener is closed when this returns, connections go on
-/// among `connections` for a moment.
+/// Accepts until cancelled. The listener is closed when this returns; open connections finish
+/// as tasks of `connections`.
 pub(super) async fn accept(
     listener: TcpListener,
     router: Router,
@@ -64,10 +65,10 @@ pub(super) async fn accept(
                     drop(permit);
                 });
             }
-            // The client was gone before it was accepted.
-            Err(error) if is_of_connection(&error) => {}
+            // The client closed the connection before it was accepted.
+            Err(error) if is_client_error(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                tracing::warn!(%error, "cannot accept a connection: retrying in a second");
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     () = sleep(EXHAUSTED) => {}
@@ -77,7 +78,7 @@ pub(super) async fn accept(
     }
 }
 
-fn is_of_connection(error: &io::Error) -> bool {
+fn is_client_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
@@ -90,7 +91,7 @@ async fn connection(stream: TcpStream, router: Router, cancel: CancellationToken
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut serving = pin!(serving);
     tokio::select! {
-        // What a client does wrong is its own affair.
+        // Errors of clients are ignored.
         _ = serving.as_mut() => return,
         () = cancel.cancelled() => serving.as_mut().graceful_shutdown(),
     }

@@ -1,13 +1,14 @@
-//! Holds the sockets of the health check servers of Services.
+//! The sockets of the health check servers of Services.
 //!
-//! It decides nothing but when to try again; [`checks`](lb_control::desired::health_checks) says who listens
-//! where. Invariant: a socket of one Service is closed before the same is bound for another.
+//! [`health_checks`](lb_control::desired::health_checks) decides which Service listens on which
+//! address; this module opens, closes and retries. Invariant: a Service's socket is closed
+//! before the same address is bound for another Service.
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
 use lb_control::{
     desired::health_checks::{Layout, Wanted},
-    model::{IpFamily, event::Kind},
+    model::{IpFamily, event::ObjectKind},
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
@@ -22,7 +23,7 @@ use super::{
     Health, http,
     server::{BIND_RETRY, ServiceCheck, service_check},
 };
-use crate::events::{Refusal, Refusals, Subject};
+use crate::events::{EventReason, Refusals, Subject};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -48,7 +49,8 @@ struct Listener {
 }
 
 impl Listeners {
-    /// No server yet; they follow `wanted` and tell `refusals` what cannot be bound.
+    /// Starts without servers. [`Self::run`] follows `wanted` and publishes addresses that
+    /// cannot be bound to `refusals`.
     pub fn new(
         node_name: &str,
         wanted: watch::Receiver<Wanted>,
@@ -66,7 +68,7 @@ impl Listeners {
         }
     }
 
-    /// Runs until cancelled, or until nobody wants anything any more, and closes all.
+    /// Runs until cancelled or until the sender of `wanted` is gone, then closes all servers.
     pub async fn run(mut self, cancel: CancellationToken) {
         loop {
             let is_complete = self.follow().await;
@@ -76,18 +78,18 @@ impl Listeners {
                 () = sleep(BIND_RETRY), if !is_complete => {}
             }
         }
-        self.close_but(&Layout::default()).await;
+        self.close_except(&Layout::default()).await;
         self.connections.close();
         self.connections.wait().await;
     }
 
-    /// Closes and opens what is to be closed and opened now; whether all could be bound.
+    /// Closes and opens servers to match `wanted`. Returns whether all could be bound.
     async fn follow(&mut self) -> bool {
         let layout = self.wanted.borrow_and_update().layout();
-        self.close_but(&layout).await;
+        self.close_except(&layout).await;
         let mut failures = BTreeMap::new();
         let mut is_complete = true;
-        // What fails at an address that others reach is told rather than what fails at ours.
+        // Only a Service's first failure is published: prefer addresses that clients reach.
         let mut listeners: Vec<_> = layout.listeners.iter().collect();
         listeners.sort_by_key(|(address, _)| address.ip().is_loopback());
         for (address, service) in listeners {
@@ -104,9 +106,9 @@ impl Listeners {
             }
         }
         for (service, owner) in layout.conflicts {
-            failures.insert(service, format!("it is the port of the Service {owner}"));
+            failures.insert(service, format!("the port belongs to the Service {owner}"));
         }
-        self.tell(failures);
+        self.publish(failures);
         is_complete
     }
 
@@ -124,16 +126,16 @@ impl Listeners {
         tracing::debug!(%service, %address, "health check port opened");
     }
 
-    /// Closes every socket that is not in the layout, or there for another Service.
-    async fn close_but(&mut self, layout: &Layout) {
-        let is_over = |address: &SocketAddr, listener: &mut Listener| {
+    /// Closes each socket that `layout` does not have, or has for another Service.
+    async fn close_except(&mut self, layout: &Layout) {
+        let is_obsolete = |address: &SocketAddr, listener: &mut Listener| {
             layout.listeners.get(address) != Some(&listener.service)
         };
-        let over: Vec<_> = self.open.extract_if(.., is_over).collect();
-        for (_, listener) in &over {
+        let obsolete: Vec<_> = self.open.extract_if(.., is_obsolete).collect();
+        for (_, listener) in &obsolete {
             listener.cancel.cancel();
         }
-        for (address, Listener { service, accepting, .. }) in over {
+        for (address, Listener { service, accepting, .. }) in obsolete {
             if let Err(error) = accepting.await {
                 tracing::warn!(%service, %address, %error, "health check server failed");
             }
@@ -141,12 +143,11 @@ impl Listeners {
         }
     }
 
-    /// Tells which Services have failed, by what each has failed; those that had and are not
-    /// among them are good again.
-    fn tell(&mut self, failures: BTreeMap<Arc<str>, String>) {
+    /// Publishes the failures, and withdraws those of Services that have recovered.
+    fn publish(&mut self, failures: BTreeMap<Arc<str>, String>) {
         for (service, subject) in std::mem::take(&mut self.failed) {
             if !failures.contains_key(&service) {
-                self.refusals.withdraw(subject, Refusal::FailedToStartServiceHealthcheck);
+                self.refusals.withdraw(subject, EventReason::FailedToStartServiceHealthcheck);
             }
         }
         for (service, cause) in failures {
@@ -157,16 +158,16 @@ impl Listeners {
                 self.node_name, check.port
             );
             let uid = Some(check.uid.to_string()).filter(|uid| !uid.is_empty());
-            let subject = Subject { kind: Kind::Service, name: (&*service).into(), uid };
+            let subject = Subject { kind: ObjectKind::Service, name: (&*service).into(), uid };
             drop(wanted);
-            let reason = Refusal::FailedToStartServiceHealthcheck;
+            let reason = EventReason::FailedToStartServiceHealthcheck;
             self.refusals.refuse(subject.clone(), reason, note);
             self.failed.insert(service, subject);
         }
     }
 }
 
-/// Binds one address, or with an unspecified one all of its family.
+/// Binds one address, or all addresses of an IP family if `address` is unspecified.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
@@ -176,14 +177,13 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         socket
     };
     socket.set_reuseaddr(true)?;
-    // An address is known before IPv6 has made sure that nobody else has it; until then it
-    // could not be bound.
+    // During duplicate address detection an IPv6 address can only be bound with IP_FREEBIND.
     setsockopt(&socket, sockopt::IpFreebind, &true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// As Go says it, which is what alerts look for.
+/// The error in Go's words, which alerts search for.
 fn cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "address already in use".to_owned(),

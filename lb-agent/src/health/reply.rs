@@ -1,7 +1,7 @@
-//! Answers in the form that Go's net/http gives them, headers and all: what asks these ports
-//! was made for kube-proxy.
+//! HTTP answers in the form of Go's net/http, including headers, because the clients of these
+//! ports were made for kube-proxy.
 //!
-//! Invariant: headers come in Go's order, the caller's, then the date, then the length.
+//! Invariant: headers are in Go's order: those of the caller, the date, the length.
 
 use axum::{
     body::Body,
@@ -9,15 +9,15 @@ use axum::{
 };
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 
-/// The type of JSON.
+/// The content type of JSON.
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
-/// The type of text.
+/// The content type of text.
 pub(super) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-/// That the type is to be believed.
+/// The header that forbids clients to guess another content type.
 pub(super) const NO_SNIFF: (HeaderName, HeaderValue) =
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 
-/// An answer with these headers behind its type.
+/// An answer with `headers` after its content type.
 pub(super) fn reply<const N: usize>(
     status: StatusCode,
     kind: HeaderValue,
@@ -36,12 +36,12 @@ pub(super) fn reply<const N: usize>(
     response
 }
 
-/// What Go answers where nothing is.
+/// Go's answer to an unknown path.
 pub(super) async fn not_found() -> Response<Body> {
     error(StatusCode::NOT_FOUND, "404 page not found")
 }
 
-/// Something went wrong here.
+/// An answer with status 500.
 pub(super) fn server_error(text: &str) -> Response<Body> {
     error(StatusCode::INTERNAL_SERVER_ERROR, text)
 }

@@ -1,7 +1,7 @@
 //! The HTTP servers of the agent: health (10256), metrics (10249) and the health checks of
 //! Services.
 //!
-//! They show what they are given and decide nothing.
+//! They only report: the answers come from [`Health`], [`Metrics`] and [`Wanted`].
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,16 +24,16 @@ use super::{
 };
 use crate::metrics::{Metrics, format::Format};
 
-/// What `/proxyMode` answers.
+/// The answer of `/proxyMode`.
 pub const PROXY_MODE: &str = "ebpf";
 
-/// Between attempts to bind an address that is taken.
+/// Time between attempts to bind an address that is in use.
 pub const BIND_RETRY: Duration = Duration::from_secs(1);
 
-/// How many endpoints the node has, for load balancers that weigh nodes by it.
+/// The number of local endpoints, for load balancers that weight nodes by it.
 const ENDPOINT_WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
-/// Since when counters count, for scrapers.
+/// When the counters started at zero, for scrapers.
 const START_TIME: HeaderName = HeaderName::from_static("process-start-time-unix");
 
 /// An address that cannot be bound.
@@ -48,13 +48,13 @@ pub struct BindError {
 }
 
 impl BindError {
-    /// Which server it was for.
+    /// The server that the address is for.
     pub fn server(&self) -> Server {
         self.server
     }
 }
 
-/// Which of the servers.
+/// The servers of the agent itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     /// `/healthz` and `/livez`.
@@ -79,10 +79,10 @@ impl Server {
     }
 }
 
-/// Binds an address: `0.0.0.0` is IPv4 alone, `[::]` both families.
+/// Binds an address: `0.0.0.0` is IPv4 only, `[::]` is both families.
 ///
 /// # Errors
-/// If it cannot be bound now.
+/// If the address cannot be bound now.
 pub async fn bind(server: Server, address: SocketAddr) -> Result<TcpListener, BindError> {
     TcpListener::bind(address).await.map_err(|source| BindError {
         address,
@@ -93,7 +93,7 @@ pub async fn bind(server: Server, address: SocketAddr) -> Result<TcpListener, Bi
     })
 }
 
-/// Binds an address and tries again until it can be bound; none if cancelled before.
+/// Binds an address, and retries until it can be bound; `None` if cancelled.
 pub async fn bind_retrying(
     server: Server,
     address: SocketAddr,
@@ -104,7 +104,7 @@ pub async fn bind_retrying(
         match bind(server, address).await {
             Ok(listener) => return Some(listener),
             Err(error) if !warned => {
-                tracing::warn!(%error, cause = %error.source, "trying again every second");
+                tracing::warn!(%error, cause = %error.source, "not serving: retrying every second");
                 warned = true;
             }
             Err(_) => {}
@@ -131,8 +131,8 @@ pub async fn serve_health(
     serve(listener, router, cancel).await;
 }
 
-/// Serves `/metrics`, `/healthz`, `/proxyMode` and `/configz`, whose JSON is given, until
-/// cancelled.
+/// Serves `/metrics`, `/healthz`, `/proxyMode` and `/configz` until cancelled; `configz` is
+/// the JSON of the last.
 pub async fn serve_metrics(
     listener: TcpListener,
     metrics: Metrics,
@@ -168,20 +168,20 @@ async fn livez(State((health, metrics)): State<(Health, Metrics)>) -> Response {
     answer(status, report)
 }
 
-/// What a health check listener of a Service shows.
+/// What a health check server of a Service reports.
 #[derive(Clone, Debug)]
 pub(super) struct ServiceCheck {
     /// `namespace/name`.
     pub(super) service: Arc<str>,
-    /// The family of the listener.
+    /// The IP family of the listener.
     pub(super) family: IpFamily,
-    /// Where the number of endpoints is found.
+    /// The source of the number of local endpoints.
     pub(super) wanted: watch::Receiver<Wanted>,
-    /// Whether the proxy keeps up.
+    /// The health of the proxy.
     pub(super) health: Health,
 }
 
-/// Answers every path and method with the health check of a Service.
+/// A router that answers every path and method with the health check of a Service.
 pub(super) fn service_check(check: ServiceCheck) -> Router {
     Router::new().fallback(answer_check).with_state(check)
 }
@@ -197,8 +197,8 @@ fn status(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// A good answer says that it is news, as kube-proxy's does: of old that was the time of its
-/// last round, which there always was.
+/// Like kube-proxy, a healthy answer has the current time as `lastUpdated`: it used to be the
+/// time of kube-proxy's last periodic sync.
 fn answer(status: StatusCode, report: Report) -> Response {
     let last_updated =
         if status == StatusCode::OK { report.current_time } else { report.last_updated };
@@ -226,6 +226,6 @@ async fn scrape(State(metrics): State<Metrics>, headers: HeaderMap) -> Response 
             let since = HeaderValue::from(started_at.as_second());
             reply(StatusCode::OK, kind, [(START_TIME, since)], text)
         }
-        Ok(Err(_)) | Err(_) => server_error("the metrics cannot be told"),
+        Ok(Err(_)) | Err(_) => server_error("cannot encode the metrics"),
     }
 }

@@ -55,9 +55,9 @@ fn a_proxy_is_healthy_while_no_update_waits_too_long() {
 fn a_fault_makes_the_proxy_unhealthy_until_it_is_over() {
     let health = Health::new(UPDATE_TIMEOUT);
     health.updated(at(0));
-    health.fault("map FLOWS4", Some("full".to_owned()));
+    health.set_fault("map FLOWS4", Some("full".to_owned()));
     assert!(!health.report(at(0)).healthy);
-    health.fault("map FLOWS4", None);
+    health.set_fault("map FLOWS4", None);
     assert!(health.report(at(0)).healthy);
 }
 
@@ -120,13 +120,13 @@ async fn the_health_server_answers_as_kube_proxy_does() {
     assert!(head.contains("content-type: application/json"), "{head}");
     assert!(head.contains("x-content-type-options: nosniff"), "{head}");
     assert!(body.contains("\"nodeEligible\":true"), "{body}");
-    let told: serde_json::Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(told["lastUpdated"], told["currentTime"], "a good answer is always news");
-    health.node_eligible(false);
+    let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(answer["lastUpdated"], answer["currentTime"], "a good answer is always news");
+    health.set_node_eligible(false);
     let (status, _, body) = get(address, "/healthz").await;
-    let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert!(
-        status == 503 && told["lastUpdated"] == told["status"]["IPv4"]["lastUpdated"],
+        status == 503 && answer["lastUpdated"] == answer["status"]["IPv4"]["lastUpdated"],
         "{body}"
     );
     let (status, _, body) = get(address, "/livez").await;

@@ -1,5 +1,5 @@
-//! Text to fields, as Go reads them: a `null` leaves a field alone, a number is no text and
-//! a text is no number.
+//! Parses text into fields as Go does: `null` leaves a field unset, and strings and numbers are
+//! not converted into each other.
 
 use std::fmt;
 
@@ -15,12 +15,12 @@ use serde_json::Value;
 
 use super::{API_VERSION, KIND, types::KubeProxyConfiguration};
 
-/// What is wrong with a field.
+/// An invalid field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
-    /// Where, as `conntrack.maxPerCore`; empty for a fault of the text as a whole.
+    /// The path, such as `conntrack.maxPerCore`; empty if the text as a whole is invalid.
     pub path: String,
-    /// What.
+    /// The error.
     pub message: String,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for FieldError {
 
 impl std::error::Error for FieldError {}
 
-/// Reads the text of a file. JSON is read as the YAML that it is.
+/// Parses the text of a file. JSON is a subset of YAML.
 pub(super) fn text(text: &str) -> Result<KubeProxyConfiguration, FieldError> {
     let options = serde_saphyr::options! { with_snippet: false };
     let value: Value = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
@@ -63,7 +63,7 @@ fn type_of(value: &Value, field: &str, expected: &str) -> Result<(), FieldError>
     }
 }
 
-/// Reads fields out of a tree.
+/// Parses a tree of values.
 pub(super) fn value(value: &Value) -> Result<KubeProxyConfiguration, FieldError> {
     let mut track = serde_path_to_error::Track::new();
     let deserializer = serde_path_to_error::Deserializer::new(Tree(value), &mut track);
@@ -81,7 +81,7 @@ pub(super) fn value(value: &Value) -> Result<KubeProxyConfiguration, FieldError>
     })
 }
 
-/// What a field's type finds wrong.
+/// Why a value does not fit the type of its field.
 #[derive(Debug)]
 enum Fault {
     Wrong(String),
@@ -118,7 +118,7 @@ impl de::Error for Fault {
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
         let expected = match expected.to_string().as_str() {
             "i32" => "an integer of 32 bits".to_owned(),
-            "u32" => "an integer of 32 bits that is not negative".to_owned(),
+            "u32" => "a non-negative integer of 32 bits".to_owned(),
             text => text.to_owned(),
         };
         Self::Wrong(format!("expected {expected}, found {}", shown(found)))
@@ -143,7 +143,7 @@ fn shown(found: Unexpected<'_>) -> String {
     }
 }
 
-/// A tree without its nulls.
+/// A tree of values that skips nulls.
 #[derive(Clone, Copy)]
 struct Tree<'a>(&'a Value);
 
@@ -192,7 +192,7 @@ impl<'de> Deserializer<'de> for Tree<'de> {
         visitor.visit_newtype_struct(self)
     }
 
-    /// A list is no struct, whose fields have no order here.
+    /// Rejects a list, which serde would accept as a struct's fields in order.
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _name: &'static str,

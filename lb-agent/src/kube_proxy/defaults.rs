@@ -1,5 +1,4 @@
-//! What holds where the file says nothing: kube-proxy's defaults, value by value, so that
-//! a file that is written here is one that kube-proxy would have written.
+//! kube-proxy's defaults, value by value, so that lb writes the same file as kube-proxy.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -24,7 +23,7 @@ fn set<T: PartialEq + Default>(field: &mut T, default: T) {
 }
 
 impl KubeProxyConfiguration {
-    /// Fills in what is not set.
+    /// Fills in fields that are not set.
     pub(super) fn with_defaults(mut self) -> Self {
         set(&mut self.kind, KIND.to_owned());
         set(&mut self.api_version, API_VERSION.to_owned());
@@ -43,8 +42,8 @@ impl KubeProxyConfiguration {
         self
     }
 
-    /// Says what kube-proxy takes an unset mode for, and nothing of the periods of modes
-    /// that are not in use, as it writes them.
+    /// Sets the modes that kube-proxy chooses if none is set, and clears the periods of modes
+    /// that are not in use, as kube-proxy does before it writes a file.
     pub(super) fn completed(mut self) -> Self {
         set(&mut self.mode, Mode::Iptables);
         set(&mut self.detect_local_mode, LocalMode(Some(DetectLocalMode::ClusterCidr)));

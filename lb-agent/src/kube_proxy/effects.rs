@@ -1,16 +1,13 @@
-//! Which fields have a meaning here. docs/kube-proxy.md says which, and why the others have
-//! none; a test holds the page to this list.
+//! The fields of kube-proxy's configuration, and whether lb uses or ignores each.
+//!
+//! docs/kube-proxy.md lists the same and says why a field is ignored; a test compares the two.
 
-use serde_json::Value;
-
-use super::{flags::KubeProxyFlags, types::KubeProxyConfiguration};
-
-/// Whether a field has a meaning here.
+/// Whether lb uses a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// It has.
+    /// lb uses it.
     Used,
-    /// It has none: it is accepted, and named in the log where it is set.
+    /// lb accepts it, ignores it, and names it in the log if it is set.
     Ignored,
 }
 
@@ -80,30 +77,7 @@ pub const FIELDS: [(&str, Effect); 60] = [
     ("windowsRunAsService", Ignored),
 ];
 
-/// Whether a field has a meaning here; one that is not known has none.
+/// The effect of a field; a field that is not listed is ignored.
 pub(super) fn effect(path: &str) -> Effect {
     FIELDS.iter().find(|(known, _)| *known == path).map_or(Ignored, |(_, effect)| *effect)
-}
-
-impl KubeProxyConfiguration {
-    /// The fields that say something else than the defaults and have no meaning here, but
-    /// for those that `flags` have set.
-    pub fn without_effect(&self, flags: &KubeProxyFlags) -> Vec<&'static str> {
-        let defaults = Self::default().with_defaults();
-        let defaults = [defaults.to_json(), defaults.completed().to_json()];
-        let own = self.to_json();
-        let is_default = |path: &&str| {
-            let value = at(&own, path);
-            // The periods of modes that are not in use are none.
-            defaults.iter().any(|default| at(default, path) == value)
-                || value.and_then(Value::as_str) == Some("0s")
-        };
-        let ignored = FIELDS.iter().filter(|(_, effect)| *effect == Ignored);
-        let differing = ignored.map(|(path, _)| *path).filter(|path| !is_default(path));
-        differing.filter(|path| !flags.sets(path)).collect()
-    }
-}
-
-fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
-    path.split('.').try_fold(value, |value, name| value.get(name))
 }

@@ -1,7 +1,7 @@
-//! kube-proxy's flags: which field each one sets.
+//! kube-proxy's flags, and the fields that each one sets.
 //!
-//! They are a table and not a struct because each does the same: it is checked as the field
-//! of the file would be, and put over it. Flags that set no field are in
+//! The flags are a table because all are handled alike: the value of a flag is checked as the
+//! value of its field would be, and replaces it. Flags that set no field are in
 //! [`crate::cli::RunArgs`].
 
 mod table;
@@ -19,6 +19,11 @@ use super::{
 pub use table::FLAGS;
 use table::Shape;
 
+/// Heading of the flags that lb uses.
+const USED: &str = "Same as in kube-proxy";
+/// Heading of the flags that lb ignores; the help of each says why.
+const IGNORED: &str = "Accepted from kube-proxy, but ignored";
+
 /// A flag of kube-proxy.
 #[derive(Debug)]
 pub struct Flag {
@@ -31,16 +36,16 @@ pub struct Flag {
 }
 
 impl Flag {
-    /// Whether it has a meaning here.
+    /// Whether lb uses one of its fields.
     pub fn effect(&self) -> Effect {
         let used = self.fields.iter().any(|field| effects::effect(field) == Effect::Used);
         if used { Effect::Used } else { Effect::Ignored }
     }
 
-    /// Its environment twin.
+    /// The environment variable that sets it.
     fn variable(&self) -> String {
         match self.name {
-            // What is the custom.
+            // The customary names.
             "kubeconfig" => "KUBECONFIG".to_owned(),
             "hostname-override" => "NODE_NAME".to_owned(),
             name => format!("LB_{}", name.to_uppercase().replace('-', "_")),
@@ -51,12 +56,12 @@ impl Flag {
         let is_used = self.effect() == Effect::Used;
         let argument = Arg::new(self.name)
             .long(self.name)
-            // kube-proxy takes both spellings.
+            // kube-proxy accepts both spellings.
             .alias(self.name.replace('-', "_"))
             .env(self.variable())
             .value_name(self.shape.value_name())
             .help(self.help)
-            .help_heading(if is_used { "As kube-proxy" } else { "As kube-proxy, without effect" })
+            .help_heading(if is_used { USED } else { IGNORED })
             .hide_short_help(!is_used)
             .allow_negative_numbers(true)
             .value_parser(|text: &str| self.value(text));
@@ -71,7 +76,7 @@ impl Flag {
         }
     }
 
-    /// The value of the field, if the field takes it.
+    /// Parses the flag's value and checks it as the field's.
     fn value(&self, text: &str) -> Result<Value, String> {
         let value = self.shape.value(text)?;
         if self.shape != Shape::Port {
@@ -80,7 +85,7 @@ impl Flag {
         Ok(value)
     }
 
-    /// A file that holds nothing but this.
+    /// A configuration in which only this flag's fields are set.
     fn alone(&self, value: &Value) -> Value {
         let mut file = Value::Object(Map::new());
         self.put(value, &mut file);
@@ -91,7 +96,8 @@ impl Flag {
         for field in self.fields {
             match (self.shape, value.as_u64()) {
                 (Shape::Port, Some(0)) => put(file, field, &"".into()),
-                // kube-proxy gives a port to an address that has none, and its default has one.
+                // kube-proxy adds this port only to an address without one, and its default
+                // address has one.
                 (Shape::Port, _) => {}
                 _ => put(file, field, value),
             }
@@ -107,12 +113,12 @@ fn put(file: &mut Value, field: &str, value: &Value) {
     *place = value.clone();
 }
 
-/// The flags that were given, on the command line or in the environment.
+/// The flags that are set, on the command line or in the environment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KubeProxyFlags(BTreeMap<&'static str, Value>);
 
 impl KubeProxyFlags {
-    /// The configuration with the flags over it.
+    /// The configuration in which the flags replace the values of `file`.
     pub(super) fn over(
         &self,
         file: &KubeProxyConfiguration,
@@ -124,13 +130,13 @@ impl KubeProxyFlags {
         decode::value(&all)
     }
 
-    /// Those that have no meaning here.
+    /// The flags that are set and that lb ignores.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let ignored = self.given().filter(|(flag, _)| flag.effect() == Effect::Ignored);
         ignored.map(|(flag, _)| flag.name).collect()
     }
 
-    /// Whether one of them sets a field.
+    /// Whether one of the flags sets `field`.
     pub(super) fn sets(&self, field: &str) -> bool {
         self.given().any(|(flag, _)| flag.fields.contains(&field))
     }
@@ -172,7 +178,8 @@ impl clap::FromArgMatches for KubeProxyFlags {
     }
 }
 
-/// A flag that is given again adds to a list, and takes the place of anything else.
+/// Merges the values of a flag that is given twice: lists are appended, any other value is
+/// replaced.
 fn joined(first: Value, next: Value) -> Value {
     match (first, next) {
         (Value::Array(first), Value::Array(next)) => first.into_iter().chain(next).collect(),

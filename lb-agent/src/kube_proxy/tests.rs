@@ -15,7 +15,7 @@ fn flags(arguments: &[&str]) -> KubeProxyFlags {
 }
 
 /// The configuration of flags without a file.
-fn of_flags(arguments: &[&str]) -> serde_json::Value {
+fn of_flags(arguments: &[&str]) -> Value {
     let all = KubeProxyConfiguration::load(None, &flags(arguments), None);
     all.expect("the flags are good").to_json()
 }
@@ -156,7 +156,7 @@ fn a_text_that_is_no_yaml_is_refused_with_its_place() {
 fn the_file_of_kubeadm_is_completed_as_kube_proxy_completes_it() {
     let from_file = KubeProxyConfiguration::parse(KUBEADM).expect("it is good");
     let written = from_file.clone().completed();
-    let expected: serde_json::Value = serde_saphyr::from_str(COMPLETE).expect("it is YAML");
+    let expected: Value = serde_saphyr::from_str(COMPLETE).expect("it is YAML");
     assert_eq!(written.to_json(), expected);
     assert!(written.without_effect(&KubeProxyFlags::default()).is_empty());
 }
@@ -255,7 +255,7 @@ fn flags_that_are_wrong_are_usage_errors_that_name_the_value() {
         ("--nodeport-addresses=primry", "expected a CIDR or primary, found \"primry\""),
         ("--cluster-cidr=10.0.0.0", "found \"10.0.0.0\""),
         ("--conntrack-min=few", "expected an integer"),
-        ("--conntrack-udp-timeout=5", "\"5\" is no duration"),
+        ("--conntrack-udp-timeout=5", "\"5\" is not a duration"),
         ("--masquerade-all=maybe", "\"maybe\" is neither true nor false"),
         ("--feature-gates=A", "expected NAME=VALUE"),
         ("--healthz-port=x", "expected a port"),
@@ -290,11 +290,11 @@ fn what_has_no_effect_is_named_once() {
 }
 
 /// The paths of all that is no map, but for the type.
-fn paths(value: &serde_json::Value, prefix: &str, found: &mut Vec<String>) {
+fn paths(value: &Value, prefix: &str, found: &mut Vec<String>) {
     for (name, value) in value.as_object().into_iter().flatten() {
         let path = format!("{prefix}{name}");
         match value {
-            serde_json::Value::Object(_) if name != "featureGates" => {
+            Value::Object(_) if name != "featureGates" => {
                 paths(value, &format!("{path}."), found);
             }
             _ if ["apiVersion", "kind"].contains(&name.as_str()) => {}

@@ -1,4 +1,4 @@
-//! The fields, in the order in which kube-proxy writes them.
+//! The fields, in kube-proxy's order.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -9,7 +9,7 @@ use super::values::{
     self, Bind, Duration, FlushFrequency, LocalMode, Mode, NodePorts, Quantity, comma, ip,
 };
 
-/// The whole file. An unset field is what Go makes of it: zero, empty or absent.
+/// The file. An unset field has Go's zero value: 0, empty or absent.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct KubeProxyConfiguration {
@@ -40,7 +40,7 @@ pub struct KubeProxyConfiguration {
     pub(crate) cluster_cidr: Vec<IpNet>,
     pub(crate) node_port_addresses: NodePorts,
     pub(crate) oom_score_adj: Option<i32>,
-    /// The connection tracking of the kernel.
+    /// Settings of the kernel's connection tracking.
     pub conntrack: Conntrack,
     pub(crate) config_sync_period: Duration,
     pub(crate) port_range: String,
@@ -48,7 +48,7 @@ pub struct KubeProxyConfiguration {
     pub(crate) windows_run_as_service: bool,
 }
 
-/// How to reach the API server.
+/// The connection to the API server.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ClientConnection {
@@ -60,7 +60,7 @@ pub(crate) struct ClientConnection {
     pub(crate) burst: i32,
 }
 
-/// The log.
+/// Settings of the log.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Logging {
@@ -98,7 +98,7 @@ pub(crate) struct LogOutput {
     pub(crate) info_buffer_size: Quantity,
 }
 
-/// Mode iptables, and what the ipvs mode shares with it.
+/// Settings of the mode iptables, some of which the mode ipvs uses too.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Iptables {
@@ -109,7 +109,7 @@ pub(crate) struct Iptables {
     pub(crate) min_sync_period: Duration,
 }
 
-/// Mode ipvs.
+/// Settings of the mode ipvs.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Ipvs {
@@ -125,7 +125,7 @@ pub(crate) struct Ipvs {
     pub(crate) udp_timeout: Duration,
 }
 
-/// Mode nftables.
+/// Settings of the mode nftables.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Nftables {
@@ -135,7 +135,7 @@ pub(crate) struct Nftables {
     pub(crate) min_sync_period: Duration,
 }
 
-/// Windows.
+/// Settings for Windows.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Winkernel {
@@ -147,7 +147,7 @@ pub(crate) struct Winkernel {
     pub(crate) forward_health_check_vip: bool,
 }
 
-/// Which interfaces are those of pods, if they tell.
+/// The interfaces that `detectLocalMode` recognises pods by.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct DetectLocal {
@@ -155,7 +155,7 @@ pub(crate) struct DetectLocal {
     pub(crate) interface_name_prefix: String,
 }
 
-/// The connection tracking of the kernel.
+/// Settings of the kernel's connection tracking.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Conntrack {

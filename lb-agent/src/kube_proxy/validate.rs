@@ -1,4 +1,4 @@
-//! Values that are of the right type and still not possible, alone or together.
+//! Rejects values that have the right type but are invalid, alone or in combination.
 
 use super::{
     decode::FieldError,
@@ -7,7 +7,7 @@ use super::{
 };
 
 impl KubeProxyConfiguration {
-    /// Checks what types alone do not.
+    /// Checks the rules that types do not express.
     pub(super) fn validate(&self) -> Result<(), FieldError> {
         let bits = [
             ("iptables.masqueradeBit", self.iptables.masquerade_bit, 0..=31),
@@ -17,7 +17,7 @@ impl KubeProxyConfiguration {
         for (path, value, range) in bits {
             if let Some(value) = value.filter(|value| !range.contains(value)) {
                 let (first, last) = range.into_inner();
-                return wrong(path, format!("{value} is not between {first} and {last}"));
+                return invalid(path, format!("{value} is not between {first} and {last}"));
             }
         }
         let counts = [
@@ -27,11 +27,11 @@ impl KubeProxyConfiguration {
         ];
         for (path, value) in counts {
             if let Some(value) = value.filter(|value| *value < 0) {
-                return wrong(path, format!("{value} is negative"));
+                return invalid(path, format!("{value} is negative"));
             }
         }
         if self.client_connection.qps.is_nan() {
-            return wrong("clientConnection.qps", "it is no number".to_owned());
+            return invalid("clientConnection.qps", "NaN is not a number".to_owned());
         }
         self.validate_periods()?;
         self.validate_local_mode()
@@ -41,14 +41,14 @@ impl KubeProxyConfiguration {
         let (section, period, least) = self.periods();
         if least > period {
             let message = format!("{period} is less than minSyncPeriod, {least}");
-            return wrong(&format!("{section}.syncPeriod"), message);
+            return invalid(&format!("{section}.syncPeriod"), message);
         }
         for (path, period) in [
             (format!("{section}.syncPeriod"), period),
             ("configSyncPeriod".to_owned(), self.config_sync_period),
         ] {
             if period == Duration::default() {
-                return wrong(&path, "must be greater than 0".to_owned());
+                return invalid(&path, "must be greater than 0".to_owned());
             }
         }
         Ok(())
@@ -66,12 +66,12 @@ impl KubeProxyConfiguration {
             Some(DetectLocalMode::ClusterCidr | DetectLocalMode::NodeCidr) | None => return Ok(()),
         };
         if value.is_empty() {
-            return wrong(path, "must not be empty with this detectLocalMode".to_owned());
+            return invalid(path, "must not be empty with this detectLocalMode".to_owned());
         }
         Ok(())
     }
 
-    /// The section that the mode chooses, with its sync period and the shortest one.
+    /// The section of the mode in use, with its syncPeriod and minSyncPeriod.
     fn periods(&self) -> (&'static str, Duration, Duration) {
         let Self { iptables, ipvs, nftables, .. } = self;
         match self.mode {
@@ -83,12 +83,12 @@ impl KubeProxyConfiguration {
         }
     }
 
-    /// The sync period of the section that the mode chooses.
+    /// The syncPeriod of the mode in use.
     pub(crate) fn sync_period(&self) -> std::time::Duration {
         self.periods().1.0
     }
 }
 
-fn wrong(path: &str, message: String) -> Result<(), FieldError> {
+fn invalid(path: &str, message: String) -> Result<(), FieldError> {
     Err(FieldError::new(path, message))
 }

@@ -1,4 +1,4 @@
-//! The types of values that are written as texts.
+//! The types of values that are written as strings.
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ use serde::{
 
 use crate::options::values::{BindAddress, duration};
 
-/// Reads a text that must be `expected`.
+/// Parses a string; `expected` describes it in errors.
 struct Text<F> {
     expected: &'static str,
     parse: F,
@@ -43,7 +43,7 @@ fn text<'de, D: Deserializer<'de>, T>(
 
 const DURATION: &str = "a duration such as 15m0s";
 
-/// A duration, as Go writes it.
+/// A duration in Go's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd)]
 pub struct Duration(pub time::Duration);
 
@@ -77,7 +77,7 @@ impl fmt::Display for Duration {
     }
 }
 
-/// A number of units without zeros at its end.
+/// `number / unit` as a decimal without trailing zeros.
 fn fraction(number: u128, unit: u128) -> String {
     let width = unit.ilog10() as usize;
     let text = format!("{}.{:0width$}", number / unit, number % unit);
@@ -96,7 +96,7 @@ impl Serialize for Duration {
     }
 }
 
-/// A duration, or a number of nanoseconds; it is written as it was read.
+/// A duration or a number of nanoseconds; it is written in the form that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum FlushFrequency {
@@ -135,7 +135,7 @@ impl<'de> Deserialize<'de> for FlushFrequency {
     }
 }
 
-/// A size such as `512`, `1K` or `2Ki`, which is kept as it is.
+/// A size such as `512`, `1K` or `2Ki`; it is written as it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Quantity(String);
 
@@ -151,8 +151,8 @@ impl Quantity {
             ["", "n", "u", "m", "k", "K", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi"];
         let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
-        let is_good = number.parse::<f64>().is_ok() && (UNITS.contains(&unit) || unit == "Ei");
-        is_good.then(|| Self(text.to_owned()))
+        let is_valid = number.parse::<f64>().is_ok() && (UNITS.contains(&unit) || unit == "Ei");
+        is_valid.then(|| Self(text.to_owned()))
     }
 }
 
@@ -178,7 +178,7 @@ impl<'de> Deserialize<'de> for Quantity {
     }
 }
 
-/// Where a server listens; none where nobody says, and where it is off.
+/// The address that a server listens on; `None` if it is not set or the server is disabled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bind(pub(crate) Option<SocketAddr>);
 
@@ -209,10 +209,10 @@ impl Serialize for Bind {
     }
 }
 
-/// How kube-proxy would balance. lb has one way, and takes from this which section holds.
+/// kube-proxy's mode. lb only uses it to select the section whose syncPeriod applies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub enum Mode {
-    /// kube-proxy chooses.
+    /// kube-proxy chooses the mode.
     #[default]
     #[serde(rename = "")]
     Unset,
@@ -241,16 +241,16 @@ impl<'de> Deserialize<'de> for Mode {
     }
 }
 
-/// How traffic of pods is told from other traffic.
+/// How kube-proxy recognises traffic of pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DetectLocalMode {
-    /// By the CIDRs of the cluster.
+    /// By the pod CIDRs of the cluster.
     ClusterCidr,
     /// By the pod CIDRs of the Node.
     NodeCidr,
-    /// By the bridge that it comes from.
+    /// By the bridge that it arrives on.
     BridgeInterface,
-    /// By the name of the interface that it comes from.
+    /// By the name of the interface that it arrives on.
     InterfaceNamePrefix,
 }
 
@@ -258,7 +258,7 @@ impl DetectLocalMode {
     const ALL: [Self; 4] =
         [Self::ClusterCidr, Self::NodeCidr, Self::BridgeInterface, Self::InterfaceNamePrefix];
 
-    /// Its name in kube-proxy.
+    /// The name in kube-proxy.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ClusterCidr => "ClusterCIDR",
@@ -269,7 +269,7 @@ impl DetectLocalMode {
     }
 }
 
-/// A [`DetectLocalMode`], or none where nobody says.
+/// A [`DetectLocalMode`]; `None` if it is not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocalMode(pub(crate) Option<DetectLocalMode>);
 
@@ -292,7 +292,7 @@ impl Serialize for LocalMode {
     }
 }
 
-/// Addresses of node ports; none where nobody says.
+/// The addresses that serve NodePorts; `None` if they are not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePorts(pub(crate) Option<NodePortAddresses>);
 
@@ -322,7 +322,7 @@ impl Serialize for NodePorts {
     }
 }
 
-/// A CIDR; none for `primary`.
+/// A CIDR; `None` for `primary`.
 struct NodePort(Option<IpNet>);
 
 impl<'de> Deserialize<'de> for NodePort {
@@ -334,7 +334,7 @@ impl<'de> Deserialize<'de> for NodePort {
     }
 }
 
-/// An address; an empty text is none.
+/// An address; an empty string is `None`.
 pub(super) mod ip {
     use super::*;
 
@@ -358,7 +358,7 @@ pub(super) mod ip {
     }
 }
 
-/// CIDRs in one text, with commas between them.
+/// CIDRs in one string, separated by commas.
 pub(super) mod comma {
     use super::*;
 
@@ -381,7 +381,7 @@ pub(super) mod comma {
     }
 }
 
-/// Writes a number without a point where it has no fraction, as Go does.
+/// Writes a number as Go does: without a decimal point if it is an integer.
 pub(super) fn number<S: Serializer>(number: &f32, serializer: S) -> Result<S::Ok, S::Error> {
     if number.fract() == 0.0 && number.abs() < 1e15 {
         serializer.serialize_i64(*number as i64)

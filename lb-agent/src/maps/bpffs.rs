@@ -1,4 +1,4 @@
-//! The bpffs that pins live in.
+//! The bpffs of the pins, and the cgroup v2 mount.
 
 use std::{
     fs, io,
@@ -11,14 +11,14 @@ use nix::{
 };
 use tracing::info;
 
-/// Where distributions mount the bpffs.
+/// The mount point of the bpffs on common distributions.
 const USUAL: &str = "/sys/fs/bpf";
 
-/// Makes sure that `bpf_dir` exists and lies in a bpffs; mounts one if there is none:
-/// on `/sys/fs/bpf` for a directory below that, else on `bpf_dir` itself.
+/// Ensures that `bpf_dir` exists and is on a bpffs. Mounts one if necessary: on `/sys/fs/bpf` for a
+/// directory below that, else on `bpf_dir` itself.
 ///
 /// # Errors
-/// [`BpffsError`], which says what to do.
+/// [`BpffsError`], whose text says what to do.
 pub fn ensure(bpf_dir: &Path) -> Result<(), BpffsError> {
     if !is_bpffs(bpf_dir) {
         let target = mount_point(bpf_dir);
@@ -29,7 +29,7 @@ pub fn ensure(bpf_dir: &Path) -> Result<(), BpffsError> {
         .map_err(|source| BpffsError::Create { path: bpf_dir.to_owned(), source })
 }
 
-/// Whether what exists of `path` lies in a bpffs.
+/// Whether `path`, or its nearest existing ancestor, is on a bpffs.
 pub fn is_bpffs(path: &Path) -> bool {
     path.ancestors()
         .find_map(|ancestor| statfs(ancestor).ok())
@@ -51,13 +51,12 @@ fn mount_at(target: &Path) -> io::Result<()> {
         .map_err(io::Error::from)
 }
 
-/// Whether the bpffs at `bpf_dir` belongs to a mount namespace other than the one of
-/// process 1, so that pins vanish with the last process of it. `None` where that can't
-/// be told.
+/// Whether the bpffs at `bpf_dir` is mounted in this mount namespace but not in that of process 1,
+/// so that its pins vanish with the last process of the namespace. `None` if that is unknown.
 pub fn dies_with_mount_namespace(bpf_dir: &Path) -> Option<bool> {
-    let ours = fs::read_link("/proc/self/ns/mnt").ok()?;
+    let own = fs::read_link("/proc/self/ns/mnt").ok()?;
     let first = fs::read_link("/proc/1/ns/mnt").ok()?;
-    if ours == first {
+    if own == first {
         return Some(false);
     }
     let device = fs::metadata(bpf_dir.ancestors().find(|path| path.exists())?)
@@ -68,7 +67,7 @@ pub fn dies_with_mount_namespace(bpf_dir: &Path) -> Option<bool> {
     Some(!has_device(&mounts, &number))
 }
 
-/// Whether a mount of the device `number` (`major:minor`) is among `mountinfo`.
+/// Whether `mountinfo` has a mount of the device `number` (`major:minor`).
 fn has_device(mountinfo: &str, number: &str) -> bool {
     mountinfo.lines().any(|line| line.split(' ').nth(2) == Some(number))
 }
@@ -78,7 +77,7 @@ pub fn cgroup2_mount() -> Option<PathBuf> {
     find_cgroup2(&fs::read_to_string("/proc/self/mountinfo").ok()?)
 }
 
-/// The first whole cgroup v2 hierarchy of `mountinfo` (proc(5)).
+/// The first mount of a whole cgroup v2 hierarchy in `mountinfo` (proc(5)).
 fn find_cgroup2(mountinfo: &str) -> Option<PathBuf> {
     let mut found = None;
     for line in mountinfo.lines() {
@@ -97,7 +96,7 @@ fn find_cgroup2(mountinfo: &str) -> Option<PathBuf> {
     found
 }
 
-/// Undoes the octal escapes that proc(5) uses for white space and backslashes.
+/// Decodes the octal escapes that proc(5) uses for white space and backslashes.
 fn unescaped(field: &str) -> String {
     ["\\040", "\\011", "\\012", "\\134"]
         .iter()
@@ -108,7 +107,7 @@ fn unescaped(field: &str) -> String {
 /// There is no bpffs for the pins.
 #[derive(Debug, thiserror::Error)]
 pub enum BpffsError {
-    /// It could not be mounted.
+    /// A bpffs could not be mounted.
     #[error(
         "there is no bpffs at {0} and mounting one failed: mount it \
          (mount -t bpf bpf {0}) or name another --bpf-dir",
@@ -117,16 +116,16 @@ pub enum BpffsError {
     Mount {
         /// Where it was to be mounted.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// The directory could not be made.
-    #[error("cannot make the directory {}", path.display())]
+    /// The directory could not be created.
+    #[error("cannot create the directory {}", path.display())]
     Create {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -137,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cgroup2_mount_is_found_wherever_it_is() {
+    fn the_cgroup2_mount_is_found_at_any_path() {
         let hybrid = "31 23 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                       32 31 0:27 / /sys/fs/cgroup/uni\\040fied rw shared:9 - cgroup2 cgroup2 rw\n";
         assert_eq!(find_cgroup2(hybrid), Some(PathBuf::from("/sys/fs/cgroup/uni fied")));

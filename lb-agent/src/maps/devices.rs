@@ -12,18 +12,18 @@ use super::{
     read::{failed, opened},
 };
 
-/// DEVICES, with an index for each device that stays the same for as long as the device
-/// is one of ours: flows hold it.
+/// DEVICES. The index of a device never changes while the device has an entry, because flows hold
+/// the index.
 #[derive(Debug)]
 pub struct Devices {
-    /// Without the epoch.
+    /// The entries, with epoch 0.
     pub(crate) entries: Vec<Device>,
     pub(crate) epoch: u32,
     pub(crate) map: MappedArray<Device>,
 }
 
 impl Devices {
-    /// Opens the map and takes over what it holds.
+    /// Opens the map and adopts its entries.
     ///
     /// # Errors
     /// [`PinError`] if it is missing or of another layout.
@@ -37,12 +37,12 @@ impl Devices {
         Ok(Self { entries, epoch, map })
     }
 
-    /// Makes the entries those of `devices`; tells which found no room.
+    /// Replaces the entries by `devices`. Returns the devices for which no entry is free.
     ///
     /// # Errors
     /// [`DataplaneError`] if the map cannot be written.
     pub fn set(&mut self, devices: &[Device]) -> Result<Vec<Device>, DataplaneError> {
-        let wanted = placed(&self.entries, devices);
+        let wanted = assign(&self.entries, devices);
         if self.entries != wanted.0 {
             self.invalidate_next_hops()?;
         }
@@ -62,9 +62,9 @@ impl Devices {
         Ok(wanted.1)
     }
 
-    /// Has every flow ask anew where its packets go: routes or neighbours may have changed.
-    /// More often than a hundred times in a second the numbers would come round within the
-    /// second that a flow remembers.
+    /// Invalidates the next hop that each flow has cached, because routes or neighbours may have
+    /// changed. At more than a hundred calls a second the epoch would wrap around within the
+    /// second for which a flow caches its next hop.
     ///
     /// # Errors
     /// [`DataplaneError`] if the map cannot be written.
@@ -79,29 +79,29 @@ impl Devices {
     }
 }
 
-/// Where the epoch of a device lies in its entry.
+/// The offset of the epoch in an entry.
 pub(crate) const EPOCH: usize = offset_of!(Device, epoch);
 
-/// Where `devices` go, given where devices are: those that are there stay, new ones
-/// take free entries. Then those that found none.
-pub(crate) fn placed(entries: &[Device], devices: &[Device]) -> (Vec<Device>, Vec<Device>) {
-    let mut placed = vec![Device::zeroed(); entries.len()];
-    let mut left = Vec::new();
+/// Assigns `devices` to entries: those that have an entry keep it, new ones get a free one. Also
+/// returns the devices for which no entry is free.
+pub(crate) fn assign(entries: &[Device], devices: &[Device]) -> (Vec<Device>, Vec<Device>) {
+    let mut assigned = vec![Device::zeroed(); entries.len()];
+    let mut new = Vec::new();
     for device in devices {
         let same = |entry: &Device| entry.ifindex == device.ifindex;
         match entries.iter().position(same) {
-            Some(position) => placed[position] = *device,
-            None => left.push(*device),
+            Some(position) => assigned[position] = *device,
+            None => new.push(*device),
         }
     }
     let mut unplaced = Vec::new();
-    for device in left {
-        match placed.iter_mut().find(|entry| entry.ifindex == 0) {
+    for device in new {
+        match assigned.iter_mut().find(|entry| entry.ifindex == 0) {
             Some(free) => *free = device,
             None => unplaced.push(device),
         }
     }
-    (placed, unplaced)
+    (assigned, unplaced)
 }
 
 #[cfg(test)]
@@ -115,12 +115,12 @@ mod tests {
     #[test]
     fn a_device_keeps_its_entry_while_others_come_and_go() {
         let none = vec![Device::zeroed(); 3];
-        let (first, _) = placed(&none, &[device(5, 1), device(7, 2)]);
+        let (first, _) = assign(&none, &[device(5, 1), device(7, 2)]);
         assert_eq!(first, [device(5, 1), device(7, 2), Device::zeroed()]);
-        let (second, _) = placed(&first, &[device(7, 9), device(8, 3)]);
+        let (second, _) = assign(&first, &[device(7, 9), device(8, 3)]);
         assert_eq!(second, [device(8, 3), device(7, 9), Device::zeroed()]);
         let all = [device(1, 0), device(2, 0), device(7, 9), device(8, 3)];
-        let (third, unplaced) = placed(&second, &all);
+        let (third, unplaced) = assign(&second, &all);
         assert_eq!(third, [device(8, 3), device(7, 9), device(1, 0)]);
         assert_eq!(unplaced, [device(2, 0)]);
     }

@@ -1,7 +1,7 @@
-//! The maps of the kernel as a [`Dataplane`].
+//! The pinned maps as a [`Dataplane`].
 //!
-//! This is where the order of the stores of one entry is decided. It decides nothing
-//! about which entries are stored.
+//! It decides the order of the stores within one entry, and nothing about which entries are
+//! stored.
 
 use std::{
     fmt::Debug,
@@ -50,12 +50,12 @@ pub struct KernelDataplane {
     flipped: Option<Instant>,
 }
 
-/// Longer than any run of a program: after it, none reads the copy of the settings
-/// that was left last.
+/// Longer than any run of a program: after it, no program reads the inactive copy of the
+/// settings.
 const LONGEST_RUN: Duration = Duration::from_millis(1);
 
 impl KernelDataplane {
-    /// Opens the maps, which [`load`](crate::programs::load::load) has pinned.
+    /// Opens the maps that [`load`](crate::programs::load::load) has pinned.
     ///
     /// # Errors
     /// [`PinError`] if one is missing or of another layout.
@@ -90,9 +90,9 @@ fn upsert<K: Pod + Debug, V: Pod>(
     value: &V,
 ) -> Result<(), DataplaneError> {
     map.set(key, value).map_err(|source| {
-        // Of a trie it is ENOSPC.
+        // A full hash returns E2BIG, a full LPM trie ENOSPC.
         let full = matches!(source.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC));
-        let hint = if full { " (the map is full: --max-services)" } else { "" };
+        let hint = if full { " (the map is full: raise --max-services)" } else { "" };
         DataplaneError { map: name, operation: format!("upsert of {key:?}{hint}"), source }
     })
 }
@@ -120,8 +120,8 @@ impl Dataplane for KernelDataplane {
         self.backends4
             .store_part(id, NODE, &value.node)
             .and_then(|()| self.backends4.publish(id, 8, word_of(&value, 8)))
-            // Address, port and generation go out as one: no packet gets the address of
-            // one backend and the generation of another.
+            // Address, port and generation are one store: no packet reads the address of one
+            // backend with the generation of another.
             .and_then(|()| self.backends4.publish(id, 0, word_of(&value, 0)))
             .map_err(failed("BACKENDS4", || format!("store of backend {id}")))
     }
@@ -174,7 +174,7 @@ impl Dataplane for KernelDataplane {
         if name.length == 0 {
             self.counts.retire(index);
         } else {
-            let clear = || format!("clearing of what {index} has counted");
+            let clear = || format!("reset of the counts of service {index}");
             self.counts.begin(index).map_err(failed("TRAFFIC", clear))?;
         }
         self.names.store(index, &name).map_err(failed("NAMES", || format!("store of name {index}")))

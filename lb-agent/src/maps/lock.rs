@@ -1,7 +1,7 @@
-//! One agent for each `--bpf-dir`: two would undo each other's work.
+//! The lock of a `--bpf-dir`: two agents would overwrite each other's maps.
 //!
-//! The lock is on the directory itself, so that it holds across network and mount
-//! namespaces, and it ends with the process, however that ends.
+//! The directory itself is locked with flock(2), so the lock holds across network and mount
+//! namespaces, and the kernel releases it when the process ends.
 
 use std::{
     fs::{self, File},
@@ -26,7 +26,7 @@ impl Lock {
     /// Locks `bpf_dir`, which must exist.
     ///
     /// # Errors
-    /// [`LockError::Held`] if another process has it.
+    /// [`LockError::Held`] if another process holds it.
     pub fn take(bpf_dir: &Path) -> Result<Self, LockError> {
         let failed = |source| LockError::Open { path: bpf_dir.to_owned(), source };
         let directory = File::open(bpf_dir).map_err(failed)?;
@@ -44,7 +44,8 @@ impl Lock {
 }
 
 /// The process that has locked the file (major and minor number of its device, inode),
-/// by `/proc/locks` (proc(5)). A process of another PID namespace is not in there.
+/// by `/proc/locks` (proc(5)). Processes of other PID namespaces are
+/// not listed.
 fn holder(locks: &str, (major, minor, inode): (u64, u64, u64)) -> Option<u32> {
     let file = format!("{major:02x}:{minor:02x}:{inode}");
     locks.lines().find_map(|line| {
@@ -55,8 +56,8 @@ fn holder(locks: &str, (major, minor, inode): (u64, u64, u64)) -> Option<u32> {
     })
 }
 
-/// How another process is told of.
-fn shown(holder: Option<u32>) -> String {
+/// Describes the process that holds the lock.
+fn holder_text(holder: Option<u32>) -> String {
     match holder {
         Some(process) => format!("process {process}"),
         None => "a process of another container".to_owned(),
@@ -66,24 +67,24 @@ fn shown(holder: Option<u32>) -> String {
 /// A `--bpf-dir` could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another agent has it.
+    /// Another agent holds the lock.
     #[error(
         "another lb-agent ({}) runs with --bpf-dir {}: end it first, or name another --bpf-dir",
-        shown(*holder),
+        holder_text(*holder),
         path.display()
     )]
     Held {
         /// The directory.
         path: PathBuf,
-        /// The other process; `None` if it cannot be seen from here.
+        /// The other process; `None` if it is in another PID namespace.
         holder: Option<u32>,
     },
-    /// It could not be opened or locked.
+    /// The directory could not be opened or locked.
     #[error("cannot lock the directory {}", path.display())]
     Open {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },

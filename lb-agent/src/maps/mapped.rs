@@ -1,8 +1,7 @@
-//! Arrays that the agent writes by plain stores into memory it shares with the programs.
+//! Arrays that the agent writes by plain stores into memory that it shares with the programs.
 //!
-//! No system call is made for a store, but the first time that a part of the array is
-//! touched. What the order of the stores of one entry is, is the business of
-//! [`kernel`](super::kernel).
+//! A store needs no system call, except for the first access to a part of the array.
+//! [`kernel`](super::kernel) decides the order of the stores of one entry.
 
 use std::{io, marker::PhantomData, os::fd::OwnedFd};
 
@@ -18,12 +17,13 @@ pub struct MappedArray<T> {
 }
 
 impl<T: Pod> MappedArray<T> {
-    const WHOLE_WORDS: () = assert!(size_of::<T>().is_multiple_of(4), "no whole words");
+    const WHOLE_WORDS: () =
+        assert!(size_of::<T>().is_multiple_of(4), "the size is not a multiple of 4");
 
     /// Maps the array `map` for reading and writing.
     ///
     /// # Errors
-    /// InvalidData if the map is no mmap-able array of `T`, or those of mmap(2).
+    /// InvalidData if the map is not an mmap-able array of `T`, or those of mmap(2).
     pub fn writable(map: OwnedFd) -> io::Result<Self> {
         let () = Self::WHOLE_WORDS;
         Ok(Self { memory: Memory::new(map, size_of::<T>(), true)?, value: PhantomData })
@@ -54,20 +54,20 @@ impl<T: Pod> MappedArray<T> {
     /// Stores a part of an entry, 4 bytes at a time; `offset` is in bytes.
     ///
     /// # Errors
-    /// InvalidInput outside of the entries, or if `offset` is no multiple of 4.
+    /// InvalidInput outside of the entry, or if `offset` is not a multiple of 4.
     pub fn store_part<P: Pod>(&mut self, index: u32, offset: usize, part: &P) -> io::Result<()> {
         self.memory.store(index, offset, bytemuck::bytes_of(part))
     }
 
-    /// Stores 8 bytes of an entry at once; whoever sees them sees every store before.
+    /// Stores 8 bytes of an entry at once. A program that sees them sees every earlier store.
     ///
     /// # Errors
-    /// InvalidInput outside of the entries, or if `offset` is no multiple of 8.
+    /// InvalidInput outside of the entry, or if `offset` is not a multiple of 8.
     pub fn publish(&mut self, index: u32, offset: usize, word: u64) -> io::Result<()> {
         self.memory.publish(index, offset, word)
     }
 
-    /// An entry, as it is now.
+    /// The current value of an entry.
     ///
     /// # Errors
     /// InvalidInput if there is no entry `index`.
@@ -86,10 +86,10 @@ impl<T: Pod> MappedArray<T> {
     }
 }
 
-/// 8 bytes of `value` from the byte `offset` on, as one word.
+/// The 8 bytes of `value` at the byte `offset`, as one word.
 ///
 /// # Panics
-/// If `value` does not hold them.
+/// If `value` has fewer bytes.
 pub fn word_of<T: Pod>(value: &T, offset: usize) -> u64 {
     let mut word = u64::zeroed();
     bytemuck::bytes_of_mut(&mut word)
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_what_lies_at_its_offset() {
+    fn a_word_has_the_bytes_at_its_offset() {
         let value = Service { cluster: SlotRange::new(3, 4), ..Service::default() };
         assert_eq!(word_of(&value, 0), value.cluster.start_and_length);
         assert_eq!(word_of(&value, 8), 0);

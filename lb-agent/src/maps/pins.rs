@@ -1,7 +1,7 @@
-//! Where maps and links are pinned, which maps there are, and how large.
+//! The paths of pinned maps and links, and the layouts and sizes of the maps.
 //!
-//! A pin is never given another meaning: a change of layout changes
-//! [`ABI_VERSION`] and so the directory.
+//! The meaning of a pin never changes: a change of layout changes [`ABI_VERSION`], and thereby the
+//! directory.
 
 use std::{
     fmt, io,
@@ -57,7 +57,7 @@ impl Pins {
         &self.version
     }
 
-    /// Where the map `name` is pinned.
+    /// The path of the map `name`.
     pub fn map(&self, name: &str) -> PathBuf {
         self.version.join(name)
     }
@@ -67,8 +67,7 @@ impl Pins {
         self.version.join("links")
     }
 
-    /// Where the program `clock` is pinned, so that tools can tell how long ago something
-    /// was.
+    /// The path of the program `clock`, with which tools compute ages.
     pub fn clock(&self) -> PathBuf {
         self.version.join("clock")
     }
@@ -76,7 +75,7 @@ impl Pins {
     /// Opens the pinned map `name`.
     ///
     /// # Errors
-    /// [`PinError`], with a sentence of its own when nothing is pinned at all.
+    /// [`PinError`]; [`PinError::Missing`] if nothing is pinned at the path.
     pub fn open(&self, name: &'static str) -> Result<OwnedFd, PinError> {
         let path = self.map(name);
         lb_sys::obj_get(&path).map_err(|source| match source.kind() {
@@ -87,7 +86,7 @@ impl Pins {
     }
 }
 
-/// Something pinned could not be used.
+/// A pin could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// Nothing is pinned there.
@@ -99,38 +98,38 @@ pub enum PinError {
         /// The path of the pin.
         path: PathBuf,
     },
-    /// The caller may not.
+    /// The caller lacks CAP_BPF.
     #[error("cannot open {}: needs CAP_BPF (root)", path.display())]
     Denied {
         /// The path of the pin.
         path: PathBuf,
     },
-    /// Anything else.
+    /// The pin could not be opened or read for another reason.
     #[error("cannot open {}", path.display())]
     Open {
         /// The path of the pin.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// The map is of another kind.
+    /// The map has another layout.
     #[error(
-        "{} is not what this version of lb-agent pins there ({found}, not {wanted}): \
-         remove it with lb-agent cleanup",
+        "{} has another layout than in this version of lb-agent ({found}, not {wanted}): remove it \
+         with `lb-agent cleanup`",
         path.display()
     )]
     Layout {
         /// The path of the pin.
         path: PathBuf,
-        /// What is there.
+        /// The layout of the pinned map.
         found: Layout,
-        /// What should be.
+        /// The layout of this version.
         wanted: Layout,
     },
 }
 
-/// How entries of a map look, and what kind of map it is.
+/// The type of a map and the sizes of its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// `enum bpf_map_type`.
@@ -167,7 +166,7 @@ pub struct PinnedMap {
     pub name: &'static str,
     /// Its layout.
     pub layout: Layout,
-    /// How many entries it gets.
+    /// The number of entries.
     pub max_entries: u32,
     /// The flag that sets `max_entries`, if one does.
     pub flag: Option<&'static str>,
@@ -205,42 +204,42 @@ const fn trie<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>
     map::<K, V>(name, BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC, entries, flag)
 }
 
-/// An LRU map of which every CPU has a share that it evicts from on its own.
+/// An LRU map in which every CPU has its own share and evicts only from that.
 const fn shared_lru<K, V>(name: &'static str, entries: u32) -> PinnedMap {
     map::<K, V>(name, BPF_MAP_TYPE_LRU_HASH, BPF_F_NO_COMMON_LRU, entries, None)
 }
 
-/// Entries of half-open flows kept at once in each family, at least.
+/// Minimum capacity of EMBRYONIC in each family.
 const EMBRYONIC: u32 = 16_384;
-/// The same for each CPU, at least.
+/// Minimum capacity of EMBRYONIC for each CPU.
 const EMBRYONIC_PER_CPU: u32 = 2_048;
-/// Datagrams that come in fragments kept at once in each family.
+/// Capacity of FRAGMENTS in each family: fragmented datagrams tracked at once.
 const FRAGMENTS: u32 = 16_384;
-/// Addresses of nodes in each family.
+/// Capacity of NODES in each family.
 const NODES: u32 = 16_384;
-/// Clients of services with session affinity kept at once.
+/// Capacity of AFFINITY: clients of Services with session affinity tracked at once.
 const AFFINITY: u32 = 65_536;
-/// (socket, peer) pairs of unconnected datagram sockets kept at once.
+/// Capacity of DATAGRAM_PEERS: (socket, peer) pairs of unconnected sockets tracked at once.
 const DATAGRAM_PEERS: u32 = 65_536;
 
-/// What TRAFFIC may take on all CPUs together: on machines with more than 64, service ports
-/// beyond are not counted.
+/// Maximum memory of TRAFFIC on all CPUs together. On machines with more than 64 CPUs, service
+/// ports beyond its capacity are not counted.
 const TRAFFIC_BYTES: u32 = 64 << 20;
-/// (service port, reason) pairs that are counted at once.
+/// Capacity of DROPS: (service port, reason) pairs counted at once.
 const DROPS: u32 = 4_096;
 
-/// For how many CPUs the kernel gives memory to per-CPU maps.
+/// The number of CPUs for which the kernel allocates memory of per-CPU maps.
 fn possible_cpus() -> u32 {
     aya::util::nr_cpus().map_or(1, |cpus| cpus.max(1) as u32)
 }
 
-/// Every map that is pinned, with the sizes that `sizes` gives them.
+/// Every pinned map, with its capacity according to `sizes`.
 pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     let services = Some("--max-services");
     let backends = Some("--max-backends");
     let flows = Some("--max-flows");
-    // A service port may have more than one. Those of any node do not count: there are few
-    // node ports.
+    // A service port may have more than one frontend. NodePorts, which have one more for any
+    // node, are few and not counted.
     let frontends = sizes.services.saturating_mul(2);
     let embryonic = EMBRYONIC.max(EMBRYONIC_PER_CPU.saturating_mul(possible_cpus()));
     let traffic = sizes.services.min(TRAFFIC_BYTES / size_of::<Traffic>() as u32 / possible_cpus());

@@ -1,4 +1,4 @@
-//! Reads of pinned maps, for the tools and for the next agent.
+//! Reads pinned maps, for the commands and for the next agent.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -15,7 +15,7 @@ use super::{
     pins::{PinError, Pins},
 };
 
-/// Opens the pinned map `name` and hands it to `open`.
+/// Opens the pinned map `name` by `open`.
 pub(crate) fn opened<T>(
     pins: &Pins,
     name: &'static str,
@@ -24,8 +24,8 @@ pub(crate) fn opened<T>(
     open(pins.open(name)?).map_err(|source| PinError::Open { path: pins.map(name), source })
 }
 
-/// Every entry of a pinned array. It is mapped for as long as that takes: an array that
-/// stays mapped counts as the agent's own memory.
+/// Every entry of a pinned array, which is mapped only while it is read: the kernel counts a mapped
+/// array as memory of the process.
 pub fn read_array<T: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<T>, DataplaneError> {
     let read = || -> io::Result<Vec<T>> {
         let descriptor = pins.open(map).map_err(io::Error::other)?;
@@ -34,7 +34,7 @@ pub fn read_array<T: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<T>, Data
     read().map_err(failed(map, || "read of every entry".to_owned()))
 }
 
-/// Everything that is pinned, for the tools and for the next agent.
+/// The whole pinned state.
 ///
 /// # Errors
 /// [`DataplaneError`] if a map is missing or cannot be read.
@@ -92,11 +92,12 @@ pub(crate) fn read_keys<K: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<K>
         .map_err(failed(map, || "read of every key".to_owned()))
 }
 
-/// The copy that holds.
+/// The active copy of the settings.
 pub(crate) fn settings_in_force(pair: &SettingsPair) -> Settings {
     pair.copies[usize::from(pair.active == 1)]
 }
 
+/// Wraps an I/O error with its map and operation.
 pub(crate) fn failed<F: FnOnce() -> String>(
     map: &'static str,
     operation: F,

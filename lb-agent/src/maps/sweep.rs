@@ -1,7 +1,7 @@
-//! Removes flows that ended long ago, and counts what the maps hold.
+//! Removes flows that expired long ago, and counts the entries of the maps.
 //!
-//! The programs decide by themselves whether an entry still holds; the sweep only makes
-//! room, and only of what is past twice its timeout, so that it never races a packet.
+//! The programs decide by themselves whether an entry has expired. The sweep only frees room, and
+//! waits for twice the timeout, so that it never races with a packet.
 
 use std::{io, os::fd::AsFd, thread, time::Duration};
 
@@ -28,14 +28,14 @@ use super::{
     timeouts,
 };
 
-/// Pause between two batches, so that a sweep of a full table leaves the CPU to others.
+/// The pause between two batches, so that a sweep of a full table does not occupy a CPU.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// For how long a connection that both sides have closed may still need us: see
+/// How long a connection that both sides have closed may still need translation: see
 /// [`Sweeper::live`].
 const CLOSED_SECONDS: u32 = 2;
 
-/// The maps that fill by themselves.
+/// The maps that the programs fill.
 pub struct Sweeper {
     flows4: TypedMap<FlowKey<Address4>, Flow<Address4>>,
     flows6: TypedMap<FlowKey<Address6>, Flow<Address6>>,
@@ -47,16 +47,16 @@ pub struct Sweeper {
     clock: std::os::fd::OwnedFd,
 }
 
-/// How many entries a map holds and may hold.
+/// The fill of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapFill {
     /// The map's name.
     pub map: &'static str,
-    /// How many entries it holds.
+    /// The number of entries.
     pub entries: u64,
-    /// How many it may hold.
+    /// The capacity.
     pub max_entries: u64,
-    /// How many this sweep removed.
+    /// The number of entries that this sweep removed.
     pub removed: u64,
 }
 
@@ -79,7 +79,7 @@ impl Sweeper {
         })
     }
 
-    /// Goes once through every map. Blocks for as long as that takes.
+    /// Sweeps every map once. Blocking.
     ///
     /// # Errors
     /// Those of the bpf(2) calls.
@@ -99,9 +99,9 @@ impl Sweeper {
         let services = &mut self.services;
         fills.push(sweep_map("AFFINITY", &self.affinity, |key, entry| {
             let limit = match key.kind {
-                // A datagram socket, whose datagrams keep to one backend as a flow's do.
+                // A datagram socket keeps its backend for as long as a UDP flow does.
                 BY_SOCKET => timeouts.udp_answered,
-                // An index out of range is of no service: nothing holds the entry.
+                // An index out of range belongs to no Service: the entry has expired.
                 _ => services
                     .load(key.service)
                     .map_or(0, |service| service.affinity_seconds)
@@ -115,9 +115,9 @@ impl Sweeper {
 }
 
 impl Sweeper {
-    /// How many flows go on: those that the programs would find, by their client's direction.
-    /// A connection that both sides have closed is over once nothing was seen of it for
-    /// `CLOSED_SECONDS`; the programs know it for longer, in case its last packet was lost.
+    /// The number of flows that the programs would find, counted by their request entries. A
+    /// connection that both sides have closed no longer counts once it was idle for
+    /// `CLOSED_SECONDS`; the programs keep it for longer, in case its last packet was lost.
     ///
     /// # Errors
     /// Those of the bpf(2) calls.
@@ -141,7 +141,7 @@ impl Sweeper {
     }
 }
 
-/// One direction may be quiet for as long as the other is not.
+/// Counts live flows. A flow is live if either of its entries is.
 fn live_flows<A: Address>(
     map: &TypedMap<FlowKey<A>, Flow<A>>,
     is_live: &impl Fn(u32, u8, u32) -> bool,
@@ -150,9 +150,11 @@ fn live_flows<A: Address>(
     map.visit(|keys, values| {
         let requests = keys.iter().zip(values).filter(|(_, flow)| !flow.action.is_reply());
         let found = requests.filter(|(key, flow)| {
-            let of = |flow: &Flow<A>| is_live(key.protocol, flow.state, flow.last_seen);
-            of(flow)
-                || map.get(&reverse_key(key, flow)).is_ok_and(|pair| pair.is_some_and(|p| of(&p)))
+            let is_live = |flow: &Flow<A>| is_live(key.protocol, flow.state, flow.last_seen);
+            is_live(flow)
+                || map
+                    .get(&reverse_key(key, flow))
+                    .is_ok_and(|reverse| reverse.is_some_and(|reverse| is_live(&reverse)))
         });
         live += found.count() as u64;
         true
@@ -160,7 +162,7 @@ fn live_flows<A: Address>(
     Ok(live)
 }
 
-/// The key of the other direction.
+/// The key of the reverse entry.
 fn reverse_key<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
     FlowKey { tuple: flow.rewrite.reversed(), protocol: key.protocol }
 }
@@ -182,37 +184,37 @@ fn sweep_flows<A: Address>(
 ) -> io::Result<MapFill> {
     sweep_map(name, map, |key, flow| {
         let is_tcp = key.protocol == u32::from(TCP);
-        let is_ended =
+        let is_expired =
             |flow: &Flow<A>| is_old(track::timeout(is_tcp, flow.state, timeouts), flow.last_seen);
-        if !is_ended(flow) {
+        if !is_expired(flow) {
             return false;
         }
         if flow.action.is_one_way() {
             return true;
         }
-        // One direction may be quiet for as long as the other is not.
-        !matches!(map.get(&reverse_key(key, flow)), Ok(Some(pair)) if !is_ended(&pair))
+        // One direction may be idle while the other is not.
+        !matches!(map.get(&reverse_key(key, flow)), Ok(Some(reverse)) if !is_expired(&reverse))
     })
 }
 
-/// Removes the entries of `map` that `is_ended` tells, batch by batch.
+/// Removes the expired entries of `map`, batch by batch.
 fn sweep_map<K: Pod, V: Pod>(
     name: &'static str,
     map: &TypedMap<K, V>,
-    mut is_ended: impl FnMut(&K, &V) -> bool,
+    mut is_expired: impl FnMut(&K, &V) -> bool,
 ) -> io::Result<MapFill> {
     let (mut seen, mut removed) = (0u64, 0u64);
     let mut failure = None;
     map.visit(|keys, values| {
         seen += keys.len() as u64;
-        let ended: Vec<K> = keys
+        let expired: Vec<K> = keys
             .iter()
             .zip(values)
-            .filter(|(key, value)| is_ended(key, value))
+            .filter(|(key, value)| is_expired(key, value))
             .map(|(key, _)| *key)
             .collect();
-        for key in &ended {
-            match remove_if(map, key, &mut is_ended) {
+        for key in &expired {
+            match remove_if(map, key, &mut is_expired) {
                 Ok(is_removed) => removed += u64::from(is_removed),
                 Err(error) => failure = Some(error),
             }
@@ -227,20 +229,21 @@ fn sweep_map<K: Pod, V: Pod>(
     Ok(MapFill { map: name, entries: seen.saturating_sub(removed), max_entries, removed })
 }
 
-/// Removes an entry that is still ended: packets may have come since its batch was read.
+/// Removes an entry if it is still expired: a packet may have refreshed it since its batch was
+/// read.
 fn remove_if<K: Pod, V: Pod>(
     map: &TypedMap<K, V>,
     key: &K,
-    mut is_ended: impl FnMut(&K, &V) -> bool,
+    mut is_expired: impl FnMut(&K, &V) -> bool,
 ) -> io::Result<bool> {
     match map.get(key)? {
-        Some(value) if is_ended(key, &value) => map.remove(key),
+        Some(value) if is_expired(key, &value) => map.remove(key),
         _ => Ok(false),
     }
 }
 
-/// Whether twice `timeout` has gone by since `last_seen`. An entry that a packet has
-/// touched after `now` was read lies in the future, and is not old.
+/// Whether more than twice `timeout` has passed since `last_seen`. An entry that a packet refreshed
+/// after `now` was read has `last_seen` in the future, and has not expired.
 fn is_past(now: u32, last_seen: u32, timeout: u32) -> bool {
     let age = now.wrapping_sub(last_seen);
     age < 1 << 31 && age > timeout.min(timeouts::LONGEST) * 2
@@ -255,7 +258,7 @@ mod tests {
         assert!(!is_past(1000, 900, 50));
         assert!(is_past(1001, 900, 50));
         assert!(is_past(50, u32::MAX - 51, 50));
-        assert!(!is_past(900, 901, 50), "touched after the clock was read");
+        assert!(!is_past(900, 901, 50), "refreshed after the clock was read");
         assert!(!is_past(u32::MAX, u32::MAX - timeouts::LONGEST, u32::MAX));
     }
 }

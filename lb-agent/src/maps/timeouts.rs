@@ -1,11 +1,11 @@
-//! How long flows live on this node, and which ports its kernel gives away.
+//! The timeouts of flows on this node, and its kernel's range of local ports.
 
 use std::{fs, path::Path, time::Duration};
 
 use lb_common::abi::settings::Timeouts;
 
-/// The first and the last port that the kernel gives to sockets of the caller's network
-/// namespace (`net.ipv4.ip_local_port_range`, which holds for IPv6 too).
+/// The first and the last port that the kernel assigns to sockets of the caller's network namespace
+/// (`net.ipv4.ip_local_port_range`, which applies to IPv6 too).
 pub fn local_ports() -> (u16, u16) {
     const DEFAULT: (u16, u16) = (32_768, 60_999);
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
@@ -13,8 +13,8 @@ pub fn local_ports() -> (u16, u16) {
     ports.next().zip(ports.next()).unwrap_or(DEFAULT)
 }
 
-/// How long flows live on this node, in ticks: TCP timeouts of a node that knows
-/// connection tracking are the node's.
+/// The timeouts of flows, in ticks. On a node with conntrack, the TCP timeouts are those of
+/// conntrack.
 pub fn timeouts(ticks_per_second: u32) -> Timeouts {
     let setting = |name: &str| {
         let path = Path::new("/proc/sys/net/netfilter").join(name);
@@ -28,8 +28,8 @@ pub fn timeouts(ticks_per_second: u32) -> Timeouts {
     )
 }
 
-/// The kernel's own default for a half-closed connection is a minute, kube-proxy raises
-/// it to an hour: a client that has sent its FIN may wait for the answer that long.
+/// The kernel's default for a half-closed connection is a minute. kube-proxy raises it to an hour,
+/// because a client that has sent its FIN may wait that long for the response.
 pub(crate) fn timeouts_from(
     ticks_per_second: u32,
     established: Option<Duration>,
@@ -53,8 +53,8 @@ pub(crate) fn timeouts_from(
     }
 }
 
-/// Ticks are compared as 32-bit numbers that wrap around, and the sweep waits for twice
-/// the timeout.
+/// The longest timeout: ticks are 32-bit numbers that wrap, and the sweep waits for twice the
+/// timeout.
 pub const LONGEST: u32 = 1 << 29;
 
 #[cfg(test)]
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_are_the_node_s_where_it_has_some() {
+    fn timeouts_are_those_of_conntrack_if_it_has_some() {
         let none = timeouts_from(250, None, None);
         assert_eq!((none.tcp_established, none.tcp_half_closed), (86_400 * 250, 3_600 * 250));
         assert_eq!((none.tcp_syn, none.tcp_closing), (60 * 250, 30 * 250));

@@ -1,7 +1,7 @@
-//! What each service port has carried and turned away: TRAFFIC and DROPS.
+//! Traffic and rejected packets of each service port: TRAFFIC and DROPS.
 //!
-//! The programs count by index. What an index has counted is forgotten when it gets another
-//! meaning.
+//! The programs count by index. The counts of an index are reset before it is used for another
+//! service port.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,21 +19,21 @@ use super::{
     read::opened,
 };
 
-/// What service ports have carried and turned away, by index.
+/// Traffic and rejected packets of service ports, by index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Carried {
     /// How many indices are counted.
     pub counted: u32,
-    /// What was carried; nothing where that is zero.
+    /// The traffic; without the indices that have none.
     pub traffic: HashMap<u32, Traffic>,
-    /// What was turned away, by the name of the reason.
+    /// The rejected packets, by the name of the reason.
     pub drops: HashMap<u32, BTreeMap<&'static str, u64>>,
 }
 
-/// Reads what was counted; nothing where an agent without these maps has pinned.
+/// Reads the counts; none if the agent that pinned the maps had no such maps.
 ///
 /// # Errors
-/// [`PinError`] if a map is of another kind or cannot be read.
+/// [`PinError`] if a map has another layout or cannot be read.
 pub fn carried(pins: &Pins) -> Result<Carried, PinError> {
     let counts = match Counts::open(pins) {
         Err(PinError::Missing { .. }) => return Ok(Carried::default()),
@@ -47,7 +47,7 @@ pub fn carried(pins: &Pins) -> Result<Carried, PinError> {
 pub struct Counts {
     traffic: PerCpuMap<u32, Traffic>,
     drops: PerCpuMap<DropKey, u64>,
-    /// Indices that may have counted something.
+    /// Indices that may have counts.
     used: HashSet<u32>,
 }
 
@@ -64,7 +64,7 @@ impl Counts {
         })
     }
 
-    /// Takes note of what an earlier agent's programs have counted.
+    /// Adopts the counts of an earlier agent's programs.
     ///
     /// # Errors
     /// Those of reading the maps.
@@ -74,12 +74,12 @@ impl Counts {
         Ok(())
     }
 
-    /// An index goes out of use: what it has counted is to be forgotten.
+    /// An index goes out of use: its counts have to be reset.
     pub fn retire(&mut self, index: u32) {
         self.used.insert(index);
     }
 
-    /// An index gets a meaning: it has counted nothing yet.
+    /// An index is used for a service port: resets its counts.
     ///
     /// # Errors
     /// Those of writing the maps.

@@ -1,7 +1,7 @@
-//! In which text metrics are told: that of Prometheus, as kube-proxy's, or OpenMetrics, to
-//! whoever asks for it.
+//! The text formats of metrics: Prometheus, as kube-proxy's, or OpenMetrics for clients that
+//! prefer it.
 //!
-//! What differs is names in comments, and how numbers are written; no value does.
+//! The two differ in the names in comments and in how numbers are written; values are equal.
 
 use std::{borrow::Cow, fmt::Write as _};
 
@@ -15,7 +15,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What an `Accept` header asks for; the plain one if that is as good.
+    /// The format that an `Accept` header prefers; the plain one if it has no preference.
     pub fn accepted(accept: &str) -> Self {
         let weight = |kinds: &[&str]| {
             let offers = accept.split(',').map(|offer| offer.split(';').map(str::trim));
@@ -34,7 +34,7 @@ impl Format {
         }
     }
 
-    /// As the header says it.
+    /// The value of the header `Content-Type`.
     pub const fn content_type(self) -> &'static str {
         match self {
             Self::Plain => "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
@@ -43,8 +43,8 @@ impl Format {
     }
 }
 
-/// OpenMetrics as the text format of Prometheus has it: a counter is called by its samples'
-/// name, and help ends without a full stop.
+/// Converts OpenMetrics to the text format of Prometheus, in which a counter has the name of
+/// its samples and a help text has no full stop at its end.
 pub(super) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut help = None;
@@ -71,8 +71,8 @@ pub(super) fn plain(text: &str) -> String {
     plain
 }
 
-/// A sample of a bucket with its bound behind the other labels, and without a fraction that is
-/// none; anything else as it is.
+/// Writes a histogram bucket as Go does: the bound is the last label, and has no fraction if
+/// it is an integer. Other lines stay as they are.
 fn as_go_writes(line: &str) -> Cow<'_, str> {
     let parts = || {
         let (name, rest) = line.split_once("{le=\"")?;
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn open_metrics_is_for_those_who_prefer_it() {
+    fn open_metrics_is_for_clients_that_prefer_it() {
         let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,\
             application/openmetrics-text;version=0.0.1;q=0.4,\
             text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,\

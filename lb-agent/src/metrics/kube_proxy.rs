@@ -1,8 +1,8 @@
-//! The metrics that kube-proxy has too, under its names: dashboards and alerts read them.
+//! The metrics that kube-proxy has too, because dashboards and alerts read them.
 //!
-//! Names, types, labels, buckets and help texts are kube-proxy's. It brings each family into
-//! the kernel by itself; here both go in one piece, so what is measured of a piece stands
-//! under both families.
+//! Names, types, labels, buckets and help texts are kube-proxy's. kube-proxy syncs each IP
+//! family by itself; lb syncs both at once, so figures of a sync are recorded for both
+//! families.
 
 use std::{iter, sync::atomic::AtomicU64, time::Duration};
 
@@ -84,7 +84,12 @@ impl KubeProxy {
         self.programming_duration.get_or_create(&of(family)).observe(duration.as_secs_f64());
     }
 
-    pub(super) fn no_local_endpoints(&self, family: IpFamily, internal: usize, external: usize) {
+    pub(super) fn set_no_local_endpoints(
+        &self,
+        family: IpFamily,
+        internal: usize,
+        external: usize,
+    ) {
         for (policy, count) in [("internal", internal), ("external", external)] {
             let labels = [("ip_family", family.name()), ("traffic_policy", policy)];
             self.no_local_endpoints.get_or_create(&labels).set(count as i64);
@@ -124,7 +129,7 @@ impl KubeProxy {
     }
 }
 
-/// Registers with the mark of stability that Kubernetes puts before a help text.
+/// Registers a metric with the stability level that Kubernetes puts before a help text.
 fn alpha(registry: &mut Registry, name: &str, help: &str, metric: &(impl Metric + Clone)) {
     registry.register(name, format!("[ALPHA] {help}"), metric.clone());
 }
@@ -141,8 +146,8 @@ fn sync_buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
-/// Quarters of a second, seconds up to a minute, five seconds up to two, half minutes up to
-/// five; and nothing, which kube-proxy has too.
+/// kube-proxy's buckets: 0, quarters of a second up to half a second, seconds up to a minute,
+/// five seconds up to two minutes, half minutes up to five minutes.
 fn programming_buckets() -> Histogram {
     let quarters = linear_buckets(0.25, 0.25, 2);
     let seconds = linear_buckets(1.0, 1.0, 59);

@@ -1,6 +1,6 @@
-//! What others count, read when somebody asks.
+//! Metrics whose values are read at each scrape.
 //!
-//! It keeps nothing: two scrapes at once read twice.
+//! Nothing is cached: two scrapes at once read twice.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use prometheus_client::{
 use super::DatapathStats;
 use crate::watch::manifests::Problems;
 
-/// Reads what others count, when somebody asks.
+/// The sources that are read at each scrape, if they are set.
 #[derive(Debug)]
 pub(super) struct OnScrape {
     pub(super) datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
@@ -28,7 +28,7 @@ impl Collector for OnScrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         if let Some(problems) = self.problems.get() {
             let gauge = ConstGauge::new(problems.count() as i64);
-            let help = "Faults in the manifests now";
+            let help = "Current errors in the files of --manifests";
             let out =
                 encoder.encode_descriptor("lb_manifest_errors", help, None, gauge.metric_type())?;
             gauge.encode(out)?;
@@ -47,9 +47,14 @@ impl Collector for OnScrape {
         }
         let fill = datapath.map_fill();
         let used = fill.iter().map(|(map, used, _)| (*map, *used));
-        encode_maps(&mut encoder, "lb_map_entries", "Used entries of a map", used)?;
+        encode_maps(
+            &mut encoder,
+            "lb_map_entries",
+            "Used entries of a map, as of the last sweep",
+            used,
+        )?;
         let capacity = fill.iter().map(|(map, _, capacity)| (*map, *capacity));
-        encode_maps(&mut encoder, "lb_map_capacity", "Entries that a map can hold", capacity)
+        encode_maps(&mut encoder, "lb_map_capacity", "Capacity of a map in entries", capacity)
     }
 }
 

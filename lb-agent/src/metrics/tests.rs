@@ -26,24 +26,24 @@ fn all() -> Metrics {
     metrics.set_problems(Problems::default());
     metrics.queued(Change::Service, 1, now());
     metrics.queued(Change::Endpoint, 2, now());
-    metrics.programmed_objects(1, 2, 3);
-    metrics.no_local_endpoints(IpFamily::V4, 1, 0);
+    metrics.set_programmed_objects(1, 2, 3);
+    metrics.set_no_local_endpoints(IpFamily::V4, 1, 0);
     metrics.healthz_answered(200);
     metrics.livez_answered(503);
     metrics.programmed(IpFamily::V6, Duration::from_millis(20));
     metrics
 }
 
-fn told(metrics: &Metrics) -> String {
+fn encoded(metrics: &Metrics) -> String {
     metrics.encode(Format::Plain).unwrap()
 }
 
 #[test]
 fn the_metrics_have_their_names_types_and_values() {
     let metrics = all();
-    let before = told(&metrics);
+    let before = encoded(&metrics);
     metrics.synced(Duration::from_millis(2), now());
-    let after = told(&metrics);
+    let after = encoded(&metrics);
     let build = format!("lb_build_info{{version=\"{}\"", env!("CARGO_PKG_VERSION"));
     for (text, line) in [
         (&before, "kubeproxy_sync_proxy_rules_endpoint_changes_pending 2"),
@@ -83,22 +83,22 @@ fn the_metrics_have_their_names_types_and_values() {
 #[test]
 fn bad_manifests_are_counted_where_there_are_any() {
     let metrics = Metrics::new();
-    assert!(!told(&metrics).contains("lb_manifest_errors"));
+    assert!(!encoded(&metrics).contains("lb_manifest_errors"));
     metrics.set_problems(Problems::default());
-    assert!(told(&metrics).contains("lb_manifest_errors 0"));
+    assert!(encoded(&metrics).contains("lb_manifest_errors 0"));
 }
 
 #[test]
 fn the_page_lists_every_metric_with_its_type_and_no_other() {
     let metrics = all();
     metrics.synced(Duration::from_millis(2), now());
-    let text = told(&metrics);
+    let text = encoded(&metrics);
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
-    let mut told: Vec<_> = types.map(|(name, kind)| format!("| `{name}` | {kind} |")).collect();
+    let mut encoded: Vec<_> = types.map(|(name, kind)| format!("| `{name}` | {kind} |")).collect();
     let rows = PAGE.lines().filter(|line| line.starts_with("| `"));
     let mut listed: Vec<_> =
         rows.map(|row| row.split(" | ").take(2).collect::<Vec<_>>().join(" | ") + " |").collect();
-    told.sort();
+    encoded.sort();
     listed.sort();
-    assert_eq!(listed, told);
+    assert_eq!(listed, encoded);
 }

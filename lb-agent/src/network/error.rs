@@ -12,14 +12,14 @@ pub enum InterfaceError {
     /// No netlink socket could be opened.
     #[error("cannot open a netlink socket")]
     Connect {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
     /// A netlink request failed.
     #[error("cannot read interfaces, addresses and routes")]
     Read {
-        /// What rtnetlink said.
+        /// The error of rtnetlink.
         #[source]
         source: rtnetlink::Error,
     },

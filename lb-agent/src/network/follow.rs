@@ -364,7 +364,7 @@ impl Interfaces {
                 Err(error) if is_gone(&error) => debug!(%error, "the interface is gone"),
                 Err(error) => {
                     let source = std::error::Error::source(&error).map(ToString::to_string);
-                    warn!(%error, source, "Service traffic of an interface is not handled: retrying");
+                    warn!(%error, source, "an interface is not handled: retrying");
                     problems.push(format!("{error}: {}", source.unwrap_or_default()));
                     held_back.insert(point.0);
                 }

@@ -1,42 +1,42 @@
-//! The modes that flags choose among.
+//! The values of flags that choose a mode.
 
 use clap::ValueEnum;
 
-/// Whose connect() is translated.
+/// The processes whose connect() calls are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SocketLb {
-    /// As tcp
+    /// Same as tcp
     Auto,
-    /// TCP of every process below --cgroup
+    /// TCP of all processes below --cgroup
     Tcp,
     /// TCP of processes in the agent's own network namespace
     Node,
-    /// TCP and UDP of every process below --cgroup
+    /// TCP and UDP of all processes below --cgroup
     All,
-    /// Nobody's: packets only
+    /// Disabled, translate packets only
     Off,
 }
 
-/// Whether external packets are taken by XDP.
+/// Where packets of known flows are handled on external interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum XdpMode {
-    /// Native where the driver has it, else tc
+    /// XDP in the driver if it supports that, else tc; always tc on a veth
     Auto,
-    /// In the driver
+    /// XDP in the driver if it supports that, else tc
     Native,
-    /// In the stack
+    /// XDP in the network stack
     Generic,
-    /// By tc
+    /// tc
     Off,
 }
 
 /// How tc programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TcAttach {
-    /// tcx where the kernel has it, else clsact
+    /// tcx if the kernel supports it, else clsact
     Auto,
-    /// By tcx links (Linux 6.6)
+    /// tcx links (Linux 6.6 or later)
     Tcx,
-    /// By filters of a clsact qdisc
+    /// Filters of a clsact qdisc
     Clsact,
 }

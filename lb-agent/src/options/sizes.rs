@@ -1,6 +1,6 @@
-//! How large the maps are.
+//! The capacities of the maps.
 
-/// How many entries maps have.
+/// The capacities of the maps, in entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// `--max-services`.

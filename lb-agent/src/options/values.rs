@@ -7,17 +7,17 @@ use std::{
     time::Duration,
 };
 
-/// Interfaces: chosen by the agent or by name patterns with `*` and `?`.
+/// Interfaces, chosen by the agent or by name patterns with `*` and `?`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Patterns {
     /// Chosen by the agent.
     Auto,
-    /// Those whose name matches one of the patterns.
+    /// Interfaces whose name matches one of the patterns.
     Named(Vec<String>),
 }
 
 impl Patterns {
-    /// Whether one of the patterns matches; none for [`Self::Auto`].
+    /// Whether one of the patterns matches `name`; `None` for [`Self::Auto`].
     pub fn matches(&self, name: &str) -> Option<bool> {
         match self {
             Self::Auto => None,
@@ -58,28 +58,30 @@ fn pattern_matches(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// The port of the health server.
+/// The default port of the health server.
 pub const HEALTHZ_PORT: u16 = 10256;
-/// The port of the metrics server.
+/// The default port of the metrics server.
 pub const METRICS_PORT: u16 = 10249;
 
-/// Where a server listens; none if it is off.
+/// The address that a server listens on; `None` if the server is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindAddress(pub Option<SocketAddr>);
 
 impl BindAddress {
-    /// Parses the address of the health server: an address alone gets its usual port.
+    /// Parses the address of the health server; an address without a port gets
+    /// [`HEALTHZ_PORT`].
     ///
     /// # Errors
-    /// A sentence, if it is no address.
+    /// If `text` is not an address.
     pub fn healthz(text: &str) -> Result<Self, String> {
         Self::parse(text, HEALTHZ_PORT)
     }
 
-    /// As [`Self::healthz`], for the metrics server.
+    /// Parses the address of the metrics server; an address without a port gets
+    /// [`METRICS_PORT`].
     ///
     /// # Errors
-    /// A sentence, if it is no address.
+    /// If `text` is not an address.
     pub fn metrics(text: &str) -> Result<Self, String> {
         Self::parse(text, METRICS_PORT)
     }
@@ -95,10 +97,10 @@ impl BindAddress {
     }
 }
 
-/// Parses `address:port`, or an address alone, which gets `default_port`.
+/// Parses `address:port`, or an address without a port, which gets `default_port`.
 ///
 /// # Errors
-/// A sentence, if it is neither.
+/// If `text` is neither.
 pub fn socket_or_address(text: &str, default_port: u16) -> Result<SocketAddr, String> {
     if let Ok(socket) = text.parse() {
         return Ok(socket);
@@ -106,11 +108,11 @@ pub fn socket_or_address(text: &str, default_port: u16) -> Result<SocketAddr, St
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     match bare.parse::<IpAddr>() {
         Ok(address) => Ok((address, default_port).into()),
-        Err(_) => Err(format!("{text:?} is no address with or without a port")),
+        Err(_) => Err(format!("{text:?} is not an IP address, with or without a port")),
     }
 }
 
-/// Address, port and protocol that a packet is sent to.
+/// The destination of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// Address and port; port 0 for ICMP.
@@ -119,7 +121,7 @@ pub struct Destination {
     pub protocol: Protocol,
 }
 
-/// Protocols that `explain` knows.
+/// The protocols that `explain` supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// TCP.
@@ -142,9 +144,9 @@ impl FromStr for Destination {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (address, protocol) = text.rsplit_once('/').unwrap_or((text, "tcp"));
-        let address = address
-            .parse()
-            .map_err(|_| format!("{address:?} is no address with a port, e.g. 10.96.0.1:443"))?;
+        let address = address.parse().map_err(|_| {
+            format!("{address:?} is not an address with a port, e.g. 10.96.0.1:443")
+        })?;
         let protocol = match protocol.to_ascii_lowercase().as_str() {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
@@ -154,10 +156,10 @@ impl FromStr for Destination {
     }
 }
 
-/// Parses a truth value as Go does.
+/// Parses a boolean as Go does.
 ///
 /// # Errors
-/// A sentence, if it is none.
+/// If `text` is not a boolean.
 pub fn boolean(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(true),
@@ -169,9 +171,9 @@ pub fn boolean(text: &str) -> Result<bool, String> {
 /// Parses a duration as Go writes it: `90s`, `1h30m`, `1.5s`, `500ms`, `0`.
 ///
 /// # Errors
-/// A sentence, if it is none.
+/// If `text` is not a duration.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration such as 90s or 1h30m");
+    let wrong = || format!("{text:?} is not a duration such as 90s or 1h30m");
     if text == "0" {
         return Ok(Duration::ZERO);
     }

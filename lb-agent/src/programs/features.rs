@@ -7,7 +7,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
-use lb_sys::SHORTEST;
+use lb_sys::SHORTEST_PACKET;
 
 /// The features of this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,6 @@ fn has_csum_ipv6() -> io::Result<bool> {
         call(BpfHelper::BPF_FUNC_l4_csum_replace),
         0x95,
     ])?;
-    let returned = lb_sys::test_run(program.as_fd(), &SHORTEST)?;
+    let returned = lb_sys::test_run(program.as_fd(), &SHORTEST_PACKET)?;
     Ok(returned as i32 == -libc::EFAULT)
 }

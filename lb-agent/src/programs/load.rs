@@ -306,7 +306,7 @@ pub enum LoadError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -316,7 +316,7 @@ pub enum LoadError {
          (Linux 5.14 or newer): give --socket-lb off"
     )]
     Cookie {
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -326,7 +326,7 @@ pub enum LoadError {
     /// The maps could not be created or the object is broken.
     #[error("cannot load the eBPF object")]
     Object {
-        /// What aya said.
+        /// The error of aya.
         #[source]
         source: Box<EbpfError>,
     },
@@ -335,7 +335,7 @@ pub enum LoadError {
     Verifier {
         /// The program.
         name: String,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -344,7 +344,7 @@ pub enum LoadError {
     Program {
         /// The program.
         name: String,
-        /// What aya said.
+        /// The error of aya.
         #[source]
         source: ProgramError,
     },

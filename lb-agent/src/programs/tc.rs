@@ -186,7 +186,7 @@ pub enum AttachError {
     Pins {
         /// Where they are.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -199,7 +199,7 @@ pub enum AttachError {
         interface: String,
         /// `ingress` or `egress`.
         direction: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -210,7 +210,7 @@ pub enum AttachError {
         program: &'static str,
         /// The directory of the cgroup.
         cgroup: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -221,7 +221,7 @@ pub enum AttachError {
         interface: u32,
         /// `ingress` or `egress`.
         direction: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
@@ -232,7 +232,7 @@ pub enum AttachError {
         program: &'static str,
         /// The pin of its link.
         link: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },

@@ -1,9 +1,8 @@
-//! Waits for the file of `--config` to say something else.
+//! Waits for a change of the configuration in the file of `--config`.
 //!
-//! kube-proxy ends when its file changes, to be started again with the new one. So does the
-//! agent, but not for a file that it could not start with, nor for one that says the same in
-//! other words. A mounted ConfigMap changes by a link that is swapped, so directories are
-//! watched and not the file.
+//! Like kube-proxy, the agent exits when its file changes, and expects to be restarted. It keeps
+//! running if the new file is invalid or makes the same configuration. The kubelet updates a
+//! mounted ConfigMap by replacing a symbolic link, so this watches directories, not the file.
 
 use std::{path::Path, time::Duration};
 
@@ -12,41 +11,44 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::config::Config;
 
-/// How long a file that is written to must rest before it is read.
-const REST: Duration = Duration::from_millis(50);
-/// When to look though nobody tells of a change: not every file system does.
-const LOOK: Duration = Duration::from_secs(60);
+/// How long a file must be unchanged before it is read.
+const QUIET: Duration = Duration::from_millis(50);
+/// How often the file is read without a notification: some file systems send none.
+const POLL: Duration = Duration::from_secs(60);
 
-/// Ends when the file is valid and makes another configuration than this one.
+/// Returns when the file is valid and makes a configuration different from `config`.
 ///
-/// A directory that cannot be watched is told in the log; the file is then read each minute.
+/// A directory that cannot be watched is logged; the file is then read every minute.
 pub(super) async fn changed(config: &Config, file: &Path) {
     let (sender, mut notices) = mpsc::channel(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if !event.is_ok_and(|event| event.kind.is_access()) {
-            // One that waits already stands for all.
+            // A full channel already has a notice that covers this one.
             let _ = sender.try_send(());
         }
     });
-    let mut fault = None;
+    let mut last_error = None;
     loop {
         match &mut watcher {
             Ok(watcher) => watch(watcher, file),
-            Err(error) => tracing::debug!(%error, "no inotify: the file is read each minute"),
+            Err(error) => {
+                tracing::debug!(%error, "cannot use inotify: the file is read every minute")
+            }
         }
-        if is_different(config, file, &mut fault) {
+        if is_different(config, file, &mut last_error) {
             return;
         }
-        let notice = timeout(LOOK, notices.recv()).await;
+        let notice = timeout(POLL, notices.recv()).await;
         if let Ok(None) = notice {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         }
-        while let Ok(Some(())) = timeout(REST, notices.recv()).await {}
+        while let Ok(Some(())) = timeout(QUIET, notices.recv()).await {}
     }
 }
 
-/// Watches where the file is, and where the file is that its links lead to. To watch a
-/// directory once more is nothing, and it may be another one by now.
+/// Watches the directory of the file and the directory of the file that its links lead to. Both
+/// are watched again each time, because the kubelet may have replaced a directory; watching the
+/// same one twice has no effect.
 fn watch(watcher: &mut notify::RecommendedWatcher, file: &Path) {
     let target = file.canonicalize().ok();
     for path in [Some(file), target.as_deref()].into_iter().flatten() {
@@ -56,29 +58,31 @@ fn watch(watcher: &mut notify::RecommendedWatcher, file: &Path) {
         };
         if let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive) {
             let directory = directory.display();
-            tracing::debug!(%directory, %error, "cannot watch: the file is read each minute");
+            tracing::debug!(%directory, %error, "cannot watch: the file is read every minute");
         }
     }
 }
 
-fn is_different(config: &Config, file: &Path, fault: &mut Option<String>) -> bool {
+/// Whether the file makes another configuration. An invalid file does not; its error is logged
+/// once.
+fn is_different(config: &Config, file: &Path, last_error: &mut Option<String>) -> bool {
     match config.reload() {
         Ok(new) => {
-            if fault.take().is_some() {
+            if last_error.take().is_some() {
                 tracing::info!(file = %file.display(), "the configuration is valid again");
             }
             new.kube_proxy != config.kube_proxy
         }
         Err(error) => {
-            let now = anyhow::Error::from(error);
-            let now = format!("{now:#}");
-            if fault.as_ref() != Some(&now) {
+            let text = format!("{:#}", anyhow::Error::from(error));
+            if last_error.as_ref() != Some(&text) {
                 tracing::error!(
-                    error = %now,
-                    "the changed configuration is not valid: going on with the one before"
+                    error = %text,
+                    "the changed configuration is invalid: keeping the previous one; \
+                     correct the file"
                 );
             }
-            *fault = Some(now);
+            *last_error = Some(text);
             false
         }
     }

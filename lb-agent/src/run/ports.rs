@@ -1,37 +1,43 @@
-//! Keeps ports that the kernel's connections have from being given out again.
+//! Reserves the source ports that connections of the kernel use, so that lb's source NAT does
+//! not choose them.
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
+use super::agent::Agent;
 use crate::{conntrack::ports, maps::pins::Pins};
 
-/// Looks before anything is programmed, and in a task of its own once everything is: from then
-/// on what may get such a port comes by the programs.
-pub(super) async fn start(
-    pins: &Pins,
-    programmed: CancellationToken,
-    tasks: &TaskTracker,
-    cancel: &CancellationToken,
-) {
-    reserve(pins).await;
-    let (pins, cancel) = (pins.clone(), cancel.clone());
-    tasks.spawn(async move {
+/// Reserves ports before the first Service is programmed, and in a task again once all are:
+/// from then on the programs handle all new connections that could get such a port.
+///
+/// Returns the token to cancel once all Services are programmed.
+pub(super) async fn start(agent: &Agent) -> CancellationToken {
+    reserve(&agent.pins).await;
+    let programmed = CancellationToken::new();
+    let (pins, cancel, is_programmed) =
+        (agent.pins.clone(), agent.cancel.clone(), programmed.clone());
+    agent.tasks.spawn(async move {
         tokio::select! {
-            () = programmed.cancelled() => reserve(&pins).await,
+            () = is_programmed.cancelled() => reserve(&pins).await,
             () = cancel.cancelled() => {}
         }
     });
+    programmed
 }
 
-/// Without it all but a few new connections find a port of their own.
+/// Failure is not fatal: few new connections choose a port that is in use.
 async fn reserve(pins: &Pins) {
     let pins = pins.clone();
     match tokio::task::spawn_blocking(move || ports::reserve(&pins)).await {
         Ok(Ok(0)) | Err(_) => {}
         Ok(Ok(connections)) => {
-            tracing::info!(connections, "ports of connections that the kernel knows are kept");
+            tracing::info!(connections, "reserved source ports already used by conntrack");
         }
         Ok(Err(error)) => {
-            tracing::warn!(%error, "cannot tell which ports connections of the kernel have");
+            tracing::warn!(
+                %error,
+                "cannot read conntrack: its source ports are not reserved, so a few new \
+                 connections of external clients may fail"
+            );
         }
     }
 }

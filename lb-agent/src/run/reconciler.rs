@@ -1,4 +1,4 @@
-//! The loop that brings events, and what is known of this node, into the maps.
+//! The loop that applies events, and changes of this node, to the maps.
 
 use std::{
     collections::BTreeSet,
@@ -15,8 +15,7 @@ use lb_control::{
         node_ports,
     },
     model::{
-        self,
-        event::{Event, Kind, Object},
+        event::{Object, ObjectEvent, ObjectKind},
         network::NodeNetwork,
         source_ports::MIN_SOURCE_PORTS,
     },
@@ -29,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, PodPrefixes},
-    events::{Refusal, Refusals, Subject},
+    events::{EventReason, Refusals, Subject},
     health::{self, Health},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
@@ -40,16 +39,16 @@ use crate::{
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// The longest wait between tries.
 const LAST_RETRY: Duration = Duration::from_secs(10);
-/// How long the first plan waits for the interfaces at most.
-const SETTLE: Duration = Duration::from_millis(200);
-/// Events that came together are planned together, at most so many.
+/// How long the first plan waits for the state of the interfaces at most.
+const NETWORK_WAIT: Duration = Duration::from_millis(200);
+/// At most so many queued events are planned together.
 const BATCH: usize = 4096;
 
 /// The state of the loop.
 pub(super) struct Reconciler {
     controller: Controller,
     node_name: String,
-    /// Of the Node object; `None` until it is known whether there is one.
+    /// The addresses of the Node object; `None` until it is known whether there is one.
     node_addresses: Option<Vec<IpAddr>>,
     network: NodeNetwork,
     node_ports: node_ports::Selection,
@@ -57,23 +56,24 @@ pub(super) struct Reconciler {
     health_check_addresses: BTreeSet<IpAddr>,
     pod_prefixes: PodPrefixes,
     masquerade_all: bool,
-    /// The range of the node's own ports that left none for source ports, once that was told.
-    crowded: Option<(u16, u16)>,
-    /// Not all addresses of nodes fit.
-    lacks_nodes: bool,
+    /// The range of the node's own ports about which the log has a warning, because it leaves no
+    /// source ports.
+    warned_local_ports: Option<(u16, u16)>,
+    /// Whether the log has a warning that not all addresses of nodes fit.
+    has_warned_nodes_full: bool,
     ticks_per_second: u32,
     only_node_sockets: bool,
     started: Instant,
-    /// What happened in the cluster before is nobody's delay.
+    /// Changes in the cluster before this time do not count as delays.
     started_at: Timestamp,
     retry: Duration,
     due: Option<Instant>,
-    settled: bool,
+    has_awaited_network: bool,
     ready: bool,
     sinks: Sinks,
 }
 
-/// Where the loop tells what it knows.
+/// The receivers of what the loop publishes.
 pub(super) struct Sinks {
     pub(super) health: Health,
     pub(super) metrics: Metrics,
@@ -89,7 +89,7 @@ pub(super) struct Sinks {
 impl Reconciler {
     pub(super) fn new(
         config: &Config,
-        expected: impl IntoIterator<Item = Kind>,
+        expected: impl IntoIterator<Item = ObjectKind>,
         ticks_per_second: u32,
         sinks: Sinks,
     ) -> Self {
@@ -106,15 +106,15 @@ impl Reconciler {
             },
             pod_prefixes: config.pod_prefixes.clone(),
             masquerade_all: config.masquerade_all,
-            crowded: None,
-            lacks_nodes: false,
+            warned_local_ports: None,
+            has_warned_nodes_full: false,
             ticks_per_second,
             only_node_sockets: config.socket_lb == SocketLb::Node,
             started: Instant::now(),
             started_at: Timestamp::now(),
             retry: FIRST_RETRY,
             due: None,
-            settled: false,
+            has_awaited_network: false,
             ready: false,
             sinks,
         }
@@ -123,7 +123,7 @@ impl Reconciler {
     /// Runs until the source of events ends.
     pub(super) async fn run(
         mut self,
-        mut events: mpsc::Receiver<Event>,
+        mut events: mpsc::Receiver<ObjectEvent>,
         mut network: watch::Receiver<NodeNetwork>,
         mut dataplane: KernelDataplane,
     ) {
@@ -135,20 +135,20 @@ impl Reconciler {
                 event = events.recv() => {
                     let Some(event) = event else { return };
                     self.apply(event);
-                    self.gather(&mut events).await;
+                    self.apply_queued(&mut events).await;
                 }
-                Ok(()) = network.changed() => self.take_over(&mut network),
+                Ok(()) = network.changed() => self.update_network(&mut network),
                 () = sleep_until(self.due.unwrap_or(never).into()) => {}
             }
-            if !self.settled && self.controller.snapshot().is_complete() {
-                self.settle(&mut network).await;
+            if !self.has_awaited_network && self.controller.snapshot().is_complete() {
+                self.await_network(&mut network).await;
             }
             self.reconcile(&mut dataplane);
         }
     }
 
-    /// Takes in what has come already, so that it is planned in one go.
-    async fn gather(&mut self, events: &mut mpsc::Receiver<Event>) {
+    /// Applies the events that are queued already, so that they are planned together.
+    async fn apply_queued(&mut self, events: &mut mpsc::Receiver<ObjectEvent>) {
         let now = tokio::time::Instant::now();
         for _ in 0..BATCH {
             match timeout_at(now, events.recv()).await {
@@ -158,21 +158,21 @@ impl Reconciler {
         }
     }
 
-    fn apply(&mut self, event: Event) {
+    fn apply(&mut self, event: ObjectEvent) {
         let now = Timestamp::now();
         self.sinks.health.queued_update(now);
         let count = match &event {
-            Event::Replaced(_, objects) => objects.len(),
-            Event::Applied(_) | Event::Deleted(..) => 1,
+            ObjectEvent::Replaced(_, objects) => objects.len(),
+            ObjectEvent::Applied(_) | ObjectEvent::Deleted(..) => 1,
         };
         match kind_of(&event) {
-            Kind::Service => self.sinks.metrics.queued(Change::Service, count, now),
-            Kind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, count, now),
-            Kind::Node | Kind::ServiceCidr => {}
+            ObjectKind::Service => self.sinks.metrics.queued(Change::Service, count, now),
+            ObjectKind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, count, now),
+            ObjectKind::Node | ObjectKind::ServiceCidr => {}
         }
-        self.tell_eligible(&event);
-        let is_of_node = kind_of(&event) == Kind::Node;
-        if let Event::Deleted(kind, name) = &event {
+        self.publish_eligibility(&event);
+        let is_of_node = kind_of(&event) == ObjectKind::Node;
+        if let ObjectEvent::Deleted(kind, name) = &event {
             self.sinks.refusals.forget(*kind, name);
         }
         self.controller.apply(event);
@@ -184,7 +184,7 @@ impl Reconciler {
         };
         if self.node_addresses.as_deref() != Some(addresses) {
             self.node_addresses = Some(addresses.to_vec());
-            // Without a receiver nobody follows the interfaces any more.
+            // An error means that the task that follows the interfaces has ended.
             let _ = self.sinks.node_addresses.send(self.node_addresses.clone());
             self.refresh_facts();
         } else if is_of_node {
@@ -192,27 +192,31 @@ impl Reconciler {
         }
     }
 
-    /// Waits, before anything is planned for the first time, until the interfaces were
-    /// looked at with the addresses of the Node object in mind: which addresses are this
-    /// node's depends on it.
-    async fn settle(&mut self, network: &mut watch::Receiver<NodeNetwork>) {
-        self.settled = true;
+    /// Waits, before the first plan, until the interfaces were read with the addresses of the
+    /// Node object known, because the set of this node's addresses depends on them.
+    async fn await_network(&mut self, network: &mut watch::Receiver<NodeNetwork>) {
+        self.has_awaited_network = true;
         self.sinks.refusals.starting(&self.node_name);
-        let seen = timeout(SETTLE, network.wait_for(|network| network.knows_node_object)).await;
+        let seen =
+            timeout(NETWORK_WAIT, network.wait_for(|network| network.knows_node_object)).await;
         if !matches!(seen, Ok(Ok(_))) {
-            tracing::warn!(waited = ?SETTLE, "the interfaces are not known to be complete");
+            tracing::warn!(
+                waited = ?NETWORK_WAIT,
+                "the node's interfaces are not read yet: programming Services without them; node \
+                 ports follow as soon as they are"
+            );
         }
         drop(seen);
-        self.take_over(network);
+        self.update_network(network);
     }
 
-    fn take_over(&mut self, network: &mut watch::Receiver<NodeNetwork>) {
+    fn update_network(&mut self, network: &mut watch::Receiver<NodeNetwork>) {
         self.network = network.borrow_and_update().clone();
-        self.tell_problems();
+        self.report_interface_problems();
         self.refresh_facts();
     }
 
-    fn tell_eligible(&self, event: &Event) {
+    fn publish_eligibility(&self, event: &ObjectEvent) {
         let own = |object: &Object| match object {
             Object::Node(node) if node.metadata.name.as_deref() == Some(&self.node_name) => {
                 Some(health::is_eligible(Some(node)))
@@ -220,22 +224,26 @@ impl Reconciler {
             _ => None,
         };
         let eligible = match event {
-            Event::Applied(object) => own(object),
-            Event::Replaced(Kind::Node, objects) => {
-                // A source that holds no Node at all has nothing to say of ours.
+            ObjectEvent::Applied(object) => own(object),
+            ObjectEvent::Replaced(ObjectKind::Node, objects) => {
+                // A source without any Node says nothing about this one.
                 objects.iter().find_map(own).or((!objects.is_empty()).then_some(false))
             }
-            Event::Deleted(Kind::Node, name) if name.name == self.node_name => Some(false),
+            ObjectEvent::Deleted(ObjectKind::Node, name) if name.name == self.node_name => {
+                Some(false)
+            }
             _ => None,
         };
         if let Some(eligible) = eligible {
-            self.sinks.health.node_eligible(eligible);
+            self.sinks.health.set_node_eligible(eligible);
         }
     }
 
-    fn tell_problems(&self) {
+    fn report_interface_problems(&self) {
         let problems = &self.network.problems;
-        self.sinks.health.fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
+        self.sinks
+            .health
+            .set_fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
     }
 
     fn refresh_facts(&mut self) {
@@ -276,13 +284,18 @@ impl Reconciler {
         let outcome = match self.controller.reconcile(now, dataplane) {
             Ok(outcome) => outcome,
             Err(error) => {
-                tracing::error!(%error, "cannot read the maps");
+                tracing::error!(%error, "cannot read the maps: they stay as they are until a retry succeeds");
                 return self.retry_later();
             }
         };
-        self.tell_refusals(&outcome);
+        self.publish_refusals(&outcome);
         for error in outcome.errors.iter().take(3) {
-            tracing::error!(%error, failed = outcome.errors.len(), "cannot write to a map");
+            tracing::error!(
+                %error,
+                failed = outcome.errors.len(),
+                "cannot write to a map: the Services concerned stay as they are until a retry \
+                 succeeds"
+            );
         }
         if !outcome.errors.is_empty() {
             return self.retry_later();
@@ -290,38 +303,40 @@ impl Reconciler {
         self.retry = FIRST_RETRY;
         self.due = outcome.next_due.map(|at| self.started + Duration::from_millis(at));
         if self.controller.snapshot().is_complete() {
-            self.tell_source_ports();
-            self.tell_nodes(outcome.nodes_left_out);
-            self.tell_synced(&outcome, started.elapsed());
+            self.warn_no_source_ports();
+            self.warn_nodes_full(outcome.nodes_left_out);
+            self.publish_synced(&outcome, started.elapsed());
         }
     }
 
-    /// Warns, once, when not all addresses of nodes fit.
-    fn tell_nodes(&mut self, left_out: usize) {
-        if left_out > 0 && !self.lacks_nodes {
+    /// Logs a warning, once, when not all addresses of nodes fit.
+    fn warn_nodes_full(&mut self, left_out: usize) {
+        if left_out > 0 && !self.has_warned_nodes_full {
             tracing::warn!(
                 left_out,
-                "NODES4 or NODES6 is full: what nodes of these addresses tunnel here is dropped"
+                "map NODES4 or NODES6 is full: DSR packets from {left_out} node addresses will be \
+                 dropped"
             );
         }
-        self.lacks_nodes = left_out > 0;
+        self.has_warned_nodes_full = left_out > 0;
     }
 
-    /// Warns, once for each cause, when flows cannot be given a port of this node.
-    fn tell_source_ports(&mut self) {
+    /// Logs a warning, once for each range of local ports that leaves no source ports.
+    fn warn_no_source_ports(&mut self) {
         let settings = self.controller.settings();
-        let is_crowded = settings.is_some_and(|settings| settings.source_ports.count == 0);
+        let has_no_source_ports = settings.is_some_and(|settings| settings.source_ports.count == 0);
         let local = self.controller.facts().local_ports;
-        let cause = is_crowded.then_some(local);
-        if cause.is_some() && self.crowded != cause {
+        let cause = has_no_source_ports.then_some(local);
+        if cause.is_some() && self.warned_local_ports != cause {
             let (first, last) = local;
             tracing::warn!(
-                "clients outside cannot reach backends on other nodes: no {} ports in a row are \
-                 free for them; narrow net.ipv4.ip_local_port_range (now {first} {last})",
+                "no {} consecutive ports are free for use as source ports: clients outside cannot \
+                 reach backends on other nodes; narrow net.ipv4.ip_local_port_range (now {first} \
+                 {last})",
                 MIN_SOURCE_PORTS
             );
         }
-        self.crowded = cause;
+        self.warned_local_ports = cause;
     }
 
     fn retry_later(&mut self) {
@@ -329,20 +344,20 @@ impl Reconciler {
         self.retry = (self.retry * 2).min(LAST_RETRY);
     }
 
-    /// Load balancers are told only what is in the maps already.
-    fn tell_health_checks(&self) {
+    /// Publishes the health checks, after the maps hold the state that they announce.
+    fn publish_health_checks(&self) {
         let (checks, addresses) = (self.controller.health_checks(), &self.health_check_addresses);
-        self.sinks.health_checks.send_if_modified(|told| {
-            let is_news = told.checks != *checks || told.addresses != *addresses;
-            if is_news {
-                *told = Wanted { checks: checks.clone(), addresses: addresses.clone() };
+        self.sinks.health_checks.send_if_modified(|published| {
+            let is_changed = published.checks != *checks || published.addresses != *addresses;
+            if is_changed {
+                *published = Wanted { checks: checks.clone(), addresses: addresses.clone() };
             }
-            is_news
+            is_changed
         });
     }
 
-    fn tell_synced(&mut self, outcome: &Outcome, took: Duration) {
-        self.tell_health_checks();
+    fn publish_synced(&mut self, outcome: &Outcome, took: Duration) {
+        self.publish_health_checks();
         let sinks = &self.sinks;
         let now = Timestamp::now();
         sinks.health.updated(now);
@@ -351,11 +366,11 @@ impl Reconciler {
             let waited = now.duration_since(trigger.at).try_into().unwrap_or_default();
             sinks.metrics.programmed(trigger.family, waited);
         }
-        for (family, lacking) in self.controller.lacking().of_families() {
-            sinks.metrics.no_local_endpoints(family, lacking.internal, lacking.external);
+        for (family, missing) in self.controller.no_local_endpoints().of_families() {
+            sinks.metrics.set_no_local_endpoints(family, missing.internal, missing.external);
         }
         let counts = self.controller.counts();
-        sinks.metrics.programmed_objects(counts.services, counts.frontends, counts.backends);
+        sinks.metrics.set_programmed_objects(counts.services, counts.frontends, counts.backends);
         let lb_control::plan::Counts { services, frontends, backends } = counts;
         if !self.ready {
             self.ready = true;
@@ -380,7 +395,7 @@ impl Reconciler {
         }
     }
 
-    fn tell_refusals(&self, outcome: &Outcome) {
+    fn publish_refusals(&self, outcome: &Outcome) {
         let sinks = &self.sinks;
         for refusal in &outcome.refusals {
             let subject = Subject {
@@ -391,49 +406,40 @@ impl Reconciler {
                     .or_else(|| self.uid(&refusal.object.to_string())),
             };
             let note = format!("{}: {}", refusal.field, refusal.message);
-            sinks.refusals.refuse(subject, reason(refusal), note);
+            sinks.refusals.refuse(subject, refusal.reason.into(), note);
         }
         for shortage in &outcome.shortages {
             let subject = Subject {
-                kind: Kind::Service,
+                kind: ObjectKind::Service,
                 name: (&*shortage.service).into(),
                 uid: self.uid(&shortage.service),
             };
             let note = format!(
-                "{} holds {} entries and is full: raise {}",
+                "map {} is full ({} entries): this Service is not programmed, or stays as it was; \
+                 raise {}",
                 shortage.map, shortage.limit, shortage.flag
             );
-            sinks.refusals.refuse(subject, Refusal::MapFull, note);
+            sinks.refusals.refuse(subject, EventReason::MapFull, note);
         }
         let full = outcome.shortages.first().map(|shortage| {
             format!(
-                "{} is full ({} entries): raise {}",
+                "map {} is full ({} entries): some Services are not up to date; raise {}",
                 shortage.map, shortage.limit, shortage.flag
             )
         });
-        sinks.health.fault("maps", full);
+        sinks.health.set_fault("maps", full);
     }
 
-    /// The identity of the Service `namespace/name`, by which its Events are found.
+    /// The uid of the Service `namespace/name`, by which its Events are found.
     fn uid(&self, service: &str) -> Option<String> {
         let service = self.controller.snapshot().service(service)?.service.as_ref()?;
         (!service.uid.is_empty()).then(|| service.uid.to_string())
     }
 }
 
-fn reason(refusal: &model::Refusal) -> Refusal {
-    if refusal.field.ends_with(".protocol") {
-        Refusal::ProtocolNotSupported
-    } else if refusal.message.contains("belongs to the older Service") {
-        Refusal::AddressInUse
-    } else {
-        Refusal::InvalidObject
-    }
-}
-
-fn kind_of(event: &Event) -> Kind {
+fn kind_of(event: &ObjectEvent) -> ObjectKind {
     match event {
-        Event::Replaced(kind, _) | Event::Deleted(kind, _) => *kind,
-        Event::Applied(object) => object.kind(),
+        ObjectEvent::Replaced(kind, _) | ObjectEvent::Deleted(kind, _) => *kind,
+        ObjectEvent::Applied(object) => object.kind(),
     }
 }

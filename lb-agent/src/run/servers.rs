@@ -1,42 +1,31 @@
-//! The HTTP servers of `run`, which wait for their address if they must.
+//! Starts the HTTP servers of `run`, which retry if their address is in use.
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
+use super::agent::Agent;
 use crate::{
     config::{Config, Source},
-    events::{Notice, tell_failure},
+    events::{self, Notice},
     health::{
-        self, Health,
+        self,
         server::{BindError, Server},
     },
-    metrics::Metrics,
     watch::api,
 };
-
-/// Tells on the Node that a server cannot start, which ends the agent.
-pub(super) async fn tell(config: &Config, error: &BindError) {
-    let Source::Api(options) = &config.source else { return };
-    let notice = match error.server() {
-        Server::Health => Notice::FailedToStartProxierHealthcheck,
-        Server::Metrics => Notice::FailedToStartMetricServer,
-    };
-    let Ok(connection) = api::connect(options).await else { return };
-    let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    let note = format!("{error}: {source}");
-    tell_failure(connection.client, &config.node_name, notice, note).await;
-}
 
 /// Starts the servers that have an address.
 ///
 /// # Errors
-/// An address that cannot be bound, if that is to end the agent.
-pub(super) async fn start(
-    config: &Config,
-    health: &Health,
-    metrics: &Metrics,
-    cancel: &CancellationToken,
-    tasks: &TaskTracker,
-) -> Result<(), BindError> {
+/// [`BindError`] if an address cannot be bound and `--bind-address-hard-fail` is set. It
+/// is published as an Event on the Node.
+pub(super) async fn start(agent: &Agent) -> Result<(), BindError> {
+    let result = bind_and_serve(agent).await;
+    if let Err(error) = &result {
+        publish_failure(&agent.config, error).await;
+    }
+    result
+}
+
+async fn bind_and_serve(agent: &Agent) -> Result<(), BindError> {
+    let Agent { config, health, metrics, cancel, .. } = agent;
     let servers = [(Server::Health, config.healthz), (Server::Metrics, config.metrics)];
     for (server, address) in servers {
         let Some(address) = address.0 else { continue };
@@ -47,7 +36,7 @@ pub(super) async fn start(
         };
         let (health, metrics, cancel) = (health.clone(), metrics.clone(), cancel.clone());
         let configz = config.kube_proxy.to_configz();
-        tasks.spawn(async move {
+        agent.tasks.spawn(async move {
             let listener = match bound {
                 Some(listener) => Some(listener),
                 None => health::server::bind_retrying(server, address, &cancel).await,
@@ -64,4 +53,17 @@ pub(super) async fn start(
         });
     }
     Ok(())
+}
+
+/// Publishes an Event on the Node: a server cannot start, and the agent exits.
+async fn publish_failure(config: &Config, error: &BindError) {
+    let Source::Api(options) = &config.source else { return };
+    let notice = match error.server() {
+        Server::Health => Notice::FailedToStartProxierHealthcheck,
+        Server::Metrics => Notice::FailedToStartMetricServer,
+    };
+    let Ok(connection) = api::connect(options).await else { return };
+    let source = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    let note = format!("{error}: {source}");
+    events::publish_failure(connection.client, &config.node_name, notice, note).await;
 }

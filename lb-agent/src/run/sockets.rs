@@ -1,13 +1,14 @@
-//! The connect-time hooks, and a look every few seconds whether they are still attached.
+//! Attaches the connect-time hooks, and checks every few seconds that they are still attached.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
+use super::agent::Agent;
 use crate::{
     config::Config,
     health::Health,
-    maps::{bpffs, pins::Pins},
+    maps::bpffs,
     options::modes::SocketLb,
     programs::{
         cgroup::{self, Hooks},
@@ -16,44 +17,42 @@ use crate::{
     },
 };
 
-/// How often it is looked.
+/// How often the hooks are checked.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// What a fault of theirs is called.
+/// The name of their fault in [`Health`].
 const FAULT: &str = "connect-time hooks";
 
-/// Attaches the hooks; without a cgroup2 they are off and packets are balanced all the same.
+/// Attaches the hooks. Without a cgroup2 mount they are off, and all connections are translated
+/// packet by packet.
 ///
 /// # Errors
-/// [`AttachError`] if they cannot be attached now.
-pub(super) fn start(
-    config: &Config,
-    pins: &Pins,
-    programs: &Arc<Programs>,
-    health: &Health,
-    tasks: &TaskTracker,
-    cancel: &CancellationToken,
-) -> Result<(), AttachError> {
+/// [`AttachError`] if they cannot be attached.
+pub(super) fn start(agent: &Agent, programs: &Arc<Programs>) -> Result<(), AttachError> {
+    let Agent { config, pins, health, .. } = agent;
     let mode = config.socket_lb;
     let Some(directory) = directory(config) else {
         if mode != SocketLb::Off {
             tracing::warn!(
-                "no cgroup2 is mounted: connect-time hooks are off, packets are still balanced"
+                "no cgroup2 is mounted: connect() is not translated, only packets are; mount \
+                 cgroup2 or give --cgroup, and restart the agent"
             );
         }
         return cgroup::detach(pins);
     };
     let hooks = Hooks::attach(pins, programs, &directory, mode)?;
     tracing::info!(cgroup = %directory.display(), mode = ?mode, "connect-time hooks attached");
-    tasks.spawn(follow(hooks, Arc::clone(programs), health.clone(), cancel.clone()));
+    let following = follow(hooks, Arc::clone(programs), health.clone(), agent.cancel.clone());
+    agent.tasks.spawn(following);
     Ok(())
 }
 
-/// The cgroup of the hooks; none where there is no cgroup2.
+/// The cgroup of the hooks; `None` if no cgroup2 is mounted.
 pub(super) fn directory(config: &Config) -> Option<PathBuf> {
     config.cgroup.clone().or_else(bpffs::cgroup2_mount)
 }
 
-/// Puts back what somebody takes off; what cannot be put back makes the proxy unhealthy.
+/// Attaches hooks again that another program has detached. The proxy is unhealthy while that
+/// fails.
 async fn follow(
     mut hooks: Hooks,
     programs: Arc<Programs>,
@@ -67,17 +66,19 @@ async fn follow(
             () = cancel.cancelled() => return,
         }
         if hooks.are_attached(&programs) {
-            health.fault(FAULT, None);
+            health.set_fault(FAULT, None);
             continue;
         }
         match hooks.repair(&programs) {
             Ok(()) => {
-                tracing::warn!("connect-time hooks were taken off by somebody, and are back");
-                health.fault(FAULT, None);
+                tracing::warn!(
+                    "connect-time hooks were detached by another program, and are attached again"
+                );
+                health.set_fault(FAULT, None);
             }
             Err(error) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
-                health.fault(FAULT, Some(format!("{error}: {}", source.unwrap_or_default())));
+                health.set_fault(FAULT, Some(format!("{error}: {}", source.unwrap_or_default())));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The sweep of what fills by itself, and what the maps tell the metrics.
+//! The periodic sweep of flows and affinity entries, and the metrics that are read from maps.
 
 use std::{
     fmt,
@@ -7,22 +7,21 @@ use std::{
 };
 
 use lb_common::abi::counter::{Hook, Reason};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::agent::Agent;
 use crate::{
-    health::Health,
-    maps::timeouts,
     maps::{
         pins::{PinError, Pins},
         sweep::{self, MapFill, Sweeper},
+        timeouts,
     },
-    metrics::{DatapathStats, Metrics},
+    metrics::DatapathStats,
 };
 
-/// How often flows are swept.
+/// Time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// What the last sweep found, and the counters as they are when asked.
+/// The fill levels found by the last sweep, and access to the present counters.
 struct MapStats {
     pins: Pins,
     fills: Mutex<Vec<MapFill>>,
@@ -39,7 +38,7 @@ impl DatapathStats for MapStats {
         let sums = match sweep::counters(&self.pins) {
             Ok(sums) => sums,
             Err(error) => {
-                tracing::warn!(%error, "cannot read the counters");
+                tracing::warn!(%error, "cannot read the counters: this scrape has none");
                 return Vec::new();
             }
         };
@@ -58,23 +57,17 @@ impl DatapathStats for MapStats {
     }
 }
 
-/// Starts the sweep.
+/// Starts the sweep and connects the metrics to the maps.
 ///
 /// # Errors
 /// [`PinError`] if a map cannot be opened.
-pub(super) fn start(
-    pins: &Pins,
-    ticks_per_second: u32,
-    metrics: &Metrics,
-    health: &Health,
-    tasks: &TaskTracker,
-    cancel: &CancellationToken,
-) -> Result<(), PinError> {
+pub(super) fn start(agent: &Agent, ticks_per_second: u32) -> Result<(), PinError> {
+    let Agent { pins, metrics, health, cancel, .. } = agent;
     let mut sweeper = Sweeper::open(pins)?;
     let stats = Arc::new(MapStats { pins: pins.clone(), fills: Mutex::default() });
     metrics.set_datapath(Arc::clone(&stats) as Arc<dyn DatapathStats>);
     let (health, cancel) = (health.clone(), cancel.clone());
-    tasks.spawn(async move {
+    agent.tasks.spawn(async move {
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             tokio::select! {
@@ -91,9 +84,9 @@ pub(super) fn start(
             match fills {
                 Ok(fills) => {
                     *stats.fills.lock().unwrap_or_else(PoisonError::into_inner) = fills;
-                    health.fault("sweep", None);
+                    health.set_fault("sweep", None);
                 }
-                Err(error) => health.fault("sweep", Some(error.to_string())),
+                Err(error) => health.set_fault("sweep", Some(error.to_string())),
             }
         }
     });

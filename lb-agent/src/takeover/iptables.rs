@@ -1,5 +1,5 @@
-//! kube-proxy's rules of the mode iptables (and those that the mode ipvs needs besides), in
-//! both of the kernel's rule sets and both families.
+//! kube-proxy's iptables rules, of its modes iptables and ipvs: both of the kernel's rule sets
+//! (nft and legacy) and both IP families.
 
 use std::fs;
 
@@ -9,15 +9,15 @@ use super::{
     tool::{self, ToolError},
 };
 
-/// One rule set of one family.
+/// One rule set of one IP family.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Variant {
-    /// What the tools' names begin with, such as `ip6tables-legacy`.
+    /// The prefix of the tools' names, such as `ip6tables-legacy`.
     program: String,
 }
 
-/// The rule sets that may hold anything: the legacy one only where the kernel has tables of it,
-/// as its tool makes those that it asks for.
+/// The rule sets that may have rules. The legacy one is included only if the kernel has tables
+/// of it, because listing them with the legacy tool would create them.
 pub(super) fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for (family, legacy_tables) in
@@ -25,11 +25,11 @@ pub(super) fn variants() -> Vec<Variant> {
     {
         let has_legacy = fs::read_to_string(legacy_tables).is_ok_and(|names| !names.is_empty());
         let named = |kind: &str| Variant { program: format!("{family}-{kind}") };
-        if [named("nft"), named("legacy")].iter().any(Variant::is_there) {
+        if [named("nft"), named("legacy")].iter().any(Variant::is_installed) {
             variants.push(named("nft"));
             variants.extend(has_legacy.then(|| named("legacy")));
         } else {
-            // Before 1.8 there was one kind of tools, without a name of its own.
+            // Before iptables 1.8 there was one rule set, and tools without a suffix.
             variants.push(Variant { program: family.to_owned() });
         }
     }
@@ -37,15 +37,15 @@ pub(super) fn variants() -> Vec<Variant> {
 }
 
 impl Variant {
-    fn is_there(&self) -> bool {
-        tool::is_there(&self.save())
+    fn is_installed(&self) -> bool {
+        tool::is_installed(&self.save())
     }
 
     fn save(&self) -> String {
         format!("{}-save", self.program)
     }
 
-    /// Replaces what the script names, one transaction a table.
+    /// Runs a script, one transaction for each table.
     fn restore(&self, script: &str) -> Result<(), ToolError> {
         const WAIT_SECONDS: &str = "10";
         let program = format!("{}-restore", self.program);
@@ -61,14 +61,14 @@ impl Variant {
     }
 }
 
-/// Looks for kube-proxy's rules, and removes them if `mode` says so.
+/// Lists or removes kube-proxy's rules.
 ///
 /// # Errors
-/// [`ToolError`] if the tools are missing or fail; tables before are done then.
+/// [`ToolError`] if the tools are missing or fail. Tables before the failure are already done.
 pub(super) fn go_through(variant: &Variant, mode: Mode) -> Result<Vec<Leftover>, ToolError> {
     let tables = variant.tables()?;
     let removals = tables.iter().filter_map(rules::Table::removal);
-    let removals = removals.filter(|removal| mode == Mode::Look || removal.chains > 0);
+    let removals = removals.filter(|removal| mode == Mode::List || removal.chains > 0);
     removals
         .map(|removal| {
             if mode == Mode::Remove {
@@ -79,13 +79,13 @@ pub(super) fn go_through(variant: &Variant, mode: Mode) -> Result<Vec<Leftover>,
         .collect()
 }
 
-/// Takes away what a removal has left of ours.
+/// Removes the chain that a removal created.
 ///
 /// # Errors
 /// [`ToolError`] if the tools are missing or fail.
-pub(super) fn release(variant: &Variant) -> Result<(), ToolError> {
+pub(super) fn remove_keeper(variant: &Variant) -> Result<(), ToolError> {
     if variant.tables()?.iter().any(rules::Table::has_keeper) {
-        variant.restore(&rules::release_script())?;
+        variant.restore(&rules::keeper_removal_script())?;
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! What kube-proxy's mode ipvs leaves beside rules: virtual servers, sets of addresses and a
-//! device that holds the ClusterIPs.
+//! What kube-proxy's mode ipvs leaves besides rules: virtual servers, ipsets and a device that
+//! has the ClusterIPs.
 //!
-//! Virtual servers of others stay: kube-proxy's are those at an address of its device, and
-//! those at a port in its sets of node ports.
+//! A virtual server is kube-proxy's if its address is on that device, or if its port is in one
+//! of kube-proxy's sets of NodePorts. Other virtual servers stay.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,9 +14,9 @@ use super::{
 };
 
 const DEVICE: &str = "kube-ipvs0";
-/// What the names of its sets begin with, but for a 6- behind it.
+/// The prefix of the names of kube-proxy's sets; those for IPv6 have `6-` after it.
 const SET: &str = "KUBE-";
-/// How the names of sets go on behind that, with or without an ending.
+/// The rest of the names; a suffix may follow.
 const SETS: [&str; 7] = [
     "LOOP-BACK",
     "CLUSTER-IP",
@@ -27,21 +27,21 @@ const SETS: [&str; 7] = [
     "IPVS-IPS",
 ];
 
-/// What there is, looked at before any rule is removed.
+/// What was found before any rule is removed.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     has_device: bool,
-    /// As `ipvsadm` names them: `-t 10.96.0.1:443`.
+    /// In the form of `ipvsadm`: `-t 10.96.0.1:443`.
     servers: Vec<String>,
     sets: Vec<String>,
 }
 
 impl Found {
-    /// Looks for it; without the device there is none.
+    /// Lists servers and sets; nothing is found if the device does not exist.
     ///
     /// # Errors
     /// [`ToolError`] if a tool is missing or fails.
-    pub(super) fn look() -> Result<Self, ToolError> {
+    pub(super) fn list() -> Result<Self, ToolError> {
         if if_nametoindex(DEVICE).is_err() {
             return Ok(Self::default());
         }
@@ -57,7 +57,7 @@ impl Found {
         Ok(Self { has_device: true, servers, sets })
     }
 
-    /// Removes it if `mode` says so.
+    /// Describes what was found, and removes it with [`Mode::Remove`].
     ///
     /// # Errors
     /// [`ToolError`] if a tool is missing or fails.
@@ -102,7 +102,7 @@ fn addresses() -> Vec<IpAddr> {
     .collect()
 }
 
-/// The ports that a set holds, by `ipset save`: `add KUBE-NODE-PORT-TCP 30080`.
+/// The ports in a set, from the output of `ipset save`: `add KUBE-NODE-PORT-TCP 30080`.
 fn ports(saved: &str) -> Vec<u16> {
     let members = saved.lines().filter_map(|line| line.strip_prefix("add ")?.split(' ').nth(1));
     members
@@ -113,15 +113,15 @@ fn ports(saved: &str) -> Vec<u16> {
         .collect()
 }
 
-/// kube-proxy's virtual servers in what `ipvsadm --save` prints.
+/// kube-proxy's virtual servers in the output of `ipvsadm --save`.
 fn servers(saved: &str, addresses: &[IpAddr], node_ports: &[u16]) -> Vec<String> {
-    let is_ours = |server: &&str| {
+    let is_kube_proxys = |server: &&str| {
         let at = server.split(' ').nth(1).and_then(|at| at.parse::<SocketAddr>().ok());
         at.is_some_and(|at| addresses.contains(&at.ip()) || node_ports.contains(&at.port()))
     };
     let added = saved.lines().filter_map(|line| line.strip_prefix("-A "));
     let named = added.filter_map(|line| line.split(" -s ").next());
-    named.filter(is_ours).map(str::to_owned).collect()
+    named.filter(is_kube_proxys).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_servers_and_sets_of_kube_proxy_are_meant() {
+    fn only_servers_and_sets_of_kube_proxy_are_found() {
         let saved = "-A -t 10.96.0.1:443 -s rr\n\
                      -a -t 10.96.0.1:443 -r 172.18.0.2:6443 -m -w 1\n\
                      -A -u [fd00:10:96::a]:53 -s rr\n\

@@ -8,7 +8,7 @@ use super::{
 const NFT: &str = "nft";
 const TABLE: &str = "kube-proxy";
 
-/// Looks for kube-proxy's tables, and removes them, all in one transaction, if `mode` says so.
+/// Lists kube-proxy's tables, or removes all of them in one transaction.
 ///
 /// # Errors
 /// [`ToolError`] if `nft` is missing or fails.
@@ -25,11 +25,11 @@ pub(super) fn go_through(mode: Mode) -> Result<Vec<Leftover>, ToolError> {
     Ok(families.iter().map(leftover).collect())
 }
 
-/// Takes away what a removal has left of ours.
+/// Removes the tables that a removal created.
 ///
 /// # Errors
 /// [`ToolError`] if `nft` is missing or fails.
-pub(super) fn release() -> Result<(), ToolError> {
+pub(super) fn remove_keeper() -> Result<(), ToolError> {
     let families = families_of(&tables()?, KEEPER_TABLE);
     if families.is_empty() {
         return Ok(());
@@ -39,7 +39,8 @@ pub(super) fn release() -> Result<(), ToolError> {
     tool::run(NFT, &["-f", "-"], &lines).map(drop)
 }
 
-/// Whether there may be chains whose names begin so, those of iptables-nft among them.
+/// Whether there may be chains whose names start with `prefix`, including those of
+/// iptables-nft.
 pub(super) fn may_have_chains(prefix: &str) -> bool {
     let has = |chains: String| {
         chains
@@ -57,19 +58,19 @@ fn tables() -> Result<String, ToolError> {
     }
 }
 
-/// In which families there is a table of this name.
+/// The families that have a table of this name.
 fn families_of(tables: &str, name: &str) -> Vec<&'static str> {
-    let is_there =
+    let exists =
         |family: &&str| tables.lines().any(|line| line == format!("table {family} {name}"));
-    ["ip", "ip6"].into_iter().filter(is_there).collect()
+    ["ip", "ip6"].into_iter().filter(exists).collect()
 }
 
 /// The script that deletes the tables.
 ///
-/// The kernel translates packets of known connections in the hooks of chains of type nat, and
-/// only while some rule asks for the state of connections. Where kube-proxy's were the last
-/// ones, its connections would break with them. So a chain with such a rule is left if
-/// `keeps_connections`.
+/// The kernel translates packets of known connections at the hooks of nat chains, and only while
+/// some rule matches on connection state. If kube-proxy's rules are the last ones of that kind,
+/// its connections break when they are removed. With `keeps_connections` the script therefore
+/// adds a chain with such a rule.
 fn removal(families: &[&str], keeps_connections: bool) -> String {
     let mut script = String::new();
     for family in families {
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_tables_of_kube_proxy_are_meant() {
+    fn only_the_tables_of_kube_proxy_are_removed() {
         let tables = "table ip nat\ntable inet kube-proxy\ntable ip6 kube-proxy\n\
                       table ip kube-proxy-of-mine\n";
         assert_eq!(families_of(tables, TABLE), ["ip6"]);

@@ -1,8 +1,8 @@
-//! kube-proxy's chains in what `iptables-save` prints, and the script for `iptables-restore`
-//! that takes them away: a function of text.
+//! Finds kube-proxy's chains in the output of `iptables-save`, and writes the script for
+//! `iptables-restore` that removes them: pure functions of text.
 //!
-//! Only chains that kube-proxy makes, in the tables where it makes them, and its jumps to them
-//! from built-in chains. A chain that rules of others refer to stays.
+//! It removes only chains that kube-proxy creates, in the tables where it creates them, and its
+//! jumps to them from built-in chains. A chain that other rules refer to stays.
 
 use std::collections::BTreeSet;
 
@@ -19,32 +19,32 @@ pub(super) struct Table {
 #[derive(Debug)]
 struct Chain {
     name: String,
-    /// It has a policy.
+    /// Whether it is built in, and so has a policy.
     is_builtin: bool,
 }
 
 #[derive(Debug)]
 struct Rule {
     chain: String,
-    /// All that follows the chain, as it was printed.
+    /// The text after the chain's name, as printed.
     text: String,
-    /// Where it jumps to, or goes on.
+    /// The target of `-j` or `-g`.
     target: Option<String>,
 }
 
-/// What is to be taken away from a table.
+/// What to remove from a table.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Removal {
     pub(super) table: String,
     pub(super) chains: usize,
     pub(super) jumps: usize,
-    /// Chains of kube-proxy that stay.
+    /// Chains of kube-proxy that other rules use, and that stay.
     pub(super) kept: Vec<String>,
     lines: Vec<String>,
 }
 
-/// In which tables kube-proxy makes a chain of this name, and whether it jumps there from
-/// built-in chains.
+/// The names of kube-proxy's chains, the tables where it creates them, and whether it jumps to
+/// them from built-in chains.
 const CHAINS: [(&str, &[&str], bool); 13] = [
     ("KUBE-SERVICES", &["nat", "filter"], true),
     ("KUBE-NODEPORTS", &["nat", "filter"], true),
@@ -54,7 +54,7 @@ const CHAINS: [(&str, &[&str], bool); 13] = [
     ("KUBE-PROXY-FIREWALL", &["filter"], true),
     ("KUBE-EXTERNAL-SERVICES", &["filter"], true),
     ("KUBE-PROXY-CANARY", &["nat", "filter", "mangle"], false),
-    // Those of the mode ipvs.
+    // Chains of the mode ipvs.
     ("KUBE-LOAD-BALANCER", &["nat"], false),
     ("KUBE-NODE-PORT", &["nat", "filter"], true),
     ("KUBE-SOURCE-RANGES-FIREWALL", &["filter"], true),
@@ -62,13 +62,13 @@ const CHAINS: [(&str, &[&str], bool); 13] = [
     ("KUBE-IPVS-OUT-FILTER", &["filter"], true),
 ];
 
-/// What the names of chains of single Services and endpoints begin with, all in the table nat.
+/// The prefixes of the chains of single Services and endpoints, all in the table nat.
 const PREFIXES: [&str; 6] =
     ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-", "KUBE-SEP-"];
-/// What follows: so many characters of a hash in base 32.
+/// The length of the hash in base 32 that follows the prefix.
 const HASH: usize = 16;
 
-/// What marks a packet for masquerading, and what then does it.
+/// The chain that marks a packet for masquerading, and the chain that masquerades it.
 const MARK: &str = "KUBE-MARK-MASQ";
 const POSTROUTING: &str = "KUBE-POSTROUTING";
 
@@ -85,7 +85,7 @@ fn is_entry(chain: &str) -> bool {
     CHAINS.iter().any(|(name, _, is_entry)| *name == chain && *is_entry)
 }
 
-/// The tables in what `iptables-save` prints.
+/// The tables in the output of `iptables-save`.
 pub(super) fn parse(saved: &str) -> Vec<Table> {
     let mut tables = Vec::new();
     for line in saved.lines() {
@@ -107,7 +107,7 @@ pub(super) fn parse(saved: &str) -> Vec<Table> {
     tables
 }
 
-/// Where a rule jumps to, or goes on. A comment may hold anything, in quotes then.
+/// The target of `-j` or `-g`. A comment is in quotes and may contain any text.
 fn target(rule: &str) -> Option<String> {
     let mut words = Vec::new();
     let (mut word, mut is_quoted) = (String::new(), false);
@@ -115,7 +115,7 @@ fn target(rule: &str) -> Option<String> {
     while let Some(character) = characters.next() {
         match character {
             '\\' => word.extend(characters.next()),
-            // So that no word that was quoted looks like an option.
+            // Keeps the quote, so that a quoted word never looks like an option.
             '"' => {
                 is_quoted = !is_quoted;
                 word.push('"');
@@ -130,13 +130,13 @@ fn target(rule: &str) -> Option<String> {
 }
 
 impl Table {
-    /// What kube-proxy has in this table; `None` if it is nothing.
+    /// What to remove from this table; `None` if it has no chain of kube-proxy.
     pub(super) fn removal(&self) -> Option<Removal> {
-        let is_ours = |chain: &&Chain| is_of_kube_proxy(&self.name, &chain.name);
-        let ours: BTreeSet<&str> =
-            self.chains.iter().filter(is_ours).map(|chain| &*chain.name).collect();
-        let kept = self.kept(&ours);
-        let removed: Vec<&str> = ours.difference(&kept).copied().collect();
+        let is_kube_proxys = |chain: &&Chain| is_of_kube_proxy(&self.name, &chain.name);
+        let chains: BTreeSet<&str> =
+            self.chains.iter().filter(is_kube_proxys).map(|chain| &*chain.name).collect();
+        let kept = self.kept(&chains);
+        let removed: Vec<&str> = chains.difference(&kept).copied().collect();
         let is_removed = |name: &str| removed.binary_search(&name).is_ok();
         let jumps = self.rules.iter().filter(|rule| {
             self.is_builtin(&rule.chain) && rule.target.as_deref().is_some_and(is_removed)
@@ -144,10 +144,10 @@ impl Table {
         let mut lines: Vec<String> =
             jumps.map(|rule| format!("-D {} {}", rule.chain, rule.text)).collect();
         let jumps = lines.len();
-        // Empties them all, as they refer to each other.
+        // All chains are flushed before any is deleted, because they refer to each other.
         lines.extend(removed.iter().map(|chain| format!(":{chain} - [0:0]")));
         lines.extend(removed.iter().map(|chain| format!("-X {chain}")));
-        (!ours.is_empty()).then(|| Removal {
+        (!chains.is_empty()).then(|| Removal {
             table: self.name.clone(),
             chains: removed.len(),
             jumps,
@@ -156,24 +156,24 @@ impl Table {
         })
     }
 
-    /// Those of kube-proxy's chains `ours` that rules of others lead to.
-    fn kept<'a>(&'a self, ours: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
+    /// The chains among kube-proxy's `chains` that are reachable from other rules.
+    fn kept<'a>(&'a self, chains: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
         let mut kept: BTreeSet<&str> = BTreeSet::new();
         loop {
             let before = kept.len();
             for rule in &self.rules {
-                let Some(target) = rule.target.as_deref().and_then(|to| ours.get(to)) else {
+                let Some(target) = rule.target.as_deref().and_then(|to| chains.get(to)) else {
                     continue;
                 };
-                let is_its_jump = self.is_builtin(&rule.chain) && is_entry(target);
-                let is_of_others = !(ours.contains(&*rule.chain) || is_its_jump);
-                if is_of_others || kept.contains(&*rule.chain) {
+                let is_kube_proxys_jump = self.is_builtin(&rule.chain) && is_entry(target);
+                let is_other_rule = !(chains.contains(&*rule.chain) || is_kube_proxys_jump);
+                if is_other_rule || kept.contains(&*rule.chain) {
                     kept.insert(target);
                 }
             }
-            // Whoever marks packets wants them to be masqueraded.
+            // A rule that marks packets needs the chain that masquerades them.
             if kept.contains(MARK) {
-                kept.extend(ours.get(POSTROUTING));
+                kept.extend(chains.get(POSTROUTING));
             }
             if kept.len() == before {
                 return kept;
@@ -185,7 +185,7 @@ impl Table {
         self.chains.iter().any(|chain| chain.is_builtin && chain.name == name)
     }
 
-    /// Whether it holds what a removal has left of ours.
+    /// Whether it has the chain that a removal created.
     pub(super) fn has_keeper(&self) -> bool {
         self.name == "nat" && self.chains.iter().any(|chain| chain.name == KEEPER_CHAIN)
     }
@@ -194,9 +194,9 @@ impl Table {
 impl Removal {
     /// The script for `iptables-restore --noflush`.
     ///
-    /// With the last rule that asks for the state of connections the kernel would stop tracking
-    /// them, and with it to translate those that there are. So one is left in their table if
-    /// `keeps_connections`, in a chain that no packet comes to.
+    /// The kernel tracks connections, and so translates known ones, only while some rule matches
+    /// on connection state. With `keeps_connections` the script therefore adds such a rule to
+    /// the table nat, in a chain that no packet reaches.
     pub(super) fn script(&self, keeps_connections: bool) -> String {
         let mut lines = vec![format!("*{}", self.table)];
         if keeps_connections && self.table == "nat" {
@@ -212,8 +212,8 @@ impl Removal {
     }
 }
 
-/// The script that takes away what [`Removal::script`] leaves.
-pub(super) fn release_script() -> String {
+/// The script that removes the chain that [`Removal::script`] created.
+pub(super) fn keeper_removal_script() -> String {
     format!("*nat\n:{KEEPER_CHAIN} - [0:0]\n-X {KEEPER_CHAIN}\nCOMMIT\n")
 }
 

@@ -1,11 +1,11 @@
-//! The node's own tools, as processes.
+//! Runs the node's own tools as processes.
 
 use std::{
     io::{self, Write},
     process::{Command, Stdio},
 };
 
-/// Runs `program` to its end with `input` on its standard input; what it prints.
+/// Runs `program` to its end with `input` as its standard input; returns its standard output.
 ///
 /// # Errors
 /// [`ToolError`] if it is missing or fails.
@@ -28,28 +28,28 @@ pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> Result<Stri
         })?;
     let stdin = child.stdin.take();
     let text = input.to_owned();
-    // While it reads, it may fill the pipe that it writes to.
+    // The tool may fill its output pipe before it has read all input.
     let writer = std::thread::spawn(move || stdin.map(|mut to| to.write_all(text.as_bytes())));
     let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
-    // A tool that fails before it has read everything says why itself.
+    // A failed write means that the tool failed early; its own error is reported.
     drop(writer.join());
-    let said = String::from_utf8_lossy(&output.stderr);
+    let errors = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    Err(failed(match said.trim().lines().next() {
+    Err(failed(match errors.trim().lines().next() {
         Some(line) => line.to_owned(),
         None => output.status.to_string(),
     }))
 }
 
-/// Whether `program` is there at all.
-pub(super) fn is_there(program: &str) -> bool {
+/// Whether `program` is on PATH.
+pub(super) fn is_installed(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
-/// The outcome, but for a tool that is missing: what it shows cannot be there then.
+/// The result, or the default if the tool is missing: it cannot have created anything then.
 pub(super) fn unless_missing<T: Default>(result: Result<T, ToolError>) -> Result<T, ToolError> {
     match result {
         Err(ToolError::Missing { .. }) => Ok(T::default()),
@@ -57,7 +57,7 @@ pub(super) fn unless_missing<T: Default>(result: Result<T, ToolError>) -> Result
     }
 }
 
-/// The package of Debian and most others that a tool comes with.
+/// The package of a tool, on Debian and most other distributions.
 fn package(program: &str) -> &'static str {
     match program {
         "nft" => "nftables",
@@ -68,33 +68,33 @@ fn package(program: &str) -> &'static str {
     }
 }
 
-/// A tool of the node could not be used.
+/// Why a tool of the node could not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ToolError {
-    /// It is not installed.
-    #[error("{program} is missing, which is needed to see kube-proxy's rules: install {package}")]
+    /// The tool is not installed.
+    #[error("{program} is missing, so kube-proxy's rules cannot be listed: install {package}")]
     Missing {
-        /// Its name.
+        /// The tool's name.
         program: String,
-        /// What to install.
+        /// The package to install.
         package: &'static str,
     },
-    /// It failed.
+    /// The tool failed.
     #[error("`{command}` failed: {text}")]
     Failed {
-        /// What was run.
+        /// The command line.
         command: String,
-        /// What it said.
+        /// The error that it printed.
         text: String,
     },
 }
 
 impl ToolError {
-    /// Whether the kernel lacks what the tool is for, so that nothing can be there.
+    /// Whether the kernel does not support the tool's subsystem, which then has no rules.
     pub(super) fn is_of_kernel(&self) -> bool {
-        const SAID: [&str; 3] =
+        const ABSENT: [&str; 3] =
             ["Protocol not supported", "Operation not supported", "Protocol not available"];
-        matches!(self, Self::Failed { text, .. } if SAID.iter().any(|said| text.contains(said)))
+        matches!(self, Self::Failed { text, .. } if ABSENT.iter().any(|it| text.contains(it)))
     }
 }
 
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_reads_all_that_it_is_told_and_says_why_it_fails() {
+    fn a_tool_reads_all_its_input_and_its_error_is_reported() {
         let long = "line\n".repeat(100_000);
         assert_eq!(run("cat", &[], &long).as_deref(), Ok(&*long));
         let error = run("sh", &["-c", "echo first >&2; echo second >&2; exit 3"], &long);

@@ -1,7 +1,7 @@
-//! Which objects concern this proxy, and which of their fields it reads.
+//! Admits the objects that concern this proxy, and drops the fields that lb does not read.
 //!
-//! It is not validation: a field that stays is passed on as it came. Invariant: two
-//! objects that differ only in fields nobody reads are equal afterwards.
+//! It does not validate: it passes on the other fields unchanged. Invariant: two objects that
+//! differ only in fields that are not read are equal afterwards.
 
 use std::collections::BTreeMap;
 
@@ -12,35 +12,18 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-
 use lb_control::model::{
-    event::{Kind, Object},
-    keys::{EXTERNAL_MODE_ANNOTATION, HEADLESS_LABEL, PROXY_NAME_LABEL},
+    event::{Object, ObjectKind},
+    keys::{self, Key},
 };
 
-/// The labels and annotations that are read; others are dropped.
-const KEPT_KEYS: [&str; 7] = [
-    EXTERNAL_MODE_ANNOTATION,
-    "kubernetes.io/service-name",
-    "kubernetes.io/hostname",
-    "topology.kubernetes.io/zone",
-    "topology.kubernetes.io/region",
-    "service.kubernetes.io/topology-mode",
-    "endpoints.kubernetes.io/last-change-trigger-time",
-];
-
 /// The label selector of the objects of a kind, as an API server takes it.
-pub const fn selector(kind: Kind) -> Option<&'static str> {
-    match kind {
-        Kind::Service => Some("!service.kubernetes.io/service-proxy-name"),
-        Kind::EndpointSlice => {
-            Some("!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name")
-        }
-        Kind::Node | Kind::ServiceCidr => None,
-    }
+pub fn selector(kind: ObjectKind) -> Option<String> {
+    let labels: Vec<_> = keys::excluding(kind).iter().map(|label| format!("!{label}")).collect();
+    (!labels.is_empty()).then(|| labels.join(","))
 }
 
-/// The object without the fields that nobody reads; none if its labels exclude it.
+/// The object without the fields that are not read; none if its labels exclude it.
 pub fn admit(mut object: Object) -> Option<Object> {
     if is_excluded(&object) {
         return None;
@@ -56,13 +39,8 @@ pub fn admit(mut object: Object) -> Option<Object> {
 }
 
 fn is_excluded(object: &Object) -> bool {
-    let has =
-        |label| object.metadata().labels.as_ref().is_some_and(|labels| labels.contains_key(label));
-    match object.kind() {
-        Kind::Service => has(PROXY_NAME_LABEL),
-        Kind::EndpointSlice => has(PROXY_NAME_LABEL) || has(HEADLESS_LABEL),
-        Kind::Node | Kind::ServiceCidr => false,
-    }
+    let has = |label: &Key| label.label(object.metadata()).is_some();
+    keys::excluding(object.kind()).iter().any(has)
 }
 
 fn strip_metadata(metadata: &mut ObjectMeta) {
@@ -81,7 +59,7 @@ fn strip_metadata(metadata: &mut ObjectMeta) {
 
 fn kept(entries: Option<BTreeMap<String, String>>) -> Option<BTreeMap<String, String>> {
     let mut entries = entries?;
-    entries.retain(|key, _| KEPT_KEYS.contains(&key.as_str()));
+    entries.retain(|key, _| keys::is_kept(key));
     (!entries.is_empty()).then_some(entries)
 }
 
@@ -98,7 +76,7 @@ fn strip_service(service: &mut Service) {
 }
 
 fn strip_slice(slice: &mut EndpointSlice) {
-    // A slice's own identity is never shown, and there are many.
+    // The uid of a slice is never shown, and there are many slices.
     slice.metadata.uid = None;
     slice.metadata.creation_timestamp = None;
     for endpoint in slice.endpoints.iter_mut().flatten() {
@@ -129,6 +107,13 @@ fn strip_node(node: &mut Node) {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
+
+    use k8s_openapi::api::networking::v1::ServiceCIDR;
+    use lb_control::model::keys::{HEADLESS_LABEL, PROXY_NAME_LABEL};
     use serde_json::json;
 
     use super::*;
@@ -179,16 +164,57 @@ mod tests {
     }
 
     #[test]
-    fn the_external_mode_of_a_service_is_kept() {
-        let service: Service = serde_json::from_value(json!({
-            "metadata": {
-                "name": "web", "annotations": { EXTERNAL_MODE_ANNOTATION: "dsr", "other": "" },
-            },
-        }))
-        .unwrap();
-        let Some(Object::Service(kept)) = admit(service.into()) else { panic!("it is dropped") };
-        let annotations = kept.metadata.annotations.unwrap();
-        assert_eq!(annotations.into_keys().collect::<Vec<_>>(), [EXTERNAL_MODE_ANNOTATION]);
+    fn every_key_that_the_model_reads_is_kept() {
+        let keys: BTreeMap<String, String> =
+            keys::KEPT.iter().map(|key| (key.to_string(), "value".to_owned())).collect();
+        let mut all = keys.clone();
+        all.insert("other".to_owned(), "value".to_owned());
+        for mut object in [
+            Object::from(Service::default()),
+            EndpointSlice::default().into(),
+            Node::default().into(),
+            ServiceCIDR::default().into(),
+        ] {
+            object.metadata_mut().labels = Some(all.clone());
+            object.metadata_mut().annotations = Some(all.clone());
+            let admitted = admit(object).expect("an object that no label excludes");
+            let metadata = admitted.metadata();
+            assert_eq!(metadata.labels.as_ref(), Some(&keys), "{}", admitted.kind());
+            assert_eq!(metadata.annotations.as_ref(), Some(&keys), "{}", admitted.kind());
+        }
+    }
+
+    /// The sources below a directory, but tests, that read labels or annotations.
+    fn readers(directory: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_stem().is_some_and(|name| name == "tests") {
+                continue;
+            } else if path.is_dir() {
+                found.extend(readers(&path));
+            } else {
+                let text = fs::read_to_string(&path).unwrap();
+                let is_reader = text.contains(".labels") || text.contains(".annotations");
+                found.extend(is_reader.then_some(path));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_model_reads_labels_and_annotations_through_its_list_of_keys() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lb-control/src");
+        assert_eq!(readers(&sources), [sources.join("model/keys.rs")]);
+    }
+
+    #[test]
+    fn the_selectors_leave_out_headless_services_and_those_of_other_proxies() {
+        let proxy_name = "!service.kubernetes.io/service-proxy-name";
+        assert_eq!(selector(ObjectKind::Service).as_deref(), Some(proxy_name));
+        let slices = format!("!service.kubernetes.io/headless,{proxy_name}");
+        assert_eq!(selector(ObjectKind::EndpointSlice), Some(slices));
+        assert_eq!((selector(ObjectKind::Node), selector(ObjectKind::ServiceCidr)), (None, None));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! A Kubernetes API server as a source of events.
 //!
-//! It keeps no objects: a list goes to the receiver as one [`Event::Replaced`], which
-//! the receiver compares with what it has. Invariant: nothing that the server does or
-//! fails to do ends the watch; it ends with its receiver.
+//! It keeps no objects: a list goes to the receiver as one [`ObjectEvent::Replaced`], which
+//! the receiver compares with its own objects. Invariant: the watch ends only with its
+//! receiver, whatever the server does.
 
 mod connect;
 mod liveness;
@@ -26,50 +26,54 @@ use kube::{
     Api, Resource,
     runtime::watcher::{self, watcher},
 };
-use lb_control::model::event::{Event, Kind, Object};
+use lb_control::model::event::{Object, ObjectEvent, ObjectKind};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
 use super::admit::{admit, selector};
 
-/// How often a kind that the server does not serve is asked for again.
+/// How long to wait before a kind that the server does not serve is requested again.
 const NOT_SERVED_RETRY: Duration = Duration::from_secs(600);
 
 /// Watches all kinds until the receiver is gone.
-pub async fn watch(connection: Connection, sender: Sender<Event>) {
+pub async fn watch(connection: Connection, sender: Sender<ObjectEvent>) {
     watch_with(connection, sender, NOT_SERVED_RETRY).await;
 }
 
-async fn watch_with(connection: Connection, sender: Sender<Event>, not_served_retry: Duration) {
+async fn watch_with(
+    connection: Connection,
+    sender: Sender<ObjectEvent>,
+    not_served_retry: Duration,
+) {
     let watch = Watch { connection: &connection, sender: &sender, not_served_retry };
     let client = || connection.client.clone();
     tokio::join!(
-        watch.kind::<Service>(Kind::Service, Api::all(client())),
-        watch.kind::<EndpointSlice>(Kind::EndpointSlice, Api::all(client())),
-        watch.kind::<Node>(Kind::Node, Api::all(client())),
-        watch.kind::<ServiceCIDR>(Kind::ServiceCidr, Api::all(client())),
+        watch.kind::<Service>(ObjectKind::Service, Api::all(client())),
+        watch.kind::<EndpointSlice>(ObjectKind::EndpointSlice, Api::all(client())),
+        watch.kind::<Node>(ObjectKind::Node, Api::all(client())),
+        watch.kind::<ServiceCIDR>(ObjectKind::ServiceCidr, Api::all(client())),
     );
 }
 
 #[derive(Clone, Copy)]
 struct Watch<'a> {
     connection: &'a Connection,
-    sender: &'a Sender<Event>,
+    sender: &'a Sender<ObjectEvent>,
     not_served_retry: Duration,
 }
 
 /// What to do after an error of the watch.
 #[derive(Debug, PartialEq, Eq)]
 enum Remedy {
-    /// Go on with the same watch after a pause.
+    /// Continue the same watch after a pause.
     Resume,
-    /// List again after a pause: the version to go on from is too old.
+    /// List again after a pause: the resource version to continue from is too old.
     Relist,
-    /// List page by page: the server knows no streaming lists.
+    /// List page by page: the server has no streaming lists.
     ListPages,
-    /// Do without the kind: the server does not have it.
+    /// Continue without the kind: the server does not serve it.
     NotServed,
-    /// Do without the kind until it may be read.
+    /// Continue without the kind until reading it is allowed.
     Denied,
 }
 
@@ -82,13 +86,13 @@ enum End {
 /// How far the watch of a kind has come.
 #[derive(Debug)]
 struct Progress {
-    /// Lists are asked for as streams.
+    /// Lists are requested as streams.
     streaming: bool,
-    /// No list has ended since the last one began.
+    /// A list has begun and not ended.
     listing: bool,
-    /// The receiver was told a list.
+    /// The receiver has got a list.
     is_known: bool,
-    /// That the kind may not be read was said.
+    /// The log says already that reading the kind is not allowed.
     is_denied: bool,
     pause: Pause,
 }
@@ -106,7 +110,7 @@ impl Progress {
 }
 
 impl Watch<'_> {
-    async fn kind<K>(self, kind: Kind, api: Api<K>)
+    async fn kind<K>(self, kind: ObjectKind, api: Api<K>)
     where
         K: Resource + Clone + DeserializeOwned + fmt::Debug + Send + 'static,
         Object: From<K>,
@@ -138,10 +142,10 @@ impl Watch<'_> {
         }
     }
 
-    /// Passes the events of a stream on until it has to be made anew.
+    /// Sends the events of a stream to the receiver, until a new stream is needed.
     async fn follow<K>(
         &self,
-        kind: Kind,
+        kind: ObjectKind,
         stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
         progress: &mut Progress,
     ) -> End
@@ -166,12 +170,12 @@ impl Watch<'_> {
                     progress.listing = false;
                     progress.is_known = true;
                     progress.is_denied = false;
-                    Event::Replaced(kind, std::mem::take(&mut list))
+                    ObjectEvent::Replaced(kind, std::mem::take(&mut list))
                 }
                 Ok(watcher::Event::Apply(object)) => changed(kind, object.into()),
                 Ok(watcher::Event::Delete(object)) => deleted(kind, &object.into()),
                 Err(error) => {
-                    if let Some(end) = self.mend(kind, &error, progress).await {
+                    if let Some(end) = self.handle_error(kind, &error, progress).await {
                         return end;
                     }
                     continue;
@@ -185,11 +189,11 @@ impl Watch<'_> {
         End::After(Remedy::Relist)
     }
 
-    /// Says what is wrong, and pauses where the same stream can go on; otherwise how it
-    /// ends.
-    async fn mend(
+    /// Logs an error of a stream. Pauses if the same stream can continue; otherwise returns how
+    /// it ends.
+    async fn handle_error(
         &self,
-        kind: Kind,
+        kind: ObjectKind,
         error: &watcher::Error,
         progress: &mut Progress,
     ) -> Option<End> {
@@ -214,11 +218,12 @@ impl Watch<'_> {
             Remedy::NotServed | Remedy::Denied => {
                 if remedy == Remedy::Denied && !progress.is_denied {
                     let shown = sentence(error);
-                    tracing::warn!(%kind, error = shown, "not allowed to read this kind: going on without it");
+                    tracing::warn!(%kind, error = shown, "not allowed to read this kind: continuing without it; allow list and watch in the agent's ClusterRole");
                     progress.is_denied = true;
                 }
-                // What was listed before is worth more than nothing.
-                if !progress.is_known && self.send(Event::Replaced(kind, Vec::new())).await.is_err()
+                // A list from before is kept, because it is better than an empty one.
+                if !progress.is_known
+                    && self.send(ObjectEvent::Replaced(kind, Vec::new())).await.is_err()
                 {
                     return Some(End::Closed);
                 }
@@ -228,19 +233,21 @@ impl Watch<'_> {
         Some(End::After(remedy))
     }
 
-    fn warn(&self, kind: Kind, error: &watcher::Error, delay: Option<Duration>) {
+    fn warn(&self, kind: ObjectKind, error: &watcher::Error, delay: Option<Duration>) {
         let server = self.connection.url();
         let retry_in = delay.map(|delay| format!("{delay:.1?}"));
         let shown = sentence(error);
         match self.connection.advice() {
             Some(advice) if is_unreachable(error) => {
-                tracing::warn!(%kind, server, error = shown, retry_in, advice, "cannot reach the API server");
+                tracing::warn!(%kind, server, error = shown, retry_in, advice, "cannot reach the API server: Services stay as they are, retrying");
             }
-            _ => tracing::warn!(%kind, server, error = shown, retry_in, "watch broken, retrying"),
+            _ => {
+                tracing::warn!(%kind, server, error = shown, retry_in, "watch broken, retrying: changes of this kind are not seen until then")
+            }
         }
     }
 
-    async fn send(&self, event: Event) -> Result<(), Closed> {
+    async fn send(&self, event: ObjectEvent) -> Result<(), Closed> {
         self.sender.send(event).await.map_err(|_| Closed)
     }
 
@@ -255,34 +262,31 @@ impl Watch<'_> {
 /// The receiver of events is gone.
 struct Closed;
 
-fn config(kind: Kind, streaming: bool) -> watcher::Config {
-    let config = watcher::Config {
-        label_selector: selector(kind).map(str::to_owned),
-        ..watcher::Config::default()
-    };
+fn config(kind: ObjectKind, streaming: bool) -> watcher::Config {
+    let config = watcher::Config { label_selector: selector(kind), ..watcher::Config::default() };
     if streaming { config.streaming_lists() } else { config }
 }
 
-/// What a changed object is to this proxy: it may have ceased to concern it, where the
-/// server did not apply the selector.
-fn changed(kind: Kind, object: Object) -> Event {
+/// The event for a changed object. It is a deletion if the object does not concern this proxy
+/// any more, which happens if the server does not apply the selector.
+fn changed(kind: ObjectKind, object: Object) -> ObjectEvent {
     let name = object.name();
-    admit(object).map_or(Event::Deleted(kind, name), Event::Applied)
+    admit(object).map_or(ObjectEvent::Deleted(kind, name), ObjectEvent::Applied)
 }
 
-fn deleted(kind: Kind, object: &Object) -> Event {
-    Event::Deleted(kind, object.name())
+fn deleted(kind: ObjectKind, object: &Object) -> ObjectEvent {
+    ObjectEvent::Deleted(kind, object.name())
 }
 
-/// What to do after an error, `in_streaming_list` if it came instead of such a list or
-/// amid it.
-fn remedy(kind: Kind, error: &watcher::Error, in_streaming_list: bool) -> Remedy {
+/// What to do after an error; `in_streaming_list` if it came instead of a streaming list, or
+/// within one.
+fn remedy(kind: ObjectKind, error: &watcher::Error, in_streaming_list: bool) -> Remedy {
     let status = match error {
         watcher::Error::WatchStartFailed(cause) | watcher::Error::InitialListFailed(cause) => {
             let kube::Error::Api(status) = cause else { return Remedy::Resume };
             status
         }
-        // A server whose store cannot report progress says so in the stream, with 500.
+        // A server whose store cannot report progress answers 500 in the stream.
         watcher::Error::WatchError(status) if in_streaming_list && status.code == 500 => {
             return Remedy::ListPages;
         }
@@ -290,16 +294,15 @@ fn remedy(kind: Kind, error: &watcher::Error, in_streaming_list: bool) -> Remedy
     };
     match status.code {
         410 => Remedy::Relist,
-        404 if kind == Kind::ServiceCidr => Remedy::NotServed,
-        403 if kind == Kind::ServiceCidr => Remedy::Denied,
-        // The parameters of streaming lists are invalid, or a bad request, to a server
-        // without them.
+        404 if kind == ObjectKind::ServiceCidr => Remedy::NotServed,
+        403 if kind == ObjectKind::ServiceCidr => Remedy::Denied,
+        // A server without streaming lists rejects their parameters with 400 or 422.
         400 | 422 if in_streaming_list => Remedy::ListPages,
         _ => Remedy::Resume,
     }
 }
 
-/// How long to wait at most after an error before the same watch goes on.
+/// The longest pause after an error before the same watch continues.
 fn longest_pause(error: &watcher::Error) -> Duration {
     match error {
         watcher::Error::WatchError(status) if status.code == 410 => Pause::OUTDATED,
@@ -322,7 +325,7 @@ fn cause(error: &watcher::Error) -> Option<&kube::Error> {
     }
 }
 
-/// The error without what is said twice, and with the cause that a transport hides.
+/// The error without repetitions, and with the innermost cause of a transport error.
 fn sentence(error: &watcher::Error) -> String {
     let cause = match (error, cause(error)) {
         (watcher::Error::WatchError(status), _) => {
@@ -343,8 +346,8 @@ fn sentence(error: &watcher::Error) -> String {
     }
 }
 
-/// Pauses between attempts: doubling up to a limit, with jitter, from the start again
-/// after a success or a long quiet time.
+/// Pauses between attempts: doubled up to a limit, with jitter, and reset after a success or a
+/// long time without errors.
 #[derive(Debug)]
 struct Pause {
     next: Duration,
@@ -353,11 +356,11 @@ struct Pause {
 
 impl Pause {
     const FIRST: Duration = Duration::from_millis(100);
-    /// For a server that answers with errors, and may have more than enough to do.
+    /// For a server that answers with errors, and may be overloaded.
     const LONGEST: Duration = Duration::from_secs(15);
-    /// For one that cannot be reached: what it never sees costs it nothing.
+    /// For a server that cannot be reached: attempts do not load it.
     const UNREACHABLE: Duration = Duration::from_secs(3);
-    /// For what is too old: the next list mends it.
+    /// For a resource version that is too old: the next list fixes it.
     const OUTDATED: Duration = Duration::from_secs(1);
 
     fn next(&mut self, longest: Duration) -> Duration {
@@ -383,7 +386,7 @@ impl Default for Pause {
 
 /// Between 0.5 and 1.5 times the duration.
 fn jittered(duration: Duration) -> Duration {
-    // Each state is seeded at random.
+    // Every `RandomState` has a random seed.
     let random = RandomState::new().build_hasher().finish() >> 32;
     duration / 2 + duration.mul_f64(random as f64 / f64::from(u32::MAX))
 }

@@ -1,10 +1,9 @@
 //! A directory of manifests as a source of events.
 //!
-//! Every `*.yaml`, `*.yml` and `*.json` below the directory is read; hidden files and
-//! what editors leave behind are not, symbolic links to files are, links to directories
-//! are not. The directory itself may be swapped for another; while it is missing, what
-//! it held stays. Invariant: a file that is bad changes nothing until it is good again or
-//! gone.
+//! Every `*.yaml`, `*.yml` and `*.json` below the directory is read, through symbolic links to
+//! files too. Hidden files, backup files of editors and links to directories are skipped. The
+//! directory itself may be replaced by another; while it is missing, its objects stay.
+//! Invariant: a file that becomes invalid changes nothing until it is valid again or deleted.
 
 mod parse;
 mod store;
@@ -19,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_control::model::event::{Event, Kind, Object};
+use lb_control::model::event::{Object, ObjectEvent, ObjectKind};
 use notify::{
     RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode, CreateKind, EventKind, ModifyKind},
@@ -34,8 +33,8 @@ use store::{Content, Store};
 /// How long a file that is written to, but not closed, must rest before it is read.
 const REST: Duration = Duration::from_millis(50);
 
-/// A file that turned bad, or lost an object, is read once more after this time, and
-/// believed if it is the same: it may have been caught while it was being written.
+/// A file that became invalid, or lost an object, is read again after this time, because the
+/// first read may have seen it half written.
 const SECOND_LOOK: Duration = Duration::from_millis(4);
 
 /// Why a directory cannot be watched.
@@ -49,7 +48,7 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
-    /// inotify refuses.
+    /// inotify failed.
     #[error("cannot watch {} for changes", dir.display())]
     Notify {
         /// The directory.
@@ -57,7 +56,7 @@ pub enum Error {
         /// The reason.
         source: notify::Error,
     },
-    /// The thread that reads the files is gone.
+    /// The thread that reads the files ended.
     #[error("the reader of the manifests in {} ended", dir.display())]
     Reader {
         /// The directory.
@@ -70,11 +69,11 @@ pub enum Error {
 /// What is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestError {
-    /// The file, relative to the directory; the directory itself where it is missing.
+    /// The file, relative to the directory; the directory itself if that is missing.
     pub file: PathBuf,
-    /// The line, from 1, where it is known.
+    /// The line, from 1, if known.
     pub line: Option<u64>,
-    /// Path of the field, as `spec.ports[0].port`; empty where there is none.
+    /// The path of the field, such as `spec.ports[0].port`; empty if there is none.
     pub field: String,
     /// What is wrong there.
     pub message: String,
@@ -95,7 +94,7 @@ impl fmt::Display for ManifestError {
 
 impl std::error::Error for ManifestError {}
 
-/// The faults of all files at this moment, shared with whoever shows them.
+/// The faults of all files now; clones share the list.
 #[derive(Clone, Debug, Default)]
 pub struct Problems(Arc<Mutex<Vec<ManifestError>>>);
 
@@ -114,27 +113,31 @@ impl Problems {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces the list and logs what is new and what is over.
+    /// Replaces the list, and logs new and fixed faults.
     fn replace(&self, now: Vec<ManifestError>) {
         let mut listed = self.lock();
         for error in now.iter().filter(|error| !listed.contains(error)) {
-            tracing::warn!(%error, "bad manifest: what it held before stays");
+            tracing::warn!(%error, "invalid manifest: the objects that this file had before stay in force; correct it");
         }
         for error in listed.iter() {
             if !now.iter().any(|other| other.file == error.file) {
-                tracing::info!(file = %error.file.display(), "manifest is good again or gone");
+                tracing::info!(file = %error.file.display(), "manifest is valid again, or deleted");
             }
         }
         *listed = now;
     }
 }
 
-/// Sends one [`Event::Replaced`] for each kind, then every change on disk, until the
+/// Sends one [`ObjectEvent::Replaced`] for each kind, then every change on disk, until the
 /// receiver is gone.
 ///
 /// # Errors
 /// If the directory cannot be read or watched at the start; later faults go to `problems`.
-pub async fn watch(dir: PathBuf, sender: Sender<Event>, problems: Problems) -> Result<(), Error> {
+pub async fn watch(
+    dir: PathBuf,
+    sender: Sender<ObjectEvent>,
+    problems: Problems,
+) -> Result<(), Error> {
     let (notices, inbox) = mpsc::channel();
     let stop = StopOnDrop(notices.clone());
     let closed = sender.clone();
@@ -154,7 +157,7 @@ pub async fn watch(dir: PathBuf, sender: Sender<Event>, problems: Problems) -> R
     result
 }
 
-/// What the thread that reads the files waits for.
+/// A message to the thread that reads the files.
 enum Notice {
     Changed(notify::Result<notify::Event>),
     Stop,
@@ -175,19 +178,19 @@ struct Reader {
     watcher: notify::RecommendedWatcher,
     watched: BTreeSet<PathBuf>,
     store: Store,
-    sender: Sender<Event>,
+    sender: Sender<ObjectEvent>,
     problems: Problems,
     missing: Option<ManifestError>,
     /// Hashes of texts that wait for a second look.
     unconfirmed: BTreeMap<PathBuf, u64>,
 }
 
-/// What is to be looked at.
+/// The files and directories to read.
 #[derive(Default)]
 struct Dirty {
     /// Files to read, directories to walk.
     now: BTreeSet<PathBuf>,
-    /// Files that were written to and not closed, and when to read them.
+    /// Files that were written to but not closed, and when to read them.
     resting: BTreeMap<PathBuf, Instant>,
     /// The whole directory, with new watches.
     all: bool,
@@ -200,7 +203,7 @@ impl Reader {
     fn new(
         dir: PathBuf,
         notices: mpsc::Sender<Notice>,
-        sender: Sender<Event>,
+        sender: Sender<ObjectEvent>,
         problems: Problems,
     ) -> Result<Self, Error> {
         let root = std::path::absolute(&dir)
@@ -223,10 +226,9 @@ impl Reader {
             unconfirmed: BTreeMap::new(),
         };
         if let Some(parent) = root.parent() {
-            // Tells when the directory itself is swapped; a parent that cannot be
-            // watched costs only that.
+            // The parent shows when the directory itself is replaced.
             if let Err(error) = reader.watcher.watch(parent, RecursiveMode::NonRecursive) {
-                tracing::warn!(parent = %parent.display(), %error, "cannot see the directory of manifests being replaced");
+                tracing::warn!(parent = %parent.display(), %error, "cannot watch the parent directory: if the directory of manifests is replaced, restart the agent");
             }
         }
         reader.watcher.watch(&root, RecursiveMode::NonRecursive).map_err(at_dir)?;
@@ -266,12 +268,12 @@ impl Reader {
     fn first_lists(&mut self) -> Result<(), Closed> {
         let mut files = BTreeSet::new();
         self.walk(&self.root.clone(), &mut files);
-        let mut lists: BTreeMap<Kind, Vec<Object>> =
-            Kind::ALL.into_iter().map(|kind| (kind, Vec::new())).collect();
+        let mut lists: BTreeMap<ObjectKind, Vec<Object>> =
+            ObjectKind::ALL.into_iter().map(|kind| (kind, Vec::new())).collect();
         for file in files {
             let (content, _) = self.content(&file);
             for event in self.put(&file, content) {
-                if let Event::Applied(object) = event {
+                if let ObjectEvent::Applied(object) = event {
                     lists.entry(object.kind()).or_default().push(object);
                 }
             }
@@ -279,12 +281,12 @@ impl Reader {
         self.show_problems();
         for (kind, objects) in lists {
             tracing::info!(%kind, objects = objects.len(), dir = %self.root.display(), "read manifests");
-            self.send(Event::Replaced(kind, objects))?;
+            self.send(ObjectEvent::Replaced(kind, objects))?;
         }
         Ok(())
     }
 
-    /// Notes what an inotify event is about.
+    /// Records the paths of an inotify event.
     fn note(&self, event: notify::Result<notify::Event>, dirty: &mut Dirty) {
         let event = match event {
             Ok(event) => event,
@@ -300,7 +302,7 @@ impl Reader {
             | EventKind::Modify(ModifyKind::Name(_))
             | EventKind::Remove(_)
             | EventKind::Create(CreateKind::Folder) => true,
-            // A link is complete when it appears; a file is still to be written.
+            // A link is complete when it appears; a new file is not written yet.
             EventKind::Create(_) => event.paths.iter().any(|path| path.is_symlink()),
             EventKind::Modify(_) => false,
             _ => return,
@@ -315,7 +317,7 @@ impl Reader {
         if below.as_os_str().is_empty() {
             dirty.all |= at_once;
         } else if below.components().any(|part| is_hidden(Path::new(&part))) {
-            // A mounted ConfigMap swaps the hidden link that its files go through.
+            // An update of a mounted ConfigMap replaces the hidden link that its files use.
             dirty.all |= at_once && (path.is_symlink() || below.starts_with("..data"));
         } else if at_once {
             dirty.resting.remove(&path);
@@ -353,7 +355,7 @@ impl Reader {
                 Err(_) => self.watched.retain(|dir| !dir.starts_with(&path)),
             }
         }
-        // What moved from one file to another must not be told as gone between.
+        // Existing files first: an object that moved to another file is not deleted in between.
         let (there, gone): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| file.exists());
         for file in there.into_iter().chain(gone) {
             let (content, hash) = self.content(&file);
@@ -369,10 +371,10 @@ impl Reader {
         Ok(())
     }
 
-    /// Watches the directory anew. Whether it is there.
+    /// Renews all watches, and returns whether the directory exists.
     fn start_over(&mut self) -> bool {
         for dir in std::mem::take(&mut self.watched) {
-            // It fails for a directory that is gone, whose watch is gone too.
+            // It fails for a deleted directory, whose watch no longer exists.
             let _ = self.watcher.unwatch(&dir);
         }
         let failure = fs::read_dir(&self.root).err().map(|error| ManifestError {
@@ -386,21 +388,21 @@ impl Reader {
         self.missing.is_none()
     }
 
-    /// Watches a directory and those below, then collects their files: in this order,
-    /// so that no file can appear unseen.
+    /// Watches a directory and its subdirectories, then collects their files: in this order,
+    /// so that no new file is missed.
     fn walk(&mut self, dir: &Path, files: &mut BTreeSet<PathBuf>) {
         if !self.watched.contains(dir) {
             match self.watcher.watch(dir, RecursiveMode::NonRecursive) {
                 Ok(()) => _ = self.watched.insert(dir.to_owned()),
                 Err(error) => {
-                    tracing::warn!(dir = %dir.display(), %error, "cannot watch for changes");
+                    tracing::warn!(dir = %dir.display(), %error, "cannot watch this directory: changes in it are not seen until the agent restarts");
                 }
             }
         }
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
             Err(error) => {
-                tracing::warn!(dir = %dir.display(), %error, "cannot read directory");
+                tracing::warn!(dir = %dir.display(), %error, "cannot read this directory: its manifests are not read");
                 return;
             }
         };
@@ -431,7 +433,7 @@ impl Reader {
         content(&self.root, self.relative(file))
     }
 
-    fn put(&mut self, file: &Path, content_now: Content) -> Vec<Event> {
+    fn put(&mut self, file: &Path, content_now: Content) -> Vec<ObjectEvent> {
         let reread = |file: &Path| match content(&self.root, file).0 {
             Content::Good(located) => located,
             Content::Bad(_) | Content::Gone => Vec::new(),
@@ -449,12 +451,12 @@ impl Reader {
         self.problems.replace(all.collect());
     }
 
-    fn send(&self, event: Event) -> Result<(), Closed> {
+    fn send(&self, event: ObjectEvent) -> Result<(), Closed> {
         self.sender.blocking_send(event).map_err(|_| Closed)
     }
 }
 
-/// Reads and parses a file, named relative to the directory; with a hash of its text.
+/// Reads and parses a file, named relative to the directory, and returns a hash of its text too.
 fn content(root: &Path, file: &Path) -> (Content, u64) {
     let bad = |line, field: String, message: String| {
         Content::Bad(ManifestError { file: file.to_owned(), line, field, message })

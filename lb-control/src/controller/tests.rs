@@ -63,7 +63,7 @@ fn node_ports_on(ips: &[&str]) -> NodeFacts {
     NodeFacts { node_port_addresses: ips.collect(), ..NodeFacts::default() }
 }
 
-/// The front ends of IPv4 that are of a kind, but for node ports of any node.
+/// The frontends of IPv4 that are of a kind, but for node ports of any node.
 fn frontends(fake: &Fake, kind: FrontendKind) -> Vec<(String, u16)> {
     let of_kind = fake.frontends4.iter().filter(|(_, frontend)| frontend.kind == kind);
     let of_kind = of_kind.filter(|(key, _)| key.address != Address4::default());
@@ -73,9 +73,9 @@ fn frontends(fake: &Fake, kind: FrontendKind) -> Vec<(String, u16)> {
     found
 }
 
-fn deleted(name: &str) -> Event {
+fn deleted(name: &str) -> ObjectEvent {
     let name = ObjectName { namespace: "shop".to_owned(), name: name.to_owned() };
-    Event::Deleted(Kind::Service, name)
+    ObjectEvent::Deleted(ObjectKind::Service, name)
 }
 
 fn slice(service: &str, ips: &[String]) -> Object {
@@ -102,8 +102,8 @@ fn pods(service: usize, count: usize) -> Vec<String> {
 
 fn listed(services: Vec<Object>, slices: Vec<Object>) -> Controller {
     let mut controller = Controller::new("here", ExternalMode::Snat, []);
-    controller.apply(Event::Replaced(Kind::Service, services));
-    controller.apply(Event::Replaced(Kind::EndpointSlice, slices));
+    controller.apply(ObjectEvent::Replaced(ObjectKind::Service, services));
+    controller.apply(ObjectEvent::Replaced(ObjectKind::EndpointSlice, slices));
     controller
 }
 
@@ -117,10 +117,13 @@ fn reconcile(controller: &mut Controller, now: u64, fake: &mut Fake) -> Outcome 
 fn nothing_is_written_before_both_lists() {
     let mut controller = Controller::new("here", ExternalMode::Snat, []);
     let mut fake = Fake::new(CAPACITY);
-    controller.apply(Event::Replaced(Kind::Service, vec![service("a", None, "10.0.0.1", 80)]));
+    controller.apply(ObjectEvent::Replaced(
+        ObjectKind::Service,
+        vec![service("a", None, "10.0.0.1", 80)],
+    ));
     assert_eq!(reconcile(&mut controller, 0, &mut fake).ops, 0);
     assert_eq!(fake.take_writes(), Writes::default());
-    controller.apply(Event::Replaced(Kind::EndpointSlice, Vec::new()));
+    controller.apply(ObjectEvent::Replaced(ObjectKind::EndpointSlice, Vec::new()));
     reconcile(&mut controller, 0, &mut fake);
     assert_eq!(fake.take_writes().upserts, 2);
 }
@@ -135,7 +138,7 @@ fn one_endpoint_of_a_thousand_is_at_most_four_writes() {
     reconcile(&mut controller, 0, &mut fake);
     fake.take_writes();
     let mut check = |ips: &[String], now| {
-        controller.apply(Event::Applied(slice("big", ips)));
+        controller.apply(ObjectEvent::Applied(slice("big", ips)));
         reconcile(&mut controller, now, &mut fake);
         let Writes { stores, published, upserts, deletes } = fake.take_writes();
         assert!(stores + published <= 4, "{stores} stores, {published} published");
@@ -154,7 +157,7 @@ fn one_endpoint_of_a_thousand_is_at_most_four_writes() {
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "it prints how long each step takes")]
-fn ten_thousand_services_take_one_system_call_for_each_front_end() {
+fn ten_thousand_services_take_one_system_call_for_each_frontend() {
     let name = |number: usize| format!("s{number}");
     let ip =
         |number: usize| format!("10.{}.{}.{}", number >> 16, (number >> 8) & 255, number & 255);
@@ -169,7 +172,7 @@ fn ten_thousand_services_take_one_system_call_for_each_front_end() {
     println!("10,000 x 10: parsed in {parsed:?}, all in {total:?}, {} ops", outcome.ops);
     assert_eq!(outcome.shortages, []);
     let writes = fake.take_writes();
-    // Each Service has a front end for its port and one for its address.
+    // Each Service has a frontend for its port and one for its address.
     assert_eq!((writes.upserts, writes.deletes), (20_000, 0));
     let expected = Counts { services: 20_000, frontends: 20_000, backends: 100_000 };
     assert_eq!(controller.counts(), expected);
@@ -181,7 +184,7 @@ fn ten_thousand_services_take_one_system_call_for_each_front_end() {
     let start = Instant::now();
     assert_eq!(reconcile(&mut next, 0, &mut fake).ops, 0);
     println!("10,000 x 10: adopted in {:?}", start.elapsed());
-    next.apply(Event::Applied(slice("s5", &pods(5, 9))));
+    next.apply(ObjectEvent::Applied(slice("s5", &pods(5, 9))));
     let start = Instant::now();
     let outcome = reconcile(&mut next, 1, &mut fake);
     println!("one endpoint: {:?}", start.elapsed());
@@ -195,13 +198,13 @@ fn the_older_service_keeps_an_address_that_two_ask_for() {
     let mut fake = Fake::new(CAPACITY);
     let owner = |fake: &Fake| {
         let key = fake.frontends4.iter().find(|(key, _)| key.port.get() == 80);
-        let name = fake.names[key.expect("a front end").1.service as usize];
+        let name = fake.names[key.expect("a frontend").1.service as usize];
         String::from_utf8_lossy(&name.text[..name.length.into()]).into_owned()
     };
     let mut controller = listed(vec![young.clone()], Vec::new());
     reconcile(&mut controller, 0, &mut fake);
     assert_eq!(owner(&fake), "shop/a:http");
-    controller.apply(Event::Applied(old));
+    controller.apply(ObjectEvent::Applied(old));
     let outcome = reconcile(&mut controller, 1, &mut fake);
     assert_eq!(owner(&fake), "shop/b:http");
     let texts: Vec<_> = outcome.refusals.iter().map(ToString::to_string).collect();
@@ -210,11 +213,11 @@ fn the_older_service_keeps_an_address_that_two_ask_for() {
         ["Service shop/a, spec.ports: 10.0.0.1 port 80 belongs to the older Service shop/b"]
     );
     fake.take_writes();
-    controller.apply(Event::Applied(young));
+    controller.apply(ObjectEvent::Applied(young));
     assert_eq!(reconcile(&mut controller, 2, &mut fake).refusals, []);
     assert_eq!(fake.take_writes(), Writes::default());
     let name = "shop/b".into();
-    controller.apply(Event::Deleted(Kind::Service, name));
+    controller.apply(ObjectEvent::Deleted(ObjectKind::Service, name));
     reconcile(&mut controller, 3, &mut fake);
     assert_eq!((owner(&fake).as_str(), controller.conflicts().count()), ("shop/a:http", 0));
 }
@@ -231,7 +234,7 @@ fn what_does_not_fit_is_told_and_comes_when_there_is_room() {
         Shortage { service: "shop/b".into(), map: "BACKENDS4", limit: 6, flag: "--max-backends" };
     assert_eq!(outcome.shortages, [shortage]);
     assert_eq!(fake.frontends4.len(), 2);
-    controller.apply(Event::Deleted(Kind::Service, "shop/a".into()));
+    controller.apply(ObjectEvent::Deleted(ObjectKind::Service, "shop/a".into()));
     let mut now = 1;
     let mut outcome = reconcile(&mut controller, now, &mut fake);
     for _ in 0..4 {
@@ -266,8 +269,8 @@ fn a_dataplane_that_fails_now_and_then_converges() {
             fake.fail(10, seed * 77 + round);
             for n in 0..30 {
                 let ips = pods(n, (n + round as usize) % 7);
-                controller.apply(Event::Applied(slice(&name(n), &ips)));
-                controller.apply(Event::Applied(ranged(n, round as usize)));
+                controller.apply(ObjectEvent::Applied(slice(&name(n), &ips)));
+                controller.apply(ObjectEvent::Applied(ranged(n, round as usize)));
             }
             let mut tries = 0;
             while !controller
@@ -296,12 +299,12 @@ fn a_dataplane_that_fails_now_and_then_converges() {
 }
 
 #[test]
-fn ranges_come_before_the_front_end_that_they_restrict_and_go_after_it() {
+fn ranges_come_before_the_frontend_that_they_restrict_and_go_after_it() {
     let ranged =
         |ranges: &[&str]| load_balancer("a", 1, json!({ "loadBalancerSourceRanges": ranges }));
     let mut controller = listed(vec![ranged(&["10.0.0.0/8", "fd00::/8"])], Vec::new());
     let mut fake = Fake::new(CAPACITY);
-    let mut check = |event: Option<Event>, is_ranged: bool, expected: &[&str]| {
+    let mut check = |event: Option<ObjectEvent>, is_ranged: bool, expected: &[&str]| {
         if let Some(event) = event {
             controller.apply(event);
         }
@@ -316,7 +319,7 @@ fn ranges_come_before_the_front_end_that_they_restrict_and_go_after_it() {
         let draft = next.begin();
         assert_eq!(next.finish(draft).ops, []);
     };
-    let applied = |ranges: &[&str]| Some(Event::Applied(ranged(ranges)));
+    let applied = |ranges: &[&str]| Some(ObjectEvent::Applied(ranged(ranges)));
     check(None, true, &["10.0.0.0/8"]);
     check(applied(&["10.0.0.0/8", "10.1.0.0/16"]), true, &["10.0.0.0/8", "10.1.0.0/16"]);
     check(applied(&["192.0.2.0/24"]), true, &["192.0.2.0/24"]);
@@ -335,20 +338,20 @@ fn ranges_that_do_not_fit_leave_the_service_as_it_was_until_there_is_room() {
     let mut controller = listed(services, Vec::new());
     let mut fake = Fake::new(Capacity { ranges4: 3, ..CAPACITY });
     assert_eq!(reconcile(&mut controller, 0, &mut fake).shortages, []);
-    controller.apply(Event::Applied(ranged("b", 2, &["10.0.0.0/8", "11.0.0.0/8"])));
+    controller.apply(ObjectEvent::Applied(ranged("b", 2, &["10.0.0.0/8", "11.0.0.0/8"])));
     let outcome = reconcile(&mut controller, 0, &mut fake);
     let shortage =
         Shortage { service: "shop/b".into(), map: "RANGES4", limit: 3, flag: "--max-services" };
     assert_eq!((outcome.shortages, outcome.ops), (vec![shortage], 0));
     assert_eq!(fake.ranges4.len(), 2);
-    controller.apply(Event::Applied(ranged("a", 1, &["10.0.0.0/8"])));
+    controller.apply(ObjectEvent::Applied(ranged("a", 1, &["10.0.0.0/8"])));
     let outcome = reconcile(&mut controller, 0, &mut fake);
     assert_eq!((outcome.shortages.len(), outcome.next_due), (1, Some(0)));
     assert_eq!(reconcile(&mut controller, 0, &mut fake).shortages, []);
     assert_eq!(fake.ranges4.len(), 3);
 }
 
-/// What every front end leads to, in the order of front ends: its kind and flags, the
+/// What every frontend leads to, in the order of frontends: its kind and flags, the
 /// service port's name, ranges and backends.
 fn reached(fake: &Fake) -> Vec<impl PartialEq + std::fmt::Debug + use<>> {
     let state = fake.read_state().expect("a fake can be read");

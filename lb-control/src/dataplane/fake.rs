@@ -89,7 +89,7 @@ impl Fake {
         }
     }
 
-    /// From now on so many of a hundred writes fail, chosen by `seed`.
+    /// From now on `percent` of all writes fail, chosen by `seed`.
     pub fn fail(&mut self, percent: u64, seed: u64) {
         self.faults = Faults { percent, random: seed | 1 };
     }

@@ -1,6 +1,6 @@
-//! Which Service has an address that several ask for: the older one, then the one
-//! whose name comes first. Who came first here, or is programmed now, plays no part,
-//! so that nothing flips and every node decides alike.
+//! Which Service owns an address that several claim: the oldest one, and of two with the same
+//! age the one whose name comes first. The order of arrival and what is programmed now do not
+//! matter, so that every node decides alike and a restart changes nothing.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,7 +12,7 @@ use lb_common::abi::frontend::FrontendKind;
 
 use super::{Conflict, DesiredFrontend, FrontendAddress};
 
-/// Who asks for which front end.
+/// The frontends that each Service claims, and who owns each.
 #[derive(Debug, Default)]
 pub struct Claims {
     services: HashMap<Arc<str>, (Age, Vec<DesiredFrontend>)>,
@@ -25,14 +25,14 @@ type Age = (bool, Option<Timestamp>);
 #[derive(Debug)]
 struct Claimants {
     owner: Arc<str>,
-    /// Those that lost; hardly ever anybody.
-    #[expect(clippy::box_collection, reason = "8 bytes for each front end instead of 24")]
+    /// The Services that claim it too; almost always none.
+    #[expect(clippy::box_collection, reason = "8 bytes for each frontend instead of 24")]
     losers: Option<Box<BTreeSet<Arc<str>>>>,
 }
 
 impl Claims {
-    /// Replaces what a Service asks for, and adds to `affected` the other Services that
-    /// won or lost something by it. Gives what it asked for before, if that changed.
+    /// Replaces the claims of a Service, and adds to `affected` the other Services that won or
+    /// lost an address by it. Returns its former claims, if they changed.
     pub fn set(
         &mut self,
         service: &Arc<str>,
@@ -58,18 +58,19 @@ impl Claims {
         Some(before)
     }
 
-    /// What a Service asks for.
+    /// The frontends that a Service claims.
     pub fn of(&self, service: &str) -> &[DesiredFrontend] {
         self.services.get(service).map_or(&[], |(_, frontends)| frontends)
     }
 
-    /// Whether the Service has the front end.
+    /// Whether the Service owns the frontend.
     pub fn is_owner(&self, service: &str, frontend: &FrontendAddress) -> bool {
         self.claimants.get(frontend).is_some_and(|claimants| *claimants.owner == *service)
     }
 
-    /// What the Service lost; that an address as a whole is another's is no conflict. A node
-    /// port that is another's everywhere is one conflict, whatever addresses it has.
+    /// The frontends that the Service claims and does not own. A ClusterIP as a whole is not
+    /// reported. A node port that another Service owns on any node is one conflict, however
+    /// many addresses it has.
     pub fn conflicts(&self, service: &Arc<str>) -> Vec<Conflict> {
         let Some((_, frontends)) = self.services.get(service) else { return Vec::new() };
         let lost = |frontend: &DesiredFrontend| {
@@ -86,10 +87,11 @@ impl Claims {
                 if *kind != FrontendKind::NODE_PORT {
                     return true;
                 }
-                let is_told = lost_everywhere.get_mut(&node_port(*at, *owner));
-                // Of both families, and of all addresses, the first of any node is told.
-                is_told
-                    .is_none_or(|is_told| at.is_of_any_node() && !std::mem::replace(is_told, true))
+                let is_reported = lost_everywhere.get_mut(&node_port(*at, *owner));
+                // Of both families and all addresses, only the first of any node is reported.
+                is_reported.is_none_or(|is_reported| {
+                    at.is_of_any_node() && !std::mem::replace(is_reported, true)
+                })
             })
             .map(|(frontend, owner)| Conflict {
                 service: Arc::clone(service),

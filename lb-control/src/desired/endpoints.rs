@@ -1,4 +1,4 @@
-//! Which endpoints serve.
+//! Which endpoints serve clients: the choice of the cluster set and the local set.
 
 use lb_common::abi::backend::{IN_CLUSTER_SET, IN_LOCAL_SET};
 
@@ -11,8 +11,8 @@ use crate::model::{
 /// The sets that each endpoint of a service port is a member of, as in
 /// [`Backend::sets`](lb_common::abi::backend::Backend::sets).
 ///
-/// The cluster set is chosen even if the policy sends nobody there: whether it is
-/// empty tells "no endpoint anywhere" from "none on this node".
+/// The cluster set is chosen even if the policy does not use it: whether it is empty
+/// distinguishes "no endpoint anywhere" from "no endpoint on this node".
 pub fn choose(endpoints: &[&Endpoint], policy: Policy, locality: Locality<'_>) -> Vec<u8> {
     let mut sets = vec![0; endpoints.len()];
     let hinted = hinted(endpoints, locality);
@@ -28,8 +28,7 @@ pub fn choose(endpoints: &[&Endpoint], policy: Policy, locality: Locality<'_>) -
     sets
 }
 
-/// Adds `set` to the endpoints that are wanted, or where there is none to those that
-/// will have to do.
+/// Adds `set` to the wanted endpoints, or to those of the fallback if none is wanted.
 fn mark(
     sets: &mut [u8],
     endpoints: &[&Endpoint],
@@ -58,15 +57,15 @@ fn is_draining(endpoint: &Endpoint) -> bool {
 }
 
 /// Whether an endpoint's hints name this node, or its zone.
-type Names = fn(&Endpoint, Locality<'_>) -> bool;
+type HintTest = fn(&Endpoint, Locality<'_>) -> bool;
 
-/// What hints the ready endpoints are narrowed by, if by any.
-fn hinted(endpoints: &[&Endpoint], locality: Locality<'_>) -> Option<Names> {
+/// The hints by which the ready endpoints are filtered, if by any.
+fn hinted(endpoints: &[&Endpoint], locality: Locality<'_>) -> Option<HintTest> {
     let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready);
     let all_carry = |has: fn(&Hints) -> bool| {
         ready().all(|endpoint| endpoint.hints.as_deref().is_some_and(has))
     };
-    let one_names = |names: Names| ready().any(|endpoint| names(endpoint, locality));
+    let one_names = |names: HintTest| ready().any(|endpoint| names(endpoint, locality));
     if all_carry(|hints| !hints.nodes.is_empty()) && one_names(names_node) {
         return Some(names_node);
     }

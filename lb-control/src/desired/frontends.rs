@@ -1,4 +1,4 @@
-//! Which addresses lead to the ports of a Service.
+//! The addresses that lead to the ports of a Service.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -11,18 +11,18 @@ use crate::model::{
     service::{Port, Service},
 };
 
-/// The front end that stands for a ClusterIP as a whole.
+/// The frontend of a ClusterIP as a whole.
 pub fn of_address(ip: IpAddr) -> DesiredFrontend {
     let at = FrontendAddress { ip, port: 0, protocol: 0 };
     DesiredFrontend { at, kind: FrontendKind::CLUSTER_IP_ADDRESS, flags: 0 }
 }
 
-/// The front ends of each port of a Service, in the family of its ClusterIP `ip`: those of
-/// a port in the order of addresses, and none twice. Where two ports ask for the same, the
-/// one that has it by its own number comes before the one that has it as a node port.
+/// The frontends of each port of a Service, in the family of its ClusterIP `ip`: those of
+/// a port in the order of addresses, and each only once. If two ports claim the same one, the
+/// port that has it as its own number gets it, not the port that has it as a node port.
 ///
-/// A node port has one more front end, [of any node](super::FrontendAddress::is_of_any_node),
-/// wherever it is served here: what clients ask another node for may be tunnelled to this one.
+/// A node port has one more frontend, [of any node](super::FrontendAddress::is_of_any_node),
+/// because packets that clients send to another node may be encapsulated to this node.
 pub fn of_ports(
     service: &Service,
     ip: IpAddr,
@@ -59,8 +59,8 @@ pub fn of_ports(
     found
 }
 
-/// The addresses of the load balancer, then the external IPs, with their flags. One that is
-/// both is restricted as the load balancer's.
+/// The addresses of the load balancer, then the external IPs, with their flags. An address
+/// that is both is restricted like the load balancer's.
 fn external_ips(service: &Service, family: IpFamily) -> impl Iterator<Item = (IpAddr, u8)> {
     let is_restricted = ranges(service, family).next().is_some();
     let flags = if is_restricted { Frontend::RANGED } else { 0 };
@@ -69,9 +69,10 @@ fn external_ips(service: &Service, family: IpFamily) -> impl Iterator<Item = (Ip
     load_balancer.chain(external).filter(move |(ip, _)| IpFamily::of(*ip) == family)
 }
 
-/// Who is let in where there are [`ranges`], in order. A process of a node that is let in may
-/// have the load balancer's address as its own, where the node holds that address.
-pub fn let_in(service: &Service, family: IpFamily, node: &BTreeSet<IpAddr>) -> Vec<IpNet> {
+/// The clients that restricted frontends admit: the [`ranges`], in order. If they contain an
+/// address of this node, the load balancer's own addresses are admitted too, because a process
+/// of the node may have such an address as its source if the node holds it.
+pub fn allowed_clients(service: &Service, family: IpFamily, node: &BTreeSet<IpAddr>) -> Vec<IpNet> {
     let mut found: Vec<IpNet> = ranges(service, family).collect();
     if node.iter().any(|ip| found.iter().any(|range| range.contains(ip))) {
         let own = service.load_balancer_ips.iter().copied();
@@ -82,8 +83,8 @@ pub fn let_in(service: &Service, family: IpFamily, node: &BTreeSet<IpAddr>) -> V
     found
 }
 
-/// Who may reach the load balancer's addresses of a family; empty: everybody. As with
-/// kube-proxy, ranges of the other family restrict nobody of this one.
+/// The source ranges of the load balancer's addresses of a family; empty if every client is
+/// admitted. As with kube-proxy, ranges of the other family do not restrict this one.
 pub fn ranges(service: &Service, family: IpFamily) -> impl Iterator<Item = IpNet> {
     let of_family =
         move || service.source_ranges.iter().filter(move |net| IpFamily::of(net.addr()) == family);

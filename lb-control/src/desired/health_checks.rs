@@ -1,8 +1,8 @@
-//! Which health check servers of Services there are to be, and what they answer: pure
-//! functions of the snapshot. `health::listeners` of the agent holds the sockets.
+//! Which health check servers Services need, and what they answer: pure functions of the
+//! snapshot. `health::listeners` of the agent holds the sockets.
 //!
-//! As in kube-proxy the families are apart: a listener counts the endpoints of its own
-//! family, and a Service has none in a family in which it has no ClusterIP.
+//! As in kube-proxy the families are separate: a listener counts the endpoints of its own
+//! family, and a Service has no listener in a family in which it has no ClusterIP.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -32,30 +32,31 @@ pub struct Check {
     pub local_endpoints: BTreeMap<IpFamily, usize>,
 }
 
-/// The health checks of all Services that ask for one, by `namespace/name`.
+/// The health checks of all Services that have one, by `namespace/name`.
 pub type Checks = BTreeMap<Arc<str>, Check>;
 
-/// All that the servers depend on.
+/// Everything that the servers depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The Services.
     pub checks: Checks,
-    /// Where each of them listens; an unspecified address stands for a whole family.
+    /// The addresses that each of them listens on; an unspecified address means its whole
+    /// family.
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// Who listens where.
+/// Which Service listens on which socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The Service of each socket.
     pub listeners: BTreeMap<SocketAddr, Arc<str>>,
-    /// Services whose port is another's, with the one that has it.
+    /// Services whose port another Service has, with that other Service.
     pub conflicts: BTreeMap<Arc<str>, Arc<str>>,
 }
 
 impl Wanted {
-    /// Decides who listens where. A port that several Services ask for is the older one's,
-    /// then that of the name which comes first, as with front ends.
+    /// Decides which Service listens where. A port that several Services claim belongs to the
+    /// oldest one, then to the one whose name comes first, as with frontends.
     pub fn layout(&self) -> Layout {
         let mut layout = Layout::default();
         let mut by_age: Vec<_> = self.checks.iter().collect();
@@ -77,7 +78,7 @@ impl Wanted {
         layout
     }
 
-    /// What the listener of a Service in a family answers.
+    /// The answer of a Service's listener of a family.
     pub fn answer(&self, service: &str, family: IpFamily, is_proxy_healthy: bool) -> Answer {
         let check = self.checks.get(service);
         let count = check.and_then(|check| check.local_endpoints.get(&family));
@@ -85,17 +86,17 @@ impl Wanted {
     }
 }
 
-/// What a health check server answers, whatever the path and the method.
+/// The answer of a health check server, whatever the path and the method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Addresses of ready endpoints on this node.
     pub local_endpoints: usize,
-    /// Whether the proxy keeps up.
+    /// Whether the agent keeps the maps up to date.
     pub is_proxy_healthy: bool,
 }
 
 impl Answer {
-    /// Whether a load balancer may send to this node.
+    /// Whether a load balancer may send packets to this node.
     pub fn is_good(self) -> bool {
         self.local_endpoints > 0 && self.is_proxy_healthy
     }
@@ -117,7 +118,7 @@ impl Answer {
     }
 }
 
-/// The health check that a Service asks for, if it does.
+/// The health check of a Service, if it has one.
 pub fn of_service(entry: &Entry) -> Option<Check> {
     let service = entry.service.as_ref()?;
     let port = service.health_check_node_port?;
@@ -130,8 +131,9 @@ fn families(service: &Service) -> impl Iterator<Item = IpFamily> {
     service.cluster_ips.iter().map(|ip| IpFamily::of(*ip))
 }
 
-/// Counts addresses, not endpoints: one that several ports or slices name is one. One that
-/// is terminating is not ready, whether it serves or not; a slice without a port has none.
+/// Counts the addresses of ready local endpoints: an address in several ports or slices counts
+/// once, a terminating endpoint does not count even if it serves, and a slice without ports
+/// has no endpoints.
 fn local_endpoints(entry: &Entry, family: IpFamily) -> usize {
     let is_counted = |endpoint: &&Endpoint| endpoint.is_local && endpoint.is_ready;
     let slices = entry.slices().filter(|slice| slice.family == family && !slice.ports.is_empty());
@@ -139,8 +141,8 @@ fn local_endpoints(entry: &Entry, family: IpFamily) -> usize {
     endpoints.map(|endpoint| endpoint.address).collect::<HashSet<_>>().len()
 }
 
-/// Where the servers listen: on the addresses of node ports, and as kube-proxy does on the
-/// unspecified address of a family that is allowed as a whole.
+/// The addresses that the servers listen on: those of node ports, or, as in kube-proxy, the
+/// unspecified address of a family that is selected as a whole.
 pub fn listen_addresses(
     selected: &NodePortAddresses,
     addresses: &BTreeSet<IpAddr>,

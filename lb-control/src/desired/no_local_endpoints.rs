@@ -1,5 +1,5 @@
-//! How many service ports have endpoints, but none on this node, though a policy keeps their
-//! clients to this node: those clients are dropped.
+//! Counts the service ports with policy Local that have endpoints, but none on this node. Packets
+//! of their clients are dropped.
 
 use std::{
     collections::BTreeMap,
@@ -15,40 +15,40 @@ use lb_common::abi::{
 use super::DesiredService;
 use crate::model::IpFamily;
 
-/// Service ports of one family without an endpoint here.
+/// How many service ports of one family have no endpoint on this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lacking {
+pub struct NoLocalEndpoints {
     /// Those whose `internalTrafficPolicy` is Local.
     pub internal: usize,
     /// Those whose `externalTrafficPolicy` is Local.
     pub external: usize,
 }
 
-impl Lacking {
-    /// Those of a Service.
+impl NoLocalEndpoints {
+    /// The count of one Service.
     pub fn of(service: &DesiredService, family: IpFamily) -> Self {
-        let mut lacking = Self::default();
+        let mut missing = Self::default();
         for port in service.ports.iter().filter(|port| port.key.family == family) {
             let has = |set| port.backends.iter().any(|backend| backend.sets & set != 0);
-            // The cluster set is chosen even where no policy sends anybody there.
+            // The cluster set is chosen even if no policy uses it.
             if has(IN_CLUSTER_SET) && !has(IN_LOCAL_SET) {
                 let keeps = |policy| usize::from(port.flags & policy != 0);
-                lacking.internal += keeps(ServiceEntry::INTERNAL_LOCAL);
-                lacking.external += keeps(ServiceEntry::EXTERNAL_LOCAL);
+                missing.internal += keeps(ServiceEntry::INTERNAL_LOCAL);
+                missing.external += keeps(ServiceEntry::EXTERNAL_LOCAL);
             }
         }
-        lacking
+        missing
     }
 }
 
-impl AddAssign for Lacking {
+impl AddAssign for NoLocalEndpoints {
     fn add_assign(&mut self, other: Self) {
         self.internal += other.internal;
         self.external += other.external;
     }
 }
 
-impl SubAssign for Lacking {
+impl SubAssign for NoLocalEndpoints {
     fn sub_assign(&mut self, other: Self) {
         self.internal -= other.internal;
         self.external -= other.external;
@@ -58,29 +58,30 @@ impl SubAssign for Lacking {
 /// The sum over all Services, kept as they change.
 #[derive(Debug, Default)]
 pub struct Sum {
-    /// Services that lack something, in each family.
-    services: BTreeMap<Arc<str>, [Lacking; 2]>,
-    total: [Lacking; 2],
+    /// Services with a port that has none, in each family.
+    services: BTreeMap<Arc<str>, [NoLocalEndpoints; 2]>,
+    total: [NoLocalEndpoints; 2],
 }
 
 impl Sum {
-    /// Takes over what a Service is to be; nothing for one that is gone.
+    /// Updates the count of a Service; `None` means that it is gone.
     pub fn set(&mut self, name: &Arc<str>, service: Option<&DesiredService>) {
-        let new = IpFamily::ALL
-            .map(|family| service.map_or_else(Lacking::default, |it| Lacking::of(it, family)));
-        let old = if new == [Lacking::default(); 2] {
+        let new = IpFamily::ALL.map(|family| {
+            service.map_or_else(NoLocalEndpoints::default, |it| NoLocalEndpoints::of(it, family))
+        });
+        let old = if new == [NoLocalEndpoints::default(); 2] {
             self.services.remove(name)
         } else {
             self.services.insert(Arc::clone(name), new)
         };
         for (family, total) in self.total.iter_mut().enumerate() {
             *total += new[family];
-            *total -= old.map_or_else(Lacking::default, |old| old[family]);
+            *total -= old.map_or_else(NoLocalEndpoints::default, |old| old[family]);
         }
     }
 
     /// The sum for each family.
-    pub fn of_families(&self) -> impl Iterator<Item = (IpFamily, Lacking)> {
+    pub fn of_families(&self) -> impl Iterator<Item = (IpFamily, NoLocalEndpoints)> {
         IpFamily::ALL.into_iter().zip(self.total)
     }
 }
@@ -122,9 +123,9 @@ mod tests {
         ];
         for (flags, sets, (internal, external)) in rows {
             let service = DesiredService { ports: vec![port(IpFamily::V6, flags, sets)] };
-            let expected = Lacking { internal, external };
-            assert_eq!(Lacking::of(&service, IpFamily::V6), expected, "{flags} {sets:?}");
-            assert_eq!(Lacking::of(&service, IpFamily::V4), Lacking::default());
+            let expected = NoLocalEndpoints { internal, external };
+            assert_eq!(NoLocalEndpoints::of(&service, IpFamily::V6), expected, "{flags} {sets:?}");
+            assert_eq!(NoLocalEndpoints::of(&service, IpFamily::V4), NoLocalEndpoints::default());
         }
     }
 
@@ -132,7 +133,7 @@ mod tests {
     fn the_sum_follows_services_that_change_and_go() {
         let mut sum = Sum::default();
         let total =
-            |sum: &Sum| sum.of_families().map(|(_, lacking)| lacking.internal).sum::<usize>();
+            |sum: &Sum| sum.of_families().map(|(_, missing)| missing.internal).sum::<usize>();
         let lacks = |sets: &[u8]| DesiredService {
             ports: IpFamily::ALL
                 .map(|family| port(family, ServiceEntry::INTERNAL_LOCAL, sets))

@@ -1,4 +1,4 @@
-//! On which addresses node ports are served.
+//! The addresses on which node ports are served.
 
 use std::{
     collections::BTreeSet,
@@ -12,22 +12,22 @@ use crate::{
 
 const LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// What is asked for.
+/// The options that select them.
 #[derive(Clone, Debug)]
 pub struct Selection {
     /// `--nodeport-addresses`.
     pub addresses: NodePortAddresses,
-    /// Whether processes of this node may use the loopback addresses.
+    /// Whether processes of this node reach node ports on the loopback addresses.
     pub on_loopback: bool,
-    /// The primary address of its family, where it is not the Node's (`--bind-address`).
+    /// The primary address of its family, if it is not the Node's (`--bind-address`).
     pub primary: Option<IpAddr>,
 }
 
-/// The addresses that are selected: addresses that this node has now, but for those of pods'
-/// interfaces, and the loopback addresses, for processes of this node.
+/// The selected addresses, out of those that this node has now (without those of pods'
+/// interfaces) and, for processes of this node, the loopback addresses.
 ///
-/// `internal_ips` are those of the Node object in its order; without any, the sources of
-/// the default routes stand in for them.
+/// `internal_ips` are those of the Node object in its order; without any, the source addresses
+/// of the default routes are used instead.
 pub fn addresses(
     selection: &Selection,
     internal_ips: &[IpAddr],

@@ -1,5 +1,5 @@
-//! Which prefixes let a packet in: every ClusterIP, load balancer's address and external
-//! IP lies in one of them.
+//! The service prefixes: every ClusterIP, load balancer's address and external IP is in one of
+//! them. The programs look up any other destination only as a node port.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,37 +11,37 @@ use lb_common::abi::{
 
 use crate::model::IpFamily;
 
-/// The prefixes of both families that settings let in.
+/// The service prefixes in the settings, of both families.
 pub fn covered(settings: &Settings) -> Vec<IpNet> {
-    fn meant<A: Copy>(family: &FamilySettings<A>) -> impl Iterator<Item = Prefix<A>> {
+    fn prefixes<A: Copy>(family: &FamilySettings<A>) -> impl Iterator<Item = Prefix<A>> {
         family.service_prefixes.into_iter().take(family.service_prefix_count as usize)
     }
-    let ipv4 = meant(&settings.ipv4).filter_map(|Prefix { address, mask }| {
+    let ipv4 = prefixes(&settings.ipv4).filter_map(|Prefix { address, mask }| {
         Ipv4Net::with_netmask(address.into(), mask.into()).ok().map(IpNet::V4)
     });
-    let ipv6 = meant(&settings.ipv6).filter_map(|Prefix { address, mask }| {
+    let ipv6 = prefixes(&settings.ipv6).filter_map(|Prefix { address, mask }| {
         Ipv6Net::with_netmask(address.into(), mask.into()).ok().map(IpNet::V6)
     });
     ipv4.chain(ipv6).collect()
 }
 
-/// The prefixes of one family: the first so many are ServiceCIDRs.
+/// The service prefixes of one family; ServiceCIDRs come first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gate {
+pub struct ServicePrefixes {
     /// All prefixes, at most [`MAX_PREFIXES`].
     pub prefixes: Vec<IpNet>,
     /// How many of them are ServiceCIDRs.
     pub service_cidrs: usize,
 }
 
-/// Covers the ServiceCIDRs exactly, and the addresses outside of them and what was covered
-/// before as narrowly as the number of prefixes allows.
-pub fn gate(
+/// Chooses the prefixes of a family: the ServiceCIDRs exactly, and as few further addresses as
+/// possible that include `addresses` and the prefixes that were `covered` before.
+pub fn choose(
     service_cidrs: &[IpNet],
     addresses: &[IpAddr],
     covered: &[IpNet],
     family: IpFamily,
-) -> Gate {
+) -> ServicePrefixes {
     let of_family = |net: &IpNet| IpFamily::of(net.addr()) == family;
     let own = service_cidrs.iter().copied().filter(of_family).collect();
     let mut prefixes: Vec<IpNet> = IpNet::aggregate(&own);
@@ -49,7 +49,7 @@ pub fn gate(
     let is_within = |net: &IpNet| prefixes.iter().any(|prefix| prefix.contains(net));
     let wanted = addresses.iter().map(|ip| IpNet::from(*ip)).chain(covered.iter().copied());
     let mut outside: Vec<IpNet> = wanted.filter(|net| of_family(net) && !is_within(net)).collect();
-    // More ServiceCIDRs than fit: the last ones are merely covered.
+    // If there are more ServiceCIDRs than fit, the last ones are only covered, not exact.
     let room = if outside.is_empty() { MAX_PREFIXES } else { MAX_PREFIXES - 1 };
     if prefixes.len() > room {
         outside.extend(prefixes.drain(MAX_PREFIXES - 1..));
@@ -57,11 +57,11 @@ pub fn gate(
     let service_cidrs = prefixes.len();
     let outside = IpNet::aggregate(&outside);
     prefixes.extend(IpNet::aggregate(&cover(outside, MAX_PREFIXES - service_cidrs)));
-    Gate { prefixes, service_cidrs }
+    ServicePrefixes { prefixes, service_cidrs }
 }
 
-/// At most `count` prefixes that cover `nets`: the tree of the addresses is cut where
-/// its branches have least in common.
+/// At most `count` prefixes that cover `nets`: the sorted list is split where neighbours have
+/// the fewest leading bits in common.
 fn cover(mut nets: Vec<IpNet>, count: usize) -> Vec<IpNet> {
     nets.sort_unstable();
     nets.dedup();

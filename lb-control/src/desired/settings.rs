@@ -1,4 +1,4 @@
-//! What the programs are told of this node.
+//! The settings of the programs.
 
 use std::{
     collections::BTreeMap,
@@ -15,26 +15,26 @@ use lb_common::balance::track;
 
 use super::{
     DesiredFrontend, NodeFacts,
-    service_prefixes::{self, Gate},
+    service_prefixes::{self, ServicePrefixes},
 };
 use crate::model::{
     IpFamily,
     source_ports::{FIRST_SOURCE_PORT, MIN_SOURCE_PORTS, NODE_PORTS},
 };
 
-/// What Services ask for, counted by how many front ends ask for it.
+/// The addresses and node ports that Services claim, counted by their frontends.
 #[derive(Clone, Debug, Default)]
 pub struct InUse {
     /// ClusterIPs, load balancers' addresses and external IPs.
     addresses: BTreeMap<IpAddr, usize>,
     /// Node ports.
     node_ports: BTreeMap<u16, usize>,
-    /// How many of the front ends are for clients outside the cluster.
+    /// How many of the frontends are for clients outside the cluster.
     external: usize,
 }
 
 impl InUse {
-    /// Counts a front end; tells whether the settings may differ by it.
+    /// Counts a frontend, and returns whether that may change the settings.
     pub fn add(&mut self, frontend: &DesiredFrontend) -> bool {
         let is_first = self.external == 0 && !frontend.kind.is_internal();
         self.external += usize::from(!frontend.kind.is_internal());
@@ -46,7 +46,7 @@ impl InUse {
         is_new || is_first
     }
 
-    /// Takes back what [`Self::add`] has counted.
+    /// Reverts [`Self::add`], and returns whether that may change the settings.
     pub fn remove(&mut self, frontend: &DesiredFrontend) -> bool {
         self.external -= usize::from(!frontend.kind.is_internal());
         match frontend.kind {
@@ -73,8 +73,9 @@ fn remove<T: Ord>(counts: &mut BTreeMap<T, usize>, thing: T) -> bool {
     is_last
 }
 
-/// The settings for a node, given the prefixes of the ServiceCIDRs, what is in use, and
-/// the settings so far: flows of a Service that is gone go on, so they never let in less.
+/// The settings for a node, given the prefixes of the ServiceCIDRs, the addresses in use, and
+/// the settings so far. Service prefixes and node ports never shrink, because flows of a
+/// deleted Service continue.
 pub fn settings(
     facts: &NodeFacts,
     service_cidrs: &[IpNet],
@@ -83,7 +84,8 @@ pub fn settings(
 ) -> Settings {
     let addresses: Vec<IpAddr> = in_use.addresses.keys().copied().collect();
     let covered = service_prefixes::covered(before);
-    let gate = |family| service_prefixes::gate(service_cidrs, &addresses, &covered, family);
+    let service_prefixes =
+        |family| service_prefixes::choose(service_cidrs, &addresses, &covered, family);
     let ipv4_addresses = facts.addresses.iter().filter_map(|ip| match ip {
         IpAddr::V4(ip) => Some(Address4::from(*ip)),
         IpAddr::V6(_) => None,
@@ -99,15 +101,25 @@ pub fn settings(
     Settings {
         ipv4: FamilySettings {
             node_source: facts.node_source4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-            ..family_settings(&gate(IpFamily::V4), &facts.pod_prefixes, ipv4_addresses, prefix4)
+            ..family_settings(
+                &service_prefixes(IpFamily::V4),
+                &facts.pod_prefixes,
+                ipv4_addresses,
+                prefix4,
+            )
         },
         ipv6: FamilySettings {
             node_source: facts.node_source6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
-            ..family_settings(&gate(IpFamily::V6), &facts.pod_prefixes, ipv6_addresses, prefix6)
+            ..family_settings(
+                &service_prefixes(IpFamily::V6),
+                &facts.pod_prefixes,
+                ipv6_addresses,
+                prefix6,
+            )
         },
         lifetimes: track::lifetimes(&facts.timeouts),
         ticks_per_second: facts.ticks_per_second,
-        // An agent that runs ends a drain.
+        // The flag DRAINING is cleared, because an agent runs again.
         flags: external | masquerade | sockets,
         node_ports: node_ports(in_use, before.node_ports),
         source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),
@@ -125,18 +137,18 @@ fn prefix6(net: &IpNet) -> Option<Prefix<Address6>> {
 }
 
 fn family_settings<A: Address>(
-    gate: &Gate,
+    chosen: &ServicePrefixes,
     pod_prefixes: &[IpNet],
     addresses: impl Iterator<Item = A>,
     prefix: impl Fn(&IpNet) -> Option<Prefix<A>>,
 ) -> FamilySettings<A> {
     let mut settings = FamilySettings {
-        service_prefix_count: gate.prefixes.len() as u32,
-        service_cidr_count: gate.service_cidrs as u32,
+        service_prefix_count: chosen.prefixes.len() as u32,
+        service_cidr_count: chosen.service_cidrs as u32,
         ..FamilySettings::default()
     };
     for (slot, prefix) in
-        settings.service_prefixes.iter_mut().zip(gate.prefixes.iter().filter_map(&prefix))
+        settings.service_prefixes.iter_mut().zip(chosen.prefixes.iter().filter_map(&prefix))
     {
         *slot = prefix;
     }
@@ -154,7 +166,7 @@ fn family_settings<A: Address>(
     settings
 }
 
-/// The smallest range that holds all node ports and what it held before.
+/// The smallest range that includes all node ports and the range before.
 fn node_ports(in_use: &InUse, before: PortRange) -> PortRange {
     let ports = || in_use.node_ports.keys().copied();
     let mut bounds = ports().next().zip(ports().next_back());
@@ -167,9 +179,9 @@ fn node_ports(in_use: &InUse, before: PortRange) -> PortRange {
         .map_or(PortRange::default(), |(first, last)| PortRange { first, count: last - first + 1 })
 }
 
-/// The longest range of ports that are free: neither below those of ordinary programs, nor
-/// given to sockets of this node (`local`), nor node ports, used or yet to come. None if the
-/// longest is short.
+/// The longest range of free ports: not reserved for servers, not among the ports that the
+/// kernel gives to sockets of this node (`local`), and not node ports, in use or possible.
+/// Empty if the longest range is shorter than [`MIN_SOURCE_PORTS`].
 fn source_ports(local: (u16, u16), node_ports: impl Iterator<Item = u16>) -> PortRange {
     let mut taken: Vec<(u16, u16)> = node_ports.map(|port| (port, port)).collect();
     taken.extend([local, NODE_PORTS]);

@@ -1,6 +1,6 @@
-//! Blocks of SLOTS: sizes are powers of two and a block starts at a multiple of its
-//! size, so that what is free grows together again, and a range that is found in the
-//! maps tells where its block is.
+//! Blocks of SLOTS. Sizes are powers of two and a block starts at a multiple of its size, so
+//! that neighbouring free blocks can be merged, and a range found in the maps tells where its
+//! block is.
 
 use std::collections::BTreeSet;
 
@@ -27,15 +27,15 @@ pub fn order_of(length: u32) -> u8 {
     length.max(1).next_power_of_two().trailing_zeros() as u8
 }
 
-/// The order of a block that holds `length` slots and a quarter more, so that what
-/// grows need not move at once.
+/// The order of a block that holds `length` slots and a quarter more, so that a set can grow
+/// before it has to move.
 pub fn roomy_order_of(length: u32) -> u8 {
     order_of(length.saturating_add(length.div_ceil(4)))
 }
 
 const ORDERS: usize = 31;
 
-/// The blocks that nobody uses.
+/// The free blocks.
 #[derive(Debug)]
 pub struct Blocks {
     free: [BTreeSet<u32>; ORDERS],
@@ -43,7 +43,7 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// The slots below `limit`, all of them free.
+    /// The slots below `limit`, all free.
     pub fn new(limit: u32) -> Self {
         let mut blocks = Self {
             free: std::array::from_fn(|_| BTreeSet::new()),
@@ -59,7 +59,7 @@ impl Blocks {
         blocks
     }
 
-    /// Hands out the first free block of an order, cut from a larger one if need be.
+    /// Allocates the first free block of an order, cut from a larger one if necessary.
     pub fn allocate(&mut self, order: u8) -> Option<Block> {
         let order = usize::from(order);
         let found = (order..ORDERS).find(|order| !self.free[*order].is_empty())?;
@@ -70,7 +70,7 @@ impl Blocks {
         Some(Block { start, order: order as u8 })
     }
 
-    /// Marks a certain block as used; false if part of it is used already.
+    /// Allocates this very block; false if a part of it is in use already.
     pub fn reserve(&mut self, block: Block) -> bool {
         let start_at = |order: usize| block.start & !((1u32 << order) - 1);
         if block.order as usize >= ORDERS || start_at(block.order.into()) != block.start {
@@ -89,13 +89,13 @@ impl Blocks {
         true
     }
 
-    /// Takes a block back that packets may still read.
-    pub fn release(&mut self, block: Block) {
-        self.quarantine.release(block);
+    /// Frees a block that packets may still read, once the grace period is over.
+    pub fn free_after_grace(&mut self, block: Block) {
+        self.quarantine.add(block);
     }
 
-    /// Takes a block back that no packet ever saw.
-    pub fn give_back(&mut self, block: Block) {
+    /// Frees a block that no packet ever saw.
+    pub fn free_at_once(&mut self, block: Block) {
         let (mut start, mut order) = (block.start, usize::from(block.order));
         while order + 1 < ORDERS && self.free[order].remove(&(start ^ (1 << order))) {
             start &= !(1 << order);
@@ -104,15 +104,15 @@ impl Blocks {
         self.free[order].insert(start);
     }
 
-    /// Puts what is free below `end` into quarantine: it may have been in use until
-    /// just now.
+    /// Puts the free slots below `end` into quarantine, because they may have been in use
+    /// until just now.
     pub fn quarantine_below(&mut self, end: u32) {
         for order in (0..ORDERS).rev() {
             let free = &mut self.free[order];
             let above = free.split_off(&end);
             for start in std::mem::replace(free, above) {
                 if order == 0 || start + (1 << order) <= end {
-                    self.quarantine.release(Block { start, order: order as u8 });
+                    self.quarantine.add(Block { start, order: order as u8 });
                 } else {
                     self.free[order - 1].extend([start, start + (1 << (order - 1))]);
                 }
@@ -120,15 +120,15 @@ impl Blocks {
         }
     }
 
-    /// Makes the blocks available whose grace period is over; tells whether there were
+    /// Makes the blocks available whose grace period is over, and returns whether there were
     /// any.
-    pub fn settle(&mut self, now: u64, grace: u64) -> bool {
-        let due = self.quarantine.settle(now, grace);
-        due.iter().for_each(|block| self.give_back(*block));
+    pub fn reclaim(&mut self, now: u64, grace: u64) -> bool {
+        let due = self.quarantine.expire(now, grace);
+        due.iter().for_each(|block| self.free_at_once(*block));
         !due.is_empty()
     }
 
-    /// When the next block may become available, if one is waited for.
+    /// When the next block may become available, if any is waiting.
     pub fn next_due(&self, now: u64, grace: u64) -> Option<u64> {
         self.quarantine.next_due(now, grace)
     }

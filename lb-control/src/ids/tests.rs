@@ -8,12 +8,12 @@ use super::{slots::*, *};
 fn a_number_waits_for_the_grace_period_and_changes_its_generation() {
     let mut numbers = Numbers::new(0, 1);
     assert_eq!(numbers.allocate(), Some((0, 0)));
-    numbers.release(0, 1);
-    assert!(numbers.settle(1_000, 100).is_empty());
-    assert!(numbers.settle(1_099, 100).is_empty());
+    numbers.free_after_grace(0, 1);
+    assert!(numbers.reclaim(1_000, 100).is_empty());
+    assert!(numbers.reclaim(1_099, 100).is_empty());
     assert_eq!(numbers.allocate(), None);
     assert_eq!(numbers.next_due(1_099, 100), Some(1_100));
-    assert_eq!(numbers.settle(1_100, 100), [(0, 2)]);
+    assert_eq!(numbers.reclaim(1_100, 100), [(0, 2)]);
     assert_eq!(numbers.allocate(), Some((0, 2)));
 }
 
@@ -21,21 +21,21 @@ fn a_number_waits_for_the_grace_period_and_changes_its_generation() {
 fn generations_wrap() {
     let mut numbers = Numbers::new(0, 1);
     numbers.allocate();
-    numbers.release(0, u16::MAX);
-    numbers.settle(0, 0);
+    numbers.free_after_grace(0, u16::MAX);
+    numbers.reclaim(0, 0);
     assert_eq!(numbers.allocate(), Some((0, 0)));
 }
 
 #[test]
 fn adoption_keeps_generations_and_what_was_never_used() {
-    let known = [Known::Used, Known::Free(0), Known::Used, Known::Released(7), Known::Free(0)];
+    let known = [Known::Used, Known::Free(0), Known::Used, Known::JustFreed(7), Known::Free(0)];
     let mut numbers = Numbers::adopt(1, 5, known.into_iter());
     assert_eq!(numbers.available(), 2);
     assert_eq!(numbers.allocate(), Some((1, 0)));
     assert_eq!(numbers.allocate(), Some((4, 0)));
     assert_eq!(numbers.allocate(), None);
-    numbers.settle(0, 10);
-    assert_eq!(numbers.settle(10, 10), [(3, 8)]);
+    numbers.reclaim(0, 10);
+    assert_eq!(numbers.reclaim(10, 10), [(3, 8)]);
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn free_blocks_grow_together_again() {
     let mut blocks = Blocks::new(100);
     let all: Vec<_> = (0..100).filter_map(|_| blocks.allocate(0)).collect();
     assert_eq!((all.len(), blocks.allocate(0)), (100, None));
-    all.into_iter().for_each(|block| blocks.give_back(block));
+    all.into_iter().for_each(|block| blocks.free_at_once(block));
     let order = |order| Blocks::allocate(&mut Blocks::new(100), order);
     assert_eq!(blocks.allocate(6), order(6));
     assert_eq!(blocks.allocate(5), Some(Block { start: 64, order: 5 }));
@@ -67,8 +67,8 @@ fn what_lies_below_the_last_used_slot_waits() {
     assert!(!blocks.reserve(Block { start: 9, order: 1 }));
     blocks.quarantine_below(13);
     assert_eq!(blocks.allocate(0), Some(Block { start: 13, order: 0 }));
-    blocks.settle(0, 5);
-    assert!(blocks.settle(5, 5));
+    blocks.reclaim(0, 5);
+    assert!(blocks.reclaim(5, 5));
     assert_eq!(blocks.allocate(3), Some(Block { start: 0, order: 3 }));
 }
 
@@ -82,13 +82,13 @@ proptest! {
         let mut used: Vec<Block> = Vec::new();
         let mut freed_at: BTreeMap<u32, u64> = BTreeMap::new();
         for (now, (order, index, is_release)) in (0..).zip(steps) {
-            blocks.settle(now, GRACE);
+            blocks.reclaim(now, GRACE);
             if is_release && !used.is_empty() {
                 let block = used.swap_remove(index.index(used.len()));
                 for slot in block.start..block.start + block.capacity() {
                     freed_at.insert(slot, now);
                 }
-                blocks.release(block);
+                blocks.free_after_grace(block);
             } else if let Some(block) = blocks.allocate(order) {
                 prop_assert!(block.start + block.capacity() <= 93);
                 for slot in block.start..block.start + block.capacity() {

@@ -1,4 +1,4 @@
-//! Objects as a source gives them, and how they change.
+//! Objects as a source sends them, and how they change.
 
 use std::fmt;
 
@@ -13,18 +13,18 @@ use k8s_openapi::{
 
 /// The kinds of object that the agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ObjectKind {
     /// Service.
     Service,
     /// EndpointSlice.
     EndpointSlice,
     /// Node.
     Node,
-    /// ServiceCIDR; an older API server does not serve it.
+    /// ServiceCIDR; older API servers do not serve it.
     ServiceCidr,
 }
 
-impl Kind {
+impl ObjectKind {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
 
@@ -53,13 +53,13 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ObjectKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.name())
     }
 }
 
-/// An object as the source gave it, not yet validated.
+/// An object as the source sent it, not validated.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// A Service.
@@ -74,12 +74,12 @@ pub enum Object {
 
 impl Object {
     /// The kind of the object.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ObjectKind {
         match self {
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::Node(_) => Kind::Node,
-            Self::ServiceCidr(_) => Kind::ServiceCidr,
+            Self::Service(_) => ObjectKind::Service,
+            Self::EndpointSlice(_) => ObjectKind::EndpointSlice,
+            Self::Node(_) => ObjectKind::Node,
+            Self::ServiceCidr(_) => ObjectKind::ServiceCidr,
         }
     }
 
@@ -156,14 +156,14 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// A change of what the source holds.
+/// A change of the objects of the source.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// The complete list of a kind: every other object of the kind is gone. The first
-    /// one of each kind tells that the kind is known at all.
-    Replaced(Kind, Vec<Object>),
+pub enum ObjectEvent {
+    /// The complete list of a kind: every other object of the kind is gone. With the first
+    /// list of a kind, all its objects are known.
+    Replaced(ObjectKind, Vec<Object>),
     /// An object was created or changed.
     Applied(Object),
     /// An object was deleted.
-    Deleted(Kind, ObjectName),
+    Deleted(ObjectKind, ObjectName),
 }

@@ -1,4 +1,4 @@
-//! The network of this node, as the rest of the agent sees it.
+//! The network namespace of this node, as decisions need it.
 
 use std::net::IpAddr;
 
@@ -11,11 +11,11 @@ pub struct Interface {
     pub name: String,
 }
 
-/// What the rest of the agent wants to know of the network namespace.
+/// The facts about the network namespace that decisions depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeNetwork {
-    /// Addresses of this node but those of pods' interfaces; those of external devices
-    /// first, without repetition.
+    /// Addresses of this node without those of pods' interfaces; those of external devices
+    /// first, each once.
     pub addresses: Vec<IpAddr>,
     /// Addresses that the host side of pods' interfaces holds, such as the one gateway
     /// address that a point-to-point CNI gives to every veth.
@@ -26,8 +26,8 @@ pub struct NodeNetwork {
     pub devices: Vec<Interface>,
     /// How many interfaces of pods there are.
     pub pods: usize,
-    /// What could not be attached, one sentence each; it is tried again.
+    /// Interfaces that could not be attached, one sentence each; attaching is retried.
     pub problems: Vec<String>,
-    /// Whether this takes the addresses of the Node object into account.
+    /// Whether the addresses of the Node object were known when this was read.
     pub knows_node_object: bool,
 }

@@ -5,16 +5,16 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1, networking::v1::ServiceCIDR};
 
-use super::{IpFamily, Parsed, Refusals, event::Kind, keys::ZONE_LABEL};
+use super::{IpFamily, Parsed, RefusalReason, Refusals, event::ObjectKind, keys::ZONE_LABEL};
 
-/// What matters of a Node.
+/// The parts of a Node that decisions need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// The zone; absent or empty means that no hint names it.
     pub zone: Option<Box<str>>,
     /// Its addresses.
     pub addresses: NodeAddresses,
-    /// The prefixes that its pods have their addresses from, in order.
+    /// The prefixes of its pods' addresses, in order.
     pub pod_cidrs: Vec<IpNet>,
 }
 
@@ -28,7 +28,7 @@ pub struct NodeAddresses {
 }
 
 impl NodeAddresses {
-    /// The address of a family that other nodes reach it by.
+    /// The address of a family at which other nodes reach it.
     pub fn internal_ip(&self, family: IpFamily) -> Option<IpAddr> {
         self.internal.iter().copied().find(|ip| IpFamily::of(*ip) == family)
     }
@@ -36,8 +36,8 @@ impl NodeAddresses {
 
 /// Reads a Node.
 pub fn parse(node: &v1::Node) -> Parsed<Node> {
-    let mut refusals = Refusals::new(Kind::Node, &node.metadata);
-    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE_LABEL));
+    let mut refusals = Refusals::new(ObjectKind::Node, &node.metadata);
+    let zone = ZONE_LABEL.label(&node.metadata).filter(|zone| !zone.is_empty());
     let list = node.status.as_ref().and_then(|status| status.addresses.as_deref());
     let mut addresses = NodeAddresses::default();
     for (index, address) in list.unwrap_or_default().iter().enumerate() {
@@ -49,17 +49,23 @@ pub fn parse(node: &v1::Node) -> Parsed<Node> {
                 addresses.all.push(ip);
                 addresses.internal.extend((address.type_ == "InternalIP").then_some(ip));
             }
-            Err(message) => refusals.add(format!("status.addresses[{index}].address"), message),
+            Err(message) => refusals.add(
+                RefusalReason::InvalidAddress,
+                format!("status.addresses[{index}].address"),
+                message,
+            ),
         }
     }
     let pod_cidrs = pod_cidrs(node, &mut refusals);
-    let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
-    Parsed { value: Some(Node { zone, addresses, pod_cidrs }), refusals: refusals.list }
+    Parsed {
+        value: Some(Node { zone: zone.map(Into::into), addresses, pod_cidrs }),
+        refusals: refusals.list,
+    }
 }
 
 /// Reads the prefixes of a ServiceCIDR.
 pub fn parse_service_cidr(object: &ServiceCIDR) -> Parsed<Vec<IpNet>> {
-    let mut refusals = Refusals::new(Kind::ServiceCidr, &object.metadata);
+    let mut refusals = Refusals::new(ObjectKind::ServiceCidr, &object.metadata);
     let list = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
     let texts = list.iter().enumerate();
     let texts = texts.map(|(index, text)| (format!("spec.cidrs[{index}]"), text.as_str()));
@@ -78,7 +84,7 @@ fn pod_cidrs(node: &v1::Node, refusals: &mut Refusals<'_>) -> Vec<IpNet> {
     prefixes
 }
 
-/// The prefixes, without bits beyond their length; what is none is refused.
+/// The prefixes, without bits beyond their length. A text that is not a prefix is refused.
 fn prefixes<'a>(
     texts: impl Iterator<Item = (String, &'a str)>,
     refusals: &mut Refusals<'_>,
@@ -87,7 +93,11 @@ fn prefixes<'a>(
     for (field, text) in texts {
         match text.parse::<IpNet>() {
             Ok(prefix) => prefixes.push(prefix.trunc()),
-            Err(_) => refusals.add(field, format!("\"{text}\" is not an IP prefix")),
+            Err(_) => refusals.add(
+                RefusalReason::InvalidPrefix,
+                field,
+                format!("\"{text}\" is not an IP prefix"),
+            ),
         }
     }
     prefixes
@@ -120,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn internal_ips_are_told_from_external_ones() {
+    fn internal_ips_are_distinguished_from_external_ones() {
         let node = json!({
             "metadata": { "name": "one" },
             "status": { "addresses": [

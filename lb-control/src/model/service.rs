@@ -12,8 +12,8 @@ use k8s_openapi::{
 };
 
 use super::{
-    IpFamily, Parsed, Protocol, Refusals, event::Kind, is_label, keys::PROXY_NAME_LABEL,
-    parse_address, parse_port,
+    IpFamily, Parsed, Protocol, RefusalReason, Refusals, event::ObjectKind, is_label,
+    keys::PROXY_NAME_LABEL, parse_address, parse_port,
 };
 use crate::options::ExternalMode;
 
@@ -23,7 +23,7 @@ const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// The longest affinity that an API server accepts: a day.
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
 
-/// A Service that has front ends.
+/// A Service that has frontends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// `namespace/name`.
@@ -37,7 +37,7 @@ pub struct Service {
     /// The ports; no two have the same name and protocol, or number and protocol, or node
     /// port and protocol.
     pub ports: Vec<Port>,
-    /// Addresses of the load balancer that are served here.
+    /// The load balancer's addresses that are served here.
     pub load_balancer_ips: Vec<IpAddr>,
     /// `externalIPs`.
     pub external_ips: Vec<IpAddr>,
@@ -45,11 +45,11 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// Seconds of session affinity by client; 0 = none.
     pub affinity_seconds: u32,
-    /// Where traffic may go.
+    /// Its traffic policies.
     pub policy: Policy,
-    /// How clients outside reach backends on other nodes, if the Service says so itself.
+    /// How clients outside reach backends on other nodes, if the Service says it.
     pub external_mode: Option<ExternalMode>,
-    /// The port of its health check server, if it is to have one.
+    /// The port of its health check server, if it needs one.
     pub health_check_node_port: Option<u16>,
 }
 
@@ -66,7 +66,7 @@ pub struct Port {
     pub node_port: Option<NonZeroU16>,
 }
 
-/// What decides which sets of endpoints a Service needs.
+/// The policies that decide which sets of endpoints a Service needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// `internalTrafficPolicy: Local`.
@@ -84,16 +84,16 @@ impl Policy {
     }
 
     /// Whether some clients get endpoints of this node only: by a policy, or because another
-    /// node has sent their packets here in a tunnel.
+    /// node has encapsulated their packets and sent them here.
     pub fn uses_local_set(self) -> bool {
         self.internal_local || self.externally_reachable
     }
 }
 
-/// Reads a Service. One that is headless, an ExternalName, or another proxy's gives
-/// nothing and no refusal.
+/// Reads a Service. A headless Service, an ExternalName, and a Service of another proxy give
+/// neither a value nor a refusal.
 pub fn parse(service: &v1::Service) -> Parsed<Service> {
-    let mut refusals = Refusals::new(Kind::Service, &service.metadata);
+    let mut refusals = Refusals::new(ObjectKind::Service, &service.metadata);
     let value = parse_into(service, &mut refusals);
     Parsed { value, refusals: refusals.list }
 }
@@ -101,8 +101,7 @@ pub fn parse(service: &v1::Service) -> Parsed<Service> {
 fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Service> {
     let metadata = &service.metadata;
     let spec = service.spec.as_ref()?;
-    let is_foreign =
-        metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(PROXY_NAME_LABEL));
+    let is_foreign = PROXY_NAME_LABEL.label(metadata).is_some();
     if is_foreign || spec.type_.as_deref() == Some("ExternalName") {
         return None;
     }
@@ -113,7 +112,11 @@ fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Serv
     let object = super::object_name(metadata);
     for (field, text) in [("namespace", &object.namespace), ("name", &object.name)] {
         if !is_label(text) {
-            refusals.add(format!("metadata.{field}"), format!("\"{text}\" is not a DNS label"));
+            refusals.add(
+                RefusalReason::InvalidName,
+                format!("metadata.{field}"),
+                format!("\"{text}\" is not a DNS label"),
+            );
             return None;
         }
     }
@@ -158,13 +161,13 @@ fn cluster_ips(texts: &[(String, &str)], refusals: &mut Refusals<'_>) -> Vec<IpA
     let mut addresses: Vec<IpAddr> = Vec::with_capacity(texts.len());
     for (field, text) in texts {
         match parse_address(text) {
-            Err(message) => refusals.add(field, message),
+            Err(message) => refusals.add(RefusalReason::InvalidAddress, field, message),
             Ok(address) => {
                 let family = IpFamily::of(address);
                 if addresses.iter().any(|other| IpFamily::of(*other) == family) {
                     let message =
                         format!("{address} is a second ClusterIP of IPv{}", family.number());
-                    refusals.add(field, message);
+                    refusals.add(RefusalReason::Duplicate, field, message);
                 } else {
                     addresses.push(address);
                 }
@@ -185,6 +188,7 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
         let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else {
             let text = port.protocol.as_deref().unwrap_or_default();
             refusals.add(
+                RefusalReason::UnsupportedProtocol,
                 field("protocol"),
                 format!("protocol \"{text}\" is not supported, only TCP and UDP are"),
             );
@@ -193,17 +197,22 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
         let number = match parse_port(port.port) {
             Ok(number) => number,
             Err(message) => {
-                refusals.add(field("port"), message);
+                refusals.add(RefusalReason::InvalidPort, field("port"), message);
                 continue;
             }
         };
         let name = port.name.as_deref().unwrap_or_default();
         if !name.is_empty() && !is_label(name) {
-            refusals.add(field("name"), format!("\"{name}\" is not a port name"));
+            refusals.add(
+                RefusalReason::InvalidName,
+                field("name"),
+                format!("\"{name}\" is not a port name"),
+            );
             continue;
         }
         if names.contains(&(name, protocol)) {
             refusals.add(
+                RefusalReason::Duplicate,
                 field("name"),
                 format!("\"{name}\" is the name of an earlier port of the same protocol"),
             );
@@ -211,6 +220,7 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
         }
         if !numbers.insert((number, protocol)) {
             refusals.add(
+                RefusalReason::Duplicate,
                 field("port"),
                 format!("{number} is the number of an earlier port of the same protocol"),
             );
@@ -219,12 +229,14 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
         names.insert((name, protocol));
         let node_port = node_port(port.node_port).and_then(|number| match number {
             Some(number) if !node_ports.insert((number, protocol)) => {
-                Err(format!("{number} is the node port of an earlier port of the same protocol"))
+                let message =
+                    format!("{number} is the node port of an earlier port of the same protocol");
+                Err((RefusalReason::Duplicate, message))
             }
             number => Ok(number),
         });
-        let node_port = node_port.unwrap_or_else(|message| {
-            refusals.add(field("nodePort"), message);
+        let node_port = node_port.unwrap_or_else(|(reason, message)| {
+            refusals.add(reason, field("nodePort"), message);
             None
         });
         ports.push(Port { name: name.into(), number, protocol, node_port });
@@ -232,11 +244,14 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
     ports
 }
 
-/// Reads a node port; 0 is as good as none.
-fn node_port(number: Option<i32>) -> Result<Option<NonZeroU16>, String> {
+/// Reads a node port; 0 means none.
+fn node_port(number: Option<i32>) -> Result<Option<NonZeroU16>, (RefusalReason, String)> {
     match number {
         None | Some(0) => Ok(None),
-        Some(number) => parse_port(number).map(NonZeroU16::new),
+        Some(number) => match parse_port(number) {
+            Ok(number) => Ok(NonZeroU16::new(number)),
+            Err(message) => Err((RefusalReason::InvalidPort, message)),
+        },
     }
 }
 
@@ -245,8 +260,11 @@ fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
         None | Some("" | "None") => return 0,
         Some("ClientIP") => {}
         Some(text) => {
-            refusals
-                .add("spec.sessionAffinity", format!("\"{text}\" is neither None nor ClientIP"));
+            refusals.add(
+                RefusalReason::UnknownValue,
+                "spec.sessionAffinity",
+                format!("\"{text}\" is neither None nor ClientIP"),
+            );
             return 0;
         }
     }
@@ -260,6 +278,7 @@ fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
         Some(seconds) if (1..=MAX_AFFINITY_SECONDS).contains(&seconds) => seconds.unsigned_abs(),
         Some(seconds) => {
             refusals.add(
+                RefusalReason::OutOfRange,
                 "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
                 format!(
                     "{seconds} is not between 1 and {MAX_AFFINITY_SECONDS}; \
@@ -271,13 +290,14 @@ fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
     }
 }
 
-/// Reads the policies; whether anybody outside reaches the Service is told by its addresses.
+/// Reads the policies, without [`Policy::externally_reachable`].
 fn policy(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
     let mut is_local = |field: &str, text: Option<&str>| match text {
         None | Some("" | "Cluster") => false,
         Some("Local") => true,
         Some(text) => {
             refusals.add(
+                RefusalReason::UnknownValue,
                 format!("spec.{field}"),
                 format!("\"{text}\" is neither Cluster nor Local; Cluster is used"),
             );
@@ -291,12 +311,16 @@ fn policy(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
     }
 }
 
-/// Only load balancers that must find the nodes with endpoints ask for it.
+/// The health check port. Only load balancers with `externalTrafficPolicy: Local` use one, to
+/// find the nodes that have endpoints.
 fn health_check_node_port(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Option<u16> {
     let is_asked_for = spec.type_.as_deref() == Some("LoadBalancer")
         && spec.external_traffic_policy.as_deref() == Some("Local");
     let number = spec.health_check_node_port.filter(|number| is_asked_for && *number != 0)?;
-    parse_port(number).map_err(|message| refusals.add("spec.healthCheckNodePort", message)).ok()
+    let refuse = |message| {
+        refusals.add(RefusalReason::InvalidPort, "spec.healthCheckNodePort", message);
+    };
+    parse_port(number).map_err(refuse).ok()
 }
 
 #[cfg(test)]

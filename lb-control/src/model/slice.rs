@@ -5,8 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use k8s_openapi::api::discovery::v1::{self, EndpointHints, EndpointSlice};
 
 use super::{
-    IpFamily, Names, Parsed, Protocol, Refusals,
-    event::Kind,
+    IpFamily, Parsed, Protocol, RefusalReason, Refusals, SharedNames,
+    event::ObjectKind,
     is_label,
     keys::{HEADLESS_LABEL, SERVICE_LABEL},
     parse_address, parse_port,
@@ -36,22 +36,22 @@ pub struct SlicePort {
     pub protocol: Protocol,
 }
 
-/// An endpoint: an address and what is known of it.
+/// An endpoint: an address and its conditions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     /// The address; further addresses of the object are ignored.
     pub address: IpAddr,
     /// It may get new flows.
     pub is_ready: bool,
-    /// It answers, terminating or not.
+    /// It serves, terminating or not.
     pub is_serving: bool,
-    /// It is about to go away.
+    /// It is being deleted.
     pub is_terminating: bool,
     /// Its `nodeName` is this node.
     pub is_local: bool,
-    /// Its `nodeName`, if that is another node; shared with all endpoints that have it.
+    /// Its `nodeName`, if that is another node; shared with all endpoints on that node.
     pub node: Option<Arc<str>>,
-    /// Whom it is meant for; shared with other endpoints of the slice.
+    /// The nodes and zones that it is meant for; shared with other endpoints of the slice.
     pub hints: Option<Arc<Hints>>,
 }
 
@@ -64,10 +64,10 @@ pub struct Hints {
     pub zones: Vec<Box<str>>,
 }
 
-/// Reads a slice. One of a headless Service, of no Service, or of host names gives
-/// nothing and no refusal. `names` are those of nodes, as far as they were read.
-pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut Names) -> Parsed<Slice> {
-    let mut refusals = Refusals::new(Kind::EndpointSlice, &slice.metadata);
+/// Reads a slice. A slice of a headless Service, without a Service, or with host names gives
+/// neither a value nor a refusal. `names` are the names of nodes that were read so far.
+pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut SharedNames) -> Parsed<Slice> {
+    let mut refusals = Refusals::new(ObjectKind::EndpointSlice, &slice.metadata);
     let value = parse_into(slice, node_name, names, &mut refusals);
     Parsed { value, refusals: refusals.list }
 }
@@ -75,12 +75,11 @@ pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut Names) -> Parse
 fn parse_into(
     slice: &EndpointSlice,
     node_name: &str,
-    names: &mut Names,
+    names: &mut SharedNames,
     refusals: &mut Refusals<'_>,
 ) -> Option<Slice> {
-    let labels = slice.metadata.labels.as_ref()?;
-    let service = labels.get(SERVICE_LABEL).filter(|name| !name.is_empty())?;
-    if labels.contains_key(HEADLESS_LABEL) {
+    let service = SERVICE_LABEL.label(&slice.metadata).filter(|name| !name.is_empty())?;
+    if HEADLESS_LABEL.label(&slice.metadata).is_some() {
         return None;
     }
     let family = match slice.address_type.as_str() {
@@ -88,7 +87,11 @@ fn parse_into(
         "IPv6" => IpFamily::V6,
         "FQDN" => return None,
         text => {
-            refusals.add("addressType", format!("\"{text}\" is neither IPv4 nor IPv6"));
+            refusals.add(
+                RefusalReason::UnknownValue,
+                "addressType",
+                format!("\"{text}\" is neither IPv4 nor IPv6"),
+            );
             return None;
         }
     };
@@ -109,15 +112,21 @@ fn ports(slice: &EndpointSlice, refusals: &mut Refusals<'_>) -> Vec<SlicePort> {
         else {
             continue;
         };
-        // The port of the Service is what gets refused for its protocol.
+        // An unsupported protocol is refused at the port of the Service, not here.
         let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
         if !name.is_empty() && !is_label(name) {
-            refusals.add(format!("ports[{index}].name"), format!("\"{name}\" is not a port name"));
+            refusals.add(
+                RefusalReason::InvalidName,
+                format!("ports[{index}].name"),
+                format!("\"{name}\" is not a port name"),
+            );
             continue;
         }
         match parse_port(number) {
             Ok(number) => ports.push(SlicePort { name: name.as_str().into(), number, protocol }),
-            Err(message) => refusals.add(format!("ports[{index}].port"), message),
+            Err(message) => {
+                refusals.add(RefusalReason::InvalidPort, format!("ports[{index}].port"), message)
+            }
         }
     }
     ports
@@ -126,7 +135,7 @@ fn ports(slice: &EndpointSlice, refusals: &mut Refusals<'_>) -> Vec<SlicePort> {
 fn endpoints(
     slice: &EndpointSlice,
     family: IpFamily,
-    (own_node, names): (&str, &mut Names),
+    (own_node, names): (&str, &mut SharedNames),
     refusals: &mut Refusals<'_>,
 ) -> Vec<Endpoint> {
     let list = slice.endpoints.as_deref().unwrap_or_default();
@@ -135,18 +144,18 @@ fn endpoints(
     for (index, endpoint) in list.iter().enumerate() {
         let field = || format!("endpoints[{index}].addresses[0]");
         let Some(text) = endpoint.addresses.first() else {
-            refusals.add(field(), "there is no address");
+            refusals.add(RefusalReason::InvalidAddress, field(), "the endpoint has no address");
             continue;
         };
         let address = match parse_address(text) {
             Ok(address) if IpFamily::of(address) == family => address,
             Ok(address) => {
                 let message = format!("{address} is not an address of IPv{}", family.number());
-                refusals.add(field(), message);
+                refusals.add(RefusalReason::InvalidAddress, field(), message);
                 continue;
             }
             Err(message) => {
-                refusals.add(field(), message);
+                refusals.add(RefusalReason::InvalidAddress, field(), message);
                 continue;
             }
         };
@@ -167,7 +176,7 @@ fn endpoints(
     endpoints
 }
 
-/// The hints, shared with the endpoint before if they are the same.
+/// The hints, shared with the previous endpoint if they are equal.
 fn shared(hints: &EndpointHints, latest: &mut Option<Arc<Hints>>) -> Option<Arc<Hints>> {
     let nodes = hints.for_nodes.iter().flatten().map(|node| node.name.as_str().into()).collect();
     let zones = hints.for_zones.iter().flatten().map(|zone| zone.name.as_str().into()).collect();

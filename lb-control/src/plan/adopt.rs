@@ -1,8 +1,8 @@
-//! Taking over maps that an earlier agent, or an earlier planner, has written: at any
-//! point of any plan.
+//! Adopts maps that an earlier agent, or an earlier planner, has written, at whatever point of
+//! a plan it stopped.
 //!
-//! A name tells what an index means; everything else is checked. What does not fit
-//! together is not repaired here but held in a form that the next plan repairs.
+//! The entry of NAMES says which service port an index means; all other entries are checked.
+//! Inconsistent entries are not repaired here, but held in a form that the next plan repairs.
 
 use std::{
     collections::HashMap,
@@ -19,10 +19,10 @@ use lb_common::abi::{
 };
 
 use super::{
-    BackendEntry, Planner, Strays, family_index,
+    BackendEntry, Orphans, Planner, family_index,
     frontends::Frontends,
     held::{FIRST_BACKEND, HeldBackend, HeldPort, HeldSet, Ids},
-    nodes::Nodes,
+    nodes::HeldNodes,
     ranges::Ranges,
 };
 use crate::{
@@ -36,9 +36,9 @@ use crate::{
 };
 
 impl Planner {
-    /// A planner for maps of this capacity that hold `state`. What is taken out of use
-    /// is reused `grace` milliseconds later at the earliest; that must be longer than a
-    /// packet takes through a program.
+    /// A planner for maps of this capacity that hold `state`. Entries that are taken out of
+    /// use are reused `grace` milliseconds later at the earliest, which must be longer than a
+    /// program works on a packet.
     pub fn adopt(state: &PinnedState, capacity: Capacity, grace: u64) -> Self {
         let entries = [entries4(&state.backends4), entries6(&state.backends6)];
         let mut held = named_ports(state, &capacity);
@@ -47,7 +47,7 @@ impl Planner {
         let mut backends = owned_backends(&entries, &owners);
         let mut blocks = Blocks::new(capacity.slots);
         let mut end = used(&state.slots).len() as u32;
-        // In the order of indices: of two that claim a slot, the same one always has it.
+        // In the order of indices, so that the same one of two owners always gets a slot.
         let mut ports: Vec<&mut HeldPort> = held.values_mut().flatten().collect();
         ports.sort_unstable_by_key(|port| port.index);
         for port in ports {
@@ -60,7 +60,7 @@ impl Planner {
         let families = [IpFamily::V4, IpFamily::V6];
         let known = |number: usize| {
             let known =
-                entries[number].iter().map(|(_, entry)| know(entry, families[number], &owners));
+                entries[number].iter().map(|(_, entry)| classify(entry, families[number], &owners));
             Numbers::adopt(FIRST_BACKEND, limits[number], known)
         };
         let ids = Ids {
@@ -69,11 +69,11 @@ impl Planner {
             blocks,
             capacity,
         };
-        let (frontends, stray_frontends) = adopt_frontends(state, &capacity, &mut held);
-        let (ranges, stray_ranges) = adopt_ranges(state, &capacity, &mut held);
-        let strays = Strays { frontends: stray_frontends, ranges: stray_ranges };
-        let nodes = Nodes::new(state.nodes(), [capacity.nodes4, capacity.nodes6]);
-        Self { grace, ids, held, frontends, ranges, nodes, strays, settings: state.settings }
+        let (frontends, orphan_frontends) = adopt_frontends(state, &capacity, &mut held);
+        let (ranges, orphan_ranges) = adopt_ranges(state, &capacity, &mut held);
+        let orphans = Orphans { frontends: orphan_frontends, ranges: orphan_ranges };
+        let nodes = HeldNodes::new(state.nodes(), [capacity.nodes4, capacity.nodes6]);
+        Self { grace, ids, held, frontends, ranges, nodes, orphans, settings: state.settings }
     }
 }
 
@@ -105,8 +105,8 @@ fn entry<A: Copy>(backend: &Backend<A>, ip: impl Fn(A) -> IpAddr) -> BackendEntr
     }
 }
 
-/// The service ports that have a name, by Service. A name that cannot be read, or is
-/// there twice, is held as a Service that nobody wants.
+/// The service ports that have a name, by Service. A name that cannot be read, or that an
+/// earlier index has, is held as a Service that does not exist: the next plan removes it.
 fn named_ports(state: &PinnedState, capacity: &Capacity) -> HashMap<Arc<str>, Vec<HeldPort>> {
     let mut held: HashMap<Arc<str>, Vec<HeldPort>> = HashMap::new();
     let in_range = state.names.iter().filter(|(index, _)| *index < capacity.services);
@@ -131,7 +131,7 @@ fn named_ports(state: &PinnedState, capacity: &Capacity) -> HashMap<Arc<str>, Ve
     held
 }
 
-/// The Service and the port that a name means; no Service if it cannot be read.
+/// The Service and the port that a name means; the Service is empty if it cannot be read.
 fn read_name(name: &Name) -> (&str, PortKey) {
     let text = name.text.get(..name.length.into()).unwrap_or_default();
     let text = std::str::from_utf8(text).unwrap_or_default();
@@ -148,7 +148,7 @@ fn owned_backends(
     let mut owned: HashMap<u32, Vec<HeldBackend>> = HashMap::with_capacity(owners.len());
     for (family, entries) in [IpFamily::V4, IpFamily::V6].into_iter().zip(entries) {
         for (id, entry) in entries {
-            if *id < FIRST_BACKEND || know(entry, family, owners) != Known::Used {
+            if *id < FIRST_BACKEND || classify(entry, family, owners) != Known::Used {
                 continue;
             }
             owned.entry(entry.service).or_default().push(HeldBackend {
@@ -166,13 +166,13 @@ fn owned_backends(
     owned
 }
 
-fn know(entry: &BackendEntry, family: IpFamily, owners: &HashMap<u32, IpFamily>) -> Known {
+fn classify(entry: &BackendEntry, family: IpFamily, owners: &HashMap<u32, IpFamily>) -> Known {
     if entry.ip.is_unspecified() {
         Known::Free(entry.generation)
     } else if owners.get(&entry.service) == Some(&family) {
         Known::Used
     } else {
-        Known::Released(entry.generation.wrapping_add(1))
+        Known::JustFreed(entry.generation.wrapping_add(1))
     }
 }
 
@@ -190,13 +190,18 @@ fn adopt_services(
         } else if *entry == Service::default() {
             Known::Free(0)
         } else {
-            Known::Released(0)
+            Known::JustFreed(0)
         }
     });
     Numbers::adopt(0, capacity.services, known)
 }
 
-/// Adopts both sets of a service port and gives the end of its slots.
+/// Adopts both sets of a service port and returns the end of its slots.
+///
+/// An id is in a set at most once. A slot that repeats an id is therefore faulty, like one
+/// with the id of another owner's backend, and the next plan overwrites it. Weights by
+/// repeated ids would have to change this, [`HeldBackend::slotted`] (one bit for each set)
+/// and the counts in [`reserve`](super::reserve).
 fn adopt_sets(port: &mut HeldPort, slots: &[u32], blocks: &mut Blocks) -> u32 {
     if port.key.protocol == 0 {
         return 0;
@@ -233,7 +238,7 @@ fn adopt_block(word: SlotRange, slots: u32, blocks: &mut Blocks) -> Option<Block
     blocks.reserve(block).then_some(block)
 }
 
-/// The front ends, and those that lead to no service port that is held.
+/// The frontends, and the orphans among them by the index they lead to.
 fn adopt_frontends(
     state: &PinnedState,
     capacity: &Capacity,
@@ -262,7 +267,7 @@ fn adopt_frontends(
     (frontends, of_port.into_iter().collect())
 }
 
-/// The ranges of clients, and those of no service port that is held.
+/// The source ranges, and the orphans among them by the index of their service port.
 fn adopt_ranges(
     state: &PinnedState,
     capacity: &Capacity,

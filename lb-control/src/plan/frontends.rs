@@ -7,19 +7,19 @@ use lb_common::abi::frontend::Frontend;
 use super::family_index;
 use crate::desired::{DesiredFrontend, FrontendAddress};
 
-/// The front ends that the maps hold, with the service port each leads to.
+/// The frontends that the maps hold, with the service port each leads to.
 #[derive(Debug, Default)]
 pub(crate) struct Frontends {
     pub(crate) entries: HashMap<FrontendAddress, Frontend>,
     pub(crate) counts: [usize; 2],
     pub(crate) limits: [u32; 2],
-    /// What was there before the draft, of what it touched.
+    /// The entries that the draft touched, as they were before it.
     pub(crate) touched: BTreeMap<FrontendAddress, Option<Frontend>>,
 }
 
 impl Frontends {
-    /// Those that still lead to `owner` lead nowhere any more.
-    pub(crate) fn lead_away(&mut self, frontends: &[FrontendAddress], owner: u32) {
+    /// Removes those of `frontends` that still lead to `owner`.
+    pub(crate) fn remove_owned_by(&mut self, frontends: &[FrontendAddress], owner: u32) {
         for at in frontends {
             let Some(held) = self.entries.get(at).copied() else { continue };
             if held.service == owner {
@@ -30,7 +30,8 @@ impl Frontends {
         }
     }
 
-    pub(crate) fn lead_to(&mut self, frontends: &[DesiredFrontend], owner: u32) {
+    /// Lets `frontends` lead to `owner`, whatever they led to before.
+    pub(crate) fn set_owner(&mut self, frontends: &[DesiredFrontend], owner: u32) {
         for DesiredFrontend { at, kind, flags } in frontends {
             let new = Frontend { service: owner, kind: *kind, flags: *flags, zero: 0 };
             let held = self.entries.get(at).copied();
@@ -42,6 +43,7 @@ impl Frontends {
         }
     }
 
+    /// The index of the service port that a frontend leads to.
     pub(crate) fn owner(&self, at: &FrontendAddress) -> Option<u32> {
         self.entries.get(at).map(|frontend| frontend.service)
     }

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::abi::service::Service;
+use lb_common::abi::{
+    backend::{IN_CLUSTER_SET, IN_LOCAL_SET},
+    service::Service,
+};
 
 use crate::{
     desired::{FrontendAddress, PortKey},
@@ -11,12 +14,16 @@ use crate::{
         Numbers,
         slots::{Block, Blocks},
     },
+    model::IpFamily,
 };
 
 /// The first backend id that is handed out. A slot that holds 0 was never used.
 pub const FIRST_BACKEND: u32 = 1;
 
-/// What is still to be had of each map.
+/// The bits of [`HeldPort::sets`].
+pub(super) const SETS: [u8; 2] = [IN_CLUSTER_SET, IN_LOCAL_SET];
+
+/// What is still free in each map.
 #[derive(Debug)]
 pub struct Ids {
     /// Indices into SERVICES.
@@ -29,7 +36,7 @@ pub struct Ids {
     pub capacity: crate::dataplane::Capacity,
 }
 
-/// An entry of SERVICES with all that belongs to it.
+/// An entry of SERVICES with all entries of other maps that belong to it.
 #[derive(Debug)]
 pub struct HeldPort {
     /// Its index.
@@ -42,10 +49,18 @@ pub struct HeldPort {
     pub sets: [HeldSet; 2],
     /// The backends, in the order of addresses.
     pub backends: Vec<HeldBackend>,
-    /// The front ends that were made to lead here; another may have taken one over.
+    /// The frontends that were made to lead here; another service port may have one by now.
     pub frontends: Vec<FrontendAddress>,
-    /// The clients that ranged front ends let in, in order.
+    /// The clients that restricted frontends admit, in order.
     pub ranges: Vec<IpNet>,
+}
+
+/// The position of a family in a pair of maps.
+pub(super) fn family_number(family: IpFamily) -> usize {
+    match family {
+        IpFamily::V4 => 0,
+        IpFamily::V6 => 1,
+    }
 }
 
 /// A set of a service port, as slots.
@@ -55,7 +70,7 @@ pub struct HeldSet {
     pub block: Option<Block>,
     /// The backend ids in the slots.
     pub slots: Vec<u32>,
-    /// Positions of slots that hold what they should not; found at adoption only.
+    /// Positions of slots with a wrong or repeated id; found at adoption only.
     pub faulty: Vec<usize>,
 }
 
@@ -76,12 +91,12 @@ pub struct HeldBackend {
     pub slotted: u8,
     /// The flags.
     pub flags: u8,
-    /// The address of the node that it runs on, if that is another one and known.
+    /// The address of the node that it runs on, if that is another node and known.
     pub node: Option<IpAddr>,
 }
 
 impl HeldBackend {
-    /// What tells it from other backends of the service port.
+    /// Identifies it among the backends of the service port.
     pub fn address(&self) -> (IpAddr, u16) {
         (self.ip, self.port)
     }

@@ -1,25 +1,20 @@
-//! One Service's part of a plan: the ops, once what they need is [reserved](super::reserve).
+//! The ops of one service port, after the entries that they need were
+//! [reserved](super::reserve).
 
-use lb_common::abi::{
-    backend::{IN_CLUSTER_SET, IN_LOCAL_SET},
-    service::{Service, SlotRange},
-};
+use lb_common::abi::service::{Service, SlotRange};
 
 use super::{
-    Action, BackendEntry, Draft, Op, free_name,
-    held::{HeldBackend, HeldPort, HeldSet, Ids},
+    BackendEntry, Draft, Op, Write, free_name,
+    held::{HeldBackend, HeldPort, HeldSet, Ids, SETS, family_number},
     name_entry,
     reserve::{Diff, Matched},
 };
-use crate::{desired::DesiredPort, ids::slots::Block, model::IpFamily};
-
-/// The bits of [`HeldPort::sets`].
-pub(super) const SETS: [u8; 2] = [IN_CLUSTER_SET, IN_LOCAL_SET];
+use crate::{desired::DesiredPort, ids::slots::Block};
 
 /// Flags by which clients get the local set instead of the cluster set.
 const LOCAL_POLICIES: u32 = Service::INTERNAL_LOCAL | Service::EXTERNAL_LOCAL;
 
-/// Writes the ops of one port; what they need was reserved.
+/// Plans one port; the entries that it needs were reserved.
 pub(super) fn program(
     ids: &mut Ids,
     draft: &mut Draft,
@@ -41,14 +36,14 @@ pub(super) fn program(
     let moves = program_backends(ids, draft, &mut port, desired, &matched.diff);
     let old = port.entry;
     let mut words = [old.cluster, old.local];
-    let mut live = [Vec::new(), Vec::new()];
+    let mut live_stores = [Vec::new(), Vec::new()];
     for (number, moves) in moves.iter().enumerate() {
         if desired.flags & Service::ADDRESS == 0 {
             let block = matched.blocks[number];
             let set = &mut port.sets[number];
-            let mut store = |action, is_live| {
-                let op = Op { owner: port.index, action };
-                if is_live { live[number].push(op) } else { draft.stage.push(op) }
+            let mut store = |write, is_live| {
+                let op = Op { owner: port.index, write };
+                if is_live { live_stores[number].push(op) } else { draft.stage.push(op) }
             };
             words[number] = program_set(ids, set, moves, block, &mut store);
         } else if number == 0 {
@@ -60,11 +55,11 @@ pub(super) fn program(
     port.entry = Service { cluster, local, affinity_seconds, flags };
     if is_new {
         let name = name_entry(service, &port.key);
-        for action in [Action::StoreService(port.entry), Action::StoreName(Box::new(name))] {
-            draft.stage.push(Op { owner: port.index, action });
+        for write in [Write::StoreService(port.entry), Write::StoreName(Box::new(name))] {
+            draft.stage.push(Op { owner: port.index, write });
         }
     } else {
-        publish(draft, &port, old, live);
+        publish(draft, &port, old, live_stores);
     }
     port
 }
@@ -90,7 +85,7 @@ impl Moves {
     }
 }
 
-/// Stores the backends that come, change and go.
+/// Plans the backends that are added, changed and removed.
 fn program_backends(
     ids: &mut Ids,
     draft: &mut Draft,
@@ -123,7 +118,7 @@ fn program_backends(
     for at in &diff.removed {
         let gone = port.backends[*at];
         note(gone.id, gone.slotted, 0);
-        draft.retire.push(release(ids, family, gone, index));
+        draft.retire.push(retire_backend(ids, family, gone, index));
     }
     if !diff.removed.is_empty() {
         let mut removed = diff.removed.iter().peekable();
@@ -160,41 +155,34 @@ fn program_backends(
     moves
 }
 
-pub(super) fn family_number(family: IpFamily) -> usize {
-    match family {
-        IpFamily::V4 => 0,
-        IpFamily::V6 => 1,
-    }
-}
-
 fn store(backend: &HeldBackend, service: u32) -> Op {
     let HeldBackend { ip, id, port, generation, sets, flags, node, .. } = *backend;
     let entry = BackendEntry { ip, port, generation, sets, flags, service, node };
-    Op { owner: service, action: Action::StoreBackend { id, entry } }
+    Op { owner: service, write: Write::StoreBackend { id, entry } }
 }
 
-/// Takes a backend out of use; its flows find out by the generation.
-fn release(ids: &mut Ids, family: usize, mut gone: HeldBackend, service: u32) -> Op {
+/// Takes a backend out of use. Its flows recognise that by the generation.
+fn retire_backend(ids: &mut Ids, family: usize, mut gone: HeldBackend, service: u32) -> Op {
     gone.generation = gone.generation.wrapping_add(1);
     (gone.sets, gone.flags) = (0, 0);
-    ids.backends[family].release(gone.id, gone.generation);
+    ids.backends[family].free_after_grace(gone.id, gone.generation);
     store(&gone, service)
 }
 
-/// Brings the slots of a set up to date and gives the word to publish.
+/// Brings the slots of a set up to date and returns the word to publish.
 fn program_set(
     ids: &mut Ids,
     set: &mut HeldSet,
     moves: &Moves,
     block: Option<Block>,
-    store: &mut impl FnMut(Action, bool),
+    store: &mut impl FnMut(Write, bool),
 ) -> SlotRange {
     let writes = rearrange(set, moves);
     let length = set.slots.len() as u32;
     if let Some(block) = block {
-        store(Action::StoreSlots { start: block.start, backends: set.slots.clone() }, false);
+        store(Write::StoreSlots { start: block.start, backends: set.slots.clone() }, false);
         if let Some(old) = set.block.replace(block) {
-            ids.blocks.release(old);
+            ids.blocks.free_after_grace(old);
         }
         return SlotRange::new(block.start, length);
     }
@@ -202,18 +190,18 @@ fn program_set(
     if length == 0 {
         set.block = None;
         set.slots = Vec::new();
-        ids.blocks.release(block);
+        ids.blocks.free_after_grace(block);
         return SlotRange::EMPTY;
     }
     for run in writes.chunk_by(|a, b| a + 1 == *b) {
         let backends = set.slots[run[0]..=run[run.len() - 1]].to_vec();
-        store(Action::StoreSlots { start: block.start + run[0] as u32, backends }, true);
+        store(Write::StoreSlots { start: block.start + run[0] as u32, backends }, true);
     }
     SlotRange::new(block.start, length)
 }
 
-/// Puts those that join where others leave or behind the last, closes the holes with
-/// the last ones, and gives the positions that were written, in order.
+/// Puts joining backends where others leave, or behind the last slot, fills remaining holes
+/// from the end, and returns the positions that were written, in order.
 fn rearrange(set: &mut HeldSet, moves: &Moves) -> Vec<usize> {
     let mut holes = std::mem::take(&mut set.faulty);
     if !moves.leaving.is_empty() {
@@ -243,20 +231,20 @@ fn rearrange(set: &mut HeldSet, moves: &Moves) -> Vec<usize> {
     writes
 }
 
-/// Publishes what changed of an existing service port; `live` are the stores into slots
+/// Publishes what changed of an existing service port; `live_stores` are the stores into slots
 /// of each set that packets reach already.
 ///
-/// A new policy takes hold after the set that it leads to is there, and before the set
-/// that it leads away from changes: no packet gets the old policy on new sets.
-fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live: [Vec<Op>; 2]) {
+/// A new policy is stored after the set that it uses is there, and before the set that it
+/// no longer uses changes: no packet gets the old policy on new sets.
+fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live_stores: [Vec<Op>; 2]) {
     let new = port.entry;
-    let op = |action| Op { owner: port.index, action };
-    let [mut cluster, mut local] = live;
+    let op = |write| Op { owner: port.index, write };
+    let [mut cluster, mut local] = live_stores;
     if new.cluster != old.cluster {
-        cluster.push(op(Action::PublishCluster(new.cluster)));
+        cluster.push(op(Write::PublishCluster(new.cluster)));
     }
     if new.local != old.local {
-        local.push(op(Action::PublishLocal(new.local)));
+        local.push(op(Write::PublishLocal(new.local)));
     }
     let mut entry = Vec::new();
     let to_local = new.flags & !old.flags & LOCAL_POLICIES != 0;
@@ -265,25 +253,28 @@ fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live: [Vec<Op>; 2])
         let (affinity_seconds, flags) = (new.affinity_seconds, new.flags);
         let cluster = if to_local && !to_cluster { old.cluster } else { new.cluster };
         let local = if to_local { new.local } else { old.local };
-        entry.push(op(Action::StoreService(Service { cluster, local, affinity_seconds, flags })));
+        entry.push(op(Write::StoreService(Service { cluster, local, affinity_seconds, flags })));
     }
     let phases = match (to_local, to_cluster) {
         (true, false) => [local, entry, cluster],
         (false, _) => [cluster, entry, local],
-        // Each set has clients before and after: none of them is left empty.
+        // Both sets are in use before and after: publish both before the entry.
         (true, true) => [cluster, local, entry],
     };
     draft.publish.extend(phases.into_iter().flatten());
 }
 
-/// Takes a service port out of use; its front ends lead elsewhere already.
+/// Takes a service port out of use, after its frontends were removed or lead elsewhere.
 pub(super) fn retire(ids: &mut Ids, draft: &mut Draft, gone: HeldPort) {
     let family = family_number(gone.key.family);
     for backend in gone.backends {
-        draft.retire.push(release(ids, family, backend, gone.index));
+        draft.retire.push(retire_backend(ids, family, backend, gone.index));
     }
-    let action = Action::StoreName(Box::new(free_name()));
-    draft.retire.push(Op { owner: gone.index, action });
-    gone.sets.into_iter().filter_map(|set| set.block).for_each(|block| ids.blocks.release(block));
-    ids.services.release(gone.index, 0);
+    let write = Write::StoreName(Box::new(free_name()));
+    draft.retire.push(Op { owner: gone.index, write });
+    gone.sets
+        .into_iter()
+        .filter_map(|set| set.block)
+        .for_each(|block| ids.blocks.free_after_grace(block));
+    ids.services.free_after_grace(gone.index, 0);
 }

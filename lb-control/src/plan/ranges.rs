@@ -2,29 +2,29 @@
 
 use ipnet::IpNet;
 
-use super::{Action, Draft, Op, family_index, held::HeldPort};
+use super::{Draft, Op, Write, family_index, held::HeldPort};
 
-/// How full RANGES4 and RANGES6 are. What a plan deletes goes last: until the plan is done
-/// it takes room.
+/// How full RANGES4 and RANGES6 are. A plan deletes ranges last: until it is done they take
+/// room.
 #[derive(Debug, Default)]
 pub(crate) struct Ranges {
     pub(crate) counts: [usize; 2],
     pub(crate) limits: [u32; 2],
     /// How many the draft deletes.
     pub(crate) leaving: [usize; 2],
-    /// Whether room was made since the last look.
+    /// Whether ranges were deleted since the planner last looked.
     pub(crate) has_more_room: bool,
 }
 
 impl Ranges {
-    /// Makes the ranges of a port those that are wanted; both lists are in order.
+    /// Plans that a port has the wanted ranges; both lists are in order.
     pub(crate) fn program(&mut self, draft: &mut Draft, port: &mut HeldPort, wanted: &[IpNet]) {
         if port.ranges == wanted {
             return;
         }
         for range in wanted.iter().filter(|range| port.ranges.binary_search(range).is_err()) {
             self.counts[family_index(range.addr())] += 1;
-            draft.stage.push(Op { owner: port.index, action: Action::InsertRange(*range) });
+            draft.stage.push(Op { owner: port.index, write: Write::InsertRange(*range) });
         }
         let held = std::mem::replace(&mut port.ranges, wanted.to_vec());
         let gone: Vec<_> =
@@ -32,14 +32,16 @@ impl Ranges {
         self.delete(&mut draft.retire, port.index, &gone);
     }
 
+    /// Plans that ranges are deleted, in the given phase.
     pub(crate) fn delete(&mut self, phase: &mut Vec<Op>, owner: u32, ranges: &[IpNet]) {
         for range in ranges {
             self.leaving[family_index(range.addr())] += 1;
-            phase.push(Op { owner, action: Action::DeleteRange(*range) });
+            phase.push(Op { owner, write: Write::DeleteRange(*range) });
         }
     }
 
-    pub(crate) fn settle(&mut self) {
+    /// Ends a plan: the ranges that it deletes no longer take room.
+    pub(crate) fn commit(&mut self) {
         for (count, leaving) in self.counts.iter_mut().zip(&mut self.leaving) {
             self.has_more_room |= *leaving > 0;
             *count -= std::mem::take(leaving);

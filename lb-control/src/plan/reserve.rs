@@ -1,11 +1,10 @@
-//! What one Service needs of the maps: it is reserved before any op is written, so that the
-//! Service is programmed as a whole or not at all.
+//! Reserves the entries that one Service needs, before any op is planned, so that the Service
+//! is programmed as a whole or not at all.
 
 use super::{
     family_index,
     frontends::Frontends,
-    held::{HeldBackend, HeldPort, Ids},
-    port::{SETS, family_number},
+    held::{HeldBackend, HeldPort, Ids, SETS, family_number},
     ranges::Ranges,
 };
 use crate::{
@@ -13,7 +12,7 @@ use crate::{
     ids::slots::{Block, order_of, roomy_order_of},
 };
 
-/// Writing so many slots in place is never worth a new block.
+/// Up to so many slots are always written in place: a new block would not be worth it.
 pub(super) const FEW_SLOTS: usize = 8;
 
 /// A desired port, the held one that it continues, and what was reserved for it.
@@ -61,19 +60,19 @@ pub(super) fn diff(held: &[HeldBackend], desired: &[DesiredBackend]) -> Diff {
 
 /// A map that is full.
 #[derive(Debug)]
-pub(crate) struct Full {
+pub(crate) struct FullMap {
     pub(super) map: &'static str,
     pub(super) limit: u32,
     pub(super) flag: &'static str,
 }
 
-/// Reserves all that a Service needs beyond what it has, or nothing.
+/// Reserves everything that a Service needs beyond what it has, or nothing.
 pub(crate) fn reserve(
     ids: &mut Ids,
     (frontends, ranges): (&Frontends, &Ranges),
     held: &[HeldPort],
     desired: &[DesiredPort],
-) -> Result<Vec<Matched>, Full> {
+) -> Result<Vec<Matched>, FullMap> {
     let mut matched = Vec::with_capacity(desired.len());
     for port in desired {
         let held_at = held.binary_search_by(|held| held.key.cmp(&port.key)).ok();
@@ -94,23 +93,28 @@ pub(crate) fn reserve(
             Some(blocks) => matched[position].blocks = blocks,
             None => {
                 let taken = matched.iter().flat_map(|matched| matched.blocks).flatten();
-                taken.for_each(|block| ids.blocks.give_back(block));
-                return Err(Full { map: "SLOTS", limit: ids.capacity.slots, flag: "--max-slots" });
+                taken.for_each(|block| ids.blocks.free_at_once(block));
+                return Err(FullMap {
+                    map: "SLOTS",
+                    limit: ids.capacity.slots,
+                    flag: "--max-slots",
+                });
             }
         }
     }
     Ok(matched)
 }
 
+/// Fails if the new service ports or backends do not fit.
 pub(crate) fn check_counts(
     ids: &Ids,
     desired: &[DesiredPort],
     matched: &[Matched],
-) -> Result<(), Full> {
+) -> Result<(), FullMap> {
     let new_ports = matched.iter().filter(|matched| matched.held.is_none()).count();
     if new_ports > ids.services.available() {
         let limit = ids.capacity.services;
-        return Err(Full { map: "SERVICES", limit, flag: "--max-services" });
+        return Err(FullMap { map: "SERVICES", limit, flag: "--max-services" });
     }
     let capacity = &ids.capacity;
     let backend_maps = [("BACKENDS4", capacity.backends4), ("BACKENDS6", capacity.backends6)];
@@ -119,19 +123,20 @@ pub(crate) fn check_counts(
         let of_family = pairs.filter(|(port, _)| family_number(port.key.family) == family);
         let added: usize = of_family.map(|(_, matched)| matched.diff.added.len()).sum();
         if added > ids.backends[family].available() {
-            return Err(Full { map, limit, flag: "--max-backends" });
+            return Err(FullMap { map, limit, flag: "--max-backends" });
         }
     }
     Ok(())
 }
 
-/// Front ends are withdrawn before others open: the room of those that go counts.
+/// Fails if the new frontends of a family do not fit. Frontends that the Service gives up
+/// count as room, because they are deleted first.
 pub(crate) fn check_frontends(
     frontends: &Frontends,
     held: &[HeldPort],
     desired: &[DesiredPort],
     family: usize,
-) -> Result<(), Full> {
+) -> Result<(), FullMap> {
     let wanted = || desired.iter().flat_map(|port| &port.frontends).map(|frontend| frontend.at);
     let is_new =
         |at: &FrontendAddress| family_index(at.ip) == family && frontends.owner(at).is_none();
@@ -146,19 +151,20 @@ pub(crate) fn check_frontends(
     let total = frontends.counts[family] + new;
     if new > 0 && total > limit as usize && total > limit as usize + lost() {
         let map = ["FRONTENDS4", "FRONTENDS6"][family];
-        return Err(Full { map, limit, flag: "--max-services" });
+        return Err(FullMap { map, limit, flag: "--max-services" });
     }
     Ok(())
 }
 
-/// Ranges are deleted after others were added: there is room for both, or none.
+/// Fails if the new source ranges of a family do not fit. Ranges that the Service gives up
+/// still take room, because they are deleted last.
 pub(crate) fn check_ranges(
     ranges: &Ranges,
     held: &[HeldPort],
     desired: &[DesiredPort],
     matched: &[Matched],
     family: usize,
-) -> Result<(), Full> {
+) -> Result<(), FullMap> {
     let new = |(port, matched): (&DesiredPort, &Matched)| {
         let held = matched.held.map_or(&[][..], |at| &held[at].ranges);
         let of_family = port.ranges.iter().filter(|range| family_index(range.addr()) == family);
@@ -168,13 +174,13 @@ pub(crate) fn check_ranges(
     let limit = ranges.limits[family];
     if new > 0 && ranges.counts[family] + new > limit as usize {
         let map = ["RANGES4", "RANGES6"][family];
-        return Err(Full { map, limit, flag: "--max-services" });
+        return Err(FullMap { map, limit, flag: "--max-services" });
     }
     Ok(())
 }
 
-/// Allocates the blocks that the sets of a port must or should move to; nothing if one
-/// that is a must cannot be had.
+/// Allocates the blocks that the sets of a port must or should move to; none if a set must
+/// move and there is no block for it.
 pub(crate) fn reserve_blocks(
     ids: &mut Ids,
     held: Option<&HeldPort>,
@@ -194,15 +200,15 @@ pub(crate) fn reserve_blocks(
         blocks[number] =
             roomy.or_else(|| if must { ids.blocks.allocate(order_of(length)) } else { None });
         if must && blocks[number].is_none() {
-            blocks.into_iter().flatten().for_each(|block| ids.blocks.give_back(block));
+            blocks.into_iter().flatten().for_each(|block| ids.blocks.free_at_once(block));
             return None;
         }
     }
     Some(blocks)
 }
 
-/// Whether a set that would fit where it is had better get a new block: most of it
-/// changes, or it has shrunk to less than a quarter.
+/// Whether a set should get a new block although it fits into its old one, because most of
+/// it changes, or because it has shrunk to less than a quarter.
 pub(crate) fn should_move(
     held: Option<&HeldPort>,
     desired: &DesiredPort,

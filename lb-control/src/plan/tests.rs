@@ -65,7 +65,7 @@ fn recipes() -> impl Strategy<Value = Vec<Option<Recipe>>> {
     prop::collection::vec(prop::option::weighted(0.8, service), 1..5)
 }
 
-/// No two Services have the same front end: the first one gets it.
+/// No two Services have the same frontend: the first one gets it.
 fn state(recipes: &[Option<Recipe>]) -> State {
     let mut taken = BTreeSet::new();
     let mut state = State::new();
@@ -176,11 +176,11 @@ fn plan(planner: &mut Planner, state: &State, programmed: &mut State, now: u64) 
 fn steps(plan: &Plan) -> Vec<Op> {
     let mut steps = Vec::new();
     for op in &plan.ops {
-        match &op.action {
-            Action::StoreSlots { start, backends } => {
+        match &op.write {
+            Write::StoreSlots { start, backends } => {
                 steps.extend((*start..).zip(backends).map(|(start, id)| Op {
                     owner: op.owner,
-                    action: Action::StoreSlots { start, backends: vec![*id] },
+                    write: Write::StoreSlots { start, backends: vec![*id] },
                 }));
             }
             _ => steps.push(op.clone()),
@@ -336,12 +336,12 @@ fn check_ops(from: &[u8], to: &[u8], expected: &[&str]) {
     let mut programmed = State::new();
     plan(&mut planner, &service_of(from), &mut programmed, 0);
     let plan = plan(&mut planner, &service_of(to), &mut programmed, 1);
-    let text = |op: &Op| match &op.action {
-        Action::StoreBackend { id, entry } => {
+    let text = |op: &Op| match &op.write {
+        Write::StoreBackend { id, entry } => {
             format!("backend {id} generation {} sets {}", entry.generation, entry.sets)
         }
-        Action::StoreSlots { start, backends } => format!("slots {start} {backends:?}"),
-        Action::PublishCluster(range) => format!("cluster {} {}", range.start(), range.length()),
+        Write::StoreSlots { start, backends } => format!("slots {start} {backends:?}"),
+        Write::PublishCluster(range) => format!("cluster {} {}", range.start(), range.length()),
         other => format!("{other:?}"),
     };
     assert_eq!(plan.ops.iter().map(text).collect::<Vec<_>>(), expected);
@@ -400,7 +400,7 @@ fn another_address_of_a_backend_s_node_is_one_write_in_place() {
     plan(&mut planner, &on(1), &mut programmed, 0);
     for last in [2, 0] {
         let ops = plan(&mut planner, &on(last), &mut programmed, 1).ops;
-        let [Op { action: Action::StoreBackend { id: 2, entry }, .. }] = ops[..] else {
+        let [Op { write: Write::StoreBackend { id: 2, entry }, .. }] = ops[..] else {
             panic!("{ops:?}");
         };
         let node = (last != 0).then(|| [192, 0, 2, last].into());
@@ -416,10 +416,10 @@ fn check_nodes(planner: &mut Planner, wanted: &[u8], expected: &[&str], left_out
     assert_eq!(planner.store_nodes(&mut draft, &wanted), left_out);
     planner
         .store_settings(&mut draft, Settings { flags: wanted.len() as u32, ..Settings::default() });
-    let text = |op: &Op| match &op.action {
-        Action::InsertNode(IpAddr::V4(ip)) => format!("+{}", ip.octets()[3]),
-        Action::DeleteNode(IpAddr::V4(ip)) => format!("-{}", ip.octets()[3]),
-        Action::StoreSettings(_) => "settings".to_owned(),
+    let text = |op: &Op| match &op.write {
+        Write::InsertNode(IpAddr::V4(ip)) => format!("+{}", ip.octets()[3]),
+        Write::DeleteNode(IpAddr::V4(ip)) => format!("-{}", ip.octets()[3]),
+        Write::StoreSettings(_) => "settings".to_owned(),
         other => format!("{other:?}"),
     };
     assert_eq!(planner.finish(draft).ops.iter().map(text).collect::<Vec<_>>(), expected);
@@ -451,8 +451,8 @@ fn the_last_endpoint_leaves_an_empty_set() {
     plan(&mut planner, &service_of(&[0]), &mut programmed, 0);
     let plan = plan(&mut planner, &service_of(&[]), &mut programmed, 1);
     let published: Vec<_> =
-        plan.ops.iter().filter(|op| matches!(op.action, Action::PublishCluster(_))).collect();
-    assert!(matches!(published[..], [Op { action: Action::PublishCluster(SlotRange::EMPTY), .. }]));
+        plan.ops.iter().filter(|op| matches!(op.write, Write::PublishCluster(_))).collect();
+    assert!(matches!(published[..], [Op { write: Write::PublishCluster(SlotRange::EMPTY), .. }]));
 }
 
 #[test]
@@ -468,10 +468,10 @@ fn the_same_state_gives_an_empty_plan() {
 fn an_address_opens_after_its_ports() {
     let mut planner = adopt(&Fake::new(ROOMY));
     let plan = plan(&mut planner, &service_of(&[0]), &mut State::new(), 0);
-    let opened = plan.ops.iter().filter_map(|op| match &op.action {
-        Action::UpsertFrontend { frontend, .. } => Some(frontend.at.protocol),
+    let opened = plan.ops.iter().filter_map(|op| match &op.write {
+        Write::UpsertFrontend { frontend, .. } => Some(frontend.at.protocol),
         _ => None,
     });
-    // Before, whoever asks for the port finds nothing, and no refusal of what has no port.
+    // If the address came first, it would reject packets to the port until the port follows.
     assert_eq!(opened.collect::<Vec<_>>(), [6, 0]);
 }

@@ -1,4 +1,4 @@
-//! The addresses of all Nodes, by the names that endpoints call them by.
+//! The addresses of all Nodes, by the names that endpoints use for them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -6,20 +6,20 @@ use std::{
     sync::Arc,
 };
 
-use crate::model::{IpFamily, Names, node::NodeAddresses};
+use crate::model::{IpFamily, SharedNames, node::NodeAddresses};
 
-/// All Nodes, as far as they are another node's business.
+/// The addresses of all Nodes.
 #[derive(Debug, Default)]
-pub struct Nodes {
+pub struct NodeIndex {
     addresses: HashMap<Arc<str>, NodeAddresses>,
-    /// The names of these and of those that endpoints are said to be on.
-    pub(super) names: Names,
-    /// Those whose [`Nodes::internal_ip`] changed since the last look.
+    /// The names of these Nodes and of the nodes that endpoints name.
+    pub(super) names: SharedNames,
+    /// Nodes whose [`NodeIndex::internal_ip`] changed since the last look.
     moved: HashSet<Arc<str>>,
 }
 
-impl Nodes {
-    /// The address of a family by which a node is reached, if it has one.
+impl NodeIndex {
+    /// The address of a family at which other nodes reach this node, if it has one.
     pub fn internal_ip(&self, name: &str, family: IpFamily) -> Option<IpAddr> {
         self.addresses.get(name)?.internal_ip(family)
     }
@@ -34,7 +34,7 @@ impl Nodes {
         self.addresses.keys()
     }
 
-    /// Takes over a Node, or its end, and tells whether any address came or went.
+    /// Sets or removes a Node, and returns whether any address was added or removed.
     pub(super) fn set(&mut self, name: &str, addresses: Option<NodeAddresses>) -> bool {
         let held = self.addresses.get(name);
         if held == addresses.as_ref() {
@@ -58,8 +58,7 @@ impl Nodes {
         has_changed
     }
 
-    /// The names of the Nodes that are reached by another address, or by none, since the
-    /// last call.
+    /// The names of the Nodes whose [`NodeIndex::internal_ip`] changed since the last call.
     pub(super) fn take_moved(&mut self) -> HashSet<Arc<str>> {
         let moved = std::mem::take(&mut self.moved);
         if !moved.is_empty() {

@@ -54,7 +54,7 @@ fn name(name: &str) -> ObjectName {
 #[track_caller]
 fn check_dirty(
     snapshot: &mut Snapshot,
-    events: impl IntoIterator<Item = Event>,
+    events: impl IntoIterator<Item = ObjectEvent>,
     expected: &[&str],
 ) {
     events.into_iter().for_each(|event| snapshot.apply(event));
@@ -65,13 +65,13 @@ fn check_dirty(
 
 #[test]
 fn it_is_complete_once_every_kind_was_listed() {
-    let mut snapshot = Snapshot::new("here", [Kind::Node, Kind::ServiceCidr]);
-    for kind in [Kind::Service, Kind::EndpointSlice, Kind::Node] {
-        snapshot.apply(Event::Replaced(kind, Vec::new()));
+    let mut snapshot = Snapshot::new("here", [ObjectKind::Node, ObjectKind::ServiceCidr]);
+    for kind in [ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Node] {
+        snapshot.apply(ObjectEvent::Replaced(kind, Vec::new()));
         assert!(!snapshot.is_complete());
     }
-    assert_eq!(snapshot.awaited().collect::<Vec<_>>(), [Kind::ServiceCidr]);
-    snapshot.expect_no(Kind::ServiceCidr);
+    assert_eq!(snapshot.awaited().collect::<Vec<_>>(), [ObjectKind::ServiceCidr]);
+    snapshot.expect_no(ObjectKind::ServiceCidr);
     assert!(snapshot.is_complete());
 }
 
@@ -79,16 +79,24 @@ fn it_is_complete_once_every_kind_was_listed() {
 fn an_event_touches_its_service_only() {
     let mut snapshot = Snapshot::new("here", []);
     let services = vec![service("a", "10.0.0.1"), service("b", "10.0.0.2")];
-    check_dirty(&mut snapshot, [Event::Replaced(Kind::Service, services)], &["shop/a", "shop/b"]);
-    check_dirty(&mut snapshot, [Event::Applied(slice("b-1", "b", "10.1.0.1"))], &["shop/b"]);
-    check_dirty(&mut snapshot, [Event::Applied(slice("b-1", "b", "10.1.0.1"))], &[]);
     check_dirty(
         &mut snapshot,
-        [Event::Applied(slice("b-1", "a", "10.1.0.1"))],
+        [ObjectEvent::Replaced(ObjectKind::Service, services)],
         &["shop/a", "shop/b"],
     );
-    check_dirty(&mut snapshot, [Event::Deleted(Kind::EndpointSlice, name("b-1"))], &["shop/a"]);
-    check_dirty(&mut snapshot, [Event::Deleted(Kind::EndpointSlice, name("b-1"))], &[]);
+    check_dirty(&mut snapshot, [ObjectEvent::Applied(slice("b-1", "b", "10.1.0.1"))], &["shop/b"]);
+    check_dirty(&mut snapshot, [ObjectEvent::Applied(slice("b-1", "b", "10.1.0.1"))], &[]);
+    check_dirty(
+        &mut snapshot,
+        [ObjectEvent::Applied(slice("b-1", "a", "10.1.0.1"))],
+        &["shop/a", "shop/b"],
+    );
+    check_dirty(
+        &mut snapshot,
+        [ObjectEvent::Deleted(ObjectKind::EndpointSlice, name("b-1"))],
+        &["shop/a"],
+    );
+    check_dirty(&mut snapshot, [ObjectEvent::Deleted(ObjectKind::EndpointSlice, name("b-1"))], &[]);
 }
 
 #[test]
@@ -96,7 +104,7 @@ fn a_relist_touches_what_differs() {
     let mut snapshot = Snapshot::new("here", []);
     let list = |ips: &[(&str, &str)]| {
         let objects = ips.iter().map(|(name, ip)| service(name, ip)).collect();
-        [Event::Replaced(Kind::Service, objects)]
+        [ObjectEvent::Replaced(ObjectKind::Service, objects)]
     };
     check_dirty(
         &mut snapshot,
@@ -115,12 +123,12 @@ fn a_relist_touches_what_differs() {
 #[test]
 fn only_the_zone_of_this_node_touches_everything() {
     let mut snapshot = Snapshot::new("here", []);
-    snapshot.apply(Event::Applied(node(json!({ "a": "b" }))));
+    snapshot.apply(ObjectEvent::Applied(node(json!({ "a": "b" }))));
     assert!(!snapshot.take_dirty().everything);
-    snapshot.apply(Event::Applied(node(json!({ "topology.kubernetes.io/zone": "a" }))));
+    snapshot.apply(ObjectEvent::Applied(node(json!({ "topology.kubernetes.io/zone": "a" }))));
     assert!(snapshot.take_dirty().everything);
-    snapshot.apply(Event::Deleted(
-        Kind::Node,
+    snapshot.apply(ObjectEvent::Deleted(
+        ObjectKind::Node,
         ObjectName { namespace: String::new(), name: "here".to_owned() },
     ));
     assert!(snapshot.take_dirty().everything);
@@ -137,8 +145,8 @@ fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
         slice_on("c-2", "c", "there"),
     ];
     let all = ["shop/a", "shop/b", "shop/c"];
-    check_dirty(&mut snapshot, [Event::Replaced(Kind::EndpointSlice, slices)], &all);
-    let mut check = |event: Event, services: &[&str], nodes: bool| {
+    check_dirty(&mut snapshot, [ObjectEvent::Replaced(ObjectKind::EndpointSlice, slices)], &all);
+    let mut check = |event: ObjectEvent, services: &[&str], nodes: bool| {
         snapshot.apply(event);
         let dirty = snapshot.take_dirty();
         let names: BTreeSet<&str> = dirty.services.iter().map(|name| &**name).collect();
@@ -147,7 +155,8 @@ fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
         let held: BTreeSet<_> = snapshot.nodes().addresses().map(|ip| ip.to_string()).collect();
         held.into_iter().collect::<Vec<_>>()
     };
-    let there = |external, internal: &[&str]| Event::Applied(node_at("there", external, internal));
+    let there =
+        |external, internal: &[&str]| ObjectEvent::Applied(node_at("there", external, internal));
     let on_it = ["shop/a", "shop/c"];
     let held = check(there("203.0.113.1", &["192.0.2.1"]), &on_it, true);
     assert_eq!(held, ["192.0.2.1", "203.0.113.1"]);
@@ -157,22 +166,22 @@ fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
     check(there("203.0.113.2", &["192.0.2.1", "192.0.2.2"]), &[], true);
     check(there("203.0.113.2", &["192.0.2.2", "192.0.2.1"]), &on_it, true);
     check(there("203.0.113.2", &["192.0.2.2", "192.0.2.1", "fd00::1"]), &on_it, true);
-    check(Event::Applied(node_at("new", "203.0.113.3", &["192.0.2.3"])), &[], true);
-    check(Event::Applied(node_at("here", "203.0.113.4", &["192.0.2.4"])), &[], true);
+    check(ObjectEvent::Applied(node_at("new", "203.0.113.3", &["192.0.2.3"])), &[], true);
+    check(ObjectEvent::Applied(node_at("here", "203.0.113.4", &["192.0.2.4"])), &[], true);
     let list = vec![node_at("here", "203.0.113.4", &["192.0.2.4"])];
-    let held = check(Event::Replaced(Kind::Node, list), &on_it, true);
+    let held = check(ObjectEvent::Replaced(ObjectKind::Node, list), &on_it, true);
     assert_eq!(held, ["192.0.2.4", "203.0.113.4"]);
     let gone = ObjectName { namespace: String::new(), name: "there".to_owned() };
-    check(Event::Deleted(Kind::Node, gone), &[], false);
+    check(ObjectEvent::Deleted(ObjectKind::Node, gone), &[], false);
     assert_eq!(snapshot.nodes().internal_ip("here", IpFamily::V6), None);
 }
 
 #[test]
 fn what_is_wrong_with_another_node_is_not_told_here() {
     let mut snapshot = Snapshot::new("here", []);
-    snapshot.apply(Event::Applied(node_at("there", "nowhere", &["192.0.2.1"])));
+    snapshot.apply(ObjectEvent::Applied(node_at("there", "nowhere", &["192.0.2.1"])));
     assert_eq!(snapshot.take_dirty().refusals, []);
-    snapshot.apply(Event::Applied(node_at("here", "nowhere", &["192.0.2.2"])));
+    snapshot.apply(ObjectEvent::Applied(node_at("here", "nowhere", &["192.0.2.2"])));
     assert_eq!(snapshot.take_dirty().refusals.len(), 1);
     assert_eq!(snapshot.nodes().addresses().count(), 2);
 }
@@ -180,14 +189,14 @@ fn what_is_wrong_with_another_node_is_not_told_here() {
 #[test]
 fn a_refusal_is_told_once_and_ends_with_its_cause() {
     let mut snapshot = Snapshot::new("here", []);
-    snapshot.apply(Event::Applied(service("a", "10.0.0.300")));
+    snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.300")));
     assert_eq!(snapshot.take_dirty().refusals.len(), 1);
-    snapshot.apply(Event::Applied(service("a", "10.0.0.300")));
+    snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.300")));
     assert_eq!((snapshot.take_dirty().refusals.len(), snapshot.refusals().count()), (0, 1));
-    snapshot.apply(Event::Applied(service("a", "10.0.0.3")));
+    snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.3")));
     assert_eq!((snapshot.take_dirty().refusals.len(), snapshot.refusals().count()), (0, 0));
-    snapshot.apply(Event::Applied(service("b", "nowhere")));
-    snapshot.apply(Event::Replaced(Kind::Service, Vec::new()));
+    snapshot.apply(ObjectEvent::Applied(service("b", "nowhere")));
+    snapshot.apply(ObjectEvent::Replaced(ObjectKind::Service, Vec::new()));
     assert_eq!(snapshot.refusals().count(), 0);
 }
 
@@ -198,10 +207,11 @@ fn a_change_of_a_slice_that_stays_tells_what_caused_it() {
         let Object::EndpointSlice(mut object) = slice("web-1", "web", ip) else {
             panic!("no slice");
         };
-        object.metadata.annotations = Some([(TRIGGER_TIME.to_owned(), time.to_owned())].into());
-        Event::Applied(Object::EndpointSlice(object))
+        object.metadata.annotations =
+            Some([(TRIGGER_TIME_ANNOTATION.into(), time.to_owned())].into());
+        ObjectEvent::Applied(Object::EndpointSlice(object))
     };
-    let mut triggers = |event: Event| {
+    let mut triggers = |event: ObjectEvent| {
         snapshot.apply(event);
         let triggers = snapshot.take_dirty().triggers.into_iter();
         triggers.map(|trigger| (trigger.service.to_string(), trigger.at.to_string())).collect()
@@ -210,8 +220,8 @@ fn a_change_of_a_slice_that_stays_tells_what_caused_it() {
     assert_eq!(told, [("shop/web".to_owned(), "2026-11-21T11:41:28.5Z".to_owned())]);
     assert_eq!(triggers(at("10.1.0.1", "2026-11-21T11:41:29Z")), [], "nothing changed");
     assert_eq!(triggers(at("10.1.0.2", "soon")), []);
-    assert_eq!(triggers(Event::Applied(slice("web-1", "web", "10.1.0.3"))), []);
+    assert_eq!(triggers(ObjectEvent::Applied(slice("web-1", "web", "10.1.0.3"))), []);
     snapshot.apply(at("10.1.0.4", "2026-11-21T11:41:30Z"));
-    snapshot.apply(Event::Deleted(Kind::EndpointSlice, name("web-1")));
+    snapshot.apply(ObjectEvent::Deleted(ObjectKind::EndpointSlice, name("web-1")));
     assert_eq!(snapshot.take_dirty().triggers, []);
 }

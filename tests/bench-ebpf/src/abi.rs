@@ -1,4 +1,4 @@
-//! What `lb-bench` tells the wrapper programs, shared by both through one file.
+//! The parameters that `lb-bench` writes for the wrapper programs; both include this file.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -16,7 +16,7 @@ pub struct Lane {
     pub target: u32,
     /// Number of flows - 1, all ones below the highest.
     pub mask: u32,
-    /// Where to begin: the flow of run `n` is `(first + n) & mask`.
+    /// The first flow: the flow of run `n` is `(first + n) & mask`.
     pub first: u32,
 }
 

@@ -1,12 +1,13 @@
-//! The programs that measure those of lb: wrappers, which put a packet back into its
-//! first state and then tail-call a target, and targets that cost what one step costs.
+//! The programs that measure lb's programs: wrappers, which restore a packet and then tail-call
+//! a target, and targets that perform a single step.
 //!
-//! A wrapper never returns by itself but when something is wrong; then the target's
-//! verdicts do not add up and the measurement is void.
+//! A wrapper returns by itself only if something is wrong. Then the counted verdicts do not add
+//! up, and the measurement is void.
 #![no_std]
 #![no_main]
 
 mod abi;
+mod maps;
 mod steps;
 mod wrap;
 
@@ -15,57 +16,26 @@ use aya_ebpf::{
         BPF_ANY, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, TC_ACT_SHOT,
         TC_ACT_UNSPEC, xdp_action,
     },
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, generated::bpf_jiffies64},
-    macros::{btf_map, cgroup_sock_addr, classifier, xdp},
+    macros::{cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
-use lb_common::abi::{
-    address::{Address4, Address6, Ipv4, Ipv6},
-    flow::{Flow, FlowKey},
+use lb_common::{
+    abi::{
+        address::{Ipv4, Ipv6},
+        flow::Flow,
+    },
+    packet::IP_OFFSET,
 };
 
 use crate::{
-    abi::{Lane, MAX_TARGETS},
+    maps::{HASH4, LRU4, LRU6, RUNS, SMALL_LRU4, SMALL_LRU6},
     steps::{is_routed, keep, make_room, make_room_xdp, open, read, with_key},
     wrap::wrap,
 };
 
-/// What to do. Written by `lb-bench`.
-#[btf_map]
-pub static LANE: Array<Lane, 1> = Array::new();
-/// How many packets the wrappers have made. Written by the wrappers.
-#[btf_map]
-pub static RUNS: PerCpuArray<u64, 1> = PerCpuArray::new();
-/// The tc programs to measure. Written by `lb-bench`.
-#[btf_map]
-pub static TARGETS: ProgramArray<MAX_TARGETS> = ProgramArray::new();
-/// The XDP programs to measure. Written by `lb-bench`.
-#[btf_map]
-pub static XDP_TARGETS: ProgramArray<MAX_TARGETS> = ProgramArray::new();
-
-/// A map of flows as those of the programs are.
-type Flows<A, const ENTRIES: usize> = LruHashMap<FlowKey<A>, Flow<A>, ENTRIES>;
-
-/// One flow. Written by `lb-bench`.
-#[btf_map]
-pub static HASH4: HashMap<FlowKey<Address4>, Flow<Address4>, 65536> = HashMap::new();
-/// As FLOWS4, whose size `lb-bench` gives it. Written by `lb-bench` and `insert4`.
-#[btf_map]
-pub static LRU4: Flows<Address4, 262144> = LruHashMap::new();
-/// As FLOWS6, whose size `lb-bench` gives it. Written by `lb-bench` and `insert6`.
-#[btf_map]
-pub static LRU6: Flows<Address6, 262144> = LruHashMap::new();
-/// As EMBRYONIC4. Written by `insert_small4`.
-#[btf_map]
-pub static SMALL_LRU4: Flows<Address4, 16384> = LruHashMap::new();
-/// As EMBRYONIC6. Written by `insert_small6`.
-#[btf_map]
-pub static SMALL_LRU6: Flows<Address6, 16384> = LruHashMap::new();
-
 const ANY: u64 = BPF_ANY as u64;
-const ETHERNET: usize = 14;
-const CHECKSUM_OF_TCP4: usize = ETHERNET + 20 + 16;
+const CHECKSUM_OF_TCP4: usize = IP_OFFSET + 20 + 16;
 const IP_HEADER4: i32 = 20;
 const IP_HEADER6: i32 = 40;
 const WORDS4: usize = 10;
@@ -127,13 +97,13 @@ pub fn xdp_reply6(context: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
-/// What every tc program is measured against.
+/// The cost of this program is subtracted from that of every tc program.
 #[classifier]
 pub fn empty(_context: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Room for the header of a tunnel around an IPv4 packet, which the wrapper takes back.
+/// Room for the outer header of an IPv4 packet. The wrapper takes it back.
 #[xdp]
 pub fn xdp_room4(context: XdpContext) -> u32 {
     make_room_xdp(&context, IP_HEADER4)
@@ -145,13 +115,13 @@ pub fn xdp_room6(context: XdpContext) -> u32 {
     make_room_xdp(&context, IP_HEADER6)
 }
 
-/// What every XDP program is measured against.
+/// The cost of this program is subtracted from that of every XDP program.
 #[xdp]
 pub fn xdp_empty(_context: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Reads the flow of an IPv4 packet, as every floor below that needs a key.
+/// Reads the flow of an IPv4 packet, as every step below does that needs a key.
 #[classifier]
 pub fn key4(context: TcContext) -> i32 {
     with_key::<Ipv4>(&context, |_| true)
@@ -355,7 +325,7 @@ pub fn fib6(context: TcContext) -> i32 {
     with_key::<Ipv6>(&context, |key| is_routed::<Ipv6>(&context, key))
 }
 
-/// Room for the header of a tunnel around an IPv4 packet.
+/// Room for the outer header of an IPv4 packet.
 #[classifier]
 pub fn room4(context: TcContext) -> i32 {
     make_room(&context, IP_HEADER4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64)
@@ -367,7 +337,7 @@ pub fn room6(context: TcContext) -> i32 {
     make_room(&context, IP_HEADER6, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64)
 }
 
-/// connect(): what the kernel spends before and after any program.
+/// connect(): the kernel's cost before and after any program.
 #[cgroup_sock_addr(connect4)]
 pub fn empty_connect4(_context: SockAddrContext) -> i32 {
     1

@@ -1,4 +1,4 @@
-//! Single steps, each of which a target takes.
+//! Single steps, one for each target.
 
 use aya_ebpf::{
     EbpfContext,
@@ -9,13 +9,14 @@ use aya_ebpf::{
     helpers::generated::{bpf_fib_lookup, bpf_xdp_adjust_head},
     programs::{TcContext, XdpContext},
 };
-use lb_common::abi::{
-    address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
-    flow::{Flow, FlowKey, Tuple},
-    frontend::TCP,
+use lb_common::{
+    abi::{
+        address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
+        flow::{Flow, FlowKey, Tuple},
+        frontend::TCP,
+    },
+    packet::IP_OFFSET,
 };
-
-use crate::ETHERNET;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -29,7 +30,7 @@ pub trait Layout: Family {
 
     /// The address whose words `word` reads.
     fn address(word: impl Fn(usize) -> u32) -> Self::Address;
-    /// Fills in what a route look-up must know of a packet.
+    /// Fills in the fields of a packet that a route look-up needs.
     fn ask(lookup: &mut FibLookup, tuple: &Tuple<Self::Address>);
 }
 
@@ -67,13 +68,13 @@ impl Layout for Ipv6 {
     }
 }
 
-/// Takes the step, which says whether it went as it should, with the flow of the packet.
+/// Runs a step with the flow of the packet. The step returns whether it succeeded.
 #[inline(always)]
 pub fn with_key<F: Layout>(
     context: &TcContext,
     step: impl FnOnce(&FlowKey<F::Address>) -> bool,
 ) -> i32 {
-    let (start, ports) = (context.data() + ETHERNET, F::SOURCE + 2 * F::LENGTH);
+    let (start, ports) = (context.data() + IP_OFFSET, F::SOURCE + 2 * F::LENGTH);
     if start + (ports + 1) * 4 > context.data_end() {
         return TC_ACT_SHOT;
     }
@@ -110,7 +111,7 @@ pub fn open<F: Layout>(
     })
 }
 
-/// Whether the kernel knows a way for the packet, and the neighbour on it.
+/// Whether the kernel has a route for the packet, and knows the neighbour.
 #[inline(always)]
 pub fn is_routed<F: Layout>(context: &TcContext, key: &FlowKey<F::Address>) -> bool {
     // SAFETY: plain numbers, for which zero is valid.
@@ -124,17 +125,21 @@ pub fn is_routed<F: Layout>(context: &TcContext, key: &FlowKey<F::Address>) -> b
     }
 }
 
-/// Adds to a socket buffer behind its Ethernet header, once: there is no second tunnel. `tunnel`
-/// is BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 or _IPV6.
+/// Makes room in a socket buffer behind its Ethernet header. The kernel refuses to do so twice.
+/// `encapsulation` is BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 or _IPV6.
 #[inline(always)]
-pub fn make_room(context: &TcContext, bytes: i32, tunnel: u64) -> i32 {
-    match context.adjust_room(bytes, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO as u64 | tunnel) {
+pub fn make_room(context: &TcContext, bytes: i32, encapsulation: u64) -> i32 {
+    match context.adjust_room(
+        bytes,
+        BPF_ADJ_ROOM_MAC,
+        BPF_F_ADJ_ROOM_FIXED_GSO as u64 | encapsulation,
+    ) {
         Ok(()) => TC_ACT_UNSPEC,
         Err(_) => TC_ACT_SHOT,
     }
 }
 
-/// Adds to a bare frame in front.
+/// Makes room in front of a bare frame.
 #[inline(always)]
 pub fn make_room_xdp(context: &XdpContext, bytes: i32) -> u32 {
     // SAFETY: the context is the kernel's.
@@ -152,7 +157,7 @@ pub fn read<A>(entry: Option<*const Flow<A>>) -> bool {
     true
 }
 
-/// Makes the compiler work out `value`.
+/// Makes the compiler compute `value`.
 #[inline(always)]
 pub fn keep<T: Copy>(value: &T) {
     let mut place = core::mem::MaybeUninit::<T>::uninit();

@@ -1,24 +1,26 @@
-//! What the wrappers do: put a packet back into its first state, and run the target.
+//! The wrappers: restore a packet, and run the target.
 
 use aya_ebpf::{
     helpers::generated::{bpf_skb_change_tail, bpf_xdp_adjust_head},
     programs::{TcContext, XdpContext},
 };
 
+use lb_common::packet::IP_OFFSET;
+
 use crate::{
-    ETHERNET, LANE, RUNS, TARGETS, XDP_TARGETS,
     abi::{Lane, address_bits, port_bits},
+    maps::{LANE, RUNS, TARGETS, XDP_TARGETS},
 };
 
-/// A packet that a wrapper can put back, and give to a target of its own kind.
+/// A packet that a wrapper can restore, and pass to a target for the same layer.
 pub trait Wrapped {
     /// The first byte, and behind the last one.
     fn bounds(&self) -> (usize, usize);
     /// Length of the frame, bytes.
     fn length(&self) -> u32;
-    /// Gives the frame the length of `lane` back, at its end with tc, in front with XDP.
+    /// Restores the length of the frame to that of `lane`: at its end with tc, in front with XDP.
     fn resize(&self, lane: &Lane);
-    /// Ends the wrapper, unless there is no such target.
+    /// Tail-calls the target. Returns only if there is no such target.
     fn run(&self, target: u32);
 }
 
@@ -88,7 +90,7 @@ pub fn wrap<
         context.resize(lane);
     }
     let (start, end) = context.bounds();
-    if start + ETHERNET + WORDS * 4 > end {
+    if start + IP_OFFSET + WORDS * 4 > end {
         return;
     }
     // SAFETY: this CPU's entry.
@@ -115,7 +117,7 @@ pub fn wrap<
         } else {
             word
         };
-        put(start + ETHERNET + index * 4, word);
+        put(start + IP_OFFSET + index * 4, word);
         index += 1;
     }
     context.run(lane.target);
@@ -123,6 +125,6 @@ pub fn wrap<
 
 #[inline(always)]
 fn put<T>(at: usize, value: T) {
-    // SAFETY: `wrap` checked that the headers lie in the frame.
+    // SAFETY: `wrap` checked that the headers are inside the frame.
     unsafe { core::ptr::write_volatile(at as *mut T, value) };
 }

@@ -1,5 +1,5 @@
-//! The benchmark of lb: a report, as a table and as JSON; fails where a figure that must be
-//! reached is not.
+//! The benchmark of lb: prints a report as a table and writes it as JSON. It fails if a figure
+//! is above its must or void.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,25 +19,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// What the programs cost a packet.
+    /// Measure what a packet costs in the programs.
     Datapath(Datapath),
 }
 
 #[derive(clap::Args)]
 struct Datapath {
-    /// Fewer rounds: less than a minute
+    /// Half as many rounds, and no large IPv6 table
     #[arg(long)]
     quick: bool,
-    /// Judge by the limits as they stand, however slow the same steps alone are here
+    /// Judge by the targets themselves, not scaled to the floors of this machine
     #[arg(long)]
     absolute: bool,
-    /// Measure only figures whose name holds this
-    #[arg(long, default_value = "")]
+    /// Measure only figures whose name contains TEXT
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
     /// The programs to measure
     #[arg(long, value_name = "FILE", default_value_os_t = built("lb-ebpf.o"))]
     object: PathBuf,
-    /// The programs to measure with
+    /// The wrapper programs to measure with
     #[arg(long, value_name = "FILE", default_value_os_t = built("lb-bench-ebpf.o"))]
     wrappers: PathBuf,
 }
@@ -61,8 +61,8 @@ fn main() -> Result<ExitCode> {
     );
     if report::is_void(&figures) {
         println!(
-            "\nINVALID RUN: a control differs from itself, so something else was at work on this \
-             machine and no figure can be trusted; measure again when it is quiet"
+            "\nINVALID RUN: a control differs from itself by more than 5 %: other work disturbed this \
+             run, and its figures cannot be trusted; measure again on a quiet machine"
         );
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

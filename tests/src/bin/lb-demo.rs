@@ -8,13 +8,13 @@ use clap::Parser;
 use lb_tests::tools::demo::stop::Stop;
 use lb_tests::tools::demo::{Report, keep, run};
 
-/// Every kind of access to a Service on two nodes; exit status 0 if all is as promised.
+/// Shows every kind of access to a Service on two nodes; exit status 0 if all is as promised.
 #[derive(Parser)]
 struct Cli {
-    /// Leave everything standing and print how to look around
+    /// Leave nodes, pods and agents running and print how to look around
     #[arg(long)]
     keep: bool,
-    /// What --keep starts in the background
+    /// The background process of --keep
     #[arg(long, hide = true)]
     hold: bool,
 }

@@ -1,5 +1,6 @@
-//! Servers that say which client they saw, and clients that say who answered: `lb_tests::harness::echo`
-//! as a program, so that it can run in the namespace and the cgroup of a pod.
+//! Servers that report the client's address, and clients that report who answered:
+//! `lb_tests::harness::echo` as a program, so that it can run in the namespace and the cgroup of a
+//! pod.
 
 use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
@@ -28,7 +29,7 @@ struct Cli {
 enum Command {
     /// Serve on all addresses; prints `ready`.
     Serve {
-        /// What the servers say their name is.
+        /// The name that the servers report.
         #[arg(long)]
         name: String,
         /// Ports of TCP echo servers.
@@ -47,9 +48,9 @@ enum Command {
         #[arg(long)]
         bulk: Vec<u16>,
     },
-    /// Ask once and print the answer as JSON; exit status 0 whatever the answer.
+    /// Call once and print the answer as JSON; exit status 0 whatever the answer.
     Connect(Target),
-    /// Ask at a bounded rate and print a report as JSON at the end or on SIGTERM.
+    /// Call at a bounded rate and print a report as JSON at the end or on SIGTERM.
     Load {
         #[command(flatten)]
         target: Target,
@@ -168,7 +169,7 @@ fn print_answer(answer: &Answer) -> Result<()> {
     Ok(())
 }
 
-/// Prints a line at once. A reader that went away is no reason to fail.
+/// Prints a line and flushes it. A closed pipe is not an error.
 fn say(line: &str) {
     let mut output = io::stdout().lock();
     writeln!(output, "{line}").and_then(|()| output.flush()).ok();

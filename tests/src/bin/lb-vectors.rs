@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use lb_tests::tools::vectors::{self, report::Report};
 
-/// Holds lb to the answers of kube-proxy, and of the contract where that says otherwise.
+/// Compares lb with kube-proxy's answers, flow by flow, and with docs/semantics.md where lb
+/// differs on purpose.
 #[derive(Parser)]
 struct Cli {
     /// Files of vectors; those of the repository by default

@@ -1,5 +1,5 @@
-//! Loads every program of the object and compares what the verifier thought of it, and the
-//! maps' names and layouts, with the goldens. `LB_BLESS=1` writes the goldens.
+//! Loads every program of the object, and compares stack and instruction counts of the verifier
+//! and the maps' names and layouts with the golden files. `LB_BLESS=1` writes these files.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -34,7 +34,7 @@ fn golden(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/golden")).join(name)
 }
 
-/// Prints the table; says what is above its limit or its golden.
+/// Prints the table; returns a complaint for each value above its limit or its golden.
 fn verifier(programs: &[(&str, Program)], bless: bool) -> Result<Vec<String>> {
     let path = golden("verifier.txt");
     if bless {
@@ -69,8 +69,8 @@ fn verifier(programs: &[(&str, Program)], bless: bool) -> Result<Vec<String>> {
         );
         if program.verified > allowed {
             complaints.push(format!(
-                "{name}: the verifier goes through {} instructions, {allowed} are allowed \
-                 (`cargo xtask check --bless` if it must be)",
+                "{name}: the verifier walks through {} instructions, {allowed} are allowed \
+                 (`cargo xtask check --bless` accepts them)",
                 program.verified
             ));
         }
@@ -89,7 +89,7 @@ fn verifier(programs: &[(&str, Program)], bless: bool) -> Result<Vec<String>> {
     Ok(complaints)
 }
 
-/// Says whether the maps are those of the golden.
+/// Compares the maps with the golden file; returns a complaint for each difference.
 fn maps(loaded: &Programs, bless: bool) -> Result<Vec<String>> {
     let mut text = String::from("# map, type, bytes of key and value, entries, flags\n");
     for (name, map) in loaded.maps() {
@@ -111,7 +111,7 @@ fn maps(loaded: &Programs, bless: bool) -> Result<Vec<String>> {
     let known = fs::read_to_string(&path).unwrap_or_default();
     Ok(differences(&known, &text)
         .into_iter()
-        .map(|line| format!("maps: {line} (another ABI_VERSION, then `cargo xtask check --bless`)"))
+        .map(|line| format!("maps: {line} (raise ABI_VERSION, then `cargo xtask check --bless`)"))
         .collect())
 }
 

@@ -1,5 +1,5 @@
-//! Tries everything that depends on the kernel. The first process of a virtual machine sets
-//! that up before, and switches it off after.
+//! Runs the tests that depend on the kernel. As the first process of a virtual machine it sets
+//! the machine up before and switches it off afterwards.
 
 use std::process::ExitCode;
 

@@ -1,17 +1,16 @@
 //! `lb-bench datapath`: what the programs cost, packet by packet.
 //!
-//! A packet is given to the real program by `BPF_PROG_TEST_RUN`, through a wrapper that puts
-//! it back into its first state, picks the next flow and tail-calls the program; the wrapper
-//! with an empty program is measured turn about and taken off. COUNTERS must say afterwards
-//! that every single packet met the expected end, or the figure is void. What the program
-//! returns, and the frame that it leaves, are looked at for some packets run one by one. The
-//! floors, which say what the helpers cost that a program cannot do without, come from the
-//! same run.
+//! `BPF_PROG_TEST_RUN` gives each packet to a wrapper, which restores the packet, picks the next
+//! flow and tail-calls the real program. The wrapper with an empty program is measured in turn
+//! and subtracted. COUNTERS must say afterwards that every packet ended as expected; otherwise
+//! the figure is void. Some packets are run one by one, and the verdict and the resulting frame
+//! are compared. The floors, which are the cost of the helpers that a program cannot do
+//! without, come from the same run.
 //!
-//! Limits are those of the plan, raised as much as the one step that a path cannot do
-//! without is slower here than where the plan's figures are from, and never lowered.
+//! Limits are those of docs/performance.md. A limit grows with the floor of its figure, as far
+//! as that floor is slower here than on the reference machine; it never shrinks.
 //!
-//! It is no measurement of throughput: no device, no stack, one processor.
+//! Throughput is not measured: there is one processor, and neither a device nor a stack.
 
 #[path = "../../bench-ebpf/src/abi.rs"]
 pub mod abi;

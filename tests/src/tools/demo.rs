@@ -1,6 +1,6 @@
 //! What `cargo xtask demo` shows: every kind of access to a Service, on two nodes.
 //!
-//! A row says what was promised and whether it came true; nothing is shown that was not
+//! A row says what was promised and whether it came true. Every value that is printed was
 //! measured in this run.
 
 mod access;
@@ -9,147 +9,67 @@ mod outage;
 mod outside;
 mod refused;
 mod report;
+mod scene;
 pub mod stop;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::harness::netns::actors::agent::lb_agent;
 use crate::harness::netns::topology::cluster::Cluster;
-use crate::harness::netns::topology::plan::{Family, balancer_ip, cidr, cluster_ip, node_port};
-use crate::harness::netns::words::manifests::{Endpoint, Service};
-use crate::harness::netns::words::world::{PORT, TARGET, World};
+use crate::harness::netns::topology::plan::Family;
+use crate::harness::netns::words::world::World;
 pub use report::Report;
 use report::Table;
+use scene::{CLIENT, FAR, NEAR, Number, Path};
 use stop::Stop;
 
-/// The pod that asks; it is also its own backend, for the hairpin.
-const CLIENT: &str = "client";
-/// The backend on the client's node.
-const NEAR: &str = "near";
-/// The backend on the other node.
-const FAR: &str = "far";
-/// The port of `web` that speaks HTTP.
-const HTTP_PORT: u16 = 8000;
-
-/// The Services of the demo; the number is the end of their addresses and node ports.
-#[derive(Clone, Copy, Debug)]
-enum Number {
-    /// One backend, on the client's node.
-    Near = 1,
-    /// One backend, on the other node.
-    Far = 2,
-    /// One backend: the client.
-    Own = 3,
-    /// A backend on each node.
-    Web = 4,
-    /// As `web`, with session affinity.
-    Sticky = 5,
-    /// No endpoint.
-    Empty = 6,
-    /// One backend, on node1; `externalTrafficPolicy: Local`.
-    Local = 7,
-    /// One backend; its load balancer's address is for pods only.
-    Private = 8,
-    /// A backend on each node, at node ports too.
-    Public = 9,
-    /// One backend, on the other node, which answers clients outside itself.
-    Direct = 10,
-    /// No Service has these ClusterIPs.
-    Nobody = 99,
-}
-
-/// How a call reaches its backend.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Path {
-    /// connect() and sendmsg() are translated.
-    Connect,
-    /// Packets are.
-    Packet,
-}
-
-impl Path {
-    const ALL: [Self; 2] = [Self::Connect, Self::Packet];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Packet => "packet",
-        }
-    }
-
-    /// The agent's arguments under which every call takes this path.
-    fn arguments(self) -> [&'static str; 2] {
-        match self {
-            Self::Connect => ["--socket-lb", "all"],
-            Self::Packet => ["--socket-lb", "off"],
-        }
-    }
-}
-
-/// Runs the demo; what it built is still there when it returns.
+/// Runs the demo; the nodes, pods and agents still run when it returns.
 ///
 /// # Errors
-/// What could not be built or asked, or that the user stopped it. A broken promise is no
-/// error but a row of the report.
+/// Something could not be built or called, or the user stopped the demo. A broken promise is
+/// a row of the report, not an error.
 pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
     report.line(
-        "lb: Services balanced by eBPF, on two nodes made of network namespaces, with an\n\
-         lb-agent on each. Pod `client` runs on node1, beside backend `near`; backend `far`\n\
-         runs on node2; `outside` is no part of the cluster. client_address is the client's\n\
-         address as the backend saw it.",
+        "lb: Kubernetes Services by eBPF, on two nodes made of network namespaces, with an\n\
+         lb-agent on each. Pods `client` and `near` run on node1, pod `far` on node2; `outside`\n\
+         is a client that is not in the cluster. Every row is measured now: who answered, which\n\
+         client address the backend saw, what lb promises, and `ok` or `FAILED`.",
     );
     let builder = Cluster::builder().pod(1, CLIENT).pod(1, NEAR).pod(2, FAR);
     let mut world = World::start(builder, &Path::Connect.arguments())?;
     stop.check()?;
     world.serve(&[CLIENT, NEAR, FAR])?;
-    publish(&world, stop)?;
+    scene::publish(&world, stop)?;
 
-    let mut accesses = Vec::new();
-    let mut refusals = Vec::new();
-    for path in Path::ALL {
-        if path != Path::Connect {
-            restart(&mut world, &path.arguments())?;
-        }
-        let calls = translated_calls(&mut world)?;
-        accesses.extend(access::rows(&world, path, stop)?);
-        refusals.extend(refused::rows(&world, path, stop)?);
-        let has_translated_calls = translated_calls(&mut world)? > calls;
-        ensure!(
-            has_translated_calls == (path == Path::Connect),
-            "calls did not take the path `{}`",
-            path.name()
-        );
-    }
-    report.title("Who answers, and which client it sees");
-    report.line(
-        "path: `connect` = translated when the socket connects or sends (--socket-lb all),\n\
-         `packet` = translated packet by packet (--socket-lb off); hairpin: a pod that is its\n\
-         own backend, which sees the node when packets are translated",
-    );
-    report.table(access::table(accesses));
-
-    // What follows is shown as an agent without flags does it.
+    let mut refusals = cluster_ips(&mut world, report, stop)?;
+    // From here on the agents run without flags.
     restart(&mut world, &[])?;
-    report.title("From outside, and from node1 to its own node ports");
+    report.title("NodePorts, load balancer addresses and external IPs");
     report.line(
-        "node: a process of node1. LB: the load balancer's address, routed to node1 as external\n\
-         IPs are; Local: externalTrafficPolicy, which is Cluster elsewhere. The backend on the\n\
-         other node sees node1, which is where its answers must go through, unless its Service\n\
-         says dsr (lb-agent/external-mode): then it sees the client and answers it itself",
+        "Called from outside the cluster, and by a process of node1 (`node`). LB: the load\n\
+         balancer's address, routed to node1, as external IPs are. externalTrafficPolicy is\n\
+         Cluster, except where the row says Local. A backend on node2 sees node1's address,\n\
+         because its answers must return through node1. With dsr (annotation\n\
+         lb-agent/external-mode) it sees the client's address and answers the client directly.",
     );
     report.table(outside::table(&world, stop)?);
     refusals.extend(refused::outside_rows(&world, stop)?);
-    report.title("Nobody to send to");
+    report.title("Calls that reach no backend");
+    report.line(
+        "refused at once: the client gets an error within 200 ms. dropped: it gets no answer. LB\n\
+         addresses are now routed to node2, which has no endpoint of the Service with Local.",
+    );
     report.table(refused::table(refusals));
     stop.check()?;
 
-    report.title("Many connections, one client");
+    report.title("Balancing and session affinity");
     report.table(affinity(&world)?);
     stop.check()?;
 
-    report.title("lb-agent get services, on node1 (TCP port 80 with IPv4)");
+    report.title("lb-agent get services on node1 (only IPv4 and TCP port 80)");
     report.line(&services(&world)?);
     stop.check()?;
 
@@ -158,7 +78,36 @@ pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
     Ok(world)
 }
 
-/// Replaces both agents; what is in the datapath stays, and the new ones take it over.
+/// Calls ClusterIPs on both paths. Calls that reach no backend are returned: they are shown
+/// with those of clients outside.
+fn cluster_ips(world: &mut World, report: &mut Report, stop: Stop) -> Result<Vec<refused::Row>> {
+    let mut accesses = Vec::new();
+    let mut refusals = Vec::new();
+    for path in Path::ALL {
+        if path != Path::Connect {
+            restart(world, &path.arguments())?;
+        }
+        let calls = translated_calls(world)?;
+        accesses.extend(access::rows(world, path, stop)?);
+        refusals.extend(refused::rows(world, path, stop)?);
+        let has_translated_calls = translated_calls(world)? > calls;
+        ensure!(
+            has_translated_calls == (path == Path::Connect),
+            "calls did not take the path `{}`",
+            path.name()
+        );
+    }
+    report.title("ClusterIPs, called by pods and by processes of a node");
+    report.line(
+        "path: `connect` = translated once, when the socket connects or sends (--socket-lb all);\n\
+         `packet` = translated packet by packet (--socket-lb off). node: a process of node1.\n\
+         hairpin: the pod is its own backend; packet by packet it sees its node's address.",
+    );
+    report.table(access::table(accesses));
+    Ok(refusals)
+}
+
+/// Replaces both agents. Maps and programs stay, and the new agents adopt them.
 fn restart(world: &mut World, arguments: &[&str]) -> Result<()> {
     world.set_arguments(arguments);
     for node in [1, 2] {
@@ -168,7 +117,7 @@ fn restart(world: &mut World, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// How many calls of sockets node1's hooks have translated: proves which path was taken.
+/// How many calls of sockets the hooks of node1 have handled: proves which path was taken.
 fn translated_calls(world: &mut World) -> Result<u64> {
     let counters = world.agent(1)?.get("counters")?;
     let rows = counters.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -179,68 +128,17 @@ fn translated_calls(world: &mut World) -> Result<u64> {
     Ok(of_calls.filter_map(|row| row["count"].as_u64()).sum())
 }
 
-/// Every Service with its endpoints.
-fn objects(world: &World) -> Vec<(Service, Vec<Endpoint>)> {
-    let service = |name, number: Number| world.service(name, number as u8);
-    let at_nodes = |name, number: Number| service(name, number).node_port(node_port(number as u8));
-    let exposed = |name, number: Number| world.exposed(name, number as u8);
-    let balancer = |number: Number| balancer_ip(number as u8);
-    let (near, far) = (world.endpoints(&[NEAR]), world.endpoints(&[FAR]));
-    let both = world.endpoints(&[NEAR, FAR]);
-    let web = service("web", Number::Web).tcp(HTTP_PORT, TARGET + 1);
-    let sticky = Service::new("sticky")
-        .cluster_ips(cluster_ip(Number::Sticky as u8))
-        .tcp(PORT, TARGET)
-        .affinity(Duration::from_secs(10_800));
-    let local = at_nodes("local", Number::Local).external_local();
-    let private = service("private", Number::Private)
-        .balancer(balancer(Number::Private))
-        .source_range(cidr::PODS_V4.to_string())
-        .source_range(cidr::PODS_V6.to_string());
-    vec![
-        (exposed("near", Number::Near), near.clone()),
-        (exposed("far", Number::Far), far.clone()),
-        (exposed("direct", Number::Direct).external_mode("dsr"), far),
-        (service("own", Number::Own), world.endpoints(&[CLIENT])),
-        (web.balancer(balancer(Number::Web)), both.clone()),
-        (sticky, both.clone()),
-        (at_nodes("empty", Number::Empty), Vec::new()),
-        (local.balancer(balancer(Number::Local)), near.clone()),
-        (private, near),
-        (at_nodes("public", Number::Public), both),
-    ]
-}
-
-/// Publishes all Services at once and waits until both agents have programmed them.
-fn publish(world: &World, stop: Stop) -> Result<()> {
-    let services = objects(world);
-    let (mut ports, mut backends) = (0, 0);
-    for (service, endpoints) in &services {
-        world.manifests.publish(service, endpoints)?;
-        let of_service = service.object()["spec"]["ports"].as_array().map_or(0, Vec::len);
-        ports += of_service * Family::ALL.len();
-        backends += of_service * endpoints.len();
-    }
-    world.wait(|agent| {
-        stop.check()?;
-        let shown = agent.get("services")?;
-        let rows = shown.as_array().map(Vec::as_slice).unwrap_or_default();
-        let found: u64 = rows.iter().filter_map(|row| row["cluster_backends"].as_u64()).sum();
-        Ok((rows.len(), found) == (ports, backends as u64))
-    })
-}
-
-/// The same client again and again: over all backends, and to one under affinity.
+/// Many connections of one client: to all backends, and to a single one with affinity.
 fn affinity(world: &World) -> Result<Table> {
     const CONNECTIONS: usize = 40;
     let client = world.cluster.pod(CLIENT);
     let mut table = Table::new(&["Service", "connections", "answered by", "promised"]);
     for (name, number, promised, backends) in [
         ("web", Number::Web, "both backends", 2),
-        ("sticky", Number::Sticky, "one backend, by sessionAffinity: ClientIP", 1),
+        ("sticky", Number::Sticky, "one backend (sessionAffinity: ClientIP)", 1),
     ] {
         let to = access::address(number, Family::V4);
-        let mut answers = std::collections::BTreeMap::<String, usize>::new();
+        let mut answers = BTreeMap::<String, usize>::new();
         for _ in 0..CONNECTIONS {
             let answer = client.tcp(to)?;
             let who = answer.name().or(answer.error()).unwrap_or_default().to_owned();
@@ -255,11 +153,13 @@ fn affinity(world: &World) -> Result<Table> {
     Ok(table)
 }
 
+/// Some rows of `lb-agent get services`.
 fn services(world: &World) -> Result<String> {
     let node = world.cluster.node(1);
     let mut command = lb_agent()?;
     command.args(["get", "services", "--bpf-dir"]).arg(node.bpf_dir());
-    let all = node.output(command, Duration::from_secs(5)).context("cannot show the services")?;
+    let all =
+        node.output(command, Duration::from_secs(5)).context("lb-agent get services failed")?;
     let shown = all.lines().enumerate().filter(|(index, line)| {
         let mut cells = line.split_whitespace();
         let is_tcp = cells.next().is_some_and(|name| name.ends_with(":tcp-80"));
@@ -268,11 +168,12 @@ fn services(world: &World) -> Result<String> {
     Ok(shown.map(|(_, line)| line).collect::<Vec<_>>().join("\n"))
 }
 
+/// Counts the packets to ClusterIPs that left a node.
 fn leaks(world: &World, report: &mut Report) -> Result<()> {
     let leaked = world.cluster.fabric().service_packets()?;
-    let mut table = Table::new(&["between the nodes", "seen", "promised"]);
-    table.row(&["packets to a ClusterIP", &leaked.to_string(), "0"], leaked == 0);
-    report.title("The network between the nodes, during all of this");
+    let mut table = Table::new(&["packets", "seen", "promised"]);
+    table.row(&["addressed to a ClusterIP", &leaked.to_string(), "0"], leaked == 0);
+    report.title("The network between the nodes, during the whole demo");
     report.table(table);
     Ok(())
 }

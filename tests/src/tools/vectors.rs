@@ -1,8 +1,8 @@
 //! Flow vectors: files of Kubernetes objects and first packets with kube-proxy's answers.
 //!
-//! Each group of objects is served by the agent on a node of its own; the packets go through the
-//! programs that it attached there, or come from real sockets. What lb does differently on
-//! purpose follows from rules ([`rules`]), never from a list of flows.
+//! Each group of objects is served by the agent on a node of its own. Packets go through the
+//! programs that the agent attached there, or come from real sockets. Where lb differs on
+//! purpose, the expected answer follows from rules ([`rules`]), never from a list of flows.
 
 pub mod format;
 pub mod outcome;
@@ -36,9 +36,9 @@ use crate::harness::programs::in_empty_namespace;
 
 /// The first source port of the flows of pods and clients outside.
 const FIRST_PORT: u16 = 40_000;
-/// How many flows each endpoint is given the chance to see.
+/// How many flows are opened at most for each endpoint that must be chosen.
 const FLOWS_PER_ENDPOINT: usize = 64;
-/// How many flows an endpoint that none may go to is given the chance to see.
+/// How many flows are opened at least, so that a wrong endpoint would be chosen.
 const FLOWS: usize = 16;
 
 /// Runs every case of a file whose group has `only` in its id, if that is given.
@@ -93,8 +93,7 @@ fn run_group(group: &Group, world: &World) -> Result<Vec<Judged>> {
                 }
             };
             check(&expected.what, send, || match keeps_clients {
-                // Only first packets are meant, and a client that keeps to its endpoint sends
-                // but one.
+                // Every packet must be the first one of its client, so affinity is removed.
                 true => forget_affinity(world),
                 false => Ok(()),
             })
@@ -109,7 +108,7 @@ fn run_group(group: &Group, world: &World) -> Result<Vec<Judged>> {
     Ok(judged)
 }
 
-/// Sends first packets until it is clear that all becomes of them that may, and nothing else.
+/// Sends first packets until every allowed outcome was seen; any other outcome is an error.
 fn check(
     expected: &Expect,
     mut send: impl FnMut() -> Result<Outcome>,
@@ -148,11 +147,14 @@ fn clear<K: Pod, V: Pod>(map: &TypedMap<K, V>) -> Result<()> {
         found.extend_from_slice(keys);
         true
     })?;
-    found.iter().try_for_each(|key| map.remove(key).map(drop)).context("cannot forget a client")
+    found
+        .iter()
+        .try_for_each(|key| map.remove(key).map(drop))
+        .context("cannot remove an affinity entry")
 }
 
-/// A cgroup that this process has moved to, so that connect-time hooks see its sockets; it moves
-/// back when this is dropped.
+/// A cgroup that this process has joined, so that connect-time hooks see its sockets. The
+/// process moves back on drop.
 struct Seat {
     name: String,
     cgroup: Cgroup,
@@ -161,9 +163,11 @@ struct Seat {
 
 impl Seat {
     fn take() -> Result<Self> {
-        let own = fs::read_to_string("/proc/self/cgroup").context("cannot tell the cgroup")?;
+        let own = fs::read_to_string("/proc/self/cgroup")
+            .context("cannot read the cgroup of this process")?;
         let before = own.lines().find_map(|line| line.strip_prefix("0::"));
-        let before = before.ok_or_else(|| anyhow!("this process is in no cgroup of version 2"))?;
+        let before =
+            before.ok_or_else(|| anyhow!("this process is not in a cgroup of version 2"))?;
         let mount = crate::harness::netns::topology::cgroup::mount_point()?;
         let before = mount.join(before.trim_start_matches('/'));
         let name = format!("lb-{}-0-vectors", std::process::id());
@@ -175,7 +179,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        // Without the move the directory stays, which the next run removes.
+        // If the process cannot move back, the next run removes the directory.
         if join(&self.before).is_ok() {
             fs::remove_dir(self.cgroup.path()).ok();
         }
@@ -186,7 +190,7 @@ fn join(cgroup: &Path) -> std::io::Result<()> {
     fs::write(cgroup.join("cgroup.procs"), "0")
 }
 
-/// The files of vectors that the repository has itself.
+/// The vector files of the repository.
 ///
 /// # Errors
 /// There are none.

@@ -1,8 +1,8 @@
-//! What is tried on another kernel, inside a virtual machine: `cargo xtask vm` boots the kernel
-//! with `lb-vm` as its first process.
+//! The tests that run on another kernel, inside a virtual machine: `cargo xtask vm` boots the
+//! kernel with `lb-vm` as its first process.
 //!
-//! Every result is one line on the console, [`PREFIX`] and then JSON; who reads the console
-//! knows that all of them were told by the line of [`Report::finish`].
+//! Every result is one line on the console: [`PREFIX`], then JSON. The line of
+//! [`Report::finish`] is the last one; a console without it is incomplete.
 
 pub mod boot;
 mod cases;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 /// What lines of results begin with.
 pub const PREFIX: &str = "lb-vm: ";
 
-/// Tells results as they come.
+/// Prints results as they come, and counts them.
 #[derive(Debug, Default)]
 pub struct Report {
     passed: usize,
@@ -29,16 +29,16 @@ pub struct Report {
 }
 
 impl Report {
-    /// Runs a test and tells what it came to; one that panics has failed.
+    /// Runs a test and prints its result; a test that panics has failed.
     pub fn run(&mut self, name: impl Display, test: impl FnOnce() -> Result<()>) {
         let started = Instant::now();
         let result = panic::catch_unwind(AssertUnwindSafe(test));
-        let panicked = |_| Err(anyhow::anyhow!("a panic, which is on the console"));
+        let panicked = |_| Err(anyhow::anyhow!("the test panicked; the console has the message"));
         let seconds = started.elapsed().as_secs();
         self.test(format_args!("{name} ({seconds} s)"), result.unwrap_or_else(panicked));
     }
 
-    /// Tells what one test came to.
+    /// Prints the result of a test.
     pub fn test(&mut self, name: impl Display, result: Result<()>) {
         let error = result.err().map(|error| format!("{error:#}"));
         match error {
@@ -48,12 +48,12 @@ impl Report {
         say(&json!({"test": name.to_string(), "error": error}));
     }
 
-    /// Tells something about this kernel.
+    /// Prints a fact about this kernel.
     pub fn fact(&self, name: &str, value: impl Into<Value>) {
         say(&json!({"fact": name, "value": value.into()}));
     }
 
-    /// Tells that this was all; returns whether every test passed.
+    /// Prints the last line; returns whether every test passed.
     pub fn finish(self) -> bool {
         say(&json!({"passed": self.passed, "failed": self.failed}));
         self.failed == 0
@@ -64,7 +64,7 @@ fn say(line: &Value) {
     println!("{PREFIX}{line}");
 }
 
-/// Tries everything, or the parts that `LB_VM_ONLY` names.
+/// Runs all tests, or the parts that `LB_VM_ONLY` names.
 pub fn run() -> bool {
     let mut report = Report::default();
     report.fact(

@@ -196,7 +196,7 @@ fn take_over(
     let is_left = names.iter().any(|name| left.contains(name));
     expectations.is_true(format!("left: {left}"), !is_left);
     let told = lb(live, &["cleanup", "--kube-proxy"])?;
-    expectations.is_true(format!("again: {told}"), told.contains("nothing of kube-proxy found"));
+    expectations.is_true(format!("again: {told}"), told.contains("no kube-proxy rules found"));
     let told = lb(live, &["check"])?;
     expectations.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
     let before = live.agent(1)?.counted("unknown_tcp_flow")?;

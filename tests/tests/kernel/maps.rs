@@ -224,7 +224,7 @@ fn a_pin_of_another_layout_is_refused_with_a_sentence() -> Result<()> {
     fs::remove_file(pins.map("SLOTS"))?;
     lb_sys::obj_pin(pins.open("BACKENDS6")?.as_fd(), &pins.map("SLOTS"))?;
     let error = dir.load().err().context("loaded over another map")?.to_string();
-    let expected = format!("{} is not what", pins.map("SLOTS").display());
+    let expected = format!("{} has another layout", pins.map("SLOTS").display());
     ensure!(error.contains(&expected) && error.contains("cleanup"), "{error}");
     Ok(())
 }

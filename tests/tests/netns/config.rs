@@ -71,9 +71,8 @@ fn a_file_that_changes_ends_the_agent_if_it_is_valid_and_says_something_else() -
     let status = agent.process().wait(PATIENCE)?;
     let said = agent.process().stderr();
     let last = said.lines().last().unwrap_or_default();
-    let expected = format!(
-        "lb-agent: the configuration in {path} has changed: ending, to be started again with it"
-    );
+    let expected =
+        format!("lb-agent: the configuration in {path} has changed: exiting, a restart applies it");
     ensure!(status.code() == Some(1) && last == expected, "{status}: {last}");
 
     scenario.start_agent(1)?;

@@ -172,7 +172,7 @@ fn a_port_that_is_taken_costs_no_other_service_anything() -> Result<()> {
     check(&scenario, &mut expectations, "the port is free again", TAKEN, "young", [1, 1]);
 
     publish(&scenario, &young, PORT, &both)?;
-    let cause = "it is the port of the Service default/web";
+    let cause = "the port belongs to the Service default/web";
     scenario.agent(1)?.wait_log(&[reason, "healthcheck \\\"default/young\\\"", cause])?;
     check(&scenario, &mut expectations, "asked for by two", PORT, "web", [1, 1]);
     scenario.manifests.delete(&scenario.service("web", NUMBER))?;

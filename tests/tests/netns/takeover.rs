@@ -152,7 +152,7 @@ fn cleanup_removes_the_rules_of_kube_proxy_and_no_others() -> Result<()> {
         expectations.is_true(format!("{round}: {before}\nis now\n{after}"), after == before);
     }
     let said = lb(&node, &["cleanup", "--kube-proxy"])?;
-    expectations.is_true(format!("again: {said}"), said.contains("nothing of kube-proxy found"));
+    expectations.is_true(format!("again: {said}"), said.contains("no kube-proxy rules found"));
     let told = lb(&node, &["check"])?;
     expectations.is_true(format!("check: {told}"), told.contains("no kube-proxy rules found"));
     expectations.finish()
@@ -168,7 +168,7 @@ fn chains_that_rules_of_others_use_are_kept() -> Result<()> {
         sh(&node, &format!("{variant} -t nat -A CNI-HOSTPORT-DNAT -j KUBE-MARK-MASQ"))?;
     }
     let said = lb(&node, &["cleanup", "--kube-proxy"])?;
-    let kept = "rules of others make use of KUBE-MARK-MASQ, KUBE-POSTROUTING: kept";
+    let kept = "kept because other rules use them: KUBE-MARK-MASQ, KUBE-POSTROUTING";
     let mut expectations = Expectations::default();
     expectations.is_true(&said, said.matches(kept).count() == VARIANTS.len());
     for variant in VARIANTS {
@@ -247,7 +247,7 @@ fn a_drain_that_is_stopped_goes_on_until_an_agent_runs() -> Result<()> {
         let status = drain.wait(PATIENCE)?;
         let said = drain.stderr();
         expectations.is_true(format!("{status}: {said}"), status.code() == Some(1));
-        expectations.is_true(&said, said.contains("stopped: 1 flows go on"));
+        expectations.is_true(&said, said.contains("interrupted: 1 flows continue"));
         let answer = a.ask(quick(Family::V4))?;
         expectations
             .is_true(format!("stopped, new: {answer:?}"), answer.error() == Some("timeout"));

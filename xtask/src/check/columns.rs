@@ -1,7 +1,7 @@
-//! docs/get.md has every column that `lb-agent get` prints, in the same order, and no other.
+//! Checks that docs/get.md lists exactly the columns that `lb-agent get` prints, in their order.
 //!
-//! The columns are the fields of the structs that `get` serialises, read from the source; a field
-//! of a page is between backticks in the first cell of a row of the section's first table.
+//! The columns are the fields of the structs that `get` serialises, read from the source. The page
+//! lists them between backticks in the first cells of the first table of each section.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use super::source::at;
 use crate::workspace::Workspace;
 
 const PAGE: &str = "docs/get.md";
-/// Where the rows are: a file and a directory of this name in the agent.
+/// The name of the agent's file and directory that define the rows.
 const ROOM: &str = "get";
 const AGENT: &str = "lb-agent/src";
 /// The struct of a row, and the section of the page that lists its fields.
@@ -98,18 +98,21 @@ fn findings(page: &str, rows: &BTreeMap<String, Row>) -> Vec<String> {
         }
         let columns: Vec<&String> = row.columns.iter().map(|(column, _)| column).collect();
         for field in listed.iter().filter(|field| !columns.contains(field)) {
-            findings.push(format!("{PAGE}: `{field}` under \"{section}\" is no column of {name}"));
+            findings.push(format!(
+                "{PAGE}: `{field}` under \"{section}\" is not a column of {name}: remove it"
+            ));
         }
         if findings.is_empty() && !listed.iter().eq(columns) {
             let at = at(&row.file, row.line);
-            findings.push(format!("{at}: {PAGE} has the fields of {name} in another order"));
+            findings.push(format!("{at}: {PAGE} lists the fields of {name} in another order"));
         }
     }
     let known = |name: &String| ROWS.iter().any(|(listed, _)| listed == name);
     for (name, row) in rows.iter().filter(|(name, _)| name.ends_with("Row") && !known(name)) {
         let at = at(&row.file, row.line);
-        findings
-            .push(format!("{at}: {name} has no section of {PAGE}: name it in xtask's columns.rs"));
+        findings.push(format!(
+            "{at}: {name} has no section in {PAGE}: add it to the table in xtask's columns.rs"
+        ));
     }
     findings
 }
@@ -215,12 +218,12 @@ mod tests {
         let more = page.replacen("| `c` | |", "| `c` | |\n| `e` | |", 1);
         assert_eq!(
             judged(&more, &source),
-            ["docs/get.md: `e` under \"services\" is no column of ServiceRow"]
+            ["docs/get.md: `e` under \"services\" is not a column of ServiceRow: remove it"]
         );
         let turned = page.replacen("`a`, `b`", "`b`, `a`", 1);
         assert_eq!(
             judged(&turned, &source),
-            ["get.rs:2: docs/get.md has the fields of ServiceRow in another order"]
+            ["get.rs:2: docs/get.md lists the fields of ServiceRow in another order"]
         );
     }
 

@@ -1,4 +1,4 @@
-//! What cargo-deny says of the dependencies, by the rules in `deny.toml`.
+//! Checks the dependencies with cargo-deny, by the rules in `deny.toml`.
 
 use std::env;
 use std::fs;
@@ -10,17 +10,17 @@ use super::silent;
 use crate::setup::cargo_deny;
 use crate::workspace::Workspace;
 
-/// What the name of a directory with the database begins with; a hash of its address follows.
+/// The prefix of the name of the database's directory; a hash of its address follows.
 const DATABASE: &str = "advisory-db-";
 
-/// Licences, sources, and crates that are not wanted.
+/// Checks licences, sources, and banned crates.
 pub(super) fn rules(workspace: &Workspace) -> Result<String> {
     let mut deny = workspace.command(cargo_deny::path(workspace));
     deny.args(["--all-features", "check", "--hide-inclusion-graph"]);
     silent(workspace, "cargo-deny", deny.args(["bans", "licenses", "sources"]))
 }
 
-/// Known vulnerabilities, if somebody has fetched the database of them; nothing here does.
+/// Checks for known vulnerabilities if their database has been fetched; xtask does not fetch it.
 pub(super) fn advisories(workspace: &Workspace) -> Result<String> {
     let program = cargo_deny::path(workspace);
     let databases = databases(env::var_os("CARGO_HOME").map(PathBuf::from), env::home_dir())?;
@@ -36,7 +36,7 @@ pub(super) fn advisories(workspace: &Workspace) -> Result<String> {
     silent(workspace, "cargo-deny-advisories", &mut deny)
 }
 
-/// Where cargo-deny keeps databases.
+/// The directory of cargo-deny's databases.
 fn databases(cargo_home: Option<PathBuf>, home: Option<PathBuf>) -> Result<PathBuf> {
     let cargo = cargo_home.or_else(|| home.map(|home| home.join(".cargo")));
     Ok(cargo.context("neither CARGO_HOME nor HOME is set")?.join("advisory-dbs"))

@@ -1,5 +1,4 @@
-//! The licences of lb's own crates are what the project promises. Those of its dependencies are
-//! the business of `deny.toml`.
+//! Checks the licences of lb's own crates. `deny.toml` has the rules for dependencies.
 
 use std::fs;
 
@@ -8,9 +7,9 @@ use anyhow::{Result, bail};
 use super::metadata::{Metadata, Package};
 use crate::workspace::Workspace;
 
-/// Of what runs in user space.
+/// The licence of crates that run in user space.
 const OURS: &str = "Apache-2.0";
-/// Of what the eBPF object is made of: the kernel reserves helpers for GPL
+/// The licence of crates in the eBPF object: the kernel reserves some helpers for GPL
 /// programs.
 const OBJECT: &str = "Apache-2.0 OR GPL-2.0-only";
 const OBJECT_CRATES: [&str; 3] = ["lb-common", "lb-ebpf", "lb-bench-ebpf"];

@@ -1,4 +1,4 @@
-//! What cargo says of the packages of the workspace.
+//! cargo's metadata of the packages of the workspace.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use crate::workspace::Workspace;
 
 #[derive(Deserialize)]
 pub(super) struct Metadata {
-    /// Those of the workspace alone.
+    /// Only those of the workspace.
     pub(super) packages: Vec<Package>,
 }
 

@@ -1,9 +1,9 @@
-//! Which module may use which: what ARCHITECTURE.md states, held against the source.
+//! Checks that modules use each other only in the order that ARCHITECTURE.md states.
 //!
-//! A fenced block of that page, `order NAME`, lists the rooms of a package (its top modules), a
-//! floor a line from the top down; `order crates` lists the packages likewise. A name uses names
-//! of lower floors only. Within a room no file uses another in a circle, and no child uses what
-//! its parent defines. Test code is not looked at.
+//! A fenced block of that page, `order NAME`, lists the rooms of a package (its top modules), one
+//! layer per line from the top down; `order crates` lists the packages. A module may use only
+//! modules of lower layers, and the files of a package must not form a cycle. Test code is
+//! ignored.
 
 mod cycle;
 mod page;
@@ -19,18 +19,18 @@ use super::source::{Crate, Module, Target, at};
 use crate::workspace::Workspace;
 use page::Order;
 
-/// Where the order is stated.
+/// The page that states the order.
 const PAGE: &str = "ARCHITECTURE.md";
-/// The block that orders the packages.
+/// The name of the block that orders the packages.
 const CRATES: &str = "crates";
 
-/// Packages whose modules must have an order; it is kept for others where the page has one.
+/// Packages that must have an `order` block; other packages may have one.
 const ORDERED: [&str; 5] = ["lb-agent", "lb-common", "lb-control", "lb-ebpf", "lb-sys"];
 
-/// Packages whose files may use each other in a circle: tests and what measures programs.
+/// Packages whose files may form cycles: tests and benchmarks.
 const FREE: [&str; 2] = ["lb-bench-ebpf", "lb-tests"];
 
-/// One module uses another, here.
+/// One module uses another, on this line.
 struct Arrow {
     from: usize,
     to: usize,
@@ -57,7 +57,9 @@ pub(super) fn check(workspace: &Workspace) -> Result<String> {
     }
     let named = |name: &&String| metadata.packages.iter().all(|package| package.name != **name);
     for name in orders.keys().filter(|name| *name != CRATES).filter(named) {
-        findings.push(format!("{PAGE}: `order {name}` names no package of the workspace"));
+        findings.push(format!(
+            "{PAGE}: `order {name}` is not a package of the workspace: remove the block"
+        ));
     }
     if findings.is_empty() {
         return Ok(String::new());
@@ -65,12 +67,14 @@ pub(super) fn check(workspace: &Workspace) -> Result<String> {
     bail!("{}", findings.join("\n"))
 }
 
-/// Dependencies between packages; those of tests alone may point anywhere.
+/// Checks the dependencies between packages. Dev-dependencies may point anywhere.
 fn packages(metadata: &Metadata, order: Option<&Order>) -> Vec<String> {
     let members: BTreeSet<&str> =
         metadata.packages.iter().map(|package| package.name.as_str()).collect();
     let Some(order) = order else {
-        return vec![format!("{PAGE} has no block ```order {CRATES} with the packages in it")];
+        return vec![format!(
+            "{PAGE} has no block ```order {CRATES}: add one that lists the packages"
+        )];
     };
     let mut findings = unlisted(CRATES, order, &members);
     let uses = |package: &Package| -> Vec<String> {
@@ -79,12 +83,12 @@ fn packages(metadata: &Metadata, order: Option<&Order>) -> Vec<String> {
     };
     for package in &metadata.packages {
         for used in uses(package) {
-            if let (Some(upper), Some(lower)) = (order.floor(&package.name), order.floor(&used))
+            if let (Some(upper), Some(lower)) = (order.layer(&package.name), order.layer(&used))
                 && lower <= upper
             {
                 findings.push(format!(
-                    "the Cargo.toml of `{}`: it depends on `{used}`, which {PAGE}:{} does not put \
-                     below it",
+                    "the Cargo.toml of `{}` depends on `{used}`, which is not in a lower layer of \
+                     {PAGE}:{}: remove the dependency or change the order",
                     package.name, order.line
                 ));
             }
@@ -93,26 +97,26 @@ fn packages(metadata: &Metadata, order: Option<&Order>) -> Vec<String> {
     findings
 }
 
-/// Names that the order lacks, and names in it that there are not.
-fn unlisted(name: &str, order: &Order, there: &BTreeSet<&str>) -> Vec<String> {
+/// Names that the order does not list, and listed names that do not exist.
+fn unlisted(name: &str, order: &Order, present: &BTreeSet<&str>) -> Vec<String> {
     let listed: BTreeSet<&str> = order.names().collect();
     let mut findings = Vec::new();
-    for lacking in there.difference(&listed) {
+    for unlisted in present.difference(&listed) {
         findings.push(format!(
-            "{PAGE}:{}: `order {name}` lacks `{lacking}`: put it on the floor that it belongs on",
+            "{PAGE}:{}: `order {name}` does not list `{unlisted}`: add it to its layer",
             order.line
         ));
     }
-    for unknown in listed.difference(there) {
+    for unknown in listed.difference(present) {
         findings.push(format!(
-            "{PAGE}:{}: `order {name}` has `{unknown}`, which is not there: remove it",
+            "{PAGE}:{}: `order {name}` lists `{unknown}`, which does not exist: remove it",
             order.line
         ));
     }
     findings
 }
 
-/// Who uses whom, once for each pair.
+/// The uses between modules, one for each pair.
 fn arrows(parsed: &Crate) -> Vec<Arrow> {
     let mut first: BTreeMap<(usize, usize), Arrow> = BTreeMap::new();
     for (from, module) in parsed.modules.iter().enumerate() {
@@ -121,7 +125,7 @@ fn arrows(parsed: &Crate) -> Vec<Arrow> {
             let Some(to) = parsed.modules.iter().position(|module| module.path == path) else {
                 continue;
             };
-            // An inline module is a part of its file.
+            // An inline module is part of its file.
             if parsed.modules[to].file != module.file {
                 let arrow =
                     Arrow { from, to, line: written.line, path: written.segments.join("::") };
@@ -132,7 +136,7 @@ fn arrows(parsed: &Crate) -> Vec<Arrow> {
     first.into_values().collect()
 }
 
-/// The top module that this one is in; the root of a crate is one by itself.
+/// The top module that contains this one; a crate's root is a top module of its own.
 fn room(module: &Module) -> &str {
     match module.path.first() {
         Some(name) => name,
@@ -143,33 +147,33 @@ fn room(module: &Module) -> &str {
 
 fn rooms(parsed: &Crate, arrows: &[Arrow], order: Option<&Order>) -> Vec<String> {
     let name = &parsed.name;
-    // lib.rs holds no more than its modules, so that it needs no place.
-    let there: BTreeSet<&str> =
+    // lib.rs only declares modules, so it needs no place.
+    let present: BTreeSet<&str> =
         parsed.modules.iter().map(room).filter(|room| *room != "lib").collect();
     let Some(order) = order else {
         if !ORDERED.contains(&name.as_str()) {
             return Vec::new();
         }
         return vec![format!(
-            "{PAGE} has no block ```order {name}; this one would do:\n{}",
+            "{PAGE} has no block ```order {name}: add it, for example as\n{}",
             proposal(parsed, arrows)
         )];
     };
-    let mut findings = unlisted(name, order, &there);
+    let mut findings = unlisted(name, order, &present);
     for arrow in arrows {
         let (from, to) = (&parsed.modules[arrow.from], &parsed.modules[arrow.to]);
         let (upper, lower) = (room(from), room(to));
         if upper == lower || upper == "lib" {
             continue;
         }
-        let is_downward = match (order.floor(upper), order.floor(lower)) {
+        let is_downward = match (order.layer(upper), order.layer(lower)) {
             (Some(upper), Some(lower)) => lower > upper,
             _ => lower != "lib",
         };
         if !is_downward {
             findings.push(format!(
-                "{}: `{upper}` uses `{lower}` ({}), which {PAGE}:{} does not put below it: move \
-                 what is used down to where both reach it",
+                "{}: `{upper}` uses `{lower}` ({}), which is not lower in {PAGE}:{}: move \
+                 the used item to a module below both",
                 at(&from.file, arrow.line),
                 arrow.path,
                 order.line
@@ -179,8 +183,7 @@ fn rooms(parsed: &Crate, arrows: &[Arrow], order: Option<&Order>) -> Vec<String>
     findings
 }
 
-/// Floors that hold every arrow between rooms, as high as they must be; arrows of a circle hold
-/// nothing.
+/// Layers in which each use points down. Uses within a cycle are ignored.
 fn proposal(parsed: &Crate, arrows: &[Arrow]) -> String {
     let names: BTreeSet<&str> =
         parsed.modules.iter().map(room).filter(|room| *room != "lib").collect();
@@ -191,7 +194,7 @@ fn proposal(parsed: &Crate, arrows: &[Arrow]) -> String {
         .filter(|(from, to)| from != to)
         .collect();
     let mut heights: BTreeMap<&str, usize> = names.iter().map(|name| (*name, 0)).collect();
-    // No path without a circle is longer than there are rooms.
+    // A path without a cycle is at most as long as the number of modules.
     for _ in 0..names.len() {
         for (from, to) in &pairs {
             let least = heights.get(to).map_or(0, |height| height + 1).min(names.len());
@@ -200,15 +203,14 @@ fn proposal(parsed: &Crate, arrows: &[Arrow]) -> String {
             }
         }
     }
-    let mut floors: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    let mut layers: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for (name, height) in heights {
-        floors.entry(height).or_default().push(name);
+        layers.entry(height).or_default().push(name);
     }
-    floors.into_values().rev().map(|names| names.join(" ")).collect::<Vec<_>>().join("\n")
+    layers.into_values().rev().map(|names| names.join(" ")).collect::<Vec<_>>().join("\n")
 }
 
-/// Circles among the files of a crate. What a parent defines is there for its children, and is
-/// no arrow.
+/// Cycles among the files of a crate. A child may use items of its parent.
 fn files(parsed: &Crate, arrows: &[Arrow]) -> Vec<String> {
     let is_of_child = |arrow: &Arrow| {
         let (from, to) = (&parsed.modules[arrow.from].path, &parsed.modules[arrow.to].path);
@@ -227,7 +229,7 @@ fn files(parsed: &Crate, arrows: &[Arrow]) -> Vec<String> {
             }
         }
         findings.push(format!(
-            "{}: these modules use each other in a circle: move what one of them needs below both\n{}",
+            "{}: these modules form a cycle: move the used item to a module below both\n{}",
             parsed.name,
             lines.join("\n")
         ));

@@ -1,9 +1,9 @@
-//! No reason is matched by a wildcard: a new one must be placed in every `match` by hand, where
-//! it would otherwise be dropped or passed without anybody having said so.
+//! Checks that no `match` on a reason has a wildcard, so that a new reason must be handled in each
+//! `match` explicitly instead of being dropped or passed by default.
 //!
-//! A `match` fails whose arms name a variant of such an enum, `Reason::X`, while another arm takes
-//! whatever else is at its place: `_`, a name, `..`. `matches!` asks for some variants only, and is
-//! free. clippy's `wildcard_enum_match_arm` asks this of every enum, those of other crates too.
+//! The check fails for a `match` with an arm that names a variant of such an enum, `Reason::X`, and
+//! an arm that matches the rest of the enum: `_`, a name, `..`. `matches!` is allowed. clippy's
+//! `wildcard_enum_match_arm` would demand this of all enums, including those of other crates.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,9 +17,9 @@ use super::metadata::Metadata;
 use super::source::{Crate, at, is_test_item, is_test_member};
 use crate::workspace::Workspace;
 
-/// Enums whose variants are each placed by hand.
+/// Enums that must not be matched by a wildcard.
 const ENUMS: [&str; 2] = ["Reason", "RefusalReason"];
-/// Packages that are held to it: what is shipped.
+/// Packages that are checked: those that are shipped.
 const PACKAGES: [&str; 5] = ["lb-agent", "lb-common", "lb-control", "lb-ebpf", "lb-sys"];
 
 pub(super) fn check(workspace: &Workspace) -> Result<String> {
@@ -36,8 +36,8 @@ pub(super) fn check(workspace: &Workspace) -> Result<String> {
                 .with_context(|| format!("cannot read {}", file.display()))?;
             for (line, name) in wildcards(&text)? {
                 findings.push(format!(
-                    "{}: takes every other {name} by a wildcard: name them, so that a new one is \
-                     placed by hand",
+                    "{}: a wildcard matches the remaining variants of {name}: list them, so that a \
+                     new variant must be handled here",
                     at(&file, line)
                 ));
             }
@@ -49,7 +49,7 @@ pub(super) fn check(workspace: &Workspace) -> Result<String> {
     bail!("{}", findings.join("\n"))
 }
 
-/// Lines of arms that take the rest of an enum, and the enum.
+/// The lines of wildcard arms, and their enums.
 fn wildcards(text: &str) -> Result<Vec<(usize, &'static str)>> {
     let syntax = syn::parse_file(text)?;
     let mut matches = Matches { own: None, found: Vec::new() };
@@ -58,7 +58,7 @@ fn wildcards(text: &str) -> Result<Vec<(usize, &'static str)>> {
 }
 
 struct Matches {
-    /// What `Self` is, if it is one of the enums.
+    /// The enum that `Self` means, if it is one of them.
     own: Option<&'static str>,
     found: Vec<(usize, &'static str)>,
 }
@@ -123,7 +123,7 @@ impl<'ast> Visit<'ast> for Matches {
 /// A step from a value to a part of it: the constructor, and the field.
 type Step = (String, String);
 
-/// Where a pattern takes whatever is there.
+/// The places where a pattern matches any value.
 struct Rest {
     place: Vec<Step>,
     /// With `..`: the constructor, and its fields that are named.
@@ -144,7 +144,7 @@ impl Rest {
     }
 }
 
-/// What the pattern of one arm names, and what it takes unnamed.
+/// The variants that the pattern of one arm names, and the places where it matches any value.
 struct Places<'a> {
     matches: &'a Matches,
     named: Vec<(Vec<Step>, &'static str)>,
@@ -163,7 +163,7 @@ impl Places<'_> {
             },
             Pat::Or(or) => or.cases.iter().for_each(|pattern| self.walk(pattern, place)),
             Pat::Guard(guarded) => {
-                // What a guard lets through is not all that is left.
+                // An arm with a guard does not match all remaining variants.
                 let rests = self.rests.len();
                 self.walk(&guarded.pat, place);
                 self.rests.truncate(rests);

@@ -1,4 +1,4 @@
-//! Documents that are cited are there, and so is what is cited of them.
+//! Checks that each cited document exists, and has the cited heading or row.
 //!
 //! - A link of a Markdown page leads to a file, and to a heading of it.
 //! - A page named in the source or in a page (`docs/get.md`) is a file, seen from the root of the
@@ -23,11 +23,11 @@ use crate::workspace::Workspace;
 use page::Page;
 use paragraph::Paragraph;
 
-/// Directories that hold nothing of this repository.
+/// Directories that are not part of this repository.
 const SKIPPED: [&str; 3] = ["target", ".git", "node_modules"];
 /// Files whose text is read, by the end of their names.
 const SOURCES: [&str; 5] = ["rs", "toml", "yaml", "yml", "sh"];
-/// Where these rules are written down, with examples that break them.
+/// This check, which has examples that break its rules.
 const OWN: [&str; 2] = ["xtask/src/check/references", "xtask/src/check/references.rs"];
 
 pub(super) fn check(workspace: &Workspace) -> Result<String> {
@@ -38,7 +38,7 @@ pub(super) fn check(workspace: &Workspace) -> Result<String> {
     bail!("{}", findings.join("\n"))
 }
 
-/// Every file by its path, and what is in those that are read.
+/// The paths of all files, and the content of pages and sources.
 struct Repository {
     files: Vec<PathBuf>,
     pages: BTreeMap<PathBuf, Page>,
@@ -118,15 +118,12 @@ impl Repository {
             path.filter(is_there)
         };
         let Some(target) = target else {
-            return Some(format!("{at}: the link `{}` leads to no file", link.target));
+            return Some(format!("{at}: the target of the link `{}` does not exist", link.target));
         };
         let page = self.pages.get(&target)?;
         let anchor = anchor?;
         (!page.anchors.contains(anchor)).then(|| {
-            format!(
-                "{at}: {} has no heading for `#{anchor}`: see what it is called",
-                target.display()
-            )
+            format!("{at}: {} has no heading `#{anchor}`: correct the anchor", target.display())
         })
     }
 
@@ -137,8 +134,9 @@ impl Repository {
         }
         for (offset, phrase, instead) in prose::nowhere(from, &paragraph.text) {
             let at = paragraph.at(from, offset);
-            findings
-                .push(format!("{at}: \"{phrase}\" is no document of this repository: {instead}"));
+            findings.push(format!(
+                "{at}: \"{phrase}\" is not a document of this repository: {instead}"
+            ));
         }
         for number in prose::numbers(&paragraph.text) {
             let at = paragraph.at(from, number.offset);
@@ -149,7 +147,7 @@ impl Repository {
                 }
                 prose::Source::None if own.is_none() => {
                     findings.push(format!(
-                        "{at}: \"{}\" of which page? Name it in the same paragraph",
+                        "{at}: \"{}\" does not say of which page: name it in the same paragraph",
                         number.text
                     ));
                     continue;
@@ -160,7 +158,7 @@ impl Repository {
             let Some(page) = page else { continue };
             for label in number.labels.iter().filter(|label| !page.labels.contains(*label)) {
                 findings.push(format!(
-                    "{at}: \"{}\": no heading or row of that page begins with {label}",
+                    "{at}: \"{}\": that page has no heading or row {label}",
                     number.text
                 ));
             }
@@ -175,7 +173,7 @@ impl Repository {
         let lost = named.filter(|(_, name)| self.resolve(from, name).is_none());
         lost.map(|(offset, name)| {
             let at = paragraph.at(from, offset);
-            format!("{at}: {name} is not there: name a page by its path from the repository's root")
+            format!("{at}: {name} does not exist: give the path from the repository's root")
         })
         .collect()
     }
@@ -185,7 +183,7 @@ impl Repository {
         let lost = named.filter(|(_, name)| !self.files.iter().any(|file| file.ends_with(name)));
         lost.map(|(offset, name)| {
             let at = paragraph.at(from, offset);
-            format!("{at}: no source file's path ends in {name}")
+            format!("{at}: no source file has a path that ends in {name}")
         })
         .collect()
     }

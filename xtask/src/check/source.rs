@@ -1,7 +1,7 @@
-//! The modules of a crate and the paths that they write, read from the source.
+//! Reads the modules of a crate and the paths in them from the source.
 //!
-//! Test code is left out: a module, item or method behind `cfg(test)` counts as absent. A path
-//! is found where `syn` sees one (`use`, expressions, types, patterns) and, word by word, in the
+//! Test code is ignored: a module, item or method behind `cfg(test)` counts as absent. Paths are
+//! found where `syn` parses one (`use`, expressions, types, patterns) and, word by word, in the
 //! tokens of macros and attributes.
 
 mod paths;
@@ -17,7 +17,7 @@ use syn::{Attribute, Item, ItemMod, Meta};
 use paths::{Paths, is_for_tests};
 pub(super) use paths::{is_test_item, is_test_member};
 
-/// How often a name is followed through `use` before it counts as unknown.
+/// How many `use` declarations a name is followed through before it counts as unknown.
 const MAX_HOPS: usize = 8;
 
 /// The files of one package's library or program, or of both.
@@ -30,31 +30,31 @@ pub(super) struct Crate {
 
 /// One module; an inline one shares the file of its parent.
 pub(super) struct Module {
-    /// Its names below the root of the crate, which has none.
+    /// The names from the root of the crate to this module; empty for the root.
     pub(super) path: Vec<String>,
-    /// What `crate` means here: `main` where a program stands beside a library.
+    /// The module that `crate` means here: `main` in the program of a package with a library.
     root: Vec<String>,
-    /// Relative to the workspace.
+    /// The path relative to the workspace.
     pub(super) file: PathBuf,
-    /// Names of the modules right below, tests left out.
+    /// The names of the child modules, without tests.
     children: BTreeSet<String>,
-    /// What each imported name stands for, as written.
+    /// The path of each imported name, as written.
     imports: BTreeMap<String, Vec<String>>,
     pub(super) written: Vec<Written>,
 }
 
-/// A path as it is written, with names that `use` lists expanded into one path each.
+/// A path as written; a `use` list is expanded into one path for each name.
 pub(super) struct Written {
     pub(super) segments: Vec<String>,
     pub(super) line: usize,
 }
 
-/// Where a path leads.
+/// The target of a path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// To an item of this module of the crate.
+    /// An item of this module of the crate.
     Module(Vec<String>),
-    /// Out of the crate, or to a name of the file itself.
+    /// An item of another crate, or of the same file.
     Elsewhere(Vec<String>),
 }
 
@@ -81,7 +81,7 @@ impl Crate {
         Ok(Self { name: name.to_owned(), modules })
     }
 
-    /// Where a path that `module` writes leads.
+    /// The target of a path in `module`.
     pub(super) fn target(&self, module: &Module, written: &[String]) -> Target {
         let mut path = match absolute(module, written) {
             Target::Module(path) => path,
@@ -167,7 +167,7 @@ fn absolute_once(module: &Module, written: &[String]) -> Target {
 
 struct Reader<'a> {
     root: &'a Path,
-    /// How the program beside a library names it.
+    /// The name by which the package's program refers to its library.
     extern_name: Option<String>,
     modules: &'a mut Vec<Module>,
 }
@@ -243,7 +243,7 @@ impl Reader<'_> {
     }
 }
 
-/// `FILE:LINE`, as terminals make links of it.
+/// `FILE:LINE`, which terminals turn into a link.
 pub(super) fn at(file: &Path, line: usize) -> String {
     format!("{}:{line}", file.display())
 }

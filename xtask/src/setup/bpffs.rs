@@ -1,4 +1,4 @@
-//! The file system that maps, programs and links are pinned in.
+//! The bpffs that maps, programs and links are pinned in.
 
 use std::fs;
 
@@ -22,12 +22,12 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
         workspace.command("mount").args(["-t", "bpf", "bpf", MOUNT_POINT]),
         &workspace.log("mount-bpffs"),
     )
-    .with_context(|| format!("bpffs cannot be mounted on {MOUNT_POINT}"))?;
-    eprintln!("mounted bpffs on {MOUNT_POINT}");
+    .with_context(|| format!("cannot mount a bpffs on {MOUNT_POINT}"))?;
+    eprintln!("mounted a bpffs on {MOUNT_POINT}");
     Ok(true)
 }
 
-/// Of the mounts on one directory the last one is seen.
+/// The last mount on a directory hides the earlier ones.
 fn is_mounted(mounts: &str) -> bool {
     mounts
         .lines()

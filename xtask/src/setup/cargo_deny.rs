@@ -1,4 +1,4 @@
-//! cargo-deny, which `cargo xtask check` holds dependencies with.
+//! cargo-deny, which `cargo xtask check` checks dependencies with.
 
 use std::path::{Path, PathBuf};
 
@@ -11,15 +11,15 @@ use crate::workspace::Workspace;
 
 const VERSION: &str = "0.20.2";
 const PROGRAM: &str = "bin/cargo-deny";
-/// It runs for a second, so that what optimising takes would never come back: with these it is
-/// built in two minutes of one core.
+/// A run takes a second, so optimising does not pay: with these settings the build takes two
+/// minutes of one core.
 const PROFILE: [(&str, &str); 3] = [
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
     ("CARGO_PROFILE_RELEASE_LTO", "off"),
     ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
 ];
 
-/// Where setup puts it.
+/// The path of the program in the cache.
 pub(crate) fn path(workspace: &Workspace) -> PathBuf {
     dir(workspace).join(PROGRAM)
 }
@@ -35,7 +35,7 @@ fn install(workspace: &Workspace, root: &Path) -> Result<()> {
         .args(["cargo-deny", "--version", VERSION, "--locked", "--root"])
         .arg(root)
         .envs(PROFILE)
-        // A temporary one, which cargo removes again.
+        // cargo then uses a temporary directory and removes it.
         .env_remove("CARGO_TARGET_DIR")
         .env_remove("RUSTFLAGS");
     run::logged(&mut install, &workspace.log("cargo-deny"))

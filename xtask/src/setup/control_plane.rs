@@ -29,7 +29,7 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
         )
     })?;
     let version = required_version(&text)
-        .with_context(|| format!("{} requires no version of {MODULE}", go_mod.display()))?;
+        .with_context(|| format!("{} does not require {MODULE}", go_mod.display()))?;
     let dir = workspace.cache().join(format!("controlplane-{version}"));
     cached(workspace, &dir, &PROGRAMS, |into, missing| {
         build(workspace, &source, version, into, missing)
@@ -46,8 +46,8 @@ fn build(
     let names = programs.join(", ");
     ensure!(
         on_path("go").is_some(),
-        "{names} of Kubernetes {version} must be built with Go and there is none on PATH: install it \
-         (https://go.dev/doc/install), or name a directory that holds them in KUBEBUILDER_ASSETS"
+        "{names} of Kubernetes {version} must be built with Go, and PATH has no `go`: install it \
+         (https://go.dev/doc/install), or set KUBEBUILDER_ASSETS to a directory with the programs"
     );
     let progress = Progress::start(format!(
         "building {names} of Kubernetes {version}, about five minutes the first time"

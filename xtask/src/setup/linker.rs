@@ -15,7 +15,7 @@ const LLVM: &str = "22";
 const PROGRAM: &str = "bin/bpf-linker";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// Where setup puts the linker.
+/// The path of the linker in the cache.
 pub(crate) fn path(workspace: &Workspace) -> PathBuf {
     dir(workspace).join(PROGRAM)
 }
@@ -33,7 +33,7 @@ fn install(workspace: &Workspace, root: &Path) -> Result<()> {
         .arg(format!("llvm-{LLVM}"))
         .arg("--root")
         .arg(root)
-        // A temporary one, which cargo removes again.
+        // cargo then uses a temporary directory and removes it.
         .env_remove("CARGO_TARGET_DIR")
         .env_remove("RUSTFLAGS")
         .env("LLVM_PREFIX", LLVM_PREFIX)

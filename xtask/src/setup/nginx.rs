@@ -1,5 +1,5 @@
-//! nginx, which a test puts behind the address of a load balancer: unpacked from Debian's
-//! package and not installed, since an installation would start a web server on this machine.
+//! nginx, which a test runs behind the address of a load balancer. It is unpacked from Debian's
+//! package, not installed, because an installation would start a web server on this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,8 +23,8 @@ fn unpack(workspace: &Workspace, into: &Path) -> Result<()> {
     if let Err(error) = download(workspace, into) {
         if !can_install() {
             return Err(error).context(
-                "the Debian package nginx could not be fetched, maybe for want of fresh package \
-                 lists: run `sudo apt-get update`",
+                "the Debian package nginx could not be fetched, maybe because the package \
+                 lists are old: run `sudo apt-get update`",
             );
         }
         packages::apt(workspace, &["update"], "apt-update")?;
@@ -38,7 +38,7 @@ fn unpack(workspace: &Workspace, into: &Path) -> Result<()> {
     fs::rename(content.join("usr/sbin/nginx"), &program)
         .context("the Debian package nginx has no usr/sbin/nginx")?;
     run::logged(workspace.command(&program).arg("-v"), &workspace.log("nginx"))
-        .context("the nginx of Debian's package does not run here")?;
+        .context("the nginx of Debian's package cannot be started")?;
     progress.done();
     Ok(())
 }
@@ -50,11 +50,11 @@ fn download(workspace: &Workspace, into: &Path) -> Result<()> {
     run::logged(&mut command, &workspace.log("nginx-download"))
 }
 
-/// The file that the download left.
+/// The downloaded file.
 fn package(dir: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
     let mut paths = entries.flatten().map(|entry| entry.path());
-    paths.find(|path| path.extension().is_some_and(|extension| extension == "deb")).with_context(
-        || format!("apt-get reported success, yet {} holds no package", dir.display()),
-    )
+    paths
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get reported success, but {} has no package", dir.display()))
 }

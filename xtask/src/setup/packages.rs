@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::run;
 use crate::workspace::{Workspace, on_path};
 
-/// Each package, and what it is needed for.
+/// The packages, and why each is needed.
 const PACKAGES: [&str; 16] = [
     // The programs: a compiler with `core` for the BPF target.
     "rustc-web",
@@ -34,7 +34,7 @@ const PACKAGES: [&str; 16] = [
 pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
     ensure!(
         on_path("dpkg-query").is_some(),
-        "setup installs Debian packages and there is no dpkg here; install what these hold: {}",
+        "setup installs Debian packages, and this machine has no dpkg: install the content of {}",
         PACKAGES.join(" ")
     );
     let absent = missing(&PACKAGES, &installed(workspace)?);
@@ -44,13 +44,13 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
     let names = absent.join(" ");
     if !can_install() {
         bail!(
-            "Debian packages are missing and only root can install them: run \
+            "Debian packages are missing, and only root can install them: run \
              `sudo sh -c 'apt-get update && apt-get install --yes --no-install-recommends {names}'`"
         );
     }
     let progress = Progress::start(format!("installing the Debian packages {names}"));
-    // A list that cannot be fetched matters only if it is that of a package
-    // needed here, and then the installation says so.
+    // A package list that cannot be fetched matters only if a package of it is missing, and
+    // then the installation fails.
     let update = apt(workspace, &["update"], "apt-update");
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(&absent);
@@ -64,7 +64,7 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
     let absent = missing(&PACKAGES, &installed(workspace)?);
     ensure!(
         absent.is_empty(),
-        "apt-get reported success, yet these packages are not installed: {}",
+        "apt-get reported success, but these packages are not installed: {}",
         absent.join(" ")
     );
     progress.done();
@@ -80,8 +80,7 @@ pub(super) fn apt(workspace: &Workspace, arguments: &[&str], log: &str) -> Resul
     run::logged(&mut command, &workspace.log(log))
 }
 
-/// What dpkg knows of the packages; it fails for a name it never saw, and
-/// still prints the others.
+/// dpkg's status of the packages. dpkg-query fails for an unknown name, but prints the others.
 fn installed(workspace: &Workspace) -> Result<String> {
     let output = workspace
         .command("dpkg-query")

@@ -20,7 +20,9 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
             workspace.command("rustup").args(["component", "add", component]),
             &workspace.log("rustup"),
         )
-        .with_context(|| format!("the Rust toolchain has no {component} and it cannot be added"))?;
+        .with_context(|| {
+            format!("the Rust toolchain has no {component}, and rustup cannot add it")
+        })?;
         progress.done();
         changed = true;
     }

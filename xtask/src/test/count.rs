@@ -1,6 +1,6 @@
-//! Counting tests from what the programs that run them print.
+//! Counts tests in the output of the programs that run them.
 
-/// What a number of tests came to.
+/// The outcome of a number of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) passed: usize,
@@ -11,7 +11,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Something other than a test that went wrong: one failure.
+    /// One failure of something that is not a test.
     pub(crate) fn failure(what: String) -> Self {
         Self { failed: 1, failures: vec![what], ..Self::default() }
     }
@@ -26,10 +26,10 @@ impl Outcome {
     }
 }
 
-/// How a program says what its tests came to.
+/// The form in which a program reports its tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// As libtest does.
+    /// The output of libtest.
     #[default]
     Libtest,
     /// A line `FAILED …` for each failure, and `N passed, N failed` in the end.
@@ -90,7 +90,9 @@ impl Counter {
     pub(crate) fn finish(mut self, status: &str, success: bool) -> Outcome {
         if !success && self.outcome.failed == 0 && !self.has_numbers {
             self.outcome.failed = 1;
-            self.outcome.failures.push(format!("did not compile, or died in a test ({status})"));
+            self.outcome.failures.push(format!(
+                "the tests did not compile, or their process ended early ({status})"
+            ));
         }
         self.outcome
     }
@@ -106,7 +108,7 @@ struct Tally {
 
 impl Tally {
     fn parse(line: &str) -> Option<Self> {
-        // What a child of a test wrote may precede it on the line.
+        // Output of a test's child process may precede it on the line.
         let (_, rest) = line.split_once("test result: ")?;
         let (_, numbers) = rest.split_once(". ")?;
         Self::of_parts(numbers, "; ")

@@ -1,4 +1,4 @@
-//! The tiers, in the order in which they run: what fails early is cheap to find.
+//! The tiers, in the order in which they run: the fast ones first.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 /// One tier of tests.
 #[derive(Debug)]
 pub(crate) struct Tier {
-    /// What `cargo xtask test NAME` calls it.
+    /// The NAME in `cargo xtask test NAME`.
     pub(crate) name: &'static str,
     source: Source,
     /// Its tests load programs or make namespaces.
@@ -37,18 +37,18 @@ pub(crate) struct Step {
     pub(crate) run: Run,
 }
 
-/// What is called.
+/// The program to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Run {
     /// cargo test with these arguments, and those for the test binary.
     CargoTest(Vec<String>, Vec<String>),
-    /// A file of flow vectors; none: those of the tests crate.
+    /// A file of flow vectors; `None` for those of the tests crate.
     Vectors(Option<PathBuf>),
     /// A virtual machine with this kernel.
     Machine(&'static str),
 }
 
-/// What stands for every tier.
+/// The name for all tiers.
 pub(crate) const ALL: &str = "all";
 /// The tier of flow vectors.
 pub(crate) const VECTORS: &str = "vectors";
@@ -112,7 +112,7 @@ impl Tier {
         !matches!(self.source, Source::Machine(_))
     }
 
-    /// What to run.
+    /// The programs to run.
     pub(crate) fn steps(&self) -> Vec<Step> {
         match self.source {
             Source::Crates(crates) => crates
@@ -149,8 +149,8 @@ fn owned(arguments: &[&str]) -> Vec<String> {
     arguments.iter().map(|argument| (*argument).to_owned()).collect()
 }
 
-/// Fails for a binary of integration tests that no tier would run, and for a tier without its
-/// binary.
+/// Fails if no tier runs one of the binaries of integration tests, or if a tier's binary is
+/// missing.
 pub(crate) fn check_binaries(binaries: &[String]) -> Result<()> {
     let of_tiers: Vec<&str> = TIERS
         .iter()
@@ -160,9 +160,9 @@ pub(crate) fn check_binaries(binaries: &[String]) -> Result<()> {
         })
         .copied()
         .collect();
-    if let Some(stray) = binaries.iter().find(|name| !of_tiers.contains(&name.as_str())) {
+    if let Some(other) = binaries.iter().find(|name| !of_tiers.contains(&name.as_str())) {
         bail!(
-            "tests/tests/{stray} belongs to no tier: make it a module of one of tests/tests/{{{}}}",
+            "tests/tests/{other} belongs to no tier: make it a module of one of tests/tests/{{{}}}",
             of_tiers.join(",")
         );
     }

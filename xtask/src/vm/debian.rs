@@ -1,5 +1,5 @@
-//! Kernels and qemu out of Debian packages: found with an apt configuration of their own, which
-//! takes the mirror from the machine's, unpacked below the cache, never installed.
+//! Kernels and qemu from Debian packages. They are found with a separate apt configuration, which
+//! uses the machine's mirror, and unpacked into the cache; nothing is installed.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -17,11 +17,11 @@ use crate::run;
 use crate::setup::cached;
 use crate::workspace::{Workspace, on_path};
 
-/// The keys of all of Debian's releases, from the package of the same name.
+/// The keys of all Debian releases, from the package debian-archive-keyring.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const QEMU: &str = "qemu-system-x86_64";
 
-/// What is left of a kernel's packages.
+/// The files of a kernel.
 pub(super) struct Release {
     pub(super) vmlinuz: PathBuf,
     /// An archive of the modules that the tests need, in the order of their names.
@@ -36,10 +36,10 @@ pub(super) struct Qemu {
     pub(super) libraries: Option<String>,
 }
 
-/// The kernel from the cache, to which it is fetched if it is not there.
+/// The kernel from the cache; it is fetched if the cache lacks it.
 pub(super) fn kernel(workspace: &Workspace, kernel: &Kernel) -> Result<Release> {
     let directory = workspace.cache().join(format!("kernels-{}", kernel.name));
-    // Another choice of modules is another file.
+    // The file's name depends on the list of modules.
     let mut hasher = DefaultHasher::new();
     modules::WANTED.hash(&mut hasher);
     let modules = format!("modules-{:016x}.cpio", hasher.finish());
@@ -69,7 +69,7 @@ fn archive(modules: &[modules::Module], path: &Path) -> Result<()> {
     archive.finish().with_context(shown)
 }
 
-/// The qemu of the machine, else one from the cache, to which it is fetched.
+/// The machine's qemu, else one from the cache; it is fetched if the cache lacks it.
 pub(super) fn qemu(workspace: &Workspace) -> Result<Qemu> {
     if let Some(program) = on_path(QEMU) {
         return Ok(Qemu { program, arguments: Vec::new(), libraries: None });
@@ -80,7 +80,8 @@ pub(super) fn qemu(workspace: &Workspace) -> Result<Qemu> {
         let codename = codename()?;
         let backports = format!("{codename}-backports");
         let updates = format!("{codename}-updates");
-        // The plain release's conflicts with tools that may be installed from backports.
+        // The version in the plain release conflicts with tools that may be installed from
+        // backports.
         let apt = Apt::new(workspace, into, &[&codename, &updates, &backports])?;
         apt.unpack_with_dependencies("qemu-system-x86", &backports)?;
         progress.done();
@@ -179,15 +180,15 @@ impl<'a> Apt<'a> {
         Ok(found)
     }
 
-    /// Fetches and unpacks these packages; returns where.
+    /// Fetches and unpacks these packages; returns the directory.
     fn unpack(&self, packages: &BTreeSet<String>) -> Result<PathBuf> {
         let names = packages.iter().map(String::as_str);
         self.get(&std::iter::once("download").chain(names).collect::<Vec<_>>())?;
         self.unpack_all()
     }
 
-    /// The same with all that a package needs and the machine does not have; leaves it in
-    /// `root` beside the directory of this.
+    /// Does the same for a package and the dependencies that the machine lacks. The result is in
+    /// `root`, beside this directory.
     fn unpack_with_dependencies(&self, package: &str, suite: &str) -> Result<()> {
         self.get(&[
             "install",
@@ -218,7 +219,7 @@ impl<'a> Apt<'a> {
     }
 }
 
-/// The packages among what `apt-cache show` says a kernel depends on that it is in.
+/// The packages that contain the kernel, among those on which, by `apt-cache show`, it depends.
 fn parts_of_kernel(said: &str) -> Vec<String> {
     const PARTS: [&str; 3] = ["linux-image-", "linux-binary-", "linux-modules-"];
     let depends = said.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
@@ -232,7 +233,7 @@ fn parts_of_kernel(said: &str) -> Vec<String> {
     names.filter(is_part).map(str::to_owned).collect()
 }
 
-/// The mirror that the machine has its own release from.
+/// The mirror of the machine's own release.
 fn mirror(workspace: &Workspace) -> Result<String> {
     let codename = codename()?;
     let targets = run::answer(workspace.command("apt-get").args([
@@ -240,12 +241,15 @@ fn mirror(workspace: &Workspace) -> Result<String> {
         "--format",
         "$(CREATED_BY) $(RELEASE) $(REPO_URI)",
     ]))
-    .context("apt-get does not tell its sources")?;
+    .context("apt-get does not list its sources")?;
     let own = |line: &str| {
         let uri = line.strip_prefix(&format!("Packages {codename} "))?;
         Some(uri.to_owned())
     };
-    targets.lines().find_map(own).with_context(|| format!("apt has no source of Debian {codename}"))
+    targets
+        .lines()
+        .find_map(own)
+        .with_context(|| format!("apt has no source for Debian {codename}"))
 }
 
 /// The name of the machine's Debian release.
@@ -261,7 +265,7 @@ fn codename() -> Result<String> {
 fn modules_directory(root: &Path) -> Result<PathBuf> {
     let of = |path: &str| fs::read_dir(root.join(path)).ok()?.next()?.ok();
     let found = ["usr/lib/modules", "lib/modules"].into_iter().find_map(of);
-    found.map(|entry| entry.path()).context("the packages hold no modules")
+    found.map(|entry| entry.path()).context("the packages contain no modules")
 }
 
 fn vmlinuz(root: &Path, modules: &Path) -> Result<PathBuf> {
@@ -272,7 +276,7 @@ fn vmlinuz(root: &Path, modules: &Path) -> Result<PathBuf> {
     boot.map(|entry| entry.path())
         .find(is_kernel)
         .or_else(|| Some(modules.join("vmlinuz")).filter(|path| path.is_file()))
-        .context("the packages hold no kernel")
+        .context("the packages contain no kernel")
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::debian::Release;
 use crate::run;
 use crate::workspace::{Workspace, on_path};
 
-/// Programs of the system that the tests run.
+/// System programs that the tests run.
 const TOOLS: [&str; 2] = ["ip", "nft"];
 /// The object that the tests load.
 pub(super) const OBJECT: &str = "/lb-ebpf.o";
@@ -50,7 +50,7 @@ fn programs(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
         programs.push((workspace.release(name), format!("{PROGRAMS}/{name}")));
     }
     for name in TOOLS {
-        // iproute2 and nftables put them where a user's PATH may not lead.
+        // iproute2 and nftables install them into directories that PATH may lack.
         let sbin = || ["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).join(name));
         let path = on_path(name).or_else(|| sbin().into_iter().find(|path| path.is_file()));
         let path = path.with_context(|| format!("no {name}: run `cargo xtask setup`"))?;
@@ -64,15 +64,15 @@ fn add(archive: &mut Archive<impl Write>, from: &Path, to: &str) -> Result<()> {
     archive.file(to, &content).with_context(|| format!("cannot add {to} to the initramfs"))
 }
 
-/// The shared libraries that a program is linked to, and what links them.
+/// The shared libraries of a program, and its dynamic linker.
 fn libraries_of(workspace: &Workspace, program: &Path) -> Result<Vec<String>> {
     let answer = run::answer(workspace.command("ldd").arg(program))
-        .with_context(|| format!("ldd does not know {}", program.display()))?;
+        .with_context(|| format!("ldd cannot read {}", program.display()))?;
     ensure!(!answer.contains("not found"), "{}: {answer}", program.display());
     Ok(paths(&answer))
 }
 
-/// `NAME => PATH (ADDRESS)` or `PATH (ADDRESS)`; what the kernel lends has no path.
+/// `NAME => PATH (ADDRESS)` or `PATH (ADDRESS)`; the kernel's vDSO has no path.
 fn paths(answer: &str) -> Vec<String> {
     let path = |line: &str| {
         let (before, _) = line.rsplit_once(" (")?;

@@ -1,4 +1,4 @@
-//! Runs a virtual machine until it switches itself off, or for as long as it may.
+//! Runs a virtual machine until it switches itself off, or until a time limit.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,14 +11,14 @@ use anyhow::{Context, Result};
 use super::debian::{Qemu, Release};
 use super::image::{OBJECT, PROGRAMS};
 
-/// How often it is looked at.
+/// How often qemu is polled.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// An emulated machine takes so many times as long as others.
+/// The factor by which tests wait longer on an emulated machine.
 const PATIENCE: u32 = 20;
 
-/// What came of a machine.
+/// The result of a machine.
 pub(super) struct Console {
-    /// All that it wrote.
+    /// All output.
     pub(super) text: String,
     pub(super) took: Duration,
 }
@@ -35,7 +35,7 @@ pub(super) fn boot(
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let copy = file.try_clone().context("cannot share the log")?;
     let started = Instant::now();
-    // Emulation takes all it gets: others go first.
+    // Emulation uses every cycle that it gets, so other work goes first.
     let mut command = Command::new("nice");
     command
         .arg(&qemu.program)
@@ -64,7 +64,7 @@ pub(super) fn boot(
     Ok(Console { text: String::from_utf8_lossy(&bytes).into_owned(), took: started.elapsed() })
 }
 
-/// Waits until the machine is off; returns whether it was in time.
+/// Waits until the machine is off; returns whether it was off before the limit.
 fn wait(child: &mut Child, deadline: Instant) -> bool {
     while Instant::now() < deadline {
         if !matches!(child.try_wait(), Ok(None)) {
@@ -75,7 +75,8 @@ fn wait(child: &mut Child, deadline: Instant) -> bool {
     false
 }
 
-/// What the kernel does not know of it gives to the first process as its environment.
+/// The kernel's command line. The kernel passes unknown parameters to the first process as its
+/// environment.
 fn kernel_arguments(only: &[String]) -> String {
     let mut arguments = vec![
         "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check".to_owned(),

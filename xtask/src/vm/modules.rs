@@ -1,4 +1,4 @@
-//! Kernel modules that the tests need, in an order in which each finds what it depends on.
+//! Kernel modules that the tests need, each after the modules that it depends on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-/// What is needed beside what these depend on; what a kernel has built in is no module of it.
-/// `crc32c_generic` is no dependency by name: whoever needs it asks for the sum `crc32c`.
+/// The modules, without their dependencies. A kernel may have some of them built in.
+/// No module depends on `crc32c_generic` by name, because its users ask for the sum `crc32c`.
 pub(super) const WANTED: [&str; 11] = [
     "crc32c_generic",
     "veth",
@@ -23,13 +23,13 @@ pub(super) const WANTED: [&str; 11] = [
     "nft_ct",
 ];
 
-/// A module, as it is given to the kernel.
+/// A module, uncompressed.
 pub(crate) struct Module {
     pub(crate) name: String,
     pub(crate) content: Vec<u8>,
 }
 
-/// Takes the wanted modules out of a directory of modules.
+/// Reads the wanted modules and their dependencies from a directory of modules.
 pub(crate) fn collect(directory: &Path) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     find(directory, &mut files)?;
@@ -57,7 +57,7 @@ fn find(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Adds a module behind those that it depends on; one that there is not is built in.
+/// Adds a module after its dependencies. A module without a file is built in.
 fn add(name: &str, files: &BTreeMap<String, PathBuf>, modules: &mut Vec<Module>) -> Result<()> {
     let name = name.replace('-', "_");
     let Some(path) = files.get(&name) else { return Ok(()) };
@@ -86,7 +86,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// What the module says of itself: `depends=` and names with commas.
+/// The dependencies that the module declares: `depends=` and names with commas.
 fn dependencies(content: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"depends=";
     let words = content.split(|byte| *byte == 0);

@@ -1,4 +1,4 @@
-//! What the machines told: results, the golden of instruction counts, and the table.
+//! The results of the machines, the golden file of instruction counts, and the table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,11 +12,11 @@ use crate::progress::seconds;
 use crate::test::count::Outcome;
 use crate::workspace::Workspace;
 
-/// What lines of results begin with; `lb_tests::vm` writes them.
+/// The prefix of result lines, which `lb_tests::tools::vm` prints.
 const PREFIX: &str = "lb-vm: ";
 const GOLDEN: &str = "tests/golden/vm.txt";
 
-/// What one kernel came to.
+/// The results of one kernel.
 #[derive(Debug, Default)]
 pub(super) struct Results {
     kernel: String,
@@ -25,16 +25,16 @@ pub(super) struct Results {
     failures: Vec<String>,
     facts: BTreeMap<String, Value>,
     pub(super) took: Duration,
-    /// Whether the machine said that it had tried all.
+    /// Whether the machine printed the last line, so that all tests have run.
     pub(super) is_whole: bool,
 }
 
 impl Results {
-    /// Reads them off a console.
+    /// Reads the results from a console.
     pub(super) fn parse(kernel: &str, console: &str) -> Self {
         let mut results = Self { kernel: kernel.to_owned(), ..Self::default() };
         for line in console.lines() {
-            // The kernel's own words may precede it on the line.
+            // A message of the kernel may precede the prefix on the line.
             let Some((_, json)) = line.split_once(PREFIX) else { continue };
             match serde_json::from_str::<Value>(json) {
                 Ok(value) => results.take(&value),
@@ -57,7 +57,7 @@ impl Results {
         }
     }
 
-    /// A kernel that could not be tried.
+    /// A kernel that could not be tested.
     pub(super) fn failure(kernel: &str, error: &anyhow::Error) -> Self {
         let mut results = Self { kernel: kernel.to_owned(), ..Self::default() };
         results.fail(format!("{error:#}"));
@@ -79,7 +79,7 @@ impl Results {
         Outcome { passed, failed, ignored: 0, failures }
     }
 
-    /// One line about it.
+    /// One line with the counts.
     pub(super) fn line(&self) -> String {
         let Self { kernel, passed, failed, took, .. } = self;
         format!(
@@ -105,8 +105,8 @@ impl Results {
     }
 }
 
-/// Holds instruction counts to the golden: a tenth more is allowed. Rows of kernels that were
-/// not tried stay as they are when it is written.
+/// Compares instruction counts with the golden file: a tenth more is allowed. Blessing it keeps
+/// the rows of kernels that were not booted.
 pub(super) fn compare(workspace: &Workspace, all: &mut [Results], bless: bool) -> Result<()> {
     let path = workspace.root().join(GOLDEN);
     let text = fs::read_to_string(&path).unwrap_or_default();
@@ -127,8 +127,8 @@ pub(super) fn compare(workspace: &Workspace, all: &mut [Results], bless: bool) -
             let Some(known) = golden.get(&key) else { continue };
             if count > known + known / 10 {
                 results.fail(format!(
-                    "{}: the verifier goes through {count} instructions, the golden says {known} \
-                     (`cargo xtask vm --bless` if it must be)",
+                    "{}: the verifier walks through {count} instructions, a tenth more than the \
+                     {known} in {GOLDEN} are allowed (`cargo xtask vm --bless` accepts them)",
                     key.1
                 ));
             }
@@ -154,23 +154,25 @@ fn parse(golden: &str) -> BTreeMap<(String, String), u64> {
     golden.lines().filter(|line| !line.starts_with('#')).filter_map(row).collect()
 }
 
-/// The table that `docs/kernels.md` holds.
+/// The table for `docs/kernels.md`.
 pub(super) fn table(all: &[Results]) -> String {
     let mut text = String::from(
-        "| kernel | programs | attached by | rows at tc, IPv4; IPv6 | rows with XDP before tc | \
+        "| kernel | programs | attaches by | cases at tc, IPv4; IPv6 | cases with XDP before tc | \
          largest program, instructions | tests |\n|---|---|---|---|---|---|---|\n",
     );
     for results in all {
         let facts = &results.facts;
-        let rows = |family: u8, before: &str| {
+        let cases = |family: u8, before: &str| {
             let counts = facts.get(&format!("cases for IPv{family}, {before}"));
             let number = |at: usize| counts.and_then(|counts| counts[at].as_u64()).unwrap_or(0);
             match number(2) {
                 0 => format!("{} of {}", number(0), number(0) + number(1)),
-                other => format!("{} of {}, {other} not tried", number(0), number(0) + number(1)),
+                other => {
+                    format!("{} of {}, {other} cannot be tried", number(0), number(0) + number(1))
+                }
             }
         };
-        let both = |before| format!("{}; {}", rows(4, before), rows(6, before));
+        let both = |before| format!("{}; {}", cases(4, before), cases(6, before));
         let counts = results.instructions();
         let largest = counts.iter().max_by_key(|(_, count)| **count);
         let largest = largest.map_or_else(String::new, |(name, count)| format!("`{name}` {count}"));

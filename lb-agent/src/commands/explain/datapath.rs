@@ -16,7 +16,7 @@ use super::{
 };
 
 /// The TTL of a packet that no router has forwarded yet.
-const HOPS: u8 = 64;
+const TTL: u8 = 64;
 
 /// The datapath of this node, for packets of one protocol.
 pub(super) struct Datapath<'a, F: PinnedFamily, R, S> {
@@ -72,7 +72,7 @@ impl<'a, F: PinnedFamily, R: Reader<F>, S> Datapath<'a, F, R, S> {
         let key = FlowKey { tuple: *tuple, protocol: self.protocol.into() };
         let (kind, detail) =
             if self.protocol == TCP { (PacketKind::Tcp, flags) } else { (PacketKind::Udp, 0) };
-        Packet { key, kind, detail, ttl: HOPS, ..Packet::default() }
+        Packet { key, kind, detail, ttl: TTL, ..Packet::default() }
     }
 }
 

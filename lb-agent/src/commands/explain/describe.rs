@@ -153,10 +153,13 @@ fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
         let packet = datapath.packet(judged.packet.tuple(), SYN);
         let (verdict, _) = run(&mut before.fork(), &datapath.settings, &packet, judged.site);
         let text = match verdict {
-            Verdict::Translate(reason) => match reason == Reason::Request {
-                true => "goes to the same backend",
-                false => "selects a new backend",
-            },
+            Verdict::Translate(reason) => {
+                if reason == Reason::Request {
+                    "goes to the same backend"
+                } else {
+                    "selects a new backend"
+                }
+            }
             Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => {
                 reason.meaning()
             }

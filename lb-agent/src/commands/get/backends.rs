@@ -6,9 +6,9 @@ use lb_common::abi::backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NOD
 use lb_control::dataplane::PinnedState;
 use serde::Serialize;
 
-use super::services::Names;
+use super::services::ServiceNames;
 
-/// An endpoint of a service port that is in a set of it now.
+/// An endpoint of a service port that is in one of its sets now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BackendRow {
     /// The service port.
@@ -17,7 +17,7 @@ pub struct BackendRow {
     pub address: String,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// Of which sets it is a member: `cluster`, `local`.
+    /// The sets that it is a member of: `cluster`, `local`.
     pub sets: Vec<&'static str>,
     /// `this_node`, `this_host` (a process in the host's network) or `other_node`.
     pub place: &'static str,
@@ -31,7 +31,7 @@ pub struct BackendRow {
 
 /// The rows of `get backends`, by service and address.
 pub(crate) fn backends(state: &PinnedState) -> Vec<BackendRow> {
-    let names = Names::new(&state.names);
+    let names = ServiceNames::new(&state.names);
     let v4 = (0..)
         .zip(&state.backends4)
         .filter(|(_, backend)| backend.sets != 0)
@@ -51,7 +51,7 @@ pub(crate) fn backend_row<A: Copy, I: Into<IpAddr>>(
     id: u32,
     backend: &Backend<A>,
     ip: impl Fn(A) -> I,
-    names: &Names<'_>,
+    names: &ServiceNames<'_>,
 ) -> BackendRow {
     let node: IpAddr = ip(backend.node).into();
     let sets = [(IN_CLUSTER_SET, "cluster"), (IN_LOCAL_SET, "local")];

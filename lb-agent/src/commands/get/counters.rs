@@ -6,9 +6,9 @@ use serde::Serialize;
 /// How often a program ended for a reason, since the maps were made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CounterRow {
-    /// Where the program is attached.
+    /// The hook of the program.
     pub hook: &'static str,
-    /// Why it ended as it did.
+    /// The reason of the decision.
     pub reason: &'static str,
     /// How often; reasons that never occurred are left out.
     pub count: u64,

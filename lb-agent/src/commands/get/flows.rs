@@ -1,4 +1,4 @@
-//! Rows of what the programs write: flows and affinity.
+//! Rows of `get flows` and `get affinity`, from maps that the programs write.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ use serde::Serialize;
 
 use super::{
     GetError,
-    services::{Names, protocol_name},
+    services::{ServiceNames, protocol_name},
 };
 use crate::maps::{
     pins::Pins,
@@ -39,26 +39,26 @@ pub struct FlowRow {
     pub protocol: &'static str,
     /// `request` (from the client) or `reply` (from the backend).
     pub direction: &'static str,
-    /// Where the packet comes from, as it arrives.
+    /// The source of a packet before translation.
     pub source: String,
-    /// Where it goes to, as it arrives.
+    /// The destination of a packet before translation.
     pub destination: String,
-    /// Where it comes from, as it goes on.
+    /// The source of a packet after translation.
     pub new_source: String,
-    /// Where it goes to, as it goes on.
+    /// The destination of a packet after translation.
     pub new_destination: String,
-    /// How it goes on: `stack`, `route`, `loopback`, `hairpin`, `device`, `forward`, `tunnel`
+    /// How it is forwarded: `stack`, `route`, `loopback`, `hairpin`, `device`, `forward`, `tunnel`
     /// or `direct`.
     pub action: &'static str,
-    /// The node that it is tunnelled to; null if it is not.
+    /// The node that packets are encapsulated to; null if they are not encapsulated.
     pub via: Option<String>,
-    /// What was seen: `answered`, `client_fin`, `server_fin`, `reset`.
+    /// The events of the connection so far: `answered`, `client_fin`, `server_fin`, `reset`.
     pub state: Vec<&'static str>,
     /// The service port.
     pub service: String,
     /// Index into BACKENDS4 or BACKENDS6.
     pub backend: u32,
-    /// Seconds since the last packet that was noted; null if the time can't be told.
+    /// Seconds since the last recorded packet; null if the clock cannot be read.
     pub idle_seconds: Option<u32>,
     /// Whether the handshake is not complete yet.
     pub half_open: bool,
@@ -73,15 +73,15 @@ pub struct AffinityRow {
     /// `socket:<cookie>` of a datagram socket, which keeps to one backend without
     /// session affinity too.
     pub client: String,
-    /// `address:port` of the backend; null if its id means another one now.
+    /// `address:port` of the backend; null if its id means another backend now.
     pub backend: Option<String>,
     /// Index into BACKENDS4 or BACKENDS6.
     pub backend_id: u32,
-    /// Seconds since the client last opened a flow; null if the time can't be told.
+    /// Seconds since the client last opened a flow; null if the clock cannot be read.
     pub idle_seconds: Option<u32>,
 }
 
-/// Tells how long ago something was.
+/// Computes how long ago something was.
 struct Clock {
     now: Option<u32>,
     ticks_per_second: u32,
@@ -99,7 +99,7 @@ impl Clock {
 
     fn seconds_since(&self, last_seen: u32) -> Option<u32> {
         let ticks = self.now?.wrapping_sub(last_seen);
-        // Touched after the clock was read.
+        // The entry was updated after the clock was read.
         let ticks = if ticks > u32::MAX / 2 { 0 } else { ticks };
         ticks.checked_div(self.ticks_per_second)
     }
@@ -109,7 +109,7 @@ impl Clock {
 pub(super) fn flows(pins: &Pins) -> Result<Vec<FlowRow>, GetError> {
     let clock = Clock::open(pins, &read_array::<SettingsPair>(pins, "SETTINGS")?);
     let names = live_names(pins)?;
-    let names = Names::new(&names);
+    let names = ServiceNames::new(&names);
     let mut rows = Vec::new();
     for (map, half_open) in [("FLOWS4", false), ("EMBRYONIC4", true)] {
         for (key, flow) in read_flows::<Address4>(pins, map)? {
@@ -136,7 +136,7 @@ pub(super) fn flows(pins: &Pins) -> Result<Vec<FlowRow>, GetError> {
 pub(super) fn live(pins: &Pins) -> Result<HashMap<u32, u64>, GetError> {
     let settings = read_array::<SettingsPair>(pins, "SETTINGS")?;
     let settings = settings.first().map(settings_in_force).unwrap_or_default();
-    // Without the time all of them count.
+    // Without the clock all flows count as live.
     let now =
         lb_sys::obj_get(&pins.clock()).and_then(|clock| lb_sys::ticks_now(clock.as_fd())).ok();
     let mut counts = HashMap::new();
@@ -149,7 +149,7 @@ pub(super) fn live(pins: &Pins) -> Result<HashMap<u32, u64>, GetError> {
     Ok(counts)
 }
 
-/// Counts the entries of the direction from client to backend: every flow has one.
+/// Counts the entries of requests, because every flow has exactly one.
 fn count_live<A: Address>(
     pins: &Pins,
     map: &'static str,
@@ -183,14 +183,14 @@ fn row<A: Copy, I: Into<IpAddr>>(
     flow: &Flow<A>,
     half_open: bool,
     address: impl Fn(A) -> I,
-    names: &Names<'_>,
+    names: &ServiceNames<'_>,
     clock: &Clock,
 ) -> FlowRow {
     let text = |ip: A, port: Be16| SocketAddr::new(address(ip).into(), port.get()).to_string();
     let source = |tuple: &Tuple<A>| text(tuple.source, tuple.source_port);
     let destination = |tuple: &Tuple<A>| text(tuple.destination, tuple.destination_port);
     let is_tunnel = flow.action == Action::REQUEST_TUNNEL;
-    // In a tunnel a packet stays as it came.
+    // An encapsulated packet is not translated.
     let next = if is_tunnel { &key.tuple } else { &flow.rewrite };
     let via: IpAddr = address(flow.rewrite.destination).into();
     FlowRow {
@@ -243,7 +243,7 @@ pub(super) fn affinity(pins: &Pins) -> Result<Vec<AffinityRow>, GetError> {
     let backends4 = read_array::<Backend<Address4>>(pins, "BACKENDS4")?;
     let backends6 = read_array::<Backend<Address6>>(pins, "BACKENDS6")?;
     let map = opened(pins, "AFFINITY", TypedMap::<AffinityKey, Affinity>::new)?;
-    let texts = Names::new(&names);
+    let texts = ServiceNames::new(&names);
     let mut rows: Vec<AffinityRow> = read_hash(&map, "AFFINITY")?
         .iter()
         .map(|(key, entry)| {
@@ -278,7 +278,7 @@ fn client_of(key: &AffinityKey, is_ipv6: bool) -> String {
     }
 }
 
-/// The backend's address, if its id still means what it meant when it was chosen.
+/// The backend's address, if its id still means the backend that was chosen.
 fn held<A: Copy, I: Into<IpAddr>>(
     backend: &Backend<A>,
     entry: &Affinity,
@@ -311,7 +311,7 @@ mod tests {
         let mut flow = Flow { action: Action::REQUEST_TUNNEL, ..Flow::default() };
         (flow.rewrite.source, flow.rewrite.destination) = (ip(1), ip(2));
         let key = FlowKey { tuple, protocol: 6 };
-        let (names, clock) = (Names::new(&[]), Clock { now: None, ticks_per_second: 0 });
+        let (names, clock) = (ServiceNames::new(&[]), Clock { now: None, ticks_per_second: 0 });
         let row = |flow: &Flow<Address4>| row(&key, flow, false, Ipv4Addr::from, &names, &clock);
         let shown = row(&flow);
         assert_eq!((shown.direction, shown.action), ("request", "tunnel"));

@@ -1,4 +1,4 @@
-//! Rows of what the agent writes: services, front ends, backends; and counters.
+//! Rows of `get services` and `get frontends`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +25,7 @@ pub struct ServiceRow {
     pub family: u8,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `address:port` of its front ends, but for node ports of any node.
+    /// `address:port` of its frontends, without node ports of any node.
     pub frontends: Vec<String>,
     /// How many of its endpoints are ready.
     pub ready: u32,
@@ -39,22 +39,22 @@ pub struct ServiceRow {
     pub local_backends: u32,
     /// `Cluster` or `Local`.
     pub internal_traffic_policy: &'static str,
-    /// `Cluster` or `Local`; `Cluster` where nobody outside reaches it.
+    /// `Cluster` or `Local`; `Cluster` if clients outside cannot reach it.
     pub external_traffic_policy: &'static str,
-    /// `snat` or `dsr`: how clients outside reach backends on other nodes; null where nobody
-    /// outside reaches it.
+    /// `snat` or `dsr`: how clients outside reach backends on other nodes; null if clients
+    /// outside cannot reach it.
     pub external_mode: Option<&'static str>,
-    /// Who may reach the load balancer's addresses; empty: everybody.
+    /// The clients that the load balancer's addresses admit; empty if they admit all.
     pub source_ranges: Vec<String>,
     /// Session affinity by client for so many seconds; null without.
     pub affinity_seconds: Option<u32>,
     /// Live flows that are translated packet by packet.
     pub flows: u64,
-    /// Packets that were translated, of both directions; null if they are not counted.
+    /// Translated packets of both directions; null if they are not counted.
     pub packets: Option<u64>,
     /// Their bytes.
     pub bytes: Option<u64>,
-    /// Packets and calls that were turned away, by reason.
+    /// Packets and calls that were rejected or dropped, by reason.
     pub drops: BTreeMap<&'static str, u64>,
     /// Index into SERVICES.
     pub index: u32,
@@ -68,10 +68,10 @@ pub struct FrontendRow {
     /// `tcp`, `udp`, or `any` for a ClusterIP as a whole.
     pub protocol: &'static str,
     /// `cluster_ip`, `cluster_ip_address` (a ClusterIP as a whole), `node_port`, `any_node`
-    /// (a node port that clients asked another node for) or `external` (a load balancer's
-    /// address or an external IP).
+    /// (a node port at another node's address) or `external` (a load balancer's address or an
+    /// external IP).
     pub kind: &'static str,
-    /// Whether only clients in the service port's source ranges are let in.
+    /// Whether only clients in the service port's source ranges are admitted.
     pub restricted: bool,
     /// The service port it leads to.
     pub service: String,
@@ -89,14 +89,14 @@ pub(super) fn protocol_name(protocol: u8) -> &'static str {
 }
 
 /// The names of service ports by their index.
-pub(super) struct Names<'a>(HashMap<u32, &'a Name>);
+pub(super) struct ServiceNames<'a>(HashMap<u32, &'a Name>);
 
-impl<'a> Names<'a> {
+impl<'a> ServiceNames<'a> {
     pub(super) fn new(names: &'a [(u32, Name)]) -> Self {
         Self(names.iter().map(|(index, name)| (*index, name)).collect())
     }
 
-    /// The name of a service port; its index if it has none any more.
+    /// The name of a service port; its index if the service port is gone.
     pub(super) fn text(&self, index: u32) -> String {
         self.0.get(&index).map_or_else(|| format!("#{index}"), |name| text_of(name))
     }
@@ -131,7 +131,7 @@ impl AnyFrontend {
     }
 }
 
-/// The front ends of both families, in the order of their addresses.
+/// The frontends of both families, in the order of their addresses.
 fn all_frontends(state: &PinnedState) -> Vec<AnyFrontend> {
     let v4 = state
         .frontends4
@@ -146,53 +146,59 @@ fn all_frontends(state: &PinnedState) -> Vec<AnyFrontend> {
     frontends
 }
 
-/// What service ports have to do, by their index.
+/// The flows and the traffic of service ports, by their index.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     /// Live flows.
     pub(super) flows: HashMap<u32, u64>,
-    /// What they have carried and turned away.
+    /// Packets that were translated, rejected and dropped.
     pub(super) carried: Carried,
 }
 
 /// The rows of `get services`, by name, family and protocol.
 pub(super) fn services(state: &PinnedState, load: &Load) -> Vec<ServiceRow> {
-    let mut endpoints = HashMap::new();
-    count_endpoints(&state.backends4, &mut endpoints);
-    count_endpoints(&state.backends6, &mut endpoints);
-    let mut frontends: HashMap<u32, Vec<AnyFrontend>> = HashMap::new();
-    for frontend in all_frontends(state) {
-        frontends.entry(frontend.value.service).or_default().push(frontend);
-    }
-    let mut ranges: HashMap<u32, Vec<IpNet>> = HashMap::new();
-    for (index, range) in state.ranges() {
-        ranges.entry(index).or_default().push(range);
-    }
+    let parts = Parts::new(state);
     let mut rows: Vec<ServiceRow> = state
         .names
         .iter()
         .filter_map(|(index, name)| {
             let service = state.services.get(*index as usize)?;
             let is_port = service.flags & Service::ADDRESS == 0;
-            let frontends = frontends.remove(index).unwrap_or_default();
-            let mut ranges = ranges.remove(index).unwrap_or_default();
-            ranges.sort_unstable();
-            let endpoints = endpoints.get(index).copied().unwrap_or_default();
-            is_port.then(|| ServiceRow {
-                ready: endpoints.ready,
-                terminating: endpoints.terminating,
-                local: endpoints.local,
-                ..service_row(*index, name, service, &frontends, &ranges, load)
-            })
+            is_port.then(|| service_row(*index, name, service, &parts, load))
         })
         .collect();
     rows.sort_by(|a, b| (&a.name, a.family, a.protocol).cmp(&(&b.name, b.family, b.protocol)));
     rows
 }
 
+/// Entries of other maps that belong to service ports, by the index of the service port.
+struct Parts {
+    endpoints: HashMap<u32, EndpointCounts>,
+    frontends: HashMap<u32, Vec<AnyFrontend>>,
+    ranges: HashMap<u32, Vec<IpNet>>,
+}
+
+impl Parts {
+    fn new(state: &PinnedState) -> Self {
+        let mut endpoints = HashMap::new();
+        count_endpoints(&state.backends4, &mut endpoints);
+        count_endpoints(&state.backends6, &mut endpoints);
+        let mut frontends: HashMap<u32, Vec<AnyFrontend>> = HashMap::new();
+        for frontend in all_frontends(state) {
+            frontends.entry(frontend.value.service).or_default().push(frontend);
+        }
+        let mut ranges: HashMap<u32, Vec<IpNet>> = HashMap::new();
+        for (index, range) in state.ranges() {
+            ranges.entry(index).or_default().push(range);
+        }
+        ranges.values_mut().for_each(|ranges| ranges.sort_unstable());
+        Self { endpoints, frontends, ranges }
+    }
+}
+
 /// The endpoints of a service port.
 #[derive(Clone, Copy, Default)]
-struct Endpoints {
+struct EndpointCounts {
     ready: u32,
     terminating: u32,
     local: u32,
@@ -200,7 +206,7 @@ struct Endpoints {
 
 /// Counts the endpoints that are in a slice, by service port. A Service has an index for each
 /// family.
-fn count_endpoints<A>(backends: &[Backend<A>], counts: &mut HashMap<u32, Endpoints>) {
+fn count_endpoints<A>(backends: &[Backend<A>], counts: &mut HashMap<u32, EndpointCounts>) {
     for backend in backends.iter().filter(|backend| backend.flags & IN_SLICE != 0) {
         let is = |flags| u32::from(backend.flags & flags == flags);
         let count = counts.entry(backend.service).or_default();
@@ -214,10 +220,12 @@ fn service_row(
     index: u32,
     name: &Name,
     service: &Service,
-    frontends: &[AnyFrontend],
-    ranges: &[IpNet],
+    parts: &Parts,
     load: &Load,
 ) -> ServiceRow {
+    let endpoints = parts.endpoints.get(&index).copied().unwrap_or_default();
+    let frontends = parts.frontends.get(&index).map_or(&[][..], Vec::as_slice);
+    let ranges = parts.ranges.get(&index).map_or(&[][..], Vec::as_slice);
     let Load { flows, carried } = load;
     let traffic = carried.traffic.get(&index).copied().unwrap_or_default();
     let is_counted = index < carried.counted;
@@ -230,9 +238,9 @@ fn service_row(
         family: name.family,
         protocol: protocol_name(name.protocol),
         frontends: shown.map(AnyFrontend::text).collect(),
-        ready: 0,
-        terminating: 0,
-        local: 0,
+        ready: endpoints.ready,
+        terminating: endpoints.terminating,
+        local: endpoints.local,
         cluster_backends: service.cluster.length(),
         local_backends: service.local.length(),
         internal_traffic_policy: policy(Service::INTERNAL_LOCAL),
@@ -250,7 +258,7 @@ fn service_row(
 
 /// The rows of `get frontends`, by address and port.
 pub(super) fn frontends(state: &PinnedState) -> Vec<FrontendRow> {
-    let names = Names::new(&state.names);
+    let names = ServiceNames::new(&state.names);
     all_frontends(state)
         .iter()
         .map(|frontend| FrontendRow {
@@ -350,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_ip_as_a_whole_is_a_front_end_but_no_service() {
+    fn a_cluster_ip_as_a_whole_is_a_frontend_but_no_service() {
         let rows = services(&state(), &Load::default());
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].name, "default/kubernetes:https");
@@ -372,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_shows_both_policies_and_who_may_reach_its_load_balancer() {
+    fn a_service_shows_both_policies_and_its_source_ranges() {
         let row = services(&state(), &Load::default()).remove(0);
         assert_eq!(row.internal_traffic_policy, "Cluster");
         assert_eq!(row.external_traffic_policy, "Local");
@@ -381,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_shows_its_endpoints_and_what_it_has_carried() {
+    fn a_service_shows_its_endpoints_and_its_traffic() {
         let mut state = state();
         let backend = state.backends4[1];
         let flags = IN_SLICE | TERMINATING;
@@ -403,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_nobody_outside_reaches_has_no_mode_for_them() {
+    fn a_service_without_frontends_for_clients_outside_has_no_external_mode() {
         let mode = |service: &dyn Fn(&mut PinnedState)| {
             let mut state = state();
             service(&mut state);

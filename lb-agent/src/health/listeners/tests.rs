@@ -131,7 +131,7 @@ async fn an_answer_is_that_of_kube_proxy_byte_for_byte() {
         ];
         assert_eq!((&head[..], sent), (&expected[..], body), "{method} {path}");
     }
-    setup.health.fault("maps", Some("full".to_owned()));
+    setup.health.set_fault("maps", Some("full".to_owned()));
     let asked = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
     let answer = request(address, asked).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
@@ -180,13 +180,13 @@ async fn a_port_that_is_taken_is_told_once_and_bound_once_it_is_free() {
         "node node-a failed to start healthcheck \"shop/cart\" on port {taken_port}: \
          listen tcp4 127.0.0.1:{taken_port}: bind: address already in use"
     );
-    let reason = Refusal::FailedToStartServiceHealthcheck;
-    assert_eq!(setup.refusals.told("shop/cart", reason), Some(note));
-    assert_eq!(setup.refusals.told("shop/menu", reason), None);
+    let reason = EventReason::FailedToStartServiceHealthcheck;
+    assert_eq!(setup.refusals.published_note("shop/cart", reason), Some(note));
+    assert_eq!(setup.refusals.published_note("shop/menu", reason), None);
     drop(taken);
     until("127.0.0.1", taken_port, Some((200, "cart", 1))).await;
     timeout(DEADLINE, async {
-        while setup.refusals.told("shop/cart", reason).is_some() {
+        while setup.refusals.published_note("shop/cart", reason).is_some() {
             tokio::task::yield_now().await;
         }
     })
@@ -204,10 +204,10 @@ async fn the_second_service_of_a_port_waits_until_the_first_gives_it_up() {
     until("127.0.0.1", port, Some((200, "cart", 1))).await;
     let note = format!(
         "node node-a failed to start healthcheck \"shop/menu\" on port {port}: \
-         it is the port of the Service shop/cart"
+         the port belongs to the Service shop/cart"
     );
-    let reason = Refusal::FailedToStartServiceHealthcheck;
-    assert_eq!(setup.refusals.told("shop/menu", reason), Some(note));
+    let reason = EventReason::FailedToStartServiceHealthcheck;
+    assert_eq!(setup.refusals.published_note("shop/menu", reason), Some(note));
     setup.set("shop/cart", other, [1, 1]);
     until("127.0.0.1", port, Some((200, "menu", 2))).await;
     until("127.0.0.1", other, Some((200, "cart", 1))).await;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::Flag;
 use crate::options::values::{boolean, duration};
 
-/// What the text of a flag is.
+/// The type of a flag's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
     Text,
@@ -13,7 +13,7 @@ pub(super) enum Shape {
     Integer,
     Number,
     Duration,
-    /// A port, of which only 0 means something: no server.
+    /// A port. Only 0 has an effect: it disables the server.
     Port,
     /// Texts separated by commas.
     List,
@@ -37,7 +37,7 @@ impl Shape {
         }
     }
 
-    /// The text as the file would have it.
+    /// Parses the text into the value that a file would have.
     pub(super) fn value(self, text: &str) -> Result<Value, String> {
         let items = || text.split(',').map(str::trim).filter(|item| !item.is_empty());
         let pairs = || {
@@ -61,7 +61,7 @@ impl Shape {
             }
             Self::Port => text
                 .parse::<u16>()
-                .map_err(|_| "expected a port, or 0 for no server".to_owned())?
+                .map_err(|_| "expected a port, or 0 to disable the server".to_owned())?
                 .into(),
             Self::List => items().collect(),
             Self::Gates => {
@@ -97,96 +97,112 @@ const fn flag(
 
 use Shape::{Bool, Duration, Gates, Integer, List, Modules, Number, Port, Text};
 
-/// Every flag of kube-proxy that sets a field.
+/// All flags of kube-proxy that set a field.
 pub static FLAGS: [Flag; 51] = [
     flag(
         "kubeconfig",
         Text,
         &["clientConnection.kubeconfig"],
-        "A kubeconfig file [default: in-cluster configuration]",
+        "Kubeconfig file [default: in-cluster configuration]",
     ),
     flag(
         "hostname-override",
         Text,
         &["hostnameOverride"],
-        "This node's name [default: the host name]",
+        "Name of this node [default: the host name]",
     ),
     flag(
         "bind-address",
         Text,
         &["bindAddress"],
-        "The primary address of this node, for its family [default: that of the Node]",
+        "Primary address of this node for its IP family [default: that of the Node object]",
     ),
     flag(
         "nodeport-addresses",
         List,
         &["nodePortAddresses"],
-        "Addresses of NodePorts: CIDRs, or primary: the first InternalIP of each family \
+        "Addresses that serve NodePorts: CIDRs, or primary (the first InternalIP of each family) \
          [default: primary]",
     ),
-    flag("cluster-cidr", Text, &["clusterCIDR"], "The addresses of pods, CIDRs with commas"),
+    flag(
+        "cluster-cidr",
+        Text,
+        &["clusterCIDR"],
+        "CIDRs of all pods of the cluster, separated by commas",
+    ),
     flag(
         "detect-local-mode",
         Text,
         &["detectLocalMode"],
-        "How traffic of pods is told from other traffic: ClusterCIDR, NodeCIDR, \
+        "How pods are told apart from external clients: ClusterCIDR, NodeCIDR, \
          BridgeInterface or InterfaceNamePrefix [default: ClusterCIDR]",
     ),
     flag(
         "pod-bridge-interface",
         Text,
         &["detectLocal.bridgeInterface"],
-        "The bridge of --detect-local-mode BridgeInterface",
+        "Pod interfaces are detected, or named by --pod-interfaces",
     ),
     flag(
         "pod-interface-name-prefix",
         Text,
         &["detectLocal.interfaceNamePrefix"],
-        "The prefix of --detect-local-mode InterfaceNamePrefix",
+        "Pod interfaces are detected, or named by --pod-interfaces",
     ),
     flag(
         "masquerade-all",
         Bool,
         &["iptables.masqueradeAll", "nftables.masqueradeAll"],
-        "Give every packet to a ClusterIP the node's address as its source",
+        "Masquerade all traffic to ClusterIPs: backends see an address of this node as source",
     ),
     flag(
         "iptables-localhost-nodeports",
         Bool,
         &["iptables.localhostNodePorts"],
-        "Serve NodePorts on loopback addresses, for processes of this node [default: true]",
+        "Serve NodePorts on loopback addresses to processes of this node [default: true]",
     ),
     flag(
         "healthz-bind-address",
         Text,
         &["healthzBindAddress"],
-        "Address of /healthz and /livez; empty: none [default: 0.0.0.0:10256]",
+        "Address of /healthz and /livez; empty disables the server [default: 0.0.0.0:10256]",
     ),
     flag(
         "metrics-bind-address",
         Text,
         &["metricsBindAddress"],
-        "Address of /metrics, /proxyMode and /configz; empty: none [default: 127.0.0.1:10249]",
+        "Address of /metrics, /proxyMode and /configz; empty disables the server \
+         [default: 127.0.0.1:10249]",
     ),
-    flag("healthz-port", Port, &["healthzBindAddress"], "0: no health server"),
-    flag("metrics-port", Port, &["metricsBindAddress"], "0: no metrics server"),
+    flag(
+        "healthz-port",
+        Port,
+        &["healthzBindAddress"],
+        "0 disables the health server; other values change nothing",
+    ),
+    flag(
+        "metrics-port",
+        Port,
+        &["metricsBindAddress"],
+        "0 disables the metrics server; other values change nothing",
+    ),
     flag(
         "bind-address-hard-fail",
         Bool,
         &["bindAddressHardFail"],
-        "Fail when one of these addresses cannot be bound, instead of trying again",
+        "Exit if one of these addresses cannot be bound, instead of retrying",
     ),
     flag(
         "oom-score-adj",
         Integer,
         &["oomScoreAdj"],
-        "How readily the kernel kills this process when memory is short [default: -999]",
+        "oom_score_adj of this process [default: -999]",
     ),
     flag(
         "iptables-sync-period",
         Duration,
         &["iptables.syncPeriod", "nftables.syncPeriod"],
-        "Half of the time that a change may wait before /healthz answers 503 [default: 30s]",
+        "/healthz answers 503 once a change has waited for twice this time [default: 30s]",
     ),
     flag(
         "ipvs-sync-period",
@@ -198,81 +214,106 @@ pub static FLAGS: [Flag; 51] = [
         "conntrack-max-per-core",
         Integer,
         &["conntrack.maxPerCore"],
-        "nf_conntrack_max for each CPU; 0 leaves it alone [default: 32768]",
+        "nf_conntrack_max per CPU; 0 leaves it unchanged [default: 32768]",
     ),
     flag(
         "conntrack-min",
         Integer,
         &["conntrack.min"],
-        "The least nf_conntrack_max, however few the CPUs [default: 131072]",
+        "Minimum of nf_conntrack_max, whatever the number of CPUs [default: 131072]",
     ),
     flag(
         "conntrack-tcp-timeout-established",
         Duration,
         &["conntrack.tcpEstablishedTimeout"],
-        "nf_conntrack_tcp_timeout_established; 0 leaves it alone [default: 24h]",
+        "nf_conntrack_tcp_timeout_established; 0 leaves it unchanged [default: 24h]",
     ),
     flag(
         "conntrack-tcp-timeout-close-wait",
         Duration,
         &["conntrack.tcpCloseWaitTimeout"],
-        "nf_conntrack_tcp_timeout_close_wait; 0 leaves it alone [default: 1h]",
+        "nf_conntrack_tcp_timeout_close_wait; 0 leaves it unchanged [default: 1h]",
     ),
     flag(
         "conntrack-tcp-be-liberal",
         Bool,
         &["conntrack.tcpBeLiberal"],
-        "Set nf_conntrack_tcp_be_liberal",
+        "Set nf_conntrack_tcp_be_liberal; false leaves it unchanged",
     ),
     flag(
         "conntrack-udp-timeout",
         Duration,
         &["conntrack.udpTimeout"],
-        "nf_conntrack_udp_timeout; 0 leaves it alone [default: 0]",
+        "nf_conntrack_udp_timeout; 0 leaves it unchanged [default: 0]",
     ),
     flag(
         "conntrack-udp-timeout-stream",
         Duration,
         &["conntrack.udpStreamTimeout"],
-        "nf_conntrack_udp_timeout_stream; 0 leaves it alone [default: 0]",
+        "nf_conntrack_udp_timeout_stream; 0 leaves it unchanged [default: 0]",
     ),
-    flag("config-sync-period", Duration, &["configSyncPeriod"], "Changes are told as they come"),
-    flag("boot-id-file", Text, &[], "Nothing is read from there"),
-    flag("machine-id-file", Text, &[], "Nothing is read from there"),
-    flag("feature-gates", Gates, &["featureGates"], "There are none here"),
-    flag("kube-api-burst", Integer, &["clientConnection.burst"], "Requests are few"),
-    flag("kube-api-content-type", Text, &["clientConnection.contentType"], "JSON is spoken"),
-    flag("kube-api-qps", Number, &["clientConnection.qps"], "Requests are few"),
-    flag("proxy-mode", Text, &["mode"], "The mode is eBPF"),
-    flag("profiling", Bool, &["enableProfiling"], "There are no profiles"),
+    flag(
+        "config-sync-period",
+        Duration,
+        &["configSyncPeriod"],
+        "Changes arrive by watches, there is no periodic sync",
+    ),
+    flag("boot-id-file", Text, &[], "The file is not read"),
+    flag("machine-id-file", Text, &[], "The file is not read"),
+    flag("feature-gates", Gates, &["featureGates"], "lb-agent has no feature gates"),
+    flag(
+        "kube-api-burst",
+        Integer,
+        &["clientConnection.burst"],
+        "Requests are not rate limited, there are few",
+    ),
+    flag(
+        "kube-api-content-type",
+        Text,
+        &["clientConnection.contentType"],
+        "The content type is always JSON",
+    ),
+    flag(
+        "kube-api-qps",
+        Number,
+        &["clientConnection.qps"],
+        "Requests are not rate limited, there are few",
+    ),
+    flag("proxy-mode", Text, &["mode"], "The mode is always eBPF"),
+    flag("profiling", Bool, &["enableProfiling"], "There are no profiling endpoints"),
     flag(
         "show-hidden-metrics-for-version",
         Text,
         &["showHiddenMetricsForVersion"],
         "No metric is hidden",
     ),
-    flag("iptables-masquerade-bit", Integer, &["iptables.masqueradeBit"], "No packet is marked"),
+    flag("iptables-masquerade-bit", Integer, &["iptables.masqueradeBit"], "No packet mark is used"),
     flag(
         "iptables-min-sync-period",
         Duration,
         &["iptables.minSyncPeriod", "nftables.minSyncPeriod"],
-        "Changes are made at once",
+        "Changes are applied immediately",
     ),
-    flag("ipvs-min-sync-period", Duration, &["ipvs.minSyncPeriod"], "Changes are made at once"),
-    flag("ipvs-scheduler", Text, &["ipvs.scheduler"], "Backends are chosen by chance"),
-    flag("ipvs-exclude-cidrs", List, &["ipvs.excludeCIDRs"], "IPVS is left alone"),
-    flag("ipvs-strict-arp", Bool, &["ipvs.strictARP"], "No interface holds Services' addresses"),
-    flag("ipvs-tcp-timeout", Duration, &["ipvs.tcpTimeout"], "IPVS is left alone"),
-    flag("ipvs-tcpfin-timeout", Duration, &["ipvs.tcpFinTimeout"], "IPVS is left alone"),
-    flag("ipvs-udp-timeout", Duration, &["ipvs.udpTimeout"], "IPVS is left alone"),
-    flag("logging-format", Text, &["logging.format"], "The log is text"),
+    flag(
+        "ipvs-min-sync-period",
+        Duration,
+        &["ipvs.minSyncPeriod"],
+        "Changes are applied immediately",
+    ),
+    flag("ipvs-scheduler", Text, &["ipvs.scheduler"], "Backends are chosen at random"),
+    flag("ipvs-exclude-cidrs", List, &["ipvs.excludeCIDRs"], "IPVS is not used"),
+    flag("ipvs-strict-arp", Bool, &["ipvs.strictARP"], "No interface has addresses of Services"),
+    flag("ipvs-tcp-timeout", Duration, &["ipvs.tcpTimeout"], "IPVS is not used"),
+    flag("ipvs-tcpfin-timeout", Duration, &["ipvs.tcpFinTimeout"], "IPVS is not used"),
+    flag("ipvs-udp-timeout", Duration, &["ipvs.udpTimeout"], "IPVS is not used"),
+    flag("logging-format", Text, &["logging.format"], "The log is always text"),
     flag("log-flush-frequency", Duration, &["logging.flushFrequency"], "The log is not buffered"),
-    flag("vmodule", Modules, &["logging.vmodule"], "RUST_LOG chooses modules"),
+    flag("vmodule", Modules, &["logging.vmodule"], "RUST_LOG sets levels by module"),
     flag(
         "log-text-split-stream",
         Bool,
         &["logging.options.text.splitStream"],
-        "All of the log goes to stderr",
+        "The log is written to stderr only",
     ),
     flag(
         "log-text-info-buffer-size",
@@ -284,7 +325,7 @@ pub static FLAGS: [Flag; 51] = [
         "log-json-split-stream",
         Bool,
         &["logging.options.json.splitStream"],
-        "All of the log goes to stderr",
+        "The log is written to stderr only",
     ),
     flag(
         "log-json-info-buffer-size",

@@ -1,6 +1,6 @@
 //! How to reach the API server: from a kubeconfig, from inside the cluster, or by URL.
 //!
-//! Nothing is sent: a server that is down is found by the watch, which retries.
+//! It sends nothing. If the server is down, the watch notices it and retries.
 
 use std::{env, error::Error, path::PathBuf, time::Duration};
 
@@ -12,12 +12,12 @@ use kube::{
 
 use super::liveness::{Liveness, Proofs};
 
-/// How long to wait for a connection, so that an unreachable server is soon named.
+/// How long to wait for a connection, so that an unreachable server is soon reported.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What an agent outside of any working Service has to know.
-const ADVICE: &str = "in-cluster configuration names a ClusterIP, which nobody serves before \
-    this agent does: give --master URL, or set KUBERNETES_SERVICE_HOST to an address of the \
+/// The advice if the in-cluster address does not answer.
+const ADVICE: &str = "in-cluster configuration names a ClusterIP, which does not work before \
+    this agent serves it: give --master URL, or set KUBERNETES_SERVICE_HOST to an address of the \
     API server itself";
 
 /// Where the API server is and how to log in.
@@ -29,7 +29,7 @@ pub struct Options {
     pub master: Option<String>,
 }
 
-/// A client, and what to say when its server is not reachable.
+/// A client, and the advice to log if its server is not reachable.
 #[derive(Clone)]
 pub struct Connection {
     /// The client.
@@ -56,8 +56,8 @@ pub enum ConnectError {
          work without one; in-cluster configuration is not usable"
     )]
     NotInCluster(#[source] InClusterError),
-    /// The URL given is none.
-    #[error("--master {master:?} is no URL such as https://192.0.2.1:6443: {reason}")]
+    /// `--master` is not a URL.
+    #[error("--master {master:?} is not a URL such as https://192.0.2.1:6443: {reason}")]
     Master {
         /// The URL.
         master: String,
@@ -129,8 +129,8 @@ pub async fn connect(options: &Options) -> Result<Connection, ConnectError> {
     Ok(Connection { client, url, advice, liveness })
 }
 
-/// The error and its causes, without those that one before names already and without the
-/// picture of the place that a YAML parser draws.
+/// The error and its causes in one line, without causes that an earlier one repeats, and
+/// without the source snippet of a YAML parser.
 fn in_one_line(error: &KubeconfigError) -> String {
     let mut text = String::new();
     let mut next: Option<&dyn Error> = Some(error);

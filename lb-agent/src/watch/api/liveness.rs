@@ -1,9 +1,9 @@
 //! Whether the watch of each kind is alive.
 //!
-//! A watch breaks with an error and lives again with the next good answer to a request for
-//! its kind, be that a list or the beginning of a watch: [`Proofs`] sees those. So silence is
-//! no death: a watch of objects that nobody changes never breaks. A connection that dies in
-//! silence breaks by the client's read timeout, after less than five minutes.
+//! A watch is broken from an error until the next successful answer to a request for its kind,
+//! be that a list or the beginning of a watch: [`Proofs`] sees those. A watch without events is
+//! therefore not broken. A connection that is lost without a sign breaks by the client's read
+//! timeout, after less than five minutes.
 
 use std::{
     collections::BTreeMap,
@@ -16,37 +16,38 @@ use axum::http::{Request, Response};
 use futures::future::BoxFuture;
 use tower::{Layer, Service};
 
-use lb_control::model::event::Kind;
+use lb_control::model::event::ObjectKind;
 
 /// Which watches are broken, and since when; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Liveness(Arc<Mutex<BTreeMap<Kind, Broken>>>);
+pub struct Liveness(Arc<Mutex<BTreeMap<ObjectKind, Broken>>>);
 
 #[derive(Debug)]
 struct Broken {
     since: Instant,
-    /// What broke it first.
+    /// The first error.
     error: String,
 }
 
 impl Liveness {
-    /// The watch of a kind was met with an error at `now`.
-    pub fn broke(&self, kind: Kind, error: &str, now: Instant) {
+    /// The watch of a kind got an error at `now`.
+    pub fn broke(&self, kind: ObjectKind, error: &str, now: Instant) {
         let broken = || Broken { since: now, error: error.to_owned() };
         self.state().entry(kind).or_insert_with(broken);
     }
 
-    /// A request for a kind was answered, or the kind is done without.
-    pub fn lives(&self, kind: Kind) {
+    /// A request for a kind was answered, or the agent continues without the kind.
+    pub fn lives(&self, kind: ObjectKind) {
         self.state().remove(&kind);
     }
 
-    /// What has been broken for longer than `limit` at `now`, as a sentence that stays the
-    /// same for as long.
+    /// The kinds whose watch has been broken for longer than `limit` at `now`, as a sentence
+    /// that does not change as long as the kinds do not.
     pub fn dead(&self, limit: Duration, now: Instant) -> Option<String> {
         let state = self.state();
-        let is_dead =
-            |(_, broken): &(&Kind, &Broken)| now.saturating_duration_since(broken.since) >= limit;
+        let is_dead = |(_, broken): &(&ObjectKind, &Broken)| {
+            now.saturating_duration_since(broken.since) >= limit
+        };
         let dead = state.iter().filter(is_dead);
         let texts: Vec<_> =
             dead.map(|(kind, broken)| format!("{kind}: {}", broken.error)).collect();
@@ -54,12 +55,12 @@ impl Liveness {
             .then(|| format!("no watch for longer than {limit:?}: {}", texts.join("; ")))
     }
 
-    fn state(&self) -> MutexGuard<'_, BTreeMap<Kind, Broken>> {
+    fn state(&self) -> MutexGuard<'_, BTreeMap<ObjectKind, Broken>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Makes the client tell [`Liveness`] what is answered.
+/// Makes the client report successful answers to [`Liveness`].
 #[derive(Clone, Debug)]
 pub(super) struct Proofs(pub(super) Liveness);
 
@@ -71,7 +72,7 @@ impl<S> Layer<S> for Proofs {
     }
 }
 
-/// A client that tells what is answered.
+/// A client that reports successful answers.
 #[derive(Clone, Debug)]
 pub(super) struct Proving<S> {
     inner: S,
@@ -106,12 +107,12 @@ where
 }
 
 /// The kind that a request lists or watches, by the last part of its path.
-fn kind_of(path: &str) -> Option<Kind> {
+fn kind_of(path: &str) -> Option<ObjectKind> {
     match path.rsplit('/').next()? {
-        "services" => Some(Kind::Service),
-        "endpointslices" => Some(Kind::EndpointSlice),
-        "nodes" => Some(Kind::Node),
-        "servicecidrs" => Some(Kind::ServiceCidr),
+        "services" => Some(ObjectKind::Service),
+        "endpointslices" => Some(ObjectKind::EndpointSlice),
+        "nodes" => Some(ObjectKind::Node),
+        "servicecidrs" => Some(ObjectKind::ServiceCidr),
         _ => None,
     }
 }
@@ -126,20 +127,20 @@ mod tests {
         let limit = Duration::from_secs(60);
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(liveness.dead(limit, at(10_000)), None, "silence is no death");
-        liveness.broke(Kind::Service, "refused", at(0));
-        liveness.broke(Kind::Node, "refused", at(30));
-        liveness.broke(Kind::Service, "timed out", at(50));
+        liveness.broke(ObjectKind::Service, "refused", at(0));
+        liveness.broke(ObjectKind::Node, "refused", at(30));
+        liveness.broke(ObjectKind::Service, "timed out", at(50));
         assert_eq!(liveness.dead(limit, at(59)), None);
         let dead = liveness.dead(limit, at(60)).unwrap();
         assert_eq!(dead, "no watch for longer than 60s: Service: refused");
-        liveness.lives(Kind::Service);
+        liveness.lives(ObjectKind::Service);
         assert_eq!(liveness.dead(limit, at(61)), None);
         assert!(liveness.dead(limit, at(90)).is_some());
     }
 
     #[test]
     fn a_request_tells_its_kind() {
-        for kind in Kind::ALL {
+        for kind in ObjectKind::ALL {
             let group = kind.api_version();
             let path = format!("/apis/{group}/{}s", kind.name().to_lowercase());
             assert_eq!(kind_of(&path), Some(kind), "{path}");

@@ -51,7 +51,7 @@ struct Fake {
     address: SocketAddr,
     server: JoinHandle<()>,
     watch: JoinHandle<()>,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<ObjectEvent>,
 }
 
 impl Drop for Fake {
@@ -91,14 +91,14 @@ impl Fake {
         loop {
             let event = timeout(DEADLINE, self.events.recv()).await;
             match event.expect("an event in time").expect("the watch goes on") {
-                Event::Replaced(Kind::Service, objects) => {
+                ObjectEvent::Replaced(ObjectKind::Service, objects) => {
                     let names: Vec<_> =
                         objects.iter().map(|object| object.name().to_string()).collect();
                     return format!("= {}", names.join(" "));
                 }
-                Event::Applied(object) => return format!("+ {}", object.name()),
-                Event::Deleted(_, name) => return format!("- {name}"),
-                Event::Replaced(_, objects) => assert!(objects.is_empty()),
+                ObjectEvent::Applied(object) => return format!("+ {}", object.name()),
+                ObjectEvent::Deleted(_, name) => return format!("- {name}"),
+                ObjectEvent::Replaced(_, objects) => assert!(objects.is_empty()),
             }
         }
     }
@@ -109,7 +109,7 @@ impl Fake {
     }
 }
 
-fn start(address: SocketAddr) -> (mpsc::Receiver<Event>, JoinHandle<()>) {
+fn start(address: SocketAddr) -> (mpsc::Receiver<ObjectEvent>, JoinHandle<()>) {
     let url = format!("http://{address}");
     let config = Config::new(url.parse().unwrap());
     let connection = Connection::new(Client::try_from(config).unwrap(), &url);
@@ -313,7 +313,7 @@ async fn service_cidrs_told(fake: &mut Fake, times: usize) -> Vec<usize> {
     while fake.asked("servicecidrs").len() < times {
         assert!(Instant::now() < deadline, "asked {:?}", fake.asked("servicecidrs"));
         let event = timeout(Duration::from_millis(20), fake.events.recv()).await;
-        if let Ok(Some(Event::Replaced(Kind::ServiceCidr, objects))) = event {
+        if let Ok(Some(ObjectEvent::Replaced(ObjectKind::ServiceCidr, objects))) = event {
             told.push(objects.len());
         }
     }
@@ -370,9 +370,9 @@ async fn a_server_that_is_down_is_tried_until_it_is_there() {
     };
     let router = Router::new().fallback(answer).with_state(script);
     let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    for _ in Kind::ALL {
+    for _ in ObjectKind::ALL {
         let event = timeout(DEADLINE, events.recv()).await.unwrap().unwrap();
-        assert!(matches!(event, Event::Replaced(_, objects) if objects.is_empty()));
+        assert!(matches!(event, ObjectEvent::Replaced(_, objects) if objects.is_empty()));
     }
     drop(events);
     timeout(DEADLINE, watch).await.unwrap().unwrap();
@@ -382,7 +382,7 @@ async fn a_server_that_is_down_is_tried_until_it_is_there() {
 #[test]
 fn objects_of_a_kind_lose_what_nobody_reads() {
     let parsed: Service = serde_json::from_value(service("a", "1")).unwrap();
-    let Event::Applied(object) = changed(Kind::Service, parsed.into()) else {
+    let ObjectEvent::Applied(object) = changed(ObjectKind::Service, parsed.into()) else {
         panic!("a Service is passed on")
     };
     assert_eq!(object.metadata().managed_fields, None);

@@ -1,7 +1,7 @@
-//! The text of a manifest file to objects.
+//! Parses the text of a manifest file.
 //!
-//! It reads no files and knows nothing about other files. A file is taken as a whole:
-//! one bad document makes the file bad.
+//! It reads no files, and other files do not matter. One invalid document makes the whole file
+//! invalid.
 
 use std::fmt;
 
@@ -15,9 +15,9 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use lb_control::model::event::{Kind, Object};
+use lb_control::model::event::{Object, ObjectKind};
 
-/// How a file is written.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// One or more YAML documents.
@@ -33,17 +33,17 @@ pub(super) struct Located {
     pub(super) object: Object,
 }
 
-/// Why a text is no manifest.
+/// Why a text is not a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub(super) struct ParseError {
     pub(super) line: u64,
-    /// Path of the field, as `spec.ports[0].port`; empty for a fault of the syntax.
+    /// The path of the field, such as `spec.ports[0].port`; empty for a syntax error.
     pub(super) field: String,
     pub(super) message: String,
 }
 
-/// Reads every object of a kind that is watched; documents of other kinds are skipped.
+/// Reads every object of a watched kind; documents of other kinds are skipped.
 pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Located>, ParseError> {
     let mut found = Vec::new();
     match format {
@@ -65,8 +65,8 @@ struct Document<'a> {
     text: &'a str,
 }
 
-/// Splits a YAML stream. YAML forbids a line that begins with a document marker inside
-/// any scalar, so lines are enough to go by.
+/// Splits a YAML stream by its lines. That is exact, because YAML forbids a line that begins
+/// with a document marker inside any scalar.
 fn documents(text: &str) -> Vec<Document<'_>> {
     let mut found = Vec::new();
     let mut start = 0;
@@ -98,13 +98,13 @@ impl Document<'_> {
         !self.text.lines().all(is_blank)
     }
 
-    /// The line, from 1, of the first thing that is no comment and no marker.
+    /// The line, from 1, of the first content, after comments and markers.
     fn first_line(&self) -> u64 {
         self.line + self.text.lines().take_while(|line| is_blank(line)).count() as u64
     }
 }
 
-/// Whether a line holds nothing but a marker, a directive or a comment.
+/// Whether a line has only a marker, a directive or a comment.
 fn is_blank(line: &str) -> bool {
     let markers = ["---", "..."];
     let marker = markers.into_iter().find(|marker| is_marker(line, marker));
@@ -157,7 +157,7 @@ fn named(mut object: Object, line: u64, prefix: &str) -> Result<Located, ParseEr
     Ok(Located { line, object })
 }
 
-/// What tells the type of a document.
+/// The fields that name the type of a document.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Envelope {
@@ -166,11 +166,11 @@ struct Envelope {
     items: Option<Vec<Self>>,
 }
 
-/// What a document holds.
+/// The type of a document.
 enum What {
-    Object(Kind),
-    /// For each item its kind; none for a kind that is not watched.
-    List(Vec<Option<Kind>>),
+    Object(ObjectKind),
+    /// The kind of each item; none for a kind that is not watched.
+    List(Vec<Option<ObjectKind>>),
     Other,
 }
 
@@ -203,10 +203,10 @@ impl Envelope {
     }
 }
 
-/// The kind of that name in the group of `version`, whatever the version in the group.
-fn known_kind(version: &str, kind: &str) -> Option<Kind> {
+/// The kind with this name in the API group of `version`, in any version of the group.
+fn known_kind(version: &str, kind: &str) -> Option<ObjectKind> {
     let group = |version: &str| version.rsplit_once('/').map(|(group, _)| group.to_owned());
-    Kind::ALL
+    ObjectKind::ALL
         .into_iter()
         .find(|known| known.name() == kind && group(known.api_version()) == group(version))
 }
@@ -274,13 +274,13 @@ where
     Err(ParseError { line, field, message: without_position(&message) })
 }
 
-/// The files are the administrator's own and a list of all endpoints of a large cluster
-/// is one document: no limits on size.
+/// No limits on size, because the files are the administrator's own, and a list of all endpoints
+/// of a large cluster is one document.
 fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! { budget: None, with_snippet: false }
 }
 
-/// Adds the value to a message that says only what it should have been.
+/// Adds the value to a message that says only which type was expected.
 fn with_value(message: &str, error: &serde_saphyr::Error, text: &str) -> String {
     let message = without_position(message);
     let span = error.location().map(|location| location.span());
@@ -293,8 +293,8 @@ fn with_value(message: &str, error: &serde_saphyr::Error, text: &str) -> String 
     format!("{message}: found {value}")
 }
 
-/// The first line of a message, without the position in the document, which is not that
-/// in the file.
+/// The first line of a message, without its position, which counts from the start of the
+/// document and not of the file.
 fn without_position(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
     line.split(" at line ").next().unwrap_or_default().to_owned()
@@ -311,23 +311,23 @@ impl<'de> DeserializeSeed<'de> for EnvelopeSeed {
 }
 
 #[derive(Clone, Copy)]
-struct ObjectSeed(Kind);
+struct ObjectSeed(ObjectKind);
 
 impl<'de> DeserializeSeed<'de> for ObjectSeed {
     type Value = Object;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Object, D::Error> {
         match self.0 {
-            Kind::Service => Service::deserialize(deserializer).map(Object::from),
-            Kind::EndpointSlice => EndpointSlice::deserialize(deserializer).map(Object::from),
-            Kind::Node => Node::deserialize(deserializer).map(Object::from),
-            Kind::ServiceCidr => ServiceCIDR::deserialize(deserializer).map(Object::from),
+            ObjectKind::Service => Service::deserialize(deserializer).map(Object::from),
+            ObjectKind::EndpointSlice => EndpointSlice::deserialize(deserializer).map(Object::from),
+            ObjectKind::Node => Node::deserialize(deserializer).map(Object::from),
+            ObjectKind::ServiceCidr => ServiceCIDR::deserialize(deserializer).map(Object::from),
         }
     }
 }
 
-/// Items of a list, each with its index, by the kinds found before.
-struct ListSeed<'k>(&'k [Option<Kind>]);
+/// The items of a list with their indices, given the kinds that were found before.
+struct ListSeed<'k>(&'k [Option<ObjectKind>]);
 
 impl<'de> DeserializeSeed<'de> for ListSeed<'_> {
     type Value = Vec<(usize, Object)>;
@@ -357,7 +357,7 @@ impl<'de> Visitor<'de> for ListSeed<'_> {
     }
 }
 
-struct ItemsSeed<'k>(&'k [Option<Kind>]);
+struct ItemsSeed<'k>(&'k [Option<ObjectKind>]);
 
 impl<'de> DeserializeSeed<'de> for ItemsSeed<'_> {
     type Value = Vec<(usize, Object)>;

@@ -1,7 +1,7 @@
-//! Which file holds which object, and what of that has been told.
+//! Maps each manifest file to its objects, and tracks which objects were sent as events.
 //!
-//! It does no I/O and keeps no objects, only their hashes. Invariant: an object that
-//! several files hold is the one of the first file by path.
+//! It does no I/O and keeps no objects, only their hashes. Invariant: of an object in several
+//! files, the version in the first file by path is in force.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,17 +11,17 @@ use std::{
     sync::Arc,
 };
 
-use lb_control::model::event::{Event, Kind, Object, ObjectName};
+use lb_control::model::event::{Object, ObjectEvent, ObjectKind, ObjectName};
 
 use super::{ManifestError, parse::Located};
 
-pub(super) type Key = (Kind, ObjectName);
+pub(super) type Key = (ObjectKind, ObjectName);
 
-/// What a file turned out to be.
+/// The result of reading a file.
 pub(super) enum Content {
-    /// Not there (any more).
+    /// The file does not exist.
     Gone,
-    /// Not readable or not valid: what it held before stays.
+    /// Not readable or not valid: its former objects stay.
     Bad(ManifestError),
     /// Its admitted objects.
     Good(Vec<Located>),
@@ -34,18 +34,18 @@ pub(super) struct Store {
     errors: BTreeMap<PathBuf, ManifestError>,
     holders: HashMap<Key, BTreeSet<Arc<Path>>>,
     shared: BTreeSet<Key>,
-    told: HashMap<Key, (Arc<Path>, u64)>,
+    sent: HashMap<Key, (Arc<Path>, u64)>,
 }
 
 impl Store {
-    /// Takes a file in and returns what changed. `reread` gives the objects of another
-    /// file, which now holds an object that this one held.
+    /// Sets the content of a file and returns the changes. `reread` reads the objects of another
+    /// file, if that is now the first one with an object that this file had.
     pub(super) fn put(
         &mut self,
         path: &Path,
         content: Content,
         reread: &dyn Fn(&Path) -> Vec<Located>,
-    ) -> Vec<Event> {
+    ) -> Vec<ObjectEvent> {
         let located = match content {
             Content::Bad(error) => {
                 self.errors.insert(path.to_owned(), error);
@@ -76,7 +76,7 @@ impl Store {
         let mut events = Vec::new();
         for key in keys {
             let own = objects.remove(&key);
-            events.extend(self.settle(key, &path, own, reread));
+            events.extend(self.event_of(key, &path, own, reread));
         }
         events.sort_by_key(rank);
         events
@@ -108,32 +108,32 @@ impl Store {
         before
     }
 
-    /// Tells what became of an object after a change of the file `path`, which now holds
-    /// it as `own`.
-    fn settle(
+    /// The event of an object, if it changed by a change of the file `path`, which now has it as
+    /// `own`.
+    fn event_of(
         &mut self,
         key: Key,
         path: &Arc<Path>,
         own: Option<Located>,
         reread: &dyn Fn(&Path) -> Vec<Located>,
-    ) -> Option<Event> {
+    ) -> Option<ObjectEvent> {
         let Some(holder) = self.holders.get(&key).and_then(BTreeSet::first).cloned() else {
-            return self.told.remove(&key).map(|_| Event::Deleted(key.0, key.1));
+            return self.sent.remove(&key).map(|_| ObjectEvent::Deleted(key.0, key.1));
         };
         let object = if holder == *path {
             own?.object
-        } else if self.told.get(&key).is_some_and(|(told, _)| *told == holder) {
+        } else if self.sent.get(&key).is_some_and(|(sent, _)| *sent == holder) {
             return None;
         } else {
             let of_key = |located: &Located| (located.object.kind(), located.object.name()) == key;
             reread(&holder).into_iter().find(of_key)?.object
         };
         let hash = hash_of(&object);
-        let before = self.told.insert(key, (holder, hash));
-        (before.is_none_or(|(_, before)| before != hash)).then_some(Event::Applied(object))
+        let before = self.sent.insert(key, (holder, hash));
+        (before.is_none_or(|(_, before)| before != hash)).then_some(ObjectEvent::Applied(object))
     }
 
-    /// Whether a file that is there is bad or lacks an object that it held.
+    /// Whether an existing file became invalid, or lost an object.
     pub(super) fn is_withdrawn_by(&self, path: &Path, content: &Content) -> bool {
         let located = match content {
             Content::Gone => return false,
@@ -146,7 +146,7 @@ impl Store {
         held.keys().any(|key| !keys.contains(key))
     }
 
-    /// The files known to hold an object or a fault, at or below `path`.
+    /// The known files with an object or a fault, at or below `path`.
     pub(super) fn known_below(&self, path: &Path) -> Vec<PathBuf> {
         let held = self.files.keys().map(|file| file.to_path_buf());
         let bad = self.errors.keys().cloned();
@@ -154,7 +154,7 @@ impl Store {
         all.into_iter().filter(|file| file.starts_with(path)).collect()
     }
 
-    /// Everything that is wrong now, sorted by file.
+    /// All faults, sorted by file.
     pub(super) fn errors(&self) -> Vec<ManifestError> {
         let shared = self.shared.iter().flat_map(|key| self.sharing(key));
         let mut all: Vec<_> = self.errors.values().cloned().chain(shared).collect();
@@ -189,18 +189,17 @@ fn twice_in_file(path: &Path, key: &Key, first: u64, line: u64) -> ManifestError
     }
 }
 
-/// Orders the changes of one file so that a reader in the middle of them finds no
-/// Service whose endpoints are still to come.
-fn rank(event: &Event) -> u8 {
+/// Orders the changes of one file so that endpoints always come before their Service.
+fn rank(event: &ObjectEvent) -> u8 {
     match event {
-        Event::Applied(object) => match object.kind() {
-            Kind::Node => 0,
-            Kind::ServiceCidr => 1,
-            Kind::EndpointSlice => 2,
-            Kind::Service => 4,
+        ObjectEvent::Applied(object) => match object.kind() {
+            ObjectKind::Node => 0,
+            ObjectKind::ServiceCidr => 1,
+            ObjectKind::EndpointSlice => 2,
+            ObjectKind::Service => 4,
         },
-        Event::Deleted(Kind::Service, _) => 3,
-        Event::Deleted(..) | Event::Replaced(..) => 5,
+        ObjectEvent::Deleted(ObjectKind::Service, _) => 3,
+        ObjectEvent::Deleted(..) | ObjectEvent::Replaced(..) => 5,
     }
 }
 

@@ -11,7 +11,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 struct Watched {
     dir: PathBuf,
     _temporary: TempDir,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<ObjectEvent>,
     problems: Problems,
     task: JoinHandle<Result<(), Error>>,
 }
@@ -36,7 +36,7 @@ impl Watched {
         let task = tokio::spawn(watch(dir.clone(), sender, problems.clone()));
         let mut watched = Self { dir, _temporary: temporary, events, problems, task };
         let mut first = Vec::new();
-        for _ in Kind::ALL {
+        for _ in ObjectKind::ALL {
             first.push(watched.next().await);
         }
         (watched, first)
@@ -87,7 +87,7 @@ fn service(name: &str, port: &str) -> String {
     )
 }
 
-fn shown(event: &Event) -> String {
+fn shown(event: &ObjectEvent) -> String {
     let one = |object: &Object| {
         let port = match object {
             Object::Service(service) => service
@@ -101,11 +101,11 @@ fn shown(event: &Event) -> String {
         format!("{}{port}", object.name())
     };
     match event {
-        Event::Replaced(kind, objects) => {
+        ObjectEvent::Replaced(kind, objects) => {
             format!("{kind} = {}", objects.iter().map(one).collect::<Vec<_>>().join(" "))
         }
-        Event::Applied(object) => format!("{} + {}", object.kind(), one(object)),
-        Event::Deleted(kind, name) => format!("{kind} - {name}"),
+        ObjectEvent::Applied(object) => format!("{} + {}", object.kind(), one(object)),
+        ObjectEvent::Deleted(kind, name) => format!("{kind} - {name}"),
     }
 }
 

@@ -82,7 +82,7 @@ fn backends_have_the_address_of_their_node() {
     controller.set_facts(NodeFacts { addresses, ..NodeFacts::default() });
     let mut fake = Fake::new(CAPACITY);
     reconcile(&mut controller, 0, &mut fake);
-    let mut check = |event: Event,
+    let mut check = |event: ObjectEvent,
                      ops: usize,
                      looked_at: usize,
                      nodes: [[u8; 4]; 5],
@@ -99,18 +99,18 @@ fn backends_have_the_address_of_their_node() {
     let (one, two, none) = ([192, 0, 2, 1], [192, 0, 2, 2], [0; 4]);
     let list = vec![node("one", &["fd00::1", "192.0.2.1"]), node("here", &["192.0.2.9"])];
     let all = ["192.0.2.1", "192.0.2.9", "fd00::1"];
-    check(Event::Replaced(Kind::Node, list), 4, 1, [one, none, none, none, none], &all);
-    let came = Event::Applied(node("two", &["192.0.2.2"]));
+    check(ObjectEvent::Replaced(ObjectKind::Node, list), 4, 1, [one, none, none, none, none], &all);
+    let came = ObjectEvent::Applied(node("two", &["192.0.2.2"]));
     let all = ["192.0.2.1", "192.0.2.2", "192.0.2.9", "fd00::1"];
     check(came, 2, 1, [one, none, none, two, none], &all);
-    let moved = Event::Applied(node("one", &["192.0.2.3"]));
+    let moved = ObjectEvent::Applied(node("one", &["192.0.2.3"]));
     let all = ["192.0.2.2", "192.0.2.3", "192.0.2.9"];
     check(moved, 4, 1, [[192, 0, 2, 3], none, none, two, none], &all);
     let gone = ObjectName { namespace: String::new(), name: "two".to_owned() };
     let all = ["192.0.2.3", "192.0.2.9"];
-    let deleted = Event::Deleted(Kind::Node, gone);
+    let deleted = ObjectEvent::Deleted(ObjectKind::Node, gone);
     check(deleted, 2, 1, [[192, 0, 2, 3], none, none, none, none], &all);
-    let same = Event::Applied(node("one", &["192.0.2.3"]));
+    let same = ObjectEvent::Applied(node("one", &["192.0.2.3"]));
     check(same, 0, 0, [[192, 0, 2, 3], none, none, none, none], &all);
 }
 
@@ -119,12 +119,12 @@ fn more_addresses_of_nodes_than_fit_cost_no_service() {
     let mut fake = Fake::new(Capacity { nodes4: 2, ..CAPACITY });
     let mut controller =
         listed(vec![service("a", None, "10.0.0.1", 80)], vec![slice("a", &pods(1, 3))]);
-    controller.apply(Event::Applied(node("one", &["192.0.2.1", "192.0.2.2", "192.0.2.3"])));
+    controller.apply(ObjectEvent::Applied(node("one", &["192.0.2.1", "192.0.2.2", "192.0.2.3"])));
     let outcome = reconcile(&mut controller, 0, &mut fake);
     assert_eq!((outcome.nodes_left_out, outcome.shortages.len()), (1, 0));
     assert_eq!((fake.nodes4.len(), controller.counts().backends), (2, 3));
     assert_eq!(reconcile(&mut controller, 1, &mut fake).nodes_left_out, 1);
-    controller.apply(Event::Applied(node("one", &["192.0.2.3"])));
+    controller.apply(ObjectEvent::Applied(node("one", &["192.0.2.3"])));
     assert_eq!(reconcile(&mut controller, 2, &mut fake).nodes_left_out, 0);
     assert_eq!(fake.nodes4.len(), 1);
 }
@@ -157,7 +157,7 @@ fn a_node_port_that_two_ask_for_is_one_conflict() {
     controller.set_facts(node_ports_on(&["192.0.2.11"]));
     check_node_port(&mut controller, &mut fake, b, &[]);
     assert_eq!(controller.conflicts().count(), 1);
-    controller.apply(Event::Applied(node_port("b", 3)));
+    controller.apply(ObjectEvent::Applied(node_port("b", 3)));
     let told = format!("Service shop/b, {told} shop/a");
     check_node_port(&mut controller, &mut fake, "shop/a:http", &[&told]);
     controller.apply(deleted("a"));
@@ -177,15 +177,16 @@ fn packets_of_clients_outside_are_tunnelled_where_flag_or_annotation_says_so() {
     };
     let check = |flag: ExternalMode, rows: &[(Option<&str>, bool)]| {
         let mut controller = Controller::new("here", flag, []);
-        controller.apply(Event::Replaced(Kind::EndpointSlice, vec![slice("a", &pods(1, 3))]));
-        // Nobody outside reaches it: there is nothing to tunnel.
+        controller
+            .apply(ObjectEvent::Replaced(ObjectKind::EndpointSlice, vec![slice("a", &pods(1, 3))]));
+        // Clients outside cannot reach it: nothing is encapsulated.
         let services = vec![service("b", None, "10.0.0.9", 80), of_mode(None)];
-        controller.apply(Event::Replaced(Kind::Service, services));
+        controller.apply(ObjectEvent::Replaced(ObjectKind::Service, services));
         let mut fake = Fake::new(CAPACITY);
         reconcile(&mut controller, 0, &mut fake);
         fake.take_writes();
         for (mode, is_tunnelled) in rows {
-            controller.apply(Event::Applied(of_mode(*mode)));
+            controller.apply(ObjectEvent::Applied(of_mode(*mode)));
             let outcome = reconcile(&mut controller, 0, &mut fake);
             let tunnelled = fake.services.iter().filter(|entry| entry.flags & Service::DSR != 0);
             assert_eq!(tunnelled.count(), usize::from(*is_tunnelled), "{flag:?} {mode:?}");

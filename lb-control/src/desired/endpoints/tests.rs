@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::*;
-use crate::{options::ExternalMode, snapshot::nodes::Nodes};
+use crate::{options::ExternalMode, snapshot::nodes::NodeIndex};
 
 const CLUSTER: Policy =
     Policy { internal_local: false, external_local: false, externally_reachable: false };
@@ -45,7 +45,7 @@ fn check(policy: Policy, endpoints: &[&str], expected: &[&str]) {
         zone: Some("a"),
         addresses: &addresses,
         node_port_addresses: &addresses,
-        nodes: &Nodes::default(),
+        nodes: &NodeIndex::default(),
         external_mode: ExternalMode::Snat,
     };
     let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();
@@ -114,7 +114,7 @@ fn without_a_zone_no_hint_for_zones_counts() {
         zone: None,
         addresses: &addresses,
         node_port_addresses: &addresses,
-        nodes: &Nodes::default(),
+        nodes: &NodeIndex::default(),
         external_mode: ExternalMode::Snat,
     };
     let endpoints = [endpoint("r z=a"), endpoint("r z=b")];

@@ -12,7 +12,7 @@ fn service(spec: Value, ingress: &[&str]) -> Service {
     });
     let parsed = parse(&serde_json::from_value(object).expect("a Service"));
     assert_eq!(parsed.refusals, []);
-    parsed.value.expect("a service with front ends")
+    parsed.value.expect("a service with frontends")
 }
 
 fn text(frontend: &DesiredFrontend) -> String {
@@ -27,7 +27,7 @@ fn text(frontend: &DesiredFrontend) -> String {
     format!("{ip} {port} {kind}{ranged}")
 }
 
-/// The front ends of each port, in both families.
+/// The frontends of each port, in both families.
 #[track_caller]
 fn check(spec: Value, ingress: &[&str], expected: &[&[&str]]) {
     let service = service(spec, ingress);
@@ -108,7 +108,7 @@ fn ranges_restrict_the_load_balancer_s_addresses_of_their_family() {
 }
 
 #[test]
-fn two_ports_of_a_service_never_have_the_same_front_end() {
+fn two_ports_of_a_service_never_have_the_same_frontend() {
     let spec = json!({
         "clusterIP": "10.0.0.1", "externalIPs": ["192.0.2.10", "10.0.0.1"],
         "ports": [
@@ -133,7 +133,7 @@ fn two_ports_of_a_service_never_have_the_same_front_end() {
 }
 
 #[test]
-fn a_node_port_has_its_front_end_of_any_node_without_any_address_here() {
+fn a_node_port_has_its_frontend_of_any_node_without_any_address_here() {
     let spec = json!({ "clusterIP": "fd00::1", "ports": [{ "port": 80, "nodePort": 30080 }] });
     let service = service(spec, &[]);
     let found = of_ports(&service, service.cluster_ips[0], &BTreeSet::new());
@@ -150,7 +150,7 @@ fn a_node_that_is_let_in_is_so_from_the_load_balancer_s_address_too() {
     let service = service(spec, &["203.0.113.9", "2001:db8::9"]);
     let found = |node: &[&str]| -> Vec<String> {
         let node = node.iter().map(|ip| ip.parse().expect("an address")).collect();
-        let found = let_in(&service, IpFamily::V4, &node);
+        let found = allowed_clients(&service, IpFamily::V4, &node);
         found.iter().map(ToString::to_string).collect()
     };
     assert_eq!(found(&["192.0.2.16"]), ["192.0.2.0/28", "198.51.100.0/24"]);

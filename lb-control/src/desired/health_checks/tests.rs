@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    model::event::{Event, Object},
+    model::event::{Object, ObjectEvent},
     snapshot::Snapshot,
 };
 
@@ -51,7 +51,7 @@ fn ready(ip: &str, node: &str) -> Value {
 fn counted(cluster_ips: &[&str], slices: Vec<Object>) -> BTreeMap<IpFamily, usize> {
     let mut snapshot = Snapshot::new("here", []);
     for object in slices.into_iter().chain([service(cluster_ips)]) {
-        snapshot.apply(Event::Applied(object));
+        snapshot.apply(ObjectEvent::Applied(object));
     }
     let entry = snapshot.service("shop/cart").expect("a Service");
     let check = of_service(entry).expect("a health check");

@@ -8,8 +8,8 @@ fn check(cidrs: &[&str], ips: &[&str], family: IpFamily, expected: &[&str], serv
         list.iter().map(|text| text.parse().expect("a prefix")).collect()
     };
     let ips: Vec<IpAddr> = ips.iter().map(|text| text.parse().expect("an address")).collect();
-    let gate = gate(&nets(cidrs), &ips, &[], family);
-    assert_eq!(gate, Gate { prefixes: nets(expected), service_cidrs });
+    let chosen = choose(&nets(cidrs), &ips, &[], family);
+    assert_eq!(chosen, ServicePrefixes { prefixes: nets(expected), service_cidrs });
 }
 
 #[test]
@@ -77,13 +77,13 @@ proptest! {
             .filter_map(|(bits, length)| IpNet::new(Ipv4Addr::from_bits(*bits).into(), *length).ok())
             .map(|net| net.trunc())
             .collect();
-        let gate = gate(&cidrs, &ips, &[], IpFamily::V4);
-        prop_assert!(gate.prefixes.len() <= MAX_PREFIXES);
+        let chosen = choose(&cidrs, &ips, &[], IpFamily::V4);
+        prop_assert!(chosen.prefixes.len() <= MAX_PREFIXES);
         for ip in &ips {
-            prop_assert!(gate.prefixes.iter().any(|prefix| prefix.contains(ip)));
+            prop_assert!(chosen.prefixes.iter().any(|prefix| prefix.contains(ip)));
         }
         for cidr in &cidrs {
-            prop_assert!(gate.prefixes.iter().any(|prefix| prefix.contains(cidr)));
+            prop_assert!(chosen.prefixes.iter().any(|prefix| prefix.contains(cidr)));
         }
     }
 }

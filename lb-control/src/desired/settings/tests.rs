@@ -89,7 +89,7 @@ fn a_node_port_of_any_node_is_no_address_but_a_port_and_a_reason_to_look_outside
 }
 
 #[test]
-fn the_first_front_end_for_clients_outside_is_news_even_with_a_known_address() {
+fn the_first_frontend_for_clients_outside_is_news_even_with_a_known_address() {
     let mut used = whole(&["10.0.0.1"]);
     assert!(used.add(&frontend(FrontendKind::EXTERNAL, "10.0.0.1", 80)));
     assert!(!used.add(&frontend(FrontendKind::EXTERNAL, "10.0.0.1", 81)));

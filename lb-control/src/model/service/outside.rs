@@ -1,4 +1,4 @@
-//! The addresses of a Service outside the cluster, and who may reach them.
+//! The addresses of a Service for clients outside the cluster, and which clients may use them.
 
 use std::net::IpAddr;
 
@@ -6,11 +6,11 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
 
 use crate::{
-    model::{Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
+    model::{RefusalReason, Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
     options::ExternalMode,
 };
 
-/// What a Service says of clients outside the cluster, but for its node ports.
+/// The fields of a Service for clients outside the cluster, without its node ports.
 pub(super) struct Outside {
     pub(super) load_balancer_ips: Vec<IpAddr>,
     pub(super) external_ips: Vec<IpAddr>,
@@ -37,19 +37,21 @@ pub(super) fn read(
 }
 
 fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMode> {
-    let text = service.metadata.annotations.as_ref()?.get(EXTERNAL_MODE_ANNOTATION)?;
+    let text = EXTERNAL_MODE_ANNOTATION.annotation(&service.metadata)?;
     let mode = text.parse::<ExternalMode>().ok();
     if mode.is_none() {
         refusals.add(
-            format!("metadata.annotations[{EXTERNAL_MODE_ANNOTATION}]"),
+            RefusalReason::UnknownValue,
+            EXTERNAL_MODE_ANNOTATION.annotation_path(),
             format!("\"{text}\" is neither snat nor dsr; what --external-mode says is used"),
         );
     }
     mode
 }
 
-/// The load balancer's addresses whose packets arrive here as they are. Behind one with
-/// `ipMode: Proxy`, or with a host name alone, they have a destination of their own.
+/// The load balancer's addresses that packets still have as their destination when they arrive
+/// here. A load balancer with `ipMode: Proxy`, or with a host name only, changes the
+/// destination itself.
 fn load_balancer_ips(service: &v1::Service, refusals: &mut Refusals<'_>) -> Vec<IpAddr> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let list = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
@@ -70,7 +72,7 @@ fn external_ips(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpAddr> 
     addresses(list.iter().enumerate().map(|(index, text)| (field(index), text.as_str())), refusals)
 }
 
-/// The addresses, each once; what is none is refused.
+/// The addresses, each once. A text that is not an address is refused.
 fn addresses<'a>(
     texts: impl Iterator<Item = (String, &'a str)>,
     refusals: &mut Refusals<'_>,
@@ -80,14 +82,14 @@ fn addresses<'a>(
         match parse_address(text) {
             Ok(address) if addresses.contains(&address) => {}
             Ok(address) => addresses.push(address),
-            Err(message) => refusals.add(field, message),
+            Err(message) => refusals.add(RefusalReason::InvalidAddress, field, message),
         }
     }
     addresses
 }
 
-/// The ranges in order, each once; what is none is refused, and the others hold. As with
-/// kube-proxy, a list of which nothing is left restricts nobody.
+/// The ranges in order, each once. A text that is not a prefix is refused, the others hold. As
+/// with kube-proxy, a list without any valid range admits every client.
 fn source_ranges(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpNet> {
     let list = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     let mut ranges: Vec<IpNet> = Vec::with_capacity(list.len());
@@ -96,7 +98,11 @@ fn source_ranges(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpNet> 
             Ok(range) => ranges.push(range.trunc()),
             Err(_) => {
                 let field = format!("spec.loadBalancerSourceRanges[{index}]");
-                refusals.add(field, format!("\"{text}\" is not an IP prefix"));
+                refusals.add(
+                    RefusalReason::InvalidPrefix,
+                    field,
+                    format!("\"{text}\" is not an IP prefix"),
+                );
             }
         }
     }

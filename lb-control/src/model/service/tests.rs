@@ -10,7 +10,7 @@ fn parsed(spec: Value) -> Parsed<Service> {
 fn service(spec: Value) -> Service {
     let parsed = parsed(spec);
     assert_eq!(parsed.refusals, []);
-    parsed.value.expect("a service with front ends")
+    parsed.value.expect("a service with frontends")
 }
 
 #[track_caller]
@@ -43,7 +43,7 @@ fn an_annotation_says_how_clients_outside_reach_other_nodes() {
         let parsed = parse(&serde_json::from_value(object).expect("a Service"));
         let refusals: Vec<_> = parsed.refusals.iter().map(ToString::to_string).collect();
         assert_eq!(refusals, refused);
-        assert_eq!(parsed.value.expect("a service with front ends").external_mode, expected);
+        assert_eq!(parsed.value.expect("a service with frontends").external_mode, expected);
     };
     let annotation = |value: &str| json!({ "lb-agent/external-mode": value });
     check(json!({}), None, &[]);
@@ -213,7 +213,7 @@ fn check_outside(spec: Value, ingress: Value, expected: [&[&str]; 3], refused: &
         "status": { "loadBalancer": { "ingress": ingress } },
     });
     let parsed = parse(&serde_json::from_value(object).expect("a Service"));
-    let service = parsed.value.expect("a service with front ends");
+    let service = parsed.value.expect("a service with frontends");
     let texts = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
     let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();
     let found = [texts(&service.load_balancer_ips), texts(&service.external_ips), ranges];

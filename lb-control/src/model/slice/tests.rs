@@ -9,7 +9,7 @@ fn parsed(mut object: Value) -> Parsed<Slice> {
         "labels": { SERVICE_LABEL: "cart" },
     });
     let object = serde_json::from_value(object).expect("an EndpointSlice");
-    parse(&object, "here", &mut Names::default())
+    parse(&object, "here", &mut SharedNames::default())
 }
 
 fn slice(object: Value) -> Slice {
@@ -82,7 +82,7 @@ fn a_bad_endpoint_never_costs_the_others() {
             format!("{object}ports[0].port: 65536 is not a port number (1 to 65535)"),
             format!("{object}endpoints[0].addresses[0]: \"nowhere\" is not an IP address"),
             format!("{object}endpoints[1].addresses[0]: fd00::1 is not an address of IPv4"),
-            format!("{object}endpoints[2].addresses[0]: there is no address"),
+            format!("{object}endpoints[2].addresses[0]: the endpoint has no address"),
             format!("{object}endpoints[3].addresses[0]: \"0.0.0.0\" is the unspecified address"),
         ]
     );
@@ -101,7 +101,7 @@ fn slices_of_others_give_nothing() {
             "endpoints": [],
         });
         let object = serde_json::from_value(object).expect("an EndpointSlice");
-        assert_eq!(parse(&object, "here", &mut Names::default()), nothing);
+        assert_eq!(parse(&object, "here", &mut SharedNames::default()), nothing);
     }
 }
 

@@ -23,10 +23,10 @@ use crate::{
     plan::BackendEntry,
 };
 
-/// What tells service ports apart.
+/// Identifies a service port.
 pub(super) type PortName = (Arc<str>, PortKey);
 
-/// What a client finds: no front end, or a service port.
+/// What a client finds: no frontend, or a service port.
 pub(super) type Answer = Option<PortName>;
 
 /// Backends that serve.
@@ -51,7 +51,7 @@ fn answers(port: &DesiredPort, local: u32) -> Serving {
     serving.map(DesiredBackend::address).collect()
 }
 
-/// The flags of a service port that keep clients of a kind of front ends on the node.
+/// The flags of a service port that keep clients of a kind of frontends on the node.
 fn local_flags(kind: FrontendKind) -> &'static [u32] {
     if kind.is_internal() {
         &[Service::INTERNAL_LOCAL]
@@ -60,19 +60,19 @@ fn local_flags(kind: FrontendKind) -> &'static [u32] {
     }
 }
 
-/// The answers that each front end may give while states follow each other: it leads to
+/// The answers that each frontend may give while states follow each other: it leads to
 /// a service port as it was, or as it will be.
 #[derive(Default)]
 pub(super) struct Allowed {
     answers: HashMap<FrontendAddress, Vec<Answer>>,
-    /// The kind of each front end, and whether it is for certain clients only.
+    /// The kind of each frontend, and whether it is for certain clients only.
     doors: HashMap<FrontendAddress, Vec<(FrontendKind, bool)>>,
     /// Those clients.
     ranges: HashMap<PortName, Vec<Vec<IpNet>>>,
     /// By the flag that counts.
     backends: HashMap<(PortName, u32), Vec<Serving>>,
     flags: HashMap<PortName, BTreeSet<u32>>,
-    /// All backends that serve anybody.
+    /// All backends that are in a set.
     serving: HashMap<PortName, Serving>,
     states: usize,
 }
@@ -111,7 +111,7 @@ impl Allowed {
         self.answers[frontend].iter().flatten()
     }
 
-    /// The sets of backends that a front end may lead clients to whom this flag keeps on the
+    /// The sets of backends that a frontend may lead clients to whom this flag keeps on the
     /// node.
     fn sets(&self, frontend: &FrontendAddress, flag: u32) -> Vec<&Serving> {
         self.names(frontend).flat_map(|name| &self.backends[&(name.clone(), flag)]).collect()
@@ -155,7 +155,7 @@ impl<'a> Reads<'a> {
         }
     }
 
-    /// The ranges of clients that a front end is for; none: it is for everybody.
+    /// The ranges of clients that a frontend is for; none: it is for everybody.
     fn ranges(&self, frontend: &Frontend) -> Option<Vec<IpNet>> {
         let is_ranged = frontend.flags & Frontend::RANGED != 0;
         is_ranged.then(|| ranges_of(self.frontends, frontend.service))
@@ -210,7 +210,7 @@ pub(super) fn backend(fake: &Fake, family: IpAddr, id: u32) -> BackendEntry {
     BackendEntry { ip, port: port.get(), generation, sets, flags, service, node }
 }
 
-/// What flows noted, so that a generation never stands for two backends.
+/// The generations that flows noted, so that a generation never stands for two backends.
 pub(super) type Noted = HashMap<(bool, u32, u16), (IpAddr, u16)>;
 
 pub(super) fn check(
@@ -233,7 +233,10 @@ pub(super) fn check(
                 let first = *noted.entry((entry.ip.is_ipv4(), id, generation)).or_insert(address);
                 prop_assert_eq!(first, address, "generation {} of {}", generation, id);
                 prop_assert_eq!(entry.service, frontend.service, "backend {} of {:?}", id, at);
-                prop_assert!(!is_at_once || entry.sets != 0, "backend {id} is eligible for nobody");
+                prop_assert!(
+                    !is_at_once || entry.sets != 0,
+                    "backend {id} is in a slot and in no set"
+                );
             }
         }
     }
@@ -265,7 +268,7 @@ fn check_choices(
     Ok(())
 }
 
-/// What is said of the front end was or will be true, and every client is let in or kept out
+/// What is said of the frontend was or will be true, and every client is let in or kept out
 /// as the service port did before or will do.
 fn check_door(
     reads: &Reads<'_>,

@@ -1,9 +1,9 @@
-//! Row 6: what the hooks add to connect().
+//! What the hooks add to connect(): row 6 of docs/performance.md.
 //!
-//! Every call is a real one, of a fresh TCP socket, in a network namespace where it ends at the
-//! route: nothing is sent, so that the hook is most of what differs between a call with one
-//! and a call without. How it ends says where it went: the route to the backends fails
-//! otherwise than that to the Service would.
+//! Every call is a real one, of a fresh TCP socket, in a network namespace that leads nowhere.
+//! Nothing is sent, so the hook is most of the difference between a call with it and a call
+//! without it. The error says which destination the call had: routes to the backends fail
+//! with another error than the route to the Service.
 
 use std::{
     fs,
@@ -26,14 +26,14 @@ use super::{
     harness::{load_object, load_programs, processor_time, sock_addr},
     report::{Figure, Floor, Outcome, control},
     stats::Estimate,
-    tables::{Datapath, ELSEWHERE, Fronts, PORTS, Side, backend_endpoint, cluster_ip},
+    tables::{Datapath, ELSEWHERE, Frontends, PORTS, Side, backend_endpoint, cluster_ip},
 };
 use crate::harness::netns::topology::cgroup::Cgroup;
 
 /// Aim and must, ns, above no hook at all.
 const SERVICE: (f64, f64) = (250.0, 400.0);
 const NOT_A_SERVICE: (f64, f64) = (200.0, 400.0);
-/// What an empty hook adds, ns, where the limits are from.
+/// What an empty hook adds on the reference machine of docs/performance.md, ns.
 const EMPTY_HOOK: f64 = 176.0;
 /// Sockets that are open at a time: few enough to stay in the nearer caches.
 const SOCKETS: usize = 64;
@@ -42,7 +42,7 @@ const SOCKETS: usize = 64;
 const BATCHES: usize = 4;
 const SMALL_TABLE: u32 = 1 << 12;
 
-/// Whom a family's connect() asks, and with which program.
+/// The hook and the socket addresses of a family.
 trait Call: Side {
     const HOOK: Hook;
     /// `enum bpf_attach_type`.
@@ -80,11 +80,11 @@ impl Call for Ipv6 {
     const SOCKET_ADDRESS: usize = size_of::<libc::sockaddr_in6>();
 }
 
-/// Calls that are measured turn about: those that no program changes go where those that
-/// the hook translates end up.
+/// Calls that are measured in turn. Without the program a call goes to `plain`, which is where
+/// the hook sends a call to `hooked`.
 struct Calls {
     plain: Vec<u8>,
-    ours: Vec<u8>,
+    hooked: Vec<u8>,
     errno: i32,
     ended: Reason,
 }
@@ -97,7 +97,7 @@ pub fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     super::namespace::enter_dead_end()?;
     let cgroup = Joined::new()?;
     let datapath =
-        Datapath::load(bench.object, [SMALL_TABLE; 2], bench.device, Fronts::ClusterIps)?;
+        Datapath::load(bench.object, [SMALL_TABLE; 2], bench.device, Frontends::ClusterIps)?;
     let mut empties = load_object(bench.wrappers, &[])?;
     load_programs(&mut empties)?;
     let mut figures = Vec::new();
@@ -118,14 +118,14 @@ fn family<F: Call>(
     let (address, port) = backend_endpoint::<F>();
     let service = Calls {
         plain: F::socket_address(address, port),
-        ours: F::socket_address(cluster_ip::<F>(), Be16::new(PORTS[0])),
+        hooked: F::socket_address(cluster_ip::<F>(), Be16::new(PORTS[0])),
         errno: libc::EHOSTUNREACH,
         ended: Reason::SocketTranslated,
     };
     let elsewhere = F::socket_address(F::address(ELSEWHERE, 9), Be16::new(443));
     let other = Calls {
         plain: elsewhere.clone(),
-        ours: elsewhere,
+        hooked: elsewhere,
         errno: libc::ENETUNREACH,
         ended: Reason::NotService,
     };
@@ -159,19 +159,19 @@ impl<'a, F: Call> Rounds<'a, F> {
     }
 
     fn measure(&self, name: &str, calls: &Calls, limits: (f64, f64)) -> Result<[Figure; 2]> {
-        let [mut none, mut empty, mut ours, mut again] = [const { Vec::new() }; 4];
+        let [mut none, mut empty, mut hooked, mut again] = [const { Vec::new() }; 4];
         for round in 0..2 * self.bench.rounds {
             let mut turns: [(&mut Vec<f64>, Option<&ProgramFd>, bool); 4] = [
                 (&mut none, None, false),
                 (&mut empty, Some(self.empty), false),
-                (&mut ours, Some(self.program()?), true),
+                (&mut hooked, Some(self.program()?), true),
                 (&mut again, None, false),
             ];
             if round % 2 == 1 {
                 turns.reverse();
             }
-            for (samples, program, is_ours) in turns {
-                samples.push(self.turn(calls, program, is_ours)?);
+            for (samples, program, is_hooked) in turns {
+                samples.push(self.turn(calls, program, is_hooked)?);
             }
         }
         let above = |samples: &[f64]| {
@@ -187,9 +187,9 @@ impl<'a, F: Call> Rounds<'a, F> {
             row: 6,
             aim: Some(limits.0),
             must: Some(limits.1),
-            ..Figure::told(name, Outcome::Measured(above(&ours)))
+            ..Figure::unjudged(name, Outcome::Measured(above(&hooked)))
         };
-        Ok([figure.upon(floor), control(&format!("{name}, no hook"), &none, &again)])
+        Ok([figure.with_floor(floor), control(&format!("{name}, no hook"), &none, &again)])
     }
 
     fn program(&self) -> Result<&ProgramFd> {
@@ -197,11 +197,11 @@ impl<'a, F: Call> Rounds<'a, F> {
     }
 
     /// Nanoseconds of a call with this hook.
-    fn turn(&self, calls: &Calls, program: Option<&ProgramFd>, is_ours: bool) -> Result<f64> {
+    fn turn(&self, calls: &Calls, program: Option<&ProgramFd>, is_hooked: bool) -> Result<f64> {
         let target = || LinkTarget::Cgroup(self.cgroup.directory.as_fd());
         let attach = |program: &ProgramFd| link_create(program.as_fd(), target(), F::ATTACH);
         let _link = program.map(attach).transpose().context("cannot attach to the cgroup")?;
-        let address = if is_ours { &calls.ours } else { &calls.plain };
+        let address = if is_hooked { &calls.hooked } else { &calls.plain };
         batch::<F>(address, calls.errno)?;
         let counter = F::HOOK.counter(calls.ended) as usize;
         let before = self.datapath.counters.sums()?[counter];
@@ -211,7 +211,7 @@ impl<'a, F: Call> Rounds<'a, F> {
         }
         let made = BATCHES * SOCKETS;
         let counted = self.datapath.counters.sums()?[counter] - before;
-        let expected = if is_ours { made as u64 } else { 0 };
+        let expected = if is_hooked { made as u64 } else { 0 };
         ensure!(
             counted == expected,
             "{counted} calls ended as {}, not {expected}",
@@ -221,7 +221,7 @@ impl<'a, F: Call> Rounds<'a, F> {
     }
 }
 
-/// Makes sockets, and says how long their connect() takes in all.
+/// Makes sockets, and returns how long their connect() takes together.
 fn batch<F: Call>(address: &[u8], errno: i32) -> Result<Duration> {
     let sockets: Vec<OwnedFd> = (0..SOCKETS).map(|_| socket(F::DOMAIN)).collect::<Result<_>>()?;
     let mut failures = 0;
@@ -246,7 +246,7 @@ fn socket(domain: i32) -> Result<OwnedFd> {
     // SAFETY: takes numbers alone.
     let socket = unsafe { libc::socket(domain, kind, 0) };
     ensure!(socket >= 0, "cannot make a socket: {}", std::io::Error::last_os_error());
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: the descriptor was just made, and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(socket) })
 }
 
@@ -273,7 +273,7 @@ impl Joined {
 
 impl Drop for Joined {
     fn drop(&mut self) {
-        // To remove the cgroup is to kill all that is in it.
+        // Removing the cgroup kills every process in it.
         match fs::write(self.before.join("cgroup.procs"), "0") {
             Ok(()) => self.cgroup.remove(),
             Err(error) => eprintln!("cannot leave {}: {error}", self.cgroup.path().display()),

@@ -1,7 +1,8 @@
-//! Rows 7 and 8: what a packet costs in the programs at tc.
+//! What a packet costs in the programs at tc: rows 7 and 8 of docs/performance.md.
 //!
-//! Limits rise with the one step that the plan names beside them: a look-up that finds one of
-//! as many flows (row 7), two insertions after one that finds none (row 8). What has neither has fixed limits.
+//! A limit grows with its floor. In row 7 the floor is a look-up that finds one of as many
+//! flows, in row 8 a look-up that finds nothing and two insertions. A figure without a floor
+//! has a fixed limit. The numbers of these rows are those of docs/performance.md.
 
 use std::path::Path;
 
@@ -18,20 +19,20 @@ use lb_common::{
 };
 
 use super::{
-    floors::{self, HIT, HIT_1M, HIT_64K, INSERTION, footing},
-    flows::{Flows, Way},
+    floors::{self, HIT, HIT_1M, HIT_64K, INSERTION, floor_lane},
+    flows::{FlowKind, Flows},
     frames,
     harness::{EMPTY, Harness, Pace, Shot, Wrapper},
-    lanes::{self, End, Footing, Lane, Verdict},
+    lanes::{self, End, FloorLane, Lane, Verdict},
     report::{Figure, Outcome},
-    tables::{Datapath, ELSEWHERE, EMPTY_PORTS, Fronts, NODES, PODS, Side, THIS_NODE},
+    tables::{Datapath, ELSEWHERE, EMPTY_PORTS, Frontends, NODES, PODS, Side, THIS_NODE},
 };
 
 /// How many flows the table of a usual size holds.
 pub const USUAL: u32 = 1 << 16;
 const MILLION: u32 = 1 << 20;
-/// Entries of a table that a million flows fill but for a few: what the kernel keeps ready
-/// for each processor.
+/// Entries of a table that a million flows fill, except for the free entries that the kernel
+/// keeps ready for each processor.
 const LARGE_TABLE: u32 = (2 << 20) + (1 << 12);
 const USUAL_TABLE: u32 = 1 << 18;
 const SMALL_TABLE: u32 = 1 << 12;
@@ -44,9 +45,9 @@ pub struct Bench<'a> {
     pub wrappers: &'a Path,
     /// The external device.
     pub device: Device,
-    /// How often everything has its turn.
+    /// How many turns each program has.
     pub rounds: usize,
-    /// Only figures whose name holds this.
+    /// Measure only figures whose name contains this.
     pub only: &'a str,
 }
 
@@ -66,7 +67,7 @@ impl Bench<'_> {
     }
 
     fn usual(&self) -> Result<Vec<Figure>> {
-        let mut plan = Plan::new(self, &[], [USUAL_TABLE; 2], Fronts::ClusterIps)?;
+        let mut plan = Plan::new(self, &[], [USUAL_TABLE; 2], Frontends::ClusterIps)?;
         plan.hot::<Ipv4>()?;
         plan.hot::<Ipv6>()?;
         floors::others(&mut plan.harness, &mut plan.lanes)?;
@@ -75,7 +76,7 @@ impl Bench<'_> {
         plan.measure_long();
         plan.many::<Ipv6>()?;
         plan.measure_long();
-        // They come last because they push what others look for out of the tables.
+        // They come last because they evict the flows that other lanes look up.
         plan.opened::<Ipv4>(false)?;
         plan.measure();
         plan.opened::<Ipv6>(false)?;
@@ -83,9 +84,9 @@ impl Bench<'_> {
         Ok(plan.figures)
     }
 
-    /// What clients outside ask for.
+    /// Traffic of clients outside.
     fn outside(&self) -> Result<Vec<Figure>> {
-        let mut plan = Plan::new(self, &[], [USUAL_TABLE; 2], Fronts::NodePorts)?;
+        let mut plan = Plan::new(self, &[], [USUAL_TABLE; 2], Frontends::NodePorts)?;
         plan.outside::<Ipv4>()?;
         plan.outside::<Ipv6>()?;
         Ok(plan.figures)
@@ -93,7 +94,7 @@ impl Bench<'_> {
 
     fn million<F: Side>(&self, flows: [u32; 2]) -> Result<Vec<Figure>> {
         let steps = [(&*floors::lru::<F>(), LARGE_TABLE)];
-        let mut plan = Plan::new(self, &steps, flows, Fronts::ClusterIps)?;
+        let mut plan = Plan::new(self, &steps, flows, Frontends::ClusterIps)?;
         plan.most::<F>()?;
         plan.measure_long();
         plan.opened::<F>(true)?;
@@ -105,10 +106,10 @@ impl Bench<'_> {
 /// Aim and must, ns.
 pub type Limits = (f64, f64);
 
-/// Not for us, where nothing is looked up.
-pub const REQUEST_NOT_OURS: Limits = (10.0, 30.0);
-/// Not for us, where replies are.
-pub const REPLY_NOT_OURS: Limits = (40.0, 60.0);
+/// Traffic that is not a Service's, on the request side, where nothing is looked up.
+pub const REQUEST_NOT_SERVICE: Limits = (10.0, 30.0);
+/// Traffic that is not a Service's, on the reply side.
+pub const REPLY_NOT_SERVICE: Limits = (40.0, 60.0);
 /// A flow that is the only one.
 pub const HOT: Limits = (45.0, 70.0);
 /// One of 64k flows.
@@ -116,30 +117,30 @@ pub const MANY: Limits = (70.0, 110.0);
 const MOST: Limits = (230.0, 300.0);
 const NEW: Limits = (620.0, 800.0);
 
-/// The lanes to be measured next, turn about, and what came of those before.
+/// The lanes to be measured next, in turn, and the figures of those before.
 pub struct Plan<'a> {
-    /// What measures.
+    /// The wrappers.
     pub harness: Harness,
-    /// What is measured.
+    /// The programs to measure.
     pub datapath: Datapath,
     only: &'a str,
     rounds: usize,
-    /// What is measured next.
+    /// The lanes to be measured next.
     pub lanes: Vec<Lane>,
     figures: Vec<Figure>,
 }
 
 impl<'a> Plan<'a> {
-    /// `steps` are the sizes of maps of the steps, `flows` of FLOWS4 and FLOWS6.
+    /// `steps` are the sizes of the steps' maps, `flows` those of FLOWS4 and FLOWS6.
     fn new(
         bench: &Bench<'a>,
         steps: &[(&str, u32)],
         flows: [u32; 2],
-        fronts: Fronts,
+        frontends: Frontends,
     ) -> Result<Self> {
         Ok(Self {
             harness: Harness::load(bench.wrappers, steps)?,
-            datapath: Datapath::load(bench.object, flows, bench.device, fronts)?,
+            datapath: Datapath::load(bench.object, flows, bench.device, frontends)?,
             only: bench.only,
             rounds: bench.rounds,
             lanes: Vec::new(),
@@ -152,7 +153,7 @@ impl<'a> Plan<'a> {
         self.measure_for(self.rounds);
     }
 
-    /// Measures what depends on caches that others use too, and so takes longer to settle.
+    /// Measures lanes that depend on shared caches, which takes more rounds.
     pub fn measure_long(&mut self) {
         self.measure_for(3 * self.rounds);
     }
@@ -178,36 +179,36 @@ impl<'a> Plan<'a> {
 
     fn hot<F: Side>(&mut self) -> Result<()> {
         floors::fill::<F>(&self.harness, 1)?;
-        self.datapath.add(&Flows::<F>::known(Way::Pod, TCP), 1)?;
-        self.datapath.add(&Flows::<F>::known(Way::Pod, UDP), 1)?;
-        self.datapath.add(&Flows::<F>::known(Way::NodeProcess, UDP), 1)?;
+        Flows::<F>::known(FlowKind::Pod, TCP).establish(&self.datapath, 1)?;
+        Flows::<F>::known(FlowKind::Pod, UDP).establish(&self.datapath, 1)?;
+        Flows::<F>::known(FlowKind::NodeProcess, UDP).establish(&self.datapath, 1)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit", 1)?);
-        let hot = footing::<F>("LRU hit", HIT);
-        self.not_for_us::<F>(&hot)?;
+        let hot = floor_lane::<F>("LRU hit", HIT);
+        self.not_service_traffic::<F>(&hot)?;
         self.established::<F>(TCP, (1, "hot"), HOT, &hot)?;
         self.established::<F>(UDP, (1, "hot"), HOT, &hot)?;
         self.node::<F>()?;
-        self.refused::<F>()
+        self.rejected::<F>()
     }
 
     fn many<F: Side>(&mut self) -> Result<()> {
         floors::fill::<F>(&self.harness, USUAL)?;
-        self.datapath.add(&Flows::<F>::known(Way::Pod, TCP), USUAL)?;
+        Flows::<F>::known(FlowKind::Pod, TCP).establish(&self.datapath, USUAL)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit, 64k", USUAL)?);
         floors::others_of_many::<F>(&mut self.harness, &mut self.lanes)?;
-        let many = footing::<F>("LRU hit, 64k", HIT_64K);
+        let many = floor_lane::<F>("LRU hit, 64k", HIT_64K);
         self.established::<F>(TCP, (USUAL, "64k flows"), MANY, &many)
     }
 
     fn most<F: Side>(&mut self) -> Result<()> {
         floors::fill::<F>(&self.harness, MILLION)?;
-        self.datapath.add(&Flows::<F>::known(Way::Pod, TCP), MILLION)?;
+        Flows::<F>::known(FlowKind::Pod, TCP).establish(&self.datapath, MILLION)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit, 1 M", MILLION)?);
-        let most = footing::<F>("LRU hit, 1 M", HIT_1M);
+        let most = floor_lane::<F>("LRU hit, 1 M", HIT_1M);
         self.established::<F>(TCP, (MILLION, "1 M flows"), MOST, &most)
     }
 
-    /// A lane of which nothing is asked, of one flow. Its packets end at a hook for a reason,
+    /// A lane without a target, of one flow. Its packets are counted at a hook with a reason,
     /// and the program returns a verdict.
     ///
     /// # Errors
@@ -227,7 +228,7 @@ impl<'a> Plan<'a> {
             row: 0,
             name,
             limits: None,
-            footing: None,
+            floor: None,
             shot,
             end: End::Counted(hook, reason, verdict),
             onward: None,
@@ -237,7 +238,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    fn not_for_us<F: Side>(&mut self, hit: &Footing) -> Result<()> {
+    fn not_service_traffic<F: Side>(&mut self, hit: &FloorLane) -> Result<()> {
         let (pod, elsewhere) = (F::address(PODS, 7), F::address(ELSEWHERE, 9));
         let out = Tuple {
             source: pod,
@@ -254,14 +255,14 @@ impl<'a> Plan<'a> {
             ("reply side", Hook::ToPod, back, Reason::NoFlow),
             ("reply side", Hook::FromDevice, to_node, Reason::NoFlow),
         ] {
-            let name = format!("not for us, {side}, {}, TCP {}", hook.name(), F::NAME);
+            let name = format!("not Service traffic, {side}, {}, TCP {}", hook.name(), F::NAME);
             let frame = data::<F>(&tuple, TCP);
             let lane = self.lane(name, (hook, reason, Verdict::NEXT), F::WRAPPERS[0], frame)?;
-            let (limits, footing) = match reason {
-                Reason::NoFlow => (REPLY_NOT_OURS, Some(hit.clone())),
-                _ => (REQUEST_NOT_OURS, None),
+            let (limits, floor) = match reason {
+                Reason::NoFlow => (REPLY_NOT_SERVICE, Some(hit.clone())),
+                _ => (REQUEST_NOT_SERVICE, None),
             };
-            self.lanes.push(Lane { row: 7, limits: Some(limits), footing, ..lane });
+            self.lanes.push(Lane { row: 7, limits: Some(limits), floor, ..lane });
         }
         Ok(())
     }
@@ -271,9 +272,9 @@ impl<'a> Plan<'a> {
         protocol: u8,
         (flows, text): (u32, &str),
         limits: Limits,
-        footing: &Footing,
+        floor: &FloorLane,
     ) -> Result<()> {
-        let tuples = Flows::<F>::known(Way::Pod, protocol).tuples(0);
+        let tuples = Flows::<F>::known(FlowKind::Pod, protocol).tuples(0);
         for (direction, hook, reason) in
             [(0, Hook::FromPod, Reason::Request), (1, Hook::ToPod, Reason::Reply)]
         {
@@ -286,7 +287,7 @@ impl<'a> Plan<'a> {
             self.lanes.push(Lane {
                 row: 7,
                 limits: Some(limits),
-                footing: Some(footing.clone()),
+                floor: Some(floor.clone()),
                 shot: Shot { flows, ..lane.shot },
                 ..lane
             });
@@ -294,10 +295,9 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// A flow of a process of the node: with a route look-up and a redirection, for which
-    /// there is no target.
+    /// A flow of a node process: with a route look-up and a redirection, which have no target.
     fn node<F: Side>(&mut self) -> Result<()> {
-        let tuples = Flows::<F>::known(Way::NodeProcess, UDP).tuples(0);
+        let tuples = Flows::<F>::known(FlowKind::NodeProcess, UDP).tuples(0);
         for (direction, hook, reason, verdict) in [
             (0, Hook::ToDevice, Reason::Request, Verdict::REDIRECT),
             (1, Hook::FromDevice, Reason::Reply, Verdict::NEXT),
@@ -311,15 +311,16 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// The frames are as long as what they become, so that putting them back costs nothing.
-    fn refused<F: Side>(&mut self) -> Result<()> {
-        let template = Flows::<F>::known(Way::Pod, TCP).tuples(0)[0].0;
+    /// The frames are as long as the answers that the program makes of them, so that restoring
+    /// them costs nothing.
+    fn rejected<F: Side>(&mut self) -> Result<()> {
+        let template = Flows::<F>::known(FlowKind::Pod, TCP).tuples(0)[0].0;
         let quoted = F::IP_HEADER + 8;
         for (index, protocol, length) in
             [(0, TCP, 14 + F::IP_HEADER + 20), (1, UDP, 14 + F::IP_HEADER + 8 + quoted)]
         {
             let tuple = Tuple { destination_port: Be16::new(EMPTY_PORTS[index]), ..template };
-            let name = format!("refused, {} {}", protocol_name(protocol), F::NAME);
+            let name = format!("rejected, {} {}", protocol_name(protocol), F::NAME);
             let frame = frames::frame::<F>(&tuple, protocol, SYN, length, 20);
             let end = (Hook::FromPod, Reason::NoEndpoint, Verdict::REDIRECT);
             let lane = self.lane(name, end, F::WRAPPERS[0], frame)?;
@@ -328,9 +329,9 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// TCP goes into the table of handshakes, whose size is always the same, UDP into that of
-    /// flows. Row 8 is about flows in a table of a usual size: nothing is asked of UDP in a
-    /// large one, where the insertions alone take more than the row allows.
+    /// A TCP flow is inserted into the table of handshakes, whose size is always the same, a UDP
+    /// flow into FLOWS. Row 8 of docs/performance.md is about tables of a usual size. In a large
+    /// one UDP has no limit, because the insertions alone take longer than the row allows.
     fn opened<F: Side>(&mut self, is_large: bool) -> Result<()> {
         let (among, flows, size, miss) = match is_large {
             true => (", among 1 M", "1 M", "2 M", HIT_1M),
@@ -341,7 +342,7 @@ impl<'a> Plan<'a> {
             self.lanes.push(floors::insert::<F>(&mut self.harness, &insert.0, &insert.1)?);
             let step = format!("LRU miss, {flows}, and 2 LRU inserts, {size}");
             self.lanes.push(floors::open::<F>(&mut self.harness, &step, &format!("open{suffix}"))?);
-            let tuple = Flows::<F>::fresh(Way::Pod, protocol).tuples(0)[0].0;
+            let tuple = Flows::<F>::fresh(FlowKind::Pod, protocol).tuples(0)[0].0;
             let name = format!("new flow (DNAT){among}, {} {}", protocol_name(protocol), F::NAME);
             let frame = first::<F>(&tuple, protocol);
             let end = (Hook::FromPod, Reason::FlowCreated, Verdict::NEXT);
@@ -349,7 +350,7 @@ impl<'a> Plan<'a> {
             self.lanes.push(Lane {
                 row: 8,
                 limits: (protocol == TCP || !is_large).then_some(NEW),
-                footing: Some(footing::<F>(&step, miss + 2.0 * INSERTION)),
+                floor: Some(floor_lane::<F>(&step, miss + 2.0 * INSERTION)),
                 shot: Shot { flows: 0, ..lane.shot },
                 ..lane
             });
@@ -358,12 +359,12 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// A frame as a data packet is: TCP with timestamps, UDP with a few bytes.
+/// A data packet: TCP with timestamps, UDP with a few bytes.
 pub fn data<F: Side>(tuple: &Tuple<F::Address>, protocol: u8) -> Vec<u8> {
     frames::frame::<F>(tuple, protocol, ACK, 14 + F::IP_HEADER + 32, 32)
 }
 
-/// A frame as the first packet of a flow is: SYN with its usual options.
+/// The first packet of a flow: a SYN with its usual options.
 pub fn first<F: Side>(tuple: &Tuple<F::Address>, protocol: u8) -> Vec<u8> {
     frames::frame::<F>(tuple, protocol, SYN, 14 + F::IP_HEADER + 40, 40)
 }

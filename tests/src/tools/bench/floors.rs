@@ -1,5 +1,5 @@
-//! What single steps cost on this machine, now: those that limits depend on, of each family,
-//! and others that explain a figure.
+//! The cost of single steps on this machine: the floors that limits depend on, for each family,
+//! and steps that explain a figure.
 
 use anyhow::Result;
 use lb_common::{
@@ -8,28 +8,28 @@ use lb_common::{
 };
 
 use super::{
-    flows::{Flows, Way},
+    flows::{FlowKind, Flows},
     frames,
     harness::{EMPTY, Harness, Layer, Pace, Shot},
-    lanes::{End, Footing, Lane, Verdict},
+    lanes::{End, FloorLane, Lane, Verdict},
     tables::Side,
 };
 
-/// What a look-up costs in the plan, ns.
+/// What a look-up costs on the reference machine of docs/performance.md, ns.
 pub const HIT: f64 = 25.0;
 /// The same among 64k flows.
 pub const HIT_64K: f64 = 44.0;
 /// The same among a million.
 pub const HIT_1M: f64 = 205.0;
-/// An insertion: 200 to 250 in the plan. What is most there raises limits least.
+/// An insertion: 200 to 250 ns on the reference machine. The larger value raises limits least.
 pub const INSERTION: f64 = 250.0;
 
-/// The map of a family's steps that stands for FLOWS.
+/// The name of the steps' map that takes the place of FLOWS.
 pub fn lru<F: Side>() -> String {
     program::<F>("LRU")
 }
 
-/// Fills that map as FLOWS is filled.
+/// Puts as many flows into that map as into FLOWS.
 ///
 /// # Errors
 /// The kernel refuses an entry.
@@ -38,12 +38,12 @@ pub fn fill<F: Side>(harness: &Harness, flows: u32) -> Result<()> {
 }
 
 fn known<F: Side>(harness: &Harness, map: &str, flows: u32) -> Result<()> {
-    Flows::<F>::known(Way::Pod, TCP).add(harness.object(), map, flows, 0)
+    Flows::<F>::known(FlowKind::Pod, TCP).add(harness.object(), map, flows, 0)
 }
 
-/// A footing in a step of a family.
-pub fn footing<F: Side>(step: &str, anchor: f64) -> Footing {
-    Footing { step: name::<F>(step), anchor }
+/// The floor lane of a step of a family, and its cost on the reference machine.
+pub fn floor_lane<F: Side>(step: &str, anchor: f64) -> FloorLane {
+    FloorLane { step: name::<F>(step), anchor }
 }
 
 /// The name of a step of a family.
@@ -55,7 +55,8 @@ fn program<F: Side>(step: &str) -> String {
     format!("{step}{}", F::NAME.trim_start_matches("IPv"))
 }
 
-/// A look-up in an LRU that finds one of `flows`, above reading the flow from the packet.
+/// A look-up in an LRU that finds one of `flows`. Reading the flow from the packet is
+/// subtracted.
 ///
 /// # Errors
 /// No room.
@@ -63,8 +64,8 @@ pub fn hit<F: Side>(harness: &mut Harness, step: &str, flows: u32) -> Result<Lan
     Ok(Lane { is_control: true, ..lane::<F>(harness, step, "hit", flows)? })
 }
 
-/// What no new flow can do without: a look-up that finds nothing and the insertion of one
-/// direction or both, by `program`.
+/// The floor of a new flow: a look-up that finds nothing and the insertion of one direction or
+/// both, by `program`.
 ///
 /// # Errors
 /// No room.
@@ -72,7 +73,7 @@ pub fn open<F: Side>(harness: &mut Harness, step: &str, program: &str) -> Result
     Ok(Lane { is_control: true, ..lane::<F>(harness, step, program, 0)? })
 }
 
-/// An insertion, on which no limit depends.
+/// An insertion. No limit depends on it.
 ///
 /// # Errors
 /// No room.
@@ -111,13 +112,13 @@ pub fn others_of_many<F: Side>(harness: &mut Harness, lanes: &mut Vec<Lane>) -> 
     Ok(())
 }
 
-/// Room for the header of a tunnel: at tc, and at XDP with its return by the wrapper.
+/// Room for the outer header: at tc, and at XDP, where the wrapper takes it back.
 ///
 /// # Errors
 /// No room.
 pub fn rooms<F: Side>(harness: &mut Harness) -> Result<[Lane; 2]> {
-    let tc = lane::<F>(harness, "room for a tunnel, tc", "room", 1)?;
-    let xdp = lane::<F>(harness, "room for a tunnel and back, XDP", "key", 1)?;
+    let tc = lane::<F>(harness, "room for the outer header, tc", "room", 1)?;
+    let xdp = lane::<F>(harness, "room for the outer header and back, XDP", "key", 1)?;
     let target = harness.step(Layer::Xdp, &program::<F>("xdp_room"))?;
     let shot = Shot { wrapper: F::XDP_WRAPPERS[0], target, base: EMPTY, ..xdp.shot };
     let end = End::Step(Verdict::XDP_PASS);
@@ -131,12 +132,12 @@ pub fn rooms<F: Side>(harness: &mut Harness) -> Result<[Lane; 2]> {
 /// No room.
 pub fn route<F: Side>(harness: &mut Harness, ifindex: u32) -> Result<Lane> {
     let lane = lane::<F>(harness, "route look-up", "fib", 1)?;
-    let rewritten = Flows::<F>::known(Way::Snat, TCP).tuples(0)[0].1;
+    let rewritten = Flows::<F>::known(FlowKind::Snat, TCP).tuples(0)[0].1;
     let Shot { target, base, .. } = lane.shot;
     Ok(Lane { shot: Shot { target, base, ifindex, ..step_shot::<F>(&rewritten, 1) }, ..lane })
 }
 
-/// Above reading the flow from the packet.
+/// A step; reading the flow from the packet is subtracted.
 fn lane<F: Side>(harness: &mut Harness, step: &str, program: &str, flows: u32) -> Result<Lane> {
     let target = harness.step(Layer::Tc, &self::program::<F>(program))?;
     let base = harness.step(Layer::Tc, &self::program::<F>("key"))?;
@@ -144,7 +145,7 @@ fn lane<F: Side>(harness: &mut Harness, step: &str, program: &str, flows: u32) -
         row: 0,
         name: name::<F>(step),
         limits: None,
-        footing: None,
+        floor: None,
         shot: Shot { target, base, ..shot::<F>(flows) },
         end: End::Step(Verdict::NEXT),
         onward: None,
@@ -157,7 +158,7 @@ fn lane<F: Side>(harness: &mut Harness, step: &str, program: &str, flows: u32) -
 /// A packet of one of `flows`, or always of a new one.
 fn shot<F: Side>(flows: u32) -> Shot {
     let known = if flows == 0 { Flows::<F>::fresh } else { Flows::<F>::known };
-    step_shot::<F>(&known(Way::Pod, TCP).tuples(0)[0].0, flows)
+    step_shot::<F>(&known(FlowKind::Pod, TCP).tuples(0)[0].0, flows)
 }
 
 fn step_shot<F: Side>(tuple: &Tuple<F::Address>, flows: u32) -> Shot {

@@ -12,33 +12,33 @@ use super::{
     abi::{address_bits, port_bits},
     namespace::{EPOCH, OTHER_NODE, ROUTER},
     tables::{
-        BACKENDS, CLIENTS, DSR_NODE_PORTS, NEW_CLIENTS, NEW_PODS, NODE_PORTS, NODES, PODS, PORTS,
-        Side, THIS_NODE, backend, cluster_ip, dsr_service_of, service_of,
+        BACKENDS, CLIENTS, DSR_NODE_PORTS, Datapath, NEW_CLIENTS, NEW_PODS, NODE_PORTS, NODES,
+        PODS, PORTS, Side, THIS_NODE, backend, cluster_ip, dsr_service_of, service_of,
     },
 };
 
 /// An entry of FLOWS.
 pub type FlowEntry<A> = (FlowKey<A>, Flow<A>);
 
-/// A packet as it comes and as it goes.
+/// The tuple of a packet before and after translation.
 pub type Translation<A> = (Tuple<A>, Tuple<A>);
 
-/// Who asks what, and how it reaches a backend on another node.
+/// A client, the frontend that it calls, and how it reaches a backend on another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// A pod asks a ClusterIP.
+pub enum FlowKind {
+    /// A pod calls a ClusterIP.
     Pod,
-    /// A process of the node asks a ClusterIP.
+    /// A process of the node calls a ClusterIP.
     NodeProcess,
-    /// A client outside asks a node port; the backend sees the node.
+    /// A client outside calls a node port; the backend sees the node.
     Snat,
-    /// A client outside asks a node port; the packet goes to the backend's node in a tunnel,
-    /// and the answer goes past this node.
+    /// A client outside calls a node port; the packet is encapsulated to the backend's node,
+    /// which answers the client directly.
     Dsr,
 }
 
-impl Way {
-    /// The node port that clients ask for, TCP then UDP.
+impl FlowKind {
+    /// The node ports that clients call, TCP then UDP.
     fn node_ports(self) -> Option<[u16; 2]> {
         match self {
             Self::Pod | Self::NodeProcess => None,
@@ -47,12 +47,12 @@ impl Way {
         }
     }
 
-    /// How many directions of a flow come by this node.
+    /// How many directions of a flow this node sees.
     fn directions(self) -> usize {
         if self == Self::Dsr { 1 } else { 2 }
     }
 
-    /// What becomes of requests and replies.
+    /// The actions for requests and replies.
     fn actions(self) -> [Action; 2] {
         match self {
             Self::Pod => [Action::REQUEST, Action::REPLY],
@@ -62,7 +62,7 @@ impl Way {
         }
     }
 
-    /// What known flows remember of where requests and replies go.
+    /// The next hops that known flows remember for requests and replies.
     fn next_hops(self) -> [NextHop; 2] {
         match self {
             Self::Pod | Self::NodeProcess => [NextHop::UNKNOWN; 2],
@@ -85,24 +85,24 @@ impl Way {
 /// Flows of one kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Flows<F: Side> {
-    way: Way,
+    kind: FlowKind,
     protocol: u8,
     client: F::Address,
 }
 
 impl<F: Side> Flows<F> {
     /// Flows that the tables know.
-    pub fn known(way: Way, protocol: u8) -> Self {
-        Self { way, protocol, client: way.clients::<F>()[0] }
+    pub fn known(kind: FlowKind, protocol: u8) -> Self {
+        Self { kind, protocol, client: kind.clients::<F>()[0] }
     }
 
     /// Flows that are in no table.
-    pub fn fresh(way: Way, protocol: u8) -> Self {
-        Self { way, protocol, client: way.clients::<F>()[1] }
+    pub fn fresh(kind: FlowKind, protocol: u8) -> Self {
+        Self { kind, protocol, client: kind.clients::<F>()[1] }
     }
 
-    /// Request and reply of flow `number`: the packet as it comes and as it goes. Of a tunnel,
-    /// the ends.
+    /// Request and reply of flow `number`, each before and after translation. With DSR the
+    /// tuple afterwards is that of the outer header.
     pub fn tuples(&self, number: u32) -> [Translation<F::Address>; 2] {
         let port = usize::from(self.protocol == UDP);
         let mut request = Tuple {
@@ -112,46 +112,48 @@ impl<F: Side> Flows<F> {
             destination_port: Be16::new(PORTS[port]),
         };
         let this_node = F::address(NODES, THIS_NODE);
-        if let Some(node_ports) = self.way.node_ports() {
+        if let Some(node_ports) = self.kind.node_ports() {
             request.destination = this_node;
             request.destination_port = Be16::new(node_ports[port]);
         }
         let backend = backend::<F>(self.service(), self.backend());
-        let rewritten = match self.way {
-            Way::Pod | Way::NodeProcess => {
+        let rewritten = match self.kind {
+            FlowKind::Pod | FlowKind::NodeProcess => {
                 Tuple { destination: backend.address, destination_port: backend.port, ..request }
             }
-            // Only so many flows as there are ports have one of their own here.
-            Way::Snat => Tuple {
+            // At most as many flows as there are ports have a source port of their own.
+            FlowKind::Snat => Tuple {
                 source: this_node,
                 destination: backend.address,
                 source_port: request.source_port,
                 destination_port: backend.port,
             },
-            Way::Dsr => Tuple { source: this_node, destination: backend.node, ..Tuple::default() },
+            FlowKind::Dsr => {
+                Tuple { source: this_node, destination: backend.node, ..Tuple::default() }
+            }
         };
         [(request, rewritten), (rewritten.reversed(), request.reversed())]
     }
 
     fn service(&self) -> u32 {
-        match self.way {
-            Way::Dsr => dsr_service_of::<F>(self.protocol),
+        match self.kind {
+            FlowKind::Dsr => dsr_service_of::<F>(self.protocol),
             _ => service_of::<F>(self.protocol),
         }
     }
 
-    /// The one that drains, which new flows are not given.
+    /// The draining backend, which new flows never get.
     fn backend(&self) -> u32 {
         self.service() * BACKENDS
     }
 
     /// The entries of flow `number`, last seen at `now`.
     pub fn entries(&self, number: u32, now: u32) -> impl Iterator<Item = FlowEntry<F::Address>> {
-        let (tuples, actions) = (self.tuples(number), self.way.actions());
+        let (tuples, actions) = (self.tuples(number), self.kind.actions());
         let (service, backend, protocol) = (self.service(), self.backend(), self.protocol);
-        let next_hops = self.way.next_hops();
-        let state = if self.way == Way::Dsr { ANSWERED | ONE_WAY } else { ANSWERED };
-        (0..self.way.directions()).map(move |direction| {
+        let next_hops = self.kind.next_hops();
+        let state = if self.kind == FlowKind::Dsr { ANSWERED | ONE_WAY } else { ANSWERED };
+        (0..self.kind.directions()).map(move |direction| {
             let (tuple, rewrite) = tuples[direction];
             let flow = Flow {
                 rewrite,
@@ -166,6 +168,14 @@ impl<F: Side> Flows<F> {
             };
             (FlowKey { tuple, protocol: protocol.into() }, flow)
         })
+    }
+
+    /// Puts the first `count` of them into FLOWS, all established.
+    ///
+    /// # Errors
+    /// The kernel refuses an entry.
+    pub fn establish(&self, datapath: &Datapath, count: u32) -> Result<()> {
+        self.add(datapath.object(), F::MAPS[3], count, datapath.now()?)
     }
 
     /// Puts the first `count` of them into a map, last seen at `now`.
@@ -198,38 +208,38 @@ mod tests {
 
     use super::*;
 
-    fn keys_differ<F: Side>(way: Way) {
+    fn keys_differ<F: Side>(kind: FlowKind) {
         const COUNT: u32 = 1 << 16;
-        let flows = Flows::<F>::known(way, TCP);
+        let flows = Flows::<F>::known(kind, TCP);
         let mut keys = HashSet::new();
         for number in 0..COUNT {
             let entries: Vec<_> = flows.entries(number, 0).collect();
             if let [(request, there), (reply, back)] = &entries[..] {
-                assert_eq!(there.rewrite, reply.tuple.reversed(), "{way:?} {number}");
-                assert_eq!(back.rewrite, request.tuple.reversed(), "{way:?} {number}");
+                assert_eq!(there.rewrite, reply.tuple.reversed(), "{kind:?} {number}");
+                assert_eq!(back.rewrite, request.tuple.reversed(), "{kind:?} {number}");
             }
             keys.extend(entries.into_iter().map(|(key, _)| key));
         }
-        assert_eq!(keys.len(), way.directions() * COUNT as usize, "{way:?}: flows share entries");
+        assert_eq!(keys.len(), kind.directions() * COUNT as usize, "{kind:?}: flows share entries");
     }
 
     #[test]
     fn flows_have_entries_of_their_own() {
-        for way in [Way::Pod, Way::Snat, Way::Dsr] {
-            keys_differ::<Ipv4>(way);
-            keys_differ::<Ipv6>(way);
+        for kind in [FlowKind::Pod, FlowKind::Snat, FlowKind::Dsr] {
+            keys_differ::<Ipv4>(kind);
+            keys_differ::<Ipv6>(kind);
         }
     }
 
     #[test]
     fn only_a_client_outside_is_hidden() {
-        let sources = |way| {
-            let (comes, goes) = Flows::<Ipv4>::known(way, TCP).tuples(7)[0];
+        let sources = |kind| {
+            let (comes, goes) = Flows::<Ipv4>::known(kind, TCP).tuples(7)[0];
             (comes.source, goes.source)
         };
-        let (client, seen) = sources(Way::Pod);
+        let (client, seen) = sources(FlowKind::Pod);
         assert_eq!(client, seen);
-        let (client, seen) = sources(Way::Snat);
+        let (client, seen) = sources(FlowKind::Snat);
         assert_eq!(seen, Ipv4::address(NODES, THIS_NODE));
         assert_ne!(client, seen);
     }

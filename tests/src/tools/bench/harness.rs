@@ -1,5 +1,5 @@
-//! Runs programs again and again on packets that are put back before each run, in turns
-//! with each other and each with an empty program under the same wrapper.
+//! Runs programs repeatedly on packets that are restored before each run. Programs take turns
+//! with each other, and each with an empty program under the same wrapper.
 
 use std::{
     cell::Cell,
@@ -44,7 +44,7 @@ pub enum Layer {
 #[derive(Clone, Copy, Debug)]
 pub struct Wrapper {
     name: &'static str,
-    /// What it runs on, and its targets with it.
+    /// What the wrapper and its targets run on.
     pub layer: Layer,
 }
 
@@ -84,9 +84,9 @@ pub struct Shot {
     pub frame: Vec<u8>,
     /// How many flows the wrapper goes through, a power of two; 0 = always a new one.
     pub flows: u32,
-    /// What [`Harness::add`] returned.
+    /// The program, as [`Harness::add`] returned it.
     pub target: u32,
-    /// The target whose cost is taken off: [`EMPTY`], or what prepares a step.
+    /// The target whose cost is subtracted: [`EMPTY`], or the one that prepares a step.
     pub base: u32,
     /// The device that the packet is at; 0 = loopback.
     pub ifindex: u32,
@@ -97,21 +97,21 @@ pub struct Shot {
 /// How packets follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// One after the other, each put back by the wrapper.
+    /// Many in one system call, each restored by the wrapper.
     Running,
-    /// One a system call, each a new packet: for a target that leaves behind what no wrapper
-    /// can undo. The caches have other things in them in between.
+    /// One new packet in each system call, for a target whose changes no wrapper can undo. The
+    /// caches hold other data in between.
     Single,
 }
 
-/// What there was of a run.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// How many packets.
     pub packets: u32,
     /// What the target returned for the last one.
     pub returned: i32,
-    /// The last one as the target left it.
+    /// The last packet, as the target left it.
     pub frame: Vec<u8>,
     /// Processor time of a packet with its wrapper.
     pub nanoseconds: f64,
@@ -171,9 +171,9 @@ impl Harness {
         Ok(target)
     }
 
-    /// Measures all `shots` turn about: nanoseconds of a packet above the base, one a round.
+    /// Measures all `shots` in turn: nanoseconds of a packet above the base, one sample a round.
     /// `check` is called before each run of a shot's target with the shot's index and `None`,
-    /// and after it with what there was of it; a shot that it refuses is out.
+    /// and after it with the result. A shot that it refuses is not measured any further.
     pub fn measure(
         &self,
         shots: &[Shot],
@@ -183,7 +183,7 @@ impl Harness {
         let mut lanes: Vec<Result<Vec<f64>>> = shots.iter().map(|_| Ok(Vec::new())).collect();
         let mut order: Vec<usize> = (0..shots.len()).collect();
         for round in 0..rounds {
-            // What ran before is still in the caches: it must not always be the same.
+            // The previous program's data is in the caches, so the order must vary.
             self.shuffle(&mut order);
             for &index in &order {
                 let Ok(samples) = &mut lanes[index] else { continue };
@@ -244,7 +244,7 @@ impl Harness {
         if shot.pace == Pace::Single {
             return self.repeat(shot, target, 512);
         }
-        // About a millisecond: what disturbs a turn then disturbs its neighbours too.
+        // About a millisecond: a disturbance then affects neighbouring turns too.
         let repeat = match shot.flows {
             0 => 2_048,
             1 => 16_384,
@@ -254,7 +254,7 @@ impl Harness {
     }
 
     fn repeat(&self, shot: &Shot, target: u32, packets: u32) -> Result<Run> {
-        // A run through a large table begins anywhere in it; new flows go on where they were.
+        // Known flows begin at a random one; new flows continue where the last run ended.
         let first = if shot.flows == 0 { 0 } else { self.random() };
         let mask = shot.flows.wrapping_sub(1);
         let lane = Lane { target, mask, first, ..super::frames::lane(&shot.frame) };
@@ -292,9 +292,9 @@ impl Harness {
     }
 }
 
-/// Attaches the XDP wrappers to idle devices. One that is on no device is patched into the
-/// kernel's XDP dispatcher for each run, and out of it again, and the waits for that let
-/// other processes have the caches.
+/// Attaches the XDP wrappers to idle devices. A program without a device is patched into the
+/// kernel's XDP dispatcher before each run and out of it afterwards; during the waits for that
+/// other processes would fill the caches.
 fn keep_dispatched(object: &mut Ebpf) -> Result<()> {
     for (name, device) in XDP_WRAPPERS.iter().zip(IDLE) {
         let program = object.program_mut(name).with_context(|| format!("no program {name}"))?;
@@ -306,10 +306,10 @@ fn keep_dispatched(object: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
-/// More than any frame grows by, bytes.
+/// Bytes, more than any frame grows by.
 const ROOM: usize = 256;
 
-/// What the kernel is told of the packet beside its bytes.
+/// The context of the packet for the kernel.
 fn context(shot: &Shot) -> Vec<u32> {
     match shot.wrapper.layer {
         // `struct __sk_buff`, up to `ifindex`.
@@ -375,7 +375,7 @@ pub fn load_programs(object: &mut Ebpf) -> Result<()> {
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
             Program::Xdp(program) => program.load(),
-            _ => bail!("program {name} is of another kind than those of lb"),
+            _ => bail!("program {name} is neither for tc, XDP nor a cgroup"),
         }
         .with_context(|| format!("the kernel refused {name}"))?;
     }

@@ -1,7 +1,7 @@
-//! What is measured turn about, and the figures that come of it.
+//! Lanes, which are measured in turn, and the figures that result.
 //!
-//! A figure and the floor that it stands on have their turns in the same rounds. So has the
-//! control: a lane that is measured twice, and whose second cost must be its first.
+//! A figure and its floor have their turns in the same rounds. So does the control: a lane that
+//! is measured twice, and whose two costs must be equal.
 
 use std::ops::Range;
 
@@ -27,27 +27,27 @@ pub struct Lane {
     pub name: String,
     /// Aim and must, ns.
     pub limits: Option<(f64, f64)>,
-    /// What the limits depend on.
-    pub footing: Option<Footing>,
+    /// The lane that the limits depend on.
+    pub floor: Option<FloorLane>,
     /// How to measure it.
     pub shot: Shot,
     /// How every packet must end.
     pub end: End,
-    /// The head of the frame that a packet becomes, up to its ports: the checksums in it do
-    /// not count. Of a lane with one flow alone.
+    /// The head of the resulting frame, up to its ports. Checksums in it are not compared. Only
+    /// for lanes with a single flow.
     pub onward: Option<Vec<u8>>,
-    /// The lane that the packets go on to: its cost is part of this figure.
+    /// The lane that handles the packets next: its cost is part of this figure.
     pub then: Option<String>,
-    /// The lane, measured at both paces, that tells what single packets cost more; that much
-    /// of this figure is not judged.
+    /// The lane, measured at both paces, whose difference is what single packets cost more. That
+    /// difference is subtracted from this figure before it is judged.
     pub pace: Option<String>,
     /// Whether it is measured a second time, as the control.
     pub is_control: bool,
 }
 
 impl Lane {
-    /// The same at this pace, which the name then tells. Single packets differ too much to be
-    /// a control.
+    /// The same at this pace, with the pace in its name. Single packets vary too much for a
+    /// control.
     #[must_use]
     pub fn at(self, pace: Pace) -> Self {
         let is_control = self.is_control && pace == Pace::Running;
@@ -56,8 +56,8 @@ impl Lane {
     }
 }
 
-/// What a packet of the lane of this name cost more by itself than among others, ns; not less
-/// than nothing.
+/// How much more a single packet of the lane of this name costs than one of many, ns; at least
+/// 0.
 pub fn single_cost(figures: &[Figure], name: &str) -> Option<f64> {
     let median = |name: String| {
         let figure = figures.iter().find(|figure| figure.name == name)?;
@@ -72,16 +72,16 @@ pub fn single_cost(figures: &[Figure], name: &str) -> Option<f64> {
 fn suffix(pace: Pace) -> &'static str {
     match pace {
         Pace::Running => "",
-        Pace::Single => ", one a run",
+        Pace::Single => ", one packet a call",
     }
 }
 
 /// How a packet ends.
 #[derive(Clone, Copy, Debug)]
 pub enum End {
-    /// The last packet's step succeeds, which returns this then.
+    /// The step of the last packet succeeds, and returns this.
     Step(Verdict),
-    /// COUNTERS say so.
+    /// COUNTERS count the packet here, with this reason, and the program returns this.
     Counted(Hook, Reason, Verdict),
 }
 
@@ -90,7 +90,7 @@ pub enum End {
 pub struct Verdict(i32);
 
 impl Verdict {
-    /// tc: on to the stack.
+    /// tc: continue to the stack.
     pub const NEXT: Self = Self(-1);
     /// tc: into or out of a device.
     pub const REDIRECT: Self = Self(7);
@@ -100,16 +100,16 @@ impl Verdict {
     pub const XDP_TX: Self = Self(3);
 }
 
-/// The lane that a figure stands on.
+/// The lane that is a figure's floor.
 #[derive(Clone, Debug)]
-pub struct Footing {
+pub struct FloorLane {
     /// Its name.
     pub step: String,
-    /// What the step cost, ns, where the limits are from.
+    /// What the step costs on the reference machine of docs/performance.md, ns.
     pub anchor: f64,
 }
 
-impl Footing {
+impl FloorLane {
     /// The same lane at this pace (see [`Lane::at`]).
     #[must_use]
     pub fn at(self, pace: Pace) -> Self {
@@ -117,7 +117,7 @@ impl Footing {
     }
 }
 
-/// Measures `lanes` turn about, each so many `rounds`.
+/// Measures `lanes` in turn, each in so many `rounds`.
 pub fn measure(
     harness: &Harness,
     datapath: &Datapath,
@@ -146,10 +146,10 @@ pub fn measure(
             row: lane.row,
             aim: lane.limits.map(|limits| limits.0),
             must: lane.limits.map(|limits| limits.1),
-            ..Figure::told(&lane.name, outcome)
+            ..Figure::unjudged(&lane.name, outcome)
         };
-        match &lane.footing {
-            Some(footing) => stand(figure, footing, lanes, first),
+        match &lane.floor {
+            Some(floor) => with_floor(figure, floor, lanes, first),
             None => figure,
         }
     });
@@ -163,7 +163,7 @@ pub fn measure(
     figures
 }
 
-/// The samples of a lane, each with that of the lane that its packets go on to.
+/// The samples of a lane, each with that of the lane that handles its packets next.
 fn whole(
     lane: &Lane,
     samples: &Result<Vec<f64>>,
@@ -182,8 +182,7 @@ fn whole(
 /// How many packets are given to a program one by one.
 const TRIED: usize = 256;
 
-/// Counts the verdicts of some packets: of those of a measured run, only the last one's is
-/// known.
+/// Compares the verdicts of some packets: of a measured run only the last verdict is known.
 fn one_by_one(harness: &Harness, lane: &Lane) -> Result<()> {
     let End::Counted(_, _, expected) = lane.end else { return Ok(()) };
     for number in 0..TRIED {
@@ -191,7 +190,11 @@ fn one_by_one(harness: &Harness, lane: &Lane) -> Result<()> {
         let verdict = Verdict(run.returned);
         ensure!(verdict == expected, "packet {number} of {TRIED} ended as {verdict:?}");
         if let Some(onward) = &lane.onward {
-            ensure!(is_like(&run.frame, onward), "became {:02x?}, not {onward:02x?}", run.frame);
+            ensure!(
+                is_like(&run.frame, onward),
+                "the packet became {:02x?}, not {onward:02x?}",
+                run.frame
+            );
         }
     }
     Ok(())
@@ -207,19 +210,19 @@ fn is_like(frame: &[u8], head: &[u8]) -> bool {
     same(0..IP_OFFSET) && same(addresses..ports)
 }
 
-fn stand(
+fn with_floor(
     figure: Figure,
-    footing: &Footing,
+    floor: &FloorLane,
     lanes: &[Lane],
     samples: &[Result<Vec<f64>>],
 ) -> Figure {
-    let step = lanes.iter().position(|lane| lane.name == footing.step);
+    let step = lanes.iter().position(|lane| lane.name == floor.step);
     let Some(Ok(samples)) = step.map(|index| &samples[index]) else {
-        let why = format!("{} was not measured", footing.step);
+        let why = format!("{} was not measured", floor.step);
         return Figure { outcome: Outcome::Invalid(why), ..figure };
     };
     let cost = Estimate::of(samples.clone()).median;
-    figure.upon(Floor { steps: footing.step.clone(), cost, anchor: footing.anchor })
+    figure.with_floor(Floor { steps: floor.step.clone(), cost, anchor: floor.anchor })
 }
 
 fn check(datapath: &Datapath, end: End, run: Option<Run>, before: &mut Vec<u64>) -> Result<()> {
@@ -242,7 +245,7 @@ fn check(datapath: &Datapath, end: End, run: Option<Run>, before: &mut Vec<u64>)
     Ok(())
 }
 
-/// How many packets ended where, and why, between two readings of COUNTERS.
+/// How many packets each hook counted with each reason between two readings of COUNTERS.
 fn ends(before: &[u64], now: &[u64]) -> Vec<(Hook, Reason, u64)> {
     let all = Hook::ALL.iter().flat_map(|hook| Reason::ALL.iter().map(move |why| (*hook, *why)));
     all.filter_map(|(hook, reason)| {
@@ -287,7 +290,7 @@ mod tests {
             row: 0,
             name: name.to_owned(),
             limits: None,
-            footing: None,
+            floor: None,
             shot,
             end: End::Step(Verdict::NEXT),
             onward: None,
@@ -298,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_packets_go_on_to_is_added_round_by_round() {
+    fn the_next_lane_is_added_round_by_round() {
         let lanes = [lane("xdp", Some("tc")), lane("tc", None), lane("gone", Some("elsewhere"))];
         let all = [Ok(vec![1.0, 2.0]), Ok(vec![30.0, 10.0]), Ok(vec![1.0, 1.0])];
         let wholes = [0, 1, 2].map(|index| whole(&lanes[index], &all[index], &lanes, &all));
@@ -307,10 +310,10 @@ mod tests {
     }
 
     #[test]
-    fn single_packets_cost_what_they_cost_more() {
+    fn the_cost_of_single_packets_is_the_difference_of_both_paces() {
         let figures = |running, single| {
-            [("x", running), ("x, one a run", single)].map(|(name, median)| {
-                Figure::told(name, Outcome::Measured(Estimate::of(vec![median])))
+            [("x", running), ("x, one packet a call", single)].map(|(name, median)| {
+                Figure::unjudged(name, Outcome::Measured(Estimate::of(vec![median])))
             })
         };
         assert_eq!(single_cost(&figures(50.0, 80.0), "x"), Some(30.0));

@@ -1,4 +1,4 @@
-//! Row 9: how often the core looks into a hash or an LRU, counted.
+//! How often the core looks into a hash or an LRU, counted: row 9 of docs/performance.md.
 
 use anyhow::{Context, Result};
 use lb_common::{
@@ -20,21 +20,21 @@ use lb_common::{
 };
 
 use super::{
-    flows::{FlowEntry, Flows, Way},
+    flows::{FlowEntry, FlowKind, Flows},
     frames,
     report::{Figure, Outcome},
     stats::Estimate,
-    tables::{ELSEWHERE, Fronts, PORTS, Side, State, cluster_ip, settings},
+    tables::{ELSEWHERE, Frontends, PORTS, Side, State, cluster_ip, settings},
 };
 
-/// Tables in memory, with one flow of each protocol, that count.
+/// Tables in memory with some flows, which count look-ups.
 struct Counting<F: Side> {
     state: State<F>,
     flows: Vec<FlowEntry<F::Address>>,
     look_ups: u32,
 }
 
-/// A copy of an entry: what is stored there is of no interest here.
+/// A copy of an entry. Stores to it are ignored.
 struct Copied<T>(T);
 
 impl<T> Entry<T> for Copied<T> {
@@ -131,7 +131,7 @@ impl<F: Side> Tables<F> for Counting<F> {
     fn bind(&mut self, _key: &AffinityKey, _affinity: &Affinity) {}
 }
 
-/// A stream socket of no particular namespace.
+/// A stream socket of a pod.
 struct Stream;
 
 impl Caller for Stream {
@@ -151,7 +151,7 @@ impl Caller for Stream {
 /// Counts for every kind of packet, and for connect().
 ///
 /// # Errors
-/// The core decides otherwise than the packet was meant for.
+/// The core does not translate connect() to the Service.
 pub fn count() -> Result<Vec<Figure>> {
     let mut figures = family::<Ipv4>()?;
     figures.extend(family::<Ipv6>()?);
@@ -159,11 +159,11 @@ pub fn count() -> Result<Vec<Figure>> {
 }
 
 fn family<F: Side + Parse>() -> Result<Vec<Figure>> {
-    let pod = [TCP, UDP].map(|protocol| Flows::<F>::known(Way::Pod, protocol));
-    let mut tables = counting::<F>(&pod, Fronts::ClusterIps);
+    let pod = [TCP, UDP].map(|protocol| Flows::<F>::known(FlowKind::Pod, protocol));
+    let mut tables = counting::<F>(&pod, Frontends::ClusterIps);
     let [(tcp, _), (tcp_reply, _)] = pod[0].tuples(0);
     let [(udp, _), (udp_reply, _)] = pod[1].tuples(0);
-    let fresh = |protocol| Flows::<F>::fresh(Way::Pod, protocol).tuples(0)[0].0;
+    let fresh = |protocol| Flows::<F>::fresh(FlowKind::Pod, protocol).tuples(0)[0].0;
     let away = Tuple { destination: F::address(ELSEWHERE, 9), ..tcp };
     let mut figures = Vec::new();
     for row in [
@@ -171,12 +171,28 @@ fn family<F: Side + Parse>() -> Result<Vec<Figure>> {
         ("established, reply, TCP", ONE, TCP, ACK, tcp_reply, Site::ToPod, Reason::Reply),
         ("established, request, UDP", ONE, UDP, 0, udp, Site::FromPod, Reason::Request),
         ("established, reply, UDP", ONE, UDP, 0, udp_reply, Site::ToPod, Reason::Reply),
-        ("not for us, request side", NONE, TCP, ACK, away, Site::FromPod, Reason::NotService),
-        ("not for us, reply side", REPLY, TCP, ACK, away.reversed(), Site::ToPod, Reason::NoFlow),
+        (
+            "not Service traffic, request side",
+            NONE,
+            TCP,
+            ACK,
+            away,
+            Site::FromPod,
+            Reason::NotService,
+        ),
+        (
+            "not Service traffic, reply side",
+            REPLY,
+            TCP,
+            ACK,
+            away.reversed(),
+            Site::ToPod,
+            Reason::NoFlow,
+        ),
         ("new flow, TCP", None, TCP, SYN, fresh(TCP), Site::FromPod, Reason::FlowCreated),
         ("new flow, UDP", None, UDP, 0, fresh(UDP), Site::FromPod, Reason::FlowCreated),
     ] {
-        figures.push(packet(&mut tables, Fronts::ClusterIps, row));
+        figures.push(packet(&mut tables, Frontends::ClusterIps, row));
     }
     let outcome = connect(&mut tables).map(|()| counted(tables.look_ups))?;
     figures.push(figure::<F>("connect()", ONE, outcome));
@@ -184,13 +200,13 @@ fn family<F: Side + Parse>() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// What clients outside ask for, and what every other packet then costs.
+/// Traffic of clients outside, and what every other packet costs beside it.
 fn outside<F: Side + Parse>() -> Vec<Figure> {
-    let known = [Way::Snat, Way::Dsr].map(|way| Flows::<F>::known(way, TCP));
-    let mut tables = counting::<F>(&known, Fronts::NodePorts);
+    let known = [FlowKind::Snat, FlowKind::Dsr].map(|kind| Flows::<F>::known(kind, TCP));
+    let mut tables = counting::<F>(&known, Frontends::NodePorts);
     let [[(tcp, _), (tcp_reply, _)], [(dsr, _), _]] = known.map(|flows| flows.tuples(0));
-    let fresh = |protocol| Flows::<F>::fresh(Way::Snat, protocol).tuples(0)[0].0;
-    let fresh_dsr = |protocol| Flows::<F>::fresh(Way::Dsr, protocol).tuples(0)[0].0;
+    let fresh = |protocol| Flows::<F>::fresh(FlowKind::Snat, protocol).tuples(0)[0].0;
+    let fresh_dsr = |protocol| Flows::<F>::fresh(FlowKind::Dsr, protocol).tuples(0)[0].0;
     let away = Tuple { destination: F::address(ELSEWHERE, 9), ..tcp };
     let device = Site::FromDevice;
     let leaving = Site::ToDevice { ifindex: 2, ingress: 0 };
@@ -218,26 +234,35 @@ fn outside<F: Side + Parse>() -> Vec<Figure> {
             device,
             Reason::FlowCreated,
         ),
-        ("not for us, NodePorts, leaving", REPLY, TCP, ACK, away, leaving, Reason::NoFlow),
+        (
+            "not Service traffic, with NodePorts, leaving",
+            REPLY,
+            TCP,
+            ACK,
+            away,
+            leaving,
+            Reason::NoFlow,
+        ),
     ];
-    rows.map(|row| packet(&mut tables, Fronts::NodePorts, row)).into()
+    rows.map(|row| packet(&mut tables, Frontends::NodePorts, row)).into()
 }
 
-fn counting<F: Side>(flows: &[Flows<F>], fronts: Fronts) -> Counting<F> {
+fn counting<F: Side>(flows: &[Flows<F>], frontends: Frontends) -> Counting<F> {
     let flows = flows.iter().flat_map(|flows| flows.entries(0, 0)).collect();
-    Counting { state: State::node(fronts), flows, look_ups: 0 }
+    Counting { state: State::node(frontends), flows, look_ups: 0 }
 }
 
-/// What a packet is, how many look-ups it may cost, where it is caught and how it ends.
+/// Name, allowed look-ups, protocol, TCP flags and tuple of a packet, the site that receives it,
+/// and the reason that is counted.
 type Row<A> = (&'static str, Option<(f64, f64)>, u8, u8, Tuple<A>, Site, Reason);
 
 fn packet<F: Side + Parse>(
     tables: &mut Counting<F>,
-    fronts: Fronts,
+    frontends: Frontends,
     (name, limits, protocol, flags, tuple, site, reason): Row<F::Address>,
 ) -> Figure {
     let frame = frames::frame::<F>(&tuple, protocol, flags, 14 + F::IP_HEADER + 32, 32);
-    let outcome = match decided(tables, &frame, site, fronts) {
+    let outcome = match decided(tables, &frame, site, frontends) {
         Some(ended) if ended == reason => counted(tables.look_ups),
         ended => Outcome::Invalid(format!("ended as {ended:?}")),
     };
@@ -258,7 +283,7 @@ fn figure<F: Side>(name: &str, limits: Option<(f64, f64)>, outcome: Outcome) -> 
         unit: "",
         aim: limits.map(|limits| limits.0),
         must: limits.map(|limits| limits.1),
-        ..Figure::told(&format!("hash look-ups, {name}, {}", F::NAME), outcome)
+        ..Figure::unjudged(&format!("hash look-ups, {name}, {}", F::NAME), outcome)
     }
 }
 
@@ -266,12 +291,12 @@ fn decided<F: Side + Parse>(
     tables: &mut Counting<F>,
     frame: &[u8],
     site: Site,
-    fronts: Fronts,
+    frontends: Frontends,
 ) -> Option<Reason> {
     let mut packet = Packet::default();
     F::parse(frame, &mut packet)?;
     tables.look_ups = 0;
-    let settings = settings(fronts);
+    let settings = settings(frontends);
     Some(match balance::decide(&packet, site, &settings, &mut Work::default(), tables) {
         Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => reason,
         Verdict::Translate(reason) => reason,
@@ -281,7 +306,7 @@ fn decided<F: Side + Parse>(
 fn connect<F: Side>(tables: &mut Counting<F>) -> Result<()> {
     let service = Endpoint { address: cluster_ip::<F>(), port: Be16::new(PORTS[0]) };
     tables.look_ups = 0;
-    let settings = settings(Fronts::ClusterIps);
+    let settings = settings(Frontends::ClusterIps);
     match socket::decide::<F, _>(service, TCP, &Stream, &settings, tables) {
         Decision::Translate(_) => Some(()),
         Decision::Untouched(_) | Decision::Refuse(..) => None,

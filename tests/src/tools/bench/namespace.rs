@@ -1,4 +1,4 @@
-//! A network namespace of the process's own, with a device that leads to another node.
+//! A private network namespace with a device that leads to another node.
 
 use std::{fs, process::Command};
 
@@ -21,7 +21,7 @@ pub const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 3];
 
 /// The epoch of its routes and neighbours, which do not change.
 pub const EPOCH: u32 = 1;
-/// Devices that are down, for XDP programs that are never run there.
+/// Devices that are down; the XDP wrappers are attached to them.
 pub const IDLE: [&str; 4] = ["idle0", "idle1", "idle2", "idle3"];
 
 /// Moves the calling thread, and those it starts from now on, into a new network namespace

@@ -1,8 +1,8 @@
-//! Rows 7 and 8 of what clients outside the cluster ask for: a node port whose backend runs
-//! on another node, at tc and at XDP.
+//! Rows 7 and 8 of docs/performance.md for clients outside the cluster: a node port whose
+//! backend runs on another node, at tc and at XDP.
 //!
-//! Known flows remember where their packets go, as the limits have it. New ones ask the kernel,
-//! and so do known ones once a second, which is left out here: the look-up alone is among the
+//! Known flows remember their next hop, and the limits assume that. New flows look up the route.
+//! Known flows do so once a second, which is not measured here; the look-up alone is among the
 //! floors.
 
 use anyhow::Result;
@@ -18,21 +18,21 @@ use lb_common::{
 
 use super::{
     datapath::{
-        HOT, Limits, MANY, Plan, REPLY_NOT_OURS, REQUEST_NOT_OURS, USUAL, data, first,
+        HOT, Limits, MANY, Plan, REPLY_NOT_SERVICE, REQUEST_NOT_SERVICE, USUAL, data, first,
         protocol_name,
     },
-    floors::{self, HIT, HIT_64K, INSERTION, footing},
-    flows::{Flows, Way},
+    floors::{self, HIT, HIT_64K, INSERTION, floor_lane},
+    flows::{FlowKind, Flows},
     harness::{Pace, Shot, Wrapper},
-    lanes::{Footing, Lane, Verdict},
+    lanes::{FloorLane, Lane, Verdict},
     namespace::{MAC, OTHER_NODE, ROUTER},
     tables::{CLIENTS, ELSEWHERE, NODES, Side, THIS_NODE},
 };
 
-/// A way from clients outside to a backend on another node.
+/// How clients outside reach a backend on another node.
 struct Outside {
     name: &'static str,
-    way: Way,
+    kind: FlowKind,
     /// Packets of known flows.
     known: &'static [Known],
     new: New,
@@ -73,10 +73,10 @@ impl Known {
     }
 }
 
-const WAYS: [Outside; 2] = [
+const KINDS: [Outside; 2] = [
     Outside {
         name: "SNAT",
-        way: Way::Snat,
+        kind: FlowKind::Snat,
         known: &[
             Known::request(Hook::FromDevice, Verdict::REDIRECT),
             Known::reply(Hook::FromDevice, Verdict::REDIRECT),
@@ -85,10 +85,10 @@ const WAYS: [Outside; 2] = [
         ],
         new: New { limits: (900.0, 1_300.0), inserts: (2, "open"), pace: Pace::Running },
     },
-    // The kernel does not put a socket buffer into a second tunnel, wherever the first one is.
+    // The kernel refuses to encapsulate a socket buffer twice.
     Outside {
         name: "DSR",
-        way: Way::Dsr,
+        kind: FlowKind::Dsr,
         known: &[
             Known { pace: Pace::Single, ..Known::request(Hook::FromDevice, Verdict::REDIRECT) },
             Known::request(Hook::Xdp, Verdict::XDP_TX),
@@ -98,8 +98,8 @@ const WAYS: [Outside; 2] = [
 ];
 
 impl Plan<'_> {
-    /// Measures a family. Many flows, and new ones, have their turns by themselves: what one
-    /// lane leaves in the caches, another finds there, and the floor is alone with its table.
+    /// Measures a family. Many flows, and new flows, are measured separately, because lanes that
+    /// share rounds also share caches, and the floor has its table for itself.
     ///
     /// # Errors
     /// The kernel refuses an entry, or there is no room.
@@ -107,27 +107,27 @@ impl Plan<'_> {
         self.hot_outside::<F>()?;
         self.measure();
         floors::fill::<F>(&self.harness, USUAL)?;
-        let many = footing::<F>("LRU hit, 64k", HIT_64K);
-        for way in &WAYS {
+        let many = floor_lane::<F>("LRU hit, 64k", HIT_64K);
+        for kind in &KINDS {
             for hook in [Hook::FromDevice, Hook::Xdp] {
                 let hit = floors::hit::<F>(&mut self.harness, "LRU hit, 64k", USUAL)?;
                 let is_meant = |known: &Known| known.hook == hook && known.pace == Pace::Running;
-                self.known_by::<F>(way, is_meant, (USUAL, "64k flows"), MANY, &many)?;
+                self.known_by::<F>(kind, is_meant, (USUAL, "64k flows"), MANY, &many)?;
                 if !self.lanes.is_empty() {
                     self.lanes.push(hit);
                     self.measure_long();
                 }
             }
         }
-        for way in &WAYS {
-            self.opened_by::<F>(way, TCP)?;
-            self.opened_by::<F>(way, UDP)?;
+        for kind in &KINDS {
+            self.opened_by::<F>(kind, TCP)?;
+            self.opened_by::<F>(kind, UDP)?;
             self.measure();
         }
         Ok(())
     }
 
-    /// What is not for us, and one flow of each way.
+    /// Traffic that is not a Service's, and one flow of each kind.
     fn hot_outside<F: Side>(&mut self) -> Result<()> {
         floors::fill::<F>(&self.harness, 1)?;
         for pace in [Pace::Running, Pace::Single] {
@@ -136,17 +136,19 @@ impl Plan<'_> {
             self.lanes.extend([hit.at(pace), route.at(pace)]);
         }
         self.lanes.extend(floors::rooms::<F>(&mut self.harness)?);
-        let hot = footing::<F>("LRU hit", HIT);
-        self.not_for_us_outside::<F>(&hot)?;
-        WAYS.iter().try_for_each(|way| self.known_by::<F>(way, |_| true, (1, "hot"), HOT, &hot))?;
+        let hot = floor_lane::<F>("LRU hit", HIT);
+        self.not_service_traffic_outside::<F>(&hot)?;
+        KINDS
+            .iter()
+            .try_for_each(|kind| self.known_by::<F>(kind, |_| true, (1, "hot"), HOT, &hot))?;
         let both = self.lanes.iter().find(|lane| lane.name == at_both_paces::<F>()).cloned();
-        let single = both.map(|lane| Lane { row: 0, limits: None, footing: None, ..lane });
+        let single = both.map(|lane| Lane { row: 0, limits: None, floor: None, ..lane });
         self.lanes.extend(single.map(|lane| lane.at(Pace::Single)));
         Ok(())
     }
 
-    /// What every other packet costs once there are node ports.
-    fn not_for_us_outside<F: Side>(&mut self, hit: &Footing) -> Result<()> {
+    /// The cost of every other packet while there are node ports.
+    fn not_service_traffic_outside<F: Side>(&mut self, hit: &FloorLane) -> Result<()> {
         let to_client = Tuple {
             source: F::address(NODES, THIS_NODE),
             destination: F::address(CLIENTS, 9),
@@ -160,14 +162,15 @@ impl Plan<'_> {
             ("reply side", Hook::Xdp, to_node, Reason::NoFlow, Verdict::XDP_PASS),
             ("reply side", Hook::ToDevice, to_client, Reason::NoFlow, Verdict::NEXT),
         ] {
-            let name = format!("not for us, NodePorts, {side}, {}, TCP {}", hook.name(), F::NAME);
+            let name =
+                format!("not Service traffic, NodePorts, {side}, {}, TCP {}", hook.name(), F::NAME);
             let frame = data::<F>(&tuple, TCP);
             let lane = self.at_device::<F>(name, (hook, reason, verdict), 0, frame)?;
-            let (limits, footing) = match reason {
-                Reason::NoFlow => (REPLY_NOT_OURS, Some(hit.clone())),
-                _ => (REQUEST_NOT_OURS, None),
+            let (limits, floor) = match reason {
+                Reason::NoFlow => (REPLY_NOT_SERVICE, Some(hit.clone())),
+                _ => (REQUEST_NOT_SERVICE, None),
             };
-            self.lanes.push(Lane { row: 7, limits: Some(limits), footing, ..lane });
+            self.lanes.push(Lane { row: 7, limits: Some(limits), floor, ..lane });
         }
         Ok(())
     }
@@ -175,27 +178,27 @@ impl Plan<'_> {
     /// Packets of so many known flows, in the directions and at the hooks that are meant.
     fn known_by<F: Side>(
         &mut self,
-        Outside { name, way, known, .. }: &Outside,
+        Outside { name, kind, known, .. }: &Outside,
         is_meant: impl Fn(&Known) -> bool,
         (count, text): (u32, &str),
         limits: Limits,
-        footing: &Footing,
+        floor: &FloorLane,
     ) -> Result<()> {
-        let flows = Flows::<F>::known(*way, TCP);
-        self.datapath.add(&flows, count)?;
+        let flows = Flows::<F>::known(*kind, TCP);
+        flows.establish(&self.datapath, count)?;
         for known in known.iter().filter(|known| is_meant(known)) {
             let Known { hook, reason, verdict, next_hop, pace } = *known;
             let direction = known.direction();
             let name = known_name::<F>(name, text, reason.name(), hook.name());
             let (comes, goes) = flows.tuples(0)[direction];
             let frame = data::<F>(&comes, TCP);
-            let onward = (count == 1).then(|| head::<F>(*way, next_hop, &goes, &frame));
+            let onward = (count == 1).then(|| head::<F>(*kind, next_hop, &goes, &frame));
             let lane = self.at_device::<F>(name, (hook, reason, verdict), direction, frame)?;
             let lane = lane.at(pace);
             self.lanes.push(Lane {
                 row: 7,
                 limits: Some(limits),
-                footing: Some(footing.clone().at(pace)),
+                floor: Some(floor.clone().at(pace)),
                 onward,
                 shot: Shot { flows: count, ..lane.shot },
                 pace: (pace == Pace::Single).then(at_both_paces::<F>),
@@ -205,17 +208,17 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// New flows at tc, and the same with what XDP spends on them before it leaves them to tc.
+    /// New flows at tc alone, and together with XDP, which leaves them to tc.
     fn opened_by<F: Side>(&mut self, outside: &Outside, protocol: u8) -> Result<()> {
-        let Outside { name, way, new, .. } = outside;
+        let Outside { name, kind, new, .. } = outside;
         let (size, suffix) = if protocol == TCP { ("16k", "_small") } else { ("256k", "") };
         let (count, program) = new.inserts;
         let plural = if count == 1 { "" } else { "s" };
         let step = format!("LRU miss, 64k, and {count} LRU insert{plural}, {size}");
         let floor = floors::open::<F>(&mut self.harness, &step, &format!("{program}{suffix}"))?;
         self.lanes.push(floor.at(new.pace));
-        let footing = footing::<F>(&step, HIT_64K + f64::from(count) * INSERTION).at(new.pace);
-        let frame = first::<F>(&Flows::<F>::fresh(*way, protocol).tuples(0)[0].0, protocol);
+        let floor = floor_lane::<F>(&step, HIT_64K + f64::from(count) * INSERTION).at(new.pace);
+        let frame = first::<F>(&Flows::<F>::fresh(*kind, protocol).tuples(0)[0].0, protocol);
         let protocol = protocol_name(protocol);
         let name = |at: &str| format!("new flow (NodePort, {name}), {at}, {protocol} {}", F::NAME);
         let tc = (Hook::FromDevice, Reason::FlowCreated, Verdict::REDIRECT);
@@ -229,7 +232,7 @@ impl Plan<'_> {
                 row: 8,
                 pace: (new.pace == Pace::Single).then(at_both_paces::<F>),
                 limits: Some(new.limits),
-                footing: Some(footing.clone()),
+                floor: Some(floor.clone()),
                 shot: Shot { flows: 0, pace, ..lane.shot },
                 then,
                 ..lane
@@ -253,12 +256,12 @@ impl Plan<'_> {
     }
 }
 
-fn known_name<F: Side>(way: &str, flows: &str, direction: &str, hook: &str) -> String {
-    format!("NodePort ({way}) {flows}, {direction}, {hook}, TCP {}", F::NAME)
+fn known_name<F: Side>(kind: &str, flows: &str, direction: &str, hook: &str) -> String {
+    format!("NodePort ({kind}) {flows}, {direction}, {hook}, TCP {}", F::NAME)
 }
 
-/// The lane that is measured at both paces: with source NAT a packet needs about as much of
-/// the program as with a tunnel, and nothing that happens once only.
+/// The lane that is measured at both paces: a packet with source NAT takes about the same path
+/// through the program as one that is encapsulated, and can be restored.
 fn at_both_paces<F: Side>() -> String {
     known_name::<F>("SNAT", "hot", Reason::Request.name(), Hook::FromDevice.name())
 }
@@ -270,15 +273,20 @@ fn wrapper<F: Side>(hook: Hook, direction: usize) -> Wrapper {
     }
 }
 
-/// The head, up to its ports, of what `frame` becomes on its way from the device to a next
-/// hop, with the addresses and ports of `goes`. In a tunnel `frame` itself stands for the ports.
-fn head<F: Side>(way: Way, next_hop: [u8; 6], goes: &Tuple<F::Address>, frame: &[u8]) -> Vec<u8> {
+/// The head, up to its ports, of the frame that goes to the next hop with the addresses and
+/// ports of `goes`. With DSR the start of the original packet is in the place of the ports.
+fn head<F: Side>(
+    kind: FlowKind,
+    next_hop: [u8; 6],
+    goes: &Tuple<F::Address>,
+    frame: &[u8],
+) -> Vec<u8> {
     let mut head = data::<F>(goes, TCP);
     let ports = IP_OFFSET + F::IP_HEADER..IP_OFFSET + F::IP_HEADER + 4;
     head.truncate(ports.end);
     head[..6].copy_from_slice(&next_hop);
     head[6..12].copy_from_slice(&MAC);
-    if way == Way::Dsr {
+    if kind == FlowKind::Dsr {
         head[ports].copy_from_slice(&frame[IP_OFFSET..IP_OFFSET + 4]);
     }
     head

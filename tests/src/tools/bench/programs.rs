@@ -1,4 +1,4 @@
-//! Row 23: what it takes to load the programs.
+//! How long loading and attaching the programs takes: row 23 of docs/performance.md.
 
 use std::{
     fs::{self, File},
@@ -66,7 +66,7 @@ pub fn measure(object: &Path, ifindex: u32) -> Result<Vec<Figure>> {
         unit,
         aim: Some(aim),
         must: Some(must),
-        ..Figure::told(name, Outcome::Measured(estimate))
+        ..Figure::unjudged(name, Outcome::Measured(estimate))
     };
     let exactly = |count: usize| Estimate::of(vec![count as f64]);
     Ok(vec![

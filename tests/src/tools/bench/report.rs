@@ -1,4 +1,4 @@
-//! The report: what was to be reached, what was measured, and whether it suffices.
+//! The report: targets, measurements and verdicts.
 
 use std::{fs, path::Path};
 
@@ -15,37 +15,37 @@ pub struct Figure {
     pub row: u8,
     /// What was measured.
     pub name: String,
-    /// In which unit.
+    /// Its unit.
     pub unit: &'static str,
-    /// What the plan says it should not exceed.
+    /// The limit that a change should stay below, as docs/performance.md has it.
     pub aim: Option<f64>,
-    /// What the plan says it must not exceed.
+    /// The limit that must not be exceeded, as docs/performance.md has it.
     pub must: Option<f64>,
     /// The measurement, or why it is void.
     #[serde(flatten)]
     pub outcome: Outcome,
-    /// What it stands on.
+    /// The floor that was measured with it.
     pub floor: Option<Floor>,
     /// What `aim` and `must` are multiplied by, at least 1.
     pub scale: f64,
-    /// What of the measurement is not judged, ns: what it costs to measure packets one by one,
-    /// where nothing else will do.
+    /// What is subtracted from the measurement before it is judged, ns: the cost of measuring
+    /// packets one by one, for figures that cannot be measured otherwise.
     pub single: f64,
 }
 
-/// The kernel's part of a figure, which no program can help: measured turn about with it.
+/// The kernel's part of a figure, which no program can avoid; measured in turn with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Floor {
     /// What it consists of.
     pub steps: String,
     /// What it costs here, ns.
     pub cost: f64,
-    /// What it cost, ns, where the figures of the plan were measured.
+    /// What it costs on the reference machine of docs/performance.md, ns.
     pub anchor: f64,
 }
 
 impl Floor {
-    /// How much slower it is here; 1 where it is faster, since limits are never lowered.
+    /// How much slower it is here; 1 where it is faster, because limits never shrink.
     pub fn scale(&self) -> f64 {
         (self.cost / self.anchor).max(1.0)
     }
@@ -57,28 +57,28 @@ impl Floor {
 pub enum Outcome {
     /// What was measured.
     Measured(Estimate),
-    /// Why there is no measurement that can be trusted.
+    /// Why the measurement is void.
     Invalid(String),
 }
 
-/// What a figure says.
+/// How a figure is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// There was nothing to reach.
-    Told,
-    /// The aim is reached.
+    /// The figure has no target.
+    Unjudged,
+    /// The figure is within its aim.
     Ok,
-    /// What must be reached is, the aim is not.
+    /// The figure is within its must, but above its aim.
     MissedAim,
-    /// What must be reached is not.
+    /// The figure is above its must.
     FailedMust,
-    /// There is no measurement that can be trusted.
+    /// The measurement is void.
     Invalid,
 }
 
 impl Figure {
-    /// A figure that nothing is asked of, in nanoseconds.
-    pub fn told(name: &str, outcome: Outcome) -> Self {
+    /// A figure without a target, in nanoseconds.
+    pub fn unjudged(name: &str, outcome: Outcome) -> Self {
         let name = name.to_owned();
         Self {
             row: 0,
@@ -95,44 +95,44 @@ impl Figure {
 
     /// The same figure, with limits raised as much as `floor` is slower here.
     #[must_use]
-    pub fn upon(self, floor: Floor) -> Self {
+    pub fn with_floor(self, floor: Floor) -> Self {
         Self { scale: floor.scale(), floor: Some(floor), ..self }
     }
 
-    /// What must not be exceeded here.
+    /// The must on this machine.
     fn scaled_must(&self) -> Option<f64> {
         self.must.map(|must| must * self.scale)
     }
 
-    /// What should not be exceeded here.
+    /// The aim on this machine.
     fn scaled_aim(&self) -> Option<f64> {
         self.aim.map(|aim| aim * self.scale)
     }
 
-    /// Whether the figure suffices.
+    /// How the figure is judged.
     pub fn verdict(&self) -> Verdict {
         let Outcome::Measured(estimate) = &self.outcome else { return Verdict::Invalid };
         let judged = estimate.median - self.single;
         let above = |limit: Option<f64>| limit.is_some_and(|limit| judged > limit);
         match (self.aim, self.must) {
-            (None, None) => Verdict::Told,
+            (None, None) => Verdict::Unjudged,
             _ if above(self.scaled_must()) => Verdict::FailedMust,
             _ if above(self.scaled_aim()) => Verdict::MissedAim,
             _ => Verdict::Ok,
         }
     }
 
-    /// Whether the report as a whole fails by this figure.
+    /// Whether the whole report fails because of this figure.
     pub fn fails(&self) -> bool {
         matches!(self.verdict(), Verdict::FailedMust | Verdict::Invalid)
     }
 }
 
-/// How far the control may be off, percent, before the run is void.
+/// How far a control may differ from itself, percent, before the run is void.
 const CONTROL_MUST: f64 = 5.0;
 
-/// What `name` cost in its first and in its second turn of the same rounds: nothing but
-/// noise may be between them.
+/// Compares the cost of `name` in its first and its second turn of the same rounds: only noise
+/// may make them differ.
 pub fn control(name: &str, once: &[f64], again: &[f64]) -> Figure {
     let base = Estimate::of(once.to_vec()).median;
     let percents = again.iter().map(|again| (again / base - 1.0) * 100.0);
@@ -143,12 +143,12 @@ pub fn control(name: &str, once: &[f64], again: &[f64]) -> Figure {
         Outcome::Invalid(format!("off by {:.1} %", estimate.median))
     };
     let name = format!("{CONTROL}{name} against itself");
-    Figure { unit: "%", must: Some(CONTROL_MUST), ..Figure::told(&name, outcome) }
+    Figure { unit: "%", must: Some(CONTROL_MUST), ..Figure::unjudged(&name, outcome) }
 }
 
 const CONTROL: &str = "control: ";
 
-/// Whether a control voids the whole run.
+/// Whether a control makes the whole run void.
 pub fn is_void(figures: &[Figure]) -> bool {
     figures
         .iter()
@@ -187,7 +187,7 @@ fn cells(figure: &Figure) -> [String; 11] {
     let [floor, steps, factor] = match (&figure.floor, &figure.outcome) {
         (Some(floor), Outcome::Measured(it)) => {
             let factor = format!("{:.2}", it.median / floor.cost);
-            [number(floor.cost), format!("{}, {}", floor.steps, speed(floor)), factor]
+            [number(floor.cost), steps(floor), factor]
         }
         _ => [const { String::new() }; 3],
     };
@@ -197,8 +197,8 @@ fn cells(figure: &Figure) -> [String; 11] {
     [row, name, measured, interval, unit, floor, steps, factor, aim, must, verdict(figure)]
 }
 
-fn speed(floor: &Floor) -> String {
-    format!("{} in the plan", number(floor.anchor))
+fn steps(floor: &Floor) -> String {
+    format!("{} (reference {})", floor.steps, number(floor.anchor))
 }
 
 fn number(value: f64) -> String {
@@ -208,14 +208,14 @@ fn number(value: f64) -> String {
 fn verdict(figure: &Figure) -> String {
     let word = match (figure.verdict(), &figure.outcome) {
         (_, Outcome::Invalid(why)) => return format!("INVALID: {why}"),
-        (Verdict::Told | Verdict::Invalid, _) => return String::new(),
+        (Verdict::Unjudged | Verdict::Invalid, _) => return String::new(),
         (Verdict::Ok, _) => "ok",
         (Verdict::MissedAim, _) => "MISSED aim",
         (Verdict::FailedMust, _) => "FAILED must",
     };
     let mut text = word.to_owned();
     if figure.single > 0.0 {
-        text += &format!(" (less {:.1} for one a run)", figure.single);
+        text += &format!(" (less {:.1} for one packet a call)", figure.single);
     }
     if figure.scale > 1.0 {
         text += &format!(" (limits x {:.2})", figure.scale);
@@ -244,14 +244,14 @@ mod tests {
         let figure = |median| Figure {
             aim: Some(10.0),
             must: Some(30.0),
-            ..Figure::told("x", Outcome::Measured(Estimate { median, low: 0.0, high: 99.0 }))
+            ..Figure::unjudged("x", Outcome::Measured(Estimate { median, low: 0.0, high: 99.0 }))
         };
         let verdicts = [10.0, 10.1, 30.0, 30.1].map(|median| figure(median).verdict());
         use Verdict::{FailedMust, MissedAim, Ok};
         assert_eq!(verdicts, [Ok, MissedAim, MissedAim, FailedMust]);
-        assert!(Figure::told("x", Outcome::Invalid(String::new())).fails());
+        assert!(Figure::unjudged("x", Outcome::Invalid(String::new())).fails());
         let upon = |cost, median| {
-            figure(median).upon(Floor { steps: "x".to_owned(), cost, anchor: 40.0 }).verdict()
+            figure(median).with_floor(Floor { steps: "x".to_owned(), cost, anchor: 40.0 }).verdict()
         };
         assert_eq!([20.0, 20.1, 60.0, 60.1].map(|median| upon(80.0, median)), verdicts);
         assert_eq!(
@@ -271,6 +271,6 @@ mod tests {
             [true, false, false, true]
         );
         assert!(off(106.0)[0].fails());
-        assert!(!is_void(&[Figure::told("x", Outcome::Invalid(String::new()))]));
+        assert!(!is_void(&[Figure::unjudged("x", Outcome::Invalid(String::new()))]));
     }
 }

@@ -25,7 +25,6 @@ use lb_common::abi::{
 use lb_sys::{PerCpuCounters, TypedMap};
 
 use super::{
-    flows::Flows,
     frames::Frame,
     harness::{Wrapper, classifier, load_object, load_programs, map, map_descriptor, program},
 };
@@ -34,7 +33,7 @@ use super::{
 pub trait Side: Frame {
     /// `IPv4` or `IPv6`.
     const NAME: &'static str;
-    /// Maps: front ends, backends, nodes, flows.
+    /// Maps: frontends, backends, nodes, flows.
     const MAPS: [&'static str; 4];
     /// tc wrappers that rotate the source and the destination.
     const WRAPPERS: [Wrapper; 2];
@@ -154,7 +153,7 @@ fn setter<K: Pod, V: Pod>(object: &Ebpf, name: &str) -> Result<Setter<K, V>> {
 }
 
 /// Networks, for [`Side::address`]: pods of this node, ClusterIPs, pods of another node,
-/// nodes, and addresses that are none of these.
+/// nodes, and other addresses.
 pub const PODS: u8 = 244;
 const CLUSTER_IPS: u8 = 96;
 const REMOTE_PODS: u8 = 245;
@@ -177,19 +176,19 @@ pub const PORTS: [u16; 2] = [80, 53];
 pub const EMPTY_PORTS: [u16; 2] = [81, 54];
 /// Node ports of the Service with backends, TCP then UDP.
 pub const NODE_PORTS: [u16; 2] = [30_080, 30_053];
-/// Node ports of a Service with as many, whose packets are tunnelled.
+/// Node ports of a Service with as many backends, in external mode `dsr`.
 pub const DSR_NODE_PORTS: [u16; 2] = [30_081, 30_054];
 /// The node that backends run on, and how many nodes there are.
 const OTHER_NODE: u16 = 12;
 const NODE_COUNT: u16 = 1_000;
 const TARGET_PORT: u16 = 8080;
-/// How many backends the Service has: enough that of the ports that the node has for each of
-/// them, few are taken by as many flows as the table holds.
+/// How many backends the Service has: so many that a full table of flows occupies only few of
+/// the source ports for each backend.
 pub const BACKENDS: u32 = 64;
 
-/// What clients ask for.
+/// The frontends of the Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fronts {
+pub enum Frontends {
     /// ClusterIPs alone.
     ClusterIps,
     /// Node ports too.
@@ -222,21 +221,26 @@ impl Datapath {
     ///
     /// # Errors
     /// No such object, or the kernel refuses something.
-    pub fn load(object: &Path, flows: [u32; 2], device: Device, fronts: Fronts) -> Result<Self> {
+    pub fn load(
+        object: &Path,
+        flows: [u32; 2],
+        device: Device,
+        frontends: Frontends,
+    ) -> Result<Self> {
         let sizes = [(Ipv4::MAPS[3], flows[0]), (Ipv6::MAPS[3], flows[1])];
         let mut object = load_object(object, &sizes)?;
         load_programs(&mut object)?;
         let counters = PerCpuCounters::new(map_descriptor(&object, "COUNTERS")?)?;
         let datapath = Self { object, counters, device };
-        let pair = SettingsPair { active: 0, zero: 0, copies: [settings(fronts); 2] };
+        let pair = SettingsPair { active: 0, zero: 0, copies: [settings(frontends); 2] };
         datapath.map("SETTINGS")?.set(&0u32, &pair).context("cannot set SETTINGS")?;
         datapath.map("DEVICES")?.set(&0u32, &device)?;
-        datapath.set_up::<Ipv4>(fronts)?;
-        datapath.set_up::<Ipv6>(fronts)?;
+        datapath.set_up::<Ipv4>(frontends)?;
+        datapath.set_up::<Ipv6>(frontends)?;
         Ok(datapath)
     }
 
-    /// The object, for what else there is to know of it.
+    /// The loaded object.
     pub fn object(&self) -> &Ebpf {
         &self.object
     }
@@ -253,16 +257,20 @@ impl Datapath {
         map(&self.object, name)
     }
 
-    fn now(&self) -> Result<u32> {
+    /// The programs' clock.
+    ///
+    /// # Errors
+    /// The object has no clock, or the kernel refuses to run it.
+    pub fn now(&self) -> Result<u32> {
         let mut options = TestRunOptions::new();
         options.data_in = Some(&[0; 64]);
         Ok(classifier(&self.object, "clock")?.test_run(options)?.return_value)
     }
 
-    fn set_up<F: Side>(&self, fronts: Fronts) -> Result<()> {
-        let (state, fill) = (State::<F>::node(fronts), F::fill(&self.object)?);
+    fn set_up<F: Side>(&self, frontends: Frontends) -> Result<()> {
+        let (state, fill) = (State::<F>::node(frontends), F::fill(&self.object)?);
         let (keys, values): (Vec<_>, Vec<_>) = state.frontends.into_iter().unzip();
-        (fill.frontends)(&keys, &values).context("cannot set front ends")?;
+        (fill.frontends)(&keys, &values).context("cannot set frontends")?;
         let (keys, values): (Vec<_>, Vec<_>) = state.backends.into_iter().unzip();
         (fill.backends)(&keys, &values).context("cannot set backends")?;
         let nodes: Vec<_> = state.nodes.into_iter().collect();
@@ -275,17 +283,9 @@ impl Datapath {
         }
         Ok(())
     }
-
-    /// Puts the first `count` of `flows` into the table, all established.
-    ///
-    /// # Errors
-    /// The kernel refuses an entry.
-    pub fn add<F: Side>(&self, flows: &Flows<F>, count: u32) -> Result<()> {
-        flows.add(&self.object, F::MAPS[3], count, self.now()?)
-    }
 }
 
-/// What the tables of a family hold beside flows.
+/// The entries of a family's tables, except flows.
 pub struct State<F: Side> {
     /// FRONTENDS.
     pub frontends: BTreeMap<FrontendKey<F::Address>, Frontend>,
@@ -301,7 +301,7 @@ pub struct State<F: Side> {
 
 impl<F: Side> State<F> {
     /// The node that everything is measured on.
-    pub fn node(fronts: Fronts) -> Self {
+    pub fn node(frontends: Frontends) -> Self {
         let mut state = Self {
             frontends: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -325,11 +325,10 @@ impl<F: Side> State<F> {
             }
             let service = F::FIRST_SERVICE + index as u32;
             state.add_backends(service, 0);
-            if fronts == Fronts::NodePorts {
-                let tunnelled = dsr_service_of::<F>(protocol);
-                state.add_backends(tunnelled, Service::DSR);
-                for (service, port) in
-                    [(service, NODE_PORTS[index]), (tunnelled, DSR_NODE_PORTS[index])]
+            if frontends == Frontends::NodePorts {
+                let dsr = dsr_service_of::<F>(protocol);
+                state.add_backends(dsr, Service::DSR);
+                for (service, port) in [(service, NODE_PORTS[index]), (dsr, DSR_NODE_PORTS[index])]
                 {
                     let node = F::address(NODES, THIS_NODE);
                     let key = FrontendKey::new(node, Be16::new(port), protocol);
@@ -342,8 +341,8 @@ impl<F: Side> State<F> {
     }
 
     fn add_backends(&mut self, service: u32, flags: u32) {
-        // The first backend drains: known flows have it, and with them all ports that the
-        // node has for it.
+        // The first backend drains. Known flows use it, so that they occupy no source port of
+        // the backends that new flows get.
         let range = SlotRange::new(service * BACKENDS + 1, BACKENDS - 1);
         self.services.insert(service, Service { cluster: range, flags, ..Service::default() });
         for position in service * BACKENDS..(service + 1) * BACKENDS {
@@ -353,22 +352,20 @@ impl<F: Side> State<F> {
     }
 }
 
-/// What the programs know of the node.
-pub fn settings(fronts: Fronts) -> Settings {
-    // A day, whatever CONFIG_HZ is; only flows that nobody sees for a second or more would
-    // notice what a tick is.
+/// The settings of the node.
+pub fn settings(frontends: Frontends) -> Settings {
+    // A day with CONFIG_HZ=100, 2.4 hours with 1000: no flow expires during a run.
     const LONG: u32 = 24 * 3600 * 100;
     Settings {
         ipv4: family_settings::<Ipv4>(),
         ipv6: family_settings::<Ipv6>(),
         lifetimes: Lifetimes { ticks: [LONG; 2 * STATES] },
-        // With node ports: never. What a flow notes once a second, and where its packets go then,
-        // is no matter here.
-        ticks_per_second: if fronts == Fronts::NodePorts { LONG } else { 250 },
-        flags: if fronts == Fronts::NodePorts { Settings::EXTERNAL } else { 0 },
-        node_ports: match fronts {
-            Fronts::ClusterIps => PortRange::default(),
-            Fronts::NodePorts => PortRange { first: 30_000, count: 2_768 },
+        // With node ports a second never passes, so that flows do not look up their route again.
+        ticks_per_second: if frontends == Frontends::NodePorts { LONG } else { 250 },
+        flags: if frontends == Frontends::NodePorts { Settings::EXTERNAL } else { 0 },
+        node_ports: match frontends {
+            Frontends::ClusterIps => PortRange::default(),
+            Frontends::NodePorts => PortRange { first: 30_000, count: 2_768 },
         },
         source_ports: PortRange { first: 1_024, count: 28_976 },
     }
@@ -393,7 +390,7 @@ pub fn service_of<F: Side>(protocol: u8) -> u32 {
     F::FIRST_SERVICE + u32::from(protocol == UDP)
 }
 
-/// The same of the Service whose packets are tunnelled.
+/// The same of the Service in external mode `dsr`.
 pub fn dsr_service_of<F: Side>(protocol: u8) -> u32 {
     service_of::<F>(protocol) + 6
 }

@@ -1,12 +1,12 @@
-//! Calls that reach a backend: rows 3.1 to 3.3 of the Service contract.
+//! Calls that reach a backend: rows 3.1 to 3.3 of docs/semantics.md.
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 
 use super::report::Table;
+use super::scene::{CLIENT, FAR, NEAR, Number, Path};
 use super::stop::Stop;
-use super::{CLIENT, FAR, NEAR, Number, Path};
 use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::{Family, cluster_ip};
@@ -17,48 +17,48 @@ pub(super) fn address(number: Number, family: Family) -> SocketAddr {
     (cluster_ip(number as u8).get(family), PORT).into()
 }
 
-/// One call, and what is to come of it.
+/// One call, and the answer that is promised.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
     pub(super) client: &'a Host,
     pub(super) to: SocketAddr,
     pub(super) backend: &'static str,
-    /// The client's address as the backend is to see it.
+    /// The client's address that the backend must see.
     pub(super) seen: IpAddr,
 }
 
-/// What one call, or two that went the same way, came to.
+/// The result of one call, or of a TCP and a UDP call with equal results.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) protocol: &'static str,
     pub(super) answered: String,
-    pub(super) client_address: String,
+    pub(super) backend_saw: String,
     pub(super) is_as_promised: bool,
 }
 
 impl Call<'_> {
-    /// By TCP and by UDP; one outcome where both came to the same.
+    /// Calls by TCP and by UDP; one outcome if both have the same result.
     pub(super) fn outcomes(&self) -> Result<Vec<Outcome>> {
         let tcp = self.outcome("TCP", &self.client.ask(Probe::new(Transport::Tcp, self.to))?);
         let udp = self.outcome("UDP", &self.client.ask(Probe::new(Transport::Udp, self.to))?);
-        let same = (&tcp.answered, &tcp.client_address, tcp.is_as_promised)
-            == (&udp.answered, &udp.client_address, udp.is_as_promised);
+        let same = (&tcp.answered, &tcp.backend_saw, tcp.is_as_promised)
+            == (&udp.answered, &udp.backend_saw, udp.is_as_promised);
         Ok(if same { vec![Outcome { protocol: "TCP+UDP", ..tcp }] } else { vec![tcp, udp] })
     }
 
     fn outcome(&self, protocol: &'static str, answer: &Answer) -> Outcome {
         let expected = expect("call", answer, self.to, &[self.backend], &[self.seen]);
-        let (answered, client_address) = match answer.reached() {
+        let (answered, backend_saw) = match answer.reached() {
             Some(reached) => {
                 (reached.greeting.name.clone(), reached.greeting.client_address.to_string())
             }
             None => (answer.error().unwrap_or_default().to_owned(), "-".to_owned()),
         };
-        Outcome { protocol, answered, client_address, is_as_promised: expected.is_ok() }
+        Outcome { protocol, answered, backend_saw, is_as_promised: expected.is_ok() }
     }
 }
 
-/// What came of a case by one path.
+/// The result of a case on one path.
 #[derive(Debug)]
 pub(super) struct Row {
     case: usize,
@@ -68,7 +68,7 @@ pub(super) struct Row {
     outcome: Outcome,
 }
 
-/// From where to where.
+/// A client and a Service.
 struct Case<'a> {
     client: &'a Host,
     number: Number,
@@ -88,7 +88,7 @@ fn node_ip(world: &World, family: Family) -> IpAddr {
     world.cluster.node(1).ip(family)
 }
 
-/// Makes every call by this path.
+/// Makes every call on this path.
 pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
     let pod = world.cluster.pod(CLIENT);
     let node = world.cluster.node(1);
@@ -102,7 +102,7 @@ pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
     type Promise = (&'static str, fn(&World, Family) -> IpAddr);
     let pods: Promise = ("pod's IP", pod_ip);
     let nodes: Promise = ("node's IP", node_ip);
-    // A pod that calls itself: a packet must not come from the pod's own address.
+    // A pod drops packets that arrive with its own address as their source.
     let hairpin = if path == Path::Connect { pods } else { nodes };
     let cases: [Case<'_>; CASES.len()] = [
         case(&pod, Number::Near, NEAR, pods),
@@ -133,10 +133,10 @@ pub(super) fn table(mut rows: Vec<Row>) -> Table {
         "path",
         "protocol",
         "answered by",
-        "client_address",
+        "backend saw",
         "promised",
     ]);
-    // A stable sort: paths stay in the order in which they were tried.
+    // The sort is stable: paths keep the order in which they were tried.
     rows.sort_by_key(|row| (row.case, row.to.is_ipv6()));
     for row in rows {
         let cells = [
@@ -145,7 +145,7 @@ pub(super) fn table(mut rows: Vec<Row>) -> Table {
             row.path.name(),
             row.outcome.protocol,
             &row.outcome.answered,
-            &row.outcome.client_address,
+            &row.outcome.backend_saw,
             row.promised,
         ];
         table.row(&cells, row.outcome.is_as_promised);

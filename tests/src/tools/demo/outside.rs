@@ -1,5 +1,5 @@
-//! Calls from outside the cluster, and of a node at its own node ports: rows 3.4 to 3.9 of the
-//! Service contract.
+//! Calls from outside the cluster, and of a node at its own node ports: rows 3.4 to 3.9 of
+//! docs/semantics.md.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -7,15 +7,15 @@ use anyhow::Result;
 
 use super::access::{Call, Outcome};
 use super::report::Table;
+use super::scene::{FAR, NEAR, Number};
 use super::stop::Stop;
-use super::{FAR, NEAR, Number};
 use crate::harness::netns::topology::plan::{Family, balancer_ip, external_ip, node_port};
 use crate::harness::netns::words::world::{PORT, World};
 
-/// Where a Service is reached but for its ClusterIP.
+/// Where a client calls a Service, other than at its ClusterIP.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Front {
-    /// The node port, at the address of this node.
+pub(super) enum Frontend {
+    /// The node port, at the address of the node with this number.
     NodePort(u8),
     /// The node port, at the loopback address.
     Loopback,
@@ -25,7 +25,7 @@ pub(super) enum Front {
     External,
 }
 
-impl Front {
+impl Frontend {
     pub(super) fn address(self, world: &World, number: Number, family: Family) -> SocketAddr {
         let number = number as u8;
         let at_node = |ip| SocketAddr::new(ip, node_port(number));
@@ -39,7 +39,7 @@ impl Front {
     }
 }
 
-/// Whose address the backend is to see.
+/// Whose address the backend must see.
 #[derive(Clone, Copy, Debug)]
 enum Seen {
     Outside,
@@ -62,53 +62,60 @@ impl Seen {
     }
 }
 
-/// Who asks.
+/// Who calls.
 #[derive(Clone, Copy, Debug)]
 enum Client {
     Outside,
     Node,
 }
 
-type Case = (&'static str, Client, Front, Number, &'static str, Seen);
+type Case = (&'static str, Client, Frontend, Number, &'static str, Seen);
 
 const CASES: [Case; 13] = [
-    ("outside, NodePort", Client::Outside, Front::NodePort(1), Number::Near, NEAR, Seen::Outside),
-    ("outside, NodePort", Client::Outside, Front::NodePort(1), Number::Far, FAR, Seen::Node),
-    ("outside, LB", Client::Outside, Front::Balancer, Number::Near, NEAR, Seen::Outside),
-    ("outside, LB", Client::Outside, Front::Balancer, Number::Far, FAR, Seen::Node),
-    ("outside, LB, Local", Client::Outside, Front::Balancer, Number::Local, NEAR, Seen::Outside),
-    ("outside, externalIP", Client::Outside, Front::External, Number::Near, NEAR, Seen::Outside),
-    ("outside, externalIP", Client::Outside, Front::External, Number::Far, FAR, Seen::Node),
+    (
+        "outside, NodePort",
+        Client::Outside,
+        Frontend::NodePort(1),
+        Number::Near,
+        NEAR,
+        Seen::Outside,
+    ),
+    ("outside, NodePort", Client::Outside, Frontend::NodePort(1), Number::Far, FAR, Seen::Node),
+    ("outside, LB", Client::Outside, Frontend::Balancer, Number::Near, NEAR, Seen::Outside),
+    ("outside, LB", Client::Outside, Frontend::Balancer, Number::Far, FAR, Seen::Node),
+    ("outside, LB, Local", Client::Outside, Frontend::Balancer, Number::Local, NEAR, Seen::Outside),
+    ("outside, externalIP", Client::Outside, Frontend::External, Number::Near, NEAR, Seen::Outside),
+    ("outside, externalIP", Client::Outside, Frontend::External, Number::Far, FAR, Seen::Node),
     (
         "outside, NodePort, dsr",
         Client::Outside,
-        Front::NodePort(1),
+        Frontend::NodePort(1),
         Number::Direct,
         FAR,
         Seen::Outside,
     ),
-    ("outside, LB, dsr", Client::Outside, Front::Balancer, Number::Direct, FAR, Seen::Outside),
-    ("node, NodePort", Client::Node, Front::NodePort(1), Number::Near, NEAR, Seen::Node),
-    ("node, NodePort", Client::Node, Front::NodePort(1), Number::Far, FAR, Seen::Node),
-    ("node, NodePort, dsr", Client::Node, Front::NodePort(1), Number::Direct, FAR, Seen::Node),
-    ("node, loopback", Client::Node, Front::Loopback, Number::Far, FAR, Seen::Node),
+    ("outside, LB, dsr", Client::Outside, Frontend::Balancer, Number::Direct, FAR, Seen::Outside),
+    ("node, NodePort", Client::Node, Frontend::NodePort(1), Number::Near, NEAR, Seen::Node),
+    ("node, NodePort", Client::Node, Frontend::NodePort(1), Number::Far, FAR, Seen::Node),
+    ("node, NodePort, dsr", Client::Node, Frontend::NodePort(1), Number::Direct, FAR, Seen::Node),
+    ("node, loopback", Client::Node, Frontend::Loopback, Number::Far, FAR, Seen::Node),
 ];
 
-/// Makes every call; what is for load balancers' addresses and external IPs reaches node1.
+/// Makes every call. Load balancer addresses and external IPs are routed to node1.
 pub(super) fn table(world: &World, stop: Stop) -> Result<Table> {
     world.cluster.fabric().route_external_to(1)?;
     let mut table = Table::new(&[
-        "client, front end",
+        "client, frontend",
         "called",
         "protocol",
         "answered by",
-        "client_address",
+        "backend saw",
         "promised",
     ]);
-    for (name, from, front, number, backend, seen) in CASES {
+    for (name, from, frontend, number, backend, seen) in CASES {
         for family in Family::ALL {
             stop.check()?;
-            let to = front.address(world, number, family);
+            let to = frontend.address(world, number, family);
             let node = world.cluster.node(1);
             let client = match from {
                 Client::Outside => world.cluster.outside(),
@@ -116,9 +123,9 @@ pub(super) fn table(world: &World, stop: Stop) -> Result<Table> {
             };
             let call = Call { client, to, backend, seen: seen.address(world, family) };
             for outcome in call.outcomes()? {
-                let Outcome { protocol, answered, client_address, is_as_promised } = outcome;
+                let Outcome { protocol, answered, backend_saw, is_as_promised } = outcome;
                 let to = to.to_string();
-                let cells = [name, &to, protocol, &answered, &client_address, seen.name()];
+                let cells = [name, &to, protocol, &answered, &backend_saw, seen.name()];
                 table.row(&cells, is_as_promised);
             }
         }

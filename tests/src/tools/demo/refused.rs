@@ -1,14 +1,16 @@
-//! Calls that reach nobody: table 4 of the Service contract, as pods and clients outside see it.
+//! Calls that reach no backend: table 4 of docs/semantics.md, as pods and clients outside see
+//! it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::outside::Front;
+use super::access;
+use super::outside::Frontend;
 use super::report::Table;
+use super::scene::{CLIENT, Number, Path};
 use super::stop::Stop;
-use super::{CLIENT, Number, Path, access};
 use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::Family;
@@ -16,7 +18,7 @@ use crate::harness::netns::words::world::World;
 
 /// "At once": far below the second after which TCP would send its SYN again.
 const AT_ONCE_MS: f64 = 200.0;
-/// How long a call waits that nobody answers.
+/// How long a call waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
@@ -36,7 +38,7 @@ struct Case {
     error: &'static str,
 }
 
-/// Who asks, and where.
+/// Who calls, and which address.
 #[derive(Clone, Copy)]
 enum Called {
     /// A pod, at the ClusterIP.
@@ -44,7 +46,7 @@ enum Called {
     /// A pod, at this port of the ClusterIP.
     Port(u16),
     /// A client outside.
-    Outside(Front),
+    Outside(Frontend),
 }
 
 const fn refused(name: &'static str, called: Called, number: Number) -> Case {
@@ -57,36 +59,36 @@ const fn dropped(name: &'static str, called: Called, number: Number) -> Case {
 
 const CASES: [Case; 7] = [
     refused("Service without endpoints", Called::ClusterIp, Number::Empty),
-    refused("port that the Service has not", Called::Port(4242), Number::Near),
-    dropped("ClusterIP that no Service has", Called::ClusterIp, Number::Nobody),
+    refused("port that the Service does not have", Called::Port(4242), Number::Near),
+    dropped("ClusterIP that no Service has", Called::ClusterIp, Number::NoService),
     refused(
         "outside: NodePort without endpoints",
-        Called::Outside(Front::NodePort(1)),
+        Called::Outside(Frontend::NodePort(1)),
         Number::Empty,
     ),
     dropped(
         "outside: NodePort, Local, node without endpoint",
-        Called::Outside(Front::NodePort(2)),
+        Called::Outside(Frontend::NodePort(2)),
         Number::Local,
     ),
     dropped(
-        "outside: LoadBalancer, Local, node without endpoint",
-        Called::Outside(Front::Balancer),
+        "outside: LB, Local, node without endpoint",
+        Called::Outside(Frontend::Balancer),
         Number::Local,
     ),
     dropped(
-        "outside: LoadBalancer, client not in its source ranges",
-        Called::Outside(Front::Balancer),
+        "outside: LB, client not in loadBalancerSourceRanges",
+        Called::Outside(Frontend::Balancer),
         Number::Private,
     ),
 ];
 
-/// Makes the calls of a pod by this path.
+/// Makes the calls of a pod on this path.
 pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
     ask_all(world, path, false, stop)
 }
 
-/// Makes the calls from outside; load balancers' addresses lead to node2.
+/// Makes the calls from outside. Load balancer addresses are routed to node2.
 pub(super) fn outside_rows(world: &World, stop: Stop) -> Result<Vec<Row>> {
     world.cluster.fabric().route_external_to(2)?;
     ask_all(world, Path::Packet, true, stop)
@@ -120,11 +122,11 @@ impl Case {
         let (client, to): (&Host, _) = match self.called {
             Called::ClusterIp => (&pod, cluster_ip),
             Called::Port(port) => (&pod, SocketAddr::new(cluster_ip.ip(), port)),
-            Called::Outside(front) => {
-                (world.cluster.outside(), front.address(world, self.number, Family::V4))
+            Called::Outside(frontend) => {
+                (world.cluster.outside(), frontend.address(world, self.number, Family::V4))
             }
         };
-        // Only a connected socket is told of an ICMP error.
+        // The kernel reports ICMP errors only to connected sockets.
         Ok(match client.ask(Probe::new(transport, to).connected().timeout(PATIENCE))? {
             Answer::Failed(failed) => (failed.error, Some(failed.elapsed_ms)),
             Answer::Reached(reached) => (reached.greeting.name, None),

@@ -1,10 +1,10 @@
-//! The printed form: titles, aligned tables, and the count of rows that broke a promise.
+//! The printed form: titles, aligned tables, and the number of broken promises.
 
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, presets};
 
-/// What was printed so far.
+/// Prints the demo and counts its checks.
 #[derive(Debug, Default)]
 pub struct Report {
     rows: usize,
@@ -44,7 +44,7 @@ impl Table {
 impl Report {
     /// Prints text.
     pub fn line(&mut self, text: &str) {
-        // A reader that went away is no reason to leave anything standing.
+        // Cleaning up must not depend on whether the output is still read.
         let mut output = std::io::stdout().lock();
         writeln!(output, "{}", text.trim_end()).and_then(|()| output.flush()).ok();
     }
@@ -70,8 +70,8 @@ impl Report {
     pub fn summary(&mut self) {
         let (rows, failed) = (self.rows, self.failed);
         match failed {
-            0 => self.line(&format!("\nall {rows} rows as promised")),
-            _ => self.line(&format!("\n{failed} of {rows} rows FAILED")),
+            0 => self.line(&format!("\nall {rows} checks as promised")),
+            _ => self.line(&format!("\n{failed} of {rows} checks FAILED")),
         }
     }
 

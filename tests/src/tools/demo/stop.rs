@@ -1,4 +1,4 @@
-//! Ctrl-C and its kin: noted by a signal handler, obeyed between two steps.
+//! SIGINT, SIGTERM and SIGHUP: a handler records the signal, the demo stops between two steps.
 //!
 //! No signal is blocked: processes that the demo starts would inherit that.
 
@@ -12,13 +12,13 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 /// The signal that came; 0 = none.
 static HEARD: AtomicI32 = AtomicI32::new(0);
 
-/// Whether the user wants it to end.
+/// Whether the user wants the demo to end.
 #[derive(Clone, Copy, Debug)]
 pub struct Stop(());
 
 impl Stop {
-    /// Listens from now on to SIGINT, SIGTERM and SIGHUP, which no longer end the process. A
-    /// second one does, at once.
+    /// Handles SIGINT, SIGTERM and SIGHUP from now on: the first one is recorded, a second one
+    /// ends the process at once.
     ///
     /// # Errors
     /// There is no such signal.

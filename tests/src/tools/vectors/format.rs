@@ -1,5 +1,5 @@
-//! The form of a flow-vector file. What it does not know is an error, never skipped: a flow that
-//! is read wrongly would pass or fail for the wrong reason.
+//! The form of a flow-vector file. An unknown field is an error and never skipped: a flow that is
+//! read wrongly would pass or fail for the wrong reason.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,13 +23,13 @@ pub struct File {
     /// The licence of the data.
     #[serde(default)]
     pub license: Option<String>,
-    /// What a reader should know.
+    /// Remarks for readers.
     #[serde(default)]
     pub notes: Vec<String>,
     /// Objects with flows.
     #[serde(default)]
     pub groups: Vec<Group>,
-    /// Choices of endpoints.
+    /// Endpoint selections.
     #[serde(default)]
     pub endpoint_selection: Vec<Selection>,
 }
@@ -42,10 +42,10 @@ pub struct Group {
     pub id: String,
     /// Which kind of kube-proxy gave the answers.
     pub proxier: Proxier,
-    /// What it was taken from.
+    /// The source file that it was taken from.
     #[serde(default)]
     pub test: Option<String>,
-    /// Where that stands.
+    /// The place in that file.
     #[serde(default)]
     pub source: Option<Value>,
     /// The node.
@@ -84,13 +84,13 @@ pub struct Node {
     /// Its first InternalIP.
     #[serde(rename = "primaryIP")]
     pub primary_ip: IpAddr,
-    /// All its addresses but those of loopback.
+    /// All its addresses, without those of loopback.
     #[serde(rename = "localIPs")]
     pub local_ips: Vec<IpAddr>,
     /// The prefixes of its pods.
     #[serde(default, rename = "podCIDR")]
     pub pod_cidr: List<IpNet>,
-    /// How pods are told, as a match of the rules.
+    /// How pods are recognised, as a match of kube-proxy's rules.
     #[serde(default)]
     pub detect_local: DetectLocal,
     /// Labels of the Node.
@@ -102,7 +102,7 @@ pub struct Node {
     /// Whether node ports are served on 127.0.0.1; by default they are.
     #[serde(default)]
     pub localhost_node_ports: Option<bool>,
-    /// Whether everything to a ClusterIP is masqueraded.
+    /// `--masquerade-all`.
     #[serde(default)]
     pub masquerade_all: Option<bool>,
     /// The prefixes of ClusterIPs.
@@ -123,7 +123,7 @@ pub enum Family {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Flow {
-    /// Names it in reports; it decides nothing.
+    /// Its name in reports. It has no effect.
     pub name: String,
     /// The sender.
     #[serde(rename = "sourceIP")]
@@ -168,7 +168,7 @@ impl fmt::Display for Protocol {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Answer {
-    /// What.
+    /// The verdict.
     pub result: Verdict,
     /// Where it may go to, as `IP:PORT`.
     #[serde(default)]
@@ -186,19 +186,19 @@ pub enum Verdict {
     Dnat,
     /// It is answered with an error.
     Reject,
-    /// It vanishes.
+    /// It is dropped.
     Drop,
-    /// It goes on as it is.
+    /// It goes on unchanged.
     Accept,
     /// No rule touches it.
     None,
 }
 
-/// A choice of endpoints.
+/// An endpoint selection.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selection {
-    /// Names it in reports.
+    /// Its name in reports.
     pub name: String,
     /// The node's name.
     #[serde(default)]
@@ -218,7 +218,7 @@ pub struct Selection {
     pub expect: Chosen,
 }
 
-/// What of a Service matters for the choice.
+/// The traits of a Service that matter for the selection.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Traits {
@@ -239,7 +239,7 @@ pub struct Traits {
     pub node_port: u16,
     /// Whether any client gets the endpoints of the cluster.
     pub uses_cluster_endpoints: bool,
-    /// Whether any client gets those of the node alone.
+    /// Whether any client gets only the endpoints of the node.
     pub uses_local_endpoints: bool,
 }
 
@@ -269,7 +269,7 @@ pub struct Candidate {
     pub terminating: bool,
 }
 
-/// The endpoints that kube-proxy chooses; none: it makes no such choice.
+/// The endpoints that kube-proxy selects; none if it makes no such selection.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Chosen {
@@ -286,7 +286,7 @@ pub struct Chosen {
     pub has_any_endpoints: bool,
 }
 
-/// How kube-proxy tells pods.
+/// How kube-proxy recognises pods.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum DetectLocal {
     /// Not at all.
@@ -299,8 +299,8 @@ pub enum DetectLocal {
 }
 
 impl<'de> Deserialize<'de> for DetectLocal {
-    /// As iptables (`-s PREFIX`, `-i NAME`) or nftables (`ip saddr PREFIX`, `iifname NAME`)
-    /// would be told.
+    /// Reads a match of iptables (`-s PREFIX`, `-i NAME`) or nftables (`ip saddr PREFIX`,
+    /// `iifname NAME`).
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
         let words: Vec<&str> = text.split_whitespace().collect();
@@ -366,7 +366,7 @@ where
     values.into_iter().map(read).collect()
 }
 
-/// The path of a field that was given and not read.
+/// The path of a field that the type does not have.
 fn unknown(given: &Value, read: &Value, path: String) -> Option<String> {
     match (given, read) {
         (Value::Object(given), Value::Object(read)) => {
@@ -392,16 +392,16 @@ impl File {
     /// Reads a file.
     ///
     /// # Errors
-    /// It is not JSON of this form, or holds no case at all.
+    /// It is not JSON of this form, or has no case.
     pub fn read(path: &std::path::Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         let file: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no file of flow vectors", path.display()))?;
+            .with_context(|| format!("{} is not a file of flow vectors", path.display()))?;
         if file.groups.iter().all(|group| group.flows.is_empty())
             && file.endpoint_selection.is_empty()
         {
-            bail!("{} holds no flow and no choice of endpoints", path.display());
+            bail!("{} has neither flows nor endpoint selections", path.display());
         }
         Ok(file)
     }

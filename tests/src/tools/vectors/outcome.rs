@@ -1,24 +1,24 @@
-//! What became of a first packet.
+//! Outcomes of first packets.
 
 use std::fmt;
 use std::net::SocketAddr;
 
-/// What became of a first packet.
+/// The outcome of a first packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Outcome {
-    /// It went to another address and port.
+    /// The packet was translated to this address and port.
     To(SocketAddr, Source),
-    /// Its sender was told that there is nobody.
+    /// The sender was rejected.
     Refused(Refusal),
-    /// Its sender was told that it may not (EPERM).
+    /// The sender's call failed with EPERM.
     Denied,
-    /// It is gone.
+    /// The packet was dropped.
     Dropped,
-    /// It went on as it came.
+    /// The packet went on unchanged.
     Untouched,
 }
 
-/// Whom the receiver sees as the sender.
+/// The source that the receiver sees.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Source {
     /// The sender.
@@ -27,7 +27,7 @@ pub enum Source {
     Node,
 }
 
-/// How a sender is told that there is nobody.
+/// How a sender is rejected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Refusal {
     /// A TCP reset.

@@ -1,5 +1,5 @@
-//! First packets of pods and of clients outside: frames that are put through the attached
-//! programs, one after the other, as the kernel would.
+//! First packets of pods and of clients outside: frames that are run through the attached
+//! programs in the kernel's order.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,30 +20,30 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const SCTP: u8 = 132;
 
-/// Sends the first packet of a flow from a port and says what became of it.
+/// Sends the first packet of a flow from a port and returns its outcome.
 ///
 /// # Errors
-/// A program broke a promise.
+/// A program returned a verdict or a frame that has no explanation.
 pub(super) fn send(view: View<'_>, hooks: &Hooks, flow: &Flow, port: u16) -> Result<Outcome> {
     let route = Route { view, hooks };
     match (flow.source_ip, flow.dest_ip) {
         (IpAddr::V4(_), IpAddr::V4(_)) => route.send::<Ipv4>(flow, port),
         (IpAddr::V6(_), IpAddr::V6(_)) => route.send::<Ipv6>(flow, port),
-        _ => bail!("the ends are of two families"),
+        _ => bail!("source and destination are of different families"),
     }
 }
 
-/// The way of a frame through the node.
+/// The path of a frame through the node.
 struct Route<'a> {
     view: View<'a>,
     hooks: &'a Hooks,
 }
 
-/// A frame on its way, or at its end.
+/// What a program did with a frame.
 enum Step {
-    /// The stack has it.
+    /// It passed the frame to the stack.
     Stack(Vec<u8>),
-    /// A program has sent it on.
+    /// It redirected the frame.
     Sent(Vec<u8>),
     Dropped,
 }
@@ -63,8 +63,8 @@ impl Route<'_> {
         }
         .bytes();
         let client = self.view.client(flow.source_ip);
-        let after = match self.enter(client, &before)? {
-            Step::Stack(frame) => self.leave::<F>(client, frame)?,
+        let after = match self.receive(client, &before)? {
+            Step::Stack(frame) => self.forward::<F>(client, frame)?,
             step => step,
         };
         match after {
@@ -73,13 +73,13 @@ impl Route<'_> {
         }
     }
 
-    /// The device by which the packets of a client come in.
+    /// The device that receives the packets of a client.
     fn origin(&self, client: Client) -> u32 {
         if client == Client::Pod { self.hooks.pods } else { self.hooks.external }
     }
 
-    /// Where a packet comes in.
-    fn enter(&self, client: Client, frame: &[u8]) -> Result<Step> {
+    /// Runs the programs of the device that receives the packet.
+    fn receive(&self, client: Client, frame: &[u8]) -> Result<Step> {
         let hooks = self.hooks;
         if client == Client::Pod {
             return step(run_classifier(&hooks.from_pod, frame, hooks.pods, hooks.pods)?);
@@ -92,8 +92,8 @@ impl Route<'_> {
         step(ran)
     }
 
-    /// What the stack has goes where the node's routes say.
-    fn leave<F: TestFamily>(&self, client: Client, frame: Vec<u8>) -> Result<Step> {
+    /// Runs the program of the device to which the node's routes lead.
+    fn forward<F: TestFamily>(&self, client: Client, frame: Vec<u8>) -> Result<Step> {
         let hooks = self.hooks;
         let Some([_, to]) = ends::<F>(&frame) else { return Ok(Step::Stack(frame)) };
         let to = to.ip();
@@ -107,17 +107,18 @@ impl Route<'_> {
         step(run_classifier(program, &frame, device, self.origin(client))?)
     }
 
-    /// What a frame has become, told from its bytes.
+    /// The outcome, judged by the bytes of the frame before and after.
     fn judge<F: TestFamily>(&self, before: &[u8], after: &[u8]) -> Result<Outcome> {
         if before[MACS.len()..] == after[MACS.len()..] {
             return Ok(Outcome::Untouched);
         }
-        let [client, front] = ends::<F>(before).context("a frame of ours is cut short")?;
-        let [source, to] = ends::<F>(after).context("what came out is cut short")?;
-        if to.ip() == client.ip() && source.ip() == front.ip() {
+        let [client, frontend] =
+            ends::<F>(before).context("the frame that was sent is too short")?;
+        let [source, to] = ends::<F>(after).context("the resulting frame is too short")?;
+        if to.ip() == client.ip() && source.ip() == frontend.ip() {
             return refusal::<F>(after).map(Outcome::Refused);
         }
-        ensure!(to != front, "the destination stayed, but {client} became {source}");
+        ensure!(to != frontend, "the destination stayed, but {client} became {source}");
         let seen = if source == client {
             Source::Kept
         } else if self.view.node().local_ips.contains(&source.ip()) {
@@ -129,10 +130,10 @@ impl Route<'_> {
     }
 }
 
-/// Which error a frame is.
+/// Which rejection a frame is.
 fn refusal<F: TestFamily>(frame: &[u8]) -> Result<Refusal> {
     let mut packet = Packet::<F>::default();
-    F::parse(frame, &mut packet).context("an answer that is cut short")?;
+    F::parse(frame, &mut packet).context("the answer is too short")?;
     let at = usize::from(packet.transport);
     let kind = frame.get(at..at + 2).map(|bytes| (bytes[0], bytes[1]));
     match packet.kind {
@@ -143,7 +144,7 @@ fn refusal<F: TestFamily>(frame: &[u8]) -> Result<Refusal> {
             Ok(Refusal::ProtocolUnreachable)
         }
         PacketKind::Icmp if kind == Some(F::PORT_UNREACHABLE) => Ok(Refusal::PortUnreachable),
-        kind => bail!("an answer that refuses nothing: {kind:?} {frame:02x?}"),
+        kind => bail!("the answer is not a rejection: {kind:?} {frame:02x?}"),
     }
 }
 
@@ -166,7 +167,7 @@ fn step(ran: Ran) -> Result<Step> {
         NEXT | OK => Ok(Step::Stack(ran.frame)),
         SHOT => Ok(Step::Dropped),
         REDIRECT => Ok(Step::Sent(ran.frame)),
-        other => bail!("no such verdict of tc: {other}"),
+        other => bail!("unknown tc verdict {other}"),
     }
 }
 
@@ -180,7 +181,7 @@ fn by_xdp(ran: Ran) -> Result<Step> {
         PASS => Ok(Step::Stack(ran.frame)),
         DROP => Ok(Step::Dropped),
         TX | REDIRECT => Ok(Step::Sent(ran.frame)),
-        other => bail!("no such verdict of XDP: {other}"),
+        other => bail!("unknown XDP verdict {other}"),
     }
 }
 
@@ -201,7 +202,7 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// An address as it stands in a packet.
+/// An address from its bytes in a packet.
 fn ip(octets: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()

@@ -1,4 +1,4 @@
-//! What a run came to: a line for each case that failed, and counts.
+//! The result of a run: a line for each case that failed, and counts.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -8,12 +8,12 @@ use anyhow::Result;
 use super::format::{Flow, Group, Selection};
 use super::rules::{Expect, Expected, Rule};
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Flows that get kube-proxy's answer.
     same: usize,
-    /// Flows that get another, as a rule of lb's own says.
+    /// Flows that get another answer by a rule of lb's own.
     own: usize,
     /// How often each rule made a difference.
     rules: BTreeMap<Rule, usize>,
@@ -22,7 +22,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Counts a flow, and prints what differs.
+    /// Counts a flow, and prints the difference if it failed.
     pub(super) fn flow(
         &mut self,
         group: &Group,
@@ -63,10 +63,10 @@ impl Report {
     /// Counts all flows of a group that could not be run.
     pub(super) fn group(&mut self, group: &Group, error: &anyhow::Error) {
         self.failed += group.flows.len();
-        println!("FAILED {} and its {} flows: {error:#}", group.id, group.flows.len());
+        println!("FAILED {}, all {} flows: {error:#}", group.id, group.flows.len());
     }
 
-    /// Counts a choice of endpoints, and prints what differs.
+    /// Counts an endpoint selection, and prints the difference if it failed.
     pub(super) fn selection(&mut self, case: &Selection, result: Result<()>) {
         match result {
             Ok(()) => self.selections += 1,
@@ -77,7 +77,7 @@ impl Report {
         }
     }
 
-    /// Counts what kept a whole file from being run.
+    /// Counts an error that kept a whole file from being run.
     pub fn broken(&mut self, error: &anyhow::Error) {
         self.failed += 1;
         println!("FAILED {error:#}");
@@ -95,7 +95,7 @@ impl Report {
     /// Prints counts; the last line is `N passed, N failed`.
     pub fn summary(&self) {
         println!(
-            "\n{} flows as kube-proxy, {} by a rule of lb's own, {} choices of endpoints",
+            "\n{} flows with kube-proxy's answer, {} changed by a rule of lb's own, {} endpoint selections",
             self.same, self.own, self.selections
         );
         for (rule, count) in &self.rules {

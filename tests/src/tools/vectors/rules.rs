@@ -1,6 +1,6 @@
-//! What lb must do with a first packet: kube-proxy's answer, changed by the rules of the contract
-//! (design page semantics.md) that are lb's own. A rule looks at who asks, for what, and where
-//! the endpoints are; it never sees a name.
+//! What lb must do with a first packet: kube-proxy's answer, changed by the rules in which lb
+//! differs on purpose ("ours" in docs/semantics.md). A rule sees the client, the destination,
+//! and the place of the endpoints; it never sees a name.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,13 +12,12 @@ use k8s_openapi::api::core::v1::{Service, ServicePort};
 
 use super::format::{Flow, Protocol, Verdict};
 use super::outcome::{Outcome, Refusal, Source};
-use super::view::{Client, Endpoints, Front, View};
+use super::view::{Client, Endpoints, Frontend, View};
 
-/// A rule by which lb's answer may differ from kube-proxy's.
+/// A rule by which lb's answer may differ from kube-proxy's. The number is that of the row in
+/// docs/semantics.md.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Rule {
-    /// 3
-    Sctp,
     /// 3.2
     Hairpin,
     /// 3.4
@@ -31,52 +30,63 @@ pub enum Rule {
     Loopback,
     /// 3.10
     Routed,
-    /// 4
+    /// 3.14
+    Sctp,
+    /// 4.1
     Reset,
-    /// 4
-    OtherPort,
-    /// 4
-    ServiceCidr,
-    /// 4
+    /// 4.3 and 4.4
     AtConnect,
-    /// 5
+    /// 4.5
+    OtherPort,
+    /// 4.6
+    ServiceCidr,
+    /// 5.2
     Primary,
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Sctp => "3     SCTP is refused",
-            Self::Hairpin => "3.2   a pod that reaches itself sees the node, others see the pod",
+            Self::Sctp => "3.14  SCTP is refused",
+            Self::Hairpin => {
+                "3.2   a pod that reaches itself sees the node, other backends see the pod"
+            }
             Self::Pod => "3.4   a pod keeps its address and gets the cluster set",
-            Self::OtherPod => "3.4b  a pod of another node keeps its address to a backend here",
-            Self::Client => "3.5   a client outside keeps its address to a backend here",
-            Self::Loopback => "3.9   node ports on loopback addresses, IPv6 and UDP too",
-            Self::Routed => "3.10  a client outside of a ClusterIP is seen as the node",
-            Self::Reset => "4     TCP is refused with a reset",
-            Self::OtherPort => "4     a port of a live ClusterIP that no Service has is refused",
-            Self::ServiceCidr => "4     an address of no Service never leaves the node",
-            Self::AtConnect => "4     connect() fails where a packet would be dropped",
-            Self::Primary => "5     node ports are served on the primary address by default",
+            Self::OtherPod => {
+                "3.4b  a pod of another node keeps its address if the backend is on this node"
+            }
+            Self::Client => {
+                "3.5   a client outside keeps its address if the backend is on this node"
+            }
+            Self::Loopback => "3.9   node ports are served on loopback addresses, IPv6 and UDP too",
+            Self::Routed => "3.10  a client outside that calls a ClusterIP is seen as the node",
+            Self::Reset => "4.1   TCP is rejected with a reset",
+            Self::OtherPort => "4.5   a port of a live ClusterIP that no Service has is rejected",
+            Self::ServiceCidr => {
+                "4.6   a packet to a ClusterIP that no Service has never leaves the node"
+            }
+            Self::AtConnect => "4.3   connect() fails where a packet would be dropped",
+            Self::Primary => "5.2   node ports are served on the primary address by default",
         })
     }
 }
 
-/// What must become of a first packet.
+/// The outcome that a first packet must have.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Expect {
-    /// It goes to one of these, and over enough flows to each.
+    /// It goes to one of these endpoints, and over enough flows to each of them.
     To(Vec<(SocketAddr, Source)>),
     /// Anything else.
     Only(Outcome),
 }
 
-/// What must become of a first packet, and by which rules that is not kube-proxy's answer.
+/// The outcome that a first packet must have, and the rules that make it differ from
+/// kube-proxy's answer.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// What must become of it.
+    /// The outcome.
     pub what: Expect,
-    /// The rules, none where kube-proxy does the same.
+    /// The rules; none if kube-proxy does the same.
     pub rules: BTreeSet<Rule>,
 }
 
@@ -93,15 +103,16 @@ enum Decided {
 /// What lb must do with the first packet of a flow.
 ///
 /// # Errors
-/// The answer of the file is of no form that makes sense, or differs from the contract where
-/// that says nothing of its own.
+/// The file's answer contradicts itself, or differs from docs/semantics.md and no rule explains
+/// the difference.
 pub fn expect(view: View<'_>, flow: &Flow) -> Result<Expected> {
-    let case = Case { view, flow, client: view.client(flow.source_ip), front: view.front(flow) };
+    let case =
+        Case { view, flow, client: view.client(flow.source_ip), frontend: view.frontend(flow) };
     let endpoints = flow.expect.dnat.iter().flatten().copied().collect::<BTreeSet<_>>();
     let given = match flow.expect.result {
-        Verdict::Dnat if endpoints.is_empty() => bail!("DNAT to nowhere"),
+        Verdict::Dnat if endpoints.is_empty() => bail!("the file says DNAT, but names no endpoint"),
         Verdict::Dnat => Decided::To(endpoints),
-        _ if !endpoints.is_empty() => bail!("endpoints of what is no DNAT"),
+        _ if !endpoints.is_empty() => bail!("the file names endpoints, but does not say DNAT"),
         Verdict::Reject => Decided::Refused,
         Verdict::Drop => Decided::Dropped,
         Verdict::Accept | Verdict::None => Decided::Untouched,
@@ -124,46 +135,46 @@ pub fn expect(view: View<'_>, flow: &Flow) -> Result<Expected> {
     Ok(Expected { what, rules })
 }
 
-/// A flow and what is known of its ends.
+/// A flow, its client and its frontend.
 struct Case<'a> {
     view: View<'a>,
     flow: &'a Flow,
     client: Client,
-    front: Front<'a>,
+    frontend: Frontend<'a>,
 }
 
 impl Case<'_> {
-    /// What the contract says where that may differ from kube-proxy's answer `given`.
+    /// What docs/semantics.md says where lb may differ from kube-proxy's answer `given`.
     fn own_decision(&self, given: &Decided) -> Option<(Rule, Decided)> {
         let to = self.flow.dest_ip;
-        match self.front {
-            Front::OtherProtocol => Some((Rule::Sctp, Decided::Refused)),
-            Front::OtherPort => Some((Rule::OtherPort, Decided::Refused)),
-            Front::ServiceCidr => Some((Rule::ServiceCidr, Decided::Dropped)),
-            Front::Other if self.flow.protocol == Protocol::Sctp => {
+        match self.frontend {
+            Frontend::OtherProtocol => Some((Rule::Sctp, Decided::Refused)),
+            Frontend::OtherPort => Some((Rule::OtherPort, Decided::Refused)),
+            Frontend::ServiceCidr => Some((Rule::ServiceCidr, Decided::Dropped)),
+            Frontend::Other if self.flow.protocol == Protocol::Sctp => {
                 Some((Rule::Sctp, Decided::Untouched))
             }
-            Front::NodePort(service, port) if to.is_loopback() => {
+            Frontend::NodePort(service, port) if to.is_loopback() => {
                 let served = self.view.serves_node_ports_at(to);
                 let own = if served { self.cluster(service, port) } else { Decided::Untouched };
                 Some((Rule::Loopback, own))
             }
-            Front::NodePort(..) if !self.view.serves_node_ports_at(to) => {
+            Frontend::NodePort(..) if !self.view.serves_node_ports_at(to) => {
                 Some((Rule::Primary, Decided::Untouched))
             }
-            Front::External { service, is_ranged: true, .. }
+            Frontend::External { service, is_ranged: true, .. }
                 if *given == Decided::Dropped && !is_in_ranges(service, self.flow.source_ip) =>
             {
                 self.is_at_connect().then(|| self.denied_at_connect(service)).flatten()
             }
-            Front::NodePort(service, port) | Front::External { service, port, .. }
+            Frontend::NodePort(service, port) | Frontend::External { service, port, .. }
                 if matches!(self.client, Client::Pod | Client::OtherPod) =>
             {
                 let is_own = self.client == Client::Pod;
                 let rule = if is_own { Rule::Pod } else { Rule::OtherPod };
                 Some((rule, self.cluster(service, port)))
             }
-            Front::ClusterIp(service, port)
+            Frontend::ClusterIp(service, port)
                 if *given == Decided::Dropped && self.is_at_connect() =>
             {
                 let to = self.flow.dest_ip;
@@ -175,14 +186,14 @@ impl Case<'_> {
         }
     }
 
-    /// Whether the destination is chosen when a socket connects: then there is somebody to tell.
+    /// Whether the destination is chosen at connect(), which can then fail.
     fn is_at_connect(&self) -> bool {
         self.client == Client::Node
             && self.flow.protocol == Protocol::Tcp
             && !self.flow.dest_ip.is_loopback()
     }
 
-    /// A process is judged by its node's address, as its own is not known yet.
+    /// A process is judged by its node's address, because its own is not known yet.
     fn denied_at_connect(&self, service: &Service) -> Option<(Rule, Decided)> {
         let node = self.view.primary(self.flow.dest_ip)?;
         (!is_in_ranges(service, node)).then_some((Rule::AtConnect, Decided::Denied))
@@ -196,7 +207,7 @@ impl Case<'_> {
         }
     }
 
-    /// Whom each endpoint sees as the client.
+    /// The source that each endpoint sees.
     fn sources(
         &self,
         endpoints: &BTreeSet<SocketAddr>,
@@ -204,7 +215,7 @@ impl Case<'_> {
     ) -> Result<Vec<(SocketAddr, Source)>> {
         let mut found = Vec::new();
         let given = if self.flow.expect.masquerade { Source::Node } else { Source::Kept };
-        // Its rule has said already that the answer is not kube-proxy's.
+        // If the file says something else than DNAT, another rule has changed the answer already.
         let is_given = self.flow.expect.result == Verdict::Dnat;
         let reaches_itself = endpoints.iter().any(|endpoint| endpoint.ip() == self.flow.source_ip);
         for endpoint in endpoints {
@@ -212,11 +223,11 @@ impl Case<'_> {
             match rule {
                 _ if source == given || self.client == Client::Node || !is_given => {}
                 Some(rule) => drop(rules.insert(rule)),
-                // kube-proxy's answer is for all endpoints at once.
+                // The file has one answer for all endpoints.
                 None if reaches_itself => drop(rules.insert(Rule::Hairpin)),
                 None => bail!(
-                    "the file has {endpoint} see {given} where the contract says {source} and \
-                     has no rule of its own"
+                    "the file says that {endpoint} sees {given}; docs/semantics.md says {source}, \
+                     and no rule of lb's own explains the difference"
                 ),
             }
             found.push((*endpoint, source));
@@ -224,11 +235,10 @@ impl Case<'_> {
         Ok(found)
     }
 
-    /// Whom an endpoint sees as the client, and the rule by which that may differ from what
-    /// kube-proxy shows it.
+    /// The source that an endpoint sees, and the rule by which that may differ from kube-proxy.
     fn source(&self, endpoint: SocketAddr) -> (Source, Option<Rule>) {
         let is_here = self.view.is_here(endpoint.ip());
-        let is_internal = matches!(self.front, Front::ClusterIp(..));
+        let is_internal = matches!(self.frontend, Frontend::ClusterIp(..));
         let masquerades_all = self.view.node().masquerade_all == Some(true);
         let here = if is_here { Source::Kept } else { Source::Node };
         match self.client {
@@ -247,13 +257,14 @@ impl Case<'_> {
     }
 
     fn is_external_local(&self) -> bool {
-        let (Front::NodePort(service, _) | Front::External { service, .. }) = self.front else {
+        let (Frontend::NodePort(service, _) | Frontend::External { service, .. }) = self.frontend
+        else {
             return false;
         };
         is_local(service, |spec| spec.external_traffic_policy.as_deref())
     }
 
-    /// How the client is told that there is nobody.
+    /// How the client is rejected.
     fn refusal(&self, rules: &mut BTreeSet<Rule>) -> Refusal {
         match self.flow.protocol {
             _ if self.client == Client::Node => Refusal::Connection,
@@ -274,7 +285,7 @@ fn is_local(
     service.spec.as_ref().and_then(policy) == Some("Local")
 }
 
-/// Whether the ranges of a Service let an address in; those of the other family do not count.
+/// Whether the ranges of a Service allow an address; those of the other family do not count.
 fn is_in_ranges(service: &Service, ip: IpAddr) -> bool {
     let spec = service.spec.as_ref();
     let texts = spec.and_then(|spec| spec.load_balancer_source_ranges.as_ref());

@@ -1,4 +1,4 @@
-//! The choice of endpoints, by the function that the agent's desired state is made with.
+//! The selection of endpoints, by the function that the agent's desired state uses.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,14 +10,14 @@ use lb_control::desired::{Locality, endpoints};
 use lb_control::model::service::Policy;
 use lb_control::model::slice::{Endpoint, Hints};
 use lb_control::options::ExternalMode;
-use lb_control::snapshot::nodes::Nodes;
+use lb_control::snapshot::nodes::NodeIndex;
 
 use super::format::{Candidate, Selection};
 
-/// Chooses, and compares.
+/// Selects endpoints and compares them with the case's.
 ///
 /// # Errors
-/// A sentence that says what differs.
+/// The selection differs.
 pub(super) fn check(case: &Selection) -> Result<()> {
     let traits = &case.service;
     let policy = Policy {
@@ -25,14 +25,14 @@ pub(super) fn check(case: &Selection) -> Result<()> {
         external_local: traits.external_traffic_policy_local,
         externally_reachable: traits.externally_accessible,
     };
-    // Every Service that another node may tunnel to has a local set; kube-proxy has no such
-    // clients.
+    // lb gives a local set to every Service that other nodes may send encapsulated packets to.
+    // kube-proxy has no such clients.
     let is_kept_here =
         policy.internal_local || (policy.external_local && policy.externally_reachable);
     ensure!(
         policy.uses_cluster_set() == traits.uses_cluster_endpoints
             && is_kept_here == traits.uses_local_endpoints,
-        "it uses other sets"
+        "the Service uses other sets than kube-proxy's"
     );
     let reads_nodes = case.prefer_same_traffic_distribution_enabled;
     let endpoints: Vec<Endpoint> =
@@ -45,7 +45,7 @@ pub(super) fn check(case: &Selection) -> Result<()> {
         zone: zone.map(String::as_str).filter(|zone| !zone.is_empty()),
         addresses: &none,
         node_port_addresses: &none,
-        nodes: &Nodes::default(),
+        nodes: &NodeIndex::default(),
         external_mode: ExternalMode::Snat,
     };
     let sets = endpoints::choose(&endpoints.iter().collect::<Vec<_>>(), policy, locality);

@@ -1,5 +1,5 @@
-//! First packets of processes of the node: real sockets, and what leaves by the node's devices,
-//! comes back to the socket, or reaches a server of the node itself.
+//! First packets of processes of the node, sent by real sockets. The outcome is what leaves by
+//! the node's devices, comes back to the socket, or reaches a server of the node itself.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -21,11 +21,11 @@ use super::view::View;
 use super::world::{EXTERNAL, PODS};
 use crate::harness::netns::traffic::capture::{Capture, TCP, UDP};
 
-/// After so long without a sign a packet is gone. What the kernel does here it does before the
+/// A packet that has not appeared after this time was dropped: the kernel handles it before the
 /// call returns, or in the next soft interrupt.
-const GONE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(500);
 
-/// What sees the node's packets leave.
+/// Captures the packets that leave the node.
 pub(super) struct Wire {
     captures: [Capture; 2],
 }
@@ -51,7 +51,7 @@ impl Wire {
     }
 }
 
-/// A server of the node: whoever it hears from was not translated, or to an endpoint that is a
+/// A server of the node. It receives packets that were not translated, or whose endpoint is a
 /// process of the node.
 struct Server {
     at: SocketAddr,
@@ -64,11 +64,11 @@ enum Listening {
 }
 
 impl Server {
-    /// At every address of the node that the first packet of a flow may come to.
+    /// Servers at every address of the node that may receive the first packet of a flow.
     fn all(view: View<'_>, flow: &Flow) -> Result<Vec<Self>> {
-        let front = SocketAddr::new(flow.dest_ip, flow.dest_port);
+        let frontend = SocketAddr::new(flow.dest_ip, flow.dest_port);
         let endpoints = flow.expect.dnat.iter().flatten().copied();
-        let all: BTreeSet<SocketAddr> = [front].into_iter().chain(endpoints).collect();
+        let all: BTreeSet<SocketAddr> = [frontend].into_iter().chain(endpoints).collect();
         let here = all.into_iter().filter(|at| view.is_of_node(at.ip()));
         here.map(|at| Self::at(at, flow.protocol)).collect()
     }
@@ -94,7 +94,7 @@ impl Server {
         }
     }
 
-    /// Where something has come to and from whom, if something has.
+    /// Source and destination of a connection or datagram, if one was received.
     fn heard(&self) -> Result<Option<[SocketAddr; 2]>> {
         let result = match &self.socket {
             Listening::Tcp(server) => server.accept().map(|(_, from)| from),
@@ -108,15 +108,15 @@ impl Server {
     }
 }
 
-/// Has a process of the node send the first packet of a flow and says what became of it.
+/// Sends the first packet of a flow from a process of the node and returns its outcome.
 ///
 /// # Errors
-/// No such address on this node, or a packet that nobody can explain.
+/// The node does not have the address, or a packet has no explanation.
 pub(super) fn send(view: View<'_>, wire: &Wire, flow: &Flow) -> Result<Outcome> {
     let (kind, protocol) = match flow.protocol {
         Protocol::Tcp => (SockType::Stream, TCP),
         Protocol::Udp => (SockType::Datagram, UDP),
-        Protocol::Sctp => bail!("processes of the node speak TCP and UDP here, not SCTP"),
+        Protocol::Sctp => bail!("SCTP from processes of the node cannot be tried"),
     };
     let servers = Server::all(view, flow)?;
     wire.left(protocol)?;
@@ -130,7 +130,7 @@ pub(super) fn send(view: View<'_>, wire: &Wire, flow: &Flow) -> Result<Outcome> 
     {
         return Ok(outcome);
     }
-    let deadline = Instant::now() + GONE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let mut seen = wire.left(protocol)?;
         for server in &servers {
@@ -143,7 +143,7 @@ pub(super) fn send(view: View<'_>, wire: &Wire, flow: &Flow) -> Result<Outcome> 
             0 => {}
             error => {
                 let outcome = call(Err(Errno::from_raw(error)))?;
-                return outcome.context("an error that is none");
+                return outcome.context("the socket reports an error that is no outcome");
             }
         }
         let left = deadline.saturating_duration_since(Instant::now());
@@ -158,15 +158,15 @@ pub(super) fn send(view: View<'_>, wire: &Wire, flow: &Flow) -> Result<Outcome> 
 fn bound(flow: &Flow, kind: SockType) -> Result<(OwnedFd, SocketAddr)> {
     let family = if flow.source_ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let client = socket(family, kind, flags, None).context("no socket")?;
+    let client = socket(family, kind, flags, None).context("cannot make a socket")?;
     let source = SocketAddr::new(flow.source_ip, 0);
     bind(client.as_raw_fd(), &SockaddrStorage::from(source))
-        .with_context(|| format!("{} is no address of this node", flow.source_ip))?;
+        .with_context(|| format!("{} is not an address of this node", flow.source_ip))?;
     let own: SockaddrStorage = getsockname(client.as_raw_fd())?;
     let port = match (own.as_sockaddr_in(), own.as_sockaddr_in6()) {
         (Some(own), _) => own.port(),
         (_, Some(own)) => own.port(),
-        _ => bail!("a socket of no family"),
+        _ => bail!("the socket has neither an IPv4 nor an IPv6 address"),
     };
     Ok((client, SocketAddr::new(flow.source_ip, port)))
 }
@@ -175,7 +175,7 @@ fn send_to_peer(client: &OwnedFd) -> nix::Result<()> {
     nix::sys::socket::send(client.as_raw_fd(), b"first", MsgFlags::empty()).map(drop)
 }
 
-/// What an error of a call means; nothing while it goes on.
+/// The outcome of a call that failed; none while the call is in progress.
 fn call(result: nix::Result<()>) -> Result<Option<Outcome>> {
     match result {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(None),
@@ -185,7 +185,7 @@ fn call(result: nix::Result<()>) -> Result<Option<Outcome>> {
     }
 }
 
-/// What a packet that left says.
+/// The outcome of a packet that was captured or received.
 fn judged(
     view: View<'_>,
     to: SocketAddr,
@@ -198,11 +198,11 @@ fn judged(
         return Ok(Outcome::Untouched);
     }
     let is_node = view.node().local_ips.contains(&from.ip());
-    ensure!(is_node, "{gone_to} sees {from}, which is no address of the node");
+    ensure!(is_node, "{gone_to} sees {from}, which is not an address of the node");
     Ok(Outcome::To(gone_to, Source::Node))
 }
 
-/// Waits until something happens.
+/// Waits until a capture, a server or the client has something to read.
 fn wait(wire: &Wire, servers: &[Server], client: &OwnedFd, time: Duration) -> Result<()> {
     let mut watched: Vec<PollFd<'_>> = wire.captures.iter().map(AsFd::as_fd).map(read).collect();
     watched.extend(servers.iter().map(Server::descriptor).map(read));

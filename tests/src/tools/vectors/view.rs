@@ -1,5 +1,5 @@
 //! What the objects of a group say, read independently of the agent: who a client is, what a
-//! destination is, which endpoints serve (semantics: sections 1, 2 and 5).
+//! destination is, which endpoints serve (docs/semantics.md, sections 1, 2 and 5).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,18 +18,18 @@ pub enum Client {
     Pod,
     /// A pod of another node.
     OtherPod,
-    /// Anybody else.
+    /// Any other client.
     Outside,
 }
 
-/// What a packet is addressed to.
+/// The frontend that a packet is addressed to.
 #[derive(Clone, Copy, Debug)]
-pub enum Front<'a> {
+pub enum Frontend<'a> {
     /// A port of a ClusterIP.
     ClusterIp(&'a Service, &'a ServicePort),
     /// A ClusterIP, at a port that no Service has there.
     OtherPort,
-    /// A ClusterIP, by a protocol that is not served.
+    /// A ClusterIP, with a protocol that Services do not carry.
     OtherProtocol,
     /// A node port, at an address of the node or of loopback, served there or not.
     NodePort(&'a Service, &'a ServicePort),
@@ -39,12 +39,12 @@ pub enum Front<'a> {
         service: &'a Service,
         /// Its port.
         port: &'a ServicePort,
-        /// Whether the Service may say who may come: at addresses of load balancers.
+        /// Whether `loadBalancerSourceRanges` apply: only at load balancer addresses.
         is_ranged: bool,
     },
     /// No Service, but inside a ServiceCIDR.
     ServiceCidr,
-    /// Nothing of ours.
+    /// No Service.
     Other,
 }
 
@@ -55,7 +55,7 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Of this group.
+    /// The view of this group.
     pub fn new(group: &'a Group) -> Self {
         Self { group }
     }
@@ -65,7 +65,7 @@ impl<'a> View<'a> {
         &self.group.node
     }
 
-    /// Who has this address.
+    /// The client that has this address.
     pub fn client(&self, ip: IpAddr) -> Client {
         let node = self.node();
         let is_in = |prefixes: &[IpNet]| prefixes.iter().any(|prefix| prefix.contains(&ip));
@@ -104,12 +104,12 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What a flow is addressed to.
-    pub fn front(&self, flow: &Flow) -> Front<'a> {
+    /// The frontend that a flow is addressed to.
+    pub fn frontend(&self, flow: &Flow) -> Frontend<'a> {
         let (ip, number) = (flow.dest_ip, i32::from(flow.dest_port));
         let is_live = self.services().any(|(_, spec)| cluster_ips(spec).any(|own| own == ip));
         if is_live && flow.protocol == Protocol::Sctp {
-            return Front::OtherProtocol;
+            return Frontend::OtherProtocol;
         }
         let ports = || {
             self.services().flat_map(|(service, spec)| {
@@ -121,21 +121,21 @@ impl<'a> View<'a> {
         let is_served = flow.protocol != Protocol::Sctp;
         for (service, spec, port) in ports().filter(|_| is_served) {
             if port.port == number && cluster_ips(spec).any(|own| own == ip) {
-                return Front::ClusterIp(service, port);
+                return Frontend::ClusterIp(service, port);
             }
             let is_ranged = balancer_ips(service, spec).any(|own| own == ip);
             if port.port == number && (is_ranged || external_ips(spec).any(|own| own == ip)) {
-                return Front::External { service, port, is_ranged };
+                return Frontend::External { service, port, is_ranged };
             }
         }
         let node_ports = || ports().filter(|(.., port)| port.node_port == Some(number));
         match node_ports().find(|_| is_served && self.is_of_node(ip)) {
-            Some((service, _, port)) => Front::NodePort(service, port),
-            None if is_live => Front::OtherPort,
+            Some((service, _, port)) => Frontend::NodePort(service, port),
+            None if is_live => Frontend::OtherPort,
             None if self.node().service_cidrs.0.iter().any(|net| net.contains(&ip)) => {
-                Front::ServiceCidr
+                Frontend::ServiceCidr
             }
-            None => Front::Other,
+            None => Frontend::Other,
         }
     }
 

@@ -1,8 +1,8 @@
 //! The node of a group: a network namespace with an external device, a pods' device, and the
 //! agent, which serves the group's objects there as it would on any node.
 //!
-//! What leaves by the devices is gone, so that a first packet has no answer and the namespace
-//! sends nothing to anybody.
+//! Packets that leave by the devices are discarded: a first packet has no answer, and nothing
+//! leaves the namespace.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -40,7 +40,7 @@ pub(super) struct World {
     pub(super) pins: Pins,
 }
 
-/// The attached programs that packets of pods and from outside meet.
+/// The attached programs that handle packets of pods and of clients outside.
 pub(super) struct Hooks {
     pub(super) from_pod: SchedClassifier,
     pub(super) to_pod: SchedClassifier,
@@ -52,14 +52,14 @@ pub(super) struct Hooks {
     pub(super) external: u32,
 }
 
-/// Where an agent puts what outlives it; gone when this is dropped.
+/// The agent's directories, removed on drop.
 struct Place {
     bpf_dir: PathBuf,
     manifests: tempfile::TempDir,
 }
 
 impl Place {
-    /// Where the objects are: the agent watches the directory above too, which is to be quiet.
+    /// The objects. The agent watches the directory above too, so nothing else may change there.
     fn objects(&self) -> PathBuf {
         self.manifests.path().join("objects")
     }
@@ -71,8 +71,8 @@ impl Drop for Place {
     }
 }
 
-/// Does `work` beside an agent that serves the objects of a group, in the (empty) namespace of
-/// the calling thread. `name` is of nobody else; `cgroup` is where this process is.
+/// Runs `work` beside an agent that serves the objects of a group, in the (empty) namespace of
+/// the calling thread. `name` must be unique; `cgroup` is the cgroup of this process.
 pub(super) fn with<T>(
     group: &Group,
     name: &str,
@@ -82,7 +82,7 @@ pub(super) fn with<T>(
     devices(group)?;
     let place = Place {
         bpf_dir: Path::new(crate::harness::netns::topology::stale::BPF_FS).join(name),
-        manifests: tempfile::tempdir().context("no room for manifests")?,
+        manifests: tempfile::tempdir().context("cannot make a directory for manifests")?,
     };
     fs::create_dir(place.objects())?;
     write_manifests(group, &place.objects())?;
@@ -112,7 +112,7 @@ fn run_agent(config: Config, stop: &Notify) -> Result<()> {
         .worker_threads(1)
         .enable_all()
         .build()
-        .context("no runtime")?;
+        .context("cannot start a runtime")?;
     runtime.block_on(async {
         tokio::select! {
             result = lb_agent::run::run(config) => result,
@@ -132,7 +132,7 @@ fn wait_ready(is_over: impl Fn() -> bool) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    bail!("the agent is not healthy: {last}")
+    bail!("the agent did not become healthy: {last}")
 }
 
 /// The addresses and routes of the node. Pods are behind one device, all else behind the other.
@@ -163,7 +163,7 @@ fn devices(group: &Group) -> Result<()> {
         lines.push(format!("route replace {ip} dev {PODS}"));
     }
     ip_batch(&lines)?;
-    // The other end takes nothing in: IPv4 refuses a source of this very host.
+    // The other end discards everything: IPv4 drops packets with a source of the own host.
     for device in [EXTERNAL, PODS] {
         sysctl(&format!("ipv6/conf/{device}p/disable_ipv6"), "1")?;
         ip_batch(&[format!("link set {device}p up")])?;
@@ -209,7 +209,7 @@ fn write_manifests(group: &Group, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The agent's configuration, by the flags that say what the group's node says.
+/// The agent's configuration, from flags that express the group's node.
 fn config(group: &Group, place: &Place, cgroup: &Path) -> Result<Config> {
     let node = &group.node;
     let mut flags = vec!["lb-agent".to_owned(), "run".to_owned()];

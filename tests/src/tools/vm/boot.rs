@@ -1,6 +1,7 @@
-//! The first process of the virtual machine: what an init does, and no more.
+//! The first process of the virtual machine: mounts, modules, the tests, and the waits of an
+//! init.
 //!
-//! It ends by switching the machine off, whatever happened before.
+//! It always ends by switching the machine off.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 /// Kernel modules in the order in which they are loaded.
 const MODULES: &str = "/modules";
 
-/// What is mounted, and where.
+/// File systems and their mount points.
 const MOUNTS: [(&str, &str); 7] = [
     ("proc", "/proc"),
     ("sysfs", "/sys"),
@@ -27,7 +28,7 @@ const MOUNTS: [(&str, &str); 7] = [
     ("cgroup2", "/sys/fs/cgroup"),
 ];
 
-/// Whether this process is the first one of a machine.
+/// Whether this process is the first one of the machine.
 pub fn is_first() -> bool {
     std::process::id() == 1
 }
@@ -64,16 +65,16 @@ fn set_up() -> Result<()> {
 fn insert(module: &Path) -> Result<()> {
     let file = fs::File::open(module)?;
     finit_module(&file, c"", ModuleInitFlags::empty())
-        .with_context(|| format!("the kernel does not take {}", module.display()))
+        .with_context(|| format!("the kernel refused {}", module.display()))
 }
 
-/// Waits for the tests, and for all that they leave behind.
+/// Waits for the tests, and for every orphan that they leave behind.
 fn run_tests() -> Result<()> {
     let program = env::current_exe().context("cannot find the running program")?;
     let tests = Command::new(program).spawn().context("cannot start the tests")?;
     let tests = Pid::from_raw(tests.id() as i32);
     loop {
-        match wait().context("the tests are gone")? {
+        match wait().context("cannot wait for the tests")? {
             WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..) if pid == tests => {
                 return Ok(());
             }

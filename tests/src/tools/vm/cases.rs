@@ -17,7 +17,7 @@ pub(super) fn run(report: &mut Report) {
     }
 }
 
-/// What the cases came to.
+/// The results of the cases.
 #[derive(Default)]
 struct Tally {
     passed: usize,

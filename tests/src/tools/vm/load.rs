@@ -1,5 +1,5 @@
-//! Every program through the verifier: as the agent loads them, which ends with the first one
-//! that is refused; and each for itself, to tell all that are.
+//! Every program through the verifier: first as the agent loads them, which ends with the first
+//! program that is refused; then each by itself, so that every refusal is reported.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::Report;
 use crate::harness::programs::Programs;
 
-/// Where this test pins.
+/// The pin directory of this test.
 const PINS: &str = "/sys/fs/bpf/lb-vm";
 /// How much of a verifier's log is shown, from its end.
 const LOG: usize = 4000;
@@ -34,8 +34,8 @@ pub(super) fn run(report: &mut Report, features: Features) {
     }
 }
 
-/// Loads the programs as an agent does; tells how long it took, or nothing where the kernel
-/// does not have what the mode needs.
+/// Loads the programs as an agent does, and returns how long it took; nothing if the kernel
+/// lacks what the mode needs.
 fn by_agent(mode: SocketLb, features: Features) -> Result<Option<f64>> {
     let pins = Pins::new(Path::new(PINS));
     let sizes = Sizes { services: 1024, backends: 4096, slots: 8192, flows: 4096 };

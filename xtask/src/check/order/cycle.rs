@@ -1,8 +1,8 @@
-//! Circles in a small graph.
+//! Cycles in a small graph.
 
 use std::collections::VecDeque;
 
-/// The shortest circle of each group of nodes that reach each other, as its arrows.
+/// The shortest cycle of each group of nodes that reach each other, as a list of edges.
 pub(super) fn shortest(nodes: usize, arrows: &[(usize, usize)]) -> Vec<Vec<(usize, usize)>> {
     let mut next = vec![Vec::new(); nodes];
     for &(from, to) in arrows {
@@ -19,14 +19,14 @@ pub(super) fn shortest(nodes: usize, arrows: &[(usize, usize)]) -> Vec<Vec<(usiz
                 path(&next, start, node).is_some() && path(&next, node, start).is_some()
             })
             .collect();
-        let circles = group.iter().filter_map(|&node| path(&next, node, node));
-        found.extend(circles.min_by_key(Vec::len));
+        let cycles = group.iter().filter_map(|&node| path(&next, node, node));
+        found.extend(cycles.min_by_key(Vec::len));
         group.into_iter().for_each(|node| is_done[node] = true);
     }
     found
 }
 
-/// A shortest path of at least one arrow.
+/// A shortest path of at least one edge.
 fn path(next: &[Vec<usize>], from: usize, to: usize) -> Option<Vec<(usize, usize)>> {
     let mut came_from = vec![None; next.len()];
     let mut queue = VecDeque::from([from]);

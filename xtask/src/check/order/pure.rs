@@ -1,14 +1,15 @@
-//! Packages that touch nothing outside of themselves: what they may neither depend on nor name.
+//! Checks that pure packages have no dependency or path that does I/O or reads a clock.
 
 use std::path::Path;
 
 use super::super::metadata::Package;
 use super::super::source::{Crate, Target, at};
 
-/// A package that is held to this, if it is there.
+/// The packages that must be pure.
 const PURE: [&str; 1] = ["lb-control"];
 
-/// Dependencies that it has not, in tests neither; with all whose names begin so and a hyphen.
+/// Forbidden dependencies, also for tests, and all that have one of these names and a hyphen as
+/// prefix.
 const DEPENDENCIES: [&str; 12] = [
     "aya",
     "axum",
@@ -24,7 +25,7 @@ const DEPENDENCIES: [&str; 12] = [
     "tower",
 ];
 
-/// Files, sockets and clocks. Addresses and times are values, and fine.
+/// Forbidden paths: files, sockets and clocks. Types of addresses and times are allowed.
 const PATHS: [&str; 10] = [
     "std::fs",
     "std::net::TcpListener",

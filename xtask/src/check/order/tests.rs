@@ -47,10 +47,10 @@ fn an_arrow_upward_or_sideways_is_named_with_its_line() {
     assert_eq!(
         found(PAGE_TEXT, &files),
         [
-            "it/src/plan.rs:2: `plan` uses `watch` (crate::watch::Event), which ARCHITECTURE.md:1 \
-             does not put below it: move what is used down to where both reach it",
-            "it/src/model.rs:1: `model` uses `run` (crate::run::start), which ARCHITECTURE.md:1 \
-             does not put below it: move what is used down to where both reach it",
+            "it/src/plan.rs:2: `plan` uses `watch` (crate::watch::Event), which is not lower \
+             in ARCHITECTURE.md:1: move the used item to a module below both",
+            "it/src/model.rs:1: `model` uses `run` (crate::run::start), which is not lower \
+             in ARCHITECTURE.md:1: move the used item to a module below both",
         ]
     );
 }
@@ -84,8 +84,8 @@ fn every_module_has_a_place_and_every_place_a_module() {
     assert_eq!(
         found(PAGE_TEXT, &files),
         [
-            "ARCHITECTURE.md:1: `order it` lacks `ids`: put it on the floor that it belongs on",
-            "ARCHITECTURE.md:1: `order it` has `watch`, which is not there: remove it",
+            "ARCHITECTURE.md:1: `order it` does not list `ids`: add it to its layer",
+            "ARCHITECTURE.md:1: `order it` lists `watch`, which does not exist: remove it",
         ]
     );
 }
@@ -106,7 +106,7 @@ fn a_package_without_an_order_is_named_with_one_that_would_do() {
     let found = rooms(&parsed, &arrows(&parsed), None);
     assert_eq!(
         found,
-        ["ARCHITECTURE.md has no block ```order lb-agent; this one would do:\nrun\nmodel"]
+        ["ARCHITECTURE.md has no block ```order lb-agent: add it, for example as\nrun\nmodel"]
     );
 }
 
@@ -120,10 +120,8 @@ fn files_of_a_room_do_not_use_each_other_in_a_circle() {
     ];
     assert_eq!(
         found("```order it\na\n```\n", &files),
-        [
-            "it: these modules use each other in a circle: move what one of them needs below both\n    \
-          it/src/a/b.rs:1: super::c\n    it/src/a/c.rs:3: super::b::g"
-        ]
+        ["it: these modules form a cycle: move the used item to a module below both\n    \
+          it/src/a/b.rs:1: super::c\n    it/src/a/c.rs:3: super::b::g"]
     );
 }
 
@@ -143,10 +141,8 @@ fn packages_depend_downward() {
         page::orders("```order crates\nagent testing\ncommon\n```\n").expect("a good page");
     assert_eq!(
         packages(&metadata, orders.get(CRATES)),
-        [
-            "the Cargo.toml of `common`: it depends on `agent`, which ARCHITECTURE.md:1 does not put \
-          below it"
-        ]
+        ["the Cargo.toml of `common` depends on `agent`, which is not in a lower layer of \
+             ARCHITECTURE.md:1: remove the dependency or change the order"]
     );
     assert_eq!(packages(&metadata, None).len(), 1);
 }

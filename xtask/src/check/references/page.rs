@@ -1,4 +1,4 @@
-//! A Markdown page, as far as others cite it and it cites others.
+//! The parts of a Markdown page that cite other documents or can be cited.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +8,13 @@ use super::paragraph::Paragraph;
 
 #[derive(Default)]
 pub(super) struct Page {
-    /// What a link may name after `#`, as GitHub makes it from the headings.
+    /// The anchors that GitHub makes from the headings.
     pub(super) anchors: BTreeSet<String>,
-    /// Numbers that headings, rows and the items of lists begin with.
+    /// The numbers at the start of headings, rows and list items.
     pub(super) labels: BTreeSet<String>,
     /// Links into the repository.
     pub(super) links: Vec<Link>,
-    /// Paragraphs, headings, items and rows of tables; code blocks are left out.
+    /// Paragraphs, headings, list items and table rows, without code blocks.
     pub(super) paragraphs: Vec<Paragraph>,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct Link {
     pub(super) line: usize,
 }
 
-/// Where the reader of events is.
+/// The state of the parser.
 #[derive(Default)]
 struct State {
     now: Paragraph,
@@ -105,7 +105,7 @@ impl Page {
                 self.next(state);
             }
             TagEnd::CodeBlock => state.is_code = false,
-            // So that what is said of a page by a link to it has its name beside it.
+            // A citation beside a link then has the page's name in its text.
             TagEnd::Link => match state.links.pop() {
                 Some(target) if !target.is_empty() => state.now.push(&format!(" <{target}>"), line),
                 _ => {}
@@ -140,7 +140,7 @@ fn anchor(heading: &str) -> String {
         .collect()
 }
 
-/// The number that a heading or a cell begins with, also after "Table" and its like.
+/// The number at the start of a heading or a cell, also after a word such as "Table".
 fn label(text: &str) -> Option<String> {
     let mut words = text.split_whitespace().map(|word| word.trim_end_matches(['.', ':', ',']));
     let is_number = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit());

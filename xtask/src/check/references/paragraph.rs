@@ -1,10 +1,10 @@
-//! Text that belongs together, and the lines that it is on.
+//! Paragraphs, with the line of each part.
 
 use std::path::Path;
 
 use super::super::source::at;
 
-/// One paragraph, in one line; where each piece of it begins, and on which line that is.
+/// A paragraph as one line of text, with the offset and the source line of each part.
 #[derive(Default)]
 pub(super) struct Paragraph {
     pub(super) text: String,
@@ -12,7 +12,7 @@ pub(super) struct Paragraph {
 }
 
 impl Paragraph {
-    /// Adds text that begins on this line.
+    /// Adds text that starts on this line.
     pub(super) fn push(&mut self, text: &str, line: usize) {
         for (index, piece) in text.split('\n').enumerate() {
             self.pieces.push((self.text.len(), line + index));
@@ -20,14 +20,14 @@ impl Paragraph {
         }
     }
 
-    /// `FILE:LINE` of what begins at this offset.
+    /// `FILE:LINE` of the text at this offset.
     pub(super) fn at(&self, file: &Path, offset: usize) -> String {
         let before = self.pieces.iter().rev().find(|(start, _)| *start <= offset);
         at(file, before.map_or(1, |(_, line)| *line))
     }
 }
 
-/// Each run of lines that are comments, or of comments behind code.
+/// The comments of a source file: each run of comment lines is one paragraph.
 pub(super) fn of_comments(text: &str, marker: &str) -> Vec<Paragraph> {
     let mut paragraphs = vec![Paragraph::default()];
     for (index, line) in text.lines().enumerate() {
@@ -56,7 +56,7 @@ pub(super) fn of_code(text: &str, marker: &str) -> Vec<Paragraph> {
         .collect()
 }
 
-/// The code and the comment of a line; a marker between quotes begins none.
+/// The code and the comment of a line. A comment marker between quotes is ignored.
 fn split<'a>(line: &'a str, marker: &str) -> (&'a str, &'a str) {
     let begins = |&(offset, _): &(usize, &str)| {
         let before = &line[..offset];

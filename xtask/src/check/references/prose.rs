@@ -1,30 +1,30 @@
-//! What a paragraph cites.
+//! Finds citations in a paragraph.
 
 use std::path::Path;
 use std::sync::LazyLock;
 
 use regex_lite::Regex;
 
-/// Words that are said of documents that nobody can read, where they are none otherwise, and
-/// what to write instead.
+/// Words for documents that are not in the repository, the files where the words mean something
+/// else, and what to write instead.
 const NOWHERE: [(&str, &[&str], &str); 2] = [
     (r"(?i)\bdesign (page|document|note)s?\b", &[], "cite a page of docs/"),
     (
         r"(?i)\b(in|of|by|from|than) the plan\b|\bthe plan('s|’s| says| names| wants| asks| reckon)",
-        // There, a plan is a list of writes.
+        // In these files, a plan is a list of writes.
         &["lb-agent", "lb-control", "docs/contract.md"],
         "a target is in docs/performance.md",
     ),
 ];
 
-/// Where a number that is cited comes from.
+/// The document that has a cited number.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// A page, as it is named.
+    /// A page, by its name in the text.
     Page(String),
     /// An RFC or a KEP.
     Outside,
-    /// Nothing that is cited beside it.
+    /// No document is named in the paragraph.
     None,
 }
 
@@ -55,8 +55,8 @@ static OF: LazyLock<Regex> = LazyLock::new(|| regex(r"^\W*(?:of|in)\b[^.;]*$"));
 static NOWHERE_FOUND: LazyLock<Vec<Regex>> =
     LazyLock::new(|| NOWHERE.iter().map(|(pattern, ..)| regex(pattern)).collect());
 
-/// Names of files that end so, with their offsets. A pattern, a part of an address on the web,
-/// and a file with the name of a test behind it are none.
+/// Names of files with the suffix `end`, with their offsets. Patterns, parts of URLs, and files
+/// that are followed by the name of a test are left out.
 pub(super) fn files(text: &str, end: &'static str) -> impl Iterator<Item = (usize, String)> {
     let is_of_name = |c: char| c.is_alphanumeric() || "_./-*{}<>$…:".contains(c);
     let mut found = Vec::new();
@@ -78,7 +78,7 @@ pub(super) fn files(text: &str, end: &'static str) -> impl Iterator<Item = (usiz
     found.into_iter()
 }
 
-/// Words for documents that are not there: their offset, they, and what to write instead.
+/// Words for documents that are not in the repository: offset, words, and what to write instead.
 pub(super) fn nowhere(from: &Path, text: &str) -> Vec<(usize, String, &'static str)> {
     let mut found = Vec::new();
     for ((_, exempt, instead), regex) in NOWHERE.iter().zip(NOWHERE_FOUND.iter()) {
@@ -91,8 +91,8 @@ pub(super) fn nowhere(from: &Path, text: &str) -> Vec<(usize, String, &'static s
     found
 }
 
-/// Numbers of rows, sections and tables, each with the document that has it: the one that
-/// follows after "of", else the last before it, else the next.
+/// Numbers of rows, sections and tables, each with the document that has it: the one after "of",
+/// else the last one before the number, else the next one.
 pub(super) fn numbers(text: &str) -> Vec<Number> {
     let cited: Vec<_> = CITED.find_iter(text).collect();
     let mut numbers = Vec::new();

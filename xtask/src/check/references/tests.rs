@@ -45,9 +45,9 @@ fn links_that_lead_nowhere_are_named() {
     assert_eq!(
         found,
         [
-            "README.md:1: the link `docs/gone.md` leads to no file",
-            "README.md:2: docs/contract.md has no heading for `#gone`: see what it is called",
-            "README.md:2: README.md has no heading for `#no`: see what it is called",
+            "README.md:1: the target of the link `docs/gone.md` does not exist",
+            "README.md:2: docs/contract.md has no heading `#gone`: correct the anchor",
+            "README.md:2: README.md has no heading `#no`: correct the anchor",
         ]
     );
 }
@@ -63,13 +63,11 @@ fn pages_and_sources_that_are_not_there_are_named() {
     assert_eq!(
         found(&files),
         [
-            "docs/a.md:2: docs/b.md is not there: name a page by its path from the repository's root",
-            "docs/a.md:1: no source file's path ends in b/gone.rs",
-            "ci.yaml:1: docs/d.md is not there: name a page by its path from the repository's root",
-            "lb/src/a.rs:2: contract.md is not there: name a page by its path from the repository's \
-             root",
-            "lb/src/a.rs:3: docs/c.md is not there: name a page by its path from the repository's \
-             root",
+            "docs/a.md:2: docs/b.md does not exist: give the path from the repository's root",
+            "docs/a.md:1: no source file has a path that ends in b/gone.rs",
+            "ci.yaml:1: docs/d.md does not exist: give the path from the repository's root",
+            "lb/src/a.rs:2: contract.md does not exist: give the path from the repository's root",
+            "lb/src/a.rs:3: docs/c.md does not exist: give the path from the repository's root",
         ]
     );
 }
@@ -88,9 +86,11 @@ fn numbers_need_a_document_that_has_them() {
     assert_eq!(
         found(&files),
         [
-            "lb/src/a.rs:1: \"section 7\" of which page? Name it in the same paragraph",
-            "lb/src/a.rs:3: \"row 3.5\": no heading or row of that page begins with 3.5",
-            "lb/src/a.rs:5: \"table 4\" of which page? Name it in the same paragraph",
+            "lb/src/a.rs:1: \"section 7\" does not say of which page: name it in the same \
+             paragraph",
+            "lb/src/a.rs:3: \"row 3.5\": that page has no heading or row 3.5",
+            "lb/src/a.rs:5: \"table 4\" does not say of which page: name it in the same \
+             paragraph",
         ]
     );
 }
@@ -103,7 +103,7 @@ fn words_for_documents_that_are_nowhere_are_named() {
     ];
     assert_eq!(
         found(&files),
-        ["tests/a.rs:1: \"of the plan\" is no document of this repository: a target is in \
+        ["tests/a.rs:1: \"of the plan\" is not a document of this repository: a target is in \
           docs/performance.md"]
     );
 }

@@ -1,5 +1,5 @@
-//! The paths of one module's items. A path of one name is no path here: names of other modules
-//! are imported first, and the import is a path.
+//! The paths in one module's items. A single name is not counted, because a name of another module
+//! must be imported, and the import is a path.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use syn::{
 use super::Written;
 
 pub(super) struct Paths {
-    /// The library's name, where this is the program beside it.
+    /// The name of the package's library, if this is its program.
     library: Option<String>,
     pub(super) imports: BTreeMap<String, Vec<String>>,
     pub(super) written: Vec<Written>,
@@ -67,7 +67,7 @@ impl Paths {
         self.add(path, line);
     }
 
-    /// What looks like a path in the tokens of a macro.
+    /// Tokens of a macro that look like a path.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut line = 0;
@@ -175,7 +175,7 @@ impl<'ast> Visit<'ast> for Paths {
         }
     }
 
-    /// Who may see an item is no use of what is named.
+    /// A path in a visibility is not a use.
     fn visit_vis_restricted(&mut self, _: &'ast VisRestricted) {}
 }
 

@@ -20,7 +20,7 @@ fn check_error(text: &str, format: Format, expected: &str) {
     assert_eq!(shown, expected, "for:\n{text}");
 }
 
-fn names(text: &str, format: Format) -> Vec<(Kind, String, u64)> {
+fn names(text: &str, format: Format) -> Vec<(ObjectKind, String, u64)> {
     let found = parse(text, format).expect("the text is good");
     found
         .into_iter()
@@ -59,7 +59,7 @@ fn an_error_names_line_and_field() {
 
 #[test]
 fn documents_lists_and_json_are_read() {
-    let service = (Kind::Service, "default/web".to_owned());
+    let service = (ObjectKind::Service, "default/web".to_owned());
     let at = |line| (service.0, service.1.clone(), line);
     assert_eq!(names(SERVICE, Format::Yaml), [at(1)]);
     assert_eq!(
@@ -74,7 +74,7 @@ fn documents_lists_and_json_are_read() {
 	  {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}},
 	  {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "one", "namespace": "no"}}
 	]}"#;
-    let both = [at(1), (Kind::Node, "one".to_owned(), 1)];
+    let both = [at(1), (ObjectKind::Node, "one".to_owned(), 1)];
     assert_eq!(names(json, Format::Json), both);
     assert_eq!(names(&json.replace('\t', " "), Format::Yaml), both);
     let list = "apiVersion: v1\nkind: ServiceList\nitems:\n- metadata: {name: web}\n";

@@ -1,0 +1,74 @@
+//! Connects to the source of objects: an API server or a directory of manifests.
+
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use lb_control::model::event::ObjectEvent;
+use tokio::sync::mpsc;
+
+use super::agent::Agent;
+use crate::{
+    config::Source,
+    events::Refusals,
+    health::Health,
+    watch::{api, manifests},
+};
+
+/// Capacity of the queue of events for the reconciler.
+const EVENTS: usize = 1024;
+/// How often the age of a broken watch is checked.
+const LIVENESS: Duration = Duration::from_secs(1);
+
+/// A source of objects.
+pub(super) struct Objects {
+    /// The watch, which sends to `events` while it is polled.
+    pub(super) watch: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>,
+    /// The changes of objects.
+    pub(super) events: mpsc::Receiver<ObjectEvent>,
+    /// Publishes what is refused to where the objects come from.
+    pub(super) refusals: Refusals,
+}
+
+/// Connects to the source of `agent`.
+///
+/// # Errors
+/// If the API server's configuration is invalid.
+pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Objects> {
+    let (sender, events) = mpsc::channel(EVENTS);
+    match &agent.config.source {
+        Source::Manifests(dir) => {
+            let problems = manifests::Problems::default();
+            agent.metrics.set_problems(problems.clone());
+            let dir = dir.clone();
+            let watch = async move { Ok(manifests::watch(dir, sender, problems).await?) };
+            Ok(Objects { watch: Box::pin(watch), events, refusals: Refusals::logged() })
+        }
+        Source::Api(options) => {
+            let connection = api::connect(options).await?;
+            let refusals = Refusals::published(connection.client.clone(), &agent.config.node_name);
+            let liveness = connection.liveness().clone();
+            let (limit, health) = (agent.config.watch_timeout, agent.health.clone());
+            let watch = async move {
+                tokio::select! {
+                    () = api::watch(connection, sender) => {}
+                    () = follow_liveness(liveness, limit, health) => {}
+                }
+                Ok(())
+            };
+            Ok(Objects { watch: Box::pin(watch), events, refusals })
+        }
+    }
+}
+
+/// Makes the proxy unhealthy while a watch has been broken for longer than `limit`; 0 means
+/// forever.
+async fn follow_liveness(liveness: api::Liveness, limit: Duration, health: Health) {
+    let mut ticks = tokio::time::interval(LIVENESS);
+    loop {
+        ticks.tick().await;
+        let is_limited = limit > Duration::ZERO;
+        health.set_fault("watch", liveness.dead(limit, Instant::now()).filter(|_| is_limited));
+    }
+}
