@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use crate::harness::netns::actors::agent::lb_agent;
 use crate::harness::netns::topology::cluster::Cluster;
 use crate::harness::netns::topology::plan::Family;
-use crate::harness::netns::words::world::World;
+use crate::harness::netns::words::scenario::Scenario;
 pub use report::Report;
 use report::Table;
 use scene::{CLIENT, FAR, NEAR, Number, Path};
@@ -31,7 +31,7 @@ use stop::Stop;
 /// # Errors
 /// Something could not be built or called, or the user stopped the demo. A broken promise is
 /// a row of the report, not an error.
-pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
+pub fn run(report: &mut Report, stop: Stop) -> Result<Scenario> {
     report.line(
         "lb: Kubernetes Services by eBPF, on two nodes made of network namespaces, with an\n\
          lb-agent on each. Pods `client` and `near` run on node1, pod `far` on node2; `outside`\n\
@@ -39,7 +39,7 @@ pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
          client address the backend saw, what lb promises, and `ok` or `FAILED`.",
     );
     let builder = Cluster::builder().pod(1, CLIENT).pod(1, NEAR).pod(2, FAR);
-    let mut world = World::start(builder, &Path::Connect.arguments())?;
+    let mut world = Scenario::start(builder, &Path::Connect.arguments())?;
     stop.check()?;
     world.serve(&[CLIENT, NEAR, FAR])?;
     scene::publish(&world, stop)?;
@@ -80,7 +80,7 @@ pub fn run(report: &mut Report, stop: Stop) -> Result<World> {
 
 /// Calls ClusterIPs on both paths. Calls that reach no backend are returned: they are shown
 /// with those of clients outside.
-fn cluster_ips(world: &mut World, report: &mut Report, stop: Stop) -> Result<Vec<refused::Row>> {
+fn cluster_ips(world: &mut Scenario, report: &mut Report, stop: Stop) -> Result<Vec<refused::Row>> {
     let mut accesses = Vec::new();
     let mut refusals = Vec::new();
     for path in Path::ALL {
@@ -108,7 +108,7 @@ fn cluster_ips(world: &mut World, report: &mut Report, stop: Stop) -> Result<Vec
 }
 
 /// Replaces both agents. Maps and programs stay, and the new agents adopt them.
-fn restart(world: &mut World, arguments: &[&str]) -> Result<()> {
+fn restart(world: &mut Scenario, arguments: &[&str]) -> Result<()> {
     world.set_arguments(arguments);
     for node in [1, 2] {
         world.take_agent(node)?.terminate()?;
@@ -118,7 +118,7 @@ fn restart(world: &mut World, arguments: &[&str]) -> Result<()> {
 }
 
 /// How many calls of sockets the hooks of node1 have handled: proves which path was taken.
-fn translated_calls(world: &mut World) -> Result<u64> {
+fn translated_calls(world: &mut Scenario) -> Result<u64> {
     let counters = world.agent(1)?.get("counters")?;
     let rows = counters.as_array().map(Vec::as_slice).unwrap_or_default();
     let of_calls = rows.iter().filter(|row| {
@@ -129,7 +129,7 @@ fn translated_calls(world: &mut World) -> Result<u64> {
 }
 
 /// Many connections of one client: to all backends, and to a single one with affinity.
-fn affinity(world: &World) -> Result<Table> {
+fn affinity(world: &Scenario) -> Result<Table> {
     const CONNECTIONS: usize = 40;
     let client = world.cluster.pod(CLIENT);
     let mut table = Table::new(&["Service", "connections", "answered by", "promised"]);
@@ -154,7 +154,7 @@ fn affinity(world: &World) -> Result<Table> {
 }
 
 /// Some rows of `lb-agent get services`.
-fn services(world: &World) -> Result<String> {
+fn services(world: &Scenario) -> Result<String> {
     let node = world.cluster.node(1);
     let mut command = lb_agent()?;
     command.args(["get", "services", "--bpf-dir"]).arg(node.bpf_dir());
@@ -169,7 +169,7 @@ fn services(world: &World) -> Result<String> {
 }
 
 /// Counts the packets to ClusterIPs that left a node.
-fn leaks(world: &World, report: &mut Report) -> Result<()> {
+fn leaks(world: &Scenario, report: &mut Report) -> Result<()> {
     let leaked = world.cluster.fabric().service_packets()?;
     let mut table = Table::new(&["packets", "seen", "promised"]);
     table.row(&["addressed to a ClusterIP", &leaked.to_string(), "0"], leaked == 0);

@@ -1,11 +1,13 @@
 //! Packets from outside that are none of Services', or that no honest client sends: they are
 //! put on the wire to node 1 byte by byte.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lb_common::abi::address::{Ipv4, Ipv6};
+use lb_common::abi::frontend::TCP;
 use lb_common::balance::Endpoint;
 use lb_common::packet::SYN;
 use lb_testing::family::TestFamily;
@@ -171,8 +173,22 @@ fn routed(frame: &Captured) -> Vec<u8> {
     bytes
 }
 
+/// The ports of a frame, lower first, and whether it is a SYN; `None` unless it is TCP without
+/// options or extension headers in front.
+fn tcp_ports(frame: &Captured) -> Option<([u16; 2], bool)> {
+    frame.addresses()?;
+    let ip = &frame.bytes[ETHERNET..];
+    let (protocol, length) = if ip[0] >> 4 == 4 { (ip[9], 20) } else { (ip[6], 40) };
+    let tcp = ip.get(length..length + 20).filter(|_| protocol == TCP)?;
+    let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
+    let mut ports = [port(0), port(2)];
+    ports.sort_unstable();
+    Some((ports, tcp[13] & SYN != 0))
+}
+
 /// Waits until all that has passed one place between two ends has passed another one too, each
-/// direction for itself.
+/// direction for itself. TCP counts only if its SYN was captured: the last packets of an earlier
+/// connection may pass one place before its capture begins, and the other one after.
 fn is_the_same(one: &Capture, other: &Capture, [from, to]: [IpAddr; 2]) -> Result<()> {
     let start = Instant::now();
     let mut all = [Vec::new(), Vec::new()];
@@ -181,9 +197,19 @@ fn is_the_same(one: &Capture, other: &Capture, [from, to]: [IpAddr; 2]) -> Resul
             all.extend(capture.take()?);
         }
         let mut is_same = true;
+        let opened: BTreeSet<_> = all
+            .iter()
+            .flatten()
+            .filter_map(tcp_ports)
+            .filter_map(|(ports, is_syn)| is_syn.then_some(ports))
+            .collect();
+        let is_opened =
+            |frame: &Captured| tcp_ports(frame).is_none_or(|(ports, _)| opened.contains(&ports));
         for ends in [[from, to], [to, from]] {
             let [one, other] = all.each_ref().map(|frames| {
-                let of_ends = frames.iter().filter(|frame| frame.addresses() == Some(ends));
+                let of_ends = frames
+                    .iter()
+                    .filter(|frame| frame.addresses() == Some(ends) && is_opened(frame));
                 let mut frames: Vec<_> = of_ends.map(routed).collect();
                 frames.sort();
                 frames

@@ -10,7 +10,7 @@ use super::stop::Stop;
 use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::{Family, cluster_ip};
-use crate::harness::netns::words::world::{PORT, World, expect};
+use crate::harness::netns::words::scenario::{PORT, Scenario, expect};
 
 /// A ClusterIP with its port.
 pub(super) fn address(number: Number, family: Family) -> SocketAddr {
@@ -74,22 +74,22 @@ struct Case<'a> {
     number: Number,
     backend: &'static str,
     promised: &'static str,
-    seen: fn(&World, Family) -> IpAddr,
+    seen: fn(&Scenario, Family) -> IpAddr,
 }
 
 const CASES: [&str; 5] =
     ["pod, same node", "pod, other node", "pod, hairpin", "node, same node", "node, other node"];
 
-fn pod_ip(world: &World, family: Family) -> IpAddr {
+fn pod_ip(world: &Scenario, family: Family) -> IpAddr {
     world.cluster.pod(CLIENT).ip(family)
 }
 
-fn node_ip(world: &World, family: Family) -> IpAddr {
+fn node_ip(world: &Scenario, family: Family) -> IpAddr {
     world.cluster.node(1).ip(family)
 }
 
 /// Makes every call on this path.
-pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
+pub(super) fn rows(world: &Scenario, path: Path, stop: Stop) -> Result<Vec<Row>> {
     let pod = world.cluster.pod(CLIENT);
     let node = world.cluster.node(1);
     let case = |client, number, backend, (promised, seen)| Case {
@@ -99,7 +99,7 @@ pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
         promised,
         seen,
     };
-    type Promise = (&'static str, fn(&World, Family) -> IpAddr);
+    type Promise = (&'static str, fn(&Scenario, Family) -> IpAddr);
     let pods: Promise = ("pod's IP", pod_ip);
     let nodes: Promise = ("node's IP", node_ip);
     // A pod drops packets that arrive with its own address as their source.

@@ -16,7 +16,7 @@ use super::scene::{CLIENT, HTTP_PORT, Number};
 use super::stop::Stop;
 use crate::harness::netns::actors::agent::lb_agent;
 use crate::harness::netns::topology::plan::{balancer_ip, cluster_ip};
-use crate::harness::netns::words::world::World;
+use crate::harness::netns::words::scenario::Scenario;
 
 /// The flag of the background process.
 pub const HOLD: &str = "--hold";
@@ -82,7 +82,7 @@ pub fn detach(status: u8) -> Result<()> {
 ///
 /// # Errors
 /// The agent's program is not there.
-pub fn explain(world: &World, report: &mut Report) -> Result<()> {
+pub fn explain(world: &Scenario, report: &mut Report) -> Result<()> {
     let cluster = &world.cluster;
     let node = cluster.node(1);
     let enter = |name: &str| format!("nsenter --net=/run/netns/{}-{name}", cluster.prefix());

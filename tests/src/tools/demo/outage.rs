@@ -14,7 +14,7 @@ use crate::harness::echo::load::Report as Outcome;
 use crate::harness::echo::{Probe, Transport};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::Family;
-use crate::harness::netns::words::world::World;
+use crate::harness::netns::words::scenario::Scenario;
 
 /// Connections, and datagrams, per second.
 const RATE: u64 = 1000;
@@ -30,7 +30,7 @@ const DOWN: Duration = Duration::from_secs(1);
 
 /// Kills node1's agent under traffic of a pod and of a client outside, starts it again, and
 /// counts.
-pub(super) fn show(world: &mut World, report: &mut Report, stop: Stop) -> Result<()> {
+pub(super) fn show(world: &mut Scenario, report: &mut Report, stop: Stop) -> Result<()> {
     let pod = world.cluster.pod(CLIENT);
     let web = access::address(Number::Web, Family::V4);
     let node_port = Frontend::NodePort(1).address(world, Number::Public, Family::V4);

@@ -10,7 +10,7 @@ use super::report::Table;
 use super::scene::{FAR, NEAR, Number};
 use super::stop::Stop;
 use crate::harness::netns::topology::plan::{Family, balancer_ip, external_ip, node_port};
-use crate::harness::netns::words::world::{PORT, World};
+use crate::harness::netns::words::scenario::{PORT, Scenario};
 
 /// Where a client calls a Service, other than at its ClusterIP.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub(super) enum Frontend {
 }
 
 impl Frontend {
-    pub(super) fn address(self, world: &World, number: Number, family: Family) -> SocketAddr {
+    pub(super) fn address(self, world: &Scenario, number: Number, family: Family) -> SocketAddr {
         let number = number as u8;
         let at_node = |ip| SocketAddr::new(ip, node_port(number));
         match (self, family) {
@@ -54,7 +54,7 @@ impl Seen {
         }
     }
 
-    fn address(self, world: &World, family: Family) -> IpAddr {
+    fn address(self, world: &Scenario, family: Family) -> IpAddr {
         match self {
             Self::Outside => world.cluster.outside().ip(family),
             Self::Node => world.cluster.node(1).ip(family),
@@ -102,7 +102,7 @@ const CASES: [Case; 13] = [
 ];
 
 /// Makes every call. Load balancer addresses and external IPs are routed to node1.
-pub(super) fn table(world: &World, stop: Stop) -> Result<Table> {
+pub(super) fn table(world: &Scenario, stop: Stop) -> Result<Table> {
     world.cluster.fabric().route_external_to(1)?;
     let mut table = Table::new(&[
         "client, frontend",

@@ -14,7 +14,7 @@ use super::stop::Stop;
 use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::topology::plan::Family;
-use crate::harness::netns::words::world::World;
+use crate::harness::netns::words::scenario::Scenario;
 
 /// "At once": far below the second after which TCP would send its SYN again.
 const AT_ONCE_MS: f64 = 200.0;
@@ -84,17 +84,17 @@ const CASES: [Case; 7] = [
 ];
 
 /// Makes the calls of a pod on this path.
-pub(super) fn rows(world: &World, path: Path, stop: Stop) -> Result<Vec<Row>> {
+pub(super) fn rows(world: &Scenario, path: Path, stop: Stop) -> Result<Vec<Row>> {
     ask_all(world, path, false, stop)
 }
 
 /// Makes the calls from outside. Load balancer addresses are routed to node2.
-pub(super) fn outside_rows(world: &World, stop: Stop) -> Result<Vec<Row>> {
+pub(super) fn outside_rows(world: &Scenario, stop: Stop) -> Result<Vec<Row>> {
     world.cluster.fabric().route_external_to(2)?;
     ask_all(world, Path::Packet, true, stop)
 }
 
-fn ask_all(world: &World, path: Path, from_outside: bool, stop: Stop) -> Result<Vec<Row>> {
+fn ask_all(world: &Scenario, path: Path, from_outside: bool, stop: Stop) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (index, case) in CASES.iter().enumerate() {
         if matches!(case.called, Called::Outside(_)) != from_outside {
@@ -116,7 +116,7 @@ fn ask_all(world: &World, path: Path, from_outside: bool, stop: Stop) -> Result<
 
 impl Case {
     /// What the client saw, and after how many milliseconds.
-    fn ask(&self, world: &World, transport: Transport) -> Result<(String, Option<f64>)> {
+    fn ask(&self, world: &Scenario, transport: Transport) -> Result<(String, Option<f64>)> {
         let cluster_ip = access::address(self.number, Family::V4);
         let pod = world.cluster.pod(CLIENT);
         let (client, to): (&Host, _) = match self.called {

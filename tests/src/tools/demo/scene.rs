@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::stop::Stop;
 use crate::harness::netns::topology::plan::{Family, balancer_ip, cidr, cluster_ip, node_port};
 use crate::harness::netns::words::manifests::{Endpoint, Service};
-use crate::harness::netns::words::world::{PORT, TARGET, World};
+use crate::harness::netns::words::scenario::{PORT, Scenario, TARGET};
 
 /// The pod that calls; it is also its own backend, for the hairpin.
 pub(super) const CLIENT: &str = "client";
@@ -74,7 +74,7 @@ impl Path {
 }
 
 /// Every Service with its endpoints.
-fn objects(world: &World) -> Vec<(Service, Vec<Endpoint>)> {
+fn objects(world: &Scenario) -> Vec<(Service, Vec<Endpoint>)> {
     let service = |name, number: Number| world.service(name, number as u8);
     let at_nodes = |name, number: Number| service(name, number).node_port(node_port(number as u8));
     let exposed = |name, number: Number| world.exposed(name, number as u8);
@@ -106,7 +106,7 @@ fn objects(world: &World) -> Vec<(Service, Vec<Endpoint>)> {
 }
 
 /// Publishes all Services at once and waits until both agents have programmed them.
-pub(super) fn publish(world: &World, stop: Stop) -> Result<()> {
+pub(super) fn publish(world: &Scenario, stop: Stop) -> Result<()> {
     let services = objects(world);
     let (mut ports, mut backends) = (0, 0);
     for (service, endpoints) in &services {
