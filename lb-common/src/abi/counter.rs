@@ -138,9 +138,9 @@ reasons! {
     /// and needs no new version; a renumbered or removed one does. The golden file of the layout
     /// (`tests/golden/layout.txt`) tells the two apart.
     ///
-    /// Everything else follows from a row: the verdict of a packet that opens no flow and what
-    /// DROPS counts ([`Class`]), the text of `explain`, the help of the metric, and the table in
-    /// `docs/get.md`.
+    /// These follow from a row: the verdict of a packet that opens no flow, what DROPS counts
+    /// ([`Class`], but for `OF_NO_SERVICE_PORT`), the text of `explain`, the help of the metric,
+    /// and the table in `docs/get.md`. The errno of a refused connect() does not.
     0 NotService "not_service" Passed:
         "neither addressed to a Service nor a reply of one: untouched";
     1 LeftToTc "left_to_tc" Passed:

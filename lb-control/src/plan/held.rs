@@ -20,7 +20,7 @@ use crate::{
 /// The first backend id that is handed out. A slot that holds 0 was never used.
 pub const FIRST_BACKEND: u32 = 1;
 
-/// The bits of [`HeldPort::sets`].
+/// The bits of [`HeldBackend::sets`], in the order of [`HeldPort::sets`].
 pub(super) const SETS: [u8; 2] = [IN_CLUSTER_SET, IN_LOCAL_SET];
 
 /// What is still free in each map.
