@@ -213,7 +213,7 @@ impl Controller {
             planner.store_settings(&mut draft, settings);
         }
         outcome.services = affected.len();
-        self.program(&mut planner, &mut draft, &affected, &mut outcome);
+        self.plan(&mut planner, &mut draft, &affected, &mut outcome);
         outcome.shortages = self.shortages.values().cloned().collect();
         let mut plan = planner.finish(draft);
         outcome.ops = plan.ops.len();
@@ -288,7 +288,7 @@ impl Controller {
         }
     }
 
-    fn program(
+    fn plan(
         &mut self,
         planner: &mut Planner,
         draft: &mut Draft,
@@ -328,7 +328,7 @@ impl Controller {
                 self.conflicts.insert(Arc::clone(name), lost);
             }
             self.no_local_endpoints.set(name, desired.as_ref());
-            match planner.program(draft, name, desired.as_ref()) {
+            match planner.plan(draft, name, desired.as_ref()) {
                 Ok(()) => self.shortages.remove(name),
                 Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),
             };

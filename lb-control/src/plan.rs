@@ -6,8 +6,10 @@
 //! 2. *withdraw*: add addresses of nodes, store the settings, delete frontends that no longer
 //!    lead to a service port;
 //! 3. *stage*: write what no packet reaches yet: backends, slots in a free block, the
-//!    entries of new service ports, last their names; and add new source ranges;
-//! 4. *publish*: make it reachable, by one aligned word for each set;
+//!    entries of new service ports, last their names; and add new source ranges. Of backends
+//!    that packets reach already, widen the sets and store the flags and the node;
+//! 4. *publish*: for each set the slots that change in place, then one aligned word that
+//!    makes them reachable; then the service entry, if a policy or the affinity changed;
 //! 5. *open*: add new frontends and change old ones, after everything else that adds;
 //! 6. *retire*: mark entries as gone that no packet finds any more. They are reused only
 //!    after the grace period, by a later plan. Source ranges and addresses of nodes that are
@@ -17,7 +19,10 @@
 //! that moves from one to another ([`Write::UpsertFrontend::replaces`]).
 //!
 //! # Why a packet may pass at any moment
-//! A packet reads frontend, service entry, slot, backend, in that order, once each.
+//! A packet reads frontend, service entry, slot, backend, in that order. It reads a backend
+//! twice, when it is chosen and when the flow is made, and a second slot if the first one leads
+//! to a backend that has gone. That mixes no more than what follows allows: an id keeps its
+//! address for the grace period after the last slot that leads to it.
 //! - **A set grows** within its block: the backend is stored, then its id behind the
 //!   last slot, where no packet looks, then the length.
 //! - **A set shrinks**: the id in the last slot is stored over the id that leaves, by
@@ -265,12 +270,12 @@ impl Planner {
 
     /// Plans that NODES4 and NODES6 hold these addresses, and returns how many do not fit.
     pub fn store_nodes(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
-        self.nodes.program(draft, wanted)
+        self.nodes.plan(draft, wanted)
     }
 
     /// Plans one Service, or its removal if `desired` is none. A Service that does not fit
     /// stays as it is.
-    pub fn program(
+    pub fn plan(
         &mut self,
         draft: &mut Draft,
         name: &Arc<str>,
@@ -297,8 +302,8 @@ impl Planner {
         let mut old: Vec<Option<HeldPort>> = held.drain(..).map(Some).collect();
         for (desired, matched) in ports.iter().zip(matched) {
             let port = matched.held.and_then(|position| old[position].take());
-            let mut port = port::program(&mut self.ids, draft, name, port, desired, matched);
-            self.ranges.program(draft, &mut port, &desired.ranges);
+            let mut port = port::plan(&mut self.ids, draft, name, port, desired, matched);
+            self.ranges.plan(draft, &mut port, &desired.ranges);
             held.push(port);
         }
         for gone in old.into_iter().flatten() {
@@ -418,7 +423,7 @@ fn free_name() -> Name {
     Name { text: [0; Name::CAPACITY], length: 0, family: 0, protocol: 0, zero: 0 }
 }
 
-/// 0 for IPv4, 1 for IPv6.
+/// The position of an address's family in a pair of maps: 0 for IPv4, 1 for IPv6.
 fn family_index(ip: IpAddr) -> usize {
     usize::from(ip.is_ipv6())
 }

@@ -19,10 +19,10 @@ pub fn choose(endpoints: &[&Endpoint], policy: Policy, locality: Locality<'_>) -
     let in_cluster = |endpoint: &Endpoint| {
         endpoint.is_ready && hinted.is_none_or(|names| names(endpoint, locality))
     };
-    mark(&mut sets, endpoints, IN_CLUSTER_SET, in_cluster, is_draining);
+    mark(&mut sets, endpoints, IN_CLUSTER_SET, in_cluster, is_serving_terminating);
     if policy.uses_local_set() {
         let ready = |endpoint: &Endpoint| endpoint.is_local && endpoint.is_ready;
-        let draining = |endpoint: &Endpoint| endpoint.is_local && is_draining(endpoint);
+        let draining = |endpoint: &Endpoint| endpoint.is_local && is_serving_terminating(endpoint);
         mark(&mut sets, endpoints, IN_LOCAL_SET, ready, draining);
     }
     sets
@@ -52,7 +52,7 @@ fn mark(
     }
 }
 
-fn is_draining(endpoint: &Endpoint) -> bool {
+fn is_serving_terminating(endpoint: &Endpoint) -> bool {
     endpoint.is_serving && endpoint.is_terminating
 }
 

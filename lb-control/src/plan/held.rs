@@ -56,7 +56,7 @@ pub struct HeldPort {
 }
 
 /// The position of a family in a pair of maps.
-pub(super) fn family_number(family: IpFamily) -> usize {
+pub(super) fn index_of_family(family: IpFamily) -> usize {
     match family {
         IpFamily::V4 => 0,
         IpFamily::V6 => 1,

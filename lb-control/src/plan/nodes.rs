@@ -20,7 +20,7 @@ impl HeldNodes {
     /// Plans that the maps hold the wanted addresses, the first ones if not all fit, and
     /// returns how many do not fit. Unwanted addresses are deleted last, unless their room is
     /// needed.
-    pub(super) fn program(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
+    pub(super) fn plan(&mut self, draft: &mut Draft, wanted: &BTreeSet<IpAddr>) -> usize {
         let op = |write| Op { owner: NO_OWNER, write };
         let gone: Vec<IpAddr> = self.held.difference(wanted).copied().collect();
         let is_short =

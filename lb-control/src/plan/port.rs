@@ -5,7 +5,7 @@ use lb_common::abi::service::{Service, SlotRange};
 
 use super::{
     BackendEntry, Draft, Op, Write, free_name,
-    held::{HeldBackend, HeldPort, HeldSet, Ids, SETS, family_number},
+    held::{HeldBackend, HeldPort, HeldSet, Ids, SETS, index_of_family},
     name_entry,
     reserve::{Diff, Matched},
 };
@@ -15,7 +15,7 @@ use crate::{desired::DesiredPort, ids::slots::Block};
 const LOCAL_POLICIES: u32 = Service::INTERNAL_LOCAL | Service::EXTERNAL_LOCAL;
 
 /// Plans one port; the entries that it needs were reserved.
-pub(super) fn program(
+pub(super) fn plan(
     ids: &mut Ids,
     draft: &mut Draft,
     service: &str,
@@ -33,7 +33,7 @@ pub(super) fn program(
         frontends: Vec::new(),
         ranges: Vec::new(),
     });
-    let moves = program_backends(ids, draft, &mut port, desired, &matched.diff);
+    let moves = plan_backends(ids, draft, &mut port, desired, &matched.diff);
     let old = port.entry;
     let mut words = [old.cluster, old.local];
     let mut live_stores = [Vec::new(), Vec::new()];
@@ -45,7 +45,7 @@ pub(super) fn program(
                 let op = Op { owner: port.index, write };
                 if is_live { live_stores[number].push(op) } else { draft.stage.push(op) }
             };
-            words[number] = program_set(ids, set, moves, block, &mut store);
+            words[number] = plan_set(ids, set, moves, block, &mut store);
         } else if number == 0 {
             words[0] = SlotRange::new(0, desired.has_backend.into());
         }
@@ -86,7 +86,7 @@ impl Moves {
 }
 
 /// Plans the backends that are added, changed and removed.
-fn program_backends(
+fn plan_backends(
     ids: &mut Ids,
     draft: &mut Draft,
     port: &mut HeldPort,
@@ -114,7 +114,7 @@ fn program_backends(
             draft.retire.push(store(backend, index));
         }
     }
-    let family = family_number(desired.key.family);
+    let family = index_of_family(desired.key.family);
     for at in &diff.removed {
         let gone = port.backends[*at];
         note(gone.id, gone.slotted, 0);
@@ -170,7 +170,7 @@ fn retire_backend(ids: &mut Ids, family: usize, mut gone: HeldBackend, service: 
 }
 
 /// Brings the slots of a set up to date and returns the word to publish.
-fn program_set(
+fn plan_set(
     ids: &mut Ids,
     set: &mut HeldSet,
     moves: &Moves,
@@ -266,7 +266,7 @@ fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live_stores: [Vec<O
 
 /// Takes a service port out of use, after its frontends were removed or lead elsewhere.
 pub(super) fn retire(ids: &mut Ids, draft: &mut Draft, gone: HeldPort) {
-    let family = family_number(gone.key.family);
+    let family = index_of_family(gone.key.family);
     for backend in gone.backends {
         draft.retire.push(retire_backend(ids, family, backend, gone.index));
     }

@@ -18,7 +18,7 @@ pub(crate) struct Ranges {
 
 impl Ranges {
     /// Plans that a port has the wanted ranges; both lists are in order.
-    pub(crate) fn program(&mut self, draft: &mut Draft, port: &mut HeldPort, wanted: &[IpNet]) {
+    pub(crate) fn plan(&mut self, draft: &mut Draft, port: &mut HeldPort, wanted: &[IpNet]) {
         if port.ranges == wanted {
             return;
         }

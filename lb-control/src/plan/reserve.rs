@@ -4,7 +4,7 @@
 use super::{
     family_index,
     frontends::Frontends,
-    held::{HeldBackend, HeldPort, Ids, SETS, family_number},
+    held::{HeldBackend, HeldPort, Ids, SETS, index_of_family},
     ranges::Ranges,
 };
 use crate::{
@@ -120,7 +120,7 @@ pub(crate) fn check_counts(
     let backend_maps = [("BACKENDS4", capacity.backends4), ("BACKENDS6", capacity.backends6)];
     for (family, (map, limit)) in backend_maps.into_iter().enumerate() {
         let pairs = desired.iter().zip(matched);
-        let of_family = pairs.filter(|(port, _)| family_number(port.key.family) == family);
+        let of_family = pairs.filter(|(port, _)| index_of_family(port.key.family) == family);
         let added: usize = of_family.map(|(_, matched)| matched.diff.added.len()).sum();
         if added > ids.backends[family].available() {
             return Err(FullMap { map, limit, flag: "--max-backends" });

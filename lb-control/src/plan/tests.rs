@@ -159,7 +159,7 @@ fn plan(planner: &mut Planner, state: &State, programmed: &mut State, now: u64) 
     let (gone, wanted): (Vec<_>, Vec<_>) =
         names.into_iter().partition(|name| !state.contains_key(name));
     for name in gone.iter().chain(&wanted) {
-        match (planner.program(&mut draft, name, state.get(name)), state.get(name)) {
+        match (planner.plan(&mut draft, name, state.get(name)), state.get(name)) {
             (Ok(()), Some(desired)) => {
                 programmed.insert(Arc::clone(name), desired.clone());
             }
