@@ -1,8 +1,8 @@
 //! The decision on every packet and every connect(): a function of the packet, the settings and the
 //! tables. `docs/semantics.md` says what it decides.
 //!
-//! It never writes to a packet. Hooks parse, call [`decide`] or [`socket::decide`] and apply the
-//! verdict; they decide nothing themselves.
+//! It never writes to a packet. Hooks parse, call [`candidate()`] and [`decide`], or [`socket::decide`], and
+//! apply the verdict; they decide nothing themselves.
 
 use crate::{
     abi::{address::Family, counter::Reason, settings::Settings},
@@ -54,22 +54,9 @@ pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Sett
     }
 }
 
-/// Decides on a packet at `site`.
-#[inline(always)]
-pub fn decide<F: Family, T: Tables<F>>(
-    packet: &Packet<F>,
-    site: Site,
-    settings: &Settings,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> Verdict {
-    let candidate = candidate::<F>(packet.tuple().destination, site, settings);
-    decide_candidate(candidate, packet, site, settings, work, tables)
-}
-
 /// Decides on a packet at `site` for which [`candidate()`] returned `candidate`.
 #[inline(always)]
-pub fn decide_candidate<F: Family, T: Tables<F>>(
+pub fn decide<F: Family, T: Tables<F>>(
     candidate: Candidate,
     packet: &Packet<F>,
     site: Site,
@@ -81,21 +68,19 @@ pub fn decide_candidate<F: Family, T: Tables<F>>(
         return Verdict::Pass(Reason::NotService);
     }
     let context = Context { packet, settings, site, now: tables.now() };
-    let may_open = may_open(&context, candidate);
-    let verdict = if is_service_protocol(packet.kind) {
-        match known::decide(&context, may_open, work, tables) {
-            Some(verdict) => verdict,
-            None => open::decide(&context, work, tables),
-        }
-    } else {
+    if !is_service_protocol(packet.kind) {
         return no_flow::decide(candidate, &context, work, tables);
+    }
+    let verdict = match known::decide(&context, may_open(&context, candidate), work, tables) {
+        Some(verdict) => verdict,
+        None => open::decide(&context, work, tables),
     };
     no_flow::drop_cluster_ip_leak(candidate, &context, verdict, tables)
 }
 
 /// Decides on an unfragmented packet that an external device received, if it belongs to a known
 /// flow or is certainly not Service traffic; `None` for every other packet, on which
-/// [`decide_candidate`] decides.
+/// [`decide`] decides.
 #[inline(always)]
 pub fn decide_known<F: Family, T: Tables<F>>(
     candidate: Candidate,

@@ -75,7 +75,7 @@ impl<F: TestFamily> Host<F> {
         } else if packet.kind == PacketKind::Fragment {
             fragment::decide(candidate, &packet, site, settings, &mut work, tables)
         } else {
-            balance::decide_candidate(candidate, &packet, site, settings, &mut work, tables)
+            balance::decide(candidate, &packet, site, settings, &mut work, tables)
         };
         let verdict = match verdict {
             Verdict::Pass(reason) | Verdict::Answer(_, reason) if packet.encap_len != 0 => {

@@ -2,6 +2,7 @@
 //!
 //! This file only dispatches; each command is a module. Nothing here is part of the product.
 //! xtask depends on no crate of the workspace, because it must build when they do not.
+#![forbid(unsafe_code)]
 
 mod bench;
 mod build;

@@ -120,7 +120,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
         decide_portless::<F, HOOK>(context, settings, scratch, candidate)
     } else {
         let (packet, work) = (&scratch.packet, &mut scratch.work);
-        balance::decide_candidate(candidate, packet, site, settings, work, &mut tables::Maps)
+        balance::decide(candidate, packet, site, settings, work, &mut tables::Maps)
     };
     let mut ruling = Ruling::store(&mut scratch.ruling, verdict);
     if const { may_be_encapsulated::<HOOK>() }

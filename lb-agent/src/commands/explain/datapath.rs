@@ -84,7 +84,8 @@ pub(super) fn run<F: PinnedFamily, R: Reader<F>>(
     site: Site,
 ) -> (Verdict, Work<F::Address>) {
     let mut work = Work::default();
-    let verdict = balance::decide(packet, site, settings, &mut work, overlay);
+    let candidate = balance::candidate::<F>(packet.tuple().destination, site, settings);
+    let verdict = balance::decide(candidate, packet, site, settings, &mut work, overlay);
     (verdict, work)
 }
 

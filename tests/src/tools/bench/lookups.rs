@@ -297,7 +297,9 @@ fn decided<F: Side + Parse>(
     F::parse(frame, &mut packet)?;
     tables.look_ups = 0;
     let settings = settings(frontends);
-    Some(match balance::decide(&packet, site, &settings, &mut Work::default(), tables) {
+    let candidate = balance::candidate::<F>(packet.tuple().destination, site, &settings);
+    let mut work = Work::default();
+    Some(match balance::decide(candidate, &packet, site, &settings, &mut work, tables) {
         Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => reason,
         Verdict::Translate(reason) => reason,
     })
