@@ -208,7 +208,7 @@ fn a_program_that_cannot_be_restored_is_named_and_makes_the_proxy_unhealthy() ->
         let (status, _) = agent.http(HEALTH, "/healthz")?;
         let (alive, _) = agent.http(HEALTH, "/livez")?;
         let log = agent.process().stderr();
-        let named = ["unhealthy", "connect-time hooks", "start the agent anew", &pod];
+        let named = ["unhealthy", "connect-time hooks", "restart the agent", &pod];
         let is_told = named.iter().all(|text| log.contains(text));
         ensure!((status, alive) == (503, 503) && is_told, "{status} {alive}\n{log}");
         Ok(())

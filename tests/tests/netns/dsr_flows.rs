@@ -23,7 +23,7 @@ use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::frontends::{Frontend, Got, SILENT, kinds, try_cases};
 use lb_tests::harness::netns::words::manifests::Endpoint;
 use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario, TARGET};
-use lb_tests::harness::wait::eventually;
+use lb_tests::harness::wait::{PATIENCE, eventually};
 
 /// The Services of the tests by number: of pods that come and go, of a pod on node 2, and of
 /// the same pod by `snat`.
@@ -164,7 +164,9 @@ fn one_client_port_works_at_many_frontends() -> Result<()> {
         for front in frontends {
             let to = front.at(&scenario, FAR, family);
             let probe = Probe::new(transport, to).source_port(40_000).connected();
-            open.push((to, outside.open(probe.timeout(ANSWER))?));
+            // A port that is in use at the backend is recognised when the SYN is repeated, a
+            // second after the first.
+            open.push((to, outside.open(probe.timeout(PATIENCE))?));
         }
         for when in ["once", "twice"] {
             for (to, connection) in &open {

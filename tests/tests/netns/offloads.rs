@@ -387,7 +387,7 @@ fn frames_of_9000_bytes_cross() -> Result<()> {
         eventually(|| {
             let log = agent.process().stderr();
             let level = if said == REFUSED { "WARN" } else { "INFO" };
-            let words = [level, "eth0", "packets are taken by", said];
+            let words = [level, "eth0", "packets are handled by", said];
             let is_said = |line: &str| words.iter().all(|word| line.contains(word));
             ensure!(log.lines().any(is_said), "no {words:?} in\n{log}");
             Ok(())
