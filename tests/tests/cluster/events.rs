@@ -23,8 +23,9 @@ struct Told {
     times: u64,
 }
 
-/// The Events about a Service that agents have sent, by node: controllers send some too, as
-/// when they meet one another at a slice, without naming an instance.
+/// The Events about a Service that agents have sent, by node. Controllers send some too, for
+/// example when they update a slice at once, or when the API server repairs the allocation of an
+/// address after a restart.
 fn events(live: &LiveCluster, service: &str) -> Result<Vec<Told>> {
     let selector =
         format!("--field-selector=involvedObject.kind=Service,involvedObject.name={service}");
@@ -35,6 +36,7 @@ fn events(live: &LiveCluster, service: &str) -> Result<Vec<Told>> {
         .as_array()
         .context("a list of Events")?
         .iter()
+        .filter(|event| event["reportingComponent"] == "lb-agent")
         .map(|event| Told {
             kind: text(&event["type"]),
             reason: text(&event["reason"]),
@@ -42,7 +44,6 @@ fn events(live: &LiveCluster, service: &str) -> Result<Vec<Told>> {
             note: text(&event["message"]),
             times: event["series"]["count"].as_u64().unwrap_or(1),
         })
-        .filter(|told| !told.by.is_empty())
         .collect();
     told.sort_by(|one, other| one.by.cmp(&other.by));
     Ok(told)
