@@ -90,8 +90,8 @@ fn set(path: &Path, value: u64) -> bool {
                 %path,
                 value,
                 %error,
-                "cannot set sysctl: it keeps its value (only the initial network namespace can \
-                 set nf_conntrack_max)"
+                "cannot set sysctl: it keeps its value (this needs root, and nf_conntrack_max the \
+                 initial network namespace)"
             );
             false
         }
