@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_are_told_by_the_prefixes_of_the_cluster_unless_another_mode_is_given() {
+    fn pods_are_recognised_by_the_prefixes_of_the_cluster_unless_another_mode_is_given() {
         let listed = |texts: &[&str]| {
             let nets = texts.iter().map(|text| text.parse().expect("a prefix"));
             PodPrefixes::Listed(nets.collect())

@@ -147,7 +147,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Tells the log alone.
+    /// Logs refusals; publishes no Events.
     pub fn logged() -> Self {
         Self { published: Arc::default(), queue: None }
     }

@@ -223,7 +223,7 @@ fn the_older_service_keeps_an_address_that_two_ask_for() {
 }
 
 #[test]
-fn what_does_not_fit_is_told_and_comes_when_there_is_room() {
+fn a_service_that_does_not_fit_is_reported_and_programmed_once_there_is_room() {
     let capacity = Capacity { backends4: 6, ..CAPACITY };
     let mut fake = Fake::new(capacity);
     let services = vec![service("a", None, "10.0.0.1", 80), service("b", None, "10.0.0.2", 80)];

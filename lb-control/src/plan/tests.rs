@@ -53,7 +53,7 @@ type PortRecipe = (bool, u32, Vec<u8>, Outside);
 
 /// The kind of the address outside if there is one, which ranges of clients it is for (0:
 /// everybody), whether clients outside are kept on the node, and whether their packets are
-/// tunnelled.
+/// encapsulated.
 type Outside = (Option<FrontendKind>, u8, bool, bool);
 
 fn recipes() -> impl Strategy<Value = Vec<Option<Recipe>>> {

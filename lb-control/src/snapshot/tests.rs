@@ -177,7 +177,7 @@ fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
 }
 
 #[test]
-fn what_is_wrong_with_another_node_is_not_told_here() {
+fn refusals_of_another_node_are_not_reported_here() {
     let mut snapshot = Snapshot::new("here", []);
     snapshot.apply(ObjectEvent::Applied(node_at("there", "nowhere", &["192.0.2.1"])));
     assert_eq!(snapshot.take_dirty().refusals, []);
@@ -187,7 +187,7 @@ fn what_is_wrong_with_another_node_is_not_told_here() {
 }
 
 #[test]
-fn a_refusal_is_told_once_and_ends_with_its_cause() {
+fn a_refusal_is_reported_once_and_ends_with_its_cause() {
     let mut snapshot = Snapshot::new("here", []);
     snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.300")));
     assert_eq!(snapshot.take_dirty().refusals.len(), 1);
@@ -201,7 +201,7 @@ fn a_refusal_is_told_once_and_ends_with_its_cause() {
 }
 
 #[test]
-fn a_change_of_a_slice_that_stays_tells_what_caused_it() {
+fn a_changed_slice_reports_its_trigger_time() {
     let mut snapshot = Snapshot::new("here", []);
     let at = |ip: &str, time: &str| {
         let Object::EndpointSlice(mut object) = slice("web-1", "web", ip) else {

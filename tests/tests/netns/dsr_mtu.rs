@@ -356,9 +356,9 @@ fn several_segments(scenario: &Scenario, family: Family) -> Result<[usize; 3]> {
     upload(scenario, family)?;
     let [at_node1, at_node2] = captures.map(|capture| capture.take());
     let (at_node1, at_node2) = (at_node1?, at_node2?);
-    let count = |frames: &[Captured], is_outgoing, is_tunnelled| {
+    let count = |frames: &[Captured], is_outgoing, is_encapsulated| {
         let passed = frames.iter().filter(|frame| frame.is_outgoing == is_outgoing);
-        let passed = passed.filter(|frame| (frame.addresses() == tunnel) == is_tunnelled);
+        let passed = passed.filter(|frame| (frame.addresses() == tunnel) == is_encapsulated);
         passed.filter(|frame| frame.bytes.len() > ORDINARY_FRAME && frame.segment != 0).count()
     };
     for frame in pod.take()?.iter().filter(|frame| frame.ends().is_some()) {

@@ -46,18 +46,22 @@ fn tunnelled(scenario: &Scenario, client: SocketAddr) -> Result<Vec<Value>> {
 }
 
 /// Asks node 1 from outside: the backend sees the client or node 1, and `get` shows why.
-fn check(scenario: &Scenario, expectations: &mut Expectations, is_tunnelled: bool) -> Result<()> {
+fn check(
+    scenario: &Scenario,
+    expectations: &mut Expectations,
+    is_encapsulated: bool,
+) -> Result<()> {
     let (node1, node2) = (scenario.cluster.node(1), scenario.cluster.node(2));
     let outside = scenario.cluster.outside();
     for family in Family::ALL {
-        let seen = if is_tunnelled { outside.ip(family) } else { node1.ip(family) };
+        let seen = if is_encapsulated { outside.ip(family) } else { node1.ip(family) };
         let balancer = SocketAddr::new(balancer_ip(NUMBER).get(family), PORT);
         for to in [(node1.ip(family), node_port(NUMBER)).into(), balancer] {
             for transport in [Transport::Tcp, Transport::Udp] {
-                let what = format!("{to} {transport:?}, tunnelled: {is_tunnelled}");
+                let what = format!("{to} {transport:?}, tunnelled: {is_encapsulated}");
                 let answer = outside.ask(Probe::new(transport, to))?;
                 expectations.check(&what, expect(&what, &answer, to, &["c"], &[seen]).map(drop));
-                let Some(reached) = answer.reached().filter(|_| is_tunnelled) else { continue };
+                let Some(reached) = answer.reached().filter(|_| is_encapsulated) else { continue };
                 // The socket of UDP is bound to no address.
                 let client = SocketAddr::new(outside.ip(family), reached.source.port());
                 let flows = tunnelled(scenario, client)?;

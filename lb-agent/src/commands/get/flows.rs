@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnelled_packet_stays_as_it_is_and_goes_by_a_node() {
+    fn an_encapsulated_packet_is_unchanged_inside_and_goes_to_a_node() {
         let ip = |last: u8| Ipv4Addr::new(192, 0, 2, last).into();
         let [source_port, destination_port] = [40_000, 80].map(Be16::new);
         let tuple = Tuple { source: ip(9), destination: ip(1), source_port, destination_port };
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn time_that_cannot_be_told_is_not_made_up() {
+    fn an_unknown_time_is_not_made_up() {
         let clock = Clock { now: Some(1000), ticks_per_second: 100 };
         assert_eq!(clock.seconds_since(500), Some(5));
         assert_eq!(clock.seconds_since(1003), Some(0));

@@ -167,7 +167,7 @@ async fn servers_follow_services_and_endpoints() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_told_once_and_bound_once_it_is_free() {
+async fn a_port_in_use_is_reported_once_and_bound_when_it_is_free() {
     let setup = Setup::start();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken_port = taken.local_addr().unwrap().port();

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_tells_its_kind() {
+    fn the_kind_is_read_from_a_request() {
         for kind in ObjectKind::ALL {
             let group = kind.api_version();
             let path = format!("/apis/{group}/{}s", kind.name().to_lowercase());

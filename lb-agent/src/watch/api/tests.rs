@@ -197,7 +197,7 @@ fn failure(code: u16, message: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_streaming_list_is_told_as_one_and_changes_follow() {
+async fn a_streaming_list_is_one_event_and_changes_follow() {
     let mut fake = Fake::new(vec![Answer::Watch(vec![
         event("ADDED", service("a", "1")),
         event("ADDED", service("b", "2")),
@@ -280,7 +280,7 @@ async fn a_version_that_is_too_old_leads_to_one_new_list() {
 }
 
 #[tokio::test]
-async fn a_list_that_breaks_off_is_not_told() {
+async fn a_list_that_breaks_off_sends_no_event() {
     let mut fake = Fake::new(vec![
         Answer::WatchAndBreak(vec![event("ADDED", service("a", "1"))]),
         Answer::Watch(vec![
@@ -307,7 +307,7 @@ async fn a_server_that_refuses_in_the_stream_is_asked_for_pages() {
 }
 
 /// The lists of ServiceCIDRs that are told while the server is asked `times` times.
-async fn service_cidrs_told(fake: &mut Fake, times: usize) -> Vec<usize> {
+async fn service_cidrs_sent(fake: &mut Fake, times: usize) -> Vec<usize> {
     let mut told = Vec::new();
     let deadline = Instant::now() + DEADLINE;
     while fake.asked("servicecidrs").len() < times {
@@ -325,7 +325,7 @@ async fn without_service_cidrs_there_are_none_and_the_server_is_asked_again() {
     for refusal in [404, 403] {
         let none = Answer::Watch(vec![list_end("1")]);
         let mut fake = Fake::with(vec![none], Answer::Status(refusal)).await;
-        assert_eq!(service_cidrs_told(&mut fake, 3).await, [0], "{refusal}");
+        assert_eq!(service_cidrs_sent(&mut fake, 3).await, [0], "{refusal}");
     }
 }
 
@@ -342,7 +342,7 @@ async fn service_cidrs_that_may_not_be_read_any_more_stay() {
             let mut answers = fake.script.answers.lock().unwrap();
             answers.get_mut("servicecidrs").unwrap().push_back(Answer::Status(refusal));
         }
-        assert_eq!(service_cidrs_told(&mut fake, 4).await, [1], "{refusal}");
+        assert_eq!(service_cidrs_sent(&mut fake, 4).await, [1], "{refusal}");
     }
 }
 
@@ -380,7 +380,7 @@ async fn a_server_that_is_down_is_tried_until_it_is_there() {
 }
 
 #[test]
-fn objects_of_a_kind_lose_what_nobody_reads() {
+fn objects_lose_the_fields_that_are_never_read() {
     let parsed: Service = serde_json::from_value(service("a", "1")).unwrap();
     let ObjectEvent::Applied(object) = changed(ObjectKind::Service, parsed.into()) else {
         panic!("a Service is passed on")

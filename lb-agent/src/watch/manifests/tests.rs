@@ -255,7 +255,7 @@ async fn a_file_that_is_written_to_and_not_closed_is_read_after_a_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_saved_file_is_told_without_delay() {
+async fn a_saved_file_is_sent_without_delay() {
     let (mut watched, _) = Watched::new(&[]).await;
     let mut taken = Vec::new();
     for port in 1..=50 {
@@ -289,7 +289,7 @@ async fn the_watch_ends_with_its_receiver() {
 }
 
 #[test]
-fn a_file_tells_endpoints_before_their_service_and_a_service_gone_before_its_endpoints() {
+fn a_file_sends_endpoints_before_their_service_and_a_deleted_service_before_its_endpoints() {
     let slice = r#"{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": []}"#;
     let text = format!("{}---\n{slice}\n", service("a", "1"));

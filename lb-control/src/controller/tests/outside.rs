@@ -166,7 +166,7 @@ fn a_node_port_that_two_ask_for_is_one_conflict() {
 }
 
 #[test]
-fn packets_of_clients_outside_are_tunnelled_where_flag_or_annotation_says_so() {
+fn packets_of_clients_outside_are_encapsulated_if_flag_or_annotation_says_so() {
     let of_mode = |mode: Option<&str>| {
         let Object::Service(mut object) = load_balancer("a", 1, json!({})) else {
             panic!("no Service");
@@ -185,11 +185,11 @@ fn packets_of_clients_outside_are_tunnelled_where_flag_or_annotation_says_so() {
         let mut fake = Fake::new(CAPACITY);
         reconcile(&mut controller, 0, &mut fake);
         fake.take_writes();
-        for (mode, is_tunnelled) in rows {
+        for (mode, is_encapsulated) in rows {
             controller.apply(ObjectEvent::Applied(of_mode(*mode)));
             let outcome = reconcile(&mut controller, 0, &mut fake);
             let tunnelled = fake.services.iter().filter(|entry| entry.flags & Service::DSR != 0);
-            assert_eq!(tunnelled.count(), usize::from(*is_tunnelled), "{flag:?} {mode:?}");
+            assert_eq!(tunnelled.count(), usize::from(*is_encapsulated), "{flag:?} {mode:?}");
             assert_eq!(outcome.refusals.len(), usize::from(*mode == Some("none")));
             let Writes { upserts, deletes, published, .. } = fake.take_writes();
             assert_eq!((upserts, deletes, published), (0, 0, 0));

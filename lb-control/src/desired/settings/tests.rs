@@ -145,7 +145,7 @@ fn a_port_may_be_drawn_where_no_range_of_others_lies() {
 }
 
 #[test]
-fn prefixes_of_pods_are_told_by_family() {
+fn prefixes_of_pods_are_kept_by_family() {
     let facts = NodeFacts {
         pod_prefixes: nets(&["10.244.0.0/16", "fd00:244::/56"]),
         ..NodeFacts::default()

@@ -37,11 +37,11 @@ const POLICIES: u32 = Service::INTERNAL_LOCAL | Service::EXTERNAL_LOCAL;
 
 /// Stands for packets that came in a tunnel: no flag of a service port, they are always kept
 /// on the node.
-const TUNNELLED: u32 = 0;
+const ENCAPSULATED: u32 = 0;
 
 /// Whether clients whom this flag keeps on the node are kept there.
 fn is_kept(flags: u32, local: u32) -> bool {
-    local == TUNNELLED || flags & local != 0
+    local == ENCAPSULATED || flags & local != 0
 }
 
 /// The backends that clients get whom this flag keeps on the node.
@@ -56,7 +56,7 @@ fn local_flags(kind: FrontendKind) -> &'static [u32] {
     if kind.is_internal() {
         &[Service::INTERNAL_LOCAL]
     } else {
-        &[Service::EXTERNAL_LOCAL, TUNNELLED]
+        &[Service::EXTERNAL_LOCAL, ENCAPSULATED]
     }
 }
 
@@ -82,7 +82,7 @@ impl Allowed {
         for (name, service) in state {
             for port in &service.ports {
                 let name = (Arc::clone(name), port.key.clone());
-                for flag in [Service::INTERNAL_LOCAL, Service::EXTERNAL_LOCAL, TUNNELLED] {
+                for flag in [Service::INTERNAL_LOCAL, Service::EXTERNAL_LOCAL, ENCAPSULATED] {
                     let backends = self.backends.entry((name.clone(), flag)).or_default();
                     backends.push(answers(port, flag));
                 }
@@ -252,7 +252,7 @@ fn check_choices(
 ) -> Result<(), TestCaseError> {
     let sets = allowed.sets(at, flag);
     prop_assert!(!sets.is_empty(), "{at:?} should not be there");
-    let is_exact = flag == TUNNELLED || !allowed.swaps_policies(at);
+    let is_exact = flag == ENCAPSULATED || !allowed.swaps_policies(at);
     let may_be_empty = !is_exact || sets.iter().any(|set| set.is_empty());
     prop_assert!(may_be_empty || !choices.is_empty(), "{at:?} has no backend");
     // A packet that saw the old policy may find a set as it is now.
@@ -268,7 +268,7 @@ fn check_choices(
     Ok(())
 }
 
-/// What is said of the frontend was or will be true, and every client is let in or kept out
+/// What is said of the frontend was or will be true, and every client is admitted or rejected
 /// as the service port did before or will do.
 fn check_door(
     reads: &Reads<'_>,
