@@ -2,8 +2,6 @@
 //!
 //! Nothing but the page and the sources are read: that the tests pass is the tests' business.
 
-#![cfg(test)]
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

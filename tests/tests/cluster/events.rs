@@ -1,7 +1,6 @@
 //! The agent reports what it refuses where the owner of a Service looks: in its Events.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
@@ -10,7 +9,7 @@ use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
-use lb_tests::harness::wait::PATIENCE;
+use lb_tests::harness::wait::eventually;
 use serde_json::{Value, json};
 
 /// An Event as the tests look at it.
@@ -50,16 +49,13 @@ fn events(live: &LiveCluster, service: &str) -> Result<Vec<Told>> {
 }
 
 fn wait_events(live: &LiveCluster, service: &str, count: usize) -> Result<Vec<Told>> {
-    let start = Instant::now();
-    loop {
+    let told = eventually(|| {
         let told = events(live, service)?;
-        if told.len() >= count {
-            ensure!(told.len() == count, "{told:#?}");
-            return Ok(told);
-        }
-        ensure!(start.elapsed() < PATIENCE, "{count} Events were expected: {told:#?}");
-        thread::sleep(Duration::from_millis(50));
-    }
+        ensure!(told.len() >= count, "{count} Events were expected: {told:#?}");
+        Ok(told)
+    })?;
+    ensure!(told.len() == count, "{told:#?}");
+    Ok(told)
 }
 
 /// As kubectl describe finds them: by the identity of the object too.

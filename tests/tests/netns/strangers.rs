@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lb_common::abi::address::{Ipv4, Ipv6};
-use lb_common::abi::frontend::TCP;
 use lb_common::balance::Endpoint;
 use lb_common::packet::SYN;
 use lb_testing::family::TestFamily;
@@ -173,17 +172,13 @@ fn routed(frame: &Captured) -> Vec<u8> {
     bytes
 }
 
-/// The ports of a frame, lower first, and whether it is a SYN; `None` unless it is TCP without
-/// options or extension headers in front.
+/// The ports of a TCP segment, lower first, and whether it is a SYN.
 fn tcp_ports(frame: &Captured) -> Option<([u16; 2], bool)> {
-    frame.addresses()?;
-    let ip = &frame.bytes[ETHERNET..];
-    let (protocol, length) = if ip[0] >> 4 == 4 { (ip[9], 20) } else { (ip[6], 40) };
-    let tcp = ip.get(length..length + 20).filter(|_| protocol == TCP)?;
-    let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
-    let mut ports = [port(0), port(2)];
+    let flags = frame.tcp_flags()?;
+    let (_, ends) = frame.ends()?;
+    let mut ports = ends.map(|(_, port)| port);
     ports.sort_unstable();
-    Some((ports, tcp[13] & SYN != 0))
+    Some((ports, flags & SYN != 0))
 }
 
 /// Waits until all that has passed one place between two ends has passed another one too, each

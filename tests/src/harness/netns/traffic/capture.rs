@@ -269,6 +269,12 @@ impl Captured {
         Some((protocol, [(source, port(transport)?), (destination, port(transport + 2)?)]))
     }
 
+    /// The flags of a TCP segment.
+    pub fn tcp_flags(&self) -> Option<u8> {
+        let (transport, TCP) = self.transport()? else { return None };
+        self.bytes.get(transport + 13).copied()
+    }
+
     /// The segment size (MSS) that the answer to a SYN names, as its first option.
     pub fn segment_size(&self) -> Option<u16> {
         const SYN_ACK: u8 = 0x12;
