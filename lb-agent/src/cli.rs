@@ -4,14 +4,17 @@
 //! flag can be given as `LB_<FLAG>` too; two flags use the customary variables `NODE_NAME` and
 //! `KUBECONFIG`. A usage error exits with status 2.
 
+pub mod environment;
 pub mod run;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::options::{
     modes::XdpMode,
+    sizes::Sizes,
     values::{Destination, Patterns, duration, socket_or_address},
 };
 pub use run::RunArgs;
@@ -36,8 +39,17 @@ pub enum Command {
     Get(GetArgs),
     /// Explain from the pinned maps what would happen to a packet, and why
     Explain(ExplainArgs),
+    /// Show the state of this node's agent and its problems; exits with status 1 if there are any
+    Status(StatusArgs),
+    /// Write one archive for a bug report, without secrets
+    Sysdump(SysdumpArgs),
     /// Detach and unpin everything that lb-agent created, and nothing else
     Cleanup(CleanupArgs),
+    /// Print the completions of a shell
+    Completions(CompletionsArgs),
+    /// Write man pages and completions below a directory
+    #[command(hide = true)]
+    Documents(DocumentsArgs),
     /// Print the version
     Version,
 }
@@ -68,6 +80,39 @@ pub struct CgroupArgs {
     pub cgroup: Option<PathBuf>,
 }
 
+/// The capacities of the maps.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct SizeArgs {
+    /// Capacity of SERVICES: per IP family, one entry for each service port and one for each
+    /// ClusterIP; FRONTENDS4 and FRONTENDS6 each have room for twice as many
+    #[arg(long, env = "LB_MAX_SERVICES", value_name = "N", default_value_t = 65_536,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
+    pub max_services: u32,
+    /// Capacity of BACKENDS4 and BACKENDS6: one entry for each endpoint of each service port
+    #[arg(long, env = "LB_MAX_BACKENDS", value_name = "N", default_value_t = 262_144,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
+    pub max_backends: u32,
+    /// Capacity of SLOTS: the backend lists of all services together
+    #[arg(long, env = "LB_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
+    pub max_slots: u32,
+    /// Capacity of FLOWS4 and FLOWS6; a flow takes two entries
+    #[arg(long, env = "LB_MAX_FLOWS", value_name = "N", default_value_t = 262_144,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
+    pub max_flows: u32,
+}
+
+impl From<SizeArgs> for Sizes {
+    fn from(arguments: SizeArgs) -> Self {
+        Self {
+            services: arguments.max_services,
+            backends: arguments.max_backends,
+            slots: arguments.max_slots,
+            flows: arguments.max_flows,
+        }
+    }
+}
+
 /// Arguments of `check`.
 #[derive(Clone, Debug, Args)]
 pub struct CheckArgs {
@@ -83,6 +128,9 @@ pub struct CheckArgs {
     /// Same as the flag of `run`
     #[arg(long, env = "LB_XDP", value_name = "MODE", default_value = "auto")]
     pub xdp: XdpMode,
+    /// Same as the flags of `run`.
+    #[command(flatten)]
+    pub sizes: SizeArgs,
     /// Log level.
     #[command(flatten)]
     pub log: LogArgs,
@@ -149,16 +197,69 @@ pub struct ExplainArgs {
     pub pins: PinArgs,
 }
 
+/// Arguments of `status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// Wait up to DURATION until there is no problem
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub wait: Option<Duration>,
+    /// Only check whether FILE of `run --ready-file` exists: exits with status 0 if it does
+    #[arg(long, env = "LB_READY_FILE", value_name = "FILE", conflicts_with = "wait")]
+    pub ready_file: Option<PathBuf>,
+    /// Output format; table prints one page of text
+    #[arg(short, long, env = "LB_OUTPUT", value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+    /// Pins.
+    #[command(flatten)]
+    pub pins: PinArgs,
+}
+
+/// Arguments of `sysdump`.
+#[derive(Clone, Debug, Args)]
+pub struct SysdumpArgs {
+    /// Write the archive to FILE, or to stdout if it is `-`
+    /// [default: lb-sysdump-TIME.tar.gz in this directory]
+    #[arg(long, env = "LB_OUT", value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// What `check` looks at.
+    #[command(flatten)]
+    pub check: CheckArgs,
+}
+
+/// Arguments of `completions`.
+#[derive(Clone, Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// Arguments of `documents`.
+#[derive(Clone, Debug, Args)]
+pub struct DocumentsArgs {
+    /// The directory that stands for /usr/share
+    #[arg(value_name = "DIR")]
+    pub prefix: PathBuf,
+}
+
 /// Arguments of `cleanup`.
 #[derive(Clone, Debug, Args)]
 pub struct CleanupArgs {
     /// Stop accepting new flows, wait up to DURATION for existing ones to end, then clean up
     #[arg(long, env = "LB_DRAIN", value_name = "DURATION", value_parser = duration)]
     pub drain: Option<Duration>,
-    /// Remove what kube-proxy left behind (iptables, nftables, ipvs) instead of what lb-agent
-    /// created
+    /// Remove kube-proxy's rules (iptables, nftables, ipvs) instead of the programs and maps of
+    /// lb-agent
     #[arg(long, env = "LB_KUBE_PROXY", conflicts_with = "drain")]
     pub kube_proxy: bool,
+    /// Use the tools (iptables, nft) of the root directory DIR, for a container that has no such
+    /// tools
+    #[arg(long, env = "LB_CHROOT", value_name = "DIR", requires = "kube_proxy")]
+    pub chroot: Option<PathBuf>,
+    /// Clean up even if an agent runs, which then attaches and pins everything again within
+    /// seconds
+    #[arg(long, env = "LB_FORCE", conflicts_with_all = ["drain", "kube_proxy"])]
+    pub force: bool,
     /// Pins.
     #[command(flatten)]
     pub pins: PinArgs,

@@ -23,6 +23,7 @@ use crate::{
         self, KubeProxyConfiguration,
         values::{Bind, DetectLocalMode},
     },
+    logs::Format,
     options::{
         modes::{SocketLb, TcAttach, XdpMode},
         sizes::Sizes,
@@ -65,8 +66,14 @@ pub struct Config {
     pub pod_prefixes: PodPrefixes,
     /// Capacities of the maps.
     pub sizes: Sizes,
+    /// Whether to wait for the agent that holds `bpf_dir`, and take over from it.
+    pub wait: bool,
+    /// The file that says that this agent is prepared.
+    pub ready_file: Option<PathBuf>,
     /// How long the watch may be broken before the proxy is unhealthy; zero means forever.
     pub watch_timeout: Duration,
+    /// The taint that is removed from this Node once Services are programmed.
+    pub startup_taint: Option<String>,
     /// The address of /healthz.
     pub healthz: BindAddress,
     /// The address of /metrics.
@@ -158,6 +165,11 @@ impl Config {
         self.kube_proxy.logging.verbosity
     }
 
+    /// How the log is written.
+    pub fn log_format(&self) -> Format {
+        Format::of_name(&self.kube_proxy.logging.format).unwrap_or_default()
+    }
+
     /// The file of `--config`.
     pub fn file(&self) -> Option<&Path> {
         self.arguments.config.as_deref()
@@ -173,7 +185,10 @@ impl Config {
             Some(dir) => Source::Manifests(dir.clone()),
             None => Source::Api(api::Options {
                 kubeconfig: (!kubeconfig.is_empty()).then(|| kubeconfig.into()),
-                master: arguments.master.clone().filter(|master| !master.is_empty()),
+                masters: masters(&arguments),
+                state_dir: Some(arguments.state_dir.clone())
+                    .filter(|directory| !directory.as_os_str().is_empty()),
+                proxies: api::Proxies::from_environment(|name| std::env::var(name).ok()),
             }),
         };
         let Bind(healthz) = kube_proxy.healthz_bind_address;
@@ -195,13 +210,11 @@ impl Config {
             external_mode: arguments.external_mode,
             node_port_addresses: node_port_addresses.unwrap_or(NodePortAddresses::Primary),
             pod_prefixes: pod_prefixes(kube_proxy.detect_local_mode.0, &kube_proxy.cluster_cidr)?,
-            sizes: Sizes {
-                services: arguments.max_services,
-                backends: arguments.max_backends,
-                slots: arguments.max_slots,
-                flows: arguments.max_flows,
-            },
+            sizes: arguments.sizes.into(),
+            wait: arguments.wait,
+            ready_file: arguments.ready_file.clone(),
             watch_timeout: arguments.watch_timeout,
+            startup_taint: arguments.startup_taint.clone().filter(|key| !key.is_empty()),
             healthz: BindAddress(healthz),
             metrics: BindAddress(metrics),
             bind_hard_fail: kube_proxy.bind_address_hard_fail,
@@ -222,6 +235,12 @@ fn socket_lb(mode: SocketLb, masquerade_all: bool) -> SocketLb {
         SocketLb::Auto => SocketLb::Tcp,
         mode => mode,
     }
+}
+
+/// The URLs, without the empty one that clap makes of an empty list.
+fn masters(arguments: &RunArgs) -> Vec<String> {
+    let listed = arguments.master.iter().map(|master| master.trim());
+    listed.filter(|master| !master.is_empty()).map(str::to_owned).collect()
 }
 
 /// The cgroups, without the empty path that clap makes of an empty list.

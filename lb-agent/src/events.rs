@@ -23,6 +23,8 @@ use lb_control::model::{
     event::{Object, ObjectKind, ObjectName},
 };
 
+use crate::report::Refused;
+
 /// The name that Events are reported under.
 const CONTROLLER: &str = "lb-agent";
 
@@ -100,6 +102,8 @@ pub enum Notice {
     FailedToStartProxierHealthcheck,
     /// The agent ends, because it cannot listen on the address of `/metrics`.
     FailedToStartMetricServer,
+    /// kube-proxy's rules are on the node again.
+    KubeProxyIsBack,
 }
 
 impl Notice {
@@ -110,6 +114,7 @@ impl Notice {
                 (EventType::Warning, "FailedToStartProxierHealthcheck")
             }
             Self::FailedToStartMetricServer => (EventType::Warning, "FailedToStartMetricServer"),
+            Self::KubeProxyIsBack => (EventType::Warning, "KubeProxyIsBack"),
         };
         event(kind, reason, "StartKubeProxy", note)
     }
@@ -180,6 +185,11 @@ impl Refusals {
         self.send(Subject::node(node_name), Notice::Starting.event(String::new()));
     }
 
+    /// Publishes on the Node that kube-proxy's rules are there again.
+    pub fn kube_proxy_is_back(&self, node_name: &str, note: String) {
+        self.send(Subject::node(node_name), Notice::KubeProxyIsBack.event(note));
+    }
+
     fn send(&self, subject: Subject, event: Event) {
         let name = subject.name.to_string();
         if let Some(queue) = &self.queue
@@ -192,6 +202,18 @@ impl Refusals {
     /// Forgets one published refusal, because its cause is gone.
     pub fn withdraw(&self, subject: Subject, reason: EventReason) {
         self.published.lock().unwrap_or_else(PoisonError::into_inner).remove(&(subject, reason));
+    }
+
+    /// What is refused now.
+    pub fn published_now(&self) -> Vec<Refused> {
+        let published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = published.iter().map(|((subject, reason), note)| Refused {
+            kind: subject.kind.to_string(),
+            name: subject.name.to_string(),
+            reason: reason.word().to_owned(),
+            note: note.clone(),
+        });
+        refused.collect()
     }
 
     /// The note that was published on the Service `namespace/name` for a reason.

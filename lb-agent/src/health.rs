@@ -104,9 +104,35 @@ impl Health {
         }
     }
 
+    /// The health at `now`, and why.
+    pub fn details(&self, now: Timestamp) -> Details {
+        let healthy = self.report(now).healthy;
+        let state = self.state();
+        let faults = state.faults.iter().map(|(part, text)| ((*part).to_owned(), text.clone()));
+        Details {
+            healthy,
+            last_updated: state.last_updated,
+            waiting_since: state.oldest_queued,
+            faults: faults.collect(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The health, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Details {
+    /// Whether the proxy is healthy.
+    pub healthy: bool,
+    /// When the maps last contained all known changes.
+    pub last_updated: Option<Timestamp>,
+    /// Since when a change has been waiting.
+    pub waiting_since: Option<Timestamp>,
+    /// The faults, by their part.
+    pub faults: BTreeMap<String, String>,
 }
 
 /// Go's zero time, which kube-proxy reports before the first update.

@@ -1,9 +1,9 @@
 //! The configuration of kube-proxy (`kubeproxy.config.k8s.io/v1alpha1`): its file, its flags and
 //! its defaults.
 //!
-//! [`crate::config`] defines the meaning of each field for lb. Invariant: a field that
-//! kube-proxy does not have, or a value that the field cannot have, is an error that names the
-//! path.
+//! [`crate::config`] defines the meaning of each field for lb. Invariant: a value
+//! that its field cannot have is an error that names the path; a field that kube-proxy does not
+//! have is kept by its path alone, to be named in the log.
 
 mod decode;
 mod defaults;
@@ -86,6 +86,7 @@ impl KubeProxyConfiguration {
             }
         };
         let mut all = flags.over(&from_file).map_err(Error::Flags)?;
+        all.unknown = from_file.unknown;
         all.logging.verbosity = verbosity.unwrap_or(all.logging.verbosity);
         all.validate().map_err(Error::Flags)?;
         Ok(all.completed())
@@ -128,6 +129,11 @@ impl KubeProxyConfiguration {
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         fs::write(path, self.to_yaml())
             .map_err(|source| Error::Write { path: path.to_owned(), source })
+    }
+
+    /// The paths of the fields in the file that kube-proxy does not have.
+    pub fn unknown(&self) -> &[String] {
+        &self.unknown
     }
 
     /// The fields that lb ignores and that the file sets to something other than the default.

@@ -1,25 +1,34 @@
 //! lb-agent: parses the command line, sets up logging and dispatches.
 
-use std::{io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
+#![cfg_attr(not(test), deny(clippy::print_stdout))]
+
+use std::{
+    ffi::OsString, io::Write as _, os::unix::process::CommandExt as _, path::Path,
+    process::ExitCode, time::Duration,
+};
 
 use anyhow::Context as _;
 use lb_agent::{
-    cli::{self, CheckArgs, Command, RunArgs},
+    cli::{self, CheckArgs, Command, RunArgs, environment},
     commands::{
         check::{self, Check, Severity},
-        cleanup,
+        cleanup, documents,
         drain::{Outcome, drain},
         explain::explain,
-        get,
+        get, ready, status, sysdump,
     },
     config::Config,
-    conntrack::sysctls,
-    run::{process, stop_signal},
+    logs::{self, Format},
+    output::{self, line},
+    run::{prepare, process, stop_signal},
     takeover,
 };
-use tracing_subscriber::EnvFilter;
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
+    if let Err(error) = put_in_node_name() {
+        eprintln!("lb-agent: {}", one_line(&error));
+        return ExitCode::FAILURE;
+    }
     let cli = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -28,6 +37,23 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Starts this program again in this process if the environment twin of a flag asks for the name
+/// of the node, with that name in its value. Returns if none does.
+fn put_in_node_name() -> anyhow::Result<()> {
+    let texts = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    let changed = environment::expanded(std::env::vars_os().filter_map(texts))?;
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    let mut again = std::process::Command::new("/proc/self/exe");
+    let error = again.arg0(name).args(arguments).envs(changed).exec();
+    Err(error).context("cannot start again with the node's name in the environment")
 }
 
 /// The error and its causes in one line. It leaves out causes that an earlier one contains,
@@ -49,32 +75,43 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(arguments) => run(*arguments),
         Command::Version => {
-            println!(
-                "lb-agent {} (maps v{})",
-                env!("CARGO_PKG_VERSION"),
-                lb_common::abi::ABI_VERSION
-            );
-            Ok(())
+            let (version, maps) = (env!("CARGO_PKG_VERSION"), lb_common::abi::ABI_VERSION);
+            Ok(line(format_args!("lb-agent {version} (maps v{maps})"))?)
         }
-        Command::Get(arguments) => {
-            println!("{}", get::get(&arguments)?.trim_end());
-            Ok(())
-        }
+        Command::Get(arguments) => Ok(line(get::get(&arguments)?.trim_end())?),
         Command::Check(arguments) => check(arguments),
         Command::Cleanup(arguments) => {
-            log_to_stderr(arguments.log.verbosity.unwrap_or_default());
+            logs::start(Format::Text, arguments.log.verbosity.unwrap_or_default());
             if arguments.kube_proxy {
-                return remove_kube_proxy();
+                return remove_kube_proxy(arguments.chroot.as_deref());
             }
             if let Some(limit) = arguments.drain {
                 drain_flows(&arguments.pins.bpf_dir, limit)?;
             }
-            cleanup(&arguments.pins.bpf_dir)
+            cleanup(&arguments.pins.bpf_dir, arguments.force)
         }
-        Command::Explain(arguments) => {
-            println!("{}", explain(&arguments)?);
+        Command::Explain(arguments) => Ok(line(explain(&arguments)?)?),
+        Command::Status(arguments) => {
+            if let Some(file) = &arguments.ready_file {
+                return Ok(line(ready::ready(file)?.trim_end())?);
+            }
+            let status = status::wait(&arguments.pins.bpf_dir, arguments.wait);
+            line(status.render(arguments.output)?.trim_end())?;
+            anyhow::ensure!(status.well, "this node is not well: {}", status.problems.join("; "));
             Ok(())
         }
+        Command::Sysdump(arguments) => {
+            if let Some(path) = sysdump::sysdump(&arguments)? {
+                line(path.display())?;
+            }
+            Ok(())
+        }
+        Command::Completions(arguments) => {
+            let text = documents::completions(arguments.shell);
+            Ok(output::stdout().write_all(&text)?)
+        }
+        Command::Documents(arguments) => documents::write(&arguments.prefix)
+            .with_context(|| format!("cannot write below {}", arguments.prefix.display())),
     }
 }
 
@@ -87,10 +124,10 @@ fn drain_flows(bpf_dir: &Path, limit: Duration) -> anyhow::Result<()> {
     let outcome = runtime
         .block_on(async { Ok::<_, anyhow::Error>(drain(bpf_dir, limit, stop_signal()?).await?) });
     match outcome? {
-        Outcome::Nothing => println!("nothing to drain"),
-        Outcome::Finished(0) => println!("drained: no flow is left"),
+        Outcome::Nothing => line("nothing to drain")?,
+        Outcome::Finished(0) => line("drained: no flow is left")?,
         Outcome::Finished(flows) => {
-            println!("drain timed out after {limit:?}: {flows} flows are cut off");
+            line(format_args!("drain timed out after {limit:?}: {flows} flows are cut off"))?;
         }
         Outcome::Stopped(flows) => anyhow::bail!(
             "interrupted: {flows} flows continue and new flows are left to the network stack; \
@@ -101,13 +138,18 @@ fn drain_flows(bpf_dir: &Path, limit: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn remove_kube_proxy() -> anyhow::Result<()> {
+fn remove_kube_proxy(root: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(root) = root {
+        nix::unistd::chroot(root)
+            .and_then(|()| nix::unistd::chdir("/"))
+            .with_context(|| format!("cannot change the root to {} (--chroot)", root.display()))?;
+    }
     let takeover::Survey { leftovers, errors } = takeover::remove()?;
     for leftover in &leftovers {
-        println!("removed {leftover}");
+        line(format_args!("removed {leftover}"))?;
     }
     if leftovers.is_empty() && errors.is_empty() {
-        println!("no kube-proxy rules found");
+        line("no kube-proxy rules found")?;
     }
     match errors.into_iter().map(|error| error.to_string()).collect::<Vec<_>>() {
         errors if errors.is_empty() => Ok(()),
@@ -116,72 +158,64 @@ fn remove_kube_proxy() -> anyhow::Result<()> {
 }
 
 fn check(arguments: CheckArgs) -> anyhow::Result<()> {
-    log_to_stderr(arguments.log.verbosity.unwrap_or_default());
-    let options = Check {
-        bpf_dir: arguments.pins.bpf_dir,
-        cgroup: arguments.cgroup.cgroup,
-        devices: arguments.devices,
-        xdp: arguments.xdp,
-    };
-    let findings = check::check(&options);
+    logs::start(Format::Text, arguments.log.verbosity.unwrap_or_default());
+    let findings = check::check(&Check::of(&arguments));
     for finding in &findings {
-        println!("{finding}");
+        line(finding)?;
     }
     let fatal = findings.iter().filter(|finding| finding.severity == Severity::Fatal).count();
     anyhow::ensure!(fatal == 0, "run would fail: fix the findings marked `fail` above ({fatal})");
     Ok(())
 }
 
-fn log_to_stderr(verbosity: u32) {
-    let level = match verbosity {
-        // The watch logs errors of the Kubernetes client with their context. A directory that is
-        // replaced loses its inotify watch, which notify reports as a warning.
-        0..=3 => "info,kube_client=off,kube_runtime=off,notify=error",
-        4 | 5 => "debug",
-        6.. => "trace",
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
-}
-
 /// `run`, or what its flags request instead.
 fn run(arguments: RunArgs) -> anyhow::Result<()> {
     let config = Config::load(arguments.clone())?;
-    log_to_stderr(config.verbosity());
+    let last_lines = logs::start(config.log_format(), config.verbosity());
     if let Some(file) = &arguments.write_config_to {
         config.kube_proxy.write(file)?;
         tracing::info!(file = %file.display(), "configuration written");
         return Ok(());
     }
     if arguments.cleanup {
-        return cleanup(&arguments.pins.bpf_dir);
+        return cleanup(&arguments.pins.bpf_dir, false);
     }
     warn_without_effect(&config, &arguments);
     if arguments.init_only {
-        sysctls::apply(&config.kube_proxy.conntrack);
-        return Ok(());
+        return Ok(prepare::prepare(&config)?);
     }
     process::adjust_oom_score(&config.kube_proxy);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(lb_agent::run::run(config));
+    let result = runtime.block_on(lb_agent::run::run(config, last_lines));
     // Name resolution and a sweep run in threads that cannot be cancelled.
     runtime.shutdown_background();
     result
 }
 
-/// Warns of flags and fields that are set and that lb ignores.
+/// Warns of flags, fields and variables that are set and that lb ignores.
 fn warn_without_effect(config: &Config, arguments: &RunArgs) {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let unknown = environment::unknown(names);
+    if !unknown.is_empty() {
+        let variables = unknown.into_iter().collect::<Vec<_>>().join(" ");
+        tracing::warn!(
+            variables,
+            "no flag has these names, so they have no effect: correct them in the environment, or \
+             in the ConfigMap that it comes from"
+        );
+    }
     let flags = arguments.kube_proxy.without_effect();
     if !flags.is_empty() {
         let flags: Vec<_> = flags.iter().map(|flag| format!("--{flag}")).collect();
         tracing::warn!(flags = flags.join(" "), "these flags of kube-proxy have no effect here");
+    }
+    let unknown = config.kube_proxy.unknown();
+    if !unknown.is_empty() {
+        let fields = unknown.join(" ");
+        tracing::warn!(fields, "unknown fields in --config are ignored: correct or remove them");
     }
     let fields = config.kube_proxy.without_effect(&arguments.kube_proxy);
     if !fields.is_empty() {
@@ -190,9 +224,8 @@ fn warn_without_effect(config: &Config, arguments: &RunArgs) {
     }
 }
 
-fn cleanup(bpf_dir: &Path) -> anyhow::Result<()> {
-    let cleanup::Cleaned { links, filters, pins } = cleanup::cleanup(bpf_dir)?;
+fn cleanup(bpf_dir: &Path, force: bool) -> anyhow::Result<()> {
+    let cleanup::Cleaned { links, filters, pins } = cleanup::cleanup(bpf_dir, force)?;
     takeover::remove_keepers()?;
-    println!("detached {links} links and {filters} filters, removed {pins} pins");
-    Ok(())
+    Ok(line(format_args!("detached {links} links and {filters} filters, removed {pins} pins"))?)
 }

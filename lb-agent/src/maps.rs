@@ -1,10 +1,16 @@
 //! The pinned maps: where they are, and how the agent opens, reads and writes them.
 
 pub mod bpffs;
+pub mod carry;
 pub mod devices;
+pub mod fill;
+pub mod handover;
+pub mod kept;
 pub mod kernel;
+pub mod layouts;
 pub mod lock;
 pub mod mapped;
+pub mod memory;
 pub mod pins;
 pub mod read;
 pub mod sweep;

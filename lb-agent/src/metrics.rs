@@ -19,7 +19,7 @@ use lb_common::abi::counter::{Hook, Reason};
 use lb_control::model::IpFamily;
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{gauge::Gauge, info::Info},
+    metrics::{counter::Counter, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
@@ -51,6 +51,9 @@ struct Inner {
     services: Gauge,
     frontends: Gauge,
     endpoints: Gauge,
+    kube_proxy_rules: Gauge,
+    missing_pins: Gauge,
+    restored_pins: Counter,
     datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     problems: Arc<OnceLock<Problems>>,
 }
@@ -74,6 +77,9 @@ impl Metrics {
             services: Gauge::default(),
             frontends: Gauge::default(),
             endpoints: Gauge::default(),
+            kube_proxy_rules: Gauge::default(),
+            missing_pins: Gauge::default(),
+            restored_pins: Counter::default(),
             datapath: Arc::default(),
             problems: Arc::default(),
         };
@@ -133,6 +139,21 @@ impl Metrics {
         self.0.endpoints.set(endpoints as i64);
     }
 
+    /// Sets whether rules of kube-proxy are on the node.
+    pub fn set_kube_proxy_rules(&self, exist: bool) {
+        self.0.kube_proxy_rules.set(exist.into());
+    }
+
+    /// Sets how many pins are missing.
+    pub fn set_missing_pins(&self, pins: usize) {
+        self.0.missing_pins.set(pins as i64);
+    }
+
+    /// Counts pins that were made again.
+    pub fn pins_restored(&self, pins: usize) {
+        self.0.restored_pins.inc_by(pins as u64);
+    }
+
     /// Counts an answer of `/healthz` by its status code.
     pub fn healthz_answered(&self, code: u16) {
         self.0.kube_proxy.healthz_answered(code);
@@ -185,6 +206,21 @@ impl Inner {
             "endpoints",
             "Backends programmed: endpoints of all service ports",
             self.endpoints.clone(),
+        );
+        own.register(
+            "kube_proxy_rules",
+            "Whether rules of kube-proxy are on this node",
+            self.kube_proxy_rules.clone(),
+        );
+        own.register(
+            "missing_pins",
+            "Pins of this agent that were removed and cannot be made again",
+            self.missing_pins.clone(),
+        );
+        own.register(
+            "restored_pins",
+            "Pins of this agent that were removed and made again",
+            self.restored_pins.clone(),
         );
     }
 }

@@ -1,7 +1,9 @@
 //! The interfaces, addresses and routes of the node, and which programs belong on them.
 
+pub mod dump;
 pub mod error;
 pub mod follow;
 pub mod interfaces;
 mod messages;
+pub mod own_packets;
 pub mod survey;

@@ -6,5 +6,7 @@ pub mod features;
 pub mod hook;
 pub mod links;
 pub mod load;
+pub mod names;
+pub mod prepare;
 pub mod tc;
 pub mod xdp;

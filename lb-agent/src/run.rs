@@ -4,38 +4,62 @@
 //! the maps, and only then connects to the source of objects. On exit everything stays in place.
 
 mod agent;
+mod claim;
 mod config_watch;
+mod node_name;
+mod own_node;
+mod pins;
 mod ports;
+pub mod prepare;
 pub mod process;
+mod provisional;
+mod ready;
 mod reconciler;
+mod report;
+mod rival;
 mod servers;
 mod sockets;
 mod source;
+mod startup_taint;
 mod stats;
 
 use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context as _;
-use lb_control::{desired::health_checks::Wanted, model::event::ObjectKind};
+use lb_control::{
+    desired::health_checks::Wanted,
+    model::{event::ObjectKind, network::NodeNetwork},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{Config, PodPrefixes},
     conntrack::sysctls,
-    events::Refusals,
     health::listeners::Listeners,
-    maps::{bpffs, kernel::KernelDataplane, lock::Lock},
+    logs::LastLines,
+    maps::{
+        bpffs, handover,
+        kernel::KernelDataplane,
+        lock::{Lock, LockError},
+        memory::Memory,
+        pins::{Pins, pinned_maps},
+    },
     network::follow::{InterfaceOptions, Interfaces},
+    privileges,
     programs::{
         cgroup, features,
         load::{self, Constants, Programs},
+        prepare::{Prepared, prepare},
     },
+    watch::api::Connection,
 };
 
 use agent::Agent;
+use own_node::OwnNode;
 use reconciler::{Reconciler, Sinks};
 use source::Objects;
 
@@ -49,13 +73,21 @@ const EXPECTED: [ObjectKind; 2] = [ObjectKind::Node, ObjectKind::ServiceCidr];
 /// # Errors
 /// If the agent cannot start; the error says what to do. A running agent only fails if it loses
 /// its kernel sockets or its directory, or if its configuration file changes.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, last_lines: LastLines) -> anyhow::Result<()> {
     let stopped = stop_signal()?;
+    privileges::require().context("cannot load eBPF programs")?;
+    ready::remove(&config)?;
     bpffs::ensure(&config.bpf_dir)?;
-    let _lock = Lock::take(&config.bpf_dir)?;
-    let agent = Agent::new(config);
+    let lock = match Lock::take(&config.bpf_dir) {
+        Err(held @ LockError::Held { .. }) if config.wait => {
+            tracing::info!("{held}: preparing to take over from it (--wait); it serves until then");
+            None
+        }
+        result => Some(result?),
+    };
+    let agent = Agent::new(config, last_lines);
     let result = tokio::select! {
-        result = serve(&agent) => result,
+        result = serve(&agent, lock) => result,
         () = stopped => {
             tracing::info!("stopping: the programs stay attached and serve the last state");
             Ok(())
@@ -76,74 +108,218 @@ async fn reconfigured(config: &Config) -> anyhow::Error {
     )
 }
 
-/// Starts all parts, each after those that it needs, and runs the reconciler.
-async fn serve(agent: &Agent) -> anyhow::Result<()> {
+/// Starts all parts, each after those that it needs, and runs the reconciler. Without the lock it
+/// prepares everything that leaves the maps alone, and waits for the lock.
+async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
     process::raise_file_limit();
     // First, because the lifetimes of flows are read from these sysctls.
     sysctls::apply(&agent.config.kube_proxy.conntrack);
     let ticks_per_second = lb_sys::ticks_per_second().context("cannot read the kernel's clock")?;
 
-    let programs = Arc::new(load_programs(agent)?);
-    let dataplane = KernelDataplane::open(&agent.pins)?;
-    servers::start(agent).await?;
-    sockets::start(agent, &programs)?;
+    if lock.is_some() {
+        complete_move(&agent.pins)?;
+    }
+    let prepared = prepare_programs(agent)?;
     let (node_addresses, node_addresses_seen) = watch::channel(None::<Vec<IpAddr>>);
-    let interfaces = open_interfaces(agent, &programs).await?;
-    let network = interfaces.subscribe();
-
-    let Objects { watch, events, refusals } = source::connect(agent).await?;
-    stats::start(agent, ticks_per_second)?;
-    let health_checks = start_health_checks(agent, &refusals);
-    let programmed = ports::start(agent).await;
+    let mut prepared = Some(prepared);
+    let mut held = None;
+    if let Some(lock) = lock {
+        // Before anything is asked of an API server, which may be reached by a Service.
+        held = Some(take_over(agent, prepared.take(), None, lock).await?);
+    }
+    let Objects { mut watch, mut events, refusals, api } = source::connect(agent).await?;
+    let (health_checks, wanted) = watch::channel(Wanted::default());
+    let programmed = CancellationToken::new();
+    let (own_node, own_node_seen) = watch::channel(OwnNode::default());
     let sinks = Sinks {
         health: agent.health.clone(),
         metrics: agent.metrics.clone(),
-        refusals,
+        refusals: refusals.clone(),
         node_addresses,
+        own_node,
         health_checks,
-        programmed,
+        programmed: programmed.clone(),
     };
-    let reconciler = Reconciler::new(&agent.config, EXPECTED, ticks_per_second, sinks);
-
-    log_start(&agent.config, &programs);
+    let mut reconciler = Reconciler::new(&agent.config, EXPECTED, ticks_per_second, sinks);
+    let Held { interfaces, dataplane, directory } = match held {
+        Some(held) => held,
+        None => {
+            let lock = tokio::select! {
+                result = &mut watch => return result.context("the watch of objects failed"),
+                () = reconciler.prepare(&mut events, || report_prepared(&agent.config)) => return Ok(()),
+                lock = Lock::wait(&agent.config.bpf_dir) => lock?,
+            };
+            let known = node_addresses_seen.borrow().clone();
+            take_over(agent, prepared, known, lock).await?
+        }
+    };
+    stats::start(agent, ticks_per_second)?;
+    rival::start(agent, &refusals);
+    let Agent { config, health, .. } = agent;
+    let listeners = Listeners::new(&config.node_name, wanted, health.clone(), refusals);
+    agent.tasks.spawn(listeners.run(agent.cancel.clone()));
+    ports::start(agent, &programmed).await;
+    let network = interfaces.subscribe();
+    if let Some(api) = &api {
+        follow_node(agent, api, &programmed, &network, &own_node_seen);
+    }
+    let known = api.and_then(|api| api.learned().objects());
+    report_programmed(agent, programmed);
     tokio::select! {
+        result = pins::keep(agent, directory) => match result? {},
         result = watch => result.context("the watch of objects failed"),
         result = interfaces.run(node_addresses_seen) => {
             result.context("the watch of network interfaces failed")
         }
-        () = reconciler.run(events, network, dataplane) => Ok(()),
+        () = reconciler.run(events, network, dataplane, known) => Ok(()),
     }
 }
 
-fn load_programs(agent: &Agent) -> anyhow::Result<Programs> {
+/// The datapath in this agent's hands.
+struct Held {
+    interfaces: Interfaces,
+    dataplane: KernelDataplane,
+    directory: pins::Directory,
+}
+
+/// Completes a move of flows that another agent has begun. The caller holds the lock.
+fn complete_move(pins: &Pins) -> anyhow::Result<()> {
+    if handover::finish(pins)? {
+        tracing::warn!(
+            "an agent was killed while it moved flows into new maps; this agent has completed that"
+        );
+    }
+    Ok(())
+}
+
+/// Takes over maps and hooks, and starts the servers, whose addresses the agent before had.
+async fn take_over(
+    agent: &Agent,
+    prepared: Option<Prepared>,
+    node_addresses: Option<Vec<IpAddr>>,
+    lock: Lock,
+) -> anyhow::Result<Held> {
+    let Agent { pins, .. } = agent;
+    if let Some(listener) = claim::claim().await? {
+        report::answer(listener, &agent.reporter, &agent.tasks, agent.cancel.clone());
+    }
+    if pins.adopt_before()? {
+        tracing::info!("adopted the maps and links of an earlier release unchanged");
+    }
+    complete_move(pins)?;
+    let mut prepared = match prepared.filter(|prepared| prepared.is_current(pins)) {
+        Some(prepared) => prepared,
+        None => {
+            tracing::warn!("the pinned maps were replaced while this agent waited: loading again");
+            prepare_programs(agent)?
+        }
+    };
+    prepared.take_maps(pins)?;
+    let directory = pins::Directory::answer(agent, lock);
+    load::pin_programs(pins, &mut prepared.programs)?;
+    let dataplane = KernelDataplane::open(pins)?;
+    servers::start(agent).await?;
+    let interfaces = replace_programs(agent, prepared, node_addresses).await?;
+    Ok(Held { interfaces, dataplane, directory })
+}
+
+/// Puts the programs in place of those of the agent before. If maps that programs write get another
+/// layout or size, other programs serve while their entries are moved.
+async fn replace_programs(
+    agent: &Agent,
+    mut prepared: Prepared,
+    node_addresses: Option<Vec<IpAddr>>,
+) -> anyhow::Result<Interfaces> {
+    let Agent { pins, .. } = agent;
+    let (handover, flows) = (prepared.handover.take(), prepared.flows.take());
+    let interfaces = if let (Some(mut first), Some(flows)) = (handover, flows) {
+        first.names = prepared.programs.names.clone();
+        let first = Arc::new(first);
+        sockets::attach(agent, &first)?;
+        let mut interfaces = open_interfaces(agent, &first, node_addresses).await?;
+        flows.move_all(pins)?;
+        prepared.catch_up()?;
+        let programs = Arc::new(prepared.programs);
+        sockets::start(agent, &programs)?;
+        interfaces.replace_programs(Arc::clone(&programs))?;
+        tracing::info!("flows are in maps of the layout and size of this agent");
+        log_start(&agent.config, &programs);
+        interfaces
+    } else {
+        prepared.catch_up()?;
+        let programs = Arc::new(prepared.programs);
+        sockets::start(agent, &programs)?;
+        let interfaces = open_interfaces(agent, &programs, node_addresses).await?;
+        log_start(&agent.config, &programs);
+        interfaces
+    };
+    Ok(interfaces)
+}
+
+fn report_prepared(config: &Config) {
+    tracing::info!(
+        "prepared: programs are loaded and objects are listed; taking over when the other \
+         lb-agent ends"
+    );
+    ready::write(config, ready::PREPARED);
+}
+
+/// Says in the ready file when the first complete state is in the maps.
+fn report_programmed(agent: &Agent, programmed: CancellationToken) {
+    let (config, cancel) = (agent.config.clone(), agent.cancel.clone());
+    agent.tasks.spawn(async move {
+        tokio::select! {
+            () = programmed.cancelled() => ready::write(&config, ready::PROGRAMMED),
+            () = cancel.cancelled() => {}
+        }
+    });
+}
+
+fn prepare_programs(agent: &Agent) -> anyhow::Result<Prepared> {
     let config = &agent.config;
     let constants = Constants::new(config.socket_lb, features::features())?;
     let excluded = match sockets::directory(config) {
         Some(directory) => cgroup::excluded(&directory, &config.excluded_cgroups)?,
         None => Vec::new(),
     };
-    Ok(load::load(&agent.pins, &config.sizes, constants.excluding(&excluded))?)
+    Ok(prepare(&agent.pins, &config.sizes, constants.excluding(&excluded))?)
+}
+
+/// Starts the tasks that act on this node's Node object.
+fn follow_node(
+    agent: &Agent,
+    api: &Connection,
+    programmed: &CancellationToken,
+    network: &watch::Receiver<NodeNetwork>,
+    node: &watch::Receiver<OwnNode>,
+) {
+    let (client, name) = (api.client.clone(), agent.config.node_name.clone());
+    let (cancel, health) = (agent.cancel.clone(), agent.health.clone());
+    let check = node_name::check(client, name, network.clone(), node.clone(), health);
+    agent.tasks.spawn(cancel.run_until_cancelled_owned(check));
+    if let Some(key) = agent.config.startup_taint.clone() {
+        let (client, name) = (api.client.clone(), agent.config.node_name.clone());
+        let (programmed, cancel) = (programmed.clone(), agent.cancel.clone());
+        let remove = startup_taint::remove(client, name, key, programmed, node.clone());
+        agent.tasks.spawn(cancel.run_until_cancelled_owned(remove));
+    }
 }
 
 /// Starts to follow the network interfaces, which attaches the programs to them.
-async fn open_interfaces(agent: &Agent, programs: &Arc<Programs>) -> anyhow::Result<Interfaces> {
+async fn open_interfaces(
+    agent: &Agent,
+    programs: &Arc<Programs>,
+    node_addresses: Option<Vec<IpAddr>>,
+) -> anyhow::Result<Interfaces> {
     let options = InterfaceOptions {
         devices: agent.config.devices.clone(),
         pods: agent.config.pod_interfaces.clone(),
         attach: agent.config.tc_attach,
         xdp: agent.config.xdp,
     };
-    let interfaces = Interfaces::open(&agent.pins, Arc::clone(programs), options, None).await;
-    interfaces.context("cannot follow the network interfaces")
-}
-
-/// Starts the health check servers of Services. Returns the sender of the wanted ones.
-fn start_health_checks(agent: &Agent, refusals: &Refusals) -> watch::Sender<Wanted> {
-    let (health_checks, wanted) = watch::channel(Wanted::default());
-    let Agent { config, health, .. } = agent;
-    let listeners = Listeners::new(&config.node_name, wanted, health.clone(), refusals.clone());
-    agent.tasks.spawn(listeners.run(agent.cancel.clone()));
-    health_checks
+    Interfaces::open(&agent.pins, Arc::clone(programs), options, node_addresses)
+        .await
+        .context("cannot follow the network interfaces")
 }
 
 fn log_start(config: &Config, programs: &Programs) {
@@ -157,6 +333,7 @@ fn log_start(config: &Config, programs: &Programs) {
         node = config.node_name,
         bpf_dir = %config.bpf_dir.display(),
         load = ?programs.elapsed,
+        map_memory = %Memory::of(&pinned_maps(&config.sizes)),
         "running"
     );
 }

@@ -8,10 +8,12 @@ mod iptables;
 mod ipvs;
 mod nftables;
 mod rules;
+mod signs;
 mod tool;
 
 use std::{fmt, fs, io};
 
+pub use signs::{Sign, signs};
 pub use tool::ToolError;
 
 /// The names of the chain and the table that lb creates so that the kernel goes on translating

@@ -6,18 +6,20 @@
 pub mod address;
 pub mod affinity;
 pub mod backend;
+pub mod conversion;
 pub mod counter;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
 pub mod ip;
+pub mod layout;
 pub mod range;
 pub mod service;
 pub mod settings;
 pub mod socket;
 pub mod traffic;
 
-/// The version of the layout. Maps are pinned under `<bpf-dir>/v<ABI_VERSION>/<MAP>`. Every change
-/// of a type in this module needs another version; appending a hook or a reason does not (see
+/// The version of the layout as a whole. Each map is pinned as `<bpf-dir>/maps/<MAP>@<VERSION>`, with
+/// a version of its own. Every change of a type in this module needs another version; appending a hook or a reason does not (see
 /// [`counter`]).
 pub const ABI_VERSION: u32 = 3;

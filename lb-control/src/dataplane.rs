@@ -5,7 +5,10 @@
 
 pub mod fake;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use lb_common::abi::{
@@ -16,6 +19,8 @@ use lb_common::abi::{
     service::{Name, Service, SlotRange},
     settings::Settings,
 };
+
+use crate::ids::slots::{Block, order_of};
 
 /// The maps, as plans are executed on them.
 ///
@@ -158,6 +163,33 @@ impl PinnedState {
         let v4 = self.nodes4.iter().map(|address| IpAddr::V4(Ipv4Addr::from(*address)));
         let v6 = self.nodes6.iter().map(|address| IpAddr::V6(Ipv6Addr::from(*address)));
         v4.chain(v6)
+    }
+
+    /// The least capacity of maps that hold what is in use, at the indices and ids that it has.
+    pub fn needed(&self) -> Capacity {
+        let end = |last: Option<u32>| last.map_or(0, |last| last.saturating_add(1));
+        let named: BTreeSet<u32> = self.names.iter().map(|(index, _)| *index).collect();
+        let entries = named.iter().filter_map(|index| self.services.get(*index as usize));
+        let sets = entries.flat_map(|entry| [entry.cluster, entry.local]);
+        let blocks = sets.filter(|set| set.length() > 0).map(|set| {
+            set.start().saturating_add(Block { start: 0, order: order_of(set.length()) }.capacity())
+        });
+        let ids4 = (0..).zip(&self.backends4).filter(|(_, entry)| named.contains(&entry.service));
+        let ids6 = (0..).zip(&self.backends6).filter(|(_, entry)| named.contains(&entry.service));
+        let ids4 = ids4.filter(|(_, entry)| entry.address != Address4::default());
+        let ids6 = ids6.filter(|(_, entry)| entry.address != Address6::default());
+        Capacity {
+            services: end(named.last().copied()),
+            slots: blocks.max().unwrap_or(0),
+            backends4: end(ids4.map(|(id, _)| id).last()),
+            backends6: end(ids6.map(|(id, _)| id).last()),
+            frontends4: self.frontends4.len() as u32,
+            frontends6: self.frontends6.len() as u32,
+            ranges4: self.ranges4.len() as u32,
+            ranges6: self.ranges6.len() as u32,
+            nodes4: self.nodes4.len() as u32,
+            nodes6: self.nodes6.len() as u32,
+        }
     }
 
     /// RANGES4 and RANGES6: the source ranges, with the index of their service port. Keys that

@@ -146,16 +146,16 @@ fn store_backend(
     }
 }
 
-fn backend<A>(entry: &BackendEntry, address: A, node: A) -> Backend<A> {
+fn backend<A: Default>(entry: &BackendEntry, address: A, node: A) -> Backend<A> {
     Backend {
         address,
         port: Be16::new(entry.port),
         generation: entry.generation,
         sets: entry.sets,
         flags: entry.flags,
-        zero: 0,
         service: entry.service,
         node,
+        ..Backend::default()
     }
 }
 

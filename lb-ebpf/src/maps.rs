@@ -23,6 +23,9 @@ use lb_common::packet::answer::MAX_QUOTE_WORDS;
 
 use crate::scratch::Scratch;
 
+#[cfg(feature = "handover")]
+pub mod handover;
+
 /// BPF_F_MMAPABLE: the agent stores into the map without a system call.
 const MAPPED: usize = 0x400;
 /// BPF_F_NO_PREALLOC: memory is allocated for each entry when it is inserted.

@@ -225,9 +225,7 @@ fn remember<F: FamilyMaps>(packet: &Packet<F>, route: &Route) {
                 && let Some(flow) = F::flow(FlowTable::Flows, &packet.key)
             {
                 let [mac, _]: [[u8; 6]; 2] = bytemuck::cast(route.macs);
-                let next_hop = NextHop::new(mac, index as u8, device.epoch as u8);
-                // SAFETY: the look-up of this run found it; one aligned word.
-                unsafe { core::ptr::write_volatile(&raw mut (*flow).next_hop, next_hop) };
+                flow.set_next_hop(NextHop::new(mac, index as u8, device.epoch as u8));
             }
             return;
         }

@@ -7,20 +7,29 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        address::{Address, Address4, Address6, Be16, Family, Ipv4, Ipv6},
+        address::{Address, Address4, Address6, Be16, Ipv4, Ipv6},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
-        flow::{Flow, FlowKey, NextHop},
+        flow::{Flow, FlowKey},
         fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey},
         range::Range,
         service::Service,
         settings::{MAX_DEVICES, Settings},
     },
-    balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
+    balance::{Entry, FlowTable, InsertError, Tables},
 };
 
 use crate::{maps, memory, scratch::Scratch};
+
+#[cfg(not(feature = "handover"))]
+#[path = "tables/direct.rs"]
+mod flows;
+#[cfg(feature = "handover")]
+#[path = "tables/handover.rs"]
+mod flows;
+
+pub use flows::{FlowFamily, FlowHandle, datagram_peer, insert_datagram_peer};
 
 /// The low 32 bits of jiffies. The JIT turns the call into a load.
 #[inline(always)]
@@ -60,37 +69,13 @@ impl<T: Copy> Entry<T> for MapEntry<T> {
     }
 }
 
-impl<A: Copy> FlowEntry<A> for MapEntry<Flow<A>> {
-    #[inline(always)]
-    fn set_state(&self, state: u8) {
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(&raw mut (*self.0).state, state) }
-    }
+/// The key exists.
+const EEXIST: i32 = 17;
 
-    #[inline(always)]
-    fn set_last_seen(&self, now: u32) {
-        // SAFETY: as above.
-        unsafe {
-            core::ptr::write_volatile(&raw mut (*self.0).last_seen, now);
-            core::ptr::write_volatile(&raw mut (*self.0).next_hop, NextHop::UNKNOWN);
-        }
-    }
-}
-
-/// The maps of a family.
-pub trait FamilyMaps: Family {
-    /// The working memory of this CPU.
-    fn scratch() -> Option<*mut Scratch<Self>>;
-    /// Looks up in FRONTENDS.
-    fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
-    /// Looks up in RANGES.
-    fn range(key: &Key<Range<Self::Address>>) -> bool;
-    /// Looks up in NODES.
-    fn node(address: &Self::Address) -> bool;
-    /// Looks up in BACKENDS.
-    fn backend(id: u32) -> Option<*const Backend<Self::Address>>;
+/// The maps of flows and fragments of a family.
+pub trait FlowMaps: FlowFamily {
     /// Looks up in FLOWS or EMBRYONIC.
-    fn flow(table: FlowTable, key: &FlowKey<Self::Address>) -> Option<*mut Flow<Self::Address>>;
+    fn flow(table: FlowTable, key: &FlowKey<Self::Address>) -> Option<FlowHandle<Self>>;
     /// Inserts into FLOWS or EMBRYONIC.
     fn insert(
         table: FlowTable,
@@ -101,13 +86,27 @@ pub trait FamilyMaps: Family {
     /// Removes from FLOWS or EMBRYONIC.
     fn remove(table: FlowTable, key: &FlowKey<Self::Address>) -> Result<(), i32>;
     /// Looks up in FRAGMENTS.
-    fn fragment(key: &FragmentKey<Self::Address>) -> Option<*const Fragment>;
+    fn fragment(key: &FragmentKey<Self::Address>) -> Option<Fragment>;
     /// Inserts into FRAGMENTS.
     fn insert_fragment(key: &FragmentKey<Self::Address>, fragment: &Fragment) -> Result<(), i32>;
 }
 
+/// The maps of a family.
+pub trait FamilyMaps: FlowMaps {
+    /// The working memory of this CPU.
+    fn scratch() -> Option<*mut Scratch<Self>>;
+    /// Looks up in FRONTENDS.
+    fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
+    /// Looks up in RANGES.
+    fn range(key: &Key<Range<Self::Address>>) -> bool;
+    /// Looks up in NODES.
+    fn node(address: &Self::Address) -> bool;
+    /// Looks up in BACKENDS.
+    fn backend(id: u32) -> Option<*const Backend<Self::Address>>;
+}
+
 macro_rules! family_maps {
-    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $nodes:ident, $backends:ident, $flows:ident, $embryonic:ident, $fragments:ident, $scratch:ident) => {
+    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $nodes:ident, $backends:ident, $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn scratch() -> Option<*mut Scratch<Self>> {
@@ -133,63 +132,15 @@ macro_rules! family_maps {
             fn backend(id: u32) -> Option<*const Backend<$address>> {
                 maps::$backends.get_ptr(id)
             }
-
-            #[inline(always)]
-            fn flow(table: FlowTable, key: &FlowKey<$address>) -> Option<*mut Flow<$address>> {
-                match table {
-                    FlowTable::Flows => maps::$flows.get_ptr_mut(key),
-                    FlowTable::Embryonic => maps::$embryonic.get_ptr_mut(key),
-                }
-            }
-
-            #[inline(always)]
-            fn insert(
-                table: FlowTable,
-                key: &FlowKey<$address>,
-                flow: &Flow<$address>,
-                flags: u64,
-            ) -> Result<(), i32> {
-                match table {
-                    FlowTable::Flows => maps::$flows.insert(key, flow, flags),
-                    FlowTable::Embryonic => maps::$embryonic.insert(key, flow, flags),
-                }
-            }
-
-            #[inline(always)]
-            fn fragment(key: &FragmentKey<$address>) -> Option<*const Fragment> {
-                maps::$fragments.get_ptr(key)
-            }
-
-            #[inline(always)]
-            fn insert_fragment(
-                key: &FragmentKey<$address>,
-                fragment: &Fragment,
-            ) -> Result<(), i32> {
-                maps::$fragments.insert(key, fragment, BPF_ANY as u64)
-            }
-
-            #[inline(always)]
-            fn remove(table: FlowTable, key: &FlowKey<$address>) -> Result<(), i32> {
-                match table {
-                    FlowTable::Flows => maps::$flows.remove(key),
-                    FlowTable::Embryonic => maps::$embryonic.remove(key),
-                }
-            }
         }
     };
 }
 
-family_maps!(
-    Ipv4, Address4, FRONTENDS4, RANGES4, NODES4, BACKENDS4, FLOWS4, EMBRYONIC4, FRAGMENTS4,
-    SCRATCH4
-);
-family_maps!(
-    Ipv6, Address6, FRONTENDS6, RANGES6, NODES6, BACKENDS6, FLOWS6, EMBRYONIC6, FRAGMENTS6,
-    SCRATCH6
-);
+family_maps!(Ipv4, Address4, FRONTENDS4, RANGES4, NODES4, BACKENDS4, SCRATCH4);
+family_maps!(Ipv6, Address6, FRONTENDS6, RANGES6, NODES6, BACKENDS6, SCRATCH6);
 
 impl<F: FamilyMaps> Tables<F> for Maps {
-    type FlowEntry = MapEntry<Flow<F::Address>>;
+    type FlowEntry = FlowHandle<F>;
     type AffinityEntry = MapEntry<Affinity>;
 
     #[inline(always)]
@@ -264,7 +215,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
-        F::flow(table, key).map(MapEntry)
+        F::flow(table, key)
     }
 
     #[inline(always)]
@@ -275,7 +226,6 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         flow: &Flow<F::Address>,
         replace: bool,
     ) -> Result<(), InsertError> {
-        const EEXIST: i32 = 17;
         let flags = if replace { BPF_ANY } else { BPF_NOEXIST };
         F::insert(table, key, flow, flags as u64)
             .map_err(|error| if error == -EEXIST { InsertError::Exists } else { InsertError::Full })
@@ -289,8 +239,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
 
     #[inline(always)]
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment> {
-        // SAFETY: the look-up of this run found it.
-        F::fragment(key).map(|fragment| unsafe { *fragment })
+        F::fragment(key)
     }
 
     #[inline(always)]

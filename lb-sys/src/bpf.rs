@@ -32,7 +32,7 @@ pub(super) unsafe fn bpf<T: Pod>(command: bpf_cmd, attributes: &mut T) -> io::Re
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn owned(descriptor: i64) -> OwnedFd {
+pub(super) fn owned(descriptor: i64) -> OwnedFd {
     // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(descriptor as i32) }
 }

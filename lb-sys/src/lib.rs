@@ -2,13 +2,14 @@
 //! other system calls.
 //!
 //! It knows nothing of Services. Every function is safe to call: where the kernel reads or writes
-//! memory by the sizes of a map, the map is a [`TypedMap`] or a [`Memory`], which compared its
-//! sizes with the kernel's when it was created.
+//! memory by the sizes of a map, the map is a [`TypedMap`], a [`RawMap`] or a [`Memory`], which
+//! compared its sizes with the kernel's.
 
 mod bpf;
 mod clock;
 mod map;
 mod memory;
+mod raw;
 mod socket;
 
 pub use bpf::{
@@ -19,4 +20,5 @@ pub use bpf::{
 pub use clock::{SHORTEST_PACKET, coarse_clock_resolution, ticks_now, ticks_per_second};
 pub use map::{BATCH, PerCpuCounters, PerCpuMap, TypedMap};
 pub use memory::Memory;
+pub use raw::{NewMap, RawMap};
 pub use socket::netns_cookie;

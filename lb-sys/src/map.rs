@@ -24,25 +24,25 @@ pub struct TypedMap<K, V> {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Element {
-    map: u32,
-    zero: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+pub(super) struct Element {
+    pub(super) map: u32,
+    pub(super) zero: u32,
+    pub(super) key: u64,
+    pub(super) value: u64,
+    pub(super) flags: u64,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Batch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
+pub(super) struct Batch {
+    pub(super) in_batch: u64,
+    pub(super) out_batch: u64,
+    pub(super) keys: u64,
+    pub(super) values: u64,
+    pub(super) count: u32,
+    pub(super) map: u32,
+    pub(super) element_flags: u64,
+    pub(super) flags: u64,
 }
 
 impl<K: Pod, V: Pod> TypedMap<K, V> {
@@ -111,6 +111,21 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
         let mut attributes = self.element(key, std::ptr::from_ref(value) as u64, 0);
         // SAFETY: the kernel reads a key and a value, of the sizes of `K` and `V`.
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+    }
+
+    /// Adds `key` if it is not there. Returns whether it was added.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_UPDATE_ELEM except EEXIST.
+    pub fn add(&self, key: &K, value: &V) -> io::Result<bool> {
+        const BPF_NOEXIST: u64 = 1;
+        let mut attributes = self.element(key, std::ptr::from_ref(value) as u64, BPF_NOEXIST);
+        // SAFETY: the kernel reads a key and a value, of the sizes of `K` and `V`.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attributes) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes `key`. Returns whether it existed.
@@ -231,7 +246,7 @@ impl<K: Pod, V: Pod> TypedMap<K, V> {
 
 /// Size of the cursor of a batch, bytes. For all map types but hashes the cursor is a key, and no
 /// key of lb's maps is longer.
-const CURSOR: usize = 64;
+pub(super) const CURSOR: usize = 64;
 
 impl<K, V> AsFd for TypedMap<K, V> {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -310,7 +325,17 @@ impl<K: Pod, V: Pod> PerCpuMap<K, V> {
     /// # Errors
     /// Those of BPF_MAP_UPDATE_ELEM.
     pub fn set_all(&self, key: &K, value: V) -> io::Result<()> {
-        let values = vec![value; self.cpus];
+        self.set_each(key, &vec![value; self.cpus])
+    }
+
+    /// Sets the values of `key`, one for each possible CPU.
+    ///
+    /// # Errors
+    /// Those of BPF_MAP_UPDATE_ELEM; InvalidInput for another number of values.
+    pub fn set_each(&self, key: &K, values: &[V]) -> io::Result<()> {
+        if values.len() != self.cpus {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let mut attributes = self.map.element(key, values.as_ptr() as u64, 0);
         // SAFETY: the kernel reads a key and a value for each possible CPU, of the sizes of
         // `K` and `V`, and the buffer holds as many.
@@ -377,12 +402,12 @@ fn done_before_error(attributes: &Batch, asked: usize) -> usize {
 
 /// EINVAL for an unknown command (before 5.6), or ENOTSUPP, which libc does not define, for a map
 /// type without batches.
-fn is_unsupported(error: &io::Error) -> bool {
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
     const ENOTSUPP: i32 = 524;
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP))
 }
 
-fn is_per_cpu(map_type: u32) -> bool {
+pub(super) fn is_per_cpu(map_type: u32) -> bool {
     use aya_obj::generated::bpf_map_type::{
         BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY,
         BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE_DEPRECATED, BPF_MAP_TYPE_PERCPU_HASH,

@@ -7,5 +7,6 @@ pub mod echo;
 pub mod kernel;
 pub mod netns;
 pub mod programs;
+pub mod real;
 pub mod verify;
 pub mod wait;

@@ -23,6 +23,6 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     setup::ensure(workspace, setup::Scope::Build)?;
     build::agent(workspace)?;
     build_ebpf::bench_object(workspace)?;
-    build::tests_bin(workspace, "lb-bench")?;
+    build::bench(workspace)?;
     run::become_it(workspace.command(workspace.release("lb-bench")).args(&args.args))
 }

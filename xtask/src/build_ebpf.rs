@@ -14,23 +14,22 @@ use anyhow::{Context, Result, bail};
 
 use crate::run;
 use crate::setup::linker;
-use crate::workspace::{Workspace, on_path};
+use crate::workspace::{DEBIAN_CARGO, DEBIAN_RUSTC, FLAG_SEPARATOR, Workspace, on_path};
 
 const TARGET: &str = "bpfel-unknown-none";
 const PROGRAMS: &str = "lb-ebpf";
 const BENCH_PROGRAMS: &str = "lb-bench-ebpf";
 /// `core` of Debian's libstd-rust-web-dev-bpf.
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
-const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
-const DEBIAN_CARGO: &str = "/usr/bin/cargo";
-/// The separator of the flags in `CARGO_ENCODED_RUSTFLAGS`.
-const FLAG_SEPARATOR: &str = "\x1f";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Let the programs log through aya-log; not for a shipped object
     #[arg(long)]
     log: bool,
+    /// Build the objects of lb-agent-next too, whose maps have other layouts; for tests
+    #[arg(long)]
+    next: bool,
 }
 
 /// A compiler that has, or can build, `core` for the BPF target.
@@ -42,14 +41,27 @@ enum Toolchain {
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     object(workspace, args.log)?;
+    if args.next {
+        next_objects(workspace)?;
+    }
     println!("{}", workspace.object().display());
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the object and puts it where lb-agent embeds it from.
+/// Builds the object, and the one that serves while maps are taken over, and puts them where
+/// lb-agent embeds them from.
 pub(crate) fn object(workspace: &Workspace, log: bool) -> Result<()> {
-    let features: &[&str] = if log { &["--features", "log"] } else { &[] };
+    let (features, handover): (&[&str], _) =
+        if log { (&["--features", "log"], "handover,log") } else { (&[], "handover") };
+    package(workspace, PROGRAMS, &["--features", handover], &workspace.handover_object())?;
     package(workspace, PROGRAMS, features, &workspace.object())
+}
+
+/// Builds the objects of `lb-agent-next`, whose maps have other layouts.
+pub(crate) fn next_objects(workspace: &Workspace) -> Result<()> {
+    let [programs, handover] = workspace.next_objects();
+    package(workspace, PROGRAMS, &["--features", "next-layout"], &programs)?;
+    package(workspace, PROGRAMS, &["--features", "next-layout,handover"], &handover)
 }
 
 /// Builds the programs that measure the others and puts them beside the object.
@@ -69,6 +81,8 @@ fn package(workspace: &Workspace, name: &str, arguments: &[&str], to: &Path) -> 
 pub(crate) fn deny_warnings(workspace: &Workspace) -> Result<Command> {
     let toolchain = find_toolchain(workspace)?;
     let mut check = cargo(workspace, toolchain, "check", &["-Dwarnings"])?;
+    // In a directory of its own: with other flags, cargo would build everything again in the first.
+    check.env("CARGO_TARGET_DIR", workspace.target().join("ebpf-check"));
     check.args(["-p", PROGRAMS, "-p", BENCH_PROGRAMS]);
     Ok(check)
 }
@@ -77,13 +91,15 @@ pub(crate) fn deny_warnings(workspace: &Workspace) -> Result<Command> {
 ///
 /// Clippy needs `core` of its own toolchain, which has none for BPF: the
 /// programs are linted as if for the host, where they are never linked.
-pub(crate) fn clippy(workspace: &Workspace) -> Command {
+pub(crate) fn clippy(workspace: &Workspace, features: &[&str]) -> Command {
     let mut clippy = workspace.cargo("clippy");
     clippy
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_PROFILE_DEV_PANIC", "abort")
         .env("CARGO_TARGET_DIR", workspace.target().join("ebpf-clippy"))
-        .args(["-p", PROGRAMS, "-p", BENCH_PROGRAMS, "--", "-Dwarnings"]);
+        .args(["-p", PROGRAMS, "-p", BENCH_PROGRAMS])
+        .args(features)
+        .args(["--", "-Dwarnings"]);
     clippy
 }
 
@@ -99,12 +115,13 @@ fn cargo(
         "-Clink-arg=--btf".to_owned(),
         "-Cdebuginfo=2".to_owned(),
     ];
+    all.extend(workspace.remapped_paths()?);
     all.extend(flags.iter().map(|flag| (*flag).to_owned()));
     let mut command = match toolchain {
         Toolchain::Debian => {
-            let mut cargo = workspace.command(DEBIAN_CARGO);
+            let mut cargo = workspace.debian_cargo();
             // aya-ebpf uses the unstable feature asm_experimental_arch.
-            cargo.env("RUSTC_BOOTSTRAP", "1").env("RUSTC", DEBIAN_RUSTC).arg(subcommand);
+            cargo.env("RUSTC_BOOTSTRAP", "1").arg(subcommand);
             cargo
         }
         Toolchain::Nightly => {

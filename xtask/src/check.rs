@@ -117,12 +117,17 @@ fn of_builds(workspace: &Workspace, bless: bool) -> Vec<Step<'_>> {
             clippy
                 .args(["--workspace", "--exclude", "lb-ebpf", "--exclude", "lb-bench-ebpf"])
                 .arg("--all-targets")
-                .args(["--all-features", "--", "-Dwarnings"]);
+                // All features but next-layout, which changes types that tests write out in full.
+                .args(["--features", "lb-agent/ebpf-log", "--", "-Dwarnings"]);
             silent(workspace, "clippy", &mut clippy)
         }),
         Step::new("clippy of the programs", || {
-            let mut clippy = build_ebpf::clippy(workspace);
+            let mut clippy = build_ebpf::clippy(workspace, &[]);
             silent(workspace, "clippy-ebpf", &mut clippy)
+        }),
+        Step::new("clippy of the handover", || {
+            let mut clippy = build_ebpf::clippy(workspace, &["--features", "lb-ebpf/handover"]);
+            silent(workspace, "clippy-ebpf-handover", &mut clippy)
         }),
         Step::new("rustc of the programs", || {
             let mut check = build_ebpf::deny_warnings(workspace)?;
@@ -155,8 +160,8 @@ fn verifier(workspace: &Workspace, bless: bool) -> Result<String> {
         is_root(),
         "the step loads the eBPF programs: run it as root, or choose other steps with --only"
     );
-    build::tests_bin(workspace, "lb-verify")?;
-    let mut verify = workspace.command(workspace.release("lb-verify"));
+    build::tool(workspace, "lb-verify")?;
+    let mut verify = workspace.command(workspace.tool("lb-verify"));
     if bless {
         verify.env(BLESS, "1");
     }

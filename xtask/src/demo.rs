@@ -16,12 +16,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     ensure!(is_root(), "the demo loads eBPF programs and makes network namespaces: run it as root");
-    build::has_tests_bin(workspace, "lb-demo")?;
     setup::ensure(workspace, setup::Scope::Build)?;
     build::agent(workspace)?;
-    build::tests_bin(workspace, "lb-echo")?;
-    build::tests_bin(workspace, "lb-demo")?;
-    let mut demo = workspace.command(workspace.release("lb-demo"));
+    build::tools(workspace)?;
+    let mut demo = workspace.command(workspace.tool("lb-demo"));
     if args.keep {
         demo.arg("--keep");
     }

@@ -4,11 +4,15 @@
 //! xtask depends on no crate of the workspace, because it must build when they do not.
 #![forbid(unsafe_code)]
 
+mod architecture;
 mod bench;
 mod build;
 mod build_ebpf;
 mod check;
+mod cluster;
+mod debian;
 mod demo;
+mod image;
 mod progress;
 mod run;
 mod setup;
@@ -37,6 +41,8 @@ enum Command {
     Build,
     /// Build only the eBPF object
     BuildEbpf(build_ebpf::Args),
+    /// Make the agent's image, target/image/lb-agent.tar
+    Image(image::Args),
     /// Show every kind of access on two nodes made of network namespaces
     Demo(demo::Args),
     /// Set up, build and run all tests, or the named tiers
@@ -45,6 +51,8 @@ enum Command {
     Check(check::Args),
     /// Run the benchmarks and write the report
     Bench(bench::Args),
+    /// Make or remove a real Kubernetes cluster of three nodes on this machine
+    Cluster(cluster::Args),
     /// Test lb on other kernels, each in a virtual machine
     Vm(vm::Args),
 }
@@ -55,10 +63,12 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&workspace, &args),
         Command::Build => build::run(&workspace),
         Command::BuildEbpf(args) => build_ebpf::run(&workspace, &args),
+        Command::Image(args) => image::run(&workspace, &args),
         Command::Demo(args) => demo::run(&workspace, &args),
         Command::Test(args) => test::run(&workspace, &args),
         Command::Check(args) => check::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Cluster(args) => cluster::run(&workspace, &args),
         Command::Vm(args) => vm::run(&workspace, &args),
     });
     match result {

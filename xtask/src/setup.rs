@@ -4,15 +4,21 @@
 //! that take long to build are cached outside the clone, in a directory named after their
 //! version. A file appears there complete or not at all.
 
+mod addons;
 mod bpffs;
 pub(crate) mod cargo_deny;
 mod control_plane;
+pub(crate) mod cross;
+mod earlier_agent;
+mod go;
+mod images;
 pub(crate) mod linker;
+mod lock;
 mod nginx;
 mod packages;
 mod rustup;
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -22,22 +28,37 @@ use crate::workspace::{Workspace, is_root, on_path};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Skip the Kubernetes programs and nginx, which only `test cluster` needs
+    /// Skip the Kubernetes programs and what else only clusters need
     #[arg(long)]
     without_control_plane: bool,
+    /// Also build upstream's end-to-end tests, which only `test e2e` needs
+    #[arg(long, conflicts_with = "without_control_plane")]
+    end_to_end: bool,
 }
 
-/// How much to set up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How much to set up; each includes those above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
     /// The prerequisites of building, checking, the demo and most tests.
     Build,
-    /// Also the Kubernetes programs and nginx.
-    All,
+    /// Also the agent of an earlier release, to upgrade from.
+    EarlierAgent,
+    /// Also the programs of a Kubernetes control plane, and nginx.
+    ControlPlane,
+    /// Also what clusters with real nodes need.
+    Nodes,
+    /// Also what only the tests on such clusters install: MetalLB, an ingress controller.
+    Addons,
+    /// Also upstream's end-to-end tests.
+    EndToEnd,
 }
 
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
-    let scope = if args.without_control_plane { Scope::Build } else { Scope::All };
+    let scope = match args {
+        Args { without_control_plane: true, .. } => Scope::Build,
+        Args { end_to_end: true, .. } => Scope::EndToEnd,
+        Args { .. } => Scope::Addons,
+    };
     if ensure(workspace, scope)? {
         println!("setup: done");
     } else {
@@ -48,14 +69,35 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 
 /// Installs missing prerequisites; returns whether any was missing.
 pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<bool> {
-    let mut changed = packages::ensure(workspace)?;
+    let mut changed = packages::ensure(workspace, &packages::BUILD)?;
     changed |= rustup::ensure(workspace)?;
     changed |= linker::ensure(workspace)?;
     changed |= cargo_deny::ensure(workspace)?;
     changed |= bpffs::ensure(workspace)?;
-    if scope == Scope::All {
+    if scope >= Scope::EarlierAgent {
+        changed |= earlier_agent::ensure(workspace)?;
+    }
+    if scope >= Scope::ControlPlane {
         changed |= control_plane::ensure(workspace)?;
         changed |= nginx::ensure(workspace)?;
+    }
+    if scope >= Scope::Nodes {
+        changed |= packages::ensure(workspace, &packages::NODES)?;
+        changed |= control_plane::ensure_nodes(workspace)?;
+        changed |= images::ensure(workspace)?;
+    }
+    if scope >= Scope::Addons {
+        changed |= addons::ensure(workspace)?;
+    }
+    if scope >= Scope::EndToEnd {
+        changed |= control_plane::ensure_end_to_end(workspace)?;
+    }
+    if scope >= Scope::Nodes {
+        let mut directories = vec![images::directory(workspace)?];
+        if scope >= Scope::Addons {
+            directories.extend(addons::image_directories(workspace)?);
+        }
+        images::write_list(workspace, &directories)?;
     }
     Ok(changed)
 }
@@ -85,9 +127,7 @@ pub(crate) fn cached(
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))
     };
     create(workspace.cache())?;
-    let lock = workspace.cache().join("setup.lock");
-    let lock = File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
-    lock.lock().context("cannot lock the cache")?;
+    let _lock = lock::take(&workspace.cache().join("setup.lock"))?;
     let missing = missing();
     if missing.is_empty() {
         return Ok(false);

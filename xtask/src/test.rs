@@ -17,11 +17,11 @@ use self::count::{Counter, Form, Outcome};
 use self::tier::{ALL, Run, Step, TIERS, Tier, VECTORS};
 use crate::progress::seconds;
 use crate::workspace::{Workspace, is_root};
-use crate::{build, build_ebpf, setup, vm};
+use crate::{build, build_ebpf, cluster, image, setup, vm};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Tiers to run; all by default, none by default with --vectors
+    /// Tiers to run; all except e2e by default, none by default with --vectors
     #[arg(value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(TIERS.map(|tier| tier.name).into_iter().chain([ALL])))]
     names: Vec<String>,
     /// Run a file of flow vectors; can be given several times
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Run only tests whose name contains TEXT; of flow vectors, groups whose id contains it
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// The network of pods of the tiers cluster-real (bridge, if not given) and e2e (ptp)
+    #[arg(long, value_name = "CNI", value_parser = cluster::NETWORKS)]
+    cni: Option<String>,
     /// Print the names of the tests instead of running them
     #[arg(long)]
     list: bool,
@@ -38,8 +41,8 @@ pub(crate) struct Args {
 impl Args {
     /// Whether the arguments select a tier.
     fn names(&self, tier: &Tier) -> bool {
-        let is_whole = self.names.is_empty() && self.vectors.is_empty();
-        let is_named = |name: &String| name == tier.name || name == ALL;
+        let is_whole = self.names.is_empty() && self.vectors.is_empty() && !tier.on_request;
+        let is_named = |name: &String| name == tier.name || (name == ALL && !tier.on_request);
         let is_asked_for = is_whole || self.names.iter().any(is_named);
         is_asked_for && (tier.has_names() || !self.chooses())
     }
@@ -58,6 +61,18 @@ impl Args {
                 "the tests of the tier {0} have no names: leave out --only and --list, or see \
                  `cargo xtask {0} --help`",
                 tier.name
+            );
+        }
+        Ok(())
+    }
+
+    /// Fails if the arguments choose a network of pods and no tier that has pods.
+    fn check_network(&self) -> Result<()> {
+        let has_pods = |tier: &Tier| tier.scope >= setup::Scope::Nodes && self.names(tier);
+        if let Some(cni) = &self.cni {
+            ensure!(
+                TIERS.iter().any(has_pods),
+                "--cni {cni} is for the tiers cluster-real and e2e: name one of them"
             );
         }
         Ok(())
@@ -112,10 +127,11 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 /// The selected tiers, with their steps.
 fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
     args.check_names()?;
+    args.check_network()?;
     tier::check_binaries(&workspace.integration_tests()?)?;
     let files = args.files()?;
     let steps = |tier: &'static Tier| {
-        let mut steps = if args.names(tier) { tier.steps() } else { Vec::new() };
+        let mut steps = if args.names(tier) { tier.steps(args.chooses()) } else { Vec::new() };
         if tier.name == VECTORS {
             steps.extend(files.clone());
         }
@@ -131,22 +147,32 @@ fn choose(workspace: &Workspace, args: &Args) -> Result<Vec<Chosen>> {
 /// Installs and builds what the tiers need.
 fn prepare(workspace: &Workspace, chosen: &[Chosen]) -> Result<()> {
     let used = || chosen.iter().filter(|(_, steps)| !steps.is_empty()).map(|(tier, _)| tier);
-    let needs_control_plane = used().any(|tier| tier.control_plane);
-    let scope = if needs_control_plane { setup::Scope::All } else { setup::Scope::Build };
+    let scope = used().map(|tier| tier.scope).max().unwrap_or(setup::Scope::Build);
     setup::ensure(workspace, scope)?;
     if used().any(|tier| tier.programs) {
-        build::agent(workspace)?;
-        return build::tests_bins(workspace);
+        build::tools(workspace)?;
+        if scope >= setup::Scope::Nodes {
+            cluster::images(workspace)?;
+        } else if used().any(|tier| tier.needs_image()) {
+            image::make(workspace)?;
+        } else {
+            build::agent(workspace)?;
+        }
+        if used().any(|tier| tier.needs_next_agent()) {
+            build::next_agent(workspace)?;
+        }
+        return Ok(());
     }
-    build_ebpf::object(workspace, false)?;
     if used().any(|tier| tier.name == VECTORS) {
-        build::tests_bin(workspace, LB_VECTORS)?;
+        return build::tool(workspace, LB_VECTORS);
     }
-    Ok(())
+    build_ebpf::object(workspace, false)
 }
 
 /// The program of the tests crate that runs files of vectors.
 const LB_VECTORS: &str = "lb-vectors";
+/// The one that runs upstream's end-to-end tests.
+const LB_E2E: &str = "lb-e2e";
 
 fn run_tiers(workspace: &Workspace, chosen: &[Chosen], args: &Args) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -161,7 +187,7 @@ fn run_tiers(workspace: &Workspace, chosen: &[Chosen], args: &Args) -> Vec<Row> 
         } else {
             for step in steps {
                 println!("\n== {}: {}", tier.name, step.label);
-                outcome.add(&step.label, run_step(workspace, step, args.only.as_deref()));
+                outcome.add(&step.label, run_step(workspace, step, args));
             }
         }
         if let Some(only) = &args.only
@@ -175,18 +201,30 @@ fn run_tiers(workspace: &Workspace, chosen: &[Chosen], args: &Args) -> Vec<Row> 
     rows
 }
 
-/// Runs the tests of a step whose name contains `only`, if that is given.
-fn run_step(workspace: &Workspace, step: &Step, only: Option<&str>) -> Outcome {
+/// The variable that names the network of pods to the tests of cluster-real.
+const CNI: &str = "LB_TESTS_CNI";
+
+/// Runs the tests of a step that the arguments choose.
+fn run_step(workspace: &Workspace, step: &Step, args: &Args) -> Outcome {
+    let (only, network) = (args.only.as_deref(), args.cni.as_deref());
     let (mut command, form) = match &step.run {
         Run::Machine(kernel) => return vm::outcome(workspace, kernel),
         Run::CargoTest(arguments, of_binary) => {
             let mut command = workspace.cargo("test");
             command.args(arguments).arg("--").args(of_binary).args(only);
+            command.envs(network.map(|network| (CNI, network)));
             (command, Form::Libtest)
         }
         Run::Vectors(file) => {
-            let mut command = workspace.command(workspace.release(LB_VECTORS));
+            let mut command = workspace.command(workspace.tool(LB_VECTORS));
             command.args(file).args(only.map(|only| format!("--group={only}")));
+            (command, Form::Plain)
+        }
+        Run::EndToEnd(cni) => {
+            let mut command = workspace.command(workspace.tool(LB_E2E));
+            command
+                .args(["--cni", network.unwrap_or(cni)])
+                .args(only.map(|only| format!("--only={only}")));
             (command, Form::Plain)
         }
     };
@@ -207,7 +245,7 @@ fn list(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         for step in steps {
             let Run::CargoTest(arguments, _) = step.run else {
                 eprintln!(
-                    "{}: not listed, their names are the ids of the groups in the file",
+                    "{}: not listed, its program has tests with names of its own",
                     step.label
                 );
                 continue;
@@ -299,14 +337,16 @@ mod tests {
                 names: names.iter().map(|name| (*name).to_owned()).collect(),
                 vectors: files.iter().map(PathBuf::from).collect(),
                 only: None,
+                cni: None,
                 list: false,
             };
             TIERS.iter().filter(|tier| args.names(tier)).map(|tier| tier.name).collect()
         };
-        let all = TIERS.map(|tier| tier.name);
+        let all = ["unit", "kernel", "vectors", "netns", "cluster", "cluster-real", "vm"];
         assert_eq!(tiers(&[], &[]), all);
         assert_eq!(tiers(&[], &["v.json"]), [""; 0]);
         assert_eq!(tiers(&["all"], &["v.json"]), all);
         assert_eq!(tiers(&["unit"], &["v.json"]), ["unit"]);
+        assert_eq!(tiers(&["e2e"], &[]), ["e2e"]);
     }
 }

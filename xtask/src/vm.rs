@@ -59,7 +59,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         setup::ensure(workspace, setup::Scope::Build)?;
     }
     build::agent(workspace)?;
-    build::tests_bins(workspace)?;
+    build::tools(workspace)?;
     let chosen = KERNELS.iter().filter(|kernel| {
         args.names.is_empty() || args.names.iter().any(|name| name == kernel.name)
     });

@@ -12,6 +12,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::architecture::Architecture;
+
 /// Variables that `cargo run` sets for this process and that would make the
 /// build scripts below it (they ask to be run again when one changes) differ
 /// from those of a plain `cargo build`, or move where results are put.
@@ -27,7 +29,14 @@ const NOT_INHERITED: [&str; 9] = [
     "OUT_DIR",
 ];
 
-/// The clone that this xtask belongs to.
+/// The separator of the flags in `CARGO_ENCODED_RUSTFLAGS`.
+pub(crate) const FLAG_SEPARATOR: &str = "\x1f";
+
+/// The programs of Debian's packages rustc-web and cargo-web.
+pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+pub(crate) const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+
+/// A clone of lb: the one that this xtask belongs to, unless another one is asked for.
 pub(crate) struct Workspace {
     root: PathBuf,
     cache: PathBuf,
@@ -50,6 +59,11 @@ impl Workspace {
         Ok(Self { root, cache: cache_dir(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"))? })
     }
 
+    /// Another clone, with the same cache.
+    pub(crate) fn at(&self, root: PathBuf) -> Self {
+        Self { root, cache: self.cache.clone() }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
@@ -68,6 +82,16 @@ impl Workspace {
         self.target().join("ebpf/lb-ebpf.o")
     }
 
+    /// The object that serves while maps are taken over, which lb-agent embeds too.
+    pub(crate) fn handover_object(&self) -> PathBuf {
+        self.target().join("ebpf/lb-ebpf-handover.o")
+    }
+
+    /// The two objects of `lb-agent-next`.
+    pub(crate) fn next_objects(&self) -> [PathBuf; 2] {
+        ["ebpf/lb-ebpf-next.o", "ebpf/lb-ebpf-next-handover.o"].map(|path| self.target().join(path))
+    }
+
     /// The object that lb-bench measures with.
     pub(crate) fn bench_object(&self) -> PathBuf {
         self.target().join("ebpf/lb-bench-ebpf.o")
@@ -76,6 +100,35 @@ impl Workspace {
     /// A program of the release build.
     pub(crate) fn release(&self, name: &str) -> PathBuf {
         self.target().join("release").join(name)
+    }
+
+    /// A program of the tests crate, which tests and developers' commands start. Only benchmarks
+    /// take theirs from the release build.
+    pub(crate) fn tool(&self, name: &str) -> PathBuf {
+        self.target().join("debug").join(name)
+    }
+
+    /// Where programs for an architecture are built.
+    pub(crate) fn target_for(&self, architecture: Architecture) -> PathBuf {
+        if architecture == Architecture::HOST {
+            self.target()
+        } else {
+            self.target().join(architecture.name())
+        }
+    }
+
+    /// The agent of the release build for an architecture.
+    pub(crate) fn agent(&self, architecture: Architecture) -> PathBuf {
+        let mut directory = self.target_for(architecture);
+        if architecture != Architecture::HOST {
+            directory.push(architecture.target());
+        }
+        directory.join("release/lb-agent")
+    }
+
+    /// That agent's man pages and completions, in the layout of `/usr/share`.
+    pub(crate) fn documents(&self, architecture: Architecture) -> PathBuf {
+        self.target_for(architecture).join("share")
     }
 
     /// The log of one command, in `target/xtask`.
@@ -109,6 +162,16 @@ impl Workspace {
         Ok(names)
     }
 
+    /// Flags by which rustc writes no path of this machine into what it builds: the clone is
+    /// `/lb`, and the sources of dependencies are below `/cargo`.
+    pub(crate) fn remapped_paths(&self) -> Result<[String; 2]> {
+        let cargo = env::var_os("CARGO_HOME").map(PathBuf::from);
+        let cargo = cargo.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
+        let cargo = cargo.context("neither CARGO_HOME nor HOME is set")?;
+        let flag = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+        Ok([flag(&self.root, "/lb"), flag(&cargo, "/cargo")])
+    }
+
     /// A command that runs in the clone, without the variables that `cargo run` sets.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
@@ -128,6 +191,18 @@ impl Workspace {
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut command = self.command("cargo");
         command.arg(subcommand);
+        command
+    }
+
+    /// Debian's cargo and rustc, without the variables that choose another toolchain.
+    pub(crate) fn debian_cargo(&self) -> Command {
+        let mut command = self.command(DEBIAN_CARGO);
+        command
+            .env("RUSTC", DEBIAN_RUSTC)
+            .env_remove("RUSTUP_TOOLCHAIN")
+            .env_remove("RUSTC_WRAPPER")
+            // `cargo run` points it at the libraries of the host toolchain.
+            .env_remove("LD_LIBRARY_PATH");
         command
     }
 }

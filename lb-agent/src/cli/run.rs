@@ -4,11 +4,11 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{
     ArgAction, Args,
-    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+    builder::{OsStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use lb_control::options::ExternalMode;
 
-use super::{CgroupArgs, LogArgs, PinArgs};
+use super::{CgroupArgs, LogArgs, PinArgs, SizeArgs};
 use crate::{
     kube_proxy::flags::KubeProxyFlags,
     options::{
@@ -23,10 +23,22 @@ pub struct RunArgs {
     /// KubeProxyConfiguration file; flags override it
     #[arg(long, env = "LB_CONFIG", value_name = "FILE", help_heading = "Source")]
     pub config: Option<PathBuf>,
-    /// URL of the API server, instead of the configured one; needed if the in-cluster
-    /// configuration names a ClusterIP that no agent serves yet
-    #[arg(long, env = "LB_MASTER", value_name = "URL", help_heading = "Source")]
-    pub master: Option<String>,
+    /// URLs of the API servers, instead of the configured one, tried in this order; needed if
+    /// the in-cluster configuration names a ClusterIP that no agent serves yet
+    #[arg(
+        long,
+        env = "LB_MASTER",
+        value_name = "URL,...",
+        value_delimiter = ',',
+        help_heading = "Source"
+    )]
+    pub master: Vec<String>,
+    /// Directory on the node's disk that keeps the addresses of the API servers for the next
+    /// start; empty: they are not kept
+    #[arg(long, env = "LB_STATE_DIR", value_name = "DIR", default_value = "/var/lib/lb",
+          value_parser = OsStringValueParser::new().map(PathBuf::from),
+          help_heading = "Source")]
+    pub state_dir: PathBuf,
     /// Read objects from YAML and JSON files below DIR instead of an API server
     #[arg(long, env = "LB_MANIFESTS", value_name = "DIR", help_heading = "Source")]
     pub manifests: Option<PathBuf>,
@@ -43,8 +55,8 @@ pub struct RunArgs {
     /// traffic is translated packet by packet
     #[arg(long, env = "LB_SOCKET_LB_EXCLUDE_CGROUPS", value_name = "LIST", value_delimiter = ',')]
     pub socket_lb_exclude_cgroups: Vec<PathBuf>,
-    /// External interfaces, or auto: those of the default routes and those that have an
-    /// address of this Node
+    /// External interfaces, or auto: the interfaces of the default routes and the interfaces with
+    /// an address of this Node
     #[arg(long, env = "LB_DEVICES", value_name = "LIST", default_value = "auto")]
     pub devices: Patterns,
     /// Host side of pod interfaces, as name patterns such as 'veth*,cali*', or auto: veths
@@ -62,29 +74,29 @@ pub struct RunArgs {
     #[arg(long, env = "LB_EXTERNAL_MODE", value_name = "MODE", default_value = "snat",
           value_parser = external_mode())]
     pub external_mode: ExternalMode,
-    /// Capacity of SERVICES: per IP family, one entry for each service port and one for each
-    /// ClusterIP; FRONTENDS4 and FRONTENDS6 each have room for twice as many
-    #[arg(long, env = "LB_MAX_SERVICES", value_name = "N", default_value_t = 65_536,
-          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
-    pub max_services: u32,
-    /// Capacity of BACKENDS4 and BACKENDS6: one entry for each endpoint of each service port
-    #[arg(long, env = "LB_MAX_BACKENDS", value_name = "N", default_value_t = 262_144,
-          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
-    pub max_backends: u32,
-    /// Capacity of SLOTS: the backend lists of all services together
-    #[arg(long, env = "LB_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576,
-          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
-    pub max_slots: u32,
-    /// Capacity of FLOWS4 and FLOWS6; a flow takes two entries
-    #[arg(long, env = "LB_MAX_FLOWS", value_name = "N", default_value_t = 262_144,
-          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
-    pub max_flows: u32,
+    /// Capacities of the maps.
+    #[command(flatten)]
+    pub sizes: SizeArgs,
+
+    /// If another lb-agent runs with this --bpf-dir: load the programs, list the objects, wait
+    /// until it ends and take over at once, instead of failing
+    #[arg(long, env = "LB_WAIT", value_name = "BOOL", num_args = 0..=1,
+          default_value = "false", default_missing_value = "true", value_parser = boolean,
+          action = ArgAction::Set, help_heading = "Upgrade")]
+    pub wait: bool,
+    /// Create FILE once this agent serves, or waits with everything prepared; removed at start
+    #[arg(long, env = "LB_READY_FILE", value_name = "FILE", help_heading = "Upgrade")]
+    pub ready_file: Option<PathBuf>,
 
     /// How long the watch of the API server may be broken before /healthz answers 503;
     /// 0 means forever
     #[arg(long, env = "LB_WATCH_TIMEOUT", value_name = "DURATION", default_value = "10m",
           value_parser = values::duration, help_heading = "Servers")]
     pub watch_timeout: Duration,
+    /// Remove the taint with this key from this node's Node object once Services are programmed;
+    /// needs the right to patch Nodes
+    #[arg(long, env = "LB_STARTUP_TAINT", value_name = "KEY")]
+    pub startup_taint: Option<String>,
     /// Write the configuration that results from the flags and --config to FILE, then exit
     #[arg(
         long,
@@ -93,12 +105,13 @@ pub struct RunArgs {
         help_heading = "Instead of running"
     )]
     pub write_config_to: Option<PathBuf>,
-    /// Do what `lb-agent cleanup` does, then exit
+    /// Run `lb-agent cleanup`, then exit
     #[arg(long, env = "LB_CLEANUP", value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", value_parser = boolean,
           action = ArgAction::Set, help_heading = "Instead of running")]
     pub cleanup: bool,
-    /// Only apply the conntrack.* settings, which need full root privileges, then exit
+    /// Only prepare the node, which needs full root privileges, then exit: mount the bpffs, set
+    /// the sysctls of lo and of the conntrack.* settings
     #[arg(long, env = "LB_INIT_ONLY", value_name = "BOOL", num_args = 0..=1,
           default_value = "false", default_missing_value = "true", value_parser = boolean,
           action = ArgAction::Set, help_heading = "Instead of running")]

@@ -8,14 +8,17 @@ use std::{
 };
 
 use crate::{
+    cli::CheckArgs,
     maps::{
-        bpffs,
+        bpffs::{self, BpffsError},
+        memory::Memory,
         pins::{Pins, pinned_maps},
         read::read_settings,
     },
     options::{modes::XdpMode, sizes::Sizes, values::Patterns},
+    privileges::{self, Capability, Privileges, Refusal},
     programs::features,
-    takeover::{self, Survey},
+    takeover::{self, Sign, Survey, ToolError},
 };
 
 /// The flags of `lb-agent check`.
@@ -29,6 +32,21 @@ pub struct Check {
     pub devices: Patterns,
     /// `--xdp`.
     pub xdp: XdpMode,
+    /// `--max-services` and the others.
+    pub sizes: Sizes,
+}
+
+impl Check {
+    /// The flags as they were parsed.
+    pub fn of(arguments: &CheckArgs) -> Self {
+        Self {
+            bpf_dir: arguments.pins.bpf_dir.clone(),
+            cgroup: arguments.cgroup.cgroup.clone(),
+            devices: arguments.devices.clone(),
+            xdp: arguments.xdp,
+            sizes: arguments.sizes.into(),
+        }
+    }
 }
 
 /// The severity of a finding.
@@ -66,14 +84,16 @@ impl fmt::Display for Finding {
 
 /// Checks this node. `run` would fail if any finding is [`Severity::Fatal`].
 pub fn check(options: &Check) -> Vec<Finding> {
-    let mut findings = vec![kernel(&release()), capabilities(&status()), btf()];
+    let mut findings = vec![kernel(&release()), privileges(), btf()];
     findings.extend(bpffs(&options.bpf_dir));
     findings.extend(pins(&options.bpf_dir));
+    findings.push(memory(&options.sizes));
     findings.push(cgroup(options.cgroup.as_deref()));
     if findings.iter().all(|finding| finding.severity < Severity::Fatal) {
         findings.extend(features(features::features()));
         findings.extend(devices::devices(options));
-        findings.extend(kube_proxy(takeover::running().ok().flatten(), &takeover::survey()));
+        let survey = without_tools(takeover::survey(), takeover::signs().ok());
+        findings.extend(kube_proxy(takeover::running().ok().flatten(), &survey));
     }
     findings
 }
@@ -84,10 +104,6 @@ fn finding(severity: Severity, about: &'static str, text: impl Into<String>) -> 
 
 fn release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
-}
-
-fn status() -> String {
-    fs::read_to_string("/proc/self/status").unwrap_or_default()
 }
 
 fn kernel(release: &str) -> Finding {
@@ -111,27 +127,18 @@ fn kernel(release: &str) -> Finding {
     }
 }
 
-/// The bits of capabilities(7) that loading and attaching programs needs.
-const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
-const CAP_SYS_ADMIN: u32 = 21;
-
-fn capabilities(status: &str) -> Finding {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
-        .unwrap_or_default();
-    let has = |bit: u32| effective & 1 << bit != 0;
-    let missing: Vec<&str> = NEEDED
-        .iter()
-        .filter(|(bit, _)| !(has(*bit) || *bit > 31 && has(CAP_SYS_ADMIN)))
-        .map(|(_, name)| *name)
-        .collect();
-    if missing.is_empty() {
-        return finding(Severity::Fine, "capabilities", "sufficient to load and attach programs");
-    }
-    let text = format!("missing {}: run as root, or grant them", missing.join(", "));
-    finding(Severity::Fatal, "capabilities", text)
+/// Whether programs can be loaded, or what refuses it.
+fn privileges() -> Finding {
+    let (about, refusal) = match privileges::require() {
+        Ok(()) => {
+            let text = "sufficient to load and attach programs";
+            return finding(Severity::Fine, "capabilities", text);
+        }
+        Err(refusal @ Refusal::Capabilities { .. }) => ("capabilities", refusal),
+        Err(refusal @ (Refusal::Seccomp | Refusal::Module)) => ("bpf", refusal),
+        Err(refusal @ Refusal::LockedMemory { .. }) => ("memory", refusal),
+    };
+    finding(Severity::Fatal, about, refusal.to_string())
 }
 
 fn btf() -> Finding {
@@ -145,8 +152,16 @@ fn btf() -> Finding {
 fn bpffs(bpf_dir: &Path) -> Vec<Finding> {
     let path = bpf_dir.display();
     if !bpffs::is_bpffs(bpf_dir) {
-        let text = format!("no bpffs at {path}: `run` mounts one if it is allowed to");
+        if !Privileges::own().has(Capability::SysAdmin) {
+            let error = BpffsError::Unprivileged { path: bpf_dir.to_owned() };
+            return vec![finding(Severity::Fatal, "bpffs", error.to_string())];
+        }
+        let text = format!("no bpffs at {path}: `run` mounts one");
         return vec![finding(Severity::Warning, "bpffs", text)];
+    }
+    if bpffs::is_read_only(bpf_dir) {
+        let error = BpffsError::ReadOnly { path: bpf_dir.to_owned() };
+        return vec![finding(Severity::Fatal, "bpffs", error.to_string())];
     }
     if bpffs::dies_with_mount_namespace(bpf_dir) == Some(true) {
         let text = format!(
@@ -163,7 +178,7 @@ fn pins(bpf_dir: &Path) -> Vec<Finding> {
     let pins = Pins::new(bpf_dir);
     // A map of any size can be adopted.
     let maps = pinned_maps(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 });
-    let mut errors = maps.iter().filter_map(|map| map.existing_entries(&pins).err());
+    let mut errors = maps.iter().filter_map(|map| map.existing(&pins).err());
     if let Some(error) = errors.next() {
         return vec![finding(Severity::Fatal, "pins", error.to_string())];
     }
@@ -172,6 +187,11 @@ fn pins(bpf_dir: &Path) -> Vec<Finding> {
         return vec![finding(Severity::Warning, "pins", text)];
     }
     Vec::new()
+}
+
+/// How much the maps of these sizes take. It is charged to the pod of the agent.
+fn memory(sizes: &Sizes) -> Finding {
+    finding(Severity::Fine, "memory", format!("maps take {}", Memory::of(&pinned_maps(sizes))))
 }
 
 fn cgroup(given: Option<&Path>) -> Finding {
@@ -184,7 +204,7 @@ fn cgroup(given: Option<&Path>) -> Finding {
             finding(Severity::Fatal, "cgroup2", text)
         }
         None => {
-            let text = "not mounted: connect() is not translated, only packets are";
+            let text = "not mounted: connections are translated packet by packet";
             finding(Severity::Warning, "cgroup2", text)
         }
     }
@@ -215,6 +235,19 @@ fn features(features: features::Features) -> Vec<Finding> {
             "not in this kernel (before 5.14): --socket-lb node does not work",
         ),
     ]
+}
+
+/// The survey of a container without the node's tools, which has what the kernel says in place of
+/// what a missing tool would have found.
+fn without_tools(mut survey: Survey, signs: Option<Vec<Sign>>) -> Survey {
+    let is_missing = |error: &ToolError| matches!(error, ToolError::Missing { .. });
+    if let Some(signs) = signs
+        && survey.errors.iter().any(is_missing)
+    {
+        survey.errors.retain(|error| !is_missing(error));
+        survey.leftovers.extend(signs.iter().map(Sign::leftover));
+    }
+    survey
 }
 
 /// A running kube-proxy, and its rules. The programs see packets before the rules do, so neither
@@ -269,6 +302,18 @@ mod tests {
     }
 
     #[test]
+    fn a_container_without_tools_asks_the_kernel() {
+        let missing = || Survey {
+            leftovers: Vec::new(),
+            errors: vec![ToolError::Missing { program: "nft".to_owned(), package: "nftables" }],
+        };
+        let found = kube_proxy(None, &without_tools(missing(), Some(Vec::new())));
+        assert_eq!(found[0].severity, Severity::Fine, "{found:?}");
+        let found = kube_proxy(None, &without_tools(missing(), None));
+        assert!(found[0].text.starts_with("nft is missing"), "{found:?}");
+    }
+
+    #[test]
     fn a_kernel_is_new_enough_from_5_10_on() {
         for (release, severity) in [
             ("6.18.3-generic\n", Severity::Fine),
@@ -279,18 +324,5 @@ mod tests {
         ] {
             assert_eq!(kernel(release).severity, severity, "{release:?}");
         }
-    }
-
-    #[test]
-    fn missing_capabilities_are_named() {
-        assert_eq!(capabilities("CapEff:\t000001ffffffffff\n").severity, Severity::Fine);
-        let admin = format!("CapEff:\t{:016x}\n", 1u64 << 12 | 1 << CAP_SYS_ADMIN);
-        assert_eq!(capabilities(&admin).severity, Severity::Fine, "as before 5.8");
-        let none = capabilities("CapEff:\t0000000000000000\n");
-        assert_eq!(none.severity, Severity::Fatal);
-        assert_eq!(
-            none.text,
-            "missing CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF: run as root, or grant them"
-        );
     }
 }

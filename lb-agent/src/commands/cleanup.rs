@@ -1,6 +1,7 @@
 //! `lb-agent cleanup`: detaches and unpins everything of lb's, and nothing else.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -9,7 +10,7 @@ use tracing::warn;
 
 use crate::{
     maps::{
-        lock::{Lock, LockError},
+        lock::{Holder, Lock, LockError},
         pins::Pins,
     },
     programs::{cgroup, clsact, hook::Direction, links, tc::AttachError},
@@ -26,33 +27,52 @@ pub struct Cleaned {
     pub pins: usize,
 }
 
-/// Detaches and unpins everything of lb's: the links and pins of every version below `bpf_dir`,
-/// and the tc filters on the interfaces of this network namespace.
+/// Detaches and unpins everything of lb's: the links and pins below `bpf_dir`, of this release and
+/// of those before, and the tc filters on the interfaces of this network namespace. Beside an agent
+/// that runs, it does so only with `force`.
 ///
 /// # Errors
 /// [`CleanupError`] at the first failure. Everything before it is removed by then, and a second
 /// run continues.
-pub fn cleanup(bpf_dir: &Path) -> Result<Cleaned, CleanupError> {
+pub fn cleanup(bpf_dir: &Path, force: bool) -> Result<Cleaned, CleanupError> {
     let mut cleaned = Cleaned::default();
-    if let Err(error @ LockError::Held { .. }) = Lock::take(bpf_dir) {
-        warn!("{error}; cleaning up anyway: that agent handles no traffic until it is restarted");
-    }
+    // Held to the end, so that no agent starts in the middle.
+    let _lock = match Lock::take(bpf_dir) {
+        Ok(lock) => Some(lock),
+        Err(LockError::Held { path, holder }) if force => {
+            let bpf_dir = path.display();
+            warn!(
+                "lb-agent ({holder}) runs with --bpf-dir {bpf_dir}: cleaning up anyway (--force); \
+                 it attaches and pins everything again within seconds"
+            );
+            None
+        }
+        Err(LockError::Held { path, holder }) => {
+            return Err(CleanupError::Running { path, holder });
+        }
+        // There may be no directory, but filters.
+        Err(LockError::Open { .. }) => None,
+    };
     cgroup::detach(&Pins::new(bpf_dir))?;
-    for version in versions(bpf_dir).map_err(failed("list", bpf_dir))? {
-        let directory = version.join("links");
-        for link in entries(&directory).map_err(failed("list", &directory))? {
-            links::remove(&link).map_err(failed("detach", &link))?;
-            cleaned.links += 1;
+    let pins = Pins::new(bpf_dir);
+    let mut directories = versions(bpf_dir).map_err(failed("list", bpf_dir))?;
+    for links in directories.iter().map(|path| path.join("links")).collect::<Vec<_>>() {
+        cleaned.links += remove_links(&links)?;
+    }
+    cleaned.links += remove_links(pins.links())?;
+    directories.extend(loading(bpf_dir).map_err(failed("list", bpf_dir))?);
+    directories.push(pins.handover());
+    directories.push(pins.maps().to_owned());
+    for directory in &directories {
+        for pin in entries(directory).map_err(failed("list", directory))? {
+            fs::remove_file(&pin).map_err(failed("unpin", &pin))?;
+            cleaned.pins += 1;
         }
-        for pin in entries(&version).map_err(failed("list", &version))? {
-            if !pin.is_dir() {
-                fs::remove_file(&pin).map_err(failed("unpin", &pin))?;
-                cleaned.pins += 1;
-            }
-        }
-        for directory in [&directory, &version] {
-            remove_directory(directory).map_err(failed("remove", directory))?;
-        }
+        remove_directory(directory).map_err(failed("remove", directory))?;
+    }
+    for program in programs(bpf_dir).map_err(failed("list", bpf_dir))? {
+        fs::remove_file(&program).map_err(failed("unpin", &program))?;
+        cleaned.pins += 1;
     }
     cleaned.filters = remove_filters()?;
     if bpf_dir.is_dir() {
@@ -60,6 +80,35 @@ pub fn cleanup(bpf_dir: &Path) -> Result<Cleaned, CleanupError> {
         let _ = fs::remove_dir(bpf_dir);
     }
     Ok(cleaned)
+}
+
+/// Detaches the links that are pinned in a directory, and removes it.
+fn remove_links(directory: &Path) -> Result<usize, CleanupError> {
+    let links = entries(directory).map_err(failed("list", directory))?;
+    for link in &links {
+        links::remove(link).map_err(failed("detach", link))?;
+    }
+    remove_directory(directory).map_err(failed("remove", directory))?;
+    Ok(links.len())
+}
+
+/// What agents that ended while they loaded programs have left.
+fn loading(bpf_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    named(bpf_dir, |name| name.starts_with("loading-"))
+}
+
+/// The pinned programs, and the descriptions of maps.
+fn programs(bpf_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let is_one = |name: &str| {
+        name == "clock" || ["program-", "layouts@"].iter().any(|start| name.starts_with(start))
+    };
+    named(bpf_dir, is_one)
+}
+
+/// The entries of a directory whose name `is_one` accepts.
+fn named(directory: &Path, is_one: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
+    let is_one = |path: &PathBuf| is_one(path.file_name().and_then(OsStr::to_str).unwrap_or(""));
+    Ok(entries(directory)?.into_iter().filter(is_one).collect())
 }
 
 fn remove_filters() -> Result<usize, CleanupError> {
@@ -84,11 +133,8 @@ fn remove_filters() -> Result<usize, CleanupError> {
 
 /// `v<number>` directories.
 pub(super) fn versions(bpf_dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let is_version = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok())
-    };
-    Ok(entries(bpf_dir)?.into_iter().filter(is_version).collect())
+    let number = |name: &str| name.strip_prefix('v').map(str::parse::<u32>);
+    named(bpf_dir, |name| matches!(number(name), Some(Ok(_))))
 }
 
 /// The entries of a directory; none if it does not exist.
@@ -119,6 +165,18 @@ fn failed<'a>(
 /// Something could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
+    /// An agent runs, or a drain.
+    #[error(
+        "lb-agent ({holder}) runs with --bpf-dir {}, and would attach everything again: end it \
+         first (delete its DaemonSet, or SIGTERM), or give `lb-agent cleanup --force`",
+        path.display()
+    )]
+    Running {
+        /// The directory.
+        path: PathBuf,
+        /// The agent.
+        holder: Holder,
+    },
     /// The caller lacks capabilities.
     #[error("cleaning up needs CAP_BPF and CAP_NET_ADMIN (root)")]
     Privileges,

@@ -23,6 +23,7 @@ use crate::{
         read::read_settings,
         sweep::Sweeper,
     },
+    output::line,
 };
 
 /// A drain in progress. It holds the lock, so that no agent can start.
@@ -152,7 +153,9 @@ pub async fn drain(
         }
         if reported.is_none_or(|reported| reported.elapsed() >= REPORT_INTERVAL) {
             reported = Some(Instant::now());
-            println!("draining: {live} flows left, {} s remaining", left.as_secs());
+            // The drain goes on whether or not somebody is told.
+            let _ =
+                line(format_args!("draining: {live} flows left, {} s remaining", left.as_secs()));
         }
         tokio::select! {
             () = &mut stopped => return Ok(Outcome::Stopped(live)),

@@ -58,10 +58,13 @@ pub fn get(arguments: &GetArgs) -> Result<String, GetError> {
 fn render<Row: Serialize>(rows: &[Row], output: Output) -> Result<String, GetError> {
     match output {
         Output::Json => Ok(serde_json::to_string_pretty(rows)?),
-        Output::Table => {
-            Ok(table(&serde_json::from_str::<Vec<Fields>>(&serde_json::to_string(rows)?)?))
-        }
+        Output::Table => Ok(rows_as_table(rows)?),
     }
+}
+
+/// The rows as a table, whose columns are their fields.
+pub(super) fn rows_as_table<Row: Serialize>(rows: &[Row]) -> Result<String, serde_json::Error> {
+    Ok(table(&serde_json::from_str::<Vec<Fields>>(&serde_json::to_string(rows)?)?))
 }
 
 /// The fields of a row in their order, which a [`Value`] would not keep.

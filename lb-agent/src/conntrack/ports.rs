@@ -15,7 +15,7 @@ use std::{
 
 use lb_common::abi::{
     address::{Address, Address4, Address6, Be16},
-    flow::{ANSWERED, Action, Flow, FlowKey, NextHop, Tuple},
+    flow::{ANSWERED, Action, Flow, FlowKey, Tuple},
     frontend::TCP,
 };
 use lb_control::model::source_ports::may_be_drawn;
@@ -91,12 +91,10 @@ fn insert<A: Address>(
             rewrite: tuple,
             action: Action::REPLY,
             state: ANSWERED,
-            generation: 0,
             backend: NONE,
             service: NONE,
             last_seen: now,
-            device: 0,
-            next_hop: NextHop::UNKNOWN,
+            ..Flow::default()
         };
         map.set(&key, &flow)?;
         inserted += 1;

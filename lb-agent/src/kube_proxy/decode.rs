@@ -22,11 +22,13 @@ pub struct FieldError {
     pub path: String,
     /// The error.
     pub message: String,
+    /// There is no such field.
+    pub is_unknown: bool,
 }
 
 impl FieldError {
     pub(super) fn new(path: &str, message: impl Into<String>) -> Self {
-        Self { path: path.to_owned(), message: message.into() }
+        Self { path: path.to_owned(), message: message.into(), is_unknown: false }
     }
 }
 
@@ -50,7 +52,37 @@ pub(super) fn text(text: &str) -> Result<KubeProxyConfiguration, FieldError> {
     })?;
     type_of(&value, "apiVersion", API_VERSION)?;
     type_of(&value, "kind", KIND)?;
-    self::value(&value)
+    without_unknown(value)
+}
+
+/// Parses a tree of values. A field that kube-proxy does not have, or has no more, is left out
+/// and named: files of clusters that were upgraded through the years hold such fields.
+fn without_unknown(mut value: Value) -> Result<KubeProxyConfiguration, FieldError> {
+    let mut unknown = Vec::new();
+    loop {
+        match self::value(&value) {
+            Ok(mut all) => {
+                all.unknown = unknown;
+                return Ok(all);
+            }
+            Err(fault) if fault.is_unknown && remove(&mut value, &fault.path) => {
+                unknown.push(fault.path);
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+}
+
+/// Removes the field at a path such as `logging.vmodule[1].name`; false if there is none.
+fn remove(value: &mut Value, path: &str) -> bool {
+    let (parents, field) = path.rsplit_once('.').unwrap_or(("", path));
+    let pointer: String = parents
+        .split(['.', '[', ']'])
+        .filter(|part| !part.is_empty())
+        .map(|part| format!("/{part}"))
+        .collect();
+    let parent = value.pointer_mut(&pointer).and_then(Value::as_object_mut);
+    parent.is_some_and(|parent| parent.remove(field).is_some())
 }
 
 fn type_of(value: &Value, field: &str, expected: &str) -> Result<(), FieldError> {
@@ -75,7 +107,8 @@ pub(super) fn value(value: &Value) -> Result<KubeProxyConfiguration, FieldError>
             Fault::Unknown(field) => {
                 let parent = path.strip_suffix(&field).unwrap_or(path).trim_end_matches('.');
                 let separator = if parent.is_empty() { "" } else { "." };
-                FieldError::new(&format!("{parent}{separator}{field}"), "unknown field")
+                let path = format!("{parent}{separator}{field}");
+                FieldError { is_unknown: true, ..FieldError::new(&path, "unknown field") }
             }
         }
     })

@@ -21,7 +21,7 @@ pub const FIELDS: [(&str, Effect); 60] = [
     ("clientConnection.contentType", Ignored),
     ("clientConnection.qps", Ignored),
     ("clientConnection.burst", Ignored),
-    ("logging.format", Ignored),
+    ("logging.format", Used),
     ("logging.flushFrequency", Ignored),
     ("logging.verbosity", Used),
     ("logging.vmodule", Ignored),

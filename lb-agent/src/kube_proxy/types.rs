@@ -46,6 +46,9 @@ pub struct KubeProxyConfiguration {
     pub(crate) port_range: String,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) windows_run_as_service: bool,
+    /// The paths of fields that kube-proxy does not have.
+    #[serde(skip)]
+    pub(crate) unknown: Vec<String>,
 }
 
 /// The connection to the API server.

@@ -5,6 +5,7 @@ use super::{
     types::KubeProxyConfiguration,
     values::{DetectLocalMode, Duration, Mode},
 };
+use crate::logs::Format;
 
 impl KubeProxyConfiguration {
     /// Checks the rules that types do not express.
@@ -29,6 +30,10 @@ impl KubeProxyConfiguration {
             if let Some(value) = value.filter(|value| *value < 0) {
                 return invalid(path, format!("{value} is negative"));
             }
+        }
+        let format = &self.logging.format;
+        if !format.is_empty() && Format::of_name(format).is_none() {
+            return invalid("logging.format", format!("{format:?} is neither text nor json"));
         }
         if self.client_connection.qps.is_nan() {
             return invalid("clientConnection.qps", "NaN is not a number".to_owned());

@@ -7,9 +7,14 @@ use std::{
 
 use nix::{
     mount::{MsFlags, mount},
-    sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
+    sys::{
+        statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
+        statvfs::{FsFlags, statvfs},
+    },
 };
-use tracing::info;
+use tracing::{info, warn};
+
+use crate::privileges::{Capability, Privileges};
 
 /// The mount point of the bpffs on common distributions.
 const USUAL: &str = "/sys/fs/bpf";
@@ -18,12 +23,22 @@ const USUAL: &str = "/sys/fs/bpf";
 /// directory below that, else on `bpf_dir` itself.
 ///
 /// # Errors
-/// [`BpffsError`], whose text says what to do.
+/// [`BpffsError`], with the remedy.
 pub fn ensure(bpf_dir: &Path) -> Result<(), BpffsError> {
     if !is_bpffs(bpf_dir) {
         let target = mount_point(bpf_dir);
-        mount_at(&target).map_err(|source| BpffsError::Mount { path: target.clone(), source })?;
+        mount_at(&target).map_err(|source| BpffsError::mount(target.clone(), source))?;
         info!(path = %target.display(), "mounted a bpffs");
+        if !is_initial_pid_namespace() && !is_propagated(&target).unwrap_or(true) {
+            warn!(
+                path = %target.display(),
+                "no other container sees this bpffs, and its pins vanish with this container: mount \
+                 it on the node, or with mountPropagation: Bidirectional"
+            );
+        }
+    }
+    if is_read_only(bpf_dir) {
+        return Err(BpffsError::ReadOnly { path: bpf_dir.to_owned() });
     }
     fs::create_dir_all(bpf_dir)
         .map_err(|source| BpffsError::Create { path: bpf_dir.to_owned(), source })
@@ -41,6 +56,13 @@ pub fn is_cgroup2(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
+/// Whether `path`, or its nearest existing ancestor, is on a mount that cannot be written.
+pub fn is_read_only(path: &Path) -> bool {
+    path.ancestors()
+        .find_map(|ancestor| statvfs(ancestor).ok())
+        .is_some_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
+}
+
 fn mount_point(bpf_dir: &Path) -> PathBuf {
     if bpf_dir.starts_with(USUAL) { PathBuf::from(USUAL) } else { bpf_dir.to_owned() }
 }
@@ -51,9 +73,36 @@ fn mount_at(target: &Path) -> io::Result<()> {
         .map_err(io::Error::from)
 }
 
+/// Whether this process sees all processes of the machine: its PID namespace is the first one,
+/// which always has this number.
+fn is_initial_pid_namespace() -> bool {
+    const FIRST: &str = "pid:[4026531836]";
+    fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own == Path::new(FIRST))
+}
+
+/// Whether the mount at `point` came from another mount namespace, or goes to others.
+fn is_propagated(point: &Path) -> Option<bool> {
+    propagation_of(&fs::read_to_string("/proc/self/mountinfo").ok()?, point)
+}
+
+/// Whether the last mount at `point` in `mountinfo` (proc(5)) has peers or a master.
+fn propagation_of(mountinfo: &str, point: &Path) -> Option<bool> {
+    let mount = mountinfo.lines().rev().find_map(|line| {
+        let (mount, _) = line.split_once(" - ")?;
+        let place = mount.split(' ').nth(4)?;
+        (Path::new(&unescaped(place)) == point).then_some(mount)
+    })?;
+    let mut optional = mount.split(' ').skip(6);
+    Some(optional.any(|field| field.starts_with("shared:") || field.starts_with("master:")))
+}
+
 /// Whether the bpffs at `bpf_dir` is mounted in this mount namespace but not in that of process 1,
-/// so that its pins vanish with the last process of the namespace. `None` if that is unknown.
+/// so that its pins vanish with the last process of the namespace. `None` if that is unknown, as
+/// in a container, which does not see that process.
 pub fn dies_with_mount_namespace(bpf_dir: &Path) -> Option<bool> {
+    if !is_initial_pid_namespace() {
+        return None;
+    }
     let own = fs::read_link("/proc/self/ns/mnt").ok()?;
     let first = fs::read_link("/proc/1/ns/mnt").ok()?;
     if own == first {
@@ -109,7 +158,7 @@ fn unescaped(field: &str) -> String {
 pub enum BpffsError {
     /// A bpffs could not be mounted.
     #[error(
-        "there is no bpffs at {0} and mounting one failed: mount it \
+        "there is no bpffs at {0} and mounting one failed: mount it on the node \
          (mount -t bpf bpf {0}) or name another --bpf-dir",
         path.display()
     )]
@@ -119,6 +168,26 @@ pub enum BpffsError {
         /// The error of the kernel.
         #[source]
         source: io::Error,
+    },
+    /// This process may not mount one.
+    #[error(
+        "there is no bpffs at {0}, and mounting one needs CAP_SYS_ADMIN: mount it on the node \
+         (mount -t bpf bpf {0}), or run `lb-agent run --init-only` in a privileged init container",
+        path.display()
+    )]
+    Unprivileged {
+        /// Where it was to be mounted.
+        path: PathBuf,
+    },
+    /// The bpffs is mounted read-only.
+    #[error(
+        "{} is on a read-only mount, so nothing can be pinned there: remove readOnly from the \
+         volume mount of /sys/fs/bpf, or the option ro from its mount on the node",
+        path.display()
+    )]
+    ReadOnly {
+        /// The directory.
+        path: PathBuf,
     },
     /// The directory could not be created.
     #[error("cannot create the directory {}", path.display())]
@@ -131,9 +200,30 @@ pub enum BpffsError {
     },
 }
 
+impl BpffsError {
+    fn mount(path: PathBuf, source: io::Error) -> Self {
+        if Privileges::own().has(Capability::SysAdmin) {
+            return Self::Mount { path, source };
+        }
+        Self::Unprivileged { path }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_with_peers_or_a_master_is_propagated() {
+        let mounts = "1 0 0:1 / / rw shared:1 - ext4 x rw\n\
+                      2 1 0:35 / /a rw,nosuid - bpf bpf rw\n\
+                      3 1 0:35 / /b rw master:7 - bpf bpf rw\n\
+                      4 1 0:36 / /b rw - bpf bpf rw\n5 1 0:36 / /c rw shared:9 - bpf bpf rw\n";
+        let cases = [("/a", Some(false)), ("/b", Some(false)), ("/c", Some(true)), ("/d", None)];
+        for (point, expected) in cases {
+            assert_eq!(propagation_of(mounts, Path::new(point)), expected, "{point}");
+        }
+    }
 
     #[test]
     fn the_cgroup2_mount_is_found_at_any_path() {

@@ -55,7 +55,7 @@ pub struct KernelDataplane {
 const LONGEST_RUN: Duration = Duration::from_millis(1);
 
 impl KernelDataplane {
-    /// Opens the maps that [`load`](crate::programs::load::load) has pinned.
+    /// Opens the maps that [`load`](crate::programs::prepare::load) has pinned.
     ///
     /// # Errors
     /// [`PinError`] if one is missing or of another layout.

@@ -23,7 +23,7 @@ impl<T: Pod> MappedArray<T> {
     /// Maps the array `map` for reading and writing.
     ///
     /// # Errors
-    /// InvalidData if the map is not an mmap-able array of `T`, or those of mmap(2).
+    /// InvalidData if the map is not an mmap-able array of `T`, or an error of mmap(2).
     pub fn writable(map: OwnedFd) -> io::Result<Self> {
         let () = Self::WHOLE_WORDS;
         Ok(Self { memory: Memory::new(map, size_of::<T>(), true)?, value: PhantomData })
@@ -80,7 +80,7 @@ impl<T: Pod> MappedArray<T> {
     /// Every entry.
     ///
     /// # Errors
-    /// Those of mmap(2).
+    /// The errors of mmap(2).
     pub fn load_all(&mut self) -> io::Result<Vec<T>> {
         (0..self.entries()).map(|index| self.load(index)).collect()
     }

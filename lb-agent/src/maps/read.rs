@@ -4,13 +4,18 @@ use std::{io, os::fd::OwnedFd};
 
 use bytemuck::Pod;
 use lb_common::abi::{
+    frontend::{Frontend, FrontendKey},
     service::{Name, Slot},
     settings::{Settings, SettingsPair},
 };
 use lb_control::dataplane::{DataplaneError, PinnedState};
-use lb_sys::TypedMap;
+use lb_sys::{RawMap, TypedMap};
 
 use super::{
+    layouts::{
+        convert::{Conversion, Mismatch},
+        description::Description,
+    },
     mapped::MappedArray,
     pins::{PinError, Pins},
 };
@@ -28,6 +33,9 @@ pub(crate) fn opened<T>(
 /// array as memory of the process.
 pub fn read_array<T: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<T>, DataplaneError> {
     let read = || -> io::Result<Vec<T>> {
+        if let Some(entries) = converted::<u32, T>(pins, map)? {
+            return Ok(entries.into_iter().map(|(_, value)| value).collect());
+        }
         let descriptor = pins.open(map).map_err(io::Error::other)?;
         MappedArray::readable(descriptor)?.load_all()
     };
@@ -39,15 +47,11 @@ pub fn read_array<T: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<T>, Data
 /// # Errors
 /// [`DataplaneError`] if a map is missing or cannot be read.
 pub fn read_state(pins: &Pins) -> Result<PinnedState, DataplaneError> {
-    let frontends4 = opened(pins, "FRONTENDS4", TypedMap::new)
-        .map_err(|error| failed("FRONTENDS4", || "open".to_owned())(io::Error::other(error)))?;
-    let frontends6 = opened(pins, "FRONTENDS6", TypedMap::new)
-        .map_err(|error| failed("FRONTENDS6", || "open".to_owned())(io::Error::other(error)))?;
     let names = read_array::<Name>(pins, "NAMES")?;
     let slots = read_array::<Slot>(pins, "SLOTS")?;
     Ok(PinnedState {
-        frontends4: read_hash(&frontends4, "FRONTENDS4")?,
-        frontends6: read_hash(&frontends6, "FRONTENDS6")?,
+        frontends4: read_frontends(pins, "FRONTENDS4")?,
+        frontends6: read_frontends(pins, "FRONTENDS6")?,
         ranges4: read_keys(pins, "RANGES4")?,
         ranges6: read_keys(pins, "RANGES6")?,
         nodes4: read_keys(pins, "NODES4")?,
@@ -70,6 +74,50 @@ pub fn read_settings(pins: &Pins) -> Result<Settings, DataplaneError> {
     Ok(pair.first().map(settings_in_force).unwrap_or_default())
 }
 
+fn read_frontends<A>(
+    pins: &Pins,
+    map: &'static str,
+) -> Result<Vec<(FrontendKey<A>, Frontend)>, DataplaneError>
+where
+    FrontendKey<A>: Pod,
+{
+    let failed = |error| failed(map, || "open".to_owned())(error);
+    if let Some(entries) = converted(pins, map).map_err(failed)? {
+        return Ok(entries);
+    }
+    let table = opened(pins, map, TypedMap::new).map_err(io::Error::other).map_err(failed)?;
+    read_hash(&table, map)
+}
+
+/// Every entry of a map that an agent with another layout has pinned, converted; `None` if the map
+/// has the layout of this release.
+fn converted<K: Pod, V: Pod>(pins: &Pins, map: &str) -> io::Result<Option<Vec<(K, V)>>> {
+    let Some(found) = pins.found(map).map_err(io::Error::other)? else { return Ok(None) };
+    let Some(own) = Description::own(map).filter(|own| own.version != found.version) else {
+        return Ok(None);
+    };
+    let descriptions = pins.descriptions().map_err(io::Error::other)?;
+    let unknown = Mismatch::Unknown { version: found.version };
+    let conversion = descriptions
+        .read(map, found.version)
+        .ok_or(unknown)
+        .and_then(|before| Conversion::new(&before, &own))
+        .map_err(|mismatch| io::Error::other(PinError::unconvertible(map, &found, mismatch)))?;
+    let mut entries = Vec::new();
+    RawMap::new(found.map)?.visit(|key, value| {
+        if let Some(key) = conversion.key(key) {
+            let value = conversion.value(value, false);
+            entries.push((read_unaligned(&key)?, read_unaligned(&value)?));
+        }
+        Ok(())
+    })?;
+    Ok(Some(entries))
+}
+
+fn read_unaligned<T: Pod>(bytes: &[u8]) -> io::Result<T> {
+    bytemuck::try_pod_read_unaligned(bytes).map_err(|error| io::Error::other(error.to_string()))
+}
+
 /// Every entry of a hash.
 pub(crate) fn read_hash<K: Pod, V: Pod>(
     map: &TypedMap<K, V>,
@@ -86,10 +134,13 @@ pub(crate) fn read_hash<K: Pod, V: Pod>(
 
 /// Every key of a map that is a set.
 pub(crate) fn read_keys<K: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<K>, DataplaneError> {
-    opened(pins, map, TypedMap::<K, u32>::new)
-        .map_err(io::Error::other)
-        .and_then(|map| map.keys())
-        .map_err(failed(map, || "read of every key".to_owned()))
+    let read = || {
+        if let Some(entries) = converted::<K, u32>(pins, map)? {
+            return Ok(entries.into_iter().map(|(key, _)| key).collect());
+        }
+        opened(pins, map, TypedMap::<K, u32>::new).map_err(io::Error::other)?.keys()
+    };
+    read().map_err(failed(map, || "read of every key".to_owned()))
 }
 
 /// The active copy of the settings.

@@ -67,7 +67,7 @@ impl Counts {
     /// Adopts the counts of an earlier agent's programs.
     ///
     /// # Errors
-    /// Those of reading the maps.
+    /// The errors of reading the maps.
     pub fn adopt(&mut self) -> io::Result<()> {
         let carried = self.read()?;
         self.used.extend(carried.traffic.keys().chain(carried.drops.keys()));
@@ -82,7 +82,7 @@ impl Counts {
     /// An index is used for a service port: resets its counts.
     ///
     /// # Errors
-    /// Those of writing the maps.
+    /// The errors of writing the maps.
     pub fn begin(&mut self, index: u32) -> io::Result<()> {
         if !self.used.contains(&index) {
             return Ok(());

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -30,6 +29,7 @@ use super::{
     error::InterfaceError,
     interfaces::{Network, attach_points, in_order},
     messages::{Stale, apply, parse_link, read, read_routes},
+    own_packets,
 };
 use crate::{
     maps::{devices::Devices, pins::Pins},
@@ -126,7 +126,7 @@ impl Interfaces {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|source| InterfaceError::Connect { source })?;
         let mut interfaces = Self {
-            attacher: TcAttacher::new(pins, options.attach)?,
+            attacher: TcAttacher::new(pins, options.attach, programs.names.clone())?,
             xdp: XdpAttacher::new(pins, options.xdp)?,
             devices: Devices::open(pins)?,
             options,
@@ -155,8 +155,19 @@ impl Interfaces {
         if interfaces.node_addresses.is_some() {
             interfaces.detach_orphans(&wanted);
         }
-        accept_own_packets();
+        own_packets::accept();
         Ok(interfaces)
+    }
+
+    /// Replaces the attached programs in place by others of the same names.
+    ///
+    /// # Errors
+    /// [`InterfaceError`] if a map cannot be written.
+    pub fn replace_programs(&mut self, programs: Arc<Programs>) -> Result<(), InterfaceError> {
+        self.programs = programs;
+        self.attached.clear();
+        self.xdp.recheck_all();
+        self.reconcile().map(drop)
     }
 
     /// The state of the network namespace, now and after each change.
@@ -218,6 +229,8 @@ impl Interfaces {
                 self.attached.clear();
                 self.xdp.recheck_all();
                 self.network = read(&self.handle).await?;
+                // Others set sysctls too.
+                own_packets::accept();
                 resync_at = Instant::now() + RESYNC;
             } else {
                 self.refresh(stale).await?;
@@ -229,7 +242,7 @@ impl Interfaces {
         }
     }
 
-    /// Finds programs that are no longer attached or pinned, at the cost of a system call or two
+    /// Finds programs that are no longer attached, at the cost of a system call or two
     /// each, and marks them to be attached again. Returns whether there are any.
     fn find_detached(&mut self) -> bool {
         let is_lost = |(point, program): &(&AttachPoint, &&'static str)| {
@@ -433,25 +446,5 @@ impl Interfaces {
 impl Drop for Interfaces {
     fn drop(&mut self) {
         self.connection.abort();
-    }
-}
-
-/// Sets sysctls of `lo` so that the kernel accepts the node's packets to itself that the programs
-/// redirect to `lo`: they have no route attached, and an address of this node as their source, or
-/// 127.0.0.1 as source and destination, which input routing else rejects as martian. Only packets
-/// of the node itself are received on `lo`.
-fn accept_own_packets() {
-    let settings = [
-        ("accept_local", "cannot set it: node processes cannot reach backends on this node by UDP"),
-        ("route_localnet", "cannot set it: node processes cannot reach NodePorts at 127.0.0.1"),
-    ];
-    for (name, consequence) in settings {
-        let path = format!("/proc/sys/net/ipv4/conf/lo/{name}");
-        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
-            continue;
-        }
-        if let Err(error) = fs::write(&path, "1") {
-            warn!(path, %error, "{consequence}");
-        }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use futures::TryStreamExt;
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
@@ -41,6 +41,9 @@ pub(super) struct Stale {
 
 /// Applies a message, and adds its consequences to `stale`.
 pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
+    if is_of_port(&message) {
+        return;
+    }
     stale.interfaces |= !matches!(
         message,
         RouteNetlinkMessage::NewNeighbour(_)
@@ -98,6 +101,17 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
         }
         _ => {}
     }
+}
+
+/// Whether a message is about an interface as the port of a bridge. Such a message has neither
+/// the kind of the interface nor the namespace of its peer, and its deletion means that the
+/// interface left the bridge; the interface itself is told of by messages of their own.
+fn is_of_port(message: &RouteNetlinkMessage) -> bool {
+    matches!(
+        message,
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
+            if link.header.interface_family == AddressFamily::Bridge
+    )
 }
 
 /// Updates a neighbour. Returns whether its MAC changed.
@@ -215,7 +229,7 @@ fn parse_default_route(message: &RouteMessage) -> Vec<DefaultRoute> {
         return Vec::new();
     }
     let mut route = DefaultRoute {
-        is_ipv6: header.address_family == netlink_packet_route::AddressFamily::Inet6,
+        is_ipv6: header.address_family == AddressFamily::Inet6,
         metric: 0,
         interface: 0,
         source: None,
@@ -238,4 +252,44 @@ fn parse_default_route(message: &RouteMessage) -> Vec<DefaultRoute> {
         }
     }
     interfaces.into_iter().map(|interface| DefaultRoute { interface, ..route.clone() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INDEX: u32 = 5;
+
+    /// A pod's veth, as the kernel tells of it.
+    fn link(attributes: Vec<LinkAttribute>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = INDEX;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = LinkFlags::Up;
+        message.attributes = attributes;
+        message
+    }
+
+    #[test]
+    fn what_a_bridge_tells_of_its_port_changes_no_interface() {
+        let name = || LinkAttribute::IfName("veth5".to_owned());
+        let veth = link(vec![
+            name(),
+            LinkAttribute::LinkNetNsId(1),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
+        ]);
+        let mut network = Network::default();
+        apply(&mut network, RouteNetlinkMessage::NewLink(veth), &mut Stale::default());
+        let before = network.links.clone();
+        assert!(before[&INDEX].is_veth && before[&INDEX].has_peer_elsewhere);
+        let mut port = link(vec![name()]);
+        port.header.interface_family = AddressFamily::Bridge;
+        for message in
+            [RouteNetlinkMessage::NewLink(port.clone()), RouteNetlinkMessage::DelLink(port)]
+        {
+            let mut stale = Stale::default();
+            apply(&mut network, message, &mut stale);
+            assert!(network.links == before && !stale.link_changed && !stale.interfaces);
+        }
+    }
 }

@@ -57,7 +57,7 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Attaches the programs of `mode` to the cgroup at `directory`, replacing those of an earlier
+    /// Attaches the programs of `mode` to the cgroup at `directory`, replacing the programs of an earlier
     /// agent in place, and detaches the programs that `mode` does not need. Programs of others
     /// stay.
     ///
@@ -78,18 +78,14 @@ impl Hooks {
         Ok(hooks)
     }
 
-    /// Whether every hook is attached to the cgroup that the directory is now, and would stay
-    /// attached without the agent.
+    /// Whether every hook is attached to the cgroup that the directory is now.
     pub fn are_attached(&self, programs: &Programs) -> bool {
         let Ok(cgroup) = fs::metadata(&self.directory) else { return false };
         HOOKS.iter().filter(|hook| self.wants(hook)).all(|hook| {
             let link = self.links.iter().find(|(program, _)| *program == hook.program);
-            link.is_some_and(|(_, link)| {
-                link.is_pinned()
-                    && link.info().is_ok_and(|info| {
-                        is_at(info, hook, &cgroup) && programs.is(hook.program, info.program)
-                    })
-            })
+            let is_here =
+                |info| is_at(info, hook, &cgroup) && programs.is(hook.program, info.program);
+            link.is_some_and(|(_, link)| link.info().is_ok_and(is_here))
         })
     }
 
@@ -126,7 +122,7 @@ impl Hooks {
         let known = self.links.iter().position(|(program, _)| *program == hook.program);
         let link = match known {
             Some(position) => Some(self.links.swap_remove(position).1),
-            None => PinnedLink::open(path.clone()).ok(),
+            None => PinnedLink::open(&self.pins, path.clone()).ok(),
         };
         if let Some(link) = link {
             let is_same = is_at(link.info()?, hook, &cgroup.metadata()?);
@@ -137,7 +133,7 @@ impl Hooks {
             link.remove()?;
         }
         let (target, attach_type) = (LinkTarget::Cgroup(cgroup.as_fd()), hook.attach_type as u32);
-        let link = PinnedLink::create(program, target, attach_type, path)?;
+        let link = PinnedLink::create(&self.pins, program, target, attach_type, path)?;
         self.links.push((hook.program, link));
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Programs as filters of the clsact qdisc, for kernels without tcx.
+//! Programs attached as filters of the clsact qdisc, on kernels without tcx.
 //!
 //! The filters of lb have one priority and one handle, so that a single request replaces the
 //! program. Their name distinguishes them from filters of others with the same numbers.

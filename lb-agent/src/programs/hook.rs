@@ -46,6 +46,10 @@ pub enum Role {
 }
 
 impl Role {
+    /// The programs of interfaces.
+    pub(super) const PROGRAMS: [&'static str; 5] =
+        ["from_pod", "to_pod", "from_device", "to_device", "loopback"];
+
     /// The role of an interface that has this program attached.
     pub fn of_program(program: &str) -> Option<Self> {
         match program {

@@ -1,46 +1,52 @@
-//! Pinned links; those of interfaces are named `<ifindex>-<ifname>-<site>`.
+//! Pinned links; links of interfaces are named `<ifindex>-<ifname>-<site>`.
 //!
 //! The agent keeps a descriptor of each: if another process removes a pin, the program stays
-//! attached while the agent runs, and the agent pins the link again.
+//! attached while the agent runs, and [`Kept`] pins the link again.
 
 use std::{
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use lb_sys::{LinkInfo, LinkTarget};
 
 use lb_control::model::network::Interface;
+use tracing::debug;
+
+use crate::maps::{kept::Kept, pins::Pins};
 
 /// A link and the path of its pin.
 #[derive(Debug)]
 pub(crate) struct PinnedLink {
-    link: OwnedFd,
+    link: Arc<OwnedFd>,
     path: PathBuf,
+    kept: Kept,
 }
 
 impl PinnedLink {
-    /// Opens the link that is pinned at `path`.
-    pub(crate) fn open(path: PathBuf) -> io::Result<Self> {
-        Ok(Self { link: lb_sys::obj_get(&path)?, path })
+    /// Opens the link that is pinned at `path`, and keeps it pinned.
+    pub(crate) fn open(pins: &Pins, path: PathBuf) -> io::Result<Self> {
+        let link = Arc::new(lb_sys::obj_get(&path)?);
+        pins.kept().keep(&path, Arc::clone(&link));
+        Ok(Self { link, path, kept: pins.kept().clone() })
     }
 
-    /// Attaches `program` and pins its link at `path`. Attaches nothing if the directory is
-    /// missing, because `cleanup` has removed it.
+    /// Attaches `program` and pins its link at `path`. A link that cannot be pinned stays attached,
+    /// and is pinned as soon as that is possible.
     pub(crate) fn create(
+        pins: &Pins,
         program: BorrowedFd<'_>,
         target: LinkTarget<'_>,
         attach_type: u32,
         path: PathBuf,
     ) -> io::Result<Self> {
-        if !path.parent().is_some_and(Path::is_dir) {
-            let text = format!("the directory of {} is gone: restart the agent", path.display());
-            return Err(io::Error::other(text));
+        let link = Arc::new(lb_sys::link_create(program, target, attach_type)?);
+        if let Err(error) = pins.kept().pin(&path, Arc::clone(&link)) {
+            debug!(path = %path.display(), %error, "cannot pin a link: it is tried again");
         }
-        let link = Self { link: lb_sys::link_create(program, target, attach_type)?, path };
-        link.pin()?;
-        Ok(link)
+        Ok(Self { link, path, kept: pins.kept().clone() })
     }
 
     /// The kernel's information on the link.
@@ -53,28 +59,15 @@ impl PinnedLink {
         &self.path
     }
 
-    /// Whether it is still pinned.
-    pub(crate) fn is_pinned(&self) -> bool {
-        self.path.exists()
-    }
-
-    /// Replaces its program by `program`, and pins the link again if the pin is gone.
+    /// Replaces its program by `program`.
     pub(crate) fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
-        lb_sys::link_update(self.link.as_fd(), program)?;
-        if self.is_pinned() { Ok(()) } else { self.pin() }
+        lb_sys::link_update(self.link.as_fd(), program)
     }
 
-    /// Detaches and unpins it.
+    /// Detaches and unpins it. What another process has pinned at its path stays.
     pub(crate) fn remove(self) -> io::Result<()> {
         detach(self.link.as_fd())?;
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn pin(&self) -> io::Result<()> {
-        lb_sys::obj_pin(self.link.as_fd(), &self.path)
+        self.kept.unpin(&self.path)
     }
 }
 

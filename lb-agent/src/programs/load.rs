@@ -1,12 +1,12 @@
-//! Loads the agent's embedded eBPF object: pins its maps or adopts those that are pinned already,
-//! and loads its programs.
+//! Loads the programs of the agent's embedded eBPF object against maps that are pinned.
 //!
 //! It attaches nothing and changes no map entry.
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -15,20 +15,28 @@ use aya::{
     EbpfError, EbpfLoader, VerifierLogLevel,
     programs::{Program, ProgramError},
 };
-use lb_common::abi::socket::MAX_EXCLUDED_CGROUPS;
-use tracing::{debug, warn};
+use lb_common::abi::{conversion::ConversionWords, socket::MAX_EXCLUDED_CGROUPS};
+use tracing::debug;
+#[cfg(feature = "ebpf-log")]
+use tracing::warn;
 
-use super::features::Features;
+use super::{
+    features::Features,
+    names::{self, Names},
+};
 use crate::{
     maps::{
-        bpffs::{self, BpffsError},
-        pins::{PinError, PinnedMap, Pins, pinned_maps},
+        bpffs::BpffsError,
+        pins::{PinError, Pins},
     },
-    options::{modes::SocketLb, sizes::Sizes},
+    options::modes::SocketLb,
+    privileges::{Privileges, Refusal},
 };
 
 /// The eBPF object, built by `cargo xtask build-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_OBJECT"));
+/// The same programs for the time in which maps are taken over that have another layout or size.
+static HANDOVER_OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LB_EBPF_HANDOVER_OBJECT"));
 
 /// The constants of the programs, set when they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +105,8 @@ pub struct Programs {
     programs: Vec<(String, OwnedFd)>,
     /// How long loading took.
     pub elapsed: Duration,
+    /// The names of these programs, and of those that they replace.
+    pub names: Names,
 }
 
 impl Programs {
@@ -119,28 +129,28 @@ impl Programs {
     }
 }
 
-/// Creates or adopts the maps and loads every program.
-///
-/// # Errors
-/// [`LoadError`], whose text says what to do.
-pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs, LoadError> {
+/// How programs convert the entries of the maps before: constants of [`HANDOVER_OBJECT`].
+#[derive(Debug)]
+pub(super) struct Conversions(pub(super) Vec<(&'static str, ConversionWords)>);
+
+/// Where the programs get a map from.
+#[derive(Clone, Debug)]
+pub(super) struct MapSource {
+    /// Its name in the object.
+    pub(super) name: &'static str,
+    /// Its pin; a new map is pinned there if there is none.
+    pub(super) path: PathBuf,
+    /// The number of entries of a new map; 0 as in the object.
+    pub(super) entries: u32,
+}
+
+/// Loads every program of the object, or with `conversions` of that for the handover.
+pub(super) fn load_object(
+    maps: &[MapSource],
+    constants: Constants,
+    conversions: Option<&Conversions>,
+) -> Result<Programs, LoadError> {
     let started = Instant::now();
-    bpffs::ensure(pins.base())?;
-    if bpffs::dies_with_mount_namespace(pins.base()) == Some(true) {
-        warn!(
-            bpf_dir = %pins.base().display(),
-            "this bpffs belongs to a private mount namespace: Service traffic stops when its last \
-             process exits; mount the host's /sys/fs/bpf instead"
-        );
-    }
-    for directory in [pins.maps().to_owned(), pins.links()] {
-        fs::create_dir_all(&directory)
-            .map_err(|source| LoadError::Directory { path: directory, source })?;
-    }
-    let mut maps = pinned_maps(sizes);
-    for map in &mut maps {
-        adopt_size(pins, map)?;
-    }
     let node_cookie = constants.node_cookie.to_ne_bytes();
     let flags = [
         ("EXCLUDED_COUNT", constants.excluded_count),
@@ -157,21 +167,24 @@ pub fn load(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Programs
     for (name, value) in &flags {
         loader.override_global(name, value, true);
     }
-    for map in &maps {
-        loader.map_pin_path(map.name, pins.map(map.name));
-        if map.max_entries > 0 {
-            loader.map_max_entries(map.name, map.max_entries);
+    for (name, words) in conversions.iter().flat_map(|conversions| &conversions.0) {
+        loader.override_global(name, &words[..], true);
+    }
+    let bytes = if conversions.is_some() { HANDOVER_OBJECT } else { OBJECT };
+    for map in maps {
+        loader.map_pin_path(map.name, map.path.as_path());
+        if map.entries > 0 {
+            loader.map_max_entries(map.name, map.entries);
         }
     }
-    let mut object = loader.load(OBJECT).map_err(|source| object_error(source.into()))?;
+    let mut object = loader.load(bytes).map_err(|source| object_error(source.into()))?;
     let maps_done = started.elapsed();
     let programs = verify(object.programs_mut().map(|(name, program)| (name.to_owned(), program)))?;
-    let programs = Programs { programs, elapsed: started.elapsed() };
     #[cfg(feature = "ebpf-log")]
     forward_log(&mut object);
-    pin_clock(pins, &programs)?;
-    debug!(?maps_done, elapsed = ?programs.elapsed, "programs loaded");
-    Ok(programs)
+    let elapsed = started.elapsed();
+    debug!(?maps_done, ?elapsed, "programs loaded");
+    Ok(Programs { programs, elapsed, names: Names::default() })
 }
 
 /// Developers only: forwards the log of the programs, if the object was built with it (`cargo
@@ -192,32 +205,26 @@ fn forward_log(object: &mut aya::Ebpf) {
     });
 }
 
+/// Pins the programs that tools and the next agent recognise, replacing those of an earlier one,
+/// and learns the names of both.
+///
+/// # Errors
+/// [`LoadError::Pin`].
+pub fn pin_programs(pins: &Pins, programs: &mut Programs) -> Result<(), LoadError> {
+    pin_clock(pins, programs)?;
+    programs.names = names::replace(pins, |name| programs.get(name).map_err(io::Error::other))
+        .map_err(|source| PinError::Open { path: pins.base().to_owned(), source })?;
+    Ok(())
+}
+
 /// Pins the program that reads jiffies, replacing an earlier pin.
 fn pin_clock(pins: &Pins, programs: &Programs) -> Result<(), LoadError> {
     let path = pins.clock();
     let pin = || {
-        if path.exists() {
-            fs::remove_file(&path)?;
-        }
-        lb_sys::obj_pin(programs.get("clock").map_err(io::Error::other)?, &path)
+        let clock = programs.get("clock").map_err(io::Error::other)?;
+        pins.kept().pin(&path, Arc::new(clock.try_clone_to_owned()?))
     };
     pin().map_err(|source| LoadError::Pin(PinError::Open { path: path.clone(), source }))
-}
-
-/// Gives `map` the size of its pin: the entries of a map survive a change of the flag.
-fn adopt_size(pins: &Pins, map: &mut PinnedMap) -> Result<(), LoadError> {
-    let Some(entries) = map.existing_entries(pins)? else { return Ok(()) };
-    if entries != map.max_entries {
-        warn!(
-            map = map.name,
-            pinned = entries,
-            wanted = map.max_entries,
-            flag = map.flag,
-            "the map keeps its pinned size: to change it, stop the agent and run `lb-agent cleanup`"
-        );
-        map.max_entries = entries;
-    }
-    Ok(())
 }
 
 /// Loads the programs on as many threads as there are CPUs: the verifier takes most of the time
@@ -274,18 +281,18 @@ fn verify_one(name: String, program: &mut Program) -> Result<(String, OwnedFd), 
 
 fn privileged(error: io::Error, otherwise: impl FnOnce(io::Error) -> LoadError) -> LoadError {
     match error.raw_os_error() {
-        Some(libc::EPERM) => LoadError::Privileges,
+        Some(libc::EPERM) => LoadError::Refused(Privileges::own().refusal()),
         _ => otherwise(error),
     }
 }
 
-/// [`LoadError::Privileges`] if EPERM is anywhere in the causes.
+/// [`LoadError::Refused`] if EPERM is anywhere in the causes.
 fn object_error(error: Box<EbpfError>) -> LoadError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
     while let Some(current) = cause {
         let system = current.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
         if system == Some(libc::EPERM) {
-            return LoadError::Privileges;
+            return LoadError::Refused(Privileges::own().refusal());
         }
         cause = current.source();
     }
@@ -320,9 +327,9 @@ pub enum LoadError {
         #[source]
         source: io::Error,
     },
-    /// The caller lacks capabilities.
-    #[error("loading eBPF programs needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root)")]
-    Privileges,
+    /// The kernel refuses bpf(2).
+    #[error("cannot load eBPF programs: {0}")]
+    Refused(Refusal),
     /// The maps could not be created or the object is broken.
     #[error("cannot load the eBPF object")]
     Object {

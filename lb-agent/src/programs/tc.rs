@@ -16,38 +16,40 @@ use super::{
     hook::{Direction, Role},
     links::{self, PinnedLink},
     load::{LoadError, Programs},
+    names::Names,
 };
 use crate::{maps::pins::Pins, options::modes::TcAttach};
 
 /// Attaches programs to interfaces, and remembers which it attached.
 #[derive(Debug)]
 pub struct TcAttacher {
-    directory: PathBuf,
+    pins: Pins,
     by_tcx: bool,
     pinned: HashMap<(u32, Direction), PinnedLink>,
+    names: Names,
 }
 
 impl TcAttacher {
-    /// Finds the links that an earlier agent pinned.
+    /// Finds the links that an earlier agent pinned. `names` are the names of their programs.
     ///
     /// # Errors
     /// [`AttachError::Pins`] if they cannot be listed.
-    pub fn new(pins: &Pins, attach: TcAttach) -> Result<Self, AttachError> {
+    pub fn new(pins: &Pins, attach: TcAttach, names: Names) -> Result<Self, AttachError> {
         let directory = pins.links();
         let by_tcx = match attach {
             TcAttach::Auto => has_tcx(),
             TcAttach::Tcx => true,
             TcAttach::Clsact => false,
         };
-        let found = links::pinned(&directory, Direction::of_name)
-            .map_err(|source| AttachError::Pins { path: directory.clone(), source })?;
+        let found = links::pinned(directory, Direction::of_name)
+            .map_err(|source| AttachError::Pins { path: directory.to_owned(), source })?;
         let mut pinned = HashMap::new();
         for (index, direction, path) in found {
-            let link = PinnedLink::open(path.clone())
+            let link = PinnedLink::open(pins, path.clone())
                 .map_err(|source| AttachError::Pins { path, source })?;
             pinned.insert((index, direction), link);
         }
-        Ok(Self { directory, by_tcx, pinned })
+        Ok(Self { pins: pins.clone(), by_tcx, pinned, names })
     }
 
     /// Whether programs are attached by tcx links.
@@ -76,10 +78,11 @@ impl TcAttacher {
         }
     }
 
-    /// The name of the lb program on an interface.
+    /// The name of the lb program on an interface; `None` also for a program of an agent that
+    /// did not pin its programs.
     ///
     /// # Errors
-    /// Those of asking the kernel about a link or a filter.
+    /// The errors of reading a link or a filter from the kernel.
     pub fn attached_program(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
         let Some(link) = self.pinned.get(&(index, direction)) else {
             return clsact::attached_program(index, direction);
@@ -88,11 +91,10 @@ impl TcAttacher {
         if info.target != [index, direction.tcx()] {
             return Ok(None);
         }
-        let program = lb_sys::program_by_id(info.program)?;
-        Ok(Some(lb_sys::program_info(program.as_fd())?.name()))
+        Ok(self.names.of(info.program).map(str::to_owned))
     }
 
-    /// Whether `program` still sees the packets of an interface, and would without the agent.
+    /// Whether `program` still sees the packets of an interface.
     pub fn is_attached(
         &self,
         programs: &Programs,
@@ -104,10 +106,9 @@ impl TcAttacher {
                 .is_ok_and(|attached| attached.as_deref() == Some(program));
         }
         let Some(link) = self.pinned.get(&(index, direction)) else { return false };
-        let is_here = link.info().is_ok_and(|info| {
+        link.info().is_ok_and(|info| {
             info.target == [index, direction.tcx()] && programs.is(program, info.program)
-        });
-        is_here && link.is_pinned()
+        })
     }
 
     /// Attaches `program` to `interface`. An lb program that is attached already is replaced in
@@ -151,8 +152,8 @@ impl TcAttacher {
             self.unlink(interface.index, direction)?;
         }
         let target = LinkTarget::Interface(interface.index);
-        let path = self.directory.join(links::name(interface, direction.name()));
-        let link = PinnedLink::create(program, target, direction.tcx(), path)?;
+        let path = self.pins.links().join(links::name(interface, direction.name()));
+        let link = PinnedLink::create(&self.pins, program, target, direction.tcx(), path)?;
         self.pinned.insert((interface.index, direction), link);
         Ok(())
     }

@@ -83,7 +83,7 @@ pub fn wanted(mode: XdpMode, is_veth: bool) -> Handler {
 /// Attaches the program to devices, and remembers how each is handled.
 #[derive(Debug)]
 pub struct XdpAttacher {
-    directory: PathBuf,
+    pins: Pins,
     mode: XdpMode,
     pinned: BTreeMap<u32, PinnedLink>,
     /// How each device is handled, as logged.
@@ -99,19 +99,25 @@ impl XdpAttacher {
     /// [`AttachError::Pins`] if they cannot be listed.
     pub fn new(pins: &Pins, mode: XdpMode) -> Result<Self, AttachError> {
         let directory = pins.links();
-        let found = pinned_links(&directory)
-            .map_err(|source| AttachError::Pins { path: directory.clone(), source })?;
+        let found = pinned_links(directory)
+            .map_err(|source| AttachError::Pins { path: directory.to_owned(), source })?;
         let mut pinned = BTreeMap::new();
         for (index, path) in found {
-            let link = PinnedLink::open(path.clone())
+            let link = PinnedLink::open(pins, path.clone())
                 .map_err(|source| AttachError::Pins { path, source })?;
             pinned.insert(index, link);
         }
-        Ok(Self { directory, mode, pinned, handlers: BTreeMap::new(), up_to_date: BTreeSet::new() })
+        Ok(Self {
+            pins: pins.clone(),
+            mode,
+            pinned,
+            handlers: BTreeMap::new(),
+            up_to_date: BTreeSet::new(),
+        })
     }
 
     /// Attaches XDP to a device in the wanted mode if the driver and other programs allow it, and
-    /// logs a change. An lb program that is attached is replaced in place; those of others stay.
+    /// logs a change. An attached program of lb is replaced in place; other programs stay.
     pub fn attach(&mut self, programs: &Programs, interface: &Interface, is_veth: bool) {
         self.up_to_date.insert(interface.index);
         let wanted = wanted(self.mode, is_veth);
@@ -138,7 +144,7 @@ impl XdpAttacher {
         self.up_to_date.contains(&index)
     }
 
-    /// Finds devices whose program is no longer attached or pinned, and marks them for a new
+    /// Finds devices whose program is no longer attached, and marks them for a new
     /// attempt. Returns whether there are any.
     pub fn find_detached(&mut self, programs: &Programs) -> bool {
         let mut lost = false;
@@ -146,7 +152,7 @@ impl XdpAttacher {
             let is_here = link
                 .info()
                 .is_ok_and(|info| info.target[0] == *index && programs.is(PROGRAM, info.program));
-            if !is_here || !link.is_pinned() {
+            if !is_here {
                 lost |= self.up_to_date.remove(index);
             }
         }
@@ -194,8 +200,8 @@ impl XdpAttacher {
             self.detach(interface.index);
         }
         let target = LinkTarget::Xdp { interface: interface.index, flags };
-        let path = self.directory.join(links::name(interface, suffix));
-        let link = PinnedLink::create(program.as_fd(), target, BPF_XDP as u32, path)?;
+        let path = self.pins.links().join(links::name(interface, suffix));
+        let link = PinnedLink::create(&self.pins, program.as_fd(), target, BPF_XDP as u32, path)?;
         self.pinned.insert(interface.index, link);
         Ok(())
     }

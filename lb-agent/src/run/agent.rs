@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{config::Config, health::Health, maps::pins::Pins, metrics::Metrics};
+use super::report::{self, Reporter};
+use crate::{config::Config, health::Health, logs::LastLines, maps::pins::Pins, metrics::Metrics};
 
 /// How long the agent waits for its tasks when it exits.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -17,6 +18,7 @@ pub(super) struct Agent {
     pub(super) pins: Pins,
     pub(super) health: Health,
     pub(super) metrics: Metrics,
+    pub(super) reporter: Reporter,
     /// Tasks that end once `cancel` is cancelled.
     pub(super) tasks: TaskTracker,
     pub(super) cancel: CancellationToken,
@@ -24,15 +26,25 @@ pub(super) struct Agent {
 
 impl Agent {
     /// An agent without tasks.
-    pub(super) fn new(config: Config) -> Self {
+    pub(super) fn new(config: Config, last_lines: LastLines) -> Self {
+        let health = Health::new(2 * config.kube_proxy.sync_period());
+        let metrics = Metrics::new();
+        let pins = Pins::new(&config.bpf_dir);
         Self {
-            pins: Pins::new(&config.bpf_dir),
-            health: Health::new(2 * config.kube_proxy.sync_period()),
-            metrics: Metrics::new(),
+            reporter: Reporter::new(&config, pins.kept(), &health, &metrics, last_lines),
+            pins,
+            health,
+            metrics,
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             config,
         }
+    }
+
+    /// Starts to answer the commands that ask the agent of its directory, which may be another one
+    /// than before at the same path; until the token is cancelled.
+    pub(super) fn answer_commands(&self) -> CancellationToken {
+        report::start(&self.config.bpf_dir, &self.reporter, &self.tasks, &self.cancel)
     }
 
     /// Cancels the tasks and waits until they have ended.

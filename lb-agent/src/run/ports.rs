@@ -6,22 +6,18 @@ use tokio_util::sync::CancellationToken;
 use super::agent::Agent;
 use crate::{conntrack::ports, maps::pins::Pins};
 
-/// Reserves ports before the first Service is programmed, and in a task again once all are:
-/// from then on the programs handle all new connections that could get such a port.
-///
-/// Returns the token to cancel once all Services are programmed.
-pub(super) async fn start(agent: &Agent) -> CancellationToken {
+/// Reserves ports before the first Service is programmed, and in a task again once all are: from
+/// then on, which `programmed` says, the programs handle all new connections that could get
+/// such a port.
+pub(super) async fn start(agent: &Agent, programmed: &CancellationToken) {
     reserve(&agent.pins).await;
-    let programmed = CancellationToken::new();
-    let (pins, cancel, is_programmed) =
-        (agent.pins.clone(), agent.cancel.clone(), programmed.clone());
+    let (pins, cancel, programmed) = (agent.pins.clone(), agent.cancel.clone(), programmed.clone());
     agent.tasks.spawn(async move {
         tokio::select! {
-            () = is_programmed.cancelled() => reserve(&pins).await,
+            () = programmed.cancelled() => reserve(&pins).await,
             () = cancel.cancelled() => {}
         }
     });
-    programmed
 }
 
 /// Failure is not fatal: few new connections choose a port that is in use.

@@ -26,6 +26,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::{
+    own_node::{self, OwnNode},
+    provisional,
+};
 use crate::{
     config::{Config, PodPrefixes},
     events::{EventReason, Refusals, Subject},
@@ -80,6 +84,8 @@ pub(super) struct Sinks {
     pub(super) refusals: Refusals,
     /// The addresses of the Node object; `None` until it is known whether there is one.
     pub(super) node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
+    /// This node's Node object.
+    pub(super) own_node: watch::Sender<OwnNode>,
     /// The health checks that Services ask for.
     pub(super) health_checks: watch::Sender<Wanted>,
     /// Cancelled once the first complete state is in the maps.
@@ -120,15 +126,43 @@ impl Reconciler {
         }
     }
 
-    /// Runs until the source of events ends.
+    /// Applies events and writes nothing, while another agent holds the maps. Calls `listed` once
+    /// all objects are known; ends with the source of events.
+    pub(super) async fn prepare(
+        &mut self,
+        events: &mut mpsc::Receiver<ObjectEvent>,
+        listed: impl FnOnce(),
+    ) {
+        let mut listed = Some(listed);
+        while let Some(event) = events.recv().await {
+            self.apply(event);
+            if self.controller.snapshot().is_complete()
+                && let Some(listed) = listed.take()
+            {
+                listed();
+            }
+        }
+    }
+
+    /// Runs until the source of events ends. Until its first lists, `known` is served where
+    /// nothing else is.
     pub(super) async fn run(
         mut self,
         mut events: mpsc::Receiver<ObjectEvent>,
         mut network: watch::Receiver<NodeNetwork>,
         mut dataplane: KernelDataplane,
+        known: Option<provisional::Known>,
     ) {
         self.network = network.borrow_and_update().clone();
         self.refresh_facts();
+        // What was listed before the maps were this agent's is planned at once.
+        self.due = self.controller.snapshot().is_complete().then(Instant::now);
+        if self.due.is_none()
+            && let Some(known) = known
+        {
+            let facts = self.controller.facts().clone();
+            provisional::serve(&self.node_name, facts, known, &mut dataplane);
+        }
         loop {
             let never = Instant::now() + Duration::from_secs(86_400);
             tokio::select! {
@@ -171,6 +205,7 @@ impl Reconciler {
             ObjectKind::Node | ObjectKind::ServiceCidr => {}
         }
         self.publish_eligibility(&event);
+        own_node::publish(&event, &self.node_name, &self.sinks.own_node);
         let is_of_node = kind_of(&event) == ObjectKind::Node;
         if let ObjectEvent::Deleted(kind, name) = &event {
             self.sinks.refusals.forget(*kind, name);
@@ -202,8 +237,8 @@ impl Reconciler {
         if !matches!(seen, Ok(Ok(_))) {
             tracing::warn!(
                 waited = ?NETWORK_WAIT,
-                "the node's interfaces are not read yet: programming Services without them; node \
-                 ports follow as soon as they are"
+                "the node's interfaces are not read yet: programming Services without node ports, \
+                 which follow once the interfaces are read"
             );
         }
         drop(seen);
@@ -293,7 +328,7 @@ impl Reconciler {
             tracing::error!(
                 %error,
                 failed = outcome.errors.len(),
-                "cannot write to a map: the Services concerned stay as they are until a retry \
+                "cannot write to a map: the affected Services stay as they are until a retry \
                  succeeds"
             );
         }
@@ -374,7 +409,6 @@ impl Reconciler {
         let lb_control::plan::Counts { services, frontends, backends } = counts;
         if !self.ready {
             self.ready = true;
-            sinks.programmed.cancel();
             tracing::info!(
                 services,
                 frontends,
@@ -383,6 +417,8 @@ impl Reconciler {
                 ?took,
                 "programmed"
             );
+            // Last: what waits for it logs after this line.
+            sinks.programmed.cancel();
         } else if outcome.ops > 0 {
             tracing::debug!(
                 services,

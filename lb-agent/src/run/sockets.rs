@@ -28,22 +28,35 @@ const FAULT: &str = "connect-time hooks";
 /// # Errors
 /// [`AttachError`] if they cannot be attached.
 pub(super) fn start(agent: &Agent, programs: &Arc<Programs>) -> Result<(), AttachError> {
-    let Agent { config, pins, health, .. } = agent;
+    let Some(hooks) = attach(agent, programs)? else { return Ok(()) };
+    let Agent { health, cancel, .. } = agent;
+    let following = follow(hooks, Arc::clone(programs), health.clone(), cancel.clone());
+    agent.tasks.spawn(following);
+    Ok(())
+}
+
+/// Attaches the hooks, or replaces the programs there; `None` if they are off.
+///
+/// # Errors
+/// [`AttachError`] if they cannot be attached.
+pub(super) fn attach(
+    agent: &Agent,
+    programs: &Arc<Programs>,
+) -> Result<Option<Hooks>, AttachError> {
+    let Agent { config, pins, .. } = agent;
     let mode = config.socket_lb;
     let Some(directory) = directory(config) else {
         if mode != SocketLb::Off {
             tracing::warn!(
-                "no cgroup2 is mounted: connect() is not translated, only packets are; mount \
+                "no cgroup2 is mounted: connections are translated packet by packet; mount \
                  cgroup2 or give --cgroup, and restart the agent"
             );
         }
-        return cgroup::detach(pins);
+        return cgroup::detach(pins).map(|()| None);
     };
     let hooks = Hooks::attach(pins, programs, &directory, mode)?;
     tracing::info!(cgroup = %directory.display(), mode = ?mode, "connect-time hooks attached");
-    let following = follow(hooks, Arc::clone(programs), health.clone(), agent.cancel.clone());
-    agent.tasks.spawn(following);
-    Ok(())
+    Ok(Some(hooks))
 }
 
 /// The cgroup of the hooks; `None` if no cgroup2 is mounted.

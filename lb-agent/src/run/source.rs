@@ -29,6 +29,8 @@ pub(super) struct Objects {
     pub(super) events: mpsc::Receiver<ObjectEvent>,
     /// Publishes what is refused to where the objects come from.
     pub(super) refusals: Refusals,
+    /// The API server, if that is the source.
+    pub(super) api: Option<api::Connection>,
 }
 
 /// Connects to the source of `agent`.
@@ -41,14 +43,25 @@ pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Objects> {
         Source::Manifests(dir) => {
             let problems = manifests::Problems::default();
             agent.metrics.set_problems(problems.clone());
+            agent.reporter.set_problems(&problems);
             let dir = dir.clone();
             let watch = async move { Ok(manifests::watch(dir, sender, problems).await?) };
-            Ok(Objects { watch: Box::pin(watch), events, refusals: Refusals::logged() })
+            if agent.config.startup_taint.is_some() {
+                tracing::warn!(
+                    "--startup-taint has no effect with --manifests: there is no API server to change the Node at"
+                );
+            }
+            let refusals = Refusals::logged();
+            agent.reporter.set_refusals(&refusals);
+            Ok(Objects { watch: Box::pin(watch), events, refusals, api: None })
         }
         Source::Api(options) => {
             let connection = api::connect(options).await?;
             let refusals = Refusals::published(connection.client.clone(), &agent.config.node_name);
             let liveness = connection.liveness().clone();
+            agent.reporter.set_refusals(&refusals);
+            agent.reporter.set_liveness(&liveness);
+            let api = Some(connection.clone());
             let (limit, health) = (agent.config.watch_timeout, agent.health.clone());
             let watch = async move {
                 tokio::select! {
@@ -57,7 +70,7 @@ pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Objects> {
                 }
                 Ok(())
             };
-            Ok(Objects { watch: Box::pin(watch), events, refusals })
+            Ok(Objects { watch: Box::pin(watch), events, refusals, api })
         }
     }
 }

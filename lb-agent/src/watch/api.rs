@@ -4,15 +4,23 @@
 //! the receiver compares with its own objects. Invariant: the watch ends only with its
 //! receiver, whatever the server does.
 
+mod access;
 mod connect;
+mod floor;
+mod learned;
 mod liveness;
+mod pause;
+mod servers;
+mod transport;
 
-pub use connect::{ConnectError, Connection, Options, connect};
+pub use access::{ConnectError, Options};
+pub use connect::{Connection, connect};
+pub use learned::Learned;
 pub use liveness::Liveness;
+pub use transport::Proxies;
 
 use std::{
     fmt,
-    hash::{BuildHasher, Hasher, RandomState},
     time::{Duration, Instant},
 };
 
@@ -31,6 +39,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
 use super::admit::{admit, selector};
+use pause::{Pause, jittered};
 
 /// How long to wait before a kind that the server does not serve is requested again.
 const NOT_SERVED_RETRY: Duration = Duration::from_secs(600);
@@ -162,7 +171,7 @@ impl Watch<'_> {
                     continue;
                 }
                 Ok(watcher::Event::InitApply(object)) => {
-                    list.extend(admit(object.into()));
+                    list.extend(admit(self.saw(kind, object.into())));
                     continue;
                 }
                 Ok(watcher::Event::InitDone) => {
@@ -172,8 +181,8 @@ impl Watch<'_> {
                     progress.is_denied = false;
                     ObjectEvent::Replaced(kind, std::mem::take(&mut list))
                 }
-                Ok(watcher::Event::Apply(object)) => changed(kind, object.into()),
-                Ok(watcher::Event::Delete(object)) => deleted(kind, &object.into()),
+                Ok(watcher::Event::Apply(object)) => changed(kind, self.saw(kind, object.into())),
+                Ok(watcher::Event::Delete(object)) => deleted(kind, &self.saw(kind, object.into())),
                 Err(error) => {
                     if let Some(end) = self.handle_error(kind, &error, progress).await {
                         return end;
@@ -189,6 +198,12 @@ impl Watch<'_> {
         End::After(Remedy::Relist)
     }
 
+    /// Notes the version of an object.
+    fn saw(&self, kind: ObjectKind, object: Object) -> Object {
+        self.connection.floor().saw(kind, object.metadata());
+        object
+    }
+
     /// Logs an error of a stream. Pauses if the same stream can continue; otherwise returns how
     /// it ends.
     async fn handle_error(
@@ -198,6 +213,9 @@ impl Watch<'_> {
         progress: &mut Progress,
     ) -> Option<End> {
         let remedy = remedy(kind, error, progress.streaming && progress.listing);
+        if is_version_too_large(error) {
+            self.connection.floor().is_too_large(kind);
+        }
         let liveness = self.connection.liveness();
         match remedy {
             Remedy::Resume | Remedy::Relist => {
@@ -234,7 +252,7 @@ impl Watch<'_> {
     }
 
     fn warn(&self, kind: ObjectKind, error: &watcher::Error, delay: Option<Duration>) {
-        let server = self.connection.url();
+        let server = self.connection.server();
         let retry_in = delay.map(|delay| format!("{delay:.1?}"));
         let shown = sentence(error);
         match self.connection.advice() {
@@ -248,6 +266,7 @@ impl Watch<'_> {
     }
 
     async fn send(&self, event: ObjectEvent) -> Result<(), Closed> {
+        self.connection.learned().observe(&event);
         self.sender.send(event).await.map_err(|_| Closed)
     }
 
@@ -302,6 +321,17 @@ fn remedy(kind: ObjectKind, error: &watcher::Error, in_streaming_list: bool) -> 
     }
 }
 
+/// Whether the server does not know the version that was asked for: it lags behind, or its
+/// store was restored.
+fn is_version_too_large(error: &watcher::Error) -> bool {
+    let status = match (error, cause(error)) {
+        (watcher::Error::WatchError(status), _) => status,
+        (_, Some(kube::Error::Api(status))) => status,
+        _ => return false,
+    };
+    status.code == 504 && status.message.contains("Too large resource version")
+}
+
 /// The longest pause after an error before the same watch continues.
 fn longest_pause(error: &watcher::Error) -> Duration {
     match error {
@@ -334,61 +364,7 @@ fn sentence(error: &watcher::Error) -> String {
         (_, Some(cause)) => cause,
         (_, None) => return error.to_string(),
     };
-    match cause {
-        kube::Error::Api(status) => format!("{} {}", status.code, status.message),
-        cause => {
-            let mut innermost: &dyn std::error::Error = cause;
-            while let Some(source) = innermost.source() {
-                innermost = source;
-            }
-            innermost.to_string()
-        }
-    }
-}
-
-/// Pauses between attempts: doubled up to a limit, with jitter, and reset after a success or a
-/// long time without errors.
-#[derive(Debug)]
-struct Pause {
-    next: Duration,
-    last: Instant,
-}
-
-impl Pause {
-    const FIRST: Duration = Duration::from_millis(100);
-    /// For a server that answers with errors, and may be overloaded.
-    const LONGEST: Duration = Duration::from_secs(15);
-    /// For a server that cannot be reached: attempts do not load it.
-    const UNREACHABLE: Duration = Duration::from_secs(3);
-    /// For a resource version that is too old: the next list fixes it.
-    const OUTDATED: Duration = Duration::from_secs(1);
-
-    fn next(&mut self, longest: Duration) -> Duration {
-        if self.last.elapsed() > 2 * Self::LONGEST {
-            self.reset();
-        }
-        self.last = Instant::now();
-        let pause = self.next.min(longest);
-        self.next = (pause * 2).min(Self::LONGEST);
-        jittered(pause)
-    }
-
-    fn reset(&mut self) {
-        self.next = Self::FIRST;
-    }
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self { next: Self::FIRST, last: Instant::now() }
-    }
-}
-
-/// Between 0.5 and 1.5 times the duration.
-fn jittered(duration: Duration) -> Duration {
-    // Every `RandomState` has a random seed.
-    let random = RandomState::new().build_hasher().finish() >> 32;
-    duration / 2 + duration.mul_f64(random as f64 / f64::from(u32::MAX))
+    servers::reason(cause)
 }
 
 #[cfg(test)]

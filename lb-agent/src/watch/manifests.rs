@@ -13,6 +13,7 @@ use std::{
     fmt, fs,
     hash::{DefaultHasher, Hash, Hasher},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant},
@@ -36,6 +37,10 @@ const REST: Duration = Duration::from_millis(50);
 /// A file that became invalid, or lost an object, is read again after this time, because the
 /// first read may have seen it half written.
 const SECOND_LOOK: Duration = Duration::from_millis(4);
+
+/// How often it is checked that the directory is the one that is watched: where it is mounted, or
+/// where a directory above it is replaced, there is no notification.
+const IDENTITY: Duration = Duration::from_secs(2);
 
 /// Why a directory cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +186,8 @@ struct Reader {
     sender: Sender<ObjectEvent>,
     problems: Problems,
     missing: Option<ManifestError>,
+    /// Device and inode of the directory that is watched.
+    identity: Option<(u64, u64)>,
     /// Hashes of texts that wait for a second look.
     unconfirmed: BTreeMap<PathBuf, u64>,
 }
@@ -223,6 +230,7 @@ impl Reader {
             sender,
             problems,
             missing: None,
+            identity: identity(&root),
             unconfirmed: BTreeMap::new(),
         };
         if let Some(parent) = root.parent() {
@@ -242,11 +250,9 @@ impl Reader {
         }
         let mut dirty = Dirty::default();
         loop {
-            let first = match dirty.resting.values().min() {
-                None => inbox.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-                Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
-            };
-            let mut notice = match first {
+            let due = dirty.resting.values().min();
+            let due = due.map_or(IDENTITY, |due| due.saturating_duration_since(Instant::now()));
+            let mut notice = match inbox.recv_timeout(due.min(IDENTITY)) {
                 Ok(notice) => Some(notice),
                 Err(mpsc::RecvTimeoutError::Timeout) => None,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
@@ -258,6 +264,7 @@ impl Reader {
                 }
                 notice = inbox.try_recv().ok();
             }
+            dirty.all |= identity(&self.root) != self.identity;
             if self.process(&mut dirty).is_err() {
                 return;
             }
@@ -384,6 +391,11 @@ impl Reader {
             message: error.to_string(),
         });
         self.missing = failure;
+        self.identity = identity(&self.root);
+        if let Some(parent) = self.root.parent() {
+            // It may be another one as well; watching the same one twice has no effect.
+            let _ = self.watcher.watch(parent, RecursiveMode::NonRecursive);
+        }
         self.show_problems();
         self.missing.is_none()
     }
@@ -482,6 +494,10 @@ fn content(root: &Path, file: &Path) -> (Content, u64) {
         Err(error) => bad(Some(error.line), error.field, error.message),
     };
     (content, hasher.finish())
+}
+
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    fs::metadata(directory).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 fn is_manifest(path: &Path) -> bool {

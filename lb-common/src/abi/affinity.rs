@@ -7,9 +7,13 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 pub struct AffinityKey {
     /// Index into SERVICES.
+    #[cfg(not(feature = "next-layout"))]
     pub service: u32,
     /// [`BY_ADDRESS`], [`BY_NETNS`] or [`BY_SOCKET`].
     pub kind: u32,
+    /// Index into SERVICES.
+    #[cfg(feature = "next-layout")]
+    pub service: u32,
     /// The client's address in network byte order, IPv4 in the first word; or the cookie of its
     /// network namespace or socket, low word first.
     pub client: [u32; 4],

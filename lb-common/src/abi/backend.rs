@@ -15,10 +15,14 @@ pub struct Backend<A> {
     /// another generation refers to a backend that is no longer in any EndpointSlice.
     pub generation: u16,
     /// The sets that the backend is in: [`IN_CLUSTER_SET`], [`IN_LOCAL_SET`].
+    #[cfg(not(feature = "next-layout"))]
     pub sets: u8,
     /// Any of [`ON_THIS_NODE`] and [`THIS_HOST`]; and, for the tools, [`IN_SLICE`], [`READY`] and
     /// [`TERMINATING`].
     pub flags: u8,
+    /// The sets that the backend is in: [`IN_CLUSTER_SET`], [`IN_LOCAL_SET`].
+    #[cfg(feature = "next-layout")]
+    pub sets: u8,
     /// Always 0.
     pub zero: u16,
     /// Index into SERVICES of the service port that has the id.
@@ -26,6 +30,9 @@ pub struct Backend<A> {
     /// The address of the backend's node, to which packets can be encapsulated. Unspecified if the
     /// backend is on this node or its node has no known address.
     pub node: A,
+    /// Nothing: a field that other layouts do not have.
+    #[cfg(feature = "next-layout")]
+    pub spare: u32,
 }
 
 /// The backend is in the cluster set of its service port.
@@ -44,6 +51,11 @@ pub const READY: u8 = 8;
 /// The endpoint is terminating.
 pub const TERMINATING: u8 = 16;
 
+#[cfg(not(feature = "next-layout"))]
 pod! {
     Backend<A> { A, Be16, u16, u8, u8, u16, u32, A }
+}
+#[cfg(feature = "next-layout")]
+pod! {
+    Backend<A> { A, Be16, u16, u8, u8, u16, u32, A, u32 }
 }

@@ -13,9 +13,13 @@ use super::ip::{Address, Address4, Be16, pod};
 #[repr(C)]
 pub struct Tuple<A> {
     /// Source address, network byte order.
+    #[cfg(not(feature = "next-layout"))]
     pub source: A,
     /// Destination address, network byte order.
     pub destination: A,
+    /// Source address, network byte order.
+    #[cfg(feature = "next-layout")]
+    pub source: A,
     /// Source port, network byte order.
     pub source_port: Be16,
     /// Destination port, network byte order.
@@ -72,9 +76,13 @@ impl<A: Address> Tuple<A> {
 #[repr(C)]
 pub struct FlowKey<A> {
     /// Addresses and ports of the packet as it arrives.
+    #[cfg(not(feature = "next-layout"))]
     pub tuple: Tuple<A>,
     /// [`TCP`](super::frontend::TCP) or [`UDP`](super::frontend::UDP).
     pub protocol: u32,
+    /// Addresses and ports of the packet as it arrives.
+    #[cfg(feature = "next-layout")]
+    pub tuple: Tuple<A>,
 }
 
 impl<A: Address> FlowKey<A> {
@@ -90,18 +98,29 @@ impl<A: Address> FlowKey<A> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Flow<A> {
+    /// Index into SERVICES.
+    #[cfg(feature = "next-layout")]
+    pub service: u32,
     /// Addresses and ports of the packet once it is translated.
     pub rewrite: Tuple<A>,
     /// How the packet is sent on: an [`Action`] constant.
+    #[cfg(not(feature = "next-layout"))]
     pub action: Action,
     /// The state of the flow, as its packets showed it: [`ANSWERED`], [`CLIENT_FIN`],
     /// [`SERVER_FIN`], [`RESET`]; and [`ONE_WAY`].
     pub state: u8,
+    /// How the packet is sent on: an [`Action`] constant.
+    #[cfg(feature = "next-layout")]
+    pub action: Action,
+    /// Nothing: a field that other layouts do not have.
+    #[cfg(feature = "next-layout")]
+    pub spare: [u8; 6],
     /// The backend's generation when the flow chose it.
-    pub generation: u16,
+    pub generation: Generation,
     /// Index into BACKENDS4 or BACKENDS6.
     pub backend: u32,
     /// Index into SERVICES.
+    #[cfg(not(feature = "next-layout"))]
     pub service: u32,
     /// When a packet was last noted, to within a second: the low 32 bits of the kernel's jiffies.
     pub last_seen: u32,
@@ -110,6 +129,13 @@ pub struct Flow<A> {
     /// The next hop of packets that the program forwards, if it has looked up the route.
     pub next_hop: NextHop,
 }
+
+/// The generation of a flow's backend.
+#[cfg(not(feature = "next-layout"))]
+pub type Generation = u16;
+/// The generation of a flow's backend.
+#[cfg(feature = "next-layout")]
+pub type Generation = u32;
 
 /// The result of a route look-up in one aligned word, so that one store replaces it: the MAC of the
 /// next hop, the egress device, and the device's epoch at that time. It is valid while the device
@@ -257,6 +283,16 @@ impl Action {
 pod! {
     Tuple<A> { A, A, Be16, Be16 }
     FlowKey<A> { Tuple<A>, u32 }
+}
+#[cfg(not(feature = "next-layout"))]
+pod! {
     Flow<A> { Tuple<A>, Action, u8, u16, u32, u32, u32, u32, NextHop }
 }
-const _: () = assert!(size_of::<FlowKey<Address4>>() == 16 && size_of::<Flow<Address4>>() == 40);
+#[cfg(feature = "next-layout")]
+pod! {
+    Flow<A> { u32, Tuple<A>, u8, Action, [u8; 6], u32, u32, u32, u32, NextHop }
+}
+const _: () = assert!(
+    cfg!(feature = "next-layout")
+        || size_of::<FlowKey<Address4>>() == 16 && size_of::<Flow<Address4>>() == 40
+);

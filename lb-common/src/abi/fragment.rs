@@ -14,9 +14,13 @@ pub struct FragmentKey<A> {
     /// Destination address, network byte order.
     pub destination: A,
     /// The identification of the datagram in network byte order; 16 bits in IPv4.
+    #[cfg(not(feature = "next-layout"))]
     pub identification: u32,
     /// [`TCP`](super::frontend::TCP) or [`UDP`](super::frontend::UDP).
     pub protocol: u32,
+    /// The identification of the datagram in network byte order; 16 bits in IPv4.
+    #[cfg(feature = "next-layout")]
+    pub identification: u32,
 }
 
 /// What the first fragment carried.

@@ -17,11 +17,15 @@ pub struct FrontendKey<A> {
     /// The address, network byte order.
     pub address: A,
     /// The port, network byte order.
+    #[cfg(not(feature = "next-layout"))]
     pub port: Be16,
     /// [`TCP`] or [`UDP`]; 0 with port 0.
     pub protocol: u8,
     /// Always 0.
     pub zero: u8,
+    /// The port, network byte order.
+    #[cfg(feature = "next-layout")]
+    pub port: Be16,
 }
 
 pod! {

@@ -39,9 +39,13 @@ impl SlotRange {
 #[repr(C)]
 pub struct Service {
     /// The slots of the cluster set: every backend in the cluster that serves.
+    #[cfg(not(feature = "next-layout"))]
     pub cluster: SlotRange,
     /// The slots of the local set: every backend on this node that serves.
     pub local: SlotRange,
+    /// The slots of the cluster set: every backend in the cluster that serves.
+    #[cfg(feature = "next-layout")]
+    pub cluster: SlotRange,
     /// Timeout of session affinity in seconds since the client's last new flow; 0 = no affinity.
     pub affinity_seconds: u32,
     /// A set of [`Service::INTERNAL_LOCAL`], [`Service::ADDRESS`],
@@ -78,9 +82,13 @@ pub struct Name {
     /// `namespace/service:port`, UTF-8; without `:port` for an unnamed port.
     pub text: [u8; Name::CAPACITY],
     /// The number of bytes in `text`; 0 = the index is free.
+    #[cfg(not(feature = "next-layout"))]
     pub length: u8,
     /// 4 or 6.
     pub family: u8,
+    /// The number of bytes in `text`; 0 = the index is free.
+    #[cfg(feature = "next-layout")]
+    pub length: u8,
     /// Protocol number; 0 for a ClusterIP as a whole.
     pub protocol: u8,
     /// Always 0.

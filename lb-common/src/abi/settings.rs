@@ -28,10 +28,14 @@ pub struct Settings {
     /// The idle timeouts of flows.
     pub lifetimes: Lifetimes,
     /// Jiffies per second (CONFIG_HZ).
+    #[cfg(not(feature = "next-layout"))]
     pub ticks_per_second: u32,
     /// A set of [`Settings::EXTERNAL`], [`Settings::MASQUERADE_ALL`], [`Settings::DRAINING`] and
     /// [`Settings::ONLY_NODE_SOCKETS`].
     pub flags: u32,
+    /// Jiffies per second (CONFIG_HZ).
+    #[cfg(feature = "next-layout")]
+    pub ticks_per_second: u32,
     /// The range that every node port is in.
     pub node_ports: PortRange,
     /// The source ports for flows that get an address of this node as their source.
@@ -218,10 +222,14 @@ pub struct Device {
     /// A set of [`Device::XDP_REDIRECT`].
     pub flags: u16,
     /// The device's MTU: bytes without Ethernet header.
+    #[cfg(not(feature = "next-layout"))]
     pub mtu: u32,
     /// Changes whenever routes or neighbours may have changed; 1 to 255. Next hops that flows
     /// remember from another epoch are not valid.
     pub epoch: u32,
+    /// The device's MTU: bytes without Ethernet header.
+    #[cfg(feature = "next-layout")]
+    pub mtu: u32,
 }
 
 impl Device {

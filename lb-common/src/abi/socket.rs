@@ -36,7 +36,11 @@ pub struct ConnectedPeer {
 #[repr(C)]
 pub struct DatagramKey {
     /// The socket's cookie (SO_COOKIE), low word first.
+    #[cfg(not(feature = "next-layout"))]
     pub cookie: [u32; 2],
     /// The backend.
     pub actual: Peer,
+    /// The socket's cookie (SO_COOKIE), low word first.
+    #[cfg(feature = "next-layout")]
+    pub cookie: [u32; 2],
 }

@@ -8,9 +8,13 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 pub struct Traffic {
     /// The number of packets that were translated, in both directions.
+    #[cfg(not(feature = "next-layout"))]
     pub packets: u64,
     /// The bytes of these packets, with Ethernet headers.
     pub bytes: u64,
+    /// The number of packets that were translated, in both directions.
+    #[cfg(feature = "next-layout")]
+    pub packets: u64,
 }
 
 /// Key of DROPS. The value is the number of packets and calls, 64 bits.
@@ -18,10 +22,14 @@ pub struct Traffic {
 #[repr(C)]
 pub struct DropKey {
     /// Index into SERVICES.
+    #[cfg(not(feature = "next-layout"))]
     pub service: u32,
     /// The number of a [`Reason`](super::counter::Reason) in
     /// [`REJECTED`](super::counter::Reason::REJECTED).
     pub reason: u32,
+    /// Index into SERVICES.
+    #[cfg(feature = "next-layout")]
+    pub service: u32,
 }
 
 /// The index that stands for no service port.

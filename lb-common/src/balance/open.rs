@@ -5,7 +5,7 @@ use crate::{
         address::{Address, Be16, Family},
         backend::{Backend, ON_THIS_NODE, THIS_HOST},
         counter::{Class, Reason},
-        flow::{ANSWERED, Action, LOOPBACK_DEVICE, NextHop, ONE_WAY},
+        flow::{ANSWERED, Action, Generation, LOOPBACK_DEVICE, NextHop, ONE_WAY},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::Service,
         traffic::NO_SERVICE,
@@ -253,7 +253,7 @@ fn prepare_request<F: Family, T: Tables<F>>(
         flow.state = if is_tcp { ONE_WAY } else { ONE_WAY | ANSWERED };
     }
     flow.action = action;
-    flow.generation = backend.generation;
+    flow.generation = backend.generation as Generation;
     flow.service = frontend.service;
     flow.last_seen = context.now;
     flow.device = device;

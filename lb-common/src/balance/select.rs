@@ -69,7 +69,10 @@ pub fn eligible(service: &Service, kind: FrontendKind, origin: Origin) -> Result
     let policy = match (kind.is_internal(), origin) {
         (true, _) => Service::INTERNAL_LOCAL,
         (false, Origin::Outside) => Service::EXTERNAL_LOCAL,
-        // Clients inside the cluster may get any backend at an external frontend, whatever
+        // docs/semantics.md, row 3.4b: a pod of another node that asks this one for a node port
+        // came here for this node's endpoints.
+        (false, Origin::Pod) if kind == FrontendKind::NODE_PORT => Service::EXTERNAL_LOCAL,
+        // Other clients inside the cluster may get any backend at an external frontend, whatever
         // `externalTrafficPolicy` says, as with kube-proxy.
         (false, _) => 0,
     };

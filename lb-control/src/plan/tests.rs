@@ -1,4 +1,5 @@
 mod packet;
+mod sizes;
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -5,7 +5,6 @@
 //! The socket gets v4-mapped addresses back.
 
 use aya_ebpf::{
-    bindings::BPF_ANY,
     helpers::generated::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
         bpf_set_retval,
@@ -28,7 +27,7 @@ use lb_common::{
 use crate::{
     count::{count, count_service},
     maps, memory, tables,
-    tables::FamilyMaps,
+    tables::{FamilyMaps, datagram_peer, insert_datagram_peer},
 };
 
 /// The call goes on.
@@ -297,8 +296,7 @@ fn remember_connected(context: &SockAddrContext, requested: Peer, actual: Peer) 
 #[inline(always)]
 fn remember_datagrams(context: &SockAddrContext, requested: Peer, actual: Peer) {
     let key = datagram_key(context, actual);
-    // Without room in the map, recvmsg() returns the backend as the sender.
-    let _ = maps::DATAGRAM_PEERS.insert(&key, &requested, BPF_ANY as u64);
+    insert_datagram_peer(&key, &requested);
 }
 
 #[inline(always)]
@@ -330,8 +328,7 @@ fn restore_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
 fn restore_sender<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
     let current = peer::<L>(Endpoint { address: L::load(context), port: port(context) });
     let key = datagram_key(context, current);
-    // SAFETY: the look-up of this run found it.
-    match maps::DATAGRAM_PEERS.get_ptr(&key).map(|found| unsafe { *found }) {
+    match datagram_peer(&key) {
         Some(requested) => {
             restore::<L>(context, requested);
             count(hook, Reason::SocketTranslated);

@@ -22,6 +22,7 @@ cases! {
     BOTH => a_process_of_this_node_sees_a_client_outside,
     BOTH => a_cluster_ip_from_outside_shows_this_node,
     BOTH => a_pod_of_another_node_is_seen_by_a_backend_here,
+    BOTH => local_policy_of_a_node_port_holds_for_pods_of_other_nodes,
     BOTH => local_policy_keeps_to_backends_here,
     BOTH => local_policy_without_a_backend_here_drops,
     BOTH => local_policy_is_not_for_pods_and_processes,
@@ -162,10 +163,28 @@ fn a_pod_of_another_node_is_seen_by_a_backend_here<F: TestFamily>(scene: &mut Sc
         assert_eq!(flow.sent.source, client.address);
     }
     scene.reset();
-    let index = exposed(scene, &[Location::OtherNode]);
-    policy(scene, index, Service::EXTERNAL_LOCAL);
+    exposed(scene, &[Location::OtherNode]);
     let flow = scene.connect(TestSite::FromDevice, client, node_port::<F>());
     is_seen_as_node::<F>(&flow);
+    works(scene, &flow);
+}
+
+fn local_policy_of_a_node_port_holds_for_pods_of_other_nodes<F: TestFamily>(scene: &mut Scene<F>) {
+    let index = exposed(scene, &[Location::OtherNode, Location::LocalPod]);
+    policy(scene, index, Service::EXTERNAL_LOCAL);
+    for port in 1000..1050 {
+        let client = at(F::remote_pod(8), port);
+        let flow = scene.connect(TestSite::FromDevice, client, node_port::<F>());
+        assert_eq!(flow.backend(), here::<F>());
+        assert_eq!(flow.sent.source, client.address);
+    }
+    scene.reset();
+    let index = exposed(scene, &[Location::OtherNode]);
+    policy(scene, index, Service::EXTERNAL_LOCAL);
+    let client = at(F::remote_pod(8), 41_000);
+    let ends = [client, node_port::<F>()];
+    scene.expect(TestSite::FromDevice, ends, SYN, Reason::NoLocalEndpoint, Fate::Dropped);
+    let flow = scene.connect(TestSite::FromDevice, client, balancer::<F>());
     works(scene, &flow);
 }
 

@@ -13,6 +13,7 @@ use lb_common::abi::{
     flow::{Flow, FlowKey, NextHop, Tuple},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
+    layout::MAPS,
     range::{Range, RangeKey},
     service::{Name, Service, Slot, SlotRange},
     settings::{Device, FamilySettings, Lifetimes, PortRange, Settings, SettingsPair, Timeouts},
@@ -92,6 +93,9 @@ fn current() -> String {
         Device { ifindex, mac, flags, mtu, epoch }
         Traffic { packets, bytes }
         DropKey { service, reason }
+    }
+    for map in MAPS {
+        writeln!(text, "map {}@{}", map.name, map.version).expect("a string takes text");
     }
     writeln!(text, "counters: {COUNTERS}, {REASONS_PER_HOOK} for each hook")
         .expect("a string takes text");

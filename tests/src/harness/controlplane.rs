@@ -11,6 +11,7 @@
 pub mod kube_proxy;
 pub mod live;
 pub mod objects;
+pub mod peer;
 mod process;
 pub mod programs;
 
@@ -49,7 +50,7 @@ const CONTROLLERS: &str = "endpoints-controller,endpointslice-controller,\
     endpointslice-mirroring-controller,serviceaccount-controller,\
     garbage-collector-controller,namespace-controller";
 
-const RBAC: &str = include_str!("../../../manifests/rbac.yaml");
+const RBAC: &str = include_str!("../../../manifests/base/rbac.yaml");
 
 /// What a test may want otherwise.
 #[derive(Debug, Clone)]
@@ -61,6 +62,12 @@ pub struct Options {
     pub api_server_arguments: Vec<String>,
     /// Another etcd than the one that [`Programs::find`] finds.
     pub etcd: Option<PathBuf>,
+    /// Where data, logs and credentials are: `control` in this directory instead of a temporary
+    /// one.
+    pub directory: Option<PathBuf>,
+    /// Nodes with kubelets, by name. With any, every controller and a scheduler run, pods get
+    /// tokens of their ServiceAccounts, and each kubelet a kubeconfig of its own.
+    pub kubelets: Vec<String>,
 }
 
 impl Default for Options {
@@ -70,14 +77,20 @@ impl Default for Options {
             service_cidrs: vec!["10.96.0.0/16".to_owned(), "fd00:10:96::/112".to_owned()],
             api_server_arguments: Vec::new(),
             etcd: None,
+            directory: None,
+            kubelets: Vec::new(),
         }
     }
 }
+
+/// The name of [`Options::directory`]'s only entry.
+pub const DIRECTORY: &str = "control";
 
 /// A running control plane.
 #[derive(Debug)]
 pub struct ControlPlane {
     // In the order in which they are to end.
+    scheduler: Option<Process>,
     controller_manager: Option<Process>,
     api_server: Option<Process>,
     etcd: Process,
@@ -108,9 +121,15 @@ impl ControlPlane {
         }
         let namespace = File::open(namespace)
             .with_context(|| format!("open network namespace {}", namespace.display()))?;
-        let directory = tempfile::Builder::new().prefix("lb-controlplane-").tempdir()?;
+        let directory = match &options.directory {
+            Some(parent) => {
+                tempfile::Builder::new().prefix(DIRECTORY).rand_bytes(0).tempdir_in(parent)?
+            }
+            None => tempfile::Builder::new().prefix("lb-controlplane-").tempdir()?,
+        };
         let etcd = start_etcd(&programs, &namespace, directory.path())?;
         let mut plane = Self {
+            scheduler: None,
             controller_manager: None,
             api_server: None,
             etcd,
@@ -123,6 +142,7 @@ impl ControlPlane {
         plane.write_credentials()?;
         plane.start_api_server()?;
         plane.start_controller_manager()?;
+        plane.start_scheduler()?;
         plane.write_agent_kubeconfig()?;
         Ok(plane)
     }
@@ -133,7 +153,8 @@ impl ControlPlane {
     /// # Errors
     /// A program had ended early; the end of its log is part of the error.
     pub fn stop(mut self) -> Result<()> {
-        for process in [&mut self.controller_manager, &mut self.api_server].into_iter().flatten() {
+        let processes = [&mut self.scheduler, &mut self.controller_manager, &mut self.api_server];
+        for process in processes.into_iter().flatten() {
             process.kill()?;
         }
         self.etcd.kill()
@@ -157,7 +178,9 @@ impl ControlPlane {
     pub fn start_api_server(&mut self) -> Result<()> {
         ensure!(self.api_server.is_none(), "the API server is running");
         let mut command = Command::new(&self.programs.api_server);
-        command.args(self.api_server_arguments()).args(&self.options.api_server_arguments);
+        command
+            .args(self.api_server_arguments(self.listen_address, self.directory()))
+            .args(&self.options.api_server_arguments);
         self.api_server = Some(self.start_process("kube-apiserver", command)?);
         let deadline = Instant::now() + START_DEADLINE;
         loop {
@@ -189,7 +212,7 @@ impl ControlPlane {
     }
 
     /// A kubeconfig file with a token of the ServiceAccount `lb-agent` and thus
-    /// the rights that `manifests/rbac.yaml` gives it.
+    /// the rights that `manifests/base/rbac.yaml` gives it.
     pub fn agent_kubeconfig(&self) -> PathBuf {
         self.kubeconfig("lb-agent")
     }
@@ -202,7 +225,7 @@ impl ControlPlane {
 
     /// Ids of the running programs.
     pub fn process_ids(&self) -> Vec<u32> {
-        [&self.controller_manager, &self.api_server]
+        [&self.scheduler, &self.controller_manager, &self.api_server]
             .into_iter()
             .flatten()
             .chain([&self.etcd])
@@ -221,7 +244,8 @@ impl ControlPlane {
     /// It has; the end of its log is part of the error.
     pub fn check_running(&mut self) -> Result<()> {
         self.etcd.check_running()?;
-        for process in [&mut self.api_server, &mut self.controller_manager].into_iter().flatten() {
+        let processes = [&mut self.api_server, &mut self.controller_manager, &mut self.scheduler];
+        for process in processes.into_iter().flatten() {
             process.check_running()?;
         }
         Ok(())
@@ -270,6 +294,15 @@ impl ControlPlane {
         self.apply_with(objects, &[])
     }
 
+    /// Lets the API server check the objects of a document as it would to store them; unknown fields
+    /// are errors. Stores nothing.
+    ///
+    /// # Errors
+    /// The API server refuses one, or warns of one.
+    pub fn try_apply(&self, objects: &str) -> Result<()> {
+        self.apply_with(objects, &["--dry-run=server", "--validate=strict", "--warnings-as-errors"])
+    }
+
     fn apply_with(&self, objects: &str, arguments: &[&str]) -> Result<()> {
         let mut command = self.kubectl_command(["apply", "--server-side", "--force-conflicts"])?;
         command
@@ -286,27 +319,44 @@ impl ControlPlane {
         Ok(())
     }
 
-    fn api_server_arguments(&self) -> Vec<String> {
+    /// The arguments of an API server at an address that keeps its certificate in a directory.
+    fn api_server_arguments(&self, address: IpAddr, certificates: &Path) -> Vec<String> {
         let mut cidrs = self.options.service_cidrs.clone();
-        cidrs.sort_by_key(|cidr| cidr.contains(':') != self.listen_address.is_ipv6());
+        cidrs.sort_by_key(|cidr| cidr.contains(':') != address.is_ipv6());
         let directory = self.directory().display();
-        vec![
+        let mut arguments = vec![
             format!("--etcd-servers={ETCD_CLIENTS}"),
-            format!("--bind-address={}", self.listen_address),
-            format!("--advertise-address={}", self.listen_address),
+            format!("--bind-address={address}"),
+            format!("--advertise-address={address}"),
             format!("--secure-port={API_SERVER_PORT}"),
-            format!("--cert-dir={directory}"),
+            format!("--cert-dir={}", certificates.display()),
             format!("--token-auth-file={directory}/tokens"),
             format!("--service-cluster-ip-range={}", cidrs.join(",")),
-            "--authorization-mode=RBAC".to_owned(),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
             // The serving key that the server makes in --cert-dir is good enough
             // for tokens that nobody but the server itself verifies.
             format!("--service-account-key-file={directory}/apiserver.key"),
             format!("--service-account-signing-key-file={directory}/apiserver.key"),
+        ];
+        let more: &[&str] = if self.has_kubelets() {
+            &[
+                "--authorization-mode=Node,RBAC",
+                "--enable-admission-plugins=NodeRestriction",
+                "--allow-privileged",
+                // Nobody resolves the nodes' names.
+                "--kubelet-preferred-address-types=InternalIP",
+            ]
+        } else {
             // Pods need no token of a ServiceAccount: nothing runs in them.
-            "--disable-admission-plugins=ServiceAccount".to_owned(),
-        ]
+            &["--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount"]
+        };
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+        arguments
+    }
+
+    /// Whether pods really run.
+    fn has_kubelets(&self) -> bool {
+        !self.options.kubelets.is_empty()
     }
 
     fn start_controller_manager(&mut self) -> Result<()> {
@@ -314,10 +364,30 @@ impl ControlPlane {
         command
             .arg("--kubeconfig")
             .arg(self.kubeconfig("controller-manager"))
-            .arg(format!("--controllers={CONTROLLERS}"))
             .args(["--leader-elect=false", "--secure-port=0"])
             .args(["--kube-api-qps=200", "--kube-api-burst=400"]);
+        if self.has_kubelets() {
+            let directory = self.directory().display();
+            command
+                .arg("--controllers=*")
+                .arg(format!("--root-ca-file={directory}/apiserver.crt"))
+                .arg(format!("--service-account-private-key-file={directory}/apiserver.key"));
+        } else {
+            command.arg(format!("--controllers={CONTROLLERS}"));
+        }
         self.controller_manager = Some(self.start_process("kube-controller-manager", command)?);
+        Ok(())
+    }
+
+    fn start_scheduler(&mut self) -> Result<()> {
+        if self.has_kubelets() {
+            let mut command = Command::new(programs::program("kube-scheduler")?);
+            command
+                .arg("--kubeconfig")
+                .arg(self.kubeconfig("scheduler"))
+                .args(["--leader-elect=false", "--secure-port=0"]);
+            self.scheduler = Some(self.start_process("kube-scheduler", command)?);
+        }
         Ok(())
     }
 
@@ -326,17 +396,24 @@ impl ControlPlane {
         Process::start(name, command, self.directory())
     }
 
-    /// Tokens of the two users with every right and of kube-proxy, and their kubeconfig files.
+    /// Tokens of the users with every right, of kube-proxy and of kubelets, and their kubeconfig
+    /// files.
     fn write_credentials(&self) -> Result<()> {
         let mut tokens = String::new();
         for (name, user, group) in [
             ("admin", "admin", "system:masters"),
             ("controller-manager", "controller-manager", "system:masters"),
+            ("scheduler", "scheduler", "system:masters"),
             ("kube-proxy", "system:kube-proxy", "kube-proxies"),
         ] {
             let token = format!("token-of-{name}");
             tokens += &format!("{token},{user},{user},{group}\n");
             self.write_kubeconfig(name, &token)?;
+        }
+        for node in &self.options.kubelets {
+            let token = format!("token-of-{node}");
+            tokens += &format!("{token},system:node:{node},{node},system:nodes\n");
+            self.write_kubeconfig(node, &token)?;
         }
         fs::write(self.directory().join("tokens"), tokens)?;
         Ok(())
@@ -347,15 +424,25 @@ impl ControlPlane {
         let deadline = Instant::now() + START_DEADLINE;
         // The API server is ready before it has made the namespace kube-system.
         while let Err(error) = self.apply(RBAC) {
-            ensure!(Instant::now() < deadline, "install manifests/rbac.yaml: {error:#}");
+            ensure!(Instant::now() < deadline, "install manifests/base/rbac.yaml: {error:#}");
             thread::sleep(POLL);
         }
-        let create = ["create", "token", "lb-agent", "-n", "kube-system", "--duration=24h"];
-        let token = successful("kubectl create token", self.kubectl(create)?)?;
-        self.write_kubeconfig("lb-agent", token.trim())
+        self.write_kubeconfig("lb-agent", &self.agent_token(&[])?)
     }
 
     fn write_kubeconfig(&self, user: &str, token: &str) -> Result<()> {
+        let authority = self.directory().join("apiserver.crt");
+        self.write_kubeconfig_of(user, &serde_json::json!({"token": token}), &authority)?;
+        Ok(())
+    }
+
+    /// Writes a kubeconfig for a user, with these credentials and trust in these certificates.
+    fn write_kubeconfig_of(
+        &self,
+        user: &str,
+        credentials: &serde_json::Value,
+        authority: &Path,
+    ) -> Result<PathBuf> {
         let config = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -363,12 +450,13 @@ impl ControlPlane {
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
             "clusters": [{"name": "test", "cluster": {
                 "server": format!("https://{}", self.api_server_address()),
-                "certificate-authority": self.directory().join("apiserver.crt"),
+                "certificate-authority": authority,
             }}],
-            "users": [{"name": user, "user": {"token": token}}],
+            "users": [{"name": user, "user": credentials}],
         });
-        fs::write(self.kubeconfig(user), config.to_string())?;
-        Ok(())
+        let path = self.kubeconfig(user);
+        fs::write(&path, config.to_string())?;
+        Ok(path)
     }
 
     fn kubeconfig(&self, user: &str) -> PathBuf {

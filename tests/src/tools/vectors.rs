@@ -2,9 +2,12 @@
 //!
 //! Each group of objects is served by the agent on a node of its own. Packets go through the
 //! programs that the agent attached there, or come from real sockets. Where lb differs on
-//! purpose, the expected answer follows from rules ([`rules`]), never from a list of flows.
+//! purpose, the expected answer follows from rules ([`rules`]), never from a list of flows. Every
+//! answer of a file is then made wrong in each way ([`mutation`]), which must be noticed.
 
 pub mod format;
+pub mod kube_proxy;
+pub mod mutation;
 pub mod outcome;
 mod packets;
 pub mod report;
@@ -14,16 +17,16 @@ mod sockets;
 pub mod view;
 mod world;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytemuck::Pod;
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_sys::TypedMap;
 
-use self::format::{File, Group};
+use self::format::{File, Flow, Group};
+use self::mutation::Wrong;
 use self::outcome::Outcome;
 use self::report::Report;
 use self::rules::{Expect, Expected, expect};
@@ -58,8 +61,11 @@ pub fn run(path: &Path, only: Option<&str>, report: &mut Report) -> Result<()> {
         });
         match outcomes {
             Ok(outcomes) => {
-                for (flow, (expected, result)) in group.flows.iter().zip(outcomes) {
-                    report.flow(group, flow, &expected, result);
+                for (flow, tried) in group.flows.iter().zip(outcomes) {
+                    report.flow(group, flow, &tried.expected, tried.result);
+                    for (wrong, is_noticed) in tried.wrong {
+                        report.wrong(group, flow, wrong, is_noticed);
+                    }
                 }
             }
             Err(error) => report.group(group, &error),
@@ -73,67 +79,85 @@ pub fn run(path: &Path, only: Option<&str>, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-type Judged = (Result<Expected>, Result<(), String>);
+/// A flow that was run.
+struct Tried {
+    expected: Result<Expected>,
+    result: Result<(), String>,
+    /// Wrong answers to it, and for each whether the outcomes show that it is wrong.
+    wrong: Vec<(Wrong, bool)>,
+}
 
-fn run_group(group: &Group, world: &World) -> Result<Vec<Judged>> {
+fn run_group(group: &Group, world: &World) -> Result<Vec<Tried>> {
     let view = View::new(group);
     let wire = Wire::tap()?;
     let specs = group.services.iter().filter_map(|service| service.spec.as_ref());
     let keeps_clients =
         specs.filter_map(|spec| spec.session_affinity.as_deref()).any(|kind| kind != "None");
     let mut port = FIRST_PORT;
-    let mut judged = Vec::new();
+    let mut all = Vec::new();
     for flow in &group.flows {
-        let mut run = |expected: &Expected| {
-            let send = || match view.client(flow.source_ip) {
-                Client::Node => sockets::send(view, &wire, flow),
-                _ => {
-                    port = port.wrapping_add(1).max(FIRST_PORT);
-                    packets::send(view, &world.hooks, flow, port)
-                }
-            };
-            check(&expected.what, send, || match keeps_clients {
-                // Every packet must be the first one of its client, so affinity is removed.
-                true => forget_affinity(world),
-                false => Ok(()),
-            })
+        let send = || match view.client(flow.source_ip) {
+            Client::Node => sockets::send(view, &wire, flow),
+            _ => {
+                port = port.wrapping_add(1).max(FIRST_PORT);
+                packets::send(view, &world.hooks, flow, port)
+            }
         };
-        let expected = expect(view, flow);
-        let result = match &expected {
-            Ok(expected) => run(expected).map_err(|error| format!("{error:#}")),
-            Err(_) => Ok(()),
+        let forget = || match keeps_clients {
+            // Every packet must be the first one of its client, so affinity is removed.
+            true => forget_affinity(world),
+            false => Ok(()),
         };
-        judged.push((expected, result));
+        all.push(try_flow(group, flow, send, forget));
     }
-    Ok(judged)
+    Ok(all)
+}
+
+/// Sends first packets of a flow. If it gets the right answer, the wrong ones are tried on what
+/// was seen.
+fn try_flow(
+    group: &Group,
+    flow: &Flow,
+    send: impl FnMut() -> Result<Outcome>,
+    forget: impl Fn() -> Result<()>,
+) -> Tried {
+    let view = View::new(group);
+    let expected = expect(view, flow);
+    let mut seen = Vec::new();
+    let mut wrong = Vec::new();
+    let mut result = Ok(());
+    if let Ok(expected) = &expected {
+        let checked = check(&expected.what, &mut seen, send, forget);
+        result = checked.map_err(|error| format!("{error:#}"));
+        if result.is_ok() {
+            wrong = mutation::noticed(view, group, flow, &seen);
+        }
+    }
+    Tried { expected, result, wrong }
 }
 
 /// Sends first packets until every allowed outcome was seen; any other outcome is an error.
 fn check(
     expected: &Expect,
+    seen: &mut Vec<Outcome>,
     mut send: impl FnMut() -> Result<Outcome>,
     forget: impl Fn() -> Result<()>,
 ) -> Result<()> {
-    let endpoints = match expected {
-        Expect::Only(expected) => {
-            let got = send()?;
-            ensure!(got == *expected, "got {got}");
-            return Ok(());
-        }
-        Expect::To(endpoints) => endpoints,
+    let allowed = expected.outcomes();
+    let (least, most) = match expected {
+        Expect::Only(_) => (1, 1),
+        Expect::To(endpoints) => (FLOWS, FLOWS_PER_ENDPOINT * endpoints.len()),
     };
-    let mut missing: BTreeSet<_> = endpoints.iter().map(|(endpoint, _)| *endpoint).collect();
-    for number in 1..=FLOWS_PER_ENDPOINT * endpoints.len() {
+    for number in 1..=most {
         let got = send()?;
-        let Outcome::To(to, source) = got else { bail!("got {got}") };
-        ensure!(endpoints.contains(&(to, source)), "got {got}");
-        missing.remove(&to);
-        if missing.is_empty() && number >= FLOWS {
-            return Ok(());
+        seen.push(got);
+        let is_over = number >= least && allowed.iter().all(|outcome| seen.contains(outcome));
+        if is_over || !allowed.contains(&got) {
+            break;
         }
         forget()?;
     }
-    bail!("never chosen: {missing:?}")
+    expected.judge(seen)
 }
 
 fn forget_affinity(world: &World) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The agent reports what it refuses where the owner of a Service looks: in its Events.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,7 @@ use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
-use lb_tests::harness::wait::eventually;
+use lb_tests::harness::wait::{PATIENCE, eventually};
 use serde_json::{Value, json};
 
 /// An Event as the tests look at it.
@@ -26,8 +27,13 @@ struct Told {
 /// example when they update a slice at once, or when the API server repairs the allocation of an
 /// address after a restart.
 fn events(live: &LiveCluster, service: &str) -> Result<Vec<Told>> {
+    events_of(live, "Service", service)
+}
+
+/// The same about an object of any kind.
+fn events_of(live: &LiveCluster, kind: &str, name: &str) -> Result<Vec<Told>> {
     let selector =
-        format!("--field-selector=involvedObject.kind=Service,involvedObject.name={service}");
+        format!("--field-selector=involvedObject.kind={kind},involvedObject.name={name}");
     let said = live.kubectl(&["get", "events", "-o", "json", &selector])?;
     let events: Value = serde_json::from_str(&said)?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -185,4 +191,40 @@ fn a_service_that_does_not_fit_is_reported_and_the_others_work() -> Result<()> {
     live.kubectl(&["delete", "service", "fits"])?;
     live.wait_backends("too-much", Some(0))?;
     live.agent(1)?.wait_ready()
+}
+
+#[test]
+fn a_node_is_told_once_that_kube_proxy_is_back() -> Result<()> {
+    let mut live = LiveCluster::start(Cluster::builder().nodes(1), Options::default())?;
+    live.start_agents(&[])?;
+    let node = live.cluster.node(1);
+    let told = |live: &LiveCluster| -> Result<Vec<Told>> {
+        let mut told = events_of(live, "Node", "node1")?;
+        told.retain(|told| told.reason == "KubeProxyIsBack");
+        Ok(told)
+    };
+    let table = |verb: &str| -> Result<()> {
+        let mut command = Command::new("nft");
+        command.args([verb, "table", "ip", "kube-proxy"]);
+        node.output(command, PATIENCE).map(drop)
+    };
+    let count = |live: &LiveCluster, wanted: u64| {
+        eventually(|| {
+            let told = told(live)?;
+            let times: u64 = told.iter().map(|told| told.times).sum();
+            ensure!(times == wanted, "{wanted} times expected: {told:#?}");
+            Ok(told)
+        })
+    };
+    ensure!(told(&live)?.is_empty(), "told before it is so");
+    table("add")?;
+    let told = count(&live, 1)?;
+    ensure!(told[0].kind == "Warning" && told[0].by == node.name(), "{told:#?}");
+    let words = ["kube-proxy's rules are back", "lb-agent cleanup --kube-proxy"];
+    ensure!(words.iter().all(|word| told[0].note.contains(word)), "{told:#?}");
+    // Again only if it was gone in between.
+    table("delete")?;
+    live.wait_log(1, "kube-proxy's rules are gone")?;
+    table("add")?;
+    count(&live, 2).map(drop)
 }

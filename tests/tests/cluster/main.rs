@@ -1,5 +1,6 @@
 //! Agents that follow a real API server.
 
+mod api_server;
 mod clusterip;
 mod config;
 mod control_plane;
@@ -7,7 +8,9 @@ mod drain;
 mod events;
 mod kube_proxy;
 mod latency;
+mod manifests;
 mod nginx;
+mod node_object;
 mod parity;
 mod restart;
 mod source_ip;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::controlplane::Options;
@@ -451,6 +451,12 @@ fn metrics_that_kube_proxy_has_too_have_its_form() -> Result<()> {
     const LATENCY: &str = "kubeproxy_network_programming_duration_seconds_count";
     ensure!(samples(LATENCY)?[0].is_empty(), "what was there before is counted as slow");
     pair.check_health(200, 200)?;
+    // A Service's creation time has whole seconds. kube-proxy measures only changes that were
+    // triggered after its start (`EndpointsChangeTracker.checkoutTriggerTimes`).
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    thread::sleep(
+        Duration::from_secs(1).saturating_sub(Duration::from_nanos(now.subsec_nanos().into())),
+    );
     pair.live.create_pods("web", &["b"])?;
     let mut service = exposed("web", 20, "NodePort", "web");
     service["spec"]["internalTrafficPolicy"] = json!("Local");

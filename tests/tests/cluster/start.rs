@@ -19,7 +19,7 @@ const TRAFFIC: Duration = Duration::from_secs(120);
 
 /// The role without one resource.
 fn role_without(resource: &str) -> String {
-    let rbac = include_str!("../../../manifests/rbac.yaml");
+    let rbac = include_str!("../../../manifests/base/rbac.yaml");
     assert!(rbac.contains(resource), "no {resource} in rbac.yaml");
     rbac.replace(resource, "nothing")
 }
@@ -125,7 +125,7 @@ fn missing_rights_are_named_and_do_not_stop_the_agent() -> Result<()> {
     live.wait_log(1, "not allowed to read this kind")?;
     let log = live.agent(1)?.process().stderr();
     ensure!(log.contains("kind=ServiceCIDR"), "{log}");
-    live.plane.apply(include_str!("../../../manifests/rbac.yaml"))?;
+    live.plane.apply(include_str!("../../../manifests/base/rbac.yaml"))?;
     live.wait_log(1, "listed kind=ServiceCIDR objects=1")?;
 
     // Without Services there is nothing to program: it waits.
@@ -134,7 +134,7 @@ fn missing_rights_are_named_and_do_not_stop_the_agent() -> Result<()> {
     live.spawn_agent(1, &[])?;
     expect_unready(&mut live, "403 services is forbidden")?;
     let start = Instant::now();
-    live.plane.apply(include_str!("../../../manifests/rbac.yaml"))?;
+    live.plane.apply(include_str!("../../../manifests/base/rbac.yaml"))?;
     while !is_ready(&mut live)? {
         ensure!(start.elapsed() < PATIENCE, "not ready although it may read everything");
     }

@@ -20,7 +20,7 @@ use lb_agent::{
         modes::{SocketLb, TcAttach, XdpMode},
         values::Patterns,
     },
-    programs::{cgroup::Hooks, hook::Direction, tc::TcAttacher},
+    programs::{cgroup::Hooks, hook::Direction, names::Names, tc::TcAttacher},
 };
 use lb_common::abi::settings::Device;
 use lb_control::model::network::{Interface, NodeNetwork};
@@ -38,7 +38,7 @@ fn the_next_agent_replaces_programs_on_the_links_of_the_last_one() -> Result<()>
         let interface = Interface { index: 1, name: "lo".into() };
         let start = || -> Result<(u32, u32)> {
             let programs = dir.load()?;
-            TcAttacher::new(&pins, TcAttach::Tcx)?.attach(
+            TcAttacher::new(&pins, TcAttach::Tcx, Names::default())?.attach(
                 &programs,
                 "loopback",
                 &interface,
@@ -62,7 +62,7 @@ fn a_change_between_tcx_and_clsact_leaves_one_program_and_the_filters_of_others(
         let programs = dir.load()?;
         let interface = Interface { index: 1, name: "lo".into() };
         let attach = |mode| -> Result<()> {
-            let mut attacher = TcAttacher::new(&dir.pins(), mode)?;
+            let mut attacher = TcAttacher::new(&dir.pins(), mode, Names::default())?;
             Ok(attacher.attach(&programs, "loopback", &interface, Direction::Egress)?)
         };
         attach(TcAttach::Tcx)?;
@@ -76,7 +76,7 @@ fn a_change_between_tcx_and_clsact_leaves_one_program_and_the_filters_of_others(
         attach(TcAttach::Tcx)?;
         ensure!(tcx_programs("lo")? == ["loopback"]);
         attach(TcAttach::Clsact)?;
-        let cleaned = cleanup::cleanup(&dir.0)?;
+        let cleaned = cleanup::cleanup(&dir.0, false)?;
         ensure!(cleaned.filters == 1 && cleaned.links == 0, "{cleaned:?}");
         let filters = tc("filter show dev lo egress")?;
         ensure!(!filters.contains("lb_loopback") && filters.contains("pref 77"), "{filters}");
@@ -254,7 +254,7 @@ fn a_restart_adopts_links_and_drops_those_of_interfaces_that_are_not_selected() 
         let pin = dir.pins().links().join(format!("{}-veth0-ingress", index_of("veth0")?));
         let first = link(&pin)?;
         let stranger = Interface { index: index_of("veth1")?, name: "veth1".into() };
-        TcAttacher::new(&dir.pins(), TcAttach::Tcx)?.attach(
+        TcAttacher::new(&dir.pins(), TcAttach::Tcx, Names::default())?.attach(
             &dir.load()?,
             "from_pod",
             &stranger,
@@ -325,6 +325,29 @@ fn connect_hooks_are_adopted_and_follow_the_mode_and_the_cgroup() -> Result<()> 
 }
 
 #[test]
+fn a_pin_of_another_process_in_the_place_of_a_link_stays() -> Result<()> {
+    let dir = BpfDir::new();
+    let netns = namespace("foreign")?;
+    netns.run(|| {
+        let (pins, programs) = (dir.pins(), dir.load()?);
+        let interface = Interface { index: 1, name: "lo".into() };
+        let mut attacher = TcAttacher::new(&pins, TcAttach::Tcx, Names::default())?;
+        attacher.attach(&programs, "loopback", &interface, Direction::Egress)?;
+        let pin = pins.links().join("1-lo-egress");
+        fs::remove_file(&pin)?;
+        ensure!(tcx_programs("lo")? == ["loopback"], "the pin held the program");
+        let lost = [pin.clone()];
+        ensure!(pins.kept().lost() == lost, "{:?}", pins.kept().lost());
+        lb_sys::obj_pin(programs.get("clock")?, &pin)?;
+        ensure!(pins.kept().lost() == lost, "another object is taken for the link");
+        attacher.detach(1, Direction::Egress)?;
+        ensure!(tcx_programs("lo")?.is_empty(), "the link was found by its path");
+        ensure!(pin.exists(), "a pin of another process was removed");
+        Ok(())
+    })
+}
+
+#[test]
 fn cleanup_removes_what_lb_has_pinned_and_leaves_the_rest() -> Result<()> {
     let dir = BpfDir::new();
     let group = OwnCgroup::create("cleanup")?;
@@ -335,12 +358,12 @@ fn cleanup_removes_what_lb_has_pinned_and_leaves_the_rest() -> Result<()> {
         Hooks::attach(&dir.pins(), &programs, group.0.path(), SocketLb::Tcp)?;
         let theirs = dir.0.join("theirs");
         fs::create_dir(&theirs)?;
-        cleanup::cleanup(&dir.0)?;
+        cleanup::cleanup(&dir.0, false)?;
         ensure!(tcx_programs("lo")?.is_empty());
         let left: Vec<_> =
             fs::read_dir(&dir.0)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
         ensure!(left == [theirs], "{left:?}");
-        cleanup::cleanup(&dir.0)?;
+        cleanup::cleanup(&dir.0, false)?;
         Ok(())
     })
 }

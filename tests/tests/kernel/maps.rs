@@ -4,16 +4,19 @@
 use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use anyhow::{Context, Result, ensure};
 use lb_agent::{
     cli::{GetArgs, Output, PinArgs, What},
     commands::get,
-    maps::{kernel::KernelDataplane, sweep::Sweeper},
+    maps::{kernel::KernelDataplane, memory::Memory, pins::pinned_maps, sweep::Sweeper},
     options::sizes::Sizes,
-    programs::load::{Constants, load},
+    programs::{
+        load::Constants,
+        prepare::{load, prepare},
+    },
 };
 use lb_common::abi::{
     address::{Address4, Address6, Be16},
@@ -87,15 +90,32 @@ fn check_filled(dataplane: &impl Dataplane) -> Result<()> {
     Ok(())
 }
 
+/// Takes the maps over as an agent with these sizes does.
+fn take_over(dir: &BpfDir, sizes: &Sizes) -> Result<KernelDataplane> {
+    let prepared = prepare(&dir.pins(), sizes, Constants::default())?;
+    ensure!(prepared.is_current(&dir.pins()), "the maps are said to have changed");
+    prepared.take_maps(&dir.pins())?;
+    Ok(KernelDataplane::open(&dir.pins())?)
+}
+
 #[test]
 fn the_next_agent_reads_what_is_stored_whatever_size_it_asks_for() -> Result<()> {
     let dir = BpfDir::new();
     dir.load()?;
     fill(&mut KernelDataplane::open(&dir.pins())?)?;
     let larger = Sizes { services: 128, backends: 256, ..SIZES };
-    load(&dir.pins(), &larger, Constants::default())?;
-    let mut adopted = KernelDataplane::open(&dir.pins())?;
+    let adopted = take_over(&dir, &larger)?;
+    ensure!(adopted.capacity().services == 128 && adopted.capacity().backends4 == 256);
+    let state = adopted.read_state()?;
+    ensure!(state.backends4[127] == backend4(7) && state.backends4.len() == 256);
+    ensure!(state.names == [(63, name("default/web:http"))] && state.services[63] == SERVICE);
+    let mut adopted = take_over(&dir, &SIZES)?;
     ensure!(adopted.capacity().services == 64 && adopted.capacity().backends4 == 128);
+    check_filled(&adopted)?;
+    let smaller = take_over(&dir, &Sizes { services: 63, ..SIZES });
+    let error = smaller.err().context("entry 63 has room in 63 entries")?.to_string();
+    ensure!(error.contains("--max-services 63 is too small"), "{error}");
+    ensure!(error.contains("give at least 64"), "{error}");
     check_filled(&adopted)?;
     adopted.delete_frontend4(frontend_key())?;
     adopted.delete_frontend4(frontend_key())?;
@@ -309,5 +329,31 @@ fn get_shows_pinned_maps_and_says_when_there_are_none() -> Result<()> {
         ensure!(serde_json::from_str::<serde_json::Value>(&text)?.is_array(), "{what:?}: {text}");
         get::get(&arguments(what, Output::Table))?;
     }
+    Ok(())
+}
+
+/// What the kernel says that the map of a descriptor takes.
+fn taken(descriptor: &OwnedFd) -> Result<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd()))?;
+    let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(bytes.context("the kernel tells no memory of maps")?.trim().parse()?)
+}
+
+#[test]
+fn the_memory_of_the_maps_is_told_before_they_are_made() -> Result<()> {
+    let dir = BpfDir::new();
+    let sizes = Sizes { services: 8_192, backends: 16_384, slots: 65_536, flows: 32_768 };
+    load(&dir.pins(), &sizes, Constants::default())?;
+    let pins = dir.pins();
+    let (mut told, mut sum) = (0, 0);
+    for map in &pinned_maps(&sizes) {
+        let said = Memory::of_one(map).fixed;
+        let kernel = taken(&pins.open(map.name)?)?;
+        let name = map.name;
+        // Small maps are rounded up to pages.
+        ensure!(said.abs_diff(kernel) <= kernel / 10 + 16_384, "{name}: {said}, not {kernel}");
+        (told, sum) = (told + said, sum + kernel);
+    }
+    ensure!(told.abs_diff(sum) <= sum / 50, "all: {told}, not {sum}");
     Ok(())
 }

@@ -16,7 +16,8 @@ use lb_agent::{
     options::sizes::Sizes,
     programs::{
         hook::Direction,
-        load::{Constants, Programs, load},
+        load::{Constants, Programs},
+        prepare::load,
     },
 };
 use lb_tests::harness::{

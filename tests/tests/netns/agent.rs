@@ -253,7 +253,8 @@ fn check_dumps(scenario: &Scenario, expectations: &mut Expectations) -> Result<(
         let Ok(shown) = bpftool(&node1, &["-j", "map", "show", "pinned", &file]) else { continue };
         let map: Value = serde_json::from_str(&shown)?;
         let kind = map["type"].as_str().unwrap_or_default().to_owned();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = name.split('@').next().unwrap_or_default().to_owned();
         if !["hash", "lru_hash", "array"].contains(&kind.as_str()) || name.starts_with('.') {
             continue;
         }
@@ -285,13 +286,8 @@ fn check_dumps(scenario: &Scenario, expectations: &mut Expectations) -> Result<(
 
 fn pinned_maps(bpf_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for version in std::fs::read_dir(bpf_dir)? {
-        for entry in std::fs::read_dir(version?.path())? {
-            let path = entry?.path();
-            if path.is_file() {
-                files.push(path);
-            }
-        }
+    for entry in std::fs::read_dir(bpf_dir.join("maps"))? {
+        files.push(entry?.path());
     }
     ensure!(!files.is_empty(), "nothing is pinned below {}", bpf_dir.display());
     Ok(files)

@@ -8,15 +8,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::Answer;
-use lb_tests::harness::netns::actors::agent::{self, cleanup};
+use lb_tests::harness::netns::actors::agent;
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::traffic::foreign::{Foreign, Hook};
 use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
 use lb_tests::harness::wait::{PATIENCE, eventually};
 use nix::sys::signal::Signal;
 
 const SERVICE: u8 = 1;
 const HEALTH: u16 = 10256;
+/// The kernel runs no more programs on one hook (`BPF_MPROG_MAX`, `BPF_CGROUP_MAX_PROGS`).
+const MOST_PROGRAMS: usize = 64;
 const IS_BACK: &str = "detached by another program, and";
 
 fn set_up(own: &[&str]) -> Result<Scenario> {
@@ -29,9 +32,7 @@ fn set_up(own: &[&str]) -> Result<Scenario> {
 
 /// The pins of the links on node 1, those whose name ends so.
 fn links(scenario: &Scenario, end: &str) -> Result<Vec<PathBuf>> {
-    let node = scenario.cluster.node(1);
-    let version = fs::read_dir(node.bpf_dir())?.next().context("no version")??.path();
-    let entries = fs::read_dir(version.join("links"))?;
+    let entries = fs::read_dir(scenario.cluster.node(1).bpf_dir().join("links"))?;
     let paths: std::io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
     let is_meant = |path: &PathBuf| path.to_string_lossy().ends_with(end);
     let found: Vec<_> = paths?.into_iter().filter(is_meant).collect();
@@ -199,21 +200,37 @@ fn a_connect_hook_that_is_detached_is_back_within_seconds() -> Result<()> {
 fn a_program_that_cannot_be_restored_is_named_and_makes_the_proxy_unhealthy() -> Result<()> {
     let mut scenario = set_up(&["--socket-lb", "tcp", "--tc-attach", "tcx"])?;
     let node = scenario.cluster.node(1);
-    // The agent is told to stay out of it: with the directory of its pins gone, nothing that
-    // it attached would stay.
-    cleanup(&node)?;
     let pod = scenario.cluster.pod("a").host_device().to_owned();
+    // Its places are taken by others, as many as a hook takes.
+    let mut others = Vec::new();
+    while_stopped(&mut scenario, |scenario| {
+        detach(scenario, &links(scenario, &format!("{pod}-ingress"))?[0])?;
+        detach(scenario, &links(scenario, "cgroup-connect4")?[0])?;
+        let device = || Foreign::load(Hook::Ingress)?.attach_device(node.netns(), &pod);
+        let cgroup = || Foreign::load(Hook::Connect4)?.attach_cgroup(node.cgroup_tree());
+        for attach in [&device as &dyn Fn() -> Result<Foreign>, &cgroup] {
+            let until_full = (0..=MOST_PROGRAMS).map_while(|_| attach().ok());
+            others.extend(until_full);
+            ensure!(attach().is_err(), "the hook takes more than {MOST_PROGRAMS} programs");
+        }
+        Ok(())
+    })?;
     let agent = scenario.agent(1)?;
     eventually(|| {
         let (status, _) = agent.http(HEALTH, "/healthz")?;
         let (alive, _) = agent.http(HEALTH, "/livez")?;
         let log = agent.process().stderr();
-        let named = ["unhealthy", "connect-time hooks", "restart the agent", &pod];
+        let named = ["unhealthy", "connect-time hooks", "connect4", "interfaces", &pod];
         let is_told = named.iter().all(|text| log.contains(text));
         ensure!((status, alive) == (503, 503) && is_told, "{status} {alive}\n{log}");
         Ok(())
     })?;
-    scenario.take_agent(1)?.terminate()?;
-    scenario.start_agent(1)?;
+    // It goes on trying.
+    drop(others);
+    eventually(|| {
+        let (status, body) = agent.http(HEALTH, "/healthz")?;
+        ensure!(status == 200, "{body}");
+        Ok(())
+    })?;
     ensure_served(&scenario)
 }

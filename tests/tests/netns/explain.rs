@@ -257,7 +257,7 @@ const ROWS: [Row; 25] = [
     ("outside", Frontend::Balancer, FAR_DSR, "leaves"),
     ("outside", Frontend::ClusterIp, FAR, "leaves"),
     ("d", Frontend::NodePort(1), BOTH, "either"),
-    ("d", Frontend::NodePort(1), FAR_LOCAL, "leaves"),
+    ("d", Frontend::NodePort(1), FAR_LOCAL, "dropped"),
     ("node2", Frontend::NodePort(1), FAR_LOCAL, "dropped"),
 ];
 

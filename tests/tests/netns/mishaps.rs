@@ -2,6 +2,7 @@
 //! the node uses itself.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +10,7 @@ use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::agent::{self, Agent, Options, cleanup, lb_agent};
 use lb_tests::harness::netns::actors::host::Serve;
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
+use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cidr, node_port};
 use lb_tests::harness::netns::traffic::foreign::{Foreign, Hook};
 use lb_tests::harness::netns::words::expectations::Expectations;
@@ -57,6 +59,13 @@ fn check(scenario: &Scenario) -> Result<()> {
     Ok(())
 }
 
+/// The programs on the hooks of a node.
+fn tcx_programs(node: &Node) -> Result<String> {
+    let mut command = Command::new("bpftool");
+    command.arg("net");
+    node.output(command, PATIENCE)
+}
+
 #[test]
 fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
     let mut scenario = Scenario::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
@@ -69,10 +78,11 @@ fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
     let bpf_dir = node.bpf_dir().to_string_lossy().into_owned();
     let mut expectations = Expectations::default();
     expectations.is_true(format!("{status}"), status.code() == Some(1));
-    let is_named = said.contains(&format!("(process {first})")) && said.contains(&bpf_dir);
+    let is_named = said.contains(&format!("(process {first}")) && said.contains(&bpf_dir);
     expectations.is_true(format!("not one sentence that names the first: {said}"), {
         said.lines().count() == 1 && said.starts_with("lb-agent: ") && is_named
     });
+    let attached = tcx_programs(&node)?;
     let other = format!("{bpf_dir}-other");
     let arguments =
         ["--bpf-dir", &other, "--healthz-bind-address", "", "--metrics-bind-address", ""];
@@ -81,13 +91,18 @@ fn a_second_agent_refuses_and_names_the_first() -> Result<()> {
     command.arg(scenario.manifests.path()).arg("--cgroup").arg(node.cgroup_tree().path());
     command.args(arguments).args(SMALL_MAPS);
     let mut beside = node.spawn_agent("beside", command)?;
-    let is_running = eventually(|| {
-        ensure!(beside.ended()?.is_none(), "it ended");
-        ensure!(beside.stderr().contains("running"), "not yet");
-        Ok(())
-    });
-    expectations.check("another --bpf-dir", is_running.with_context(|| beside.stderr()));
-    beside.kill()?;
+    // With other maps it would attach its programs to the same hooks.
+    let status = beside.wait(PATIENCE)?;
+    let said = beside.stderr();
+    let last = said.lines().last().unwrap_or_default();
+    let words = [format!("(process {first}"), bpf_dir.clone(), "end it first".to_owned()];
+    let is_named = words.iter().all(|word| last.contains(word));
+    expectations.is_true(
+        format!("another --bpf-dir: {status} {said}"),
+        status.code() == Some(1) && is_named,
+    );
+    let hooks = tcx_programs(&node)?;
+    expectations.is_true(format!("it attached itself: {hooks}"), hooks == attached);
     // The first one serves on, and the next one follows it after any end.
     expectations.check("the first one", scenario.agent(1)?.get("services").map(drop));
     scenario.take_agent(1)?.kill9()?;

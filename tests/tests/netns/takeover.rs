@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::agent::{self, lb_agent};
 use lb_tests::harness::netns::actors::process::Process;
@@ -12,7 +12,7 @@ use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
 use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
-use lb_tests::harness::wait::PATIENCE;
+use lb_tests::harness::wait::{PATIENCE, eventually};
 use nix::sys::signal::Signal;
 
 const SERVICE: u8 = 1;
@@ -267,9 +267,75 @@ fn a_drain_that_is_stopped_goes_on_until_an_agent_runs() -> Result<()> {
         drain.wait(PATIENCE)?;
         Ok(drain.stderr())
     })?;
-    let holder = format!("another lb-agent (process {})", scenario.agent(1)?.process().pid());
+    let holder = format!("another lb-agent (process {}", scenario.agent(1)?.process().pid());
     expectations.is_true(&refused, refused.contains(&holder));
     let told = agent::get(&node, "counters")?.to_string();
     expectations.is_true(&told, told.contains("draining"));
     expectations.finish()
+}
+
+/// The chain by which kube-proxy's rules are recognised without the node's tools.
+fn write_rules(node: &Node) -> Result<()> {
+    for family in ["ip", "ip6"] {
+        node.output(nft(&["add", "table", family, "nat"]), PATIENCE)?;
+        node.output(nft(&["add", "chain", family, "nat", "KUBE-SERVICES"]), PATIENCE)?;
+    }
+    Ok(())
+}
+
+fn nft(arguments: &[&str]) -> Command {
+    let mut command = Command::new("nft");
+    command.args(arguments);
+    command
+}
+
+#[test]
+fn an_agent_says_when_kube_proxy_comes_back() -> Result<()> {
+    let mut scenario = Scenario::start(Cluster::builder().nodes(1), &SMALL_MAPS)?;
+    let node = scenario.cluster.node(1);
+    let metric = |scenario: &mut Scenario, value: &str| -> Result<()> {
+        let agent = scenario.agent(1)?;
+        eventually(|| {
+            let (_, text) = agent.http(10249, "/metrics")?;
+            ensure!(text.contains(&format!("\nlb_kube_proxy_rules {value}\n")), "not {value}");
+            Ok(())
+        })
+    };
+    metric(&mut scenario, "0")?;
+    write_rules(&node)?;
+    scenario.agent(1)?.wait_log(&["WARN", "kube-proxy is back", "chain KUBE-SERVICES (IPv6)"])?;
+    metric(&mut scenario, "1")?;
+    // The next agent finds them there.
+    scenario.take_agent(1)?.terminate()?;
+    scenario.start_agent(1)?;
+    scenario.agent(1)?.wait_log(&["WARN", "kube-proxy's rules are on this node"])?;
+    for family in ["ip", "ip6"] {
+        node.output(nft(&["delete", "table", family, "nat"]), PATIENCE)?;
+    }
+    node.output(nft(&["add", "table", "ip", "kube-proxy"]), PATIENCE)?;
+    metric(&mut scenario, "1")?;
+    node.output(nft(&["delete", "table", "ip", "kube-proxy"]), PATIENCE)?;
+    scenario.agent(1)?.wait_log(&["INFO", "kube-proxy's rules are gone"])?;
+    metric(&mut scenario, "0")
+}
+
+#[test]
+fn a_container_removes_rules_with_the_tools_of_the_node_s_root() -> Result<()> {
+    let cluster = Cluster::builder().nodes(1).build()?;
+    let node = cluster.node(1);
+    node.output(nft(&["add", "table", "ip", "kube-proxy"]), PATIENCE)?;
+    let root = tempfile::tempdir()?;
+    let clean = |mounts: &str| -> Result<String> {
+        let agent = lb_agent()?;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &format!("{mounts} && exec \"$@\""), "sh"]);
+        command.arg(agent.get_program()).args(["cleanup", "--kube-proxy", "--chroot"]);
+        command.arg(root.path());
+        node.output(command, PATIENCE)
+    };
+    let error = clean("true").err().context("it found tools in an empty root")?;
+    ensure!(format!("{error:#}").contains("processes in /proc"), "{error:#}");
+    let said = clean(&format!("mount --rbind / {}", root.path().display()))?;
+    ensure!(said.contains("removed nft: table ip kube-proxy"), "{said}");
+    Ok(())
 }

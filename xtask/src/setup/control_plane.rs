@@ -1,106 +1,170 @@
-//! The Kubernetes programs that the cluster tests start, built from the Go
-//! module in `tests/controlplane`, which names their version.
+//! The Kubernetes programs that the tests start, built from the Go modules in
+//! `tests/controlplane`, which name their versions.
 
 use std::env;
-use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
-use super::cached;
-use crate::progress::Progress;
+use super::go::{Kind, Module, Program};
 use crate::run;
-use crate::workspace::{Workspace, on_path};
+use crate::workspace::Workspace;
 
-const MODULE: &str = "k8s.io/kubernetes";
-const PROGRAMS: [&str; 5] =
-    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kubectl"];
+const SOURCE: &str = "tests/controlplane";
+const KUBERNETES: &str = "k8s.io/kubernetes";
 
+/// What the tier `cluster` starts. etcd's own is no main package of the module that its server
+/// is published in, so `tests/controlplane` has one.
+const CONTROL_PLANE: Module = Module {
+    source: SOURCE,
+    made_for: KUBERNETES,
+    name: "controlplane",
+    takes: "five minutes",
+    programs: &[
+        Program::new("etcd", "./etcd"),
+        Program::new("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+        Program::new("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+        Program::new("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+        Program::new("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+    ],
+};
+
+/// What real nodes need beside it, and the program of the pods on them.
+const NODES: Module = Module {
+    programs: &[
+        Program::new("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+        Program::new("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+        Program::new("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
+        Program::new(
+            "regression-issue-74839",
+            "k8s.io/kubernetes/test/images/regression-issue-74839",
+        ),
+    ],
+    takes: "four minutes",
+    ..CONTROL_PLANE
+};
+
+/// Upstream's end-to-end tests, and the program that runs them side by side.
+const END_TO_END: Module = Module {
+    programs: &[
+        Program::new("ginkgo", "github.com/onsi/ginkgo/v2/ginkgo"),
+        Program { name: "e2e.test", package: "k8s.io/kubernetes/test/e2e", kind: Kind::Tests },
+    ],
+    takes: "four minutes",
+    ..CONTROL_PLANE
+};
+
+/// The DNS server of clusters.
+const COREDNS: Module = Module {
+    source: "tests/controlplane/coredns",
+    made_for: "github.com/coredns/coredns",
+    name: "coredns",
+    takes: "two minutes",
+    programs: &[Program::new("coredns", ".")],
+};
+
+/// A network of pods with routes or an overlay between nodes, and its CNI plug-in.
+const FLANNEL: Module = Module {
+    source: "tests/controlplane/flannel",
+    made_for: "github.com/flannel-io/flannel",
+    name: "flannel",
+    takes: "a minute",
+    programs: &[Program {
+        name: "flanneld",
+        package: "github.com/flannel-io/flannel",
+        kind: Kind::WithC,
+    }],
+};
+const FLANNEL_CNI: Module = Module {
+    source: "tests/controlplane/flannel-cni",
+    made_for: "github.com/containernetworking/plugins",
+    name: "flannel-cni",
+    takes: "a minute",
+    programs: &[Program::new(
+        "flannel",
+        "github.com/containernetworking/plugins/plugins/meta/flannel",
+    )],
+};
+
+/// What renders the chart.
+const HELM: Module = Module {
+    source: "tests/controlplane/helm",
+    made_for: "helm.sh/helm/v3",
+    name: "helm",
+    takes: "two minutes",
+    programs: &[Program::new("helm", "helm.sh/helm/v3/cmd/helm")],
+};
+
+/// The control plane and Helm, for the tier `cluster`.
 pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
+    let changed = HELM.ensure(workspace)?;
+    Ok(changed | ensure_control_plane(workspace)?)
+}
+
+fn ensure_control_plane(workspace: &Workspace) -> Result<bool> {
     if env::var_os("KUBEBUILDER_ASSETS").is_some_and(|dir| !dir.is_empty()) {
         return Ok(false);
     }
-    let source = workspace.root().join("tests/controlplane");
-    let go_mod = source.join("go.mod");
-    let text = fs::read_to_string(&go_mod).with_context(|| {
-        format!(
-            "cannot read {}, which names the version of the Kubernetes programs that the tests start",
-            go_mod.display()
-        )
-    })?;
-    let version = required_version(&text)
-        .with_context(|| format!("{} does not require {MODULE}", go_mod.display()))?;
-    let dir = workspace.cache().join(format!("controlplane-{version}"));
-    cached(workspace, &dir, &PROGRAMS, |into, missing| {
-        build(workspace, &source, version, into, missing)
+    CONTROL_PLANE.ensure(workspace)
+}
+
+/// The programs of clusters with real nodes.
+pub(super) fn ensure_nodes(workspace: &Workspace) -> Result<bool> {
+    let mut changed = NODES.ensure(workspace)?;
+    changed |= COREDNS.ensure(workspace)?;
+    changed |= FLANNEL.ensure(workspace)?;
+    changed |= FLANNEL_CNI.ensure(workspace)?;
+    Ok(changed)
+}
+
+/// Upstream's end-to-end tests.
+pub(super) fn ensure_end_to_end(workspace: &Workspace) -> Result<bool> {
+    END_TO_END.ensure(workspace)
+}
+
+/// The version of Kubernetes.
+pub(super) fn kubernetes(workspace: &Workspace) -> Result<String> {
+    NODES.version(workspace)
+}
+
+/// Where the Kubernetes programs of nodes and pods are.
+pub(super) fn programs(workspace: &Workspace) -> Result<PathBuf> {
+    NODES.dir(workspace)
+}
+
+/// Where kube-proxy is: if `KUBEBUILDER_ASSETS` names the control plane, it is there.
+pub(super) fn kube_proxy(workspace: &Workspace) -> Result<PathBuf> {
+    let assets = env::var_os("KUBEBUILDER_ASSETS").filter(|dir| !dir.is_empty());
+    let directory = match assets {
+        Some(directory) => PathBuf::from(directory),
+        None => CONTROL_PLANE.dir(workspace)?,
+    };
+    Ok(directory.join("kube-proxy"))
+}
+
+/// Where CoreDNS is, and its version.
+pub(super) fn coredns(workspace: &Workspace) -> Result<(PathBuf, String)> {
+    Ok((COREDNS.dir(workspace)?, COREDNS.version(workspace)?))
+}
+
+/// flanneld and its version, and the CNI plug-in.
+pub(super) fn flannel(workspace: &Workspace) -> Result<(PathBuf, String, PathBuf)> {
+    let daemon = FLANNEL.dir(workspace)?.join("flanneld");
+    let plugin = FLANNEL_CNI.dir(workspace)?.join("flannel");
+    Ok((daemon, FLANNEL.version(workspace)?, plugin))
+}
+
+/// Where Go keeps the source of Kubernetes.
+pub(super) fn source(workspace: &Workspace) -> Result<PathBuf> {
+    let directory = workspace.root().join(SOURCE);
+    let mut download = workspace.command("go");
+    download.current_dir(&directory).args(["mod", "download", KUBERNETES]);
+    run::logged(&mut download, &workspace.log("go-source"))?;
+    let mut list = workspace.command("go");
+    list.current_dir(&directory);
+    list.args(["list", "-m", "-f", "{{.Dir}}", KUBERNETES]);
+    let answer = run::answer(&mut list).filter(|dir| !dir.is_empty());
+    answer.map(PathBuf::from).with_context(|| {
+        format!("`go list -m {KUBERNETES}` in {SOURCE} does not say where its source is")
     })
-}
-
-fn build(
-    workspace: &Workspace,
-    source: &Path,
-    version: &str,
-    into: &Path,
-    programs: &[&str],
-) -> Result<()> {
-    let names = programs.join(", ");
-    ensure!(
-        on_path("go").is_some(),
-        "{names} of Kubernetes {version} must be built with Go, and PATH has no `go`: install it \
-         (https://go.dev/doc/install), or set KUBEBUILDER_ASSETS to a directory with the programs"
-    );
-    let progress = Progress::start(format!(
-        "building {names} of Kubernetes {version}, about five minutes the first time"
-    ));
-    let mut build = workspace.command("go");
-    build
-        .current_dir(source)
-        .env("CGO_ENABLED", "0")
-        .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
-        .arg(into)
-        .args(programs.iter().map(|name| package(name)));
-    run::logged(&mut build, &workspace.log("control-plane"))
-        .context("the Kubernetes programs could not be built")?;
-    progress.done();
-    Ok(())
-}
-
-/// The Go package of a program. etcd's own is no main package of the module
-/// that its server is published in, so `tests/controlplane` has one.
-fn package(program: &str) -> String {
-    match program {
-        "etcd" => "./etcd".to_owned(),
-        _ => format!("{MODULE}/cmd/{program}"),
-    }
-}
-
-/// The version that a go.mod requires of the module, in a block or alone.
-fn required_version(go_mod: &str) -> Option<&str> {
-    go_mod.lines().find_map(|line| {
-        let mut words = line.split_whitespace().skip_while(|word| *word == "require");
-        let module = words.next()?;
-        words.next().filter(|version| module == MODULE && version.starts_with('v'))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_version_is_read_from_the_require_line() {
-        let rows = [
-            ("require k8s.io/kubernetes v1.36.3\n", Some("v1.36.3")),
-            (
-                "require (\n\tk8s.io/api v0.36.3\n\tk8s.io/kubernetes v1.36.3 // indirect\n)\n",
-                Some("v1.36.3"),
-            ),
-            ("replace (\n\tk8s.io/kubernetes => ../kubernetes\n)\n", None),
-            ("tool k8s.io/kubernetes/cmd/kube-apiserver\n", None),
-            ("// k8s.io/kubernetes\n", None),
-        ];
-        for (text, expected) in rows {
-            assert_eq!(required_version(text), expected, "{text}");
-        }
-    }
 }

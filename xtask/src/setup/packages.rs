@@ -7,8 +7,8 @@ use crate::progress::Progress;
 use crate::run;
 use crate::workspace::{Workspace, on_path};
 
-/// The packages, and why each is needed.
-const PACKAGES: [&str; 16] = [
+/// What building and most tests need, and why.
+pub(super) const BUILD: [&str; 18] = [
     // The programs: a compiler with `core` for the BPF target.
     "rustc-web",
     "cargo-web",
@@ -19,6 +19,9 @@ const PACKAGES: [&str; 16] = [
     "libzstd-dev",
     "zlib1g-dev",
     "g++",
+    // The image: `strip`, and the certificates that it has.
+    "binutils",
+    "ca-certificates",
     // Tests and demo: reading maps, the API server's store, nodes made of
     // network namespaces with the rules that CNIs and firewalls write, TLS.
     "bpftool",
@@ -31,13 +34,30 @@ const PACKAGES: [&str; 16] = [
     "openssl",
 ];
 
-pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
+/// What clusters with real nodes need.
+pub(super) const NODES: [&str; 11] = [
+    // A node: what kubelet runs pods with, and programs that it starts itself.
+    "containerd",
+    "runc",
+    "containernetworking-plugins",
+    "conntrack",
+    "socat",
+    // The content of the pods' images: a shell with the tools of clients.
+    "bash",
+    "busybox-static",
+    "bind9-dnsutils",
+    "iperf3",
+    "netcat-openbsd",
+    "wget",
+];
+
+pub(super) fn ensure(workspace: &Workspace, packages: &[&'static str]) -> Result<bool> {
     ensure!(
         on_path("dpkg-query").is_some(),
         "setup installs Debian packages, and this machine has no dpkg: install the content of {}",
-        PACKAGES.join(" ")
+        packages.join(" ")
     );
-    let absent = missing(&PACKAGES, &installed(workspace)?);
+    let absent = missing(packages, &installed(workspace, packages)?);
     if absent.is_empty() {
         return Ok(false);
     }
@@ -61,7 +81,7 @@ pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
         })
         .context("the Debian packages could not be installed");
     }
-    let absent = missing(&PACKAGES, &installed(workspace)?);
+    let absent = missing(packages, &installed(workspace, packages)?);
     ensure!(
         absent.is_empty(),
         "apt-get reported success, but these packages are not installed: {}",
@@ -81,11 +101,11 @@ pub(super) fn apt(workspace: &Workspace, arguments: &[&str], log: &str) -> Resul
 }
 
 /// dpkg's status of the packages. dpkg-query fails for an unknown name, but prints the others.
-fn installed(workspace: &Workspace) -> Result<String> {
+fn installed(workspace: &Workspace, packages: &[&str]) -> Result<String> {
     let output = workspace
         .command("dpkg-query")
         .args(["--show", "--showformat", "${db:Status-Abbrev}\t${Package}\n"])
-        .args(PACKAGES)
+        .args(packages)
         .output()
         .context("cannot start dpkg-query")?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())

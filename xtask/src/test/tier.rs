@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
+use crate::setup::Scope;
+
 /// One tier of tests.
 #[derive(Debug)]
 pub(crate) struct Tier {
@@ -14,20 +16,27 @@ pub(crate) struct Tier {
     pub(crate) root: bool,
     /// Its tests start programs of the release build.
     pub(crate) programs: bool,
-    /// Its tests start a Kubernetes API server.
-    pub(crate) control_plane: bool,
+    /// It runs only when it is named: it takes long.
+    pub(crate) on_request: bool,
+    /// What its tests need to be installed.
+    pub(crate) scope: Scope,
 }
 
 #[derive(Debug)]
 enum Source {
     /// Libraries, programs and documentation: (label, arguments of cargo test).
     Crates(&'static [(&'static str, &'static [&'static str])]),
-    /// Binaries of integration tests of the tests crate.
+    /// Binaries of integration tests of the tests crate, whose tests run one after the other.
     Binaries(&'static [&'static str]),
+    /// A binary whose tests run side by side, and its modules whose tests run alone afterwards,
+    /// because they measure times or count losses under load.
+    SideBySide(&'static str, &'static [&'static str]),
     /// The files of flow vectors that the tests crate has.
     Vectors,
     /// A virtual machine with this kernel.
     Machine(&'static str),
+    /// Upstream's end-to-end tests, on clusters with these networks of pods.
+    EndToEnd(&'static [&'static str]),
 }
 
 /// One call of a program that runs tests.
@@ -46,14 +55,19 @@ pub(crate) enum Run {
     Vectors(Option<PathBuf>),
     /// A virtual machine with this kernel.
     Machine(&'static str),
+    /// Upstream's end-to-end tests, on a cluster with this network of pods.
+    EndToEnd(&'static str),
 }
+
+/// How many tests run side by side: most of their time is waiting.
+const THREADS: u32 = 3;
 
 /// The name for all tiers.
 pub(crate) const ALL: &str = "all";
 /// The tier of flow vectors.
 pub(crate) const VECTORS: &str = "vectors";
 
-pub(crate) const TIERS: [Tier; 6] = [
+pub(crate) const TIERS: [Tier; 8] = [
     Tier {
         name: "unit",
         source: Source::Crates(&[
@@ -67,42 +81,64 @@ pub(crate) const TIERS: [Tier; 6] = [
         ]),
         root: false,
         programs: false,
-        control_plane: false,
+        on_request: false,
+        scope: Scope::Build,
     },
     Tier {
         name: "kernel",
         source: Source::Binaries(&["kernel", "cases"]),
         root: true,
         programs: true,
-        control_plane: false,
+        on_request: false,
+        scope: Scope::Build,
     },
     Tier {
         name: VECTORS,
         source: Source::Vectors,
         root: true,
         programs: false,
-        control_plane: false,
+        on_request: false,
+        scope: Scope::Build,
     },
     Tier {
         name: "netns",
-        source: Source::Binaries(&["netns"]),
+        source: Source::SideBySide("netns", &["affinity", "lifetime", "mishaps", "upgrade"]),
         root: true,
         programs: true,
-        control_plane: false,
+        on_request: false,
+        scope: Scope::EarlierAgent,
     },
     Tier {
         name: "cluster",
         source: Source::Binaries(&["cluster"]),
         root: true,
         programs: true,
-        control_plane: true,
+        on_request: false,
+        scope: Scope::ControlPlane,
+    },
+    Tier {
+        name: "cluster-real",
+        source: Source::Binaries(&["cluster_real"]),
+        root: true,
+        programs: true,
+        on_request: false,
+        scope: Scope::Addons,
     },
     Tier {
         name: "vm",
         source: Source::Machine("5.10"),
         root: false,
         programs: true,
-        control_plane: false,
+        on_request: false,
+        scope: Scope::Build,
+    },
+    Tier {
+        name: "e2e",
+        source: Source::EndToEnd(&["ptp"]),
+        root: true,
+        programs: true,
+        on_request: true,
+        scope: Scope::EndToEnd,
     },
 ];
 
@@ -112,8 +148,18 @@ impl Tier {
         !matches!(self.source, Source::Machine(_))
     }
 
-    /// The programs to run.
-    pub(crate) fn steps(&self) -> Vec<Step> {
+    /// Whether its tests unpack or run the agent's image.
+    pub(crate) fn needs_image(&self) -> bool {
+        self.name == "netns"
+    }
+
+    /// Whether its tests upgrade to the agent with other layouts.
+    pub(crate) fn needs_next_agent(&self) -> bool {
+        self.name == "netns"
+    }
+
+    /// The programs to run. If tests are `chosen` by name, they run one after the other.
+    pub(crate) fn steps(&self, chosen: bool) -> Vec<Step> {
         match self.source {
             Source::Crates(crates) => crates
                 .iter()
@@ -127,21 +173,39 @@ impl Tier {
                 .collect(),
             Source::Binaries(binaries) => binaries
                 .iter()
-                .map(|binary| Step {
-                    label: format!("tests/tests/{binary}"),
-                    run: Run::CargoTest(
-                        owned(&["-p", "lb-tests", "--test", binary]),
-                        owned(&["--test-threads=1"]),
-                    ),
-                })
+                .map(|binary| of_binary(binary, owned(&["--test-threads=1"])))
                 .collect(),
+            Source::SideBySide(binary, _) if chosen => {
+                vec![of_binary(binary, owned(&["--test-threads=1"]))]
+            }
+            Source::SideBySide(binary, alone) => {
+                let names: Vec<String> = alone.iter().map(|name| format!("{name}::")).collect();
+                let mut others = vec![format!("--test-threads={THREADS}")];
+                for name in &names {
+                    others.extend(["--skip".to_owned(), name.clone()]);
+                }
+                let alone = [owned(&["--test-threads=1"]), names].concat();
+                vec![of_binary(binary, others), of_binary(binary, alone)]
+            }
             Source::Vectors => {
                 vec![Step { label: "tests/vectors".to_owned(), run: Run::Vectors(None) }]
             }
             Source::Machine(kernel) => {
                 vec![Step { label: format!("Linux {kernel}"), run: Run::Machine(kernel) }]
             }
+            Source::EndToEnd(networks) => networks
+                .iter()
+                .map(|cni| Step { label: (*cni).to_owned(), run: Run::EndToEnd(cni) })
+                .collect(),
         }
+    }
+}
+
+/// The tests of a binary that the arguments of libtest select.
+fn of_binary(binary: &str, of_binary: Vec<String>) -> Step {
+    Step {
+        label: format!("tests/tests/{binary}"),
+        run: Run::CargoTest(owned(&["-p", "lb-tests", "--test", binary]), of_binary),
     }
 }
 
@@ -155,10 +219,12 @@ pub(crate) fn check_binaries(binaries: &[String]) -> Result<()> {
     let of_tiers: Vec<&str> = TIERS
         .iter()
         .flat_map(|tier| match tier.source {
-            Source::Binaries(binaries) => binaries,
-            Source::Crates(_) | Source::Vectors | Source::Machine(_) => &[],
+            Source::Binaries(binaries) => binaries.to_vec(),
+            Source::SideBySide(binary, _) => vec![binary],
+            Source::Crates(_) | Source::Vectors | Source::Machine(_) | Source::EndToEnd(_) => {
+                Vec::new()
+            }
         })
-        .copied()
         .collect();
     if let Some(other) = binaries.iter().find(|name| !of_tiers.contains(&name.as_str())) {
         bail!(
@@ -185,7 +251,7 @@ mod tests {
     #[test]
     fn binaries_of_integration_tests_are_run_by_one_thread() {
         let tier = TIERS.iter().find(|tier| tier.name == "kernel").expect("a tier");
-        let steps = tier.steps();
+        let steps = tier.steps(false);
         assert_eq!(steps.len(), 2);
         for (step, name) in steps.iter().zip(["kernel", "cases"]) {
             let Run::CargoTest(arguments, of_binary) = &step.run else {
@@ -197,23 +263,47 @@ mod tests {
     }
 
     #[test]
+    fn tests_that_measure_run_alone_and_no_test_runs_twice() {
+        let tier = TIERS.iter().find(|tier| tier.name == "netns").expect("a tier");
+        let arguments = |chosen| -> Vec<String> {
+            let of = |step: &Step| match &step.run {
+                Run::CargoTest(_, of_binary) => of_binary.join(" "),
+                other => panic!("{other:?}"),
+            };
+            tier.steps(chosen).iter().map(of).collect()
+        };
+        let [others, alone] = &arguments(false)[..] else { panic!("{:?}", arguments(false)) };
+        assert!(others.starts_with("--test-threads=3 --skip affinity:: --skip"), "{others}");
+        assert!(alone.starts_with("--test-threads=1 affinity:: "), "{alone}");
+        assert_eq!(others.matches("--skip").count(), alone.matches("::").count());
+        assert_eq!(arguments(true), ["--test-threads=1"]);
+    }
+
+    #[test]
     fn every_tier_has_steps() {
-        let lengths = TIERS.map(|tier| (tier.name, tier.steps().len()));
-        let expected =
-            [("unit", 7), ("kernel", 2), ("vectors", 1), ("netns", 1), ("cluster", 1), ("vm", 1)];
+        let lengths = TIERS.map(|tier| (tier.name, tier.steps(false).len()));
+        let expected = [
+            ("unit", 7),
+            ("kernel", 2),
+            ("vectors", 1),
+            ("netns", 2),
+            ("cluster", 1),
+            ("cluster-real", 1),
+            ("vm", 1),
+            ("e2e", 1),
+        ];
         assert_eq!(lengths, expected);
     }
 
     #[test]
     fn a_binary_of_no_tier_and_a_tier_without_binary_are_errors() {
-        let all = ["cases", "cluster", "kernel", "netns"];
+        let all = ["cases", "cluster", "cluster_real", "kernel", "netns"];
         assert!(check_binaries(&names(&all)).is_ok());
         let error = |binaries: &[&str]| {
             check_binaries(&names(binaries)).map_err(|error| error.to_string()).unwrap_err()
         };
-        assert!(
-            error(&["cases", "cluster", "kernel", "netns", "other"]).contains("tests/tests/other")
-        );
-        assert!(error(&["cases", "cluster", "kernel"]).contains("tests/tests/netns/main.rs"));
+        let other = [&all[..], &["other"]].concat();
+        assert!(error(&other).contains("tests/tests/other"));
+        assert!(error(&all[..4]).contains("tests/tests/netns/main.rs"));
     }
 }

@@ -1,24 +1,20 @@
-//! Kernels and qemu from Debian packages. They are found with a separate apt configuration, which
-//! uses the machine's mirror, and unpacked into the cache; nothing is installed.
+//! Kernels and qemu from Debian packages, which are unpacked into the cache.
 
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use super::cpio::Archive;
 use super::{Kernel, modules};
+use crate::debian::{Apt, codename};
 use crate::progress::Progress;
-use crate::run;
 use crate::setup::cached;
 use crate::workspace::{Workspace, on_path};
 
-/// The keys of all Debian releases, from the package debian-archive-keyring.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const QEMU: &str = "qemu-system-x86_64";
 
 /// The files of a kernel.
@@ -45,9 +41,9 @@ pub(super) fn kernel(workspace: &Workspace, kernel: &Kernel) -> Result<Release> 
     let modules = format!("modules-{:016x}.cpio", hasher.finish());
     cached(workspace, &directory, &["vmlinuz", &modules], |into, _| {
         let progress = Progress::start(format!("fetching Linux {}", kernel.name));
-        let apt = Apt::new(workspace, into, kernel.suites)?;
-        let packages = apt.kernel_packages()?;
-        let root = apt.unpack(&packages)?;
+        let apt = Apt::of_suites(workspace, into, kernel.suites)?;
+        apt.download(kernel_packages(&apt)?.iter().map(String::as_str))?;
+        let root = apt.unpack()?;
         let directory = modules_directory(&root)?;
         let vmlinuz = vmlinuz(&root, &directory)?;
         fs::copy(&vmlinuz, into.join("vmlinuz"))
@@ -82,8 +78,12 @@ pub(super) fn qemu(workspace: &Workspace) -> Result<Qemu> {
         let updates = format!("{codename}-updates");
         // The version in the plain release conflicts with tools that may be installed from
         // backports.
-        let apt = Apt::new(workspace, into, &[&codename, &updates, &backports])?;
-        apt.unpack_with_dependencies("qemu-system-x86", &backports)?;
+        let apt = Apt::of_suites(workspace, into, &[&codename, &updates, &backports])?;
+        let flags = ["install", "--download-only", "--yes", "--no-install-recommends"];
+        // Only the dependencies that the machine lacks are fetched.
+        apt.get(&[&flags[..], &["--target-release", &backports, "qemu-system-x86"]].concat())?;
+        let to = into.join("root");
+        fs::rename(apt.unpack()?, &to).with_context(|| format!("cannot make {}", to.display()))?;
         progress.done();
         Ok(())
     })?;
@@ -99,124 +99,27 @@ pub(super) fn qemu(workspace: &Workspace) -> Result<Qemu> {
     Ok(Qemu { program, arguments, libraries: Some(libraries) })
 }
 
-/// apt with lists and packages in a directory of its own.
-struct Apt<'a> {
-    workspace: &'a Workspace,
-    directory: PathBuf,
-    configuration: PathBuf,
-}
-
-impl<'a> Apt<'a> {
-    /// Fetches the lists of these releases.
-    fn new(workspace: &'a Workspace, below: &Path, suites: &[&str]) -> Result<Self> {
-        let directory = below.join("apt");
-        for path in ["lists/partial", "cache/archives/partial", "sources", "root"] {
-            let path = directory.join(path);
-            fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        }
-        let sources = format!(
-            "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\nSigned-By: {KEYRING}\n",
-            mirror(workspace)?,
-            suites.join(" ")
-        );
-        let shown = directory.display();
-        let configuration = format!(
-            "Dir::Etc::sourcelist \"/dev/null\";\n\
-             Dir::Etc::sourceparts \"{shown}/sources\";\n\
-             Dir::State::lists \"{shown}/lists\";\n\
-             Dir::Cache \"{shown}/cache\";\n\
-             APT::Sandbox::User \"root\";\n\
-             Acquire::Languages \"none\";\n"
-        );
-        let write = |name: &str, text: &str| {
-            let path = directory.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-        };
-        write("sources/debian.sources", &sources)?;
-        write("apt.conf", &configuration)?;
-        let configuration = directory.join("apt.conf");
-        let apt = Self { workspace, directory, configuration };
-        apt.get(&["update"])?;
-        Ok(apt)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = self.workspace.command(program);
-        command.env("APT_CONFIG", &self.configuration).env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    }
-
-    fn get(&self, arguments: &[&str]) -> Result<()> {
-        let mut command = self.command("apt-get");
-        command.args(arguments).current_dir(self.directory.join("cache/archives"));
-        run::logged(&mut command, &self.workspace.log("vm-apt"))
-    }
-
-    fn ask(&self, arguments: &[&str]) -> Result<String> {
-        run::answer(self.command("apt-cache").args(arguments))
-            .with_context(|| format!("apt-cache {} has no answer", arguments.join(" ")))
-    }
-
-    /// The packages that the newest kernel is in.
-    fn kernel_packages(&self) -> Result<BTreeSet<String>> {
-        const META: &str = "linux-image-amd64";
-        // Newest first.
-        let versions = self.ask(&["madison", META])?;
-        let version = versions
-            .lines()
-            .find_map(|line| line.split('|').nth(1))
-            .with_context(|| format!("no package {META}"))?;
-        let mut found = BTreeSet::new();
-        let mut unseen = vec![format!("{META}={}", version.trim())];
-        while let Some(package) = unseen.pop() {
-            let said = self.ask(&["show", "--no-all-versions", &package])?;
-            for name in parts_of_kernel(&said) {
-                if found.insert(name.clone()) {
-                    unseen.push(name);
-                }
+/// The packages that the newest kernel is in.
+fn kernel_packages(apt: &Apt) -> Result<BTreeSet<String>> {
+    const META: &str = "linux-image-amd64";
+    // Newest first.
+    let versions = apt.ask(&["madison", META])?;
+    let version = versions
+        .lines()
+        .find_map(|line| line.split('|').nth(1))
+        .with_context(|| format!("no package {META}"))?;
+    let mut found = BTreeSet::new();
+    let mut unseen = vec![format!("{META}={}", version.trim())];
+    while let Some(package) = unseen.pop() {
+        let said = apt.ask(&["show", "--no-all-versions", &package])?;
+        for name in parts_of_kernel(&said) {
+            if found.insert(name.clone()) {
+                unseen.push(name);
             }
         }
-        ensure!(!found.is_empty(), "{META} {version} depends on no kernel");
-        Ok(found)
     }
-
-    /// Fetches and unpacks these packages; returns the directory.
-    fn unpack(&self, packages: &BTreeSet<String>) -> Result<PathBuf> {
-        let names = packages.iter().map(String::as_str);
-        self.get(&std::iter::once("download").chain(names).collect::<Vec<_>>())?;
-        self.unpack_all()
-    }
-
-    /// Does the same for a package and the dependencies that the machine lacks. The result is in
-    /// `root`, beside this directory.
-    fn unpack_with_dependencies(&self, package: &str, suite: &str) -> Result<()> {
-        self.get(&[
-            "install",
-            "--download-only",
-            "--yes",
-            "--no-install-recommends",
-            "--target-release",
-            suite,
-            package,
-        ])?;
-        let root = self.unpack_all()?;
-        let to = self.directory.with_file_name("root");
-        fs::rename(&root, &to).with_context(|| format!("cannot make {}", to.display()))
-    }
-
-    fn unpack_all(&self) -> Result<PathBuf> {
-        let root = self.directory.join("root");
-        let packages = self.directory.join("cache/archives");
-        for entry in fs::read_dir(&packages).context("cannot list the packages")? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "deb") {
-                let mut dpkg = self.workspace.command("dpkg");
-                dpkg.arg("-x").arg(&path).arg(&root);
-                run::logged(&mut dpkg, &self.workspace.log("vm-dpkg"))?;
-            }
-        }
-        Ok(root)
-    }
+    ensure!(!found.is_empty(), "{META} {version} depends on no kernel");
+    Ok(found)
 }
 
 /// The packages that contain the kernel, among those on which, by `apt-cache show`, it depends.
@@ -231,34 +134,6 @@ fn parts_of_kernel(said: &str) -> Vec<String> {
         })
     };
     names.filter(is_part).map(str::to_owned).collect()
-}
-
-/// The mirror of the machine's own release.
-fn mirror(workspace: &Workspace) -> Result<String> {
-    let codename = codename()?;
-    let targets = run::answer(workspace.command("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(CREATED_BY) $(RELEASE) $(REPO_URI)",
-    ]))
-    .context("apt-get does not list its sources")?;
-    let own = |line: &str| {
-        let uri = line.strip_prefix(&format!("Packages {codename} "))?;
-        Some(uri.to_owned())
-    };
-    targets
-        .lines()
-        .find_map(own)
-        .with_context(|| format!("apt has no source for Debian {codename}"))
-}
-
-/// The name of the machine's Debian release.
-fn codename() -> Result<String> {
-    const FILE: &str = "/etc/os-release";
-    let text = fs::read_to_string(FILE).with_context(|| format!("cannot read {FILE}"))?;
-    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    name.map(|name| name.trim_matches('"').to_owned())
-        .with_context(|| format!("{FILE} names no release of Debian"))
 }
 
 /// `lib/modules/RELEASE` or, in newer packages, the same below `usr`.

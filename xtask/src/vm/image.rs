@@ -45,10 +45,11 @@ pub(super) fn write(workspace: &Workspace, release: &Release) -> Result<PathBuf>
 }
 
 fn programs(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
-    let mut programs = vec![(workspace.release("lb-vm"), "/init".to_owned())];
-    for name in ["lb-agent", "lb-echo"] {
-        programs.push((workspace.release(name), format!("{PROGRAMS}/{name}")));
-    }
+    let mut programs = vec![
+        (workspace.tool("lb-vm"), "/init".to_owned()),
+        (workspace.tool("lb-echo"), format!("{PROGRAMS}/lb-echo")),
+        (workspace.release("lb-agent"), format!("{PROGRAMS}/lb-agent")),
+    ];
     for name in TOOLS {
         // iproute2 and nftables install them into directories that PATH may lack.
         let sbin = || ["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).join(name));

@@ -62,7 +62,7 @@ fn found(network: &Network, options: &Check) -> Vec<u32> {
 
 /// The mode in which lb's XDP program is attached to a device, according to its pin.
 fn current(pins: &Pins, index: u32) -> Option<Handler> {
-    let pinned = pinned_links(&pins.links()).ok()?;
+    let pinned = pinned_links(pins.links()).ok()?;
     let path = pinned.get(&index)?;
     let link = lb_sys::obj_get(path).ok()?;
     let is_here = lb_sys::link_info(link.as_fd()).ok()?.target[0] == index;

@@ -11,7 +11,7 @@ use lb_common::{
             Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, READY, TERMINATING, THIS_HOST,
         },
         counter::Reason,
-        flow::{ANSWERED, CLIENT_FIN, Flow, FlowKey, ONE_WAY, RESET, SERVER_FIN},
+        flow::{ANSWERED, CLIENT_FIN, Flow, FlowKey, Generation, ONE_WAY, RESET, SERVER_FIN},
         frontend::{Frontend, FrontendKey, FrontendKind, TCP},
         service::Service,
         settings::Settings,
@@ -156,7 +156,8 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         let lifetime = track::lifetime(kind, flow.state, self.settings);
         let is_expired = track::is_expired(flow, kind, self.reader.now(), self.settings);
         let backend = self.reader.backend(flow.backend);
-        let is_gone = backend.is_none_or(|backend| backend.generation != flow.generation);
+        let is_gone =
+            backend.is_none_or(|backend| backend.generation as Generation != flow.generation);
         let direction = if flow.action.is_reply() { "to its client" } else { "to its backend" };
         let handshake = match table {
             FlowTable::Flows => "",
@@ -212,6 +213,9 @@ fn policy_text(service: &Service, kind: FrontendKind, origin: Origin) -> String 
         (true, _) => format!("internalTrafficPolicy {internal}"),
         (false, Origin::Outside) => {
             format!("client outside the cluster, externalTrafficPolicy {external}")
+        }
+        (false, Origin::Pod) if kind == FrontendKind::NODE_PORT => {
+            format!("client is a pod of another node, externalTrafficPolicy {external}")
         }
         (false, Origin::Pod) => {
             format!("client is a pod of another node, externalTrafficPolicy {external} is ignored")

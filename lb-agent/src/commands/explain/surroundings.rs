@@ -14,7 +14,7 @@ use super::ExplainError;
 use crate::{
     maps::pins::Pins,
     options::modes::TcAttach,
-    programs::{cgroup, hook::Direction, tc::TcAttacher, xdp},
+    programs::{cgroup, hook::Direction, names::Names, tc::TcAttacher, xdp},
 };
 
 /// An interface of this network namespace.
@@ -103,7 +103,7 @@ impl Here {
                 Ok((handle, links.iter().map(parse_link).collect()))
             })
             .map_err(failed)?;
-        let attached = xdp::pinned_links(&pins.links()).map_err(failed)?;
+        let attached = xdp::pinned_links(pins.links()).map_err(failed)?;
         let attached = attached
             .into_iter()
             .filter_map(|(index, path)| Some((index, xdp::Handler::of_pin(&path)?.to_string())));
@@ -111,7 +111,7 @@ impl Here {
             runtime,
             handle,
             links,
-            programs: TcAttacher::new(pins, TcAttach::Auto)
+            programs: TcAttacher::new(pins, TcAttach::Auto, Names::pinned(pins).map_err(failed)?)
                 .map_err(io::Error::other)
                 .map_err(failed)?,
             xdp: attached.collect(),

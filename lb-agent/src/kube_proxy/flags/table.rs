@@ -306,7 +306,12 @@ pub static FLAGS: [Flag; 51] = [
     flag("ipvs-tcp-timeout", Duration, &["ipvs.tcpTimeout"], "IPVS is not used"),
     flag("ipvs-tcpfin-timeout", Duration, &["ipvs.tcpFinTimeout"], "IPVS is not used"),
     flag("ipvs-udp-timeout", Duration, &["ipvs.udpTimeout"], "IPVS is not used"),
-    flag("logging-format", Text, &["logging.format"], "The log is always text"),
+    flag(
+        "logging-format",
+        Text,
+        &["logging.format"],
+        "How the log is written to stderr: text or json",
+    ),
     flag("log-flush-frequency", Duration, &["logging.flushFrequency"], "The log is not buffered"),
     flag("vmodule", Modules, &["logging.vmodule"], "RUST_LOG sets levels by module"),
     flag(

@@ -55,6 +55,15 @@ impl Liveness {
             .then(|| format!("no watch for longer than {limit:?}: {}", texts.join("; ")))
     }
 
+    /// The kinds whose watch is broken, for how long at `now`, and the first error.
+    pub fn broken(&self, now: Instant) -> Vec<(ObjectKind, Duration, String)> {
+        let state = self.state();
+        let broken = state.iter().map(|(kind, broken)| {
+            (*kind, now.saturating_duration_since(broken.since), broken.error.clone())
+        });
+        broken.collect()
+    }
+
     fn state(&self) -> MutexGuard<'_, BTreeMap<ObjectKind, Broken>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,7 +116,7 @@ where
 }
 
 /// The kind that a request lists or watches, by the last part of its path.
-fn kind_of(path: &str) -> Option<ObjectKind> {
+pub(super) fn kind_of(path: &str) -> Option<ObjectKind> {
     match path.rsplit('/').next()? {
         "services" => Some(ObjectKind::Service),
         "endpointslices" => Some(ObjectKind::EndpointSlice),

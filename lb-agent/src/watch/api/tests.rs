@@ -112,7 +112,7 @@ impl Fake {
 fn start(address: SocketAddr) -> (mpsc::Receiver<ObjectEvent>, JoinHandle<()>) {
     let url = format!("http://{address}");
     let config = Config::new(url.parse().unwrap());
-    let connection = Connection::new(Client::try_from(config).unwrap(), &url);
+    let connection = Connection::new(Client::try_from(config).unwrap());
     let (sender, events) = mpsc::channel(64);
     (events, tokio::spawn(watch_with(connection, sender, Duration::from_millis(50))))
 }
@@ -276,6 +276,13 @@ async fn a_version_that_is_too_old_leads_to_one_new_list() {
         assert_eq!(fake.next().await, "= default/a");
         fake.script.breaks.notify_one();
         assert_eq!(fake.next().await, "= default/b");
+        // The new list is no older than what was seen.
+        let asked = fake.asked("services");
+        let first = asked.first().map(String::as_str).unwrap_or_default();
+        assert!(first.contains("resourceVersion=0&") || first.ends_with("resourceVersion=0"));
+        let again = asked.last().map(String::as_str).unwrap_or_default();
+        assert!(again.contains("resourceVersion=1"), "{asked:?}");
+        assert!(again.contains("sendInitialEvents=true"), "{asked:?}");
     }
 }
 

@@ -183,6 +183,21 @@ async fn the_directory_itself_may_be_swapped() {
 }
 
 #[tokio::test]
+async fn a_directory_above_may_be_swapped_too() {
+    let (mut watched, _) = Watched::new(&[("a.yaml", &service("a", "1"))]).await;
+    let above = watched.dir.parent().unwrap().to_owned();
+    let others = tempfile::tempdir().unwrap();
+    let next = others.path().join("next");
+    write(&next.join("manifests"), "a.yaml", &service("a", "2"));
+    // Neither the directory nor its parent tells of this.
+    fs::rename(&above, others.path().join("old")).unwrap();
+    fs::rename(&next, &above).unwrap();
+    watched.expect(&["Service + default/a:2"]).await;
+    watched.write("a.yaml", &service("a", "3"));
+    watched.expect(&["Service + default/a:3"]).await;
+}
+
+#[tokio::test]
 async fn a_mounted_config_map_is_followed() {
     let (mut watched, _) = Watched::new(&[("..one/a.yaml", &service("a", "1"))]).await;
     let link = |target: &str, name: &str| {

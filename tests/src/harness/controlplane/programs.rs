@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 /// The Kubernetes release that `tests/controlplane/go.mod` names.
 pub const KUBERNETES_VERSION: &str = "v1.36.3";
 
+/// The release of Helm that `tests/controlplane/helm/go.mod` names.
+const HELM_VERSION: &str = "v3.22.0";
+
 /// Environment variable that names a directory of ready-made programs.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
@@ -50,7 +53,15 @@ impl Programs {
 /// # Errors
 /// It is nowhere.
 pub fn kube_proxy() -> Result<PathBuf> {
-    find_in(&directories()?, "kube-proxy")
+    program("kube-proxy")
+}
+
+/// A program of Kubernetes by its name, from where [`Programs::find`] looks.
+///
+/// # Errors
+/// It is nowhere.
+pub fn program(name: &str) -> Result<PathBuf> {
+    find_in(&directories()?, name)
 }
 
 fn directories() -> Result<Vec<PathBuf>> {
@@ -68,6 +79,14 @@ pub fn cache_directory() -> Result<PathBuf> {
     Ok(cache()?.join(format!("controlplane-{KUBERNETES_VERSION}")))
 }
 
+/// Helm, from the cache.
+///
+/// # Errors
+/// It is not there.
+pub fn helm() -> Result<PathBuf> {
+    find_in(&[cache()?.join(format!("helm-{HELM_VERSION}"))], "helm")
+}
+
 /// nginx, from the cache or else from `PATH`.
 ///
 /// # Errors
@@ -79,8 +98,23 @@ pub fn nginx() -> Result<PathBuf> {
     find_in(&directories, "nginx")
 }
 
+/// The agent of the last release with the layout of pins v3: `LB_AGENT_V3`, else where
+/// `cargo xtask setup` builds it.
+///
+/// # Errors
+/// It is not there.
+pub fn agent_v3() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("LB_AGENT_V3") {
+        return Ok(path.into());
+    }
+    find_in(&[cache()?.join("agent-v3-c91d844")], "lb-agent")
+}
+
 /// What `cargo xtask setup` keeps outside of clones.
-fn cache() -> Result<PathBuf> {
+///
+/// # Errors
+/// Neither `XDG_CACHE_HOME` nor `HOME` is set.
+pub fn cache() -> Result<PathBuf> {
     let cache = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(cache) => PathBuf::from(cache),
         None => Path::new(&env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)

@@ -5,3 +5,4 @@ pub mod client;
 pub(crate) mod exec;
 pub mod host;
 pub mod process;
+pub mod rights;

@@ -12,7 +12,7 @@ use aya::maps::Map;
 use lb_agent::options::sizes::Sizes;
 use lb_agent::{
     maps::pins::Pins,
-    programs::load::{self, Constants},
+    programs::{load::Constants, prepare},
 };
 use lb_sys::{LinkTarget, link_create};
 
@@ -74,8 +74,8 @@ pub fn measure(object: &Path, ifindex: u32) -> Result<Vec<Figure>> {
         figure(
             &format!("verified instructions of the largest program, {}", largest.1),
             "",
-            99_999.0,
-            99_999.0,
+            109_999.0,
+            109_999.0,
             exactly(largest.0 as usize),
         ),
         figure("maps that programs could tail-call through", "", 0.0, 0.0, exactly(tail_calls)),
@@ -87,7 +87,7 @@ fn load_and_attach(ifindex: u32, cgroup: &Path) -> Result<Duration> {
     let started = Instant::now();
     let constants =
         Constants { has_set_retval: true, has_netns_cookie: true, ..Default::default() };
-    let programs = load::load(&Pins::new(&directory.0), &SIZES, constants)?;
+    let programs = prepare::load(&Pins::new(&directory.0), &SIZES, constants)?;
     let cgroup = File::open(cgroup)?;
     let mut links = Vec::new();
     for (name, kind) in AT_DEVICE {

@@ -105,7 +105,7 @@ pub fn explain(world: &Scenario, report: &mut Report) -> Result<()> {
         format!("  {} curl -s 'http://[{}]:{HTTP_PORT}'", enter("outside"), balancer.v6),
         "Show node1's maps (`get services|frontends|backends|flows|affinity|counters`):".to_owned(),
         format!("  {agent} get flows --bpf-dir {bpf_dir}"),
-        format!("  bpftool map dump pinned {bpf_dir}/v{}/FRONTENDS4", lb_common::abi::ABI_VERSION),
+        format!("  bpftool map dump pinned {bpf_dir}/maps/FRONTENDS4@1"),
         "Ask node1's agent for health and metrics:".to_owned(),
         format!("  {} curl -s http://127.0.0.1:10256/healthz", enter("node1")),
         format!("  {} curl -s http://127.0.0.1:10249/metrics", enter("node1")),

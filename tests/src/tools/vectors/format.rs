@@ -179,7 +179,7 @@ pub struct Answer {
 }
 
 /// What kube-proxy does with a packet.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Verdict {
     /// It goes to one of the endpoints.
@@ -192,6 +192,25 @@ pub enum Verdict {
     Accept,
     /// No rule touches it.
     None,
+}
+
+impl Verdict {
+    /// The same verdict by one name: an accepted packet goes on unchanged.
+    pub fn settled(self) -> Self {
+        if self == Self::Accept { Self::None } else { self }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Dnat => "DNAT",
+            Self::Reject => "REJECT",
+            Self::Drop => "DROP",
+            Self::Accept => "ACCEPT",
+            Self::None => "NONE",
+        })
+    }
 }
 
 /// An endpoint selection.
@@ -404,6 +423,11 @@ impl File {
             bail!("{} has neither flows nor endpoint selections", path.display());
         }
         Ok(file)
+    }
+
+    /// All flows, with their groups.
+    pub fn flows(&self) -> impl Iterator<Item = (&Group, &Flow)> {
+        self.groups.iter().flat_map(|group| group.flows.iter().map(move |flow| (group, flow)))
     }
 }
 

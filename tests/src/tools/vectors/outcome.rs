@@ -1,7 +1,23 @@
 //! Outcomes of first packets.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
+
+/// A verdict on a first packet, of kube-proxy or of lb.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Decided {
+    /// It goes to one of these endpoints.
+    To(BTreeSet<SocketAddr>),
+    /// It is rejected.
+    Refused,
+    /// It is dropped.
+    Dropped,
+    /// The call fails with EPERM.
+    Denied,
+    /// It goes on unchanged.
+    Untouched,
+}
 
 /// The outcome of a first packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,6 +54,21 @@ pub enum Refusal {
     ProtocolUnreachable,
     /// The call of a process of the node failed with ECONNREFUSED.
     Connection,
+}
+
+impl fmt::Display for Decided {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::To(endpoints) => {
+                let each: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+                write!(formatter, "to {}", each.join(" or "))
+            }
+            Self::Refused => formatter.write_str("refused"),
+            Self::Dropped => formatter.write_str("dropped"),
+            Self::Denied => formatter.write_str("denied: EPERM"),
+            Self::Untouched => formatter.write_str("untouched"),
+        }
+    }
 }
 
 impl fmt::Display for Outcome {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 
 use super::format::{Flow, Group, Selection};
+use super::mutation::Wrong;
 use super::rules::{Expect, Expected, Rule};
 
 /// The result of a run.
@@ -17,6 +18,8 @@ pub struct Report {
     own: usize,
     /// How often each rule made a difference.
     rules: BTreeMap<Rule, usize>,
+    /// How many wrong answers of each kind were noticed.
+    wrong: BTreeMap<Wrong, usize>,
     selections: usize,
     failed: usize,
 }
@@ -47,6 +50,14 @@ impl Report {
         }
         for rule in &expected.rules {
             *self.rules.entry(*rule).or_default() += 1;
+        }
+    }
+
+    /// Counts a wrong answer that was put into a copy of a flow, and prints it if it was not noticed.
+    pub(super) fn wrong(&mut self, group: &Group, flow: &Flow, wrong: Wrong, is_noticed: bool) {
+        match is_noticed {
+            true => *self.wrong.entry(wrong).or_default() += 1,
+            false => self.failed(group, flow, &format!("a wrong answer is not noticed: {wrong}")),
         }
     }
 
@@ -100,6 +111,11 @@ impl Report {
         );
         for (rule, count) in &self.rules {
             println!("{count:>6}  {rule}");
+        }
+        let wrong: usize = self.wrong.values().sum();
+        println!("{wrong} wrong answers in copies of the flows were noticed");
+        for (kind, count) in &self.wrong {
+            println!("{count:>6}  {kind}");
         }
         println!("{} passed, {} failed", self.passed(), self.failed);
     }

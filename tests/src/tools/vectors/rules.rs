@@ -1,18 +1,19 @@
 //! What lb must do with a first packet: kube-proxy's answer, changed by the rules in which lb
 //! differs on purpose ("ours" in docs/semantics.md). A rule sees the client, the destination,
-//! and the place of the endpoints; it never sees a name.
+//! and the place of the endpoints; it never sees a name. Where a rule decides, the file must have
+//! the answer that kube-proxy gives ([`kube_proxy`]): a wrong one is never replaced unnoticed.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use anyhow::{Result, bail};
-use ipnet::IpNet;
+use anyhow::{Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 
 use super::format::{Flow, Protocol, Verdict};
-use super::outcome::{Outcome, Refusal, Source};
-use super::view::{Client, Endpoints, Frontend, View};
+use super::kube_proxy::{self, Answer, is_in_ranges};
+use super::outcome::{Decided, Outcome, Refusal, Source};
+use super::view::{Client, Endpoints, Frontend, View, is_local};
 
 /// A rule by which lb's answer may differ from kube-proxy's. The number is that of the row in
 /// docs/semantics.md.
@@ -53,7 +54,8 @@ impl fmt::Display for Rule {
             }
             Self::Pod => "3.4   a pod keeps its address and gets the cluster set",
             Self::OtherPod => {
-                "3.4b  a pod of another node keeps its address if the backend is on this node"
+                "3.4b  a pod of another node gets what a client outside gets at a node port, and keeps its \
+                 address if the backend is on this node"
             }
             Self::Client => {
                 "3.5   a client outside keeps its address if the backend is on this node"
@@ -80,6 +82,33 @@ pub enum Expect {
     Only(Outcome),
 }
 
+impl Expect {
+    /// The outcomes that are allowed; each must be seen.
+    pub fn outcomes(&self) -> Vec<Outcome> {
+        match self {
+            Self::Only(outcome) => vec![*outcome],
+            Self::To(endpoints) => {
+                endpoints.iter().map(|(to, source)| Outcome::To(*to, *source)).collect()
+            }
+        }
+    }
+
+    /// Compares the outcomes of several first packets with the allowed ones.
+    ///
+    /// # Errors
+    /// One is not allowed, or an allowed one is not among them.
+    pub fn judge(&self, seen: &[Outcome]) -> Result<()> {
+        let allowed = self.outcomes();
+        if let Some(got) = seen.iter().find(|got| !allowed.contains(got)) {
+            bail!("got {got}");
+        }
+        let missing = allowed.iter().filter(|outcome| !seen.contains(outcome));
+        let missing: Vec<String> = missing.map(ToString::to_string).collect();
+        ensure!(missing.is_empty(), "never seen: {}", missing.join(", "));
+        Ok(())
+    }
+}
+
 /// The outcome that a first packet must have, and the rules that make it differ from
 /// kube-proxy's answer.
 #[derive(Clone, Debug)]
@@ -90,40 +119,25 @@ pub struct Expected {
     pub rules: BTreeSet<Rule>,
 }
 
-/// kube-proxy's verdict while rules change it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-enum Decided {
-    To(BTreeSet<SocketAddr>),
-    Refused,
-    Dropped,
-    Denied,
-    Untouched,
-}
-
 /// What lb must do with the first packet of a flow.
 ///
 /// # Errors
 /// The file's answer contradicts itself, or differs from docs/semantics.md and no rule explains
 /// the difference.
 pub fn expect(view: View<'_>, flow: &Flow) -> Result<Expected> {
-    let case =
-        Case { view, flow, client: view.client(flow.source_ip), frontend: view.frontend(flow) };
-    let endpoints = flow.expect.dnat.iter().flatten().copied().collect::<BTreeSet<_>>();
-    let given = match flow.expect.result {
-        Verdict::Dnat if endpoints.is_empty() => bail!("the file says DNAT, but names no endpoint"),
-        Verdict::Dnat => Decided::To(endpoints),
-        _ if !endpoints.is_empty() => bail!("the file names endpoints, but does not say DNAT"),
-        Verdict::Reject => Decided::Refused,
-        Verdict::Drop => Decided::Dropped,
-        Verdict::Accept | Verdict::None => Decided::Untouched,
-    };
+    let given = given(flow)?;
+    let theirs = kube_proxy::answer(view, flow);
+    let client = view.client(flow.source_ip);
+    let case = Case { view, flow, client, frontend: view.frontend(flow), theirs };
     let mut rules = BTreeSet::new();
-    let mut decided = given;
-    if let Some((rule, own)) = case.own_decision(&decided)
-        && own != decided
-    {
-        rules.insert(rule);
-        decided = own;
+    let mut decided = given.clone();
+    if let Some((rule, own)) = case.own_decision() {
+        case.check_verdict(rule, &given)?;
+        case.check_masquerade(Some(rule))?;
+        if own != given {
+            rules.insert(rule);
+            decided = own;
+        }
     }
     let what = match decided {
         Decided::To(endpoints) => Expect::To(case.sources(&endpoints, &mut rules)?),
@@ -135,17 +149,58 @@ pub fn expect(view: View<'_>, flow: &Flow) -> Result<Expected> {
     Ok(Expected { what, rules })
 }
 
-/// A flow, its client and its frontend.
+/// The verdict of a file.
+///
+/// # Errors
+/// It contradicts itself.
+pub fn given(flow: &Flow) -> Result<Decided> {
+    let endpoints = flow.expect.dnat.iter().flatten().copied().collect::<BTreeSet<_>>();
+    Ok(match flow.expect.result {
+        Verdict::Dnat if endpoints.is_empty() => bail!("the file says DNAT, but names no endpoint"),
+        Verdict::Dnat => Decided::To(endpoints),
+        _ if !endpoints.is_empty() => bail!("the file names endpoints, but does not say DNAT"),
+        _ if flow.expect.masquerade => bail!("the file says masquerade, but does not say DNAT"),
+        Verdict::Reject => Decided::Refused,
+        Verdict::Drop => Decided::Dropped,
+        Verdict::Accept | Verdict::None => Decided::Untouched,
+    })
+}
+
+/// A flow, its client and its frontend, and kube-proxy's answer to it.
 struct Case<'a> {
     view: View<'a>,
     flow: &'a Flow,
     client: Client,
     frontend: Frontend<'a>,
+    theirs: Answer,
 }
 
 impl Case<'_> {
-    /// What docs/semantics.md says where lb may differ from kube-proxy's answer `given`.
-    fn own_decision(&self, given: &Decided) -> Option<(Rule, Decided)> {
+    /// The file must have kube-proxy's verdict where a rule replaces it.
+    fn check_verdict(&self, rule: Rule, given: &Decided) -> Result<()> {
+        ensure!(
+            *given == self.theirs.decided,
+            "the file says {given}; kube-proxy's answer is {}, from which rule {rule} starts",
+            self.theirs.decided
+        );
+        Ok(())
+    }
+
+    /// The file must say whether kube-proxy masquerades where the source that lb shows does not
+    /// depend on it.
+    fn check_masquerade(&self, rule: Option<Rule>) -> Result<()> {
+        let (given, theirs) = (self.flow.expect.masquerade, self.theirs.masquerades);
+        let from = rule.map_or_else(String::new, |rule| format!(", from which rule {rule} starts"));
+        ensure!(
+            given == theirs,
+            "the file says masquerade {given}; kube-proxy's is {theirs}{from}"
+        );
+        Ok(())
+    }
+
+    /// What docs/semantics.md says where lb may differ from kube-proxy's answer.
+    fn own_decision(&self) -> Option<(Rule, Decided)> {
+        let theirs = &self.theirs.decided;
         let to = self.flow.dest_ip;
         match self.frontend {
             Frontend::OtherProtocol => Some((Rule::Sctp, Decided::Refused)),
@@ -163,9 +218,21 @@ impl Case<'_> {
                 Some((Rule::Primary, Decided::Untouched))
             }
             Frontend::External { service, is_ranged: true, .. }
-                if *given == Decided::Dropped && !is_in_ranges(service, self.flow.source_ip) =>
+                if *theirs == Decided::Dropped && !is_in_ranges(service, self.flow.source_ip) =>
             {
                 self.is_at_connect().then(|| self.denied_at_connect(service)).flatten()
+            }
+            Frontend::NodePort(service, port)
+                if self.client == Client::OtherPod && self.is_external_local() =>
+            {
+                let set = self.view.local_set(service, port, self.flow.dest_ip);
+                let has_other = !self.view.cluster_set(service, port, self.flow.dest_ip).is_empty();
+                let own = match (set.is_empty(), has_other) {
+                    (true, true) => Decided::Dropped,
+                    (true, false) => Decided::Refused,
+                    (false, _) => Decided::To(set.into_iter().collect()),
+                };
+                Some((Rule::OtherPod, own))
             }
             Frontend::NodePort(service, port) | Frontend::External { service, port, .. }
                 if matches!(self.client, Client::Pod | Client::OtherPod) =>
@@ -175,7 +242,7 @@ impl Case<'_> {
                 Some((rule, self.cluster(service, port)))
             }
             Frontend::ClusterIp(service, port)
-                if *given == Decided::Dropped && self.is_at_connect() =>
+                if *theirs == Decided::Dropped && self.is_at_connect() =>
             {
                 let to = self.flow.dest_ip;
                 let is_local = is_local(service, |spec| spec.internal_traffic_policy.as_deref());
@@ -220,6 +287,9 @@ impl Case<'_> {
         let reaches_itself = endpoints.iter().any(|endpoint| endpoint.ip() == self.flow.source_ip);
         for endpoint in endpoints {
             let (source, rule) = self.source(*endpoint);
+            if is_given && (rule.is_some() || reaches_itself || self.client == Client::Node) {
+                self.check_masquerade(rule)?;
+            }
             match rule {
                 _ if source == given || self.client == Client::Node || !is_given => {}
                 Some(rule) => drop(rules.insert(rule)),
@@ -276,20 +346,4 @@ impl Case<'_> {
             Protocol::Sctp => Refusal::ProtocolUnreachable,
         }
     }
-}
-
-fn is_local(
-    service: &Service,
-    policy: impl Fn(&k8s_openapi::api::core::v1::ServiceSpec) -> Option<&str>,
-) -> bool {
-    service.spec.as_ref().and_then(policy) == Some("Local")
-}
-
-/// Whether the ranges of a Service allow an address; those of the other family do not count.
-fn is_in_ranges(service: &Service, ip: IpAddr) -> bool {
-    let spec = service.spec.as_ref();
-    let texts = spec.and_then(|spec| spec.load_balancer_source_ranges.as_ref());
-    let ranges = texts.into_iter().flatten().filter_map(|text| text.trim().parse::<IpNet>().ok());
-    let ranges: Vec<_> = ranges.filter(|range| range.addr().is_ipv4() == ip.is_ipv4()).collect();
-    ranges.is_empty() || ranges.iter().any(|range| range.contains(&ip))
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
-use super::format::{DetectLocal, Flow, Group, Node, Protocol};
+use super::format::{DetectLocal, Flow, Group, Node, Protocol, Proxier};
 
 /// Who sends a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,6 +65,11 @@ impl<'a> View<'a> {
         &self.group.node
     }
 
+    /// The kind of kube-proxy that gave the answers.
+    pub fn proxier(&self) -> Proxier {
+        self.group.proxier
+    }
+
     /// The client that has this address.
     pub fn client(&self, ip: IpAddr) -> Client {
         let node = self.node();
@@ -104,13 +109,20 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The frontend that a flow is addressed to.
+    /// The frontend that a flow is addressed to. Services carry TCP and UDP.
     pub fn frontend(&self, flow: &Flow) -> Frontend<'a> {
+        match self.frontend_of_any_protocol(flow) {
+            found if flow.protocol != Protocol::Sctp => found,
+            Frontend::ClusterIp(..) | Frontend::OtherPort => Frontend::OtherProtocol,
+            Frontend::ServiceCidr => Frontend::ServiceCidr,
+            _ => Frontend::Other,
+        }
+    }
+
+    /// The frontend that a flow is addressed to, where Services carry SCTP too.
+    pub fn frontend_of_any_protocol(&self, flow: &Flow) -> Frontend<'a> {
         let (ip, number) = (flow.dest_ip, i32::from(flow.dest_port));
         let is_live = self.services().any(|(_, spec)| cluster_ips(spec).any(|own| own == ip));
-        if is_live && flow.protocol == Protocol::Sctp {
-            return Frontend::OtherProtocol;
-        }
         let ports = || {
             self.services().flat_map(|(service, spec)| {
                 let ports = spec.ports.iter().flatten();
@@ -118,8 +130,7 @@ impl<'a> View<'a> {
                 ports.map(move |port| (service, spec, port))
             })
         };
-        let is_served = flow.protocol != Protocol::Sctp;
-        for (service, spec, port) in ports().filter(|_| is_served) {
+        for (service, spec, port) in ports() {
             if port.port == number && cluster_ips(spec).any(|own| own == ip) {
                 return Frontend::ClusterIp(service, port);
             }
@@ -129,7 +140,7 @@ impl<'a> View<'a> {
             }
         }
         let node_ports = || ports().filter(|(.., port)| port.node_port == Some(number));
-        match node_ports().find(|_| is_served && self.is_of_node(ip)) {
+        match node_ports().find(|_| self.is_of_node(ip)) {
             Some((service, _, port)) => Frontend::NodePort(service, port),
             None if is_live => Frontend::OtherPort,
             None if self.node().service_cidrs.0.iter().any(|net| net.contains(&ip)) => {
@@ -263,6 +274,11 @@ fn is_slice_of(slice: &EndpointSlice, service: &Service) -> bool {
         && label("kubernetes.io/service-name") == service.metadata.name.as_ref()
 }
 
+/// Whether a policy of a Service is Local.
+pub fn is_local(service: &Service, policy: impl Fn(&ServiceSpec) -> Option<&str>) -> bool {
+    service.spec.as_ref().and_then(policy) == Some("Local")
+}
+
 fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
 }
@@ -287,7 +303,8 @@ fn external_ips(spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
     spec.external_ips.iter().flatten().filter_map(|text| text.parse().ok())
 }
 
-fn balancer_ips(service: &Service, spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
+/// The addresses of a load balancer that are programmed.
+pub fn balancer_ips(service: &Service, spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
     let is_meant = spec.type_.as_deref() == Some("LoadBalancer");
     let status = service.status.as_ref().filter(|_| is_meant);
     let balancer = status.and_then(|status| status.load_balancer.as_ref());

@@ -16,6 +16,7 @@ use aya::programs::{ProgramInfo, SchedClassifier, Xdp, loaded_programs};
 use aya_obj::programs::XdpAttachType;
 use lb_agent::cli::{self, Command};
 use lb_agent::config::Config;
+use lb_agent::logs::LastLines;
 use lb_agent::maps::pins::Pins;
 use nix::net::if_::if_nametoindex;
 use serde_json::{Value, json};
@@ -115,7 +116,7 @@ fn run_agent(config: Config, stop: &Notify) -> Result<()> {
         .context("cannot start a runtime")?;
     runtime.block_on(async {
         tokio::select! {
-            result = lb_agent::run::run(config) => result,
+            result = lb_agent::run::run(config, LastLines::default()) => result,
             () = stop.notified() => Ok(()),
         }
     })

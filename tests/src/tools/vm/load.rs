@@ -3,21 +3,26 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lb_agent::maps::pins::Pins;
 use lb_agent::options::modes::SocketLb;
 use lb_agent::options::sizes::Sizes;
-use lb_agent::programs::features::Features;
-use lb_agent::programs::load::{self, Constants, LoadError};
+use lb_agent::programs::features::{self, Features};
+use lb_agent::programs::load::{Constants, LoadError};
+use lb_agent::programs::prepare;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Map, Value};
 
 use super::Report;
+use crate::harness::netns::actors::rights;
 use crate::harness::programs::Programs;
 
 /// The pin directory of this test.
 const PINS: &str = "/sys/fs/bpf/lb-vm";
 /// How much of a verifier's log is shown, from its end.
 const LOG: usize = 4000;
+/// The limit of locked memory that a container runtime of those kernels sets, in bytes.
+const MEMLOCK: u64 = 64 << 10;
 
 pub(super) fn run(report: &mut Report, features: Features) {
     for mode in [SocketLb::Tcp, SocketLb::Node, SocketLb::All] {
@@ -29,9 +34,30 @@ pub(super) fn run(report: &mut Report, features: Features) {
             ),
         }
     }
+    report.run("the capabilities of the manifests suffice, and each is needed", rights);
     if let Err(error) = each(report) {
         report.test("the object can be loaded", Err(error));
     }
+}
+
+/// Loads the programs with the capabilities that the manifests give the agent on this kernel, and
+/// with each of them taken away.
+fn rights() -> Result<()> {
+    let all = rights::documented()?;
+    let load = |capabilities: &[&str]| {
+        rights::with_only(capabilities, || by_agent(SocketLb::Tcp, features::features()))
+    };
+    load(&all).with_context(|| format!("with {}", all.join(", ")))?;
+    // The first load of the process has raised this limit for all that follow: aya raises it once.
+    let before = getrlimit(Resource::RLIMIT_MEMLOCK).context("cannot read the limit of memory")?;
+    for without in &all {
+        let rest: Vec<&str> = all.iter().copied().filter(|name| name != without).collect();
+        setrlimit(Resource::RLIMIT_MEMLOCK, MEMLOCK, MEMLOCK).context("cannot limit memory")?;
+        let loaded = load(&rest);
+        setrlimit(Resource::RLIMIT_MEMLOCK, before.0, before.1).context("cannot lift the limit")?;
+        ensure!(loaded.is_err(), "the programs load without {without}");
+    }
+    Ok(())
 }
 
 /// Loads the programs as an agent does, and returns how long it took; nothing if the kernel
@@ -43,7 +69,7 @@ fn by_agent(mode: SocketLb, features: Features) -> Result<Option<f64>> {
         Err(LoadError::Cookie { .. }) => return Ok(None),
         constants => constants?,
     };
-    let loaded = load::load(&pins, &sizes, constants);
+    let loaded = prepare::load(&pins, &sizes, constants);
     let removed = std::fs::remove_dir_all(PINS).context("cannot remove the pins");
     let loaded = loaded.map(|programs| programs.elapsed.as_secs_f64())?;
     removed.map(|()| Some(loaded))

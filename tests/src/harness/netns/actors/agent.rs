@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::client::program;
 use super::process::Process;
+use super::rights;
 use crate::harness::netns::topology::node::Node;
 use crate::harness::netns::traffic::http;
 use crate::harness::wait::{PATIENCE, eventually, patiently};
@@ -36,7 +37,9 @@ pub struct Agent {
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     program: Option<PathBuf>,
+    has_no_state_dir: bool,
     arguments: Vec<OsString>,
+    environment: Vec<(String, String)>,
 }
 
 impl Options {
@@ -57,10 +60,24 @@ impl Options {
         self
     }
 
+    /// The agent of a release with the layout of pins v3, which has no `--state-dir`.
+    #[must_use]
+    pub fn release_v3(mut self, program: &Path) -> Self {
+        self.has_no_state_dir = true;
+        self.program(program)
+    }
+
     /// One more argument.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// A variable of the environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -94,8 +111,13 @@ impl Agent {
         };
         command.arg("run").args(["--hostname-override", node.name()]);
         command.arg("--bpf-dir").arg(node.bpf_dir());
+        if !options.has_no_state_dir {
+            command.arg("--state-dir").arg(node.state_dir());
+        }
         command.arg("--cgroup").arg(node.cgroup_tree().path());
         command.args(&options.arguments);
+        command.envs(options.environment.iter().map(|(name, value)| (name, value)));
+        rights::limit(&mut command, &rights::documented()?);
         let process = node.spawn_agent("lb-agent", command)?;
         Ok(Self { node: node.clone(), process })
     }
@@ -238,16 +260,33 @@ pub fn cleanup(node: &Node) -> Result<String> {
 /// # Errors
 /// It is not there.
 pub fn lb_agent() -> Result<Command> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace.join("target"), PathBuf::from);
     if std::env::var_os("LB_AGENT").is_none() {
-        let built = target.join("release/lb-agent");
+        let built = release("lb-agent");
         if built.is_file() {
             return Ok(Command::new(built));
         }
     }
     Ok(Command::new(program("LB_AGENT", "lb-agent", &[])?))
+}
+
+/// The agent whose maps have other layouts, as a next release may have them: `LB_AGENT_NEXT`, else
+/// the one beside the running program, which `cargo xtask test netns` builds.
+///
+/// # Errors
+/// It is not there.
+pub fn lb_agent_next() -> Result<PathBuf> {
+    program("LB_AGENT_NEXT", "lb-agent-next", &[]).context(
+        "run `cargo xtask test netns`, or build it with `cargo build -p lb-agent --features \
+         next-layout --bin lb-agent-next`",
+    )
+}
+
+/// A program of the release build.
+fn release(name: &str) -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace.join("target"), PathBuf::from);
+    target.join("release").join(name)
 }
 
 /// A request to 127.0.0.1 of the calling thread's namespace.

@@ -27,7 +27,7 @@ pub(in crate::harness::netns) fn lb_echo() -> Result<Command> {
 
 /// Finds a program of this workspace: where the variable says, else beside the running program
 /// (or above it, for a test), else in one of `directories`.
-pub(in crate::harness::netns) fn program(
+pub(in crate::harness) fn program(
     variable: &str,
     name: &str,
     directories: &[PathBuf],

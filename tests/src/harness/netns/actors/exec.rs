@@ -11,11 +11,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 ///
 /// # Errors
 /// It cannot be started or its exit status is not 0.
-pub(in crate::harness::netns) fn tool(
-    program: &str,
-    arguments: &[&str],
-    input: &str,
-) -> Result<String> {
+pub(crate) fn tool(program: &str, arguments: &[&str], input: &str) -> Result<String> {
     let shown = || format!("{program} {}", arguments.join(" "));
     let mut child = Command::new(program)
         .args(arguments)

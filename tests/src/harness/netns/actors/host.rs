@@ -82,6 +82,17 @@ impl Serve {
 }
 
 impl Host {
+    /// A place that somebody else made and removes, with logs in this directory.
+    pub(in crate::harness) fn adopt(
+        name: &str,
+        netns: Netns,
+        cgroup: Cgroup,
+        addresses: Addresses,
+        logs: PathBuf,
+    ) -> Self {
+        Self { name: name.to_owned(), netns, cgroup, addresses, logs, client: Mutex::default() }
+    }
+
     /// The name within the cluster: `node1`, or what the pod was called.
     pub fn name(&self) -> &str {
         &self.name

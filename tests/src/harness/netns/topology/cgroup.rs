@@ -12,22 +12,34 @@ use anyhow::{Context, Result};
 
 use crate::harness::wait::PATIENCE;
 
+/// The file system type of version 1, of which each controller has a hierarchy.
+pub(in crate::harness) const VERSION_1: &str = "cgroup";
+/// The file system type of version 2.
+const VERSION_2: &str = "cgroup2";
+
 /// Where cgroup v2 is mounted, from /proc/self/mountinfo.
 ///
 /// # Errors
 /// It is not mounted.
 pub fn mount_point() -> Result<PathBuf> {
+    let mut mounts = mount_points(VERSION_2)?.into_iter();
+    mounts.next().context("no cgroup v2 mount in /proc/self/mountinfo")
+}
+
+/// Where file systems of this type are mounted: [`VERSION_1`] or [`VERSION_2`].
+pub(in crate::harness) fn mount_points(of: &str) -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read mountinfo")?;
-    parse_mounts(&mounts).context("no cgroup v2 mount in /proc/self/mountinfo")
+    Ok(parse_mounts(&mounts, of))
 }
 
 /// `ID PARENT DEVICE ROOT MOUNT-POINT OPTIONS… - TYPE SOURCE OPTIONS`, see proc(5).
-fn parse_mounts(mounts: &str) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
+fn parse_mounts(mounts: &str, of: &str) -> Vec<PathBuf> {
+    let mount_point = |line: &str| {
         let (mount, filesystem) = line.split_once(" - ")?;
-        filesystem.starts_with("cgroup2 ").then_some(())?;
+        (filesystem.split(' ').next() == Some(of)).then_some(())?;
         mount.split(' ').nth(4).map(PathBuf::from)
-    })
+    };
+    mounts.lines().filter_map(mount_point).collect()
 }
 
 /// A cgroup directory.
@@ -37,7 +49,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    pub(in crate::harness::netns) fn at(path: PathBuf) -> Self {
+    pub(in crate::harness) fn at(path: PathBuf) -> Self {
         Self { path }
     }
 
@@ -69,7 +81,7 @@ impl Cgroup {
     }
 
     /// Opened so that a process which writes `0` joins the cgroup.
-    pub(in crate::harness::netns) fn joiner(&self) -> Result<File> {
+    pub(in crate::harness) fn joiner(&self) -> Result<File> {
         let path = self.path.join("cgroup.procs");
         OpenOptions::new()
             .write(true)
@@ -94,7 +106,8 @@ impl Cgroup {
     }
 }
 
-fn remove_tree(path: &Path) -> std::io::Result<()> {
+/// Removes the directories of a tree without processes.
+pub(in crate::harness) fn remove_tree(path: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
@@ -109,11 +122,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mount_is_found_beside_a_version_1_tree() {
+    fn the_mounts_of_each_version_are_found_beside_those_of_the_other() {
         let mounts = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw\n\
                       32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(parse_mounts(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
-        assert_eq!(parse_mounts("31 23 0:28 / /sys rw - sysfs sysfs rw\n"), None);
+        assert_eq!(parse_mounts(mounts, VERSION_2), [PathBuf::from("/sys/fs/cgroup/unified")]);
+        assert_eq!(parse_mounts(mounts, VERSION_1), [PathBuf::from("/sys/fs/cgroup/cpu")]);
+        let none = "31 23 0:28 / /sys rw - sysfs sysfs rw\n";
+        assert!(parse_mounts(none, VERSION_2).is_empty());
     }
 }

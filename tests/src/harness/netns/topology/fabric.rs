@@ -151,7 +151,7 @@ fn addresses(addresses: Addresses, device: &str) -> [String; 2] {
 }
 
 /// For the calling thread's namespace, before it has devices: they inherit the defaults.
-pub(in crate::harness::netns) fn host_sysctls(rp_filter: u8) -> Result<()> {
+pub(in crate::harness) fn host_sysctls(rp_filter: u8) -> Result<()> {
     for scope in ["all", "default"] {
         sysctl(&format!("ipv6/conf/{scope}/accept_dad"), "0")?;
         sysctl(&format!("ipv6/conf/{scope}/dad_transmits"), "0")?;
@@ -166,7 +166,7 @@ pub(in crate::harness::netns) fn host_sysctls(rp_filter: u8) -> Result<()> {
 }
 
 /// [`host_sysctls`] of a host that forwards.
-pub(in crate::harness::netns) fn router_sysctls(rp_filter: u8) -> Result<()> {
+pub(in crate::harness) fn router_sysctls(rp_filter: u8) -> Result<()> {
     host_sysctls(rp_filter)?;
     sysctl("ipv4/ip_forward", "1")?;
     for scope in ["all", "default"] {

@@ -22,6 +22,8 @@ pub(in crate::harness::netns) const DIRECTORY: &str = "/run/netns";
 pub struct Netns {
     name: String,
     file: Arc<File>,
+    /// Dropping removes the name.
+    is_own: bool,
 }
 
 impl Netns {
@@ -49,7 +51,32 @@ impl Netns {
             return Err(error);
         }
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self { name: name.to_owned(), file: Arc::new(file) })
+        Ok(Self { name: name.to_owned(), file: Arc::new(file), is_own: true })
+    }
+
+    /// Finds a namespace that somebody else made, and leaves it when it is dropped.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn open(name: &str) -> Result<Self> {
+        let path = Path::new(DIRECTORY).join(name);
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self { name: name.to_owned(), file: Arc::new(file), is_own: false })
+    }
+
+    /// The namespace of a process, which has no name and ends with its processes.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn of_process(id: u32) -> Result<Self> {
+        let path = format!("/proc/{id}/ns/net");
+        let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        Ok(Self { name: format!("of process {id}"), file: Arc::new(file), is_own: false })
+    }
+
+    /// Leaves the name when this is dropped.
+    pub fn leave(mut self) {
+        self.is_own = false;
     }
 
     /// The name, for `ip netns exec` and `nsenter --net=/run/netns/NAME`.
@@ -62,7 +89,7 @@ impl Netns {
         Path::new(DIRECTORY).join(&self.name)
     }
 
-    pub(in crate::harness::netns) fn file(&self) -> Arc<File> {
+    pub(in crate::harness) fn file(&self) -> Arc<File> {
         self.file.clone()
     }
 
@@ -116,12 +143,14 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        remove(&self.name);
+        if self.is_own {
+            remove(&self.name);
+        }
     }
 }
 
 /// Takes a name away, whoever made it; a name that is not there is no error.
-pub(in crate::harness::netns) fn remove(name: &str) {
+pub(in crate::harness) fn remove(name: &str) {
     let path = Path::new(DIRECTORY).join(name);
     umount2(&path, MntFlags::MNT_DETACH).ok();
     fs::remove_file(&path).ok();

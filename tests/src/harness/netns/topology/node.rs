@@ -125,6 +125,11 @@ impl Node {
         &self.bpf_dir
     }
 
+    /// For `--state-dir`. It goes with the cluster.
+    pub fn state_dir(&self) -> PathBuf {
+        self.host.logs.join(format!("{}-state", self.host.name))
+    }
+
     /// Starts a process as [`Host::spawn`] does, in the agent's cgroup.
     ///
     /// # Errors

@@ -83,6 +83,11 @@ impl Scenario {
         self.agents[usize::from(node) - 1].as_mut().context("this agent does not run")
     }
 
+    /// This agent is that of a node from now on.
+    pub fn set_agent(&mut self, node: u8, agent: Agent) {
+        self.agents[usize::from(node) - 1] = Some(agent);
+    }
+
     /// Takes the agent of a node, to end it.
     ///
     /// # Errors

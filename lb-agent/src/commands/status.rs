@@ -1,0 +1,248 @@
+//! `lb-agent status`: this node's agent in one page.
+//!
+//! The maps and what is attached are read from the kernel, so the page has them without an agent
+//! too; the rest is the agent's [report](crate::report). The node is well if an agent runs, is
+//! healthy, and nothing is broken: an object that is refused is its owner's business, and is only
+//! shown.
+
+use std::{
+    fmt::Write,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use lb_common::abi::ABI_VERSION;
+use serde::Serialize;
+
+use super::{
+    attached::{Attached, attached},
+    get::rows_as_table,
+};
+use crate::{
+    cli::Output,
+    maps::{
+        fill::{Fill, fills},
+        pins::Pins,
+        read::read_settings,
+    },
+    report::{self, Report},
+};
+
+/// How often `--wait` looks.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The state of this node's agent.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Whether all is well: then the command exits with status 0.
+    pub well: bool,
+    /// Why it is not.
+    pub problems: Vec<String>,
+    /// The version of this command.
+    pub version: &'static str,
+    /// The layout of the maps that this command reads.
+    pub maps_version: u32,
+    /// What the agent says of itself; null if none runs.
+    pub agent: Option<Report>,
+    /// The programs of lb that are attached.
+    pub attached: Vec<Attached>,
+    /// The pinned maps.
+    pub maps: Vec<Fill>,
+}
+
+/// The state now.
+pub fn status(bpf_dir: &Path) -> Status {
+    let pins = Pins::new(bpf_dir);
+    let mut problems = Vec::new();
+    let agent = report::report(bpf_dir).map_err(|error| problems.push(sentence(&error))).ok();
+    if let Some(report) = &agent {
+        problems.extend(of_agent(report));
+    }
+    let maps = fills(&pins).map_err(|error| problems.push(sentence(&error)));
+    let attached = attached(&pins).map_err(|error| problems.push(sentence(&error)));
+    let attached = attached.unwrap_or_default();
+    if attached.is_empty() && maps.is_ok() {
+        problems.push("no program is attached: no packet is handled".to_owned());
+    }
+    if read_settings(&pins).is_ok_and(|settings| settings.is_draining()) {
+        let text = "`cleanup --drain` was begun: new connections are left to the network stack";
+        problems.push(text.to_owned());
+    }
+    Status {
+        well: problems.is_empty(),
+        problems,
+        version: env!("CARGO_PKG_VERSION"),
+        maps_version: ABI_VERSION,
+        agent,
+        attached,
+        maps: maps.unwrap_or_default(),
+    }
+}
+
+/// The state once all is well, or after `limit`.
+pub fn wait(bpf_dir: &Path, limit: Option<Duration>) -> Status {
+    let until = Instant::now() + limit.unwrap_or_default();
+    loop {
+        let status = status(bpf_dir);
+        if status.well || Instant::now() >= until {
+            return status;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn of_agent(report: &Report) -> Vec<String> {
+    let mut problems: Vec<String> =
+        report.faults.iter().map(|(part, text)| format!("{part}: {text}")).collect();
+    let own = env!("CARGO_PKG_VERSION");
+    if report.version != own {
+        let text = format!("the agent is lb-agent {}, this command is {own}", report.version);
+        problems.push(text);
+    }
+    if report.missing_pins > 0 {
+        let text = format!(
+            "{} pins are missing below {}: traffic is served while the agent runs; if it ended \
+             now, translated connections would break",
+            report.missing_pins, report.bpf_dir
+        );
+        problems.push(text);
+    }
+    if !report.programmed {
+        let text = "the agent has not programmed anything yet: the datapath serves what an earlier \
+                    agent left, if there was one";
+        problems.push(text.to_owned());
+    } else if !report.healthy && report.faults.is_empty() {
+        problems.push("changes wait for too long to be programmed: see the log".to_owned());
+    }
+    let broken = report.broken_watches.iter().map(|watch| {
+        format!("the watch of {}s is broken for {} s: {}", watch.kind, watch.seconds, watch.error)
+    });
+    problems.extend(broken);
+    problems
+}
+
+/// An error with its causes.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let _ = write!(text, ": {source}");
+        cause = source.source();
+    }
+    text
+}
+
+impl Status {
+    /// The page.
+    ///
+    /// # Errors
+    /// If a table cannot be written.
+    pub fn render(&self, output: Output) -> Result<String, serde_json::Error> {
+        match output {
+            Output::Json => serde_json::to_string_pretty(self),
+            Output::Table => self.page(),
+        }
+    }
+
+    fn page(&self) -> Result<String, serde_json::Error> {
+        let state = if self.well { "well" } else { "NOT WELL" };
+        let mut page = format!("{state}: lb-agent {} (maps v{})", self.version, self.maps_version);
+        for problem in &self.problems {
+            page.push_str(&format!("\n  ! {problem}"));
+        }
+        if let Some(agent) = &self.agent {
+            page.push_str(&self::agent(agent, Timestamp::now()));
+        }
+        for (title, table) in
+            [("attached", rows_as_table(&self.attached)?), ("maps", rows_as_table(&self.maps)?)]
+        {
+            page.push_str(&format!("\n\n{title}\n{table}"));
+        }
+        Ok(page)
+    }
+}
+
+fn agent(report: &Report, now: Timestamp) -> String {
+    let ago = |time: Timestamp| {
+        let seconds = now.duration_since(time).as_secs();
+        format!("{seconds} s ago")
+    };
+    let updated = report.last_updated.map_or_else(|| "never".to_owned(), ago);
+    let healthy = if report.healthy { "healthy" } else { "unhealthy" };
+    let watch = match report.broken_watches.len() {
+        0 => "alive".to_owned(),
+        broken => format!("{broken} broken"),
+    };
+    let mut text = format!(
+        "\nnode     {}\nagent    process {}, started {}, {healthy}\nsource   {}, watch {watch}\n\
+         maps     hold all changes known {updated}",
+        report.node,
+        report.process,
+        ago(report.started),
+        report.source,
+    );
+    if let Some(since) = report.waiting_since {
+        text.push_str(&format!("\nwaiting  a change since {}", ago(since)));
+    }
+    for refused in &report.refused {
+        let report::Refused { kind, name, reason, note } = refused;
+        text.push_str(&format!("\nrefused  {kind} {name}: {reason}: {note}"));
+    }
+    for manifest in &report.invalid_manifests {
+        text.push_str(&format!("\ninvalid  {manifest}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{BrokenWatch, Refused};
+
+    fn healthy() -> Report {
+        Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: "node1".to_owned(),
+            programmed: true,
+            healthy: true,
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn a_refused_object_is_shown_and_is_no_problem_of_the_node() {
+        let refused = Refused {
+            kind: "Service".to_owned(),
+            name: "default/a".to_owned(),
+            reason: "ProtocolNotSupported".to_owned(),
+            note: "SCTP".to_owned(),
+        };
+        let report = Report { refused: vec![refused], ..healthy() };
+        assert_eq!(of_agent(&report), [""; 0]);
+        let text = agent(&report, Timestamp::now());
+        assert!(text.contains("refused  Service default/a: ProtocolNotSupported: SCTP"), "{text}");
+    }
+
+    #[test]
+    fn each_way_to_be_ill_is_a_problem() {
+        let watch =
+            BrokenWatch { kind: "Node".to_owned(), seconds: 7, error: "refused".to_owned() };
+        let fault = ("maps".to_owned(), "SERVICES is full".to_owned());
+        for (report, problem) in [
+            (Report { missing_pins: 3, ..healthy() }, "3 pins are missing"),
+            (Report { programmed: false, healthy: false, ..healthy() }, "not programmed anything"),
+            (Report { healthy: false, ..healthy() }, "changes wait for too long"),
+            (
+                Report { broken_watches: vec![watch], ..healthy() },
+                "watch of Nodes is broken for 7 s",
+            ),
+            (Report { faults: [fault].into(), healthy: false, ..healthy() }, "SERVICES is full"),
+            (Report { version: "0.0.1".to_owned(), ..healthy() }, "lb-agent 0.0.1"),
+        ] {
+            let problems = of_agent(&report);
+            assert!(problems.len() == 1 && problems[0].contains(problem), "{problems:?}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! How full the pinned maps are.
+
+use std::{io, os::fd::AsFd};
+
+use bytemuck::Pod;
+use lb_common::abi::{
+    address::{Address4, Address6},
+    affinity::{Affinity, AffinityKey},
+    flow::{Flow, FlowKey},
+    fragment::{Fragment, FragmentKey},
+    service::Service,
+    settings::Device,
+    socket::{DatagramKey, Peer},
+};
+use lb_control::dataplane::{DataplaneError, PinnedState};
+use lb_sys::TypedMap;
+use serde::Serialize;
+
+use super::{
+    pins::{PinError, Pins, pinned_maps},
+    read::{failed, opened, read_array, read_state},
+};
+use crate::options::sizes::Sizes;
+
+/// A pinned map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fill {
+    /// Its name.
+    pub map: &'static str,
+    /// The used entries; null where no entry is ever free, or they cannot be counted.
+    pub entries: Option<u64>,
+    /// The capacity; 0 if there is no limit.
+    pub max_entries: u64,
+    /// The flag of `run` that sets the capacity, if one does.
+    pub flag: Option<&'static str>,
+}
+
+/// The maps could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// A map is missing or has another layout.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A map could not be read.
+    #[error(transparent)]
+    Read(#[from] DataplaneError),
+}
+
+/// The fill of every pinned map.
+///
+/// # Errors
+/// [`FillError`]
+pub fn fills(pins: &Pins) -> Result<Vec<Fill>, FillError> {
+    // If nothing is pinned, this error says so, instead of naming one missing map.
+    pins.open("SETTINGS")?;
+    let state = read_state(pins)?;
+    // Names and flags; the capacities are those of the kernel's maps.
+    let maps = pinned_maps(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 });
+    maps.iter()
+        .map(|map| {
+            let path = pins.map(map.name);
+            let info = lb_sys::map_info(pins.open(map.name)?.as_fd())
+                .map_err(|source| PinError::Open { path, source })?;
+            Ok(Fill {
+                map: map.name,
+                entries: entries(pins, &state, map.name)?,
+                max_entries: info.max_entries.into(),
+                flag: map.flag,
+            })
+        })
+        .collect()
+}
+
+fn entries(
+    pins: &Pins,
+    state: &PinnedState,
+    map: &'static str,
+) -> Result<Option<u64>, DataplaneError> {
+    let used = match map {
+        "FRONTENDS4" => state.frontends4.len() as u64,
+        "FRONTENDS6" => state.frontends6.len() as u64,
+        "RANGES4" => state.ranges4.len() as u64,
+        "RANGES6" => state.ranges6.len() as u64,
+        "NODES4" => state.nodes4.len() as u64,
+        "NODES6" => state.nodes6.len() as u64,
+        "SERVICES" | "NAMES" => state.names.len() as u64,
+        "SLOTS" => slots(state),
+        "BACKENDS4" => state.backends4.iter().filter(|backend| backend.sets != 0).count() as u64,
+        "BACKENDS6" => state.backends6.iter().filter(|backend| backend.sets != 0).count() as u64,
+        "DEVICES" => {
+            let devices = read_array::<Device>(pins, map)?;
+            devices.iter().filter(|device| device.ifindex != 0).count() as u64
+        }
+        "FLOWS4" | "EMBRYONIC4" => count::<FlowKey<Address4>, Flow<Address4>>(pins, map)?,
+        "FLOWS6" | "EMBRYONIC6" => count::<FlowKey<Address6>, Flow<Address6>>(pins, map)?,
+        "FRAGMENTS4" => count::<FragmentKey<Address4>, Fragment>(pins, map)?,
+        "FRAGMENTS6" => count::<FragmentKey<Address6>, Fragment>(pins, map)?,
+        "AFFINITY" => count::<AffinityKey, Affinity>(pins, map)?,
+        "DATAGRAM_PEERS" => count::<DatagramKey, Peer>(pins, map)?,
+        _ => return Ok(None),
+    };
+    Ok(Some(used))
+}
+
+/// The slots of all sets, without the rest of their blocks.
+fn slots(state: &PinnedState) -> u64 {
+    let services = state.names.iter().filter_map(|(index, _)| state.services.get(*index as usize));
+    let ports = services.filter(|service| service.flags & Service::ADDRESS == 0);
+    ports.map(|port| u64::from(port.cluster.length()) + u64::from(port.local.length())).sum()
+}
+
+fn count<K: Pod, V: Pod>(pins: &Pins, map: &'static str) -> Result<u64, DataplaneError> {
+    let counted = || -> io::Result<u64> {
+        let table = opened(pins, map, TypedMap::<K, V>::new).map_err(io::Error::other)?;
+        let mut count = 0;
+        table.visit(|keys, _| {
+            count += keys.len() as u64;
+            true
+        })?;
+        Ok(count)
+    };
+    counted().map_err(failed(map, || "count of entries".to_owned()))
+}
