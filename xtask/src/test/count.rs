@@ -8,6 +8,8 @@ pub(crate) struct Outcome {
     pub(crate) ignored: usize,
     /// One line for each failure.
     pub(crate) failures: Vec<String>,
+    /// Tests that failed beside others and passed alone.
+    pub(crate) repeated: Vec<String>,
 }
 
 impl Outcome {
@@ -21,8 +23,20 @@ impl Outcome {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
-        self.failures
-            .extend(other.failures.into_iter().map(|failure| format!("{part}: {failure}")));
+        let named = |lines: Vec<String>| {
+            lines.into_iter().map(move |line| format!("{part}: {line}"))
+        };
+        self.failures.extend(named(other.failures));
+        self.repeated.extend(named(other.repeated));
+    }
+
+    /// The outcome of a step whose failed tests were run `again`: the second time counts.
+    pub(crate) fn repeated(mut self, again: Self) -> Self {
+        let is_failed = |name: &String| again.failures.contains(name);
+        self.repeated = self.failures.into_iter().filter(|name| !is_failed(name)).collect();
+        self.passed += again.passed;
+        (self.failed, self.failures) = (again.failed, again.failures);
+        self
     }
 }
 
@@ -216,6 +230,19 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
     fn a_result_behind_stray_output_still_counts() {
         let outcome = count("hellotest result: ok. 1 passed; 0 failed; 0 ignored\n", true);
         assert_eq!(outcome.passed, 1);
+    }
+
+    #[test]
+    fn the_second_run_of_failed_tests_counts() {
+        let failures = || vec!["a".to_owned(), "b".to_owned()];
+        let first = || Outcome { passed: 5, failed: 2, failures: failures(), ..Outcome::default() };
+        let again =
+            Outcome { passed: 1, failed: 1, failures: vec!["b".to_owned()], ..Outcome::default() };
+        let both = first().repeated(again);
+        assert_eq!((both.passed, both.failed), (6, 1));
+        assert_eq!((both.failures, both.repeated), (vec!["b".to_owned()], vec!["a".to_owned()]));
+        let both = first().repeated(Outcome::failure("ended early".to_owned()));
+        assert_eq!((both.passed, both.failed), (5, 1));
     }
 
     #[test]

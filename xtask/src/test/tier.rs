@@ -44,6 +44,21 @@ enum Source {
 pub(crate) struct Step {
     pub(crate) label: String,
     pub(crate) run: Run,
+    /// Its tests run beside others, which take processor time from them.
+    pub(crate) is_crowded: bool,
+}
+
+impl Step {
+    pub(crate) fn new(label: impl Into<String>, run: Run) -> Self {
+        Self { label: label.into(), run, is_crowded: false }
+    }
+
+    /// The step that runs tests of this one again, one after the other.
+    pub(crate) fn alone(&self, tests: &[String]) -> Option<Self> {
+        let Run::CargoTest(arguments, _) = &self.run else { return None };
+        let of_binary = [owned(&["--test-threads=1", "--exact"]), tests.to_vec()].concat();
+        Some(Self::new(&*self.label, Run::CargoTest(arguments.clone(), of_binary)))
+    }
 }
 
 /// The program to run.
@@ -163,12 +178,9 @@ impl Tier {
         match self.source {
             Source::Crates(crates) => crates
                 .iter()
-                .map(|(label, arguments)| Step {
-                    label: (*label).to_owned(),
-                    run: Run::CargoTest(
-                        owned(&[*arguments, &["--no-fail-fast"]].concat()),
-                        Vec::new(),
-                    ),
+                .map(|(label, arguments)| {
+                    let arguments = owned(&[*arguments, &["--no-fail-fast"]].concat());
+                    Step::new(*label, Run::CargoTest(arguments, Vec::new()))
                 })
                 .collect(),
             Source::Binaries(binaries) => binaries
@@ -185,28 +197,26 @@ impl Tier {
                     others.extend(["--skip".to_owned(), name.clone()]);
                 }
                 let alone = [owned(&["--test-threads=1"]), names].concat();
-                vec![of_binary(binary, others), of_binary(binary, alone)]
+                let others = Step { is_crowded: true, ..of_binary(binary, others) };
+                vec![others, of_binary(binary, alone)]
             }
             Source::Vectors => {
-                vec![Step { label: "tests/vectors".to_owned(), run: Run::Vectors(None) }]
+                vec![Step::new("tests/vectors", Run::Vectors(None))]
             }
             Source::Machine(kernel) => {
-                vec![Step { label: format!("Linux {kernel}"), run: Run::Machine(kernel) }]
+                vec![Step::new(format!("Linux {kernel}"), Run::Machine(kernel))]
             }
-            Source::EndToEnd(networks) => networks
-                .iter()
-                .map(|cni| Step { label: (*cni).to_owned(), run: Run::EndToEnd(cni) })
-                .collect(),
+            Source::EndToEnd(networks) => {
+                networks.iter().map(|cni| Step::new(*cni, Run::EndToEnd(cni))).collect()
+            }
         }
     }
 }
 
 /// The tests of a binary that the arguments of libtest select.
 fn of_binary(binary: &str, of_binary: Vec<String>) -> Step {
-    Step {
-        label: format!("tests/tests/{binary}"),
-        run: Run::CargoTest(owned(&["-p", "lb-tests", "--test", binary]), of_binary),
-    }
+    let run = Run::CargoTest(owned(&["-p", "lb-tests", "--test", binary]), of_binary);
+    Step::new(format!("tests/tests/{binary}"), run)
 }
 
 fn owned(arguments: &[&str]) -> Vec<String> {
@@ -277,6 +287,20 @@ mod tests {
         assert!(alone.starts_with("--test-threads=1 affinity:: "), "{alone}");
         assert_eq!(others.matches("--skip").count(), alone.matches("::").count());
         assert_eq!(arguments(true), ["--test-threads=1"]);
+    }
+
+    #[test]
+    fn tests_that_failed_beside_others_are_named_to_the_same_binary() {
+        let tier = TIERS.iter().find(|tier| tier.name == "netns").expect("a tier");
+        let [others, alone] = &tier.steps(false)[..] else { panic!("{tier:?}") };
+        assert!(others.is_crowded && !alone.is_crowded);
+        let Some(Step { run: Run::CargoTest(arguments, of_binary), is_crowded: false, .. }) =
+            others.alone(&names(&["a::b"]))
+        else {
+            panic!("{others:?}");
+        };
+        assert_eq!(arguments, ["-p", "lb-tests", "--test", "netns"]);
+        assert_eq!(of_binary, ["--test-threads=1", "--exact", "a::b"]);
     }
 
     #[test]
