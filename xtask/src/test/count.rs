@@ -23,9 +23,8 @@ impl Outcome {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
-        let named = |lines: Vec<String>| {
-            lines.into_iter().map(move |line| format!("{part}: {line}"))
-        };
+        let named =
+            |lines: Vec<String>| lines.into_iter().map(move |line| format!("{part}: {line}"));
         self.failures.extend(named(other.failures));
         self.repeated.extend(named(other.repeated));
     }
