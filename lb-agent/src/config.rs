@@ -201,7 +201,11 @@ impl Config {
             node_name: node_name(&name)?,
             bpf_dir: arguments.pins.bpf_dir.clone(),
             cgroup: arguments.cgroup.cgroup.clone(),
-            socket_lb: socket_lb(arguments.socket_lb, masquerade_all),
+            socket_lb: socket_lb(
+                arguments.socket_lb,
+                masquerade_all,
+                lb_sys::netns_cookie().is_ok(),
+            ),
             excluded_cgroups: excluded_cgroups(&arguments),
             devices: arguments.devices.clone(),
             pod_interfaces: arguments.pod_interfaces.clone(),
@@ -228,11 +232,13 @@ impl Config {
 }
 
 /// The mode that takes effect. A connection that is translated at connect() shows the backend
-/// the pod's address, so with `masquerade_all` only packets of pods are translated.
-fn socket_lb(mode: SocketLb, masquerade_all: bool) -> SocketLb {
+/// the pod's address, so with `masquerade_all` only packets of pods are translated. A kernel
+/// without cookies of network namespaces (before 5.14) cannot distinguish node processes from pods.
+fn socket_lb(mode: SocketLb, masquerade_all: bool, has_cookies: bool) -> SocketLb {
     match mode {
-        SocketLb::Auto | SocketLb::Tcp | SocketLb::All if masquerade_all => SocketLb::Node,
-        SocketLb::Auto => SocketLb::Tcp,
+        SocketLb::Auto if has_cookies => SocketLb::Node,
+        SocketLb::Auto => SocketLb::Off,
+        SocketLb::Tcp | SocketLb::All if masquerade_all => SocketLb::Node,
         mode => mode,
     }
 }
@@ -303,7 +309,15 @@ mod tests {
         assert!(all.is_ok_and(|all| all.source == Source::Manifests("/m".into())));
         let all = config(&["--kubeconfig", "/k", "--socket-lb", "auto"]).expect("a configuration");
         assert!(matches!(all.source, Source::Api(api) if api.kubeconfig == Some("/k".into())));
-        assert_eq!(all.socket_lb, SocketLb::Tcp);
+        assert_eq!(all.socket_lb, SocketLb::Node);
+    }
+
+    #[test]
+    fn only_node_processes_are_translated_at_connect_unless_it_is_asked_for() {
+        for masquerade_all in [false, true] {
+            assert_eq!(socket_lb(SocketLb::Auto, masquerade_all, true), SocketLb::Node);
+            assert_eq!(socket_lb(SocketLb::Auto, masquerade_all, false), SocketLb::Off);
+        }
     }
 
     #[test]
@@ -316,7 +330,7 @@ mod tests {
             assert_eq!(mode(given, "true"), SocketLb::Node);
         }
         assert_eq!(mode("off", "true"), SocketLb::Off);
-        assert_eq!((mode("auto", "false"), mode("all", "false")), (SocketLb::Tcp, SocketLb::All));
+        assert_eq!((mode("tcp", "false"), mode("all", "false")), (SocketLb::Tcp, SocketLb::All));
     }
 
     #[test]

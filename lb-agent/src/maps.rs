@@ -13,6 +13,7 @@ pub mod mapped;
 pub mod memory;
 pub mod pins;
 pub mod read;
+pub mod sources;
 pub mod sweep;
 pub mod timeouts;
 pub mod traffic;

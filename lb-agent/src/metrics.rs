@@ -53,6 +53,7 @@ struct Inner {
     endpoints: Gauge,
     kube_proxy_rules: Gauge,
     missing_pins: Gauge,
+    misplaced_programs: Gauge,
     restored_pins: Counter,
     datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     problems: Arc<OnceLock<Problems>>,
@@ -79,6 +80,7 @@ impl Metrics {
             endpoints: Gauge::default(),
             kube_proxy_rules: Gauge::default(),
             missing_pins: Gauge::default(),
+            misplaced_programs: Gauge::default(),
             restored_pins: Counter::default(),
             datapath: Arc::default(),
             problems: Arc::default(),
@@ -149,6 +151,11 @@ impl Metrics {
         self.0.missing_pins.set(pins as i64);
     }
 
+    /// Sets how many programs of others are on the wrong side of lb's.
+    pub fn set_misplaced_programs(&self, programs: usize) {
+        self.0.misplaced_programs.set(programs as i64);
+    }
+
     /// Counts pins that were made again.
     pub fn pins_restored(&self, pins: usize) {
         self.0.restored_pins.inc_by(pins as u64);
@@ -216,6 +223,11 @@ impl Inner {
             "missing_pins",
             "Pins of this agent that were removed and cannot be made again",
             self.missing_pins.clone(),
+        );
+        own.register(
+            "misplaced_programs",
+            "Programs of others that see packets of Services with the addresses of backends",
+            self.misplaced_programs.clone(),
         );
         own.register(
             "restored_pins",

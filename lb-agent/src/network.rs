@@ -6,4 +6,5 @@ pub mod follow;
 pub mod interfaces;
 mod messages;
 pub mod own_packets;
+mod sources;
 pub mod survey;

@@ -7,6 +7,7 @@ pub mod hook;
 pub mod links;
 pub mod load;
 pub mod names;
+mod order;
 pub mod prepare;
 pub mod tc;
 pub mod xdp;

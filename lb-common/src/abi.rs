@@ -17,6 +17,7 @@ pub mod range;
 pub mod service;
 pub mod settings;
 pub mod socket;
+pub mod source;
 pub mod traffic;
 
 /// The version of the layout as a whole. Each map is pinned as `<bpf-dir>/maps/<MAP>@<VERSION>`, with

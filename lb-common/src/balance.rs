@@ -5,7 +5,11 @@
 //! apply the verdict; they decide nothing themselves.
 
 use crate::{
-    abi::{address::Family, counter::Reason, settings::Settings},
+    abi::{
+        address::{Address, Family},
+        counter::Reason,
+        settings::Settings,
+    },
     packet::{Packet, PacketKind},
 };
 
@@ -16,6 +20,7 @@ mod known;
 mod lookup;
 mod no_flow;
 mod open;
+mod own;
 pub mod select;
 pub mod socket;
 mod source_port;
@@ -49,12 +54,15 @@ pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Sett
         Site::ToDevice { .. } if settings.flags & Settings::EXTERNAL != 0 => Candidate::Reply,
         Site::ToDevice { .. } => Candidate::NotService,
         Site::Loopback if F::is_loopback(destination) => Candidate::Node,
+        // Frontends of node ports have these addresses, but nobody else may ask for them.
+        _ if F::is_loopback(destination) || destination.is_unspecified() => Candidate::NotService,
         _ if family.may_be_node(destination) => Candidate::Node,
         _ => Candidate::NotService,
     }
 }
 
-/// Decides on a packet at `site` for which [`candidate()`] returned `candidate`.
+/// Decides on a packet at `site` for which [`candidate()`] returned `candidate`. If the packet passes,
+/// [`passed`] has the last word.
 #[inline(always)]
 pub fn decide<F: Family, T: Tables<F>>(
     candidate: Candidate,
@@ -68,14 +76,48 @@ pub fn decide<F: Family, T: Tables<F>>(
         return Verdict::Pass(Reason::NotService);
     }
     let context = Context { packet, settings, site, now: tables.now() };
+    if context.is_of_a_guest() {
+        return Verdict::Pass(Reason::NotService);
+    }
     if !is_service_protocol(packet.kind) {
         return no_flow::decide(candidate, &context, work, tables);
     }
-    let verdict = match known::decide(&context, may_open(&context, candidate), work, tables) {
+    match known::decide(&context, may_open(&context, candidate), work, tables) {
         Some(verdict) => verdict,
         None => open::decide(&context, work, tables),
-    };
-    no_flow::drop_cluster_ip_leak(candidate, &context, verdict, tables)
+    }
+}
+
+/// Whether [`passed`] may decide otherwise at `site`.
+#[inline(always)]
+pub const fn may_be_kept(site: Site) -> bool {
+    matches!(site, Site::ToDevice { .. } | Site::ToPod | Site::Loopback)
+}
+
+/// The verdict on a packet that passes with `reason`: because [`decide`], or its counterpart for
+/// fragments or ICMP errors, left it alone. Some must not leave the node. It is a step of its own, so
+/// that the verifier follows it once and not once for each way to pass.
+#[inline(always)]
+pub fn passed<F: Family, T: Tables<F>>(
+    candidate: Candidate,
+    packet: &Packet<F>,
+    site: Site,
+    settings: &Settings,
+    reason: Reason,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Verdict {
+    let context = Context { packet, settings, site, now: tables.now() };
+    if !may_be_kept(site) || matches!(candidate, Candidate::NotService) || context.is_of_a_guest() {
+        return Verdict::Pass(reason);
+    }
+    if matches!((site, candidate), (Site::ToDevice { .. }, Candidate::Service)) {
+        return no_flow::keep_from_leaving(&context, reason, tables);
+    }
+    if matches!(reason, Reason::NoFlow) && own::may_get_answer(&context) {
+        own::expect_answer(&context, work, tables);
+    }
+    Verdict::Pass(reason)
 }
 
 /// Decides on an unfragmented packet that an external device received, if it belongs to a known

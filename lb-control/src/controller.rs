@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -15,10 +16,11 @@ use lb_common::abi::settings::Settings;
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{
-        self, Conflict, DesiredFrontend, Locality, NodeFacts,
+        self, Conflict, DesiredFrontend, FrontendAddress, Locality, NodeFacts,
         claims::Claims,
         health_checks::{self, Checks},
         no_local_endpoints, settings,
+        taken::{self, Holder, Taken},
     },
     execute::execute,
     model::{
@@ -58,6 +60,11 @@ pub struct Controller {
     /// The addresses of node ports changed.
     are_node_ports_dirty: bool,
     are_settings_dirty: bool,
+    /// The addresses that Services cannot have changed.
+    are_claims_dirty: bool,
+    taken: Taken,
+    /// The frontends that each Service wants but cannot have on this node.
+    withheld: BTreeMap<Arc<str>, BTreeSet<(FrontendAddress, Holder)>>,
     /// Services that did not fit, to be tried again when there is room.
     shortages: BTreeMap<Arc<str>, Shortage>,
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
@@ -78,6 +85,8 @@ pub struct Outcome {
     pub services: usize,
     /// New refusals, for Warning Events.
     pub refusals: Vec<Refusal>,
+    /// ClusterIPs that are left, from now on, to a process of this node, with their Services.
+    pub left_to_processes: Vec<(Arc<str>, IpAddr)>,
     /// All Services that do not fit.
     pub shortages: Vec<Shortage>,
     /// How many addresses of nodes do not fit.
@@ -111,6 +120,9 @@ impl Controller {
             is_everything_dirty: true,
             are_node_ports_dirty: false,
             are_settings_dirty: true,
+            are_claims_dirty: false,
+            taken: Taken::default(),
+            withheld: BTreeMap::new(),
             shortages: BTreeMap::new(),
             conflicts: BTreeMap::new(),
             nodes_left_out: 0,
@@ -129,6 +141,7 @@ impl Controller {
     pub fn set_facts(&mut self, facts: NodeFacts) {
         self.is_everything_dirty |= self.facts.addresses != facts.addresses;
         self.are_node_ports_dirty |= self.facts.node_port_addresses != facts.node_port_addresses;
+        self.are_claims_dirty |= self.facts.held_addresses != facts.held_addresses;
         self.are_settings_dirty |= self.facts != facts;
         self.facts = facts;
     }
@@ -198,8 +211,8 @@ impl Controller {
         }
         let dirty = self.snapshot.take_dirty();
         let mut outcome = Outcome::default();
-        let affected = self.affected(&dirty, &planner, draft.has_more_room);
-        outcome.refusals = dirty.refusals;
+        let affected = self.affected(&dirty, &planner, draft.has_more_room, &mut outcome);
+        outcome.refusals.extend(dirty.refusals);
         self.triggers.extend(dirty.triggers);
         if dirty.nodes || self.is_everything_dirty {
             let addresses = self.snapshot.nodes().addresses().collect();
@@ -239,15 +252,35 @@ impl Controller {
     }
 
     /// The Services to plan, in order. Updates their claims and their health checks.
-    fn affected(&mut self, dirty: &Dirty, planner: &Planner, has_more_room: bool) -> Vec<Arc<str>> {
+    fn affected(
+        &mut self,
+        dirty: &Dirty,
+        planner: &Planner,
+        has_more_room: bool,
+        outcome: &mut Outcome,
+    ) -> Vec<Arc<str>> {
         let mut others = BTreeSet::new();
+        if self.is_everything_dirty
+            || dirty.services.iter().any(|name| **name == *taken::API_SERVER)
+        {
+            let entry = self.snapshot.service(taken::API_SERVER);
+            self.are_claims_dirty |= self.taken.set_api_servers(entry);
+        }
+        if std::mem::take(&mut self.are_claims_dirty) {
+            let names: Vec<_> = self.snapshot.names().cloned().collect();
+            for name in names {
+                if self.claim(&name, &mut others, outcome) {
+                    others.insert(name);
+                }
+            }
+        }
         let mut affected: Vec<Arc<str>> = Vec::new();
         if std::mem::take(&mut self.are_node_ports_dirty) {
             let names = self.snapshot.names().filter(|name| self.has_node_ports(name));
             affected.extend(names.cloned());
         }
         for name in affected.iter().chain(&dirty.services) {
-            self.claim(name, &mut others);
+            self.claim(name, &mut others, outcome);
             match self.snapshot.service(name).and_then(health_checks::of_service) {
                 Some(check) => self.health_checks.insert(Arc::clone(name), check),
                 None => self.health_checks.remove(name),
@@ -271,20 +304,61 @@ impl Controller {
         service.is_some_and(|service| service.ports.iter().any(|port| port.node_port.is_some()))
     }
 
-    fn claim(&mut self, name: &Arc<str>, affected: &mut BTreeSet<Arc<str>>) {
+    /// Updates the claims of a Service. Returns whether they changed.
+    fn claim(
+        &mut self,
+        name: &Arc<str>,
+        affected: &mut BTreeSet<Arc<str>>,
+        outcome: &mut Outcome,
+    ) -> bool {
         let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
-        let (created, wanted) = match service {
+        let (created, mut wanted) = match service {
             Some(service) => {
                 (service.created, desired::claims(service, &self.facts.node_port_addresses))
             }
             None => (None, Vec::new()),
         };
-        let Some(before) = self.claims.set(name, created, wanted, affected) else { return };
+        let mut withheld = BTreeSet::new();
+        wanted.retain(|frontend| {
+            let holder = self.taken.holder(name, frontend, &self.facts.held_addresses);
+            withheld.extend(holder.map(|holder| (frontend.at, holder)));
+            holder.is_none()
+        });
+        let is_direct =
+            service.is_some_and(|service| desired::is_direct(service, self.external_mode));
+        self.are_settings_dirty |= self.in_use.set_direct(name, is_direct);
+        self.set_withheld(name, withheld, outcome);
+        let Some(before) = self.claims.set(name, created, wanted, affected) else { return false };
         for frontend in &before {
             self.are_settings_dirty |= self.in_use.remove(frontend);
         }
         for frontend in self.claims.of(name) {
             self.are_settings_dirty |= self.in_use.add(frontend);
+        }
+        true
+    }
+
+    /// Notes the frontends that a Service cannot have, and reports those that it could have until
+    /// now.
+    fn set_withheld(
+        &mut self,
+        name: &Arc<str>,
+        withheld: BTreeSet<(FrontendAddress, Holder)>,
+        outcome: &mut Outcome,
+    ) {
+        let known = self.withheld.remove(name).unwrap_or_default();
+        for (frontend, holder) in withheld.difference(&known) {
+            match holder {
+                Holder::ApiServer => outcome.refusals.push(taken::refusal(name, *frontend)),
+                // The ClusterIP as a whole stands for its ports.
+                Holder::Process if frontend.protocol == 0 => {
+                    outcome.left_to_processes.push((Arc::clone(name), frontend.ip));
+                }
+                Holder::Process => {}
+            }
+        }
+        if !withheld.is_empty() {
+            self.withheld.insert(Arc::clone(name), withheld);
         }
     }
 

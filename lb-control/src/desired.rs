@@ -11,6 +11,7 @@ pub mod no_local_endpoints;
 pub mod node_ports;
 pub mod service_prefixes;
 pub mod settings;
+pub mod taken;
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +21,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    backend::{IN_CLUSTER_SET, IN_SLICE, ON_THIS_NODE, READY, TERMINATING, THIS_HOST},
+    backend::{IN_CLUSTER_SET, IN_SLICE, NOT_SERVING, ON_THIS_NODE, READY, TERMINATING, THIS_HOST},
     frontend::{Frontend as FrontendEntry, FrontendKind},
     service::Service as ServiceEntry,
     settings::Timeouts,
@@ -42,12 +43,17 @@ use crate::{
 pub struct NodeFacts {
     /// The addresses of this node.
     pub addresses: BTreeSet<IpAddr>,
+    /// Every address that an interface holds for a process of this node: a ClusterIP among them is
+    /// that process's.
+    pub held_addresses: BTreeSet<IpAddr>,
     /// The addresses on which node ports are served, loopback addresses among them.
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// The source address that a pod sees when it reaches itself over IPv4.
     pub node_source4: Option<Ipv4Addr>,
     /// The source address that a pod sees when it reaches itself over IPv6.
     pub node_source6: Option<Ipv6Addr>,
+    /// Whether the source address of packets to backends elsewhere depends on the route to them.
+    pub is_source_by_route: bool,
     /// The prefixes of the pods' addresses, as far as they are known.
     pub pod_prefixes: Vec<IpNet>,
     /// Whether packets of every client of a ClusterIP get an address of this node as their
@@ -190,17 +196,18 @@ pub fn service(entry: &Entry, locality: Locality<'_>) -> Option<DesiredService> 
         let has_backend = ports[first..]
             .iter()
             .any(|port| port.backends.iter().any(|backend| backend.sets & IN_CLUSTER_SET != 0));
-        ports.push(address(*ip, has_backend));
+        ports.push(address(service, *ip, has_backend));
     }
     ports.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     Some(DesiredService { ports })
 }
 
-/// The frontends that a Service claims; an older Service may own some of them.
+/// The frontends that a Service wants; an older Service may own some of them.
 pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<DesiredFrontend> {
     let mut claims = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
     for ip in &service.cluster_ips {
         claims.push(frontends::of_address(*ip));
+        claims.extend(frontends::of_external_addresses(service, IpFamily::of(*ip)));
         claims.extend(frontends::of_ports(service, *ip, node_port_addresses).into_iter().flatten());
     }
     claims
@@ -232,20 +239,30 @@ fn service_port(
 
 fn flags(service: &Service, external_mode: ExternalMode) -> u32 {
     let policy = service.policy;
-    let is_dsr = service.external_mode.unwrap_or(external_mode) == ExternalMode::Dsr;
     let flags = [
         (policy.internal_local, ServiceEntry::INTERNAL_LOCAL),
         (policy.externally_reachable && policy.external_local, ServiceEntry::EXTERNAL_LOCAL),
-        (policy.externally_reachable && is_dsr, ServiceEntry::DSR),
+        (is_direct(service, external_mode), ServiceEntry::DSR),
     ];
     flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum()
 }
 
-/// The entry of a ClusterIP as a whole.
-fn address(ip: IpAddr, has_backend: bool) -> DesiredPort {
+/// Whether packets of clients outside are encapsulated for the backend's node, which answers them
+/// itself. `external_mode` holds unless the Service says otherwise.
+pub fn is_direct(service: &Service, external_mode: ExternalMode) -> bool {
+    service.policy.externally_reachable
+        && service.external_mode.unwrap_or(external_mode) == ExternalMode::Dsr
+}
+
+/// The entry of a ClusterIP as a whole, and of the Service's other addresses of its family.
+fn address(service: &Service, ip: IpAddr, has_backend: bool) -> DesiredPort {
+    let family = IpFamily::of(ip);
+    let mut frontends = frontends::of_external_addresses(service, family);
+    frontends.push(frontends::of_address(ip));
+    frontends.sort_unstable_by_key(|frontend| frontend.at);
     DesiredPort {
-        key: PortKey { family: IpFamily::of(ip), protocol: 0, port: "".into() },
-        frontends: vec![frontends::of_address(ip)],
+        key: PortKey { family, protocol: 0, port: "".into() },
+        frontends,
         ranges: Vec::new(),
         affinity_seconds: 0,
         flags: ServiceEntry::ADDRESS,
@@ -268,8 +285,11 @@ fn backends(
             found.extend(slice.endpoints.iter().map(|endpoint| (slice_port.number, endpoint)));
         }
     }
-    // The sort is stable: if two slices differ, the first by name wins.
-    found.sort_by_key(|(number, endpoint)| (endpoint.address, *number, !endpoint.is_local));
+    // An address may be in slices twice: the pod that had it before may still be there. The endpoint
+    // that can serve wins. The sort is stable: among equals the first by name of the slice does.
+    found.sort_by_key(|(number, endpoint)| {
+        (endpoint.address, *number, rank(endpoint), !endpoint.is_local)
+    });
     found.dedup_by_key(|(number, endpoint)| (endpoint.address, *number));
     let endpoints: Vec<&Endpoint> = found.iter().map(|(_, endpoint)| *endpoint).collect();
     let sets = endpoints::choose(&endpoints, service.policy, locality);
@@ -280,6 +300,7 @@ fn backends(
             (is_host, THIS_HOST),
             (endpoint.is_ready, READY),
             (endpoint.is_terminating, TERMINATING),
+            (!endpoint.is_ready && !endpoint.is_serving, NOT_SERVING),
         ];
         let conditions = conditions.iter().filter(|(is_met, _)| *is_met);
         let flags = conditions.fold(on_node | IN_SLICE, |flags, (_, flag)| flags | flag);
@@ -288,6 +309,17 @@ fn backends(
         DesiredBackend { ip: endpoint.address, port: *number, sets, flags, node }
     };
     found.iter().zip(sets).map(backend).collect()
+}
+
+/// Orders endpoints: those that are ready, those that serve while they terminate, the others.
+fn rank(endpoint: &Endpoint) -> u8 {
+    if endpoint.is_ready {
+        0
+    } else if endpoint.is_serving && endpoint.is_terminating {
+        1
+    } else {
+        2
+    }
 }
 
 /// `namespace/service:port`, as NAMES holds it; without `:port` for an unnamed port.

@@ -70,11 +70,11 @@ fn send_back(context: &TcContext, hook: Hook) -> Option<i32> {
 
 #[inline(never)]
 fn reset<F: Respond>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
-    let mut sequence = 0u32;
-    load(context, packet.transport as u32 + 4, &raw mut sequence, size_of::<u32>() as u32)?;
+    let mut numbers = [0u32; 2];
+    load(context, packet.transport as u32 + 4, numbers.as_mut_ptr(), size_of_val(&numbers) as u32)?;
     let start = IP_OFFSET + size_of::<F::Header>();
     resize(context, start + answer::RESET_LENGTH as usize)?;
-    write(context, start, &answer::reset(packet, sequence))?;
+    write(context, start, &answer::reset(packet, numbers))?;
     write(context, IP_OFFSET, &answer::header(packet, TCP, answer::RESET_LENGTH))
 }
 

@@ -61,6 +61,12 @@ pub static RANGES4: LpmTrie<Range<Address4>, u32, 16384> = LpmTrie::new();
 /// Source ranges of the load balancers' addresses that have them, IPv6. Written by the agent.
 #[btf_map]
 pub static RANGES6: LpmTrie<Range<Address6>, u32, 16384> = LpmTrie::new();
+/// Source addresses by the route that packets leave by, IPv4. Written by the agent.
+#[btf_map]
+pub static SOURCES4: LpmTrie<Address4, Address4, 16384> = LpmTrie::new();
+/// Source addresses by the route that packets leave by, IPv6. Written by the agent.
+#[btf_map]
+pub static SOURCES6: LpmTrie<Address6, Address6, 16384> = LpmTrie::new();
 /// Addresses of the cluster's nodes, IPv4; the value is always 1. Written by the agent.
 #[btf_map]
 pub static NODES4: HashMap<Address4, u32, 16384, ON_DEMAND> = HashMap::new();

@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::{address::Family, counter::Reason},
-    balance::{Answer, Verdict, Work},
+    balance::{Answer, Candidate, Verdict, Work},
     packet::Packet,
 };
 
@@ -17,6 +17,19 @@ pub struct Scratch<F: Family> {
     pub route: Route,
     /// The verdict.
     pub ruling: Ruling,
+    /// What the packet may be.
+    pub candidate: Candidate,
+}
+
+impl<F: Family> Scratch<F> {
+    /// Stores a candidate and reads it back, for the same reason as a [`Ruling`]: the verifier follows
+    /// the decision once and not once for each candidate.
+    #[inline(always)]
+    pub fn store_candidate(&mut self, candidate: Candidate) -> Candidate {
+        self.candidate = candidate;
+        // SAFETY: a reference, which was just written.
+        unsafe { core::ptr::read_volatile(&raw const self.candidate) }
+    }
 }
 
 /// The result of a route look-up.

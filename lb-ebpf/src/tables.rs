@@ -99,6 +99,8 @@ pub trait FamilyMaps: FlowMaps {
     fn frontend(key: &FrontendKey<Self::Address>) -> Option<*const Frontend>;
     /// Looks up in RANGES.
     fn range(key: &Key<Range<Self::Address>>) -> bool;
+    /// Looks up in SOURCES.
+    fn source(destination: &Key<Self::Address>) -> Option<&'static Self::Address>;
     /// Looks up in NODES.
     fn node(address: &Self::Address) -> bool;
     /// Looks up in BACKENDS.
@@ -106,7 +108,7 @@ pub trait FamilyMaps: FlowMaps {
 }
 
 macro_rules! family_maps {
-    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $nodes:ident, $backends:ident, $scratch:ident) => {
+    ($family:ty, $address:ty, $frontends:ident, $ranges:ident, $sources:ident, $nodes:ident, $backends:ident, $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn scratch() -> Option<*mut Scratch<Self>> {
@@ -124,6 +126,11 @@ macro_rules! family_maps {
             }
 
             #[inline(always)]
+            fn source(destination: &Key<$address>) -> Option<&'static $address> {
+                maps::$sources.get(destination)
+            }
+
+            #[inline(always)]
             fn node(address: &$address) -> bool {
                 maps::$nodes.get_ptr(address).is_some()
             }
@@ -136,8 +143,8 @@ macro_rules! family_maps {
     };
 }
 
-family_maps!(Ipv4, Address4, FRONTENDS4, RANGES4, NODES4, BACKENDS4, SCRATCH4);
-family_maps!(Ipv6, Address6, FRONTENDS6, RANGES6, NODES6, BACKENDS6, SCRATCH6);
+family_maps!(Ipv4, Address4, FRONTENDS4, RANGES4, SOURCES4, NODES4, BACKENDS4, SCRATCH4);
+family_maps!(Ipv6, Address6, FRONTENDS6, RANGES6, SOURCES6, NODES6, BACKENDS6, SCRATCH6);
 
 impl<F: FamilyMaps> Tables<F> for Maps {
     type FlowEntry = FlowHandle<F>;
@@ -176,6 +183,20 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         range.address.set(client);
         let bits = 8 * size_of::<Range<F::Address>>() as u32;
         F::range(&Key::new(bits, range))
+    }
+
+    #[inline(never)]
+    fn route_source(&mut self, destination: &F::Address, source: &mut F::Address) -> bool {
+        let mut address = F::Address::default();
+        address.set(destination);
+        let bits = 8 * size_of::<F::Address>() as u32;
+        match F::source(&Key::new(bits, address)) {
+            Some(found) => {
+                source.set(found);
+                true
+            }
+            None => false,
+        }
     }
 
     #[inline(never)]

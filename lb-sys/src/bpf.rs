@@ -79,8 +79,11 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
 /// The target that a link attaches a program to.
 #[derive(Clone, Copy, Debug)]
 pub enum LinkTarget<'a> {
-    /// An interface, by index, in the network namespace of the caller.
+    /// An interface, by index, in the network namespace of the caller; behind the programs that are
+    /// there.
     Interface(u32),
+    /// The same, in front of them.
+    InterfaceFirst(u32),
     /// An interface, by index, with XDP_FLAGS_DRV_MODE or XDP_FLAGS_SKB_MODE.
     Xdp {
         /// The index of the interface.
@@ -113,8 +116,11 @@ pub fn link_create(
     target: LinkTarget<'_>,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
+    /// BPF_F_BEFORE; without a relative program: before all.
+    const BEFORE: u32 = 1 << 3;
     let (target, flags) = match target {
         LinkTarget::Interface(index) => (index, 0),
+        LinkTarget::InterfaceFirst(index) => (index, BEFORE),
         LinkTarget::Xdp { interface, flags } => (interface, flags),
         LinkTarget::Cgroup(directory) => (raw(directory), 0),
     };

@@ -2,7 +2,10 @@
 //! nothing with the code under test.
 
 use lb_common::{
-    abi::address::{Address4, Address6, Ipv4, Ipv6, Prefix},
+    abi::{
+        address::{Address4, Address6, Ipv4, Ipv6, Prefix},
+        settings::{FamilySettings, Settings},
+    },
     packet::{quote::ParseQuote, tunnel::Tunnel},
 };
 
@@ -52,6 +55,8 @@ pub trait TestFamily: ParseQuote + Tunnel {
     fn service_prefixes() -> [Prefix<Self::Address>; 2];
     /// The address as it is in a packet.
     fn bytes(address: Self::Address) -> Vec<u8>;
+    /// The settings of the family.
+    fn settings_mut(settings: &mut Settings) -> &mut FamilySettings<Self::Address>;
     /// The address at the start of `bytes`.
     fn address(bytes: &[u8]) -> Self::Address;
     /// An IP header with what is between it and the body: options of IPv4 (whole words), or
@@ -109,6 +114,10 @@ impl TestFamily for Ipv4 {
     fn service_prefixes() -> [Prefix<Address4>; 2] {
         let mask = core::net::Ipv4Addr::new(255, 255, 255, 0).into();
         [Self::vip(0), Self::vip_outside_cidrs(0)].map(|address| Prefix { address, mask })
+    }
+
+    fn settings_mut(settings: &mut Settings) -> &mut FamilySettings<Address4> {
+        &mut settings.ipv4
     }
 
     fn bytes(address: Address4) -> Vec<u8> {
@@ -191,6 +200,10 @@ impl TestFamily for Ipv6 {
         let ones = u16::MAX;
         let mask = core::net::Ipv6Addr::new(ones, ones, ones, ones, ones, ones, ones, 0).into();
         [Self::vip(0), Self::vip_outside_cidrs(0)].map(|address| Prefix { address, mask })
+    }
+
+    fn settings_mut(settings: &mut Settings) -> &mut FamilySettings<Address6> {
+        &mut settings.ipv6
     }
 
     fn bytes(address: Address6) -> Vec<u8> {

@@ -334,15 +334,20 @@ pub fn check_answer<F: TestFamily>(
             let promised = if F::NUMBER == 4 { 40 } else { 20u16 };
             let next = before[from + 4..from + 8].try_into().map(u32::from_be_bytes);
             let next = next.unwrap_or_default().wrapping_add(1).to_be_bytes();
+            let acknowledged: [u8; 4] = before[from + 8..from + 12].try_into().unwrap_or_default();
+            let (sequence, acknowledgment, flags) = match before[from + 13] & ACK != 0 {
+                true => (acknowledged, [0; 4], RST),
+                false => ([0; 4], next, RST | ACK),
+            };
             let segment = &after[to..];
             let right = after.len() == to + 20
                 && length == promised.to_be_bytes()
                 && segment[..2] == before[from + 2..from + 4]
                 && segment[2..4] == before[from..from + 2]
-                && segment[4..8] == [0; 4]
-                && segment[8..12] == next
+                && segment[4..8] == sequence
+                && segment[8..12] == acknowledgment
                 && segment[12] == 0x50
-                && segment[13] == RST | ACK
+                && segment[13] == flags
                 && transport_sum::<F>(after, to, TCP) == 0xffff;
             return if right { Ok(()) } else { fail("the reset is wrong") };
         }

@@ -16,6 +16,7 @@ use lb_common::{
 
 use super::{
     family::TestFamily,
+    frame::MACS,
     interpreter::{Fate, Interpreter, Outcome},
     site::TestSite,
     tables::{FakeTables, FlowEntries, Lookups},
@@ -54,9 +55,19 @@ impl<F: TestFamily> Host<F> {
         let Some(destination) = F::destination(frame) else {
             return (Verdict::Pass(Reason::Malformed), work, packet);
         };
+        let is_forged = site == Site::FromPod
+            && settings.accepts_tunnels()
+            && F::is_tunnel(frame)
+            && tunnelled::is_forged::<F, _>(&destination, tables);
+        if is_forged {
+            return (Verdict::Drop(Reason::UnaskedTunnel), work, packet);
+        }
         let mut candidate = balance::candidate::<F>(destination, site, settings);
+        if site == Site::FromDevice && frame[..6] != MACS[..6] {
+            return (Verdict::Pass(Reason::NotService), work, packet);
+        }
         let mut frame = frame;
-        if site == Site::FromDevice && candidate == Candidate::Node && F::is_tunnel(frame) {
+        if site == Site::FromDevice && settings.accepts_tunnels() && F::is_tunnel(frame) {
             let inside = &frame[F::LENGTH as usize..];
             if let (Some(outer), Some(inner)) = (F::ends(frame), F::ends(inside))
                 && tunnelled::is_encapsulated_by_node::<F, _>(&outer, &inner, settings, tables)
@@ -76,6 +87,12 @@ impl<F: TestFamily> Host<F> {
             fragment::decide(candidate, &packet, site, settings, &mut work, tables)
         } else {
             balance::decide(candidate, &packet, site, settings, &mut work, tables)
+        };
+        let verdict = match verdict {
+            Verdict::Pass(reason) => {
+                balance::passed(candidate, &packet, site, settings, reason, &mut work, tables)
+            }
+            verdict => verdict,
         };
         let verdict = match verdict {
             Verdict::Pass(reason) | Verdict::Answer(_, reason) if packet.encap_len != 0 => {

@@ -20,19 +20,22 @@ pub enum TestSite {
     ToDevice,
     /// The node forwards it: it came in by [`POD_DEVICE`] and leaves by [`EXTERNAL`].
     ToDeviceForwarded,
+    /// The node sends it back: it came in by [`EXTERNAL`] and leaves by [`EXTERNAL`].
+    ToDeviceReturned,
     /// The node sends it to itself.
     Loopback,
 }
 
 impl TestSite {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::FromPod,
         Self::ToPod,
         Self::FromDevice,
         Self::FromOtherDevice,
         Self::ToDevice,
         Self::ToDeviceForwarded,
+        Self::ToDeviceReturned,
         Self::Loopback,
     ];
 
@@ -44,6 +47,7 @@ impl TestSite {
             Self::FromDevice | Self::FromOtherDevice => Site::FromDevice,
             Self::ToDevice => Site::ToDevice { ifindex: EXTERNAL, ingress: 0 },
             Self::ToDeviceForwarded => Site::ToDevice { ifindex: EXTERNAL, ingress: POD_DEVICE },
+            Self::ToDeviceReturned => Site::ToDevice { ifindex: EXTERNAL, ingress: EXTERNAL },
             Self::Loopback => Site::Loopback,
         }
     }
@@ -54,7 +58,7 @@ impl TestSite {
             Self::FromPod => Hook::FromPod,
             Self::ToPod => Hook::ToPod,
             Self::FromDevice | Self::FromOtherDevice => Hook::FromDevice,
-            Self::ToDevice | Self::ToDeviceForwarded => Hook::ToDevice,
+            Self::ToDevice | Self::ToDeviceForwarded | Self::ToDeviceReturned => Hook::ToDevice,
             Self::Loopback => Hook::Loopback,
         }
     }
@@ -63,7 +67,10 @@ impl TestSite {
     pub fn ifindex(self) -> u32 {
         match self {
             Self::FromPod | Self::ToPod => POD_DEVICE,
-            Self::FromDevice | Self::ToDevice | Self::ToDeviceForwarded => EXTERNAL,
+            Self::FromDevice
+            | Self::ToDevice
+            | Self::ToDeviceForwarded
+            | Self::ToDeviceReturned => EXTERNAL,
             Self::FromOtherDevice => EXTERNAL_TOO,
             Self::Loopback => 1,
         }

@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{
     abi::{
-        address::{Be16, Family, Prefix},
+        address::{Address, Be16, Family, Prefix},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         flow::{Flow, FlowKey},
@@ -41,6 +41,8 @@ pub struct Lookups {
     pub nodes: u32,
     /// AFFINITY, a hash.
     pub affinity: u32,
+    /// SOURCES, a trie.
+    pub sources: u32,
     /// SERVICES, SLOTS, BACKENDS and DEVICES, arrays.
     pub arrays: u32,
 }
@@ -105,6 +107,7 @@ pub struct FakeTables<F: Family> {
     backends: Vec<Backend<F::Address>>,
     devices: Vec<Device>,
     ranges: Vec<(u32, Prefix<F::Address>)>,
+    sources: Vec<(Prefix<F::Address>, F::Address)>,
     nodes: Vec<F::Address>,
     flows: Flows<F::Address>,
     embryonic: Flows<F::Address>,
@@ -126,6 +129,7 @@ impl<F: Family> Default for FakeTables<F> {
             backends: Vec::new(),
             devices: Vec::new(),
             ranges: Vec::new(),
+            sources: Vec::new(),
             nodes: Vec::new(),
             flows: Flows::new(),
             embryonic: Flows::new(),
@@ -149,6 +153,7 @@ impl<F: Family> FakeTables<F> {
         self.backends = world.backends.clone();
         self.devices = world.devices.clone();
         self.ranges = world.ranges.clone();
+        self.sources = world.sources.clone();
         self.nodes = world.nodes.clone();
     }
 
@@ -207,6 +212,18 @@ impl<F: Family> Tables<F> for FakeTables<F> {
     fn is_node(&mut self, address: &F::Address) -> bool {
         self.lookups.nodes += 1;
         self.nodes.contains(address)
+    }
+
+    fn route_source(&mut self, destination: &F::Address, source: &mut F::Address) -> bool {
+        self.lookups.sources += 1;
+        let matching = self.sources.iter().filter(|(prefix, _)| prefix.contains(*destination));
+        let longest = matching.max_by_key(|(prefix, _)| {
+            prefix.mask.words().iter().map(|word| word.count_ones()).sum::<u32>()
+        });
+        if let Some((_, found)) = longest {
+            source.set(found);
+        }
+        longest.is_some()
     }
 
     fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool {

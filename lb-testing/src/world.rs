@@ -4,7 +4,7 @@
 use lb_common::{
     abi::{
         address::{Be16, Family, Prefix},
-        backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, THIS_HOST},
+        backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, NOT_SERVING, ON_THIS_NODE, THIS_HOST},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::{Service, Slot, SlotRange},
         settings::{Device, FamilySettings, PortRange, Settings, Timeouts},
@@ -79,6 +79,8 @@ pub struct World<F: Family> {
     pub nodes: Vec<F::Address>,
     /// RANGES, without the look-up by prefix.
     pub ranges: Vec<(u32, Prefix<F::Address>)>,
+    /// SOURCES, without the look-up by prefix.
+    pub sources: Vec<(Prefix<F::Address>, F::Address)>,
     /// DEVICES.
     pub devices: Vec<Device>,
 }
@@ -118,6 +120,7 @@ impl<F: TestFamily> Default for World<F> {
             backends: vec![Backend::default()],
             nodes: vec![F::node(), F::other_node()],
             ranges: Vec::new(),
+            sources: Vec::new(),
             devices: vec![device(EXTERNAL), device(EXTERNAL_TOO)],
         }
     }
@@ -167,11 +170,17 @@ impl<F: TestFamily> World<F> {
         frontend: Endpoint<F::Address>,
         protocol: u8,
     ) {
-        if !kind.is_internal() {
-            self.settings.flags |= Settings::EXTERNAL;
-        }
+        self.settings.flags |= Settings::EXTERNAL;
         let key = FrontendKey::new(frontend.address, frontend.port, protocol);
         self.frontends.push((key, Frontend { service, kind, ..Frontend::default() }));
+        let whole = FrontendKey::of_address(frontend.address);
+        let has_whole = self.frontends.iter().any(|(key, _)| *key == whole);
+        if kind == FrontendKind::EXTERNAL && !has_whole {
+            let kind = FrontendKind::EXTERNAL_ADDRESS;
+            let service = self.services.len() as u32;
+            self.services.push(Service { flags: Service::ADDRESS, ..Service::default() });
+            self.frontends.push((whole, Frontend { service, kind, ..Frontend::default() }));
+        }
     }
 
     /// Admits only clients of `ranges` at the external frontends of a service port.
@@ -227,6 +236,12 @@ impl<F: TestFamily> World<F> {
     pub fn drain(&mut self, id: u32) {
         self.backends[id as usize].sets = 0;
         self.publish();
+    }
+
+    /// Removes a backend from every set, as when its pod is not ready, but is still in its slice.
+    pub fn stop_serving(&mut self, id: u32) {
+        self.backends[id as usize].flags |= NOT_SERVING;
+        self.drain(id);
     }
 
     /// Removes a backend for good.

@@ -55,8 +55,9 @@ pub struct RunArgs {
     /// traffic is translated packet by packet
     #[arg(long, env = "LB_SOCKET_LB_EXCLUDE_CGROUPS", value_name = "LIST", value_delimiter = ',')]
     pub socket_lb_exclude_cgroups: Vec<PathBuf>,
-    /// External interfaces, or auto: the interfaces of the default routes and the interfaces with
-    /// an address of this Node
+    /// External interfaces, by which packets of other machines arrive, or auto: every interface
+    /// except loopback, those of pods, their bridges, and ports of a bridge or bond; of veths only
+    /// those with a default route or an address of this Node
     #[arg(long, env = "LB_DEVICES", value_name = "LIST", default_value = "auto")]
     pub devices: Patterns,
     /// Host side of pod interfaces, as name patterns such as 'veth*,cali*', or auto: veths

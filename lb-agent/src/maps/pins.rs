@@ -29,6 +29,7 @@ use lb_common::abi::{
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, Peer},
+    source::SourceKey,
     traffic::{DropKey, Traffic},
 };
 use lb_control::dataplane::Capacity;
@@ -585,6 +586,8 @@ const EMBRYONIC_PER_CPU: u32 = 2_048;
 const FRAGMENTS: u32 = 16_384;
 /// Capacity of NODES in each family.
 const NODES: u32 = 16_384;
+/// Capacity of SOURCES in each family: prefixes of routes.
+pub(super) const SOURCES: u32 = 16_384;
 /// Capacity of AFFINITY: clients of Services with session affinity tracked at once.
 const AFFINITY: u32 = 65_536;
 /// Capacity of DATAGRAM_PEERS: (socket, peer) pairs of unconnected sockets tracked at once.
@@ -616,6 +619,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
         hash::<FrontendKey<Address6>, Frontend>("FRONTENDS6", frontends, services),
         trie::<RangeKey<Address4>, u32>("RANGES4", sizes.services, services),
         trie::<RangeKey<Address6>, u32>("RANGES6", sizes.services, services),
+        trie::<SourceKey<Address4>, Address4>("SOURCES4", SOURCES, None),
+        trie::<SourceKey<Address6>, Address6>("SOURCES6", SOURCES, None),
         hash::<Address4, u32>("NODES4", NODES, None),
         hash::<Address6, u32>("NODES6", NODES, None),
         array::<Service>("SERVICES", sizes.services, services),

@@ -29,10 +29,14 @@ use super::{
     error::InterfaceError,
     interfaces::{Network, attach_points, in_order},
     messages::{Stale, apply, parse_link, read, read_routes},
-    own_packets,
+    own_packets, sources,
 };
 use crate::{
-    maps::{devices::Devices, pins::Pins},
+    maps::{
+        devices::Devices,
+        pins::Pins,
+        sources::{Sources, SourcesByRoute},
+    },
     options::{
         modes::{TcAttach, XdpMode},
         values::Patterns,
@@ -66,6 +70,10 @@ const CHECK: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 /// The minimum interval between two invalidations of next hops.
 const INVALIDATE: Duration = Duration::from_millis(10);
+/// The minimum interval between two readings of the source addresses of routes.
+const READ_SOURCES: Duration = Duration::from_millis(100);
+/// The interval between two looks at the order of programs.
+const LOOK_AT_ORDER: Duration = Duration::from_secs(60);
 /// How long to wait for more messages of the same change.
 const GATHER: Duration = Duration::from_micros(500);
 
@@ -82,6 +90,14 @@ pub struct Interfaces {
     messages: Messages,
     connection: JoinHandle<()>,
     network: Network,
+    /// The roles of the interfaces.
+    roles: BTreeMap<u32, Role>,
+    sources: Sources,
+    /// When the source addresses of routes may be read again, and whether they have to be.
+    read_sources_at: Instant,
+    reads_sources: bool,
+    /// The reading that goes on.
+    sources_read: Option<JoinHandle<Result<SourcesByRoute, InterfaceError>>>,
     /// The addresses of the Node object; `None` until they are known.
     node_addresses: Option<Vec<IpAddr>>,
     /// The roles that an earlier agent gave to interfaces, until the addresses are known.
@@ -135,6 +151,11 @@ impl Interfaces {
             messages,
             connection: tokio::spawn(connection),
             network: Network::default(),
+            roles: BTreeMap::new(),
+            sources: Sources::open(pins)?,
+            read_sources_at: Instant::now(),
+            reads_sources: true,
+            sources_read: None,
             node_addresses,
             held_roles: BTreeMap::new(),
             attached: BTreeMap::new(),
@@ -144,6 +165,8 @@ impl Interfaces {
             warned: BTreeSet::new(),
             published: watch::Sender::default(),
         };
+        let held = interfaces.sources.route_sources();
+        interfaces.published.send_modify(|network| network.route_sources = held);
         interfaces.network = read(&interfaces.handle).await?;
         if interfaces.node_addresses.is_none() {
             let links = interfaces.network.links.keys();
@@ -186,6 +209,7 @@ impl Interfaces {
     ) -> Result<(), InterfaceError> {
         let mut resync_at = Instant::now() + RESYNC;
         let mut check_at = Instant::now() + CHECK;
+        let mut order_at = Instant::now();
         loop {
             let was_known = self.node_addresses.is_some();
             let failing = !self.published.borrow().problems.is_empty();
@@ -197,6 +221,9 @@ impl Interfaces {
             if self.invalidates {
                 wait = wait.min(until(self.invalidate_at));
             }
+            if self.reads_sources && self.sources_read.is_none() {
+                wait = wait.min(until(self.read_sources_at));
+            }
             let stale = tokio::select! {
                 message = self.messages.next() => {
                     let Some((message, _)) = message else { return Err(InterfaceError::Closed) };
@@ -206,6 +233,11 @@ impl Interfaces {
                     self.node_addresses = node_addresses.borrow_and_update().clone();
                     Stale { interfaces: true, ..Stale::default() }
                 }
+                read = finished(&mut self.sources_read) => {
+                    self.sources_read = None;
+                    self.apply_sources(read)?;
+                    continue;
+                }
                 () = sleep(wait) => {
                     Stale { all: Instant::now() >= resync_at, interfaces: failing, ..Stale::default() }
                 }
@@ -214,6 +246,10 @@ impl Interfaces {
             if Instant::now() >= check_at {
                 stale.interfaces |= self.find_detached();
                 check_at = Instant::now() + CHECK;
+                if Instant::now() >= order_at {
+                    self.find_misplaced();
+                    order_at = Instant::now() + LOOK_AT_ORDER;
+                }
             }
             let all = stale.all;
             self.invalidates |= all || stale.next_hops;
@@ -222,6 +258,10 @@ impl Interfaces {
                 self.invalidates = false;
                 self.invalidate_at = Instant::now() + INVALIDATE;
             }
+            let is_of_external =
+                |index: &u32| *index == 0 || self.roles.get(index) == Some(&Role::External);
+            self.reads_sources |= all || stale.sources.iter().any(is_of_external);
+            self.read_sources();
             if !(all || stale.interfaces) {
                 continue;
             }
@@ -242,6 +282,49 @@ impl Interfaces {
         }
     }
 
+    /// Begins to read the source addresses of routes, if that is due and no reading goes on.
+    fn read_sources(&mut self) {
+        let now = Instant::now();
+        if !self.reads_sources || self.sources_read.is_some() || now < self.read_sources_at {
+            return;
+        }
+        self.reads_sources = false;
+        self.read_sources_at = now + READ_SOURCES;
+        let is_external = |(_, role): &(&u32, &Role)| **role == Role::External;
+        let external: BTreeSet<u32> =
+            self.roles.iter().filter(is_external).map(|(index, _)| *index).collect();
+        self.sources_read =
+            Some(tokio::spawn(
+                async move { sources::read(|index| external.contains(&index)).await },
+            ));
+    }
+
+    /// Stores the source addresses of routes and publishes them.
+    fn apply_sources(
+        &mut self,
+        read: Result<SourcesByRoute, InterfaceError>,
+    ) -> Result<(), InterfaceError> {
+        let sources = read?;
+        let left_out = self.sources.set(&sources)?;
+        if left_out > 0 {
+            warn!(
+                left_out,
+                "map SOURCES4 or SOURCES6 is full: packets to {left_out} route prefixes get the \
+                 source address of the shorter prefix around them"
+            );
+        }
+        let route_sources: BTreeSet<IpAddr> = sources.into_values().collect();
+        self.published.send_if_modified(|published| {
+            let is_changed = published.route_sources != route_sources;
+            if is_changed {
+                info!(sources = ?route_sources, "source addresses of routes by external devices");
+                published.route_sources = route_sources;
+            }
+            is_changed
+        });
+        Ok(())
+    }
+
     /// Finds programs that are no longer attached, at the cost of a system call or two
     /// each, and marks them to be attached again. Returns whether there are any.
     fn find_detached(&mut self) -> bool {
@@ -255,6 +338,30 @@ impl Interfaces {
         }
         self.lost.extend(&lost);
         self.xdp.find_detached(&self.programs) || !lost.is_empty()
+    }
+
+    /// Finds programs of others that are on the wrong side of lb's, and publishes them.
+    fn find_misplaced(&self) {
+        let mut misplaced = Vec::new();
+        for point @ (index, direction) in self.attached.keys() {
+            let Ok(found) = self.attacher.misplaced(*point) else { continue };
+            let name = self.network.links.get(index).map_or("", |link| &link.name);
+            misplaced.extend(
+                found.iter().map(|program| format!("{program} at {} of {name}", direction.name())),
+            );
+        }
+        self.published.send_if_modified(|published| {
+            let is_changed = published.misplaced != misplaced;
+            if is_changed && !misplaced.is_empty() {
+                warn!(
+                    ?misplaced,
+                    "programs of others see packets of Services with the addresses of backends: \
+                     NetworkPolicies there may drop them; see docs/neighbours.md"
+                );
+            }
+            published.misplaced.clone_from(&misplaced);
+            is_changed
+        });
     }
 
     /// Applies a message and those that follow within [`GATHER`]. A change of a link ends the
@@ -318,6 +425,8 @@ impl Interfaces {
                 );
             }
         }
+        self.reads_sources |= self.roles != roles;
+        self.roles.clone_from(&roles);
         let wanted = attach_points(&roles);
         // The entries of DEVICES that flows of node processes refer to exist before the flows.
         let unplaced = self.devices.set(&self.network.devices(&roles))?;
@@ -331,6 +440,8 @@ impl Interfaces {
         self.attach_xdp(&roles);
         let node = NodeNetwork {
             problems,
+            route_sources: self.published.borrow().route_sources.clone(),
+            misplaced: self.published.borrow().misplaced.clone(),
             knows_node_object: self.node_addresses.is_some(),
             ..self.network.node(&roles)
         };
@@ -396,7 +507,7 @@ impl Interfaces {
             let has_tc = self.attached.contains_key(&(*index, Direction::Ingress));
             if has_tc && !self.xdp.is_up_to_date(*index) {
                 let interface = Interface { index: *index, name: link.name.clone() };
-                self.xdp.attach(&self.programs, &interface, link.is_veth);
+                self.xdp.attach(&self.programs, &interface);
             }
         }
     }
@@ -443,8 +554,22 @@ impl Interfaces {
     }
 }
 
+/// The result of a reading that goes on; never ready if there is none.
+async fn finished(
+    reading: &mut Option<JoinHandle<Result<SourcesByRoute, InterfaceError>>>,
+) -> Result<SourcesByRoute, InterfaceError> {
+    match reading {
+        // The task is neither aborted nor does it panic while this one runs.
+        Some(task) => task.await.unwrap_or(Err(InterfaceError::Closed)),
+        None => std::future::pending().await,
+    }
+}
+
 impl Drop for Interfaces {
     fn drop(&mut self) {
+        if let Some(reading) = &self.sources_read {
+            reading.abort();
+        }
         self.connection.abort();
     }
 }

@@ -14,6 +14,10 @@ use crate::{
     programs::hook::{AttachPoint, Direction, Role},
 };
 
+/// The dummy that holds every ClusterIP where kube-proxy ran in its mode ipvs: no process serves
+/// there.
+const KUBE_IPVS: &str = "kube-ipvs0";
+
 /// An interface, as the kernel describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -32,6 +36,12 @@ pub struct Link {
     pub is_veth: bool,
     /// Whether its peer is in another network namespace.
     pub has_peer_elsewhere: bool,
+    /// Whether it is a bridge.
+    pub is_bridge: bool,
+    /// Whether it is a dummy device, which no packet comes in by.
+    pub is_dummy: bool,
+    /// The bridge, bond or other device that it is a port of.
+    pub controller: Option<u32>,
 }
 
 /// A default route of the main table.
@@ -54,6 +64,8 @@ pub struct Network {
     pub links: BTreeMap<u32, Link>,
     /// Addresses of global scope, with the interface that holds them.
     pub addresses: BTreeSet<(u32, IpAddr)>,
+    /// Those of them whose interface leads to a subnet of more than this address.
+    pub on_subnets: BTreeSet<(u32, IpAddr)>,
     /// Default routes.
     pub default_routes: BTreeSet<DefaultRoute>,
     /// MACs of neighbours that were reported since everything was read, by interface.
@@ -114,7 +126,23 @@ impl Network {
             let holds = |address: &IpAddr| self.addresses.contains(&(index, *address));
             self.default_routes.iter().any(|route| route.interface == index)
                 || node_addresses.iter().any(holds)
+                || self.leads_outside(index, link)
         })
+    }
+
+    /// Whether packets of other machines come in by an interface that has neither a default route
+    /// nor an address of the Node: an overlay, a second network card, a VLAN. A port hands its
+    /// packets to its controller. A bridge leads outside if one of its ports is no pod's.
+    fn leads_outside(&self, index: u32, link: &Link) -> bool {
+        if link.is_dummy || link.controller.is_some() {
+            return false;
+        }
+        if link.is_veth {
+            // The host side of a pod's veth has no address, or a gateway address without a subnet.
+            return link.has_peer_elsewhere && self.on_subnets.iter().any(|(on, _)| *on == index);
+        }
+        let mut ports = self.links.values().filter(|port| port.controller == Some(index));
+        !link.is_bridge || ports.any(|port| !port.is_veth)
     }
 
     /// Completes `roles`, found without the addresses of the Node object, until these are known.
@@ -134,7 +162,11 @@ impl Network {
 
     /// The network of the node, for the rest of the agent.
     pub fn node(&self, roles: &BTreeMap<u32, Role>) -> NodeNetwork {
-        let mut node = NodeNetwork::default();
+        let is_held = |(index, _): &&(u32, IpAddr)| {
+            self.links.get(index).is_none_or(|link| link.name != KUBE_IPVS)
+        };
+        let held = self.addresses.iter().filter(is_held).map(|(_, address)| *address);
+        let mut node = NodeNetwork { held_addresses: held.collect(), ..NodeNetwork::default() };
         let rank = |index: &u32| u8::from(roles.get(index) != Some(&Role::External));
         let mut addresses: Vec<_> = self.addresses.iter().collect();
         addresses.sort_by_key(|(index, address)| (rank(index), *index, *address));
@@ -238,7 +270,7 @@ mod tests {
 
     fn node() -> Network {
         let loopback = Link { name: "lo".into(), is_loopback: true, ..Link::default() };
-        let bridge = Link { name: "cni0".into(), ..Link::default() };
+        let bridge = Link { name: "cni0".into(), is_bridge: true, ..Link::default() };
         let links =
             [(1, loopback), (2, veth("eth0")), (3, veth("eth1")), (4, bridge), (5, veth("veth9"))];
         let route = DefaultRoute { is_ipv6: false, metric: 0, interface: 2, source: None };
@@ -248,6 +280,7 @@ mod tests {
                 .map(|(index, text)| (index, address(text)))
                 .into(),
             default_routes: [route].into(),
+            on_subnets: BTreeSet::new(),
             neighbours: BTreeMap::new(),
         }
     }
@@ -260,6 +293,44 @@ mod tests {
         assert_eq!(roles, expected.into());
         assert_eq!(attach_points(&roles).get(&(5, Direction::Egress)), Some(&"to_pod"));
         assert_eq!(attach_points(&roles).get(&(1, Direction::Ingress)), None);
+    }
+
+    #[test]
+    fn every_device_that_packets_of_other_machines_come_in_by_is_external() {
+        let link = |name: &str| Link { name: name.into(), ..Link::default() };
+        let port = |name: &str, controller| Link { controller: Some(controller), ..link(name) };
+        let rows = [
+            ("an overlay", 10, link("flannel.1"), Some(Role::External)),
+            ("a second network card", 11, link("eth7"), Some(Role::External)),
+            ("a port of a bond", 12, port("eth8", 13), None),
+            ("its bond", 13, link("bond0"), Some(Role::External)),
+            ("a dummy", 14, Link { is_dummy: true, ..link("kube-ipvs0") }, None),
+            ("a bridge of pods", 15, Link { is_bridge: true, ..link("cni1") }, None),
+            (
+                "a port of a pod",
+                16,
+                Link { controller: Some(15), ..veth("veth16") },
+                Some(Role::Pod),
+            ),
+            (
+                "a bridge with a network card",
+                17,
+                Link { is_bridge: true, ..link("br0") },
+                Some(Role::External),
+            ),
+            ("its network card", 18, port("eth9", 17), None),
+            ("no packet of another machine", 19, Link { is_veth: true, ..link("pair0") }, None),
+            ("a veth with a subnet behind it", 20, veth("eth2"), Some(Role::External)),
+            ("a pod's veth with a gateway address", 21, veth("veth21"), Some(Role::Pod)),
+        ];
+        let mut network = node();
+        network.addresses.extend([(20, address("172.19.0.2")), (21, address("10.244.1.1"))]);
+        network.on_subnets.insert((20, address("172.19.0.2")));
+        network.links.extend(rows.iter().map(|(_, index, link, _)| (*index, link.clone())));
+        let roles = network.roles(&Patterns::Auto, &Patterns::Auto, &[]);
+        for (what, index, _, expected) in rows {
+            assert_eq!(roles.get(&index).copied(), expected, "{what}");
+        }
     }
 
     #[test]
@@ -335,5 +406,20 @@ mod tests {
         assert_eq!(node.pod_side_addresses, [address("2001:db8::10"), address("10.0.9.9")]);
         assert_eq!(node.default_sources, [address("192.0.2.10")]);
         assert_eq!(node.pods, 2);
+    }
+
+    #[test]
+    fn an_address_is_held_by_every_interface_but_that_of_ipvs() {
+        let dummy = |name: &str| Link { name: name.into(), is_dummy: true, ..Link::default() };
+        let mut network = node();
+        network.links.extend([(6, dummy(KUBE_IPVS)), (7, dummy("nodelocaldns"))]);
+        network.addresses.extend([(6, address("10.96.0.1")), (6, address("10.96.0.10"))]);
+        let held = |network: &Network| network.node(&BTreeMap::new()).held_addresses;
+        let before = held(&network);
+        assert!(
+            before.contains(&address("192.0.2.10")) && !before.contains(&address("10.96.0.10"))
+        );
+        network.addresses.insert((7, address("10.96.0.10")));
+        assert!(held(&network).contains(&address("10.96.0.10")));
     }
 }

@@ -20,6 +20,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use super::{
     error::InterfaceError,
     interfaces::{DefaultRoute, Link, Network},
+    sources,
 };
 
 /// The consequences of messages: what has to be read or attached again.
@@ -37,6 +38,9 @@ pub(super) struct Stale {
     pub interfaces: bool,
     /// Whether next hops may have changed.
     pub next_hops: bool,
+    /// Whether the source address of a route may have changed that leads to one of these devices;
+    /// 0 stands for any device.
+    pub sources: BTreeSet<u32>,
 }
 
 /// Applies a message, and adds its consequences to `stale`.
@@ -61,12 +65,18 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
                     .any(|route| route.interface == message.header.index);
             let (index, link) = parse_link(&message);
             let known = network.links.insert(index, link);
-            stale.link_changed |= known.as_ref() != network.links.get(&index);
+            let is_changed = known.as_ref() != network.links.get(&index);
+            stale.link_changed |= is_changed;
+            if !message.header.flags.contains(LinkFlags::Up) {
+                stale.sources.insert(index);
+            }
         }
         RouteNetlinkMessage::DelLink(message) => {
             let index = message.header.index;
+            stale.sources.insert(index);
             network.links.remove(&index);
             network.addresses.retain(|(holder, _)| *holder != index);
+            network.on_subnets.retain(|(holder, _)| *holder != index);
             network.default_routes.retain(|route| route.interface != index);
             stale.link_changed = true;
             for attribute in &message.attributes {
@@ -78,18 +88,26 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
             }
         }
         RouteNetlinkMessage::NewAddress(message) => {
+            stale.sources.insert(message.header.index);
             network.addresses.extend(parse_address(&message));
+            network.on_subnets.extend(parse_address(&message).filter(|_| has_subnet(&message)));
         }
         RouteNetlinkMessage::DelAddress(message) => {
+            stale.sources.insert(message.header.index);
             if let Some(address) = parse_address(&message) {
                 network.addresses.remove(&address);
+                network.on_subnets.remove(&address);
             }
         }
         RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
             stale.routes |= message.header.destination_prefix_length == 0;
             stale.next_hops = true;
+            stale.sources.extend(sources::devices(&message));
         }
-        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => stale.next_hops = true,
+        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => {
+            stale.next_hops = true;
+            stale.sources.insert(0);
+        }
         RouteNetlinkMessage::NewNeighbour(message) => {
             stale.next_hops |= update_neighbour(network, &message);
         }
@@ -152,6 +170,11 @@ pub(super) async fn read(handle: &Handle) -> Result<Network, InterfaceError> {
     Ok(Network {
         links: links.iter().map(parse_link).collect(),
         addresses: addresses.iter().filter_map(parse_address).collect(),
+        on_subnets: addresses
+            .iter()
+            .filter(|message| has_subnet(message))
+            .filter_map(parse_address)
+            .collect(),
         default_routes: read_routes(handle).await?,
         neighbours: BTreeMap::new(),
     })
@@ -191,8 +214,12 @@ pub(super) fn parse_link(message: &LinkMessage) -> (u32, Link) {
             }
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::LinkNetNsId(_) => link.has_peer_elsewhere = true,
+            LinkAttribute::Controller(controller) => link.controller = Some(*controller),
             LinkAttribute::LinkInfo(infos) => {
-                link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                let is_kind = |kind| infos.contains(&LinkInfo::Kind(kind));
+                link.is_veth = is_kind(InfoKind::Veth);
+                link.is_bridge = is_kind(InfoKind::Bridge);
+                link.is_dummy = is_kind(InfoKind::Dummy);
             }
             _ => {}
         }
@@ -218,6 +245,12 @@ fn parse_address(message: &AddressMessage) -> Option<(u32, IpAddr)> {
         })
     })?;
     Some((message.header.index, address))
+}
+
+/// Whether an address comes with a subnet of more than this address.
+fn has_subnet(message: &AddressMessage) -> bool {
+    let bits = if message.header.family == AddressFamily::Inet6 { 128 } else { 32 };
+    message.header.prefix_len < bits
 }
 
 fn parse_default_route(message: &RouteMessage) -> Vec<DefaultRoute> {

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 /// The processes whose connect() calls are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SocketLb {
-    /// Same as tcp
+    /// Same as node; off if the kernel is older than 5.14
     Auto,
     /// TCP of all processes below --cgroup
     Tcp,
@@ -20,7 +20,7 @@ pub enum SocketLb {
 /// Where packets of known flows are handled on external interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum XdpMode {
-    /// XDP in the driver if it supports that, else tc; always tc on a veth
+    /// Same as off
     Auto,
     /// XDP in the driver if it supports that, else tc
     Native,

@@ -4,7 +4,7 @@
 //! program. Their name distinguishes them from filters of others with the same numbers.
 
 use std::{
-    io,
+    fmt, io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
@@ -16,7 +16,7 @@ use nix::sys::socket::{
 use super::hook::Direction;
 
 /// Priority (preference) of lb's filters.
-const PRIORITY: u16 = 0x4c42;
+pub(super) const PRIORITY: u16 = 0x4c42;
 /// Handle of lb's filters.
 const HANDLE: u32 = 1;
 /// Prefix of the names of lb's filters.
@@ -96,15 +96,59 @@ pub(crate) fn is_attached(interface: u32, direction: Direction) -> io::Result<bo
 
 /// The name of the program of lb's filter, if there is one.
 pub(crate) fn attached_program(interface: u32, direction: Direction) -> io::Result<Option<String>> {
+    let mut found = None;
+    visit(interface, direction, |body| found = found.take().or_else(|| program_of_lb(body)))?;
+    Ok(found)
+}
+
+/// A filter of another owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Filter {
+    /// Its priority (preference): filters run in ascending order.
+    pub(super) priority: u16,
+    /// The name of its program, else its kind.
+    pub(super) name: String,
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "filter {} (pref {})", self.name, self.priority)
+    }
+}
+
+/// The filters of others, without duplicates.
+pub(super) fn others(interface: u32, direction: Direction) -> io::Result<Vec<Filter>> {
+    let mut found = Vec::new();
+    visit(interface, direction, |body| {
+        let filter = filter_of_another(body).filter(|filter| !found.contains(filter));
+        found.extend(filter);
+    })?;
+    Ok(found)
+}
+
+/// A filter that is not lb's. A classifier without a filter has no handle.
+fn filter_of_another(body: &[u8]) -> Option<Filter> {
+    let (head, attributes) = body.split_at_checked(size_of::<TcMessage>())?;
+    let message: TcMessage = pod_read_unaligned(head);
+    if message.handle == 0 || program_of_lb(body).is_some() {
+        return None;
+    }
+    let find = |attributes, kind| Attributes(attributes).find(|(found, _)| *found == kind);
+    let options = find(attributes, TCA_OPTIONS).map(|(_, options)| options);
+    let program = options.and_then(|options| find(options, TCA_BPF_NAME));
+    let (_, name) = program.or_else(|| find(attributes, TCA_KIND))?;
+    Some(Filter { priority: (message.info >> 16) as u16, name: text(name) })
+}
+
+/// Calls `each` with every filter of an interface.
+fn visit(interface: u32, direction: Direction, each: impl FnMut(&[u8])) -> io::Result<()> {
     let message = TcMessage { handle: 0, info: 0, ..filter_of_lb(interface, direction) };
     let connection = connect()?;
     send(&connection, libc::RTM_GETTFILTER, libc::NLM_F_DUMP, message, &[])?;
-    let mut found = None;
-    let result = receive(&connection, |body| found = found.take().or_else(|| program_of_lb(body)));
-    match result {
+    match receive(&connection, each) {
         // No such interface, or no clsact qdisc on it.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(None),
-        result => result.map(|()| found),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL)) => Ok(()),
+        result => result,
     }
 }
 
@@ -268,5 +312,14 @@ mod tests {
         assert_eq!(program_of_lb(&filter(priority, HANDLE, b"cil_from_pod\0")), None);
         assert_eq!(program_of_lb(&filter(priority, HANDLE, b"")), None);
         assert_eq!(program_of_lb(b"short"), None);
+    }
+
+    #[test]
+    fn a_filter_of_another_has_a_priority_and_a_name() {
+        let other = filter_of_another(&filter(1, 7, b"policy\0"));
+        assert_eq!(other, Some(Filter { priority: 1, name: "policy".to_owned() }));
+        assert_eq!(filter_of_another(&filter(PRIORITY.into(), HANDLE, b"lb_from_pod\0")), None);
+        assert_eq!(filter_of_another(&filter(1, 0, b"")), None);
+        assert_eq!(filter_of_another(b"short"), None);
     }
 }

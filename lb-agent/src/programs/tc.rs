@@ -13,10 +13,11 @@ use tracing::debug;
 use super::{
     clsact,
     features::has_tcx,
-    hook::{Direction, Role},
+    hook::{AttachPoint, Direction, Role},
     links::{self, PinnedLink},
     load::{LoadError, Programs},
     names::Names,
+    order,
 };
 use crate::{maps::pins::Pins, options::modes::TcAttach};
 
@@ -111,6 +112,25 @@ impl TcAttacher {
         })
     }
 
+    /// The programs of others at an attach point that are on the wrong side of lb's own: they see
+    /// other addresses than beside kube-proxy.
+    ///
+    /// # Errors
+    /// The errors of reading links and filters from the kernel.
+    pub fn misplaced(&self, (index, direction): AttachPoint) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        let link = self.pinned.get(&(index, direction));
+        if let Some(link) = link {
+            let all = lb_sys::tcx_query(index, direction.tcx())?;
+            let misplaced = order::misplaced_programs(direction, &all, link.info()?.program);
+            found.extend(misplaced.iter().map(|id| format!("tcx program {id}")));
+        }
+        let filters = clsact::others(index, direction)?;
+        let filters = order::misplaced_filters(direction, filters, link.is_some());
+        found.extend(filters.iter().map(ToString::to_string));
+        Ok(found)
+    }
+
     /// Attaches `program` to `interface`. An lb program that is attached already is replaced in
     /// place: every packet sees exactly one of the two.
     ///
@@ -151,7 +171,11 @@ impl TcAttacher {
             debug!(path = %link.path().display(), "the link is detached: attaching a new one");
             self.unlink(interface.index, direction)?;
         }
-        let target = LinkTarget::Interface(interface.index);
+        // See `order`: what others see of a packet depends on it.
+        let target = match direction {
+            Direction::Ingress => LinkTarget::Interface(interface.index),
+            Direction::Egress => LinkTarget::InterfaceFirst(interface.index),
+        };
         let path = self.pins.links().join(links::name(interface, direction.name()));
         let link = PinnedLink::create(&self.pins, program, target, direction.tcx(), path)?;
         self.pinned.insert((interface.index, direction), link);

@@ -66,17 +66,14 @@ impl fmt::Display for Handler {
 }
 
 /// The mode that is tried on a device.
-pub fn wanted(mode: XdpMode, is_veth: bool) -> Handler {
+pub fn wanted(mode: XdpMode) -> Handler {
     match mode {
+        // Drivers rebuild their queues or give up offloads when XDP is attached, which an operator
+        // must want.
+        XdpMode::Auto => Handler::Tc("--xdp auto".to_owned()),
         XdpMode::Off => Handler::Tc("--xdp off".to_owned()),
         XdpMode::Generic => Handler::Generic,
         XdpMode::Native => Handler::Native,
-        // A veth passes on packets of another namespace with CHECKSUM_PARTIAL: no device has
-        // filled in the checksum. XDP cannot see that, and its updates would make it wrong.
-        XdpMode::Auto if is_veth => Handler::Tc(
-            "the checksums of a veth may be incomplete (use --xdp native if they are not)".into(),
-        ),
-        XdpMode::Auto => Handler::Native,
     }
 }
 
@@ -118,9 +115,9 @@ impl XdpAttacher {
 
     /// Attaches XDP to a device in the wanted mode if the driver and other programs allow it, and
     /// logs a change. An attached program of lb is replaced in place; other programs stay.
-    pub fn attach(&mut self, programs: &Programs, interface: &Interface, is_veth: bool) {
+    pub fn attach(&mut self, programs: &Programs, interface: &Interface) {
         self.up_to_date.insert(interface.index);
-        let wanted = wanted(self.mode, is_veth);
+        let wanted = wanted(self.mode);
         let handler = match self.try_attach(programs, interface, &wanted) {
             Ok(()) => wanted,
             Err(error) => {
@@ -244,17 +241,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_veth_gets_xdp_only_when_asked() {
+    fn a_device_gets_xdp_only_when_asked() {
         let rows = [
-            (XdpMode::Auto, false, Some("xdp_native")),
-            (XdpMode::Auto, true, None),
-            (XdpMode::Native, true, Some("xdp_native")),
-            (XdpMode::Generic, true, Some("xdp_generic")),
-            (XdpMode::Off, false, None),
+            (XdpMode::Auto, None),
+            (XdpMode::Native, Some("xdp_native")),
+            (XdpMode::Generic, Some("xdp_generic")),
+            (XdpMode::Off, None),
         ];
-        for (mode, is_veth, expected) in rows {
-            let suffix = wanted(mode, is_veth).mode().map(|(suffix, _)| suffix);
-            assert_eq!(suffix, expected, "{mode:?} {is_veth}");
+        for (mode, expected) in rows {
+            let suffix = wanted(mode).mode().map(|(suffix, _)| suffix);
+            assert_eq!(suffix, expected, "{mode:?}");
         }
     }
 }

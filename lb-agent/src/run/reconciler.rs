@@ -248,6 +248,7 @@ impl Reconciler {
     fn update_network(&mut self, network: &mut watch::Receiver<NodeNetwork>) {
         self.network = network.borrow_and_update().clone();
         self.report_interface_problems();
+        self.sinks.metrics.set_misplaced_programs(self.network.misplaced.len());
         self.refresh_facts();
     }
 
@@ -289,13 +290,21 @@ impl Reconciler {
         };
         let node = self.controller.snapshot().node();
         let internal_ips = node.map_or(&[][..], |node| &node.addresses.internal);
+        let node_source4 =
+            candidates().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
+        let node_source6 =
+            candidates().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None });
+        let is_node_source = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => node_source4 == Some(*ip),
+            IpAddr::V6(ip) => node_source6 == Some(*ip),
+        };
         let facts = NodeFacts {
             addresses: network.addresses.iter().copied().collect(),
+            held_addresses: network.held_addresses.clone(),
             node_port_addresses: node_ports::addresses(&self.node_ports, internal_ips, network),
-            node_source4: candidates()
-                .find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }),
-            node_source6: candidates()
-                .find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None }),
+            node_source4,
+            node_source6,
+            is_source_by_route: !network.route_sources.iter().all(is_node_source),
             pod_prefixes: match &self.pod_prefixes {
                 PodPrefixes::Listed(prefixes) => prefixes.clone(),
                 PodPrefixes::OfNode => node.map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
@@ -324,6 +333,15 @@ impl Reconciler {
             }
         };
         self.publish_refusals(&outcome);
+        for (service, ip) in &outcome.left_to_processes {
+            tracing::info!(
+                %service,
+                %ip,
+                "an interface of this node holds this ClusterIP: its process serves it, as NodeLocal \
+                 DNSCache does, and lb does not translate packets to it; remove the address from the \
+                 interface if nothing serves there"
+            );
+        }
         for error in outcome.errors.iter().take(3) {
             tracing::error!(
                 %error,

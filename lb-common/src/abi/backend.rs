@@ -17,8 +17,8 @@ pub struct Backend<A> {
     /// The sets that the backend is in: [`IN_CLUSTER_SET`], [`IN_LOCAL_SET`].
     #[cfg(not(feature = "next-layout"))]
     pub sets: u8,
-    /// Any of [`ON_THIS_NODE`] and [`THIS_HOST`]; and, for the tools, [`IN_SLICE`], [`READY`] and
-    /// [`TERMINATING`].
+    /// Any of [`ON_THIS_NODE`], [`THIS_HOST`] and [`NOT_SERVING`]; and, for the tools, [`IN_SLICE`],
+    /// [`READY`] and [`TERMINATING`].
     pub flags: u8,
     /// The sets that the backend is in: [`IN_CLUSTER_SET`], [`IN_LOCAL_SET`].
     #[cfg(feature = "next-layout")]
@@ -43,13 +43,15 @@ pub const IN_LOCAL_SET: u8 = 2;
 pub const ON_THIS_NODE: u8 = 1;
 /// The backend is a host-network process: its address is an address of this node.
 pub const THIS_HOST: u8 = 2;
-/// The endpoint is in an EndpointSlice, serving or not. No program reads this flag or the two
-/// below.
+/// The endpoint is in an EndpointSlice, serving or not. No program reads this flag, [`READY`] or
+/// [`TERMINATING`].
 pub const IN_SLICE: u8 = 4;
 /// The endpoint is ready.
 pub const READY: u8 = 8;
 /// The endpoint is terminating.
 pub const TERMINATING: u8 = 16;
+/// The endpoint is neither ready nor serving: datagrams of its flows count as new.
+pub const NOT_SERVING: u8 = 32;
 
 #[cfg(not(feature = "next-layout"))]
 pod! {

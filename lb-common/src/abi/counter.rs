@@ -205,6 +205,12 @@ reasons! {
         "a map entry refers to one that is not there: dropped (a call of connect() is left to the packet path)";
     31 Draining "draining" Passed:
         "a new flow while `cleanup --drain` runs: untouched";
+    32 UnaskedTunnel "unasked_tunnel" Dropped:
+        "encapsulated by another node, or by a pod, for a Service that does not use direct server return: dropped";
+    33 Orphan "orphan" Refused:
+        "TCP to a frontend, of a flow that is not known, where it would leave the node untranslated: its sender gets a reset";
+    34 Returning "returning" Dropped:
+        "to a load balancer's address or external IP, but to no port of a Service, and about to leave by the device that it arrived by: dropped, because router and node would send it back and forth";
 }
 
 const _: () = {
@@ -235,7 +241,9 @@ impl Reason {
         | Self::bit(Self::UntranslatedLeaving)
         | Self::bit(Self::Fragment)
         | Self::bit(Self::IcmpError)
-        | Self::bit(Self::TtlExceeded);
+        | Self::bit(Self::TtlExceeded)
+        | Self::bit(Self::Orphan)
+        | Self::bit(Self::Returning);
 
     const fn bit(self) -> u64 {
         1 << self as u32

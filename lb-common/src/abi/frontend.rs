@@ -93,6 +93,8 @@ impl FrontendKind {
     pub const NODE_PORT: Self = Self { kind: 3 };
     /// A port of a load balancer's address or of an external IP.
     pub const EXTERNAL: Self = Self { kind: 4 };
+    /// A load balancer's address or external IP as a whole: the entry with port 0 and protocol 0.
+    pub const EXTERNAL_ADDRESS: Self = Self { kind: 5 };
 
     /// Whether this is a ClusterIP: `internalTrafficPolicy` applies to its clients, and clients
     /// outside the cluster have no route to it.

@@ -14,6 +14,7 @@ use super::{
     service::{Name, Service, Slot, SlotRange},
     settings::{Device, FamilySettings, Lifetimes, PortRange, Settings, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, Peer},
+    source::SourceKey,
     traffic::{DropKey, Traffic},
 };
 
@@ -152,6 +153,7 @@ described! {
     PortRange { first, count }
     Range<A> { service, address }
     RangeKey<A> { prefix_length, range }
+    SourceKey<A> { prefix_length, address }
     SettingsPair { active, zero = 0, copies }
     Device { ifindex, mac, flags, mtu, epoch }
     Traffic { packets, bytes }
@@ -188,6 +190,8 @@ pub const MAPS: &[MapLayout] = &[
     map::<FrontendKey<Address6>, Frontend>("FRONTENDS6", CHANGED),
     map::<RangeKey<Address4>, u32>("RANGES4", 1),
     map::<RangeKey<Address6>, u32>("RANGES6", 1),
+    map::<SourceKey<Address4>, Address4>("SOURCES4", 1),
+    map::<SourceKey<Address6>, Address6>("SOURCES6", 1),
     map::<Address4, u32>("NODES4", 1),
     map::<Address6, u32>("NODES6", 1),
     map::<u32, Service>("SERVICES", CHANGED),

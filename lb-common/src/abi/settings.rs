@@ -30,8 +30,8 @@ pub struct Settings {
     /// Jiffies per second (CONFIG_HZ).
     #[cfg(not(feature = "next-layout"))]
     pub ticks_per_second: u32,
-    /// A set of [`Settings::EXTERNAL`], [`Settings::MASQUERADE_ALL`], [`Settings::DRAINING`] and
-    /// [`Settings::ONLY_NODE_SOCKETS`].
+    /// A set of [`Settings::EXTERNAL`], [`Settings::MASQUERADE_ALL`], [`Settings::DRAINING`],
+    /// [`Settings::SOURCE_BY_ROUTE`], [`Settings::DSR`] and [`Settings::ONLY_NODE_SOCKETS`].
     pub flags: u32,
     /// Jiffies per second (CONFIG_HZ).
     #[cfg(feature = "next-layout")]
@@ -43,8 +43,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The node has, or had, frontends that clients outside the cluster reach: packets that leave
-    /// may be replies to such clients.
+    /// The node has, or had, frontends. Clients outside the cluster reach all of them, ClusterIPs
+    /// too: packets that leave may be replies to such clients.
     pub const EXTERNAL: u32 = 1;
     /// Every client of a ClusterIP gets an address of this node as its source.
     pub const MASQUERADE_ALL: u32 = 2;
@@ -62,6 +62,26 @@ impl Settings {
     #[inline(always)]
     pub const fn is_draining(&self) -> bool {
         self.flags & Self::DRAINING != 0
+    }
+
+    /// The source address of a flow that cannot keep its client's depends on the route to its
+    /// backend, as SOURCES4 and SOURCES6 have it. Otherwise it is
+    /// [`FamilySettings::node_source`] on every route.
+    pub const SOURCE_BY_ROUTE: u32 = 8;
+
+    /// Whether source addresses depend on the route to the backend.
+    #[inline(always)]
+    pub const fn has_source_by_route(&self) -> bool {
+        self.flags & Self::SOURCE_BY_ROUTE != 0
+    }
+
+    /// A Service uses direct server return: nodes encapsulate packets for this one.
+    pub const DSR: u32 = 16;
+
+    /// Whether encapsulated packets of other nodes are accepted.
+    #[inline(always)]
+    pub const fn accepts_tunnels(&self) -> bool {
+        self.flags & Self::DSR != 0
     }
 
     /// Connect-time hooks translate only sockets of the node's network namespace. No program reads
@@ -144,7 +164,8 @@ pub struct FamilySettings<A> {
     /// The first `pod_prefix_count` of these contain the addresses of the cluster's pods.
     pub pod_prefixes: [Prefix<A>; MAX_PREFIXES],
     /// The source address of a flow that cannot keep its client's: a pod that reaches itself, or a
-    /// backend on another node. Unspecified if the node has no address of this family.
+    /// backend on another node whose route has no entry in SOURCES. Unspecified if the node has no
+    /// address of this family.
     pub node_source: A,
     /// The number of `service_prefixes` in use.
     pub service_prefix_count: u32,

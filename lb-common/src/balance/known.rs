@@ -3,15 +3,16 @@
 use crate::{
     abi::{
         address::Family,
+        backend::{Backend, NOT_SERVING},
         counter::Reason,
         flow::{ANSWERED, Flow, FlowKey, ONE_WAY},
-        frontend::Frontend,
+        traffic::NO_SERVICE,
     },
     packet::{PacketKind, RST},
 };
 
 use super::{
-    entries, lookup, select,
+    entries,
     tables::{Entry, FlowTable, Tables},
     track,
     types::{Answer, Context, Verdict, Work},
@@ -42,7 +43,7 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
             if let Some(verdict) = reply(context, FlowTable::Flows, &entry, work, tables) {
                 return Some(verdict);
             }
-        } else if is_valid(context, flow, work, tables) {
+        } else if is_valid(context, flow, tables) {
             track::note(context, FlowTable::Flows, &entry, flow, work, tables);
             return Some(translate(context, flow, Reason::Request, work));
         } else if packet.is_syn() {
@@ -100,7 +101,7 @@ fn handshake<F: Family, T: Tables<F>>(
     let is_repeated = packet.is_syn() && flow.state & !ONE_WAY == 0;
     if is_repeated && is_reply_tuple_taken(context, flow, work, tables) {
         work.scratch.is_reply_tuple_taken = 1;
-    } else if is_valid(context, flow, work, tables) {
+    } else if is_valid(context, flow, tables) {
         // The replies of a one-way flow do not pass this node. That its client goes on shows that
         // the backend has answered.
         let is_answered = flow.state == ANSWERED || flow.state == ONE_WAY;
@@ -151,11 +152,15 @@ fn reply<F: Family, T: Tables<F>>(
 ) -> Option<Verdict> {
     let packet = context.packet;
     let flow = entry.get();
-    if context.is_translated_on_egress(flow.action) {
+    // Of no Service is an answer to this node, which may look like a request once it is expired.
+    if context.is_translated_on_egress(flow.action) && flow.service != NO_SERVICE {
         return Some(Verdict::Pass(Reason::NoFlow));
     }
     if track::is_expired(flow, packet.kind, context.now, context.settings) {
         return None;
+    }
+    if flow.service == NO_SERVICE {
+        return Some(Verdict::Pass(Reason::NoFlow));
     }
     if packet.is_syn_ack() && track::is_closed(flow.state) {
         // A SYN-ACK for another connection: the client has connected to the backend itself, from
@@ -189,7 +194,6 @@ fn translate<F: Family>(
 fn is_valid<F: Family, T: Tables<F>>(
     context: &Context<F>,
     flow: &Flow<F::Address>,
-    work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> bool {
     let packet = context.packet;
@@ -202,33 +206,29 @@ fn is_valid<F: Family, T: Tables<F>>(
         PacketKind::Tcp => {
             !packet.is_syn() || !(track::is_closing(flow.state) || is_backend_gone(flow, tables))
         }
-        // A UDP flow leaves a backend that is gone as soon as there is another one.
-        _ => !is_backend_gone(flow, tables) || !has_backend(context, work, tables),
+        // docs/semantics.md, section 7: a datagram whose backend does not serve counts as new,
+        // whatever the Service has now.
+        _ => is_backend_serving(flow, tables),
     }
 }
 
 /// Whether the backend of a flow is no longer in any EndpointSlice.
 #[inline(always)]
 fn is_backend_gone<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
-    /// The generation of no backend.
-    const NONE: u32 = u32::MAX;
-    let generation = tables.backend(flow.backend).map_or(NONE, |backend| backend.generation.into());
-    generation != flow.generation.into()
+    !tables.backend(flow.backend).is_some_and(|backend| is_same_backend(flow, &backend))
+}
+
+/// Whether the backend of a flow is ready, or serving while it terminates.
+#[inline(always)]
+fn is_backend_serving<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: &mut T) -> bool {
+    tables
+        .backend(flow.backend)
+        .is_some_and(|backend| is_same_backend(flow, &backend) && backend.flags & NOT_SERVING == 0)
 }
 
 #[inline(always)]
-fn has_backend<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> bool {
-    if !lookup::find_frontend(context, work, tables) {
-        return false;
-    }
-    let Frontend { service, kind, .. } = work.chosen.frontend;
-    tables
-        .service(service)
-        .is_some_and(|service| select::eligible(&service, kind, context.origin()).is_ok())
+fn is_same_backend<A>(flow: &Flow<A>, backend: &Backend<A>) -> bool {
+    backend.generation as u32 == flow.generation as u32
 }
 
 /// Removes both entries of the flow `work.scratch.flow`, one of which has the key `key`. The other

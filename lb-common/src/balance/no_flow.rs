@@ -1,8 +1,13 @@
 //! Packets that belong to no flow and cannot open one, above all those to a ClusterIP.
 
 use crate::{
-    abi::{address::Family, counter::Reason, frontend::FrontendKey, traffic::NO_SERVICE},
-    packet::PacketKind,
+    abi::{
+        address::Family,
+        counter::Reason,
+        frontend::{FrontendKey, FrontendKind},
+        traffic::NO_SERVICE,
+    },
+    packet::{PacketKind, RST},
 };
 
 use super::{
@@ -19,11 +24,10 @@ pub(super) fn decide<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Verdict {
     work.out.index = NO_SERVICE;
-    let verdict = match candidate {
+    match candidate {
         Candidate::Service if may_be_new(context.site) => decide_unsupported(context, tables),
         _ => Verdict::Pass(Reason::NoFlow),
-    };
-    drop_cluster_ip_leak(candidate, context, verdict, tables)
+    }
 }
 
 /// The verdict on a packet that Services do not carry, to an address that may be a ClusterIP.
@@ -36,7 +40,8 @@ fn decide_unsupported<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mu
     if context.is_draining() {
         return Verdict::Pass(Reason::Draining);
     }
-    let Some(frontend) = tables.frontend(&FrontendKey::of_address(packet.tuple().destination))
+    let found = tables.frontend(&FrontendKey::of_address(packet.tuple().destination));
+    let Some(frontend) = found.filter(|frontend| frontend.kind == FrontendKind::CLUSTER_IP_ADDRESS)
     else {
         return Verdict::Pass(Reason::UnknownAddress);
     };
@@ -62,29 +67,56 @@ pub(super) fn may_be_new(site: Site) -> bool {
     !matches!(site, Site::ToDevice { ingress: 1.., .. })
 }
 
-/// Turns Pass into Drop if a packet to a ClusterIP would leave the node untranslated.
+/// The verdict on a packet that would leave the node untranslated, for `reason`. It must not if it
+/// is to a ClusterIP, of a lost connection, or about to return to the router that sent it here.
 #[inline(always)]
-pub(super) fn drop_cluster_ip_leak<F: Family, T: Tables<F>>(
-    candidate: Candidate,
+pub(super) fn keep_from_leaving<F: Family, T: Tables<F>>(
     context: &Context<F>,
-    verdict: Verdict,
+    reason: Reason,
     tables: &mut T,
 ) -> Verdict {
-    match (context.site, candidate, verdict) {
-        (Site::ToDevice { .. }, Candidate::Service, Verdict::Pass(_))
-            if is_service_address(context, tables) =>
-        {
-            Verdict::Drop(Reason::UntranslatedLeaving)
-        }
-        _ => verdict,
+    let Some(kept) = why_not_leave(context, tables) else { return Verdict::Pass(reason) };
+    if matches!(kept, Reason::Orphan) {
+        Verdict::Answer(Answer::Reset, kept)
+    } else {
+        Verdict::Drop(kept)
     }
 }
 
-/// Whether the packet's destination is, or may become, a ClusterIP, so that the packet must not
-/// leave the node untranslated.
+/// Why a packet to an address of a Service must not leave the node untranslated; `None` if it may.
 #[inline(never)]
-fn is_service_address<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> bool {
+fn why_not_leave<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Option<Reason> {
     let destination = context.packet.tuple().destination;
-    context.family().is_in_service_cidr(destination)
-        || tables.frontend(&FrontendKey::of_address(destination)).is_some()
+    let kind = tables.frontend(&FrontendKey::of_address(destination)).map(|whole| whole.kind);
+    let is_external = kind == Some(FrontendKind::EXTERNAL_ADDRESS);
+    // A ClusterIP, or an address that may become one.
+    let is_internal = kind == Some(FrontendKind::CLUSTER_IP_ADDRESS)
+        || context.family().is_in_service_cidr(destination);
+    if !(is_internal || is_external) {
+        return None;
+    }
+    // No other proxy has translated it either: the flow is lost, and its client would send again
+    // for a quarter of an hour.
+    if is_orphan(context, tables) {
+        return Some(Reason::Orphan);
+    }
+    if is_internal {
+        return Some(Reason::UntranslatedLeaving);
+    }
+    match context.site {
+        Site::ToDevice { ifindex, ingress } if ifindex == ingress => Some(Reason::Returning),
+        _ => None,
+    }
+}
+
+/// Whether the packet belongs to a TCP connection with a frontend, of which no flow is known.
+#[inline(never)]
+fn is_orphan<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> bool {
+    let packet = context.packet;
+    if !matches!(packet.kind, PacketKind::Tcp) || packet.is_syn() || packet.detail & RST != 0 {
+        return false;
+    }
+    let tuple = packet.tuple();
+    let key = FrontendKey::new(tuple.destination, tuple.destination_port, packet.protocol());
+    tables.frontend(&key).is_some()
 }

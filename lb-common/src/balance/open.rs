@@ -67,8 +67,8 @@ fn find_service<F: Family, T: Tables<F>>(
     work.out.index = NO_SERVICE;
     if !lookup::find_frontend(context, work, tables) {
         return Err(match tables.frontend(&FrontendKey::of_address(tuple.destination)) {
-            Some(_) => Reason::NoSuchPort,
-            None => Reason::UnknownAddress,
+            Some(whole) if whole.kind == FrontendKind::CLUSTER_IP_ADDRESS => Reason::NoSuchPort,
+            _ => Reason::UnknownAddress,
         });
     }
     if matches!(context.site, Site::FromDevice)
@@ -79,6 +79,9 @@ fn find_service<F: Family, T: Tables<F>>(
     let frontend = work.chosen.frontend;
     work.out.index = frontend.service;
     let service = tables.service(frontend.service).ok_or(Reason::TableInconsistent)?;
+    if matches!(context.origin(), Origin::Tunnel) && service.flags & Service::DSR == 0 {
+        return Err(Reason::UnaskedTunnel);
+    }
     if frontend.flags & Frontend::RANGED != 0
         && !tables.is_in_range(frontend.service, &tuple.source)
     {
@@ -198,10 +201,9 @@ fn path_to<F: Family, T: Tables<F>>(
             let keeps_client = match context.origin() {
                 _ if kind.is_internal() && context.settings.masquerades_all() => false,
                 Origin::Inside => true,
-                // Every node has a route to a pod. Only the nodes that received a client's packets
-                // to a ClusterIP have a route back to that client.
-                Origin::Pod => is_here,
-                Origin::Outside | Origin::Tunnel => is_here && !kind.is_internal(),
+                // The answers of a backend here leave by this node, whoever the client is. Without
+                // SNAT the stack routes the request, so netfilter sees its client.
+                Origin::Pod | Origin::Outside | Origin::Tunnel => is_here,
             };
             match (keeps_client, is_host) {
                 (true, _) => path(Action::REQUEST, 0, Source::Client),
@@ -218,6 +220,18 @@ fn path_to<F: Family, T: Tables<F>>(
     }
 }
 
+/// Whether the source of a new flow depends on the route to its backend: it is an address of this
+/// node, and the packets leave this node as they are then.
+#[inline(always)]
+fn is_source_by_route<F: Family>(context: &Context<F>, action: Action, source: Source) -> bool {
+    context.settings.has_source_by_route()
+        && match source {
+            Source::Node => true,
+            Source::Client => action == Action::REQUEST_ROUTE,
+            Source::Hairpin | Source::Tunnel => false,
+        }
+}
+
 /// Fills in the request entry of a new flow, `work.scratch.flow`, whose backend id must be set.
 #[inline(never)]
 fn prepare_request<F: Family, T: Tables<F>>(
@@ -228,12 +242,24 @@ fn prepare_request<F: Family, T: Tables<F>>(
     let tuple = context.packet.tuple();
     let frontend = work.chosen.frontend;
     let backend = tables.backend(work.scratch.flow.backend).ok_or(Reason::TableInconsistent)?;
-    let RequestPath { action, device, source } =
+    let RequestPath { action, device, mut source } =
         path_to(context, frontend.kind, &work.chosen.service, &backend, tables)
             .ok_or(Reason::TableInconsistent)?;
     let flow = &mut work.scratch.flow;
-    flow.rewrite.source.set(&tuple.source);
-    if source != Source::Client {
+    let route_source = &mut flow.rewrite.source;
+    let has_route_source = is_source_by_route(context, action, source)
+        && tables.route_source(&backend.address, route_source);
+    if source == Source::Client {
+        // The kernel chose the source of a node process for its route to the frontend.
+        let is_right = !has_route_source
+            || *route_source == tuple.source
+            || !context.family().may_be_node(tuple.source);
+        if is_right {
+            flow.rewrite.source.set(&tuple.source);
+        } else {
+            source = Source::Node;
+        }
+    } else if !has_route_source {
         let node = &context.family().node_source;
         if node.is_unspecified() {
             return Err(Reason::NoNodeAddress);

@@ -4,7 +4,7 @@ use crate::{
     abi::{
         address::{Address, Family},
         affinity::{Affinity, AffinityKey, BY_ADDRESS, BY_NETNS, BY_SOCKET},
-        backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET},
+        backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, NOT_SERVING},
         counter::Reason,
         flow::ANSWERED,
         frontend::FrontendKind,
@@ -55,11 +55,14 @@ impl<A: Address> Client<A> {
     }
 
     /// Whether the client may keep `backend`. With session affinity it keeps only a backend that a
-    /// new client could get; a datagram flow keeps every backend that is in an EndpointSlice.
+    /// new client could get; a datagram flow keeps every backend that serves.
     #[inline(always)]
     fn keeps<B>(self, backend: &Backend<B>, bound: &Affinity, eligible: Eligible) -> bool {
         backend.generation as u32 == bound.generation
-            && (matches!(self, Self::Socket(_)) || backend.sets & eligible.set != 0)
+            && match self {
+                Self::Socket(_) => backend.flags & NOT_SERVING == 0,
+                Self::Address(_) | Self::Netns(_) => backend.sets & eligible.set != 0,
+            }
     }
 }
 

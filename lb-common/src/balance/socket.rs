@@ -3,7 +3,7 @@
 use crate::abi::{
     address::{Address, Family},
     counter::Reason,
-    frontend::{Frontend, FrontendKey},
+    frontend::{Frontend, FrontendKey, FrontendKind},
     settings::Settings,
     traffic::NO_SERVICE,
 };
@@ -60,8 +60,10 @@ pub fn decide<F: Family, T: Tables<F>>(
     let key = FrontendKey::new(destination.address, destination.port, protocol);
     let Some(frontend) = tables.frontend(&key) else {
         return match tables.frontend(&FrontendKey::of_address(destination.address)) {
-            Some(_) => Decision::Refuse(Reason::NoSuchPort, NO_SERVICE),
-            None => Decision::Untouched(Reason::UnknownAddress),
+            Some(whole) if whole.kind == FrontendKind::CLUSTER_IP_ADDRESS => {
+                Decision::Refuse(Reason::NoSuchPort, NO_SERVICE)
+            }
+            _ => Decision::Untouched(Reason::UnknownAddress),
         };
     };
     let Some(service) = tables.service(frontend.service) else {

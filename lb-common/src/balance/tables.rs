@@ -66,6 +66,9 @@ pub trait Tables<F: Family> {
     fn node_port(&mut self, port: Be16, protocol: u8) -> Option<Frontend>;
     /// Whether a client is in the source ranges of a service port.
     fn is_in_range(&mut self, service: u32, client: &F::Address) -> bool;
+    /// Looks up the source address for packets of this node to `destination` in SOURCES, and stores
+    /// it in `source`. Returns whether there is one.
+    fn route_source(&mut self, destination: &F::Address, source: &mut F::Address) -> bool;
     /// Whether a node of the cluster has this address.
     fn is_node(&mut self, address: &F::Address) -> bool;
     /// Looks up a service port.

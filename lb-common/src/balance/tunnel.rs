@@ -39,6 +39,13 @@ pub fn is_encapsulated_by_node<F: Family, T: Tables<F>>(
         && !tables.is_node(&inner[0])
 }
 
+/// Whether a pod of this node forges an encapsulated packet for direct server return: nodes alone
+/// encapsulate packets for nodes. A CNI that masquerades it would give it the address of this node.
+#[inline(always)]
+pub fn is_forged<F: Family, T: Tables<F>>(destination: &F::Address, tables: &mut T) -> bool {
+    tables.is_node(destination)
+}
+
 /// Whether the packets of a new flow are encapsulated for `node`, on which its backend runs. Those
 /// of pods and nodes are not, because the client's own node would not know the flow of the replies.
 /// Nor are packets to a node port at an address that the other nodes do not know as a node's.

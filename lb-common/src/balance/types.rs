@@ -156,6 +156,14 @@ impl<F: Family> Context<'_, F> {
         F::settings(self.settings)
     }
 
+    /// Whether a machine behind this node's device sent the packet, and no process of the node:
+    /// macvlan and virtual machines share the device, and have their own addresses.
+    #[inline(always)]
+    pub(crate) fn is_of_a_guest(&self) -> bool {
+        matches!(self.site, Site::ToDevice { ingress: 0, .. })
+            && !self.family().may_be_node(self.packet.tuple().source)
+    }
+
     /// Whether another node encapsulated the packet.
     #[inline(always)]
     pub(crate) fn is_encapsulated(&self) -> bool {
@@ -213,6 +221,7 @@ pub enum Origin {
 
 /// What a packet may be, judged by its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Candidate {
     /// A request: the destination may be a Service's address.
     Service,

@@ -119,18 +119,25 @@ pub fn header<F: Respond>(packet: &Packet<F>, protocol: u8, length: u16) -> F::H
 /// The length of a reset's TCP segment in bytes.
 pub const RESET_LENGTH: u16 = size_of::<TcpHeader>() as u16;
 
-/// The reset that answers a SYN with `sequence` (network byte order) to a port that is not open
-/// (RFC 9293 section 3.5.2). It follows an IP header for [`RESET_LENGTH`] bytes of TCP.
+/// The reset that answers a segment of no connection (RFC 9293 section 3.5.2): a SYN to a port that
+/// is not open, or a segment of a lost connection, which its sender believes only with the number
+/// that it has acknowledged. `numbers` are the segment's sequence and acknowledgment number, network
+/// byte order. It follows an IP header for [`RESET_LENGTH`] bytes of TCP.
 #[inline(always)]
-pub fn reset<F: Respond>(packet: &Packet<F>, sequence: u32) -> TcpHeader {
+pub fn reset<F: Respond>(packet: &Packet<F>, numbers: [u32; 2]) -> TcpHeader {
     const LENGTH: u16 = RESET_LENGTH;
     let to = packet.tuple().reversed();
+    let (sequence, acknowledgment, flags) = if packet.detail & ACK != 0 {
+        (numbers[1], 0, RST)
+    } else {
+        (0, u32::from_be(numbers[0]).wrapping_add(1).to_be(), RST | ACK)
+    };
     let mut tcp = TcpHeader {
         ports: [to.source_port, to.destination_port],
-        sequence: 0,
-        acknowledgment: u32::from_be(sequence).wrapping_add(1).to_be(),
+        sequence,
+        acknowledgment,
         data_offset: (LENGTH as u8 / 4) << 4,
-        flags: RST | ACK,
+        flags,
         window: 0,
         checksum: 0,
         urgent: 0,

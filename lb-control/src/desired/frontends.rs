@@ -17,6 +17,18 @@ pub fn of_address(ip: IpAddr) -> DesiredFrontend {
     DesiredFrontend { at, kind: FrontendKind::CLUSTER_IP_ADDRESS, flags: 0 }
 }
 
+/// The frontends of a Service's load balancer addresses and external IPs as a whole, in a family and
+/// in the order of addresses. They show that packets to other ports there have nowhere to go.
+pub fn of_external_addresses(service: &Service, family: IpFamily) -> Vec<DesiredFrontend> {
+    if !service.policy.externally_reachable {
+        return Vec::new();
+    }
+    let ips: BTreeSet<IpAddr> = external_ips(service, family).map(|(ip, _)| ip).collect();
+    let others = ips.into_iter().filter(|ip| !service.cluster_ips.contains(ip));
+    let kind = FrontendKind::EXTERNAL_ADDRESS;
+    others.map(|ip| DesiredFrontend { kind, ..of_address(ip) }).collect()
+}
+
 /// The frontends of each port of a Service, in the family of its ClusterIP `ip`: those of
 /// a port in the order of addresses, and each only once. If two ports claim the same one, the
 /// port that has it as its own number gets it, not the port that has it as a node port.

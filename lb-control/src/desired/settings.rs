@@ -1,8 +1,9 @@
 //! The settings of the programs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -29,15 +30,29 @@ pub struct InUse {
     addresses: BTreeMap<IpAddr, usize>,
     /// Node ports.
     node_ports: BTreeMap<u16, usize>,
-    /// How many of the frontends are for clients outside the cluster.
-    external: usize,
+    /// How many frontends there are.
+    frontends: usize,
+    /// The Services that use direct server return.
+    direct: BTreeSet<Arc<str>>,
 }
 
 impl InUse {
+    /// Notes whether a Service uses direct server return, and returns whether that may change the
+    /// settings.
+    pub fn set_direct(&mut self, service: &Arc<str>, is_direct: bool) -> bool {
+        let was_used = !self.direct.is_empty();
+        if is_direct {
+            self.direct.insert(Arc::clone(service));
+        } else {
+            self.direct.remove(service);
+        }
+        was_used == self.direct.is_empty()
+    }
+
     /// Counts a frontend, and returns whether that may change the settings.
     pub fn add(&mut self, frontend: &DesiredFrontend) -> bool {
-        let is_first = self.external == 0 && !frontend.kind.is_internal();
-        self.external += usize::from(!frontend.kind.is_internal());
+        let is_first = self.frontends == 0;
+        self.frontends += 1;
         let is_new = match frontend.kind {
             FrontendKind::CLUSTER_IP => false,
             FrontendKind::NODE_PORT => add(&mut self.node_ports, frontend.at.port),
@@ -48,7 +63,7 @@ impl InUse {
 
     /// Reverts [`Self::add`], and returns whether that may change the settings.
     pub fn remove(&mut self, frontend: &DesiredFrontend) -> bool {
-        self.external -= usize::from(!frontend.kind.is_internal());
+        self.frontends -= 1;
         match frontend.kind {
             FrontendKind::CLUSTER_IP => false,
             FrontendKind::NODE_PORT => remove(&mut self.node_ports, frontend.at.port),
@@ -74,8 +89,8 @@ fn remove<T: Ord>(counts: &mut BTreeMap<T, usize>, thing: T) -> bool {
 }
 
 /// The settings for a node, given the prefixes of the ServiceCIDRs, the addresses in use, and
-/// the settings so far. Service prefixes and node ports never shrink, because flows of a
-/// deleted Service continue.
+/// the settings so far. Service prefixes and node ports never shrink, and direct server return
+/// stays in use, because flows of a deleted Service continue.
 pub fn settings(
     facts: &NodeFacts,
     service_cidrs: &[IpNet],
@@ -95,8 +110,12 @@ pub fn settings(
         IpAddr::V6(ip) => Some(Address6::from(*ip)),
     });
     let was_external = before.flags & Settings::EXTERNAL;
-    let external = if in_use.external > 0 { Settings::EXTERNAL } else { was_external };
+    // Clients outside may ask a ClusterIP, too.
+    let external = if in_use.frontends > 0 { Settings::EXTERNAL } else { was_external };
     let masquerade = if facts.masquerade_all { Settings::MASQUERADE_ALL } else { 0 };
+    let was_direct = before.flags & Settings::DSR;
+    let tunnels = if in_use.direct.is_empty() { was_direct } else { Settings::DSR };
+    let source = if facts.is_source_by_route { Settings::SOURCE_BY_ROUTE } else { 0 };
     let sockets = if facts.only_node_sockets { Settings::ONLY_NODE_SOCKETS } else { 0 };
     Settings {
         ipv4: FamilySettings {
@@ -120,7 +139,7 @@ pub fn settings(
         lifetimes: track::lifetimes(&facts.timeouts),
         ticks_per_second: facts.ticks_per_second,
         // The flag DRAINING is cleared, because an agent runs again.
-        flags: external | masquerade | sockets,
+        flags: external | masquerade | tunnels | source | sockets,
         node_ports: node_ports(in_use, before.node_ports),
         source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),
     }

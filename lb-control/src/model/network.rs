@@ -1,6 +1,6 @@
 //! The network namespace of this node, as decisions need it.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 /// An interface of the agent's network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,14 +20,20 @@ pub struct NodeNetwork {
     /// Addresses that the host side of pods' interfaces holds, such as the one gateway
     /// address that a point-to-point CNI gives to every veth.
     pub pod_side_addresses: Vec<IpAddr>,
+    /// Every address that an interface holds, except the one of kube-proxy's mode ipvs.
+    pub held_addresses: BTreeSet<IpAddr>,
     /// The source address of the best default route of each family.
     pub default_sources: Vec<IpAddr>,
+    /// The source addresses that the kernel prefers on routes by external devices.
+    pub route_sources: BTreeSet<IpAddr>,
     /// The external devices.
     pub devices: Vec<Interface>,
     /// How many interfaces of pods there are.
     pub pods: usize,
     /// Interfaces that could not be attached, one sentence each; attaching is retried.
     pub problems: Vec<String>,
+    /// Programs of others that are on the wrong side of lb's on a hook, one phrase each.
+    pub misplaced: Vec<String>,
     /// Whether the addresses of the Node object were known when this was read.
     pub knows_node_object: bool,
 }

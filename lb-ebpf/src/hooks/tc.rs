@@ -82,8 +82,20 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
         return NEXT;
     };
     let site = site(context, hook);
+    if matches!(hook, Hook::FromPod)
+        && settings.accepts_tunnels()
+        && F::is_tunnel(&window)
+        && balance::tunnel::is_forged::<F, _>(&destination, &mut tables::Maps)
+    {
+        count(hook, Reason::UnaskedTunnel);
+        return DROP;
+    }
     let mut candidate = balance::candidate::<F>(destination, site, settings);
     if matches!(candidate, Candidate::NotService) {
+        count(hook, Reason::NotService);
+        return NEXT;
+    }
+    if matches!(hook, Hook::FromDevice) && is_for_another_host(context) {
         count(hook, Reason::NotService);
         return NEXT;
     }
@@ -95,7 +107,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
     let scratch = unsafe { &mut *scratch };
     scratch.packet.encap_len = 0;
     if const { may_be_encapsulated::<HOOK>() }
-        && matches!(candidate, Candidate::Node)
+        && settings.accepts_tunnels()
         && F::is_tunnel(&window)
     {
         window = pull(context);
@@ -103,6 +115,10 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
         if scratch.packet.encap_len != 0 {
             candidate = Candidate::Service;
         }
+    }
+    // Elsewhere a candidate excludes more code than it repeats.
+    if matches!(hook, Hook::FromDevice | Hook::FromPod) {
+        candidate = scratch.store_candidate(candidate);
     }
     window.start += encap_len::<F, HOOK>(&scratch.packet);
     if F::parse(&window, &mut scratch.packet).is_none() {
@@ -117,12 +133,21 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
     }
     let is_fragment = matches!(scratch.packet.kind, PacketKind::Fragment);
     let verdict = if is_fragment || scratch.packet.is_icmp_error() {
+        let candidate = scratch.store_candidate(candidate);
         decide_portless::<F, HOOK>(context, settings, scratch, candidate)
     } else {
         let (packet, work) = (&scratch.packet, &mut scratch.work);
         balance::decide(candidate, packet, site, settings, work, &mut tables::Maps)
     };
     let mut ruling = Ruling::store(&mut scratch.ruling, verdict);
+    if const { may_leave::<HOOK>() } && matches!(ruling.fate, Fate::Pass) {
+        let candidate = scratch.store_candidate(candidate);
+        let (packet, work) = (&scratch.packet, &mut scratch.work);
+        let reason = ruling.reason;
+        let tables = &mut tables::Maps;
+        let verdict = balance::passed(candidate, packet, site, settings, reason, work, tables);
+        ruling = Ruling::store(&mut scratch.ruling, verdict);
+    }
     if const { may_be_encapsulated::<HOOK>() }
         && scratch.packet.encap_len != 0
         && matches!(ruling.fate, Fate::Pass | Fate::Answer)
@@ -138,6 +163,15 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(context, "hook {} reason {}", hook as u32, reason as u32);
     result
+}
+
+/// Whether a frame has the MAC address of another host: the device is promiscuous, and the stack
+/// drops the frame.
+#[inline(always)]
+fn is_for_another_host(context: &TcContext) -> bool {
+    const PACKET_OTHERHOST: u32 = 3;
+    // SAFETY: the context is the kernel's.
+    unsafe { (*context.skb.skb).pkt_type == PACKET_OTHERHOST }
 }
 
 /// Sends a client an ICMP error about the MTU of the path between two nodes, if `packet` is a
@@ -163,6 +197,11 @@ fn report_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     }
     let reported = answer::too_big(context, packet, Hook::FromDevice, mtu);
     Some(reported.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
+}
+
+/// Whether packets at the hook are past the stack.
+const fn may_leave<const HOOK: u32>() -> bool {
+    matches!(hook::<HOOK>(), Hook::ToDevice | Hook::ToPod | Hook::Loopback)
 }
 
 /// Whether the hook may receive encapsulated packets.
@@ -238,8 +277,14 @@ fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
                 Ok(())
             };
             if let Err(reason) = has_route {
-                return not_routed(context, packet, hook, reason, route.mtu);
+                if !matches!(reason, Reason::NoRoute) || !is_from_this_node(action) {
+                    return not_routed(context, packet, hook, reason, route.mtu);
+                }
+                // The kernel has routes that it does not tell programs of. With an address of this
+                // node as its source, a packet may come in by lo, and the stack forwards it.
+                work.out.action = Action::REQUEST_LOOPBACK;
             }
+            let action = work.out.action;
             if packet.is_first_fragment != 0 {
                 balance::fragment::remember(packet, work, &mut tables::Maps);
             }
@@ -257,6 +302,12 @@ fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
             }
         }
     }
+}
+
+/// Whether a translated packet with this action has an address of this node as its source.
+#[inline(always)]
+fn is_from_this_node(action: Action) -> bool {
+    action == Action::REQUEST_FORWARD || action == Action::REQUEST_ROUTE
 }
 
 /// A separate function, so that the verifier follows the code after the call once and not once for

@@ -16,7 +16,7 @@ use lb_common::{
         settings::{Device, MAX_DEVICES, Settings},
     },
     balance::{self, Candidate, Site, Verdict},
-    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IP_OFFSET, Packet, ethertype},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IP_OFFSET, Packet, Window, ethertype},
 };
 
 use crate::{
@@ -73,7 +73,7 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
     // SAFETY: this CPU's entry, for this run alone.
     let scratch = unsafe { &mut *scratch };
     scratch.packet.encap_len = 0;
-    if matches!(candidate, Candidate::Node) && F::is_tunnel(&window) {
+    if settings.accepts_tunnels() && F::is_tunnel(&window) {
         scratch.packet.encap_len = tunnel::outer_length::<F>(&window, settings);
         if scratch.packet.encap_len != 0 {
             candidate = Candidate::Service;
@@ -87,6 +87,10 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
     let work = &mut scratch.work;
     match balance::decide_known(candidate, packet, settings, work, &mut tables::Maps) {
         Some(Verdict::Pass(reason)) => (XDP_PASS, reason),
+        // tc sees whom the frame is for.
+        Some(Verdict::Drop(_) | Verdict::Translate(_)) if is_for_another_host(context) => {
+            (XDP_PASS, Reason::LeftToTc)
+        }
         Some(Verdict::Drop(reason)) => (XDP_DROP, reason),
         Some(Verdict::Translate(reason)) => {
             let length = context.ip_length::<F>(packet).unwrap_or(0) as u32 + IP_OFFSET as u32;
@@ -96,6 +100,24 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
         }
         Some(Verdict::Answer(..)) | None => (XDP_PASS, Reason::LeftToTc),
     }
+}
+
+/// Whether a frame has another MAC address than the external device that received it. The device of
+/// a bond, which is not in DEVICES itself, accepts every frame.
+#[inline(always)]
+fn is_for_another_host(context: &XdpContext) -> bool {
+    let window = Linear { start: context.data(), end: context.data_end() };
+    let Some([first, second, third]) = window.load::<[u16; 3]>(0) else { return true };
+    let mut index = 0;
+    while index < MAX_DEVICES {
+        let Some(device) = maps::DEVICES.get(index) else { return false };
+        if device.ifindex == context.ifindex() {
+            let own: [u16; 3] = bytemuck::cast(device.mac);
+            return first != own[0] || second != own[1] || third != own[2];
+        }
+        index += 1;
+    }
+    false
 }
 
 /// Translates a packet that goes on to the stack of this node or out of a device; leaves any other

@@ -17,7 +17,7 @@ use crate::{
     flow::tuple,
     frame::{Body, Frame},
     interpreter::{Fate, Outcome},
-    world::{EXTERNAL, EXTERNAL_TOO},
+    world::{EXTERNAL, EXTERNAL_TOO, SOURCE_PORTS},
 };
 
 cases! {
@@ -25,6 +25,7 @@ cases! {
     BOTH => a_pod_reaches_itself_under_an_address_of_the_node,
     BOTH => a_pod_does_not_reach_itself_where_the_node_has_no_address,
     BOTH => a_node_process_reaches_a_pod_elsewhere_and_the_answer_comes_in_where_it_left,
+    BOTH => a_node_process_reaches_a_pod_behind_an_overlay_with_the_address_of_the_overlay,
     BOTH => a_node_process_gets_the_answer_of_a_pod_here_by_the_device_it_left_by,
     BOTH => a_node_process_that_leaves_by_an_unknown_device_is_dropped,
     BOTH => a_process_of_this_node_serves_pods_and_the_node,
@@ -90,6 +91,27 @@ fn a_node_process_reaches_a_pod_elsewhere_and_the_answer_comes_in_where_it_left<
         Outcome { reason: Reason::Reply, fate: Fate::IntoDevice(back, EXTERNAL) }
     );
     let _ = EXTERNAL_TOO;
+}
+
+fn a_node_process_reaches_a_pod_behind_an_overlay_with_the_address_of_the_overlay<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
+    service(scene, 1);
+    let overlay = route_pods_by_overlay(scene);
+    let flow = scene.connect(TestSite::ToDevice, process::<F>(), web::<F>());
+    assert_eq!(flow.sent.source, overlay);
+    assert!(SOURCE_PORTS.contains(flow.sent.source_port.get()), "{flow:?}");
+    assert_eq!(flow.sent.destination, F::remote_pod(1));
+    scene.request(&flow, ACK);
+    let back = tuple(web::<F>(), process::<F>());
+    assert_eq!(
+        scene.answer(&flow, TestSite::FromOtherDevice, ACK),
+        Outcome { reason: Reason::Reply, fate: Fate::IntoDevice(back, EXTERNAL) }
+    );
+    // A process that has bound the overlay's address keeps it, and its port.
+    let bound = at(overlay, 50_000);
+    let flow = scene.connect(TestSite::ToDevice, bound, web::<F>());
+    assert_eq!(flow.fate, Fate::Routed(tuple(bound, at(F::remote_pod(1), 8080))));
 }
 
 fn a_node_process_gets_the_answer_of_a_pod_here_by_the_device_it_left_by<F: TestFamily>(
@@ -233,8 +255,9 @@ fn traffic_of_no_service_costs_no_look_up_towards_it_and_one_back<F: TestFamily>
     check(ToPod, [outside, pod::<F>()], Reason::NoFlow, 1);
     check(FromDevice, [outside, pod::<F>()], Reason::NotService, 0);
     check(FromDevice, [outside, node], Reason::NoFlow, 1);
-    check(ToDevice, [node, outside], Reason::NotService, 0);
-    check(ToDeviceForwarded, [pod::<F>(), outside], Reason::NotService, 0);
+    // Clients outside may have asked a ClusterIP: what leaves may be an answer.
+    check(ToDevice, [node, outside], Reason::NoFlow, 1);
+    check(ToDeviceForwarded, [pod::<F>(), outside], Reason::NoFlow, 1);
     check(Loopback, [node, node], Reason::NoFlow, 1);
     for site in TestSite::ALL {
         let ping = Frame::new(pod::<F>(), outside, Body::Icmp(F::ECHO_REQUEST, 0));

@@ -8,6 +8,7 @@ use lb_common::{
         flow::Tuple,
         frontend::{FrontendKey, FrontendKind},
         service::Service,
+        settings::Settings,
     },
     balance::FlowTable,
     packet::{ACK, FIN, RST, SYN},
@@ -34,6 +35,9 @@ cases! {
     BOTH => an_encapsulated_request_without_a_backend_here_is_dropped,
     BOTH => a_decapsulated_request_is_never_encapsulated_again,
     BOTH => tunnels_of_others_are_left_alone,
+    BOTH => tunnels_are_accepted_only_for_services_that_use_them,
+    BOTH => a_pod_cannot_forge_a_tunnel,
+    BOTH => an_encapsulated_request_arrives_at_a_node_address_that_is_a_frontend,
     BOTH => an_encapsulated_packet_of_no_service_here_stays_encapsulated,
     BOTH => errors_about_replies_find_the_backend,
     BOTH => errors_of_a_backend_reach_the_client_from_the_service,
@@ -56,6 +60,7 @@ fn exposed_directly<F: TestFamily>(scene: &mut Scene<F>, locations: &[Location])
     let any = FrontendKey::<F::Address>::of_any_node(node_port::<F>().port, scene.protocol);
     let frontend = Endpoint { address: any.address, port: any.port };
     scene.world.add_frontend_of_kind(FrontendKind::NODE_PORT, index, frontend, scene.protocol);
+    scene.world.settings.flags |= Settings::DSR;
     policy(scene, index, Service::DSR);
     index
 }
@@ -195,13 +200,8 @@ fn an_encapsulated_request_reaches_a_backend_here<F: TestFamily>(scene: &mut Sce
         scene.expect_lookups(1 + 2);
         answer(scene, &flow, ACK);
         scene.expect_lookups(1);
-        // Mode and policy are decided by the node that encapsulates.
         assert_eq!(scene.flow_counts(), [2, 0]);
     }
-    scene.reset();
-    let index = exposed_directly(scene, &[Location::LocalPod]);
-    policy(scene, index, 0);
-    open(scene, balancer::<F>());
 }
 
 fn an_encapsulated_request_goes_to_backends_here_only<F: TestFamily>(scene: &mut Scene<F>) {
@@ -272,11 +272,46 @@ fn tunnels_of_others_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     assert_eq!(scene.flow_counts(), [0, 0]);
     // Only packets from an external device are decapsulated.
     let frame = plain(client).encapsulated(F::other_node(), F::node());
-    for site in
-        [TestSite::FromPod, TestSite::ToDevice, TestSite::ToDeviceForwarded, TestSite::Loopback]
-    {
+    for site in [TestSite::ToDevice, TestSite::ToDeviceForwarded, TestSite::Loopback] {
         assert_eq!(scene.send_frame(site, &frame).fate, Fate::Untouched, "{site:?}");
     }
+}
+
+fn tunnels_are_accepted_only_for_services_that_use_them<F: TestFamily>(scene: &mut Scene<F>) {
+    let index = exposed_directly(scene, &[Location::LocalPod]);
+    policy(scene, index, 0);
+    let frame = encapsulated(scene, client::<F>(), balancer::<F>(), SYN);
+    scene.expect_frame(TestSite::FromDevice, &frame, Reason::UnaskedTunnel, Fate::Dropped);
+    scene.world.settings.flags &= !Settings::DSR;
+    scene.update();
+    let outcome = scene.send_frame(TestSite::FromDevice, &frame);
+    assert_eq!(outcome.fate, Fate::Untouched);
+    assert_eq!(scene.flow_counts(), [0, 0]);
+}
+
+fn a_pod_cannot_forge_a_tunnel<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed_directly(scene, &[Location::LocalPod]);
+    let inside = Frame::<F>::of(scene.protocol, client::<F>(), balancer::<F>(), SYN);
+    for to in [F::node(), F::other_node()] {
+        let frame = inside.clone().encapsulated(F::pod(1), to);
+        scene.expect_frame(TestSite::FromPod, &frame, Reason::UnaskedTunnel, Fate::Dropped);
+    }
+    // Pods may use tunnels of their own.
+    let frame = inside.encapsulated(F::pod(1), F::outside());
+    assert_eq!(scene.send_frame(TestSite::FromPod, &frame).fate, Fate::Untouched);
+}
+
+fn an_encapsulated_request_arrives_at_a_node_address_that_is_a_frontend<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
+    exposed_directly(scene, &[Location::LocalPod]);
+    let settings = F::settings_mut(&mut scene.world.settings);
+    let [gate, _] = F::service_prefixes();
+    let prefix = Prefix { address: F::node().masked(gate.mask), mask: gate.mask };
+    settings.service_prefixes[settings.service_prefix_count as usize] = prefix;
+    settings.service_prefix_count += 1;
+    scene.update();
+    open(scene, balancer::<F>());
 }
 
 fn an_encapsulated_packet_of_no_service_here_stays_encapsulated<F: TestFamily>(

@@ -1,7 +1,7 @@
 //! A node that drains: known flows continue until they end, new ones are left to the stack.
 
 use lb_common::{
-    abi::{counter::Reason, settings::Settings},
+    abi::{counter::Reason, service::Service, settings::Settings},
     packet::{ACK, FIN, SYN},
 };
 
@@ -107,7 +107,9 @@ fn new_flows_are_opened_once_the_drain_is_over<F: TestFamily>(scene: &mut Scene<
 }
 
 fn an_encapsulated_request_still_finds_a_backend<F: TestFamily>(scene: &mut Scene<F>) {
-    exposed(scene, &[Location::LocalPod]);
+    let index = exposed(scene, &[Location::LocalPod]);
+    scene.world.services[index as usize].flags = Service::DSR;
+    scene.world.settings.flags |= Settings::DSR;
     drain(scene);
     let (from, to) = (client::<F>(), frontends::<F>()[1]);
     let frame = Frame::of(scene.protocol, from, to, SYN).encapsulated(F::other_node(), F::node());

@@ -22,7 +22,7 @@ cases! {
     BOTH => a_fragmented_packet_opens_a_flow,
     BOTH => fragments_of_different_datagrams_are_kept_apart,
     BOTH => a_fragment_before_the_first_is_dropped_if_it_is_for_a_service,
-    BOTH => fragments_for_others_are_left_alone_without_a_look_up,
+    BOTH => fragments_for_others_are_left_alone,
     BOTH => fragments_are_forgotten,
     BOTH => a_refused_datagram_is_refused_once,
     BOTH => later_fragments_do_not_change_the_flow,
@@ -150,14 +150,16 @@ fn a_fragment_before_the_first_is_dropped_if_it_is_for_a_service<F: TestFamily>(
     scene.expect_lookups(1);
 }
 
-fn fragments_for_others_are_left_alone_without_a_look_up<F: TestFamily>(scene: &mut Scene<F>) {
+fn fragments_for_others_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     for (offset, more) in [(0, true), (1480, true), (1480, false)] {
-        for (site, client) in clients::<F>() {
-            let frame = frame(scene, [client, at(F::outside(), 80)]).fragment(offset, more);
-            scene.expect_frame(site, &frame, Reason::NotService, Fate::Untouched);
-            scene.expect_lookups(0);
-        }
+        let [(enters, pod), (leaves, process)] = clients::<F>();
+        let of_pod = frame(scene, [pod, at(F::outside(), 80)]).fragment(offset, more);
+        scene.expect_frame(enters, &of_pod, Reason::NotService, Fate::Untouched);
+        scene.expect_lookups(0);
+        let of_process = frame(scene, [process, at(F::outside(), 80)]).fragment(offset, more);
+        scene.expect_frame(leaves, &of_process, Reason::NoFlow, Fate::Untouched);
+        scene.expect_lookups(1);
     }
     assert_eq!(scene.flow_counts(), [0, 0]);
 }

@@ -26,6 +26,7 @@ cases! {
     BOTH => packets_to_a_pod_are_left_alone,
     BOTH => a_source_that_no_host_can_have_opens_no_flow,
     BOTH => a_forged_node_address_blocks_no_connection_of_the_node,
+    BOTH => a_frame_for_another_host_is_not_looked_at,
 }
 
 /// A backend whose packets the stack routes, and one whose packets lb forwards.
@@ -233,4 +234,21 @@ fn a_forged_node_address_blocks_no_connection_of_the_node<F: TestFamily>(scene: 
     scene.send(TestSite::FromDevice, process::<F>(), node_port::<F>(), SYN);
     let ends = [backend, process::<F>()];
     scene.expect(TestSite::FromPod, ends, SYN | ACK, Reason::NoFlow, Fate::Untouched);
+}
+
+fn a_frame_for_another_host_is_not_looked_at<F: TestFamily>(scene: &mut Scene<F>) {
+    with_each(scene, |scene, flow| {
+        for (port, flags) in [(flow.client.port.get(), ACK), (46_000, SYN)] {
+            let client = from_port(flow.client, port);
+            for frontend in [flow.frontend, balancer::<F>()] {
+                let mut frame = Frame::<F>::of(scene.protocol, client, frontend, flags).bytes();
+                frame[..6].copy_from_slice(&[2, 0, 0, 0, 9, 9]);
+                let before = scene.flow_counts();
+                let outcome = scene.interpreter.send(TestSite::FromDevice, &frame);
+                // XDP counts such frames as tc would count those for this host.
+                assert_eq!(outcome.fate, Fate::Untouched, "{outcome:?}");
+                assert_eq!(scene.flow_counts(), before);
+            }
+        }
+    });
 }

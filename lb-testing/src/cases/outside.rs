@@ -2,16 +2,15 @@
 //! which backends are chosen, and which clients are rejected.
 
 use lb_common::{
-    abi::{
-        address::Prefix, counter::Reason, frontend::FrontendKind, service::Service,
-        settings::MAX_PREFIXES,
-    },
+    abi::{counter::Reason, frontend::FrontendKind, service::Service, settings::MAX_PREFIXES},
+    balance::Answer,
     packet::{ACK, FIN, SYN},
 };
 
 use super::setup::*;
 use crate::{
     flow::{TestFlow, tuple},
+    frame::{Body, Frame},
     interpreter::Fate,
     world::SOURCE_PORTS,
 };
@@ -19,8 +18,9 @@ use crate::{
 cases! {
     BOTH => a_backend_here_sees_a_client_outside,
     BOTH => a_backend_elsewhere_sees_this_node,
+    BOTH => a_backend_behind_an_overlay_sees_the_address_of_the_overlay,
     BOTH => a_process_of_this_node_sees_a_client_outside,
-    BOTH => a_cluster_ip_from_outside_shows_this_node,
+    BOTH => a_cluster_ip_from_outside_shows_the_client_to_a_backend_here,
     BOTH => a_pod_of_another_node_is_seen_by_a_backend_here,
     BOTH => local_policy_of_a_node_port_holds_for_pods_of_other_nodes,
     BOTH => local_policy_keeps_to_backends_here,
@@ -33,6 +33,8 @@ cases! {
     BOTH => a_client_outside_the_ranges_is_dropped,
     BOTH => a_node_port_without_endpoint_refuses,
     BOTH => another_port_of_an_external_address_is_left_alone,
+    BOTH => a_packet_to_an_external_address_never_returns_to_its_router,
+    TCP_ONLY => a_lost_connection_of_an_external_frontend_is_reset_where_it_would_leave,
     BOTH => a_port_that_is_no_node_port_is_left_alone,
     BOTH => many_flows_to_one_backend_have_ports_of_their_own,
     BOTH => flows_keep_their_replies_when_source_ports_run_out,
@@ -130,6 +132,26 @@ fn a_backend_elsewhere_sees_this_node<F: TestFamily>(scene: &mut Scene<F>) {
     }
 }
 
+fn a_backend_behind_an_overlay_sees_the_address_of_the_overlay<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
+    exposed(scene, &[Location::OtherNode]);
+    let overlay = route_pods_by_overlay(scene);
+    for frontend in [node_port::<F>(), balancer::<F>(), web::<F>()] {
+        let flow = scene.connect(TestSite::FromDevice, client::<F>(), frontend);
+        assert_eq!(flow.sent.source, overlay);
+        assert!(SOURCE_PORTS.contains(flow.sent.source_port.get()), "{flow:?}");
+        works(scene, &flow);
+    }
+    // A backend that another route leads to sees the address of that route.
+    scene.reset();
+    let index = exposed(scene, &[]);
+    scene.world.add_backend(index, at(F::other_node(), 8080), Location::OtherNode);
+    route_pods_by_overlay(scene);
+    let flow = scene.connect(TestSite::FromDevice, from_port(client::<F>(), 3), node_port::<F>());
+    is_seen_as_node::<F>(&flow);
+}
+
 fn a_process_of_this_node_sees_a_client_outside<F: TestFamily>(scene: &mut Scene<F>) {
     exposed(scene, &[Location::ThisHost]);
     let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
@@ -139,19 +161,33 @@ fn a_process_of_this_node_sees_a_client_outside<F: TestFamily>(scene: &mut Scene
     assert_eq!(outcome.fate, Fate::Translated(back));
 }
 
-fn a_cluster_ip_from_outside_shows_this_node<F: TestFamily>(scene: &mut Scene<F>) {
-    for location in [Location::LocalPod, Location::ThisHost, Location::OtherNode] {
+fn a_cluster_ip_from_outside_shows_the_client_to_a_backend_here<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
+    for location in [Location::LocalPod, Location::ThisHost] {
         scene.reset();
-        exposed(scene, &[location]);
-        let flow = scene.connect(TestSite::FromDevice, client::<F>(), web::<F>());
-        is_seen_as_node::<F>(&flow);
-        works(scene, &flow);
-        let by_loopback = matches!(flow.fate, Fate::IntoLoopback(_));
-        assert_eq!(by_loopback, location == Location::ThisHost, "{flow:?}");
-        if !by_loopback {
-            assert!(matches!(flow.fate, Fate::Forwarded(_)), "{flow:?}");
+        let index = scene.world.add_service(web::<F>(), scene.protocol);
+        let to = if location == Location::LocalPod { here::<F>() } else { at(F::node(), 8080) };
+        scene.world.add_backend(index, to, location);
+        scene.update();
+        for client in [client::<F>(), at(F::remote_pod(8), 41_000)] {
+            let flow = scene.open(TestSite::FromDevice, client, web::<F>());
+            assert_eq!(flow.fate, Fate::Translated(tuple(client, to)));
+            // No frontend is external, but the answer is translated where it leaves.
+            let site = match location {
+                Location::ThisHost => TestSite::ToDevice,
+                _ => TestSite::ToDeviceForwarded,
+            };
+            let answer = scene.answer(&flow, site, SYN | ACK);
+            assert_eq!(answer.fate, Fate::Translated(tuple(web::<F>(), client)));
         }
     }
+    scene.reset();
+    exposed(scene, &[Location::OtherNode]);
+    let flow = scene.connect(TestSite::FromDevice, client::<F>(), web::<F>());
+    is_seen_as_node::<F>(&flow);
+    assert!(matches!(flow.fate, Fate::Forwarded(_)), "{flow:?}");
+    works(scene, &flow);
 }
 
 fn a_pod_of_another_node_is_seen_by_a_backend_here<F: TestFamily>(scene: &mut Scene<F>) {
@@ -234,6 +270,12 @@ fn a_process_reaches_its_own_node_port<F: TestFamily>(scene: &mut Scene<F>) {
         assert_eq!(flow.sent.source_port, process::<F>().port);
         works(scene, &flow);
     }
+    scene.reset();
+    exposed(scene, &[Location::OtherNode]);
+    let overlay = route_pods_by_overlay(scene);
+    let flow = scene.connect(TestSite::Loopback, process::<F>(), node_port::<F>());
+    assert_eq!(flow.sent.source, overlay);
+    works(scene, &flow);
 }
 
 fn a_process_reaches_a_node_port_by_the_loopback_address<F: TestFamily>(scene: &mut Scene<F>) {
@@ -296,6 +338,39 @@ fn another_port_of_an_external_address_is_left_alone<F: TestFamily>(scene: &mut 
     exposed(scene, &[Location::LocalPod]);
     let ends = [client::<F>(), at(F::vip_outside_cidrs(9), 81)];
     scene.expect(TestSite::FromDevice, ends, SYN, Reason::UnknownAddress, Fate::Untouched);
+}
+
+fn a_packet_to_an_external_address_never_returns_to_its_router<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
+    exposed(scene, &[Location::LocalPod]);
+    let vip = F::vip_outside_cidrs(9);
+    let ends = [client::<F>(), at(vip, 81)];
+    let dropped = (Reason::Returning, Fate::Dropped);
+    scene.expect(TestSite::ToDeviceReturned, ends, SYN, dropped.0, dropped.1);
+    let ping = Frame::new(client::<F>(), at(vip, 0), Body::Icmp(F::ECHO_REQUEST, 0));
+    scene.expect_frame(TestSite::FromDevice, &ping, Reason::UnknownAddress, Fate::Untouched);
+    scene.expect_frame(TestSite::ToDeviceReturned, &ping, dropped.0, dropped.1);
+    // By another device it may leave: another machine behind this router may have the address.
+    scene.expect(TestSite::ToDeviceForwarded, ends, SYN, Reason::NoFlow, Fate::Untouched);
+    let ends = [process::<F>(), at(vip, 81)];
+    scene.expect(TestSite::ToDevice, ends, SYN, Reason::UnknownAddress, Fate::Untouched);
+    // So may packets to other addresses that return.
+    let ends = [client::<F>(), at(F::vip_outside_cidrs(8), 80)];
+    scene.expect(TestSite::ToDeviceReturned, ends, SYN, Reason::NoFlow, Fate::Untouched);
+}
+
+fn a_lost_connection_of_an_external_frontend_is_reset_where_it_would_leave<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
+    exposed(scene, &[Location::LocalPod]);
+    let ends = [client::<F>(), balancer::<F>()];
+    scene.expect(TestSite::FromDevice, ends, ACK, Reason::UnknownTcpFlow, Fate::Untouched);
+    let reset = (Reason::Orphan, Fate::Answered(Answer::Reset));
+    for site in [TestSite::ToDeviceReturned, TestSite::ToDeviceForwarded] {
+        scene.expect(site, ends, ACK, reset.0, reset.1);
+        scene.expect(site, ends, FIN | ACK, reset.0, reset.1);
+    }
 }
 
 fn a_port_that_is_no_node_port_is_left_alone<F: TestFamily>(scene: &mut Scene<F>) {

@@ -1,7 +1,11 @@
 //! Clients, frontends and Services that many cases begin with.
 
 pub(super) use lb_common::{
-    abi::{address::Address, frontend::TCP, frontend::UDP},
+    abi::{
+        address::{Address, Prefix},
+        frontend::{TCP, UDP},
+        settings::Settings,
+    },
     balance::Endpoint,
 };
 
@@ -79,4 +83,18 @@ pub(super) fn service_at<F: TestFamily>(
         .map(|number| scene.world.add_backend(index, backend(number), Location::OtherNode))
         .collect();
     (index, ids)
+}
+
+/// Routes the pods of other nodes by an overlay, whose address this node has; returns the address.
+pub(super) fn route_pods_by_overlay<F: TestFamily>(scene: &mut Scene<F>) -> F::Address {
+    let [gate, _] = F::service_prefixes();
+    let pods = Prefix { address: F::remote_pod(0).masked(gate.mask), mask: gate.mask };
+    let overlay = F::pod(250);
+    scene.world.sources.push((pods, overlay));
+    scene.world.settings.flags |= Settings::SOURCE_BY_ROUTE;
+    let settings = F::settings_mut(&mut scene.world.settings);
+    settings.node_addresses[settings.node_address_count as usize] = overlay;
+    settings.node_address_count += 1;
+    scene.update();
+    overlay
 }

@@ -87,12 +87,17 @@ fn truncated_frames_pass_untouched_and_never_leave<F: TestFamily>(scene: &mut Sc
     service(scene, 1);
     let header = if F::NUMBER == 4 { 20 } else { 40 };
     let needed = 14 + header + if scene.is_tcp() { 20 } else { 8 };
-    let whole = Frame::<F>::of(scene.protocol, pod::<F>(), web::<F>(), SYN).bytes();
+    let of = |client| Frame::<F>::of(scene.protocol, client, web::<F>(), SYN).bytes();
+    let (of_pod, of_node) = (of(pod::<F>()), of(process::<F>()));
     // The kernel runs no program on a frame that is shorter than an IP header.
     for length in 14 + header..needed {
         for site in TestSite::ALL {
+            let whole = if site == TestSite::ToDevice { &of_node } else { &of_pod };
             let outcome = scene.interpreter.send(site, &whole[..length]);
-            let leaves = matches!(site, TestSite::ToDevice | TestSite::ToDeviceForwarded);
+            let leaves = matches!(
+                site,
+                TestSite::ToDevice | TestSite::ToDeviceForwarded | TestSite::ToDeviceReturned
+            );
             if leaves {
                 assert_eq!(outcome.fate, Fate::Dropped, "{length} bytes at {site:?}");
                 assert_eq!(outcome.reason, Reason::UntranslatedLeaving);

@@ -1,17 +1,20 @@
 //! UDP flows over time (docs/contract.md, section 7).
 
-use lb_common::abi::counter::Reason;
+use lb_common::abi::{counter::Reason, service::Service};
 
+use super::outside::{NODE_PORT, balancer, exposed, node_port};
 use super::setup::*;
 use crate::{interpreter::Fate, world::seconds};
 
 cases! {
     UDP_ONLY => a_flow_keeps_its_backend_and_draining_does_not_move_it,
-    UDP_ONLY => a_flow_leaves_a_gone_backend_as_soon_as_there_is_another,
-    UDP_ONLY => a_flow_stays_with_a_gone_backend_while_there_is_no_other,
-    UDP_ONLY => a_flow_of_a_deleted_service_stays,
+    UDP_ONLY => a_flow_leaves_a_backend_that_does_not_serve,
+    UDP_ONLY => a_datagram_is_refused_when_no_backend_serves,
+    UDP_ONLY => a_datagram_is_dropped_when_the_local_backend_is_gone,
+    UDP_ONLY => a_datagram_to_a_deleted_service_is_nobody_s,
     UDP_ONLY => a_late_answer_of_a_gone_backend_is_translated,
     UDP_ONLY => an_unanswered_flow_expires_sooner_than_an_answered_one,
+    UDP_ONLY => an_answer_to_the_node_s_own_datagram_is_no_request,
 }
 
 fn a_flow_keeps_its_backend_and_draining_does_not_move_it<F: TestFamily>(scene: &mut Scene<F>) {
@@ -27,15 +30,19 @@ fn a_flow_keeps_its_backend_and_draining_does_not_move_it<F: TestFamily>(scene: 
     scene.reply(&flow, 0);
 }
 
-fn a_flow_leaves_a_gone_backend_as_soon_as_there_is_another<F: TestFamily>(scene: &mut Scene<F>) {
-    for (site, client) in clients::<F>() {
+fn a_flow_leaves_a_backend_that_does_not_serve<F: TestFamily>(scene: &mut Scene<F>) {
+    let leave: [fn(&mut Scene<F>, u32); 2] =
+        [|scene, id| scene.world.remove_backend(id), |scene, id| scene.world.stop_serving(id)];
+    for (leave, (site, client)) in
+        leave.into_iter().flat_map(|leave| clients::<F>().map(|client| (leave, client)))
+    {
         scene.reset();
         let (index, ids) = service(scene, 1);
         let flow = scene.connect(site, client, web::<F>());
-        scene.world.remove_backend(ids[0]);
+        scene.world.add_backend(index, at(F::remote_pod(9), 8080), Location::OtherNode);
         scene.update();
         scene.request(&flow, 0);
-        scene.world.add_backend(index, at(F::remote_pod(9), 8080), Location::OtherNode);
+        leave(scene, ids[0]);
         scene.update();
         let next = scene.connect(site, client, web::<F>());
         assert_eq!(next.sent.destination, F::remote_pod(9));
@@ -43,29 +50,48 @@ fn a_flow_leaves_a_gone_backend_as_soon_as_there_is_another<F: TestFamily>(scene
     }
 }
 
-fn a_flow_stays_with_a_gone_backend_while_there_is_no_other<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_datagram_is_refused_when_no_backend_serves<F: TestFamily>(scene: &mut Scene<F>) {
     let (_, ids) = service(scene, 1);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
-    scene.world.remove_backend(ids[0]);
+    scene.world.stop_serving(ids[0]);
     scene.update();
-    for _ in 0..5 {
-        scene.wait(60);
-        scene.request(&flow, 0);
+    let refusal = scene.refusal();
+    for _ in 0..3 {
+        let ends = [flow.client, flow.frontend];
+        scene.expect(flow.site, ends, 0, Reason::NoEndpoint, refusal);
+        // What the backend still sends gets back.
         scene.reply(&flow, 0);
     }
 }
 
-fn a_flow_of_a_deleted_service_stays<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_datagram_is_dropped_when_the_local_backend_is_gone<F: TestFamily>(scene: &mut Scene<F>) {
+    for (site, client, policy) in [
+        (TestSite::FromPod, pod::<F>(), Service::INTERNAL_LOCAL),
+        (TestSite::FromDevice, at(F::outside(), 45_000), Service::EXTERNAL_LOCAL),
+    ] {
+        scene.reset();
+        let to = if policy == Service::INTERNAL_LOCAL { web::<F>() } else { balancer::<F>() };
+        let index = exposed(scene, &[Location::LocalPod, Location::OtherNode]);
+        scene.world.services[index as usize].flags = policy;
+        scene.update();
+        let flow = scene.connect(site, client, to);
+        assert_eq!(flow.sent.destination, F::pod(3));
+        // The first backend that was added.
+        scene.world.remove_backend(1);
+        scene.update();
+        scene.expect(site, [client, to], 0, Reason::NoLocalEndpoint, Fate::Dropped);
+    }
+}
+
+fn a_datagram_to_a_deleted_service_is_nobody_s<F: TestFamily>(scene: &mut Scene<F>) {
     let (index, ids) = service(scene, 1);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.world.remove_backend(ids[0]);
     scene.world.remove_frontends(index);
     scene.update();
-    scene.request(&flow, 0);
-    scene.reply(&flow, 0);
-    scene.wait(seconds::UDP_ANSWERED + 1);
     let ends = [flow.client, flow.frontend];
     scene.expect(flow.site, ends, 0, Reason::UnknownAddress, Fate::Untouched);
+    scene.reply(&flow, 0);
 }
 
 fn a_late_answer_of_a_gone_backend_is_translated<F: TestFamily>(scene: &mut Scene<F>) {
@@ -104,4 +130,36 @@ fn an_unanswered_flow_expires_sooner_than_an_answered_one<F: TestFamily>(scene: 
     scene.wait(seconds::UDP_ANSWERED + 1);
     let outcome = scene.answer(&flow, TestSite::ToPod, 0);
     assert_eq!((outcome.reason, outcome.fate), over);
+}
+
+fn an_answer_to_the_node_s_own_datagram_is_no_request<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::LocalPod]);
+    let server = at(F::outside(), 8081);
+    let answer = [server, node_port::<F>()];
+    let untouched = (Reason::NoFlow, Fate::Untouched);
+    // A process that bound the port, and a pod that the CNI masquerades.
+    for site in [TestSite::ToDevice, TestSite::ToDeviceForwarded] {
+        scene.expect(site, [node_port::<F>(), server], 0, untouched.0, untouched.1);
+        for _ in 0..2 {
+            scene.expect(TestSite::FromDevice, answer, 0, untouched.0, untouched.1);
+        }
+        scene.forget();
+    }
+    // Of a pod of this node.
+    let pod = at(F::pod(4), 8081);
+    scene.expect(TestSite::ToPod, [node_port::<F>(), pod], 0, untouched.0, untouched.1);
+    scene.expect(TestSite::FromPod, [pod, node_port::<F>()], 0, untouched.0, untouched.1);
+    // A datagram from a port that is no frontend's leaves nothing behind.
+    let other = at(F::node(), NODE_PORT + 1);
+    scene.forget();
+    scene.expect(TestSite::ToDevice, [other, server], 0, untouched.0, untouched.1);
+    assert_eq!(scene.flow_counts(), [0, 0]);
+    // Others are clients, and after a while so is who answered.
+    scene.expect(TestSite::ToDevice, [node_port::<F>(), server], 0, untouched.0, untouched.1);
+    scene.connect(TestSite::FromDevice, from_port(server, 8082), node_port::<F>());
+    scene.wait(seconds::UDP_ANSWERED + 2);
+    let flow = scene.connect(TestSite::FromDevice, server, node_port::<F>());
+    // A client that is known stays one.
+    scene.expect(TestSite::ToDevice, [node_port::<F>(), server], 0, untouched.0, untouched.1);
+    scene.request(&flow, 0);
 }

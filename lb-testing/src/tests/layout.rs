@@ -18,6 +18,7 @@ use lb_common::abi::{
     service::{Name, Service, Slot, SlotRange},
     settings::{Device, FamilySettings, Lifetimes, PortRange, Settings, SettingsPair, Timeouts},
     socket::{ConnectedPeer, DatagramKey, Peer},
+    source::SourceKey,
     traffic::{DropKey, Traffic},
 };
 
@@ -89,6 +90,8 @@ fn current() -> String {
         Range<Address6> { service, address }
         RangeKey<Address4> { prefix_length, range }
         RangeKey<Address6> { prefix_length, range }
+        SourceKey<Address4> { prefix_length, address }
+        SourceKey<Address6> { prefix_length, address }
         SettingsPair { active, zero, copies }
         Device { ifindex, mac, flags, mtu, epoch }
         Traffic { packets, bytes }

@@ -72,6 +72,7 @@ fn traffic_and_drops_count_what_their_classes_say() {
             "too_big",
             "rewrite_failed",
             "table_inconsistent",
+            "unasked_tunnel",
         ],
         "what DROPS counts"
     );

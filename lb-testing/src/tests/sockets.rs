@@ -106,6 +106,24 @@ fn answers<F: TestFamily>() {
     }
 }
 
+fn another_port_of_an_external_address<F: TestFamily>() {
+    for protocol in [TCP, UDP] {
+        let (mut node, index, _) = Node::<F>::new(protocol, 1);
+        let external = at(F::vip(2), 80);
+        node.world.add_frontend_of_kind(FrontendKind::EXTERNAL, index, external, protocol);
+        let translated = Decision::Translate(at(F::remote_pod(1), 8080));
+        assert_eq!(node.call(2, 80, protocol, STREAM), translated);
+        let left = Decision::Untouched(Reason::UnknownAddress);
+        assert_eq!(node.call(2, 22, protocol, STREAM), left);
+    }
+}
+
+#[test]
+fn a_call_to_another_port_of_an_external_address_is_left_alone() {
+    another_port_of_an_external_address::<Ipv4>();
+    another_port_of_an_external_address::<Ipv6>();
+}
+
 #[test]
 fn a_call_is_translated_refused_or_left_alone() {
     answers::<Ipv4>();

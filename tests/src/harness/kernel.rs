@@ -7,6 +7,7 @@
 
 mod fate;
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
@@ -21,13 +22,15 @@ use lb_common::abi::frontend::{Frontend, FrontendKey};
 use lb_common::abi::range::RangeKey;
 use lb_common::abi::service::{Service, Slot};
 use lb_common::abi::settings::{Device, SettingsPair};
+use lb_common::abi::source::SourceKey;
 use lb_common::balance::FlowTable;
 use lb_sys::{PerCpuCounters, TypedMap};
 use lb_testing::family::TestFamily;
+use lb_testing::frame::MACS;
 use lb_testing::interpreter::{Fate, Interpreter, Outcome, Untestable};
 use lb_testing::site::TestSite;
 use lb_testing::tables::{FlowEntries, Lookups};
-use lb_testing::world::World;
+use lb_testing::world::{World, mac};
 
 use self::fate::{checked, encapsulated, fate};
 use crate::harness::programs::{Programs, Runs};
@@ -78,6 +81,7 @@ pub struct Kernel<F: KernelFamily> {
     settings: TypedMap<u32, SettingsPair>,
     devices: TypedMap<u32, Device>,
     ranges: TypedMap<RangeKey<F::Address>, u32>,
+    sources: TypedMap<SourceKey<F::Address>, F::Address>,
     nodes: TypedMap<F::Address, u32>,
     flows: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
     embryonic: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
@@ -111,6 +115,7 @@ impl<F: KernelFamily> Kernel<F> {
             settings: programs.map("SETTINGS")?,
             devices: programs.map("DEVICES")?,
             ranges: programs.map(&name("RANGES"))?,
+            sources: programs.map(&name("SOURCES"))?,
             nodes: programs.map(&name("NODES"))?,
             flows: programs.map(&name("FLOWS"))?,
             embryonic: programs.map(&name("EMBRYONIC"))?,
@@ -142,7 +147,7 @@ impl<F: KernelFamily> Kernel<F> {
     /// Whether this kernel can run the programs as they would be at `site`.
     fn can_run(&self, site: TestSite) -> bool {
         match site {
-            TestSite::ToDeviceForwarded => self.runs.ingress,
+            TestSite::ToDeviceForwarded | TestSite::ToDeviceReturned => self.runs.ingress,
             TestSite::FromDevice | TestSite::FromOtherDevice => !self.has_xdp || self.runs.xdp,
             TestSite::FromPod | TestSite::ToPod | TestSite::ToDevice | TestSite::Loopback => true,
         }
@@ -178,7 +183,20 @@ impl<F: KernelFamily> Kernel<F> {
     ///
     /// # Errors
     /// A sentence, where a program broke a promise.
-    pub fn run(&self, site: TestSite, before: &[u8]) -> Result<(Outcome<F::Address>, Vec<u8>)> {
+    pub fn run(&self, site: TestSite, frame: &[u8]) -> Result<(Outcome<F::Address>, Vec<u8>)> {
+        let before = addressed(site, frame);
+        let (outcome, mut after) = self.run_addressed(site, &before)?;
+        if before != frame && after.starts_with(&mac(site.ifindex())) {
+            after[..6].copy_from_slice(&frame[..6]);
+        }
+        Ok((outcome, after))
+    }
+
+    fn run_addressed(
+        &self,
+        site: TestSite,
+        before: &[u8],
+    ) -> Result<(Outcome<F::Address>, Vec<u8>)> {
         if !self.has_xdp || !matches!(site, TestSite::FromDevice | TestSite::FromOtherDevice) {
             return self.run_tc(site, before);
         }
@@ -239,6 +257,15 @@ impl<F: KernelFamily> Kernel<F> {
     }
 }
 
+/// The frame with the MAC of the device that receives it, unless it has that of another host.
+fn addressed(site: TestSite, frame: &[u8]) -> Cow<'_, [u8]> {
+    let is_received = matches!(site, TestSite::FromDevice | TestSite::FromOtherDevice);
+    if !is_received || !frame.starts_with(&MACS[..6]) {
+        return frame.into();
+    }
+    [&mac(site.ifindex()), &frame[6..]].concat().into()
+}
+
 /// What XDP made of a frame, unless it left it to tc, and the frame.
 type ByXdp<F> = (Option<Outcome<<F as Family>::Address>>, Vec<u8>);
 
@@ -288,6 +315,7 @@ impl<F: KernelFamily> Interpreter<F> for Kernel<F> {
         clear(&self.affinity);
         clear(&self.frontends);
         clear(&self.ranges);
+        clear(&self.sources);
         clear(&self.nodes);
     }
 
@@ -316,6 +344,11 @@ impl<F: KernelFamily> Interpreter<F> for Kernel<F> {
             let length = range.mask.words().iter().map(|word| word.count_ones()).sum();
             let key = RangeKey::new(*service, range.address, length);
             self.ranges.set(&key, &1).expect("a range can be set");
+        }
+        for (prefix, source) in &world.sources {
+            let prefix_length = prefix.mask.words().iter().map(|word| word.count_ones()).sum();
+            let key = SourceKey { prefix_length, address: prefix.address };
+            self.sources.set(&key, source).expect("a source can be set");
         }
     }
 

@@ -176,9 +176,11 @@ fn programs_follow_interfaces_as_they_come_and_go() -> Result<()> {
             ip("link delete veth.7")?;
             wait_for("the pin to go", || Ok(!pin.exists()))?;
 
+            // Without a default route, the subnet of its address makes the device external.
             ip("route delete default")?;
+            ip("address delete 192.0.2.1/24 dev up0")?;
             wait_for("the role to change", || Ok(tcx_programs("up0")? == ["from_pod", "to_pod"]))?;
-            ip("route add default via 192.0.2.2")?;
+            ip("address add 192.0.2.1/24 dev up0")?;
             wait_for("the role to change back", || {
                 Ok(tcx_programs("up0")? == ["from_device", "to_device"])
             })?;

@@ -40,11 +40,11 @@ fn check_clients(scenario: &mut Scenario, masqueraded: bool) -> Result<()> {
     let [node1, node2] = [1, 2].map(|node| scenario.cluster.node(node));
     let mut failures = Vec::new();
     for kind @ (_, family) in kinds() {
-        let node1_ips = node_addresses(scenario, 1, family);
+        let node1_ips = node1.source_addresses(family);
         let pod_ip: &[IpAddr] = if masqueraded { &node1_ips } else { &[a.ip(family)] };
         // By connect() the pod sees itself, per packet an address of its node.
         let own_ips = [&node1_ips[..], pod_ip].concat();
-        let node2_ips = node_addresses(scenario, 2, family);
+        let node2_ips = node2.source_addresses(family);
         let rows: [(&lb_tests::harness::netns::actors::host::Host, u8, &[&str], &[IpAddr]); 9] = [
             (&a, 1, &["b"], pod_ip),
             (&a, 2, &["c"], pod_ip),
@@ -72,15 +72,6 @@ fn check_clients(scenario: &mut Scenario, masqueraded: bool) -> Result<()> {
     Ok(())
 }
 
-/// Every address of a node that a backend may see: its own and, under a bridge, the
-/// gateway's of its pods.
-fn node_addresses(scenario: &Scenario, node: u8, family: Family) -> Vec<IpAddr> {
-    let host = scenario.cluster.node(node);
-    let gateway = host.pod_cidrs().into_iter().find(|cidr| Family::of(cidr.addr()) == family);
-    let first = gateway.and_then(|cidr| cidr.hosts().find(|ip| *ip != cidr.network()));
-    std::iter::once(host.ip(family)).chain(first).collect()
-}
-
 #[test]
 fn packets_of_point_to_point_pods_are_balanced() -> Result<()> {
     check_table_3(&mut Scenario::start(pods(Cni::PointToPoint), &["--socket-lb", "off"])?)
@@ -89,6 +80,15 @@ fn packets_of_point_to_point_pods_are_balanced() -> Result<()> {
 #[test]
 fn packets_of_bridged_pods_are_balanced() -> Result<()> {
     check_table_3(&mut Scenario::start(pods(Cni::Bridge), &["--socket-lb", "off"])?)
+}
+
+#[test]
+fn packets_between_nodes_with_an_overlay_are_balanced() -> Result<()> {
+    for mode in ["off", "node", "tcp"] {
+        check_table_3(&mut Scenario::start(pods(Cni::Vxlan), &["--socket-lb", mode])?)
+            .with_context(|| format!("--socket-lb {mode}"))?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -192,13 +192,14 @@ fn connects(scenario: &mut Scenario, reason: &str) -> Result<u64> {
 #[test]
 fn processes_of_excluded_cgroups_are_left_to_the_packet_path() -> Result<()> {
     let builder = Cluster::builder().nodes(1).pod(1, "a").pod(1, "b").pod(1, "c");
-    let mut scenario = Scenario::start(builder, &SMALL_MAPS)?;
+    let arguments = [&["--socket-lb", "tcp"][..], &SMALL_MAPS].concat();
+    let mut scenario = Scenario::start(builder, &arguments)?;
     scenario.serve(&["b"])?;
     scenario.publish(&scenario.service("web", 1), &scenario.endpoints(&["b"]))?;
     scenario.take_agent(1)?.terminate()?;
     let excluded =
         format!("nowhere,pods/a,{}", scenario.cluster.pod("b").cgroup().path().display());
-    let exclude = ["--socket-lb-exclude-cgroups", &excluded];
+    let exclude = ["--socket-lb", "tcp", "--socket-lb-exclude-cgroups", &excluded];
     scenario.set_arguments(&[&exclude[..], &SMALL_MAPS].concat());
     scenario.start_agent(1)?;
     let log = scenario.agent(1)?.process().stderr();

@@ -39,7 +39,7 @@ const FRONTENDS: [Frontend; 2] = [Frontend::NodePort(1), Frontend::Balancer];
 fn start(builder: Builder, xdp: &str) -> Result<Scenario> {
     let cluster = cidr::cluster();
     let fixed = ["--socket-lb", "off", "--external-mode", "dsr", "--cluster-cidr", &cluster];
-    let builder = builder.pod(1, "a").pod(1, "b").pod(2, "c").pod(2, "d").pod(2, "e");
+    let builder = builder.any_source().pod(1, "a").pod(1, "b").pod(2, "c").pod(2, "d").pod(2, "e");
     let arguments = [&fixed[..], &["--xdp", xdp], &SMALL_MAPS].concat();
     let mut scenario = Scenario::start(builder, &arguments)?;
     scenario.serve(&["b", "c", "d", "e"])?;

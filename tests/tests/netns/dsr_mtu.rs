@@ -39,7 +39,7 @@ const FRONTENDS: [Frontend; 2] = [Frontend::NodePort(1), Frontend::Balancer];
 
 fn start(builder: Builder, xdp: &str) -> Result<Scenario> {
     let fixed = ["--socket-lb", "off", "--external-mode", "dsr", "--xdp", xdp];
-    let builder = builder.pod(1, "b").pod(2, "c");
+    let builder = builder.any_source().pod(1, "b").pod(2, "c");
     let mut scenario = Scenario::start(builder, &[&fixed[..], &SMALL_MAPS].concat())?;
     scenario.serve(&["b"])?;
     scenario.serve_these("c", &Serve::on(TARGET).bulk(BULK))?;
@@ -376,7 +376,7 @@ fn segments_go_through_the_tunnel_as_one_packet() -> Result<()> {
     const MADE_AND_CUT: [bool; 3] = [true, false, false];
     const MERGED_AND_CUT: [bool; 3] = [true, false, true];
     for expected in [MADE, MADE_AND_CUT, MERGED_AND_CUT] {
-        let builder = Cluster::builder();
+        let builder = Cluster::builder().any_source();
         let is_merged = expected == MERGED_AND_CUT;
         let builder = if is_merged { builder.no_tx_checksum_offload() } else { builder };
         let scenario = start(builder, "off")?;

@@ -88,7 +88,7 @@ fn check(
 }
 
 fn check_all(flag: &str, expected: &[(Option<&str>, &str)]) -> Result<()> {
-    let builder = Cluster::builder().pod(1, "a").pod(2, "c");
+    let builder = Cluster::builder().any_source().pod(1, "a").pod(2, "c");
     let pods = cidr::cluster();
     let arguments = ["--external-mode", flag, "--cluster-cidr", &pods];
     let mut scenario = Scenario::start(builder, &[&arguments[..], &SMALL_MAPS].concat())?;

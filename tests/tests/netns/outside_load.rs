@@ -25,7 +25,7 @@ const NEAR: u8 = 3;
 
 /// Node 1 is asked; `c` on node 2 serves, and for comparison `b` on node 1.
 fn set_up(mode: &str) -> Result<Scenario> {
-    let builder = Cluster::builder().pod(1, "b").pod(2, "c");
+    let builder = Cluster::builder().any_source().pod(1, "b").pod(2, "c");
     let mut scenario = Scenario::start(builder, &["--external-mode", mode])?;
     scenario.serve(&["b"])?;
     scenario.serve_these("c", &Serve::on(TARGET).bulk(BULK))?;

@@ -15,7 +15,7 @@ use lb_testing::world::at;
 use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::host::{Host, Serve};
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
-use lb_tests::harness::netns::topology::plan::{Family, node_port};
+use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, node_port};
 use lb_tests::harness::netns::traffic::capture::{self, Capture, Captured};
 use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
@@ -390,4 +390,36 @@ fn strangers_to_xdp_in_the_driver() -> Result<()> {
 #[test]
 fn strangers_to_xdp_in_the_stack() -> Result<()> {
     check_all(Cluster::builder().no_tx_checksum_offload(), "generic")
+}
+
+/// A switch that floods and a device that takes in every frame, as a packet capture on a node sets
+/// it: only the node that has the frame's MAC address answers.
+#[test]
+fn frames_for_another_host_are_left_alone() -> Result<()> {
+    for xdp in ["off", "native"] {
+        let mut scenario = start(Cluster::builder().no_tx_checksum_offload(), xdp)?;
+        scenario.cluster.fabric().route_external_to(1)?;
+        scenario.cluster.fabric().netns().ip("link set br0 type bridge ageing_time 0")?;
+        scenario.cluster.node(2).netns().ip("link set eth0 promisc on")?;
+        let before = scenario.agent(2)?.counted("flow_created")?;
+        let outside = scenario.cluster.outside();
+        let mut expectations = Expectations::default();
+        for round in 0..10 {
+            for (pod, number, _) in BACKENDS {
+                for (transport, family) in
+                    TRANSPORTS.into_iter().flat_map(|one| Family::ALL.map(|family| (one, family)))
+                {
+                    let to = (balancer_ip(number).get(family), PORT).into();
+                    let answer = outside.ask(Probe::new(transport, to).timeout(SOON))?;
+                    let is_right = answer.name() == Some(pod);
+                    expectations
+                        .is_true(format!("{round}, {transport:?} {to}: {answer:?}"), is_right);
+                }
+            }
+        }
+        expectations.finish()?;
+        let created = scenario.agent(2)?.counted("flow_created")? - before;
+        ensure!(created == 0, "--xdp {xdp}: node 2 opened {created} flows");
+    }
+    Ok(())
 }

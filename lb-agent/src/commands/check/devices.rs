@@ -9,9 +9,11 @@ use super::{Check, Finding, Severity, finding};
 use crate::{
     maps::{pins::Pins, read::read_array},
     network::{error::InterfaceError, interfaces::Network, survey::survey},
-    options::values::Patterns,
+    options::{modes::TcAttach, values::Patterns},
     programs::{
-        hook::Role,
+        hook::{Direction, Role},
+        names::Names,
+        tc::TcAttacher,
         xdp::{Handler, OCCUPIED, pinned_links, wanted},
     },
 };
@@ -29,21 +31,47 @@ pub(super) fn devices(options: &Check) -> Vec<Finding> {
     let lines = external.into_iter().filter_map(|index| {
         let link = network.links.get(&index)?;
         let text = if listed.is_empty() {
-            would_be(&wanted(options.xdp, link.is_veth), occupied.contains(&index))
+            would_be(&wanted(options.xdp), occupied.contains(&index))
         } else {
-            let handler = current(&pins, index).unwrap_or_else(|| {
-                without_xdp(wanted(options.xdp, link.is_veth), occupied.contains(&index))
-            });
+            let handler = current(&pins, index)
+                .unwrap_or_else(|| without_xdp(wanted(options.xdp), occupied.contains(&index)));
             format!("packets are handled by {handler}")
         };
         Some(finding(Severity::Fine, "device", format!("{}: {text}", link.name)))
     });
-    let lines: Vec<Finding> = lines.collect();
+    let mut lines: Vec<Finding> = lines.collect();
     if lines.is_empty() {
         let text = "no external device found: traffic from outside is not handled; give --devices";
         return vec![finding(Severity::Warning, "device", text)];
     }
+    lines.extend(order(&network, &pins));
     lines
+}
+
+/// The programs of others that are on the wrong side of an attached program of lb.
+fn order(network: &Network, pins: &Pins) -> Vec<Finding> {
+    if !pins.links().is_dir() {
+        return Vec::new();
+    }
+    let names = Names::pinned(pins).unwrap_or_default();
+    let Ok(attacher) = TcAttacher::new(pins, TcAttach::Auto, names) else { return Vec::new() };
+    let mut found = Vec::new();
+    for (index, link) in &network.links {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            if !matches!(attacher.attached_program(*index, direction), Ok(Some(_))) {
+                continue;
+            }
+            for program in attacher.misplaced((*index, direction)).unwrap_or_default() {
+                let (site, name) = (direction.name(), &link.name);
+                let text = format!(
+                    "{program} at {site} of {name} sees packets of Services with the addresses of \
+                     backends: NetworkPolicies there may drop them; see docs/neighbours.md"
+                );
+                found.push(finding(Severity::Warning, "order", text));
+            }
+        }
+    }
+    found
 }
 
 fn surveyed() -> Result<(Network, BTreeSet<u32>), InterfaceError> {

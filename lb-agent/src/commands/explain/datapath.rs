@@ -85,7 +85,12 @@ pub(super) fn run<F: PinnedFamily, R: Reader<F>>(
 ) -> (Verdict, Work<F::Address>) {
     let mut work = Work::default();
     let candidate = balance::candidate::<F>(packet.tuple().destination, site, settings);
-    let verdict = balance::decide(candidate, packet, site, settings, &mut work, overlay);
+    let verdict = match balance::decide(candidate, packet, site, settings, &mut work, overlay) {
+        Verdict::Pass(reason) => {
+            balance::passed(candidate, packet, site, settings, reason, &mut work, overlay)
+        }
+        verdict => verdict,
+    };
     (verdict, work)
 }
 

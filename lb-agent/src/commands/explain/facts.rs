@@ -75,7 +75,11 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
             Some(whole) => {
                 let name = self.reader.name(whole.service);
                 let port = format!("{}/{}", port.get(), protocol_name(self.protocol));
-                format!("{ip} is a ClusterIP of {name}, which has no port {port}")
+                let what = match whole.kind {
+                    FrontendKind::EXTERNAL_ADDRESS => "a load balancer's address or external IP",
+                    _ => "a ClusterIP",
+                };
+                format!("{ip} is {what} of {name}, which has no port {port}")
             }
             None if family.is_in_service_cidr(address) => {
                 format!("{ip} is in a ServiceCIDR, but no Service on this node has it")
@@ -200,6 +204,9 @@ fn kind_of(kind: FrontendKind) -> (&'static str, &'static str) {
         FrontendKind::CLUSTER_IP_ADDRESS => ("cluster_ip_address", "the ClusterIP"),
         FrontendKind::NODE_PORT => ("node_port", "a NodePort frontend"),
         FrontendKind::EXTERNAL => ("external", "a load balancer or external IP frontend"),
+        FrontendKind::EXTERNAL_ADDRESS => {
+            ("external_address", "the address of a load balancer or an external IP")
+        }
         _ => ("unknown", "a frontend of unknown kind"),
     }
 }

@@ -19,6 +19,7 @@ use lb_common::{
         range::RangeKey,
         service::{Name, Service, Slot},
         settings::{Device, MAX_DEVICES, Settings, SettingsPair},
+        source::SourceKey,
     },
     balance::FlowTable,
 };
@@ -33,8 +34,8 @@ use crate::maps::{
 
 /// An address family, with its maps and its address type outside of the maps.
 pub(super) trait PinnedFamily: Family {
-    /// FRONTENDS, RANGES, NODES, BACKENDS, FLOWS and EMBRYONIC of the family.
-    const MAPS: [&'static str; 6];
+    /// FRONTENDS, RANGES, NODES, BACKENDS, FLOWS, EMBRYONIC and SOURCES of the family.
+    const MAPS: [&'static str; 7];
     /// Bits of an address.
     const BITS: u8;
     /// The address for display.
@@ -44,8 +45,8 @@ pub(super) trait PinnedFamily: Family {
 }
 
 impl PinnedFamily for Ipv4 {
-    const MAPS: [&'static str; 6] =
-        ["FRONTENDS4", "RANGES4", "NODES4", "BACKENDS4", "FLOWS4", "EMBRYONIC4"];
+    const MAPS: [&'static str; 7] =
+        ["FRONTENDS4", "RANGES4", "NODES4", "BACKENDS4", "FLOWS4", "EMBRYONIC4", "SOURCES4"];
     const BITS: u8 = 32;
 
     fn ip(address: Address4) -> IpAddr {
@@ -58,8 +59,8 @@ impl PinnedFamily for Ipv4 {
 }
 
 impl PinnedFamily for Ipv6 {
-    const MAPS: [&'static str; 6] =
-        ["FRONTENDS6", "RANGES6", "NODES6", "BACKENDS6", "FLOWS6", "EMBRYONIC6"];
+    const MAPS: [&'static str; 7] =
+        ["FRONTENDS6", "RANGES6", "NODES6", "BACKENDS6", "FLOWS6", "EMBRYONIC6", "SOURCES6"];
     const BITS: u8 = 128;
 
     fn ip(address: Address6) -> IpAddr {
@@ -82,6 +83,7 @@ pub(super) struct Pinned<F: PinnedFamily> {
     frontends: TypedMap<FrontendKey<F::Address>, Frontend>,
     ranges: TypedMap<RangeKey<F::Address>, u32>,
     nodes: TypedMap<F::Address, u32>,
+    sources: TypedMap<SourceKey<F::Address>, F::Address>,
     flows: [FlowMap<F::Address>; 2],
     affinity: TypedMap<AffinityKey, Affinity>,
     services: RefCell<MappedArray<Service>>,
@@ -98,7 +100,7 @@ impl<F: PinnedFamily> Pinned<F> {
     /// # Errors
     /// [`ExplainError`] if one is missing, or no agent has ever programmed them.
     pub(super) fn open(pins: &Pins) -> Result<Self, ExplainError> {
-        let [frontends, ranges, nodes, backends, flows, embryonic] = F::MAPS;
+        let [frontends, ranges, nodes, backends, flows, embryonic, sources] = F::MAPS;
         let settings = settings(pins)?;
         if settings.ticks_per_second == 0 {
             return Err(ExplainError::NothingProgrammed(pins.base().to_owned()));
@@ -113,6 +115,7 @@ impl<F: PinnedFamily> Pinned<F> {
             frontends: opened(pins, frontends, TypedMap::new)?,
             ranges: opened(pins, ranges, TypedMap::new)?,
             nodes: opened(pins, nodes, TypedMap::new)?,
+            sources: opened(pins, sources, TypedMap::new)?,
             flows: [opened(pins, flows, TypedMap::new)?, opened(pins, embryonic, TypedMap::new)?],
             affinity: opened(pins, "AFFINITY", TypedMap::new)?,
             services: mapped(pins, "SERVICES")?,
@@ -185,6 +188,11 @@ impl<F: PinnedFamily> Reader<F> for Pinned<F> {
 
     fn is_node(&self, address: F::Address) -> bool {
         self.noted(F::MAPS[2], self.nodes.get(&address)).is_some()
+    }
+
+    fn route_source(&self, destination: F::Address) -> Option<F::Address> {
+        let key = SourceKey { prefix_length: F::BITS.into(), address: destination };
+        self.noted(F::MAPS[6], self.sources.get(&key))
     }
 
     fn service(&self, index: u32) -> Option<Service> {

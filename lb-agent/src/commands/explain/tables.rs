@@ -35,6 +35,8 @@ pub(super) trait Reader<F: Family> {
     fn is_in_range(&self, service: u32, client: F::Address) -> bool;
     /// Whether NODES holds the address.
     fn is_node(&self, address: F::Address) -> bool;
+    /// The source address for packets to `destination`, by SOURCES.
+    fn route_source(&self, destination: F::Address) -> Option<F::Address>;
     /// An entry of SERVICES.
     fn service(&self, index: u32) -> Option<Service>;
     /// An entry of SLOTS.
@@ -193,6 +195,14 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
 
     fn is_node(&mut self, address: &F::Address) -> bool {
         self.reader.is_node(*address)
+    }
+
+    fn route_source(&mut self, destination: &F::Address, source: &mut F::Address) -> bool {
+        let found = self.reader.route_source(*destination);
+        if let Some(found) = found {
+            *source = found;
+        }
+        found.is_some()
     }
 
     fn service(&mut self, index: u32) -> Option<Service> {

@@ -67,7 +67,8 @@ pub struct FrontendRow {
     pub address: String,
     /// `tcp`, `udp`, or `any` for a ClusterIP as a whole.
     pub protocol: &'static str,
-    /// `cluster_ip`, `cluster_ip_address` (a ClusterIP as a whole), `node_port`, `any_node`
+    /// `cluster_ip`, `cluster_ip_address` (a ClusterIP as a whole), `external_address` (likewise),
+    /// `node_port`, `any_node`
     /// (a node port at another node's address) or `external` (a load balancer's address or an
     /// external IP).
     pub kind: &'static str,
@@ -124,7 +125,7 @@ impl AnyFrontend {
     }
 
     fn text(&self) -> String {
-        if self.value.kind == FrontendKind::CLUSTER_IP_ADDRESS {
+        if self.protocol == 0 {
             return self.address.to_string();
         }
         SocketAddr::new(self.address, self.port).to_string()
@@ -229,7 +230,9 @@ fn service_row(
     let Load { flows, carried } = load;
     let traffic = carried.traffic.get(&index).copied().unwrap_or_default();
     let is_counted = index < carried.counted;
-    let is_outside = frontends.iter().any(|frontend| !frontend.value.kind.is_internal());
+    let is_outside = frontends
+        .iter()
+        .any(|frontend| frontend.protocol != 0 && !frontend.value.kind.is_internal());
     let mode = if service.flags & Service::DSR != 0 { "dsr" } else { "snat" };
     let shown = frontends.iter().filter(|frontend| !frontend.is_of_any_node());
     let policy = |flag| if service.flags & flag != 0 { "Local" } else { "Cluster" };
@@ -270,6 +273,7 @@ pub(super) fn frontends(state: &PinnedState) -> Vec<FrontendRow> {
                 FrontendKind::NODE_PORT if frontend.is_of_any_node() => "any_node",
                 FrontendKind::NODE_PORT => "node_port",
                 FrontendKind::EXTERNAL => "external",
+                FrontendKind::EXTERNAL_ADDRESS => "external_address",
                 _ => "unknown",
             },
             restricted: frontend.value.flags & Frontend::RANGED != 0,

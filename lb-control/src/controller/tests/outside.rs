@@ -200,3 +200,87 @@ fn packets_of_clients_outside_are_encapsulated_if_flag_or_annotation_says_so() {
     let rows = [(None, true), (Some("snat"), false), (Some("none"), true), (Some("dsr"), true)];
     check(ExternalMode::Dsr, &rows);
 }
+
+/// The API servers, as endpoints of `default/kubernetes`.
+fn api_servers(ips: &[&str]) -> Object {
+    let endpoints: Vec<_> = ips.iter().map(|ip| json!({ "addresses": [ip] })).collect();
+    let object = json!({
+        "metadata": {
+            "namespace": "default",
+            "name": "kubernetes",
+            "labels": { "kubernetes.io/service-name": "kubernetes" },
+        },
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{ "name": "https", "port": 6443 }],
+    });
+    let slice: EndpointSlice = serde_json::from_value(object).expect("an EndpointSlice");
+    Object::EndpointSlice(Box::new(slice))
+}
+
+#[test]
+fn no_service_gets_the_address_of_an_api_server() {
+    let ports = json!({ "ports": [{ "name": "http", "port": 6443, "nodePort": 6443 }] });
+    let mut controller = listed(vec![load_balancer("a", 9, ports)], Vec::new());
+    controller.set_facts(node_ports_on(&["192.0.2.10"]));
+    let mut fake = Fake::new(CAPACITY);
+    // The address of the load balancer, and that of this node with the node port.
+    for (servers, refused) in [
+        (&["203.0.113.9"][..], &["203.0.113.9"][..]),
+        (&["203.0.113.8", "192.0.2.10"], &["192.0.2.10"]),
+        (&["203.0.113.8"], &[]),
+        (&["203.0.113.9"], &["203.0.113.9"]),
+    ] {
+        controller.apply(ObjectEvent::Applied(api_servers(servers)));
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        let messages: Vec<_> =
+            outcome.refusals.iter().map(|refusal| refusal.message.clone()).collect();
+        assert_eq!(messages.len(), refused.len(), "{servers:?}: {messages:?}");
+        for (message, ip) in messages.iter().zip(refused) {
+            assert!(message.contains(ip) && message.contains("default/kubernetes"), "{message}");
+        }
+        let mut served = frontends(&fake, FrontendKind::EXTERNAL);
+        served.extend(frontends(&fake, FrontendKind::NODE_PORT));
+        let expected: Vec<_> = ["203.0.113.9", "192.0.2.10"]
+            .into_iter()
+            .filter(|ip| !refused.contains(ip))
+            .map(|ip| (ip.to_owned(), 6443))
+            .collect();
+        assert_eq!(served, expected, "{servers:?}");
+        // The ClusterIP stays.
+        assert_eq!(frontends(&fake, FrontendKind::CLUSTER_IP).len(), 1);
+    }
+}
+
+#[test]
+fn a_cluster_ip_that_an_interface_holds_is_left_to_its_process() {
+    let mut controller = listed(
+        vec![load_balancer("a", 1, json!({})), load_balancer("b", 2, json!({}))],
+        Vec::new(),
+    );
+    let mut fake = Fake::new(CAPACITY);
+    let held = |ips: &[&str]| NodeFacts {
+        held_addresses: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
+        ..NodeFacts::default()
+    };
+    for (ips, left, served) in [
+        (&["192.0.2.10", "10.0.0.1"][..], &["shop/a"][..], &["10.0.0.2"][..]),
+        (&["10.0.0.1"], &[], &["10.0.0.2"]),
+        (&["10.0.0.1", "10.0.0.2", "203.0.113.1"], &["shop/b"], &[]),
+        (&[], &[], &["10.0.0.1", "10.0.0.2"]),
+        (&["10.0.0.1"], &["shop/a"], &["10.0.0.2"]),
+    ] {
+        controller.set_facts(held(ips));
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        let names: Vec<&str> = outcome.left_to_processes.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, left, "{ips:?}");
+        assert_eq!(outcome.refusals, []);
+        for (kind, port) in [(FrontendKind::CLUSTER_IP, 80), (FrontendKind::CLUSTER_IP_ADDRESS, 0)]
+        {
+            let expected: Vec<_> = served.iter().map(|ip| ((*ip).to_owned(), port)).collect();
+            assert_eq!(frontends(&fake, kind), expected, "{ips:?}");
+        }
+        // A load balancer's address that the node holds is served: other machines may send to it.
+        assert_eq!(frontends(&fake, FrontendKind::EXTERNAL).len(), 2);
+    }
+}

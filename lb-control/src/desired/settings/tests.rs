@@ -53,8 +53,10 @@ fn the_gate_never_lets_in_less_than_before() {
 fn addresses_outside_the_cluster_pass_the_gate_and_node_ports_have_a_range() {
     let facts = NodeFacts { local_ports: (32_768, 60_999), ..NodeFacts::default() };
     let mut used = whole(&["10.0.0.1"]);
-    let inside = settings(&facts, &[], &used, &Settings::default());
-    assert_eq!((inside.flags, inside.node_ports), (0, PortRange::default()));
+    let none = settings(&facts, &[], &InUse::default(), &Settings::default());
+    assert_eq!(none.flags, 0);
+    let inside = settings(&facts, &[], &used, &none);
+    assert_eq!((inside.flags, inside.node_ports), (Settings::EXTERNAL, PortRange::default()));
     let external = frontend(FrontendKind::EXTERNAL, "203.0.113.9", 80);
     let node_port = frontend(FrontendKind::NODE_PORT, "192.0.2.10", 30_080);
     let other = frontend(FrontendKind::NODE_PORT, "192.0.2.10", 30_090);
@@ -89,9 +91,11 @@ fn a_node_port_of_any_node_is_no_address_but_a_port_and_a_reason_to_look_outside
 }
 
 #[test]
-fn the_first_frontend_for_clients_outside_is_news_even_with_a_known_address() {
-    let mut used = whole(&["10.0.0.1"]);
-    assert!(used.add(&frontend(FrontendKind::EXTERNAL, "10.0.0.1", 80)));
+fn the_first_frontend_is_news_because_clients_outside_may_reach_it() {
+    let mut used = InUse::default();
+    assert!(used.add(&frontend(FrontendKind::CLUSTER_IP, "10.0.0.1", 80)));
+    assert!(!used.add(&frontend(FrontendKind::CLUSTER_IP, "10.0.0.1", 81)));
+    assert!(used.add(&frontend(FrontendKind::EXTERNAL, "10.0.0.1", 80)), "a new address");
     assert!(!used.add(&frontend(FrontendKind::EXTERNAL, "10.0.0.1", 81)));
 }
 

@@ -122,9 +122,10 @@ fn check_answer<F: TestFamily>(
     let is_right = match site {
         TestSite::FromPod | TestSite::FromDevice | TestSite::FromOtherDevice => macs.are_swapped(),
         TestSite::Loopback => macs.lead_into([0; 6]),
-        TestSite::ToPod | TestSite::ToDevice | TestSite::ToDeviceForwarded => {
-            macs.lead_into(mac(EXTERNAL))
-        }
+        TestSite::ToPod
+        | TestSite::ToDevice
+        | TestSite::ToDeviceForwarded
+        | TestSite::ToDeviceReturned => macs.lead_into(mac(EXTERNAL)),
     };
     ensure!(is_right, "the answer's MACs are {:02x?}", macs.of_frame());
     Ok(())
@@ -223,6 +224,7 @@ fn answer<F: TestFamily>(reason: Reason, packet: &Packet<F>) -> Option<Answer> {
         Reason::EchoAnswered => Some(Answer::Echo),
         Reason::NoSuchProtocol => Some(Answer::ProtocolUnreachable),
         Reason::TtlExceeded => Some(Answer::TimeExceeded),
+        Reason::Orphan => Some(Answer::Reset),
         Reason::NoEndpoint | Reason::NoSuchPort | Reason::NoSourcePort => {
             let is_tcp = packet.protocol() == TCP;
             Some(if is_tcp { Answer::Reset } else { Answer::PortUnreachable })

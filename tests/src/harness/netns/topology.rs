@@ -6,5 +6,6 @@ pub mod cni;
 pub mod fabric;
 pub mod namespace;
 pub mod node;
+mod overlay;
 pub mod plan;
 pub(crate) mod stale;

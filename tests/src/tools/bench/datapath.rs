@@ -222,8 +222,11 @@ impl<'a> Plan<'a> {
     ) -> Result<Lane> {
         let program = self.datapath.program(hook)?;
         let target = self.harness.add(wrapper.layer, hook.name(), program)?;
-        let shot =
-            Shot { wrapper, frame, flows: 1, target, base: EMPTY, ifindex: 0, pace: Pace::Running };
+        // The frame is for this host only on the device with its MAC address.
+        let is_received = hook == Hook::FromDevice;
+        let ifindex = if is_received { self.datapath.device.ifindex } else { 0 };
+        let pace = Pace::Running;
+        let shot = Shot { wrapper, frame, flows: 1, target, base: EMPTY, ifindex, pace };
         Ok(Lane {
             row: 0,
             name,

@@ -77,6 +77,11 @@ impl<F: Side> Tables<F> for Counting<F> {
         self.frontend(&FrontendKey::of_any_node(port, protocol))
     }
 
+    fn route_source(&mut self, _destination: &F::Address, _source: &mut F::Address) -> bool {
+        self.look_ups += 1;
+        false
+    }
+
     fn is_node(&mut self, address: &F::Address) -> bool {
         self.look_ups += 1;
         self.state.nodes.contains(address)
@@ -299,7 +304,13 @@ fn decided<F: Side + Parse>(
     let settings = settings(frontends);
     let candidate = balance::candidate::<F>(packet.tuple().destination, site, &settings);
     let mut work = Work::default();
-    Some(match balance::decide(candidate, &packet, site, &settings, &mut work, tables) {
+    let verdict = match balance::decide(candidate, &packet, site, &settings, &mut work, tables) {
+        Verdict::Pass(reason) => {
+            balance::passed(candidate, &packet, site, &settings, reason, &mut work, tables)
+        }
+        verdict => verdict,
+    };
+    Some(match verdict {
         Verdict::Pass(reason) | Verdict::Drop(reason) | Verdict::Answer(_, reason) => reason,
         Verdict::Translate(reason) => reason,
     })

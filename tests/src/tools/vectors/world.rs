@@ -145,7 +145,9 @@ fn devices(group: &Group) -> Result<()> {
     }
     let mut lines = vec!["link set lo up".to_owned()];
     for device in [EXTERNAL, PODS] {
-        lines.push(format!("link add {device} type veth peer name {device}p"));
+        // Frames are for this host.
+        let own = "02:00:00:00:00:01";
+        lines.push(format!("link add {device} address {own} type veth peer name {device}p"));
         lines.push(format!("link set {device} up"));
     }
     for ip in &group.node.local_ips {

@@ -91,6 +91,12 @@ impl Reader<Ipv4> for Lab {
     fn is_in_range(&self, service: u32, client: Address4) -> bool {
         self.tables.borrow_mut().is_in_range(service, &client)
     }
+    fn route_source(&self, destination: Address4) -> Option<Address4> {
+        let mut source = Address4::default();
+        let is_found = self.tables.borrow_mut().route_source(&destination, &mut source);
+        is_found.then_some(source)
+    }
+
     fn is_node(&self, address: Address4) -> bool {
         self.tables.borrow_mut().is_node(&address)
     }

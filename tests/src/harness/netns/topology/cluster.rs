@@ -38,6 +38,7 @@ pub(in crate::harness::netns) struct Options {
     pub(in crate::harness::netns) hairpin: bool,
     pub(in crate::harness::netns) tx_checksum: bool,
     pub(in crate::harness::netns) bridge_netfilter: bool,
+    pub(in crate::harness::netns) checks_sources: bool,
 }
 
 impl Default for Builder {
@@ -49,6 +50,7 @@ impl Default for Builder {
             hairpin: false,
             tx_checksum: true,
             bridge_netfilter: true,
+            checks_sources: true,
         };
         Self { nodes: 2, pods: Vec::new(), options }
     }
@@ -129,6 +131,14 @@ impl Builder {
         self
     }
 
+    /// The network lets nodes send from addresses that are not theirs, as direct server return
+    /// needs it.
+    #[must_use]
+    pub fn any_source(mut self) -> Self {
+        self.options.checks_sources = false;
+        self
+    }
+
     /// Makes it.
     ///
     /// # Errors
@@ -156,7 +166,7 @@ impl Builder {
         outside.netns.run(|| host_sysctls(0))?;
         let namespaces: Vec<_> = nodes.iter().map(|node| &node.netns).collect();
         let fabric = Netns::create(&scope.name("fabric"))?;
-        let fabric = Fabric::create(fabric, &namespaces, &outside.netns)?;
+        let fabric = Fabric::create(fabric, &namespaces, &outside.netns, &options)?;
         for node in &nodes {
             node.connect(self.nodes, &options)?;
         }
@@ -220,6 +230,11 @@ impl Cluster {
     /// The client that is no part of the cluster.
     pub fn outside(&self) -> &Host {
         &self.outside
+    }
+
+    /// How pods are linked.
+    pub fn cni(&self) -> Cni {
+        self.options.cni
     }
 
     /// The network between the nodes.

@@ -1,5 +1,6 @@
 //! How pods hang on a node: `ip` lines for the two forms that container networks have.
 
+use super::overlay;
 use super::plan::{self, Addresses, SUBNET};
 
 /// What a container network does with a pod's link.
@@ -12,11 +13,27 @@ pub enum Cni {
     /// As the bridge plugin, kindnet or flannel: the node's ends are ports of `cni0`, which
     /// holds the pods' gateway address.
     Bridge,
+    /// As flannel with its backend `vxlan`: pods as with [`Cni::Bridge`], those of other nodes by
+    /// an overlay. The network between the nodes does not know the addresses of pods.
+    Vxlan,
 }
 
 impl Cni {
-    /// Both, for loops.
-    pub const ALL: [Self; 2] = [Self::PointToPoint, Self::Bridge];
+    /// All, for loops.
+    pub const ALL: [Self; 3] = [Self::PointToPoint, Self::Bridge, Self::Vxlan];
+
+    /// Whether the network between the nodes routes the addresses of pods.
+    pub(in crate::harness::netns) fn is_routed(self) -> bool {
+        match self {
+            Self::PointToPoint | Self::Bridge => true,
+            Self::Vxlan => false,
+        }
+    }
+
+    /// The MTU of a pod's link, if it is not the default.
+    fn pod_mtu(self) -> Option<u16> {
+        (self == Self::Vxlan).then_some(overlay::POD_MTU)
+    }
 }
 
 /// The MAC of every node's end of a point-to-point veth.
@@ -40,7 +57,7 @@ impl Link {
     pub(in crate::harness::netns) fn host_device(&self) -> String {
         match self.cni {
             Cni::PointToPoint => format!("cali{:02x}{:04x}", self.node, self.number),
-            Cni::Bridge => format!("veth{:02x}{:04x}", self.node, self.number),
+            Cni::Bridge | Cni::Vxlan => format!("veth{:02x}{:04x}", self.node, self.number),
         }
     }
 
@@ -61,9 +78,10 @@ impl Link {
                 format!("route add {v4}/32 dev {device} scope link"),
                 format!("route add {v6}/128 dev {device}"),
             ],
-            Cni::Bridge => {
+            Cni::Bridge | Cni::Vxlan => {
+                let mtu = self.cni.pod_mtu().map_or(String::new(), |mtu| format!(" mtu {mtu}"));
                 let mut lines = vec![
-                    format!("link add {device} type veth peer name eth0 netns {netns}"),
+                    format!("link add {device}{mtu} type veth peer name eth0{mtu} netns {netns}"),
                     format!("link set {device} master cni0"),
                     format!("link set {device} up"),
                 ];
@@ -90,7 +108,7 @@ impl Link {
                 format!("route add default via {LINK_GATEWAY} dev eth0"),
                 format!("route add default via {HOST_LINK_LOCAL} dev eth0"),
             ]),
-            Cni::Bridge => {
+            Cni::Bridge | Cni::Vxlan => {
                 let gateway = plan::pod(self.node, 1);
                 lines.extend([
                     format!("addr add {v4}/{} dev eth0", SUBNET.0),
@@ -109,7 +127,7 @@ impl Link {
 pub(in crate::harness::netns) fn on_node(cni: Cni, node: u8) -> Vec<String> {
     match cni {
         Cni::PointToPoint => Vec::new(),
-        Cni::Bridge => {
+        Cni::Bridge | Cni::Vxlan => {
             let gateway = plan::pod(node, 1);
             vec![
                 // An address of its own: the bridge would take on the lowest of its ports'.

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 
+use super::cluster::Options;
 use super::namespace::Netns;
 use super::plan::{self, Addresses, NODE_GATEWAY, OUTSIDE_GATEWAY, SUBNET, cidr};
 use crate::harness::netns::actors::exec::{
@@ -23,6 +24,7 @@ impl Fabric {
         netns: Netns,
         nodes: &[&Netns],
         outside: &Netns,
+        options: &Options,
     ) -> Result<Self> {
         let count = u8::try_from(nodes.len()).context("too many nodes")?;
         let mut lines = vec![
@@ -30,16 +32,14 @@ impl Fabric {
             "link add br0 type bridge forward_delay 0 mcast_snooping 0".to_owned(),
         ];
         lines.extend(addresses(NODE_GATEWAY, "br0"));
-        let mut ports = Vec::new();
         for (node, far) in (1..=count).zip(nodes) {
             lines.extend(port(node, far));
-            ports.push(format!("node{node}"));
         }
         lines.push(format!("link add outside type veth peer name eth0 netns {}", outside.name()));
         lines.extend(addresses(OUTSIDE_GATEWAY, "outside"));
         lines.push("link set br0 up".to_owned());
         lines.push("link set outside up".to_owned());
-        for node in 1..=count {
+        for node in (1..=count).filter(|_| options.cni.is_routed()) {
             let Addresses { v4, v6 } = plan::node(node);
             let [pods_v4, pods_v6] = cidr::pods_of_node(node);
             lines.push(format!("route add {pods_v4} via {v4}"));
@@ -52,7 +52,7 @@ impl Fabric {
             sysctl("bridge/bridge-nf-call-iptables", "0").ok();
             sysctl("bridge/bridge-nf-call-ip6tables", "0").ok();
             ip_batch(&lines)?;
-            tool("nft", &["-f", "-"], &netfilter::fabric(&ports)).map(drop)
+            tool("nft", &["-f", "-"], &netfilter::fabric(count, options)).map(drop)
         })?;
         Ok(Self { netns, nodes: count })
     }
@@ -86,9 +86,21 @@ impl Fabric {
     /// # Errors
     /// The counter cannot be read.
     pub fn service_packets_from(&self, node: u8) -> Result<u64> {
-        let name = format!("node{node}");
+        self.count(&format!("node{node}"))
+    }
+
+    /// How many packets a node sent from an address that is not its own; all were dropped, as the
+    /// network of a cloud drops them. Nodes count from 1.
+    ///
+    /// # Errors
+    /// The counter cannot be read.
+    pub fn foreign_packets_from(&self, node: u8) -> Result<u64> {
+        self.count(&format!("foreign{node}"))
+    }
+
+    fn count(&self, name: &str) -> Result<u64> {
         self.netns.run(|| {
-            let said = tool("nft", &["list", "counter", "netdev", "fabric", &name], "")?;
+            let said = tool("nft", &["list", "counter", "netdev", "fabric", name], "")?;
             let mut words = said.split_whitespace().skip_while(|word| *word != "packets");
             words
                 .nth(1)

@@ -1,5 +1,6 @@
 //! Nodes and the pods on them.
 
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,14 +12,16 @@ use ipnet::IpNet;
 
 use super::cgroup::Cgroup;
 use super::cluster::{Options, Scope};
-use super::cni::{self, Link};
+use super::cni::{self, Cni, Link};
 use super::fabric::{host_sysctls, router_sysctls};
 use super::namespace::Netns;
-use super::plan::{self, Addresses, NODE_GATEWAY, SUBNET, cidr};
+use super::overlay;
+use super::plan::{self, Addresses, Family, NODE_GATEWAY, SUBNET, cidr};
 use super::stale::BPF_FS;
 use crate::harness::netns::actors::exec::{disable_tx_checksum, ip_batch, sysctl, tool};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::actors::process::{Place, Process};
+use crate::harness::netns::traffic::netfilter;
 
 /// A node: a [`Host`] with pods, an agent's cgroup and a BPF directory.
 #[derive(Debug)]
@@ -62,11 +65,20 @@ impl Node {
 
     /// Sets up the node's side of its uplink, its routes and what it needs for pods.
     pub(in crate::harness::netns) fn connect(&self, nodes: u8, options: &Options) -> Result<()> {
-        let mut lines = self.uplink(nodes);
+        let mut lines = self.uplink(nodes, options.cni);
         lines.extend(cni::on_node(options.cni, self.number));
-        let rules = options.rules.of_node(self.number);
+        let mut rules = options.rules.of_node(self.number);
+        let mut forwarding = Vec::new();
+        if options.cni == Cni::Vxlan {
+            lines.extend(overlay::on_node(self.number, nodes));
+            forwarding = overlay::forwarding(self.number, nodes);
+            rules.push_str(&netfilter::flannel(self.number));
+        }
         self.host.netns.run(|| {
             ip_batch(&lines)?;
+            if !forwarding.is_empty() {
+                tool("bridge", &["-batch", "-"], &(forwarding.join("\n") + "\n"))?;
+            }
             if !options.tx_checksum {
                 disable_tx_checksum("eth0")?;
             }
@@ -78,9 +90,10 @@ impl Node {
     }
 
     /// Its `eth0` and the routes by it.
-    fn uplink(&self, nodes: u8) -> Vec<String> {
+    fn uplink(&self, nodes: u8, cni: Cni) -> Vec<String> {
         let mut lines = uplink(self.host.addresses, NODE_GATEWAY);
-        for other in (1..=nodes).filter(|other| *other != self.number) {
+        let others = (1..=nodes).filter(|other| *other != self.number && cni.is_routed());
+        for other in others {
             let Addresses { v4, v6 } = plan::node(other);
             let [pods_v4, pods_v6] = cidr::pods_of_node(other);
             lines.push(format!("route add {pods_v4} via {v4}"));
@@ -96,7 +109,7 @@ impl Node {
         device: &str,
         options: &Options,
     ) -> Result<()> {
-        let lines = self.uplink(nodes).into_iter();
+        let lines = self.uplink(nodes, options.cni).into_iter();
         let lines = lines.map(|line| line.replace(" add ", " replace ").replace("eth0", device));
         let lines: Vec<_> = lines.collect();
         self.host.netns.run(|| {
@@ -113,6 +126,13 @@ impl Node {
     /// The pods' networks on this node.
     pub fn pod_cidrs(&self) -> [IpNet; 2] {
         cidr::pods_of_node(self.number)
+    }
+
+    /// Every address that a backend may see of this node's processes: its own, and those of the
+    /// devices that lead to pods, a bridge or an overlay.
+    pub fn source_addresses(&self, family: Family) -> Vec<IpAddr> {
+        let of_pods = [0, 1].map(|number| plan::pod(self.number, number).get(family));
+        std::iter::once(self.host.ip(family)).chain(of_pods).collect()
     }
 
     /// Holds the agent, the node's processes and its pods: what `--cgroup` is for an agent here.

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
@@ -79,7 +80,37 @@ impl Foreign {
     /// Without privileges.
     pub fn load(hook: Hook) -> Result<Self> {
         // r0 = verdict; exit.
-        let code: [u64; 2] = [0xb7 | u64::from(hook.verdict() as u32) << 32, 0x95];
+        Self::load_code(hook, &[0xb7 | u64::from(hook.verdict() as u32) << 32, 0x95])
+    }
+
+    /// Loads the program of a NetworkPolicy agent for a pod's interface, which knows the peers of
+    /// the pod by the addresses that it has seen the pod send to: it drops what the pod sends to
+    /// `unknown`, or gets from there, and lets everything else go on.
+    ///
+    /// # Errors
+    /// Without privileges.
+    pub fn load_policy(hook: Hook, unknown: Ipv4Addr) -> Result<Self> {
+        /// Behind the Ethernet header: source and destination of an IPv4 header.
+        const SOURCE: u64 = 14 + 12;
+        const DESTINATION: u64 = 14 + 16;
+        const DROP: u64 = 2;
+        let offset = if matches!(hook, Hook::Egress) { SOURCE } else { DESTINATION };
+        let verdict = u64::from(hook.verdict() as u32);
+        let code = [
+            // r6 = context; r0 = the address, or the end with 0 for a shorter packet.
+            0x16bf,
+            0x20 | offset << 32,
+            // if r0 == unknown: skip two.
+            0x16 | 2 << 16 | u64::from(unknown.to_bits()) << 32,
+            0xb7 | verdict << 32,
+            0x95,
+            0xb7 | DROP << 32,
+            0x95,
+        ];
+        Self::load_code(hook, &code)
+    }
+
+    fn load_code(hook: Hook, code: &[u64]) -> Result<Self> {
         let license = c"GPL";
         let mut load = [0u64; 9];
         load[0] = u64::from(hook.program_type()) | (code.len() as u64) << 32;

@@ -78,19 +78,10 @@ pub enum Got<'a> {
 fn address_of(scenario: &Scenario, host: &str, family: Family) -> Vec<IpAddr> {
     match host {
         "outside" => vec![scenario.cluster.outside().ip(family)],
-        "node1" => node_addresses(scenario, 1, family),
-        "node2" => node_addresses(scenario, 2, family),
+        "node1" => scenario.cluster.node(1).source_addresses(family),
+        "node2" => scenario.cluster.node(2).source_addresses(family),
         pod => vec![scenario.cluster.pod(pod).ip(family)],
     }
-}
-
-/// Every address of a node that a backend may see: its own and, under a bridge, the
-/// gateway's of its pods.
-fn node_addresses(scenario: &Scenario, node: u8, family: Family) -> Vec<IpAddr> {
-    let host = scenario.cluster.node(node);
-    let gateway = host.pod_cidrs().into_iter().find(|cidr| Family::of(cidr.addr()) == family);
-    let first = gateway.and_then(|cidr| cidr.hosts().find(|ip| *ip != cidr.network()));
-    std::iter::once(host.ip(family)).chain(first).collect()
 }
 
 /// Asks once and compares.
