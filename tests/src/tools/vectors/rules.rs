@@ -41,6 +41,8 @@ pub enum Rule {
     OtherPort,
     /// 4.6
     ServiceCidr,
+    /// 4.10
+    Returning,
     /// 5.2
     Primary,
 }
@@ -61,11 +63,17 @@ impl fmt::Display for Rule {
                 "3.5   a client outside keeps its address if the backend is on this node"
             }
             Self::Loopback => "3.9   node ports are served on loopback addresses, IPv6 and UDP too",
-            Self::Routed => "3.10  a client outside that calls a ClusterIP is seen as the node",
+            Self::Routed => {
+                "3.10  a client outside that calls a ClusterIP keeps its address if the backend is \
+                 on this node"
+            }
             Self::Reset => "4.1   TCP is rejected with a reset",
             Self::OtherPort => "4.5   a port of a live ClusterIP that no Service has is rejected",
             Self::ServiceCidr => {
                 "4.6   a packet to a ClusterIP that no Service has never leaves the node"
+            }
+            Self::Returning => {
+                "4.10  a packet to another port of an external address never returns to its router"
             }
             Self::AtConnect => "4.3   connect() fails where a packet would be dropped",
             Self::Primary => "5.2   node ports are served on the primary address by default",
@@ -209,6 +217,9 @@ impl Case<'_> {
             Frontend::Other if self.flow.protocol == Protocol::Sctp => {
                 Some((Rule::Sctp, Decided::Untouched))
             }
+            Frontend::Other if self.client == Client::Outside && self.view.is_routed_here(to) => {
+                Some((Rule::Returning, Decided::Dropped))
+            }
             Frontend::NodePort(service, port) if to.is_loopback() => {
                 let served = self.view.serves_node_ports_at(to);
                 let own = if served { self.cluster(service, port) } else { Decided::Untouched };
@@ -320,7 +331,7 @@ impl Case<'_> {
             Client::Pod if is_internal => (Source::Kept, None),
             Client::Pod => (Source::Kept, Some(Rule::Pod)),
             Client::OtherPod => (here, Some(Rule::OtherPod)),
-            Client::Outside if is_internal => (Source::Node, Some(Rule::Routed)),
+            Client::Outside if is_internal => (here, Some(Rule::Routed)),
             Client::Outside if self.is_external_local() => (Source::Kept, None),
             Client::Outside => (here, is_here.then_some(Rule::Client)),
         }

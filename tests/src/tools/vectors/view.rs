@@ -150,6 +150,15 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Whether clients outside send to the node what is for this address, which no node holds.
+    pub fn is_routed_here(&self, ip: IpAddr) -> bool {
+        let of_service = |(service, spec)| {
+            let of_balancer = balancer_ips(service, spec).any(|own| own == ip);
+            of_balancer || external_ips(spec).any(|own| own == ip)
+        };
+        !self.is_of_node(ip) && self.services().any(of_service)
+    }
+
     /// The endpoints that clients of the cluster get.
     pub fn cluster_set(&self, service: &Service, port: &ServicePort, like: IpAddr) -> Endpoints {
         let all = self.endpoints(service, port, like);
