@@ -6,5 +6,6 @@ pub mod follow;
 pub mod interfaces;
 mod messages;
 pub mod own_packets;
+mod rules;
 mod sources;
 pub mod survey;

@@ -1,7 +1,10 @@
 //! A frame: its linear bytes, stores into it, and redirects of it.
 
 use aya_ebpf::{
-    helpers::{bpf_redirect, bpf_xdp_adjust_head, generated::bpf_skb_pull_data},
+    helpers::{
+        bpf_redirect, bpf_xdp_adjust_head,
+        generated::{bpf_skb_change_head, bpf_skb_pull_data},
+    },
     programs::{TcContext, XdpContext},
 };
 use bytemuck::Pod;
@@ -15,19 +18,31 @@ pub const INGRESS: u64 = 1;
 /// The kernel's index of the loopback device, the first one of every network namespace.
 pub const LOOPBACK: u32 = 1;
 
-/// The linear part of a frame.
-pub struct Linear {
+/// The linear part of a frame. Frames of L3 devices (tun, WireGuard, ipip) have no `ETHERNET` header;
+/// offsets into them count it all the same.
+pub struct Linear<const ETHERNET: bool> {
     /// Address of the first byte.
     pub start: usize,
     /// Address after the last byte.
     pub end: usize,
 }
 
-impl Window for Linear {
+impl<const ETHERNET: bool> Linear<ETHERNET> {
+    /// The number of bytes that offsets count and the frame does not have.
+    const MISSING: usize = if ETHERNET { 0 } else { IP_OFFSET };
+
+    /// The linear part as it is.
+    #[inline(always)]
+    pub fn of(frame: &impl Frame) -> Self {
+        Self { start: frame.start(), end: frame.end() }
+    }
+}
+
+impl<const ETHERNET: bool> Window for Linear<ETHERNET> {
     #[inline(always)]
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
         // The verifier accepts no offset beyond 64 KiB.
-        let at = self.start + (offset & 0x3fff);
+        let at = self.start + (offset.wrapping_sub(Self::MISSING) & 0x3fff);
         if at + size_of::<T>() > self.end {
             return None;
         }
@@ -39,12 +54,12 @@ impl Window for Linear {
 
 /// The frame's linear part. The headers are pulled into it if they are not there.
 #[inline(always)]
-pub fn window<F: Parse>(context: &TcContext) -> Linear {
-    let linear = Linear { start: context.data(), end: context.data_end() };
+pub fn window<F: Parse, const ETHERNET: bool>(context: &TcContext) -> Linear<ETHERNET> {
+    let linear = Linear::of(context);
     let length = context.len();
+    let usual = F::USUAL_HEADERS - Linear::<ETHERNET>::MISSING;
     // Short frames, like those of most datagrams, are usually linear.
-    if linear.start + F::USUAL_HEADERS <= linear.end || linear.end - linear.start >= length as usize
-    {
+    if linear.start + usual <= linear.end || linear.end - linear.start >= length as usize {
         return linear;
     }
     pull(context)
@@ -52,16 +67,40 @@ pub fn window<F: Parse>(context: &TcContext) -> Linear {
 
 /// The frame's linear part, with [`MOST_HEADERS`] bytes pulled into it.
 #[inline(always)]
-pub fn pull(context: &TcContext) -> Linear {
+pub fn pull<const ETHERNET: bool>(context: &TcContext) -> Linear<ETHERNET> {
     let length = context.len();
     let wanted = if length < MOST_HEADERS { length } else { MOST_HEADERS };
     // SAFETY: the context is the kernel's. On failure the frame does not change, and is parsed as
     // far as its linear part goes.
     unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
-    Linear { start: context.data(), end: context.data_end() }
+    Linear::of(context)
 }
 
 const MOST_HEADERS: u32 = 256;
+
+/// Puts an Ethernet header with zero addresses in front of a packet of an L3 device, so that it can
+/// be changed and redirected as every other frame. The kernel removes the header again from a packet
+/// that an L3 device received and the stack gets, or that is redirected to an L3 device; an L3 device
+/// must not be left to send such a packet.
+#[inline(always)]
+pub fn prepend_ethernet(context: &TcContext) -> Option<()> {
+    const ETHERTYPE: usize = IP_OFFSET - size_of::<u16>();
+    // SAFETY: the context is the kernel's. Values that were loaded from the packet before are not
+    // used afterwards.
+    if unsafe { bpf_skb_change_head(context.skb.skb, IP_OFFSET as u32, 0) } != 0 {
+        return None;
+    }
+    // SAFETY: the context is the kernel's.
+    let protocol = unsafe { (*context.skb.skb).protocol } as u16;
+    store(context, ETHERTYPE, &protocol)
+}
+
+/// Sends the packet out of the device that it was about to leave by.
+#[inline(always)]
+pub fn send_on(context: &TcContext) -> i32 {
+    // SAFETY: the context is the kernel's; no other preconditions.
+    unsafe { bpf_redirect((*context.skb.skb).ifindex, 0) as i32 }
+}
 
 /// A packet that can be changed: a socket buffer (tc) or a frame (XDP).
 pub trait Frame {
@@ -166,7 +205,7 @@ pub fn receive_on(context: &TcContext, ifindex: u32, mac: [u8; 6]) -> Option<i32
 
 #[inline(always)]
 fn load_macs(context: &TcContext) -> Option<[[u16; 3]; 2]> {
-    Linear { start: context.data(), end: context.data_end() }.load(0)
+    Linear::<true>::of(context).load(0)
 }
 
 #[inline(always)]

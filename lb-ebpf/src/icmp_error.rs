@@ -21,7 +21,7 @@ const MOST_HEADERS: u32 = 200;
 /// Parses the quote of the ICMP error `packet` as [`ParseQuote::parse_quote`] does. `behind` is the
 /// length of an outer IP header before the packet, in bytes.
 #[inline(never)]
-pub fn read<F: ParseQuote>(
+pub fn read<F: ParseQuote, const ETHERNET: bool>(
     context: &TcContext,
     packet: &Packet<F>,
     behind: usize,
@@ -32,7 +32,7 @@ pub fn read<F: ParseQuote>(
     // SAFETY: the context is the kernel's. On failure the frame does not change, and is parsed as
     // far as its linear part goes.
     unsafe { bpf_skb_pull_data(context.skb.skb, wanted) };
-    let window = Linear { start: context.data() + behind, end: context.data_end() };
+    let window = Linear::<ETHERNET> { start: context.data() + behind, end: context.data_end() };
     F::parse_quote(&window, packet, &mut work.error.quote)
 }
 

@@ -31,21 +31,35 @@ use lb_common::abi::counter::Hook;
 #[classifier]
 #[inline(always)]
 pub fn from_pod(context: TcContext) -> i32 {
-    tc::handle::<{ Hook::FromPod as u32 }>(&context)
+    tc::handle::<{ Hook::FromPod as u32 }, true>(&context)
 }
 
 /// tc egress on the host side of a pod's interface: packets to the pod.
 #[classifier]
 #[inline(always)]
 pub fn to_pod(context: TcContext) -> i32 {
-    tc::handle::<{ Hook::ToPod as u32 }>(&context)
+    tc::handle::<{ Hook::ToPod as u32 }, true>(&context)
 }
 
 /// tc ingress of an external device.
 #[classifier]
 #[inline(always)]
 pub fn from_device(context: TcContext) -> i32 {
-    tc::handle::<{ Hook::FromDevice as u32 }>(&context)
+    tc::handle::<{ Hook::FromDevice as u32 }, true>(&context)
+}
+
+/// tc ingress of an external device whose packets have no Ethernet header.
+#[classifier]
+#[inline(always)]
+pub fn from_l3(context: TcContext) -> i32 {
+    tc::handle::<{ Hook::FromDevice as u32 }, false>(&context)
+}
+
+/// tc egress of an external device whose packets have no Ethernet header.
+#[classifier]
+#[inline(always)]
+pub fn to_l3(context: TcContext) -> i32 {
+    tc::handle::<{ Hook::ToDevice as u32 }, false>(&context)
 }
 
 /// XDP of an external device, before tc ingress.
@@ -59,14 +73,14 @@ pub fn xdp_device(context: XdpContext) -> u32 {
 #[classifier]
 #[inline(always)]
 pub fn to_device(context: TcContext) -> i32 {
-    tc::handle::<{ Hook::ToDevice as u32 }>(&context)
+    tc::handle::<{ Hook::ToDevice as u32 }, true>(&context)
 }
 
 /// tc egress of the loopback device.
 #[classifier]
 #[inline(always)]
 pub fn loopback(context: TcContext) -> i32 {
-    tc::handle::<{ Hook::Loopback as u32 }>(&context)
+    tc::handle::<{ Hook::Loopback as u32 }, true>(&context)
 }
 
 /// Returns the low 32 bits of the kernel's jiffies. It is never attached: the agent runs it to read

@@ -80,7 +80,7 @@ impl L4Checksum for TcContext {
     /// the rest.
     #[inline(always)]
     fn update_l4_checksum<F: Rewrite>(&self, packet: &Packet<F>, changes: &Changes) -> Option<()> {
-        let window = Linear { start: self.start(), end: self.end() };
+        let window = Linear::<true>::of(self);
         let before = packet.transport.wrapping_sub(IP_OFFSET as u16);
         let length = F::length(&window)?.wrapping_sub(before);
         let seed = checksum::pseudo(changes.old, packet.protocol(), length);

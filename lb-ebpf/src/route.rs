@@ -146,7 +146,7 @@ impl Received for XdpContext {
 
     #[inline(always)]
     fn ip_length<F: Tunnel>(&self, _packet: &Packet<F>) -> Option<u16> {
-        F::length(&Linear { start: self.data(), end: self.data_end() })
+        F::length(&Linear::<true>::of(self))
     }
 }
 

@@ -21,8 +21,11 @@ use crate::{
 /// The length of the outer IP header ([`Tunnel::is_tunnel`]) in bytes if another node encapsulated
 /// the packet for direct server return, else 0.
 #[inline(never)]
-pub fn outer_length<F: FamilyMaps + Tunnel>(window: &Linear, settings: &Settings) -> u32 {
-    let inside = Linear { start: window.start + F::LENGTH as usize, end: window.end };
+pub fn outer_length<F: FamilyMaps + Tunnel, const ETHERNET: bool>(
+    window: &Linear<ETHERNET>,
+    settings: &Settings,
+) -> u32 {
+    let inside = Linear::<ETHERNET> { start: window.start + F::LENGTH as usize, end: window.end };
     let (Some(outer), Some(inner)) = (F::ends(window), F::ends(&inside)) else { return 0 };
     let is_ours =
         balance::tunnel::is_encapsulated_by_node::<F, _>(&outer, &inner, settings, &mut Maps);
@@ -42,7 +45,7 @@ pub fn encap_len<F: Family>(packet: &Packet<F>) -> usize {
 /// header.
 #[inline(always)]
 pub fn encapsulate<F: Rewrite>(frame: &impl Frame, ends: &Tuple<F::Address>) -> Option<()> {
-    let header = F::outer(&Linear { start: frame.start(), end: frame.end() }, ends)?;
+    let header = F::outer(&Linear::<true>::of(frame), ends)?;
     F::decrement_ttl(frame)?;
     frame.resize::<F>(F::LENGTH as i32)?;
     frame::store(frame, IP_OFFSET, &header)
@@ -79,10 +82,10 @@ fn mtu_inside<F: FamilyMaps + Tunnel>(
     if packet.encap_len != 0 || packet.transport as usize != IP_OFFSET + header {
         return None;
     }
-    let window = frame::pull(context);
+    let window = frame::pull::<true>(context);
     let [kind, _, _, mtu] = window.load::<[Be16; 4]>(IP_OFFSET + header)?;
-    let quoted = Linear { start: window.start + header + ICMP, end: window.end };
-    let inside = Linear { start: quoted.start + header, end: quoted.end };
+    let quoted = Linear::<true> { start: window.start + header + ICMP, end: window.end };
+    let inside = Linear::<true> { start: quoted.start + header, end: quoted.end };
     if kind.get() != u16::from_be_bytes([F::TOO_BIG.0, F::TOO_BIG.1]) || !F::is_tunnel(&quoted) {
         return None;
     }
@@ -101,7 +104,7 @@ fn mtu_inside<F: FamilyMaps + Tunnel>(
 #[inline(never)]
 pub fn decapsulate_quote<F: Tunnel>(context: &TcContext, packet: &mut Packet<F>) -> Option<()> {
     context.resize::<F>(-((2 * F::LENGTH as usize + ICMP) as i32))?;
-    F::parse(&frame::pull(context), packet)
+    F::parse(&frame::pull::<true>(context), packet)
 }
 
 /// The number of TCP options that are searched for the segment size, which usually comes first.
@@ -117,7 +120,7 @@ pub fn clamp<F: Tunnel>(context: &TcContext, packet: &Packet<F>) -> Option<()> {
     const SEGMENT_SIZE: u8 = 2;
     /// The segment size that every IPv4 host accepts (RFC 9293 section 3.7.1).
     const LEAST: u16 = 536;
-    let window = Linear { start: context.data(), end: context.data_end() };
+    let window = Linear::<true>::of(context);
     let transport = packet.transport as usize;
     let mut option = transport + 20;
     let mut looked_at = 0;

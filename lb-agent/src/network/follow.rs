@@ -416,18 +416,19 @@ impl Interfaces {
         if known.is_none() {
             self.network.keep_held_roles(&mut roles, &mut self.held_roles);
         }
-        for device in self.network.headerless(devices, known.unwrap_or_default()) {
+        for device in self.network.unsupported(devices, known.unwrap_or_default()) {
             if self.warned.insert(device.index) {
                 warn!(
                     device = device.name,
-                    "device has no Ethernet header, which lb does not support: its Service traffic \
-                     is not handled"
+                    "packets of this device have neither an Ethernet header nor none, which lb does \
+                     not support: its Service traffic is not handled"
                 );
             }
         }
         self.reads_sources |= self.roles != roles;
         self.roles.clone_from(&roles);
-        let wanted = attach_points(&roles);
+        let header = |index| self.network.links.get(&index).map(|link| link.header);
+        let wanted = attach_points(&roles, |index| header(index).unwrap_or_default());
         // The entries of DEVICES that flows of node processes refer to exist before the flows.
         let unplaced = self.devices.set(&self.network.devices(&roles))?;
         let mut problems: Vec<String> = unplaced
@@ -507,7 +508,7 @@ impl Interfaces {
             let has_tc = self.attached.contains_key(&(*index, Direction::Ingress));
             if has_tc && !self.xdp.is_up_to_date(*index) {
                 let interface = Interface { index: *index, name: link.name.clone() };
-                self.xdp.attach(&self.programs, &interface);
+                self.xdp.attach(&self.programs, &interface, link.header);
             }
         }
     }

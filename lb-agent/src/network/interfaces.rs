@@ -11,7 +11,7 @@ use lb_control::model::network::{Interface, NodeNetwork};
 
 use crate::{
     options::values::Patterns,
-    programs::hook::{AttachPoint, Direction, Role},
+    programs::hook::{AttachPoint, Direction, LinkHeader, Role},
 };
 
 /// The dummy that holds every ClusterIP where kube-proxy ran in its mode ipvs: no process serves
@@ -29,9 +29,10 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is a loopback device.
     pub is_loopback: bool,
-    /// Whether its packets have no Ethernet header, which the programs need: tun, wireguard and
-    /// ppp.
-    pub is_headerless: bool,
+    /// Whether it is administratively down.
+    pub is_down: bool,
+    /// What its packets have in front of the IP header.
+    pub header: LinkHeader,
     /// Whether it is a veth.
     pub is_veth: bool,
     /// Whether its peer is in another network namespace.
@@ -83,16 +84,15 @@ impl Network {
     ) -> BTreeMap<u32, Role> {
         self.links
             .iter()
-            .filter(|(_, link)| !link.is_headerless)
+            .filter(|(_, link)| link.header != LinkHeader::Other)
             .filter_map(|(index, link)| {
+                let is_pod =
+                    || pods.matches(&link.name).unwrap_or(link.is_veth && link.has_peer_elsewhere);
                 let role = if link.is_loopback {
                     Role::Loopback
                 } else if self.is_external(*index, link, devices, node_addresses) {
                     Role::External
-                } else if pods
-                    .matches(&link.name)
-                    .unwrap_or(link.is_veth && link.has_peer_elsewhere)
-                {
+                } else if link.header == LinkHeader::Ethernet && is_pod() {
                     Role::Pod
                 } else {
                     return None;
@@ -102,15 +102,15 @@ impl Network {
             .collect()
     }
 
-    /// Interfaces that would be external if their packets had an Ethernet header.
-    pub fn headerless(
+    /// Interfaces that would be external if there were programs for their packets' header.
+    pub fn unsupported(
         &self,
         devices: &Patterns,
         node_addresses: &[IpAddr],
     ) -> impl Iterator<Item = Interface> {
         self.links
             .iter()
-            .filter(|(_, link)| link.is_headerless)
+            .filter(|(_, link)| link.header == LinkHeader::Other)
             .filter(|(index, link)| self.is_external(**index, link, devices, node_addresses))
             .map(|(index, link)| Interface { index: *index, name: link.name.clone() })
     }
@@ -134,7 +134,7 @@ impl Network {
     /// nor an address of the Node: an overlay, a second network card, a VLAN. A port hands its
     /// packets to its controller. A bridge leads outside if one of its ports is no pod's.
     fn leads_outside(&self, index: u32, link: &Link) -> bool {
-        if link.is_dummy || link.controller.is_some() {
+        if link.is_down || link.is_dummy || link.controller.is_some() {
             return false;
         }
         if link.is_veth {
@@ -150,7 +150,8 @@ impl Network {
     /// interface keeps the role in `held`, which an earlier agent gave to it, unless its own is
     /// external. `held` becomes the result.
     pub fn keep_held_roles(&self, roles: &mut BTreeMap<u32, Role>, held: &mut BTreeMap<u32, Role>) {
-        held.retain(|index, _| self.links.get(index).is_some_and(|link| !link.is_headerless));
+        let has_programs = |link: &Link| link.header != LinkHeader::Other;
+        held.retain(|index, _| self.links.get(index).is_some_and(has_programs));
         for (index, role) in &*held {
             let kept = roles.entry(*index).or_insert(*role);
             if *kept == Role::Pod {
@@ -223,35 +224,33 @@ impl Network {
 }
 
 /// The program of each attach point.
-pub fn attach_points(roles: &BTreeMap<u32, Role>) -> BTreeMap<AttachPoint, &'static str> {
-    let mut points = BTreeMap::new();
-    for (index, role) in roles {
-        match role {
-            Role::Pod => {
-                points.insert((*index, Direction::Ingress), "from_pod");
-                points.insert((*index, Direction::Egress), "to_pod");
-            }
-            Role::External => {
-                points.insert((*index, Direction::Ingress), "from_device");
-                points.insert((*index, Direction::Egress), "to_device");
-            }
-            Role::Loopback => {
-                points.insert((*index, Direction::Egress), "loopback");
-            }
-        }
-    }
-    points
+pub fn attach_points(
+    roles: &BTreeMap<u32, Role>,
+    header: impl Fn(u32) -> LinkHeader,
+) -> BTreeMap<AttachPoint, &'static str> {
+    let of_role = |(index, role): (&u32, &Role)| {
+        let (ingress, egress) = match role {
+            Role::Pod => (Some("from_pod"), "to_pod"),
+            Role::External if header(*index) == LinkHeader::Nothing => (Some("from_l3"), "to_l3"),
+            Role::External => (Some("from_device"), "to_device"),
+            Role::Loopback => (None, "loopback"),
+        };
+        let egress = ((*index, Direction::Egress), egress);
+        let ingress = ingress.map(|program| ((*index, Direction::Ingress), program));
+        ingress.into_iter().chain([egress])
+    };
+    roles.iter().flat_map(of_role).collect()
 }
 
 /// Attach points in the order in which their programs are attached; they are detached in reverse.
 /// A program that translates replies comes before the one that translates requests of the same
-/// interface: `to_pod` before `from_pod`, `from_device` before `to_device`.
+/// interface: `to_pod` before `from_pod`, `from_device` before `to_device`, `from_l3` before `to_l3`.
 pub fn in_order(
     points: impl IntoIterator<Item = (AttachPoint, &'static str)>,
 ) -> Vec<(AttachPoint, &'static str)> {
     let mut ordered: Vec<_> = points.into_iter().collect();
     ordered.sort_by_key(|((index, _), program)| {
-        (*index, matches!(*program, "from_pod" | "to_device"))
+        (*index, matches!(*program, "from_pod" | "to_device" | "to_l3"))
     });
     ordered
 }
@@ -291,8 +290,9 @@ mod tests {
         let expected =
             [(1, Role::Loopback), (2, Role::External), (3, Role::External), (5, Role::Pod)];
         assert_eq!(roles, expected.into());
-        assert_eq!(attach_points(&roles).get(&(5, Direction::Egress)), Some(&"to_pod"));
-        assert_eq!(attach_points(&roles).get(&(1, Direction::Ingress)), None);
+        let points = attach_points(&roles, |_| LinkHeader::Ethernet);
+        assert_eq!(points.get(&(5, Direction::Egress)), Some(&"to_pod"));
+        assert_eq!(points.get(&(1, Direction::Ingress)), None);
     }
 
     #[test]
@@ -302,6 +302,13 @@ mod tests {
         let rows = [
             ("an overlay", 10, link("flannel.1"), Some(Role::External)),
             ("a second network card", 11, link("eth7"), Some(Role::External)),
+            ("a device that is down", 22, Link { is_down: true, ..link("sit0") }, None),
+            (
+                "an L3 device",
+                23,
+                Link { header: LinkHeader::Nothing, ..link("tailscale0") },
+                Some(Role::External),
+            ),
             ("a port of a bond", 12, port("eth8", 13), None),
             ("its bond", 13, link("bond0"), Some(Role::External)),
             ("a dummy", 14, Link { is_dummy: true, ..link("kube-ipvs0") }, None),
@@ -362,8 +369,10 @@ mod tests {
     #[test]
     fn every_program_has_the_role_of_its_interface() {
         for role in [Role::Pod, Role::External, Role::Loopback] {
-            for program in attach_points(&[(7, role)].into()).values() {
-                assert_eq!(Role::of_program(program), Some(role), "{program}");
+            for header in [LinkHeader::Ethernet, LinkHeader::Nothing] {
+                for program in attach_points(&[(7, role)].into(), |_| header).values() {
+                    assert_eq!(Role::of_program(program), Some(role), "{program}");
+                }
             }
         }
         assert_eq!(Role::of_program("connect4"), None);
@@ -371,20 +380,24 @@ mod tests {
 
     #[test]
     fn programs_for_replies_are_attached_first() {
-        let points =
-            attach_points(&[(3, Role::External), (5, Role::Pod), (1, Role::Loopback)].into());
-        let programs: Vec<_> = in_order(points).into_iter().map(|(_, program)| program).collect();
-        assert_eq!(programs, ["loopback", "from_device", "to_device", "to_pod", "from_pod"]);
+        let roles =
+            [(1, Role::Loopback), (3, Role::External), (5, Role::Pod), (6, Role::External)].into();
+        let is_l3 = |index| if index == 6 { LinkHeader::Nothing } else { LinkHeader::Ethernet };
+        let points = in_order(attach_points(&roles, is_l3));
+        let programs: Vec<_> = points.into_iter().map(|(_, program)| program).collect();
+        let expected =
+            ["loopback", "from_device", "to_device", "to_pod", "from_pod", "from_l3", "to_l3"];
+        assert_eq!(programs, expected);
     }
 
     #[test]
-    fn a_device_without_ethernet_headers_gets_no_role_and_is_named() {
+    fn a_device_with_another_header_gets_no_role_and_is_named() {
         let mut network = node();
-        network.links.entry(2).and_modify(|link| link.is_headerless = true);
+        network.links.entry(2).and_modify(|link| link.header = LinkHeader::Other);
         let mut roles = network.roles(&Patterns::Auto, &Patterns::Auto, &[]);
         network.keep_held_roles(&mut roles, &mut [(2, Role::External)].into());
         assert_eq!(roles.get(&2), None);
-        let named: Vec<_> = network.headerless(&Patterns::Auto, &[]).collect();
+        let named: Vec<_> = network.unsupported(&Patterns::Auto, &[]).collect();
         assert_eq!(named, [Interface { index: 2, name: "eth0".into() }]);
     }
 

@@ -22,6 +22,7 @@ use super::{
     interfaces::{DefaultRoute, Link, Network},
     sources,
 };
+use crate::programs::hook::LinkHeader;
 
 /// The consequences of messages: what has to be read or attached again.
 #[derive(Debug, Default)]
@@ -198,12 +199,30 @@ pub(super) async fn read_routes(handle: &Handle) -> Result<BTreeSet<DefaultRoute
     Ok(found)
 }
 
+/// What packets have in front of the IP header. The kernel decides alike where it redirects packets
+/// (`dev_is_mac_header_xmit`).
+fn header(kind: LinkLayerType) -> LinkHeader {
+    match kind {
+        LinkLayerType::Ether | LinkLayerType::Loopback => LinkHeader::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Rawip
+        | LinkLayerType::Ppp
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre => LinkHeader::Nothing,
+        _ => LinkHeader::Other,
+    }
+}
+
 /// An interface and its index.
 pub(super) fn parse_link(message: &LinkMessage) -> (u32, Link) {
     let kind = message.header.link_layer_type;
     let mut link = Link {
         is_loopback: message.header.flags.contains(LinkFlags::Loopback),
-        is_headerless: !matches!(kind, LinkLayerType::Ether | LinkLayerType::Loopback),
+        is_down: !message.header.flags.contains(LinkFlags::Up),
+        header: header(kind),
         ..Link::default()
     };
     for attribute in &message.attributes {

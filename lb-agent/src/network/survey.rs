@@ -6,13 +6,24 @@ use futures::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 use rtnetlink::Handle;
 
-use super::{error::InterfaceError, interfaces::Network, messages::read};
+use super::{error::InterfaceError, interfaces::Network, messages::read, rules};
 
-/// The network namespace, and the interfaces that have an XDP program of any owner.
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkSurvey {
+    /// The network namespace.
+    pub network: Network,
+    /// The interfaces that have an XDP program of any owner, by index.
+    pub with_xdp: BTreeSet<u32>,
+    /// The marks of rules that packets of Services may need and do not get.
+    pub needed_marks: BTreeSet<u32>,
+}
+
+/// Reads the network namespace.
 ///
 /// # Errors
 /// [`InterfaceError`] if netlink cannot be read.
-pub async fn survey() -> Result<(Network, BTreeSet<u32>), InterfaceError> {
+pub async fn survey() -> Result<NetworkSurvey, InterfaceError> {
     let (connection, handle, _) =
         rtnetlink::new_connection().map_err(|source| InterfaceError::Connect { source })?;
     let connection = tokio::spawn(connection);
@@ -21,7 +32,7 @@ pub async fn survey() -> Result<(Network, BTreeSet<u32>), InterfaceError> {
     found
 }
 
-async fn look(handle: &Handle) -> Result<(Network, BTreeSet<u32>), InterfaceError> {
+async fn look(handle: &Handle) -> Result<NetworkSurvey, InterfaceError> {
     let links: Vec<LinkMessage> = handle
         .link()
         .get()
@@ -29,8 +40,12 @@ async fn look(handle: &Handle) -> Result<(Network, BTreeSet<u32>), InterfaceErro
         .try_collect()
         .await
         .map_err(|source| InterfaceError::Read { source })?;
-    let occupied = links.iter().filter(|link| has_xdp(link)).map(|link| link.header.index);
-    Ok((read(handle).await?, occupied.collect()))
+    let with_xdp = links.iter().filter(|link| has_xdp(link)).map(|link| link.header.index);
+    Ok(NetworkSurvey {
+        network: read(handle).await?,
+        with_xdp: with_xdp.collect(),
+        needed_marks: rules::needed_marks(handle).await?,
+    })
 }
 
 fn has_xdp(link: &LinkMessage) -> bool {

@@ -34,6 +34,18 @@ impl Direction {
     }
 }
 
+/// What packets have in front of the IP header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkHeader {
+    /// An Ethernet header.
+    #[default]
+    Ethernet,
+    /// Nothing: an L3 device, such as tun, WireGuard, ipip or ppp.
+    Nothing,
+    /// Another header, such as InfiniBand's: lb has no programs for it.
+    Other,
+}
+
 /// The role of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -47,14 +59,14 @@ pub enum Role {
 
 impl Role {
     /// The programs of interfaces.
-    pub(super) const PROGRAMS: [&'static str; 5] =
-        ["from_pod", "to_pod", "from_device", "to_device", "loopback"];
+    pub(super) const PROGRAMS: [&'static str; 7] =
+        ["from_pod", "to_pod", "from_device", "to_device", "from_l3", "to_l3", "loopback"];
 
     /// The role of an interface that has this program attached.
     pub fn of_program(program: &str) -> Option<Self> {
         match program {
             "from_pod" | "to_pod" => Some(Self::Pod),
-            "from_device" | "to_device" => Some(Self::External),
+            "from_device" | "to_device" | "from_l3" | "to_l3" => Some(Self::External),
             "loopback" => Some(Self::Loopback),
             _ => None,
         }

@@ -14,6 +14,7 @@ use lb_sys::LinkTarget;
 use tracing::{debug, info, warn};
 
 use super::{
+    hook::LinkHeader,
     links::{self, PinnedLink},
     load::Programs,
     tc::AttachError,
@@ -66,7 +67,10 @@ impl fmt::Display for Handler {
 }
 
 /// The mode that is tried on a device.
-pub fn wanted(mode: XdpMode) -> Handler {
+pub fn wanted(mode: XdpMode, header: LinkHeader) -> Handler {
+    if header != LinkHeader::Ethernet {
+        return Handler::Tc("its packets have no Ethernet header".to_owned());
+    }
     match mode {
         // Drivers rebuild their queues or give up offloads when XDP is attached, which an operator
         // must want.
@@ -115,9 +119,9 @@ impl XdpAttacher {
 
     /// Attaches XDP to a device in the wanted mode if the driver and other programs allow it, and
     /// logs a change. An attached program of lb is replaced in place; other programs stay.
-    pub fn attach(&mut self, programs: &Programs, interface: &Interface) {
+    pub fn attach(&mut self, programs: &Programs, interface: &Interface, header: LinkHeader) {
         self.up_to_date.insert(interface.index);
-        let wanted = wanted(self.mode);
+        let wanted = wanted(self.mode, header);
         let handler = match self.try_attach(programs, interface, &wanted) {
             Ok(()) => wanted,
             Err(error) => {
@@ -249,7 +253,7 @@ mod tests {
             (XdpMode::Off, None),
         ];
         for (mode, expected) in rows {
-            let suffix = wanted(mode).mode().map(|(suffix, _)| suffix);
+            let suffix = wanted(mode, LinkHeader::Ethernet).mode().map(|(suffix, _)| suffix);
             assert_eq!(suffix, expected, "{mode:?}");
         }
     }

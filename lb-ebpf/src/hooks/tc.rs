@@ -22,7 +22,9 @@ use crate::{
     answer,
     count::{count, count_service},
     fragment,
-    frame::{LOOPBACK, pull, receive_on, send_back, window},
+    frame::{
+        self, LOOPBACK, Linear, prepend_ethernet, pull, receive_on, send_back, send_on, window,
+    },
     icmp_error, maps, rewrite,
     rewrite::Rewrite,
     route,
@@ -37,9 +39,9 @@ use crate::{
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 
-/// Handles a packet at `hook`.
+/// Handles a packet at `hook`, of a device whose frames have an `ETHERNET` header or none.
 #[inline(always)]
-pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
+pub fn handle<const HOOK: u32, const ETHERNET: bool>(context: &TcContext) -> i32 {
     let hook = const { hook::<HOOK>() };
     let Some(settings) = tables::settings() else {
         count(hook, Reason::TableInconsistent);
@@ -55,8 +57,8 @@ pub fn handle<const HOOK: u32>(context: &TcContext) -> i32 {
     }
     let protocol = skb.protocol as u16;
     match u16::from_be(protocol) {
-        ETHERTYPE_IPV4 => family::<Ipv4, HOOK>(context, settings),
-        ETHERTYPE_IPV6 => family::<Ipv6, HOOK>(context, settings),
+        ETHERTYPE_IPV4 => family::<Ipv4, HOOK, ETHERNET>(context, settings),
+        ETHERTYPE_IPV6 => family::<Ipv6, HOOK, ETHERNET>(context, settings),
         _ => {
             count(hook, Reason::NotIp);
             NEXT
@@ -69,14 +71,18 @@ const fn hook<const HOOK: u32>() -> Hook {
     Hook::ALL[HOOK as usize]
 }
 
-/// The program for packets of one family.
+/// The program for packets of one family: finds out whether a packet can be for it.
 #[inline(always)]
-fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
+fn family<
+    F: FamilyMaps + ParseQuote + Rewrite + RouteLookup,
+    const HOOK: u32,
+    const ETHERNET: bool,
+>(
     context: &TcContext,
     settings: &Settings,
 ) -> i32 {
     let hook = const { hook::<HOOK>() };
-    let mut window = window::<F>(context);
+    let window = window::<F, ETHERNET>(context);
     let Some(destination) = F::destination(&window) else {
         count(hook, Reason::Malformed);
         return NEXT;
@@ -90,7 +96,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
         count(hook, Reason::UnaskedTunnel);
         return DROP;
     }
-    let mut candidate = balance::candidate::<F>(destination, site, settings);
+    let candidate = balance::candidate::<F>(destination, site, settings);
     if matches!(candidate, Candidate::NotService) {
         count(hook, Reason::NotService);
         return NEXT;
@@ -99,6 +105,30 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
         count(hook, Reason::NotService);
         return NEXT;
     }
+    if const { ETHERNET || may_leave::<HOOK>() } {
+        return judge::<F, HOOK, ETHERNET>(context, settings, window, candidate);
+    }
+    if prepend_ethernet(context).is_none() {
+        count(hook, Reason::RewriteFailed);
+        return NEXT;
+    }
+    judge::<F, HOOK, true>(context, settings, frame::window::<F, true>(context), candidate)
+}
+
+/// The rest of the program: asks for the verdict and applies it.
+#[inline(always)]
+fn judge<
+    F: FamilyMaps + ParseQuote + Rewrite + RouteLookup,
+    const HOOK: u32,
+    const ETHERNET: bool,
+>(
+    context: &TcContext,
+    settings: &Settings,
+    mut window: Linear<ETHERNET>,
+    mut candidate: Candidate,
+) -> i32 {
+    let hook = const { hook::<HOOK>() };
+    let site = site(context, hook);
     let Some(scratch) = F::scratch() else {
         count(hook, Reason::TableInconsistent);
         return NEXT;
@@ -111,7 +141,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
         && F::is_tunnel(&window)
     {
         window = pull(context);
-        scratch.packet.encap_len = tunnel::outer_length::<F>(&window, settings);
+        scratch.packet.encap_len = tunnel::outer_length::<F, ETHERNET>(&window, settings);
         if scratch.packet.encap_len != 0 {
             candidate = Candidate::Service;
         }
@@ -134,7 +164,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
     let is_fragment = matches!(scratch.packet.kind, PacketKind::Fragment);
     let verdict = if is_fragment || scratch.packet.is_icmp_error() {
         let candidate = scratch.store_candidate(candidate);
-        decide_portless::<F, HOOK>(context, settings, scratch, candidate)
+        decide_portless::<F, HOOK, ETHERNET>(context, settings, scratch, candidate)
     } else {
         let (packet, work) = (&scratch.packet, &mut scratch.work);
         balance::decide(candidate, packet, site, settings, work, &mut tables::Maps)
@@ -157,7 +187,7 @@ fn family<F: FamilyMaps + ParseQuote + Rewrite + RouteLookup, const HOOK: u32>(
             balance::tunnel::is_undeliverable(packet, settings, work, &mut tables::Maps);
         ruling.fate = if is_undeliverable { Fate::Drop } else { Fate::Pass };
     }
-    let (result, reason) = apply::<F, HOOK>(context, scratch, ruling);
+    let (result, reason) = apply::<F, HOOK, ETHERNET>(context, scratch, ruling);
     count(hook, reason);
     count_service(scratch.work.out.index, reason, context.len());
     #[cfg(feature = "log")]
@@ -217,7 +247,7 @@ fn encap_len<F: Family, const HOOK: u32>(packet: &Packet<F>) -> usize {
 
 /// ICMP errors and later fragments have no ports but may belong to a flow.
 #[inline(never)]
-fn decide_portless<F: FamilyMaps + ParseQuote, const HOOK: u32>(
+fn decide_portless<F: FamilyMaps + ParseQuote, const HOOK: u32, const ETHERNET: bool>(
     context: &TcContext,
     settings: &Settings,
     scratch: &mut Scratch<F>,
@@ -229,7 +259,8 @@ fn decide_portless<F: FamilyMaps + ParseQuote, const HOOK: u32>(
     if matches!(packet.kind, PacketKind::Fragment) {
         return balance::fragment::decide(candidate, packet, site, settings, work, tables);
     }
-    let is_quoted = icmp_error::read(context, packet, encap_len::<F, HOOK>(packet), work).is_some();
+    let behind = encap_len::<F, HOOK>(packet);
+    let is_quoted = icmp_error::read::<F, ETHERNET>(context, packet, behind, work).is_some();
     balance::icmp_error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
@@ -250,13 +281,17 @@ fn site(context: &TcContext, hook: Hook) -> Site {
 
 /// Applies the verdict. Returns the program's return code and the reason to count.
 #[inline(always)]
-fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
+fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32, const ETHERNET: bool>(
     context: &TcContext,
     scratch: &mut Scratch<F>,
     Ruling { fate, answer, reason }: Ruling,
 ) -> (i32, Reason) {
     let hook = const { hook::<HOOK>() };
     let Scratch { packet, work, route, .. } = scratch;
+    let is_changed = matches!(fate, Fate::Answer | Fate::Translate);
+    if !ETHERNET && is_changed && prepend_ethernet(context).is_none() {
+        return (DROP, Reason::RewriteFailed);
+    }
     match fate {
         Fate::Pass => (NEXT, reason),
         Fate::Drop => (DROP, reason),
@@ -297,6 +332,8 @@ fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32>(
                 return (DROP, Reason::RewriteFailed);
             }
             match deliver::<F, HOOK>(context, packet, route, action, work.out.device) {
+                // The device cannot send the header that was prepended.
+                Ok(NEXT) if !ETHERNET => (send_on(context), reason),
                 Ok(result) => (result, reason),
                 Err(reason) => (DROP, reason),
             }

@@ -38,7 +38,7 @@ pub fn handle(context: &XdpContext) -> u32 {
         count(Hook::Xdp, Reason::TableInconsistent);
         return XDP_PASS;
     };
-    let window = Linear { start: context.data(), end: context.data_end() };
+    let window = Linear::<true>::of(context);
     match ethertype(&window) {
         Some(ETHERTYPE_IPV4) => family::<Ipv4>(context, settings),
         Some(ETHERTYPE_IPV6) => family::<Ipv6>(context, settings),
@@ -59,7 +59,7 @@ fn family<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) ->
 
 #[inline(always)]
 fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> (u32, Reason) {
-    let mut window = Linear { start: context.data(), end: context.data_end() };
+    let mut window = Linear::<true>::of(context);
     let Some(destination) = F::destination(&window) else {
         return (XDP_PASS, Reason::Malformed);
     };
@@ -74,7 +74,7 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
     let scratch = unsafe { &mut *scratch };
     scratch.packet.encap_len = 0;
     if settings.accepts_tunnels() && F::is_tunnel(&window) {
-        scratch.packet.encap_len = tunnel::outer_length::<F>(&window, settings);
+        scratch.packet.encap_len = tunnel::outer_length::<F, true>(&window, settings);
         if scratch.packet.encap_len != 0 {
             candidate = Candidate::Service;
         }
@@ -106,7 +106,7 @@ fn judge<F: FamilyMaps + Rewrite>(context: &XdpContext, settings: &Settings) -> 
 /// a bond, which is not in DEVICES itself, accepts every frame.
 #[inline(always)]
 fn is_for_another_host(context: &XdpContext) -> bool {
-    let window = Linear { start: context.data(), end: context.data_end() };
+    let window = Linear::<true>::of(context);
     let Some([first, second, third]) = window.load::<[u16; 3]>(0) else { return true };
     let mut index = 0;
     while index < MAX_DEVICES {

@@ -1,6 +1,7 @@
 //! Which frontends a node has for clients outside the cluster, as `get` shows them while
 //! addresses and Services come and go.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Command;
 
@@ -51,7 +52,19 @@ fn outside(frontends: &Value) -> Vec<(String, String, bool)> {
         let text = |field: &str| row[field].as_str().unwrap_or_default().to_owned();
         (text("address"), text("kind"), row["restricted"] == true)
     });
-    rows.filter(|(_, kind, _)| !kind.starts_with("cluster_ip") && kind != "any_node").collect()
+    let others = ["any_node", "external_address"];
+    rows.filter(|(_, kind, _)| !kind.starts_with("cluster_ip") && !others.contains(&&**kind))
+        .collect()
+}
+
+/// Whether the addresses of load balancers and external IPs have an entry each, as a whole.
+fn has_whole_addresses(frontends: &Value) -> bool {
+    let rows = || frontends.as_array().into_iter().flatten();
+    let of_kind = |kind| rows().filter(move |row| row["kind"] == kind);
+    let address = |row: &Value| row["address"].as_str().unwrap_or_default().to_owned();
+    let whole: BTreeSet<String> = of_kind("external_address").map(address).collect();
+    let with_port = of_kind("external").filter_map(|row| address(row).parse().ok());
+    whole == with_port.map(|at: SocketAddr| at.ip().to_string()).collect()
 }
 
 /// Waits until these are the node ports of any node.
@@ -83,8 +96,10 @@ fn wait(scenario: &Scenario, expected: &[(&str, &str, bool)]) -> Result<()> {
     };
     scenario
         .wait(|agent| {
-            found = outside(&agent.get("frontends")?);
-            Ok(found.len() == expected.len() && found.iter().zip(expected).all(is_met))
+            let all = agent.get("frontends")?;
+            found = outside(&all);
+            let is_all = found.len() == expected.len() && found.iter().zip(expected).all(is_met);
+            Ok(is_all && has_whole_addresses(&all))
         })
         .with_context(|| format!("{found:?} instead of {expected:?}"))
 }

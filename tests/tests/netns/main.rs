@@ -19,6 +19,7 @@ mod healthcheck;
 mod held;
 mod icmp;
 mod image;
+mod l3;
 mod lifetime;
 mod limits;
 mod lost;

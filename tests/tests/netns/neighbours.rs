@@ -171,3 +171,17 @@ fn datagrams_of_a_node_leave_by_a_device_that_does_not_forward() -> Result<()> {
     }
     expectations.finish()
 }
+
+/// Rules as the AWS VPC CNI makes them for a pod with an address of a second interface.
+#[test]
+fn check_names_the_mark_that_policy_routing_asks_for() -> Result<()> {
+    let scenario = start()?;
+    let (node1, a) = (scenario.cluster.node(1), scenario.cluster.pod("a"));
+    node1.netns().ip("rule add fwmark 0x80/0x80 lookup main")?;
+    let said = checked(&scenario)?;
+    ensure!(!said.contains(" routing "), "a mark alone changes no pod's way: {said}");
+    node1.netns().ip(&format!("rule add from {} lookup 2", a.ip(Family::V4)))?;
+    let said = checked(&scenario)?;
+    ensure!(said.contains(" routing ") && said.contains("mark 0x80 "), "{said}");
+    Ok(())
+}

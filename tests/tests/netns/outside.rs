@@ -51,7 +51,7 @@ fn publish(scenario: &mut Scenario) -> Result<()> {
 /// outside. `masqueraded`: pods reach the addresses of other nodes with the address of their own,
 /// as they do with an overlay.
 fn check(scenario: &Scenario, masqueraded: bool) -> Result<()> {
-    let masqueraded = masqueraded || scenario.cluster.cni() == Cni::Vxlan;
+    let masqueraded = masqueraded || !scenario.cluster.cni().is_routed();
     use Frontend::{Balancer, ClusterIp, External, Loopback, NodePort};
     use Got::{Answer, Refusal, Silence};
     let mut expectations = Expectations::default();
@@ -183,12 +183,15 @@ fn bridged_pods_serve_clients_outside() -> Result<()> {
 }
 
 #[test]
-fn pods_behind_an_overlay_serve_clients_outside() -> Result<()> {
+fn pods_behind_an_overlay_or_a_second_network_serve_clients_outside() -> Result<()> {
     for mode in ["off", "node"] {
         for rp_filter in [1, 2] {
-            let builder = pods(Cni::Vxlan).rp_filter(rp_filter);
-            check(&start(builder, mode)?, false)
-                .with_context(|| format!("--socket-lb {mode}, rp_filter {rp_filter}"))?;
+            for cni in [Cni::Vxlan, Cni::TwoNetworks] {
+                let builder = pods(cni).rp_filter(rp_filter);
+                check(&start(builder, mode)?, false).with_context(|| {
+                    format!("{cni:?}, --socket-lb {mode}, rp_filter {rp_filter}")
+                })?;
+            }
         }
     }
     Ok(())

@@ -135,13 +135,14 @@ const NO_XDP: &str = "tc: its driver does not support XDP";
 fn a_device_upon_the_uplink_faces_the_outside() -> Result<()> {
     let mut scenario = start()?;
     ip(scenario.cluster.node(1).netns(), &default_routes(true))?;
+    const GENERIC: &str = "XDP in the stack";
     for (arguments, said) in [
-        (&["--xdp", "off"][..], BY_TC),
-        (&["--devices", UPPER, "--xdp", "native"], NO_XDP),
-        (&["--xdp", "generic"], "XDP in the stack"),
+        (&["--xdp", "off"][..], &[("eth0", BY_TC), (UPPER, BY_TC)][..]),
+        (&["--devices", UPPER, "--xdp", "native"], &[(UPPER, NO_XDP)]),
+        (&["--xdp", "generic"], &[("eth0", GENERIC), (UPPER, GENERIC)]),
     ] {
         restart(&mut scenario, arguments)?;
-        check_said(&mut scenario, &[(UPPER, said)])
+        check_said(&mut scenario, said)
             .and_then(|()| check(&scenario))
             .with_context(|| arguments.join(" "))?;
     }

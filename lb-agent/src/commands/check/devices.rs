@@ -1,14 +1,18 @@
 //! How the packets of each external device are handled: by the programs that the last agent left
 //! attached, or by those that `run` would attach.
 
-use std::{collections::BTreeSet, os::fd::AsFd};
+use std::os::fd::AsFd;
 
 use lb_common::abi::settings::Device;
 
 use super::{Check, Finding, Severity, finding};
 use crate::{
     maps::{pins::Pins, read::read_array},
-    network::{error::InterfaceError, interfaces::Network, survey::survey},
+    network::{
+        error::InterfaceError,
+        interfaces::Network,
+        survey::{NetworkSurvey, survey},
+    },
     options::{modes::TcAttach, values::Patterns},
     programs::{
         hook::{Direction, Role},
@@ -20,7 +24,7 @@ use crate::{
 
 /// One finding for each external device.
 pub(super) fn devices(options: &Check) -> Vec<Finding> {
-    let (network, occupied) = match surveyed() {
+    let NetworkSurvey { network, with_xdp: occupied, needed_marks } = match surveyed() {
         Ok(found) => found,
         Err(error) => return vec![finding(Severity::Warning, "device", error.to_string())],
     };
@@ -31,10 +35,12 @@ pub(super) fn devices(options: &Check) -> Vec<Finding> {
     let lines = external.into_iter().filter_map(|index| {
         let link = network.links.get(&index)?;
         let text = if listed.is_empty() {
-            would_be(&wanted(options.xdp), occupied.contains(&index))
+            would_be(&wanted(options.xdp, link.header), occupied.contains(&index))
         } else {
-            let handler = current(&pins, index)
-                .unwrap_or_else(|| without_xdp(wanted(options.xdp), occupied.contains(&index)));
+            let handler = current(&pins, index).unwrap_or_else(|| {
+                let wanted = wanted(options.xdp, link.header);
+                without_xdp(wanted, occupied.contains(&index))
+            });
             format!("packets are handled by {handler}")
         };
         Some(finding(Severity::Fine, "device", format!("{}: {text}", link.name)))
@@ -45,7 +51,17 @@ pub(super) fn devices(options: &Check) -> Vec<Finding> {
         return vec![finding(Severity::Warning, "device", text)];
     }
     lines.extend(order(&network, &pins));
+    lines.extend(needed_marks.into_iter().map(routing));
     lines
+}
+
+fn routing(mark: u32) -> Finding {
+    let text = format!(
+        "`ip rule` routes packets with mark {mark:#x} apart from others of the same source: answers \
+         of pods of this node to clients outside may leave by another interface; see \
+         docs/neighbours.md"
+    );
+    finding(Severity::Warning, "routing", text)
 }
 
 /// The programs of others that are on the wrong side of an attached program of lb.
@@ -74,7 +90,7 @@ fn order(network: &Network, pins: &Pins) -> Vec<Finding> {
     found
 }
 
-fn surveyed() -> Result<(Network, BTreeSet<u32>), InterfaceError> {
+fn surveyed() -> Result<NetworkSurvey, InterfaceError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -8,4 +8,5 @@ pub mod namespace;
 pub mod node;
 mod overlay;
 pub mod plan;
+pub(in crate::harness::netns) mod second;
 pub(crate) mod stale;

@@ -1,4 +1,4 @@
-//! Packets: raw frames, captures, HTTP, tunnels, offloads, and the rules and programs of others.
+//! Packets: raw frames, captures, HTTP, tunnels, L3 devices, offloads, and the rules and programs of others.
 
 pub mod capture;
 pub mod foreign;
@@ -7,3 +7,4 @@ pub mod ipip;
 pub(crate) mod netfilter;
 pub mod offload;
 pub mod raw;
+pub mod tun;

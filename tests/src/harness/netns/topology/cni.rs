@@ -1,4 +1,4 @@
-//! How pods hang on a node: `ip` lines for the two forms that container networks have.
+//! How pods hang on a node: `ip` lines for the forms that container networks have.
 
 use super::overlay;
 use super::plan::{self, Addresses, SUBNET};
@@ -16,17 +16,21 @@ pub enum Cni {
     /// As flannel with its backend `vxlan`: pods as with [`Cni::Bridge`], those of other nodes by
     /// an overlay. The network between the nodes does not know the addresses of pods.
     Vxlan,
+    /// Pods as with [`Cni::PointToPoint`], those of other nodes by a second network, which has
+    /// an interface of each node. The network of the default route does not know them.
+    TwoNetworks,
 }
 
 impl Cni {
     /// All, for loops.
-    pub const ALL: [Self; 3] = [Self::PointToPoint, Self::Bridge, Self::Vxlan];
+    pub const ALL: [Self; 4] = [Self::PointToPoint, Self::Bridge, Self::Vxlan, Self::TwoNetworks];
 
-    /// Whether the network between the nodes routes the addresses of pods.
-    pub(in crate::harness::netns) fn is_routed(self) -> bool {
+    /// Whether the network of the nodes' default routes routes the addresses of pods. Where it does
+    /// not, nodes masquerade what pods send there.
+    pub fn is_routed(self) -> bool {
         match self {
             Self::PointToPoint | Self::Bridge => true,
-            Self::Vxlan => false,
+            Self::Vxlan | Self::TwoNetworks => false,
         }
     }
 
@@ -56,7 +60,9 @@ impl Link {
     /// The device on the node.
     pub(in crate::harness::netns) fn host_device(&self) -> String {
         match self.cni {
-            Cni::PointToPoint => format!("cali{:02x}{:04x}", self.node, self.number),
+            Cni::PointToPoint | Cni::TwoNetworks => {
+                format!("cali{:02x}{:04x}", self.node, self.number)
+            }
             Cni::Bridge | Cni::Vxlan => format!("veth{:02x}{:04x}", self.node, self.number),
         }
     }
@@ -70,7 +76,7 @@ impl Link {
         let device = self.host_device();
         let Addresses { v4, v6 } = self.addresses();
         match self.cni {
-            Cni::PointToPoint => vec![
+            Cni::PointToPoint | Cni::TwoNetworks => vec![
                 format!(
                     "link add {device} address {HOST_MAC} type veth peer name eth0 netns {netns}"
                 ),
@@ -98,7 +104,7 @@ impl Link {
         let Addresses { v4, v6 } = self.addresses();
         let mut lines = vec!["link set lo up".to_owned()];
         match self.cni {
-            Cni::PointToPoint => lines.extend([
+            Cni::PointToPoint | Cni::TwoNetworks => lines.extend([
                 format!("addr add {v4}/32 dev eth0"),
                 format!("addr add {v6}/128 dev eth0 nodad"),
                 "link set eth0 up".to_owned(),
@@ -126,7 +132,7 @@ impl Link {
 /// What a node needs before its first pod.
 pub(in crate::harness::netns) fn on_node(cni: Cni, node: u8) -> Vec<String> {
     match cni {
-        Cni::PointToPoint => Vec::new(),
+        Cni::PointToPoint | Cni::TwoNetworks => Vec::new(),
         Cni::Bridge | Cni::Vxlan => {
             let gateway = plan::pod(node, 1);
             vec![

@@ -3,8 +3,10 @@
 use anyhow::{Context, Result};
 
 use super::cluster::Options;
+use super::cni::Cni;
 use super::namespace::Netns;
 use super::plan::{self, Addresses, NODE_GATEWAY, OUTSIDE_GATEWAY, SUBNET, cidr};
+use super::second;
 use crate::harness::netns::actors::exec::{
     disable_tx_checksum, enable_gro, ip_batch, sysctl, tool,
 };
@@ -15,6 +17,7 @@ use crate::harness::netns::traffic::netfilter;
 pub struct Fabric {
     netns: Netns,
     nodes: u8,
+    cni: Cni,
 }
 
 impl Fabric {
@@ -39,6 +42,9 @@ impl Fabric {
         lines.extend(addresses(OUTSIDE_GATEWAY, "outside"));
         lines.push("link set br0 up".to_owned());
         lines.push("link set outside up".to_owned());
+        if options.cni == Cni::TwoNetworks {
+            lines.extend(second::on_fabric(nodes));
+        }
         for node in (1..=count).filter(|_| options.cni.is_routed()) {
             let Addresses { v4, v6 } = plan::node(node);
             let [pods_v4, pods_v6] = cidr::pods_of_node(node);
@@ -54,7 +60,7 @@ impl Fabric {
             ip_batch(&lines)?;
             tool("nft", &["-f", "-"], &netfilter::fabric(count, options)).map(drop)
         })?;
-        Ok(Self { netns, nodes: count })
+        Ok(Self { netns, nodes: count, cni: options.cni })
     }
 
     /// The namespace: a bridge `br0` with ports `node1`, `node2` …, and a device `outside`.
@@ -74,9 +80,11 @@ impl Fabric {
     pub(in crate::harness::netns) fn poll_ports(&self) -> Result<()> {
         self.netns.run(|| {
             (1..=self.nodes).try_for_each(|node| {
-                let port = format!("node{node}");
-                enable_gro(&port)?;
-                disable_tx_checksum(&port)
+                let second = (self.cni == Cni::TwoNetworks).then(|| second::port(node));
+                [format!("node{node}")].into_iter().chain(second).try_for_each(|port| {
+                    enable_gro(&port)?;
+                    disable_tx_checksum(&port)
+                })
             })
         })
     }

@@ -17,6 +17,7 @@ use super::fabric::{host_sysctls, router_sysctls};
 use super::namespace::Netns;
 use super::overlay;
 use super::plan::{self, Addresses, Family, NODE_GATEWAY, SUBNET, cidr};
+use super::second;
 use super::stale::BPF_FS;
 use crate::harness::netns::actors::exec::{disable_tx_checksum, ip_batch, sysctl, tool};
 use crate::harness::netns::actors::host::Host;
@@ -67,13 +68,22 @@ impl Node {
     pub(in crate::harness::netns) fn connect(&self, nodes: u8, options: &Options) -> Result<()> {
         let mut lines = self.uplink(nodes, options.cni);
         lines.extend(cni::on_node(options.cni, self.number));
-        let mut rules = options.rules.of_node(self.number);
+        let mut rules = options.rules;
         let mut forwarding = Vec::new();
-        if options.cni == Cni::Vxlan {
-            lines.extend(overlay::on_node(self.number, nodes));
-            forwarding = overlay::forwarding(self.number, nodes);
-            rules.push_str(&netfilter::flannel(self.number));
+        let mut of_cni = String::new();
+        match options.cni {
+            Cni::PointToPoint | Cni::Bridge => {}
+            Cni::Vxlan => {
+                lines.extend(overlay::on_node(self.number, nodes));
+                forwarding = overlay::forwarding(self.number, nodes);
+                of_cni = netfilter::flannel(self.number);
+            }
+            Cni::TwoNetworks => {
+                lines.extend(second::on_node(self.number, nodes));
+                rules.masquerade = true;
+            }
         }
+        let rules = rules.of_node(self.number) + &of_cni;
         self.host.netns.run(|| {
             ip_batch(&lines)?;
             if !forwarding.is_empty() {
@@ -81,6 +91,9 @@ impl Node {
             }
             if !options.tx_checksum {
                 disable_tx_checksum("eth0")?;
+                if options.cni == Cni::TwoNetworks {
+                    disable_tx_checksum(second::DEVICE)?;
+                }
             }
             if !rules.is_empty() {
                 tool("nft", &["-f", "-"], &rules)?;
@@ -129,10 +142,11 @@ impl Node {
     }
 
     /// Every address that a backend may see of this node's processes: its own, and those of the
-    /// devices that lead to pods, a bridge or an overlay.
+    /// devices that lead to pods, a bridge, an overlay or a second network.
     pub fn source_addresses(&self, family: Family) -> Vec<IpAddr> {
-        let of_pods = [0, 1].map(|number| plan::pod(self.number, number).get(family));
-        std::iter::once(self.host.ip(family)).chain(of_pods).collect()
+        let of_pods = [0, 1].map(|number| plan::pod(self.number, number));
+        let own = std::iter::once(self.host.addresses).chain(of_pods);
+        own.chain([plan::second(self.number)]).map(|addresses| addresses.get(family)).collect()
     }
 
     /// Holds the agent, the node's processes and its pods: what `--cgroup` is for an agent here.

@@ -107,6 +107,14 @@ pub(in crate::harness::netns) fn node(node: u8) -> Addresses {
     }
 }
 
+/// A node's address in the second network; nodes count from 1.
+pub(in crate::harness::netns) fn second(node: u8) -> Addresses {
+    Addresses {
+        v4: Ipv4Addr::new(172, 31, 0, 10 + node),
+        v6: Ipv6Addr::new(0xfd00, 0x31, 0, 0, 0, 0, 0, 0x10 + u16::from(node)),
+    }
+}
+
 /// A pod's address; number 1 is the bridge's.
 pub(in crate::harness::netns) fn pod(node: u8, number: u8) -> Addresses {
     Addresses {

@@ -1,7 +1,13 @@
 //! The rules that other software keeps on a node, as nft scripts.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use crate::harness::netns::topology::cluster::Options;
-use crate::harness::netns::topology::plan::{self, cidr};
+use crate::harness::netns::topology::cni::Cni;
+use crate::harness::netns::topology::plan::{self, Addresses, cidr};
+use crate::harness::netns::topology::second;
 
 /// Which of them a node has.
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,48 +101,62 @@ pub(in crate::harness::netns) fn flannel(node: u8) -> String {
     )
 }
 
-/// Counts and drops, for the port of each node, before the fabric looks at the frame's
+/// Counts and drops, for the ports of each node, before the fabric looks at the frame's
 /// destination, what the node sends to a ClusterIP, and what it sends from an address that is not
 /// its own. It may use the addresses of load balancers and external IPs, which are routed to it,
 /// and those of its pods if the network routes them.
 pub(in crate::harness::netns) fn fabric(nodes: u8, options: &Options) -> String {
-    let (v4, v6) = (cidr::SERVICES_V4, cidr::SERVICES_V6);
     let mut script = String::from("table netdev fabric {\n");
     for node in 1..=nodes {
-        let own = plan::node(node);
-        let (mut own4, mut own6) = (
-            vec![own.v4.to_string(), v4.to_string()],
-            vec![own.v6.to_string(), v6.to_string(), "fe80::/10".to_owned(), "::".to_owned()],
-        );
-        own4.extend(cidr::EXTERNAL_V4.map(|net| net.to_string()));
-        own6.extend(cidr::EXTERNAL_V6.map(|net| net.to_string()));
-        if options.cni.is_routed() {
-            let [pods_v4, pods_v6] = cidr::pods_of_node(node);
-            own4.push(pods_v4.to_string());
-            own6.push(pods_v6.to_string());
-        }
-        let (own4, own6) = (own4.join(", "), own6.join(", "));
-        let check = if options.checks_sources {
-            format!(
-                "ip saddr != {{ {own4} }} counter name \"foreign{node}\" drop
-                 ip6 saddr != {{ {own6} }} counter name \"foreign{node}\" drop"
-            )
-        } else {
-            String::new()
-        };
         script.push_str(&format!(
             "  counter node{node} {{
                }}
                counter foreign{node} {{
-               }}
-               chain from_node{node} {{
-                 type filter hook ingress device \"node{node}\" priority 0; policy accept;
-                 ip daddr {v4} counter name \"node{node}\" drop
-                 ip6 daddr {v6} counter name \"node{node}\" drop
-                 {check}
                }}\n"
         ));
+        let pods = cidr::pods_of_node(node);
+        let mut sources = own(plan::node(node)).to_vec();
+        sources.extend(cidr::EXTERNAL_V4.map(IpNet::from));
+        sources.extend(cidr::EXTERNAL_V6.map(IpNet::from));
+        if options.cni.is_routed() {
+            sources.extend(pods);
+        }
+        script.push_str(&port(node, &format!("node{node}"), &sources, options));
+        if options.cni == Cni::TwoNetworks {
+            let sources = [own(plan::second(node)), pods].concat();
+            script.push_str(&port(node, &second::port(node), &sources, options));
+        }
     }
     script.push_str("}\n");
     script
+}
+
+fn own(addresses: Addresses) -> [IpNet; 2] {
+    [IpAddr::from(addresses.v4), addresses.v6.into()].map(IpNet::from)
+}
+
+/// The chain of a port, by which a node may send from these addresses.
+fn port(node: u8, device: &str, sources: &[IpNet], options: &Options) -> String {
+    let (v4, v6) = (cidr::SERVICES_V4, cidr::SERVICES_V6);
+    let listed = |is_v4: bool| {
+        let own = sources.iter().filter(|net| net.addr().is_ipv4() == is_v4);
+        own.map(|net| format!(", {net}")).collect::<String>()
+    };
+    let (own4, own6) = (listed(true), listed(false));
+    let check = if options.checks_sources {
+        format!(
+            "ip saddr != {{ {v4}{own4} }} counter name \"foreign{node}\" drop
+             ip6 saddr != {{ {v6}, fe80::/10, ::{own6} }} counter name \"foreign{node}\" drop"
+        )
+    } else {
+        String::new()
+    };
+    format!(
+        "  chain from_{device} {{
+             type filter hook ingress device \"{device}\" priority 0; policy accept;
+             ip daddr {v4} counter name \"node{node}\" drop
+             ip6 daddr {v6} counter name \"node{node}\" drop
+             {check}
+           }}\n"
+    )
 }
