@@ -129,7 +129,7 @@ fn connections_stay_and_datagrams_move_as_backends_go() -> Result<()> {
         (
             "not ready beside another node's",
             &[("c", Endpoint::not_ready), ("b", READY)],
-            ["c", "c", "b"],
+            ["c", "b", "b"],
         ),
     ];
     let mut scenario = start(Cluster::builder(), "auto")?;

@@ -70,7 +70,8 @@ fn default_routes(by_upper: bool) -> [String; 2] {
 }
 
 fn start() -> Result<Scenario> {
-    let builder = Cluster::builder().pod(1, "b").pod(2, "c").no_tx_checksum_offload();
+    let builder = Cluster::builder().pod(1, "b").pod(2, "c");
+    let builder = builder.no_tx_checksum_offload().any_source();
     let mut scenario = Scenario::start(builder, &SMALL_MAPS)?;
     scenario.serve(&["b", "c"])?;
     scenario.publish(&scenario.exposed("near", NEAR), &scenario.endpoints(&["b"]))?;
