@@ -23,6 +23,7 @@ mod l3;
 mod lifetime;
 mod limits;
 mod lost;
+mod macvlan;
 mod mishaps;
 mod neighbours;
 mod offloads;

@@ -1,6 +1,6 @@
 //! Programs of other owners on the hooks of a pod's interface.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,9 +11,10 @@ use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip, node_port};
 use lb_tests::harness::netns::traffic::foreign::{Foreign, Hook};
 use lb_tests::harness::netns::words::expectations::Expectations;
-use lb_tests::harness::netns::words::frontends::kinds;
-use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario};
+use lb_tests::harness::netns::words::frontends::{SILENT, kinds};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use lb_tests::harness::wait::{PATIENCE, eventually};
+use nix::sys::socket::sockopt::OriginalDst;
 
 const WEB: u8 = 1;
 
@@ -184,4 +185,86 @@ fn check_names_the_mark_that_policy_routing_asks_for() -> Result<()> {
     let said = checked(&scenario)?;
     ensure!(said.contains(" routing ") && said.contains("mark 0x80 "), "{said}");
     Ok(())
+}
+
+/// A mesh in a pod's namespace redirects connections to itself, and asks whom they were meant for.
+#[test]
+fn a_mesh_in_a_pod_sees_the_service_unless_connects_of_pods_are_translated() -> Result<()> {
+    const MESH: u16 = 15_001;
+    for (arguments, sees_service) in [(&SMALL_MAPS[..], true), (&["--socket-lb", "tcp"], false)] {
+        let mut scenario = Scenario::start(Cluster::builder().pod(1, "a").pod(2, "b"), arguments)?;
+        scenario.serve(&["b"])?;
+        scenario.publish(&scenario.service("web", WEB), &scenario.endpoints(&["b"]))?;
+        let (a, b) = (scenario.cluster.pod("a"), scenario.cluster.pod("b"));
+        let listener = a.netns().run(|| Ok(TcpListener::bind(("127.0.0.1", MESH))?))?;
+        let script = format!(
+            "nft -f - <<END
+             table ip mesh {{
+               chain output {{
+                 type nat hook output priority -100; policy accept;
+                 meta l4proto tcp redirect to :{MESH}
+               }}
+             }}\nEND\n"
+        );
+        let mut command = Command::new("sh");
+        command.args(["-ec", &script]);
+        a.output(command, PATIENCE)?;
+        let vip = SocketAddr::from((cluster_ip(WEB).v4, PORT));
+        let asked = a.ask(Probe::tcp(vip).timeout(SILENT))?;
+        let (connection, _) = listener.accept().context("nobody came to the mesh")?;
+        let meant = nix::sys::socket::getsockopt(&connection, OriginalDst)?;
+        let meant = SocketAddr::from((
+            Ipv4Addr::from(u32::from_be(meant.sin_addr.s_addr)),
+            u16::from_be(meant.sin_port),
+        ));
+        let expected = if sees_service { vip } else { b.at(Family::V4, TARGET) };
+        ensure!(meant == expected, "{arguments:?}: {meant}, not {expected}; {asked:?}");
+    }
+    Ok(())
+}
+
+/// Filters of others that let every packet go on, at both ends of the order.
+#[test]
+fn filters_of_others_are_reported_if_they_see_the_backend() -> Result<()> {
+    let mut scenario = start()?;
+    let node1 = scenario.cluster.node(1);
+    let device = scenario.cluster.pod("a").host_device().to_owned();
+    let program = Foreign::load(Hook::Ingress)?;
+    let pin = node1.bpf_dir().join("neighbour");
+    program.pin(&pin)?;
+    let mut expectations = Expectations::default();
+    for (attach, site, preference, is_reported) in [
+        ("clsact", "ingress", 1, false),
+        ("clsact", "ingress", 49_152, true),
+        ("clsact", "egress", 49_152, false),
+        ("clsact", "egress", 1, true),
+        ("tcx", "ingress", 1, true),
+        ("tcx", "egress", 1, false),
+    ] {
+        scenario.take_agent(1)?.terminate()?;
+        cleanup(&node1)?;
+        scenario.set_arguments(
+            &[&["--socket-lb", "off", "--tc-attach", attach][..], &SMALL_MAPS].concat(),
+        );
+        scenario.start_agent(1)?;
+        let tc = |line: &str| -> Result<String> {
+            let mut command = Command::new("tc");
+            command.args(line.split(' '));
+            node1.output(command, PATIENCE)
+        };
+        if attach == "tcx" {
+            tc(&format!("qdisc replace dev {device} clsact"))?;
+        }
+        let filter = format!("dev {device} {site} pref {preference}");
+        tc(&format!("filter add {filter} bpf da object-pinned {}", pin.display()))?;
+        let what = format!("{attach}, {site}, preference {preference}");
+        let runs = program.runs()?;
+        expectations.check(&what, ask(&scenario));
+        expectations.is_true(format!("{what}: it did not run"), program.runs()? > runs);
+        let said = checked(&scenario)?;
+        let is_said = said.contains("order") && said.contains(&device);
+        expectations.is_true(format!("{what}: {said}"), is_said == is_reported);
+        tc(&format!("filter del {filter}"))?;
+    }
+    expectations.finish()
 }

@@ -1,8 +1,6 @@
 //! Real sockets through node ports, load balancer addresses and external IPs: who answers,
 //! which client it sees, and which clients are rejected.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::agent;
@@ -12,8 +10,8 @@ use lb_tests::harness::netns::topology::cni::Cni;
 use lb_tests::harness::netns::topology::plan::{Family, balancer_ip, cidr};
 use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::frontends::{Frontend, Got, SILENT, ask, kinds, try_cases};
-use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
-use lb_tests::harness::wait::{PATIENCE, eventually};
+use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET, expect};
+use lb_tests::harness::wait::eventually;
 
 /// The Services of the tests by number: what their addresses and node ports end with.
 const NEAR: u8 = 1;
@@ -253,17 +251,26 @@ fn other_ports_of_an_address_are_left_alone() -> Result<()> {
     const OTHER: u16 = 81;
     let mut scenario = start(pods(Cni::PointToPoint), "off")?;
     let node1 = scenario.cluster.node(1);
-    let own = balancer_ip(FAR);
-    for address in [format!("{}/32", own.v4), format!("{}/128", own.v6)] {
-        let mut command = Command::new("ip");
-        command.args(["address", "add", &address, "dev", "lo"]);
-        node1.output(command, PATIENCE)?;
+    for own in [NEAR, FAR, HOST].map(balancer_ip) {
+        for address in [format!("{}/32", own.v4), format!("{}/128", own.v6)] {
+            node1.netns().ip(&format!("address add {address} dev lo"))?;
+        }
     }
+    let own = balancer_ip(FAR);
     scenario.serve_node_these(1, &Serve::on(OTHER))?;
     let mut expectations = Expectations::default();
     let (outside, a) = (scenario.cluster.outside(), scenario.cluster.pod("a"));
     let clients: [(&Host, &str); 3] = [(outside, "outside"), (&a, "a"), (&node1, "node1")];
     for (transport, family) in kinds() {
+        // The kernel takes the address itself as the source of the node's own packets to it.
+        for (number, server) in [(NEAR, "b"), (HOST, "node1")] {
+            let to = Frontend::Balancer.at(&scenario, number, family);
+            let source = [node1.ip(family), balancer_ip(number).get(family)];
+            let outcome = node1
+                .ask(Probe::new(transport, to))
+                .and_then(|answer| expect("the node", &answer, to, &[server], &source).map(drop));
+            expectations.check("the node at its own address", outcome);
+        }
         let [served, other] = [PORT, OTHER].map(|port| (own.get(family), port).into());
         for (client, name) in clients {
             let elsewhere: &[&str] = if name == "outside" { &["node1"] } else { &[name] };
