@@ -253,7 +253,7 @@ fn the_agent_takes_every_command_line_and_variable_of_the_manifests() -> Result<
     for overlay in OVERLAYS {
         renderings.push((overlay.to_owned(), kustomize(&format!("overlays/{overlay}"))?));
     }
-    for component in ["linux-5.10", "startup-taint"] {
+    for component in ["labelled-nodes", "linux-5.10", "startup-taint"] {
         renderings.push((format!("with {component}"), with_component(component)?));
     }
     renderings.push(("chart".to_owned(), chart(&[])?));

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::real::addons;
 use lb_tests::harness::real::page::Steps;
+use lb_tests::harness::real::plan::node_name;
 use lb_tests::harness::real::scripts::{KUBECTL, script};
 use lb_tests::harness::wait::eventually;
 
@@ -16,8 +17,10 @@ use crate::Test;
 use crate::traffic::{self, Kind, SERVERS, Traffic};
 use crate::world::{World, nodes};
 
-pub(crate) const TESTS: &[Test] =
-    &[("install::the_page_leads_from_kube_proxy_to_lb_and_back_without_a_loss", there_and_back)];
+pub(crate) const TESTS: &[Test] = &[
+    ("install::the_page_leads_from_kube_proxy_to_lb_and_back_without_a_loss", there_and_back),
+    ("install::nodes_change_one_after_the_other_and_back_without_a_loss", node_by_node),
+];
 
 /// How long known connections may take to end, on the page and here.
 const DRAIN: [&str; 2] = ["10m", "10s"];
@@ -69,6 +72,43 @@ fn there_and_back(world: &World) -> Result<()> {
     check_gone(world)
 }
 
+fn node_by_node(world: &World) -> Result<()> {
+    let page = Steps::read()?;
+    let (steps, shell) = (&page.by_node, Shell::new(world)?);
+    traffic::set_up(world)?;
+    shell.run(&steps.label_kube_proxy)?;
+    shell.run(&steps.install)?;
+
+    let traffic = Traffic::start(world, &Kind::ALL)?;
+    for node in nodes() {
+        let removed = shell.run_on(node, &steps.to_lb)?;
+        ensure!(removed.contains("removed iptables"), "{removed}");
+    }
+    ensure_rules(world, false)?;
+    traffic.finish("kube-proxy to lb, node by node")?;
+
+    let traffic = Traffic::start(world, &[Kind::NewConnections, Kind::Datagrams])?;
+    ensure!(steps.leave.contains(DRAIN[0]), "the page drains otherwise: {}", steps.leave);
+    for node in nodes() {
+        shell.run_on(node, &steps.start_kube_proxy)?;
+        let agent = format!("--field-selector=spec.nodeName={}", node_name(node));
+        eventually(|| {
+            let name = ["get", "pod", "-n", "kube-system", "-l", AGENTS, &agent, "-o", "name"];
+            let name = world.real.kubectl().run(&name)?;
+            let log = ["logs", "-n", "kube-system", name.trim(), "--tail=-1"];
+            let log = world.real.kubectl().run(&log)?;
+            ensure!(log.contains("kube-proxy is back"), "not yet on node {node}");
+            Ok(())
+        })?;
+        let detached = shell.run_on(node, &steps.leave.replace(DRAIN[0], DRAIN[1]))?;
+        ensure!(detached.contains("detached"), "{detached}");
+    }
+    ensure_rules(world, true)?;
+    shell.run(&page.tidy)?;
+    traffic.finish("lb to kube-proxy, node by node")?;
+    check_gone(world)
+}
+
 /// Whether a command over all pods of a DaemonSet printed a line with this text for each node.
 fn is_of_each_node(printed: &str, text: &str) -> bool {
     printed.lines().filter(|line| line.contains(text)).count() == nodes().count()
@@ -112,6 +152,11 @@ impl Shell {
         let path = env::var("PATH").unwrap_or_default();
         let path = format!("{}:{path}", programs.display());
         Ok(Self { clone: addons::write_clone(world.real.plan())?, path })
+    }
+
+    /// Runs a block of commands for a node.
+    fn run_on(&self, node: u8, commands: &str) -> Result<String> {
+        self.run(&format!("NODE={}\n{commands}", node_name(node)))
     }
 
     /// Runs a block of commands.

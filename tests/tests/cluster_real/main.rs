@@ -9,6 +9,7 @@ mod load_balancer;
 mod metallb;
 mod names;
 mod network;
+mod node_local_dns;
 mod source_ip;
 mod termination;
 mod traefik;
@@ -32,6 +33,7 @@ const TESTS: &[&[Test]] = &[
     source_ip::TESTS,
     termination::TESTS,
     names::TESTS,
+    node_local_dns::TESTS,
     load_balancer::TESTS,
     upgrade::TESTS,
 ];

@@ -22,7 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// Asks the DNS Service from here; the answers, sorted.
-fn dig(from: &Host, name: &str, kind: &str, tcp: bool) -> Result<BTreeSet<String>> {
+pub(crate) fn dig(from: &Host, name: &str, kind: &str, tcp: bool) -> Result<BTreeSet<String>> {
     let mut command = Command::new("dig");
     command.args(["+short", "+tries=1", "+time=5", if tcp { "+tcp" } else { "+notcp" }]);
     command.args([&format!("@{CLUSTER_DNS}"), name, kind]);
@@ -30,7 +30,7 @@ fn dig(from: &Host, name: &str, kind: &str, tcp: bool) -> Result<BTreeSet<String
     Ok(said.lines().map(str::to_owned).collect())
 }
 
-fn full(world: &World, name: &str) -> String {
+pub(crate) fn full(world: &World, name: &str) -> String {
     format!("{name}.{}.svc.cluster.local", world.namespace())
 }
 

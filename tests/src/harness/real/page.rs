@@ -31,6 +31,23 @@ pub struct Steps {
     pub remove_lb: String,
     /// Detaches the programs, once known connections have ended.
     pub detach: String,
+    /// The same, one node after the other.
+    pub by_node: ByNode,
+}
+
+/// Blocks that take a node's name from the variable `NODE`, but for the first two.
+#[derive(Clone, Debug)]
+pub struct ByNode {
+    /// Lets a label keep kube-proxy off nodes.
+    pub label_kube_proxy: String,
+    /// Installs lb on nodes with a label, of which there are none.
+    pub install: String,
+    /// Changes a node to lb.
+    pub to_lb: String,
+    /// Starts kube-proxy on a node again.
+    pub start_kube_proxy: String,
+    /// Removes lb from a node.
+    pub leave: String,
 }
 
 impl Steps {
@@ -45,7 +62,12 @@ impl Steps {
         let [wait, remove_rules, tidy] = blocks(&text, "Install beside kube-proxy, then stop it")?;
         let [check] = blocks(&text, "Check")?;
         let [is_back, remove_lb, detach] = blocks(&text, "Go back")?;
+        let [label_kube_proxy, by_label, to_lb, start_kube_proxy, leave] =
+            blocks(&text, "One node after the other")?;
+        let by_node =
+            ByNode { label_kube_proxy, install: by_label, to_lb, start_kube_proxy, leave };
         Ok(Self {
+            by_node,
             install,
             wait,
             stop,
@@ -99,6 +121,11 @@ mod tests {
             check_syntax(block);
         }
         for block in [start, is_back, remove_lb, detach] {
+            check_syntax(block);
+        }
+        let ByNode { label_kube_proxy, install: by_label, to_lb, start_kube_proxy, leave } =
+            &steps.by_node;
+        for block in [label_kube_proxy, by_label, to_lb, start_kube_proxy, leave] {
             check_syntax(block);
         }
         assert!(install.starts_with("kubectl apply -k "), "{install}");
