@@ -44,11 +44,13 @@ pub mod seconds {
     /// TCP seen in one direction, closed by the client.
     pub const TCP_FIN_ONE_WAY: u32 = 120;
     /// TCP, closed.
-    pub const TCP_CLOSING: u32 = 30;
+    pub const TCP_CLOSING: u32 = 60;
+    /// TCP, reset.
+    pub const TCP_RESET: u32 = 110;
     /// UDP.
     pub const UDP: u32 = 30;
-    /// UDP once answered.
-    pub const UDP_ANSWERED: u32 = 180;
+    /// UDP, for longer than a question and its answer.
+    pub const UDP_STREAM: u32 = 180;
 }
 
 /// Where a backend runs.
@@ -93,8 +95,9 @@ pub fn timeouts() -> Timeouts {
         tcp_half_closed: seconds::TCP_HALF_CLOSED * TICKS,
         tcp_fin_one_way: seconds::TCP_FIN_ONE_WAY * TICKS,
         tcp_closing: seconds::TCP_CLOSING * TICKS,
+        tcp_reset: seconds::TCP_RESET * TICKS,
         udp: seconds::UDP * TICKS,
-        udp_answered: seconds::UDP_ANSWERED * TICKS,
+        udp_stream: seconds::UDP_STREAM * TICKS,
     }
 }
 

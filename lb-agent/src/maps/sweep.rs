@@ -100,7 +100,7 @@ impl Sweeper {
         fills.push(sweep_map("AFFINITY", &self.affinity, |key, entry| {
             let limit = match key.kind {
                 // A datagram socket keeps its backend for as long as a UDP flow does.
-                BY_SOCKET => timeouts.udp_answered,
+                BY_SOCKET => timeouts.udp_stream,
                 // An index out of range belongs to no Service: the entry has expired.
                 _ => services
                     .load(key.service)

@@ -13,8 +13,8 @@ pub fn local_ports() -> (u16, u16) {
     ports.next().zip(ports.next()).unwrap_or(DEFAULT)
 }
 
-/// The timeouts of flows, in ticks. On a node with conntrack, the TCP timeouts are those of
-/// conntrack.
+/// The timeouts of flows, in ticks. On a node with conntrack, those of established and half-closed
+/// TCP and of UDP are those of conntrack.
 pub fn timeouts(ticks_per_second: u32) -> Timeouts {
     let setting = |name: &str| {
         let path = Path::new("/proc/sys/net/netfilter").join(name);
@@ -23,18 +23,27 @@ pub fn timeouts(ticks_per_second: u32) -> Timeouts {
     };
     timeouts_from(
         ticks_per_second,
-        setting("nf_conntrack_tcp_timeout_established"),
-        setting("nf_conntrack_tcp_timeout_close_wait"),
+        &Conntrack {
+            established: setting("nf_conntrack_tcp_timeout_established"),
+            half_closed: setting("nf_conntrack_tcp_timeout_close_wait"),
+            udp: setting("nf_conntrack_udp_timeout"),
+            udp_stream: setting("nf_conntrack_udp_timeout_stream"),
+        },
     )
+}
+
+/// The timeouts of the node's conntrack; `None` if it has none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Conntrack {
+    pub(crate) established: Option<Duration>,
+    pub(crate) half_closed: Option<Duration>,
+    pub(crate) udp: Option<Duration>,
+    pub(crate) udp_stream: Option<Duration>,
 }
 
 /// The kernel's default for a half-closed connection is a minute. kube-proxy raises it to an hour,
 /// because a client that has sent its FIN may wait that long for the response.
-pub(crate) fn timeouts_from(
-    ticks_per_second: u32,
-    established: Option<Duration>,
-    half_closed: Option<Duration>,
-) -> Timeouts {
+pub(crate) fn timeouts_from(ticks_per_second: u32, conntrack: &Conntrack) -> Timeouts {
     const HOUR: Duration = Duration::from_secs(3600);
     let ticks = |timeout: Duration| {
         u32::try_from(timeout.as_secs().saturating_mul(ticks_per_second.into()))
@@ -44,12 +53,13 @@ pub(crate) fn timeouts_from(
     let seconds = |seconds| ticks(Duration::from_secs(seconds));
     Timeouts {
         tcp_syn: seconds(60),
-        tcp_established: ticks(established.unwrap_or(24 * HOUR)),
-        tcp_half_closed: ticks(half_closed.unwrap_or(HOUR).max(HOUR)),
+        tcp_established: ticks(conntrack.established.unwrap_or(24 * HOUR)),
+        tcp_half_closed: ticks(conntrack.half_closed.unwrap_or(HOUR).max(HOUR)),
         tcp_fin_one_way: seconds(120),
-        tcp_closing: seconds(30),
-        udp: seconds(30),
-        udp_answered: seconds(180),
+        tcp_closing: seconds(60),
+        tcp_reset: seconds(120),
+        udp: conntrack.udp.map_or(seconds(30), ticks),
+        udp_stream: conntrack.udp_stream.map_or(seconds(120), ticks),
     }
 }
 
@@ -63,13 +73,19 @@ mod tests {
 
     #[test]
     fn timeouts_are_those_of_conntrack_if_it_has_some() {
-        let none = timeouts_from(250, None, None);
+        let none = timeouts_from(250, &Conntrack::default());
         assert_eq!((none.tcp_established, none.tcp_half_closed), (86_400 * 250, 3_600 * 250));
-        assert_eq!((none.tcp_syn, none.tcp_closing), (60 * 250, 30 * 250));
-        assert_eq!((none.udp, none.udp_answered), (30 * 250, 180 * 250));
-        let set = timeouts_from(100, Some(Duration::from_secs(500)), Some(Duration::from_secs(60)));
+        assert_eq!((none.tcp_syn, none.tcp_closing), (60 * 250, 60 * 250));
+        assert_eq!((none.udp, none.udp_stream), (30 * 250, 120 * 250));
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let (udp, udp_stream) = (seconds(40), seconds(600));
+        let (established, half_closed) = (seconds(500), seconds(60));
+        let set = Conntrack { established, half_closed, udp, udp_stream };
+        let set = timeouts_from(100, &set);
         assert_eq!((set.tcp_established, set.tcp_half_closed), (50_000, 360_000));
-        let endless = timeouts_from(1000, Some(Duration::from_secs(u64::MAX)), None);
+        assert_eq!((set.udp, set.udp_stream), (4_000, 60_000));
+        let endless = Conntrack { established: seconds(u64::MAX), ..Conntrack::default() };
+        let endless = timeouts_from(1000, &endless);
         assert_eq!(endless.tcp_established, LONGEST);
     }
 }

@@ -203,8 +203,13 @@ pub const LOOPBACK_DEVICE: u32 = u32::MAX;
 pub const ANSWERED: u8 = 1;
 /// TCP: the client sent FIN.
 pub const CLIENT_FIN: u8 = 2;
+/// UDP: a packet came more than a second after the backend had sent something.
+pub const LASTING: u8 = 2;
 /// TCP: the backend sent FIN.
 pub const SERVER_FIN: u8 = 4;
+/// UDP: another packet came more than a second later still, so this is more than a question and its
+/// answer.
+pub const STREAM: u8 = 4;
 /// TCP: either side sent RST.
 pub const RESET: u8 = 8;
 /// The replies do not pass this node, so their packets set no state here.

@@ -139,12 +139,16 @@ pub struct Timeouts {
     /// TCP whose replies do not pass this node, once the client has sent FIN. Whether the backend
     /// still sends is not known.
     pub tcp_fin_one_way: u32,
-    /// TCP, both sides have sent FIN or one has sent RST.
+    /// TCP, both sides have sent FIN: as long as the side that closed first keeps the ports
+    /// (TIME_WAIT).
     pub tcp_closing: u32,
-    /// UDP without a reply so far.
+    /// TCP, one side has sent RST, or somebody has in its name: whoever does not believe it goes on
+    /// within this time.
+    pub tcp_reset: u32,
+    /// UDP that was not answered, or not for long.
     pub udp: u32,
-    /// UDP with a reply.
-    pub udp_answered: u32,
+    /// UDP with traffic both ways over more than two seconds.
+    pub udp_stream: u32,
 }
 
 /// The number of prefixes of each kind, and of node addresses, that the settings hold for each

@@ -14,7 +14,7 @@ use crate::{
 };
 
 use super::{
-    entries::{add, insert_both, prepare_reverse, table_of},
+    entries::{add, insert_both, prepare_reverse, table_of, take_resting_port},
     lookup,
     select::{self, Choice, Client},
     source_port::{draw_port, find_port},
@@ -123,6 +123,11 @@ fn insert<F: Family, T: Tables<F>>(
         Err(InsertError::Exists) if find_port(context, work, tables) => {
             prepare_reverse(context, work);
             insert_both(table_of(context), context, false, work, tables)
+        }
+        // Where nearly all ports are in use, those that rest are better than none.
+        Err(InsertError::Exists) => {
+            prepare_reverse(context, work);
+            take_resting_port(context, work, tables)
         }
         result => result,
     }

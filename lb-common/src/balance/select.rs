@@ -6,7 +6,7 @@ use crate::{
         affinity::{Affinity, AffinityKey, BY_ADDRESS, BY_NETNS, BY_SOCKET},
         backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, NOT_SERVING},
         counter::Reason,
-        flow::ANSWERED,
+        flow::STREAM,
         frontend::FrontendKind,
         service::Service,
         settings::Settings,
@@ -48,7 +48,7 @@ impl<A: Address> Client<A> {
     #[inline(always)]
     fn lifetime(self, service: &Service, settings: &Settings) -> u32 {
         match self {
-            Self::Socket(_) => track::lifetime(PacketKind::Udp, ANSWERED, settings),
+            Self::Socket(_) => track::lifetime(PacketKind::Udp, STREAM, settings),
             // Valid up to 24.8 days at 1,000 ticks a second; the Kubernetes API allows a day.
             _ => service.affinity_seconds.wrapping_mul(settings.ticks_per_second),
         }

@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         address::Family,
-        flow::{ANSWERED, CLIENT_FIN, Flow, ONE_WAY, RESET, SERVER_FIN},
+        flow::{ANSWERED, CLIENT_FIN, Flow, LASTING, ONE_WAY, RESET, SERVER_FIN, STREAM},
         settings::{Lifetimes, STATES, Settings, Timeouts},
     },
     packet::{ACK, FIN, PacketKind, RST, SYN},
@@ -17,12 +17,13 @@ use super::{
 /// The idle timeout of a flow in `state`, in the unit of `timeouts`.
 pub const fn timeout(is_tcp: bool, state: u8, timeouts: &Timeouts) -> u32 {
     match is_tcp {
+        true if state & RESET != 0 => timeouts.tcp_reset,
         true if is_closed(state) => timeouts.tcp_closing,
         true if is_closing(state) && state & ONE_WAY != 0 => timeouts.tcp_fin_one_way,
         true if is_closing(state) => timeouts.tcp_half_closed,
         true if state & ANSWERED != 0 => timeouts.tcp_established,
         true => timeouts.tcp_syn,
-        false if state & ANSWERED != 0 => timeouts.udp_answered,
+        false if state & STREAM != 0 => timeouts.udp_stream,
         false => timeouts.udp,
     }
 }
@@ -49,13 +50,13 @@ pub fn lifetime(kind: PacketKind, state: u8, settings: &Settings) -> u32 {
     tables[kind as usize & 1][state as usize & (STATES - 1)]
 }
 
-/// Whether either side has begun to close the connection.
+/// Whether either side has begun to close the TCP connection.
 #[inline(always)]
 pub const fn is_closing(state: u8) -> bool {
     state & (CLIENT_FIN | SERVER_FIN | RESET) != 0
 }
 
-/// Whether both sides have closed the connection, or one has reset it.
+/// Whether both sides have closed the TCP connection, or one has reset it.
 #[inline(always)]
 pub const fn is_closed(state: u8) -> bool {
     state & RESET != 0 || state & (CLIENT_FIN | SERVER_FIN) == CLIENT_FIN | SERVER_FIN
@@ -87,7 +88,7 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) {
     let seen = observed(context.packet.kind, context.packet.detail, flow.action.is_reply());
-    let state = flow.state | seen;
+    let mut state = flow.state | seen;
     // In the kernel `flow` is the entry itself, which changes below.
     let last_seen = flow.last_seen;
     let idle = context.now.wrapping_sub(last_seen);
@@ -96,6 +97,9 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
         return;
     }
     entry.set_last_seen(context.now);
+    if idle >= ticks {
+        state = aged(context.packet.kind, state, seen);
+    }
     if state != flow.state {
         entry.set_state(state);
     } else {
@@ -106,6 +110,23 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
     }
     work.scratch.reverse_key.set_reverse(&flow.rewrite, context.packet.key.protocol);
     note_reverse(context, table, state, work, tables);
+}
+
+/// The state of a flow whose last packet but this one, which has shown `seen`, is more than a second
+/// old.
+#[inline(always)]
+fn aged(kind: PacketKind, state: u8, seen: u8) -> u8 {
+    if matches!(kind, PacketKind::Tcp) {
+        // A real RST silences the side that gets it, and the side that sent it says nothing else.
+        // Whoever goes on does not believe it: it was forged, or its numbers were wrong.
+        return if seen & RESET == 0 { state & !RESET } else { state };
+    }
+    // As `nf_conntrack_udp_packet` tells a stream from a question and its answer.
+    match state & (ANSWERED | LASTING) {
+        ANSWERED => state | LASTING,
+        0 | LASTING => state,
+        _ => state | STREAM,
+    }
 }
 
 /// Updates the reverse entry, whose key is `work.scratch.reverse_key`.
@@ -121,7 +142,7 @@ fn note_reverse<F: Family, T: Tables<F>>(
         let other = reverse.get();
         if other.rewrite.is_reverse_of(context.packet.tuple()) {
             reverse.set_last_seen(context.now);
-            reverse.set_state(other.state | state);
+            reverse.set_state((other.state | state) & (state | !RESET));
         }
     }
 }

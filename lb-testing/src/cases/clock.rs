@@ -42,7 +42,7 @@ fn a_client_that_only_sends_still_gets_the_answer<F: TestFamily>(scene: &mut Sce
 fn a_backend_that_only_sends_keeps_the_flow<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 2);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
-    for _ in 0..2 * seconds::UDP_ANSWERED / 3 {
+    for _ in 0..2 * seconds::UDP_STREAM / 3 {
         scene.wait(3);
         scene.reply(&flow, 0);
     }

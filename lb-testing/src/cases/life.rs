@@ -27,6 +27,8 @@ cases! {
     TCP_ONLY => a_half_closed_flow_goes_on,
     TCP_ONLY => a_closed_flow_expires_soon,
     TCP_ONLY => a_reset_flow_expires_soon,
+    TCP_ONLY => an_rst_that_nobody_believes_changes_nothing,
+    TCP_ONLY => an_rst_ends_a_flow_however_often_it_is_repeated,
     TCP_ONLY => packets_keep_a_flow_alive,
 }
 
@@ -253,8 +255,42 @@ fn a_closed_flow_expires_soon<F: TestFamily>(scene: &mut Scene<F>) {
 fn a_reset_flow_expires_soon<F: TestFamily>(scene: &mut Scene<F>) {
     let (_, flow) = connected(scene);
     scene.reply(&flow, RST);
+    // This one crossed the RST.
     scene.request(&flow, ACK);
-    scene.wait(seconds::TCP_CLOSING + 1);
+    scene.wait(seconds::TCP_RESET + 1);
+    is_expired(scene, &flow);
+}
+
+fn an_rst_that_nobody_believes_changes_nothing<F: TestFamily>(scene: &mut Scene<F>) {
+    // The forger takes either side's name; either side goes on.
+    for (by_backend, backend_goes_on) in [(true, false), (true, true), (false, true)] {
+        scene.reset();
+        let (_, flow) = connected(scene);
+        match by_backend {
+            true => scene.reply(&flow, RST),
+            false => scene.request(&flow, RST),
+        }
+        scene.wait(45);
+        match backend_goes_on {
+            true => scene.reply(&flow, ACK),
+            false => scene.request(&flow, ACK),
+        }
+        for _ in 0..2 {
+            scene.wait(seconds::TCP_ESTABLISHED - 10);
+            scene.request(&flow, ACK);
+            scene.reply(&flow, ACK);
+        }
+    }
+}
+
+fn an_rst_ends_a_flow_however_often_it_is_repeated<F: TestFamily>(scene: &mut Scene<F>) {
+    let (_, flow) = connected(scene);
+    scene.reply(&flow, RST);
+    for _ in 0..3 {
+        scene.wait(seconds::TCP_RESET - 1);
+        scene.reply(&flow, RST);
+    }
+    scene.wait(seconds::TCP_RESET + 1);
     is_expired(scene, &flow);
 }
 

@@ -38,7 +38,8 @@ cases! {
     BOTH => a_port_that_is_no_node_port_is_left_alone,
     BOTH => many_flows_to_one_backend_have_ports_of_their_own,
     BOTH => flows_keep_their_replies_when_source_ports_run_out,
-    TCP_ONLY => a_port_of_a_closed_flow_is_reused,
+    TCP_ONLY => a_port_of_a_closed_flow_rests_while_others_are_free,
+    TCP_ONLY => a_port_of_a_closed_flow_is_reused_if_no_other_is_free,
     TCP_ONLY => a_port_of_a_half_closed_flow_is_not_reused,
     BOTH => replies_by_the_stack_are_left_alone_until_they_leave,
 }
@@ -436,7 +437,28 @@ fn replies_by_the_stack_are_left_alone_until_they_leave<F: TestFamily>(scene: &m
     }
 }
 
-fn a_port_of_a_closed_flow_is_reused<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_port_of_a_closed_flow_rests_while_others_are_free<F: TestFamily>(scene: &mut Scene<F>) {
+    // The other port must be drawn every time, not half of the times.
+    for round in 0..12 {
+        scene.reset();
+        scene.world.settings.source_ports.count = 2;
+        exposed(scene, &[Location::OtherNode]);
+        let one = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
+        match round % 2 {
+            0 => {
+                scene.reply(&one, FIN | ACK);
+                scene.request(&one, FIN | ACK);
+            }
+            _ => scene.request(&one, RST),
+        }
+        scene.wait(seconds::TCP_CLOSING - 1);
+        let two = scene.connect(TestSite::FromDevice, at(F::outside(), 1002), node_port::<F>());
+        assert_ne!(one.sent.source_port, two.sent.source_port);
+        works(scene, &two);
+    }
+}
+
+fn a_port_of_a_closed_flow_is_reused_if_no_other_is_free<F: TestFamily>(scene: &mut Scene<F>) {
     scene.world.settings.source_ports.count = 1;
     exposed(scene, &[Location::OtherNode]);
     let one = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());

@@ -100,7 +100,7 @@ fn a_closed_flow_blocks_no_connection_to_the_backend_itself<F: TestFamily>(scene
 fn a_reply_tuple_of_an_expired_flow_is_taken_over<F: TestFamily>(scene: &mut Scene<F>) {
     two_services(scene, 1);
     scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
-    let lifetime = if scene.is_tcp() { seconds::TCP_ESTABLISHED } else { seconds::UDP_ANSWERED };
+    let lifetime = if scene.is_tcp() { seconds::TCP_ESTABLISHED } else { seconds::UDP };
     scene.wait(lifetime + 1);
     let two = scene.connect(TestSite::FromPod, pod::<F>(), other::<F>());
     works(scene, &two);
@@ -161,7 +161,7 @@ fn taking_over_a_stale_reply_entry_leaves_the_moved_flow_alone<F: TestFamily>(
     scene.world.add_backend(index, at(F::remote_pod(9), 8080), Location::OtherNode);
     scene.update();
     let moved = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
-    for _ in 0..seconds::UDP_ANSWERED / 10 + 1 {
+    for _ in 0..seconds::UDP / 10 + 1 {
         scene.wait(10);
         works(scene, &moved);
     }

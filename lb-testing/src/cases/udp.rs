@@ -13,7 +13,7 @@ cases! {
     UDP_ONLY => a_datagram_is_dropped_when_the_local_backend_is_gone,
     UDP_ONLY => a_datagram_to_a_deleted_service_is_nobody_s,
     UDP_ONLY => a_late_answer_of_a_gone_backend_is_translated,
-    UDP_ONLY => an_unanswered_flow_expires_sooner_than_an_answered_one,
+    UDP_ONLY => a_question_and_its_answer_expire_sooner_than_a_stream,
     UDP_ONLY => an_answer_to_the_node_s_own_datagram_is_no_request,
 }
 
@@ -106,7 +106,7 @@ fn a_late_answer_of_a_gone_backend_is_translated<F: TestFamily>(scene: &mut Scen
     scene.request(&next, 0);
 }
 
-fn an_unanswered_flow_expires_sooner_than_an_answered_one<F: TestFamily>(scene: &mut Scene<F>) {
+fn a_question_and_its_answer_expire_sooner_than_a_stream<F: TestFamily>(scene: &mut Scene<F>) {
     let (_, ids) = service(scene, 1);
     let flow = scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.world.drain(ids[0]);
@@ -123,11 +123,24 @@ fn an_unanswered_flow_expires_sooner_than_an_answered_one<F: TestFamily>(scene: 
 
     scene.reset();
     service(scene, 1);
+    // A retry within two seconds does not make a stream, whoever sends it.
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
-    scene.wait(seconds::UDP_ANSWERED - 1);
+    scene.wait(1);
     scene.request(&flow, 0);
     scene.reply(&flow, 0);
-    scene.wait(seconds::UDP_ANSWERED + 1);
+    scene.wait(seconds::UDP + 1);
+    let outcome = scene.answer(&flow, TestSite::ToPod, 0);
+    assert_eq!((outcome.reason, outcome.fate), over);
+
+    scene.reset();
+    service(scene, 1);
+    let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    for wait in [2, 2, seconds::UDP_STREAM - 1] {
+        scene.wait(wait);
+        scene.request(&flow, 0);
+        scene.reply(&flow, 0);
+    }
+    scene.wait(seconds::UDP_STREAM + 1);
     let outcome = scene.answer(&flow, TestSite::ToPod, 0);
     assert_eq!((outcome.reason, outcome.fate), over);
 }
@@ -157,7 +170,7 @@ fn an_answer_to_the_node_s_own_datagram_is_no_request<F: TestFamily>(scene: &mut
     // Others are clients, and after a while so is who answered.
     scene.expect(TestSite::ToDevice, [node_port::<F>(), server], 0, untouched.0, untouched.1);
     scene.connect(TestSite::FromDevice, from_port(server, 8082), node_port::<F>());
-    scene.wait(seconds::UDP_ANSWERED + 2);
+    scene.wait(seconds::UDP_STREAM + 2);
     let flow = scene.connect(TestSite::FromDevice, server, node_port::<F>());
     // A client that is known stays one.
     scene.expect(TestSite::ToDevice, [node_port::<F>(), server], 0, untouched.0, untouched.1);

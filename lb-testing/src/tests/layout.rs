@@ -81,7 +81,7 @@ fn current() -> String {
             node_address_count, pod_prefix_count,
         }
         Timeouts {
-            tcp_syn, tcp_established, tcp_half_closed, tcp_fin_one_way, tcp_closing, udp, udp_answered,
+            tcp_syn, tcp_established, tcp_half_closed, tcp_fin_one_way, tcp_closing, tcp_reset, udp, udp_stream,
         }
         Lifetimes { ticks }
         Settings { ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports }

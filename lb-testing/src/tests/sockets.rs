@@ -192,7 +192,7 @@ fn datagrams<F: TestFamily>() {
     };
     let first = round(&mut node);
     assert!((1..=3).all(|number| first.contains(&F::remote_pod(number))));
-    node.tables.clock = node.tables.clock.wrapping_add((seconds::UDP_ANSWERED - 1) * TICKS);
+    node.tables.clock = node.tables.clock.wrapping_add((seconds::UDP_STREAM - 1) * TICKS);
     node.world.drain(ids[0]);
     assert_eq!(round(&mut node), first, "a draining backend keeps its senders");
     node.world.remove_backend(ids[0]);

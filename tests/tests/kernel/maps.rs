@@ -256,7 +256,8 @@ const TIMEOUTS: Timeouts = Timeouts {
     tcp_fin_one_way: 120,
     tcp_closing: 100,
     udp: 100,
-    udp_answered: 100,
+    tcp_reset: 100,
+    udp_stream: 100,
 };
 
 #[test]

@@ -11,7 +11,9 @@ use lb_common::{
             Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, READY, TERMINATING, THIS_HOST,
         },
         counter::Reason,
-        flow::{ANSWERED, CLIENT_FIN, Flow, FlowKey, Generation, ONE_WAY, RESET, SERVER_FIN},
+        flow::{
+            ANSWERED, CLIENT_FIN, Flow, FlowKey, Generation, ONE_WAY, RESET, SERVER_FIN, STREAM,
+        },
         frontend::{Frontend, FrontendKey, FrontendKind, TCP},
         service::Service,
         settings::Settings,
@@ -171,7 +173,7 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         let mut text = format!(
             "existing entry {direction} {}{handshake}{}, idle for {} s of {} s",
             text::<F>(to),
-            state_text(flow.state),
+            state_text(kind, flow.state),
             idle / ticks,
             lifetime / ticks,
         );
@@ -186,14 +188,20 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
     }
 }
 
-fn state_text(state: u8) -> String {
-    let names = [
+fn state_text(kind: PacketKind, state: u8) -> String {
+    let of_tcp = [
         (ANSWERED, "answered"),
         (CLIENT_FIN, "client has sent FIN"),
         (SERVER_FIN, "backend has sent FIN"),
         (RESET, "reset"),
         (ONE_WAY, "replies take another path"),
     ];
+    let of_udp = [
+        (ANSWERED, "answered"),
+        (STREAM, "for longer than two seconds"),
+        (ONE_WAY, "replies take another path"),
+    ];
+    let names = if matches!(kind, PacketKind::Tcp) { &of_tcp[..] } else { &of_udp };
     let seen = names.iter().filter(|(bit, _)| state & bit != 0);
     seen.map(|(_, name)| format!(", {name}")).collect()
 }

@@ -12,7 +12,7 @@ use lb_common::{
         address::{Address, Address4, Address6, Be16},
         affinity::{Affinity, AffinityKey, BY_NETNS, BY_SOCKET},
         backend::Backend,
-        flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN, Tuple},
+        flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN, STREAM, Tuple},
         frontend::TCP,
         service::Name,
         settings::{Settings, SettingsPair},
@@ -202,7 +202,7 @@ fn row<A: Copy, I: Into<IpAddr>>(
         new_destination: destination(next),
         action: action_name(flow.action),
         via: is_tunnel.then(|| via.to_string()),
-        state: state_names(flow.state),
+        state: state_names(key.protocol as u8, flow.state),
         service: names.text(flow.service),
         backend: flow.backend,
         idle_seconds: clock.seconds_since(flow.last_seen),
@@ -224,13 +224,15 @@ fn action_name(action: Action) -> &'static str {
     }
 }
 
-fn state_names(state: u8) -> Vec<&'static str> {
-    let names = [
+fn state_names(protocol: u8, state: u8) -> Vec<&'static str> {
+    let tcp = [
         (ANSWERED, "answered"),
         (CLIENT_FIN, "client_fin"),
         (SERVER_FIN, "server_fin"),
         (RESET, "reset"),
     ];
+    let udp = [(ANSWERED, "answered"), (STREAM, "stream")];
+    let names = if protocol == TCP { &tcp[..] } else { &udp };
     names.iter().filter(|(bit, _)| state & bit != 0).map(|(_, name)| *name).collect()
 }
 
