@@ -16,7 +16,7 @@ use crate::harness::echo::{Answer, Probe, Transport};
 use crate::harness::netns::topology::cgroup::Cgroup;
 use crate::harness::netns::topology::namespace::Netns;
 use crate::harness::netns::topology::plan::{Addresses, Family};
-use crate::harness::wait::{PATIENCE, patiently};
+use crate::harness::wait::{PATIENCE, eventually, patiently};
 
 /// A place where processes run.
 #[derive(Debug)]
@@ -194,11 +194,10 @@ impl Host {
             Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
             Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
         };
-        self.netns().run(|| {
-            let socket = UdpSocket::bind((any, port))?;
-            socket.set_read_timeout(Some(patience))?;
-            Ok(socket)
-        })
+        // A process that another test just starts may still hold a socket that was closed here.
+        let socket = eventually(|| self.netns().run(|| Ok(UdpSocket::bind((any, port))?)))?;
+        socket.set_read_timeout(Some(patience))?;
+        Ok(socket)
     }
 
     /// Asks once over TCP from here.
