@@ -221,9 +221,9 @@ fn the_pins_of_layout_v3_are_adopted_without_a_lost_packet() -> Result<()> {
     let mut expectations = Expectations::default();
     let others = ["--max-services", "2048", "--max-backends", "8192", "--max-slots", "16384"];
     for (what, own, more) in [
-        ("tcx", ["--tc-attach", "auto"], &SMALL_MAPS[..]),
-        ("clsact", ["--tc-attach", "clsact"], &SMALL_MAPS),
-        ("other sizes", ["--tc-attach", "auto"], &others),
+        ("tcx", ["--tc-attach", "auto", "--socket-lb", "tcp"], &SMALL_MAPS[..]),
+        ("clsact", ["--tc-attach", "clsact", "--socket-lb", "node"], &SMALL_MAPS),
+        ("other sizes", ["--tc-attach", "auto", "--socket-lb", "off"], &others),
     ] {
         let arguments = [&own[..], &SMALL_MAPS].concat();
         let mut scenario = set_up(&arguments)?;
