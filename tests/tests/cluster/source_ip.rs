@@ -256,7 +256,9 @@ fn check_scale(live: &LiveCluster, expectations: &mut Expectations, name: &str) 
 }
 
 fn check_all(mode: &Mode, arguments: &[&str]) -> Result<()> {
-    let builder = Cluster::builder().pod(1, SERVER).pod(1, CLIENTS[0]).pod(2, CLIENTS[1]);
+    // Direct server return sends from addresses of Services.
+    let builder = Cluster::builder().any_source();
+    let builder = builder.pod(1, SERVER).pod(1, CLIENTS[0]).pod(2, CLIENTS[1]);
     let mut live = LiveCluster::start(builder, Options::default())?;
     live.serve(&[SERVER])?;
     let pods = cidr::cluster();
