@@ -4,7 +4,7 @@
 use lb_common::{
     abi::{counter::Reason, frontend::FrontendKind, service::Service, settings::MAX_PREFIXES},
     balance::Answer,
-    packet::{ACK, FIN, SYN},
+    packet::{ACK, FIN, RST, SYN},
 };
 
 use super::setup::*;
@@ -12,7 +12,7 @@ use crate::{
     flow::{TestFlow, tuple},
     frame::{Body, Frame},
     interpreter::Fate,
-    world::SOURCE_PORTS,
+    world::{SOURCE_PORTS, seconds},
 };
 
 cases! {
