@@ -176,7 +176,7 @@ fn a_client_that_resets_a_handshake_establishes_nothing<F: TestFamily>(scene: &m
     scene.reply(&flow, SYN | ACK);
     scene.request(&flow, RST);
     assert_eq!(scene.flow_counts()[0], 0);
-    scene.wait(seconds::TCP_CLOSING + 1);
+    scene.wait(seconds::TCP_RESET + 1);
     is_expired(scene, &flow);
     chooses_again(scene, &ids, &flow);
 }
