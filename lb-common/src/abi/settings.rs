@@ -208,7 +208,12 @@ impl<A: Address> FamilySettings<A> {
     #[inline(always)]
     pub fn is_node(&self, address: A) -> bool {
         let mut index = 0;
-        while index < MAX_PREFIXES && index < self.node_address_count as usize {
+        // Two bounds, of which the compiler would make one: verifiers before 6.3 forget the range of
+        // a number that is spilled to the stack, and the constant bound is never spilled.
+        while index < MAX_PREFIXES {
+            if index >= core::hint::black_box(self.node_address_count) as usize {
+                return false;
+            }
             if self.node_addresses[index] == address {
                 return true;
             }

@@ -276,14 +276,14 @@ fn check(mode: Mode, arguments: &[&str]) -> Result<()> {
     let (mut live, proxy) = start(mode)?;
     let mut expectations = Expectations::default();
     take_over(&mut live, proxy, arguments, &mut expectations).context("take-over")?;
-    let on_connect = arguments.is_empty();
+    let on_connect = arguments.contains(&"tcp");
     give_back(&mut live, mode, on_connect, &mut expectations).context("return")?;
     expectations.finish().with_context(|| format!("{mode:?} {arguments:?}"))
 }
 
 #[test]
 fn connections_outlive_kube_proxy_and_its_tables() -> Result<()> {
-    check(Mode::Nftables, &[])
+    check(Mode::Nftables, &["--socket-lb", "tcp"])
 }
 
 #[test]
