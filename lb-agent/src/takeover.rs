@@ -21,6 +21,9 @@ pub use tool::ToolError;
 const KEEPER_CHAIN: &str = "LB-TAKEOVER";
 const KEEPER_TABLE: &str = "lb-takeover";
 
+/// Why chains stay.
+const USED_BY_OTHERS: &str = "other rules use them";
+
 /// What kube-proxy left in one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
@@ -28,8 +31,10 @@ pub struct Leftover {
     pub place: String,
     /// The content, such as `12 chains, 3 jumps to them`.
     pub what: String,
-    /// Chains that are not removed, because rules of other programs use them.
+    /// Parts that are not removed.
     pub kept: Vec<String>,
+    /// Why they are not.
+    pub because: &'static str,
 }
 
 impl fmt::Display for Leftover {
@@ -37,7 +42,7 @@ impl fmt::Display for Leftover {
         write!(formatter, "{}: {}", self.place, self.what)?;
         if !self.kept.is_empty() {
             let kept = self.kept.join(", ");
-            write!(formatter, "; kept because other rules use them: {kept}")?;
+            write!(formatter, "; kept because {}: {kept}", self.because)?;
         }
         Ok(())
     }

@@ -31,10 +31,17 @@ pub(crate) struct Args {
     /// Write the golden file of instruction counts. The table for docs/kernels.md is always printed
     #[arg(long)]
     bless: bool,
-    /// Parts to run: load, cases, connections; all of them by default
-    #[arg(long, value_delimiter = ',')]
+    /// Parts to run; all of them by default
+    #[arg(long, value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(PARTS))]
     only: Vec<String>,
 }
+
+/// The parts, which `lb_tests::tools::vm` has.
+const PARTS: [&str; 5] = ["load", "cases", "connections", DEVICES, "ipvs"];
+/// The part that needs NICs.
+const DEVICES: &str = "devices";
+/// The parts that need more modules and tools.
+const WITH_MORE: [&str; 2] = [DEVICES, "ipvs"];
 
 /// A kernel to test, and the Debian releases that have it.
 struct Kernel {
@@ -102,9 +109,13 @@ pub(crate) fn outcome(workspace: &Workspace, name: &str) -> Outcome {
 
 /// Boots one kernel and waits for its results. The programs are built.
 fn try_kernel(workspace: &Workspace, kernel: &Kernel, only: &[String]) -> Result<Results> {
+    let all = PARTS.map(str::to_owned);
+    let only = if only.is_empty() { &all[..] } else { only };
+    let has_more = only.iter().any(|part| WITH_MORE.contains(&part.as_str()));
     let qemu = debian::qemu(workspace)?;
-    let release = debian::kernel(workspace, kernel)?;
-    let image = image::write(workspace, &release)?;
+    let extra: &[&str] = if has_more { &modules::MORE } else { &[] };
+    let release = debian::kernel(workspace, kernel, extra)?;
+    let image = image::write(workspace, &release, has_more)?;
     let log = workspace.log(&format!("vm-{}", kernel.name));
     let console = machine::boot(&qemu, &release, &image, only, &log, LIMIT)?;
     let mut results = Results::parse(kernel.name, &console.text);

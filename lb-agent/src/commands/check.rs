@@ -288,7 +288,8 @@ mod tests {
     #[test]
     fn kube_proxy_is_reported_in_one_line() {
         let place = "iptables-nft, table nat".to_owned();
-        let leftover = Leftover { place, what: "12 chains".to_owned(), kept: Vec::new() };
+        let leftover =
+            Leftover { place, what: "12 chains".to_owned(), kept: Vec::new(), because: "" };
         let left = Survey { leftovers: vec![leftover], errors: Vec::new() };
         for (process, survey, severity, text) in [
             (None, &Survey::default(), Severity::Fine, "no kube-proxy rules found"),

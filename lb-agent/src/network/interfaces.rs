@@ -35,6 +35,8 @@ pub struct Link {
     pub header: LinkHeader,
     /// Whether it is a veth.
     pub is_veth: bool,
+    /// Whether it is a netkit device, which is one end of a pair like a veth.
+    pub is_netkit: bool,
     /// Whether its peer is in another network namespace.
     pub has_peer_elsewhere: bool,
     /// Whether it is a bridge.
@@ -43,6 +45,13 @@ pub struct Link {
     pub is_dummy: bool,
     /// The bridge, bond or other device that it is a port of.
     pub controller: Option<u32>,
+}
+
+impl Link {
+    /// Whether it is one end of a pair, as the interfaces of pods are.
+    fn is_paired(&self) -> bool {
+        self.is_veth || self.is_netkit
+    }
 }
 
 /// A default route of the main table.
@@ -86,11 +95,12 @@ impl Network {
             .iter()
             .filter(|(_, link)| link.header != LinkHeader::Other)
             .filter_map(|(index, link)| {
-                let is_pod =
-                    || pods.matches(&link.name).unwrap_or(link.is_veth && link.has_peer_elsewhere);
+                let is_pod = || {
+                    pods.matches(&link.name).unwrap_or(link.is_paired() && link.has_peer_elsewhere)
+                };
                 let role = if link.is_loopback {
                     Role::Loopback
-                } else if self.is_external(*index, link, devices, node_addresses) {
+                } else if self.is_external(*index, link, devices, pods, node_addresses) {
                     Role::External
                 } else if link.header == LinkHeader::Ethernet && is_pod() {
                     Role::Pod
@@ -111,7 +121,9 @@ impl Network {
         self.links
             .iter()
             .filter(|(_, link)| link.header == LinkHeader::Other)
-            .filter(|(index, link)| self.is_external(**index, link, devices, node_addresses))
+            .filter(|(index, link)| {
+                self.is_external(**index, link, devices, &Patterns::Auto, node_addresses)
+            })
             .map(|(index, link)| Interface { index: *index, name: link.name.clone() })
     }
 
@@ -120,13 +132,14 @@ impl Network {
         index: u32,
         link: &Link,
         devices: &Patterns,
+        pods: &Patterns,
         node_addresses: &[IpAddr],
     ) -> bool {
         devices.matches(&link.name).unwrap_or_else(|| {
             let holds = |address: &IpAddr| self.addresses.contains(&(index, *address));
             self.default_routes.iter().any(|route| route.interface == index)
                 || node_addresses.iter().any(holds)
-                || self.leads_outside(index, link)
+                || (pods.matches(&link.name) != Some(true) && self.leads_outside(index, link))
         })
     }
 
@@ -137,12 +150,12 @@ impl Network {
         if link.is_down || link.is_dummy || link.controller.is_some() {
             return false;
         }
-        if link.is_veth {
-            // The host side of a pod's veth has no address, or a gateway address without a subnet.
+        if link.is_paired() {
+            // The host side of a pod's pair has no address, or a gateway address without a subnet.
             return link.has_peer_elsewhere && self.on_subnets.iter().any(|(on, _)| *on == index);
         }
         let mut ports = self.links.values().filter(|port| port.controller == Some(index));
-        !link.is_bridge || ports.any(|port| !port.is_veth)
+        !link.is_bridge || ports.any(|port| !port.is_paired())
     }
 
     /// Completes `roles`, found without the addresses of the Node object, until these are known.
@@ -329,6 +342,12 @@ mod tests {
             ("no packet of another machine", 19, Link { is_veth: true, ..link("pair0") }, None),
             ("a veth with a subnet behind it", 20, veth("eth2"), Some(Role::External)),
             ("a pod's veth with a gateway address", 21, veth("veth21"), Some(Role::Pod)),
+            (
+                "a pod's netkit device",
+                22,
+                Link { is_netkit: true, has_peer_elsewhere: true, ..link("nk22") },
+                Some(Role::Pod),
+            ),
         ];
         let mut network = node();
         network.addresses.extend([(20, address("172.19.0.2")), (21, address("10.244.1.1"))]);
@@ -407,6 +426,12 @@ mod tests {
         let pods = Patterns::Named(vec!["cali*".into(), "cn*0".into()]);
         let roles = node().roles(&devices, &pods, &[]);
         assert_eq!(roles, [(1, Role::Loopback), (3, Role::External), (4, Role::Pod)].into());
+        let tap = Link { name: "tap7".into(), ..Link::default() };
+        let mut network = node();
+        network.links.insert(7, tap);
+        let role_of = |pods: &Patterns| network.roles(&Patterns::Auto, pods, &[]).get(&7).copied();
+        assert_eq!(role_of(&Patterns::Auto), Some(Role::External));
+        assert_eq!(role_of(&Patterns::Named(vec!["tap*".into()])), Some(Role::Pod));
     }
 
     #[test]

@@ -237,6 +237,7 @@ pub(super) fn parse_link(message: &LinkMessage) -> (u32, Link) {
             LinkAttribute::LinkInfo(infos) => {
                 let is_kind = |kind| infos.contains(&LinkInfo::Kind(kind));
                 link.is_veth = is_kind(InfoKind::Veth);
+                link.is_netkit = is_kind(InfoKind::Netkit);
                 link.is_bridge = is_kind(InfoKind::Bridge);
                 link.is_dummy = is_kind(InfoKind::Dummy);
             }

@@ -4,7 +4,7 @@
 use std::fs;
 
 use super::{
-    Leftover, Mode, has_connections, nftables,
+    Leftover, Mode, USED_BY_OTHERS, has_connections, nftables,
     rules::{self, Removal},
     tool::{self, ToolError},
 };
@@ -96,5 +96,6 @@ fn leftover(variant: &Variant, removal: Removal) -> Leftover {
         place: format!("{}, table {table}", variant.program),
         what: format!("{chains} chains, {jumps} jumps to them"),
         kept,
+        because: USED_BY_OTHERS,
     }
 }

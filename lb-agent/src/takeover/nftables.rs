@@ -21,6 +21,7 @@ pub(super) fn go_through(mode: Mode) -> Result<Vec<Leftover>, ToolError> {
         place: NFT.to_owned(),
         what: format!("table {family} {TABLE}"),
         kept: Vec::new(),
+        because: "",
     };
     Ok(families.iter().map(leftover).collect())
 }

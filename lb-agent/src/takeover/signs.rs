@@ -36,7 +36,7 @@ impl Sign {
     /// The same, as a survey lists it.
     pub fn leftover(&self) -> Leftover {
         let place = self.family.to_owned();
-        Leftover { place, what: self.what.to_owned(), kept: Vec::new() }
+        Leftover { place, what: self.what.to_owned(), kept: Vec::new(), because: "" }
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::real::node::Node;
 use lb_tests::harness::real::objects::{App, http_probe, service, workload};
 use lb_tests::harness::real::plan::CLUSTER_DNS;
 use lb_tests::harness::wait::eventually;
@@ -125,9 +126,7 @@ fn install(world: &World) -> Result<()> {
     world.apply(&cache(world)?)?;
     world.roll_out("daemonset/cache")?;
     for node in world.real.nodes() {
-        for rule in rules() {
-            node.output("iptables", &[&["-t", "raw", "-A"][..], &rule].concat())?;
-        }
+        change_rules(node, "-A")?;
         node.output("ip", &["link", "add", DEVICE, "type", "dummy"])?;
         node.output("ip", &["link", "set", DEVICE, "up"])?;
         node.output("ip", &["addr", "add", &format!("{CLUSTER_DNS}/32"), "dev", DEVICE])?;
@@ -138,14 +137,22 @@ fn install(world: &World) -> Result<()> {
 fn remove(world: &World) -> Result<()> {
     for node in world.real.nodes() {
         node.output("ip", &["link", "del", DEVICE])?;
-        for rule in rules() {
-            node.output("iptables", &[&["-t", "raw", "-D"][..], &rule].concat())?;
-        }
+        change_rules(node, "-D")?;
     }
     Ok(())
 }
 
-fn rules() -> Vec<Vec<&'static str>> {
+/// Adds the rules to a node (`-A`) or removes them (`-D`).
+fn change_rules(node: &Node, how: &str) -> Result<()> {
+    for rule in rules() {
+        let rule = rule.iter().map(String::as_str);
+        let arguments: Vec<&str> = ["-t", "raw", how].into_iter().chain(rule).collect();
+        node.output("iptables", &arguments)?;
+    }
+    Ok(())
+}
+
+fn rules() -> Vec<Vec<String>> {
     let mut rules = Vec::new();
     for protocol in ["udp", "tcp"] {
         for [chain, address, port] in [
@@ -153,17 +160,9 @@ fn rules() -> Vec<Vec<&'static str>> {
             ["OUTPUT", "-d", "--dport"],
             ["OUTPUT", "-s", "--sport"],
         ] {
-            rules.push(vec![
-                chain,
-                address,
-                CLUSTER_DNS,
-                "-p",
-                protocol,
-                port,
-                "53",
-                "-j",
-                "NOTRACK",
-            ]);
+            let rule =
+                format!("{chain} {address} {CLUSTER_DNS} -p {protocol} {port} 53 -j NOTRACK");
+            rules.push(rule.split(' ').map(str::to_owned).collect());
         }
     }
     rules

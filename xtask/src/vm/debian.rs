@@ -32,12 +32,15 @@ pub(super) struct Qemu {
     pub(super) libraries: Option<String>,
 }
 
-/// The kernel from the cache; it is fetched if the cache lacks it.
-pub(super) fn kernel(workspace: &Workspace, kernel: &Kernel) -> Result<Release> {
-    let directory = workspace.cache().join(format!("kernels-{}", kernel.name));
+/// The kernel from the cache; it is fetched if the cache lacks it. `extra` modules make a second
+/// copy, so that the usual one is not fetched anew.
+pub(super) fn kernel(workspace: &Workspace, kernel: &Kernel, extra: &[&str]) -> Result<Release> {
+    let suffix = if extra.is_empty() { "" } else { "-more" };
+    let directory = workspace.cache().join(format!("kernels-{}{suffix}", kernel.name));
+    let wanted = [&modules::WANTED, extra].concat();
     // The file's name depends on the list of modules.
     let mut hasher = DefaultHasher::new();
-    modules::WANTED.hash(&mut hasher);
+    wanted.hash(&mut hasher);
     let modules = format!("modules-{:016x}.cpio", hasher.finish());
     cached(workspace, &directory, &["vmlinuz", &modules], |into, _| {
         let progress = Progress::start(format!("fetching Linux {}", kernel.name));
@@ -48,7 +51,7 @@ pub(super) fn kernel(workspace: &Workspace, kernel: &Kernel) -> Result<Release> 
         let vmlinuz = vmlinuz(&root, &directory)?;
         fs::copy(&vmlinuz, into.join("vmlinuz"))
             .with_context(|| format!("cannot copy {}", vmlinuz.display()))?;
-        archive(&modules::collect(&directory)?, &into.join(&modules))?;
+        archive(&modules::collect(&directory, &wanted)?, &into.join(&modules))?;
         progress.done();
         Ok(())
     })?;
@@ -63,6 +66,50 @@ fn archive(modules: &[modules::Module], path: &Path) -> Result<()> {
         archive.file(&name, &module.content).with_context(shown)?;
     }
     archive.finish().with_context(shown)
+}
+
+/// Programs of packages that the machine need not have installed, from the cache.
+pub(super) struct Tools {
+    pub(super) programs: Vec<PathBuf>,
+    /// The directory of libraries that only they use.
+    pub(super) libraries: PathBuf,
+}
+
+/// Fetches packages if the cache lacks them, and picks these programs and all libraries.
+pub(super) fn tools(workspace: &Workspace, packages: &[&str], programs: &[&str]) -> Result<Tools> {
+    const LIBRARIES: &str = "lib";
+    let directory = workspace.cache().join("vm-tools");
+    let files = [programs, &[LIBRARIES]].concat();
+    cached(workspace, &directory, &files, |into, _| {
+        let progress = Progress::start("fetching tools for virtual machines");
+        let apt = Apt::of_suites(workspace, into, &[&codename()?])?;
+        apt.download(packages.iter().copied())?;
+        let root = apt.unpack()?;
+        for name in programs {
+            let places = ["usr/bin", "usr/sbin", "sbin"].map(|place| root.join(place).join(name));
+            let program = places.iter().find(|path| path.is_file());
+            let program = program.with_context(|| format!("the packages contain no {name}"))?;
+            fs::copy(program, into.join(name)).with_context(|| format!("cannot copy {name}"))?;
+        }
+        let libraries = into.join(LIBRARIES);
+        fs::create_dir_all(&libraries)?;
+        let target = format!("{}-linux-gnu", env::consts::ARCH);
+        for place in ["usr/lib", "lib"].map(|place| root.join(place).join(&target)) {
+            for entry in fs::read_dir(place).into_iter().flatten() {
+                let path = entry?.path();
+                if let Some(name) = path.file_name().filter(|_| path.is_file()) {
+                    fs::copy(&path, libraries.join(name))
+                        .with_context(|| format!("cannot copy {}", path.display()))?;
+                }
+            }
+        }
+        progress.done();
+        Ok(())
+    })?;
+    Ok(Tools {
+        programs: programs.iter().map(|name| directory.join(name)).collect(),
+        libraries: directory.join(LIBRARIES),
+    })
 }
 
 /// The machine's qemu, else one from the cache; it is fetched if the cache lacks it.

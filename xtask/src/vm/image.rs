@@ -8,19 +8,35 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::cpio::Archive;
-use super::debian::Release;
+use super::debian::{self, Release};
 use crate::run;
 use crate::workspace::{Workspace, on_path};
 
 /// System programs that the tests run.
 const TOOLS: [&str; 2] = ["ip", "nft"];
+/// What the parts `devices` and `ipvs` run beside them, and the packages that have it.
+const MORE_TOOLS: [&str; 4] = ["wg", "ethtool", "ipvsadm", "ipset"];
+const PACKAGES: [&str; 8] = [
+    "wireguard-tools",
+    "ethtool",
+    "ipvsadm",
+    "ipset",
+    "libipset13",
+    "libnl-3-200",
+    "libnl-genl-3-200",
+    "libpopt0",
+];
+/// One program by all names that `lb-agent cleanup --kube-proxy` calls it by.
+const IPTABLES: &str = "xtables-nft-multi";
+const IPTABLES_NAMES: [&str; 4] =
+    ["iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-save", "ip6tables-nft-restore"];
 /// The object that the tests load.
 pub(super) const OBJECT: &str = "/lb-ebpf.o";
 /// Where programs are.
 pub(super) const PROGRAMS: &str = "/bin";
 
-/// Writes the initramfs for a kernel.
-pub(super) fn write(workspace: &Workspace, release: &Release) -> Result<PathBuf> {
+/// Writes the initramfs for a kernel; `has_more` if a part runs in it that needs more tools.
+pub(super) fn write(workspace: &Workspace, release: &Release, has_more: bool) -> Result<PathBuf> {
     let path = workspace.target().join("xtask").join("vm.cpio");
     let shown = || format!("cannot write {}", path.display());
     path.parent().map_or(Ok(()), fs::create_dir_all).with_context(shown)?;
@@ -32,12 +48,27 @@ pub(super) fn write(workspace: &Workspace, release: &Release) -> Result<PathBuf>
     let mut archive = Archive::new(out);
     archive.device("/dev/console", (5, 1)).with_context(shown)?;
     let mut libraries = BTreeSet::new();
-    for (from, to) in programs(workspace)? {
-        libraries.extend(libraries_of(workspace, &from)?);
+    let mut programs = programs(workspace)?;
+    let mut apart = None;
+    if has_more {
+        let tools = debian::tools(workspace, &PACKAGES, &MORE_TOOLS)?;
+        let names = MORE_TOOLS.into_iter().map(in_programs);
+        programs.extend(tools.programs.into_iter().zip(names));
+        let iptables = installed(IPTABLES)?;
+        programs.extend(IPTABLES_NAMES.map(|name| (iptables.clone(), in_programs(name))));
+        apart = Some(tools.libraries);
+    }
+    for (from, to) in programs {
+        libraries.extend(libraries_of(workspace, &from, apart.as_deref())?);
         add(&mut archive, &from, &to)?;
     }
     for library in libraries {
-        add(&mut archive, Path::new(&library), &library)?;
+        let path = Path::new(&library);
+        let name = path.strip_prefix(apart.as_deref().unwrap_or(path)).ok();
+        let name = name.and_then(Path::to_str).filter(|name| !name.is_empty());
+        // The dynamic linker finds libraries of unpacked packages where installed ones are.
+        let to = name.map_or_else(|| library.clone(), |name| format!("/lib/{name}"));
+        add(&mut archive, path, &to)?;
     }
     add(&mut archive, &workspace.object(), OBJECT)?;
     archive.finish().with_context(shown)?;
@@ -47,17 +78,24 @@ pub(super) fn write(workspace: &Workspace, release: &Release) -> Result<PathBuf>
 fn programs(workspace: &Workspace) -> Result<Vec<(PathBuf, String)>> {
     let mut programs = vec![
         (workspace.tool("lb-vm"), "/init".to_owned()),
-        (workspace.tool("lb-echo"), format!("{PROGRAMS}/lb-echo")),
-        (workspace.release("lb-agent"), format!("{PROGRAMS}/lb-agent")),
+        (workspace.tool("lb-echo"), in_programs("lb-echo")),
+        (workspace.release("lb-agent"), in_programs("lb-agent")),
     ];
     for name in TOOLS {
-        // iproute2 and nftables install them into directories that PATH may lack.
-        let sbin = || ["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).join(name));
-        let path = on_path(name).or_else(|| sbin().into_iter().find(|path| path.is_file()));
-        let path = path.with_context(|| format!("no {name}: run `cargo xtask setup`"))?;
-        programs.push((path, format!("{PROGRAMS}/{name}")));
+        programs.push((installed(name)?, in_programs(name)));
     }
     Ok(programs)
+}
+
+fn in_programs(name: &str) -> String {
+    format!("{PROGRAMS}/{name}")
+}
+
+/// A program of the machine. Some packages install theirs into directories that PATH may lack.
+fn installed(name: &str) -> Result<PathBuf> {
+    let sbin = || ["/usr/sbin", "/sbin"].map(|directory| Path::new(directory).join(name));
+    let path = on_path(name).or_else(|| sbin().into_iter().find(|path| path.is_file()));
+    path.with_context(|| format!("no {name}: run `cargo xtask setup`"))
 }
 
 fn add(archive: &mut Archive<impl Write>, from: &Path, to: &str) -> Result<()> {
@@ -65,9 +103,16 @@ fn add(archive: &mut Archive<impl Write>, from: &Path, to: &str) -> Result<()> {
     archive.file(to, &content).with_context(|| format!("cannot add {to} to the initramfs"))
 }
 
-/// The shared libraries of a program, and its dynamic linker.
-fn libraries_of(workspace: &Workspace, program: &Path) -> Result<Vec<String>> {
-    let answer = run::answer(workspace.command("ldd").arg(program))
+/// The shared libraries of a program, and its dynamic linker. Libraries in the directory `apart`
+/// are not installed.
+fn libraries_of(
+    workspace: &Workspace,
+    program: &Path,
+    apart: Option<&Path>,
+) -> Result<Vec<String>> {
+    let mut command = workspace.command("ldd");
+    command.envs(apart.map(|apart| ("LD_LIBRARY_PATH", apart)));
+    let answer = run::answer(command.arg(program))
         .with_context(|| format!("ldd cannot read {}", program.display()))?;
     ensure!(!answer.contains("not found"), "{}: {answer}", program.display());
     Ok(paths(&answer))

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::DEVICES;
 use super::debian::{Qemu, Release};
 use super::image::{OBJECT, PROGRAMS};
 
@@ -15,6 +16,10 @@ use super::image::{OBJECT, PROGRAMS};
 const INTERVAL: Duration = Duration::from_millis(100);
 /// The factor by which tests wait longer on an emulated machine.
 const PATIENCE: u32 = 20;
+
+/// The models of the NICs that the part `devices` tries. Each is wired to a virtio NIC, its far
+/// end; `tests/src/tools/vm/devices.rs` finds both by their MACs.
+const NICS: [&str; 3] = ["virtio-net-pci", "e1000e", "igb"];
 
 /// The result of a machine.
 pub(super) struct Console {
@@ -47,6 +52,7 @@ pub(super) fn boot(
         .arg(&release.vmlinuz)
         .arg("-initrd")
         .arg(image)
+        .args(if only.iter().any(|part| part == DEVICES) { nics() } else { Vec::new() })
         .args(["-append", &kernel_arguments(only)])
         .stdin(Stdio::null())
         .stdout(file)
@@ -62,6 +68,22 @@ pub(super) fn boot(
     }
     let bytes = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
     Ok(Console { text: String::from_utf8_lossy(&bytes).into_owned(), took: started.elapsed() })
+}
+
+/// Arguments for pairs of NICs, each on a hub of its own, which nothing else is connected to.
+fn nics() -> Vec<String> {
+    let mut arguments = Vec::new();
+    for (number, model) in (1..).zip(NICS) {
+        for (end, model) in (1..).zip([model, "virtio-net-pci"]) {
+            let id = format!("n{number}e{end}");
+            arguments.extend(["-netdev".to_owned(), format!("hubport,id={id},hubid={number}")]);
+            let mac = format!("52:54:00:00:{number:02x}:{end:02x}");
+            // Without a boot ROM, which would need a file of qemu's.
+            let device = format!("{model},netdev={id},mac={mac},romfile=");
+            arguments.extend(["-device".to_owned(), device]);
+        }
+    }
+    arguments
 }
 
 /// Waits until the machine is off; returns whether it was off before the limit.
@@ -86,8 +108,6 @@ fn kernel_arguments(only: &[String]) -> String {
         format!("LB_OBJECT={OBJECT}"),
         format!("LB_PATIENCE={PATIENCE}"),
     ];
-    if !only.is_empty() {
-        arguments.push(format!("LB_VM_ONLY={}", only.join(",")));
-    }
+    arguments.push(format!("LB_VM_ONLY={}", only.join(",")));
     arguments.join(" ")
 }

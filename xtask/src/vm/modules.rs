@@ -23,19 +23,37 @@ pub(super) const WANTED: [&str; 11] = [
     "nft_ct",
 ];
 
+/// What the parts `devices` and `ipvs` need beside them: kinds of devices, drivers of the machine's
+/// NICs, IPVS with ipsets, masquerading. Kernels that have netkit have it built in.
+pub(super) const MORE: [&str; 13] = [
+    "8021q",
+    "bonding",
+    "dummy",
+    "ipip",
+    "wireguard",
+    "virtio_net",
+    "e1000e",
+    "igb",
+    "ip_vs",
+    "ip_vs_rr",
+    "ip_set_bitmap_port",
+    "nft_chain_nat",
+    "nft_masq",
+];
+
 /// A module, uncompressed.
 pub(crate) struct Module {
     pub(crate) name: String,
     pub(crate) content: Vec<u8>,
 }
 
-/// Reads the wanted modules and their dependencies from a directory of modules.
-pub(crate) fn collect(directory: &Path) -> Result<Vec<Module>> {
+/// Reads modules and their dependencies from a directory of modules.
+pub(crate) fn collect(directory: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     find(directory, &mut files)?;
     ensure!(files.contains_key("veth"), "no module veth below {}", directory.display());
     let mut modules = Vec::new();
-    for name in WANTED {
+    for name in wanted {
         add(name, &files, &mut modules)?;
     }
     Ok(modules)

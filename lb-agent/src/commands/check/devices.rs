@@ -1,5 +1,5 @@
 //! How the packets of each external device are handled: by the programs that the last agent left
-//! attached, or by those that `run` would attach.
+//! attached, or by those that `run` would attach; and devices that no program can be attached to.
 
 use std::os::fd::AsFd;
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// One finding for each external device.
+/// One finding for each external device, and for each device whose packets cannot be handled.
 pub(super) fn devices(options: &Check) -> Vec<Finding> {
     let NetworkSurvey { network, with_xdp: occupied, needed_marks } = match surveyed() {
         Ok(found) => found,
@@ -48,10 +48,11 @@ pub(super) fn devices(options: &Check) -> Vec<Finding> {
     let mut lines: Vec<Finding> = lines.collect();
     if lines.is_empty() {
         let text = "no external device found: traffic from outside is not handled; give --devices";
-        return vec![finding(Severity::Warning, "device", text)];
+        lines.push(finding(Severity::Warning, "device", text));
     }
     lines.extend(order(&network, &pins));
     lines.extend(needed_marks.into_iter().map(routing));
+    lines.extend(unsupported(&network, options));
     lines
 }
 
@@ -88,6 +89,20 @@ fn order(network: &Network, pins: &Pins) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// Devices with an address by which clients may come, for whose packets lb has no programs.
+fn unsupported(network: &Network, options: &Check) -> impl Iterator<Item = Finding> {
+    let has_address = |index: u32| network.addresses.iter().any(|(holder, _)| *holder == index);
+    let devices = network.unsupported(&options.devices, &[]);
+    devices.filter(move |device| has_address(device.index)).map(|device| {
+        let text = format!(
+            "{}: packets are not handled, because they have no Ethernet header: clients that \
+             come by this device do not reach Services; let them come by another device",
+            device.name
+        );
+        finding(Severity::Warning, "device", text)
+    })
 }
 
 fn surveyed() -> Result<NetworkSurvey, InterfaceError> {
