@@ -61,6 +61,15 @@ pub fn candidate<F: Family>(destination: F::Address, site: Site, settings: &Sett
     }
 }
 
+/// Whether a machine behind this node's device sent the packet, and no process of the node, so that
+/// nothing is decided about it: macvlan and virtual machines share the device, and have their own
+/// addresses.
+#[inline(always)]
+pub fn is_of_a_guest<F: Family>(packet: &Packet<F>, site: Site, settings: &Settings) -> bool {
+    matches!(site, Site::ToDevice { ingress: 0, .. })
+        && !F::settings(settings).may_be_node(packet.tuple().source)
+}
+
 /// Decides on a packet at `site` for which [`candidate()`] returned `candidate`. If the packet passes,
 /// [`passed`] has the last word.
 #[inline(always)]
@@ -76,9 +85,6 @@ pub fn decide<F: Family, T: Tables<F>>(
         return Verdict::Pass(Reason::NotService);
     }
     let context = Context { packet, settings, site, now: tables.now() };
-    if context.is_of_a_guest() {
-        return Verdict::Pass(Reason::NotService);
-    }
     if !is_service_protocol(packet.kind) {
         return no_flow::decide(candidate, &context, work, tables);
     }
@@ -108,7 +114,7 @@ pub fn passed<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Verdict {
     let context = Context { packet, settings, site, now: tables.now() };
-    if !may_be_kept(site) || matches!(candidate, Candidate::NotService) || context.is_of_a_guest() {
+    if !may_be_kept(site) || matches!(candidate, Candidate::NotService) {
         return Verdict::Pass(reason);
     }
     if matches!((site, candidate), (Site::ToDevice { .. }, Candidate::Service)) {

@@ -78,6 +78,9 @@ impl<F: TestFamily> Host<F> {
         if F::parse(frame, &mut packet).is_none() {
             return (Verdict::Pass(Reason::Malformed), work, packet);
         }
+        if balance::is_of_a_guest(&packet, site, settings) {
+            return (Verdict::Pass(Reason::NotService), work, packet);
+        }
         let verdict = if candidate == Candidate::NotService {
             Verdict::Pass(Reason::NotService)
         } else if packet.is_icmp_error() {

@@ -210,10 +210,7 @@ impl<A: Address> FamilySettings<A> {
         let mut index = 0;
         // Two bounds, of which the compiler would make one: verifiers before 6.3 forget the range of
         // a number that is spilled to the stack, and the constant bound is never spilled.
-        while index < MAX_PREFIXES {
-            if index >= core::hint::black_box(self.node_address_count) as usize {
-                return false;
-            }
+        while index < MAX_PREFIXES && index < self.node_address_count as usize {
             if self.node_addresses[index] == address {
                 return true;
             }

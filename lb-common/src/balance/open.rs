@@ -256,9 +256,8 @@ fn prepare_request<F: Family, T: Tables<F>>(
         && tables.route_source(&backend.address, route_source);
     if source == Source::Client {
         // The kernel chose the source of a node process for its route to the frontend.
-        let is_right = !has_route_source
-            || *route_source == tuple.source
-            || !context.family().may_be_node(tuple.source);
+        let is_right =
+            !has_route_source || *route_source == tuple.source || !context.may_be_sent_by_node();
         if is_right {
             flow.rewrite.source.set(&tuple.source);
         } else {

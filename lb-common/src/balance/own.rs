@@ -27,7 +27,7 @@ pub(super) fn may_get_answer<F: Family>(context: &Context<F>) -> bool {
     matches!(packet.kind, PacketKind::Udp)
         && (context.settings.node_ports.contains(tuple.source_port.get())
             || context.family().may_be_service(tuple.source))
-        && context.family().may_be_node(tuple.source)
+        && context.may_be_sent_by_node()
 }
 
 /// Inserts the answer to this packet into FLOWS, as a reply that stays unchanged, so that it opens no

@@ -156,12 +156,12 @@ impl<F: Family> Context<'_, F> {
         F::settings(self.settings)
     }
 
-    /// Whether a machine behind this node's device sent the packet, and no process of the node:
-    /// macvlan and virtual machines share the device, and have their own addresses.
-    #[inline(always)]
-    pub(crate) fn is_of_a_guest(&self) -> bool {
-        matches!(self.site, Site::ToDevice { ingress: 0, .. })
-            && !self.family().may_be_node(self.packet.tuple().source)
+    /// Whether the packet's source may be an address of this node. It is a function of its own,
+    /// because in a large one the bound of the loop would be spilled to the stack, where verifiers
+    /// before 6.3 forget its range.
+    #[inline(never)]
+    pub(crate) fn may_be_sent_by_node(&self) -> bool {
+        self.family().may_be_node(self.packet.tuple().source)
     }
 
     /// Whether another node encapsulated the packet.

@@ -146,8 +146,8 @@ fn judge<
             candidate = Candidate::Service;
         }
     }
-    // Elsewhere a candidate excludes more code than it repeats.
-    if matches!(hook, Hook::FromDevice | Hook::FromPod) {
+    // Towards pods a candidate excludes more code than it repeats.
+    if !matches!(hook, Hook::ToPod) {
         candidate = scratch.store_candidate(candidate);
     }
     window.start += encap_len::<F, HOOK>(&scratch.packet);
@@ -160,6 +160,10 @@ fn judge<
     {
         count(hook, reason);
         return result;
+    }
+    if matches!(hook, Hook::ToDevice) && balance::is_of_a_guest(&scratch.packet, site, settings) {
+        count(hook, Reason::NotService);
+        return NEXT;
     }
     let is_fragment = matches!(scratch.packet.kind, PacketKind::Fragment);
     let verdict = if is_fragment || scratch.packet.is_icmp_error() {

@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::{
+        counter::Reason,
         flow::{FlowKey, Tuple},
         frontend::TCP,
         settings::Settings,
@@ -84,6 +85,9 @@ pub(super) fn run<F: PinnedFamily, R: Reader<F>>(
     site: Site,
 ) -> (Verdict, Work<F::Address>) {
     let mut work = Work::default();
+    if balance::is_of_a_guest(packet, site, settings) {
+        return (Verdict::Pass(Reason::NotService), work);
+    }
     let candidate = balance::candidate::<F>(packet.tuple().destination, site, settings);
     let verdict = match balance::decide(candidate, packet, site, settings, &mut work, overlay) {
         Verdict::Pass(reason) => {
