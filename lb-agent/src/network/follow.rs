@@ -3,6 +3,9 @@
 //! It does not read /sys/class/net, which shows the network namespace that mounted it: netlink
 //! shows the agent's.
 
+mod order;
+mod route_sources;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -11,6 +14,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use lb_common::abi::settings::MAX_DEVICES;
 use lb_control::model::network::{Interface, NodeNetwork};
 use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{
@@ -25,11 +29,12 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::route_sources::finished;
 use super::{
     error::InterfaceError,
     interfaces::{Network, attach_points, in_order},
     messages::{Stale, apply, parse_link, read, read_routes},
-    own_packets, sources,
+    own_packets,
 };
 use crate::{
     maps::{
@@ -70,8 +75,6 @@ const CHECK: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 /// The minimum interval between two invalidations of next hops.
 const INVALIDATE: Duration = Duration::from_millis(10);
-/// The minimum interval between two readings of the source addresses of routes.
-const READ_SOURCES: Duration = Duration::from_millis(100);
 /// The interval between two looks at the order of programs.
 const LOOK_AT_ORDER: Duration = Duration::from_secs(60);
 /// How long to wait for more messages of the same change.
@@ -282,49 +285,6 @@ impl Interfaces {
         }
     }
 
-    /// Begins to read the source addresses of routes, if that is due and no reading goes on.
-    fn read_sources(&mut self) {
-        let now = Instant::now();
-        if !self.reads_sources || self.sources_read.is_some() || now < self.read_sources_at {
-            return;
-        }
-        self.reads_sources = false;
-        self.read_sources_at = now + READ_SOURCES;
-        let is_external = |(_, role): &(&u32, &Role)| **role == Role::External;
-        let external: BTreeSet<u32> =
-            self.roles.iter().filter(is_external).map(|(index, _)| *index).collect();
-        self.sources_read =
-            Some(tokio::spawn(
-                async move { sources::read(|index| external.contains(&index)).await },
-            ));
-    }
-
-    /// Stores the source addresses of routes and publishes them.
-    fn apply_sources(
-        &mut self,
-        read: Result<SourcesByRoute, InterfaceError>,
-    ) -> Result<(), InterfaceError> {
-        let sources = read?;
-        let left_out = self.sources.set(&sources)?;
-        if left_out > 0 {
-            warn!(
-                left_out,
-                "map SOURCES4 or SOURCES6 is full: packets to {left_out} route prefixes get the \
-                 source address of the shorter prefix around them"
-            );
-        }
-        let route_sources: BTreeSet<IpAddr> = sources.into_values().collect();
-        self.published.send_if_modified(|published| {
-            let is_changed = published.route_sources != route_sources;
-            if is_changed {
-                info!(sources = ?route_sources, "source addresses of routes by external devices");
-                published.route_sources = route_sources;
-            }
-            is_changed
-        });
-        Ok(())
-    }
-
     /// Finds programs that are no longer attached, at the cost of a system call or two
     /// each, and marks them to be attached again. Returns whether there are any.
     fn find_detached(&mut self) -> bool {
@@ -338,30 +298,6 @@ impl Interfaces {
         }
         self.lost.extend(&lost);
         self.xdp.find_detached(&self.programs) || !lost.is_empty()
-    }
-
-    /// Finds programs of others that are on the wrong side of lb's, and publishes them.
-    fn find_misplaced(&self) {
-        let mut misplaced = Vec::new();
-        for point @ (index, direction) in self.attached.keys() {
-            let Ok(found) = self.attacher.misplaced(*point) else { continue };
-            let name = self.network.links.get(index).map_or("", |link| &link.name);
-            misplaced.extend(
-                found.iter().map(|program| format!("{program} at {} of {name}", direction.name())),
-            );
-        }
-        self.published.send_if_modified(|published| {
-            let is_changed = published.misplaced != misplaced;
-            if is_changed && !misplaced.is_empty() {
-                warn!(
-                    ?misplaced,
-                    "programs of others see packets of Services with the addresses of backends: \
-                     NetworkPolicies there may drop them; see docs/neighbours.md"
-                );
-            }
-            published.misplaced.clone_from(&misplaced);
-            is_changed
-        });
     }
 
     /// Applies a message and those that follow within [`GATHER`]. A change of a link ends the
@@ -415,6 +351,15 @@ impl Interfaces {
         let mut roles = self.network.roles(devices, pods, known.unwrap_or_default());
         if known.is_none() {
             self.network.keep_held_roles(&mut roles, &mut self.held_roles);
+        }
+        for device in self.network.excess(devices, pods, known.unwrap_or_default()) {
+            if self.warned.insert(device.index) {
+                warn!(
+                    device = device.name,
+                    "more than {MAX_DEVICES} external devices: Service traffic of this one is not \
+                     handled; choose the devices with --devices"
+                );
+            }
         }
         for device in self.network.unsupported(devices, known.unwrap_or_default()) {
             if self.warned.insert(device.index) {
@@ -552,17 +497,6 @@ impl Interfaces {
                 self.detach(point.0, point.1);
             }
         }
-    }
-}
-
-/// The result of a reading that goes on; never ready if there is none.
-async fn finished(
-    reading: &mut Option<JoinHandle<Result<SourcesByRoute, InterfaceError>>>,
-) -> Result<SourcesByRoute, InterfaceError> {
-    match reading {
-        // The task is neither aborted nor does it panic while this one runs.
-        Some(task) => task.await.unwrap_or(Err(InterfaceError::Closed)),
-        None => std::future::pending().await,
     }
 }
 
