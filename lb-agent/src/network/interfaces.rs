@@ -41,7 +41,8 @@ pub struct Link {
     pub has_peer_elsewhere: bool,
     /// Whether it is a bridge.
     pub is_bridge: bool,
-    /// Whether it is a dummy device, which no packet comes in by.
+    /// Whether it is a dummy, which no packet comes in by, or an ifb, which only packets of another
+    /// interface pass (the bandwidth plug-in has one for each pod).
     pub is_dummy: bool,
     /// The bridge, bond or other device that it is a port of.
     pub controller: Option<u32>,

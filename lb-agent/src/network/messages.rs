@@ -239,7 +239,7 @@ pub(super) fn parse_link(message: &LinkMessage) -> (u32, Link) {
                 link.is_veth = is_kind(InfoKind::Veth);
                 link.is_netkit = is_kind(InfoKind::Netkit);
                 link.is_bridge = is_kind(InfoKind::Bridge);
-                link.is_dummy = is_kind(InfoKind::Dummy);
+                link.is_dummy = is_kind(InfoKind::Dummy) || is_kind(InfoKind::Ifb);
             }
             _ => {}
         }

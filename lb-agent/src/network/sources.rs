@@ -88,8 +88,10 @@ async fn source_of(handle: &Handle, prefix: IpNet, all: &BTreeSet<IpNet>) -> Opt
 
 /// Addresses in `prefix` that are in no longer prefix of `all`, one from each gap between those.
 fn representatives(prefix: IpNet, all: &BTreeSet<IpNet>) -> impl Iterator<Item = IpAddr> {
+    // Prefixes are in the order of their addresses: those inside `prefix` follow it.
+    let inside = all.range(prefix..).take_while(|other| other.network() <= prefix.broadcast());
     let longer: Vec<IpNet> =
-        all.iter().filter(|other| **other != prefix && prefix.contains(*other)).copied().collect();
+        inside.filter(|other| **other != prefix && prefix.contains(*other)).copied().collect();
     let mut next = Some(first_of(prefix));
     std::iter::from_fn(move || {
         loop {

@@ -84,15 +84,18 @@ pub(super) fn keep_from_leaving<F: Family, T: Tables<F>>(
 }
 
 /// Why a packet to an address of a Service must not leave the node untranslated; `None` if it may.
+///
+/// A load balancer's address or external IP may also be that of a backend's node, or of a machine
+/// that this node talks to as with any other: only what a router has sent here, and this node would
+/// send back as it came, is nobody's.
 #[inline(never)]
 fn why_not_leave<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) -> Option<Reason> {
     let destination = context.packet.tuple().destination;
     let kind = tables.frontend(&FrontendKey::of_address(destination)).map(|whole| whole.kind);
-    let is_external = kind == Some(FrontendKind::EXTERNAL_ADDRESS);
     // A ClusterIP, or an address that may become one.
     let is_internal = kind == Some(FrontendKind::CLUSTER_IP_ADDRESS)
         || context.family().is_in_service_cidr(destination);
-    if !(is_internal || is_external) {
+    if !is_internal && !(kind == Some(FrontendKind::EXTERNAL_ADDRESS) && is_returning(context)) {
         return None;
     }
     // No other proxy has translated it either: the flow is lost, and its client would send again
@@ -100,13 +103,16 @@ fn why_not_leave<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) 
     if is_orphan(context, tables) {
         return Some(Reason::Orphan);
     }
-    if is_internal {
-        return Some(Reason::UntranslatedLeaving);
-    }
-    match context.site {
-        Site::ToDevice { ifindex, ingress } if ifindex == ingress => Some(Reason::Returning),
-        _ => None,
-    }
+    Some(if is_internal { Reason::UntranslatedLeaving } else { Reason::Returning })
+}
+
+/// Whether another machine sent the packet, and it is about to leave by the device that it arrived
+/// by.
+#[inline(always)]
+fn is_returning<F: Family>(context: &Context<F>) -> bool {
+    matches!(context.site, Site::ToDevice { ifindex, ingress } if ifindex == ingress)
+        && !context.may_be_sent_by_node()
+        && !context.is_draining()
 }
 
 /// Whether the packet belongs to a TCP connection with a frontend, of which no flow is known.

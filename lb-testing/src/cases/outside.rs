@@ -37,6 +37,7 @@ cases! {
     TCP_ONLY => a_lost_connection_of_an_external_frontend_is_reset_where_it_would_leave,
     BOTH => a_port_that_is_no_node_port_is_left_alone,
     BOTH => many_flows_to_one_backend_have_ports_of_their_own,
+    BOTH => a_backend_whose_address_is_an_external_one_too_is_reached,
     BOTH => flows_keep_their_replies_when_source_ports_run_out,
     TCP_ONLY => a_port_of_a_closed_flow_rests_while_others_are_free,
     TCP_ONLY => a_port_of_a_closed_flow_is_reused_if_no_other_is_free,
@@ -368,9 +369,32 @@ fn a_lost_connection_of_an_external_frontend_is_reset_where_it_would_leave<F: Te
     let ends = [client::<F>(), balancer::<F>()];
     scene.expect(TestSite::FromDevice, ends, ACK, Reason::UnknownTcpFlow, Fate::Untouched);
     let reset = (Reason::Orphan, Fate::Answered(Answer::Reset));
-    for site in [TestSite::ToDeviceReturned, TestSite::ToDeviceForwarded] {
-        scene.expect(site, ends, ACK, reset.0, reset.1);
-        scene.expect(site, ends, FIN | ACK, reset.0, reset.1);
+    for flags in [ACK, FIN | ACK] {
+        scene.expect(TestSite::ToDeviceReturned, ends, flags, reset.0, reset.1);
+        // By another device it may leave: another machine behind this router may have the address.
+        let untouched = (Reason::NoFlow, Fate::Untouched);
+        scene.expect(TestSite::ToDeviceForwarded, ends, flags, untouched.0, untouched.1);
+    }
+}
+
+/// k3s gives the addresses of all nodes to a load balancer, and its ingress controllers use the
+/// network of their nodes.
+fn a_backend_whose_address_is_an_external_one_too_is_reached<F: TestFamily>(scene: &mut Scene<F>) {
+    let index = exposed(scene, &[Location::OtherNode]);
+    let backend = at(F::remote_pod(3), 8080);
+    scene.world.add_frontend_of_kind(FrontendKind::EXTERNAL, index, backend, scene.protocol);
+    scene.update();
+    // What this node has translated leaves by the device that it came in by, or by another one.
+    let of_pod = scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
+    let of_client = scene.open(TestSite::FromDevice, client::<F>(), node_port::<F>());
+    for (flow, site) in
+        [(of_pod, TestSite::ToDeviceForwarded), (of_client, TestSite::ToDeviceReturned)]
+    {
+        assert_eq!(flow.backend(), backend);
+        let ends = [at(flow.sent.source, flow.sent.source_port.get()), backend];
+        for flags in [SYN, ACK] {
+            scene.expect(site, ends, flags, Reason::NoFlow, Fate::Untouched);
+        }
     }
 }
 

@@ -294,9 +294,9 @@ fn a_known_flow_decides_alone() {
         ],
     );
     assert_eq!((known.connect, known.path[0].backends.len()), (None, 0));
-    insert(flow(lb_common::abi::flow::RESET, 1_000_000 - 250 * 31));
+    insert(flow(lb_common::abi::flow::RESET, 1_000_000 - 250 * 111));
     let expired = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
-    says(&expired, &["reset, idle for 31 s of 30 s: expired, ignored", "flow_created"]);
+    says(&expired, &["reset, idle for 111 s of 110 s: expired, ignored", "flow_created"]);
 }
 
 #[test]

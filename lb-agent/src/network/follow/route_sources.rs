@@ -43,7 +43,10 @@ impl Interfaces {
         &mut self,
         read: Result<SourcesByRoute, InterfaceError>,
     ) -> Result<(), InterfaceError> {
-        let sources = read?;
+        let mut sources = read?;
+        // An answer to another address, as one of a link alone, would not be known as this node's.
+        let own = self.published.borrow().addresses.clone();
+        sources.retain(|_, source| own.contains(source));
         let left_out = self.sources.set(&sources)?;
         if left_out > 0 {
             warn!(
