@@ -44,8 +44,17 @@ pub fn write_clone(plan: &Plan) -> Result<PathBuf> {
     let clone = plan.directory().join("clone");
     let path = "overlays/kubeadm";
     write_overlay(&clone.join("manifests").join(path), path, "merge", &[cgroup(plan)?])?;
+    let component = "components/labelled-nodes";
+    let (from, to) =
+        (Path::new(MANIFESTS).join(component), clone.join("manifests").join(component));
+    fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
+    fs::copy(from.join(KUSTOMIZATION), to.join(KUSTOMIZATION))
+        .with_context(|| format!("cannot copy {}", from.display()))?;
     Ok(clone)
 }
+
+/// The name of kustomize's file.
+const KUSTOMIZATION: &str = "kustomization.yaml";
 
 /// The node's part of the machine's cgroups, and no more.
 fn cgroup(plan: &Plan) -> Result<(&'static str, String)> {
@@ -78,7 +87,7 @@ fn write_overlay(
             "literals": literals,
         }],
     });
-    let file = directory.join("kustomization.yaml");
+    let file = directory.join(KUSTOMIZATION);
     fs::write(&file, kustomization.to_string())
         .with_context(|| format!("cannot write {}", file.display()))
 }
