@@ -95,7 +95,8 @@ fn why_not_leave<F: Family, T: Tables<F>>(context: &Context<F>, tables: &mut T) 
     // A ClusterIP, or an address that may become one.
     let is_internal = kind == Some(FrontendKind::CLUSTER_IP_ADDRESS)
         || context.family().is_in_service_cidr(destination);
-    if !is_internal && !(kind == Some(FrontendKind::EXTERNAL_ADDRESS) && is_returning(context)) {
+    let is_external = kind == Some(FrontendKind::EXTERNAL_ADDRESS);
+    if !(is_internal || is_external && is_returning(context)) {
         return None;
     }
     // No other proxy has translated it either: the flow is lost, and its client would send again
