@@ -72,12 +72,19 @@ fn inside(world: &World) -> Result<()> {
             let outcome = check_seen(&pod, to.get(family), [HTTP, PORT], &own);
             expectations.check(format!("pod on node{node}, {family:?}"), outcome);
             // To a pod of its own the node speaks with the address of the pods' bridge.
-            let own = vec![host.ip(family), bridge(node, family)];
+            let own = vec![host.ip(family), bridge(node, family), overlay(node, family)];
             let outcome = check_seen(&host, to.get(family), [HTTP, PORT], &own);
             expectations.check(format!("node{node}, {family:?}"), outcome);
         }
     }
     expectations.finish()
+}
+
+/// The address of a node's device in flannel's overlay, if there is one: the network address of its
+/// pods.
+fn overlay(node: u8, family: Family) -> IpAddr {
+    let [v4, v6] = cidr::pods_of_node(node);
+    if family == Family::V4 { v4.addr() } else { v6.addr() }
 }
 
 /// The first address of a node's pods.
@@ -135,7 +142,8 @@ fn check_entries(
                 let outcome = match (node == HOME, policy) {
                     (true, _) => check_seen(&client, address, ports, &vec![client.ip(family)]),
                     (false, "Cluster") => {
-                        check_seen(&client, address, ports, &vec![entry.ip(family)])
+                        let own = vec![entry.ip(family), overlay(node, family)];
+                        check_seen(&client, address, ports, &own)
                     }
                     (false, _) => check_silence(&client, address, ports),
                 };
