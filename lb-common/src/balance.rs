@@ -96,7 +96,7 @@ pub fn decide<F: Family, T: Tables<F>>(
 
 /// Whether [`passed`] may decide otherwise at `site`.
 #[inline(always)]
-pub const fn may_be_kept(site: Site) -> bool {
+const fn may_be_kept(site: Site) -> bool {
     matches!(site, Site::ToDevice { .. } | Site::ToPod | Site::Loopback)
 }
 

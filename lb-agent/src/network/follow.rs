@@ -348,11 +348,12 @@ impl Interfaces {
     fn reconcile(&mut self) -> Result<BTreeSet<AttachPoint>, InterfaceError> {
         let InterfaceOptions { devices, pods, .. } = &self.options;
         let known = self.node_addresses.as_deref();
-        let mut roles = self.network.roles(devices, pods, known.unwrap_or_default());
+        let (mut roles, excess) =
+            self.network.roles_and_excess(devices, pods, known.unwrap_or_default());
         if known.is_none() {
             self.network.keep_held_roles(&mut roles, &mut self.held_roles);
         }
-        for device in self.network.excess(devices, pods, known.unwrap_or_default()) {
+        for device in excess {
             if self.warned.insert(device.index) {
                 warn!(
                     device = device.name,

@@ -85,52 +85,38 @@ pub struct Network {
 
 impl Network {
     /// The role of every interface that has one. `devices` and `pods` are `--devices` and
-    /// `--pod-interfaces`; `node_addresses` are those of the Node object. Of more external interfaces
-    /// than DEVICES has entries, [`Self::excess`] get none.
+    /// `--pod-interfaces`; `node_addresses` are those of the Node object.
     pub fn roles(
         &self,
         devices: &Patterns,
         pods: &Patterns,
         node_addresses: &[IpAddr],
     ) -> BTreeMap<u32, Role> {
-        let mut roles = self.all_roles(devices, pods, node_addresses);
-        for index in self.excess_of(&roles, devices, node_addresses) {
-            roles.remove(&index);
-        }
-        roles
+        self.roles_and_excess(devices, pods, node_addresses).0
     }
 
-    /// The external interfaces for which DEVICES has no room: those that were made last, but none that
-    /// has a default route, an address of the Node, or is in `--devices`.
-    pub fn excess(
+    /// [`Self::roles`], and the external interfaces that have no role because DEVICES has no room for
+    /// them: the newest ones, but none that has a default route, an address of the Node, or is in
+    /// `--devices`.
+    pub fn roles_and_excess(
         &self,
         devices: &Patterns,
         pods: &Patterns,
         node_addresses: &[IpAddr],
-    ) -> impl Iterator<Item = Interface> {
-        let roles = self.all_roles(devices, pods, node_addresses);
-        let excess = self.excess_of(&roles, devices, node_addresses);
-        excess.into_iter().filter_map(|index| {
-            let link = self.links.get(&index)?;
-            Some(Interface { index, name: link.name.clone() })
-        })
-    }
-
-    fn excess_of(
-        &self,
-        roles: &BTreeMap<u32, Role>,
-        devices: &Patterns,
-        node_addresses: &[IpAddr],
-    ) -> Vec<u32> {
-        let is_external = |(_, role): &(&u32, &Role)| **role == Role::External;
-        let external: Vec<u32> =
-            roles.iter().filter(is_external).map(|(index, _)| *index).collect();
-        let is_guessed = |index: &u32| {
-            let name = self.links.get(index).map_or("", |link| &link.name);
-            devices.matches(name).is_none() && !self.faces_outside(*index, node_addresses)
+    ) -> (BTreeMap<u32, Role>, Vec<Interface>) {
+        let mut roles = self.all_roles(devices, pods, node_addresses);
+        let external: Vec<Interface> = self.with_role(&roles, Role::External).collect();
+        let is_guessed = |interface: &Interface| {
+            devices.matches(&interface.name).is_none()
+                && !self.faces_outside(interface.index, node_addresses)
         };
         let too_many = external.len().saturating_sub(MAX_DEVICES as usize);
-        external.into_iter().rev().filter(is_guessed).take(too_many).collect()
+        let newest = external.into_iter().rev();
+        let excess: Vec<Interface> = newest.filter(is_guessed).take(too_many).collect();
+        for interface in &excess {
+            roles.remove(&interface.index);
+        }
+        (roles, excess)
     }
 
     fn all_roles(

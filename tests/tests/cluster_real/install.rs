@@ -15,7 +15,7 @@ use lb_tests::harness::wait::eventually;
 
 use crate::Test;
 use crate::traffic::{self, Kind, SERVERS, Traffic};
-use crate::world::{World, nodes};
+use crate::world::{AGENTS, World, nodes};
 
 pub(crate) const TESTS: &[Test] = &[
     ("install::the_page_leads_from_kube_proxy_to_lb_and_back_without_a_loss", there_and_back),
@@ -24,9 +24,6 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// How long known connections may take to end, on the page and here.
 const DRAIN: [&str; 2] = ["10m", "10s"];
-
-/// The agents' pods.
-const AGENTS: &str = "app.kubernetes.io/name=lb-agent";
 
 fn there_and_back(world: &World) -> Result<()> {
     let page = Steps::read()?;

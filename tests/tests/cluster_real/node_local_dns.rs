@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::Test;
 use crate::names::{dig, full};
-use crate::world::{World, nodes};
+use crate::world::{AGENTS, World, nodes};
 
 pub(crate) const TESTS: &[Test] =
     &[("node_local_dns::a_cache_serves_the_cluster_ip_that_its_interface_holds", served)];
@@ -26,8 +26,6 @@ const OWN_NAME: &str = "who.node-local";
 const OWN_ANSWER: &str = "192.0.2.53";
 /// The Service by which the cache asks the cluster's DNS.
 const UPSTREAM: &str = "kube-dns-upstream";
-/// The agents' pods.
-const AGENTS: &str = "app.kubernetes.io/name=lb-agent";
 
 fn served(world: &World) -> Result<()> {
     world.apply(&[App::new("web", 3).deployment(), service("web", "web", "ClusterIP")])?;

@@ -6,7 +6,7 @@ use lb_tests::harness::wait::eventually;
 
 use crate::Test;
 use crate::traffic::{self, Kind, SERVERS, Traffic};
-use crate::world::{World, nodes, of_node};
+use crate::world::{AGENTS, World, nodes, of_node};
 
 pub(crate) const TESTS: &[Test] = &[
     ("upgrade::a_rolling_update_and_its_rollback_lose_nothing", rolled),
@@ -50,7 +50,7 @@ fn ensure_image(world: &World, image: &str) -> Result<()> {
 
 /// The agents' pods that do not terminate.
 fn agents(world: &World) -> Result<Vec<serde_json::Value>> {
-    let selector = ["pods", "-n", "kube-system", "-l", "app.kubernetes.io/name=lb-agent"];
+    let selector = ["pods", "-n", "kube-system", "-l", AGENTS];
     let pods = world.real.kubectl().get(&selector)?;
     let pods = pods["items"].as_array().cloned().unwrap_or_default();
     Ok(pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())

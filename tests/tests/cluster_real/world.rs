@@ -22,6 +22,9 @@ const NAME: &str = "lb-cluster-tests";
 /// The variable that names another network of pods than the default one.
 const CNI: &str = "LB_TESTS_CNI";
 
+/// The label of the agents' pods, as a selector.
+pub(crate) const AGENTS: &str = "app.kubernetes.io/name=lb-agent";
+
 /// How long kubectl waits for pods.
 const TIMEOUT: &str = "--timeout=120s";
 

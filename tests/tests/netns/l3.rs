@@ -33,16 +33,12 @@ fn end(number: u8) -> Addresses {
     }
 }
 
-fn ip(netns: &Netns, lines: impl IntoIterator<Item = String>) -> Result<()> {
-    lines.into_iter().try_for_each(|line| netns.ip(&line))
-}
-
 fn hold(netns: &Netns, number: u8) -> Result<()> {
     let Addresses { v4, v6 } = end(number);
-    ip(
-        netns,
-        [format!("addr add {v4}/24 dev {DEVICE}"), format!("addr add {v6}/64 dev {DEVICE} nodad")],
-    )
+    netns.ip_lines(&[
+        format!("addr add {v4}/24 dev {DEVICE}"),
+        format!("addr add {v6}/64 dev {DEVICE} nodad"),
+    ])
 }
 
 /// A route to an address by the device.
@@ -93,7 +89,7 @@ fn clients_that_come_by_a_vpn_are_served() -> Result<()> {
     let numbers = [NEAR, FAR, HOST, NONE];
     for (family, number) in Family::ALL.into_iter().flat_map(|f| numbers.map(|n| (f, n))) {
         let to = frontends(&scenario, number, family).map(|at| route(at.ip()));
-        ip(outside.netns(), to)?;
+        outside.netns().ip_lines(&to)?;
     }
     has_programs(&mut scenario, 1)?;
     let (node, outside) = (scenario.cluster.node(1), scenario.cluster.outside());
@@ -138,7 +134,8 @@ fn nodes_that_only_a_vpn_connects_are_served() -> Result<()> {
     for (node, number) in nodes.iter().zip(1u8..) {
         hold(node.netns(), number)?;
         let [v4, v6] = cidr::pods_of_node(3 - number);
-        ip(node.netns(), [v4, v6].map(|pods| format!("route replace {pods} dev {DEVICE}")))?;
+        node.netns()
+            .ip_lines(&[v4, v6].map(|pods| format!("route replace {pods} dev {DEVICE}")))?;
         scenario.manifests.node(&format!("node{number}"), end(number), None)?;
     }
     for node in [1, 2] {

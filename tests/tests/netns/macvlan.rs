@@ -26,22 +26,17 @@ const POD: Addresses = Addresses {
 fn move_to_macvlan(scenario: &Scenario) -> Result<()> {
     let (node1, m) = (scenario.cluster.node(1), scenario.cluster.pod("m"));
     m.netns().ip("link del eth0")?;
-    for line in [
+    node1.netns().ip_lines(&[
         "link add link eth0 name m0 type macvlan mode bridge".to_owned(),
         format!("link set m0 netns {} name eth0", m.netns().name()),
-    ] {
-        node1.netns().ip(&line)?;
-    }
-    for line in [
+    ])?;
+    m.netns().ip_lines(&[
         format!("addr add {}/24 dev eth0", POD.v4),
         format!("addr add {}/64 dev eth0 nodad", POD.v6),
         "link set eth0 up".to_owned(),
         format!("route add default via {}", NODE_GATEWAY.v4),
         format!("route add default via {}", NODE_GATEWAY.v6),
-    ] {
-        m.netns().ip(&line)?;
-    }
-    Ok(())
+    ])
 }
 
 #[test]

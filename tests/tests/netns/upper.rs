@@ -2,13 +2,11 @@
 //! has no XDP of its own in the driver, and its packets pass the uplink's programs before.
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::actors::agent::cleanup;
 use lb_tests::harness::netns::topology::cluster::Cluster;
-use lb_tests::harness::netns::topology::namespace::Netns;
 use lb_tests::harness::netns::topology::plan::{Addresses, Family, NODE_GATEWAY, node_port};
 use lb_tests::harness::netns::words::expectations::Expectations;
 use lb_tests::harness::netns::words::scenario::{SMALL_MAPS, Scenario, expect};
@@ -29,18 +27,6 @@ const ROUTER: Addresses = Addresses {
     v6: std::net::Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 1),
 };
 
-fn ip(netns: &Netns, lines: &[String]) -> Result<()> {
-    netns.run(|| {
-        for line in lines {
-            let output =
-                Command::new("ip").args(line.split(' ')).output().context("cannot run ip")?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "`ip {line}`: {}", said.trim());
-        }
-        Ok(())
-    })
-}
-
 /// Lines of `ip` that give a device its addresses.
 fn addresses(device: &str, at: Addresses) -> [String; 2] {
     [
@@ -51,22 +37,19 @@ fn addresses(device: &str, at: Addresses) -> [String; 2] {
 
 /// Makes the device. Only it answers for its addresses.
 fn add_upper(scenario: &Scenario) -> Result<()> {
-    ip(scenario.cluster.fabric().netns(), &addresses("br0", ROUTER))?;
+    scenario.cluster.fabric().netns().ip_lines(&addresses("br0", ROUTER))?;
     let node = scenario.cluster.node(1);
     node.netns().run(|| Ok(std::fs::write("/proc/sys/net/ipv4/conf/all/arp_ignore", "1")?))?;
     let mut lines = vec![format!("link add link eth0 name {UPPER} type macvlan mode bridge")];
     lines.extend(addresses(UPPER, NODE));
     lines.push(format!("link set {UPPER} up"));
-    ip(node.netns(), &lines)
+    node.netns().ip_lines(&lines)
 }
 
 /// The default routes of node 1 by its uplink, or by the device upon it.
 fn default_routes(by_upper: bool) -> [String; 2] {
     let (device, at) = if by_upper { (UPPER, ROUTER) } else { ("eth0", NODE_GATEWAY) };
-    Family::ALL.map(|family| {
-        let number = if family == Family::V4 { 4 } else { 6 };
-        format!("-{number} route replace default via {} dev {device}", at.get(family))
-    })
+    Family::ALL.map(|family| format!("route replace default via {} dev {device}", at.get(family)))
 }
 
 fn start() -> Result<Scenario> {
@@ -135,7 +118,7 @@ const NO_XDP: &str = "tc: its driver does not support XDP";
 #[test]
 fn a_device_upon_the_uplink_faces_the_outside() -> Result<()> {
     let mut scenario = start()?;
-    ip(scenario.cluster.node(1).netns(), &default_routes(true))?;
+    scenario.cluster.node(1).netns().ip_lines(&default_routes(true))?;
     const GENERIC: &str = "XDP in the stack";
     for (arguments, said) in [
         (&["--xdp", "off"][..], &[("eth0", BY_TC), (UPPER, BY_TC)][..]),
@@ -159,7 +142,7 @@ fn an_uplink_and_a_device_upon_it_face_the_outside() -> Result<()> {
         (false, "native", "XDP in the driver", NO_XDP),
         (true, "generic", "XDP in the stack", "XDP in the stack"),
     ] {
-        ip(scenario.cluster.node(1).netns(), &default_routes(by_upper))?;
+        scenario.cluster.node(1).netns().ip_lines(&default_routes(by_upper))?;
         restart(&mut scenario, &["--devices", "eth0,upper0", "--xdp", xdp])?;
         check_said(&mut scenario, &[("eth0", below), (UPPER, upper)])
             .and_then(|()| check(&scenario))

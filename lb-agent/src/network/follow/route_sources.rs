@@ -45,8 +45,9 @@ impl Interfaces {
     ) -> Result<(), InterfaceError> {
         let mut sources = read?;
         // An answer to another address, as one of a link alone, would not be known as this node's.
-        let own = self.published.borrow().addresses.clone();
-        sources.retain(|_, source| own.contains(source));
+        let published = self.published.borrow();
+        sources.retain(|_, source| published.addresses.contains(source));
+        drop(published);
         let left_out = self.sources.set(&sources)?;
         if left_out > 0 {
             warn!(

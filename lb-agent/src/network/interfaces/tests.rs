@@ -93,8 +93,8 @@ fn of_too_many_external_interfaces_the_last_guesses_get_no_role() {
     // The one with the default route, the first guesses, and the one with the Node's address.
     let expected: Vec<u32> = [2].into_iter().chain(10..24).chain([39]).collect();
     assert_eq!(external, expected);
-    let excess = network.excess(&Patterns::Auto, &Patterns::Auto, &held);
-    let excess: Vec<u32> = excess.map(|interface| interface.index).collect();
+    let (_, excess) = network.roles_and_excess(&Patterns::Auto, &Patterns::Auto, &held);
+    let excess: Vec<u32> = excess.iter().map(|interface| interface.index).collect();
     assert_eq!(excess, (24..39).rev().collect::<Vec<_>>());
     // Those that are asked for are for the operator to choose.
     let named = Patterns::Named(vec!["vlan*".into()]);

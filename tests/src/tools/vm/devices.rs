@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use self::kinds::ip;
 use super::Report;
 use crate::harness::echo::{Probe, Transport};
 use crate::harness::netns::actors::agent::{self, cleanup, lb_agent};
@@ -166,7 +165,7 @@ fn try_kind(
     (kind.make)(scenario).context("cannot make the device")?;
     let node = scenario.cluster.node(1);
     if kind.incoming != Incoming::Elsewhere {
-        ip(node.netns(), &kinds::default_routes(DEVICE, ROUTER, kind.families))?;
+        node.netns().ip_lines(&kinds::default_routes(DEVICE, ROUTER, kind.families))?;
     }
     let before = state(node.netns())?;
     let cluster_cidr = cidr::cluster();
@@ -233,11 +232,11 @@ fn ask_from_pod(scenario: &Scenario, families: &[Family]) -> Result<()> {
         };
         let routes = |change: &str| -> Result<()> {
             let (pod, backend) = (pod.ip(*family), backend.ip(*family));
-            ip(node.netns(), &[route(change, backend, ROUTER, DEVICE)])?;
-            ip(fabric.netns(), &[route(change, pod, NODE, WIRE)])?;
+            node.netns().ip_lines(&[route(change, backend, ROUTER, DEVICE)])?;
+            fabric.netns().ip_lines(&[route(change, pod, NODE, WIRE)])?;
             // Node 2 would send straight to node 1.
             let far = scenario.cluster.node(2);
-            ip(far.netns(), &[route(change, pod, NODE_GATEWAY, "eth0")])
+            far.netns().ip_lines(&[route(change, pod, NODE_GATEWAY, "eth0")])
         };
         routes("replace")?;
         let before = packets(node.netns())?;

@@ -111,7 +111,15 @@ impl Netns {
     /// # Errors
     /// It fails.
     pub fn ip(&self, line: &str) -> Result<()> {
-        self.run(|| ip_batch(&[line.to_owned()]))
+        self.ip_lines(&[line.to_owned()])
+    }
+
+    /// Runs `ip` with the words of each of these lines.
+    ///
+    /// # Errors
+    /// One fails; those after it are not run.
+    pub fn ip_lines(&self, lines: &[String]) -> Result<()> {
+        self.run(|| ip_batch(lines))
     }
 
     /// The kernel's number for the namespace, which it gives to socket hooks.

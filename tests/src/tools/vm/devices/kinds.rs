@@ -10,10 +10,6 @@ use crate::harness::netns::topology::namespace::Netns;
 use crate::harness::netns::topology::plan::{Addresses, Family, NODE_GATEWAY};
 use crate::harness::netns::words::scenario::Scenario;
 
-pub(super) fn ip(netns: &Netns, lines: &[String]) -> Result<()> {
-    netns.run(|| ip_batch(lines))
-}
-
 /// Runs lines of `ip` in the fabric, then on node 1. `{node}` is the name of its namespace.
 fn lines(scenario: &Scenario, fabric: &[&str], node: &[&str]) -> Result<()> {
     let netns = scenario.cluster.node(1);
@@ -21,8 +17,8 @@ fn lines(scenario: &Scenario, fabric: &[&str], node: &[&str]) -> Result<()> {
     let fill = |lines: &[&str]| -> Vec<String> {
         lines.iter().map(|line| line.replace("{node}", name)).collect()
     };
-    ip(scenario.cluster.fabric().netns(), &fill(fabric))?;
-    ip(netns.netns(), &fill(node))
+    scenario.cluster.fabric().netns().ip_lines(&fill(fabric))?;
+    netns.netns().ip_lines(&fill(node))
 }
 
 /// Gives both ends their addresses and sets them up.
@@ -34,8 +30,8 @@ fn addresses(scenario: &Scenario, far: &str, families: &[Family]) -> Result<()> 
         };
         families.iter().map(add).chain([format!("link set {device} up")]).collect()
     };
-    ip(scenario.cluster.fabric().netns(), &of(far, ROUTER))?;
-    ip(scenario.cluster.node(1).netns(), &of(DEVICE, NODE))
+    scenario.cluster.fabric().netns().ip_lines(&of(far, ROUTER))?;
+    scenario.cluster.node(1).netns().ip_lines(&of(DEVICE, NODE))
 }
 
 pub(super) fn default_routes(device: &str, via: Addresses, families: &[Family]) -> Vec<String> {
@@ -79,12 +75,12 @@ pub(super) fn dummy(scenario: &Scenario) -> Result<()> {
         format!("link set {DEVICE} up"),
     ];
     let fabric = scenario.cluster.fabric().netns();
-    ip(fabric, &far)?;
+    fabric.ip_lines(&far)?;
     let accept = [("ip", IpAddr::from(NODE.v4)), ("ip6", NODE.v6.into())].map(|(family, at)| {
         format!("insert rule netdev fabric from_node1 {family} saddr {at} accept\n")
     });
     fabric.run(|| tool("nft", &["-f", "-"], &accept.concat()))?;
-    ip(scenario.cluster.node(1).netns(), &near)
+    scenario.cluster.node(1).netns().ip_lines(&near)
 }
 
 pub(super) fn ipip(scenario: &Scenario) -> Result<()> {
@@ -159,17 +155,17 @@ fn nics(scenario: &Scenario, number: u8) -> Result<()> {
 pub(super) fn remove(scenario: &Scenario) -> Result<()> {
     let node = scenario.cluster.node(1);
     let (near, far) = (node.netns(), scenario.cluster.fabric().netns());
-    ip(near, &default_routes("eth0", NODE_GATEWAY, BOTH))?;
+    near.ip_lines(&default_routes("eth0", NODE_GATEWAY, BOTH))?;
     for (netns, device) in [(near, DEVICE), (near, "eth1"), (far, WIRE), (far, "cable")] {
         // Some kinds lack some of them, and NICs cannot be deleted.
-        let is_gone = ip(netns, &[format!("link del {device}")]).is_ok();
+        let is_gone = netns.ip_lines(&[format!("link del {device}")]).is_ok();
         if !is_gone {
             let parked = format!("link set {device} netns 1 name tried%d");
-            ip(netns, &[format!("link set {device} down"), parked]).ok();
+            netns.ip_lines(&[format!("link set {device} down"), parked]).ok();
         }
     }
     for route in [IpAddr::from(NODE.v4), NODE.v6.into()] {
-        ip(far, &[format!("route del {route}")]).ok();
+        far.ip_lines(&[format!("route del {route}")]).ok();
     }
     let left = near.run(|| tool("ip", &["-o", "link", "show"], ""))?;
     ensure!(!left.contains(DEVICE), "{DEVICE} is still there: {left}");

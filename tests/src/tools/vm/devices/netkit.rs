@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::kinds::ip;
 use super::{FAR, NEAR};
 use crate::harness::netns::actors::exec::tool;
 use crate::harness::netns::topology::cluster::Cluster;
@@ -22,34 +21,26 @@ pub(super) fn serve() -> Result<()> {
     let builder = Cluster::builder().pod(1, "b").pod(1, "n").pod(2, "c");
     let mut scenario = Scenario::start(builder, &arguments)?;
     let (node, pod) = (scenario.cluster.node(1), scenario.cluster.pod("n"));
-    ip(
-        node.netns(),
-        &[format!("link del {}", pod.host_device()), "link add nk9 type netkit".into()],
-    )
-    .context("no netkit in this kernel")?;
+    node.netns()
+        .ip_lines(&[format!("link del {}", pod.host_device()), "link add nk9 type netkit".into()])
+        .context("no netkit in this kernel")?;
     let shown = node.netns().run(|| tool("ip", &["-o", "link", "show"], ""))?;
     let peer = shown.split_whitespace().find_map(|word| word.strip_suffix("@nk9:"));
     let Some(peer) = peer else { bail!("nk9 has no peer: {shown}") };
     let (v4, v6) = (pod.ip(Family::V4), pod.ip(Family::V6));
-    ip(
-        node.netns(),
-        &[
-            format!("link set {peer} netns {} name eth0", pod.netns().name()),
-            "link set nk9 up".to_owned(),
-            format!("route replace {v4}/32 dev nk9"),
-            format!("route replace {v6}/128 dev nk9"),
-        ],
-    )?;
-    ip(
-        pod.netns(),
-        &[
-            format!("addr add {v4}/32 dev eth0"),
-            format!("addr add {v6}/128 dev eth0 nodad"),
-            "link set eth0 up".to_owned(),
-            "route add 0.0.0.0/0 dev eth0".to_owned(),
-            "route add ::/0 dev eth0".to_owned(),
-        ],
-    )?;
+    node.netns().ip_lines(&[
+        format!("link set {peer} netns {} name eth0", pod.netns().name()),
+        "link set nk9 up".to_owned(),
+        format!("route replace {v4}/32 dev nk9"),
+        format!("route replace {v6}/128 dev nk9"),
+    ])?;
+    pod.netns().ip_lines(&[
+        format!("addr add {v4}/32 dev eth0"),
+        format!("addr add {v6}/128 dev eth0 nodad"),
+        "link set eth0 up".to_owned(),
+        "route add 0.0.0.0/0 dev eth0".to_owned(),
+        "route add ::/0 dev eth0".to_owned(),
+    ])?;
     scenario.serve(&["b", "n", "c"])?;
     scenario.publish(&scenario.exposed("near", NEAR), &scenario.endpoints(&["b"]))?;
     scenario.publish(&scenario.exposed("far", FAR), &scenario.endpoints(&["c"]))?;
