@@ -9,6 +9,7 @@ pub mod backend;
 pub mod conversion;
 pub mod counter;
 pub mod flow;
+pub mod flow_table;
 pub mod fragment;
 pub mod frontend;
 pub mod ip;

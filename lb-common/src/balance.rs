@@ -31,7 +31,7 @@ pub mod types;
 
 use types::Context;
 
-pub use tables::{Entry, FlowTable, InsertError, Tables};
+pub use tables::{Entry, InsertError, Known, Note, Search, Tables};
 pub use types::{Answer, Candidate, Endpoint, ErrorQuote, Origin, Output, Site, Verdict, Work};
 
 /// The origin of the client of a packet at `site`.
@@ -88,7 +88,7 @@ pub fn decide<F: Family, T: Tables<F>>(
     if !is_service_protocol(packet.kind) {
         return no_flow::decide(candidate, &context, work, tables);
     }
-    match known::decide(&context, may_open(&context, candidate), work, tables) {
+    match known::decide(candidate, &context, may_open(&context, candidate), work, tables) {
         Some(verdict) => verdict,
         None => open::decide(&context, work, tables),
     }
@@ -141,7 +141,8 @@ pub fn decide_known<F: Family, T: Tables<F>>(
         return None;
     }
     let context = Context { packet, settings, site: Site::FromDevice, now: tables.now() };
-    let verdict = known::decide(&context, may_open(&context, candidate), work, tables);
+    let may_open = may_open(&context, candidate);
+    let verdict = known::decide(candidate, &context, may_open, work, tables);
     if context.is_encapsulated() && matches!(verdict, Some(Verdict::Pass(_))) {
         return None;
     }

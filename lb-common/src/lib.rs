@@ -8,4 +8,5 @@
 
 pub mod abi;
 pub mod balance;
+pub mod flow_table;
 pub mod packet;

@@ -8,7 +8,7 @@ use lb_common::{
         settings::Settings,
     },
     balance::{
-        self, Candidate, FlowTable, Site, Tables, Verdict, Work, fragment, icmp_error,
+        self, Candidate, Site, Verdict, Work, fragment, icmp_error,
         tunnel as tunnelled,
     },
     packet::{Packet, PacketKind},
@@ -183,12 +183,12 @@ impl<F: TestFamily> Interpreter<F> for Host<F> {
         self.tables.clock = self.tables.clock.wrapping_add(ticks);
     }
 
-    fn flows(&mut self, table: FlowTable) -> FlowEntries<F::Address> {
-        self.tables.flows_of(table)
+    fn flows(&mut self) -> FlowEntries<F::Address> {
+        self.tables.flows()
     }
 
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
-        Tables::<F>::remove_flow(&mut self.tables, table, key);
+    fn remove_flow(&mut self, key: &FlowKey<F::Address>) {
+        self.tables.lose(key);
     }
 
     fn affinities(&mut self) -> Vec<(AffinityKey, Affinity)> {

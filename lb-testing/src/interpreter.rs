@@ -8,7 +8,7 @@ use lb_common::{
         counter::Reason,
         flow::{FlowKey, Tuple},
     },
-    balance::{Answer, FlowTable},
+    balance::Answer,
 };
 
 use super::{
@@ -92,10 +92,10 @@ pub trait Interpreter<F: TestFamily> {
     fn quoted(&self) -> Option<Tuple<F::Address>>;
     /// Advances the clock.
     fn advance(&mut self, ticks: u32);
-    /// Every entry of a flow table.
-    fn flows(&mut self, table: FlowTable) -> FlowEntries<F::Address>;
-    /// Removes one entry of a flow table, as the sweep does, or the kernel in a full one.
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>);
+    /// Every flow.
+    fn flows(&mut self) -> FlowEntries<F::Address>;
+    /// Removes the flow with this request, as the sweep does, or another flow in a full table.
+    fn remove_flow(&mut self, key: &FlowKey<F::Address>);
     /// Every entry of AFFINITY.
     fn affinities(&mut self) -> Vec<(AffinityKey, Affinity)>;
     /// Look-ups for the last frame, if the interpreter counts them.

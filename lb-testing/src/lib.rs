@@ -12,6 +12,7 @@ pub mod case;
 pub mod cases;
 pub mod family;
 pub mod flow;
+pub mod flow_table;
 pub mod frame;
 pub mod host;
 pub mod interpreter;

@@ -2,8 +2,9 @@
 //! clients and backends do.
 
 use lb_common::{
-    abi::{counter::Reason, frontend::TCP},
-    balance::{Answer, Endpoint, FlowTable},
+    abi::{counter::Reason, flow::CONFIRMED, flow_table::RequestWord, frontend::TCP},
+    balance::{Answer, Endpoint},
+    flow_table::IS_UDP,
     packet::{ACK, SYN},
 };
 
@@ -166,9 +167,13 @@ impl<F: TestFamily> Scene<'_, F> {
         }
     }
 
-    /// How many entries the two flow tables have.
+    /// How many flows there are: first all but TCP handshakes that are not complete, then those.
     pub fn flow_counts(&mut self) -> [usize; 2] {
-        [FlowTable::Flows, FlowTable::Embryonic].map(|table| self.interpreter.flows(table).len())
+        let flows = self.interpreter.flows();
+        let is_handshake =
+            |word: &RequestWord| word.state() & (IS_UDP | CONFIRMED) == 0;
+        let handshakes = flows.iter().filter(|(_, word)| is_handshake(word)).count();
+        [flows.len() - handshakes, handshakes]
     }
 
     /// A refusal of the case's protocol.

@@ -12,29 +12,30 @@ use lb_common::{
         address::{Address, Be16, Family, Prefix},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
-        flow::{Flow, FlowKey},
+        flow::{Action, Flow, FlowKey},
+        flow_table::{Direction, FlowEntry, RequestWord},
         fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey},
         service::Service,
-        settings::Device,
+        settings::{Device, Settings},
     },
-    balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
+    balance::{Entry, InsertError, Known, Note, Search, Tables},
+    flow_table::{self, Found, NewFlow, PROTECTED},
 };
 
+use super::flow_table::HostTable;
 use super::world::World;
 
-/// Entries of a flow table.
-pub type FlowEntries<A> = Vec<(FlowKey<A>, Flow<A>)>;
+/// Flows: their entries and their words.
+pub type FlowEntries<A> = Vec<(FlowEntry<A>, RequestWord)>;
 
 /// How often each kind of table was asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lookups {
     /// FRONTENDS, a hash.
     pub frontends: u32,
-    /// FLOWS, a hash.
+    /// The table of flows, once for each direction that is looked for.
     pub flows: u32,
-    /// EMBRYONIC, a hash.
-    pub embryonic: u32,
     /// FRAGMENTS, a hash.
     pub fragments: u32,
     /// NODES, a hash.
@@ -50,7 +51,7 @@ pub struct Lookups {
 impl Lookups {
     /// The look-ups that cost: those in hashes.
     pub fn hashes(self) -> u32 {
-        self.frontends + self.flows + self.embryonic + self.fragments + self.nodes + self.affinity
+        self.frontends + self.flows + self.fragments + self.nodes + self.affinity
     }
 }
 
@@ -77,17 +78,8 @@ impl<T: Copy> Entry<T> for FakeEntry<T> {
     }
 }
 
-impl<A: Copy> FlowEntry<A> for FakeEntry<Flow<A>> {
-    fn set_state(&self, state: u8) {
-        self.place.set(Flow { state, ..self.place.get() });
-    }
-
-    fn set_last_seen(&self, now: u32) {
-        self.place.set(Flow { last_seen: now, ..self.place.get() });
-    }
-}
-
-type Flows<A> = BTreeMap<FlowKey<A>, Rc<Cell<Flow<A>>>>;
+/// Buckets of the table of flows: room for every case.
+const BUCKETS: u32 = 1 << 12;
 
 /// The tables of one family.
 #[derive(Debug)]
@@ -109,8 +101,7 @@ pub struct FakeTables<F: Family> {
     ranges: Vec<(u32, Prefix<F::Address>)>,
     sources: Vec<(Prefix<F::Address>, F::Address)>,
     nodes: Vec<F::Address>,
-    flows: Flows<F::Address>,
-    embryonic: Flows<F::Address>,
+    flows: HostTable,
     fragments: BTreeMap<FragmentKey<F::Address>, Fragment>,
     affinity: Vec<(AffinityKey, Rc<Cell<Affinity>>)>,
 }
@@ -131,8 +122,7 @@ impl<F: Family> Default for FakeTables<F> {
             ranges: Vec::new(),
             sources: Vec::new(),
             nodes: Vec::new(),
-            flows: Flows::new(),
-            embryonic: Flows::new(),
+            flows: HostTable::new(BUCKETS),
             fragments: BTreeMap::new(),
             affinity: Vec::new(),
         }
@@ -157,33 +147,24 @@ impl<F: Family> FakeTables<F> {
         self.nodes = world.nodes.clone();
     }
 
-    /// Every entry of a flow table.
-    pub fn flows_of(&self, table: FlowTable) -> FlowEntries<F::Address> {
-        self.table(table).iter().map(|(key, place)| (*key, place.get())).collect()
+    /// Every flow.
+    pub fn flows(&self) -> FlowEntries<F::Address> {
+        self.flows.live().into_iter().map(|(_, word, entry)| (entry, word)).collect()
+    }
+
+    /// Removes the flow whose requests arrive as `key` says.
+    pub fn lose(&mut self, key: &FlowKey<F::Address>) {
+        let found = flow_table::find_request(&self.flows, key).expect("the flow is there");
+        assert!(flow_table::remove::<F::Address, _>(&self.flows, &found), "nobody else removes it");
     }
 
     /// Every entry of AFFINITY.
     pub fn affinities(&self) -> Vec<(AffinityKey, Affinity)> {
         self.affinity.iter().map(|(key, place)| (*key, place.get())).collect()
     }
-
-    fn table(&self, table: FlowTable) -> &Flows<F::Address> {
-        match table {
-            FlowTable::Flows => &self.flows,
-            FlowTable::Embryonic => &self.embryonic,
-        }
-    }
-
-    fn table_mut(&mut self, table: FlowTable) -> &mut Flows<F::Address> {
-        match table {
-            FlowTable::Flows => &mut self.flows,
-            FlowTable::Embryonic => &mut self.embryonic,
-        }
-    }
 }
 
 impl<F: Family> Tables<F> for FakeTables<F> {
-    type FlowEntry = FakeEntry<Flow<F::Address>>;
     type AffinityEntry = FakeEntry<Affinity>;
 
     fn now(&self) -> u32 {
@@ -251,34 +232,83 @@ impl<F: Family> Tables<F> for FakeTables<F> {
         position.map(|index| index as u32)
     }
 
-    fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
-        match table {
-            FlowTable::Flows => self.lookups.flows += 1,
-            FlowTable::Embryonic => self.lookups.embryonic += 1,
+    fn spread(&mut self, key: &AffinityKey) -> u32 {
+        // FNV-1a (RFC 9923), and a last step that spreads it to the upper bits.
+        let fnv = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+        bytemuck::bytes_of(key).iter().fold(0x811c_9dc5, fnv).wrapping_mul(0x9e37_79b9)
+    }
+
+    fn flow(
+        &mut self,
+        key: &FlowKey<F::Address>,
+        search: Search,
+        found: &mut Known<F::Address>,
+    ) -> bool {
+        let order = match search {
+            Search::Requests => &[Direction::Request][..],
+            Search::Replies => &[Direction::Reply],
+            Search::RequestsFirst => &[Direction::Request, Direction::Reply],
+            Search::RepliesFirst => &[Direction::Reply, Direction::Request],
+        };
+        for direction in order {
+            self.lookups.flows += 1;
+            let place = match direction {
+                Direction::Request => flow_table::find_request(&self.flows, key),
+                Direction::Reply => flow_table::find_reply(&self.flows, key),
+            };
+            if let Some(Found { place, word, .. }) = place {
+                let entry = self.flows.entry_at::<F::Address>(place);
+                entry.read(*direction, word, &mut found.flow);
+                (found.place, found.word) = (place, word.0);
+                return true;
+            }
         }
-        self.table(table).get(key).map(FakeEntry::of)
+        false
     }
 
     fn insert_flow(
         &mut self,
-        table: FlowTable,
         key: &FlowKey<F::Address>,
+        reply: &FlowKey<F::Address>,
         flow: &Flow<F::Address>,
-        replace: bool,
+        reply_action: Action,
+        settings: &Settings,
     ) -> Result<(), InsertError> {
-        let exists = self.table(table).contains_key(key);
-        if exists && !replace {
-            return Err(InsertError::Exists);
-        }
-        if self.full && !exists {
+        if self.full {
             return Err(InsertError::Full);
         }
-        self.table_mut(table).insert(*key, Rc::new(Cell::new(*flow)));
-        Ok(())
+        let has_replies = reply_action != Action::default();
+        let new = NewFlow {
+            key,
+            reply: has_replies.then_some(reply),
+            state: flow.state,
+            now: flow.last_seen,
+            lifetimes: &settings.lifetimes,
+            protected: settings.times(PROTECTED),
+        };
+        let write = |place| {
+            let mut entry = FlowEntry::default();
+            entry.write(&key.tuple, flow, reply_action);
+            self.flows.store(place, entry);
+        };
+        flow_table::insert(&self.flows, &new, write).map(drop)
     }
 
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
-        self.table_mut(table).remove(key);
+    fn note_flow(
+        &mut self,
+        _key: &FlowKey<F::Address>,
+        found: &Known<F::Address>,
+        Note { clear, set, time }: Note,
+    ) {
+        let Known { place, word, .. } = *found;
+        let found = Found { entry: place, place, word: RequestWord(word) };
+        flow_table::note::<F::Address, _>(&self.flows, &found, clear, set, time);
+    }
+
+    fn remove_flow(&mut self, _key: &FlowKey<F::Address>, found: &Known<F::Address>) {
+        let Known { place, word, .. } = *found;
+        let found = Found { entry: place, place, word: RequestWord(word) };
+        flow_table::remove::<F::Address, _>(&self.flows, &found);
     }
 
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment> {

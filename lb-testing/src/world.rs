@@ -87,17 +87,18 @@ pub struct World<F: Family> {
     pub devices: Vec<Device>,
 }
 
-/// How long flows live in the tests, in ticks.
+/// How long flows live in the tests, in the unit of the times of flows.
 pub fn timeouts() -> Timeouts {
+    let times = |seconds: u32| (seconds * TICKS) >> Settings::time_shift_of(TICKS);
     Timeouts {
-        tcp_syn: seconds::TCP_SYN * TICKS,
-        tcp_established: seconds::TCP_ESTABLISHED * TICKS,
-        tcp_half_closed: seconds::TCP_HALF_CLOSED * TICKS,
-        tcp_fin_one_way: seconds::TCP_FIN_ONE_WAY * TICKS,
-        tcp_closing: seconds::TCP_CLOSING * TICKS,
-        tcp_reset: seconds::TCP_RESET * TICKS,
-        udp: seconds::UDP * TICKS,
-        udp_stream: seconds::UDP_STREAM * TICKS,
+        tcp_syn: times(seconds::TCP_SYN),
+        tcp_established: times(seconds::TCP_ESTABLISHED),
+        tcp_half_closed: times(seconds::TCP_HALF_CLOSED),
+        tcp_fin_one_way: times(seconds::TCP_FIN_ONE_WAY),
+        tcp_closing: times(seconds::TCP_CLOSING),
+        tcp_reset: times(seconds::TCP_RESET),
+        udp: times(seconds::UDP),
+        udp_stream: times(seconds::UDP_STREAM),
     }
 }
 
@@ -112,6 +113,8 @@ impl<F: TestFamily> Default for World<F> {
             flags: 0,
             node_ports: NODE_PORTS,
             source_ports: SOURCE_PORTS,
+            time_shift: Settings::time_shift_of(TICKS),
+            zero: 0,
         };
         let device = |ifindex| Device { ifindex, mac: mac(ifindex), flags: 0, mtu: 1500, epoch: 1 };
         Self {

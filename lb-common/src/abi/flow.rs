@@ -1,8 +1,5 @@
-//! FLOWS4, FLOWS6 and, for TCP handshakes that are not complete, EMBRYONIC4, EMBRYONIC6.
-//!
-//! A translated flow has two entries, one for each direction, and each entry holds the whole
-//! rewrite. The reverse of an entry's rewrite is the key of its reverse entry, that of the other
-//! direction.
+//! What a flow is: its keys, the state and the actions of its directions. How flows are kept is in
+//! [`flow_table`](super::flow_table).
 
 use bytemuck::{Pod, Zeroable};
 
@@ -13,13 +10,9 @@ use super::ip::{Address, Address4, Be16, pod};
 #[repr(C)]
 pub struct Tuple<A> {
     /// Source address, network byte order.
-    #[cfg(not(feature = "next-layout"))]
     pub source: A,
     /// Destination address, network byte order.
     pub destination: A,
-    /// Source address, network byte order.
-    #[cfg(feature = "next-layout")]
-    pub source: A,
     /// Source port, network byte order.
     pub source_port: Be16,
     /// Destination port, network byte order.
@@ -76,13 +69,9 @@ impl<A: Address> Tuple<A> {
 #[repr(C)]
 pub struct FlowKey<A> {
     /// Addresses and ports of the packet as it arrives.
-    #[cfg(not(feature = "next-layout"))]
     pub tuple: Tuple<A>,
     /// [`TCP`](super::frontend::TCP) or [`UDP`](super::frontend::UDP).
     pub protocol: u32,
-    /// Addresses and ports of the packet as it arrives.
-    #[cfg(feature = "next-layout")]
-    pub tuple: Tuple<A>,
 }
 
 impl<A: Address> FlowKey<A> {
@@ -94,48 +83,31 @@ impl<A: Address> FlowKey<A> {
     }
 }
 
-/// One direction of a translated flow.
+/// One direction of a translated flow, as a packet finds it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Flow<A> {
-    /// Index into SERVICES.
-    #[cfg(feature = "next-layout")]
-    pub service: u32,
     /// Addresses and ports of the packet once it is translated.
     pub rewrite: Tuple<A>,
     /// How the packet is sent on: an [`Action`] constant.
-    #[cfg(not(feature = "next-layout"))]
     pub action: Action,
     /// The state of the flow, as its packets showed it: [`ANSWERED`], [`CLIENT_FIN`],
-    /// [`SERVER_FIN`], [`RESET`]; and [`ONE_WAY`].
+    /// [`SERVER_FIN`], [`RESET`], [`CONFIRMED`]; and [`ONE_WAY`].
     pub state: u8,
-    /// How the packet is sent on: an [`Action`] constant.
-    #[cfg(feature = "next-layout")]
-    pub action: Action,
-    /// Nothing: a field that other layouts do not have.
-    #[cfg(feature = "next-layout")]
-    pub spare: [u8; 6],
     /// The backend's generation when the flow chose it.
-    pub generation: Generation,
+    pub generation: u16,
     /// Index into BACKENDS4 or BACKENDS6.
     pub backend: u32,
     /// Index into SERVICES.
-    #[cfg(not(feature = "next-layout"))]
     pub service: u32,
-    /// When a packet was last noted, to within a second: the low 32 bits of the kernel's jiffies.
+    /// When a packet was last noted, to within a second, in the unit of
+    /// [`Settings::time_shift`](super::settings::Settings::time_shift).
     pub last_seen: u32,
     /// Index into DEVICES of the egress device of a flow of a node process, or [`LOOPBACK_DEVICE`].
     pub device: u32,
     /// The next hop of packets that the program forwards, if it has looked up the route.
     pub next_hop: NextHop,
 }
-
-/// The generation of a flow's backend.
-#[cfg(not(feature = "next-layout"))]
-pub type Generation = u16;
-/// The generation of a flow's backend.
-#[cfg(feature = "next-layout")]
-pub type Generation = u32;
 
 /// The result of a route look-up in one aligned word, so that one store replaces it: the MAC of the
 /// next hop, the egress device, and the device's epoch at that time. It is valid while the device
@@ -214,6 +186,10 @@ pub const STREAM: u8 = 4;
 pub const RESET: u8 = 8;
 /// The replies do not pass this node, so their packets set no state here.
 pub const ONE_WAY: u8 = 16;
+/// TCP: the client went on after the backend had answered its SYN, so neither end is forged.
+pub const CONFIRMED: u8 = 32;
+/// UDP: what its client sends counts as another flow's. Late answers still belong to this one.
+pub const MOVED: u8 = 32;
 
 /// How a packet is sent on once it is rewritten, and which direction it belongs to.
 /// Bit 64 is set for replies.
@@ -240,7 +216,7 @@ impl Action {
     pub const REQUEST_FORWARD: Self = Self { action: 5 };
     /// Request for direct server return. It is sent untranslated in an IP-in-IP packet to the
     /// backend's node, which answers the client itself. The addresses of the entry are those of the
-    /// outer header, its ports are 0, and it has no reverse entry.
+    /// outer header, its ports are 0, and no replies are looked for.
     pub const REQUEST_TUNNEL: Self = Self { action: 6 };
     /// Reply. The stack routes it.
     pub const REPLY: Self = Self { action: 65 };
@@ -288,16 +264,6 @@ impl Action {
 pod! {
     Tuple<A> { A, A, Be16, Be16 }
     FlowKey<A> { Tuple<A>, u32 }
-}
-#[cfg(not(feature = "next-layout"))]
-pod! {
     Flow<A> { Tuple<A>, Action, u8, u16, u32, u32, u32, u32, NextHop }
 }
-#[cfg(feature = "next-layout")]
-pod! {
-    Flow<A> { u32, Tuple<A>, u8, Action, [u8; 6], u32, u32, u32, u32, NextHop }
-}
-const _: () = assert!(
-    cfg!(feature = "next-layout")
-        || size_of::<FlowKey<Address4>>() == 16 && size_of::<Flow<Address4>>() == 40
-);
+const _: () = assert!(size_of::<FlowKey<Address4>>() == 16 && size_of::<Flow<Address4>>() == 40);

@@ -8,6 +8,7 @@ use super::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     flow::{Action, Flow, FlowKey, NextHop, Tuple},
+    flow_table::{Bucket, FlowEntry, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey, FrontendKind},
     range::{Range, RangeKey},
@@ -148,8 +149,20 @@ described! {
         service_prefixes, node_addresses, pod_prefixes, node_source, service_prefix_count,
         service_cidr_count, node_address_count, pod_prefix_count,
     }
-    Lifetimes { ticks }
-    Settings { ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports }
+    Lifetimes { words }
+    Settings {
+        ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports, time_shift,
+        zero = 0,
+    }
+    Bucket { words }
+    FlowSeed { factors, buckets }
+    FlowEntry<A> {
+        request, translated, backend, service, device, generation, actions, next_hops = 0,
+        reply_place, zero = 0,
+    }
+    Flow<A> {
+        rewrite, action, state, generation, backend, service, last_seen, device, next_hop = 0,
+    }
     PortRange { first, count }
     Range<A> { service, address }
     RangeKey<A> { prefix_length, range }
@@ -162,18 +175,11 @@ described! {
 
 #[cfg(not(feature = "next-layout"))]
 described! {
-    Flow<A> {
-        rewrite, action, state, generation, backend, service, last_seen, device, next_hop = 0,
-    }
     Backend<A> { address, port, generation, sets, flags, zero = 0, service, node }
 }
 
 #[cfg(feature = "next-layout")]
 described! {
-    Flow<A> {
-        rewrite, action, state, generation, backend, service, last_seen, device, next_hop = 0,
-        spare = 0,
-    }
     Backend<A> { address, port, generation, sets, flags, zero = 0, service, node, spare = 0 }
 }
 
@@ -199,12 +205,15 @@ pub const MAPS: &[MapLayout] = &[
     map::<u32, Slot>("SLOTS", 1),
     map::<u32, Backend<Address4>>("BACKENDS4", CHANGED),
     map::<u32, Backend<Address6>>("BACKENDS6", CHANGED),
-    map::<u32, SettingsPair>("SETTINGS", CHANGED),
+    map::<u32, SettingsPair>("SETTINGS", CHANGED + 2),
     map::<u32, Device>("DEVICES", CHANGED),
-    map::<FlowKey<Address4>, Flow<Address4>>("FLOWS4", CHANGED),
-    map::<FlowKey<Address6>, Flow<Address6>>("FLOWS6", CHANGED),
-    map::<FlowKey<Address4>, Flow<Address4>>("EMBRYONIC4", CHANGED),
-    map::<FlowKey<Address6>, Flow<Address6>>("EMBRYONIC6", CHANGED),
+    map::<u32, FlowSeed>("FLOW_SEED", 1),
+    map::<u32, Bucket>("FLOW_REQUESTS4", 1),
+    map::<u32, Bucket>("FLOW_REQUESTS6", 1),
+    map::<u32, Bucket>("FLOW_REPLIES4", 1),
+    map::<u32, Bucket>("FLOW_REPLIES6", 1),
+    map::<u32, FlowEntry<Address4>>("FLOW_ENTRIES4", 1),
+    map::<u32, FlowEntry<Address6>>("FLOW_ENTRIES6", 1),
     map::<FragmentKey<Address4>, Fragment>("FRAGMENTS4", CHANGED),
     map::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", CHANGED),
     map::<AffinityKey, Affinity>("AFFINITY", CHANGED),

@@ -2,7 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::ip::{Address, Address4, Address6, Prefix, pod};
+use super::{
+    flow_table::TIMES,
+    ip::{Address, Address4, Address6, Prefix, pod},
+};
 
 /// The one entry of SETTINGS: two copies and the number of the one in use. The agent writes the
 /// other copy, then changes the number.
@@ -40,9 +43,32 @@ pub struct Settings {
     pub node_ports: PortRange,
     /// The source ports for flows that get an address of this node as their source.
     pub source_ports: PortRange,
+    /// The unit of the times of flows: two to this power jiffies.
+    pub time_shift: u32,
+    /// Always 0.
+    pub zero: u32,
 }
 
 impl Settings {
+    /// [`Settings::time_shift`] where the kernel counts so many jiffies per second: for each usual
+    /// number of them, the unit of times is between 50 and 80 ms.
+    pub const fn time_shift_of(ticks_per_second: u32) -> u32 {
+        let times = ticks_per_second / 12;
+        if times < 2 { 0 } else { times.ilog2() }
+    }
+
+    /// The time of a flow that is seen at `jiffies`.
+    #[inline(always)]
+    pub const fn time(&self, jiffies: u32) -> u32 {
+        (jiffies >> (self.time_shift & 31)) & (TIMES - 1)
+    }
+
+    /// So many seconds in the unit of times.
+    #[inline(always)]
+    pub const fn times(&self, seconds: u32) -> u32 {
+        seconds.wrapping_mul(self.ticks_per_second) >> (self.time_shift & 31)
+    }
+
     /// The node has, or had, frontends. Clients outside the cluster reach all of them, ClusterIPs
     /// too: packets that leave may be replies to such clients.
     pub const EXTERNAL: u32 = 1;
@@ -107,18 +133,26 @@ impl PortRange {
     }
 }
 
-/// The idle timeouts of flows in ticks, one for every protocol and state, so that programs look
-/// them up without a branch.
+/// The idle timeouts of flows, one for every state, so that programs look them up without a branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Lifetimes {
-    /// TCP's first, then those of every other protocol, by
-    /// [`Flow::state`](super::flow::Flow::state).
-    pub ticks: [u32; 2 * STATES],
+    /// By the state of a flow, with the bit of its protocol: TCP's first, then those of UDP. The
+    /// lower 24 bits are the timeout in the unit of [`Settings::time_shift`], the upper 8 the number
+    /// of the state's [`Class`](crate::flow_table::Class).
+    pub words: [u32; 2 * STATES],
 }
 
-/// The number of states that a flow may be in.
-pub const STATES: usize = 32;
+impl Lifetimes {
+    /// The timeout in a word.
+    #[inline(always)]
+    pub const fn ticks(word: u32) -> u32 {
+        word & 0xff_ffff
+    }
+}
+
+/// The number of states that a flow of one protocol may be in.
+pub const STATES: usize = 64;
 
 impl Default for Lifetimes {
     fn default() -> Self {
@@ -126,7 +160,8 @@ impl Default for Lifetimes {
     }
 }
 
-/// The idle times after which a flow counts as absent, in ticks; [`Lifetimes`] are made from them.
+/// The idle times after which a flow counts as absent, in the unit of [`Settings::time_shift`];
+/// [`Lifetimes`] are made from them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Timeouts {

@@ -12,9 +12,9 @@ use crate::{
 };
 
 use super::{
-    lookup::live_flow,
+    lookup::find_live,
     no_flow,
-    tables::{Entry, Tables},
+    tables::Tables,
     track,
     types::{Candidate, Context, Site, Verdict, Work},
 };
@@ -78,19 +78,22 @@ fn of_flow<F: Family, T: Tables<F>>(
     if track::is_past(first.last_seen, context.now, lifetime) {
         return None;
     }
-    let key = &mut work.scratch.reverse_key;
+    let key = &mut work.scratch.reply_key;
     key.tuple.set(packet.tuple());
     key.protocol = packet.key.protocol;
     (key.tuple.source_port, key.tuple.destination_port) =
         (first.source_port, first.destination_port);
-    let entry = live_flow(context, &work.scratch.reverse_key, tables)?;
-    let flow = entry.get();
+    let scratch = &mut work.scratch;
+    if !find_live(context, &scratch.reply_key, &mut scratch.known, tables) {
+        return None;
+    }
+    let flow = &work.scratch.known.flow;
     if context.is_ttl_exceeded(flow.action) {
         // No ICMP error is sent about a later fragment (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
     }
     work.out.rewrite.set(&flow.rewrite);
     let reason = if flow.action.is_reply() { Reason::Reply } else { Reason::Request };
-    work.set_delivery(flow);
+    work.set_delivery();
     Some(Verdict::Translate(reason))
 }

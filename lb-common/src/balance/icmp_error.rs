@@ -12,9 +12,9 @@ use crate::{
 };
 
 use super::{
-    lookup::live_flow,
+    lookup::find_live,
     no_flow,
-    tables::{Entry, Tables},
+    tables::Tables,
     types::{Candidate, Context, Site, Verdict, Work},
 };
 
@@ -41,8 +41,8 @@ pub fn decide<F: Family, T: Tables<F>>(
 /// The verdict on the error if it is about a packet of a known flow.
 ///
 /// The quoted packet had been translated before it was sent. So the reverse of the quoted tuple is
-/// the key of the other direction's entry. The error is sent where that entry sends packets; the
-/// entry's rewrite, reversed, is the original tuple that goes back into the quote.
+/// the key of the flow's other direction. The error is sent where that direction sends packets; its
+/// rewrite, reversed, is the original tuple that goes back into the quote.
 #[inline(never)]
 fn about_flow<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -54,9 +54,12 @@ fn about_flow<F: Family, T: Tables<F>>(
     if outer.destination != quoted.tuple.source {
         return None;
     }
-    work.scratch.reverse_key.set_reverse(&quoted.tuple, quoted.protocol);
-    let entry = live_flow(context, &work.scratch.reverse_key, tables)?;
-    let flow = entry.get();
+    work.scratch.reply_key.set_reverse(&quoted.tuple, quoted.protocol);
+    let scratch = &mut work.scratch;
+    if !find_live(context, &scratch.reply_key, &mut scratch.known, tables) {
+        return None;
+    }
+    let flow = &work.scratch.known.flow;
     if context.is_ttl_exceeded(flow.action) {
         // No ICMP error is sent about an ICMP error (RFC 1122 section 3.2.2).
         return Some(Verdict::Drop(Reason::TtlExceeded));
@@ -67,7 +70,7 @@ fn about_flow<F: Family, T: Tables<F>>(
     if keeps_source(outer.source, work.error.quote.key.tuple.destination, flow) {
         work.out.rewrite.source.set(&outer.source);
     }
-    work.set_delivery(flow);
+    work.set_delivery();
     Some(Verdict::Translate(Reason::IcmpTranslated))
 }
 

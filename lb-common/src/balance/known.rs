@@ -5,63 +5,44 @@ use crate::{
         address::Family,
         backend::{Backend, NOT_SERVING},
         counter::Reason,
-        flow::{ANSWERED, Flow, FlowKey, ONE_WAY},
+        flow::{ANSWERED, CONFIRMED, Flow, MOVED, ONE_WAY},
         traffic::NO_SERVICE,
     },
     packet::{PacketKind, RST},
 };
 
 use super::{
-    entries,
-    tables::{Entry, FlowTable, Tables},
+    select,
+    tables::{Note, Search, Tables},
     track,
-    types::{Answer, Context, Verdict, Work},
+    types::{Answer, Candidate, Context, Verdict, Work},
 };
 
 /// Decides on a packet by the flow that it belongs to. Returns `None` if it belongs to none and
 /// opens one, which it may only if `may_open`.
-///
-/// An established flow costs one look-up. EMBRYONIC is searched only for packets that can belong to
-/// a handshake. For a SYN-ACK, EMBRYONIC takes precedence: a match in FLOWS usually belongs to an
-/// older connection.
 #[inline(always)]
 pub(crate) fn decide<F: Family, T: Tables<F>>(
+    candidate: Candidate,
     context: &Context<F>,
     may_open: bool,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
-    let is_tcp = matches!(packet.kind, PacketKind::Tcp);
-    let answers_syn = packet.is_syn_ack();
-    if answers_syn && let Some(verdict) = syn_ack(context, work, tables) {
-        return Some(verdict);
-    }
-    if let Some(entry) = tables.flow(FlowTable::Flows, &packet.key) {
-        let flow = entry.get();
-        if flow.action.is_reply() {
-            if let Some(verdict) = reply(context, FlowTable::Flows, &entry, work, tables) {
-                return Some(verdict);
-            }
-        } else if is_valid(context, flow, tables) {
-            track::note(context, FlowTable::Flows, &entry, flow, work, tables);
-            return Some(translate(context, flow, Reason::Request, work));
-        } else if packet.is_syn() {
-            work.scratch.flow.set(flow);
-            remove_both(FlowTable::Flows, &packet.key, work, tables);
+    if tables.flow(&packet.key, search(candidate, context), &mut work.scratch.known) {
+        let verdict = if work.scratch.known.flow.action.is_reply() {
+            reply(context, work, tables)
+        } else {
+            request(context, work, tables)
+        };
+        if verdict.is_some() {
+            return verdict;
         }
-    }
-    if is_tcp
-        && !answers_syn
-        && (may_open || packet.detail & RST != 0)
-        && let Some(verdict) = handshake(context, work, tables)
-    {
-        return Some(verdict);
     }
     if !may_open {
         return Some(Verdict::Pass(Reason::NoFlow));
     }
-    if is_tcp && !packet.is_syn() {
+    if matches!(packet.kind, PacketKind::Tcp) && !packet.is_syn() {
         return Some(Verdict::Pass(Reason::UnknownTcpFlow));
     }
     if context.is_draining() {
@@ -70,93 +51,86 @@ pub(crate) fn decide<F: Family, T: Tables<F>>(
     None
 }
 
-/// The verdict on a SYN-ACK of a handshake.
-#[inline(never)]
-fn syn_ack<F: Family, T: Tables<F>>(
+/// Which directions of flows the packet may belong to, the likely one first. A request is addressed
+/// to a Service or to a node port of this node.
+#[inline(always)]
+fn search<F: Family>(candidate: Candidate, context: &Context<F>) -> Search {
+    let port = context.packet.tuple().destination_port.get();
+    match candidate {
+        Candidate::Service => Search::RequestsFirst,
+        Candidate::Node if context.settings.node_ports.contains(port) => Search::RequestsFirst,
+        Candidate::Node => Search::RepliesFirst,
+        Candidate::Reply | Candidate::NotService => Search::Replies,
+    }
+}
+
+/// The verdict on a packet from a client by its flow; `None` if the flow counts as absent.
+#[inline(always)]
+fn request<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
-    let entry = tables.flow(FlowTable::Embryonic, &context.packet.key)?;
-    if !entry.get().action.is_reply() {
+    let flow = &work.scratch.known.flow;
+    if flow.service == NO_SERVICE {
         return None;
     }
-    reply(context, FlowTable::Embryonic, &entry, work, tables)
+    if !is_valid(context, flow, tables) {
+        retire(context, work, tables);
+        return None;
+    }
+    let confirms = confirms(context, flow);
+    track::note(context, confirms, work, tables);
+    let verdict = translate(context, Reason::Request, work);
+    if confirms {
+        select::bind(context, work, tables);
+    }
+    Some(verdict)
 }
 
-/// The verdict on a TCP packet of no established flow, if it belongs to a handshake.
+/// Ends a flow that counts as absent for its client. Late answers of a datagram's backend still get
+/// back.
 #[inline(never)]
-fn handshake<F: Family, T: Tables<F>>(
+fn retire<F: Family, T: Tables<F>>(
     context: &Context<F>,
-    work: &mut Work<F::Address>,
+    work: &Work<F::Address>,
     tables: &mut T,
-) -> Option<Verdict> {
-    let packet = context.packet;
-    work.scratch.is_reply_tuple_taken = 0;
-    let entry = tables.flow(FlowTable::Embryonic, &packet.key)?;
-    let flow = entry.get();
-    if flow.action.is_reply() {
-        return reply(context, FlowTable::Embryonic, &entry, work, tables);
+) {
+    let (packet, known) = (context.packet, &work.scratch.known);
+    if !matches!(packet.kind, PacketKind::Tcp) {
+        let note = Note { clear: 0, set: MOVED, time: context.time() };
+        tables.note_flow(&packet.key, known, note);
+    } else if packet.is_syn() {
+        tables.remove_flow(&packet.key, known);
     }
-    let is_repeated = packet.is_syn() && flow.state & !ONE_WAY == 0;
-    if is_repeated && is_reply_tuple_taken(context, flow, work, tables) {
-        work.scratch.is_reply_tuple_taken = 1;
-    } else if is_valid(context, flow, tables) {
-        // The replies of a one-way flow do not pass this node. That its client goes on shows that
-        // the backend has answered.
-        let is_answered = flow.state == ANSWERED || flow.state == ONE_WAY;
-        if packet.is_syn() || packet.detail & RST != 0 || !is_answered {
-            track::note(context, FlowTable::Embryonic, &entry, flow, work, tables);
-            return Some(translate(context, flow, Reason::Request, work));
-        }
-        work.scratch.flow.set(flow);
-        // Before the entry is removed, because another flow may reuse its memory at once.
-        let verdict = translate(context, flow, Reason::Request, work);
-        establish(context, work, tables);
-        return Some(verdict);
-    }
-    work.scratch.flow.set(flow);
-    remove_both(FlowTable::Embryonic, &packet.key, work, tables);
-    None
 }
 
-/// Whether the backend does not answer this SYN because it belongs, from the backend's view, to an
-/// established connection: the same client, from the same port, through another frontend. Only a
-/// repeated SYN is checked, because the look-up is expensive for every new flow.
+/// Whether the packet, a client's, completes a TCP handshake. The replies of a one-way flow do not
+/// pass this node: that its client goes on shows that the backend has answered.
 #[inline(always)]
-fn is_reply_tuple_taken<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    flow: &Flow<F::Address>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> bool {
+fn confirms<F: Family>(context: &Context<F>, flow: &Flow<F::Address>) -> bool {
     let packet = context.packet;
-    work.scratch.reverse_key.set_reverse(&flow.rewrite, packet.key.protocol);
-    let Some(entry) = tables.flow(FlowTable::Flows, &work.scratch.reverse_key) else {
-        return false;
-    };
-    let other = entry.get();
-    !track::is_closed(other.state)
-        && !track::is_expired(other, packet.kind, context.now, context.settings)
-        && !other.rewrite.is_reverse_of(packet.tuple())
+    matches!(packet.kind, PacketKind::Tcp)
+        && flow.state & CONFIRMED == 0
+        && flow.state & (ANSWERED | ONE_WAY) != 0
+        && !packet.is_syn()
+        && packet.detail & RST == 0
 }
 
-/// The verdict on a packet from a backend by its entry; `None` if the entry counts as absent.
+/// The verdict on a packet from a backend by its flow; `None` if the flow counts as absent.
 #[inline(always)]
 fn reply<F: Family, T: Tables<F>>(
     context: &Context<F>,
-    table: FlowTable,
-    entry: &T::FlowEntry,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) -> Option<Verdict> {
     let packet = context.packet;
-    let flow = entry.get();
+    let flow = &work.scratch.known.flow;
     // Of no Service is an answer to this node, which may look like a request once it is expired.
     if context.is_translated_on_egress(flow.action) && flow.service != NO_SERVICE {
         return Some(Verdict::Pass(Reason::NoFlow));
     }
-    if track::is_expired(flow, packet.kind, context.now, context.settings) {
+    if track::is_expired(flow, packet.kind, context) {
         return None;
     }
     if flow.service == NO_SERVICE {
@@ -165,27 +139,31 @@ fn reply<F: Family, T: Tables<F>>(
     if packet.is_syn_ack() && track::is_closed(flow.state) {
         // A SYN-ACK for another connection: the client has connected to the backend itself, from
         // the same port.
-        work.scratch.flow.set(flow);
-        remove_both(table, &packet.key, work, tables);
+        tables.remove_flow(&packet.key, &work.scratch.known);
         return None;
     }
-    track::note(context, table, entry, flow, work, tables);
-    Some(translate(context, flow, Reason::Reply, work))
+    let answers = !matches!(packet.kind, PacketKind::Tcp) && flow.state & ANSWERED == 0;
+    track::note(context, false, work, tables);
+    let verdict = translate(context, Reason::Reply, work);
+    if answers {
+        select::bind(context, work, tables);
+    }
+    Some(verdict)
 }
 
-/// The verdict that translates the packet as its flow says.
+/// The verdict that translates the packet as the flow that was found says.
 #[inline(always)]
 fn translate<F: Family>(
     context: &Context<F>,
-    flow: &Flow<F::Address>,
     reason: Reason,
     work: &mut Work<F::Address>,
 ) -> Verdict {
+    let flow = &work.scratch.known.flow;
     if context.is_ttl_exceeded(flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
     work.out.rewrite.set(&flow.rewrite);
-    work.set_delivery(flow);
+    work.set_delivery();
     Verdict::Translate(reason)
 }
 
@@ -197,7 +175,7 @@ fn is_valid<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> bool {
     let packet = context.packet;
-    if track::is_expired(flow, packet.kind, context.now, context.settings)
+    if track::is_expired(flow, packet.kind, context)
         || flow.action.is_one_way() && context.is_encapsulated()
     {
         return false;
@@ -228,45 +206,5 @@ fn is_backend_serving<F: Family, T: Tables<F>>(flow: &Flow<F::Address>, tables: 
 
 #[inline(always)]
 fn is_same_backend<A>(flow: &Flow<A>, backend: &Backend<A>) -> bool {
-    backend.generation as u32 == flow.generation as u32
-}
-
-/// Removes both entries of the flow `work.scratch.flow`, one of which has the key `key`. The other
-/// one may have been evicted and its key reused by another flow: that entry stays.
-#[inline(never)]
-fn remove_both<F: Family, T: Tables<F>>(
-    table: FlowTable,
-    key: &FlowKey<F::Address>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) {
-    tables.remove_flow(table, key);
-    work.scratch.reverse_key.set_reverse(&work.scratch.flow.rewrite, key.protocol);
-    if tables
-        .flow(table, &work.scratch.reverse_key)
-        .is_some_and(|reverse| reverse.get().rewrite.is_reverse_of(&key.tuple))
-    {
-        tables.remove_flow(table, &work.scratch.reverse_key);
-    }
-}
-
-/// Moves the flow `work.scratch.flow`, whose handshake is complete, to FLOWS. If that table is
-/// full, the flow stays where it is.
-#[inline(never)]
-fn establish<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) {
-    work.scratch.flow.last_seen = context.now;
-    // The packet that completes the handshake may also close the connection.
-    work.scratch.flow.state |=
-        ANSWERED | track::observed(context.packet.kind, context.packet.detail, false);
-    entries::prepare_reverse(context, work);
-    // The backend has answered the SYN, so a conflicting entry is stale even if its state does not
-    // show it.
-    entries::evict_stale_reply(context, FlowTable::Flows, work, tables);
-    if entries::insert_both(FlowTable::Flows, context, true, work, tables).is_ok() {
-        remove_both(FlowTable::Embryonic, &context.packet.key, work, tables);
-    }
+    backend.generation == flow.generation
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    tables::{Entry, FlowTable, Tables},
+    tables::{Known, Search, Tables},
     track,
     types::{Context, Work},
 };
@@ -39,25 +39,23 @@ pub(super) fn find_frontend<F: Family, T: Tables<F>>(
     found.is_some()
 }
 
-/// The live entry for this key. `key` may differ from the packet's own: an ICMP error or a later
-/// fragment belongs to the flow of another packet.
+/// Looks up the live flow for this key, and stores it in `work.scratch.known`. `key` may differ from
+/// the packet's own: an ICMP error or a later fragment belongs to the flow of another packet.
 #[inline(always)]
-pub(super) fn live_flow<F: Family, T: Tables<F>>(
+pub(super) fn find_live<F: Family, T: Tables<F>>(
     context: &Context<F>,
     key: &FlowKey<F::Address>,
+    known: &mut Known<F::Address>,
     tables: &mut T,
-) -> Option<T::FlowEntry> {
+) -> bool {
     let is_tcp = key.protocol == TCP as u32;
-    let mut found = tables.flow(FlowTable::Flows, key);
-    if found.is_none() && is_tcp {
-        found = tables.flow(FlowTable::Embryonic, key);
-    }
     let kind = if is_tcp { PacketKind::Tcp } else { PacketKind::Udp };
-    found.filter(|entry| {
-        let flow = entry.get();
-        let is_not_for_it = flow.action.is_one_way() && context.is_encapsulated();
-        !is_not_for_it
-            && !context.is_translated_on_egress(flow.action)
-            && !track::is_expired(flow, kind, context.now, context.settings)
-    })
+    if !tables.flow(key, Search::RepliesFirst, known) {
+        return false;
+    }
+    let flow = &known.flow;
+    let is_not_for_it = flow.action.is_one_way() && context.is_encapsulated();
+    !is_not_for_it
+        && !context.is_translated_on_egress(flow.action)
+        && !track::is_expired(flow, kind, context)
 }

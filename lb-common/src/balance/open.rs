@@ -5,7 +5,7 @@ use crate::{
         address::{Address, Be16, Family},
         backend::{Backend, ON_THIS_NODE, THIS_HOST},
         counter::{Class, Reason},
-        flow::{ANSWERED, Action, Generation, LOOPBACK_DEVICE, NextHop, ONE_WAY},
+        flow::{ANSWERED, Action, LOOPBACK_DEVICE, NextHop, ONE_WAY},
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::Service,
         traffic::NO_SERVICE,
@@ -14,16 +14,16 @@ use crate::{
 };
 
 use super::{
-    entries::{add, insert_both, prepare_reverse, table_of, take_resting_port},
+    entries::add,
     lookup,
     select::{self, Choice, Client},
-    source_port::{draw_port, find_port},
-    tables::{InsertError, Tables},
+    source_port::draw_port,
+    tables::{InsertError, Search, Tables},
     tunnel,
     types::{Answer, Context, Origin, Site, Verdict, Work},
 };
 
-/// Opens a flow: finds the Service, chooses a backend and inserts both entries.
+/// Opens a flow: finds the Service, chooses a backend and inserts the flow.
 ///
 /// The steps are separate functions that are called one after the other, not from one another,
 /// because the programs have a small stack.
@@ -118,23 +118,26 @@ fn insert<F: Family, T: Tables<F>>(
     if work.scratch.needs_port != 0 && !draw_port(context, work, tables) {
         return Err(Reason::NoSourcePort);
     }
-    prepare_reverse(context, work);
     match add(context, work, tables) {
-        Err(InsertError::Exists) if find_port(context, work, tables) => {
-            prepare_reverse(context, work);
-            insert_both(table_of(context), context, false, work, tables)
-        }
-        // Where nearly all ports are in use, those that rest are better than none.
-        Err(InsertError::Exists) => {
-            prepare_reverse(context, work);
-            take_resting_port(context, work, tables)
-        }
-        result => result,
+        Ok(()) => Ok(()),
+        Err(InsertError::Full) => Err(Reason::FlowTableFull),
+        Err(InsertError::Exists) => adopt(context, work, tables),
     }
-    .map_err(|error| match error {
-        InsertError::Exists => Reason::NoSourcePort,
-        InsertError::Full => Reason::FlowTableFull,
-    })
+}
+
+/// Takes over the flow that another CPU has inserted for a packet like this one meanwhile.
+#[inline(always)]
+fn adopt<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> Result<(), Reason> {
+    let scratch = &mut work.scratch;
+    if !tables.flow(&context.packet.key, Search::Requests, &mut scratch.known) {
+        return Err(Reason::NoSourcePort);
+    }
+    scratch.flow.set(&scratch.known.flow);
+    Ok(())
 }
 
 #[inline(always)]
@@ -237,7 +240,7 @@ fn is_source_by_route<F: Family>(context: &Context<F>, action: Action, source: S
         }
 }
 
-/// Fills in the request entry of a new flow, `work.scratch.flow`, whose backend id must be set.
+/// Fills in the request direction of a new flow, `work.scratch.flow`, whose backend id must be set.
 #[inline(never)]
 fn prepare_request<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -283,9 +286,9 @@ fn prepare_request<F: Family, T: Tables<F>>(
         flow.state = if is_tcp { ONE_WAY } else { ONE_WAY | ANSWERED };
     }
     flow.action = action;
-    flow.generation = backend.generation as Generation;
+    flow.generation = backend.generation;
     flow.service = frontend.service;
-    flow.last_seen = context.now;
+    flow.last_seen = context.time();
     flow.device = device;
     flow.next_hop = NextHop::UNKNOWN;
     work.scratch.needs_port = u32::from(source == Source::Node);

@@ -5,7 +5,7 @@
 use crate::{
     abi::{
         address::Family,
-        flow::{ANSWERED, Action, Generation, NextHop},
+        flow::{ANSWERED, Action, NextHop},
         frontend::FrontendKey,
         traffic::NO_SERVICE,
     },
@@ -13,7 +13,7 @@ use crate::{
 };
 
 use super::{
-    tables::{Entry, FlowTable, Tables},
+    tables::{Note, Search, Tables},
     types::{Context, Work},
 };
 
@@ -30,8 +30,8 @@ pub(super) fn may_get_answer<F: Family>(context: &Context<F>) -> bool {
         && context.may_be_sent_by_node()
 }
 
-/// Inserts the answer to this packet into FLOWS, as a reply that stays unchanged, so that it opens no
-/// flow.
+/// Inserts a flow of no Service, whose replies stay unchanged, so that the answer to this packet opens
+/// no flow.
 #[inline(never)]
 pub(super) fn expect_answer<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -44,22 +44,26 @@ pub(super) fn expect_answer<F: Family, T: Tables<F>>(
     if tables.frontend(&source).is_none() {
         return;
     }
-    work.scratch.reverse_key.set_reverse(tuple, packet.key.protocol);
-    let known = tables.flow(FlowTable::Flows, &work.scratch.reverse_key);
-    if known.is_some_and(|entry| entry.get().service != NO_SERVICE) {
+    let scratch = &mut work.scratch;
+    if tables.flow(&packet.key, Search::Requests, &mut scratch.known) {
+        if scratch.known.flow.service == NO_SERVICE {
+            let note = Note { clear: 0, set: 0, time: context.time() };
+            tables.note_flow(&packet.key, &scratch.known, note);
+        }
         return;
     }
-    let flow = &mut work.scratch.flow;
-    flow.rewrite.set_reverse(tuple);
-    flow.action = Action::REPLY;
+    let flow = &mut scratch.flow;
+    flow.rewrite.set(tuple);
+    flow.action = Action::REQUEST;
     flow.state = ANSWERED;
     flow.backend = NO_SERVICE;
-    flow.generation = 0 as Generation;
+    flow.generation = 0;
     flow.service = NO_SERVICE;
-    flow.last_seen = context.now;
+    flow.last_seen = context.time();
     flow.device = 0;
     flow.next_hop = NextHop::UNKNOWN;
-    // A table that is full takes no reservation: the answer then counts as a request.
-    let (key, flow) = (&work.scratch.reverse_key, &work.scratch.flow);
-    let _ = tables.insert_flow(FlowTable::Flows, key, flow, true);
+    scratch.reply_key.set_reverse(tuple, packet.key.protocol);
+    // If a Service's flow has this answer, or the table is full, the answer counts as a request.
+    let (reply, settings) = (&scratch.reply_key, context.settings);
+    let _ = tables.insert_flow(&packet.key, reply, &scratch.flow, Action::REPLY, settings);
 }

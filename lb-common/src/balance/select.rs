@@ -6,7 +6,7 @@ use crate::{
         affinity::{Affinity, AffinityKey, BY_ADDRESS, BY_NETNS, BY_SOCKET},
         backend::{Backend, IN_CLUSTER_SET, IN_LOCAL_SET, NOT_SERVING},
         counter::Reason,
-        flow::STREAM,
+        flow::{Flow, STREAM},
         frontend::FrontendKind,
         service::Service,
         settings::Settings,
@@ -17,7 +17,7 @@ use crate::{
 use super::{
     tables::{Entry, Tables},
     track,
-    types::{Eligible, Origin},
+    types::{Context, Eligible, Origin, Work},
 };
 
 /// The client by which a backend is remembered.
@@ -48,7 +48,9 @@ impl<A: Address> Client<A> {
     #[inline(always)]
     fn lifetime(self, service: &Service, settings: &Settings) -> u32 {
         match self {
-            Self::Socket(_) => track::lifetime(PacketKind::Udp, STREAM, settings),
+            Self::Socket(_) => {
+                track::lifetime(PacketKind::Udp, STREAM, settings) << (settings.time_shift & 31)
+            }
             // Valid up to 24.8 days at 1,000 ticks a second; the Kubernetes API allows a day.
             _ => service.affinity_seconds.wrapping_mul(settings.ticks_per_second),
         }
@@ -102,7 +104,8 @@ pub(crate) struct Choice<A> {
     pub(crate) client: Client<A>,
 }
 
-/// Chooses the backend that the client keeps, else any backend with equal chance. Returns its id;
+/// Chooses the backend that the client keeps, else any backend with equal chance, but for one client
+/// of a Service with session affinity always the same. Returns its id;
 /// `None` if the tables are inconsistent.
 #[inline(never)]
 pub(crate) fn choose<F: Family, T: Tables<F>>(
@@ -112,7 +115,8 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
 ) -> Option<u32> {
     let lifetime = choice.client.lifetime(&choice.service, settings);
     if lifetime == 0 {
-        return any(choice, tables);
+        let start = tables.random();
+        return any(choice, start, tables);
     }
     let now = tables.now();
     let key = choice.client.key(choice.index);
@@ -128,7 +132,16 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
             return Some(bound.backend);
         }
     }
-    let id = any(choice, tables)?;
+    let start = match choice.client {
+        Client::Address(_) => tables.spread(&key),
+        Client::Netns(_) | Client::Socket(_) => tables.random(),
+    };
+    let id = any(choice, start, tables)?;
+    // A packet may be forged: its client is bound once the backend has answered, see `bind`. Until
+    // then all its packets choose alike.
+    if matches!(choice.client, Client::Address(_)) {
+        return Some(id);
+    }
     let generation = tables.backend(id)?.generation as u32;
     let bound = Affinity { backend: id, generation, last_seen: now };
     match entry {
@@ -138,13 +151,65 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
     Some(id)
 }
 
-/// Returns the id of any backend, with equal chance. Between two stores of the agent, a slot may
+/// Binds the client of the flow `work.scratch.known` to its backend, if its Service has session
+/// affinity. The backend has answered, and of TCP the client has gone on: neither is forged.
+#[inline(always)]
+pub(crate) fn bind<F: Family, T: Tables<F>>(
+    context: &Context<F>,
+    work: &Work<F::Address>,
+    tables: &mut T,
+) {
+    let flow = &work.scratch.known.flow;
+    if let Some(service) = tables.service(flow.service)
+        && service.affinity_seconds != 0
+    {
+        let tuple = context.packet.tuple();
+        let is_reply = flow.action.is_reply();
+        let client = if is_reply { &flow.rewrite.destination } else { &tuple.source };
+        bind_to(client, flow, context, tables);
+    }
+}
+
+/// Binds `client` to the backend of `flow`, unless it is bound to another that is there.
+#[inline(never)]
+fn bind_to<F: Family, T: Tables<F>>(
+    client: &F::Address,
+    flow: &Flow<F::Address>,
+    context: &Context<F>,
+    tables: &mut T,
+) {
+    let key = Client::Address(*client).key(flow.service);
+    let (backend, generation) = (flow.backend, flow.generation as u32);
+    let bound = Affinity { backend, generation, last_seen: context.now };
+    let Some(entry) = tables.affinity(&key) else {
+        tables.bind(&key, &bound);
+        return;
+    };
+    let other = *entry.get();
+    // In a set that the new backend is in too.
+    let sets = tables.backend(backend).map_or(0, |found| found.sets);
+    let is_there = tables.backend(other.backend).is_some_and(|found| {
+        found.generation as u32 == other.generation && found.sets & sets != 0
+    });
+    let is_same = other.backend == backend && other.generation == generation;
+    let Some(service) = tables.service(flow.service) else { return };
+    let lifetime = service.affinity_seconds.wrapping_mul(context.settings.ticks_per_second);
+    if is_same || !is_there || track::is_past(other.last_seen, context.now, lifetime) {
+        entry.store(bound);
+    }
+}
+
+/// Returns the id of the backend that the random number `start` stands for. Between two stores of the agent, a slot may
 /// refer to a backend that has just left the set: then the backend of the next slot is taken.
 #[inline(never)]
-fn any<F: Family, T: Tables<F>>(choice: &Choice<F::Address>, tables: &mut T) -> Option<u32> {
+fn any<F: Family, T: Tables<F>>(
+    choice: &Choice<F::Address>,
+    start: u32,
+    tables: &mut T,
+) -> Option<u32> {
     const ATTEMPTS: u32 = 2;
     let Eligible { range, set } = choice.eligible;
-    let mut position = ((tables.random() as u64 * range.length() as u64) >> 32) as u32;
+    let mut position = ((start as u64 * range.length() as u64) >> 32) as u32;
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         if position >= range.length() {

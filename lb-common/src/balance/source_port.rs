@@ -3,7 +3,7 @@
 use crate::abi::address::{Be16, Family};
 
 use super::{
-    tables::{FlowTable, Tables},
+    tables::{Search, Tables},
     types::{Context, Work},
 };
 
@@ -24,7 +24,7 @@ pub(super) fn draw_port<F: Family, T: Tables<F>>(
     }
     let offset = (tables.random() as u64 * ports.count as u64) >> 32;
     work.scratch.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
-    work.scratch.reverse_key.set_reverse(&work.scratch.flow.rewrite, context.packet.key.protocol);
+    work.scratch.reply_key.set_reverse(&work.scratch.flow.rewrite, context.packet.key.protocol);
     true
 }
 
@@ -37,9 +37,8 @@ pub(super) fn find_port<F: Family, T: Tables<F>>(
 ) -> bool {
     let mut attempt = 0;
     while attempt < ATTEMPTS && draw_port(context, work, tables) {
-        if tables.flow(FlowTable::Flows, &work.scratch.reverse_key).is_none()
-            && tables.flow(FlowTable::Embryonic, &work.scratch.reverse_key).is_none()
-        {
+        let scratch = &mut work.scratch;
+        if !tables.flow(&scratch.reply_key, Search::Replies, &mut scratch.known) {
             return true;
         }
         attempt += 1;

@@ -4,11 +4,14 @@ use crate::abi::{
     address::{Be16, Family},
     affinity::{Affinity, AffinityKey},
     backend::Backend,
-    flow::{Flow, FlowKey},
+    flow::{Action, Flow, FlowKey},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     service::Service,
+    settings::Settings,
 };
+
+pub use crate::flow_table::InsertError;
 
 /// An entry of a table that is changed in place.
 pub trait Entry<T> {
@@ -20,38 +23,60 @@ pub trait Entry<T> {
     fn store(&self, value: T);
 }
 
-/// An entry of a flow table, in which the core changes only these fields in place.
-pub trait FlowEntry<A>: Entry<Flow<A>> {
-    /// Replaces the state.
-    fn set_state(&self, state: u8);
-
-    /// Sets the time of the last packet to `now` (jiffies) and clears the next hop, so that the
-    /// route is looked up again.
-    fn set_last_seen(&self, now: u32);
+/// Which directions of flows a key is looked for in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Search {
+    /// Requests alone.
+    Requests,
+    /// Replies alone.
+    Replies,
+    /// Requests, then replies.
+    RequestsFirst,
+    /// Replies, then requests.
+    RepliesFirst,
 }
 
-/// One of a family's two flow tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum FlowTable {
-    /// FLOWS4 or FLOWS6.
-    Flows,
-    /// EMBRYONIC4 or EMBRYONIC6: TCP handshakes that are not complete.
-    Embryonic,
+impl Search {
+    /// Whether requests are looked for.
+    #[inline(always)]
+    pub const fn has_requests(self) -> bool {
+        !matches!(self, Self::Replies)
+    }
+
+    /// Whether replies are looked for.
+    #[inline(always)]
+    pub const fn has_replies(self) -> bool {
+        !matches!(self, Self::Requests)
+    }
 }
 
-/// Why an entry could not be inserted into a flow table.
+/// A flow that was found: one of its directions, and where it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Known<A> {
+    /// The direction that the key belongs to.
+    pub flow: Flow<A>,
+    /// The flow's word when it was found.
+    pub word: u64,
+    /// Its place in the table.
+    pub place: u32,
+    /// Always 0.
+    pub zero: u32,
+}
+
+/// What a packet changes in its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InsertError {
-    /// The table has an entry with this key.
-    Exists,
-    /// The table is full.
-    Full,
+pub struct Note {
+    /// The bits of the state to clear.
+    pub clear: u8,
+    /// The bits of the state to set.
+    pub set: u8,
+    /// Now, in the unit of the times of flows.
+    pub time: u32,
 }
 
 /// The tables of one family, a clock and a source of random numbers.
 pub trait Tables<F: Family> {
-    /// An entry of a flow table.
-    type FlowEntry: FlowEntry<F::Address>;
     /// An entry of AFFINITY.
     type AffinityEntry: Entry<Affinity>;
 
@@ -81,18 +106,37 @@ pub trait Tables<F: Family> {
     /// The index into DEVICES of the device with the kernel's index `ifindex`.
     fn device(&mut self, ifindex: u32) -> Option<u32>;
 
-    /// Looks up one direction of a flow.
-    fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry>;
-    /// Inserts one direction of a flow. Replaces an existing entry only if `replace`.
+    /// A number that is always the same for this client and service port, and looks random.
+    fn spread(&mut self, key: &AffinityKey) -> u32;
+
+    /// Looks up a flow and stores it in `found`. Returns whether there is one.
+    fn flow(
+        &mut self,
+        key: &FlowKey<F::Address>,
+        search: Search,
+        found: &mut Known<F::Address>,
+    ) -> bool;
+    /// Inserts a flow whose requests arrive as `key` says and whose request direction is `flow`.
+    /// `reply` is the key of its replies; [`Action::default()`] as `reply_action` says that none
+    /// pass this node. Other flows may be evicted.
     fn insert_flow(
         &mut self,
-        table: FlowTable,
         key: &FlowKey<F::Address>,
+        reply: &FlowKey<F::Address>,
         flow: &Flow<F::Address>,
-        replace: bool,
+        reply_action: Action,
+        settings: &Settings,
     ) -> Result<(), InsertError>;
-    /// Removes one direction of a flow, if it is in the table.
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>);
+    /// Notes a packet of a flow that was found for `key`: clears and sets bits of its state, sets the
+    /// time, and forgets the next hop of the direction, so that the route is looked up again.
+    fn note_flow(
+        &mut self,
+        key: &FlowKey<F::Address>,
+        found: &Known<F::Address>,
+        note: Note,
+    );
+    /// Removes a flow that was found for `key`.
+    fn remove_flow(&mut self, key: &FlowKey<F::Address>, found: &Known<F::Address>);
 
     /// Looks up the ports of a fragmented datagram.
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment>;

@@ -3,14 +3,16 @@
 use crate::{
     abi::{
         address::Family,
-        flow::{ANSWERED, CLIENT_FIN, Flow, LASTING, ONE_WAY, RESET, SERVER_FIN, STREAM},
+        flow::{ANSWERED, CLIENT_FIN, CONFIRMED, Flow, LASTING, ONE_WAY, RESET, SERVER_FIN, STREAM},
+        flow_table::TIMES,
         settings::{Lifetimes, STATES, Settings, Timeouts},
     },
+    flow_table::{age, class},
     packet::{ACK, FIN, PacketKind, RST, SYN},
 };
 
 use super::{
-    tables::{Entry, FlowEntry, FlowTable, Tables},
+    tables::{Note, Tables},
     types::{Context, Work},
 };
 
@@ -21,33 +23,36 @@ pub const fn timeout(is_tcp: bool, state: u8, timeouts: &Timeouts) -> u32 {
         true if is_closed(state) => timeouts.tcp_closing,
         true if is_closing(state) && state & ONE_WAY != 0 => timeouts.tcp_fin_one_way,
         true if is_closing(state) => timeouts.tcp_half_closed,
-        true if state & ANSWERED != 0 => timeouts.tcp_established,
+        true if state & CONFIRMED != 0 => timeouts.tcp_established,
         true => timeouts.tcp_syn,
         false if state & STREAM != 0 => timeouts.udp_stream,
         false => timeouts.udp,
     }
 }
 
-/// The idle timeouts of all states.
+/// The idle timeouts and classes of all states.
 pub const fn lifetimes(timeouts: &Timeouts) -> Lifetimes {
-    let mut ticks = [0; 2 * STATES];
+    let mut words = [0; 2 * STATES];
     let mut state = 0;
-    while state < STATES {
-        ticks[state] = timeout(true, state as u8, timeouts);
-        ticks[STATES + state] = timeout(false, state as u8, timeouts);
+    while state < 2 * STATES {
+        let is_tcp = state < STATES;
+        let timeout = timeout(is_tcp, (state % STATES) as u8, timeouts);
+        // Longer ones would look like the future.
+        let timeout = if timeout < TIMES / 2 { timeout } else { TIMES / 2 - 1 };
+        words[state] = ((class(state as u8) as u32) << 24) | timeout;
         state += 1;
     }
-    Lifetimes { ticks }
+    Lifetimes { words }
 }
 
-/// The idle timeout of a TCP or UDP flow in `state`, in ticks.
+/// The idle timeout of a TCP or UDP flow in `state`, in the unit of times.
 #[inline(always)]
 pub fn lifetime(kind: PacketKind, state: u8, settings: &Settings) -> u32 {
     const { assert!(PacketKind::Tcp as usize == 0 && PacketKind::Udp as usize == 1) };
     // In two steps: verifiers before 6.10 do not bound the result of an OR of two numbers, and the
     // compiler would add these by an OR.
-    let (tables, _) = settings.lifetimes.ticks.as_chunks::<STATES>();
-    tables[kind as usize & 1][state as usize & (STATES - 1)]
+    let (tables, _) = settings.lifetimes.words.as_chunks::<STATES>();
+    Lifetimes::ticks(tables[kind as usize & 1][state as usize & (STATES - 1)])
 }
 
 /// Whether either side has begun to close the TCP connection.
@@ -64,8 +69,12 @@ pub const fn is_closed(state: u8) -> bool {
 
 /// Whether the flow is past its idle timeout, so that it counts as absent.
 #[inline(always)]
-pub fn is_expired<A>(flow: &Flow<A>, kind: PacketKind, now: u32, settings: &Settings) -> bool {
-    is_past(flow.last_seen, now, lifetime(kind, flow.state, settings))
+pub(crate) fn is_expired<F: Family>(
+    flow: &Flow<F::Address>,
+    kind: PacketKind,
+    context: &Context<F>,
+) -> bool {
+    age(flow.last_seen, context.time()) > lifetime(kind, flow.state, context.settings)
 }
 
 /// Whether more than `lifetime` has passed since `last_seen`, all in ticks.
@@ -76,40 +85,32 @@ pub(crate) fn is_past(last_seen: u32, now: u32, lifetime: u32) -> bool {
     (age as i32) >= 0 && age > lifetime
 }
 
-/// Notes a packet of a known flow in its entry. A change of state, and once in each period the
-/// time, is written to the reverse entry too: only then is there a second look-up.
+/// Notes a packet of the flow `work.scratch.known`: a change of its state at once, the time about once
+/// in a second. `confirms` says that the packet completes a TCP handshake.
 #[inline(always)]
 pub(crate) fn note<F: Family, T: Tables<F>>(
     context: &Context<F>,
-    table: FlowTable,
-    entry: &T::FlowEntry,
-    flow: &Flow<F::Address>,
+    confirms: bool,
     work: &mut Work<F::Address>,
     tables: &mut T,
 ) {
-    let seen = observed(context.packet.kind, context.packet.detail, flow.action.is_reply());
-    let mut state = flow.state | seen;
-    // In the kernel `flow` is the entry itself, which changes below.
-    let last_seen = flow.last_seen;
-    let idle = context.now.wrapping_sub(last_seen);
-    let ticks = context.settings.ticks_per_second;
-    if state == flow.state && idle < ticks {
+    let known = &work.scratch.known;
+    let (old, kind) = (known.flow.state, context.packet.kind);
+    let mut seen = observed(kind, context.packet.detail, known.flow.action.is_reply());
+    if confirms {
+        seen |= ANSWERED | CONFIRMED;
+    }
+    let mut state = old | seen;
+    let time = context.time();
+    let is_old = age(known.flow.last_seen, time) >= context.settings.times(1);
+    if state == old && !is_old {
         return;
     }
-    entry.set_last_seen(context.now);
-    if idle >= ticks {
-        state = aged(context.packet.kind, state, seen);
+    if is_old {
+        state = aged(kind, state, seen);
     }
-    if state != flow.state {
-        entry.set_state(state);
-    } else {
-        let period = ticks.wrapping_mul(REVERSE_REFRESH_SECONDS);
-        if context.now.checked_div(period) == last_seen.checked_div(period) {
-            return;
-        }
-    }
-    work.scratch.reverse_key.set_reverse(&flow.rewrite, context.packet.key.protocol);
-    note_reverse(context, table, state, work, tables);
+    let note = Note { clear: old & !state, set: state & !old, time };
+    tables.note_flow(&context.packet.key, known, note);
 }
 
 /// The state of a flow whose last packet but this one, which has shown `seen`, is more than a second
@@ -128,28 +129,6 @@ fn aged(kind: PacketKind, state: u8, seen: u8) -> u8 {
         _ => state | STREAM,
     }
 }
-
-/// Updates the reverse entry, whose key is `work.scratch.reverse_key`.
-#[inline(never)]
-fn note_reverse<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    table: FlowTable,
-    state: u8,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) {
-    if let Some(reverse) = tables.flow(table, &work.scratch.reverse_key) {
-        let other = reverse.get();
-        if other.rewrite.is_reverse_of(context.packet.tuple()) {
-            reverse.set_last_seen(context.now);
-            reverse.set_state((other.state | state) & (state | !RESET));
-        }
-    }
-}
-
-/// A direction without packets of its own is kept alive by the other one, which updates its entry
-/// once in each period of this many seconds. Shorter than every timeout.
-const REVERSE_REFRESH_SECONDS: u32 = 5;
 
 /// The bits of its flow's state that a packet shows.
 #[inline(always)]

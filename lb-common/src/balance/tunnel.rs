@@ -17,7 +17,7 @@ use crate::{
 
 use super::{
     lookup::find_frontend,
-    tables::{Entry, FlowTable, Tables},
+    tables::{Search, Tables},
     types::{Context, Origin, Site, Work},
 };
 
@@ -69,12 +69,13 @@ pub(crate) fn must_encapsulate<F: Family, T: Tables<F>>(
 /// Whether packets like this one are encapsulated here. An ICMP error about another packet may be
 /// forged.
 #[inline(always)]
-pub fn is_encapsulated_flow<F: Family, T: Tables<F>>(packet: &Packet<F>, tables: &mut T) -> bool {
-    let mut found = tables.flow(FlowTable::Flows, &packet.key);
-    if found.is_none() {
-        found = tables.flow(FlowTable::Embryonic, &packet.key);
-    }
-    found.is_some_and(|entry| entry.get().action.is_one_way())
+pub fn is_encapsulated_flow<F: Family, T: Tables<F>>(
+    packet: &Packet<F>,
+    work: &mut Work<F::Address>,
+    tables: &mut T,
+) -> bool {
+    let known = &mut work.scratch.known;
+    tables.flow(&packet.key, Search::Requests, known) && known.flow.action.is_one_way()
 }
 
 /// Whether an encapsulated packet with neither backend nor flow is dropped. If it is addressed to a

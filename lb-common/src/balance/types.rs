@@ -1,5 +1,6 @@
 //! The types that the steps of a decision pass on, and those of its result.
 
+use super::tables::Known;
 use crate::{
     abi::{
         address::{Address, Be16, Family},
@@ -74,7 +75,7 @@ pub struct Work<A> {
     pub error: ErrorQuote<A>,
     /// The Service that a new flow is for.
     pub(super) chosen: Chosen,
-    /// Entries and keys on their way to or from a table.
+    /// Flows and keys on their way to or from a table.
     pub(super) scratch: WorkScratch<A>,
 }
 
@@ -116,20 +117,18 @@ pub struct Chosen {
     pub(super) eligible: Eligible,
 }
 
-/// Entries and keys that a decision looks up or writes.
+/// Flows and keys that a decision looks up or writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct WorkScratch<A> {
     pub(super) fragment: FragmentKey<A>,
     /// 1: the flow cannot keep its client's source port.
     pub(super) needs_port: u32,
-    /// 1: an established flow of another frontend has the reply tuple that this flow had.
-    pub(super) is_reply_tuple_taken: u32,
-    pub(super) reverse_key: FlowKey<A>,
-    /// The entry of the packet's direction.
+    pub(super) reply_key: FlowKey<A>,
+    /// The request direction of a new flow.
     pub(super) flow: Flow<A>,
-    /// The entry of the other direction.
-    pub(super) reverse: Flow<A>,
+    /// A flow that was found.
+    pub(super) known: Known<A>,
 }
 
 /// The inputs of every step of a decision, apart from the tables.
@@ -137,14 +136,16 @@ pub(crate) struct Context<'a, F: Family> {
     pub(crate) packet: &'a Packet<F>,
     pub(crate) settings: &'a Settings,
     pub(crate) site: Site,
+    /// The low 32 bits of the kernel's jiffies.
     pub(crate) now: u32,
 }
 
 impl<A: Address> Work<A> {
-    /// Sets how the packet is sent on: like the other packets of this direction of a flow.
+    /// Sets how the packet is sent on: like the other packets of this direction of the flow that was
+    /// found.
     #[inline(always)]
-    pub(super) fn set_delivery(&mut self, flow: &Flow<A>) {
-        let out = &mut self.out;
+    pub(super) fn set_delivery(&mut self) {
+        let (out, flow) = (&mut self.out, &self.scratch.known.flow);
         (out.action, out.device, out.next_hop) = (flow.action, flow.device, flow.next_hop);
         out.index = flow.service;
     }
@@ -162,6 +163,12 @@ impl<F: Family> Context<'_, F> {
     #[inline(never)]
     pub(crate) fn may_be_sent_by_node(&self) -> bool {
         self.family().may_be_node(self.packet.tuple().source)
+    }
+
+    /// Now, in the unit of the times of flows.
+    #[inline(always)]
+    pub(crate) fn time(&self) -> u32 {
+        self.settings.time(self.now)
     }
 
     /// Whether another node encapsulated the packet.

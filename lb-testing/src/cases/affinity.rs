@@ -1,6 +1,6 @@
 //! Session affinity (docs/contract.md, section 6).
 
-use lb_common::packet::ACK;
+use lb_common::packet::{ACK, SYN};
 
 use super::setup::*;
 use crate::flow::TestFlow;
@@ -9,6 +9,9 @@ cases! {
     BOTH => a_client_keeps_its_backend_and_others_get_other_backends,
     BOTH => affinity_slides_with_every_new_flow,
     BOTH => affinity_ends_after_its_timeout,
+    BOTH => a_client_is_bound_once_the_backend_has_answered,
+    BOTH => forged_packets_bind_no_client,
+    BOTH => two_first_flows_at_once_get_one_backend,
     BOTH => a_backend_that_may_not_be_chosen_any_more_is_left_for_good,
     BOTH => a_backend_that_takes_over_an_id_inherits_no_client,
     BOTH => a_client_keeps_its_backend_whichever_frontend_it_uses,
@@ -31,10 +34,10 @@ fn client<F: TestFamily>(number: u8, port: u16) -> Endpoint<F::Address> {
     at(F::pod(number), port)
 }
 
-/// One flow of each of many clients, all from the same port.
+/// One answered flow of each of many clients, all from the same port.
 fn crowd<F: TestFamily>(scene: &mut Scene<F>, port: u16) -> Vec<TestFlow<F::Address>> {
     (1..=CLIENTS)
-        .map(|number| scene.open(TestSite::FromPod, client::<F>(number, port), web::<F>()))
+        .map(|number| scene.connect(TestSite::FromPod, client::<F>(number, port), web::<F>()))
         .collect()
 }
 
@@ -65,14 +68,55 @@ fn affinity_slides_with_every_new_flow<F: TestFamily>(scene: &mut Scene<F>) {
 }
 
 fn affinity_ends_after_its_timeout<F: TestFamily>(scene: &mut Scene<F>) {
+    let (_, ids) = sticky(scene, 3);
+    let first = crowd(scene, 1000);
+    let sets = scene.world.backends[ids[0] as usize].sets;
+    scene.world.drain(ids[0]);
+    scene.update();
+    let bound = crowd(scene, 1001);
+    assert!(moved(&first, &bound) > 0);
+    scene.world.backends[ids[0] as usize].sets = sets;
+    scene.world.add_backend(0, at(F::remote_pod(200), 1), Location::OtherNode);
+    scene.update();
+    scene.wait(SECONDS - 1);
+    assert_eq!(moved(&bound, &crowd(scene, 1002)), 0);
+    scene.wait(SECONDS + 1);
+    assert!(moved(&bound, &crowd(scene, 1003)) > 0);
+}
+
+fn a_client_is_bound_once_the_backend_has_answered<F: TestFamily>(scene: &mut Scene<F>) {
+    sticky(scene, 3);
+    let flow = scene.open(TestSite::FromPod, client::<F>(1, 1000), web::<F>());
+    scene.request(&flow, SYN);
+    assert_eq!(scene.interpreter.affinities().len(), 0);
+    scene.reply(&flow, SYN | ACK);
+    if scene.is_tcp() {
+        // A backend answers a forged SYN too.
+        assert_eq!(scene.interpreter.affinities().len(), 0);
+        scene.request(&flow, ACK);
+    }
+    assert_eq!(scene.interpreter.affinities().len(), 1);
+}
+
+fn forged_packets_bind_no_client<F: TestFamily>(scene: &mut Scene<F>) {
     sticky(scene, 3);
     let first = crowd(scene, 1000);
-    scene.wait(SECONDS + 1);
-    let next = crowd(scene, 1001);
-    // The chance that all stay is 3 to the power of -40.
-    assert!(moved(&first, &next) > 0);
-    let again = crowd(scene, 1002);
-    assert_eq!(moved(&next, &again), 0);
+    for port in 2000..2100 {
+        scene.open(TestSite::FromPod, client::<F>(200, port), web::<F>());
+    }
+    assert_eq!(scene.interpreter.affinities().len(), usize::from(CLIENTS));
+    assert_eq!(moved(&first, &crowd(scene, 1001)), 0);
+}
+
+fn two_first_flows_at_once_get_one_backend<F: TestFamily>(scene: &mut Scene<F>) {
+    sticky(scene, 3);
+    for number in 1..=CLIENTS {
+        let open = |scene: &mut Scene<F>, port| {
+            scene.open(TestSite::FromPod, client::<F>(number, port), web::<F>())
+        };
+        let (one, two) = (open(scene, 1000), open(scene, 1001));
+        assert_eq!(one.backend(), two.backend());
+    }
 }
 
 fn a_backend_that_may_not_be_chosen_any_more_is_left_for_good<F: TestFamily>(scene: &mut Scene<F>) {
@@ -129,8 +173,8 @@ fn a_client_of_two_services_has_two_entries<F: TestFamily>(scene: &mut Scene<F>)
     scene.world.add_backend(index, at(F::remote_pod(50), 8080), Location::OtherNode);
     scene.update();
     for port in [1000, 1001] {
-        let one = scene.open(TestSite::FromPod, client::<F>(1, port), web::<F>());
-        let two = scene.open(TestSite::FromPod, client::<F>(1, port), other);
+        let one = scene.connect(TestSite::FromPod, client::<F>(1, port), web::<F>());
+        let two = scene.connect(TestSite::FromPod, client::<F>(1, port), other);
         assert_eq!(one.sent.destination, F::remote_pod(1));
         assert_eq!(two.sent.destination, F::remote_pod(50));
     }

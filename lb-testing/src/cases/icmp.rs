@@ -3,7 +3,6 @@
 
 use lb_common::{
     abi::{counter::Reason, flow::Tuple},
-    balance::FlowTable,
     packet::{ACK, FIN, RST, SYN},
 };
 
@@ -224,7 +223,7 @@ fn errors_change_nothing_of_the_flow<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     scene.wait(10);
-    let before = scene.interpreter.flows(FlowTable::Flows);
+    let before = scene.interpreter.flows();
     for flags in [RST, FIN | ACK, SYN] {
         let (from, to) = (at(flow.sent.source, flow.sent.source_port.get()), flow.backend());
         let quoted = Frame::of(scene.protocol, from, to, flags);
@@ -232,7 +231,7 @@ fn errors_change_nothing_of_the_flow<F: TestFamily>(scene: &mut Scene<F>) {
         let (site, fate) = flow.reply_path(ends::<F>(flow.frontend.address, flow.client.address));
         expect(scene, site, &frame, fate, tuple(flow.client, flow.frontend));
     }
-    assert_eq!(scene.interpreter.flows(FlowTable::Flows), before);
+    assert_eq!(scene.interpreter.flows(), before);
 }
 
 /// Asserts that an error passes untouched, or, addressed to a live ClusterIP, is dropped.

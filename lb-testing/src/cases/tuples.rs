@@ -3,7 +3,6 @@
 
 use lb_common::{
     abi::counter::Reason,
-    balance::FlowTable,
     packet::{ACK, FIN, SYN},
 };
 
@@ -20,8 +19,7 @@ cases! {
     TCP_ONLY => a_reply_tuple_of_a_closing_flow_is_taken_over,
     BOTH => a_reply_tuple_of_an_expired_flow_is_taken_over,
     TCP_ONLY => the_reply_tuple_of_a_live_handshake_is_not_taken,
-    TCP_ONLY => an_orphaned_reply_entry_blocks_no_flow,
-    TCP_ONLY => removing_a_flow_keeps_the_replies_of_others,
+    TCP_ONLY => a_lost_flow_opens_anew,
     TCP_ONLY => a_closed_flow_blocks_no_connection_to_the_backend_itself,
     UDP_ONLY => taking_over_a_stale_reply_entry_leaves_the_moved_flow_alone,
 }
@@ -45,10 +43,6 @@ fn works<F: TestFamily>(scene: &mut Scene<F>, flow: &TestFlow<F::Address>) {
 /// Opens a flow to `other` from where `one` came, and shows that both live on.
 #[track_caller]
 fn beside<F: TestFamily>(scene: &mut Scene<F>, one: &TestFlow<F::Address>) {
-    if scene.is_tcp() {
-        // The backend has no answer to this SYN; the client repeats it.
-        scene.open(one.site, one.client, other::<F>());
-    }
     let two = scene.connect(one.site, one.client, other::<F>());
     assert_eq!(two.sent.source, one.client.address);
     assert!(SOURCE_PORTS.contains(two.sent.source_port.get()), "{two:?}");
@@ -67,9 +61,6 @@ fn without_a_source_port_a_flow_is_refused<F: TestFamily>(scene: &mut Scene<F>) 
     two_services(scene, 1);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     let ends = [pod::<F>(), other::<F>()];
-    if scene.is_tcp() {
-        scene.open(TestSite::FromPod, pod::<F>(), other::<F>());
-    }
     scene.expect(TestSite::FromPod, ends, SYN, Reason::NoSourcePort, scene.refusal());
     works(scene, &flow);
 }
@@ -81,7 +72,7 @@ fn a_reply_tuple_of_a_closing_flow_is_taken_over<F: TestFamily>(scene: &mut Scen
     scene.reply(&one, FIN | ACK);
     let two = scene.connect(TestSite::FromPod, pod::<F>(), other::<F>());
     works(scene, &two);
-    assert_eq!(scene.flow_counts(), [2, 0]);
+    assert_eq!(scene.flow_counts(), [1, 0]);
 }
 
 fn a_closed_flow_blocks_no_connection_to_the_backend_itself<F: TestFamily>(scene: &mut Scene<F>) {
@@ -104,7 +95,7 @@ fn a_reply_tuple_of_an_expired_flow_is_taken_over<F: TestFamily>(scene: &mut Sce
     scene.wait(lifetime + 1);
     let two = scene.connect(TestSite::FromPod, pod::<F>(), other::<F>());
     works(scene, &two);
-    assert_eq!(scene.flow_counts(), [2, 0]);
+    assert_eq!(scene.flow_counts(), [1, 0]);
 }
 
 fn the_reply_tuple_of_a_live_handshake_is_not_taken<F: TestFamily>(scene: &mut Scene<F>) {
@@ -117,35 +108,21 @@ fn the_reply_tuple_of_a_live_handshake_is_not_taken<F: TestFamily>(scene: &mut S
     works(scene, &two);
 }
 
-fn an_orphaned_reply_entry_blocks_no_flow<F: TestFamily>(scene: &mut Scene<F>) {
-    // The sweep deletes entry by entry, and a full table evicts a single one.
+fn a_lost_flow_opens_anew<F: TestFamily>(scene: &mut Scene<F>) {
     for wait in [0, seconds::TCP_CLOSING + 1] {
         scene.reset();
         service(scene, 1);
         let one = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
         scene.request(&one, FIN | ACK);
         scene.reply(&one, FIN | ACK);
-        scene.interpreter.remove_flow(FlowTable::Flows, &one.key(scene.protocol));
+        scene.interpreter.remove_flow(&one.key(scene.protocol));
         scene.wait(wait);
         let two = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
         works(scene, &two);
-        assert_eq!(scene.flow_counts(), [2, 0]);
+        assert_eq!(scene.flow_counts(), [1, 0]);
         scene.wait(seconds::TCP_ESTABLISHED / 2);
         works(scene, &two);
     }
-}
-
-fn removing_a_flow_keeps_the_replies_of_others<F: TestFamily>(scene: &mut Scene<F>) {
-    two_services(scene, 1);
-    let one = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
-    scene.request(&one, FIN | ACK);
-    scene.interpreter.remove_flow(FlowTable::Flows, &one.reply_key(scene.protocol));
-    let two = scene.connect(TestSite::FromPod, pod::<F>(), other::<F>());
-    scene.open(TestSite::FromPod, pod::<F>(), web::<F>());
-    let three = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
-    assert_ne!(three.sent, two.sent);
-    works(scene, &three);
-    works(scene, &two);
 }
 
 fn taking_over_a_stale_reply_entry_leaves_the_moved_flow_alone<F: TestFamily>(
@@ -168,5 +145,5 @@ fn taking_over_a_stale_reply_entry_leaves_the_moved_flow_alone<F: TestFamily>(
     let two = scene.connect(TestSite::FromPod, pod::<F>(), other::<F>());
     works(scene, &two);
     works(scene, &moved);
-    assert_eq!(scene.flow_counts(), [4, 0]);
+    assert_eq!(scene.flow_counts(), [2, 0]);
 }

@@ -11,6 +11,7 @@ use lb_common::abi::{
     backend::Backend,
     counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason},
     flow::{Flow, FlowKey, NextHop, Tuple},
+    flow_table::{Bucket, FlowEntry, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     layout::MAPS,
@@ -53,6 +54,14 @@ fn current() -> String {
         Flow<Address6> {
             rewrite, action, state, generation, backend, service, last_seen, device, next_hop,
         }
+        Bucket { words }
+        FlowSeed { factors, buckets }
+        FlowEntry<Address4> {
+            request, translated, backend, service, device, generation, actions, next_hops, reply_place, zero,
+        }
+        FlowEntry<Address6> {
+            request, translated, backend, service, device, generation, actions, next_hops, reply_place, zero,
+        }
         FragmentKey<Address4> { source, destination, identification, protocol }
         FragmentKey<Address6> { source, destination, identification, protocol }
         Fragment { source_port, destination_port, last_seen }
@@ -83,8 +92,10 @@ fn current() -> String {
         Timeouts {
             tcp_syn, tcp_established, tcp_half_closed, tcp_fin_one_way, tcp_closing, tcp_reset, udp, udp_stream,
         }
-        Lifetimes { ticks }
-        Settings { ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports }
+        Lifetimes { words }
+        Settings {
+            ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports, time_shift, zero,
+        }
         PortRange { first, count }
         Range<Address4> { service, address }
         Range<Address6> { service, address }

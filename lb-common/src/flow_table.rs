@@ -1,0 +1,293 @@
+//! The table of flows: how a flow is found, inserted and removed, on many CPUs at once and without a
+//! lock. The programs, the agent and the tests run this same code over their own [`Memory`].
+//!
+//! - A flow is live from one compare-and-swap on its word in FLOW_REQUESTS to the next: claimed,
+//!   ready, live, free. Nobody writes to an entry but the CPU that claimed its word.
+//! - Whoever reads an entry compares the word before and after. Each claim changes its generation.
+//! - A word in FLOW_REPLIES refers to a place and a generation, so that it is void once the flow is
+//!   gone, without being touched.
+//! - No two live flows have the same request, or the same reply: of two CPUs that insert such flows
+//!   at the same time exactly one succeeds (see [`insert`]).
+//!
+//! `docs/flow-table.md` has the proof.
+
+use crate::abi::{
+    address::Address,
+    flow::{FlowKey, MOVED, Tuple},
+    flow_table::{
+        Direction, FACTORS, FlowSeed, ReplyWord, RequestWord, TAG_SHIFT, TIMES, WAYS,
+    },
+    frontend::UDP,
+};
+
+mod evict;
+mod insert;
+
+pub use evict::{Class, PROTECTED, class, rank};
+pub use insert::{InsertError, Inserted, NewFlow, insert};
+
+/// The memory that a table is in.
+///
+/// Words are read and compared-and-swapped in one order that all CPUs agree on.
+pub trait Memory<A: Address> {
+    /// A bucket of FLOW_REQUESTS or FLOW_REPLIES.
+    type Bucket: Copy;
+    /// An entry of FLOW_ENTRIES.
+    type Entry: Copy;
+
+    /// The seed of the table.
+    fn seed(&self) -> Option<&FlowSeed>;
+    /// A bucket of FLOW_REQUESTS.
+    fn requests(&self, bucket: u32) -> Option<Self::Bucket>;
+    /// A bucket of FLOW_REPLIES.
+    fn replies(&self, bucket: u32) -> Option<Self::Bucket>;
+    /// Reads a word; `way` counts modulo [`WAYS`].
+    fn load(&self, bucket: Self::Bucket, way: u32) -> u64;
+    /// Replaces the word `old`, if it is still there.
+    fn swap(&self, bucket: Self::Bucket, way: u32, old: u64, new: u64) -> bool;
+
+    /// An entry of FLOW_ENTRIES.
+    fn entry(&self, place: u32) -> Option<Self::Entry>;
+    /// Whether packets of this direction of the flow arrive as `tuple`.
+    fn is_of(&self, entry: Self::Entry, direction: Direction, tuple: &Tuple<A>) -> bool;
+    /// Where in FLOW_REPLIES the flow has its word.
+    fn reply_place(&self, entry: Self::Entry) -> u32;
+    /// Sets where in FLOW_REPLIES the flow has its word.
+    fn set_reply_place(&self, entry: Self::Entry, place: u32);
+
+    /// A number that the verifier knows nothing about but that it is in bounds: it follows the code
+    /// after a loop once, and not once for each of its ends.
+    #[inline(always)]
+    fn forget(&self, way: u32) -> u32 {
+        way
+    }
+}
+
+/// A flow that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found<E> {
+    /// Its entry.
+    pub entry: E,
+    /// Its place.
+    pub place: u32,
+    /// Its word when it was found.
+    pub word: RequestWord,
+}
+
+/// Where a key belongs: its bucket and its tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hash {
+    /// A bucket of FLOW_REQUESTS or FLOW_REPLIES.
+    pub bucket: u32,
+    /// Twenty bits that most other keys of the bucket do not have.
+    pub tag: u64,
+}
+
+impl Hash {
+    /// The hash of a flow key: multilinear, so strongly universal in its upper half for factors that
+    /// nobody knows (Lemire and Kaser, "Strongly universal string hashing is fast", 2013).
+    #[inline(always)]
+    pub fn of<A: Address>(key: &FlowKey<A>, seed: &FlowSeed) -> Self {
+        let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(key));
+        let mut sum = seed.factors[0];
+        let mut index = 0;
+        while index < const { size_of::<FlowKey<A>>() / size_of::<u32>() } {
+            sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(words[index] as u64));
+            index += 1;
+        }
+        let upper = sum >> 32;
+        let bucket = (upper * seed.buckets::<A>() as u64) >> 32;
+        Self { bucket: bucket as u32, tag: upper & (u64::MAX >> TAG_SHIFT) }
+    }
+}
+
+const _: () = assert!(FACTORS > size_of::<FlowKey<crate::abi::address::Address6>>() / 4);
+
+/// A bit of a flow's state: it is UDP, not TCP.
+pub const IS_UDP: u8 = 64;
+
+/// The bit of the state that says which protocol a flow has.
+#[inline(always)]
+pub const fn protocol_bit(protocol: u32) -> u8 {
+    if protocol == UDP as u32 { IS_UDP } else { 0 }
+}
+
+/// The next way, from `way` on, whose word under `mask` is `wanted`; [`WAYS`] if there is none.
+#[inline(always)]
+fn scan<A: Address, M: Memory<A>>(
+    memory: &M,
+    bucket: M::Bucket,
+    mut way: u32,
+    mask: u64,
+    wanted: u64,
+) -> u32 {
+    while way < WAYS as u32 {
+        if memory.load(bucket, way) & mask == wanted {
+            break;
+        }
+        way += 1;
+    }
+    memory.forget(way)
+}
+
+/// How many words with the tag of a key are looked at. That two flows of a bucket have the same tag
+/// happens to one in about 5,000 look-ups, three to one in 50 million.
+const CANDIDATES: u32 = 2;
+
+/// Finds the flow whose requests arrive as `key` says.
+#[inline(always)]
+pub fn find_request<A: Address, M: Memory<A>>(
+    memory: &M,
+    key: &FlowKey<A>,
+) -> Option<Found<M::Entry>> {
+    let hash = Hash::of(key, memory.seed()?);
+    let bucket = memory.requests(hash.bucket)?;
+    let udp = protocol_bit(key.protocol);
+    let wanted = (hash.tag << TAG_SHIFT) | RequestWord::LIVE;
+    let mut way = 0;
+    let mut candidate = 0;
+    while candidate < CANDIDATES {
+        way = scan(memory, bucket, way, RequestWord::FOUND_BY, wanted);
+        if way >= WAYS as u32 {
+            return None;
+        }
+        let word = RequestWord(memory.load(bucket, way));
+        let place = hash.bucket * WAYS as u32 + way;
+        let entry = memory.entry(place)?;
+        if word.is_live()
+            && has_requests(word.state(), udp)
+            && memory.is_of(entry, Direction::Request, &key.tuple)
+        {
+            return Some(Found { entry, place, word });
+        }
+        way += 1;
+        candidate += 1;
+    }
+    None
+}
+
+/// Whether a flow in this state has the protocol of a key, and the requests that it once had: those
+/// of a flow that [`MOVED`] are another's.
+#[inline(always)]
+const fn has_requests(state: u8, protocol: u8) -> bool {
+    let moved = if protocol == IS_UDP { MOVED } else { 0 };
+    state & (IS_UDP | moved) == protocol
+}
+
+/// Finds the flow whose replies arrive as `key` says.
+#[inline(always)]
+pub fn find_reply<A: Address, M: Memory<A>>(
+    memory: &M,
+    key: &FlowKey<A>,
+) -> Option<Found<M::Entry>> {
+    let hash = Hash::of(key, memory.seed()?);
+    let bucket = memory.replies(hash.bucket)?;
+    let udp = protocol_bit(key.protocol);
+    let mut way = 0;
+    let mut candidate = 0;
+    while candidate < CANDIDATES {
+        way = scan(memory, bucket, way, u64::MAX << TAG_SHIFT, hash.tag << TAG_SHIFT);
+        if way >= WAYS as u32 {
+            return None;
+        }
+        let reply = ReplyWord(memory.load(bucket, way));
+        let place = reply.place();
+        let word = request_word(memory, place)?;
+        let entry = memory.entry(place)?;
+        if reply.is_of(word)
+            && word.is_live()
+            && word.state() & IS_UDP == udp
+            && memory.is_of(entry, Direction::Reply, &key.tuple)
+        {
+            return Some(Found { entry, place, word });
+        }
+        way += 1;
+        candidate += 1;
+    }
+    None
+}
+
+/// The word of the place `place`.
+#[inline(always)]
+pub fn request_word<A: Address, M: Memory<A>>(memory: &M, place: u32) -> Option<RequestWord> {
+    let bucket = memory.requests(place / WAYS as u32)?;
+    Some(RequestWord(memory.load(bucket, place)))
+}
+
+/// Whether the flow is still the one that was found. What was read from its entry before is then
+/// the flow's.
+#[inline(always)]
+pub fn is_still<A: Address, M: Memory<A>>(memory: &M, found: &Found<M::Entry>) -> bool {
+    let now = request_word(memory, found.place);
+    now.is_some_and(|now| now.is_live() && found.word.is_same_flow(now))
+}
+
+/// Notes a packet of the flow: clears some bits of its state, sets others, and sets the time when it
+/// was last seen. Returns false if the flow is gone.
+#[inline(always)]
+pub fn note<A: Address, M: Memory<A>>(
+    memory: &M,
+    found: &Found<M::Entry>,
+    clear: u8,
+    set: u8,
+    time: u32,
+) -> bool {
+    let Some(bucket) = memory.requests(found.place / WAYS as u32) else { return false };
+    let mut attempt = 0;
+    // Another CPU may note a packet at the same time.
+    while attempt < 4 {
+        let word = RequestWord(memory.load(bucket, found.place));
+        if !word.is_live() || !found.word.is_same_flow(word) {
+            return false;
+        }
+        let new = word.live(word.state() & !clear | set, time);
+        if memory.swap(bucket, found.place, word.0, new.0) {
+            return true;
+        }
+        attempt += 1;
+    }
+    false
+}
+
+/// Removes a flow, if it is still the one that was found. Returns whether it was.
+#[inline(always)]
+pub fn remove<A: Address, M: Memory<A>>(memory: &M, found: &Found<M::Entry>) -> bool {
+    let Some(bucket) = memory.requests(found.place / WAYS as u32) else { return false };
+    let reply_place = memory.reply_place(found.entry);
+    let mut attempt = 0;
+    while attempt < 4 {
+        let word = RequestWord(memory.load(bucket, found.place));
+        if !word.is_live() || !found.word.is_same_flow(word) {
+            return false;
+        }
+        if memory.swap(bucket, found.place, word.0, word.freed().0) {
+            clear_reply(memory, word, found.place, reply_place);
+            return true;
+        }
+        attempt += 1;
+    }
+    false
+}
+
+/// Frees the word in FLOW_REPLIES of the flow with this word, which is gone.
+#[inline(always)]
+fn clear_reply<A: Address, M: Memory<A>>(
+    memory: &M,
+    word: RequestWord,
+    place: u32,
+    reply_place: u32,
+) {
+    let Some(bucket) = memory.replies(reply_place / WAYS as u32) else { return };
+    let reply = ReplyWord(memory.load(bucket, reply_place));
+    if reply.is_of(word) && reply.place() == place {
+        memory.swap(bucket, reply_place, reply.0, 0);
+    }
+}
+
+/// How long ago `time` was, in the unit of times. A time of another CPU may be ahead by a little: it
+/// counts as now.
+#[inline(always)]
+pub const fn age(time: u32, now: u32) -> u32 {
+    let age = now.wrapping_sub(time) & (TIMES - 1);
+    if age < TIMES / 2 { age } else { 0 }
+}
