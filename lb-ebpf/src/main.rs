@@ -5,6 +5,8 @@
 //! functions that the macros generate, because each call costs a packet some nanoseconds.
 #![no_std]
 #![no_main]
+// Compare-and-swap has no intrinsic on this target.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod answer;
 mod count;

@@ -10,7 +10,7 @@ use lb_common::abi::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter,
-    flow::{Flow, FlowKey},
+    flow_table::{self, Bucket, FlowEntry, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::Range,
@@ -30,9 +30,6 @@ pub mod handover;
 const MAPPED: usize = 0x400;
 /// BPF_F_NO_PREALLOC: memory is allocated for each entry when it is inserted.
 const ON_DEMAND: usize = 1;
-/// BPF_F_NO_COMMON_LRU: every CPU evicts its own entries, which makes insertions cheaper by a
-/// quarter. A flood that one CPU receives evicts no entries of the others.
-const PER_CPU_LRU: usize = 2;
 
 /// What clients connect to, IPv4. Written by the agent.
 #[btf_map]
@@ -80,21 +77,31 @@ pub static SETTINGS: Array<SettingsPair, 1, MAPPED> = Array::new();
 #[btf_map]
 pub static DEVICES: Array<Device, { MAX_DEVICES as usize }, MAPPED> = Array::new();
 
-/// Established flows, IPv4. Written by the programs; the agent's sweep deletes expired entries.
+/// What the buckets of flows depend on. Written by the agent, before any program is loaded.
 #[btf_map]
-pub static FLOWS4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 262144> = LruHashMap::new();
-/// Established flows, IPv6. Written by the programs; the agent's sweep deletes expired entries.
+pub static FLOW_SEED: Array<FlowSeed, 1, MAPPED> = Array::new();
+/// The words of requests, IPv4. Written by the programs and by the agent's sweep, see
+/// `docs/flow-table.md`; so are the five maps that follow.
 #[btf_map]
-pub static FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 262144> = LruHashMap::new();
-/// TCP handshakes, IPv4. A flood of SYNs fills this map and leaves FLOWS4 alone. Written by the
-/// programs; the agent's sweep deletes expired entries.
+pub static FLOW_REQUESTS4: Array<Bucket, 32768, MAPPED> = Array::new();
+/// The words of requests, IPv6.
 #[btf_map]
-pub static EMBRYONIC4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 16384, PER_CPU_LRU> =
-    LruHashMap::new();
-/// TCP handshakes, IPv6. Written by the programs; the agent's sweep deletes expired entries.
+pub static FLOW_REQUESTS6: Array<Bucket, 32768, MAPPED> = Array::new();
+/// The words of replies, IPv4.
 #[btf_map]
-pub static EMBRYONIC6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 16384, PER_CPU_LRU> =
-    LruHashMap::new();
+pub static FLOW_REPLIES4: Array<Bucket, 32768, MAPPED> = Array::new();
+/// The words of replies, IPv6.
+#[btf_map]
+pub static FLOW_REPLIES6: Array<Bucket, 32768, MAPPED> = Array::new();
+/// Flows, IPv4.
+#[btf_map]
+pub static FLOW_ENTRIES4: Array<FlowEntry<Address4>, 262144, MAPPED> = Array::new();
+/// Flows, IPv6.
+#[btf_map]
+pub static FLOW_ENTRIES6: Array<FlowEntry<Address6>, 262144, MAPPED> = Array::new();
+/// How many flows were inserted, and how many made room for them, by class. Written by the programs.
+#[btf_map]
+pub static FLOW_EVENTS: PerCpuArray<u64, { flow_table::EVENTS }> = PerCpuArray::new();
 /// Ports of fragmented datagrams, IPv4. Written by the programs.
 #[btf_map]
 pub static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment, 16384> = LruHashMap::new();

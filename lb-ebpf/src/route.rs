@@ -17,7 +17,7 @@ use lb_common::{
         frontend::TCP,
         settings::MAX_DEVICES,
     },
-    balance::{FlowTable, Work},
+    balance::{Search, Work},
     packet::{IP_OFFSET, Packet, tunnel::Tunnel},
 };
 
@@ -25,7 +25,7 @@ use crate::{
     frame::{self, Linear},
     maps, memory,
     scratch::Route,
-    tables::FamilyMaps,
+    tables::{FamilyMaps, flows},
 };
 
 const AF_INET: u8 = 2;
@@ -213,7 +213,7 @@ pub fn remembered<F: Tunnel>(
 /// Remembers a route in the packet's flow, if the flow is established. A route with a smaller MTU
 /// than its device is not remembered: it is looked up for each packet.
 #[inline(never)]
-fn remember<F: FamilyMaps>(packet: &Packet<F>, route: &Route) {
+fn remember<F: FamilyMaps>(packet: &Packet<F>, work: &mut Work<F::Address>, route: &Route) {
     if packet.is_syn() || route.has_neighbour == 0 {
         return;
     }
@@ -221,11 +221,16 @@ fn remember<F: FamilyMaps>(packet: &Packet<F>, route: &Route) {
     while index < MAX_DEVICES {
         let Some(device) = maps::DEVICES.get(index) else { return };
         if device.ifindex == route.ifindex {
-            if device.mtu == route.mtu as u32
-                && let Some(flow) = F::flow(FlowTable::Flows, &packet.key)
-            {
+            if device.mtu == route.mtu as u32 {
                 let [mac, _]: [[u8; 6]; 2] = bytemuck::cast(route.macs);
-                flow.set_next_hop(NextHop::new(mac, index as u8, device.epoch as u8));
+                let next_hop = NextHop::new(mac, index as u8, device.epoch as u8);
+                let search = match work.out.action.is_reply() {
+                    true => Search::Replies,
+                    false => Search::Requests,
+                };
+                if flows::find::<F>(&packet.key, search, work.known()) {
+                    flows::remember::<F>(work.known(), next_hop);
+                }
             }
             return;
         }
@@ -248,12 +253,13 @@ pub fn send(route: &Route) -> i32 {
 pub fn forward<F: FamilyMaps>(
     context: &TcContext,
     packet: &Packet<F>,
+    work: &mut Work<F::Address>,
     route: &Route,
     remembers: bool,
 ) -> Option<i32> {
     if route.is_remembered == 0 {
         if remembers {
-            remember(packet, route);
+            remember(packet, work, route);
         }
         return Some(send(route));
     }

@@ -1,35 +1,39 @@
 //! The tables of the core: kernel maps.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::BPF_ANY,
     btf_maps::lpm_trie::Key,
     helpers::{bpf_get_prandom_u32, generated::bpf_jiffies64},
 };
 use lb_common::{
     abi::{
-        address::{Address, Address4, Address6, Be16, Ipv4, Ipv6},
+        address::{Address, Address4, Address6, Be16, Family, Ipv4, Ipv6},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
-        flow::{Flow, FlowKey},
+        flow::FlowKey,
         fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey},
         range::Range,
         service::Service,
         settings::{MAX_DEVICES, Settings},
     },
-    balance::{Entry, FlowTable, InsertError, Tables},
+    balance::{Entry, InsertError, Known, Note, Search, Tables},
+    flow_table::{self, NewFlow},
 };
 
 use crate::{maps, memory, scratch::Scratch};
 
 #[cfg(not(feature = "handover"))]
 #[path = "tables/direct.rs"]
-mod flows;
+mod others;
 #[cfg(feature = "handover")]
 #[path = "tables/handover.rs"]
-mod flows;
+mod others;
 
-pub use flows::{FlowFamily, FlowHandle, datagram_peer, insert_datagram_peer};
+pub mod flows;
+
+use flows::FlowMaps;
+pub use others::{datagram_peer, insert_datagram_peer};
 
 /// The low 32 bits of jiffies. The JIT turns the call into a load.
 #[inline(always)]
@@ -69,22 +73,8 @@ impl<T: Copy> Entry<T> for MapEntry<T> {
     }
 }
 
-/// The key exists.
-const EEXIST: i32 = 17;
-
-/// The maps of flows and fragments of a family.
-pub trait FlowMaps: FlowFamily {
-    /// Looks up in FLOWS or EMBRYONIC.
-    fn flow(table: FlowTable, key: &FlowKey<Self::Address>) -> Option<FlowHandle<Self>>;
-    /// Inserts into FLOWS or EMBRYONIC.
-    fn insert(
-        table: FlowTable,
-        key: &FlowKey<Self::Address>,
-        flow: &Flow<Self::Address>,
-        flags: u64,
-    ) -> Result<(), i32>;
-    /// Removes from FLOWS or EMBRYONIC.
-    fn remove(table: FlowTable, key: &FlowKey<Self::Address>) -> Result<(), i32>;
+/// The maps of fragments of a family.
+pub trait FragmentMaps: Family {
     /// Looks up in FRAGMENTS.
     fn fragment(key: &FragmentKey<Self::Address>) -> Option<Fragment>;
     /// Inserts into FRAGMENTS.
@@ -92,7 +82,7 @@ pub trait FlowMaps: FlowFamily {
 }
 
 /// The maps of a family.
-pub trait FamilyMaps: FlowMaps {
+pub trait FamilyMaps: FlowMaps + FragmentMaps {
     /// The working memory of this CPU.
     fn scratch() -> Option<*mut Scratch<Self>>;
     /// Looks up in FRONTENDS.
@@ -147,7 +137,6 @@ family_maps!(Ipv4, Address4, FRONTENDS4, RANGES4, SOURCES4, NODES4, BACKENDS4, S
 family_maps!(Ipv6, Address6, FRONTENDS6, RANGES6, SOURCES6, NODES6, BACKENDS6, SCRATCH6);
 
 impl<F: FamilyMaps> Tables<F> for Maps {
-    type FlowEntry = FlowHandle<F>;
     type AffinityEntry = MapEntry<Affinity>;
 
     #[inline(always)]
@@ -235,27 +224,53 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
-    fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
-        F::flow(table, key)
+    fn spread(&mut self, key: &AffinityKey) -> u32 {
+        let Some(seed) = maps::FLOW_SEED.get(0) else { return 0 };
+        flow_table::spread(key, seed)
+    }
+
+    #[inline(always)]
+    fn flow(
+        &mut self,
+        key: &FlowKey<F::Address>,
+        search: Search,
+        found: &mut Known<F::Address>,
+    ) -> bool {
+        flows::find::<F>(key, search, found)
+    }
+
+    #[inline(always)]
+    fn may_have_reply(&mut self, key: &FlowKey<F::Address>) -> bool {
+        flows::may_have_reply::<F>(key)
     }
 
     #[inline(always)]
     fn insert_flow(
         &mut self,
-        table: FlowTable,
         key: &FlowKey<F::Address>,
-        flow: &Flow<F::Address>,
-        replace: bool,
+        new: &mut NewFlow<F::Address>,
+        settings: &Settings,
     ) -> Result<(), InsertError> {
-        let flags = if replace { BPF_ANY } else { BPF_NOEXIST };
-        F::insert(table, key, flow, flags as u64)
-            .map_err(|error| if error == -EEXIST { InsertError::Exists } else { InsertError::Full })
+        match flows::insert::<F>(key, new, settings) {
+            0 => Ok(()),
+            flows::EXISTS => Err(InsertError::Exists),
+            _ => Err(InsertError::Full),
+        }
     }
 
     #[inline(always)]
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
-        // The entry may not exist any more.
-        let _ = F::remove(table, key);
+    fn note_flow(
+        &mut self,
+        _key: &FlowKey<F::Address>,
+        found: &Known<F::Address>,
+        note: Note,
+    ) {
+        flows::note::<F>(found, flows::bits(note), note.time);
+    }
+
+    #[inline(always)]
+    fn remove_flow(&mut self, _key: &FlowKey<F::Address>, found: &Known<F::Address>) {
+        flows::remove::<F>(found);
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use lb_common::{
         address::{Address, Be16, Family, Prefix},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
-        flow::{Action, Flow, FlowKey},
+        flow::FlowKey,
         flow_table::{Direction, FlowEntry, RequestWord},
         fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey},
@@ -20,7 +20,7 @@ use lb_common::{
         settings::{Device, Settings},
     },
     balance::{Entry, InsertError, Known, Note, Search, Tables},
-    flow_table::{self, Found, NewFlow, PROTECTED},
+    flow_table::{self, Found, NewFlow},
 };
 
 use super::flow_table::HostTable;
@@ -266,32 +266,25 @@ impl<F: Family> Tables<F> for FakeTables<F> {
         false
     }
 
+    fn may_have_reply(&mut self, key: &FlowKey<F::Address>) -> bool {
+        flow_table::may_have_reply(&self.flows, key)
+    }
+
     fn insert_flow(
         &mut self,
         key: &FlowKey<F::Address>,
-        reply: &FlowKey<F::Address>,
-        flow: &Flow<F::Address>,
-        reply_action: Action,
+        new: &mut NewFlow<F::Address>,
         settings: &Settings,
     ) -> Result<(), InsertError> {
         if self.full {
             return Err(InsertError::Full);
         }
-        let has_replies = reply_action != Action::default();
-        let new = NewFlow {
-            key,
-            reply: has_replies.then_some(reply),
-            state: flow.state,
-            now: flow.last_seen,
-            lifetimes: &settings.lifetimes,
-            protected: settings.times(PROTECTED),
-        };
-        let write = |place| {
+        let write = |place, new: &NewFlow<F::Address>| {
             let mut entry = FlowEntry::default();
-            entry.write(&key.tuple, flow, reply_action);
+            entry.write(&key.tuple, &new.flow, new.reply_action);
             self.flows.store(place, entry);
         };
-        flow_table::insert(&self.flows, &new, write).map(drop)
+        flow_table::insert(&self.flows, key, new, &settings.lifetimes, write)
     }
 
     fn note_flow(

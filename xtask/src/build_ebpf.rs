@@ -53,7 +53,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 pub(crate) fn object(workspace: &Workspace, log: bool) -> Result<()> {
     let (features, handover): (&[&str], _) =
         if log { (&["--features", "log"], "handover,log") } else { (&[], "handover") };
-    package(workspace, PROGRAMS, &["--features", handover], &workspace.handover_object())?;
+    //HANDOVER
     package(workspace, PROGRAMS, features, &workspace.object())
 }
 
@@ -114,6 +114,8 @@ fn cargo(
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
         "-Cdebuginfo=2".to_owned(),
+        // Compare-and-swap: Linux 5.12.
+        "-Ctarget-cpu=v3".to_owned(),
     ];
     all.extend(workspace.remapped_paths()?);
     all.extend(flags.iter().map(|flag| (*flag).to_owned()));

@@ -54,13 +54,23 @@ impl<A: Address> Tuple<A> {
         reverse
     }
 
-    /// Whether `other` is the tuple of packets in the other direction.
+    /// Whether `other` is the same. All of it is compared without a branch: most that are compared
+    /// are the same, and each branch is a path for a verifier.
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        let ports = (self.source_port.be16 ^ other.source_port.be16)
+            | (self.destination_port.be16 ^ other.destination_port.be16);
+        let source = self.source.difference(&other.source);
+        u32::from(ports) | source | self.destination.difference(&other.destination) == 0
+    }
+
+    /// Whether `other` is the tuple of packets in the other direction, compared in the same way.
     #[inline(always)]
     pub fn is_reverse_of(&self, other: &Self) -> bool {
-        self.source_port == other.destination_port
-            && self.destination_port == other.source_port
-            && self.source == other.destination
-            && self.destination == other.source
+        let ports = (self.source_port.be16 ^ other.destination_port.be16)
+            | (self.destination_port.be16 ^ other.source_port.be16);
+        let source = self.source.difference(&other.destination);
+        u32::from(ports) | source | self.destination.difference(&other.source) == 0
     }
 }
 

@@ -28,6 +28,7 @@ pub struct Bucket {
 /// From the lowest bit: 7 bits of state, 1 that says that the flow is live, 24 bits of time, 12 of
 /// generation, 20 of tag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct RequestWord(pub u64);
 
 /// A word of FLOW_REPLIES: 32 bits of place, 12 of generation, 20 of tag. 0 = free.
@@ -50,8 +51,8 @@ impl RequestWord {
     pub const LIVE: u64 = 1 << 7;
     /// All bits of the state.
     pub const STATE: u64 = 0x7f;
-    /// The bits that a look-up compares: the tag, and that the flow is live.
-    pub const FOUND_BY: u64 = (u64::MAX << TAG_SHIFT) | Self::LIVE;
+    /// The bits that say whether there is a flow, and its state.
+    pub const LIFE: u64 = 0xff;
     /// The lowest byte of a word that a program has claimed: it is writing the entry.
     const CLAIMED: u64 = 1;
     /// The same, once the entry is written. Whether the flow becomes live is not decided.
@@ -201,7 +202,7 @@ impl<A: Address> FlowEntry<A> {
     #[inline(always)]
     pub fn is_of(&self, direction: Direction, tuple: &Tuple<A>) -> bool {
         match direction {
-            Direction::Request => self.request == *tuple,
+            Direction::Request => self.request.is(tuple),
             Direction::Reply => self.translated.is_reverse_of(tuple),
         }
     }
@@ -261,3 +262,7 @@ impl FlowSeed {
         self.buckets[const { (size_of::<A>() > size_of::<Address4>()) as usize }]
     }
 }
+
+/// The number of entries of FLOW_EVENTS: flows that were inserted, then those that were evicted, one
+/// entry for each [`Class`](crate::flow_table::Class).
+pub const EVENTS: usize = 6;

@@ -87,6 +87,9 @@ pub trait Address: Copy + Debug + Default + Eq + Ord + Hash + Pod + Sealed {
     /// The address with every bit cleared that `mask` has cleared.
     fn masked(self, mask: Self) -> Self;
 
+    /// 0 if `other` is the same address.
+    fn difference(&self, other: &Self) -> u32;
+
     /// Whether this is the unspecified address.
     #[inline(always)]
     fn is_unspecified(self) -> bool {
@@ -114,6 +117,11 @@ impl Address for Address4 {
     #[inline(always)]
     fn masked(self, mask: Self) -> Self {
         Self { be32: self.be32 & mask.be32 }
+    }
+
+    #[inline(always)]
+    fn difference(&self, other: &Self) -> u32 {
+        self.be32 ^ other.be32
     }
 
     #[inline(always)]
@@ -147,6 +155,12 @@ impl Address for Address6 {
     fn masked(self, mask: Self) -> Self {
         let (a, m) = (self.be32, mask.be32);
         Self { be32: [a[0] & m[0], a[1] & m[1], a[2] & m[2], a[3] & m[3]] }
+    }
+
+    #[inline(always)]
+    fn difference(&self, other: &Self) -> u32 {
+        let (one, two) = (self.be32, other.be32);
+        (one[0] ^ two[0]) | (one[1] ^ two[1]) | (one[2] ^ two[2]) | (one[3] ^ two[3])
     }
 
     #[inline(always)]

@@ -219,6 +219,7 @@ pub const MAPS: &[MapLayout] = &[
     map::<AffinityKey, Affinity>("AFFINITY", CHANGED),
     map::<DatagramKey, Peer>("DATAGRAM_PEERS", CHANGED),
     map::<i32, ConnectedPeer>("SOCKETS", 1),
+    map::<u32, u64>("FLOW_EVENTS", 1),
     map::<u32, u64>("COUNTERS", 1),
     map::<u32, Traffic>("TRAFFIC", CHANGED),
     map::<DropKey, u64>("DROPS", CHANGED),

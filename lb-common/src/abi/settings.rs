@@ -137,10 +137,11 @@ impl PortRange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Lifetimes {
-    /// By the state of a flow, with the bit of its protocol: TCP's first, then those of UDP. The
-    /// lower 24 bits are the timeout in the unit of [`Settings::time_shift`], the upper 8 the number
-    /// of the state's [`Class`](crate::flow_table::Class).
-    pub words: [u32; 2 * STATES],
+    /// By the lowest byte of a [`RequestWord`](super::flow_table::RequestWord): first those of places
+    /// without a live flow, then those of TCP by state, then those of UDP. The lower 24 bits are the
+    /// timeout in the unit of [`Settings::time_shift`], the upper 8 the number of the state's
+    /// [`Class`](crate::flow_table::Class).
+    pub words: [u32; 4 * STATES],
 }
 
 impl Lifetimes {

@@ -2,6 +2,7 @@
 
 use crate::{
     abi::{address::Family, flow::Action},
+    flow_table::PROTECTED,
     packet::PacketKind,
 };
 
@@ -26,7 +27,7 @@ fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
     }
 }
 
-/// Inserts the new flow `work.scratch.flow`. If another flow has its reply, one of the two changes:
+/// Inserts the new flow `work.scratch.new.flow`. If another flow has its reply, one of the two changes:
 /// the other makes room if it is over, and else this one gets a source port of this node.
 #[inline(always)]
 pub(super) fn add<F: Family, T: Tables<F>>(
@@ -62,7 +63,7 @@ fn resolve<F: Family, T: Tables<F>>(
     Err(InsertError::Exists)
 }
 
-#[inline(never)]
+#[inline(always)]
 fn insert<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
@@ -70,9 +71,10 @@ fn insert<F: Family, T: Tables<F>>(
 ) -> Result<(), InsertError> {
     let key = &context.packet.key;
     let scratch = &mut work.scratch;
-    scratch.reply_key.set_reverse(&scratch.flow.rewrite, key.protocol);
-    let reply = reply_action(scratch.flow.action, context);
-    tables.insert_flow(key, &scratch.reply_key, &scratch.flow, reply, context.settings)
+    scratch.new.reply_key.set_reverse(&scratch.new.flow.rewrite, key.protocol);
+    scratch.new.reply_action = reply_action(scratch.new.flow.action, context);
+    scratch.new.protected = context.settings.times(PROTECTED);
+    tables.insert_flow(key, &mut scratch.new, context.settings)
 }
 
 /// Removes the flow that has the reply of the new one, if it is closed or expired. Returns whether
@@ -84,7 +86,7 @@ fn remove_stale<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> bool {
     let scratch = &mut work.scratch;
-    if !tables.flow(&scratch.reply_key, Search::Replies, &mut scratch.known) {
+    if !tables.flow(&scratch.new.reply_key, Search::Replies, &mut scratch.known) {
         return true;
     }
     let found = &scratch.known.flow;
@@ -92,7 +94,7 @@ fn remove_stale<F: Family, T: Tables<F>>(
     let is_over = matches!(kind, PacketKind::Tcp) && track::is_closed(found.state)
         || track::is_expired(found, kind, context);
     if is_over {
-        tables.remove_flow(&scratch.reply_key, &scratch.known);
+        tables.remove_flow(&scratch.new.reply_key, &scratch.known);
     }
     is_over
 }

@@ -78,13 +78,13 @@ fn of_flow<F: Family, T: Tables<F>>(
     if track::is_past(first.last_seen, context.now, lifetime) {
         return None;
     }
-    let key = &mut work.scratch.reply_key;
+    let key = &mut work.scratch.new.reply_key;
     key.tuple.set(packet.tuple());
     key.protocol = packet.key.protocol;
     (key.tuple.source_port, key.tuple.destination_port) =
         (first.source_port, first.destination_port);
     let scratch = &mut work.scratch;
-    if !find_live(context, &scratch.reply_key, &mut scratch.known, tables) {
+    if !find_live(context, &scratch.new.reply_key, &mut scratch.known, tables) {
         return None;
     }
     let flow = &work.scratch.known.flow;

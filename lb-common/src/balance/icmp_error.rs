@@ -54,9 +54,9 @@ fn about_flow<F: Family, T: Tables<F>>(
     if outer.destination != quoted.tuple.source {
         return None;
     }
-    work.scratch.reply_key.set_reverse(&quoted.tuple, quoted.protocol);
+    work.scratch.new.reply_key.set_reverse(&quoted.tuple, quoted.protocol);
     let scratch = &mut work.scratch;
-    if !find_live(context, &scratch.reply_key, &mut scratch.known, tables) {
+    if !find_live(context, &scratch.new.reply_key, &mut scratch.known, tables) {
         return None;
     }
     let flow = &work.scratch.known.flow;

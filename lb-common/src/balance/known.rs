@@ -5,7 +5,7 @@ use crate::{
         address::Family,
         backend::{Backend, NOT_SERVING},
         counter::Reason,
-        flow::{ANSWERED, CONFIRMED, Flow, MOVED, ONE_WAY},
+        flow::{ANSWERED, CONFIRMED, Flow, LASTING, MOVED, ONE_WAY},
         traffic::NO_SERVICE,
     },
     packet::{PacketKind, RST},
@@ -80,9 +80,10 @@ fn request<F: Family, T: Tables<F>>(
         return None;
     }
     let confirms = confirms(context, flow);
+    let binds = confirms || is_second(context, flow);
     track::note(context, confirms, work, tables);
     let verdict = translate(context, Reason::Request, work);
-    if confirms {
+    if binds {
         select::bind(context, work, tables);
     }
     Some(verdict)
@@ -97,7 +98,9 @@ fn retire<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) {
     let (packet, known) = (context.packet, &work.scratch.known);
-    if !matches!(packet.kind, PacketKind::Tcp) {
+    if known.flow.action.is_one_way() {
+        tables.remove_flow(&packet.key, known);
+    } else if !matches!(packet.kind, PacketKind::Tcp) {
         let note = Note { clear: 0, set: MOVED, time: context.time() };
         tables.note_flow(&packet.key, known, note);
     } else if packet.is_syn() {
@@ -115,6 +118,13 @@ fn confirms<F: Family>(context: &Context<F>, flow: &Flow<F::Address>) -> bool {
         && flow.state & (ANSWERED | ONE_WAY) != 0
         && !packet.is_syn()
         && packet.detail & RST == 0
+}
+
+/// Whether the packet is one more datagram of a young flow whose replies do not pass this node, so
+/// that nothing else shows that the backend answers.
+#[inline(always)]
+fn is_second<F: Family>(context: &Context<F>, flow: &Flow<F::Address>) -> bool {
+    !matches!(context.packet.kind, PacketKind::Tcp) && flow.state & (ONE_WAY | LASTING) == ONE_WAY
 }
 
 /// The verdict on a packet from a backend by its flow; `None` if the flow counts as absent.

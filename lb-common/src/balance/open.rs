@@ -92,7 +92,7 @@ fn find_service<F: Family, T: Tables<F>>(
     Ok(())
 }
 
-/// Chooses a backend: fills in `work.scratch.flow.backend`.
+/// Chooses a backend: fills in `work.scratch.new.flow.backend`.
 #[inline(never)]
 fn choose_backend<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -102,12 +102,12 @@ fn choose_backend<F: Family, T: Tables<F>>(
     let client = Client::Address(context.packet.tuple().source);
     let (index, eligible) = (work.chosen.frontend.service, work.chosen.eligible);
     let choice = Choice { index, service: work.chosen.service, eligible, client };
-    work.scratch.flow.backend =
+    work.scratch.new.flow.backend =
         select::choose(&choice, context.settings, tables).ok_or(Reason::TableInconsistent)?;
     Ok(())
 }
 
-/// Inserts the new flow `work.scratch.flow`, with a source port of this node if it cannot keep its
+/// Inserts the new flow `work.scratch.new.flow`, with a source port of this node if it cannot keep its
 /// client's.
 #[inline(never)]
 fn insert<F: Family, T: Tables<F>>(
@@ -136,17 +136,17 @@ fn adopt<F: Family, T: Tables<F>>(
     if !tables.flow(&context.packet.key, Search::Requests, &mut scratch.known) {
         return Err(Reason::NoSourcePort);
     }
-    scratch.flow.set(&scratch.known.flow);
+    scratch.new.flow.set(&scratch.known.flow);
     Ok(())
 }
 
 #[inline(always)]
 fn start<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdict {
-    if context.is_ttl_exceeded(work.scratch.flow.action) {
+    if context.is_ttl_exceeded(work.scratch.new.flow.action) {
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
-    work.out.rewrite.set(&work.scratch.flow.rewrite);
-    (work.out.action, work.out.device) = (work.scratch.flow.action, work.scratch.flow.device);
+    work.out.rewrite.set(&work.scratch.new.flow.rewrite);
+    (work.out.action, work.out.device) = (work.scratch.new.flow.action, work.scratch.new.flow.device);
     work.out.next_hop = NextHop::UNKNOWN;
     Verdict::Translate(Reason::FlowCreated)
 }
@@ -240,7 +240,7 @@ fn is_source_by_route<F: Family>(context: &Context<F>, action: Action, source: S
         }
 }
 
-/// Fills in the request direction of a new flow, `work.scratch.flow`, whose backend id must be set.
+/// Fills in the request direction of a new flow, `work.scratch.new.flow`, whose backend id must be set.
 #[inline(never)]
 fn prepare_request<F: Family, T: Tables<F>>(
     context: &Context<F>,
@@ -249,11 +249,11 @@ fn prepare_request<F: Family, T: Tables<F>>(
 ) -> Result<(), Reason> {
     let tuple = context.packet.tuple();
     let frontend = work.chosen.frontend;
-    let backend = tables.backend(work.scratch.flow.backend).ok_or(Reason::TableInconsistent)?;
+    let backend = tables.backend(work.scratch.new.flow.backend).ok_or(Reason::TableInconsistent)?;
     let RequestPath { action, device, mut source } =
         path_to(context, frontend.kind, &work.chosen.service, &backend, tables)
             .ok_or(Reason::TableInconsistent)?;
-    let flow = &mut work.scratch.flow;
+    let flow = &mut work.scratch.new.flow;
     let route_source = &mut flow.rewrite.source;
     let has_route_source = is_source_by_route(context, action, source)
         && tables.route_source(&backend.address, route_source);

@@ -9,6 +9,7 @@ use crate::{
         frontend::FrontendKey,
         traffic::NO_SERVICE,
     },
+    flow_table::PROTECTED,
     packet::PacketKind,
 };
 
@@ -52,7 +53,7 @@ pub(super) fn expect_answer<F: Family, T: Tables<F>>(
         }
         return;
     }
-    let flow = &mut scratch.flow;
+    let flow = &mut scratch.new.flow;
     flow.rewrite.set(tuple);
     flow.action = Action::REQUEST;
     flow.state = ANSWERED;
@@ -62,8 +63,9 @@ pub(super) fn expect_answer<F: Family, T: Tables<F>>(
     flow.last_seen = context.time();
     flow.device = 0;
     flow.next_hop = NextHop::UNKNOWN;
-    scratch.reply_key.set_reverse(tuple, packet.key.protocol);
+    scratch.new.reply_key.set_reverse(tuple, packet.key.protocol);
     // If a Service's flow has this answer, or the table is full, the answer counts as a request.
-    let (reply, settings) = (&scratch.reply_key, context.settings);
-    let _ = tables.insert_flow(&packet.key, reply, &scratch.flow, Action::REPLY, settings);
+    scratch.new.reply_action = Action::REPLY;
+    scratch.new.protected = context.settings.times(PROTECTED);
+    let _ = tables.insert_flow(&packet.key, &mut scratch.new, context.settings);
 }

@@ -3,7 +3,7 @@
 use crate::abi::address::{Be16, Family};
 
 use super::{
-    tables::{Search, Tables},
+    tables::Tables,
     types::{Context, Work},
 };
 
@@ -23,8 +23,8 @@ pub(super) fn draw_port<F: Family, T: Tables<F>>(
         return false;
     }
     let offset = (tables.random() as u64 * ports.count as u64) >> 32;
-    work.scratch.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
-    work.scratch.reply_key.set_reverse(&work.scratch.flow.rewrite, context.packet.key.protocol);
+    work.scratch.new.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
+    work.scratch.new.reply_key.set_reverse(&work.scratch.new.flow.rewrite, context.packet.key.protocol);
     true
 }
 
@@ -37,8 +37,7 @@ pub(super) fn find_port<F: Family, T: Tables<F>>(
 ) -> bool {
     let mut attempt = 0;
     while attempt < ATTEMPTS && draw_port(context, work, tables) {
-        let scratch = &mut work.scratch;
-        if !tables.flow(&scratch.reply_key, Search::Replies, &mut scratch.known) {
+        if !tables.may_have_reply(&work.scratch.new.reply_key) {
             return true;
         }
         attempt += 1;

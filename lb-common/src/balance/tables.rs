@@ -4,14 +4,14 @@ use crate::abi::{
     address::{Be16, Family},
     affinity::{Affinity, AffinityKey},
     backend::Backend,
-    flow::{Action, Flow, FlowKey},
+    flow::{Flow, FlowKey},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     service::Service,
     settings::Settings,
 };
 
-pub use crate::flow_table::InsertError;
+pub use crate::flow_table::{InsertError, NewFlow};
 
 /// An entry of a table that is changed in place.
 pub trait Entry<T> {
@@ -116,15 +116,13 @@ pub trait Tables<F: Family> {
         search: Search,
         found: &mut Known<F::Address>,
     ) -> bool;
-    /// Inserts a flow whose requests arrive as `key` says and whose request direction is `flow`.
-    /// `reply` is the key of its replies; [`Action::default()`] as `reply_action` says that none
-    /// pass this node. Other flows may be evicted.
+    /// Whether a flow may have these replies. Where the answer is no, none has.
+    fn may_have_reply(&mut self, key: &FlowKey<F::Address>) -> bool;
+    /// Inserts a flow whose requests arrive as `key` says. Others may be evicted.
     fn insert_flow(
         &mut self,
         key: &FlowKey<F::Address>,
-        reply: &FlowKey<F::Address>,
-        flow: &Flow<F::Address>,
-        reply_action: Action,
+        new: &mut NewFlow<F::Address>,
         settings: &Settings,
     ) -> Result<(), InsertError>;
     /// Notes a packet of a flow that was found for `key`: clears and sets bits of its state, sets the

@@ -7,7 +7,7 @@ use crate::{
         flow_table::TIMES,
         settings::{Lifetimes, STATES, Settings, Timeouts},
     },
-    flow_table::{age, class},
+    flow_table::{FREE, NEVER, age, class},
     packet::{ACK, FIN, PacketKind, RST, SYN},
 };
 
@@ -32,14 +32,15 @@ pub const fn timeout(is_tcp: bool, state: u8, timeouts: &Timeouts) -> u32 {
 
 /// The idle timeouts and classes of all states.
 pub const fn lifetimes(timeouts: &Timeouts) -> Lifetimes {
-    let mut words = [0; 2 * STATES];
+    let mut words = [NEVER; 4 * STATES];
+    words[0] = FREE;
     let mut state = 0;
     while state < 2 * STATES {
         let is_tcp = state < STATES;
         let timeout = timeout(is_tcp, (state % STATES) as u8, timeouts);
         // Longer ones would look like the future.
         let timeout = if timeout < TIMES / 2 { timeout } else { TIMES / 2 - 1 };
-        words[state] = ((class(state as u8) as u32) << 24) | timeout;
+        words[2 * STATES + state] = ((class(state as u8) as u32) << 24) | timeout;
         state += 1;
     }
     Lifetimes { words }
@@ -52,7 +53,7 @@ pub fn lifetime(kind: PacketKind, state: u8, settings: &Settings) -> u32 {
     // In two steps: verifiers before 6.10 do not bound the result of an OR of two numbers, and the
     // compiler would add these by an OR.
     let (tables, _) = settings.lifetimes.words.as_chunks::<STATES>();
-    Lifetimes::ticks(tables[kind as usize & 1][state as usize & (STATES - 1)])
+    Lifetimes::ticks(tables[2 + (kind as usize & 1)][state as usize & (STATES - 1)])
 }
 
 /// Whether either side has begun to close the TCP connection.

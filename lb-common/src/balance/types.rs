@@ -1,11 +1,11 @@
 //! The types that the steps of a decision pass on, and those of its result.
 
-use super::tables::Known;
+use super::tables::{Known, NewFlow};
 use crate::{
     abi::{
         address::{Address, Be16, Family},
         counter::Reason,
-        flow::{Action, Flow, FlowKey, NextHop, Tuple},
+        flow::{Action, NextHop, Tuple},
         fragment::FragmentKey,
         frontend::Frontend,
         service::{Service, SlotRange},
@@ -124,9 +124,8 @@ pub struct WorkScratch<A> {
     pub(super) fragment: FragmentKey<A>,
     /// 1: the flow cannot keep its client's source port.
     pub(super) needs_port: u32,
-    pub(super) reply_key: FlowKey<A>,
-    /// The request direction of a new flow.
-    pub(super) flow: Flow<A>,
+    /// A new flow.
+    pub(super) new: NewFlow<A>,
     /// A flow that was found.
     pub(super) known: Known<A>,
 }
@@ -141,6 +140,12 @@ pub(crate) struct Context<'a, F: Family> {
 }
 
 impl<A: Address> Work<A> {
+    /// Memory for a flow that a hook looks up once the decision is made.
+    #[inline(always)]
+    pub fn known(&mut self) -> &mut Known<A> {
+        &mut self.scratch.known
+    }
+
     /// Sets how the packet is sent on: like the other packets of this direction of the flow that was
     /// found.
     #[inline(always)]

@@ -67,20 +67,20 @@ pub const fn class(state: u8) -> Class {
 pub const PROTECTED: u32 = 60;
 
 /// How readily the flow with this word is evicted: the number of its class in the upper byte, its
-/// age below. 0 = never; an expired flow before every other, and before it a place that is free.
+/// age below. An expired flow goes before every other, and before it a place that is free.
 #[inline(always)]
 pub fn rank(word: RequestWord, now: u32, lifetimes: &Lifetimes) -> u32 {
-    if word.is_free() {
-        return u32::MAX;
-    }
-    if !word.is_live() {
-        return 0;
-    }
-    let life = lifetimes.words[(word.0 & RequestWord::STATE) as usize];
+    let life = lifetimes.words[(word.0 & RequestWord::LIFE) as usize];
     let age = age(word.time(), now);
-    let class = if age > Lifetimes::ticks(life) { EXPIRED } else { (life >> 24) + 1 };
+    let class = (life >> 24).wrapping_add(1) & 0xff;
+    let class = if age > Lifetimes::ticks(life) { EXPIRED } else { class };
     (class << 24) | age
 }
+
+/// In [`Lifetimes`], of a place without a flow: it is taken first.
+pub const FREE: u32 = 0xfeff_ffff;
+/// In [`Lifetimes`], of a place that a program has claimed: it is never taken.
+pub const NEVER: u32 = 0xffff_ffff;
 
 const EXPIRED: u32 = Class::ALL.len() as u32 + 1;
 

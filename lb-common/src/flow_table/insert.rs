@@ -2,15 +2,15 @@
 
 use crate::abi::{
     address::Address,
-    flow::FlowKey,
-    flow_table::{Direction, ReplyWord, RequestWord, TAG_SHIFT, WAYS},
+    flow::{Action, Flow, FlowKey},
+    flow_table::{Direction, ReplyWord, RequestWord, WAYS},
     settings::Lifetimes,
 };
 
 use super::{
     CANDIDATES, Class, Hash, IS_UDP, Memory, clear_reply,
     evict::{least_rank, rank},
-    has_requests, protocol_bit, request_word, scan,
+    first, has_requests, protocol_bit, request_word, scan,
 };
 
 /// Why a flow could not be inserted.
@@ -22,32 +22,26 @@ pub enum InsertError {
     Full,
 }
 
-/// A flow that was inserted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inserted {
-    /// Its place.
-    pub place: u32,
-    /// Its word.
-    pub word: RequestWord,
-    /// The classes of flows that made room for it, one bit for each, by number; those that were
-    /// expired are not in it.
-    pub evicted: u32,
-}
-
-/// A flow to insert.
-pub struct NewFlow<'a, A> {
-    /// A request as it arrives.
-    pub key: &'a FlowKey<A>,
-    /// A reply as it arrives; `None` if no replies pass this node.
-    pub reply: Option<&'a FlowKey<A>>,
-    /// Its state.
-    pub state: u8,
-    /// Now, in the unit of times.
-    pub now: u32,
-    /// The lifetimes of flows.
-    pub lifetimes: &'a Lifetimes,
+/// A flow to insert, and what the insertion holds. It is one argument so that the programs, whose
+/// stack is small, can keep it in a map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NewFlow<A> {
+    /// The request direction of the flow.
+    pub flow: Flow<A>,
+    /// A reply as it arrives.
+    pub reply_key: FlowKey<A>,
+    /// The action of replies; [`Action::default()`] if none pass this node.
+    pub reply_action: Action,
     /// How long an established flow must be idle before it may be evicted, in the unit of times.
     pub protected: u32,
+    /// The classes of the flows that made room for it, one bit for each, by number; those that were
+    /// expired are not in it.
+    pub evicted: u32,
+    place: u32,
+    word: RequestWord,
+    requests: Hash,
+    replies: Hash,
 }
 
 /// Inserts a flow, whose entry `write` fills in.
@@ -63,90 +57,95 @@ pub struct NewFlow<'a, A> {
 #[inline(always)]
 pub fn insert<A: Address, M: Memory<A>>(
     memory: &M,
-    flow: &NewFlow<A>,
-    write: impl FnOnce(M::Entry),
-) -> Result<Inserted, InsertError> {
+    key: &FlowKey<A>,
+    new: &mut NewFlow<A>,
+    lifetimes: &Lifetimes,
+    write: impl FnOnce(M::Entry, &NewFlow<A>),
+) -> Result<(), InsertError> {
     let seed = memory.seed().ok_or(InsertError::Full)?;
-    let hash = Hash::of(flow.key, seed);
-    let requests = memory.requests(hash.bucket).ok_or(InsertError::Full)?;
-    let claim = claim(memory, flow, requests, hash).ok_or(InsertError::Full)?;
-    let entry = memory.entry(claim.place).ok_or(InsertError::Full)?;
-    write(entry);
-    let ready = claim.word.ready();
-    let free = || memory.swap(requests, claim.place, ready.0, ready.freed().0);
-    if !memory.swap(requests, claim.place, claim.word.0, ready.0) {
+    new.requests = Hash::of(key, seed);
+    new.evicted = 0;
+    if !take_word(memory, new, lifetimes) {
         return Err(InsertError::Full);
     }
-    let mut evicted = claim.evicted;
-    if let Some(reply) = flow.reply {
-        let reply_hash = Hash::of(reply, seed);
-        let Some(more) = refer(memory, flow, reply_hash, ready, claim.place, entry) else {
-            free();
-            return Err(InsertError::Full);
-        };
-        evicted |= more;
-        if has_other_reply(memory, reply, reply_hash, claim.place) {
-            free();
-            clear_reply(memory, ready, claim.place, memory.reply_place(entry));
-            return Err(InsertError::Exists);
+    let requests = memory.requests(new.requests.bucket).ok_or(InsertError::Full)?;
+    let entry = memory.entry(new.place).ok_or(InsertError::Full)?;
+    write(entry, new);
+    let ready = new.word.ready();
+    if !memory.swap(requests, new.place, new.word.0, ready.0) {
+        return Err(InsertError::Full);
+    }
+    new.word = ready;
+    let mut result = Ok(());
+    let has_replies = new.reply_action.action != 0;
+    if has_replies {
+        new.replies = Hash::of(&new.reply_key, seed);
+        if !refer(memory, new, lifetimes) {
+            result = Err(InsertError::Full);
+        } else if has_other_reply(memory, new) {
+            result = Err(InsertError::Exists);
         }
     }
-    let live = ready.live(flow.state | protocol_bit(flow.key.protocol), flow.now);
-    if has_other_request(memory, flow.key, requests, hash, claim.place)
-        || !memory.swap(requests, claim.place, ready.0, live.0)
+    let live = ready.live(new.flow.state | protocol_bit(key.protocol), new.flow.last_seen);
+    if result.is_ok()
+        && (has_other_request(memory, key, new)
+            || !memory.swap(requests, new.place, ready.0, live.0))
     {
-        free();
-        if flow.reply.is_some() {
-            clear_reply(memory, ready, claim.place, memory.reply_place(entry));
-        }
-        return Err(InsertError::Exists);
+        result = Err(InsertError::Exists);
     }
-    Ok(Inserted { place: claim.place, word: live, evicted })
+    if result.is_err() {
+        memory.swap(requests, new.place, ready.0, ready.freed().0);
+        if has_replies {
+            clear_reply(memory, ready, new.place, memory.reply_place(entry));
+        }
+    }
+    result
 }
 
 /// How often a word is chosen anew because another CPU changed it.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 2;
 
-/// Claims the word of the flow in the bucket that is evicted first.
-#[inline(always)]
-fn claim<A: Address, M: Memory<A>>(
+/// Claims the word in the bucket of the flow that is evicted first. Returns false if none may be.
+#[inline(never)]
+fn take_word<A: Address, M: Memory<A>>(
     memory: &M,
-    flow: &NewFlow<A>,
-    bucket: M::Bucket,
-    hash: Hash,
-) -> Option<Inserted> {
+    new: &mut NewFlow<A>,
+    lifetimes: &Lifetimes,
+) -> bool {
+    let Some(bucket) = memory.requests(new.requests.bucket) else { return false };
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let mut worst = 0;
         let mut way = 0;
         while way < WAYS as u32 {
-            let rank = rank(RequestWord(memory.load(bucket, way)), flow.now, flow.lifetimes);
-            worst = core::cmp::max(worst, ranked(rank, way));
+            let rank = rank(RequestWord(memory.next(bucket, way)), new.flow.last_seen, lifetimes);
+            worst = memory.forget(bucket, core::cmp::max(worst, ranked(rank, way)));
             way += 1;
         }
-        if worst < ranked(least_rank(flow.protected), 0) {
-            return None;
+        if worst < ranked(least_rank(new.protected), 0) {
+            return false;
         }
         let way = worst as u32 & (WAYS as u32 - 1);
-        let place = hash.bucket * WAYS as u32 + way;
+        let place = new.requests.bucket * WAYS as u32 + way;
         let old = RequestWord(memory.load(bucket, way));
-        let reply_place = memory.reply_place(memory.entry(place)?);
-        let word = old.claimed(hash.tag);
-        let is_unchanged = rank(old, flow.now, flow.lifetimes) == rank_of(worst);
+        let Some(entry) = memory.entry(place) else { return false };
+        let reply_place = memory.reply_place(entry);
+        let word = old.claimed(new.requests.tag);
+        let is_unchanged = rank(old, new.flow.last_seen, lifetimes) == rank_of(worst);
         if is_unchanged && memory.swap(bucket, way, old.0, word.0) {
-            let mut evicted = 0;
             if old.is_live() {
                 clear_reply(memory, old, place, reply_place);
-                evicted = evicted_bit(rank_of(worst));
+                new.evicted = evicted_bit(rank_of(worst));
             }
-            return Some(Inserted { place, word, evicted });
+            (new.place, new.word) = (place, word);
+            return true;
         }
         attempt += 1;
     }
-    None
+    false
 }
 
-/// A rank and a way in one number, so that the greatest of them is found without a branch.
+/// A rank and a way in one number.
 #[inline(always)]
 const fn ranked(rank: u32, way: u32) -> u64 {
     ((rank as u64) << 8) | way as u64
@@ -165,156 +164,142 @@ const fn evicted_bit(rank: u32) -> u32 {
 }
 
 /// Stores the word in FLOW_REPLIES of a flow that is ready, in the place of the one that is evicted
-/// first. Returns the classes of flows that made room; `None` if there is no room.
-#[inline(always)]
+/// first. Returns false if none may be.
+#[inline(never)]
 fn refer<A: Address, M: Memory<A>>(
     memory: &M,
-    flow: &NewFlow<A>,
-    hash: Hash,
-    ready: RequestWord,
-    place: u32,
-    entry: M::Entry,
-) -> Option<u32> {
-    let bucket = memory.replies(hash.bucket)?;
-    let word = ready.reply(hash.tag, place);
+    new: &mut NewFlow<A>,
+    lifetimes: &Lifetimes,
+) -> bool {
+    let Some(bucket) = memory.replies(new.replies.bucket) else { return false };
+    let Some(entry) = memory.entry(new.place) else { return false };
+    let word = new.word.reply(new.replies.tag, new.place);
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let (mut old, mut evicted) = (0, 0);
-        let mut way = scan(memory, bucket, 0, u64::MAX, 0);
-        if way >= WAYS as u32 {
-            let worst = worst_reply(memory, flow, bucket);
-            if worst < ranked(least_rank(flow.protected), 0) {
-                return None;
+        let free = scan(memory, bucket, 0);
+        let mut way = first(free);
+        if free == 0 {
+            let worst = worst_reply(memory, new, lifetimes, bucket);
+            if worst < ranked(least_rank(new.protected), 0) {
+                return false;
             }
             way = worst as u32 & (WAYS as u32 - 1);
-            old = memory.load(bucket, way);
-            evicted = match evict(memory, flow, ReplyWord(old)) {
-                Some(evicted) => evicted,
-                None => {
-                    attempt += 1;
-                    continue;
-                }
-            };
         }
-        memory.set_reply_place(entry, hash.bucket * WAYS as u32 + way);
-        if memory.swap(bucket, way, old, word.0) {
-            return Some(evicted);
+        let old = ReplyWord(memory.load(bucket, way));
+        memory.set_reply_place(entry, new.replies.bucket * WAYS as u32 + way);
+        if evict(memory, new, lifetimes, old) && memory.swap(bucket, way, old.0, word.0) {
+            return true;
         }
         attempt += 1;
     }
-    None
+    false
 }
 
 /// The way of the bucket whose flow is evicted first, as [`ranked`] has it. A word whose flow is gone
 /// counts as free.
-#[inline(always)]
+#[inline(never)]
 fn worst_reply<A: Address, M: Memory<A>>(
     memory: &M,
-    flow: &NewFlow<A>,
+    new: &NewFlow<A>,
+    lifetimes: &Lifetimes,
     bucket: M::Bucket,
 ) -> u64 {
     let mut worst = 0;
     let mut way = 0;
     while way < WAYS as u32 {
-        let reply = ReplyWord(memory.load(bucket, way));
-        if let Some(word) = request_word(memory, reply.place()) {
-            let is_void = !reply.is_of(word);
-            let rank = if is_void { u32::MAX } else { rank(word, flow.now, flow.lifetimes) };
-            worst = core::cmp::max(worst, ranked(rank, way));
-        }
+        let reply = ReplyWord(memory.next(bucket, way));
+        let word = request_word(memory, reply.place()).unwrap_or_default();
+        let is_void = !reply.is_of(word);
+        let rank = if is_void { u32::MAX } else { rank(word, new.flow.last_seen, lifetimes) };
+        worst = memory.forget(bucket, core::cmp::max(worst, ranked(rank, way)));
         way += 1;
     }
     worst
 }
 
-/// Ends the flow that a word of FLOW_REPLIES refers to. Returns the bit of its class, 0 if it was
-/// gone or expired; `None` if it must stay.
+/// Ends the flow that a word of FLOW_REPLIES refers to, if there is one. Returns false if it must
+/// stay.
 #[inline(always)]
 fn evict<A: Address, M: Memory<A>>(
     memory: &M,
-    flow: &NewFlow<A>,
+    new: &mut NewFlow<A>,
+    lifetimes: &Lifetimes,
     reply: ReplyWord,
-) -> Option<u32> {
+) -> bool {
     let place = reply.place();
-    let bucket = memory.requests(place / WAYS as u32)?;
+    let Some(bucket) = memory.requests(place / WAYS as u32) else { return false };
     let word = RequestWord(memory.load(bucket, place));
-    if !reply.is_of(word) {
-        return Some(0);
+    if reply.0 == 0 || !reply.is_of(word) {
+        return true;
     }
-    let rank = rank(word, flow.now, flow.lifetimes);
-    if rank < least_rank(flow.protected)
+    let rank = rank(word, new.flow.last_seen, lifetimes);
+    if rank < least_rank(new.protected)
         || !memory.swap(bucket, place, word.0, word.freed().0)
     {
-        return None;
+        return false;
     }
-    Some(evicted_bit(rank))
+    new.evicted |= evicted_bit(rank);
+    true
 }
 
-/// Whether another flow with this request is live, or becomes so before this one, which is at
-/// `place`.
-#[inline(always)]
+/// Whether another flow with this request is live, or becomes so before this one.
+#[inline(never)]
 fn has_other_request<A: Address, M: Memory<A>>(
     memory: &M,
     key: &FlowKey<A>,
-    bucket: M::Bucket,
-    hash: Hash,
-    place: u32,
+    new: &NewFlow<A>,
 ) -> bool {
-    let (mask, wanted) = (u64::MAX << TAG_SHIFT, hash.tag << TAG_SHIFT);
-    let mut way = 0;
+    let Hash { bucket, tag, .. } = new.requests;
+    let Some(words) = memory.requests(bucket) else { return true };
+    let mut ways = scan(memory, words, tag);
     let mut candidate = 0;
     // One of the candidates is the flow itself.
-    while candidate < CANDIDATES + 1 {
-        way = scan(memory, bucket, way, mask, wanted);
-        if way >= WAYS as u32 {
-            return false;
-        }
-        let other = hash.bucket * WAYS as u32 + way;
-        if other != place
-            && let Some(entry) = memory.entry(other)
-            && memory.is_of(entry, Direction::Request, &key.tuple)
-            && !stops(memory, Direction::Request, key, other, place)
-        {
+    while ways != 0 && candidate < CANDIDATES + 1 {
+        let other = bucket * WAYS as u32 + first(ways);
+        if is_other(memory, Direction::Request, key, other, new.place) {
             return true;
         }
-        way += 1;
+        ways &= ways - 1;
         candidate += 1;
     }
     false
 }
 
-/// Whether another flow with this reply is live, or becomes so before this one, which is at `place`.
-#[inline(always)]
+/// Whether another flow with this reply is live, or becomes so before this one.
+#[inline(never)]
 fn has_other_reply<A: Address, M: Memory<A>>(
     memory: &M,
-    key: &FlowKey<A>,
-    hash: Hash,
-    place: u32,
+    new: &NewFlow<A>,
 ) -> bool {
-    let Some(bucket) = memory.replies(hash.bucket) else { return true };
-    let (mask, wanted) = (u64::MAX << TAG_SHIFT, hash.tag << TAG_SHIFT);
-    let mut way = 0;
+    let Hash { bucket, tag, .. } = new.replies;
+    let Some(words) = memory.replies(bucket) else { return true };
+    let mut ways = scan(memory, words, tag);
     let mut candidate = 0;
-    while candidate < CANDIDATES + 1 {
-        way = scan(memory, bucket, way, mask, wanted);
-        if way >= WAYS as u32 {
-            return false;
-        }
-        let reply = ReplyWord(memory.load(bucket, way));
+    while ways != 0 && candidate < CANDIDATES + 1 {
+        let reply = ReplyWord(memory.load(words, first(ways)));
         let other = reply.place();
-        if other != place
-            && let Some(word) = request_word(memory, other)
-            && reply.is_of(word)
-            && let Some(entry) = memory.entry(other)
-            && memory.is_of(entry, Direction::Reply, &key.tuple)
-            && !stops(memory, Direction::Reply, key, other, place)
-        {
+        let word = request_word(memory, other).unwrap_or_default();
+        if reply.is_of(word) && is_other(memory, Direction::Reply, &new.reply_key, other, new.place) {
             return true;
         }
-        way += 1;
+        ways &= ways - 1;
         candidate += 1;
     }
     false
+}
+
+/// Whether the flow at `other` is another one with this key, which the one at `place` cannot stop.
+#[inline(always)]
+fn is_other<A: Address, M: Memory<A>>(
+    memory: &M,
+    direction: Direction,
+    key: &FlowKey<A>,
+    other: u32,
+    place: u32,
+) -> bool {
+    other != place
+        && memory.entry(other).is_some_and(|entry| memory.is_of(entry, direction, &key.tuple))
+        && !stops(memory, direction, key, other, place)
 }
 
 /// Whether the flow at `place` goes on although the one at `other` has the same request or reply: of

@@ -156,7 +156,7 @@ fn judge<
         return NEXT;
     }
     if const { may_be_encapsulated::<HOOK>() }
-        && let Some((result, reason)) = report_mtu(context, settings, &mut scratch.packet)
+        && let Some((result, reason)) = report_mtu(context, settings, scratch)
     {
         count(hook, reason);
         return result;
@@ -214,8 +214,9 @@ fn is_for_another_host(context: &TcContext) -> bool {
 fn report_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     context: &TcContext,
     settings: &Settings,
-    packet: &mut Packet<F>,
+    scratch: &mut Scratch<F>,
 ) -> Option<(i32, Reason)> {
+    let Scratch { packet, work, .. } = scratch;
     if !packet.is_icmp_error() {
         return None;
     }
@@ -226,7 +227,7 @@ fn report_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     if tunnel::decapsulate_quote(context, packet).is_none() {
         return Some((DROP, Reason::RewriteFailed));
     }
-    if !balance::tunnel::is_encapsulated_flow(packet, &mut tables::Maps) {
+    if !balance::tunnel::is_encapsulated_flow(packet, work, &mut tables::Maps) {
         return Some((DROP, Reason::IcmpError));
     }
     let reported = answer::too_big(context, packet, Hook::FromDevice, mtu);
@@ -335,7 +336,7 @@ fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32, const ETHERNET:
             if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
             }
-            match deliver::<F, HOOK>(context, packet, route, action, work.out.device) {
+            match deliver::<F, HOOK>(context, packet, work, route, action) {
                 // The device cannot send the header that was prepended.
                 Ok(NEXT) if !ETHERNET => (send_on(context), reason),
                 Ok(result) => (result, reason),
@@ -418,17 +419,18 @@ fn not_routed<F: Respond>(
 fn deliver<F: FamilyMaps, const HOOK: u32>(
     context: &TcContext,
     packet: &Packet<F>,
+    work: &mut Work<F::Address>,
     route: &Route,
     action: Action,
-    device: u32,
 ) -> Result<i32, Reason> {
+    let device = work.out.device;
     match action {
         Action::REQUEST_HAIRPIN | Action::REPLY_HAIRPIN => {
             send_back(context).ok_or(Reason::RewriteFailed)
         }
         Action::REQUEST_FORWARD | Action::REPLY_FORWARD | Action::REQUEST_TUNNEL => {
             let remembers = const { remembers::<HOOK>() };
-            route::forward(context, packet, route, remembers).ok_or(Reason::RewriteFailed)
+            route::forward(context, packet, work, route, remembers).ok_or(Reason::RewriteFailed)
         }
         Action::REQUEST_ROUTE => Ok(route::send(route)),
         Action::REQUEST_LOOPBACK => {

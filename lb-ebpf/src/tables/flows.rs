@@ -1,0 +1,326 @@
+//! The table of flows in the kernel's maps.
+
+use core::ptr;
+
+use lb_common::{
+    abi::{
+        address::{Address4, Address6, Family, Ipv4, Ipv6},
+        flow::{FlowKey, NextHop, Tuple},
+        flow_table::{Bucket, Direction, FlowEntry, FlowSeed, RequestWord, WAYS},
+        settings::Settings,
+    },
+    balance::{InsertError, Known, Note, Search},
+    flow_table::{self, Found, Memory, NewFlow},
+};
+
+use crate::maps;
+
+/// The maps of a family's flows.
+pub trait FlowMaps: Family {
+    /// A bucket of FLOW_REQUESTS.
+    fn requests(bucket: u32) -> Option<*mut Bucket>;
+    /// A bucket of FLOW_REPLIES.
+    fn replies(bucket: u32) -> Option<*mut Bucket>;
+    /// An entry of FLOW_ENTRIES.
+    fn entry(place: u32) -> Option<*mut FlowEntry<Self::Address>>;
+}
+
+macro_rules! flow_maps {
+    ($family:ty, $address:ty, $requests:ident, $replies:ident, $entries:ident) => {
+        impl FlowMaps for $family {
+            #[inline(always)]
+            fn requests(bucket: u32) -> Option<*mut Bucket> {
+                maps::$requests.get_ptr_mut(bucket)
+            }
+
+            #[inline(always)]
+            fn replies(bucket: u32) -> Option<*mut Bucket> {
+                maps::$replies.get_ptr_mut(bucket)
+            }
+
+            #[inline(always)]
+            fn entry(place: u32) -> Option<*mut FlowEntry<$address>> {
+                maps::$entries.get_ptr_mut(place)
+            }
+        }
+    };
+}
+
+flow_maps!(Ipv4, Address4, FLOW_REQUESTS4, FLOW_REPLIES4, FLOW_ENTRIES4);
+flow_maps!(Ipv6, Address6, FLOW_REQUESTS6, FLOW_REPLIES6, FLOW_ENTRIES6);
+
+/// A family's maps.
+struct Maps<F>(core::marker::PhantomData<F>);
+
+impl<F: FlowMaps> Maps<F> {
+    const NEW: Self = Self(core::marker::PhantomData);
+}
+
+impl<F: FlowMaps> Memory<F::Address> for Maps<F> {
+    type Bucket = *mut Bucket;
+    type Entry = *mut FlowEntry<F::Address>;
+
+    #[inline(always)]
+    fn seed(&self) -> Option<&FlowSeed> {
+        maps::FLOW_SEED.get(0)
+    }
+
+    #[inline(always)]
+    fn requests(&self, bucket: u32) -> Option<*mut Bucket> {
+        F::requests(bucket)
+    }
+
+    #[inline(always)]
+    fn replies(&self, bucket: u32) -> Option<*mut Bucket> {
+        F::replies(bucket)
+    }
+
+    #[inline(always)]
+    fn load(&self, bucket: *mut Bucket, way: u32) -> u64 {
+        // SAFETY: a look-up of this run found the bucket.
+        unsafe { ptr::read_volatile(word(bucket, way)) }
+    }
+
+    #[inline(always)]
+    fn next(&self, bucket: *mut Bucket, way: u32) -> u64 {
+        // SAFETY: a look-up of this run found the bucket, and the way is in bounds.
+        unsafe { ptr::read_volatile(&raw const (*bucket).words[way as usize % WAYS]) }
+    }
+
+    #[inline(always)]
+    fn swap(&self, bucket: *mut Bucket, way: u32, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { compare_and_swap(word(bucket, way), old, new) }
+    }
+
+    #[inline(always)]
+    fn entry(&self, place: u32) -> Option<Self::Entry> {
+        F::entry(place)
+    }
+
+    #[inline(always)]
+    fn is_of(&self, entry: Self::Entry, direction: Direction, tuple: &Tuple<F::Address>) -> bool {
+        // SAFETY: a look-up of this run found the entry. What another CPU writes meanwhile is
+        // noticed by the word.
+        unsafe { (*entry).is_of(direction, tuple) }
+    }
+
+    #[inline(always)]
+    fn reply_place(&self, entry: Self::Entry) -> u32 {
+        // SAFETY: as above.
+        unsafe { ptr::read_volatile(&raw const (*entry).reply_place) }
+    }
+
+    #[inline(always)]
+    fn set_reply_place(&self, entry: Self::Entry, place: u32) {
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(&raw mut (*entry).reply_place, place) }
+    }
+
+    #[inline(always)]
+    fn forget(&self, bucket: *mut Bucket, value: u64) -> u64 {
+        forget(Memory::<F::Address>::next(self, bucket, 0), value)
+    }
+}
+
+/// Replaces `*place` by `new` if it is `old`.
+///
+/// # Safety
+/// `place` is a word of a map's value.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
+    let found: u64;
+    // SAFETY: the caller's; one aligned word. The instruction needs Linux 5.12.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({place} + 0, r0, {new})",
+            inout("r0") old => found,
+            place = in(reg) place,
+            new = in(reg) new,
+        );
+    }
+    found == old
+}
+
+/// Returns `value`, of which the verifier then knows nothing: it does not see that the difference of a
+/// number from itself is zero.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn forget(any: u64, mut value: u64) -> u64 {
+    // SAFETY: arithmetic.
+    unsafe {
+        core::arch::asm!(
+            "{zero} = {any}",
+            "{zero} ^= {any}",
+            "{value} += {zero}",
+            any = in(reg) any,
+            value = inout(reg) value,
+            zero = out(reg) _,
+        );
+    }
+    value
+}
+
+/// The word of a way, which counts modulo [`WAYS`].
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn word(bucket: *mut Bucket, way: u32) -> *mut u64 {
+    let mut way = u64::from(way);
+    // Where the compiler knows that the way is in bounds, it would leave this out, but the verifier
+    // may not know.
+    // SAFETY: arithmetic.
+    unsafe { core::arch::asm!("{way} &= {mask}", way = inout(reg) way, mask = const WAYS - 1) };
+    bucket.cast::<u64>().wrapping_add(way as usize)
+}
+
+/// For clippy, which compiles the programs for the host.
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
+    // SAFETY: the caller's.
+    let word = unsafe { core::sync::atomic::AtomicU64::from_ptr(place) };
+    let order = core::sync::atomic::Ordering::SeqCst;
+    word.compare_exchange(old, new, order, order).is_ok()
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn word(bucket: *mut Bucket, way: u32) -> *mut u64 {
+    bucket.cast::<u64>().wrapping_add(way as usize % WAYS)
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn forget(_any: u64, value: u64) -> u64 {
+    value
+}
+
+/// Looks a flow up. Each direction is a function of its own, so that the verifier follows it once for
+/// each call and not together with what comes after.
+#[inline(always)]
+pub fn find<F: FlowMaps>(
+    key: &FlowKey<F::Address>,
+    search: Search,
+    found: &mut Known<F::Address>,
+) -> bool {
+    let is_reply_first = matches!(search, Search::RepliesFirst);
+    (search.has_requests() && !is_reply_first && find_request::<F>(key, found))
+        || (search.has_replies() && find_reply::<F>(key, found))
+        || (is_reply_first && find_request::<F>(key, found))
+}
+
+/// Whether a flow may have these replies.
+#[inline(never)]
+pub fn may_have_reply<F: FlowMaps>(key: &FlowKey<F::Address>) -> bool {
+    flow_table::may_have_reply(&Maps::<F>::NEW, key)
+}
+
+#[inline(never)]
+fn find_request<F: FlowMaps>(key: &FlowKey<F::Address>, found: &mut Known<F::Address>) -> bool {
+    let place = flow_table::find_request(&Maps::<F>::NEW, key);
+    read::<F>(place, Direction::Request, found)
+}
+
+#[inline(never)]
+fn find_reply<F: FlowMaps>(key: &FlowKey<F::Address>, found: &mut Known<F::Address>) -> bool {
+    let place = flow_table::find_reply(&Maps::<F>::NEW, key);
+    read::<F>(place, Direction::Reply, found)
+}
+
+#[inline(always)]
+fn read<F: FlowMaps>(
+    place: Option<Found<*mut FlowEntry<F::Address>>>,
+    direction: Direction,
+    found: &mut Known<F::Address>,
+) -> bool {
+    let Some(place) = place else { return false };
+    // SAFETY: a look-up of this run found the entry.
+    unsafe { (*place.entry).read(direction, place.word, &mut found.flow) };
+    (found.place, found.word) = (place.place, place.word.0);
+    flow_table::is_still(&Maps::<F>::NEW, &place)
+}
+
+/// Notes a packet of a flow.
+#[inline(never)]
+pub fn note<F: FlowMaps>(found: &Known<F::Address>, note: u32, time: u32) {
+    let Some(entry) = F::entry(found.place) else { return };
+    let place = Found { entry, place: found.place, word: RequestWord(found.word) };
+    let (clear, set) = ((note >> 8) as u8, note as u8);
+    if flow_table::note(&Maps::<F>::NEW, &place, clear, set, time) {
+        let direction = found.flow.action.is_reply() as usize & 1;
+        // SAFETY: a look-up of this run found the entry; one aligned word.
+        unsafe { ptr::write_volatile(&raw mut (*entry).next_hops[direction], NextHop::UNKNOWN) };
+    }
+}
+
+/// `note` in one argument.
+#[inline(always)]
+pub fn bits(note: Note) -> u32 {
+    (note.clear as u32) << 8 | note.set as u32
+}
+
+/// Removes a flow.
+#[inline(never)]
+pub fn remove<F: FlowMaps>(found: &Known<F::Address>) {
+    let Some(entry) = F::entry(found.place) else { return };
+    let place = Found { entry, place: found.place, word: RequestWord(found.word) };
+    flow_table::remove(&Maps::<F>::NEW, &place);
+}
+
+/// The flow has another's request or reply.
+pub const EXISTS: i32 = 1;
+/// There is no room for the flow.
+pub const FULL: i32 = 2;
+
+/// Inserts a flow. Returns 0, [`EXISTS`] or [`FULL`].
+#[inline(never)]
+pub fn insert<F: FlowMaps>(
+    key: &FlowKey<F::Address>,
+    new: &mut NewFlow<F::Address>,
+    settings: &Settings,
+) -> i32 {
+    let write = |entry: *mut FlowEntry<F::Address>, new: &NewFlow<F::Address>| {
+        // SAFETY: a look-up of this run found the entry, and this run has claimed it.
+        unsafe { (*entry).write(&key.tuple, &new.flow, new.reply_action) }
+    };
+    match flow_table::insert(&Maps::<F>::NEW, key, new, &settings.lifetimes, write) {
+        Ok(()) => {
+            count(new.evicted);
+            0
+        }
+        Err(InsertError::Exists) => EXISTS,
+        Err(InsertError::Full) => FULL,
+    }
+}
+
+/// Counts an insertion, and the classes of the flows that made room for it.
+#[inline(always)]
+fn count(evicted: u32) {
+    let mut events = 1 | evicted << 1;
+    let mut index = 0;
+    while events != 0 && index < flow_table_events() {
+        if events & 1 != 0
+            && let Some(count) = maps::FLOW_EVENTS.get_ptr_mut(index)
+        {
+            // SAFETY: this CPU's entry.
+            unsafe { *count += 1 };
+        }
+        events >>= 1;
+        index += 1;
+    }
+}
+
+const fn flow_table_events() -> u32 {
+    lb_common::abi::flow_table::EVENTS as u32
+}
+
+/// Remembers the next hop of a direction of a flow.
+#[inline(always)]
+pub fn remember<F: FlowMaps>(found: &Known<F::Address>, next_hop: NextHop) {
+    if let Some(entry) = F::entry(found.place) {
+        let place = Found { entry, place: found.place, word: RequestWord(found.word) };
+        let direction = found.flow.action.is_reply() as usize & 1;
+        if flow_table::is_still(&Maps::<F>::NEW, &place) {
+            // SAFETY: a look-up of this run found the entry; one aligned word.
+            unsafe { ptr::write_volatile(&raw mut (*entry).next_hops[direction], next_hop) };
+        }
+    }
+}
