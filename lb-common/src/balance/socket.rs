@@ -87,10 +87,11 @@ pub fn decide<F: Family, T: Tables<F>>(
         _ => Client::Netns(caller.netns()),
     };
     let choice = Choice { index: frontend.service, service, eligible, client };
-    match select::choose(&choice, settings, tables).and_then(|id| tables.backend(id)) {
-        Some(backend) => {
-            Decision::Translate(Endpoint { address: backend.address, port: backend.port })
-        }
-        None => Decision::Untouched(Reason::TableInconsistent),
-    }
+    let Some(id) = select::choose(&choice, settings, tables) else {
+        return Decision::Untouched(Reason::TableInconsistent);
+    };
+    let Some(backend) = tables.backend(id) else {
+        return Decision::Untouched(Reason::TableInconsistent);
+    };
+    Decision::Translate(Endpoint { address: backend.address, port: backend.port })
 }

@@ -23,8 +23,9 @@ pub(super) fn draw_port<F: Family, T: Tables<F>>(
         return false;
     }
     let offset = (tables.random() as u64 * ports.count as u64) >> 32;
-    work.scratch.new.flow.rewrite.source_port = Be16::new(ports.first.wrapping_add(offset as u16));
-    work.scratch.new.reply_key.set_reverse(&work.scratch.new.flow.rewrite, context.packet.key.protocol);
+    let port = Be16::new(ports.first.wrapping_add(offset as u16));
+    work.scratch.new.flow.rewrite.source_port = port;
+    work.scratch.new.reply_key.tuple.destination_port = port;
     true
 }
 
