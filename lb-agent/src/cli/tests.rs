@@ -80,7 +80,7 @@ fn flags_are_read_into_their_types() {
     assert_eq!(run.pod_interfaces.matches("cali12"), Some(false));
     assert_eq!(run.pod_interfaces.matches("cali21"), Some(true));
     assert_eq!(run.pod_interfaces.matches("veth"), Some(true));
-    assert_eq!((run.log.verbosity, run.sizes.max_flows), (Some(4), 7));
+    assert_eq!((run.log.verbosity, run.sizes.max_flows), (Some(4), Some(7)));
     assert_eq!(run.socket_lb_exclude_cgroups, ["/a", "/b"].map(PathBuf::from));
 }
 
