@@ -7,7 +7,7 @@
 pub mod environment;
 pub mod run;
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::{IpAddr, SocketAddr}, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -15,7 +15,7 @@ use clap_complete::Shell;
 use crate::options::{
     modes::XdpMode,
     sizes::{self, Sizes},
-    values::{Destination, Patterns, duration, socket_or_address},
+    values::{Destination, Patterns, ServicePattern, duration, socket_or_address},
 };
 pub use run::RunArgs;
 
@@ -150,6 +150,13 @@ pub struct GetArgs {
     /// Output format
     #[arg(short, long, env = "LB_OUTPUT", value_name = "FORMAT", default_value = "table")]
     pub output: Output,
+    /// Only flows of this Service, or of this port of it
+    #[arg(long, env = "LB_SERVICE", value_name = "NAMESPACE/SERVICE[:PORT]")]
+    pub service: Option<ServicePattern>,
+    /// Only flows with this address: the client's, the Service's, the backend's, or the one that
+    /// the backend sees
+    #[arg(long, env = "LB_ADDRESS", value_name = "ADDR")]
+    pub address: Option<IpAddr>,
     /// Pins.
     #[command(flatten)]
     pub pins: PinArgs,
@@ -164,7 +171,7 @@ pub enum What {
     Frontends,
     /// Endpoints, and the backend sets that contain them
     Backends,
-    /// Flow entries: one for each direction of a translated flow
+    /// Translated flows
     Flows,
     /// Session affinity entries
     Affinity,

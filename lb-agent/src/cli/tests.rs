@@ -128,3 +128,18 @@ fn durations_are_those_of_go() {
         assert_eq!(duration(text).ok(), milliseconds.map(Duration::from_millis), "{text:?}");
     }
 }
+
+#[test]
+fn a_service_is_meant_with_all_its_ports_or_with_one() {
+    let rows = [
+        ("default/web", ["default/web", "default/web:http"], ["default/web2", "other/web"]),
+        ("default/web:http", ["default/web:http"; 2], ["default/web", "default/web:https"]),
+    ];
+    for (text, meant, others) in rows {
+        let pattern: ServicePattern = text.parse().expect("a Service");
+        assert!(meant.iter().all(|name| pattern.matches(name)), "{text}");
+        assert!(!others.iter().any(|name| pattern.matches(name)), "{text}");
+    }
+    let error = usage_error(&["get", "flows", "--service", "web"]);
+    assert!(error.contains("is not a Service such as"), "{error}");
+}

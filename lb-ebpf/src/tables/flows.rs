@@ -119,9 +119,10 @@ impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
 
     #[inline(always)]
     fn is_of(&self, entry: Self::Entry, direction: Direction, tuple: &Tuple<F::Address>) -> bool {
-        // SAFETY: a look-up of this run found the entry. What another CPU writes meanwhile is
-        // noticed by the word.
-        unsafe { (*entry).is_of(direction, tuple) }
+        match direction {
+            Direction::Request => is_request::<F>(entry, tuple),
+            Direction::Reply => is_reply::<F>(entry, tuple),
+        }
     }
 
     #[inline(always)]
@@ -140,6 +141,22 @@ impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
     fn forget(&self, bucket: *mut Bucket, value: u64) -> u64 {
         forget(Memory::<F::Address>::next(self, bucket, 0), value)
     }
+}
+
+/// Whether requests of the flow arrive as `tuple`. A function of its own, because in the loop over
+/// candidates the compiler would keep the whole tuple on the stack.
+#[inline(never)]
+fn is_request<F: Family>(entry: *mut FlowEntry<F::Address>, tuple: &Tuple<F::Address>) -> bool {
+    // SAFETY: a look-up of this run found the entry. What another CPU writes meanwhile is noticed by
+    // the word.
+    unsafe { (*entry).is_of(Direction::Request, tuple) }
+}
+
+/// Whether replies of the flow arrive as `tuple`.
+#[inline(never)]
+fn is_reply<F: Family>(entry: *mut FlowEntry<F::Address>, tuple: &Tuple<F::Address>) -> bool {
+    // SAFETY: as above.
+    unsafe { (*entry).is_of(Direction::Reply, tuple) }
 }
 
 /// Replaces `*place` by `new` if it is `old`.
