@@ -426,8 +426,10 @@ pub(crate) mod tests {
         let mut rewrite = key.tuple;
         rewrite.destination = Ipv4Addr::new(10, 1, 0, 2).into();
         let flow = Flow { rewrite, action: Action::REQUEST, state, last_seen, ..Flow::default() };
-        let reply_key = FlowKey { tuple: rewrite.reversed(), protocol: key.protocol };
-        NewFlow { flow, reply_key, reply_action: Action::REPLY, protected: 60, ..NewFlow::default() }
+        let mut new = NewFlow::default();
+        (new.flow, new.protected, new.reply_action) = (flow, 60, Action::REPLY);
+        new.reply_key.set_reverse(&rewrite, key.protocol);
+        new
     }
 
     /// Inserts that flow.
