@@ -5,6 +5,7 @@ pub mod carry;
 pub mod devices;
 pub mod fill;
 pub mod flow_table;
+pub mod former;
 pub mod handover;
 pub mod kept;
 pub mod kernel;

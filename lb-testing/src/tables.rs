@@ -284,7 +284,7 @@ impl<F: Family> Tables<F> for FakeTables<F> {
             entry.write(&key.tuple, &new.flow, new.reply_action);
             self.flows.store(place, entry);
         };
-        flow_table::insert(&self.flows, key, new, &settings.lifetimes, write)
+        flow_table::insert(&self.flows, key, new, &settings.flow_lifetimes, write)
     }
 
     fn note_flow(

@@ -108,7 +108,8 @@ impl<F: TestFamily> Default for World<F> {
         let settings = Settings {
             ipv4: family_settings::<Ipv4>(),
             ipv6: family_settings::<Ipv6>(),
-            lifetimes: track::lifetimes(&timeouts()),
+            lifetimes: Default::default(),
+            flow_lifetimes: track::lifetimes(&timeouts()),
             ticks_per_second: TICKS,
             flags: 0,
             node_ports: NODE_PORTS,

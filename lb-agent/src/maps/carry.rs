@@ -51,8 +51,7 @@ pub enum Carriage {
 pub fn carriage(name: &str) -> Carriage {
     match name {
         "NODES4" | "NODES6" | "SETTINGS" | "DEVICES" => Carriage::Before,
-        "FLOWS4" | "FLOWS6" | "EMBRYONIC4" | "EMBRYONIC6" | "FRAGMENTS4" | "FRAGMENTS6"
-        | "DATAGRAM_PEERS" => Carriage::Moved,
+        "FRAGMENTS4" | "FRAGMENTS6" | "DATAGRAM_PEERS" => Carriage::Moved,
         "AFFINITY" | "TRAFFIC" | "DROPS" | "COUNTERS" => Carriage::Meanwhile,
         "SOCKETS" | "FLOW_EVENTS" => Carriage::Left,
         name if flow_table::MAPS.contains(&name) => Carriage::Left,

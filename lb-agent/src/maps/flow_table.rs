@@ -202,7 +202,7 @@ impl<A: FlowAddress> FlowTable<A> {
     /// # Errors
     /// [`PinError`] if one is missing or of another layout.
     pub fn readable(pins: &Pins) -> Result<Self, PinError> {
-        FlowMaps::open(pins)?.map(false)
+        Self::opened(pins, false)
     }
 
     /// Opens the pinned maps for reading and writing.
@@ -210,7 +210,12 @@ impl<A: FlowAddress> FlowTable<A> {
     /// # Errors
     /// [`PinError`] if one is missing or of another layout.
     pub fn writable(pins: &Pins) -> Result<Self, PinError> {
-        FlowMaps::open(pins)?.map(true)
+        Self::opened(pins, true)
+    }
+
+    fn opened(pins: &Pins, is_writable: bool) -> Result<Self, PinError> {
+        let mapped = FlowMaps::open(pins)?.map(is_writable);
+        mapped.map_err(|source| PinError::Open { path: pins.map(A::ENTRIES), source })
     }
 
     fn new(
@@ -246,7 +251,6 @@ impl<A: FlowAddress> FlowTable<A> {
 /// [mapped](Self::map).
 #[derive(Debug)]
 pub struct FlowMaps<A> {
-    pins: Pins,
     seed: FlowSeed,
     requests: OwnedFd,
     replies: OwnedFd,
@@ -261,7 +265,6 @@ impl<A: FlowAddress> FlowMaps<A> {
     /// [`PinError`] if one is missing or of another layout.
     pub fn open(pins: &Pins) -> Result<Self, PinError> {
         Ok(Self {
-            pins: pins.clone(),
             seed: opened(pins, SEED, |map| MappedArray::readable(map)?.load(0))?,
             requests: pins.open(A::REQUESTS)?,
             replies: pins.open(A::REPLIES)?,
@@ -270,18 +273,33 @@ impl<A: FlowAddress> FlowMaps<A> {
         })
     }
 
+    /// The maps that `map` finds by their names.
+    ///
+    /// # Errors
+    /// Those of the maps; one is missing.
+    pub fn of(map: &dyn Fn(&str) -> Option<OwnedFd>) -> io::Result<Self> {
+        let found = |name: &str| {
+            let missing = || io::Error::new(io::ErrorKind::NotFound, format!("no map {name}"));
+            map(name).ok_or_else(missing)
+        };
+        Ok(Self {
+            seed: MappedArray::readable(found(SEED)?)?.load(0)?,
+            requests: found(A::REQUESTS)?,
+            replies: found(A::REPLIES)?,
+            entries: found(A::ENTRIES)?,
+            address: PhantomData,
+        })
+    }
+
     /// The table, mapped into memory.
     ///
     /// # Errors
-    /// [`PinError::Open`].
-    pub fn map(&self, is_writable: bool) -> Result<FlowTable<A>, PinError> {
-        let array = |name, map: &OwnedFd, size| {
-            SharedArray::new(map.as_fd(), size, is_writable)
-                .map_err(|source| PinError::Open { path: self.pins.map(name), source })
-        };
-        let requests = array(A::REQUESTS, &self.requests, size_of::<Bucket>())?;
-        let replies = array(A::REPLIES, &self.replies, size_of::<Bucket>())?;
-        let entries = array(A::ENTRIES, &self.entries, size_of::<FlowEntry<A>>())?;
+    /// Those of mmap(2).
+    pub fn map(&self, is_writable: bool) -> io::Result<FlowTable<A>> {
+        let array = |map: &OwnedFd, size| SharedArray::new(map.as_fd(), size, is_writable);
+        let requests = array(&self.requests, size_of::<Bucket>())?;
+        let replies = array(&self.replies, size_of::<Bucket>())?;
+        let entries = array(&self.entries, size_of::<FlowEntry<A>>())?;
         Ok(FlowTable::new(self.seed, requests, replies, entries))
     }
 }

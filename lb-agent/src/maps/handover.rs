@@ -18,6 +18,7 @@ use lb_sys::TypedMap;
 
 use super::{
     carry,
+    former::{Former, FormerMap},
     layouts::{
         convert::Conversion,
         description::{Description, pin_name},
@@ -29,25 +30,26 @@ use super::{
 /// The map that says where entries are, as the object has it.
 pub const WORD: &str = "HANDOVER";
 
-/// A map that is moved.
+/// A map, and what it is pinned as.
 #[derive(Debug)]
-pub struct Moved<'a> {
+pub struct PinnedAs<'a> {
     /// Its name.
     pub name: &'a str,
-    /// The map before.
-    pub from: (u32, &'a OwnedFd),
-    /// The new map.
-    pub to: (u32, &'a OwnedFd),
+    /// The version of its layout.
+    pub version: u32,
+    /// The map.
+    pub map: &'a OwnedFd,
 }
 
-/// Pins `word` and the maps.
+/// Pins `word` and the maps before and after.
 ///
 /// # Errors
 /// [`PinError::Open`].
 pub fn begin<'a>(
     pins: &Pins,
     word: &OwnedFd,
-    maps: impl Iterator<Item = Moved<'a>>,
+    from: impl Iterator<Item = PinnedAs<'a>>,
+    to: impl Iterator<Item = PinnedAs<'a>>,
 ) -> Result<(), PinError> {
     end(pins)?;
     let directory = pins.handover();
@@ -57,11 +59,45 @@ pub fn begin<'a>(
     };
     fs::create_dir_all(&directory)
         .map_err(|source| PinError::Open { path: directory.clone(), source })?;
-    for Moved { name, from, to } in maps {
-        pin(&format!("from-{}", pin_name(name, from.0)), from.1)?;
-        pin(&format!("to-{}", pin_name(name, to.0)), to.1)?;
+    for PinnedAs { name, version, map } in from {
+        pin(&format!("from-{}", pin_name(name, version)), map)?;
+    }
+    for PinnedAs { name, version, map } in to {
+        pin(&format!("to-{}", pin_name(name, version)), map)?;
     }
     pin(WORD, word)
+}
+
+/// Moves the flows of the agent before into the maps that `new` finds by their names.
+///
+/// # Errors
+/// Those of the maps.
+pub fn move_flows(
+    former: &Former,
+    new: &dyn Fn(&str) -> Option<OwnedFd>,
+) -> Result<(), DataplaneError> {
+    let moved = former.move_into(new).map_err(|source| DataplaneError {
+        map: "FLOW_ENTRIES4",
+        operation: "move flows of the agent before".to_owned(),
+        source,
+    })?;
+    tracing::info!(flows = moved.flows, lost = moved.lost, "flows were moved to new maps");
+    Ok(())
+}
+
+/// Removes the pins of maps of flows that this release does not have.
+///
+/// # Errors
+/// [`PinError::Open`].
+pub fn remove_former(pins: &Pins, former: Option<&Former>) -> Result<(), PinError> {
+    for map in former.iter().flat_map(|former| &former.maps) {
+        let is_own = Description::own(map.name).is_some();
+        if !is_own && let Some(found) = pins.found(map.name)? {
+            let path = found.path;
+            fs::remove_file(&path).map_err(|source| PinError::Open { path, source })?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the directory.
@@ -100,13 +136,29 @@ pub fn finish(pins: &Pins) -> Result<bool, FinishError> {
         for new in &to {
             // A map that this release does not have is of no use to it.
             let Some(name) = known(name_of(new)) else { continue };
+            if Former::known(name).is_some() {
+                continue;
+            }
             let Some(old) = from.iter().find(|old| name_of(old) == name) else { continue };
             let conversion = conversion(&descriptions, name, old, new)?;
             carry::copy_missing(name, &conversion, &old.map, &new.map)?;
         }
+        let former = from.iter().filter_map(|old| {
+            let name = Former::known(name_of(old))?;
+            let (version, path) = (old.version, old.path.clone());
+            Some(FormerMap { name, version, path, map: old.map.try_clone().ok()? })
+        });
+        let former = Former::of(former.collect());
+        if let Some(former) = &former {
+            let new = |name: &str| {
+                to.iter().find(|new| name_of(new) == name)?.map.try_clone().ok()
+            };
+            move_flows(former, &new)?;
+        }
         for new in &to {
             pins.replace_version(name_of(new), new.version, &new.map)?;
         }
+        remove_former(pins, former.as_ref())?;
     }
     end(pins)?;
     Ok(true)

@@ -168,7 +168,7 @@ impl<A: FlowAddress> SweptFlows<A> {
 fn live_flows<A: Address>(table: &impl Flows<A>, settings: &Settings, time: u32) -> u64 {
     let closed = settings.times(CLOSED_SECONDS);
     let live = table.live().filter(|flow| {
-        let lifetime = lifetime(flow.word, &settings.lifetimes);
+        let lifetime = lifetime(flow.word, &settings.flow_lifetimes);
         let limit = if flow.class() == Class::Closed { lifetime.min(closed) } else { lifetime };
         flow.entry.service != NO_SERVICE && age(flow.word.time(), time) <= limit
     });

@@ -129,9 +129,14 @@ impl Programs {
     }
 }
 
-/// How programs convert the entries of the maps before: constants of [`HANDOVER_OBJECT`].
+/// How programs find the entries of the maps before: constants of [`HANDOVER_OBJECT`].
 #[derive(Debug)]
-pub(super) struct Conversions(pub(super) Vec<(&'static str, ConversionWords)>);
+pub(super) struct Conversions {
+    /// How they convert entries, by the name of the constant.
+    pub(super) words: Vec<(&'static str, ConversionWords)>,
+    /// Where flows are.
+    pub(super) flows_before: u32,
+}
 
 /// Where the programs get a map from.
 #[derive(Clone, Debug)]
@@ -167,8 +172,11 @@ pub(super) fn load_object(
     for (name, value) in &flags {
         loader.override_global(name, value, true);
     }
-    for (name, words) in conversions.iter().flat_map(|conversions| &conversions.0) {
+    for (name, words) in conversions.iter().flat_map(|conversions| &conversions.words) {
         loader.override_global(name, &words[..], true);
+    }
+    if let Some(Conversions { flows_before, .. }) = conversions {
+        loader.override_global("FLOWS_BEFORE", flows_before, true);
     }
     let bytes = if conversions.is_some() { HANDOVER_OBJECT } else { OBJECT };
     for map in maps {

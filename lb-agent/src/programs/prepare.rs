@@ -5,14 +5,20 @@
 //! it. Invariant: before that, nothing that the other agent uses is changed.
 
 use std::{
-    fs,
+    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process, thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use lb_common::abi::conversion;
+use lb_common::{
+    abi::{
+        conversion,
+        settings::{Settings, SettingsPair},
+    },
+    balance::track,
+};
 use lb_control::dataplane::DataplaneError;
 use lb_sys::TypedMap;
 use tracing::{debug, info, warn};
@@ -25,12 +31,14 @@ use crate::{
         bpffs,
         carry::{self, Carriage, FitError},
         flow_table,
-        handover::{self, Moved, WORD},
+        former::Former,
+        handover::{self, PinnedAs, WORD},
         layouts::{
-            convert::{self, Conversion, Mismatch, PlanError},
+            convert::{self, Conversion, Mismatch},
             description::{self, Description},
         },
         pins::{Existing, PinError, PinnedMap, Pins, capacity, pinned_maps},
+        timeouts,
     },
     options::sizes::Sizes,
 };
@@ -57,6 +65,10 @@ pub struct Prepared {
 pub struct Flows {
     word: OwnedFd,
     maps: Vec<Used>,
+    /// The flows of the agent before, if they are in other maps.
+    former: Option<Former>,
+    /// The maps of flows of this agent, if they are new ones.
+    table: Vec<Used>,
 }
 
 #[derive(Debug)]
@@ -110,7 +122,12 @@ pub fn prepare(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Prepa
         sources.push(source(&staging, &map, found.as_ref()));
         existing.push(found);
     }
+    let was_table = flow_table::fits_seed(|name| {
+        let at = sources.iter().position(|source| source.name == name)?;
+        existing.get(at)?.as_ref().map(|existing| &existing.found.map)
+    });
     let has_new_flows = renew_flows(&staging, sizes, &existing, &mut sources);
+    let former = if has_new_flows { Former::found(pins, was_table)? } else { None };
     let converted = existing.iter().flatten().filter(|found| found.before.is_some()).count();
     if converted > 0 {
         info!(
@@ -129,9 +146,15 @@ pub fn prepare(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Prepa
         write().map_err(|source| PinError::Open { path: pins.map(seed.name), source })?;
     }
     let moved: Vec<Used> = maps.extract_if(.., |used| used.is_moved()).collect();
+    let is_of_table = |used: &mut Used| former.is_some() && is_of_flows(used.name);
+    let table: Vec<Used> = maps.extract_if(.., is_of_table).collect();
     let mut prepared = Prepared { programs, handover: None, flows: None, sizes: *sizes, maps };
-    if moved.is_empty() {
+    if moved.is_empty() && former.is_none() {
         return Ok(prepared);
+    }
+    for map in former.iter().flat_map(|former| &former.maps) {
+        let name = Former::name_in_object(map.name);
+        sources.push(MapSource { name, path: map.path.clone(), entries: 1 });
     }
     for used in &moved {
         if let Some(found) = pins.found(used.name)? {
@@ -141,9 +164,15 @@ pub fn prepare(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Prepa
     }
     let path = staging.path(WORD);
     sources.push(MapSource { name: WORD, path: path.clone(), entries: 1 });
-    prepared.handover = Some(load_object(&sources, constants, Some(&conversions(&moved)?))?);
-    prepared.flows = Some(Flows { word: open(&path)?, maps: moved });
+    let conversions = conversions(&moved, former.as_ref())?;
+    prepared.handover = Some(load_object(&sources, constants, Some(&conversions))?);
+    prepared.flows = Some(Flows { word: open(&path)?, maps: moved, former, table });
     Ok(prepared)
+}
+
+/// Whether the map `name` belongs to the table of flows.
+fn is_of_flows(name: &str) -> bool {
+    flow_table::MAPS.contains(&name)
 }
 
 fn used(source: &MapSource, found: Option<Existing>) -> Result<Used, LoadError> {
@@ -167,23 +196,18 @@ fn used(source: &MapSource, found: Option<Existing>) -> Result<Used, LoadError> 
 /// The name of the map before in the object of the handover.
 fn name_before(name: &str) -> &'static str {
     match name {
-        "FLOWS4" => "PREVIOUS_FLOWS4",
-        "FLOWS6" => "PREVIOUS_FLOWS6",
-        "EMBRYONIC4" => "PREVIOUS_EMBRYONIC4",
-        "EMBRYONIC6" => "PREVIOUS_EMBRYONIC6",
         "FRAGMENTS4" => "PREVIOUS_FRAGMENTS4",
         "FRAGMENTS6" => "PREVIOUS_FRAGMENTS6",
         _ => "PREVIOUS_PEERS",
     }
 }
 
-/// How programs convert the entries of the maps that are moved.
-fn conversions(moved: &[Used]) -> Result<Conversions, LoadError> {
-    let find = |name: &str| moved.iter().find(|used| used.name == name);
-    // FLOWS and EMBRYONIC of a family have one layout.
-    let words = |first: &str, second: &str| -> Result<conversion::ConversionWords, LoadError> {
-        let (first, second) = (find(first), find(second));
-        let Some(used) = first.or(second) else { return Ok([0; conversion::WORDS]) };
+/// How programs convert the entries of the maps that are moved, and where flows are.
+fn conversions(moved: &[Used], former: Option<&Former>) -> Result<Conversions, LoadError> {
+    let words = |name: &str| -> Result<conversion::ConversionWords, LoadError> {
+        let Some(used) = moved.iter().find(|used| used.name == name) else {
+            return Ok([0; conversion::WORDS]);
+        };
         let refused = |mismatch| PinError::Convert {
             map: used.name.to_owned(),
             path: used.name.into(),
@@ -193,21 +217,16 @@ fn conversions(moved: &[Used]) -> Result<Conversions, LoadError> {
         };
         let own = Description::own(used.name)
             .ok_or_else(|| refused(Mismatch::Unknown { version: used.before.version }))?;
-        if let (Some(first), Some(second)) = (first, second)
-            && (&first.before.key, &first.before.value)
-                != (&second.before.key, &second.before.value)
-        {
-            return Err(refused(PlanError::Field.into()).into());
-        }
         Ok(convert::words(1, &used.before, &own).map_err(refused)?)
     };
-    Ok(Conversions(vec![
-        ("CONVERT_FLOWS4", words("FLOWS4", "EMBRYONIC4")?),
-        ("CONVERT_FLOWS6", words("FLOWS6", "EMBRYONIC6")?),
-        ("CONVERT_FRAGMENTS4", words("FRAGMENTS4", "")?),
-        ("CONVERT_FRAGMENTS6", words("FRAGMENTS6", "")?),
-        ("CONVERT_PEERS", words("DATAGRAM_PEERS", "")?),
-    ]))
+    Ok(Conversions {
+        words: vec![
+            ("CONVERT_FRAGMENTS4", words("FRAGMENTS4")?),
+            ("CONVERT_FRAGMENTS6", words("FRAGMENTS6")?),
+            ("CONVERT_PEERS", words("DATAGRAM_PEERS")?),
+        ],
+        flows_before: former.map_or(conversion::SAME, Former::kind),
+    })
 }
 
 /// Loads the programs and pins their maps, on a node where nothing is pinned.
@@ -247,7 +266,6 @@ fn renew_flows(
     existing: &[Option<Existing>],
     sources: &mut [MapSource],
 ) -> bool {
-    let is_of_flows = |name| flow_table::MAPS.contains(&name);
     let new = |source: &MapSource| staging.path(source.name);
     let has_new =
         sources.iter().any(|source| is_of_flows(source.name) && source.path == new(source));
@@ -304,12 +322,18 @@ impl Drop for Staging {
 impl Prepared {
     /// Whether the same maps are pinned as when the programs were loaded.
     pub fn is_current(&self, pins: &Pins) -> bool {
-        let flows = self.flows.iter().flat_map(|flows| &flows.maps);
+        let flows = self.flows.iter().flat_map(|flows| flows.maps.iter().chain(&flows.table));
         let mut maps = self.maps.iter().chain(flows);
+        let former = self.flows.iter().flat_map(|flows| &flows.former);
+        let mut former = former.flat_map(|former| &former.maps);
         maps.all(|used| match (pins.found(used.name), &used.pinned) {
             (Ok(Some(now)), Some(then)) => carry::is_same(&now.map, then),
             (Ok(None), None) => true,
             _ => false,
+        }) && former.all(|then| {
+            pins.found(then.name).is_ok_and(|now| {
+                now.is_some_and(|now| carry::is_same(&now.map, &then.map))
+            })
         })
     }
 
@@ -329,6 +353,9 @@ impl Prepared {
                 && carry::carriage(used.name) != Carriage::Left
             {
                 carry::copy(used.name, &used.conversion, old, &used.map)?;
+            }
+            if used.name == "SETTINGS" {
+                complete_settings(&used.map)?;
             }
         }
         for used in &self.maps {
@@ -375,12 +402,15 @@ impl Flows {
     /// [`TakeError`]. Entries then stay known to the programs of the handover, and the next agent
     /// completes the move.
     pub fn move_all(&self, pins: &Pins) -> Result<(), TakeError> {
-        let moved = self.maps.iter().filter_map(|used| {
-            let from = (used.before.version, used.replaced()?);
-            let to = (description::version(used.name), &used.map);
-            Some(Moved { name: used.name, from, to })
+        let pin = |name, version, map| PinnedAs { name, version, map };
+        let from = self.maps.iter().filter_map(|used| {
+            Some(pin(used.name, used.before.version, used.replaced()?))
         });
-        handover::begin(pins, &self.word, moved)?;
+        let former = self.former.iter().flat_map(|former| &former.maps);
+        let from = from.chain(former.map(|map| pin(map.name, map.version, &map.map)));
+        let to = self.maps.iter().chain(&self.table);
+        let to = to.map(|used| pin(used.name, description::version(used.name), &used.map));
+        handover::begin(pins, &self.word, from, to)?;
         let flip = || TypedMap::<u32, u32>::new(self.word.try_clone()?)?.set(&0, &1);
         flip().map_err(|source| DataplaneError {
             map: WORD,
@@ -395,12 +425,43 @@ impl Flows {
             #[cfg(feature = "next-layout")]
             kill_if_asked();
         }
-        for used in &self.maps {
+        if let Some(former) = &self.former {
+            #[cfg(feature = "next-layout")]
+            kill_if_asked();
+            let new = |name: &str| {
+                let used = self.table.iter().find(|used| used.name == name)?;
+                used.map.try_clone().ok()
+            };
+            handover::move_flows(former, &new)?;
+        }
+        for used in self.maps.iter().chain(&self.table) {
             used.pin(pins)?;
             pins.keep_map(used.name, &used.map)?;
         }
+        handover::remove_former(pins, self.former.as_ref())?;
         Ok(handover::end(pins)?)
     }
+}
+
+/// Fills in what settings of releases up to 0.1.0 do not have. This agent writes its own only once it
+/// has the first lists.
+fn complete_settings(map: &OwnedFd) -> Result<(), DataplaneError> {
+    let complete = || -> io::Result<()> {
+        let map = TypedMap::<u32, SettingsPair>::new(map.try_clone()?)?;
+        let Some(mut pair) = map.get(&0)? else { return Ok(()) };
+        let ticks_per_second = lb_sys::ticks_per_second()?;
+        let lifetimes = track::lifetimes(&timeouts::timeouts(ticks_per_second));
+        for settings in pair.copies.iter_mut().filter(|settings| settings.ticks_per_second != 0) {
+            settings.time_shift = Settings::time_shift_of(ticks_per_second);
+            settings.flow_lifetimes = lifetimes;
+        }
+        map.set(&0, &pair)
+    };
+    complete().map_err(|source| DataplaneError {
+        map: "SETTINGS",
+        operation: "complete".to_owned(),
+        source,
+    })
 }
 
 /// Tests only: ends this process as SIGKILL does, when one of the maps is copied.

@@ -13,7 +13,7 @@ use super::{
     frontend::{Frontend, FrontendKey, FrontendKind},
     range::{Range, RangeKey},
     service::{Name, Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, Lifetimes, PortRange, Settings, SettingsPair},
+    settings::{Device, FamilySettings, FormerLifetimes, Lifetimes, PortRange, Settings, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, Peer},
     source::SourceKey,
     traffic::{DropKey, Traffic},
@@ -149,10 +149,11 @@ described! {
         service_prefixes, node_addresses, pod_prefixes, node_source, service_prefix_count,
         service_cidr_count, node_address_count, pod_prefix_count,
     }
+    FormerLifetimes { ticks }
     Lifetimes { words }
     Settings {
-        ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports, time_shift,
-        zero = 0,
+        ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports,
+        flow_lifetimes = 0, time_shift = 0, zero = 0,
     }
     Bucket { words }
     FlowSeed { factors, buckets }

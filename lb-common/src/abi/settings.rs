@@ -28,8 +28,8 @@ pub struct Settings {
     pub ipv4: FamilySettings<Address4>,
     /// Addresses and prefixes of IPv6.
     pub ipv6: FamilySettings<Address6>,
-    /// The idle timeouts of flows.
-    pub lifetimes: Lifetimes,
+    /// For agents up to 0.1.0, which may take over again.
+    pub lifetimes: FormerLifetimes,
     /// Jiffies per second (CONFIG_HZ).
     #[cfg(not(feature = "next-layout"))]
     pub ticks_per_second: u32,
@@ -43,6 +43,8 @@ pub struct Settings {
     pub node_ports: PortRange,
     /// The source ports for flows that get an address of this node as their source.
     pub source_ports: PortRange,
+    /// The idle timeouts of flows.
+    pub flow_lifetimes: Lifetimes,
     /// The unit of the times of flows: two to this power jiffies.
     pub time_shift: u32,
     /// Always 0.
@@ -130,6 +132,24 @@ impl PortRange {
     #[inline(always)]
     pub const fn contains(self, port: u16) -> bool {
         port.wrapping_sub(self.first) < self.count
+    }
+}
+
+/// The idle timeouts of flows in ticks of jiffies as releases up to 0.1.0 have them: those of TCP by
+/// state, then those of UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FormerLifetimes {
+    /// The timeouts.
+    pub ticks: [u32; 2 * FORMER_STATES],
+}
+
+/// The number of states that a flow of one protocol may be in, in releases up to 0.1.0.
+pub const FORMER_STATES: usize = 32;
+
+impl Default for FormerLifetimes {
+    fn default() -> Self {
+        Self::zeroed()
     }
 }
 

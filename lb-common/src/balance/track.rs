@@ -5,7 +5,7 @@ use crate::{
         address::Family,
         flow::{ANSWERED, CLIENT_FIN, CONFIRMED, Flow, LASTING, ONE_WAY, RESET, SERVER_FIN, STREAM},
         flow_table::TIMES,
-        settings::{Lifetimes, STATES, Settings, Timeouts},
+        settings::{FORMER_STATES, FormerLifetimes, Lifetimes, STATES, Settings, Timeouts},
     },
     flow_table::{FREE, NEVER, age, class},
     packet::{ACK, FIN, PacketKind, RST, SYN},
@@ -46,13 +46,27 @@ pub const fn lifetimes(timeouts: &Timeouts) -> Lifetimes {
     Lifetimes { words }
 }
 
+/// The same for releases up to 0.1.0, which know no handshakes that are confirmed, in ticks.
+pub const fn former_lifetimes(lifetimes: &Lifetimes, time_shift: u32) -> FormerLifetimes {
+    let mut ticks = [0; 2 * FORMER_STATES];
+    let mut index = 0;
+    while index < 2 * FORMER_STATES {
+        let (udp, state) = (index / FORMER_STATES, index % FORMER_STATES);
+        let confirmed = if udp == 0 && state & ANSWERED as usize != 0 { CONFIRMED } else { 0 };
+        let word = lifetimes.words[(2 + udp) * STATES + (state | confirmed as usize)];
+        ticks[index] = Lifetimes::ticks(word) << time_shift;
+        index += 1;
+    }
+    FormerLifetimes { ticks }
+}
+
 /// The idle timeout of a TCP or UDP flow in `state`, in the unit of times.
 #[inline(always)]
 pub fn lifetime(kind: PacketKind, state: u8, settings: &Settings) -> u32 {
     const { assert!(PacketKind::Tcp as usize == 0 && PacketKind::Udp as usize == 1) };
     // In two steps: verifiers before 6.10 do not bound the result of an OR of two numbers, and the
     // compiler would add these by an OR.
-    let (tables, _) = settings.lifetimes.words.as_chunks::<STATES>();
+    let (tables, _) = settings.flow_lifetimes.words.as_chunks::<STATES>();
     Lifetimes::ticks(tables[2 + (kind as usize & 1)][state as usize & (STATES - 1)])
 }
 

@@ -117,6 +117,8 @@ pub fn settings(
     let tunnels = if in_use.direct.is_empty() { was_direct } else { Settings::DSR };
     let source = if facts.is_source_by_route { Settings::SOURCE_BY_ROUTE } else { 0 };
     let sockets = if facts.only_node_sockets { Settings::ONLY_NODE_SOCKETS } else { 0 };
+    let flow_lifetimes = track::lifetimes(&facts.timeouts);
+    let time_shift = Settings::time_shift_of(facts.ticks_per_second);
     Settings {
         ipv4: FamilySettings {
             node_source: facts.node_source4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
@@ -136,13 +138,14 @@ pub fn settings(
                 prefix6,
             )
         },
-        lifetimes: track::lifetimes(&facts.timeouts),
+        lifetimes: track::former_lifetimes(&flow_lifetimes, time_shift),
         ticks_per_second: facts.ticks_per_second,
         // The flag DRAINING is cleared, because an agent runs again.
         flags: external | masquerade | tunnels | source | sockets,
         node_ports: node_ports(in_use, before.node_ports),
         source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),
-        time_shift: Settings::time_shift_of(facts.ticks_per_second),
+        flow_lifetimes,
+        time_shift,
         zero: 0,
     }
 }

@@ -317,7 +317,7 @@ pub fn insert<F: FlowMaps<P>, P>(
         // SAFETY: a look-up of this run found the entry, and this run has claimed it.
         unsafe { (*entry).write(&key.tuple, &new.flow, new.reply_action) }
     };
-    match flow_table::insert(&Maps::<F, P>::NEW, key, new, &settings.lifetimes, write) {
+    match flow_table::insert(&Maps::<F, P>::NEW, key, new, &settings.flow_lifetimes, write) {
         Ok(()) => {
             count(new.evicted);
             0

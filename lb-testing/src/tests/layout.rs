@@ -17,7 +17,7 @@ use lb_common::abi::{
     layout::MAPS,
     range::{Range, RangeKey},
     service::{Name, Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, Lifetimes, PortRange, Settings, SettingsPair, Timeouts},
+    settings::{Device, FamilySettings, FormerLifetimes, Lifetimes, PortRange, Settings, SettingsPair, Timeouts},
     socket::{ConnectedPeer, DatagramKey, Peer},
     source::SourceKey,
     traffic::{DropKey, Traffic},
@@ -92,9 +92,11 @@ fn current() -> String {
         Timeouts {
             tcp_syn, tcp_established, tcp_half_closed, tcp_fin_one_way, tcp_closing, tcp_reset, udp, udp_stream,
         }
+        FormerLifetimes { ticks }
         Lifetimes { words }
         Settings {
-            ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports, time_shift, zero,
+            ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports, flow_lifetimes,
+            time_shift, zero,
         }
         PortRange { first, count }
         Range<Address4> { service, address }

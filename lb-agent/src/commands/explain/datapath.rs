@@ -112,7 +112,7 @@ fn tcp_flags<F: PinnedFamily, R: Reader<F>>(
     let time = settings.time(reader.now());
     let live = |direction| {
         let flow = reader.flows().find(&key, direction)?;
-        (!is_expired(flow.word, time, &settings.lifetimes)).then_some(flow)
+        (!is_expired(flow.word, time, &settings.flow_lifetimes)).then_some(flow)
     };
     let is_new = |direction| live(direction).map(|flow| flow.class() == Class::Unanswered);
     match (is_new(Direction::Request), is_new(Direction::Reply)) {

@@ -153,7 +153,7 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         seen.flow.entry.read(seen.direction, word, &mut flow);
         let time = self.settings.time(self.reader.now());
         let idle = age(word.time(), time);
-        let lifetimes = &self.settings.lifetimes;
+        let lifetimes = &self.settings.flow_lifetimes;
         let backend = self.reader.backend(flow.backend);
         let is_gone = backend.is_none_or(|backend| backend.generation != flow.generation);
         let direction = if flow.action.is_reply() { "to its client" } else { "to its backend" };

@@ -260,7 +260,7 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
         new: &mut NewFlow<F::Address>,
         settings: &Settings,
     ) -> Result<(), InsertError> {
-        self.flows.insert(key, new, &settings.lifetimes)
+        self.flows.insert(key, new, &settings.flow_lifetimes)
     }
 
     fn note_flow(

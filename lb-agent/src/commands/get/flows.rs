@@ -212,7 +212,7 @@ fn count_live<A: FlowAddress>(
 ) -> Result<(), GetError> {
     let time = now.map(|now| settings.time(now));
     for flow in FlowTable::<A>::readable(pins)?.live() {
-        let is_over = |time| flow_table::is_expired(flow.word, time, &settings.lifetimes);
+        let is_over = |time| flow_table::is_expired(flow.word, time, &settings.flow_lifetimes);
         if !time.is_some_and(is_over) {
             *counts.entry(flow.entry.service).or_default() += 1;
         }

@@ -1,0 +1,318 @@
+//! The flows of the agent before, where they are in other maps than those of this agent, and how they
+//! get into them.
+//!
+//! Releases up to 0.1.0 had hash maps: one entry for each direction of a flow, and TCP handshakes that
+//! are not complete in maps of their own. Later ones have a table, which `--max-flows` gives another
+//! size. Invariant: a flow is in the table of this agent before it is gone from the maps before, so
+//! that programs that look in both always find it.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
+
+use bytemuck::Pod;
+use lb_common::{
+    abi::{
+        address::{Address4, Address6},
+        conversion::{IN_HASHES, IN_TABLE},
+        flow::{ANSWERED, Action, CONFIRMED, Flow, FlowKey},
+        frontend::TCP,
+        settings::{Lifetimes, Settings},
+    },
+    balance::track,
+    flow_table::{InsertError, NewFlow, PROTECTED},
+};
+use lb_sys::TypedMap;
+
+use super::{
+    flow_table::{self, FlowAddress, FlowMaps, FlowTable, Flows},
+    pins::{PinError, Pins},
+    timeouts,
+};
+
+/// The hash maps of flows, and the version of their layout.
+const HASHES: [&str; 4] = ["FLOWS4", "FLOWS6", "EMBRYONIC4", "EMBRYONIC6"];
+const HASHES_VERSION: u32 = 1;
+/// The version of the layout of a table.
+const TABLE_VERSION: u32 = 1;
+
+/// A map of the agent before.
+#[derive(Debug)]
+pub struct FormerMap {
+    /// Its name.
+    pub name: &'static str,
+    /// The version of its layout.
+    pub version: u32,
+    /// Where it is pinned.
+    pub path: PathBuf,
+    /// The map.
+    pub map: OwnedFd,
+}
+
+/// The flows of the agent before.
+#[derive(Debug)]
+pub struct Former {
+    is_table: bool,
+    /// The maps that they are in.
+    pub maps: Vec<FormerMap>,
+}
+
+impl Former {
+    /// The pinned flows of an agent before whose maps are not those of this agent; `None` if there
+    /// are none. `is_table` says that it had a table.
+    ///
+    /// # Errors
+    /// [`PinError`] if a pin cannot be read.
+    pub fn found(pins: &Pins, is_table: bool) -> Result<Option<Self>, PinError> {
+        let names: &[&'static str] = if is_table { &flow_table::MAPS } else { &HASHES };
+        let mut maps = Vec::new();
+        for name in names {
+            if let Some(found) = pins.found(name)?
+                && found.version == if is_table { TABLE_VERSION } else { HASHES_VERSION }
+            {
+                let (version, path, map) = (found.version, found.path, found.map);
+                maps.push(FormerMap { name, version, path, map });
+            }
+        }
+        // One without the others is of no use.
+        Ok((maps.len() == names.len()).then_some(Self { is_table, maps }))
+    }
+
+    /// The same, of maps that were found in another way.
+    pub fn of(maps: Vec<FormerMap>) -> Option<Self> {
+        let has_all = |names: &[&str]| {
+            names.iter().all(|name| maps.iter().any(|map| map.name == *name))
+        };
+        let is_table = has_all(&flow_table::MAPS);
+        (is_table || has_all(&HASHES)).then_some(Self { is_table, maps })
+    }
+
+    /// The name of a map that a former release had, or this one has; `None` if it has no flows.
+    pub fn known(name: &str) -> Option<&'static str> {
+        HASHES.iter().chain(&flow_table::MAPS).copied().find(|known| *known == name)
+    }
+
+    /// What the programs of the handover are told: [`IN_HASHES`] or [`IN_TABLE`].
+    pub fn kind(&self) -> u32 {
+        if self.is_table { IN_TABLE } else { IN_HASHES }
+    }
+
+    /// The name of a map before in the object of the handover.
+    pub fn name_in_object(name: &str) -> &'static str {
+        match name {
+            "FLOWS4" => "PREVIOUS_FLOWS4",
+            "FLOWS6" => "PREVIOUS_FLOWS6",
+            "EMBRYONIC4" => "PREVIOUS_EMBRYONIC4",
+            "EMBRYONIC6" => "PREVIOUS_EMBRYONIC6",
+            "FLOW_REQUESTS4" => "PREVIOUS_REQUESTS4",
+            "FLOW_REQUESTS6" => "PREVIOUS_REQUESTS6",
+            "FLOW_REPLIES4" => "PREVIOUS_REPLIES4",
+            "FLOW_REPLIES6" => "PREVIOUS_REPLIES6",
+            "FLOW_ENTRIES4" => "PREVIOUS_ENTRIES4",
+            "FLOW_ENTRIES6" => "PREVIOUS_ENTRIES6",
+            _ => "PREVIOUS_SEED",
+        }
+    }
+
+    /// Moves all flows into the table whose maps `new` finds by their names. Programs insert no more
+    /// flows into the maps before.
+    ///
+    /// # Errors
+    /// Those of the maps; what is not moved stays known to the programs of the handover.
+    pub fn move_into(
+        &self,
+        new: &dyn Fn(&str) -> Option<OwnedFd>,
+    ) -> io::Result<Moved> {
+        let moment = Moment::now()?;
+        let mut moved = Moved::default();
+        self.move_family::<Address4>(new, "FLOWS4", "EMBRYONIC4", &moment, &mut moved)?;
+        self.move_family::<Address6>(new, "FLOWS6", "EMBRYONIC6", &moment, &mut moved)?;
+        Ok(moved)
+    }
+
+    fn move_family<A: FlowAddress>(
+        &self,
+        new: &dyn Fn(&str) -> Option<OwnedFd>,
+        flows: &str,
+        embryonic: &str,
+        moment: &Moment,
+        moved: &mut Moved,
+    ) -> io::Result<()> {
+        let table = FlowMaps::<A>::of(new)?.map(true)?;
+        if self.is_table {
+            let old = FlowMaps::<A>::of(&|name| self.map(name))?.map(true)?;
+            move_table(&old, &table, moment, moved);
+            return Ok(());
+        }
+        for (name, is_established) in [(flows, true), (embryonic, false)] {
+            let missing = || io::Error::from(io::ErrorKind::NotFound);
+            let map = TypedMap::new(self.map(name).ok_or_else(missing)?)?;
+            move_hash(&map, is_established, &table, moment, moved)?;
+        }
+        Ok(())
+    }
+
+    fn map(&self, name: &str) -> Option<OwnedFd> {
+        let found = self.maps.iter().find(|map| map.name == name)?;
+        found.map.as_fd().try_clone_to_owned().ok()
+    }
+}
+
+/// How many flows were moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Those that are in the table of this agent now.
+    pub flows: u64,
+    /// Those that there was no room for.
+    pub lost: u64,
+}
+
+/// When flows are moved.
+struct Moment {
+    settings: Settings,
+    lifetimes: Lifetimes,
+}
+
+impl Moment {
+    fn now() -> io::Result<Self> {
+        let ticks_per_second = lb_sys::ticks_per_second()?;
+        let time_shift = Settings::time_shift_of(ticks_per_second);
+        let settings = Settings { ticks_per_second, time_shift, ..Settings::default() };
+        let lifetimes = track::lifetimes(&timeouts::timeouts(ticks_per_second));
+        Ok(Self { settings, lifetimes })
+    }
+}
+
+fn move_table<A: FlowAddress>(
+    old: &FlowTable<A>,
+    new: &FlowTable<A>,
+    moment: &Moment,
+    moved: &mut Moved,
+) {
+    for place in 0..old.places() {
+        // A packet may be noted while the flow is copied: then it is copied again.
+        while let Some(flow) = old.flow(place) {
+            let mut copy = NewFlow::default();
+            let direction = lb_common::abi::flow_table::Direction::Request;
+            flow.entry.read(direction, flow.word, &mut copy.flow);
+            let protocol = flow.protocol().into();
+            let key = FlowKey { tuple: flow.entry.request, protocol };
+            copy.reply_key.set_reverse(&flow.entry.translated, protocol);
+            copy.reply_action = flow.entry.actions[1];
+            insert(new, &key, &mut copy, moment, moved);
+            if old.remove_unchanged(&flow) {
+                break;
+            }
+        }
+    }
+}
+
+/// Moves the flows of a hash map by their requests; then the replies that are left, whose requests
+/// were evicted or are of no Service.
+fn move_hash<A: FlowAddress>(
+    map: &TypedMap<FlowKey<A>, Flow<A>>,
+    is_established: bool,
+    table: &FlowTable<A>,
+    moment: &Moment,
+    moved: &mut Moved,
+) -> io::Result<()>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let mut entries = Vec::new();
+    map.visit(|keys, values| {
+        entries.extend(keys.iter().copied().zip(values.iter().copied()));
+        true
+    })?;
+    let (requests, replies): (Vec<_>, Vec<_>) =
+        entries.into_iter().partition(|(_, flow)| !flow.action.is_reply());
+    for (key, flow) in requests {
+        let mut new = NewFlow::default();
+        new.flow = flow;
+        new.reply_key.set_reverse(&flow.rewrite, key.protocol);
+        let reply = map.get(&new.reply_key)?;
+        new.reply_action = match reply {
+            _ if flow.action.is_one_way() => Action::default(),
+            Some(reply) => reply.action,
+            None => reply_action(flow.action),
+        };
+        if let Some(reply) = reply {
+            new.flow.state |= reply.state;
+            new.flow.last_seen = later(flow.last_seen, reply.last_seen);
+        }
+        complete(&mut new.flow, key.protocol, is_established, moment);
+        let reply_key = new.reply_key;
+        insert(table, &key, &mut new, moment, moved);
+        map.remove(&key)?;
+        map.remove(&reply_key)?;
+    }
+    for (key, flow) in replies {
+        if map.get(&key)?.is_none() {
+            continue;
+        }
+        let mut request = FlowKey::default();
+        request.set_reverse(&flow.rewrite, key.protocol);
+        let mut new = NewFlow::default();
+        (new.flow, new.reply_key) = (flow, key);
+        new.flow.rewrite.set_reverse(&key.tuple);
+        new.flow.action = request_action(flow.action);
+        new.reply_action = flow.action;
+        complete(&mut new.flow, key.protocol, is_established, moment);
+        insert(table, &request, &mut new, moment, moved);
+        map.remove(&key)?;
+    }
+    Ok(())
+}
+
+/// The state and time of a flow as this release has them.
+fn complete<A>(flow: &mut Flow<A>, protocol: u32, is_established: bool, moment: &Moment) {
+    let is_tcp = protocol == u32::from(TCP);
+    if is_tcp && is_established && flow.state & ANSWERED != 0 {
+        flow.state |= CONFIRMED;
+    }
+    flow.last_seen = moment.settings.time(flow.last_seen);
+}
+
+/// The later of two times in jiffies.
+fn later(one: u32, two: u32) -> u32 {
+    if two.wrapping_sub(one) < 1 << 31 { two } else { one }
+}
+
+fn insert<A: FlowAddress>(
+    table: &FlowTable<A>,
+    key: &FlowKey<A>,
+    new: &mut NewFlow<A>,
+    moment: &Moment,
+    moved: &mut Moved,
+) {
+    new.protected = moment.settings.times(PROTECTED);
+    match table.insert(key, new, &moment.lifetimes) {
+        Ok(()) => moved.flows += 1,
+        // A packet has opened the flow anew.
+        Err(InsertError::Exists) => {}
+        Err(InsertError::Full) => moved.lost += 1,
+    }
+}
+
+/// The action of requests of a flow of which only the replies' is known.
+fn request_action(reply: Action) -> Action {
+    match reply {
+        Action::REPLY_INTO_DEVICE => Action::REQUEST_ROUTE,
+        Action::REPLY_HAIRPIN => Action::REQUEST_HAIRPIN,
+        Action::REPLY_FORWARD => Action::REQUEST_FORWARD,
+        _ => Action::REQUEST,
+    }
+}
+
+/// The action of replies of a flow of which only the requests' is known.
+fn reply_action(request: Action) -> Action {
+    match request {
+        Action::REQUEST_ROUTE => Action::REPLY_INTO_DEVICE,
+        Action::REQUEST_HAIRPIN => Action::REPLY_HAIRPIN,
+        Action::REQUEST_FORWARD => Action::REPLY_FORWARD,
+        _ => Action::REPLY,
+    }
+}
