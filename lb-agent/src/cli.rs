@@ -7,15 +7,15 @@
 pub mod environment;
 pub mod run;
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::{IpAddr, SocketAddr}, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::options::{
     modes::XdpMode,
-    sizes::Sizes,
-    values::{Destination, Patterns, duration, socket_or_address},
+    sizes::{self, Sizes},
+    values::{Destination, Patterns, ServicePattern, duration, socket_or_address},
 };
 pub use run::RunArgs;
 
@@ -96,11 +96,16 @@ pub struct SizeArgs {
     #[arg(long, env = "LB_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576,
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_slots: u32,
-    /// Capacity of FLOWS4 and FLOWS6; a flow takes two entries
-    #[arg(long, env = "LB_MAX_FLOWS", value_name = "N", default_value_t = 262_144,
-          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
-    pub max_flows: u32,
+    /// Number of flows of each IP family, rounded up to a multiple of 8; the tables take 80 bytes
+    /// for each IPv4 flow and 128 for each IPv6 flow, at once [default: as many as conntrack has
+    /// connections on a node with this memory: 8192 up to 1 GiB, 65536 up to 4 GiB, else 262144]
+    #[arg(long, env = "LB_MAX_FLOWS", value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=MOST_FLOWS), help_heading = "Map sizes")]
+    pub max_flows: Option<u32>,
 }
+
+/// The most that `--max-flows` may be.
+const MOST_FLOWS: i64 = 1 << 28;
 
 impl From<SizeArgs> for Sizes {
     fn from(arguments: SizeArgs) -> Self {
@@ -108,7 +113,7 @@ impl From<SizeArgs> for Sizes {
             services: arguments.max_services,
             backends: arguments.max_backends,
             slots: arguments.max_slots,
-            flows: arguments.max_flows,
+            flows: arguments.max_flows.unwrap_or_else(sizes::default_flows),
         }
     }
 }
@@ -145,6 +150,13 @@ pub struct GetArgs {
     /// Output format
     #[arg(short, long, env = "LB_OUTPUT", value_name = "FORMAT", default_value = "table")]
     pub output: Output,
+    /// Only flows of this Service, or of this port of it
+    #[arg(long, env = "LB_SERVICE", value_name = "NAMESPACE/SERVICE[:PORT]")]
+    pub service: Option<ServicePattern>,
+    /// Only flows with this address: the client's, the Service's, the backend's, or the one that
+    /// the backend sees
+    #[arg(long, env = "LB_ADDRESS", value_name = "ADDR")]
+    pub address: Option<IpAddr>,
     /// Pins.
     #[command(flatten)]
     pub pins: PinArgs,
@@ -159,7 +171,7 @@ pub enum What {
     Frontends,
     /// Endpoints, and the backend sets that contain them
     Backends,
-    /// Flow entries: one for each direction of a translated flow
+    /// Translated flows
     Flows,
     /// Session affinity entries
     Affinity,

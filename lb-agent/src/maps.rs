@@ -4,6 +4,7 @@ pub mod bpffs;
 pub mod carry;
 pub mod devices;
 pub mod fill;
+pub mod flow_table;
 pub mod handover;
 pub mod kept;
 pub mod kernel;

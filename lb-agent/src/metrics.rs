@@ -15,7 +15,13 @@ use std::{
 };
 
 use jiff::Timestamp;
-use lb_common::abi::counter::{Hook, Reason};
+use lb_common::{
+    abi::{
+        counter::{Hook, Reason},
+        flow_table::EVENTS,
+    },
+    flow_table::Class,
+};
 use lb_control::model::IpFamily;
 use prometheus_client::{
     encoding::text::encode,
@@ -35,6 +41,10 @@ pub trait DatapathStats: fmt::Debug + Send + Sync + 'static {
     fn counters(&self) -> Vec<(Hook, Reason, u64)>;
     /// Name, used entries and capacity of each map.
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)>;
+    /// The number of flows by family and class.
+    fn flows(&self) -> Vec<(IpFamily, Class, u64)>;
+    /// How many flows were inserted, then how many were evicted, by class.
+    fn flow_events(&self) -> Option<[u64; EVENTS]>;
 }
 
 type Code = [(&'static str, String); 1];

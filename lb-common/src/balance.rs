@@ -31,7 +31,7 @@ pub mod types;
 
 use types::Context;
 
-pub use tables::{Entry, InsertError, Known, Note, Search, Tables};
+pub use tables::{Entry, InsertError, Known, NewFlow, Note, Search, Tables};
 pub use types::{Answer, Candidate, Endpoint, ErrorQuote, Origin, Output, Site, Verdict, Work};
 
 /// The origin of the client of a packet at `site`.

@@ -101,7 +101,11 @@ impl Hash {
         let mut sum = seed.factors[0];
         let mut index = 0;
         while index < const { size_of::<FlowKey<A>>() / size_of::<u32>() } {
-            sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(words[index] as u64));
+            // SAFETY: a reference. Volatile, because the compiler would keep all words on a program's
+            // small stack until the key is compared.
+            #[expect(unsafe_code, reason = "there are no volatile accesses without it")]
+            let word = unsafe { core::ptr::read_volatile(&raw const words[index]) };
+            sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(word as u64));
             index += 1;
         }
         let upper = sum >> 32;

@@ -25,7 +25,7 @@ use crate::{
     frame::{self, Linear},
     maps, memory,
     scratch::Route,
-    tables::{FamilyMaps, flows},
+    tables::{FamilyMaps, flow},
 };
 
 const AF_INET: u8 = 2;
@@ -228,8 +228,8 @@ fn remember<F: FamilyMaps>(packet: &Packet<F>, work: &mut Work<F::Address>, rout
                     true => Search::Replies,
                     false => Search::Requests,
                 };
-                if flows::find::<F>(&packet.key, search, work.known()) {
-                    flows::remember::<F>(work.known(), next_hop);
+                if flow::find::<F>(&packet.key, search, work.known()) {
+                    flow::remember::<F>(work.known(), next_hop);
                 }
             }
             return;

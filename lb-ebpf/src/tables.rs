@@ -32,8 +32,7 @@ mod others;
 
 pub mod flows;
 
-use flows::FlowMaps;
-pub use others::{datagram_peer, insert_datagram_peer};
+pub use others::{datagram_peer, flow, insert_datagram_peer};
 
 /// The low 32 bits of jiffies. The JIT turns the call into a load.
 #[inline(always)]
@@ -82,7 +81,7 @@ pub trait FragmentMaps: Family {
 }
 
 /// The maps of a family.
-pub trait FamilyMaps: FlowMaps + FragmentMaps {
+pub trait FamilyMaps: flow::Family + FragmentMaps {
     /// The working memory of this CPU.
     fn scratch() -> Option<*mut Scratch<Self>>;
     /// Looks up in FRONTENDS.
@@ -236,12 +235,12 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         search: Search,
         found: &mut Known<F::Address>,
     ) -> bool {
-        flows::find::<F>(key, search, found)
+        flow::find::<F>(key, search, found)
     }
 
     #[inline(always)]
     fn may_have_reply(&mut self, key: &FlowKey<F::Address>) -> bool {
-        flows::may_have_reply::<F>(key)
+        flow::may_have_reply::<F>(key)
     }
 
     #[inline(always)]
@@ -251,7 +250,7 @@ impl<F: FamilyMaps> Tables<F> for Maps {
         new: &mut NewFlow<F::Address>,
         settings: &Settings,
     ) -> Result<(), InsertError> {
-        match flows::insert::<F>(key, new, settings) {
+        match flow::insert::<F>(key, new, settings) {
             0 => Ok(()),
             flows::EXISTS => Err(InsertError::Exists),
             _ => Err(InsertError::Full),
@@ -261,16 +260,16 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     #[inline(always)]
     fn note_flow(
         &mut self,
-        _key: &FlowKey<F::Address>,
+        key: &FlowKey<F::Address>,
         found: &Known<F::Address>,
         note: Note,
     ) {
-        flows::note::<F>(found, flows::bits(note), note.time);
+        flow::note::<F>(key, found, flows::bits(note), note.time);
     }
 
     #[inline(always)]
-    fn remove_flow(&mut self, _key: &FlowKey<F::Address>, found: &Known<F::Address>) {
-        flows::remove::<F>(found);
+    fn remove_flow(&mut self, key: &FlowKey<F::Address>, found: &Known<F::Address>) {
+        flow::remove::<F>(key, found);
     }
 
     #[inline(always)]

@@ -2,14 +2,15 @@
 //! other system calls.
 //!
 //! It knows nothing of Services. Every function is safe to call: where the kernel reads or writes
-//! memory by the sizes of a map, the map is a [`TypedMap`], a [`RawMap`] or a [`Memory`], which
-//! compared its sizes with the kernel's.
+//! memory by the sizes of a map, the map is a [`TypedMap`], a [`RawMap`], a [`Memory`] or a
+//! [`SharedArray`], which compared its sizes with the kernel's.
 
 mod bpf;
 mod clock;
 mod map;
 mod memory;
 mod raw;
+mod shared;
 mod socket;
 
 pub use bpf::{
@@ -21,4 +22,5 @@ pub use clock::{SHORTEST_PACKET, coarse_clock_resolution, ticks_now, ticks_per_s
 pub use map::{BATCH, PerCpuCounters, PerCpuMap, TypedMap};
 pub use memory::Memory;
 pub use raw::{NewMap, RawMap};
+pub use shared::SharedArray;
 pub use socket::netns_cookie;

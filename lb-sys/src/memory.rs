@@ -6,7 +6,7 @@
 use std::{
     io,
     num::NonZeroUsize,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
@@ -14,7 +14,7 @@ use std::{
 use bytemuck::pod_read_unaligned;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use super::bpf::map_info;
+use super::bpf::{MapInfo, map_info};
 
 /// Size of a piece, bytes; a multiple of any page size.
 const PIECE: usize = 256 * 1024;
@@ -46,18 +46,7 @@ impl Memory {
     /// InvalidData if the map is not an mmap-able array of such values, or those of mmap(2)
     /// and BPF_OBJ_GET_INFO_BY_FD.
     pub fn new(map: OwnedFd, value_size: usize, writable: bool) -> io::Result<Self> {
-        let info = map_info(map.as_fd())?;
-        let mmapable = aya_obj::generated::BPF_F_MMAPABLE;
-        let array = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
-        if info.map_type != array
-            || info.flags & mmapable == 0
-            || info.value_size as usize != value_size
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the map is not an mmap-able array of {value_size}-byte values"),
-            ));
-        }
+        let info = mmapable_info(map.as_fd(), value_size)?;
         let page = page_size();
         let stride = value_size.next_multiple_of(8);
         let length = (stride * info.max_entries as usize).next_multiple_of(page);
@@ -208,6 +197,23 @@ impl Drop for Memory {
         let result = unsafe { munmap(self.base.cast(), self.length) };
         debug_assert!(result.is_ok(), "unmapping what was mapped: {result:?}");
     }
+}
+
+/// The information on `map`, if it is an mmap-able array of such values.
+pub(super) fn mmapable_info(map: BorrowedFd<'_>, value_size: usize) -> io::Result<MapInfo> {
+    let info = map_info(map)?;
+    let mmapable = aya_obj::generated::BPF_F_MMAPABLE;
+    let array = aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    if info.map_type != array
+        || info.flags & mmapable == 0
+        || info.value_size as usize != value_size
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the map is not an mmap-able array of {value_size}-byte values"),
+        ));
+    }
+    Ok(info)
 }
 
 fn page_size() -> usize {

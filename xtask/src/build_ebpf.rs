@@ -53,7 +53,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 pub(crate) fn object(workspace: &Workspace, log: bool) -> Result<()> {
     let (features, handover): (&[&str], _) =
         if log { (&["--features", "log"], "handover,log") } else { (&[], "handover") };
-    //HANDOVER
+    package(workspace, PROGRAMS, &["--features", handover], &workspace.handover_object())?;
     package(workspace, PROGRAMS, features, &workspace.object())
 }
 

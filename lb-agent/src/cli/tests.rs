@@ -80,7 +80,7 @@ fn flags_are_read_into_their_types() {
     assert_eq!(run.pod_interfaces.matches("cali12"), Some(false));
     assert_eq!(run.pod_interfaces.matches("cali21"), Some(true));
     assert_eq!(run.pod_interfaces.matches("veth"), Some(true));
-    assert_eq!((run.log.verbosity, run.sizes.max_flows), (Some(4), 7));
+    assert_eq!((run.log.verbosity, run.sizes.max_flows), (Some(4), Some(7)));
     assert_eq!(run.socket_lb_exclude_cgroups, ["/a", "/b"].map(PathBuf::from));
 }
 
@@ -127,4 +127,19 @@ fn durations_are_those_of_go() {
     for (text, milliseconds) in rows {
         assert_eq!(duration(text).ok(), milliseconds.map(Duration::from_millis), "{text:?}");
     }
+}
+
+#[test]
+fn a_service_is_meant_with_all_its_ports_or_with_one() {
+    let rows = [
+        ("default/web", ["default/web", "default/web:http"], ["default/web2", "other/web"]),
+        ("default/web:http", ["default/web:http"; 2], ["default/web", "default/web:https"]),
+    ];
+    for (text, meant, others) in rows {
+        let pattern: ServicePattern = text.parse().expect("a Service");
+        assert!(meant.iter().all(|name| pattern.matches(name)), "{text}");
+        assert!(!others.iter().any(|name| pattern.matches(name)), "{text}");
+    }
+    let error = usage_error(&["get", "flows", "--service", "web"]);
+    assert!(error.contains("is not a Service such as"), "{error}");
 }

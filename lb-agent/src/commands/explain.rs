@@ -4,6 +4,7 @@
 //! cannot disagree with them. It adds sentences, the kernel's routes between the programs, and
 //! which programs are attached. It must run in the network namespace of the agent.
 
+mod aside;
 mod connect;
 mod datapath;
 mod describe;

@@ -29,7 +29,7 @@ use crate::{
 
 pub use backends::BackendRow;
 pub use counters::CounterRow;
-pub use flows::{AffinityRow, FlowRow};
+pub use flows::{AffinityRow, FlowFilter, FlowRow};
 pub use services::{FrontendRow, ServiceRow};
 
 /// The text that `lb-agent get` prints.
@@ -41,6 +41,9 @@ pub fn get(arguments: &GetArgs) -> Result<String, GetError> {
     // If nothing is pinned, this error says so, instead of naming one missing map.
     pins.open("SETTINGS")?;
     let output = arguments.output;
+    if arguments.what != What::Flows && (arguments.service.is_some() || arguments.address.is_some()) {
+        return Err(GetError::Filter);
+    }
     match arguments.what {
         What::Services => {
             let load =
@@ -49,7 +52,10 @@ pub fn get(arguments: &GetArgs) -> Result<String, GetError> {
         }
         What::Frontends => render(&services::frontends(&read_state(&pins)?), output),
         What::Backends => render(&backends::backends(&read_state(&pins)?), output),
-        What::Flows => render(&flows::flows(&pins)?, output),
+        What::Flows => {
+            let (service, address) = (arguments.service.clone(), arguments.address);
+            render(&flows::flows(&pins, &FlowFilter { service, address })?, output)
+        }
         What::Affinity => render(&flows::affinity(&pins)?, output),
         What::Counters => render(&counters::counters(&sweep::counters(&pins)?), output),
     }
@@ -125,6 +131,9 @@ fn cell(value: &Value) -> String {
 /// The maps could not be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {
+    /// A filter of flows was given for something else.
+    #[error("--service and --address choose flows: give `get flows`, or neither of them")]
+    Filter,
     /// A map is missing.
     #[error(transparent)]
     Pin(#[from] PinError),

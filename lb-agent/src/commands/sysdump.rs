@@ -83,7 +83,7 @@ fn collect(arguments: &CheckArgs) -> Vec<Part> {
     for what in What::value_variants() {
         let name = what.to_possible_value().map(|value| value.get_name().to_owned());
         let (what, output, pins) = (*what, Output::Json, arguments.pins.clone());
-        let rows = get::get(&GetArgs { what, output, pins });
+        let rows = get::get(&GetArgs { what, output, service: None, address: None, pins });
         parts.push(part(&format!("get/{}.json", name.unwrap_or_default()), rows));
     }
     parts.push(part(

@@ -2,8 +2,8 @@
 //!
 //! Both pick source ports for connections that they translate, and neither knows the other's. If a
 //! backend saw one port twice, both connections would break. So at start the ports of conntrack are
-//! reserved in FLOWS, by entries that change nothing of a packet, and before a drain the ports of
-//! lb's flows are reserved in conntrack.
+//! reserved in the table of flows, by flows of no Service, which change nothing of a packet, and
+//! before a drain the ports of lb's flows are reserved in conntrack.
 
 use std::{
     collections::HashSet,
@@ -13,22 +13,31 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{
-    address::{Address, Address4, Address6, Be16},
-    flow::{ANSWERED, Action, Flow, FlowKey, Tuple},
-    frontend::TCP,
+use lb_common::{
+    abi::{
+        address::{Address, Address4, Address6, Be16},
+        flow::{ANSWERED, Action, CONFIRMED, Flow, FlowKey, Tuple},
+        frontend::TCP,
+        settings::{Lifetimes, Settings},
+        traffic::NO_SERVICE,
+    },
+    balance::{NewFlow, track},
+    flow_table::PROTECTED,
 };
 use lb_control::model::source_ports::may_be_drawn;
-use lb_sys::TypedMap;
 use nix::ifaddrs::getifaddrs;
 
 use super::table::{Conntrack, Direction};
-use crate::maps::{pins::Pins, read::opened, timeouts};
+use crate::maps::{
+    flow_table::{FlowAddress, FlowTable, Flows, LiveFlow},
+    pins::Pins,
+    timeouts,
+};
 
-/// Neither the index of a service port nor the id of a backend.
-const NONE: u32 = u32::MAX;
+/// The id of no backend.
+const NO_BACKEND: u32 = u32::MAX;
 
-/// Reserves in FLOWS the source ports that TCP connections of conntrack use at addresses of this
+/// Reserves in the table of flows the source ports that TCP connections of conntrack use at addresses of this
 /// node. Returns how many. UDP needs no reservation: the programs take over whole UDP flows.
 ///
 /// # Errors
@@ -56,8 +65,10 @@ pub fn reserve(pins: &Pins) -> io::Result<usize> {
         return Ok(0);
     }
     let clock = lb_sys::obj_get(&pins.clock())?;
-    let now = lb_sys::ticks_now(clock.as_fd())?;
-    Ok(insert(pins, "FLOWS4", entries4, now)? + insert(pins, "FLOWS6", entries6, now)?)
+    let at = Moment::new(lb_sys::ticks_now(clock.as_fd())?, lb_sys::ticks_per_second()?);
+    let table4 = FlowTable::writable(pins).map_err(io::Error::other)?;
+    let table6 = FlowTable::writable(pins).map_err(io::Error::other)?;
+    Ok(insert(&table4, entries4, &at) + insert(&table6, entries6, &at))
 }
 
 fn tuple<A: Address>(
@@ -73,33 +84,50 @@ fn tuple<A: Address>(
     }
 }
 
-fn insert<A: Address>(
-    pins: &Pins,
-    map: &'static str,
-    replies: Vec<Tuple<A>>,
-    now: u32,
-) -> io::Result<usize> {
-    let map: TypedMap<FlowKey<A>, Flow<A>> =
-        opened(pins, map, TypedMap::new).map_err(io::Error::other)?;
-    let mut inserted = 0;
-    for tuple in replies {
-        let key = FlowKey { tuple, protocol: TCP.into() };
-        if map.get(&key)?.is_some() {
-            continue;
+/// When flows are inserted. The settings may not be programmed yet.
+struct Moment {
+    time: u32,
+    protected: u32,
+    lifetimes: Lifetimes,
+}
+
+impl Moment {
+    fn new(jiffies: u32, ticks_per_second: u32) -> Self {
+        let time_shift = Settings::time_shift_of(ticks_per_second);
+        let settings = Settings { ticks_per_second, time_shift, ..Settings::default() };
+        Self {
+            time: settings.time(jiffies),
+            protected: settings.times(PROTECTED),
+            lifetimes: track::lifetimes(&timeouts::timeouts(ticks_per_second)),
         }
+    }
+}
+
+/// Inserts flows with these replies. Returns how many have become reserved: a reply that another
+/// flow has needs no reservation, and a full table has room for none.
+fn insert<A: Address>(table: &impl Flows<A>, replies: Vec<Tuple<A>>, at: &Moment) -> usize {
+    let reserved = replies.into_iter().filter(|reply| {
+        let request = reply.reversed();
         let flow = Flow {
-            rewrite: tuple,
-            action: Action::REPLY,
-            state: ANSWERED,
-            backend: NONE,
-            service: NONE,
-            last_seen: now,
+            rewrite: request,
+            action: Action::REQUEST,
+            state: ANSWERED | CONFIRMED,
+            backend: NO_BACKEND,
+            service: NO_SERVICE,
+            last_seen: at.time,
             ..Flow::default()
         };
-        map.set(&key, &flow)?;
-        inserted += 1;
-    }
-    Ok(inserted)
+        let mut new = NewFlow {
+            flow,
+            reply_key: FlowKey { tuple: *reply, protocol: TCP.into() },
+            reply_action: Action::REPLY,
+            protected: at.protected,
+            ..NewFlow::default()
+        };
+        let key = FlowKey { tuple: request, protocol: TCP.into() };
+        table.insert(&key, &mut new, &at.lifetimes).is_ok()
+    });
+    reserved.count()
 }
 
 /// Reserves in conntrack, for `longest`, the source ports of this node that lb's flows use. Returns
@@ -109,12 +137,8 @@ fn insert<A: Address>(
 /// Those of netlink and of the maps. A kernel without conntrack is no error.
 pub fn reserve_in_conntrack(pins: &Pins, longest: Duration) -> io::Result<usize> {
     let mut flows = Vec::new();
-    for map in ["FLOWS4", "EMBRYONIC4"] {
-        collect_translated::<Address4, _>(pins, map, Ipv4Addr::from, &mut flows)?;
-    }
-    for map in ["FLOWS6", "EMBRYONIC6"] {
-        collect_translated::<Address6, _>(pins, map, Ipv6Addr::from, &mut flows)?;
-    }
+    collect_translated::<Address4, _>(pins, Ipv4Addr::from, &mut flows)?;
+    collect_translated::<Address6, _>(pins, Ipv6Addr::from, &mut flows)?;
     if flows.is_empty() {
         return Ok(0);
     }
@@ -126,28 +150,25 @@ pub fn reserve_in_conntrack(pins: &Pins, longest: Duration) -> io::Result<usize>
 }
 
 /// Adds the translated requests of flows whose source became an address of this node.
-fn collect_translated<A: Address, I: Into<IpAddr>>(
+fn collect_translated<A: FlowAddress, I: Into<IpAddr>>(
     pins: &Pins,
-    map: &'static str,
     ip: impl Fn(A) -> I,
     flows: &mut Vec<Direction>,
 ) -> io::Result<()> {
-    let map: TypedMap<FlowKey<A>, Flow<A>> =
-        opened(pins, map, TypedMap::new).map_err(io::Error::other)?;
+    let table = FlowTable::<A>::readable(pins).map_err(io::Error::other)?;
     let at = |address: A, port: Be16| SocketAddr::new(ip(address).into(), port.get());
-    map.visit(|keys, values| {
-        let requests = keys.iter().zip(values).filter(|(key, flow)| {
-            let action = flow.action;
-            let is_source_translated = flow.rewrite.source != key.tuple.source;
-            is_source_translated && !action.is_reply() && !action.is_one_way()
-        });
-        flows.extend(requests.map(|(key, flow)| Direction {
-            source: at(flow.rewrite.source, flow.rewrite.source_port),
-            destination: at(flow.rewrite.destination, flow.rewrite.destination_port),
-            is_tcp: key.protocol == u32::from(TCP),
-        }));
-        true
-    })
+    let translated = table.live().filter(|LiveFlow { entry, .. }| {
+        entry.translated.source != entry.request.source && !entry.actions[0].is_one_way()
+    });
+    flows.extend(translated.map(|flow| {
+        let Tuple { source, source_port, destination, destination_port } = flow.entry.translated;
+        Direction {
+            source: at(source, source_port),
+            destination: at(destination, destination_port),
+            is_tcp: flow.protocol() == TCP,
+        }
+    }));
+    Ok(())
 }
 
 /// The addresses of this network namespace.
@@ -159,4 +180,25 @@ fn addresses() -> io::Result<HashSet<IpAddr>> {
             v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::flow_table::Direction;
+
+    use super::*;
+    use crate::maps::flow_table::{FlowTable, tests::key};
+
+    #[test]
+    fn a_reserved_port_is_a_flow_of_no_service_that_changes_nothing() {
+        let table = FlowTable::<Address4>::anonymous(8).unwrap();
+        let reply = key(443, TCP);
+        let at = Moment::new(1_000_000, 250);
+        assert_eq!(insert(&table, vec![reply.tuple, reply.tuple], &at), 1, "it is there once");
+        let found = table.find(&reply, Direction::Reply).unwrap();
+        let LiveFlow { word, entry, .. } = found;
+        assert_eq!((entry.request, entry.translated), (reply.tuple.reversed(), entry.request));
+        assert_eq!((entry.service, word.time()), (NO_SERVICE, 1_000_000 >> 4));
+        assert_eq!(found.class().name(), "established", "it stays while others are evicted");
+    }
 }

@@ -13,6 +13,7 @@ use lb_control::dataplane::{Capacity, DataplaneError};
 use lb_sys::{Memory, RawMap};
 
 use super::{
+    flow_table,
     layouts::convert::Conversion,
     pins::Pins,
     read::{failed, read_state},
@@ -53,7 +54,8 @@ pub fn carriage(name: &str) -> Carriage {
         "FLOWS4" | "FLOWS6" | "EMBRYONIC4" | "EMBRYONIC6" | "FRAGMENTS4" | "FRAGMENTS6"
         | "DATAGRAM_PEERS" => Carriage::Moved,
         "AFFINITY" | "TRAFFIC" | "DROPS" | "COUNTERS" => Carriage::Meanwhile,
-        "SOCKETS" => Carriage::Left,
+        "SOCKETS" | "FLOW_EVENTS" => Carriage::Left,
+        name if flow_table::MAPS.contains(&name) => Carriage::Left,
         name if needs_room(name) => Carriage::Before,
         _ => Carriage::Left,
     }

@@ -6,7 +6,6 @@ use bytemuck::Pod;
 use lb_common::abi::{
     address::{Address4, Address6},
     affinity::{Affinity, AffinityKey},
-    flow::{Flow, FlowKey},
     fragment::{Fragment, FragmentKey},
     service::Service,
     settings::Device,
@@ -17,6 +16,7 @@ use lb_sys::TypedMap;
 use serde::Serialize;
 
 use super::{
+    flow_table::{FlowAddress, FlowTable, Flows as _},
     pins::{PinError, Pins, pinned_maps},
     read::{failed, opened, read_array, read_state},
 };
@@ -91,8 +91,8 @@ fn entries(
             let devices = read_array::<Device>(pins, map)?;
             devices.iter().filter(|device| device.ifindex != 0).count() as u64
         }
-        "FLOWS4" | "EMBRYONIC4" => count::<FlowKey<Address4>, Flow<Address4>>(pins, map)?,
-        "FLOWS6" | "EMBRYONIC6" => count::<FlowKey<Address6>, Flow<Address6>>(pins, map)?,
+        Address4::ENTRIES => flows::<Address4>(pins)?,
+        Address6::ENTRIES => flows::<Address6>(pins)?,
         "FRAGMENTS4" => count::<FragmentKey<Address4>, Fragment>(pins, map)?,
         "FRAGMENTS6" => count::<FragmentKey<Address6>, Fragment>(pins, map)?,
         "AFFINITY" => count::<AffinityKey, Affinity>(pins, map)?,
@@ -107,6 +107,12 @@ fn slots(state: &PinnedState) -> u64 {
     let services = state.names.iter().filter_map(|(index, _)| state.services.get(*index as usize));
     let ports = services.filter(|service| service.flags & Service::ADDRESS == 0);
     ports.map(|port| u64::from(port.cluster.length()) + u64::from(port.local.length())).sum()
+}
+
+fn flows<A: FlowAddress>(pins: &Pins) -> Result<u64, DataplaneError> {
+    let counted = || Ok(FlowTable::<A>::readable(pins).map_err(io::Error::other)?.live().count());
+    let counted = counted().map_err(failed(A::ENTRIES, || "count of flows".to_owned()))?;
+    Ok(counted as u64)
 }
 
 fn count<K: Pod, V: Pod>(pins: &Pins, map: &'static str) -> Result<u64, DataplaneError> {

@@ -1,7 +1,7 @@
 //! The paths of pinned maps and links, and the layouts and sizes of the maps.
 //!
 //! The meaning of a pin never changes: a map of another layout has another version, which is in the
-//! name of its pin, `maps/FLOWS4@1`, and comes from `lb_common::abi::layout`.
+//! name of its pin, `maps/FRONTENDS4@1`, and comes from `lb_common::abi::layout`.
 
 use std::{
     fmt, fs, io,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya_obj::generated::{
-    BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU, BPF_F_NO_PREALLOC,
+    BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
     bpf_map_type::{
         self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
         BPF_MAP_TYPE_LRU_PERCPU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE,
@@ -22,7 +22,7 @@ use lb_common::abi::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter,
-    flow::{Flow, FlowKey},
+    flow_table::{Bucket, EVENTS, FlowEntry, FlowSeed, WAYS},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::RangeKey,
@@ -35,6 +35,7 @@ use lb_common::abi::{
 use lb_control::dataplane::Capacity;
 
 use super::{
+    flow_table::{self, FlowAddress as _},
     kept::Kept,
     layouts::{
         convert::{Conversion, Mismatch},
@@ -573,15 +574,6 @@ const fn trie<K, V>(name: &'static str, entries: u32, flag: Option<&'static str>
     map::<K, V>(name, BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC, entries, flag)
 }
 
-/// An LRU map in which every CPU has its own share and evicts only from that.
-const fn shared_lru<K, V>(name: &'static str, entries: u32) -> PinnedMap {
-    map::<K, V>(name, BPF_MAP_TYPE_LRU_HASH, BPF_F_NO_COMMON_LRU, entries, None)
-}
-
-/// Minimum capacity of EMBRYONIC in each family.
-const EMBRYONIC: u32 = 16_384;
-/// Minimum capacity of EMBRYONIC for each CPU.
-const EMBRYONIC_PER_CPU: u32 = 2_048;
 /// Capacity of FRAGMENTS in each family: fragmented datagrams tracked at once.
 const FRAGMENTS: u32 = 16_384;
 /// Capacity of NODES in each family.
@@ -612,7 +604,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     // A service port may have more than one frontend. NodePorts, which have one more for any
     // node, are few and not counted.
     let frontends = sizes.services.saturating_mul(2);
-    let embryonic = EMBRYONIC.max(EMBRYONIC_PER_CPU.saturating_mul(possible_cpus()));
+    let buckets = flow_table::buckets(sizes.flows);
+    let places = buckets.saturating_mul(WAYS as u32);
     let traffic = sizes.services.min(TRAFFIC_BYTES / size_of::<Traffic>() as u32 / possible_cpus());
     vec![
         hash::<FrontendKey<Address4>, Frontend>("FRONTENDS4", frontends, services),
@@ -630,15 +623,19 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
         array::<Backend<Address6>>("BACKENDS6", sizes.backends, backends),
         array::<SettingsPair>("SETTINGS", 1, None),
         array::<Device>("DEVICES", MAX_DEVICES, None),
-        lru::<FlowKey<Address4>, Flow<Address4>>("FLOWS4", sizes.flows, flows),
-        lru::<FlowKey<Address6>, Flow<Address6>>("FLOWS6", sizes.flows, flows),
-        shared_lru::<FlowKey<Address4>, Flow<Address4>>("EMBRYONIC4", embryonic),
-        shared_lru::<FlowKey<Address6>, Flow<Address6>>("EMBRYONIC6", embryonic),
+        array::<FlowSeed>(flow_table::SEED, 1, None),
+        array::<Bucket>(Address4::REQUESTS, buckets, flows),
+        array::<Bucket>(Address6::REQUESTS, buckets, flows),
+        array::<Bucket>(Address4::REPLIES, buckets, flows),
+        array::<Bucket>(Address6::REPLIES, buckets, flows),
+        array::<FlowEntry<Address4>>(Address4::ENTRIES, places, flows),
+        array::<FlowEntry<Address6>>(Address6::ENTRIES, places, flows),
         lru::<FragmentKey<Address4>, Fragment>("FRAGMENTS4", FRAGMENTS, None),
         lru::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", FRAGMENTS, None),
         lru::<AffinityKey, Affinity>("AFFINITY", AFFINITY, None),
         lru::<DatagramKey, Peer>("DATAGRAM_PEERS", DATAGRAM_PEERS, None),
         map::<i32, ConnectedPeer>("SOCKETS", BPF_MAP_TYPE_SK_STORAGE, BPF_F_NO_PREALLOC, 0, None),
+        map::<u32, u64>("FLOW_EVENTS", BPF_MAP_TYPE_PERCPU_ARRAY, 0, EVENTS as u32, None),
         map::<u32, u64>("COUNTERS", BPF_MAP_TYPE_PERCPU_ARRAY, 0, counter::COUNTERS, None),
         map::<u32, Traffic>("TRAFFIC", BPF_MAP_TYPE_PERCPU_ARRAY, 0, traffic, services),
         map::<DropKey, u64>("DROPS", BPF_MAP_TYPE_LRU_PERCPU_HASH, 0, DROPS, None),

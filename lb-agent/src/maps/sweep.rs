@@ -1,35 +1,38 @@
 //! Removes flows that expired long ago, and counts the entries of the maps.
 //!
 //! The programs decide by themselves whether an entry has expired. The sweep only frees room, and
-//! waits for twice the timeout, so that it never races with a packet.
+//! waits for twice the timeout.
 
-use std::{io, os::fd::AsFd, thread, time::Duration};
+use std::{collections::HashMap, io, os::fd::AsFd, thread, time::Duration};
 
 use bytemuck::Pod;
 use lb_common::{
     abi::{
         address::{Address, Address4, Address6},
         affinity::{Affinity, AffinityKey, BY_SOCKET},
-        flow::{Flow, FlowKey},
-        frontend::TCP,
+        flow_table::{EVENTS, ReplyWord, RequestWord, TIMES, WAYS},
         service::Service,
-        settings::{Settings, Timeouts},
+        settings::{Lifetimes, Settings, Timeouts},
         socket::{DatagramKey, Peer},
+        traffic::NO_SERVICE,
     },
     balance::track,
-    packet::PacketKind,
+    flow_table::{Class, age, class, request_word},
 };
 use lb_sys::{PerCpuCounters, TypedMap};
 
 use super::{
+    flow_table::{FlowAddress, FlowMaps, Flows, lifetime},
     mapped::MappedArray,
     pins::{PinError, Pins},
     read::opened,
-    timeouts,
 };
 
 /// The pause between two batches, so that a sweep of a full table does not occupy a CPU.
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// How many places of flows a batch has.
+const PLACES: u32 = 32_768;
 
 /// How long a connection that both sides have closed may still need translation: see
 /// [`Sweeper::live`].
@@ -37,15 +40,24 @@ const CLOSED_SECONDS: u32 = 2;
 
 /// The maps that the programs fill.
 pub struct Sweeper {
-    flows4: TypedMap<FlowKey<Address4>, Flow<Address4>>,
-    flows6: TypedMap<FlowKey<Address6>, Flow<Address6>>,
-    embryonic4: TypedMap<FlowKey<Address4>, Flow<Address4>>,
-    embryonic6: TypedMap<FlowKey<Address6>, Flow<Address6>>,
+    flows4: SweptFlows<Address4>,
+    flows6: SweptFlows<Address6>,
     affinity: TypedMap<AffinityKey, Affinity>,
     datagram_peers: TypedMap<DatagramKey, Peer>,
     services: MappedArray<Service>,
     clock: std::os::fd::OwnedFd,
 }
+
+/// A family's flows, which are mapped only while they are swept.
+struct SweptFlows<A> {
+    maps: FlowMaps<A>,
+    unfinished: Unfinished,
+}
+
+/// Words of FLOW_REQUESTS, by place, that a program or an agent had claimed when the last sweep saw
+/// them. No insertion takes as long as from one sweep to the next, unless an agent was killed
+/// meanwhile.
+type Unfinished = HashMap<u32, RequestWord>;
 
 /// The fill of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +72,18 @@ pub struct MapFill {
     pub removed: u64,
 }
 
+/// The number of flows of each class, by its number.
+pub type Classes = [u64; Class::ALL.len()];
+
+/// What a sweep has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// The fill of each map whose entries come from traffic.
+    pub fills: Vec<MapFill>,
+    /// The flows, IPv4 and IPv6.
+    pub flows: [Classes; 2],
+}
+
 impl Sweeper {
     /// Opens the pinned maps.
     ///
@@ -68,10 +92,8 @@ impl Sweeper {
     pub fn open(pins: &Pins) -> Result<Self, PinError> {
         let path = pins.clock();
         Ok(Self {
-            flows4: opened(pins, "FLOWS4", TypedMap::new)?,
-            flows6: opened(pins, "FLOWS6", TypedMap::new)?,
-            embryonic4: opened(pins, "EMBRYONIC4", TypedMap::new)?,
-            embryonic6: opened(pins, "EMBRYONIC6", TypedMap::new)?,
+            flows4: SweptFlows::open(pins)?,
+            flows6: SweptFlows::open(pins)?,
             affinity: opened(pins, "AFFINITY", TypedMap::new)?,
             datagram_peers: opened(pins, "DATAGRAM_PEERS", TypedMap::new)?,
             services: opened(pins, "SERVICES", MappedArray::readable)?,
@@ -82,89 +104,143 @@ impl Sweeper {
     /// Sweeps every map once. Blocking.
     ///
     /// # Errors
-    /// Those of the bpf(2) calls.
-    pub fn sweep(
-        &mut self,
-        timeouts: &Timeouts,
-        ticks_per_second: u32,
-    ) -> io::Result<Vec<MapFill>> {
+    /// Those of the bpf(2) calls and of mmap(2).
+    pub fn sweep(&mut self, timeouts: &Timeouts, ticks_per_second: u32) -> io::Result<Swept> {
+        let time_shift = Settings::time_shift_of(ticks_per_second);
         let now = lb_sys::ticks_now(self.clock.as_fd())?;
-        let is_old = |limit: u32, last_seen: u32| is_past(now, last_seen, limit);
-        let mut fills = vec![
-            sweep_flows("FLOWS4", &self.flows4, &is_old, timeouts)?,
-            sweep_flows("FLOWS6", &self.flows6, &is_old, timeouts)?,
-            sweep_flows("EMBRYONIC4", &self.embryonic4, &is_old, timeouts)?,
-            sweep_flows("EMBRYONIC6", &self.embryonic6, &is_old, timeouts)?,
-        ];
+        let time = now >> time_shift;
+        let lifetimes = track::lifetimes(timeouts);
+        let (mut fills, mut flows) = (Vec::new(), [Classes::default(); 2]);
+        let [flows4, flows6] = &mut flows;
+        fills.push(self.flows4.sweep(time, &lifetimes, flows4)?);
+        fills.push(self.flows6.sweep(time, &lifetimes, flows6)?);
         let services = &mut self.services;
         fills.push(sweep_map("AFFINITY", &self.affinity, |key, entry| {
             let limit = match key.kind {
                 // A datagram socket keeps its backend for as long as a UDP flow does.
-                BY_SOCKET => timeouts.udp_stream,
+                BY_SOCKET => timeouts.udp_stream << time_shift,
                 // An index out of range belongs to no Service: the entry has expired.
                 _ => services
                     .load(key.service)
                     .map_or(0, |service| service.affinity_seconds)
                     .saturating_mul(ticks_per_second),
             };
-            is_old(limit, entry.last_seen)
+            is_past(now, entry.last_seen, limit)
         })?);
         fills.push(sweep_map("DATAGRAM_PEERS", &self.datagram_peers, |_, _| false)?);
-        Ok(fills)
+        Ok(Swept { fills, flows })
     }
-}
 
-impl Sweeper {
-    /// The number of flows that the programs would find, counted by their request entries. A
-    /// connection that both sides have closed no longer counts once it was idle for
-    /// `CLOSED_SECONDS`; the programs keep it for longer, in case its last packet was lost.
+    /// The number of flows that the programs would find. A connection that both sides have closed no
+    /// longer counts once it was idle for `CLOSED_SECONDS`; the programs keep it for longer, in case
+    /// its last packet was lost. Reserved source ports do not count.
     ///
     /// # Errors
-    /// Those of the bpf(2) calls.
+    /// Those of the bpf(2) calls and of mmap(2).
     pub fn live(&self, settings: &Settings) -> io::Result<u64> {
-        let now = lb_sys::ticks_now(self.clock.as_fd())?;
-        let closed = settings.ticks_per_second.saturating_mul(CLOSED_SECONDS);
-        let age = |last_seen: u32| {
-            let age = now.wrapping_sub(last_seen);
-            if age < 1 << 31 { age } else { 0 }
-        };
-        let is_live = |protocol: u32, state: u8, last_seen: u32| {
-            let is_tcp = protocol == u32::from(TCP);
-            let kind = if is_tcp { PacketKind::Tcp } else { PacketKind::Udp };
-            let most = if is_tcp && track::is_closed(state) { closed } else { u32::MAX };
-            age(last_seen) <= track::lifetime(kind, state, settings).min(most)
-        };
-        let mut live = 0;
-        live += live_flows(&self.flows4, &is_live)? + live_flows(&self.flows6, &is_live)?;
-        live += live_flows(&self.embryonic4, &is_live)? + live_flows(&self.embryonic6, &is_live)?;
-        Ok(live)
+        let time = settings.time(lb_sys::ticks_now(self.clock.as_fd())?);
+        let flows4 = self.flows4.maps.map(false).map_err(io::Error::other)?;
+        let flows6 = self.flows6.maps.map(false).map_err(io::Error::other)?;
+        Ok(live_flows(&flows4, settings, time) + live_flows(&flows6, settings, time))
     }
 }
 
-/// Counts live flows. A flow is live if either of its entries is.
-fn live_flows<A: Address>(
-    map: &TypedMap<FlowKey<A>, Flow<A>>,
-    is_live: &impl Fn(u32, u8, u32) -> bool,
-) -> io::Result<u64> {
-    let mut live = 0;
-    map.visit(|keys, values| {
-        let requests = keys.iter().zip(values).filter(|(_, flow)| !flow.action.is_reply());
-        let found = requests.filter(|(key, flow)| {
-            let is_live = |flow: &Flow<A>| is_live(key.protocol, flow.state, flow.last_seen);
-            is_live(flow)
-                || map
-                    .get(&reverse_key(key, flow))
-                    .is_ok_and(|reverse| reverse.is_some_and(|reverse| is_live(&reverse)))
-        });
-        live += found.count() as u64;
-        true
-    })?;
-    Ok(live)
+impl<A: FlowAddress> SweptFlows<A> {
+    fn open(pins: &Pins) -> Result<Self, PinError> {
+        Ok(Self { maps: FlowMaps::open(pins)?, unfinished: Unfinished::new() })
+    }
+
+    fn sweep(
+        &mut self,
+        time: u32,
+        lifetimes: &Lifetimes,
+        classes: &mut Classes,
+    ) -> io::Result<MapFill> {
+        let table = self.maps.map(true).map_err(io::Error::other)?;
+        let removed = sweep_flows(&table, time, lifetimes, &mut self.unfinished, classes);
+        clear_replies(&table);
+        let (entries, max_entries) = (classes.iter().sum(), table.places().into());
+        Ok(MapFill { map: A::ENTRIES, entries, max_entries, removed })
+    }
 }
 
-/// The key of the reverse entry.
-fn reverse_key<A: Address>(key: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
-    FlowKey { tuple: flow.rewrite.reversed(), protocol: key.protocol }
+/// Counts live flows.
+fn live_flows<A: Address>(table: &impl Flows<A>, settings: &Settings, time: u32) -> u64 {
+    let closed = settings.times(CLOSED_SECONDS);
+    let live = table.live().filter(|flow| {
+        let lifetime = lifetime(flow.word, &settings.lifetimes);
+        let limit = if flow.class() == Class::Closed { lifetime.min(closed) } else { lifetime };
+        flow.entry.service != NO_SERVICE && age(flow.word.time(), time) <= limit
+    });
+    live.count() as u64
+}
+
+/// Removes flows that are past twice their timeout, and insertions that were not finished. Counts
+/// the others by class. Returns how many flows it has removed.
+fn sweep_flows<A: Address>(
+    table: &impl Flows<A>,
+    time: u32,
+    lifetimes: &Lifetimes,
+    unfinished: &mut Unfinished,
+    classes: &mut Classes,
+) -> u64 {
+    let (mut removed, mut still_unfinished) = (0, Unfinished::new());
+    for place in 0..table.places() {
+        if place % PLACES == PLACES - 1 {
+            thread::sleep(PAUSE);
+        }
+        let word = request_word(table, place).unwrap_or_default();
+        if word.is_free() {
+            continue;
+        }
+        if !word.is_live() {
+            if unfinished.get(&place) != Some(&word) {
+                still_unfinished.insert(place, word);
+            } else if let Some(bucket) = table.requests(place / WAYS as u32) {
+                table.swap(bucket, place, word.0, word.freed().0);
+            }
+            continue;
+        }
+        if age(word.time(), time) > longest_age(lifetime(word, lifetimes))
+            && table.flow(place).is_some_and(|flow| {
+                flow.word == word && table.remove_unchanged(&flow)
+            })
+        {
+            removed += 1;
+            continue;
+        }
+        classes[class(word.state()) as usize] += 1;
+    }
+    *unfinished = still_unfinished;
+    removed
+}
+
+/// How old a flow with this timeout may be: twice the timeout, but never so old that it would soon
+/// look like one of the future.
+fn longest_age(lifetime: u32) -> u32 {
+    const OLDEST: u32 = TIMES / 2 - TIMES / 128;
+    lifetime.saturating_mul(2).min(OLDEST)
+}
+
+/// Clears the words of FLOW_REPLIES whose flow is gone: those that are cleared with their flow are
+/// not among them.
+fn clear_replies<A: Address>(table: &impl Flows<A>) {
+    let buckets = (0..).map_while(|bucket| table.replies(bucket));
+    for (number, bucket) in (0..).zip(buckets) {
+        if number % (PLACES / WAYS as u32) == PLACES / WAYS as u32 - 1 {
+            thread::sleep(PAUSE);
+        }
+        for way in 0..WAYS as u32 {
+            let reply = ReplyWord(table.load(bucket, way));
+            let is_void = || {
+                let word = request_word(table, reply.place());
+                !word.is_some_and(|word| reply.is_of(word))
+            };
+            if reply.0 != 0 && is_void() {
+                table.swap(bucket, way, reply.0, 0);
+            }
+        }
+    }
 }
 
 /// COUNTERS, summed over the CPUs; the index is
@@ -176,24 +252,15 @@ pub fn counters(pins: &Pins) -> Result<Vec<u64>, PinError> {
     opened(pins, "COUNTERS", |map| PerCpuCounters::new(map)?.sums())
 }
 
-fn sweep_flows<A: Address>(
-    name: &'static str,
-    map: &TypedMap<FlowKey<A>, Flow<A>>,
-    is_old: &impl Fn(u32, u32) -> bool,
-    timeouts: &Timeouts,
-) -> io::Result<MapFill> {
-    sweep_map(name, map, |key, flow| {
-        let is_tcp = key.protocol == u32::from(TCP);
-        let is_expired =
-            |flow: &Flow<A>| is_old(track::timeout(is_tcp, flow.state, timeouts), flow.last_seen);
-        if !is_expired(flow) {
-            return false;
-        }
-        if flow.action.is_one_way() {
-            return true;
-        }
-        // One direction may be idle while the other is not.
-        !matches!(map.get(&reverse_key(key, flow)), Ok(Some(reverse)) if !is_expired(&reverse))
+/// FLOW_EVENTS, summed over the CPUs: flows that were inserted, then those that were evicted, by
+/// class.
+///
+/// # Errors
+/// [`PinError`] if the map is missing or cannot be read.
+pub fn flow_events(pins: &Pins) -> Result<[u64; EVENTS], PinError> {
+    opened(pins, "FLOW_EVENTS", |map| {
+        let sums = PerCpuCounters::new(map)?.sums()?;
+        sums.try_into().map_err(|_| io::Error::other("another number of entries"))
     })
 }
 
@@ -242,16 +309,37 @@ fn remove_if<K: Pod, V: Pod>(
     }
 }
 
-/// Whether more than twice `timeout` has passed since `last_seen`. An entry that a packet refreshed
-/// after `now` was read has `last_seen` in the future, and has not expired.
+/// Whether more than twice `timeout` ticks have passed since `last_seen`. An entry that a packet
+/// refreshed after `now` was read has `last_seen` in the future, and has not expired.
 fn is_past(now: u32, last_seen: u32, timeout: u32) -> bool {
     let age = now.wrapping_sub(last_seen);
-    age < 1 << 31 && age > timeout.min(timeouts::LONGEST) * 2
+    age < 1 << 31 && age > timeout.min(1 << 29) * 2
 }
 
 #[cfg(test)]
 mod tests {
+    use lb_common::{
+        abi::{
+            flow::{ANSWERED, CONFIRMED, MOVED, RESET, STREAM},
+            flow_table::Direction,
+            frontend::{TCP, UDP},
+        },
+        flow_table::{Memory, may_have_reply},
+    };
+
     use super::*;
+    use crate::maps::flow_table::{
+        FlowTable,
+        tests::{TIMEOUTS, add, flow_of, key},
+    };
+
+    fn swept(table: &FlowTable<Address4>, time: u32, unfinished: &mut Unfinished) -> (u64, Classes) {
+        let mut classes = Classes::default();
+        let lifetimes = track::lifetimes(&TIMEOUTS);
+        let removed = sweep_flows(table, time, &lifetimes, unfinished, &mut classes);
+        clear_replies(table);
+        (removed, classes)
+    }
 
     #[test]
     fn an_entry_is_old_past_twice_its_timeout_also_across_the_wrap_of_the_clock() {
@@ -259,6 +347,83 @@ mod tests {
         assert!(is_past(1001, 900, 50));
         assert!(is_past(50, u32::MAX - 51, 50));
         assert!(!is_past(900, 901, 50), "refreshed after the clock was read");
-        assert!(!is_past(u32::MAX, u32::MAX - timeouts::LONGEST, u32::MAX));
+        assert!(!is_past(u32::MAX, u32::MAX - (1 << 29), u32::MAX));
+    }
+
+    #[test]
+    fn flows_past_twice_their_timeout_go_and_the_others_are_counted_by_class() {
+        let table = FlowTable::<Address4>::anonymous(64).unwrap();
+        let rows = [
+            (TCP, ANSWERED | CONFIRMED, 2000),
+            (TCP, 0, 120),
+            (TCP, ANSWERED | CONFIRMED | RESET, 220),
+            (UDP, 0, 60),
+            (UDP, ANSWERED, 60),
+            (UDP, ANSWERED | STREAM, 360),
+        ];
+        let start = TIMES - 10;
+        for (port, (protocol, state, _)) in (1..).zip(rows) {
+            add(&table, &key(port, protocol), state, start).unwrap();
+        }
+        let none = &mut Unfinished::new();
+        assert_eq!(swept(&table, start + 60, none), (0, [1, 1, 1, 1, 2]));
+        assert_eq!(swept(&table, 61 - 10, none), (2, [1, 1, 0, 1, 1]), "across the wrap");
+        assert_eq!(swept(&table, 221 - 10, none), (2, [1, 1, 0, 0, 0]));
+        assert_eq!(swept(&table, 361 - 10, none), (1, [1, 0, 0, 0, 0]));
+        assert_eq!(swept(&table, 2001 - 10, none), (1, [0; 5]));
+    }
+
+    #[test]
+    fn no_flow_gets_so_old_that_it_looks_new() {
+        let lifetime = super::super::timeouts::LONGEST;
+        assert!(lifetime < longest_age(lifetime) && longest_age(lifetime) < TIMES / 2);
+        assert_eq!(longest_age(100), 200);
+    }
+
+    #[test]
+    fn a_reply_word_without_its_flow_is_cleared() {
+        let table = FlowTable::<Address4>::anonymous(8).unwrap();
+        let (kept, lost) = (key(1, TCP), key(2, TCP));
+        add(&table, &kept, 0, 0).unwrap();
+        add(&table, &lost, 0, 0).unwrap();
+        let place = table.find(&lost, Direction::Request).unwrap().place;
+        let word = request_word(&table, place).unwrap();
+        let bucket = table.requests(place / WAYS as u32).unwrap();
+        assert!(table.swap(bucket, place, word.0, word.freed().0));
+        let has_word = |key| may_have_reply(&table, &flow_of(key, 0, 0).reply_key);
+        assert!(has_word(&kept) && has_word(&lost));
+        clear_replies(&table);
+        assert!(has_word(&kept) && !has_word(&lost));
+    }
+
+    #[test]
+    fn an_insertion_that_was_not_finished_ends_with_the_second_sweep() {
+        let table = FlowTable::<Address4>::anonymous(1).unwrap();
+        let bucket = table.requests(0).unwrap();
+        let claimed = RequestWord::default().claimed(3);
+        assert!(table.swap(bucket, 5, 0, claimed.0));
+        let unfinished = &mut Unfinished::new();
+        swept(&table, 0, unfinished);
+        assert_eq!(table.load(bucket, 5), claimed.0);
+        swept(&table, 0, unfinished);
+        assert_eq!(table.load(bucket, 5), claimed.freed().0);
+        assert!(unfinished.is_empty());
+    }
+
+    #[test]
+    fn a_drain_waits_for_flows_that_still_need_translation() {
+        let table = FlowTable::<Address4>::anonymous(64).unwrap();
+        for (port, (protocol, state)) in (1..).zip([
+            (TCP, ANSWERED | CONFIRMED),
+            (TCP, ANSWERED | CONFIRMED | RESET),
+            (UDP, ANSWERED | MOVED),
+            (UDP, ANSWERED),
+        ]) {
+            add(&table, &key(port, protocol), state, 0).unwrap();
+        }
+        let lifetimes = track::lifetimes(&TIMEOUTS);
+        let settings = Settings { lifetimes, ticks_per_second: 10, ..Settings::default() };
+        let live = |time| live_flows(&table, &settings, time);
+        assert_eq!([0, 20, 21, 31, 1001].map(live), [4, 4, 2, 1, 0]);
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use lb_common::abi::settings::Timeouts;
+use lb_common::abi::{
+    flow_table::TIMES,
+    settings::{Settings, Timeouts},
+};
 
 /// The first and the last port that the kernel assigns to sockets of the caller's network namespace
 /// (`net.ipv4.ip_local_port_range`, which applies to IPv6 too).
@@ -13,8 +16,8 @@ pub fn local_ports() -> (u16, u16) {
     ports.next().zip(ports.next()).unwrap_or(DEFAULT)
 }
 
-/// The timeouts of flows, in ticks. On a node with conntrack, those of established and half-closed
-/// TCP and of UDP are those of conntrack.
+/// The timeouts of flows, in the unit of [`Settings::time_shift`]. On a node with conntrack, those of
+/// established, half-closed and closed TCP and of UDP are those of conntrack.
 pub fn timeouts(ticks_per_second: u32) -> Timeouts {
     let setting = |name: &str| {
         let path = Path::new("/proc/sys/net/netfilter").join(name);
@@ -26,6 +29,7 @@ pub fn timeouts(ticks_per_second: u32) -> Timeouts {
         &Conntrack {
             established: setting("nf_conntrack_tcp_timeout_established"),
             half_closed: setting("nf_conntrack_tcp_timeout_close_wait"),
+            time_wait: setting("nf_conntrack_tcp_timeout_time_wait"),
             udp: setting("nf_conntrack_udp_timeout"),
             udp_stream: setting("nf_conntrack_udp_timeout_stream"),
         },
@@ -37,6 +41,7 @@ pub fn timeouts(ticks_per_second: u32) -> Timeouts {
 pub(crate) struct Conntrack {
     pub(crate) established: Option<Duration>,
     pub(crate) half_closed: Option<Duration>,
+    pub(crate) time_wait: Option<Duration>,
     pub(crate) udp: Option<Duration>,
     pub(crate) udp_stream: Option<Duration>,
 }
@@ -45,27 +50,28 @@ pub(crate) struct Conntrack {
 /// because a client that has sent its FIN may wait that long for the response.
 pub(crate) fn timeouts_from(ticks_per_second: u32, conntrack: &Conntrack) -> Timeouts {
     const HOUR: Duration = Duration::from_secs(3600);
-    let ticks = |timeout: Duration| {
-        u32::try_from(timeout.as_secs().saturating_mul(ticks_per_second.into()))
-            .unwrap_or(LONGEST)
-            .min(LONGEST)
+    let shift = Settings::time_shift_of(ticks_per_second);
+    let times = |timeout: Duration| {
+        let ticks = timeout.as_secs().saturating_mul(ticks_per_second.into());
+        u32::try_from(ticks >> shift).unwrap_or(LONGEST).min(LONGEST)
     };
-    let seconds = |seconds| ticks(Duration::from_secs(seconds));
+    let seconds = |seconds| times(Duration::from_secs(seconds));
     Timeouts {
         tcp_syn: seconds(60),
-        tcp_established: ticks(conntrack.established.unwrap_or(24 * HOUR)),
-        tcp_half_closed: ticks(conntrack.half_closed.unwrap_or(HOUR).max(HOUR)),
+        tcp_established: times(conntrack.established.unwrap_or(24 * HOUR)),
+        tcp_half_closed: times(conntrack.half_closed.unwrap_or(HOUR).max(HOUR)),
         tcp_fin_one_way: seconds(120),
-        tcp_closing: seconds(60),
+        // So long the ports rest: those of the side that closed first are in TIME_WAIT.
+        tcp_closing: conntrack.time_wait.map_or(seconds(120), times),
         tcp_reset: seconds(120),
-        udp: conntrack.udp.map_or(seconds(30), ticks),
-        udp_stream: conntrack.udp_stream.map_or(seconds(120), ticks),
+        udp: conntrack.udp.map_or(seconds(30), times),
+        udp_stream: conntrack.udp_stream.map_or(seconds(120), times),
     }
 }
 
-/// The longest timeout: ticks are 32-bit numbers that wrap, and the sweep waits for twice the
-/// timeout.
-pub const LONGEST: u32 = 1 << 29;
+/// The longest timeout, more than five days: half of all times look like the future, and the sweep
+/// needs time to find what is past its timeout before that.
+pub const LONGEST: u32 = TIMES / 2 - TIMES / 64;
 
 #[cfg(test)]
 mod tests {
@@ -73,19 +79,32 @@ mod tests {
 
     #[test]
     fn timeouts_are_those_of_conntrack_if_it_has_some() {
+        let times = |seconds: u32| (seconds * 250) >> 4;
         let none = timeouts_from(250, &Conntrack::default());
-        assert_eq!((none.tcp_established, none.tcp_half_closed), (86_400 * 250, 3_600 * 250));
-        assert_eq!((none.tcp_syn, none.tcp_closing), (60 * 250, 60 * 250));
-        assert_eq!((none.udp, none.udp_stream), (30 * 250, 120 * 250));
+        assert_eq!((none.tcp_established, none.tcp_half_closed), (times(86_400), times(3_600)));
+        assert_eq!((none.tcp_syn, none.tcp_closing), (times(60), times(120)));
+        assert_eq!((none.udp, none.udp_stream), (times(30), times(120)));
         let seconds = |seconds| Some(Duration::from_secs(seconds));
-        let (udp, udp_stream) = (seconds(40), seconds(600));
+        let (udp, udp_stream, time_wait) = (seconds(40), seconds(600), seconds(30));
         let (established, half_closed) = (seconds(500), seconds(60));
-        let set = Conntrack { established, half_closed, udp, udp_stream };
+        let set = Conntrack { established, half_closed, time_wait, udp, udp_stream };
         let set = timeouts_from(100, &set);
-        assert_eq!((set.tcp_established, set.tcp_half_closed), (50_000, 360_000));
-        assert_eq!((set.udp, set.udp_stream), (4_000, 60_000));
-        let endless = Conntrack { established: seconds(u64::MAX), ..Conntrack::default() };
-        let endless = timeouts_from(1000, &endless);
-        assert_eq!(endless.tcp_established, LONGEST);
+        let times = |seconds: u32| (seconds * 100) >> 3;
+        assert_eq!((set.tcp_established, set.tcp_half_closed), (times(500), times(3600)));
+        assert_eq!((set.udp, set.udp_stream, set.tcp_closing), (times(40), times(600), times(30)));
+    }
+
+    #[test]
+    fn the_kernel_s_default_of_five_days_is_kept_and_more_is_cut() {
+        for ticks in [100, 250, 300, 1000] {
+            let timeout = |seconds| {
+                let established = Some(Duration::from_secs(seconds));
+                let set = Conntrack { established, ..Conntrack::default() };
+                timeouts_from(ticks, &set).tcp_established
+            };
+            let five_days = timeout(5 * 86_400);
+            assert!(five_days < LONGEST, "{ticks}");
+            assert_eq!(timeout(u64::MAX), LONGEST, "{ticks}");
+        }
     }
 }

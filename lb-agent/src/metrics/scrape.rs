@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use lb_common::abi::counter::Reason;
+use lb_common::{abi::counter::Reason, flow_table::Class};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -54,8 +54,35 @@ impl Collector for OnScrape {
             used,
         )?;
         let capacity = fill.iter().map(|(map, _, capacity)| (*map, *capacity));
-        encode_maps(&mut encoder, "lb_map_capacity", "Capacity of a map in entries", capacity)
+        encode_maps(&mut encoder, "lb_map_capacity", "Capacity of a map in entries", capacity)?;
+        encode_flows(&mut encoder, datapath.as_ref())
     }
+}
+
+fn encode_flows(
+    encoder: &mut DescriptorEncoder<'_>,
+    datapath: &dyn DatapathStats,
+) -> Result<(), fmt::Error> {
+    let kind = ConstGauge::new(0_i64).metric_type();
+    let help = "Flows by family and class, as of the last sweep";
+    let mut out = encoder.encode_descriptor("lb_flow_table_entries", help, None, kind)?;
+    for (family, class, count) in datapath.flows() {
+        let labels = [("family", family.name()), ("class", class.name())];
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        ConstGauge::new(count).encode(out.encode_family(&labels)?)?;
+    }
+    let Some([inserted, evicted @ ..]) = datapath.flow_events() else { return Ok(()) };
+    let inserted = ConstCounter::new(inserted);
+    let kind = inserted.metric_type();
+    let help = "Flows that were inserted";
+    inserted.encode(encoder.encode_descriptor("lb_flow_insertions", help, None, kind)?)?;
+    let help = "Flows that made room for a new one before they were expired, by class";
+    let mut out = encoder.encode_descriptor("lb_flow_evictions", help, None, kind)?;
+    for (class, count) in Class::ALL.into_iter().zip(evicted) {
+        let labels = [("class", class.name())];
+        ConstCounter::new(count).encode(out.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 /// The help of `lb_datapath_packets_total`: every reason with its class and meaning.

@@ -121,6 +121,30 @@ pub struct Destination {
     pub protocol: Protocol,
 }
 
+/// A Service, or a port of one, as `get` names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePattern(String);
+
+impl ServicePattern {
+    /// Whether the service port `name`, `namespace/service:port`, is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        name.strip_prefix(&self.0).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+    }
+}
+
+impl FromStr for ServicePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some((namespace, service)) if !namespace.is_empty() && !service.is_empty() => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(format!("{text:?} is not a Service such as default/kubernetes:https")),
+        }
+    }
+}
+
 /// The protocols that `explain` supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {

@@ -24,6 +24,7 @@ use crate::{
     maps::{
         bpffs,
         carry::{self, Carriage, FitError},
+        flow_table,
         handover::{self, Moved, WORD},
         layouts::{
             convert::{self, Conversion, Mismatch, PlanError},
@@ -109,6 +110,7 @@ pub fn prepare(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Prepa
         sources.push(source(&staging, &map, found.as_ref()));
         existing.push(found);
     }
+    let has_new_flows = renew_flows(&staging, sizes, &mut sources);
     let converted = existing.iter().flatten().filter(|found| found.before.is_some()).count();
     if converted > 0 {
         info!(
@@ -120,6 +122,11 @@ pub fn prepare(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Prepa
     let mut maps = Vec::new();
     for (source, found) in sources.iter().zip(existing) {
         maps.push(used(source, found)?);
+    }
+    if has_new_flows && let Some(seed) = maps.iter().find(|used| used.name == flow_table::SEED) {
+        let buckets = flow_table::buckets(sizes.flows);
+        let write = || flow_table::write_seed(seed.map.try_clone()?, [buckets; 2]);
+        write().map_err(|source| PinError::Open { path: pins.map(seed.name), source })?;
     }
     let moved: Vec<Used> = maps.extract_if(.., |used| used.is_moved()).collect();
     let mut prepared = Prepared { programs, handover: None, flows: None, sizes: *sizes, maps };
@@ -177,8 +184,6 @@ fn conversions(moved: &[Used]) -> Result<Conversions, LoadError> {
     let words = |first: &str, second: &str| -> Result<conversion::ConversionWords, LoadError> {
         let (first, second) = (find(first), find(second));
         let Some(used) = first.or(second) else { return Ok([0; conversion::WORDS]) };
-        let bit = |found: Option<&Used>, bit| found.map_or(0, |_| bit);
-        let moved = bit(first, conversion::MOVED_TABLE) | bit(second, conversion::MOVED_EMBRYONIC);
         let refused = |mismatch| PinError::Convert {
             map: used.name.to_owned(),
             path: used.name.into(),
@@ -194,7 +199,7 @@ fn conversions(moved: &[Used]) -> Result<Conversions, LoadError> {
         {
             return Err(refused(PlanError::Field.into()).into());
         }
-        Ok(convert::words(moved, &used.before, &own).map_err(refused)?)
+        Ok(convert::words(1, &used.before, &own).map_err(refused)?)
     };
     Ok(Conversions(vec![
         ("CONVERT_FLOWS4", words("FLOWS4", "EMBRYONIC4")?),
@@ -231,6 +236,23 @@ fn source(staging: &Staging, map: &PinnedMap, existing: Option<&Existing>) -> Ma
     }
     info!(map = map.name, from = entries, to = map.max_entries, "the map gets another size");
     new
+}
+
+/// Gets all maps of flows anew if one of them is a new one, because none is of use without the
+/// others. Returns whether they are new.
+fn renew_flows(staging: &Staging, sizes: &Sizes, sources: &mut [MapSource]) -> bool {
+    let is_of_flows = |name| flow_table::MAPS.contains(&name);
+    let new = |source: &MapSource| staging.path(source.name);
+    let mut of_flows = sources.iter().filter(|source| is_of_flows(source.name));
+    let has_new = of_flows.any(|source| source.path == new(source));
+    if has_new {
+        for map in pinned_maps(sizes).iter().filter(|map| is_of_flows(map.name)) {
+            if let Some(source) = sources.iter_mut().find(|source| source.name == map.name) {
+                (source.path, source.entries) = (new(source), map.max_entries);
+            }
+        }
+    }
+    has_new
 }
 
 fn open(path: &Path) -> Result<OwnedFd, LoadError> {

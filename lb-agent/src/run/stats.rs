@@ -6,13 +6,20 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::counter::{Hook, Reason};
+use lb_common::{
+    abi::{
+        counter::{Hook, Reason},
+        flow_table::EVENTS,
+    },
+    flow_table::Class,
+};
+use lb_control::model::IpFamily;
 
 use super::agent::Agent;
 use crate::{
     maps::{
         pins::{PinError, Pins},
-        sweep::{self, MapFill, Sweeper},
+        sweep::{self, Classes, Swept, Sweeper},
         timeouts,
     },
     metrics::DatapathStats,
@@ -21,10 +28,10 @@ use crate::{
 /// Time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// The fill levels found by the last sweep, and access to the present counters.
+/// What the last sweep has found, and access to the present counters.
 struct MapStats {
     pins: Pins,
-    fills: Mutex<Vec<MapFill>>,
+    swept: Mutex<Swept>,
 }
 
 impl fmt::Debug for MapStats {
@@ -52,8 +59,28 @@ impl DatapathStats for MapStats {
     }
 
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)> {
-        let fills = self.fills.lock().unwrap_or_else(PoisonError::into_inner);
-        fills.iter().map(|fill| (fill.map, fill.entries, fill.max_entries)).collect()
+        let swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        swept.fills.iter().map(|fill| (fill.map, fill.entries, fill.max_entries)).collect()
+    }
+
+    fn flows(&self) -> Vec<(IpFamily, Class, u64)> {
+        let swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        if swept.fills.is_empty() {
+            return Vec::new();
+        }
+        let families = [IpFamily::V4, IpFamily::V6].into_iter().zip(swept.flows);
+        let of_family = |(family, counts): (IpFamily, Classes)| {
+            Class::ALL.into_iter().zip(counts).map(move |(class, count)| (family, class, count))
+        };
+        families.flat_map(of_family).collect()
+    }
+
+    fn flow_events(&self) -> Option<[u64; EVENTS]> {
+        sweep::flow_events(&self.pins)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "cannot read FLOW_EVENTS: this scrape has none of it");
+            })
+            .ok()
     }
 }
 
@@ -64,7 +91,7 @@ impl DatapathStats for MapStats {
 pub(super) fn start(agent: &Agent, ticks_per_second: u32) -> Result<(), PinError> {
     let Agent { pins, metrics, health, cancel, .. } = agent;
     let mut sweeper = Sweeper::open(pins)?;
-    let stats = Arc::new(MapStats { pins: pins.clone(), fills: Mutex::default() });
+    let stats = Arc::new(MapStats { pins: pins.clone(), swept: Mutex::default() });
     metrics.set_datapath(Arc::clone(&stats) as Arc<dyn DatapathStats>);
     let (health, cancel) = (health.clone(), cancel.clone());
     agent.tasks.spawn(async move {
@@ -76,14 +103,14 @@ pub(super) fn start(agent: &Agent, ticks_per_second: u32) -> Result<(), PinError
             }
             let swept = tokio::task::spawn_blocking(move || {
                 let timeouts = timeouts::timeouts(ticks_per_second);
-                let fills = sweeper.sweep(&timeouts, ticks_per_second);
-                (sweeper, fills)
+                let result = sweeper.sweep(&timeouts, ticks_per_second);
+                (sweeper, result)
             });
-            let Ok((returned, fills)) = swept.await else { return };
+            let Ok((returned, result)) = swept.await else { return };
             sweeper = returned;
-            match fills {
-                Ok(fills) => {
-                    *stats.fills.lock().unwrap_or_else(PoisonError::into_inner) = fills;
+            match result {
+                Ok(swept) => {
+                    *stats.swept.lock().unwrap_or_else(PoisonError::into_inner) = swept;
                     health.set_fault("sweep", None);
                 }
                 Err(error) => health.set_fault("sweep", Some(error.to_string())),

@@ -7,22 +7,17 @@
 /// The conversion of a map, as words in host byte order; all zero if the map stays the same one.
 pub type ConversionWords = [u32; WORDS];
 
-/// The position of the word that says which maps are moved: a set of [`MOVED_TABLE`] and
-/// [`MOVED_EMBRYONIC`].
+/// Flows are in the maps of this agent, which are those of the agent before.
+pub const SAME: u32 = 0;
+/// Flows are in FLOWS and EMBRYONIC: hash maps that releases up to 0.1.0 had.
+pub const IN_HASHES: u32 = 1;
+/// Flows are in a table of another size.
+pub const IN_TABLE: u32 = 2;
+
+/// The position of the word that says whether the map is moved.
 pub const MOVED: usize = 0;
-/// FLOWS, FRAGMENTS or DATAGRAM_PEERS is moved.
-pub const MOVED_TABLE: u32 = 1;
-/// EMBRYONIC is moved, which shares its conversion with FLOWS.
-pub const MOVED_EMBRYONIC: u32 = 2;
-/// The position of the offset of the state in the layout before, bytes.
-pub const STATE: usize = 1;
-/// The position of the offset of the time of the last packet in the layout before, bytes.
-pub const LAST_SEEN: usize = 2;
-/// The position of the offset of the next hop in the layout before, bytes, plus
-/// [`HAS_NEXT_HOP`]; 0 if that layout has none.
-pub const NEXT_HOP: usize = 3;
 /// The first step that makes a key of the layout before.
-pub const KEY: usize = 4;
+pub const KEY: usize = 1;
 /// The first step that makes a value of this release.
 pub const OWN: usize = KEY + KEY_STEPS;
 /// The first step that makes a value of the layout before.
@@ -34,8 +29,6 @@ pub const WORDS: usize = BEFORE + VALUE_STEPS;
 pub const KEY_STEPS: usize = 16;
 /// The most steps that make a value.
 pub const VALUE_STEPS: usize = 24;
-/// The layout before has a next hop.
-pub const HAS_NEXT_HOP: u32 = 256;
 
 /// The largest key of a layout before that the programs have room for, bytes.
 pub const LARGEST_KEY: usize = 64;

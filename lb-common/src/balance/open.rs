@@ -126,7 +126,7 @@ fn insert<F: Family, T: Tables<F>>(
 }
 
 /// Takes over the flow that another CPU has inserted for a packet like this one meanwhile.
-#[inline(always)]
+#[inline(never)]
 fn adopt<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,

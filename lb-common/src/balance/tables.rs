@@ -60,8 +60,9 @@ pub struct Known<A> {
     pub word: u64,
     /// Its place in the table.
     pub place: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// 0: it is in the table of this agent. Programs that take over the flows of another agent have
+    /// other numbers.
+    pub origin: u32,
 }
 
 /// What a packet changes in its flow.

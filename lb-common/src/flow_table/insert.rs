@@ -197,7 +197,7 @@ fn refer<A: Address, M: Memory<A>>(
 
 /// The way of the bucket whose flow is evicted first, as [`ranked`] has it. A word whose flow is gone
 /// counts as free.
-#[inline(never)]
+#[inline(always)]
 fn worst_reply<A: Address, M: Memory<A>>(
     memory: &M,
     new: &NewFlow<A>,

@@ -142,6 +142,8 @@ pub fn settings(
         flags: external | masquerade | tunnels | source | sockets,
         node_ports: node_ports(in_use, before.node_ports),
         source_ports: source_ports(facts.local_ports, in_use.node_ports.keys().copied()),
+        time_shift: Settings::time_shift_of(facts.ticks_per_second),
+        zero: 0,
     }
 }
 

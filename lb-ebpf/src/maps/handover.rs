@@ -13,27 +13,50 @@ use lb_common::abi::{
     address::{Address4, Address6},
     conversion::{ConversionWords, LARGEST_KEY, LARGEST_VALUE, WORDS},
     flow::{Flow, FlowKey},
+    flow_table::{Bucket, FlowEntry, FlowSeed},
     fragment::{Fragment, FragmentKey},
     socket::{DatagramKey, Peer},
 };
 
+
 /// BPF_F_MMAPABLE.
 const MAPPED: usize = 0x400;
 
-/// FLOWS4 of the agent before.
+/// FLOWS4 of an agent that had hash maps of flows, one entry for each direction.
 #[btf_map]
 pub static PREVIOUS_FLOWS4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 1> = LruHashMap::new();
-/// FLOWS6 of the agent before.
+/// FLOWS6 of such an agent.
 #[btf_map]
 pub static PREVIOUS_FLOWS6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 1> = LruHashMap::new();
-/// EMBRYONIC4 of the agent before.
+/// EMBRYONIC4 of such an agent: TCP handshakes that are not complete.
 #[btf_map]
 pub static PREVIOUS_EMBRYONIC4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 1> =
     LruHashMap::new();
-/// EMBRYONIC6 of the agent before.
+/// EMBRYONIC6 of such an agent.
 #[btf_map]
 pub static PREVIOUS_EMBRYONIC6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 1> =
     LruHashMap::new();
+/// FLOW_SEED of an agent whose table had another size; so are the six maps that follow.
+#[btf_map]
+pub static PREVIOUS_SEED: Array<FlowSeed, 1, MAPPED> = Array::new();
+/// FLOW_REQUESTS4 of the agent before.
+#[btf_map]
+pub static PREVIOUS_REQUESTS4: Array<Bucket, 1, MAPPED> = Array::new();
+/// FLOW_REQUESTS6 of the agent before.
+#[btf_map]
+pub static PREVIOUS_REQUESTS6: Array<Bucket, 1, MAPPED> = Array::new();
+/// FLOW_REPLIES4 of the agent before.
+#[btf_map]
+pub static PREVIOUS_REPLIES4: Array<Bucket, 1, MAPPED> = Array::new();
+/// FLOW_REPLIES6 of the agent before.
+#[btf_map]
+pub static PREVIOUS_REPLIES6: Array<Bucket, 1, MAPPED> = Array::new();
+/// FLOW_ENTRIES4 of the agent before.
+#[btf_map]
+pub static PREVIOUS_ENTRIES4: Array<FlowEntry<Address4>, 8, MAPPED> = Array::new();
+/// FLOW_ENTRIES6 of the agent before.
+#[btf_map]
+pub static PREVIOUS_ENTRIES6: Array<FlowEntry<Address6>, 8, MAPPED> = Array::new();
 /// FRAGMENTS4 of the agent before.
 #[btf_map]
 pub static PREVIOUS_FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment, 1> = LruHashMap::new();
@@ -59,28 +82,19 @@ pub struct Room {
     pub key: [u64; Self::KEY],
     /// A value with the layout of the map before.
     pub value: [u64; Self::VALUE],
-    /// Values with the layout of this release, of the last entries that were looked up.
-    pub copies: [[u64; Self::COPY]; Self::COPIES],
-    /// The number of the copy to use next.
-    pub next: u64,
+    /// A value with the layout of this release.
+    pub copy: [u64; Self::VALUE],
 }
 
 impl Room {
     const KEY: usize = LARGEST_KEY / 8;
     const VALUE: usize = LARGEST_VALUE / 8;
-    const COPY: usize = 10;
-    /// A power of two, and more than a run holds at once.
-    pub const COPIES: usize = 4;
 }
 
-const _: () = assert!(size_of::<Flow<Address6>>() <= 8 * Room::COPY);
-
-/// How entries of FLOWS4 and EMBRYONIC4 are converted.
+/// Where the flows of the agent before are: [`conversion::SAME`](lb_common::abi::conversion),
+/// `IN_HASHES` or `IN_TABLE`.
 #[unsafe(no_mangle)]
-pub static CONVERT_FLOWS4: Global<ConversionWords> = Global::new([0; WORDS]);
-/// How entries of FLOWS6 and EMBRYONIC6 are converted.
-#[unsafe(no_mangle)]
-pub static CONVERT_FLOWS6: Global<ConversionWords> = Global::new([0; WORDS]);
+pub static FLOWS_BEFORE: Global<u32> = Global::new(0);
 /// How entries of FRAGMENTS4 are converted.
 #[unsafe(no_mangle)]
 pub static CONVERT_FRAGMENTS4: Global<ConversionWords> = Global::new([0; WORDS]);

@@ -14,6 +14,67 @@ use crate::maps;
 
 use super::FragmentMaps;
 
+/// Flows, in the table of this agent.
+pub mod flow {
+    use lb_common::{
+        abi::{flow::{FlowKey, NextHop}, settings::Settings},
+        balance::{Known, NewFlow, Search},
+    };
+
+    use crate::tables::flows::{self, Own};
+
+    pub use crate::tables::flows::FlowMaps as Family;
+
+    /// See [`flows::find`].
+    #[inline(always)]
+    pub fn find<F: Family>(
+        key: &FlowKey<F::Address>,
+        search: Search,
+        found: &mut Known<F::Address>,
+    ) -> bool {
+        flows::find::<F, Own>(key, search, found)
+    }
+
+    /// See [`flows::may_have_reply`].
+    #[inline(always)]
+    pub fn may_have_reply<F: Family>(key: &FlowKey<F::Address>) -> bool {
+        flows::may_have_reply::<F, Own>(key)
+    }
+
+    /// See [`flows::insert`].
+    #[inline(always)]
+    pub fn insert<F: Family>(
+        key: &FlowKey<F::Address>,
+        new: &mut NewFlow<F::Address>,
+        settings: &Settings,
+    ) -> i32 {
+        flows::insert::<F, Own>(key, new, settings)
+    }
+
+    /// See [`flows::note`].
+    #[inline(always)]
+    pub fn note<F: Family>(
+        _key: &FlowKey<F::Address>,
+        found: &Known<F::Address>,
+        bits: u32,
+        time: u32,
+    ) {
+        flows::note::<F, Own>(found, bits, time);
+    }
+
+    /// See [`flows::remove`].
+    #[inline(always)]
+    pub fn remove<F: Family>(_key: &FlowKey<F::Address>, found: &Known<F::Address>) {
+        flows::remove::<F, Own>(found);
+    }
+
+    /// See [`flows::remember`].
+    #[inline(always)]
+    pub fn remember<F: Family>(found: &Known<F::Address>, next_hop: NextHop) {
+        flows::remember::<F, Own>(found, next_hop);
+    }
+}
+
 macro_rules! fragment_maps {
     ($family:ty, $address:ty, $fragments:ident) => {
         impl FragmentMaps for $family {

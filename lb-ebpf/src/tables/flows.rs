@@ -15,8 +15,13 @@ use lb_common::{
 
 use crate::maps;
 
-/// The maps of a family's flows.
-pub trait FlowMaps: Family {
+/// The maps of this agent, as a type parameter.
+pub struct Own;
+
+/// The maps of a family's flows, of this agent or of another one.
+pub trait FlowMaps<P = Own>: Family {
+    /// FLOW_SEED.
+    fn seed() -> Option<&'static FlowSeed>;
     /// A bucket of FLOW_REQUESTS.
     fn requests(bucket: u32) -> Option<*mut Bucket>;
     /// A bucket of FLOW_REPLIES.
@@ -25,44 +30,58 @@ pub trait FlowMaps: Family {
     fn entry(place: u32) -> Option<*mut FlowEntry<Self::Address>>;
 }
 
+/// Implements [`FlowMaps`] over some maps.
 macro_rules! flow_maps {
-    ($family:ty, $address:ty, $requests:ident, $replies:ident, $entries:ident) => {
-        impl FlowMaps for $family {
+    ($of:ty, $family:ty, $address:ty, $seed:path, $requests:path, $replies:path, $entries:path) => {
+        impl FlowMaps<$of> for $family {
+            #[inline(always)]
+            fn seed() -> Option<&'static FlowSeed> {
+                $seed.get(0)
+            }
+
             #[inline(always)]
             fn requests(bucket: u32) -> Option<*mut Bucket> {
-                maps::$requests.get_ptr_mut(bucket)
+                $requests.get_ptr_mut(bucket)
             }
 
             #[inline(always)]
             fn replies(bucket: u32) -> Option<*mut Bucket> {
-                maps::$replies.get_ptr_mut(bucket)
+                $replies.get_ptr_mut(bucket)
             }
 
             #[inline(always)]
             fn entry(place: u32) -> Option<*mut FlowEntry<$address>> {
-                maps::$entries.get_ptr_mut(place)
+                $entries.get_ptr_mut(place)
             }
         }
     };
 }
 
-flow_maps!(Ipv4, Address4, FLOW_REQUESTS4, FLOW_REPLIES4, FLOW_ENTRIES4);
-flow_maps!(Ipv6, Address6, FLOW_REQUESTS6, FLOW_REPLIES6, FLOW_ENTRIES6);
+#[cfg(feature = "handover")]
+pub(crate) use flow_maps;
+
+use maps::{
+    FLOW_ENTRIES4, FLOW_ENTRIES6, FLOW_REPLIES4, FLOW_REPLIES6, FLOW_REQUESTS4, FLOW_REQUESTS6,
+    FLOW_SEED,
+};
+
+flow_maps!(Own, Ipv4, Address4, FLOW_SEED, FLOW_REQUESTS4, FLOW_REPLIES4, FLOW_ENTRIES4);
+flow_maps!(Own, Ipv6, Address6, FLOW_SEED, FLOW_REQUESTS6, FLOW_REPLIES6, FLOW_ENTRIES6);
 
 /// A family's maps.
-struct Maps<F>(core::marker::PhantomData<F>);
+struct Maps<F, P>(core::marker::PhantomData<(F, P)>);
 
-impl<F: FlowMaps> Maps<F> {
+impl<F: FlowMaps<P>, P> Maps<F, P> {
     const NEW: Self = Self(core::marker::PhantomData);
 }
 
-impl<F: FlowMaps> Memory<F::Address> for Maps<F> {
+impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
     type Bucket = *mut Bucket;
     type Entry = *mut FlowEntry<F::Address>;
 
     #[inline(always)]
     fn seed(&self) -> Option<&FlowSeed> {
-        maps::FLOW_SEED.get(0)
+        F::seed()
     }
 
     #[inline(always)]
@@ -100,9 +119,10 @@ impl<F: FlowMaps> Memory<F::Address> for Maps<F> {
 
     #[inline(always)]
     fn is_of(&self, entry: Self::Entry, direction: Direction, tuple: &Tuple<F::Address>) -> bool {
-        // SAFETY: a look-up of this run found the entry. What another CPU writes meanwhile is
-        // noticed by the word.
-        unsafe { (*entry).is_of(direction, tuple) }
+        match direction {
+            Direction::Request => is_request::<F>(entry, tuple),
+            Direction::Reply => is_reply::<F>(entry, tuple),
+        }
     }
 
     #[inline(always)]
@@ -121,6 +141,22 @@ impl<F: FlowMaps> Memory<F::Address> for Maps<F> {
     fn forget(&self, bucket: *mut Bucket, value: u64) -> u64 {
         forget(Memory::<F::Address>::next(self, bucket, 0), value)
     }
+}
+
+/// Whether requests of the flow arrive as `tuple`. A function of its own, because in the loop over
+/// candidates the compiler would keep the whole tuple on the stack.
+#[inline(never)]
+fn is_request<F: Family>(entry: *mut FlowEntry<F::Address>, tuple: &Tuple<F::Address>) -> bool {
+    // SAFETY: a look-up of this run found the entry. What another CPU writes meanwhile is noticed by
+    // the word.
+    unsafe { (*entry).is_of(Direction::Request, tuple) }
+}
+
+/// Whether replies of the flow arrive as `tuple`.
+#[inline(never)]
+fn is_reply<F: Family>(entry: *mut FlowEntry<F::Address>, tuple: &Tuple<F::Address>) -> bool {
+    // SAFETY: as above.
+    unsafe { (*entry).is_of(Direction::Reply, tuple) }
 }
 
 /// Replaces `*place` by `new` if it is `old`.
@@ -196,37 +232,37 @@ fn forget(_any: u64, value: u64) -> u64 {
 /// Looks a flow up. Each direction is a function of its own, so that the verifier follows it once for
 /// each call and not together with what comes after.
 #[inline(always)]
-pub fn find<F: FlowMaps>(
+pub fn find<F: FlowMaps<P>, P>(
     key: &FlowKey<F::Address>,
     search: Search,
     found: &mut Known<F::Address>,
 ) -> bool {
     let is_reply_first = matches!(search, Search::RepliesFirst);
-    (search.has_requests() && !is_reply_first && find_request::<F>(key, found))
-        || (search.has_replies() && find_reply::<F>(key, found))
-        || (is_reply_first && find_request::<F>(key, found))
+    (search.has_requests() && !is_reply_first && find_request::<F, P>(key, found))
+        || (search.has_replies() && find_reply::<F, P>(key, found))
+        || (is_reply_first && find_request::<F, P>(key, found))
 }
 
 /// Whether a flow may have these replies.
 #[inline(never)]
-pub fn may_have_reply<F: FlowMaps>(key: &FlowKey<F::Address>) -> bool {
-    flow_table::may_have_reply(&Maps::<F>::NEW, key)
+pub fn may_have_reply<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>) -> bool {
+    flow_table::may_have_reply(&Maps::<F, P>::NEW, key)
 }
 
 #[inline(never)]
-fn find_request<F: FlowMaps>(key: &FlowKey<F::Address>, found: &mut Known<F::Address>) -> bool {
-    let place = flow_table::find_request(&Maps::<F>::NEW, key);
-    read::<F>(place, Direction::Request, found)
+fn find_request<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>, found: &mut Known<F::Address>) -> bool {
+    let place = flow_table::find_request(&Maps::<F, P>::NEW, key);
+    read::<F, P>(place, Direction::Request, found)
 }
 
 #[inline(never)]
-fn find_reply<F: FlowMaps>(key: &FlowKey<F::Address>, found: &mut Known<F::Address>) -> bool {
-    let place = flow_table::find_reply(&Maps::<F>::NEW, key);
-    read::<F>(place, Direction::Reply, found)
+fn find_reply<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>, found: &mut Known<F::Address>) -> bool {
+    let place = flow_table::find_reply(&Maps::<F, P>::NEW, key);
+    read::<F, P>(place, Direction::Reply, found)
 }
 
 #[inline(always)]
-fn read<F: FlowMaps>(
+fn read<F: FlowMaps<P>, P>(
     place: Option<Found<*mut FlowEntry<F::Address>>>,
     direction: Direction,
     found: &mut Known<F::Address>,
@@ -234,17 +270,17 @@ fn read<F: FlowMaps>(
     let Some(place) = place else { return false };
     // SAFETY: a look-up of this run found the entry.
     unsafe { (*place.entry).read(direction, place.word, &mut found.flow) };
-    (found.place, found.word) = (place.place, place.word.0);
-    flow_table::is_still(&Maps::<F>::NEW, &place)
+    (found.place, found.word, found.origin) = (place.place, place.word.0, 0);
+    flow_table::is_still(&Maps::<F, P>::NEW, &place)
 }
 
 /// Notes a packet of a flow.
 #[inline(never)]
-pub fn note<F: FlowMaps>(found: &Known<F::Address>, note: u32, time: u32) {
+pub fn note<F: FlowMaps<P>, P>(found: &Known<F::Address>, note: u32, time: u32) {
     let Some(entry) = F::entry(found.place) else { return };
     let place = Found { entry, place: found.place, word: RequestWord(found.word) };
     let (clear, set) = ((note >> 8) as u8, note as u8);
-    if flow_table::note(&Maps::<F>::NEW, &place, clear, set, time) {
+    if flow_table::note(&Maps::<F, P>::NEW, &place, clear, set, time) {
         let direction = found.flow.action.is_reply() as usize & 1;
         // SAFETY: a look-up of this run found the entry; one aligned word.
         unsafe { ptr::write_volatile(&raw mut (*entry).next_hops[direction], NextHop::UNKNOWN) };
@@ -259,10 +295,10 @@ pub fn bits(note: Note) -> u32 {
 
 /// Removes a flow.
 #[inline(never)]
-pub fn remove<F: FlowMaps>(found: &Known<F::Address>) {
+pub fn remove<F: FlowMaps<P>, P>(found: &Known<F::Address>) {
     let Some(entry) = F::entry(found.place) else { return };
     let place = Found { entry, place: found.place, word: RequestWord(found.word) };
-    flow_table::remove(&Maps::<F>::NEW, &place);
+    flow_table::remove(&Maps::<F, P>::NEW, &place);
 }
 
 /// The flow has another's request or reply.
@@ -272,7 +308,7 @@ pub const FULL: i32 = 2;
 
 /// Inserts a flow. Returns 0, [`EXISTS`] or [`FULL`].
 #[inline(never)]
-pub fn insert<F: FlowMaps>(
+pub fn insert<F: FlowMaps<P>, P>(
     key: &FlowKey<F::Address>,
     new: &mut NewFlow<F::Address>,
     settings: &Settings,
@@ -281,7 +317,7 @@ pub fn insert<F: FlowMaps>(
         // SAFETY: a look-up of this run found the entry, and this run has claimed it.
         unsafe { (*entry).write(&key.tuple, &new.flow, new.reply_action) }
     };
-    match flow_table::insert(&Maps::<F>::NEW, key, new, &settings.lifetimes, write) {
+    match flow_table::insert(&Maps::<F, P>::NEW, key, new, &settings.lifetimes, write) {
         Ok(()) => {
             count(new.evicted);
             0
@@ -314,11 +350,11 @@ const fn flow_table_events() -> u32 {
 
 /// Remembers the next hop of a direction of a flow.
 #[inline(always)]
-pub fn remember<F: FlowMaps>(found: &Known<F::Address>, next_hop: NextHop) {
+pub fn remember<F: FlowMaps<P>, P>(found: &Known<F::Address>, next_hop: NextHop) {
     if let Some(entry) = F::entry(found.place) {
         let place = Found { entry, place: found.place, word: RequestWord(found.word) };
         let direction = found.flow.action.is_reply() as usize & 1;
-        if flow_table::is_still(&Maps::<F>::NEW, &place) {
+        if flow_table::is_still(&Maps::<F, P>::NEW, &place) {
             // SAFETY: a look-up of this run found the entry; one aligned word.
             unsafe { ptr::write_volatile(&raw mut (*entry).next_hops[direction], next_hop) };
         }

@@ -4,10 +4,12 @@ use lb_common::{
     abi::{
         counter::Reason,
         flow::{FlowKey, Tuple},
+        flow_table::Direction,
         frontend::TCP,
         settings::Settings,
     },
-    balance::{self, FlowTable, Site, Verdict, Work, track},
+    balance::{self, Site, Verdict, Work},
+    flow_table::Class,
     packet::{ACK, Packet, PacketKind, SYN},
 };
 
@@ -15,12 +17,13 @@ use super::{
     pinned::PinnedFamily,
     tables::{Overlay, Reader},
 };
+use crate::maps::flow_table::{Flows as _, is_expired};
 
 /// The TTL of a packet that no router has forwarded yet.
 const TTL: u8 = 64;
 
 /// The datapath of this node, for packets of one protocol.
-pub(super) struct Datapath<'a, F: PinnedFamily, R, S> {
+pub(super) struct Datapath<'a, F: PinnedFamily, R: Reader<F>, S> {
     /// The tables, with everything that the packet's earlier programs wrote.
     pub(super) overlay: Overlay<'a, F, R>,
     /// The settings in force.
@@ -106,15 +109,15 @@ fn tcp_flags<F: PinnedFamily, R: Reader<F>>(
 ) -> u8 {
     let key = FlowKey { tuple: *tuple, protocol: protocol.into() };
     let settings = reader.settings();
-    let live = |table| {
-        let flow = reader.flow(table, &key)?;
-        (!track::is_expired(&flow, PacketKind::Tcp, reader.now(), &settings)).then_some(flow)
+    let time = settings.time(reader.now());
+    let live = |direction| {
+        let flow = reader.flows().find(&key, direction)?;
+        (!is_expired(flow.word, time, &settings.lifetimes)).then_some(flow)
     };
-    if live(FlowTable::Flows).is_some() {
-        return ACK;
-    }
-    match live(FlowTable::Embryonic) {
-        Some(flow) if flow.action.is_reply() => SYN | ACK,
-        _ => SYN,
+    let is_new = |direction| live(direction).map(|flow| flow.class() == Class::Unanswered);
+    match (is_new(Direction::Request), is_new(Direction::Reply)) {
+        (Some(false), _) | (None, Some(false)) => ACK,
+        (None, Some(true)) => SYN | ACK,
+        (Some(true) | None, _) => SYN,
     }
 }

@@ -7,12 +7,13 @@ use lb_common::{
         affinity::Affinity,
         counter::Reason,
         flow::{Action, Tuple},
+        flow_table::Direction,
         frontend::{Frontend, FrontendKey, FrontendKind},
         service::Service,
         settings::PortRange,
     },
     balance::{
-        self, Answer, Candidate, Endpoint, FlowTable, Origin, Site, Verdict, Work, types::Eligible,
+        self, Answer, Candidate, Endpoint, Origin, Site, Verdict, Work, types::Eligible,
     },
     packet::{ACK, SYN},
 };
@@ -25,7 +26,7 @@ use super::{
     surroundings::{Device, Route, Surroundings, device_text},
     tables::{Look, Overlay, Reader},
 };
-use crate::programs::hook::Direction;
+use crate::programs::hook;
 
 /// How many slots of a Service are tried.
 const TRIED: u32 = 1024;
@@ -43,7 +44,7 @@ pub(super) fn step<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     device: &Device,
     step: &mut Step,
 ) {
-    hook(judged.site, device, step);
+    attached(judged.site, device, step);
     xdp(datapath, before, judged, device, step);
     let facts = facts(datapath, judged);
     let tuple = judged.packet.tuple();
@@ -87,10 +88,10 @@ fn facts<'w, F: PinnedFamily, R: Reader<F>, S>(
 }
 
 /// Describes the hook at which the program sees the packet.
-fn hook(site: Site, device: &Device, step: &mut Step) {
+fn attached(site: Site, device: &Device, step: &mut Step) {
     let direction = match site {
-        Site::FromPod | Site::FromDevice => Direction::Ingress,
-        Site::ToPod | Site::ToDevice { .. } | Site::Loopback => Direction::Egress,
+        Site::FromPod | Site::FromDevice => hook::Direction::Ingress,
+        Site::ToPod | Site::ToDevice { .. } | Site::Loopback => hook::Direction::Egress,
     };
     step.say("hook", format!("{}, at tc {} of {}", step.hook, direction.name(), device.name));
 }
@@ -138,18 +139,18 @@ fn flows<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
 ) -> bool {
     let key = judged.packet.key;
     let found = datapath.overlay.looks.iter().find_map(|look| match look {
-        Look::Flow(table, asked, Some(flow)) if *asked == key => Some((*table, *flow)),
+        Look::Flow(asked, Some(seen)) if *asked == key => Some(*seen),
         _ => None,
     });
     let was_asked = datapath.overlay.looks.iter().any(|look| matches!(look, Look::Flow(..)));
-    let Some((table, flow)) = found else {
+    let Some(seen) = found else {
         if was_asked {
             step.say("flow", "no entry");
         }
         return false;
     };
-    facts.flow(table, &key, &flow, step);
-    if table == FlowTable::Flows && judged.packet.detail == ACK && !flow.action.is_reply() {
+    facts.flow(&seen, step);
+    if judged.packet.detail == ACK && seen.direction == Direction::Request {
         let packet = datapath.packet(judged.packet.tuple(), SYN);
         let (verdict, _) = run(&mut before.fork(), &datapath.settings, &packet, judged.site);
         let text = match verdict {
@@ -211,9 +212,17 @@ pub(super) fn describe_affinity<F: PinnedFamily, R: Reader<F>>(
     step.say("affinity", text);
 }
 
-/// Whether the last run picked a random slot.
+/// How a backend is selected for a client that session affinity has not bound yet.
+const SPREAD: &str = "the backend that this client gets until one has answered it";
+
+/// Whether the last run picked the slot that stands for the client.
+fn is_spread<F: PinnedFamily, R: Reader<F>>(overlay: &Overlay<'_, F, R>) -> bool {
+    overlay.looks.iter().any(|look| matches!(look, Look::Spread))
+}
+
+/// Whether the last run picked a slot, and did not use an affinity entry.
 pub(super) fn is_random<F: PinnedFamily, R: Reader<F>>(overlay: &Overlay<'_, F, R>) -> bool {
-    overlay.looks.iter().any(|look| matches!(look, Look::Slot))
+    overlay.looks.iter().any(|look| matches!(look, Look::Slot(_)))
 }
 
 /// Describes the selection of a backend for a new flow, and tries every eligible one.
@@ -232,7 +241,14 @@ fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
     }
     let reader = datapath.overlay.reader();
     let mut tried = HashMap::new();
-    if is_random(&datapath.overlay) {
+    if is_spread(&datapath.overlay) {
+        let chosen = datapath.overlay.looks.iter().rev().find_map(|look| match look {
+            Look::Slot(id) => Some(*id),
+            _ => None,
+        });
+        tried.insert(chosen.flatten(), judged.work);
+        step.say("choice", SPREAD);
+    } else if is_random(&datapath.overlay) {
         let length = eligible.range.length();
         for position in 0..length.min(TRIED) {
             let mut overlay = before.fork();
@@ -259,6 +275,10 @@ fn choice<F: PinnedFamily, R: Reader<F>, S: Surroundings>(
                 let source = client_address(judged.packet.tuple(), work);
                 candidate.client_address = Some(F::ip(source).to_string());
                 candidate.next_hop = Some(next_hop::<F, S>(datapath.around, work));
+            }
+            None if candidate.possible && is_spread(&datapath.overlay) => {
+                candidate.possible = false;
+                candidate.why_not = Some("this client gets another backend".to_owned());
             }
             None if candidate.possible && bound.is_some() => {
                 candidate.possible = false;

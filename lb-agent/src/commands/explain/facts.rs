@@ -11,22 +11,21 @@ use lb_common::{
             Backend, IN_CLUSTER_SET, IN_LOCAL_SET, ON_THIS_NODE, READY, TERMINATING, THIS_HOST,
         },
         counter::Reason,
-        flow::{
-            ANSWERED, CLIENT_FIN, Flow, FlowKey, Generation, ONE_WAY, RESET, SERVER_FIN, STREAM,
-        },
+        flow::{ANSWERED, CLIENT_FIN, Flow, ONE_WAY, RESET, SERVER_FIN, STREAM},
         frontend::{Frontend, FrontendKey, FrontendKind, TCP},
         service::Service,
         settings::Settings,
     },
-    balance::{Endpoint, FlowTable, Origin, select, track, types::Eligible},
-    packet::PacketKind,
+    balance::{Endpoint, Origin, select, types::Eligible},
+    flow_table::{Class, age},
 };
 
 use super::{
     pinned::PinnedFamily,
     report::{BACKENDS, Candidate, Step},
-    tables::Reader,
+    tables::{Reader, Seen},
 };
+use crate::maps::flow_table::{is_expired, lifetime, seconds};
 
 /// A client and its destination.
 pub(super) struct Facts<'a, F: PinnedFamily, R> {
@@ -147,37 +146,30 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
         step.say(BACKENDS, known);
     }
 
-    /// Describes a flow entry, and whether it is still valid.
-    pub(super) fn flow(
-        &self,
-        table: FlowTable,
-        key: &FlowKey<F::Address>,
-        flow: &Flow<F::Address>,
-        step: &mut Step,
-    ) {
-        let kind = if key.protocol == u32::from(TCP) { PacketKind::Tcp } else { PacketKind::Udp };
-        let idle = self.reader.now().wrapping_sub(flow.last_seen);
-        let idle = if idle > u32::MAX / 2 { 0 } else { idle };
-        let ticks = self.settings.ticks_per_second.max(1);
-        let lifetime = track::lifetime(kind, flow.state, self.settings);
-        let is_expired = track::is_expired(flow, kind, self.reader.now(), self.settings);
+    /// Describes a flow, and whether it is still valid.
+    pub(super) fn flow(&self, seen: &Seen<F::Address>, step: &mut Step) {
+        let word = seen.flow.word;
+        let mut flow = Flow::default();
+        seen.flow.entry.read(seen.direction, word, &mut flow);
+        let time = self.settings.time(self.reader.now());
+        let idle = age(word.time(), time);
+        let lifetimes = &self.settings.lifetimes;
         let backend = self.reader.backend(flow.backend);
-        let is_gone =
-            backend.is_none_or(|backend| backend.generation as Generation != flow.generation);
+        let is_gone = backend.is_none_or(|backend| backend.generation != flow.generation);
         let direction = if flow.action.is_reply() { "to its client" } else { "to its backend" };
-        let handshake = match table {
-            FlowTable::Flows => "",
-            FlowTable::Embryonic => ", handshake not complete",
-        };
+        let is_tcp = seen.flow.protocol() == TCP;
+        let is_half_open = is_tcp && seen.flow.class() == Class::Unanswered;
+        let handshake = if is_half_open { ", handshake not complete" } else { "" };
         let to = endpoint::<F>(flow.rewrite.destination, flow.rewrite.destination_port);
+        let in_seconds = |times| seconds(times, self.settings).unwrap_or_default();
         let mut text = format!(
             "existing entry {direction} {}{handshake}{}, idle for {} s of {} s",
             text::<F>(to),
-            state_text(kind, flow.state),
-            idle / ticks,
-            lifetime / ticks,
+            state_text(is_tcp, flow.state),
+            in_seconds(idle),
+            in_seconds(lifetime(word, lifetimes)),
         );
-        if is_expired {
+        if is_expired(word, time, lifetimes) {
             text.push_str(": expired, ignored");
         }
         if is_gone {
@@ -188,7 +180,7 @@ impl<F: PinnedFamily, R: Reader<F>> Facts<'_, F, R> {
     }
 }
 
-fn state_text(kind: PacketKind, state: u8) -> String {
+fn state_text(is_tcp: bool, state: u8) -> String {
     let of_tcp = [
         (ANSWERED, "answered"),
         (CLIENT_FIN, "client has sent FIN"),
@@ -201,7 +193,7 @@ fn state_text(kind: PacketKind, state: u8) -> String {
         (STREAM, "for longer than two seconds"),
         (ONE_WAY, "replies take another path"),
     ];
-    let names = if matches!(kind, PacketKind::Tcp) { &of_tcp[..] } else { &of_udp };
+    let names = if is_tcp { &of_tcp[..] } else { &of_udp };
     let seen = names.iter().filter(|(bit, _)| state & bit != 0);
     seen.map(|(_, name)| format!(", {name}")).collect()
 }

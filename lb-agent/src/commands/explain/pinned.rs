@@ -14,28 +14,27 @@ use lb_common::{
         address::{Address4, Address6, Family, Ipv4, Ipv6},
         affinity::{Affinity, AffinityKey},
         backend::{Backend, IN_SLICE},
-        flow::{Flow, FlowKey},
         frontend::{Frontend, FrontendKey},
         range::RangeKey,
         service::{Name, Service, Slot},
         settings::{Device, MAX_DEVICES, Settings, SettingsPair},
         source::SourceKey,
     },
-    balance::FlowTable,
 };
 use lb_sys::TypedMap;
 
 use super::{ExplainError, tables::Reader};
 use crate::maps::{
+    flow_table::{FlowAddress, FlowTable},
     mapped::MappedArray,
     pins::{PinError, Pins},
     read::{opened, settings_in_force, text_of},
 };
 
 /// An address family, with its maps and its address type outside of the maps.
-pub(super) trait PinnedFamily: Family {
-    /// FRONTENDS, RANGES, NODES, BACKENDS, FLOWS, EMBRYONIC and SOURCES of the family.
-    const MAPS: [&'static str; 7];
+pub(super) trait PinnedFamily: Family<Address: FlowAddress> {
+    /// FRONTENDS, RANGES, NODES, BACKENDS and SOURCES of the family.
+    const MAPS: [&'static str; 5];
     /// Bits of an address.
     const BITS: u8;
     /// The address for display.
@@ -45,8 +44,8 @@ pub(super) trait PinnedFamily: Family {
 }
 
 impl PinnedFamily for Ipv4 {
-    const MAPS: [&'static str; 7] =
-        ["FRONTENDS4", "RANGES4", "NODES4", "BACKENDS4", "FLOWS4", "EMBRYONIC4", "SOURCES4"];
+    const MAPS: [&'static str; 5] =
+        ["FRONTENDS4", "RANGES4", "NODES4", "BACKENDS4", "SOURCES4"];
     const BITS: u8 = 32;
 
     fn ip(address: Address4) -> IpAddr {
@@ -59,8 +58,8 @@ impl PinnedFamily for Ipv4 {
 }
 
 impl PinnedFamily for Ipv6 {
-    const MAPS: [&'static str; 7] =
-        ["FRONTENDS6", "RANGES6", "NODES6", "BACKENDS6", "FLOWS6", "EMBRYONIC6", "SOURCES6"];
+    const MAPS: [&'static str; 5] =
+        ["FRONTENDS6", "RANGES6", "NODES6", "BACKENDS6", "SOURCES6"];
     const BITS: u8 = 128;
 
     fn ip(address: Address6) -> IpAddr {
@@ -72,9 +71,6 @@ impl PinnedFamily for Ipv6 {
     }
 }
 
-/// FLOWS or EMBRYONIC.
-type FlowMap<A> = TypedMap<FlowKey<A>, Flow<A>>;
-
 /// The maps of one family. An entry that cannot be read counts as absent, and
 /// [`Pinned::checked`] returns the error.
 pub(super) struct Pinned<F: PinnedFamily> {
@@ -84,7 +80,7 @@ pub(super) struct Pinned<F: PinnedFamily> {
     ranges: TypedMap<RangeKey<F::Address>, u32>,
     nodes: TypedMap<F::Address, u32>,
     sources: TypedMap<SourceKey<F::Address>, F::Address>,
-    flows: [FlowMap<F::Address>; 2],
+    flows: FlowTable<F::Address>,
     affinity: TypedMap<AffinityKey, Affinity>,
     services: RefCell<MappedArray<Service>>,
     names: RefCell<MappedArray<Name>>,
@@ -100,7 +96,7 @@ impl<F: PinnedFamily> Pinned<F> {
     /// # Errors
     /// [`ExplainError`] if one is missing, or no agent has ever programmed them.
     pub(super) fn open(pins: &Pins) -> Result<Self, ExplainError> {
-        let [frontends, ranges, nodes, backends, flows, embryonic, sources] = F::MAPS;
+        let [frontends, ranges, nodes, backends, sources] = F::MAPS;
         let settings = settings(pins)?;
         if settings.ticks_per_second == 0 {
             return Err(ExplainError::NothingProgrammed(pins.base().to_owned()));
@@ -116,7 +112,7 @@ impl<F: PinnedFamily> Pinned<F> {
             ranges: opened(pins, ranges, TypedMap::new)?,
             nodes: opened(pins, nodes, TypedMap::new)?,
             sources: opened(pins, sources, TypedMap::new)?,
-            flows: [opened(pins, flows, TypedMap::new)?, opened(pins, embryonic, TypedMap::new)?],
+            flows: FlowTable::readable(pins)?,
             affinity: opened(pins, "AFFINITY", TypedMap::new)?,
             services: mapped(pins, "SERVICES")?,
             names: mapped(pins, "NAMES")?,
@@ -169,6 +165,8 @@ fn settings(pins: &Pins) -> Result<Settings, PinError> {
 }
 
 impl<F: PinnedFamily> Reader<F> for Pinned<F> {
+    type Flows = FlowTable<F::Address>;
+
     fn settings(&self) -> Settings {
         self.settings
     }
@@ -192,7 +190,7 @@ impl<F: PinnedFamily> Reader<F> for Pinned<F> {
 
     fn route_source(&self, destination: F::Address) -> Option<F::Address> {
         let key = SourceKey { prefix_length: F::BITS.into(), address: destination };
-        self.noted(F::MAPS[6], self.sources.get(&key))
+        self.noted(F::MAPS[4], self.sources.get(&key))
     }
 
     fn service(&self, index: u32) -> Option<Service> {
@@ -214,12 +212,8 @@ impl<F: PinnedFamily> Reader<F> for Pinned<F> {
         })
     }
 
-    fn flow(&self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Flow<F::Address>> {
-        let [flows, embryonic] = &self.flows;
-        match table {
-            FlowTable::Flows => self.noted(F::MAPS[4], flows.get(key)),
-            FlowTable::Embryonic => self.noted(F::MAPS[5], embryonic.get(key)),
-        }
+    fn flows(&self) -> &FlowTable<F::Address> {
+        &self.flows
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {

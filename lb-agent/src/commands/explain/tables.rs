@@ -14,17 +14,25 @@ use lb_common::{
         address::{Be16, Family},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
-        flow::{Flow, FlowKey, NextHop},
+        flow::FlowKey,
+        flow_table::{Direction, RequestWord},
         fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey},
         service::Service,
         settings::Settings,
     },
-    balance::{Entry, FlowTable, InsertError, Tables, tables::FlowEntry},
+    balance::{Entry, InsertError, Known, NewFlow, Note, Search, Tables},
+    flow_table::{self, Found, Memory as _},
 };
+
+use super::aside::Aside;
+use crate::maps::flow_table::{Flows, LiveFlow};
 
 /// The maps of one family, for reading.
 pub(super) trait Reader<F: Family> {
+    /// The table of flows.
+    type Flows: Flows<F::Address>;
+
     /// The settings in force.
     fn settings(&self) -> Settings;
     /// The low 32 bits of the kernel's jiffies.
@@ -45,8 +53,8 @@ pub(super) trait Reader<F: Family> {
     fn backend(&self, id: u32) -> Option<Backend<F::Address>>;
     /// The index into DEVICES of a device.
     fn device(&self, ifindex: u32) -> Option<u32>;
-    /// An entry of a flow table.
-    fn flow(&self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Flow<F::Address>>;
+    /// The table of flows.
+    fn flows(&self) -> &Self::Flows;
     /// An entry of AFFINITY.
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
 
@@ -58,6 +66,15 @@ pub(super) trait Reader<F: Family> {
     fn backends_of(&self, service: u32) -> Vec<(u32, Backend<F::Address>)>;
 }
 
+/// A flow that was found, by one of its directions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Seen<A> {
+    /// The direction.
+    pub(super) direction: Direction,
+    /// The flow.
+    pub(super) flow: LiveFlow<A>,
+}
+
 /// A lookup of the core, and its result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Look<F: Family> {
@@ -65,22 +82,22 @@ pub(super) enum Look<F: Family> {
     Frontend(FrontendKey<F::Address>, Option<Frontend>),
     /// RANGES.
     Range(u32, bool),
-    /// SLOTS: a backend is picked at random.
-    Slot,
-    /// FLOWS or EMBRYONIC.
-    Flow(FlowTable, FlowKey<F::Address>, Option<Flow<F::Address>>),
+    /// SLOTS: a backend is picked.
+    Slot(Option<u32>),
+    /// The table of flows.
+    Flow(FlowKey<F::Address>, Option<Seen<F::Address>>),
+    /// The number that stands for a client of a Service with session affinity.
+    Spread,
     /// AFFINITY.
     Affinity(Option<Affinity>),
 }
 
 type Place<T> = Rc<Cell<T>>;
-/// A flow that was inserted, or `None` for one that was removed.
-type Aside<A> = HashMap<(FlowTable, FlowKey<A>), Option<Place<Flow<A>>>>;
 
 /// The tables of a run of the core.
-pub(super) struct Overlay<'a, F: Family, R> {
+pub(super) struct Overlay<'a, F: Family, R: Reader<F>> {
     reader: &'a R,
-    flows: Aside<F::Address>,
+    flows: Aside<'a, F::Address, R::Flows>,
     affinity: HashMap<AffinityKey, Place<Affinity>>,
     /// The first results of [`Tables::random`].
     pub(super) draws: VecDeque<u32>,
@@ -94,7 +111,7 @@ impl<'a, F: Family, R: Reader<F>> Overlay<'a, F, R> {
     pub(super) fn new(reader: &'a R) -> Self {
         Self {
             reader,
-            flows: HashMap::new(),
+            flows: Aside::new(reader.flows()),
             affinity: HashMap::new(),
             draws: VecDeque::new(),
             seed: 0x2545_f491,
@@ -107,11 +124,10 @@ impl<'a, F: Family, R: Reader<F>> Overlay<'a, F, R> {
         fn copied<T: Copy>(place: &Place<T>) -> Place<T> {
             Rc::new(Cell::new(place.get()))
         }
-        let flows = self.flows.iter().map(|(key, place)| (*key, place.as_ref().map(copied)));
         let affinity = self.affinity.iter().map(|(key, place)| (*key, copied(place)));
         Self {
             reader: self.reader,
-            flows: flows.collect(),
+            flows: self.flows.clone(),
             affinity: affinity.collect(),
             draws: VecDeque::new(),
             seed: self.seed,
@@ -148,19 +164,7 @@ impl<T: Copy> Entry<T> for Held<T> {
     }
 }
 
-impl<A: Copy> FlowEntry<A> for Held<Flow<A>> {
-    fn set_state(&self, state: u8) {
-        self.place.set(Flow { state, ..self.place.get() });
-    }
-
-    fn set_last_seen(&self, now: u32) {
-        let next_hop = NextHop::UNKNOWN;
-        self.place.set(Flow { last_seen: now, next_hop, ..self.place.get() });
-    }
-}
-
 impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
-    type FlowEntry = Held<Flow<F::Address>>;
     type AffinityEntry = Held<Affinity>;
 
     fn now(&self) -> u32 {
@@ -210,8 +214,9 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
     }
 
     fn slot(&mut self, position: u32) -> Option<u32> {
-        self.looks.push(Look::Slot);
-        self.reader.slot(position)
+        let id = self.reader.slot(position);
+        self.looks.push(Look::Slot(id));
+        id
     }
 
     fn backend(&mut self, id: u32) -> Option<Backend<F::Address>> {
@@ -222,41 +227,53 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
         self.reader.device(ifindex)
     }
 
-    fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
-        let place = match self.flows.get(&(table, *key)) {
-            Some(aside) => aside.clone(),
-            None => {
-                let found = self.reader.flow(table, key).map(|flow| Rc::new(Cell::new(flow)));
-                if found.is_some() {
-                    self.flows.insert((table, *key), found.clone());
-                }
-                found
-            }
-        };
-        self.looks.push(Look::Flow(table, *key, place.as_ref().map(|place| place.get())));
-        place.as_ref().map(Held::of)
+    fn spread(&mut self, key: &AffinityKey) -> u32 {
+        self.looks.push(Look::Spread);
+        self.flows.seed().map_or(0, |seed| flow_table::spread(key, seed))
+    }
+
+    fn flow(
+        &mut self,
+        key: &FlowKey<F::Address>,
+        search: Search,
+        found: &mut Known<F::Address>,
+    ) -> bool {
+        let seen = directions(search).iter().find_map(|direction| {
+            let flow = self.flows.find(key, *direction)?;
+            Some(Seen { direction: *direction, flow })
+        });
+        self.looks.push(Look::Flow(*key, seen));
+        if let Some(Seen { direction, flow: LiveFlow { place, word, entry } }) = seen {
+            entry.read(direction, word, &mut found.flow);
+            (found.place, found.word) = (place, word.0);
+        }
+        seen.is_some()
+    }
+
+    fn may_have_reply(&mut self, key: &FlowKey<F::Address>) -> bool {
+        flow_table::may_have_reply(&self.flows, key)
     }
 
     fn insert_flow(
         &mut self,
-        table: FlowTable,
         key: &FlowKey<F::Address>,
-        flow: &Flow<F::Address>,
-        replace: bool,
+        new: &mut NewFlow<F::Address>,
+        settings: &Settings,
     ) -> Result<(), InsertError> {
-        let exists = match self.flows.get(&(table, *key)) {
-            Some(aside) => aside.is_some(),
-            None => self.reader.flow(table, key).is_some(),
-        };
-        if exists && !replace {
-            return Err(InsertError::Exists);
-        }
-        self.flows.insert((table, *key), Some(Rc::new(Cell::new(*flow))));
-        Ok(())
+        self.flows.insert(key, new, &settings.lifetimes)
     }
 
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
-        self.flows.insert((table, *key), None);
+    fn note_flow(
+        &mut self,
+        _key: &FlowKey<F::Address>,
+        found: &Known<F::Address>,
+        Note { clear, set, time }: Note,
+    ) {
+        flow_table::note(&self.flows, &place(found), clear, set, time);
+    }
+
+    fn remove_flow(&mut self, _key: &FlowKey<F::Address>, found: &Known<F::Address>) {
+        flow_table::remove(&self.flows, &place(found));
     }
 
     fn fragment(&mut self, _key: &FragmentKey<F::Address>) -> Option<Fragment> {
@@ -279,4 +296,19 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
     fn bind(&mut self, key: &AffinityKey, affinity: &Affinity) {
         self.affinity.insert(*key, Rc::new(Cell::new(*affinity)));
     }
+}
+
+/// The directions in the order in which they are looked for.
+pub(super) fn directions(search: Search) -> &'static [Direction] {
+    match search {
+        Search::Requests => &[Direction::Request],
+        Search::Replies => &[Direction::Reply],
+        Search::RequestsFirst => &[Direction::Request, Direction::Reply],
+        Search::RepliesFirst => &[Direction::Reply, Direction::Request],
+    }
+}
+
+fn place<A>(known: &Known<A>) -> Found<u32> {
+    let Known { place, word, .. } = *known;
+    Found { entry: place, place, word: RequestWord(word) }
 }

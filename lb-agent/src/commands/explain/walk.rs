@@ -28,7 +28,7 @@ use crate::programs::hook::Direction;
 /// The kernel's index of the loopback device.
 const LOOPBACK: u32 = 1;
 /// A packet on its path.
-pub(super) struct Walk<'a, F: PinnedFamily, R, S> {
+pub(super) struct Walk<'a, F: PinnedFamily, R: Reader<F>, S> {
     datapath: Datapath<'a, F, R, S>,
     /// What each program on the path did with the packet.
     pub(super) steps: Vec<Step>,

@@ -1,7 +1,7 @@
 //! Rows of `get flows` and `get affinity`, from maps that the programs write.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
@@ -9,16 +9,17 @@ use std::{
 
 use lb_common::{
     abi::{
-        address::{Address, Address4, Address6, Be16},
+        address::{Address4, Address6, Be16},
         affinity::{Affinity, AffinityKey, BY_NETNS, BY_SOCKET},
         backend::Backend,
-        flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, RESET, SERVER_FIN, STREAM, Tuple},
+        flow::{ANSWERED, Action, CLIENT_FIN, RESET, SERVER_FIN, STREAM},
+        flow_table::Direction,
         frontend::TCP,
         service::Name,
-        settings::{Settings, SettingsPair},
+        settings::Settings,
+        traffic::NO_SERVICE,
     },
-    balance::track,
-    packet::PacketKind,
+    flow_table::{Class, age},
 };
 use lb_sys::TypedMap;
 use serde::Serialize;
@@ -27,30 +28,34 @@ use super::{
     GetError,
     services::{ServiceNames, protocol_name},
 };
-use crate::maps::{
-    pins::Pins,
-    read::{opened, read_array, read_hash, settings_in_force},
+use crate::{
+    maps::{
+        flow_table::{self, FlowAddress, FlowTable, Flows as _, LiveFlow},
+        pins::Pins,
+        read::{opened, read_array, read_hash, read_settings, text_of},
+    },
+    options::values::ServicePattern,
 };
 
-/// One direction of a translated flow.
+/// A translated flow, as its requests are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FlowRow {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `request` (from the client) or `reply` (from the backend).
-    pub direction: &'static str,
-    /// The source of a packet before translation.
+    /// The source of a request before translation.
     pub source: String,
-    /// The destination of a packet before translation.
+    /// The destination of a request before translation.
     pub destination: String,
-    /// The source of a packet after translation.
+    /// The source of a request after translation.
     pub new_source: String,
-    /// The destination of a packet after translation.
+    /// The destination of a request after translation.
     pub new_destination: String,
-    /// How it is forwarded: `stack`, `route`, `loopback`, `hairpin`, `device`, `forward`, `tunnel`
-    /// or `direct`.
+    /// How requests are forwarded: `stack`, `route`, `loopback`, `hairpin`, `forward` or `tunnel`.
     pub action: &'static str,
-    /// The node that packets are encapsulated to; null if they are not encapsulated.
+    /// How replies are forwarded: `stack`, `hairpin`, `device`, `forward` or `direct`; null if none
+    /// pass this node.
+    pub reply_action: Option<&'static str>,
+    /// The node that requests are encapsulated to; null if they are not encapsulated.
     pub via: Option<String>,
     /// The events of the connection so far: `answered`, `client_fin`, `server_fin`, `reset`.
     pub state: Vec<&'static str>,
@@ -62,6 +67,18 @@ pub struct FlowRow {
     pub idle_seconds: Option<u32>,
     /// Whether the handshake is not complete yet.
     pub half_open: bool,
+    /// `established`, `stream`, `answered`, `closed` or `unanswered`: flows of a later class are
+    /// evicted first.
+    pub class: &'static str,
+}
+
+/// Which flows to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowFilter {
+    /// Only flows of this Service, or of this port of it.
+    pub service: Option<ServicePattern>,
+    /// Only flows with this address at either end, before or after translation.
+    pub address: Option<IpAddr>,
 }
 
 /// A client bound to a backend of a service port.
@@ -84,43 +101,48 @@ pub struct AffinityRow {
 /// Computes how long ago something was.
 struct Clock {
     now: Option<u32>,
-    ticks_per_second: u32,
+    settings: Settings,
 }
 
 impl Clock {
-    fn open(pins: &Pins, settings: &[SettingsPair]) -> Self {
+    fn open(pins: &Pins) -> Result<Self, GetError> {
         let now =
             || -> io::Result<u32> { lb_sys::ticks_now(lb_sys::obj_get(&pins.clock())?.as_fd()) };
-        let ticks_per_second = settings
-            .first()
-            .map_or(0, |pair| pair.copies[usize::from(pair.active == 1)].ticks_per_second);
-        Self { now: now().ok(), ticks_per_second }
+        Ok(Self { now: now().ok(), settings: read_settings(pins)? })
     }
 
+    /// The seconds since `last_seen`, in ticks.
     fn seconds_since(&self, last_seen: u32) -> Option<u32> {
         let ticks = self.now?.wrapping_sub(last_seen);
         // The entry was updated after the clock was read.
         let ticks = if ticks > u32::MAX / 2 { 0 } else { ticks };
-        ticks.checked_div(self.ticks_per_second)
+        ticks.checked_div(self.settings.ticks_per_second)
+    }
+
+    /// The seconds since `time`, a flow's.
+    fn seconds_idle(&self, time: u32) -> Option<u32> {
+        let idle = age(time, self.settings.time(self.now?));
+        flow_table::seconds(idle, &self.settings)
     }
 }
 
 /// The rows of `get flows`.
-pub(super) fn flows(pins: &Pins) -> Result<Vec<FlowRow>, GetError> {
-    let clock = Clock::open(pins, &read_array::<SettingsPair>(pins, "SETTINGS")?);
+pub(super) fn flows(pins: &Pins, filter: &FlowFilter) -> Result<Vec<FlowRow>, GetError> {
+    let clock = Clock::open(pins)?;
     let names = live_names(pins)?;
+    let services = filter.service.as_ref().map(|pattern| {
+        let of_it = names.iter().filter(|(_, name)| pattern.matches(&text_of(name)));
+        of_it.map(|(index, _)| *index).collect::<HashSet<u32>>()
+    });
     let names = ServiceNames::new(&names);
     let mut rows = Vec::new();
-    for (map, half_open) in [("FLOWS4", false), ("EMBRYONIC4", true)] {
-        for (key, flow) in read_flows::<Address4>(pins, map)? {
-            rows.push(row(&key, &flow, half_open, Ipv4Addr::from, &names, &clock));
-        }
-    }
-    for (map, half_open) in [("FLOWS6", false), ("EMBRYONIC6", true)] {
-        for (key, flow) in read_flows::<Address6>(pins, map)? {
-            rows.push(row(&key, &flow, half_open, Ipv6Addr::from, &names, &clock));
-        }
-    }
+    let address4 = |ip: IpAddr| if let IpAddr::V4(ip) = ip { Some(ip.into()) } else { None };
+    let address6 = |ip: IpAddr| if let IpAddr::V6(ip) = ip { Some(ip.into()) } else { None };
+    let (services, address) = (services.as_ref(), filter.address);
+    let wanted = Wanted::<Address4>::new(services, address, address4);
+    add_rows(pins, wanted, Ipv4Addr::from, &names, &clock, &mut rows)?;
+    let wanted = Wanted::<Address6>::new(services, address, address6);
+    add_rows(pins, wanted, Ipv6Addr::from, &names, &clock, &mut rows)?;
     rows.sort_by(|a, b| {
         (&a.service, a.protocol, &a.source, &a.destination).cmp(&(
             &b.service,
@@ -132,36 +154,67 @@ pub(super) fn flows(pins: &Pins) -> Result<Vec<FlowRow>, GetError> {
     Ok(rows)
 }
 
+/// A filter for the flows of a family, before anything is made text of.
+struct Wanted<'a, A> {
+    services: Option<&'a HashSet<u32>>,
+    address: Option<A>,
+}
+
+impl<'a, A: Copy + PartialEq> Wanted<'a, A> {
+    /// `None` if no flow of the family is wanted.
+    fn new(
+        services: Option<&'a HashSet<u32>>,
+        address: Option<IpAddr>,
+        of_family: impl Fn(IpAddr) -> Option<A>,
+    ) -> Option<Self> {
+        Some(match address {
+            None => Self { services, address: None },
+            Some(ip) => Self { services, address: Some(of_family(ip)?) },
+        })
+    }
+
+    fn has(&self, LiveFlow { entry, .. }: &LiveFlow<A>) -> bool {
+        let ends = [entry.request, entry.translated].map(|side| [side.source, side.destination]);
+        self.services.is_none_or(|services| services.contains(&entry.service))
+            && self.address.is_none_or(|address| ends.as_flattened().contains(&address))
+    }
+}
+
+fn add_rows<A: FlowAddress, I: Into<IpAddr>>(
+    pins: &Pins,
+    wanted: Option<Wanted<'_, A>>,
+    address: impl Fn(A) -> I,
+    names: &ServiceNames<'_>,
+    clock: &Clock,
+    rows: &mut Vec<FlowRow>,
+) -> Result<(), GetError> {
+    let Some(wanted) = wanted else { return Ok(()) };
+    let table = FlowTable::<A>::readable(pins)?;
+    let flows = table.live().filter(|flow| wanted.has(flow));
+    rows.extend(flows.map(|flow| row(&flow, &address, names, clock)));
+    Ok(())
+}
+
 /// How many live flows each service port has, by its index.
 pub(super) fn live(pins: &Pins) -> Result<HashMap<u32, u64>, GetError> {
-    let settings = read_array::<SettingsPair>(pins, "SETTINGS")?;
-    let settings = settings.first().map(settings_in_force).unwrap_or_default();
     // Without the clock all flows count as live.
-    let now =
-        lb_sys::obj_get(&pins.clock()).and_then(|clock| lb_sys::ticks_now(clock.as_fd())).ok();
+    let clock = Clock::open(pins)?;
     let mut counts = HashMap::new();
-    for map in ["FLOWS4", "EMBRYONIC4"] {
-        count_live::<Address4>(pins, map, &settings, now, &mut counts)?;
-    }
-    for map in ["FLOWS6", "EMBRYONIC6"] {
-        count_live::<Address6>(pins, map, &settings, now, &mut counts)?;
-    }
+    count_live::<Address4>(pins, &clock, &mut counts)?;
+    count_live::<Address6>(pins, &clock, &mut counts)?;
     Ok(counts)
 }
 
-/// Counts the entries of requests, because every flow has exactly one.
-fn count_live<A: Address>(
+fn count_live<A: FlowAddress>(
     pins: &Pins,
-    map: &'static str,
-    settings: &Settings,
-    now: Option<u32>,
+    Clock { now, settings }: &Clock,
     counts: &mut HashMap<u32, u64>,
 ) -> Result<(), GetError> {
-    for (key, flow) in read_flows::<A>(pins, map)? {
-        let kind = if key.protocol == u32::from(TCP) { PacketKind::Tcp } else { PacketKind::Udp };
-        let is_over = now.is_some_and(|now| track::is_expired(&flow, kind, now, settings));
-        if !flow.action.is_reply() && !is_over {
-            *counts.entry(flow.service).or_default() += 1;
+    let time = now.map(|now| settings.time(now));
+    for flow in FlowTable::<A>::readable(pins)?.live() {
+        let is_over = |time| flow_table::is_expired(flow.word, time, &settings.lifetimes);
+        if !time.is_some_and(is_over) {
+            *counts.entry(flow.entry.service).or_default() += 1;
         }
     }
     Ok(())
@@ -172,43 +225,42 @@ fn live_names(pins: &Pins) -> Result<Vec<(u32, Name)>, GetError> {
     Ok((0..).zip(names).filter(|(_, name)| name.length > 0).collect())
 }
 
-type Entry<A> = (FlowKey<A>, Flow<A>);
-
-fn read_flows<A: Address>(pins: &Pins, map: &'static str) -> Result<Vec<Entry<A>>, GetError> {
-    Ok(read_hash(&opened(pins, map, TypedMap::new)?, map)?)
-}
-
 fn row<A: Copy, I: Into<IpAddr>>(
-    key: &FlowKey<A>,
-    flow: &Flow<A>,
-    half_open: bool,
+    flow: &LiveFlow<A>,
     address: impl Fn(A) -> I,
     names: &ServiceNames<'_>,
     clock: &Clock,
 ) -> FlowRow {
+    let LiveFlow { word, entry, .. } = flow;
     let text = |ip: A, port: Be16| SocketAddr::new(address(ip).into(), port.get()).to_string();
-    let source = |tuple: &Tuple<A>| text(tuple.source, tuple.source_port);
-    let destination = |tuple: &Tuple<A>| text(tuple.destination, tuple.destination_port);
-    let is_tunnel = flow.action == Action::REQUEST_TUNNEL;
+    let [action, reply_action] =
+        [Direction::Request, Direction::Reply].map(|of| entry.actions[of as usize]);
+    let is_tunnel = action == Action::REQUEST_TUNNEL;
     // An encapsulated packet is not translated.
-    let next = if is_tunnel { &key.tuple } else { &flow.rewrite };
-    let via: IpAddr = address(flow.rewrite.destination).into();
+    let next = if is_tunnel { &entry.request } else { &entry.translated };
+    let via: IpAddr = address(entry.translated.destination).into();
+    let is_reserved = entry.service == NO_SERVICE;
     FlowRow {
-        protocol: protocol_name(key.protocol as u8),
-        direction: if flow.action.is_reply() { "reply" } else { "request" },
-        source: source(&key.tuple),
-        destination: destination(&key.tuple),
-        new_source: source(next),
-        new_destination: destination(next),
-        action: action_name(flow.action),
+        protocol: protocol_name(flow.protocol()),
+        source: text(entry.request.source, entry.request.source_port),
+        destination: text(entry.request.destination, entry.request.destination_port),
+        new_source: text(next.source, next.source_port),
+        new_destination: text(next.destination, next.destination_port),
+        action: action_name(action),
+        reply_action: (reply_action != Action::default()).then(|| action_name(reply_action)),
         via: is_tunnel.then(|| via.to_string()),
-        state: state_names(key.protocol as u8, flow.state),
-        service: names.text(flow.service),
-        backend: flow.backend,
-        idle_seconds: clock.seconds_since(flow.last_seen),
-        half_open,
+        state: state_names(flow.protocol(), word.state()),
+        service: if is_reserved { RESERVED.to_owned() } else { names.text(entry.service) },
+        backend: entry.backend,
+        idle_seconds: clock.seconds_idle(word.time()),
+        half_open: flow.protocol() == TCP && flow.class() == Class::Unanswered,
+        class: flow.class().name(),
     }
 }
+
+/// In place of the service port, of a flow that only reserves the source port of a connection of the
+/// kernel.
+const RESERVED: &str = "-";
 
 fn action_name(action: Action) -> &'static str {
     match action {
@@ -238,7 +290,7 @@ fn state_names(protocol: u8, state: u8) -> Vec<&'static str> {
 
 /// The rows of `get affinity`.
 pub(super) fn affinity(pins: &Pins) -> Result<Vec<AffinityRow>, GetError> {
-    let clock = Clock::open(pins, &read_array::<SettingsPair>(pins, "SETTINGS")?);
+    let clock = Clock::open(pins)?;
     let names = live_names(pins)?;
     let is_ipv6 =
         |service: u32| names.iter().any(|(index, name)| *index == service && name.family == 6);
@@ -292,6 +344,14 @@ fn held<A: Copy, I: Into<IpAddr>>(
 
 #[cfg(test)]
 mod tests {
+    use lb_common::{
+        abi::{
+            flow::{CONFIRMED, Tuple},
+            flow_table::{FlowEntry, RequestWord},
+        },
+        flow_table::IS_UDP,
+    };
+
     use super::*;
 
     #[test]
@@ -305,33 +365,75 @@ mod tests {
         assert_eq!(client_of(&netns, true), format!("netns:{}", (1u64 << 32) + 7));
     }
 
-    #[test]
-    fn an_encapsulated_packet_is_unchanged_inside_and_goes_to_a_node() {
+    fn flow(action: Action, reply_action: Action, state: u8) -> LiveFlow<Address4> {
         let ip = |last: u8| Ipv4Addr::new(192, 0, 2, last).into();
         let [source_port, destination_port] = [40_000, 80].map(Be16::new);
-        let tuple = Tuple { source: ip(9), destination: ip(1), source_port, destination_port };
-        let mut flow = Flow { action: Action::REQUEST_TUNNEL, ..Flow::default() };
-        (flow.rewrite.source, flow.rewrite.destination) = (ip(1), ip(2));
-        let key = FlowKey { tuple, protocol: 6 };
-        let (names, clock) = (ServiceNames::new(&[]), Clock { now: None, ticks_per_second: 0 });
-        let row = |flow: &Flow<Address4>| row(&key, flow, false, Ipv4Addr::from, &names, &clock);
-        let shown = row(&flow);
-        assert_eq!((shown.direction, shown.action), ("request", "tunnel"));
-        assert_eq!(shown.via.as_deref(), Some("192.0.2.2"));
-        assert_eq!((shown.new_source, shown.new_destination), (shown.source, shown.destination));
-        flow.action = Action::REQUEST_FORWARD;
-        let shown = row(&flow);
-        assert_eq!((shown.action, shown.via), ("forward", None));
-        assert_eq!(shown.new_destination, "192.0.2.2:0");
+        let request = Tuple { source: ip(9), destination: ip(1), source_port, destination_port };
+        let translated = Tuple { destination: ip(2), ..request };
+        let actions = [action, reply_action];
+        let entry = FlowEntry { request, translated, actions, service: 3, ..FlowEntry::default() };
+        LiveFlow { place: 0, word: RequestWord::default().claimed(1).live(state, 100), entry }
+    }
+
+    fn shown(flow: &LiveFlow<Address4>) -> FlowRow {
+        let clock = Clock { now: None, settings: Settings::default() };
+        row(flow, Ipv4Addr::from, &ServiceNames::new(&[]), &clock)
+    }
+
+    #[test]
+    fn an_encapsulated_packet_is_unchanged_inside_and_goes_to_a_node() {
+        let row = shown(&flow(Action::REQUEST_TUNNEL, Action::default(), 0));
+        assert_eq!((row.action, row.reply_action), ("tunnel", None));
+        assert_eq!(row.via.as_deref(), Some("192.0.2.2"));
+        assert_eq!((row.new_source, row.new_destination), (row.source, row.destination));
+        let row = shown(&flow(Action::REQUEST_FORWARD, Action::REPLY_FORWARD, 0));
+        assert_eq!((row.action, row.reply_action, row.via), ("forward", Some("forward"), None));
+        assert_eq!(row.new_destination, "192.0.2.2:80");
+    }
+
+    #[test]
+    fn a_row_says_the_state_and_the_class_of_its_flow() {
+        let row = |state| shown(&flow(Action::REQUEST, Action::REPLY, state));
+        let new = row(0);
+        assert_eq!((new.protocol, new.half_open, new.class), ("tcp", true, "unanswered"));
+        let open = row(ANSWERED | CONFIRMED);
+        assert_eq!((open.state, open.half_open, open.class), (vec!["answered"], false, "established"));
+        let udp = row(IS_UDP | ANSWERED | STREAM);
+        assert_eq!((udp.protocol, udp.half_open, udp.class), ("udp", false, "stream"));
+        assert_eq!(udp.service, "#3");
+        let mut reserved = flow(Action::REQUEST, Action::REPLY, ANSWERED | CONFIRMED);
+        reserved.entry.service = NO_SERVICE;
+        assert_eq!(shown(&reserved).service, "-");
+    }
+
+    #[test]
+    fn flows_are_chosen_by_service_and_by_the_address_of_either_end() {
+        let flow = flow(Action::REQUEST, Action::REPLY, 0);
+        let (is, other) = (HashSet::from([3]), HashSet::from([4]));
+        let v4 = |ip: IpAddr| if let IpAddr::V4(ip) = ip { Some(ip.into()) } else { None };
+        let has = |services: Option<&HashSet<u32>>, address: Option<&str>| {
+            let address = address.map(|text| text.parse().unwrap());
+            Wanted::new(services, address, v4).is_some_and(|wanted| wanted.has(&flow))
+        };
+        assert!(has(None, None) && has(Some(&is), None) && !has(Some(&other), None));
+        for end in ["192.0.2.9", "192.0.2.1", "192.0.2.2"] {
+            assert!(has(None, Some(end)) && !has(Some(&other), Some(end)), "{end}");
+        }
+        assert!(!has(None, Some("192.0.2.3")) && !has(None, Some("2001:db8::1")));
     }
 
     #[test]
     fn an_unknown_time_is_not_made_up() {
-        let clock = Clock { now: Some(1000), ticks_per_second: 100 };
+        let settings =
+            Settings { ticks_per_second: 100, time_shift: 3, ..Settings::default() };
+        let clock = Clock { now: Some(1000), settings };
         assert_eq!(clock.seconds_since(500), Some(5));
         assert_eq!(clock.seconds_since(1003), Some(0));
-        assert_eq!(Clock { now: None, ..clock }.seconds_since(500), None);
-        let unset = Clock { now: Some(1000), ticks_per_second: 0 };
-        assert_eq!(unset.seconds_since(500), None);
+        assert_eq!(clock.seconds_idle(settings.time(480)), Some(5));
+        assert_eq!(clock.seconds_idle(settings.time(1016)), Some(0));
+        let unknown = Clock { now: None, settings };
+        assert_eq!((unknown.seconds_since(500), unknown.seconds_idle(9)), (None, None));
+        let unset = Clock { now: Some(1000), settings: Settings::default() };
+        assert_eq!((unset.seconds_since(500), unset.seconds_idle(9)), (None, None));
     }
 }

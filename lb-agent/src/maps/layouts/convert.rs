@@ -5,8 +5,7 @@
 //! description says that it may be; else there is no conversion.
 
 use lb_common::abi::conversion::{
-    BEFORE, ConversionWords, HAS_NEXT_HOP, KEY, LARGEST_KEY, LARGEST_VALUE, LAST_SEEN, MOVED,
-    NEXT_HOP, OWN, STATE, WORDS,
+    BEFORE, ConversionWords, KEY, LARGEST_KEY, LARGEST_VALUE, MOVED, OWN, WORDS,
 };
 
 use super::description::{Description, Leaf, Side};
@@ -240,18 +239,6 @@ pub fn words(
     }
     let mut words = [0; WORDS];
     words[MOVED] = moved;
-    if own.value.leaves.iter().any(|leaf| leaf.path == "state") {
-        let place = |path: &str, size: usize| {
-            let leaf = before.value.leaves.iter().find(|leaf| leaf.path == path);
-            leaf.filter(|leaf| leaf.size >= size && leaf.offset.is_multiple_of(size))
-        };
-        let offset =
-            |path, size| place(path, size).map(|leaf| leaf.offset as u32).ok_or(PlanError::Field);
-        words[STATE] = offset("state", 1)?;
-        words[LAST_SEEN] = offset("last_seen", 4)?;
-        words[NEXT_HOP] =
-            place("next_hop.bytes", 8).map_or(0, |leaf| HAS_NEXT_HOP | leaf.offset as u32);
-    }
     // Programs of sockets convert on their stack, where keys are aligned to 4 bytes.
     let largest = if own.map == "DATAGRAM_PEERS" { 4 } else { 8 };
     fill(&mut words[KEY..OWN], &back.key.copies, largest)?;

@@ -8,12 +8,11 @@ use lb_common::{
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         counter::Hook,
-        flow::{Flow, FlowKey},
         frontend::{Frontend, FrontendKey},
         service::Service,
         settings::Settings,
     },
-    balance::{Entry, FlowTable, Tables},
+    balance::{Entry, Tables},
 };
 use lb_testing::{
     family::TestFamily,
@@ -27,11 +26,16 @@ use super::super::{
     surroundings::{Device, Route, Surroundings},
     tables::Reader,
 };
-use crate::{options::values::Protocol, programs::hook::Direction};
+use crate::{
+    maps::flow_table::{FlowTable, Flows as _},
+    options::values::Protocol,
+    programs::hook::Direction,
+};
 
 /// The tables of a test.
 pub(super) struct Lab {
     pub(super) tables: RefCell<FakeTables<Ipv4>>,
+    pub(super) flows: FlowTable<Address4>,
     pub(super) world: World<Ipv4>,
     /// Whether connect-time hooks are attached.
     pub(super) has_sockets: bool,
@@ -43,7 +47,8 @@ impl Lab {
     pub(super) fn new(world: World<Ipv4>) -> Self {
         let mut tables = FakeTables::new(1_000_000);
         tables.load(&world);
-        Self { tables: RefCell::new(tables), world, has_sockets: false, has_pods: true }
+        let flows = FlowTable::anonymous(64).expect("memory");
+        Self { tables: RefCell::new(tables), flows, world, has_sockets: false, has_pods: true }
     }
 
     pub(super) fn ask(
@@ -73,12 +78,14 @@ impl Lab {
 
     fn dump(&self) -> String {
         let tables = self.tables.borrow();
-        let flows = [FlowTable::Flows, FlowTable::Embryonic].map(|table| tables.flows_of(table));
+        let flows: Vec<_> = self.flows.live().collect();
         format!("{flows:?} {:?}", tables.affinities())
     }
 }
 
 impl Reader<Ipv4> for Lab {
+    type Flows = FlowTable<Address4>;
+
     fn settings(&self) -> Settings {
         self.world.settings
     }
@@ -112,8 +119,8 @@ impl Reader<Ipv4> for Lab {
     fn device(&self, ifindex: u32) -> Option<u32> {
         self.tables.borrow_mut().device(ifindex)
     }
-    fn flow(&self, table: FlowTable, key: &FlowKey<Address4>) -> Option<Flow<Address4>> {
-        self.tables.borrow_mut().flow(table, key).map(|entry| *entry.get())
+    fn flows(&self) -> &FlowTable<Address4> {
+        &self.flows
     }
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         self.tables.borrow_mut().affinity(key).map(|entry| *entry.get())
