@@ -24,7 +24,7 @@ pub struct Lane {
 pub const MAX_WORDS: usize = 15;
 
 /// How many entries TARGETS has.
-pub const MAX_TARGETS: usize = 32;
+pub const MAX_TARGETS: usize = 64;
 
 /// What the client's address is combined with (exclusive or) for a flow.
 #[inline(always)]

@@ -61,7 +61,9 @@ impl Wrapped for XdpContext {
 
     #[inline(always)]
     fn resize(&self, lane: &Lane) {
-        let difference = self.length().wrapping_sub(lane.length) as i32;
+        // The compiler would add the length to a pointer in 32 bits, which the verifier refuses.
+        let length = core::hint::black_box(self.length());
+        let difference = length.wrapping_sub(lane.length) as i32;
         // SAFETY: the context is the kernel's.
         unsafe { bpf_xdp_adjust_head(self.ctx, difference) };
     }
