@@ -7,7 +7,12 @@
 pub mod environment;
 pub mod run;
 
-use std::{ffi::OsString, net::{IpAddr, SocketAddr}, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;

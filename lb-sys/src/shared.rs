@@ -186,7 +186,8 @@ mod tests {
                 while array
                     .load(0, 0)
                     .is_none_or(|word| !array.compare_and_swap(0, 0, word, word + 1))
-                {}
+                {
+                }
             }
         };
         std::thread::scope(|scope| {

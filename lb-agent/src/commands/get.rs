@@ -41,7 +41,8 @@ pub fn get(arguments: &GetArgs) -> Result<String, GetError> {
     // If nothing is pinned, this error says so, instead of naming one missing map.
     pins.open("SETTINGS")?;
     let output = arguments.output;
-    if arguments.what != What::Flows && (arguments.service.is_some() || arguments.address.is_some()) {
+    if arguments.what != What::Flows && (arguments.service.is_some() || arguments.address.is_some())
+    {
         return Err(GetError::Filter);
     }
     match arguments.what {

@@ -117,13 +117,10 @@ fn insert<A: Address>(table: &impl Flows<A>, replies: Vec<Tuple<A>>, at: &Moment
             last_seen: at.time,
             ..Flow::default()
         };
-        let mut new = NewFlow {
-            flow,
-            reply_key: FlowKey { tuple: *reply, protocol: TCP.into() },
-            reply_action: Action::REPLY,
-            protected: at.protected,
-            ..NewFlow::default()
-        };
+        let mut new = NewFlow::default();
+        (new.flow, new.protected) = (flow, at.protected);
+        (new.reply_key.tuple, new.reply_key.protocol) = (*reply, TCP.into());
+        new.reply_action = Action::REPLY;
         let key = FlowKey { tuple: request, protocol: TCP.into() };
         table.insert(&key, &mut new, &at.lifetimes).is_ok()
     });

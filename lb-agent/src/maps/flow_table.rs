@@ -175,10 +175,11 @@ pub fn is_expired(word: RequestWord, time: u32, lifetimes: &Lifetimes) -> bool {
     age(word.time(), time) > lifetime(word, lifetimes)
 }
 
-/// So many times in seconds; `None` if the settings are not programmed yet.
+/// So many times in seconds, rounded; `None` if the settings are not programmed yet.
 pub fn seconds(times: u32, settings: &Settings) -> Option<u32> {
-    let ticks = u64::from(times) << (settings.time_shift & 31);
-    Some(ticks.checked_div(settings.ticks_per_second.into())? as u32)
+    let (ticks, second) =
+        (u64::from(times) << (settings.time_shift & 31), settings.ticks_per_second);
+    (second != 0).then(|| (ticks + u64::from(second / 2)).div_euclid(second.into()) as u32)
 }
 
 /// The pinned table of a family.
@@ -228,8 +229,7 @@ impl<A: FlowAddress> FlowTable<A> {
     #[cfg(test)]
     pub(crate) fn anonymous(buckets: u32) -> io::Result<Self> {
         let words = || SharedArray::anonymous(buckets, size_of::<Bucket>());
-        let entries =
-            SharedArray::anonymous(buckets * WAYS as u32, size_of::<FlowEntry<A>>())?;
+        let entries = SharedArray::anonymous(buckets * WAYS as u32, size_of::<FlowEntry<A>>())?;
         Ok(Self::new(seed([buckets; 2])?, words()?, words()?, entries))
     }
 
@@ -426,8 +426,10 @@ pub(crate) mod tests {
         let mut rewrite = key.tuple;
         rewrite.destination = Ipv4Addr::new(10, 1, 0, 2).into();
         let flow = Flow { rewrite, action: Action::REQUEST, state, last_seen, ..Flow::default() };
-        let reply_key = FlowKey { tuple: rewrite.reversed(), protocol: key.protocol };
-        NewFlow { flow, reply_key, reply_action: Action::REPLY, protected: 60, ..NewFlow::default() }
+        let mut new = NewFlow::default();
+        (new.flow, new.protected, new.reply_action) = (flow, 60, Action::REPLY);
+        new.reply_key.set_reverse(&rewrite, key.protocol);
+        new
     }
 
     /// Inserts that flow.

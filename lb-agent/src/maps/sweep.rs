@@ -202,9 +202,9 @@ fn sweep_flows<A: Address>(
             continue;
         }
         if age(word.time(), time) > longest_age(lifetime(word, lifetimes))
-            && table.flow(place).is_some_and(|flow| {
-                flow.word == word && table.remove_unchanged(&flow)
-            })
+            && table
+                .flow(place)
+                .is_some_and(|flow| flow.word == word && table.remove_unchanged(&flow))
         {
             removed += 1;
             continue;
@@ -333,7 +333,11 @@ mod tests {
         tests::{TIMEOUTS, add, flow_of, key},
     };
 
-    fn swept(table: &FlowTable<Address4>, time: u32, unfinished: &mut Unfinished) -> (u64, Classes) {
+    fn swept(
+        table: &FlowTable<Address4>,
+        time: u32,
+        unfinished: &mut Unfinished,
+    ) -> (u64, Classes) {
         let mut classes = Classes::default();
         let lifetimes = track::lifetimes(&TIMEOUTS);
         let removed = sweep_flows(table, time, &lifetimes, unfinished, &mut classes);

@@ -19,7 +19,7 @@ use super::agent::Agent;
 use crate::{
     maps::{
         pins::{PinError, Pins},
-        sweep::{self, Classes, Swept, Sweeper},
+        sweep::{self, Classes, Sweeper, Swept},
         timeouts,
     },
     metrics::DatapathStats,

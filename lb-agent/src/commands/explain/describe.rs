@@ -12,9 +12,7 @@ use lb_common::{
         service::Service,
         settings::PortRange,
     },
-    balance::{
-        self, Answer, Candidate, Endpoint, Origin, Site, Verdict, Work, types::Eligible,
-    },
+    balance::{self, Answer, Candidate, Endpoint, Origin, Site, Verdict, Work, types::Eligible},
     packet::{ACK, SYN},
 };
 

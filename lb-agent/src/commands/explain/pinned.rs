@@ -9,17 +9,15 @@ use std::{
 
 use bytemuck::Pod;
 use ipnet::IpNet;
-use lb_common::{
-    abi::{
-        address::{Address4, Address6, Family, Ipv4, Ipv6},
-        affinity::{Affinity, AffinityKey},
-        backend::{Backend, IN_SLICE},
-        frontend::{Frontend, FrontendKey},
-        range::RangeKey,
-        service::{Name, Service, Slot},
-        settings::{Device, MAX_DEVICES, Settings, SettingsPair},
-        source::SourceKey,
-    },
+use lb_common::abi::{
+    address::{Address4, Address6, Family, Ipv4, Ipv6},
+    affinity::{Affinity, AffinityKey},
+    backend::{Backend, IN_SLICE},
+    frontend::{Frontend, FrontendKey},
+    range::RangeKey,
+    service::{Name, Service, Slot},
+    settings::{Device, MAX_DEVICES, Settings, SettingsPair},
+    source::SourceKey,
 };
 use lb_sys::TypedMap;
 
@@ -44,8 +42,7 @@ pub(super) trait PinnedFamily: Family<Address: FlowAddress> {
 }
 
 impl PinnedFamily for Ipv4 {
-    const MAPS: [&'static str; 5] =
-        ["FRONTENDS4", "RANGES4", "NODES4", "BACKENDS4", "SOURCES4"];
+    const MAPS: [&'static str; 5] = ["FRONTENDS4", "RANGES4", "NODES4", "BACKENDS4", "SOURCES4"];
     const BITS: u8 = 32;
 
     fn ip(address: Address4) -> IpAddr {
@@ -58,8 +55,7 @@ impl PinnedFamily for Ipv4 {
 }
 
 impl PinnedFamily for Ipv6 {
-    const MAPS: [&'static str; 5] =
-        ["FRONTENDS6", "RANGES6", "NODES6", "BACKENDS6", "SOURCES6"];
+    const MAPS: [&'static str; 5] = ["FRONTENDS6", "RANGES6", "NODES6", "BACKENDS6", "SOURCES6"];
     const BITS: u8 = 128;
 
     fn ip(address: Address6) -> IpAddr {

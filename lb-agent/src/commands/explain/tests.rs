@@ -4,15 +4,15 @@ mod lab;
 
 use lb_common::{
     abi::{
-        address::{Address4, Ipv4},
+        address::{Address4, Be16, Ipv4},
         affinity::{Affinity, AffinityKey},
         backend::Backend,
-        flow::{Flow, FlowKey},
+        flow::{ANSWERED, Action, CONFIRMED, Flow, FlowKey, RESET, Tuple},
         frontend::{FrontendKind, TCP},
         service::Service,
         settings::Settings,
     },
-    balance::{FlowTable, Tables},
+    balance::{NewFlow, Tables},
 };
 use lb_testing::{
     family::TestFamily,
@@ -20,7 +20,7 @@ use lb_testing::{
 };
 
 use super::{At, ExplainError, Explanation};
-use crate::options::values::Protocol;
+use crate::{maps::flow_table::Flows as _, options::values::Protocol};
 
 use lab::Lab;
 
@@ -240,7 +240,7 @@ fn affinity_and_source_ranges_are_described() {
         ],
     );
     let other = lab.ask(Ipv4::pod(3), VIP(80), Protocol::Tcp, At::Pod);
-    says(&other, &["no entry for this client yet", "one of 2"]);
+    says(&other, &["no entry for this client yet", "the backend that this client gets until"]);
     says(
         &lab.ask(Ipv4::outside(), BALANCER(), Protocol::Tcp, eth0()),
         &[
@@ -258,32 +258,29 @@ fn a_known_flow_decides_alone() {
     let to = explained.path[0].new_destination.clone().expect("a destination");
     let id = if to.starts_with("10.1.") { 1 } else { 2 };
     let backend = lab.world.backends[id];
-    let flow = |state, last_seen| {
-        let mut flow = Flow::<Address4> {
-            action: lb_common::abi::flow::Action::REQUEST,
+    let mut key = FlowKey { protocol: u32::from(TCP), ..FlowKey::default() };
+    (key.tuple.source, key.tuple.destination) = (pod(), Ipv4::vip(1));
+    (key.tuple.source_port, key.tuple.destination_port) = (Be16::new(40_000), Be16::new(80));
+    let rewrite =
+        Tuple { destination: backend.address, destination_port: backend.port, ..key.tuple };
+    let insert = |state, ticks: u32| {
+        lab.flows.live().for_each(|flow| assert!(lab.flows.remove_unchanged(&flow)));
+        let mut new = NewFlow::default();
+        new.flow = Flow {
+            rewrite,
+            action: Action::REQUEST,
             state,
             generation: 1,
             backend: id as u32,
             service: index,
-            last_seen,
+            last_seen: lab.world.settings.time(1_000_000 - ticks),
             ..Flow::default()
         };
-        (flow.rewrite.source, flow.rewrite.destination) = (pod(), backend.address);
-        flow.rewrite.source_port = lb_common::abi::address::Be16::new(40_000);
-        flow.rewrite.destination_port = backend.port;
-        flow
+        new.reply_key.set_reverse(&rewrite, key.protocol);
+        new.reply_action = Action::REPLY;
+        lab.flows.insert(&key, &mut new, &lab.world.settings.lifetimes).expect("room for a flow");
     };
-    let mut key = FlowKey { protocol: u32::from(TCP), ..FlowKey::default() };
-    (key.tuple.source, key.tuple.destination) = (pod(), Ipv4::vip(1));
-    key.tuple.source_port = lb_common::abi::address::Be16::new(40_000);
-    key.tuple.destination_port = lb_common::abi::address::Be16::new(80);
-    let insert = |flow| {
-        lab.tables
-            .borrow_mut()
-            .insert_flow(FlowTable::Flows, &key, &flow, true)
-            .expect("room for a flow");
-    };
-    insert(flow(lb_common::abi::flow::ANSWERED, 1_000_000 - 500));
+    insert(ANSWERED | CONFIRMED, 500);
     let known = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
     says(
         &known,
@@ -294,7 +291,7 @@ fn a_known_flow_decides_alone() {
         ],
     );
     assert_eq!((known.connect, known.path[0].backends.len()), (None, 0));
-    insert(flow(lb_common::abi::flow::RESET, 1_000_000 - 250 * 111));
+    insert(RESET, 250 * 111);
     let expired = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);
     says(&expired, &["reset, idle for 111 s of 110 s: expired, ignored", "flow_created"]);
 }

@@ -397,7 +397,10 @@ mod tests {
         let new = row(0);
         assert_eq!((new.protocol, new.half_open, new.class), ("tcp", true, "unanswered"));
         let open = row(ANSWERED | CONFIRMED);
-        assert_eq!((open.state, open.half_open, open.class), (vec!["answered"], false, "established"));
+        assert_eq!(
+            (open.state, open.half_open, open.class),
+            (vec!["answered"], false, "established")
+        );
         let udp = row(IS_UDP | ANSWERED | STREAM);
         assert_eq!((udp.protocol, udp.half_open, udp.class), ("udp", false, "stream"));
         assert_eq!(udp.service, "#3");
@@ -424,8 +427,7 @@ mod tests {
 
     #[test]
     fn an_unknown_time_is_not_made_up() {
-        let settings =
-            Settings { ticks_per_second: 100, time_shift: 3, ..Settings::default() };
+        let settings = Settings { ticks_per_second: 100, time_shift: 3, ..Settings::default() };
         let clock = Clock { now: Some(1000), settings };
         assert_eq!(clock.seconds_since(500), Some(5));
         assert_eq!(clock.seconds_since(1003), Some(0));

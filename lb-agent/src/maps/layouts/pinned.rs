@@ -1,6 +1,6 @@
 //! The map `layouts@1`, in which agents leave the descriptions of their maps.
 //!
-//! A key is the name of a pin, `FLOWS4@1`; its value is the text of the description. An agent adds
+//! A key is the name of a pin, `FRONTENDS4@1`; its value is the text of the description. An agent adds
 //! its own before it pins a map, so every pinned map has one. Its layout never changes.
 
 use std::{io, os::fd::AsFd, path::Path};
