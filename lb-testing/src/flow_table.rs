@@ -39,17 +39,23 @@ fn words<const N: usize>() -> [AtomicU64; N] {
     array::from_fn(|_| AtomicU64::new(0))
 }
 
+/// A seed with numbers that are always the same, for tables with so many buckets, by family.
+pub fn seed(buckets: [u32; 2]) -> FlowSeed {
+    let mut seed = FlowSeed { buckets, ..FlowSeed::default() };
+    // splitmix64 (Steele, Lea and Flood 2014).
+    let mut state = 0_u64;
+    for factor in &mut seed.factors {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        *factor = mixed ^ (mixed >> 27);
+    }
+    seed
+}
+
 impl HostTable {
     /// An empty table for both families.
     pub fn new(buckets: u32) -> Self {
-        let mut seed = FlowSeed { buckets: [buckets; 2], ..FlowSeed::default() };
-        // Any numbers do here: splitmix64 (Steele, Lea and Flood 2014).
-        let mut state = 0_u64;
-        for factor in &mut seed.factors {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            *factor = mixed ^ (mixed >> 27);
-        }
+        let seed = seed([buckets; 2]);
         let empty = || (0..buckets).map(|_| words()).collect();
         let entries = (0..buckets * WAYS as u32).map(|_| words()).collect();
         Self { seed, requests: empty(), replies: empty(), entries }
@@ -155,7 +161,7 @@ const fn reply_place_word<A: Address>() -> usize {
 }
 
 impl<A: Address> ReadEntries<A> for HostTable {
-    fn read(&self, place: u32) -> FlowEntry<A> {
+    fn copy_of(&self, place: u32) -> FlowEntry<A> {
         self.entry_at(place)
     }
 }

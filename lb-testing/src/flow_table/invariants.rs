@@ -18,7 +18,7 @@ use lb_common::{
 /// A table whose entries can be read.
 pub trait ReadEntries<A: Address>: Memory<A> {
     /// The entry at a place.
-    fn read(&self, place: u32) -> FlowEntry<A>;
+    fn copy_of(&self, place: u32) -> FlowEntry<A>;
 }
 
 /// What was in a table.
@@ -79,7 +79,7 @@ pub fn check<A: Address, M: ReadEntries<A>>(memory: &M) -> Result<Contents, Stri
     let words_before: Vec<_> = places.clone().map(requests).collect();
     let replies_before: Vec<_> = places.clone().map(replies).collect();
     let read = |place| {
-        let entry = memory.read(place);
+        let entry = memory.copy_of(place);
         Live { place, word: words_before[place as usize], entry, reply: replies(entry.reply_place) }
     };
     let is_live = |place: &u32| words_before[*place as usize].is_live();
