@@ -12,7 +12,7 @@ use lb_common::abi::{
 };
 
 use crate::{
-    abi::{Lane, MAX_TARGETS},
+    abi::{Lane, MAX_NUMBERS, MAX_TARGETS},
     steps::Scratch,
 };
 
@@ -22,6 +22,10 @@ const MAPPED: usize = 0x400;
 /// The packet to restore and the target to run. Written by `lb-bench`.
 #[btf_map]
 pub static LANE: Array<Lane, 1> = Array::new();
+/// The flows that are known, if there are several: those that fit into the table. Written by
+/// `lb-bench`.
+#[btf_map]
+pub static NUMBERS: Array<u32, MAX_NUMBERS, MAPPED> = Array::new();
 /// How many packets the wrappers have restored. Written by the wrappers.
 #[btf_map]
 pub static RUNS: PerCpuArray<u64, 1> = PerCpuArray::new();

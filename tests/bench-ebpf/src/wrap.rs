@@ -9,7 +9,7 @@ use lb_common::packet::IP_OFFSET;
 
 use crate::{
     abi::{Lane, address_bits, port_bits},
-    maps::{LANE, RUNS, TARGETS, XDP_TARGETS},
+    maps::{LANE, NUMBERS, RUNS, TARGETS, XDP_TARGETS},
 };
 
 /// A packet that a wrapper can restore, and pass to a target for the same layer.
@@ -101,7 +101,11 @@ pub fn wrap<
         *runs = run + 1;
         run
     };
-    let flow = lane.first.wrapping_add(run as u32) & lane.mask;
+    let mut flow = lane.first.wrapping_add(run as u32) & lane.mask;
+    if lane.is_numbered != 0 {
+        let Some(number) = NUMBERS.get(flow) else { return };
+        flow = *number;
+    }
     let ports = port_bits(flow) as u32;
     let mut index = 0;
     while index < 3 {
