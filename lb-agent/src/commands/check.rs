@@ -11,6 +11,7 @@ use crate::{
     cli::CheckArgs,
     maps::{
         bpffs::{self, BpffsError},
+        flow_table,
         memory::Memory,
         pins::{Pins, pinned_maps},
         read::read_settings,
@@ -191,7 +192,15 @@ fn pins(bpf_dir: &Path) -> Vec<Finding> {
 
 /// How much the maps of these sizes take. It is charged to the pod of the agent.
 fn memory(sizes: &Sizes) -> Finding {
-    finding(Severity::Fine, "memory", format!("maps take {}", Memory::of(&pinned_maps(sizes))))
+    let maps = pinned_maps(sizes);
+    let of_flows = maps.iter().filter(|map| flow_table::MAPS.contains(&map.name)).copied();
+    let of_flows = Memory::of(&of_flows.collect::<Vec<_>>()).fixed.div_ceil(1 << 20);
+    let text = format!(
+        "maps take {}; {of_flows} MiB are for {} flows of each IP family (--max-flows)",
+        Memory::of(&maps),
+        sizes.flows,
+    );
+    finding(Severity::Fine, "memory", text)
 }
 
 fn cgroup(given: Option<&Path>) -> Finding {
@@ -312,6 +321,13 @@ mod tests {
         assert_eq!(found[0].severity, Severity::Fine, "{found:?}");
         let found = kube_proxy(None, &without_tools(missing(), None));
         assert!(found[0].text.starts_with("nft is missing"), "{found:?}");
+    }
+
+    #[test]
+    fn the_memory_of_flows_is_named() {
+        let found = memory(&Sizes { services: 1, backends: 1, slots: 1, flows: 1 << 20 });
+        // 80 and 128 bytes for each flow of IPv4 and IPv6.
+        assert!(found.text.contains("; 209 MiB are for 1048576 flows"), "{}", found.text);
     }
 
     #[test]

@@ -362,6 +362,26 @@ pub const MAPS: [&str; 7] = [
     Address6::ENTRIES,
 ];
 
+/// Whether the seed is for the numbers of entries that the other maps have; `map` finds a map by its
+/// name.
+pub fn fits_seed<'a>(map: impl Fn(&'static str) -> Option<&'a OwnedFd>) -> bool {
+    let entries = |name| Some(lb_sys::map_info(map(name)?.as_fd()).ok()?.max_entries);
+    let seed = || -> Option<FlowSeed> {
+        let seed = map(SEED)?.try_clone().ok()?;
+        MappedArray::readable(seed).ok()?.load(0).ok()
+    };
+    let families = [
+        [Address4::REQUESTS, Address4::REPLIES, Address4::ENTRIES],
+        [Address6::REQUESTS, Address6::REPLIES, Address6::ENTRIES],
+    ];
+    seed().is_some_and(|seed| {
+        seed.buckets.iter().zip(families).all(|(buckets, names)| {
+            let wanted = [*buckets, *buckets, buckets.saturating_mul(WAYS as u32)];
+            names.map(entries) == wanted.map(Some)
+        })
+    })
+}
+
 /// How many buckets a table for so many flows has.
 pub const fn buckets(flows: u32) -> u32 {
     if flows == 0 { 1 } else { flows.div_ceil(WAYS as u32) }

@@ -110,7 +110,7 @@ pub fn prepare(pins: &Pins, sizes: &Sizes, constants: Constants) -> Result<Prepa
         sources.push(source(&staging, &map, found.as_ref()));
         existing.push(found);
     }
-    let has_new_flows = renew_flows(&staging, sizes, &mut sources);
+    let has_new_flows = renew_flows(&staging, sizes, &existing, &mut sources);
     let converted = existing.iter().flatten().filter(|found| found.before.is_some()).count();
     if converted > 0 {
         info!(
@@ -238,21 +238,32 @@ fn source(staging: &Staging, map: &PinnedMap, existing: Option<&Existing>) -> Ma
     new
 }
 
-/// Gets all maps of flows anew if one of them is a new one, because none is of use without the
-/// others. Returns whether they are new.
-fn renew_flows(staging: &Staging, sizes: &Sizes, sources: &mut [MapSource]) -> bool {
+/// Gets all maps of flows anew if one of them is a new one, or if the seed is for other numbers of
+/// buckets than the maps have: an agent may have been killed between two pins. None is of use
+/// without the others. Returns whether they are new.
+fn renew_flows(
+    staging: &Staging,
+    sizes: &Sizes,
+    existing: &[Option<Existing>],
+    sources: &mut [MapSource],
+) -> bool {
     let is_of_flows = |name| flow_table::MAPS.contains(&name);
     let new = |source: &MapSource| staging.path(source.name);
-    let mut of_flows = sources.iter().filter(|source| is_of_flows(source.name));
-    let has_new = of_flows.any(|source| source.path == new(source));
-    if has_new {
-        for map in pinned_maps(sizes).iter().filter(|map| is_of_flows(map.name)) {
-            if let Some(source) = sources.iter_mut().find(|source| source.name == map.name) {
-                (source.path, source.entries) = (new(source), map.max_entries);
-            }
+    let has_new =
+        sources.iter().any(|source| is_of_flows(source.name) && source.path == new(source));
+    let found = |name| {
+        let at = sources.iter().position(|source| source.name == name)?;
+        existing.get(at)?.as_ref()
+    };
+    if !has_new && flow_table::fits_seed(|name| found(name).map(|found| &found.found.map)) {
+        return false;
+    }
+    for map in pinned_maps(sizes).iter().filter(|map| is_of_flows(map.name)) {
+        if let Some(source) = sources.iter_mut().find(|source| source.name == map.name) {
+            (source.path, source.entries) = (new(source), map.max_entries);
         }
     }
-    has_new
+    true
 }
 
 fn open(path: &Path) -> Result<OwnedFd, LoadError> {

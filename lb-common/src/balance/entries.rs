@@ -8,7 +8,7 @@ use crate::{
 
 use super::{
     source_port::find_port,
-    tables::{InsertError, Search, Tables},
+    tables::{Search, Tables},
     track,
     types::{Context, Site, Work},
 };
@@ -27,54 +27,32 @@ fn reply_action<F: Family>(request: Action, context: &Context<F>) -> Action {
     }
 }
 
-/// Inserts the new flow `work.scratch.new.flow`. If another flow has its reply, one of the two changes:
-/// the other makes room if it is over, and else this one gets a source port of this node.
-#[inline(always)]
-pub(super) fn add<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> Result<(), InsertError> {
-    let result = insert(context, work, tables);
-    if !matches!(result, Err(InsertError::Exists)) {
-        return result;
-    }
-    resolve(context, work, tables)?;
-    insert(context, work, tables)
-}
-
-/// Makes the reply of the new flow its own.
+/// Makes the reply of the new flow its own, after another flow had it: one of the two changes. The
+/// other makes room if it is over, and else this one gets a source port of this node. Returns
+/// whether it worked.
 #[inline(never)]
-fn resolve<F: Family, T: Tables<F>>(
+pub(super) fn resolve<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
     tables: &mut T,
-) -> Result<(), InsertError> {
+) -> bool {
     // Of a port that was drawn every flow is another one's. One that is closed rests until it is
     // expired: the backend may keep the ports in TIME_WAIT.
     let is_drawn = work.scratch.needs_port != 0;
     if !is_drawn && remove_stale(context, work, tables) || find_port(context, work, tables) {
-        return Ok(());
+        return true;
     }
     // Where nearly all ports are in use, those that rest are better than none.
-    if is_drawn && remove_stale(context, work, tables) {
-        return Ok(());
-    }
-    Err(InsertError::Exists)
+    is_drawn && remove_stale(context, work, tables)
 }
 
-#[inline(always)]
-fn insert<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &mut Work<F::Address>,
-    tables: &mut T,
-) -> Result<(), InsertError> {
-    let key = &context.packet.key;
-    let scratch = &mut work.scratch;
-    scratch.new.reply_key.set_reverse(&scratch.new.flow.rewrite, key.protocol);
-    scratch.new.reply_action = reply_action(scratch.new.flow.action, context);
-    scratch.new.protected = context.settings.times(PROTECTED);
-    tables.insert_flow(key, &mut scratch.new, context.settings)
+/// Fills in what belongs to the replies of the new flow.
+#[inline(never)]
+pub(super) fn prepare<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) {
+    let new = &mut work.scratch.new;
+    new.reply_key.set_reverse(&new.flow.rewrite, context.packet.key.protocol);
+    new.reply_action = reply_action(new.flow.action, context);
+    new.protected = context.settings.times(PROTECTED);
 }
 
 /// Removes the flow that has the reply of the new one, if it is closed or expired. Returns whether

@@ -65,7 +65,7 @@ fn set_key<F: Family>(packet: &Packet<F>, work: &mut Work<F::Address>) {
 
 /// The verdict on a later fragment, if the first one was translated. The flow's state and times
 /// stay as the first fragment left them.
-#[inline(never)]
+#[inline(always)]
 fn of_flow<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,

@@ -43,7 +43,7 @@ pub fn decide<F: Family, T: Tables<F>>(
 /// The quoted packet had been translated before it was sent. So the reverse of the quoted tuple is
 /// the key of the flow's other direction. The error is sent where that direction sends packets; its
 /// rewrite, reversed, is the original tuple that goes back into the quote.
-#[inline(never)]
+#[inline(always)]
 fn about_flow<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,

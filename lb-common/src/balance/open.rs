@@ -14,8 +14,7 @@ use crate::{
 };
 
 use super::{
-    entries::add,
-    lookup,
+    entries, lookup,
     select::{self, Choice, Client},
     source_port::draw_port,
     tables::{InsertError, Search, Tables},
@@ -107,9 +106,8 @@ fn choose_backend<F: Family, T: Tables<F>>(
     Ok(())
 }
 
-/// Inserts the new flow `work.scratch.new.flow`, with a source port of this node if it cannot keep its
-/// client's.
-#[inline(never)]
+/// Inserts the new flow, with a source port of this node if it cannot keep its client's.
+#[inline(always)]
 fn insert<F: Family, T: Tables<F>>(
     context: &Context<F>,
     work: &mut Work<F::Address>,
@@ -118,7 +116,13 @@ fn insert<F: Family, T: Tables<F>>(
     if work.scratch.needs_port != 0 && !draw_port(context, work, tables) {
         return Err(Reason::NoSourcePort);
     }
-    match add(context, work, tables) {
+    entries::prepare(context, work);
+    let (key, settings) = (&context.packet.key, context.settings);
+    let mut result = tables.insert_flow(key, &mut work.scratch.new, settings);
+    if matches!(result, Err(InsertError::Exists)) && entries::resolve(context, work, tables) {
+        result = tables.insert_flow(key, &mut work.scratch.new, settings);
+    }
+    match result {
         Ok(()) => Ok(()),
         Err(InsertError::Full) => Err(Reason::FlowTableFull),
         Err(InsertError::Exists) => adopt(context, work, tables),

@@ -107,7 +107,7 @@ pub(crate) struct Choice<A> {
 /// Chooses the backend that the client keeps, else any backend with equal chance, but for one client
 /// of a Service with session affinity always the same. Returns its id;
 /// `None` if the tables are inconsistent.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn choose<F: Family, T: Tables<F>>(
     choice: &Choice<F::Address>,
     settings: &Settings,

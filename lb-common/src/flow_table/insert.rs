@@ -172,8 +172,6 @@ fn refer<A: Address, M: Memory<A>>(
     lifetimes: &Lifetimes,
 ) -> bool {
     let Some(bucket) = memory.replies(new.replies.bucket) else { return false };
-    let Some(entry) = memory.entry(new.place) else { return false };
-    let word = new.word.reply(new.replies.tag, new.place);
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let free = scan(memory, bucket, 0);
@@ -186,9 +184,13 @@ fn refer<A: Address, M: Memory<A>>(
             way = worst as u32 & (WAYS as u32 - 1);
         }
         let old = ReplyWord(memory.load(bucket, way));
-        memory.set_reply_place(entry, new.replies.bucket * WAYS as u32 + way);
-        if evict(memory, new, lifetimes, old) && memory.swap(bucket, way, old.0, word.0) {
-            return true;
+        if evict(memory, new, lifetimes, old) {
+            let Some(entry) = memory.entry(new.place) else { return false };
+            memory.set_reply_place(entry, new.replies.bucket * WAYS as u32 + way);
+            let word = new.word.reply(new.replies.tag, new.place);
+            if memory.swap(bucket, way, old.0, word.0) {
+                return true;
+            }
         }
         attempt += 1;
     }

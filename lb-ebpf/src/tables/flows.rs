@@ -328,7 +328,7 @@ pub fn insert<F: FlowMaps<P>, P>(
 }
 
 /// Counts an insertion, and the classes of the flows that made room for it.
-#[inline(always)]
+#[inline(never)]
 fn count(evicted: u32) {
     let mut events = 1 | evicted << 1;
     let mut index = 0;
