@@ -1,15 +1,25 @@
 //! The table of flows in ordinary memory, for tests: the algorithm is that of the programs.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+pub mod invariants;
+pub mod numbered;
+
+use std::{array, mem::offset_of, sync::atomic::Ordering::SeqCst};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, fence};
+#[cfg(not(loom))]
+use std::sync::atomic::AtomicU64;
 
 use lb_common::{
     abi::{
         address::Address,
         flow::Tuple,
-        flow_table::{Bucket, Direction, FlowEntry, FlowSeed, RequestWord, WAYS},
+        flow_table::{Direction, FlowEntry, FlowSeed, RequestWord, WAYS},
     },
     flow_table::{Memory, request_word},
 };
+
+use self::invariants::ReadEntries;
 
 type Words = [AtomicU64; WAYS];
 /// An entry word by word, because CPUs read and write it at the same time.
@@ -25,24 +35,29 @@ pub struct HostTable {
     entries: Vec<EntryWords>,
 }
 
-fn words(bucket: Bucket) -> Words {
-    bucket.words.map(AtomicU64::new)
+fn words<const N: usize>() -> [AtomicU64; N] {
+    array::from_fn(|_| AtomicU64::new(0))
+}
+
+/// A seed with numbers that are always the same, for tables with so many buckets, by family.
+pub fn seed(buckets: [u32; 2]) -> FlowSeed {
+    let mut seed = FlowSeed { buckets, ..FlowSeed::default() };
+    // splitmix64 (Steele, Lea and Flood 2014).
+    let mut state = 0_u64;
+    for factor in &mut seed.factors {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        *factor = mixed ^ (mixed >> 27);
+    }
+    seed
 }
 
 impl HostTable {
     /// An empty table for both families.
     pub fn new(buckets: u32) -> Self {
-        let mut seed = FlowSeed { buckets: [buckets; 2], ..FlowSeed::default() };
-        // Any numbers do here: splitmix64 (Steele, Lea and Flood 2014).
-        let mut state = 0_u64;
-        for factor in &mut seed.factors {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            *factor = mixed ^ (mixed >> 27);
-        }
-        let empty = || (0..buckets).map(|_| words(Bucket::default())).collect();
-        let entry = || [const { AtomicU64::new(0) }; ENTRY_WORDS];
-        let entries = (0..buckets * WAYS as u32).map(|_| entry()).collect();
+        let seed = seed([buckets; 2]);
+        let empty = || (0..buckets).map(|_| words()).collect();
+        let entries = (0..buckets * WAYS as u32).map(|_| words()).collect();
         Self { seed, requests: empty(), replies: empty(), entries }
     }
 
@@ -113,7 +128,13 @@ impl<A: Address> Memory<A> for HostTable {
     }
 
     fn swap(&self, bucket: BucketOf, way: u32, old: u64, new: u64) -> bool {
-        self.word(bucket, way).compare_exchange(old, new, SeqCst, SeqCst).is_ok()
+        // loom orders nothing but fences in one order that all threads agree on.
+        #[cfg(loom)]
+        fence(SeqCst);
+        let is_replaced = self.word(bucket, way).compare_exchange(old, new, SeqCst, SeqCst).is_ok();
+        #[cfg(loom)]
+        fence(SeqCst);
+        is_replaced
     }
 
     fn entry(&self, place: u32) -> Option<u32> {
@@ -125,10 +146,22 @@ impl<A: Address> Memory<A> for HostTable {
     }
 
     fn reply_place(&self, entry: u32) -> u32 {
-        self.entry_at::<A>(entry).reply_place
+        self.entries[entry as usize][reply_place_word::<A>()].load(SeqCst) as u32
     }
 
-    fn set_reply_place(&self, entry: u32, reply_place: u32) {
-        self.store(entry, FlowEntry::<A> { reply_place, ..self.entry_at(entry) });
+    fn set_reply_place(&self, entry: u32, place: u32) {
+        self.entries[entry as usize][reply_place_word::<A>()].store(place.into(), SeqCst);
+    }
+}
+
+/// The word of an entry that has its `reply_place`, and nothing else but zeros.
+const fn reply_place_word<A: Address>() -> usize {
+    const { assert!(cfg!(target_endian = "little")) };
+    offset_of!(FlowEntry<A>, reply_place) / 8
+}
+
+impl<A: Address> ReadEntries<A> for HostTable {
+    fn copy_of(&self, place: u32) -> FlowEntry<A> {
+        self.entry_at(place)
     }
 }

@@ -4,6 +4,7 @@
 pub mod controlplane;
 pub mod echo;
 
+pub mod flows;
 pub mod kernel;
 pub mod netns;
 pub mod programs;

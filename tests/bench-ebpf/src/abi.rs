@@ -18,13 +18,18 @@ pub struct Lane {
     pub mask: u32,
     /// The first flow: the flow of run `n` is `(first + n) & mask`.
     pub first: u32,
+    /// 1: that is the index into NUMBERS, which has the flow.
+    pub is_numbered: u32,
 }
+
+/// How many entries NUMBERS has.
+pub const MAX_NUMBERS: usize = 1 << 20;
 
 /// Words of an IPv6 header and a TCP header.
 pub const MAX_WORDS: usize = 15;
 
 /// How many entries TARGETS has.
-pub const MAX_TARGETS: usize = 32;
+pub const MAX_TARGETS: usize = 64;
 
 /// What the client's address is combined with (exclusive or) for a flow.
 #[inline(always)]

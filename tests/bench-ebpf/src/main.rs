@@ -5,8 +5,14 @@
 //! up, and the measurement is void.
 #![no_std]
 #![no_main]
+// Compare-and-swap has no intrinsic on this target.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod abi;
+/// The table of flows of lb's programs, over the maps of this object.
+#[path = "../../../lb-ebpf/src/tables/flows.rs"]
+#[expect(dead_code, unexpected_cfgs, reason = "it is lb's, which has more uses for it")]
+mod flows;
 mod maps;
 mod steps;
 mod wrap;
@@ -30,7 +36,9 @@ use lb_common::{
 
 use crate::{
     maps::{HASH4, LRU4, LRU6, RUNS, SMALL_LRU4, SMALL_LRU6},
-    steps::{is_routed, keep, make_room, make_room_xdp, open, read, with_key},
+    steps::{
+        enroll, is_known, is_routed, keep, make_room, make_room_xdp, open, read, with_key,
+    },
     wrap::wrap,
 };
 
@@ -278,6 +286,55 @@ pub fn enter_small6(context: TcContext) -> i32 {
     with_key::<Ipv6>(&context, |key| {
         LRU6.get_ptr(key).is_none() && SMALL_LRU6.insert(key, &Flow::default(), ANY).is_ok()
     })
+}
+
+/// A hit in lb's table of flows, which copies the flow.
+#[classifier]
+pub fn table_hit4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, is_known::<Ipv4>)
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn table_hit6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, is_known::<Ipv6>)
+}
+
+/// A miss in lb's table of flows.
+#[classifier]
+pub fn table_miss4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| !is_known::<Ipv4>(key))
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn table_miss6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| !is_known::<Ipv6>(key))
+}
+
+/// The insertion of a new flow, with both directions, into lb's table, which is full once this has
+/// run for a while.
+#[classifier]
+pub fn table_insert4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, enroll::<Ipv4>)
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn table_insert6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, enroll::<Ipv6>)
+}
+
+/// A miss and that insertion.
+#[classifier]
+pub fn table_open4(context: TcContext) -> i32 {
+    with_key::<Ipv4>(&context, |key| !is_known::<Ipv4>(key) && enroll::<Ipv4>(key))
+}
+
+/// The same of IPv6.
+#[classifier]
+pub fn table_open6(context: TcContext) -> i32 {
+    with_key::<Ipv6>(&context, |key| !is_known::<Ipv6>(key) && enroll::<Ipv6>(key))
 }
 
 /// A clock of nanoseconds.

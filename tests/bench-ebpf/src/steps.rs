@@ -6,16 +6,22 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
         bpf_fib_lookup as FibLookup, xdp_action,
     },
-    helpers::generated::{bpf_fib_lookup, bpf_xdp_adjust_head},
+    helpers::generated::{bpf_fib_lookup, bpf_jiffies64, bpf_xdp_adjust_head},
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
     abi::{
         address::{Address4, Address6, Be16, Family, Ipv4, Ipv6},
-        flow::{Flow, FlowKey, Tuple},
+        flow::{Action, Flow, FlowKey, Tuple},
         frontend::TCP,
     },
+    balance::{Known, NewFlow, Search},
     packet::IP_OFFSET,
+};
+
+use crate::{
+    flows::{self, FlowMaps, Own},
+    maps::{SCRATCH4, SCRATCH6, SETTINGS},
 };
 
 const AF_INET: u8 = 2;
@@ -93,6 +99,59 @@ pub fn with_key<F: Layout>(
     };
     keep(&&key);
     if step(&key) { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
+}
+
+/// The working memory of the steps of the table, in a map because the stack is small.
+#[repr(C)]
+pub struct Scratch<A> {
+    found: Known<A>,
+    new: NewFlow<A>,
+}
+
+/// A family whose table can be searched.
+pub trait Table: Layout + FlowMaps {
+    /// The working memory of this CPU.
+    fn scratch() -> Option<*mut Scratch<Self::Address>>;
+}
+
+impl Table for Ipv4 {
+    #[inline(always)]
+    fn scratch() -> Option<*mut Scratch<Address4>> {
+        SCRATCH4.get_ptr_mut(0)
+    }
+}
+
+impl Table for Ipv6 {
+    #[inline(always)]
+    fn scratch() -> Option<*mut Scratch<Address6>> {
+        SCRATCH6.get_ptr_mut(0)
+    }
+}
+
+/// Whether the table has a flow whose requests arrive as `key` says.
+#[inline(always)]
+pub fn is_known<F: Table>(key: &FlowKey<F::Address>) -> bool {
+    let Some(scratch) = F::scratch() else { return false };
+    // SAFETY: this CPU's entry, which nothing else refers to.
+    let scratch = unsafe { &mut *scratch };
+    flows::find::<F, Own>(key, Search::Requests, &mut scratch.found)
+}
+
+/// Inserts a flow whose requests arrive as `key` says, and whose replies come from another port.
+/// Returns whether it was inserted.
+#[inline(always)]
+pub fn enroll<F: Table>(key: &FlowKey<F::Address>) -> bool {
+    let (Some(scratch), Some(settings)) = (F::scratch(), SETTINGS.get(0)) else { return false };
+    // SAFETY: as above.
+    let new = unsafe { &mut (*scratch).new };
+    new.flow.rewrite.set(&key.tuple);
+    new.flow.rewrite.destination_port = Be16::new(8080);
+    new.flow.action = Action::REQUEST;
+    // SAFETY: no preconditions.
+    new.flow.last_seen = settings.time(unsafe { bpf_jiffies64() } as u32);
+    new.reply_key.set_reverse(&new.flow.rewrite, key.protocol);
+    new.reply_action = Action::REPLY;
+    flows::insert::<F, Own>(key, new, settings) == 0
 }
 
 #[inline(always)]

@@ -9,7 +9,7 @@ use lb_common::packet::IP_OFFSET;
 
 use crate::{
     abi::{Lane, address_bits, port_bits},
-    maps::{LANE, RUNS, TARGETS, XDP_TARGETS},
+    maps::{LANE, NUMBERS, RUNS, TARGETS, XDP_TARGETS},
 };
 
 /// A packet that a wrapper can restore, and pass to a target for the same layer.
@@ -61,7 +61,9 @@ impl Wrapped for XdpContext {
 
     #[inline(always)]
     fn resize(&self, lane: &Lane) {
-        let difference = self.length().wrapping_sub(lane.length) as i32;
+        // The compiler would add the length to a pointer in 32 bits, which the verifier refuses.
+        let length = core::hint::black_box(self.length());
+        let difference = length.wrapping_sub(lane.length) as i32;
         // SAFETY: the context is the kernel's.
         unsafe { bpf_xdp_adjust_head(self.ctx, difference) };
     }
@@ -99,7 +101,11 @@ pub fn wrap<
         *runs = run + 1;
         run
     };
-    let flow = lane.first.wrapping_add(run as u32) & lane.mask;
+    let mut flow = lane.first.wrapping_add(run as u32) & lane.mask;
+    if lane.is_numbered != 0 {
+        let Some(number) = NUMBERS.get(flow) else { return };
+        flow = *number;
+    }
     let ports = port_bits(flow) as u32;
     let mut index = 0;
     while index < 3 {

@@ -12,18 +12,19 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
+use lb_agent::maps::flow_table::{FlowAddress, Flows};
 use lb_common::abi::address::{Address, Family, Ipv4, Ipv6};
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;
 use lb_common::abi::counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason};
-use lb_common::abi::flow::{Flow, FlowKey, Tuple};
+use lb_common::abi::flow::{FlowKey, Tuple};
+use lb_common::abi::flow_table::Direction;
 use lb_common::abi::fragment::{Fragment, FragmentKey};
 use lb_common::abi::frontend::{Frontend, FrontendKey};
 use lb_common::abi::range::RangeKey;
 use lb_common::abi::service::{Service, Slot};
 use lb_common::abi::settings::{Device, SettingsPair};
 use lb_common::abi::source::SourceKey;
-use lb_common::balance::FlowTable;
 use lb_sys::{PerCpuCounters, TypedMap};
 use lb_testing::family::TestFamily;
 use lb_testing::frame::MACS;
@@ -33,6 +34,7 @@ use lb_testing::tables::{FlowEntries, Lookups};
 use lb_testing::world::{World, mac};
 
 use self::fate::{checked, encapsulated, fate};
+use crate::harness::flows::{self, KernelFlows};
 use crate::harness::programs::{Programs, Runs};
 
 /// Sizes of the maps of a test: enough for every case, and quick to read and clear.
@@ -46,17 +48,16 @@ const ENTRIES: &[(&str, u32)] = &[
     ("BACKENDS6", 256),
     ("NODES4", 256),
     ("NODES6", 256),
-    ("FLOWS4", 4096),
-    ("FLOWS6", 4096),
-    ("EMBRYONIC4", 4096),
-    ("EMBRYONIC6", 4096),
     ("FRAGMENTS4", 1024),
     ("FRAGMENTS6", 1024),
     ("AFFINITY", 1024),
 ];
 
+/// How many flows there is room for.
+const FLOWS: u32 = 4096;
+
 /// A family whose maps are known.
-pub trait KernelFamily: TestFamily<Address: Send> {
+pub trait KernelFamily: TestFamily<Address: Send + FlowAddress> {
     /// What its maps' names end in.
     const SUFFIX: &'static str;
 }
@@ -83,8 +84,10 @@ pub struct Kernel<F: KernelFamily> {
     ranges: TypedMap<RangeKey<F::Address>, u32>,
     sources: TypedMap<SourceKey<F::Address>, F::Address>,
     nodes: TypedMap<F::Address, u32>,
-    flows: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
-    embryonic: TypedMap<FlowKey<F::Address>, Flow<F::Address>>,
+    flows: KernelFlows<F::Address>,
+    time_shift: u32,
+    /// By how many ticks entries are older than the times of flows say, which have a larger unit.
+    remainder: u32,
     fragments: TypedMap<FragmentKey<F::Address>, Fragment>,
     affinity: TypedMap<AffinityKey, Affinity>,
     counters: PerCpuCounters,
@@ -102,7 +105,9 @@ impl<F: KernelFamily> Kernel<F> {
     /// # Errors
     /// Those of [`Programs::load`].
     pub fn load() -> Result<Self> {
-        let programs = Programs::load(ENTRIES)?;
+        let sizes = [ENTRIES, &flows::sizes([FLOWS; 2])].concat();
+        let programs = Programs::load(&sizes)?;
+        flows::write_seed(|name| programs.descriptor(name), [FLOWS; 2])?;
         // Before the counters are read: this too is counted.
         let runs = programs.runs();
         let counters = programs.counters()?;
@@ -117,8 +122,9 @@ impl<F: KernelFamily> Kernel<F> {
             ranges: programs.map(&name("RANGES"))?,
             sources: programs.map(&name("SOURCES"))?,
             nodes: programs.map(&name("NODES"))?,
-            flows: programs.map(&name("FLOWS"))?,
-            embryonic: programs.map(&name("EMBRYONIC"))?,
+            flows: KernelFlows::open(|name| programs.descriptor(name))?,
+            time_shift: 0,
+            remainder: 0,
             fragments: programs.map(&name("FRAGMENTS"))?,
             affinity: programs.map("AFFINITY")?,
             counted: RefCell::new(counters.sums()?),
@@ -129,13 +135,6 @@ impl<F: KernelFamily> Kernel<F> {
             has_xdp: false,
             is_balanced: false,
         })
-    }
-
-    fn table(&self, table: FlowTable) -> &TypedMap<FlowKey<F::Address>, Flow<F::Address>> {
-        match table {
-            FlowTable::Flows => &self.flows,
-            FlowTable::Embryonic => &self.embryonic,
-        }
     }
 
     /// Has what comes in by an external device go through XDP first.
@@ -309,8 +308,8 @@ impl<F: KernelFamily> Interpreter<F> for Kernel<F> {
             self.counted.replace(counted);
         }
         self.is_balanced = false;
-        clear(&self.flows);
-        clear(&self.embryonic);
+        self.flows.clear();
+        self.remainder = 0;
         clear(&self.fragments);
         clear(&self.affinity);
         clear(&self.frontends);
@@ -328,6 +327,7 @@ impl<F: KernelFamily> Interpreter<F> for Kernel<F> {
         let pair =
             SettingsPair { active: 1, zero: 0, copies: [Default::default(), world.settings] };
         fill(&self.settings, &[pair]);
+        self.time_shift = world.settings.time_shift;
         let mut devices = world.devices.clone();
         devices.resize(16, Device::default());
         fill(&self.devices, &devices);
@@ -374,18 +374,20 @@ impl<F: KernelFamily> Interpreter<F> for Kernel<F> {
     }
 
     fn advance(&mut self, ticks: u32) {
-        age(&self.flows, |flow| &mut flow.last_seen, ticks);
-        age(&self.embryonic, |flow| &mut flow.last_seen, ticks);
+        self.remainder += ticks;
+        self.flows.age(self.remainder >> self.time_shift);
+        self.remainder &= (1 << self.time_shift) - 1;
         age(&self.fragments, |fragment| &mut fragment.last_seen, ticks);
         age(&self.affinity, |affinity| &mut affinity.last_seen, ticks);
     }
 
-    fn flows(&mut self, table: FlowTable) -> FlowEntries<F::Address> {
-        entries(self.table(table))
+    fn flows(&mut self) -> FlowEntries<F::Address> {
+        flows::entries(&self.flows)
     }
 
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) {
-        self.table(table).remove(key).expect("an entry can be removed");
+    fn remove_flow(&mut self, key: &FlowKey<F::Address>) {
+        let flow = self.flows.find(key, Direction::Request).expect("the flow is there");
+        assert!(self.flows.remove_unchanged(&flow), "nobody else removes it");
     }
 
     fn affinities(&mut self) -> Vec<(AffinityKey, Affinity)> {

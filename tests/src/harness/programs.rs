@@ -146,7 +146,11 @@ impl Programs {
         Ok(PerCpuCounters::new(self.descriptor("COUNTERS")?)?)
     }
 
-    fn descriptor(&self, name: &str) -> Result<OwnedFd> {
+    /// A descriptor of a map.
+    ///
+    /// # Errors
+    /// No such map.
+    pub fn descriptor(&self, name: &str) -> Result<OwnedFd> {
         let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
         let map = data(map).with_context(|| format!("map {name} is of an unexpected kind"))?;
         Ok(map.fd().as_fd().try_clone_to_owned()?)

@@ -7,25 +7,35 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use lb_agent::{
     cli::{GetArgs, Output, PinArgs, What},
     commands::get,
-    maps::{kernel::KernelDataplane, memory::Memory, pins::pinned_maps, sweep::Sweeper},
+    maps::{
+        flow_table::{FlowTable, Flows},
+        kernel::KernelDataplane,
+        memory::Memory,
+        pins::pinned_maps,
+        sweep::{Sweeper, Swept},
+    },
     options::sizes::Sizes,
     programs::{
         load::Constants,
         prepare::{load, prepare},
     },
 };
-use lb_common::abi::{
-    address::{Address4, Address6, Be16},
-    backend::{Backend, IN_CLUSTER_SET},
-    flow::{ANSWERED, Action, CLIENT_FIN, Flow, FlowKey, ONE_WAY, Tuple},
-    frontend::{Frontend, FrontendKey, FrontendKind, TCP},
-    range::RangeKey,
-    service::{Name, Service, SlotRange},
-    settings::{Settings, SettingsPair, Timeouts},
+use lb_common::{
+    abi::{
+        address::{Address4, Address6, Be16},
+        backend::{Backend, IN_CLUSTER_SET},
+        flow::{ANSWERED, Action, CLIENT_FIN, CONFIRMED, Flow, FlowKey, ONE_WAY, Tuple},
+        frontend::{Frontend, FrontendKey, FrontendKind, TCP},
+        range::RangeKey,
+        service::{Name, Service, SlotRange},
+        settings::{Settings, SettingsPair, Timeouts},
+    },
+    balance::track,
+    flow_table::{Class, NewFlow},
 };
 use lb_control::dataplane::{Dataplane, DataplaneError};
 use lb_sys::TypedMap;
@@ -261,52 +271,53 @@ const TIMEOUTS: Timeouts = Timeouts {
 };
 
 #[test]
-fn the_sweep_removes_flows_past_twice_their_timeout_unless_the_reverse_entry_is_live() -> Result<()>
-{
+fn the_sweep_removes_flows_past_twice_their_timeout_and_counts_the_others() -> Result<()> {
+    const TICKS_PER_SECOND: u32 = 250;
     let dir = BpfDir::new();
     let programs = dir.load()?;
     let pins = dir.pins();
-    let now = lb_sys::ticks_now(programs.get("clock")?)?;
-    let flows = TypedMap::<FlowKey<Address4>, Flow<Address4>>::new(pins.open("FLOWS4")?)?;
-    let pair = |port: u16, request_age: u32, reply_age: u32, state: u8| -> Result<()> {
-        let tuple = Tuple {
+    let time_shift = Settings::time_shift_of(TICKS_PER_SECOND);
+    let now = lb_sys::ticks_now(programs.get("clock")?)? >> time_shift;
+    let table = FlowTable::<Address4>::writable(&pins)?;
+    let insert = |port: u16, age: u32, state: u8, [action, reply_action]: [Action; 2]| {
+        let request = Tuple {
             source: Ipv4Addr::new(10, 0, 0, 1).into(),
             destination: Ipv4Addr::new(10, 96, 0, 1).into(),
             source_port: Be16::new(port),
             destination_port: Be16::new(80),
         };
-        let rewrite = Tuple { destination: Ipv4Addr::new(10, 0, 0, 2).into(), ..tuple };
-        let protocol = u32::from(TCP);
-        let flow = |rewrite, age: u32| Flow {
-            rewrite,
-            state,
-            last_seen: now.wrapping_sub(age),
-            ..Flow::default()
-        };
-        flows.set(&FlowKey { tuple, protocol }, &flow(rewrite, request_age))?;
-        let back = FlowKey { tuple: rewrite.reversed(), protocol };
-        Ok(flows.set(&back, &flow(tuple.reversed(), reply_age))?)
-    };
-    pair(1, 150, 150, 0)?;
-    pair(2, 1_000, 1_000, 0)?;
-    pair(3, 1_000, 150, 0)?;
-    pair(4, 1_000, 1_000, ANSWERED)?;
-    // Tunnelled requests have no pair. With a FIN they are kept for a shorter time than others.
-    let alone = |port: u16, age: u32, state: u8| -> Result<()> {
-        let tuple = Tuple { source_port: Be16::new(port), ..Tuple::default() };
+        let rewrite = Tuple { destination: Ipv4Addr::new(10, 0, 0, 2).into(), ..request };
         let last_seen = now.wrapping_sub(age);
-        let flow = Flow { action: Action::REQUEST_TUNNEL, state, last_seen, ..Flow::default() };
-        Ok(flows.set(&FlowKey { tuple, protocol: u32::from(TCP) }, &flow)?)
+        let protocol = u32::from(TCP);
+        let mut new = NewFlow::default();
+        new.flow = Flow { rewrite, action, state, last_seen, ..Flow::default() };
+        new.reply_key = FlowKey { tuple: rewrite.reversed(), protocol };
+        new.reply_action = reply_action;
+        let inserted = table.insert(
+            &FlowKey { tuple: request, protocol },
+            &mut new,
+            &track::lifetimes(&TIMEOUTS),
+        );
+        inserted.map_err(|error| anyhow!("the flow of port {port}: {error:?}"))
     };
-    alone(5, 1_000, ONE_WAY | ANSWERED)?;
-    alone(6, 230, ONE_WAY | ANSWERED | CLIENT_FIN)?;
-    alone(7, 250, ONE_WAY | ANSWERED | CLIENT_FIN)?;
+    const BOTH: [Action; 2] = [Action::REQUEST, Action::REPLY];
+    insert(1, 150, 0, BOTH)?;
+    insert(2, 1_000, 0, BOTH)?;
+    insert(3, 1_000, ANSWERED | CONFIRMED, BOTH)?;
+    // Tunnelled requests have no replies. With a FIN they are kept for a shorter time than others.
+    const ALONE: [Action; 2] = [Action::REQUEST_TUNNEL, Action { action: 0 }];
+    insert(4, 1_000, ONE_WAY | CONFIRMED, ALONE)?;
+    insert(5, 230, ONE_WAY | CONFIRMED | CLIENT_FIN, ALONE)?;
+    insert(6, 250, ONE_WAY | CONFIRMED | CLIENT_FIN, ALONE)?;
     let mut sweeper = Sweeper::open(&pins)?;
-    let fills = sweeper.sweep(&TIMEOUTS, 250)?;
-    let fill = fills.iter().find(|fill| fill.map == "FLOWS4").context("no FLOWS4")?;
-    ensure!((fill.removed, fill.entries, fill.max_entries) == (3, 8, 1_024), "{fill:?}");
-    let fills = sweeper.sweep(&TIMEOUTS, 250)?;
-    ensure!(fills.iter().all(|fill| fill.removed == 0), "{fills:?}");
+    let Swept { fills, flows } = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND)?;
+    let fill = fills.iter().find(|fill| fill.map == "FLOW_ENTRIES4").context("no flows")?;
+    ensure!((fill.removed, fill.entries, fill.max_entries) == (2, 4, 1_024), "{fill:?}");
+    ensure!(flows[0][Class::Established as usize] == 3, "{flows:?}");
+    ensure!(flows[0][Class::Unanswered as usize] == 1, "{flows:?}");
+    let swept = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND)?;
+    ensure!(swept.fills.iter().all(|fill| fill.removed == 0), "{swept:?}");
+    ensure!(swept.flows == flows, "{swept:?}");
     Ok(())
 }
 
@@ -314,7 +325,10 @@ fn the_sweep_removes_flows_past_twice_their_timeout_unless_the_reverse_entry_is_
 fn get_shows_pinned_maps_and_says_when_there_are_none() -> Result<()> {
     let dir = BpfDir::new();
     let arguments =
-        |what, output| GetArgs { what, output, pins: PinArgs { bpf_dir: dir.0.clone() } };
+        |what, output| {
+            let pins = PinArgs { bpf_dir: dir.0.clone() };
+            GetArgs { what, output, service: None, address: None, pins }
+        };
     let error = get::get(&arguments(What::Services, Output::Table)).err().context("shown")?;
     ensure!(error.to_string().starts_with("nothing is pinned at "), "{error}");
     dir.load()?;

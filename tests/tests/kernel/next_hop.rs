@@ -8,12 +8,13 @@ use lb_common::abi::address::{Family, Ipv4, Ipv6};
 use lb_common::abi::flow::Tuple;
 use lb_common::abi::frontend::{FrontendKind, UDP};
 use lb_common::abi::service::Service;
-use lb_common::balance::Endpoint;
+use lb_common::abi::settings::Timeouts;
+use lb_common::balance::{Endpoint, track};
 use lb_testing::family::TestFamily;
 use lb_testing::frame::{Body, Frame};
 use lb_testing::interpreter::{Fate, Interpreter};
 use lb_testing::site::TestSite;
-use lb_testing::world::{EXTERNAL, Location, NODE_PORTS, World, at, mac};
+use lb_testing::world::{EXTERNAL, Location, NODE_PORTS, World, at, mac, timeouts};
 use lb_tests::harness::kernel::{Kernel, KernelFamily};
 use lb_tests::harness::programs::{GATEWAY_MAC, MOVED_GATEWAY_MAC, in_private_namespace};
 
@@ -37,7 +38,9 @@ impl<F: KernelFamily> Scene<F> {
         world.services[index as usize].flags |= flags;
         // A second that no delay of the test is as long as, and flows that outlive it.
         world.settings.ticks_per_second = SECOND;
-        world.settings.lifetimes.ticks.fill(100 * SECOND);
+        let timeout = world.settings.times(100);
+        let timeouts = Timeouts { udp: timeout, udp_stream: timeout, ..timeouts() };
+        world.settings.lifetimes = track::lifetimes(&timeouts);
         kernel.load(&world);
         Ok(Self { kernel, world, frontend })
     }

@@ -25,17 +25,23 @@ use super::{
     harness::{EMPTY, Harness, Pace, Shot, Wrapper},
     lanes::{self, End, FloorLane, Lane, Verdict},
     report::{Figure, Outcome},
-    tables::{Datapath, ELSEWHERE, EMPTY_PORTS, Frontends, NODES, PODS, Side, THIS_NODE},
+    tables::{
+        Datapath, ELSEWHERE, EMPTY_PORTS, Frontends, NODES, PODS, Side, THIS_NODE, settings,
+    },
 };
 
 /// How many flows the table of a usual size holds.
 pub const USUAL: u32 = 1 << 16;
 const MILLION: u32 = 1 << 20;
-/// Entries of a table that a million flows fill, except for the free entries that the kernel
-/// keeps ready for each processor.
-const LARGE_TABLE: u32 = (2 << 20) + (1 << 12);
-const USUAL_TABLE: u32 = 1 << 18;
-const SMALL_TABLE: u32 = 1 << 12;
+/// Entries of an LRU that both directions of a million flows fill, except for the free entries that
+/// the kernel keeps ready for each processor.
+const LARGE_LRU: u32 = (2 << 20) + (1 << 12);
+/// Places for flows: twice as many as there are, and in a sparse table eight times as many.
+const LARGE_TABLE: u32 = 2 * MILLION;
+const USUAL_TABLE: u32 = 2 * USUAL;
+const SPARSE_TABLE: u32 = 8 * USUAL;
+/// Places for a single flow.
+pub const SMALL_TABLE: u32 = 1 << 12;
 
 /// What to measure, and with what.
 pub struct Bench<'a> {
@@ -58,6 +64,7 @@ impl Bench<'_> {
     /// The kernel refuses the programs or an entry of a map.
     pub fn measure(&self, is_complete: bool) -> Result<Vec<Figure>> {
         let mut figures = self.usual()?;
+        figures.extend(self.sparse()?);
         figures.extend(self.outside()?);
         figures.extend(self.million::<Ipv4>([LARGE_TABLE, SMALL_TABLE])?);
         if is_complete {
@@ -72,15 +79,25 @@ impl Bench<'_> {
         plan.hot::<Ipv6>()?;
         floors::others(&mut plan.harness, &mut plan.lanes)?;
         plan.measure();
-        plan.many::<Ipv4>()?;
+        plan.many::<Ipv4>("")?;
         plan.measure_long();
-        plan.many::<Ipv6>()?;
+        plan.many::<Ipv6>("")?;
         plan.measure_long();
         // They come last because they evict the flows that other lanes look up.
         plan.opened::<Ipv4>(false)?;
         plan.measure();
         plan.opened::<Ipv6>(false)?;
         plan.measure();
+        Ok(plan.figures)
+    }
+
+    /// As many flows in a table with more places.
+    fn sparse(&self) -> Result<Vec<Figure>> {
+        let mut plan = Plan::new(self, &[], [SPARSE_TABLE; 2], Frontends::ClusterIps)?;
+        plan.many::<Ipv4>(" in 512k places")?;
+        plan.measure_long();
+        plan.many::<Ipv6>(" in 512k places")?;
+        plan.measure_long();
         Ok(plan.figures)
     }
 
@@ -92,9 +109,9 @@ impl Bench<'_> {
         Ok(plan.figures)
     }
 
-    fn million<F: Side>(&self, flows: [u32; 2]) -> Result<Vec<Figure>> {
-        let steps = [(&*floors::lru::<F>(), LARGE_TABLE)];
-        let mut plan = Plan::new(self, &steps, flows, Frontends::ClusterIps)?;
+    fn million<F: Side>(&self, places: [u32; 2]) -> Result<Vec<Figure>> {
+        let steps = [(&*floors::lru::<F>(), LARGE_LRU)];
+        let mut plan = Plan::new(self, &steps, places, Frontends::ClusterIps)?;
         plan.most::<F>()?;
         plan.measure_long();
         plan.opened::<F>(true)?;
@@ -131,16 +148,16 @@ pub struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// `steps` are the sizes of the steps' maps, `flows` those of FLOWS4 and FLOWS6.
+    /// `steps` are the sizes of the steps' maps, `places` those of the tables of flows.
     fn new(
         bench: &Bench<'a>,
         steps: &[(&str, u32)],
-        flows: [u32; 2],
+        places: [u32; 2],
         frontends: Frontends,
     ) -> Result<Self> {
         Ok(Self {
-            harness: Harness::load(bench.wrappers, steps)?,
-            datapath: Datapath::load(bench.object, flows, bench.device, frontends)?,
+            harness: Harness::load(bench.wrappers, steps, places, &settings(frontends))?,
+            datapath: Datapath::load(bench.object, places, bench.device, frontends)?,
             only: bench.only,
             rounds: bench.rounds,
             lanes: Vec::new(),
@@ -177,12 +194,21 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Puts flows into the tables, of the programs and of the steps: `count` of pods over TCP.
+    fn establish<F: Side>(&self, count: u32) -> Result<()> {
+        let tables = [&self.datapath.flows::<F>()?, &self.harness.flows::<F>()?];
+        let flows = Flows::<F>::known(FlowKind::Pod, TCP);
+        let numbers = flows.establish(&tables, count, self.datapath.time()?)?;
+        floors::fill::<F>(&self.harness, &numbers)
+    }
+
     fn hot<F: Side>(&mut self) -> Result<()> {
-        floors::fill::<F>(&self.harness, 1)?;
-        Flows::<F>::known(FlowKind::Pod, TCP).establish(&self.datapath, 1)?;
-        Flows::<F>::known(FlowKind::Pod, UDP).establish(&self.datapath, 1)?;
-        Flows::<F>::known(FlowKind::NodeProcess, UDP).establish(&self.datapath, 1)?;
+        self.establish::<F>(1)?;
+        let (flows, now) = (self.datapath.flows::<F>()?, self.datapath.time()?);
+        Flows::<F>::known(FlowKind::Pod, UDP).establish(&[&flows], 1, now)?;
+        Flows::<F>::known(FlowKind::NodeProcess, UDP).establish(&[&flows], 1, now)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit", 1)?);
+        self.lanes.extend(floors::table::<F>(&mut self.harness, "", 1)?);
         let hot = floor_lane::<F>("LRU hit", HIT);
         self.not_service_traffic::<F>(&hot)?;
         self.established::<F>(TCP, (1, "hot"), HOT, &hot)?;
@@ -191,19 +217,21 @@ impl<'a> Plan<'a> {
         self.rejected::<F>()
     }
 
-    fn many<F: Side>(&mut self) -> Result<()> {
-        floors::fill::<F>(&self.harness, USUAL)?;
-        Flows::<F>::known(FlowKind::Pod, TCP).establish(&self.datapath, USUAL)?;
+    /// `places` is in the names of what is measured.
+    fn many<F: Side>(&mut self, places: &str) -> Result<()> {
+        self.establish::<F>(USUAL)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit, 64k", USUAL)?);
+        let among = format!(", 64k{places}");
+        self.lanes.extend(floors::table::<F>(&mut self.harness, &among, USUAL)?);
         floors::others_of_many::<F>(&mut self.harness, &mut self.lanes)?;
         let many = floor_lane::<F>("LRU hit, 64k", HIT_64K);
-        self.established::<F>(TCP, (USUAL, "64k flows"), MANY, &many)
+        self.established::<F>(TCP, (USUAL, &format!("64k flows{places}")), MANY, &many)
     }
 
     fn most<F: Side>(&mut self) -> Result<()> {
-        floors::fill::<F>(&self.harness, MILLION)?;
-        Flows::<F>::known(FlowKind::Pod, TCP).establish(&self.datapath, MILLION)?;
+        self.establish::<F>(MILLION)?;
         self.lanes.push(floors::hit::<F>(&mut self.harness, "LRU hit, 1 M", MILLION)?);
+        self.lanes.extend(floors::table::<F>(&mut self.harness, ", 1 M", MILLION)?);
         let most = floor_lane::<F>("LRU hit, 1 M", HIT_1M);
         self.established::<F>(TCP, (MILLION, "1 M flows"), MOST, &most)
     }
@@ -332,14 +360,18 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// A TCP flow is inserted into the table of handshakes, whose size is always the same, a UDP
-    /// flow into FLOWS. Row 8 of docs/performance.md is about tables of a usual size. In a large
-    /// one UDP has no limit, because the insertions alone take longer than the row allows.
+    /// The floor of a TCP flow is a small LRU, that of a UDP flow one as large as the table. Row 8 of
+    /// docs/performance.md is about tables of a usual size. In a large one UDP has no limit, because
+    /// the insertions into the LRU alone take longer than the row allows.
     fn opened<F: Side>(&mut self, is_large: bool) -> Result<()> {
-        let (among, flows, size, miss) = match is_large {
-            true => (", among 1 M", "1 M", "2 M", HIT_1M),
-            false => ("", "64k", "256k", HIT_64K),
+        let (among, flows, size, miss, count) = match is_large {
+            true => (", among 1 M", "1 M", "2 M", HIT_1M, MILLION),
+            false => ("", "64k", "256k", HIT_64K, USUAL),
         };
+        let (pods, now) = (Flows::<F>::known(FlowKind::Pod, TCP), self.datapath.time()?);
+        pods.crowd(&self.datapath.flows::<F>()?, count, now);
+        pods.crowd(&self.harness.flows::<F>()?, count, now);
+        self.lanes.extend(floors::table_open::<F>(&mut self.harness, &format!(", {flows}"))?);
         for (protocol, size, suffix) in [(TCP, "16k", "_small"), (UDP, size, "")] {
             let insert = (format!("LRU insert, {size}"), format!("insert{suffix}"));
             self.lanes.push(floors::insert::<F>(&mut self.harness, &insert.0, &insert.1)?);

@@ -24,21 +24,18 @@ pub const HIT_1M: f64 = 205.0;
 /// An insertion: 200 to 250 ns on the reference machine. The larger value raises limits least.
 pub const INSERTION: f64 = 250.0;
 
-/// The name of the steps' map that takes the place of FLOWS.
+/// The name of the steps' LRU of flows.
 pub fn lru<F: Side>() -> String {
     program::<F>("LRU")
 }
 
-/// Puts as many flows into that map as into FLOWS.
+/// Puts the flows with these numbers into that map, and has the wrappers go through them.
 ///
 /// # Errors
 /// The kernel refuses an entry.
-pub fn fill<F: Side>(harness: &Harness, flows: u32) -> Result<()> {
-    known::<F>(harness, &lru::<F>(), flows)
-}
-
-fn known<F: Side>(harness: &Harness, map: &str, flows: u32) -> Result<()> {
-    Flows::<F>::known(FlowKind::Pod, TCP).add(harness.object(), map, flows, 0)
+pub fn fill<F: Side>(harness: &Harness, numbers: &[u32]) -> Result<()> {
+    harness.set_numbers(numbers)?;
+    Flows::<F>::known(FlowKind::Pod, TCP).add(harness.object(), &lru::<F>(), numbers)
 }
 
 /// The floor lane of a step of a family, and its cost on the reference machine.
@@ -81,12 +78,32 @@ pub fn insert<F: Side>(harness: &mut Harness, step: &str, program: &str) -> Resu
     lane::<F>(harness, step, program, 0)
 }
 
+/// Look-ups in lb's own table that find one of `flows`, or nothing. No limit depends on them.
+///
+/// # Errors
+/// No room.
+pub fn table<F: Side>(harness: &mut Harness, among: &str, flows: u32) -> Result<[Lane; 2]> {
+    let hit = lane::<F>(harness, &format!("table hit{among}"), "table_hit", flows)?;
+    let miss = lane::<F>(harness, &format!("table miss{among}"), "table_miss", 0)?;
+    Ok([hit, miss])
+}
+
+/// What a new flow takes in lb's own table: the insertion, and a miss and the insertion.
+///
+/// # Errors
+/// No room.
+pub fn table_open<F: Side>(harness: &mut Harness, among: &str) -> Result<[Lane; 2]> {
+    let insert = lane::<F>(harness, &format!("table insertion{among}"), "table_insert", 0)?;
+    let open = lane::<F>(harness, &format!("table miss and insertion{among}"), "table_open", 0)?;
+    Ok([insert, open])
+}
+
 /// Steps that no limit depends on.
 ///
 /// # Errors
 /// No room, or the kernel refuses an entry.
 pub fn others(harness: &mut Harness, lanes: &mut Vec<Lane>) -> Result<()> {
-    known::<Ipv4>(harness, "HASH4", 1)?;
+    Flows::<Ipv4>::known(FlowKind::Pod, TCP).add(harness.object(), "HASH4", &[0])?;
     lanes.push(lane::<Ipv4>(harness, "hash hit", "hash", 1)?);
     for (name, program) in [
         ("flow read from the packet", "key4"),

@@ -1,24 +1,30 @@
 //! The flows that packets belong to, numbered as the wrappers number them.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
-use lb_common::abi::{
-    address::Be16,
-    flow::{ANSWERED, Action, Flow, FlowKey, NextHop, ONE_WAY, Tuple},
-    frontend::UDP,
+use lb_agent::maps::flow_table::Flows as _;
+use lb_common::{
+    abi::{
+        address::Be16,
+        flow::{ANSWERED, Action, CONFIRMED, Flow, FlowKey, NextHop, ONE_WAY, Tuple},
+        flow_table::{Direction, FlowEntry, TIMES},
+        frontend::UDP,
+    },
+    flow_table::{InsertError, NewFlow, insert},
 };
 
 use super::{
     abi::{address_bits, port_bits},
     namespace::{EPOCH, OTHER_NODE, ROUTER},
     tables::{
-        BACKENDS, CLIENTS, DSR_NODE_PORTS, Datapath, NEW_CLIENTS, NEW_PODS, NODE_PORTS, NODES,
-        PODS, PORTS, Side, THIS_NODE, backend, cluster_ip, dsr_service_of, service_of,
+        BACKENDS, CLIENTS, DSR_NODE_PORTS, Frontends, NEW_CLIENTS, NEW_PODS, NODE_PORTS, NODES,
+        PODS, PORTS, Side, THIS_NODE, backend, cluster_ip, dsr_service_of, service_of, settings,
     },
 };
+use crate::harness::flows::KernelFlows;
 
-/// An entry of FLOWS.
-pub type FlowEntry<A> = (FlowKey<A>, Flow<A>);
+/// A direction of a flow in a hash or an LRU.
+pub type Entry<A> = (FlowKey<A>, Flow<A>);
 
 /// The tuple of a packet before and after translation.
 pub type Translation<A> = (Tuple<A>, Tuple<A>);
@@ -58,7 +64,7 @@ impl FlowKind {
             Self::Pod => [Action::REQUEST, Action::REPLY],
             Self::NodeProcess => [Action::REQUEST_ROUTE, Action::REPLY_INTO_DEVICE],
             Self::Snat => [Action::REQUEST_FORWARD, Action::REPLY_FORWARD],
-            Self::Dsr => [Action::REQUEST_TUNNEL; 2],
+            Self::Dsr => [Action::REQUEST_TUNNEL, Action::default()],
         }
     }
 
@@ -147,51 +153,121 @@ impl<F: Side> Flows<F> {
         self.service() * BACKENDS
     }
 
-    /// The entries of flow `number`, last seen at `now`.
-    pub fn entries(&self, number: u32, now: u32) -> impl Iterator<Item = FlowEntry<F::Address>> {
-        let (tuples, actions) = (self.tuples(number), self.kind.actions());
-        let (service, backend, protocol) = (self.service(), self.backend(), self.protocol);
-        let next_hops = self.kind.next_hops();
-        let state = if self.kind == FlowKind::Dsr { ANSWERED | ONE_WAY } else { ANSWERED };
-        (0..self.kind.directions()).map(move |direction| {
-            let (tuple, rewrite) = tuples[direction];
-            let flow = Flow {
-                rewrite,
-                action: actions[direction],
-                state,
-                generation: 0,
-                backend,
-                service,
-                last_seen: now,
-                device: 0,
-                next_hop: next_hops[direction],
-            };
-            (FlowKey { tuple, protocol: protocol.into() }, flow)
+    /// Flow `number`, established and last seen at `now`, and the key of its requests.
+    pub fn flow(&self, number: u32, now: u32) -> (FlowKey<F::Address>, NewFlow<F::Address>) {
+        let [(request, rewrite), (reply, _)] = self.tuples(number);
+        let [action, reply_action] = self.kind.actions();
+        let protocol = self.protocol.into();
+        let mut new = NewFlow::default();
+        new.flow = Flow {
+            rewrite,
+            action,
+            state: self.state(),
+            generation: 0,
+            backend: self.backend(),
+            service: self.service(),
+            last_seen: now,
+            device: 0,
+            next_hop: self.kind.next_hops()[0],
+        };
+        new.reply_key = FlowKey { tuple: reply, protocol };
+        new.reply_action = reply_action;
+        // Established flows are never evicted.
+        new.protected = TIMES - 1;
+        (FlowKey { tuple: request, protocol }, new)
+    }
+
+    fn state(&self) -> u8 {
+        let one_way = if self.kind == FlowKind::Dsr { ONE_WAY } else { 0 };
+        let confirmed = if self.protocol == UDP { 0 } else { CONFIRMED };
+        ANSWERED | one_way | confirmed
+    }
+
+    /// Puts `count` of them into each of `tables`, all established, and returns their numbers. One
+    /// that some table has no room for is left out.
+    ///
+    /// # Errors
+    /// Another flow is in the way of one of them.
+    pub fn establish(
+        &self,
+        tables: &[&KernelFlows<F::Address>],
+        count: u32,
+        now: u32,
+    ) -> Result<Vec<u32>> {
+        let mut numbers = Vec::new();
+        for number in 0.. {
+            if numbers.len() == count as usize {
+                break;
+            }
+            ensure!(number < 2 * count, "there is no room for {count} flows");
+            let mut is_new = Vec::new();
+            let has_room = tables.iter().all(|table| {
+                let (key, new) = self.flow(number, now);
+                let is_known = table.find(&key, Direction::Request).is_some();
+                let is_inserted = !is_known && self.insert(table, &key, new).is_ok();
+                is_new.extend(is_inserted.then_some((table, key)));
+                is_known || is_inserted
+            });
+            if has_room {
+                numbers.push(number);
+                continue;
+            }
+            for (table, key) in is_new {
+                let flow = table.find(&key, Direction::Request);
+                ensure!(
+                    flow.is_some_and(|flow| table.remove_unchanged(&flow)),
+                    "a flow that was inserted is gone"
+                );
+            }
+        }
+        Ok(numbers)
+    }
+
+    /// Forgets all flows of a table and puts `count` of these into it, which anybody may evict.
+    pub fn crowd(&self, table: &KernelFlows<F::Address>, count: u32, now: u32) {
+        table.clear();
+        for number in 0..count {
+            let (key, mut new) = self.flow(number, now);
+            new.flow.state &= !CONFIRMED;
+            // It may find no room, or evict another: such is a crowd.
+            _ = self.insert(table, &key, new);
+        }
+    }
+
+    fn insert(
+        &self,
+        table: &KernelFlows<F::Address>,
+        key: &FlowKey<F::Address>,
+        mut new: NewFlow<F::Address>,
+    ) -> Result<(), InsertError> {
+        let lifetimes = settings(Frontends::ClusterIps).lifetimes;
+        insert(table, key, &mut new, &lifetimes, |place, new| {
+            let mut entry = FlowEntry::default();
+            entry.write(&key.tuple, &new.flow, new.reply_action);
+            entry.next_hops = self.kind.next_hops();
+            table.write(place, &entry);
         })
     }
 
-    /// Puts the first `count` of them into FLOWS, all established.
-    ///
-    /// # Errors
-    /// The kernel refuses an entry.
-    pub fn establish(&self, datapath: &Datapath, count: u32) -> Result<()> {
-        self.add(datapath.object(), F::MAPS[3], count, datapath.now()?)
+    /// The entries of flow `number` in a hash or an LRU.
+    pub fn entries(&self, number: u32) -> impl Iterator<Item = Entry<F::Address>> {
+        let (key, NewFlow { flow, reply_key, reply_action, .. }) = self.flow(number, 0);
+        let rewrite = key.tuple.reversed();
+        let reply = (reply_key, Flow { rewrite, action: reply_action, ..flow });
+        [(key, flow), reply].into_iter().take(self.kind.directions())
     }
 
-    /// Puts the first `count` of them into a map, last seen at `now`.
+    /// Puts the flows with these numbers into a hash or an LRU.
     ///
     /// # Errors
     /// No such map, or the kernel refuses an entry.
-    pub fn add(&self, object: &Ebpf, map: &str, count: u32, now: u32) -> Result<()> {
-        const CHUNK: u32 = 8192;
+    pub fn add(&self, object: &Ebpf, map: &str, numbers: &[u32]) -> Result<()> {
+        const CHUNK: usize = 8192;
         let set = F::fill_flows(object, map)?;
-        let mut next = 0;
-        while next < count {
-            let end = count.min(next + CHUNK);
-            let entries = (next..end).flat_map(|number| self.entries(number, now));
+        for numbers in numbers.chunks(CHUNK) {
+            let entries = numbers.iter().flat_map(|number| self.entries(*number));
             let (keys, values): (Vec<_>, Vec<_>) = entries.unzip();
             set(&keys, &values).with_context(|| format!("cannot add flows to {map}"))?;
-            next = end;
         }
         Ok(())
     }
@@ -213,7 +289,7 @@ mod tests {
         let flows = Flows::<F>::known(kind, TCP);
         let mut keys = HashSet::new();
         for number in 0..COUNT {
-            let entries: Vec<_> = flows.entries(number, 0).collect();
+            let entries: Vec<_> = flows.entries(number).collect();
             if let [(request, there), (reply, back)] = &entries[..] {
                 assert_eq!(there.rewrite, reply.tuple.reversed(), "{kind:?} {number}");
                 assert_eq!(back.rewrite, request.tuple.reversed(), "{kind:?} {number}");

@@ -19,12 +19,15 @@ use aya::{
     },
 };
 use bytemuck::Pod;
+use lb_common::abi::settings::Settings;
 use lb_sys::TypedMap;
 
 use super::{
     abi::{Lane, MAX_TARGETS},
     namespace::IDLE,
+    tables::Side,
 };
+use crate::harness::flows::{self, KernelFlows};
 
 /// The empty target's index.
 pub const EMPTY: u32 = 0;
@@ -64,6 +67,7 @@ impl Wrapper {
 pub struct Harness {
     object: Ebpf,
     lane: TypedMap<u32, Lane>,
+    numbers: TypedMap<u32, u32>,
     tc: Targets,
     xdp: Targets,
     seed: Cell<u64>,
@@ -119,18 +123,25 @@ pub struct Run {
 
 impl Harness {
     /// Loads the wrappers and the steps; `sizes` are those of maps that differ from the
-    /// object's.
+    /// object's, and `places` those of the tables of flows, IPv4 and IPv6.
     ///
     /// # Errors
     /// No such object, no privileges, or the kernel refuses a program.
-    pub fn load(object: &Path, sizes: &[(&str, u32)]) -> Result<Self> {
-        let mut object = load_object(object, sizes)?;
+    pub fn load(
+        object: &Path,
+        sizes: &[(&str, u32)],
+        places: [u32; 2],
+        settings: &Settings,
+    ) -> Result<Self> {
+        let mut object = load_object(object, &[sizes, &flows::sizes(places)].concat())?;
+        flows::write_seed(|name| map_descriptor(&object, name), places)?;
+        map(&object, "SETTINGS")?.set(&0u32, settings).context("cannot set SETTINGS")?;
         load_programs(&mut object)?;
         keep_dispatched(&mut object)?;
-        let lane = map(&object, "LANE")?;
+        let (lane, numbers) = (map(&object, "LANE")?, map(&object, "NUMBERS")?);
         let tc = Targets::of(&mut object, "TARGETS")?;
         let xdp = Targets::of(&mut object, "XDP_TARGETS")?;
-        let mut harness = Self { object, lane, tc, xdp, seed: Cell::new(0) };
+        let mut harness = Self { object, lane, numbers, tc, xdp, seed: Cell::new(0) };
         for (layer, name) in [(Layer::Tc, "empty"), (Layer::Xdp, "xdp_empty")] {
             let index = harness.step(layer, name)?;
             ensure!(index == EMPTY, "the empty program is not the first target");
@@ -141,6 +152,23 @@ impl Harness {
     /// The object, for the maps of the steps.
     pub fn object(&self) -> &Ebpf {
         &self.object
+    }
+
+    /// The steps' table of flows.
+    ///
+    /// # Errors
+    /// The object has none.
+    pub fn flows<F: Side>(&self) -> Result<KernelFlows<F::Address>> {
+        KernelFlows::open(|name| map_descriptor(&self.object, name))
+    }
+
+    /// Sets the flows that the wrappers go through where there are several.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_numbers(&self, numbers: &[u32]) -> Result<()> {
+        let keys: Vec<u32> = (0..numbers.len() as u32).collect();
+        self.numbers.set_batch(&keys, numbers).1.context("cannot set NUMBERS")
     }
 
     /// Makes one of the steps a target.
@@ -257,7 +285,8 @@ impl Harness {
         // Known flows begin at a random one; new flows continue where the last run ended.
         let first = if shot.flows == 0 { 0 } else { self.random() };
         let mask = shot.flows.wrapping_sub(1);
-        let lane = Lane { target, mask, first, ..super::frames::lane(&shot.frame) };
+        let is_numbered = (shot.flows > 1).into();
+        let lane = Lane { target, mask, first, is_numbered, ..super::frames::lane(&shot.frame) };
         self.lane.set(&0, &lane).context("cannot set LANE")?;
         let mut frame = vec![0; shot.frame.len() + ROOM];
         let (spent, result) = match shot.pace {

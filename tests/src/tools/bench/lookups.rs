@@ -7,20 +7,22 @@ use lb_common::{
         affinity::{Affinity, AffinityKey},
         backend::Backend,
         counter::Reason,
-        flow::{Flow, FlowKey, Tuple},
+        flow::{FlowKey, Tuple},
         fragment::{Fragment, FragmentKey},
         frontend::{Frontend, FrontendKey, TCP, UDP},
         service::Service,
+        settings::Settings,
     },
     balance::{
-        self, Endpoint, Entry, FlowTable, InsertError, Site, Tables, Verdict, Work,
+        self, Endpoint, Entry, InsertError, Known, NewFlow, Note, Search, Site, Tables, Verdict,
+        Work,
         socket::{self, Caller, Decision},
     },
     packet::{ACK, Packet, Parse, SYN},
 };
 
 use super::{
-    flows::{FlowEntry, FlowKind, Flows},
+    flows::{self, FlowKind, Flows},
     frames,
     report::{Figure, Outcome},
     stats::Estimate,
@@ -30,7 +32,7 @@ use super::{
 /// Tables in memory with some flows, which count look-ups.
 struct Counting<F: Side> {
     state: State<F>,
-    flows: Vec<FlowEntry<F::Address>>,
+    flows: Vec<flows::Entry<F::Address>>,
     look_ups: u32,
 }
 
@@ -45,14 +47,7 @@ impl<T> Entry<T> for Copied<T> {
     fn store(&self, _value: T) {}
 }
 
-impl<A> balance::tables::FlowEntry<A> for Copied<Flow<A>> {
-    fn set_state(&self, _state: u8) {}
-
-    fn set_last_seen(&self, _now: u32) {}
-}
-
 impl<F: Side> Tables<F> for Counting<F> {
-    type FlowEntry = Copied<Flow<F::Address>>;
     type AffinityEntry = Copied<Affinity>;
 
     fn now(&self) -> u32 {
@@ -103,21 +98,58 @@ impl<F: Side> Tables<F> for Counting<F> {
         Some(0)
     }
 
-    fn flow(&mut self, table: FlowTable, key: &FlowKey<F::Address>) -> Option<Self::FlowEntry> {
+    fn spread(&mut self, _key: &AffinityKey) -> u32 {
+        0
+    }
+
+    fn flow(
+        &mut self,
+        key: &FlowKey<F::Address>,
+        search: Search,
+        found: &mut Known<F::Address>,
+    ) -> bool {
+        let order = match search {
+            Search::Requests => &[false][..],
+            Search::Replies => &[true],
+            Search::RequestsFirst => &[false, true],
+            Search::RepliesFirst => &[true, false],
+        };
+        for is_reply in order {
+            self.look_ups += 1;
+            let of_key = |(other, flow): &&flows::Entry<F::Address>| {
+                other == key && flow.action.is_reply() == *is_reply
+            };
+            if let Some((_, flow)) = self.flows.iter().find(of_key) {
+                found.flow = *flow;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn may_have_reply(&mut self, key: &FlowKey<F::Address>) -> bool {
         self.look_ups += 1;
-        let found = self.flows.iter().find(|(other, _)| other == key);
-        found.filter(|_| table == FlowTable::Flows).map(|(_, flow)| Copied(*flow))
+        self.flows.iter().any(|(other, flow)| other == key && flow.action.is_reply())
     }
 
     fn insert_flow(
         &mut self,
-        _table: FlowTable,
         _key: &FlowKey<F::Address>,
-        _flow: &Flow<F::Address>,
-        _replace: bool,
+        _new: &mut NewFlow<F::Address>,
+        _settings: &Settings,
     ) -> Result<(), InsertError> {
         Ok(())
     }
+
+    fn note_flow(
+        &mut self,
+        _key: &FlowKey<F::Address>,
+        _found: &Known<F::Address>,
+        _note: Note,
+    ) {
+    }
+
+    fn remove_flow(&mut self, _key: &FlowKey<F::Address>, _found: &Known<F::Address>) {}
 
     fn fragment(&mut self, _key: &FragmentKey<F::Address>) -> Option<Fragment> {
         self.look_ups += 1;
@@ -125,8 +157,6 @@ impl<F: Side> Tables<F> for Counting<F> {
     }
 
     fn insert_fragment(&mut self, _key: &FragmentKey<F::Address>, _fragment: &Fragment) {}
-
-    fn remove_flow(&mut self, _table: FlowTable, _key: &FlowKey<F::Address>) {}
 
     fn affinity(&mut self, _key: &AffinityKey) -> Option<Self::AffinityEntry> {
         self.look_ups += 1;
@@ -253,7 +283,7 @@ fn outside<F: Side + Parse>() -> Vec<Figure> {
 }
 
 fn counting<F: Side>(flows: &[Flows<F>], frontends: Frontends) -> Counting<F> {
-    let flows = flows.iter().flat_map(|flows| flows.entries(0, 0)).collect();
+    let flows = flows.iter().flat_map(|flows| flows.entries(0)).collect();
     Counting { state: State::node(frontends), flows, look_ups: 0 }
 }
 

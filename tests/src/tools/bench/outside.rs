@@ -106,9 +106,11 @@ impl Plan<'_> {
     pub fn outside<F: Side>(&mut self) -> Result<()> {
         self.hot_outside::<F>()?;
         self.measure();
-        floors::fill::<F>(&self.harness, USUAL)?;
         let many = floor_lane::<F>("LRU hit, 64k", HIT_64K);
         for kind in &KINDS {
+            // Flows of one kind alone, as many as in the other rows.
+            self.datapath.flows::<F>()?.clear();
+            floors::fill::<F>(&self.harness, &self.establish_outside::<F>(kind.kind, USUAL)?)?;
             for hook in [Hook::FromDevice, Hook::Xdp] {
                 let hit = floors::hit::<F>(&mut self.harness, "LRU hit, 64k", USUAL)?;
                 let is_meant = |known: &Known| known.hook == hook && known.pace == Pace::Running;
@@ -120,6 +122,8 @@ impl Plan<'_> {
             }
         }
         for kind in &KINDS {
+            let known = Flows::<F>::known(kind.kind, TCP);
+            known.crowd(&self.datapath.flows::<F>()?, USUAL, self.datapath.time()?);
             self.opened_by::<F>(kind, TCP)?;
             self.opened_by::<F>(kind, UDP)?;
             self.measure();
@@ -127,9 +131,18 @@ impl Plan<'_> {
         Ok(())
     }
 
+    /// Puts so many flows into the programs' table, and returns their numbers.
+    fn establish_outside<F: Side>(&self, kind: FlowKind, count: u32) -> Result<Vec<u32>> {
+        let (flows, now) = (self.datapath.flows::<F>()?, self.datapath.time()?);
+        Flows::<F>::known(kind, TCP).establish(&[&flows], count, now)
+    }
+
     /// Traffic that is not a Service's, and one flow of each kind.
     fn hot_outside<F: Side>(&mut self) -> Result<()> {
-        floors::fill::<F>(&self.harness, 1)?;
+        for kind in &KINDS {
+            self.establish_outside::<F>(kind.kind, 1)?;
+        }
+        floors::fill::<F>(&self.harness, &[0])?;
         for pace in [Pace::Running, Pace::Single] {
             let hit = floors::hit::<F>(&mut self.harness, "LRU hit", 1)?;
             let route = floors::route::<F>(&mut self.harness, self.datapath.device.ifindex)?;
@@ -185,7 +198,6 @@ impl Plan<'_> {
         floor: &FloorLane,
     ) -> Result<()> {
         let flows = Flows::<F>::known(*kind, TCP);
-        flows.establish(&self.datapath, count)?;
         for known in known.iter().filter(|known| is_meant(known)) {
             let Known { hook, reason, verdict, next_hop, pace } = *known;
             let direction = known.direction();

@@ -13,14 +13,18 @@ use aya::{
     programs::{TestRun, TestRunOptions},
 };
 use bytemuck::Pod;
-use lb_common::abi::{
-    address::{Address4, Address6, Be16, Ipv4, Ipv6, Prefix},
-    backend::{Backend, IN_CLUSTER_SET},
-    counter::Hook,
-    flow::{Flow, FlowKey},
-    frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
-    service::{Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, Lifetimes, PortRange, STATES, Settings, SettingsPair},
+use lb_agent::maps::flow_table::FlowAddress;
+use lb_common::{
+    abi::{
+        address::{Address4, Address6, Be16, Family, Ipv4, Ipv6, Prefix},
+        backend::{Backend, IN_CLUSTER_SET},
+        counter::Hook,
+        flow::{Flow, FlowKey},
+        frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
+        service::{Service, Slot, SlotRange},
+        settings::{Device, FamilySettings, PortRange, Settings, SettingsPair, Timeouts},
+    },
+    balance::track,
 };
 use lb_sys::{PerCpuCounters, TypedMap};
 
@@ -28,13 +32,14 @@ use super::{
     frames::Frame,
     harness::{Wrapper, classifier, load_object, load_programs, map, map_descriptor, program},
 };
+use crate::harness::flows::{self, KernelFlows};
 
 /// A family as the benchmark knows it.
-pub trait Side: Frame {
+pub trait Side: Frame + Family<Address: FlowAddress> {
     /// `IPv4` or `IPv6`.
     const NAME: &'static str;
-    /// Maps: frontends, backends, nodes, flows.
-    const MAPS: [&'static str; 4];
+    /// Maps: frontends, backends, nodes.
+    const MAPS: [&'static str; 3];
     /// tc wrappers that rotate the source and the destination.
     const WRAPPERS: [Wrapper; 2];
     /// The same of XDP.
@@ -53,7 +58,7 @@ pub trait Side: Frame {
     /// # Errors
     /// The object lacks one, or it has another layout.
     fn fill(object: &Ebpf) -> Result<Fill<Self::Address>>;
-    /// What fills a map of flows.
+    /// What fills a hash or an LRU of flows.
     ///
     /// # Errors
     /// The object lacks it, or it has another layout.
@@ -62,7 +67,7 @@ pub trait Side: Frame {
 
 impl Side for Ipv4 {
     const NAME: &'static str = "IPv4";
-    const MAPS: [&'static str; 4] = ["FRONTENDS4", "BACKENDS4", "NODES4", "FLOWS4"];
+    const MAPS: [&'static str; 3] = ["FRONTENDS4", "BACKENDS4", "NODES4"];
     const WRAPPERS: [Wrapper; 2] = [Wrapper::tc("request4"), Wrapper::tc("reply4")];
     const XDP_WRAPPERS: [Wrapper; 2] = [Wrapper::xdp("xdp_request4"), Wrapper::xdp("xdp_reply4")];
     const FIRST_SERVICE: u32 = 0;
@@ -84,7 +89,7 @@ impl Side for Ipv4 {
     }
 
     fn fill(object: &Ebpf) -> Result<Fill<Address4>> {
-        let [frontends, backends, nodes, _] = Self::MAPS;
+        let [frontends, backends, nodes] = Self::MAPS;
         Ok(Fill {
             frontends: setter(object, frontends)?,
             backends: setter(object, backends)?,
@@ -99,7 +104,7 @@ impl Side for Ipv4 {
 
 impl Side for Ipv6 {
     const NAME: &'static str = "IPv6";
-    const MAPS: [&'static str; 4] = ["FRONTENDS6", "BACKENDS6", "NODES6", "FLOWS6"];
+    const MAPS: [&'static str; 3] = ["FRONTENDS6", "BACKENDS6", "NODES6"];
     const WRAPPERS: [Wrapper; 2] = [Wrapper::tc("request6"), Wrapper::tc("reply6")];
     const XDP_WRAPPERS: [Wrapper; 2] = [Wrapper::xdp("xdp_request6"), Wrapper::xdp("xdp_reply6")];
     const FIRST_SERVICE: u32 = 16;
@@ -122,7 +127,7 @@ impl Side for Ipv6 {
     }
 
     fn fill(object: &Ebpf) -> Result<Fill<Address6>> {
-        let [frontends, backends, nodes, _] = Self::MAPS;
+        let [frontends, backends, nodes] = Self::MAPS;
         Ok(Fill {
             frontends: setter(object, frontends)?,
             backends: setter(object, backends)?,
@@ -137,7 +142,7 @@ impl Side for Ipv6 {
 
 /// Sets many entries of a map.
 type Setter<K, V> = Box<dyn Fn(&[K], &[V]) -> io::Result<()>>;
-/// Sets many entries of a map of flows.
+/// Sets many entries of a hash or an LRU of flows.
 pub type FlowSetter<A> = Setter<FlowKey<A>, Flow<A>>;
 
 /// The maps of one family, to be filled.
@@ -213,26 +218,28 @@ pub struct Datapath {
     pub counters: PerCpuCounters,
     /// The external device.
     pub device: Device,
+    settings: Settings,
 }
 
 impl Datapath {
-    /// Loads the programs with room for `flows` entries in FLOWS4 and in FLOWS6, and sets
-    /// up the node; `device` is its external device.
+    /// Loads the programs with so many places for flows, IPv4 and IPv6, and sets up the node;
+    /// `device` is its external device.
     ///
     /// # Errors
     /// No such object, or the kernel refuses something.
     pub fn load(
         object: &Path,
-        flows: [u32; 2],
+        places: [u32; 2],
         device: Device,
         frontends: Frontends,
     ) -> Result<Self> {
-        let sizes = [(Ipv4::MAPS[3], flows[0]), (Ipv6::MAPS[3], flows[1])];
-        let mut object = load_object(object, &sizes)?;
+        let mut object = load_object(object, &flows::sizes(places))?;
+        flows::write_seed(|name| map_descriptor(&object, name), places)?;
         load_programs(&mut object)?;
         let counters = PerCpuCounters::new(map_descriptor(&object, "COUNTERS")?)?;
-        let datapath = Self { object, counters, device };
-        let pair = SettingsPair { active: 0, zero: 0, copies: [settings(frontends); 2] };
+        let settings = settings(frontends);
+        let datapath = Self { object, counters, device, settings };
+        let pair = SettingsPair { active: 0, zero: 0, copies: [settings; 2] };
         datapath.map("SETTINGS")?.set(&0u32, &pair).context("cannot set SETTINGS")?;
         datapath.map("DEVICES")?.set(&0u32, &device)?;
         datapath.set_up::<Ipv4>(frontends)?;
@@ -257,14 +264,23 @@ impl Datapath {
         map(&self.object, name)
     }
 
-    /// The programs' clock.
+    /// Now, in the unit of the times of flows.
     ///
     /// # Errors
     /// The object has no clock, or the kernel refuses to run it.
-    pub fn now(&self) -> Result<u32> {
+    pub fn time(&self) -> Result<u32> {
         let mut options = TestRunOptions::new();
         options.data_in = Some(&[0; 64]);
-        Ok(classifier(&self.object, "clock")?.test_run(options)?.return_value)
+        let ticks = classifier(&self.object, "clock")?.test_run(options)?.return_value;
+        Ok(self.settings.time(ticks))
+    }
+
+    /// The table of flows.
+    ///
+    /// # Errors
+    /// The object has none.
+    pub fn flows<F: Side>(&self) -> Result<KernelFlows<F::Address>> {
+        KernelFlows::open(|name| map_descriptor(&self.object, name))
     }
 
     fn set_up<F: Side>(&self, frontends: Frontends) -> Result<()> {
@@ -356,10 +372,22 @@ impl<F: Side> State<F> {
 pub fn settings(frontends: Frontends) -> Settings {
     // A day with CONFIG_HZ=100, 2.4 hours with 1000: no flow expires during a run.
     const LONG: u32 = 24 * 3600 * 100;
+    let time_shift = Settings::time_shift_of(250);
+    let times = LONG >> time_shift;
+    let timeouts = Timeouts {
+        tcp_syn: times,
+        tcp_established: times,
+        tcp_half_closed: times,
+        tcp_fin_one_way: times,
+        tcp_closing: times,
+        tcp_reset: times,
+        udp: times,
+        udp_stream: times,
+    };
     Settings {
         ipv4: family_settings::<Ipv4>(),
         ipv6: family_settings::<Ipv6>(),
-        lifetimes: Lifetimes { ticks: [LONG; 2 * STATES] },
+        lifetimes: track::lifetimes(&timeouts),
         // With node ports a second never passes, so that flows do not look up their route again.
         ticks_per_second: if frontends == Frontends::NodePorts { LONG } else { 250 },
         flags: if frontends == Frontends::NodePorts { Settings::EXTERNAL } else { 0 },
@@ -368,6 +396,8 @@ pub fn settings(frontends: Frontends) -> Settings {
             Frontends::NodePorts => PortRange { first: 30_000, count: 2_768 },
         },
         source_ports: PortRange { first: 1_024, count: 28_976 },
+        time_shift,
+        zero: 0,
     }
 }
 
