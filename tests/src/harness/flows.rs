@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use lb_agent::maps::flow_table::{FlowAddress, Flows, SEED};
-use lb_common::abi::address::{Address, Address4, Address6};
+use lb_common::abi::address::{Address4, Address6};
 use lb_common::abi::flow::Tuple;
 use lb_common::abi::flow_table::{Bucket, Direction, FlowEntry, FlowSeed, RequestWord, WAYS};
 use lb_common::flow_table::{Memory, request_word};
@@ -166,8 +166,6 @@ impl<A: FlowAddress> ReadEntries<A> for KernelFlows<A> {
 }
 
 /// The flows of a table: their entries and their words.
-pub fn entries<A: FlowAddress + Address>(
-    table: &KernelFlows<A>,
-) -> Vec<(FlowEntry<A>, RequestWord)> {
+pub fn entries<A: FlowAddress>(table: &KernelFlows<A>) -> Vec<(FlowEntry<A>, RequestWord)> {
     table.live().map(|flow| (flow.entry, flow.word)).collect()
 }

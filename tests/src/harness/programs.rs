@@ -172,11 +172,26 @@ impl Programs {
     /// No such classifier, no such device in this namespace, or a frame shorter than an
     /// Ethernet header.
     pub fn run(&self, name: &str, frame: &[u8], ifindex: u32, ingress_ifindex: u32) -> Result<Ran> {
+        run_classifier(self.classifier(name)?, frame, ifindex, ingress_ifindex)
+            .with_context(|| format!("cannot run {name} on {} bytes", frame.len()))
+    }
+
+    /// Runs a classifier on a frame that is at this device, and then so many times in all on what it
+    /// has made of the frame.
+    ///
+    /// # Errors
+    /// As for [`Programs::run`].
+    pub fn run_on_and_on(&self, name: &str, frame: &[u8], ifindex: u32, times: u32) -> Result<Ran> {
+        let program = self.classifier(name)?;
+        test_run(program, frame, &classifier_context(ifindex, 0), times)
+            .with_context(|| format!("cannot run {name} on {} bytes", frame.len()))
+    }
+
+    fn classifier(&self, name: &str) -> Result<&SchedClassifier> {
         let Some(Program::SchedClassifier(program)) = self.ebpf.program(name) else {
             bail!("the object has no classifier {name}");
         };
-        run_classifier(program, frame, ifindex, ingress_ifindex)
-            .with_context(|| format!("cannot run {name} on {} bytes", frame.len()))
+        Ok(program)
     }
 
     /// Runs the XDP program on a frame that came in by this device.
@@ -204,14 +219,20 @@ pub fn run_classifier(
     ifindex: u32,
     ingress_ifindex: u32,
 ) -> Result<Ran> {
-    /// Words of `struct __sk_buff`, and those that a test may set.
-    const WORDS: usize = 48;
+    test_run(program, frame, &classifier_context(ifindex, ingress_ifindex), 1)
+}
+
+/// Words of `struct __sk_buff`.
+const WORDS: usize = 48;
+
+/// The words that a test may set.
+fn classifier_context(ifindex: u32, ingress_ifindex: u32) -> [u32; WORDS] {
     const INGRESS_IFINDEX: usize = 9;
     const IFINDEX: usize = 10;
-    let mut context = [0u32; WORDS];
+    let mut context = [0; WORDS];
     context[INGRESS_IFINDEX] = ingress_ifindex;
     context[IFINDEX] = ifindex;
-    test_run(program, frame, &context)
+    context
 }
 
 /// Runs an XDP program on a frame that came in by this device.
@@ -222,10 +243,10 @@ pub fn run_xdp(program: &Xdp, frame: &[u8], ifindex: u32) -> Result<Ran> {
     // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
     // egress_ifindex.
     let context = [0, frame.len() as u32, 0, ifindex, 0, 0];
-    test_run(program, frame, &context)
+    test_run(program, frame, &context, 1)
 }
 
-fn test_run<P>(program: &P, frame: &[u8], context: &[u32]) -> Result<Ran>
+fn test_run<P>(program: &P, frame: &[u8], context: &[u32], repeat: u32) -> Result<Ran>
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
 {
@@ -234,6 +255,7 @@ where
         data_in: Some(frame),
         data_out: Some(&mut out),
         ctx_in: Some(bytemuck::cast_slice(context)),
+        repeat,
         ..TestRunOptions::new()
     })?;
     out.truncate(result.data_size_out as usize);

@@ -2,6 +2,7 @@
 //! hooks in the kernel.
 
 mod attach;
+mod flows;
 mod frames;
 mod maps;
 mod next_hop;

@@ -324,11 +324,10 @@ fn the_sweep_removes_flows_past_twice_their_timeout_and_counts_the_others() -> R
 #[test]
 fn get_shows_pinned_maps_and_says_when_there_are_none() -> Result<()> {
     let dir = BpfDir::new();
-    let arguments =
-        |what, output| {
-            let pins = PinArgs { bpf_dir: dir.0.clone() };
-            GetArgs { what, output, service: None, address: None, pins }
-        };
+    let arguments = |what, output| {
+        let pins = PinArgs { bpf_dir: dir.0.clone() };
+        GetArgs { what, output, service: None, address: None, pins }
+    };
     let error = get::get(&arguments(What::Services, Output::Table)).err().context("shown")?;
     ensure!(error.to_string().starts_with("nothing is pinned at "), "{error}");
     dir.load()?;

@@ -25,9 +25,7 @@ use super::{
     harness::{EMPTY, Harness, Pace, Shot, Wrapper},
     lanes::{self, End, FloorLane, Lane, Verdict},
     report::{Figure, Outcome},
-    tables::{
-        Datapath, ELSEWHERE, EMPTY_PORTS, Frontends, NODES, PODS, Side, THIS_NODE, settings,
-    },
+    tables::{Datapath, ELSEWHERE, EMPTY_PORTS, Frontends, NODES, PODS, Side, THIS_NODE, settings},
 };
 
 /// How many flows the table of a usual size holds.

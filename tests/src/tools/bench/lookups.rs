@@ -141,13 +141,7 @@ impl<F: Side> Tables<F> for Counting<F> {
         Ok(())
     }
 
-    fn note_flow(
-        &mut self,
-        _key: &FlowKey<F::Address>,
-        _found: &Known<F::Address>,
-        _note: Note,
-    ) {
-    }
+    fn note_flow(&mut self, _key: &FlowKey<F::Address>, _found: &Known<F::Address>, _note: Note) {}
 
     fn remove_flow(&mut self, _key: &FlowKey<F::Address>, _found: &Known<F::Address>) {}
 

@@ -22,7 +22,9 @@ use lb_common::{
         flow::{Flow, FlowKey},
         frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
         service::{Service, Slot, SlotRange},
-        settings::{Device, FamilySettings, FormerLifetimes, PortRange, Settings, SettingsPair, Timeouts},
+        settings::{
+            Device, FamilySettings, FormerLifetimes, PortRange, Settings, SettingsPair, Timeouts,
+        },
     },
     balance::track,
 };
