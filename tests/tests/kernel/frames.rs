@@ -218,7 +218,7 @@ fn only_sends<F: KernelFamily>() -> Result<()> {
     let mut world = world::<F>();
     world.settings.ticks_per_second = TICKS;
     let timeouts = Timeouts { udp: 10 * TICKS, ..timeouts() };
-    world.settings.lifetimes = track::lifetimes(&timeouts);
+    world.settings.flow_lifetimes = track::lifetimes(&timeouts);
     let mut scene = Scene { interpreter: &mut kernel, world, protocol: UDP };
     scene.update();
     let flow = scene.open(TestSite::FromPod, at(F::pod(2), 1000), at(F::vip(1), 80));

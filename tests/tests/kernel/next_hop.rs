@@ -40,7 +40,7 @@ impl<F: KernelFamily> Scene<F> {
         world.settings.ticks_per_second = SECOND;
         let timeout = world.settings.times(100);
         let timeouts = Timeouts { udp: timeout, udp_stream: timeout, ..timeouts() };
-        world.settings.lifetimes = track::lifetimes(&timeouts);
+        world.settings.flow_lifetimes = track::lifetimes(&timeouts);
         kernel.load(&world);
         Ok(Self { kernel, world, frontend })
     }

@@ -240,7 +240,7 @@ impl<F: Side> Flows<F> {
         key: &FlowKey<F::Address>,
         mut new: NewFlow<F::Address>,
     ) -> Result<(), InsertError> {
-        let lifetimes = settings(Frontends::ClusterIps).lifetimes;
+        let lifetimes = settings(Frontends::ClusterIps).flow_lifetimes;
         insert(table, key, &mut new, &lifetimes, |place, new| {
             let mut entry = FlowEntry::default();
             entry.write(&key.tuple, &new.flow, new.reply_action);

@@ -22,7 +22,7 @@ use lb_common::{
         flow::{Flow, FlowKey},
         frontend::{Frontend, FrontendKey, FrontendKind, TCP, UDP},
         service::{Service, Slot, SlotRange},
-        settings::{Device, FamilySettings, PortRange, Settings, SettingsPair, Timeouts},
+        settings::{Device, FamilySettings, FormerLifetimes, PortRange, Settings, SettingsPair, Timeouts},
     },
     balance::track,
 };
@@ -387,7 +387,8 @@ pub fn settings(frontends: Frontends) -> Settings {
     Settings {
         ipv4: family_settings::<Ipv4>(),
         ipv6: family_settings::<Ipv6>(),
-        lifetimes: track::lifetimes(&timeouts),
+        lifetimes: FormerLifetimes::default(),
+        flow_lifetimes: track::lifetimes(&timeouts),
         // With node ports a second never passes, so that flows do not look up their route again.
         ticks_per_second: if frontends == Frontends::NodePorts { LONG } else { 250 },
         flags: if frontends == Frontends::NodePorts { Settings::EXTERNAL } else { 0 },
