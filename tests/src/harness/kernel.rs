@@ -105,9 +105,17 @@ impl<F: KernelFamily> Kernel<F> {
     /// # Errors
     /// Those of [`Programs::load`].
     pub fn load() -> Result<Self> {
-        let sizes = [ENTRIES, &flows::sizes([FLOWS; 2])].concat();
+        Self::with_places(FLOWS)
+    }
+
+    /// Loads the object with so many places for flows, a multiple of 8.
+    ///
+    /// # Errors
+    /// Those of [`Programs::load`].
+    pub fn with_places(places: u32) -> Result<Self> {
+        let sizes = [ENTRIES, &flows::sizes([places; 2])].concat();
         let programs = Programs::load(&sizes)?;
-        flows::write_seed(|name| programs.descriptor(name), [FLOWS; 2])?;
+        flows::write_seed(|name| programs.descriptor(name), [places; 2])?;
         // Before the counters are read: this too is counted.
         let runs = programs.runs();
         let counters = programs.counters()?;
@@ -135,6 +143,11 @@ impl<F: KernelFamily> Kernel<F> {
             has_xdp: false,
             is_balanced: false,
         })
+    }
+
+    /// The programs and their table of flows, for tests that run them on several threads.
+    pub fn into_parts(self) -> (Programs, KernelFlows<F::Address>) {
+        (self.programs, self.flows)
     }
 
     /// Has what comes in by an external device go through XDP first.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lb_common::abi::address::{Ipv4, Ipv6};
 use lb_common::abi::counter::{Hook, Reason};
 use lb_common::abi::frontend::{TCP, UDP};
-use lb_common::abi::settings::Timeouts;
+use lb_common::abi::settings::{Settings, Timeouts};
 use lb_common::balance::{Verdict, track};
 use lb_common::packet::answer::quote_length;
 use lb_common::packet::{ACK, FIN, RST, SYN};
@@ -217,7 +217,8 @@ fn only_sends<F: KernelFamily>() -> Result<()> {
     let mut kernel = Kernel::<F>::load()?;
     let mut world = world::<F>();
     world.settings.ticks_per_second = TICKS;
-    let timeouts = Timeouts { udp: 10 * TICKS, ..timeouts() };
+    world.settings.time_shift = Settings::time_shift_of(TICKS);
+    let timeouts = Timeouts { udp: world.settings.times(10), ..timeouts() };
     world.settings.flow_lifetimes = track::lifetimes(&timeouts);
     let mut scene = Scene { interpreter: &mut kernel, world, protocol: UDP };
     scene.update();
