@@ -251,6 +251,12 @@ impl<F: TestFamily> World<F> {
         self.drain(id);
     }
 
+    /// Makes a backend what it was before it stopped to serve.
+    pub fn serve_again(&mut self, id: u32, before: Backend<F::Address>) {
+        self.backends[id as usize] = before;
+        self.publish();
+    }
+
     /// Removes a backend for good.
     pub fn remove_backend(&mut self, id: u32) {
         let backend = &mut self.backends[id as usize];

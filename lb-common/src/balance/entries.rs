@@ -1,7 +1,10 @@
 //! The insertion of a new flow, and of its place a flow that is over.
 
 use crate::{
-    abi::{address::Family, flow::Action},
+    abi::{
+        address::Family,
+        flow::{Action, MOVED},
+    },
     flow_table::PROTECTED,
     packet::PacketKind,
 };
@@ -55,7 +58,7 @@ pub(super) fn prepare<F: Family>(context: &Context<F>, work: &mut Work<F::Addres
     new.protected = context.settings.times(PROTECTED);
 }
 
-/// Removes the flow that has the reply of the new one, if it is closed or expired. Returns whether
+/// Removes the flow that has the reply of the new one, if it is over. Returns whether
 /// none is left.
 #[inline(always)]
 fn remove_stale<F: Family, T: Tables<F>>(
@@ -68,9 +71,13 @@ fn remove_stale<F: Family, T: Tables<F>>(
         return true;
     }
     let found = &scratch.known.flow;
-    let kind = context.packet.kind;
-    let is_over = matches!(kind, PacketKind::Tcp) && track::is_closed(found.state)
-        || track::is_expired(found, kind, context);
+    let packet = context.packet;
+    let is_left = match packet.kind {
+        PacketKind::Tcp => track::is_closed(found.state),
+        // By this client itself, when it moved to another backend.
+        _ => found.state & MOVED != 0 && found.rewrite.is_reverse_of(packet.tuple()),
+    };
+    let is_over = is_left || track::is_expired(found, packet.kind, context);
     if is_over {
         tables.remove_flow(&scratch.new.reply_key, &scratch.known);
     }

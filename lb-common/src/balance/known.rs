@@ -98,12 +98,16 @@ fn retire<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) {
     let (packet, known) = (context.packet, &work.scratch.known);
-    if known.flow.action.is_one_way() {
-        tables.remove_flow(&packet.key, known);
-    } else if !matches!(packet.kind, PacketKind::Tcp) {
+    let is_tcp = matches!(packet.kind, PacketKind::Tcp);
+    let has_answers =
+        !known.flow.action.is_one_way() && !track::is_expired(&known.flow, packet.kind, context);
+    if is_tcp && !packet.is_syn() {
+        return;
+    }
+    if !is_tcp && has_answers {
         let note = Note { clear: 0, set: MOVED, time: context.time() };
         tables.note_flow(&packet.key, known, note);
-    } else if packet.is_syn() {
+    } else {
         tables.remove_flow(&packet.key, known);
     }
 }

@@ -3,7 +3,10 @@
 use crate::{
     abi::{
         address::Family,
-        flow::{ANSWERED, CLIENT_FIN, CONFIRMED, Flow, LASTING, ONE_WAY, RESET, SERVER_FIN, STREAM},
+        flow::{
+            ANSWERED, CLIENT_FIN, CONFIRMED, Flow, LASTING, NextHop, ONE_WAY, RESET, SERVER_FIN,
+            STREAM,
+        },
         flow_table::TIMES,
         settings::{FORMER_STATES, FormerLifetimes, Lifetimes, STATES, Settings, Timeouts},
     },
@@ -126,6 +129,8 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
     }
     let note = Note { clear: old & !state, set: state & !old, time };
     tables.note_flow(&context.packet.key, known, note);
+    // Of this packet too.
+    work.scratch.known.flow.next_hop = NextHop::UNKNOWN;
 }
 
 /// The state of a flow whose last packet but this one, which has shown `seen`, is more than a second

@@ -40,17 +40,21 @@ pub struct NewFlow<A> {
     pub evicted: u32,
     place: u32,
     word: RequestWord,
+    reply_place: u32,
+    /// Always 0.
+    zero: u32,
     requests: Hash,
     replies: Hash,
 }
 
 /// Inserts a flow, whose entry `write` fills in.
 ///
-/// The steps are: claim a word of FLOW_REQUESTS; write the entry; make the word ready; store the
-/// word of FLOW_REPLIES; look for another flow with the same request or reply; become live. The
-/// words are visible before the search, so of two CPUs that insert at the same time at least one
-/// sees the other, and a flow that is ready but not live can be stopped by the other: see
-/// [`yields`].
+/// The steps are: claim a word of FLOW_REQUESTS; write the entry; store the word of FLOW_REPLIES;
+/// make the word ready; look for another flow with the same request or reply; become live. The words
+/// are visible before the search, so of two CPUs that insert at the same time at least one sees the
+/// other, and a flow that is ready but not live can be stopped by the other: see [`stops`]. From
+/// then on the place may be another flow's, so nothing is written to the entry of a flow that is
+/// ready.
 ///
 /// # Errors
 /// [`InsertError`]: nothing was inserted.
@@ -71,35 +75,28 @@ pub fn insert<A: Address, M: Memory<A>>(
     let requests = memory.requests(new.requests.bucket).ok_or(InsertError::Full)?;
     let entry = memory.entry(new.place).ok_or(InsertError::Full)?;
     write(entry, new);
-    let ready = new.word.ready();
-    if !memory.swap(requests, new.place, new.word.0, ready.0) {
-        return Err(InsertError::Full);
-    }
-    new.word = ready;
-    let mut result = Ok(());
+    let (claimed, ready) = (new.word, new.word.ready());
     let has_replies = new.reply_action.action != 0;
     if has_replies {
         new.replies = Hash::of(&new.reply_key, seed);
         if !refer(memory, new, lifetimes) {
-            result = Err(InsertError::Full);
-        } else if has_other_reply(memory, new) {
-            result = Err(InsertError::Exists);
+            memory.swap(requests, new.place, claimed.0, claimed.freed().0);
+            return Err(InsertError::Full);
         }
     }
     let live = ready.live(new.flow.state | protocol_bit(key.protocol), new.flow.last_seen);
-    if result.is_ok()
-        && (has_other_request(memory, key, new)
-            || !memory.swap(requests, new.place, ready.0, live.0))
+    if memory.swap(requests, new.place, claimed.0, ready.0)
+        && !(has_replies && has_other_reply(memory, new))
+        && !has_other_request(memory, key, new)
+        && memory.swap(requests, new.place, ready.0, live.0)
     {
-        result = Err(InsertError::Exists);
+        return Ok(());
     }
-    if result.is_err() {
-        memory.swap(requests, new.place, ready.0, ready.freed().0);
-        if has_replies {
-            clear_reply(memory, ready, new.place, memory.reply_place(entry));
-        }
+    memory.swap(requests, new.place, ready.0, ready.freed().0);
+    if has_replies {
+        clear_reply(memory, ready, new.place, new.reply_place);
     }
-    result
+    Err(InsertError::Exists)
 }
 
 /// How often a word is chosen anew because another CPU changed it.
@@ -163,8 +160,8 @@ const fn evicted_bit(rank: u32) -> u32 {
     (1 << ((rank >> 24).wrapping_sub(1) & 31)) & CLASSES
 }
 
-/// Stores the word in FLOW_REPLIES of a flow that is ready, in the place of the one that is evicted
-/// first. Returns false if none may be.
+/// Stores the word in FLOW_REPLIES of a flow whose word is claimed, in the place of the one that is
+/// evicted first. Returns false if none may be.
 #[inline(never)]
 fn refer<A: Address, M: Memory<A>>(
     memory: &M,
@@ -175,18 +172,19 @@ fn refer<A: Address, M: Memory<A>>(
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let free = scan(memory, bucket, 0);
-        let mut way = first(free);
+        let mut worst = ranked(VOID, first(free));
         if free == 0 {
-            let worst = worst_reply(memory, new, lifetimes, bucket);
+            worst = worst_reply(memory, new, lifetimes, bucket);
             if worst < ranked(least_rank(new.protected), 0) {
                 return false;
             }
-            way = worst as u32 & (WAYS as u32 - 1);
         }
+        let way = worst as u32 & (WAYS as u32 - 1);
         let old = ReplyWord(memory.load(bucket, way));
-        if evict(memory, new, lifetimes, old) {
+        if evict(memory, new, lifetimes, old, rank_of(worst)) {
+            new.reply_place = new.replies.bucket * WAYS as u32 + way;
             let Some(entry) = memory.entry(new.place) else { return false };
-            memory.set_reply_place(entry, new.replies.bucket * WAYS as u32 + way);
+            memory.set_reply_place(entry, new.reply_place);
             let word = new.word.reply(new.replies.tag, new.place);
             if memory.swap(bucket, way, old.0, word.0) {
                 return true;
@@ -196,6 +194,9 @@ fn refer<A: Address, M: Memory<A>>(
     }
     false
 }
+
+/// The rank of a word of FLOW_REPLIES that refers to no flow.
+const VOID: u32 = u32::MAX;
 
 /// The way of the bucket whose flow is evicted first, as [`ranked`] has it. A word whose flow is gone
 /// counts as free.
@@ -212,32 +213,31 @@ fn worst_reply<A: Address, M: Memory<A>>(
         let reply = ReplyWord(memory.next(bucket, way));
         let word = request_word(memory, reply.place()).unwrap_or_default();
         let is_void = !reply.is_of(word);
-        let rank = if is_void { u32::MAX } else { rank(word, new.flow.last_seen, lifetimes) };
+        let rank = if is_void { VOID } else { rank(word, new.flow.last_seen, lifetimes) };
         worst = memory.forget(bucket, core::cmp::max(worst, ranked(rank, way)));
         way += 1;
     }
     worst
 }
 
-/// Ends the flow that a word of FLOW_REPLIES refers to, if there is one. Returns false if it must
-/// stay.
+/// Ends the flow that a word of FLOW_REPLIES refers to, if there is one. Returns false if its rank is
+/// not `expected` any more: it is another flow, or has had a packet.
 #[inline(always)]
 fn evict<A: Address, M: Memory<A>>(
     memory: &M,
     new: &mut NewFlow<A>,
     lifetimes: &Lifetimes,
     reply: ReplyWord,
+    expected: u32,
 ) -> bool {
     let place = reply.place();
     let Some(bucket) = memory.requests(place / WAYS as u32) else { return false };
     let word = RequestWord(memory.load(bucket, place));
-    if reply.0 == 0 || !reply.is_of(word) {
+    if !reply.is_of(word) {
         return true;
     }
     let rank = rank(word, new.flow.last_seen, lifetimes);
-    if rank < least_rank(new.protected)
-        || !memory.swap(bucket, place, word.0, word.freed().0)
-    {
+    if rank != expected || !memory.swap(bucket, place, word.0, word.freed().0) {
         return false;
     }
     new.evicted |= evicted_bit(rank);
@@ -264,7 +264,8 @@ fn has_other_request<A: Address, M: Memory<A>>(
         ways &= ways - 1;
         candidate += 1;
     }
-    false
+    // More CPUs insert such flows than are looked at.
+    ways != 0
 }
 
 /// Whether another flow with this reply is live, or becomes so before this one.
@@ -287,7 +288,7 @@ fn has_other_reply<A: Address, M: Memory<A>>(
         ways &= ways - 1;
         candidate += 1;
     }
-    false
+    ways != 0
 }
 
 /// Whether the flow at `other` is another one with this key, which the one at `place` cannot stop.
@@ -315,14 +316,28 @@ fn stops<A: Address, M: Memory<A>>(
     place: u32,
 ) -> bool {
     let Some(bucket) = memory.requests(other / WAYS as u32) else { return true };
-    let word = RequestWord(memory.load(bucket, other));
-    if word.is_live() {
-        let protocol = protocol_bit(key.protocol);
-        return match direction {
-            Direction::Request => !has_requests(word.state(), protocol),
-            Direction::Reply => word.state() & IS_UDP != protocol,
-        };
+    let mut attempt = 0;
+    // It may become live, or end by itself, just before it is stopped.
+    while attempt < 2 {
+        let word = RequestWord(memory.load(bucket, other));
+        if word.is_live() {
+            let protocol = protocol_bit(key.protocol);
+            return match direction {
+                Direction::Request => !has_requests(word.state(), protocol),
+                Direction::Reply => word.state() & IS_UDP != protocol,
+            };
+        }
+        // One that is still being written will find this one.
+        if !word.is_ready() {
+            return true;
+        }
+        if place > other {
+            return false;
+        }
+        if memory.swap(bucket, other, word.0, word.freed().0) {
+            return true;
+        }
+        attempt += 1;
     }
-    // One that is still being written will find this one.
-    !word.is_ready() || place < other && memory.swap(bucket, other, word.0, word.freed().0)
+    false
 }

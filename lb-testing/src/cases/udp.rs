@@ -13,6 +13,7 @@ cases! {
     UDP_ONLY => a_datagram_is_dropped_when_the_local_backend_is_gone,
     UDP_ONLY => a_datagram_to_a_deleted_service_is_nobody_s,
     UDP_ONLY => a_late_answer_of_a_gone_backend_is_translated,
+    UDP_ONLY => a_client_that_comes_back_keeps_its_source_port,
     UDP_ONLY => a_question_and_its_answer_expire_sooner_than_a_stream,
     UDP_ONLY => an_answer_to_the_node_s_own_datagram_is_no_request,
 }
@@ -48,6 +49,25 @@ fn a_flow_leaves_a_backend_that_does_not_serve<F: TestFamily>(scene: &mut Scene<
         assert_eq!(next.sent.destination, F::remote_pod(9));
         scene.request(&next, 0);
     }
+}
+
+fn a_client_that_comes_back_keeps_its_source_port<F: TestFamily>(scene: &mut Scene<F>) {
+    let (_, ids) = service(scene, 1);
+    let first = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    scene.wait(seconds::UDP + 1);
+    let expired = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    assert_eq!(expired.sent, first.sent);
+    let serving = scene.world.backends[ids[0] as usize];
+    scene.world.stop_serving(ids[0]);
+    scene.update();
+    let ends = [first.client, first.frontend];
+    let refusal = scene.refusal();
+    scene.expect(first.site, ends, 0, Reason::NoEndpoint, refusal);
+    scene.world.serve_again(ids[0], serving);
+    scene.update();
+    let moved = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
+    assert_eq!(moved.sent, first.sent);
+    assert_eq!(scene.interpreter.flows().len(), 1);
 }
 
 fn a_datagram_is_refused_when_no_backend_serves<F: TestFamily>(scene: &mut Scene<F>) {
