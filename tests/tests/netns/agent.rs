@@ -22,8 +22,11 @@ const SERVICE: u8 = 1;
 const STICKY: u8 = 2;
 const ADDED: u8 = 3;
 
+/// So few flows that bpftool can print all places.
+const FLOWS: [&str; 2] = ["--max-flows", "16384"];
+
 fn arguments<'a>(own: &[&'a str]) -> Vec<&'a str> {
-    [own, &SMALL_MAPS].concat()
+    [own, &SMALL_MAPS, &FLOWS].concat()
 }
 
 fn set_up(own: &[&str]) -> Result<Scenario> {
@@ -275,7 +278,9 @@ fn check_dumps(scenario: &Scenario, expectations: &mut Expectations) -> Result<(
     }
     for name in ["FRONTENDS4", "FRONTENDS6", "SERVICES", "SLOTS", "BACKENDS4", "BACKENDS6"]
         .iter()
-        .chain(&["FLOWS4", "FLOWS6", "AFFINITY", "SETTINGS", "NAMES", "DEVICES"])
+        .chain(&["FLOW_SEED", "FLOW_REQUESTS4", "FLOW_REPLIES4", "FLOW_ENTRIES4"])
+        .chain(&["FLOW_REQUESTS6", "FLOW_REPLIES6", "FLOW_ENTRIES6"])
+        .chain(&["AFFINITY", "SETTINGS", "NAMES", "DEVICES"])
         .chain(&["NODES4", "NODES6"])
     {
         expectations
