@@ -257,7 +257,8 @@ fn versions(scenario: &Scenario) -> Result<(usize, usize)> {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     let count = |end: &str| {
-        let changed = ["FLOWS4", "EMBRYONIC6", "SERVICES", "AFFINITY", "FRONTENDS4", "SETTINGS"];
+        let changed =
+            ["FRAGMENTS4", "DATAGRAM_PEERS", "SERVICES", "AFFINITY", "FRONTENDS4", "BACKENDS6"];
         changed.iter().filter(|name| names.contains(&format!("{name}{end}"))).count()
     };
     Ok((count("@1"), count("@2")))
