@@ -115,13 +115,15 @@ impl Hash {
     }
 }
 
-/// A number that is always the same for this client and service port, and looks random.
+/// A number that looks random, and is always the same for this client and service port in this period.
 #[inline(always)]
-pub fn spread(key: &AffinityKey, seed: &FlowSeed) -> u32 {
+pub fn spread(key: &AffinityKey, period: u32, seed: &FlowSeed) -> u32 {
+    const WORDS: usize = size_of::<AffinityKey>() / size_of::<u32>();
+    const { assert!(WORDS + 1 < FACTORS) };
     let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(key));
-    let mut sum = seed.factors[0];
+    let mut sum = seed.factors[0].wrapping_add(seed.factors[WORDS + 1].wrapping_mul(period as u64));
     let mut index = 0;
-    while index < const { size_of::<AffinityKey>() / size_of::<u32>() } {
+    while index < WORDS {
         sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(words[index] as u64));
         index += 1;
     }

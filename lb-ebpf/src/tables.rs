@@ -223,9 +223,9 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
-    fn spread(&mut self, key: &AffinityKey) -> u32 {
+    fn spread(&mut self, key: &AffinityKey, period: u32) -> u32 {
         let Some(seed) = maps::FLOW_SEED.get(0) else { return 0 };
-        flow_table::spread(key, seed)
+        flow_table::spread(key, period, seed)
     }
 
     #[inline(always)]

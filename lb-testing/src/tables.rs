@@ -232,10 +232,11 @@ impl<F: Family> Tables<F> for FakeTables<F> {
         position.map(|index| index as u32)
     }
 
-    fn spread(&mut self, key: &AffinityKey) -> u32 {
+    fn spread(&mut self, key: &AffinityKey, period: u32) -> u32 {
         // FNV-1a (RFC 9923), and a last step that spreads it to the upper bits.
         let fnv = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-        bytemuck::bytes_of(key).iter().fold(0x811c_9dc5, fnv).wrapping_mul(0x9e37_79b9)
+        let bytes = bytemuck::bytes_of(key).iter().chain(bytemuck::bytes_of(&period));
+        bytes.fold(0x811c_9dc5, fnv).wrapping_mul(0x9e37_79b9)
     }
 
     fn flow(

@@ -673,7 +673,8 @@ impl PinnedMap {
             }
             return Ok(Some(Existing { found, entries, before: None }));
         }
-        let Some(before) = described else {
+        let former = || Description::former(self.name, found.version);
+        let Some(before) = described.or_else(former) else {
             return Err(refused(Mismatch::Unknown { version: found.version }));
         };
         let is_as_described = layout.map_type == self.layout.map_type

@@ -13,7 +13,10 @@ use super::{
     frontend::{Frontend, FrontendKey, FrontendKind},
     range::{Range, RangeKey},
     service::{Name, Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, FormerLifetimes, Lifetimes, PortRange, Settings, SettingsPair},
+    settings::{
+        Device, FamilySettings, FormerLifetimes, FormerSettings, FormerSettingsPair, Lifetimes,
+        PortRange, Settings, SettingsPair,
+    },
     socket::{ConnectedPeer, DatagramKey, Peer},
     source::SourceKey,
     traffic::{DropKey, Traffic},
@@ -164,6 +167,8 @@ described! {
     Flow<A> {
         rewrite, action, state, generation, backend, service, last_seen, device, next_hop = 0,
     }
+    FormerSettings { ipv4, ipv6, lifetimes, ticks_per_second, flags, node_ports, source_ports }
+    FormerSettingsPair { active, zero = 0, copies }
     PortRange { first, count }
     Range<A> { service, address }
     RangeKey<A> { prefix_length, range }
@@ -187,6 +192,10 @@ described! {
 const fn map<K: Described, V: Described>(name: &'static str, version: u32) -> MapLayout {
     MapLayout { name, version, key: K::TYPE, value: V::TYPE }
 }
+
+/// Layouts of releases that left no description of them in the kernel, and that this release can take
+/// over: those of 0.1.0.
+pub const FORMER: &[MapLayout] = &[map::<u32, FormerSettingsPair>("SETTINGS", 1)];
 
 /// The version of the maps that the feature `next-layout` changes.
 const CHANGED: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };

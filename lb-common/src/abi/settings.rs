@@ -144,6 +144,38 @@ pub struct FormerLifetimes {
     pub ticks: [u32; 2 * FORMER_STATES],
 }
 
+/// [`Settings`] as 0.1.0 had them. Nothing is read by this type: it describes their layout.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct FormerSettings {
+    /// See [`Settings::ipv4`].
+    pub ipv4: FamilySettings<Address4>,
+    /// See [`Settings::ipv6`].
+    pub ipv6: FamilySettings<Address6>,
+    /// See [`Settings::lifetimes`].
+    pub lifetimes: FormerLifetimes,
+    /// See [`Settings::ticks_per_second`].
+    pub ticks_per_second: u32,
+    /// See [`Settings::flags`].
+    pub flags: u32,
+    /// See [`Settings::node_ports`].
+    pub node_ports: PortRange,
+    /// See [`Settings::source_ports`].
+    pub source_ports: PortRange,
+}
+
+/// [`SettingsPair`] as 0.1.0 had it.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct FormerSettingsPair {
+    /// See [`SettingsPair::active`].
+    pub active: u32,
+    /// Always 0.
+    pub zero: u32,
+    /// See [`SettingsPair::copies`].
+    pub copies: [FormerSettings; 2],
+}
+
 /// The number of states that a flow of one protocol may be in, in releases up to 0.1.0.
 pub const FORMER_STATES: usize = 32;
 

@@ -133,7 +133,9 @@ pub(crate) fn choose<F: Family, T: Tables<F>>(
         }
     }
     let start = match choice.client {
-        Client::Address(_) => tables.spread(&key),
+        // Another one in each period of the timeout, so that a client that comes back later may get
+        // another backend.
+        Client::Address(_) => tables.spread(&key, now.checked_div(lifetime).unwrap_or(0)),
         Client::Netns(_) | Client::Socket(_) => tables.random(),
     };
     let id = any(choice, start, tables)?;

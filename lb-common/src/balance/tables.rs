@@ -107,8 +107,9 @@ pub trait Tables<F: Family> {
     /// The index into DEVICES of the device with the kernel's index `ifindex`.
     fn device(&mut self, ifindex: u32) -> Option<u32>;
 
-    /// A number that is always the same for this client and service port, and looks random.
-    fn spread(&mut self, key: &AffinityKey) -> u32;
+    /// A number that looks random, and is always the same for this client and service port in this
+    /// period.
+    fn spread(&mut self, key: &AffinityKey, period: u32) -> u32;
 
     /// Looks up a flow and stores it in `found`. Returns whether there is one.
     fn flow(

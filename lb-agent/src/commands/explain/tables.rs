@@ -227,9 +227,9 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
         self.reader.device(ifindex)
     }
 
-    fn spread(&mut self, key: &AffinityKey) -> u32 {
+    fn spread(&mut self, key: &AffinityKey, period: u32) -> u32 {
         self.looks.push(Look::Spread);
-        self.flows.seed().map_or(0, |seed| flow_table::spread(key, seed))
+        self.flows.seed().map_or(0, |seed| flow_table::spread(key, period, seed))
     }
 
     fn flow(

@@ -6,7 +6,7 @@
 
 use std::fmt::{self, Write as _};
 
-use lb_common::abi::layout::{Kind, MAPS, MapLayout, Type};
+use lb_common::abi::layout::{FORMER, Kind, MAPS, MapLayout, Type};
 
 /// The layout of a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,12 @@ impl Description {
     /// The layout that this release has for the map `name`.
     pub fn own(name: &str) -> Option<Self> {
         MAPS.iter().find(|map| map.name == name).map(Self::of)
+    }
+
+    /// The layout of a release that left no description of it.
+    pub fn former(name: &str, version: u32) -> Option<Self> {
+        let is_it = |map: &&MapLayout| map.name == name && map.version == version;
+        FORMER.iter().find(is_it).map(Self::of)
     }
 
     /// The description of a layout.

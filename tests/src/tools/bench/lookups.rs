@@ -98,7 +98,7 @@ impl<F: Side> Tables<F> for Counting<F> {
         Some(0)
     }
 
-    fn spread(&mut self, _key: &AffinityKey) -> u32 {
+    fn spread(&mut self, _key: &AffinityKey, _period: u32) -> u32 {
         0
     }
 
