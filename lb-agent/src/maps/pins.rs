@@ -673,8 +673,7 @@ impl PinnedMap {
             }
             return Ok(Some(Existing { found, entries, before: None }));
         }
-        let former = || Description::former(self.name, found.version);
-        let Some(before) = described.or_else(former) else {
+        let Some(before) = described else {
             return Err(refused(Mismatch::Unknown { version: found.version }));
         };
         let is_as_described = layout.map_type == self.layout.map_type

@@ -31,8 +31,13 @@ impl Descriptions {
         }
     }
 
-    /// The description of a map; `None` if there is none that this release can read.
+    /// The description of a map; `None` if there is none that this release can read or knows.
     pub fn read(&self, map: &str, version: u32) -> Option<Description> {
+        self.left(map, version).or_else(|| Description::former(map, version))
+    }
+
+    /// The description of a map that an agent has left.
+    fn left(&self, map: &str, version: u32) -> Option<Description> {
         let text = self.0.as_ref()?.get(&key(&pin_name(map, version))).ok()??;
         let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
         let description = Description::parse(std::str::from_utf8(&text[..end]).ok()?)?;
