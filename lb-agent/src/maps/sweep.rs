@@ -139,6 +139,26 @@ impl Sweeper {
         live += live_flows(&self.embryonic4, &is_live)? + live_flows(&self.embryonic6, &is_live)?;
         Ok(live)
     }
+
+    /// Removes the request entries of all flows but those of TCP, so that each counts as new with its
+    /// client's next datagram. Answers that are under way find their entries.
+    ///
+    /// # Errors
+    /// Those of the bpf(2) calls.
+    pub fn evict_datagram_requests(&self) -> io::Result<()> {
+        evict_datagram_requests("FLOWS4", &self.flows4)?;
+        evict_datagram_requests("FLOWS6", &self.flows6)
+    }
+}
+
+fn evict_datagram_requests<A: Address>(
+    name: &'static str,
+    map: &TypedMap<FlowKey<A>, Flow<A>>,
+) -> io::Result<()> {
+    let is_request = |key: &FlowKey<A>, flow: &Flow<A>| {
+        key.protocol != u32::from(TCP) && !flow.action.is_reply()
+    };
+    sweep_map(name, map, is_request).map(drop)
 }
 
 /// Counts live flows. A flow is live if either of its entries is.
