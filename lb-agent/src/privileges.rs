@@ -5,7 +5,7 @@
 
 use std::{fmt, fs, io};
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// The capabilities that an agent cannot do without, as bits of capabilities(7).
 pub const NEEDED: [Capability; 3] = [Capability::NetAdmin, Capability::Perfmon, Capability::Bpf];
@@ -63,9 +63,8 @@ impl Privileges {
     /// Those of the calling process.
     pub fn own() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let mut own = Self::of_status(&status);
-        if counts_locked_memory(&release) && !own.has(Capability::SysResource) {
+        if counts_locked_memory() && !own.has(Capability::SysResource) {
             let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map(|(_, hard)| hard);
             own.locked_memory = limit.ok().filter(|limit| *limit != libc::RLIM_INFINITY);
         }
@@ -104,14 +103,20 @@ impl Privileges {
     }
 }
 
-/// Whether the memory of maps counts as locked memory: before Linux 5.11.
-fn counts_locked_memory(release: &str) -> bool {
+/// Whether the memory of maps and programs counts as locked memory on this kernel.
+fn counts_locked_memory() -> bool {
+    is_before_5_11(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())
+}
+
+fn is_before_5_11(release: &str) -> bool {
     let mut numbers = release.split(|character: char| !character.is_ascii_digit());
     let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
     matches!((number(), number()), (Some(major), Some(minor)) if (major, minor) < (5, 11))
 }
 
-/// Checks that this process may do what an agent does with programs and maps.
+/// Checks that this process may do what an agent does with programs and maps. It raises the limit of
+/// locked memory first, because the maps of an earlier agent count as this one's: the kernel counts
+/// the memory of a user (`bpf_charge_memlock`).
 ///
 /// # Errors
 /// [`Refusal`].
@@ -121,6 +126,10 @@ pub fn require() -> Result<(), Refusal> {
     let own = Privileges::own();
     if NEEDED.into_iter().any(|needed| !own.has(needed)) {
         return Err(own.refusal());
+    }
+    if counts_locked_memory() {
+        // Without CAP_SYS_RESOURCE the limit stays, and may suffice.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
     }
     match lb_sys::load_classifier(&NOTHING) {
         Err(error) if is_refusal(&error) => Err(own.refusal()),
@@ -198,7 +207,7 @@ mod tests {
     #[test]
     fn maps_are_locked_memory_before_5_11() {
         for (release, counts) in [("5.10.0-30-amd64", true), ("5.11.1", false), ("6.1.0", false)] {
-            assert_eq!(counts_locked_memory(release), counts, "{release}");
+            assert_eq!(is_before_5_11(release), counts, "{release}");
         }
     }
 }

@@ -66,6 +66,15 @@ impl Drain {
     pub fn live(&self) -> Result<u64, DrainError> {
         self.sweeper.live(&self.settings).map_err(|source| DrainError::Flows { source })
     }
+
+    /// Leaves the next datagram of every flow to the stack, and waits for the answers that are under
+    /// way. The programs are detached one after the other: without this, the last requests would
+    /// still be translated when nothing translates their answers.
+    async fn cut_datagrams(&self) -> Result<(), DrainError> {
+        self.sweeper.evict_datagram_requests().map_err(|source| DrainError::Cut { source })?;
+        sleep(ANSWER_TIME).await;
+        Ok(())
+    }
 }
 
 /// Reserves the source ports of lb's flows in conntrack. If that fails, a new connection may
@@ -101,6 +110,13 @@ pub enum DrainError {
         #[source]
         source: io::Error,
     },
+    /// Flows could not be cut.
+    #[error("cannot remove the flows of datagrams")]
+    Cut {
+        /// The error of the kernel.
+        #[source]
+        source: io::Error,
+    },
     /// The pins are those of another version.
     #[error(
         "{} belongs to another version of lb-agent: drain with that version, or clean up without \
@@ -115,6 +131,8 @@ pub enum DrainError {
 
 /// How often flows are counted, unless counting takes long.
 const COUNT_INTERVAL: Duration = Duration::from_millis(250);
+/// How long an answer to a datagram may be under way.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// How often the count is printed.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -130,7 +148,8 @@ pub enum Outcome {
 }
 
 /// Leaves new flows to the stack, and returns when no flow is left, after `longest`, or when
-/// `stopped` is ready. Programs and maps are still in place then, and open no flow.
+/// `stopped` is ready. Programs and maps are still in place then, and open no flow. Flows of
+/// datagrams have gone to the stack without a loss, unless it was stopped.
 ///
 /// # Errors
 /// As [`Drain::begin`] and [`Drain::live`].
@@ -149,6 +168,9 @@ pub async fn drain(
         let took = started.elapsed();
         let left = deadline.saturating_duration_since(Instant::now());
         if live == 0 || left.is_zero() {
+            if live > 0 {
+                drain.cut_datagrams().await?;
+            }
             return Ok(Outcome::Finished(live));
         }
         if reported.is_none_or(|reported| reported.elapsed() >= REPORT_INTERVAL) {

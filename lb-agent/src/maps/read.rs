@@ -132,6 +132,18 @@ pub(crate) fn read_hash<K: Pod, V: Pod>(
     Ok(entries)
 }
 
+/// Every entry of a trie, with two system calls each: kernels before 5.13 have no batches of tries.
+pub(crate) fn read_trie<K: Pod, V: Pod>(
+    map: &TypedMap<K, V>,
+    name: &'static str,
+) -> Result<Vec<(K, V)>, DataplaneError> {
+    let read = || -> io::Result<Vec<(K, V)>> {
+        let entry = |key| Ok(map.get(&key)?.map(|value| (key, value)));
+        map.keys()?.into_iter().filter_map(|key| entry(key).transpose()).collect()
+    };
+    read().map_err(failed(name, || "read of every entry".to_owned()))
+}
+
 /// Every key of a map that is a set.
 pub(crate) fn read_keys<K: Pod>(pins: &Pins, map: &'static str) -> Result<Vec<K>, DataplaneError> {
     let read = || {

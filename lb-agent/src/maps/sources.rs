@@ -17,7 +17,7 @@ use lb_sys::TypedMap;
 
 use super::{
     pins::{PinError, Pins, SOURCES},
-    read::{failed, opened, read_hash},
+    read::{failed, opened, read_trie},
 };
 
 /// The source address of packets from this node, by the prefix of their destination.
@@ -45,8 +45,8 @@ impl Sources {
         };
         let v4: TypedMap<SourceKey<Address4>, Address4> = opened(pins, "SOURCES4", TypedMap::new)?;
         let v6: TypedMap<SourceKey<Address6>, Address6> = opened(pins, "SOURCES6", TypedMap::new)?;
-        let ipv4 = read_hash(&v4, "SOURCES4").map_err(unreadable("SOURCES4"))?;
-        let ipv6 = read_hash(&v6, "SOURCES6").map_err(unreadable("SOURCES6"))?;
+        let ipv4 = read_trie(&v4, "SOURCES4").map_err(unreadable("SOURCES4"))?;
+        let ipv6 = read_trie(&v6, "SOURCES6").map_err(unreadable("SOURCES6"))?;
         let held4 = ipv4.into_iter().filter_map(|(key, source)| {
             let [address, source] = [key.address, source].map(|ip| Ipv4Addr::from(ip).into());
             entry(key.prefix_length, address, source)

@@ -143,6 +143,26 @@ impl Sweeper {
         let flows6 = self.flows6.maps.map(false).map_err(io::Error::other)?;
         Ok(live_flows(&flows4, settings, time) + live_flows(&flows6, settings, time))
     }
+
+    /// Removes the request entries of all flows but those of TCP, so that each counts as new with its
+    /// client's next datagram. Answers that are under way find their entries.
+    ///
+    /// # Errors
+    /// Those of the bpf(2) calls.
+    pub fn evict_datagram_requests(&self) -> io::Result<()> {
+        evict_datagram_requests("FLOWS4", &self.flows4)?;
+        evict_datagram_requests("FLOWS6", &self.flows6)
+    }
+}
+
+fn evict_datagram_requests<A: Address>(
+    name: &'static str,
+    map: &TypedMap<FlowKey<A>, Flow<A>>,
+) -> io::Result<()> {
+    let is_request = |key: &FlowKey<A>, flow: &Flow<A>| {
+        key.protocol != u32::from(TCP) && !flow.action.is_reply()
+    };
+    sweep_map(name, map, is_request).map(drop)
 }
 
 impl<A: FlowAddress> SweptFlows<A> {

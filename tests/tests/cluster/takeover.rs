@@ -18,6 +18,7 @@ use lb_tests::harness::netns::actors::client::{Crowd, Load};
 use lb_tests::harness::netns::actors::host::{Host, Serve};
 use lb_tests::harness::netns::actors::process::Process;
 use lb_tests::harness::netns::topology::cluster::Cluster;
+use lb_tests::harness::netns::topology::cni::Cni;
 use lb_tests::harness::netns::topology::node::Node;
 use lb_tests::harness::netns::topology::plan::{Family, cidr, cluster_ip};
 use lb_tests::harness::netns::words::expectations::Expectations;
@@ -29,6 +30,8 @@ const CLIENT: &str = "client";
 const NUMBER: u8 = 40;
 /// How often each client does each thing in a second.
 const RATE: u64 = 25;
+/// Datagrams per second of a client that notices an outage of milliseconds.
+const DENSE_RATE: u64 = 1_000;
 /// The load is to go on for a while with each state of the node.
 const WHILE: Duration = Duration::from_millis(1_500);
 /// Longer than a test takes.
@@ -289,6 +292,37 @@ fn connections_outlive_kube_proxy_and_its_tables() -> Result<()> {
 #[test]
 fn connections_outlive_kube_proxy_and_its_chains() -> Result<()> {
     check(Mode::Iptables, &["--socket-lb", "off"])
+}
+
+/// On an overlay requests come in by one device and answers by another one, and their programs are
+/// not detached at the same moment.
+#[test]
+fn streams_of_datagrams_outlive_a_drain_that_cuts_them() -> Result<()> {
+    let builder = Cluster::builder().cni(Cni::Vxlan).pod(2, FAR);
+    let mut live = LiveCluster::start(builder, Options::default())?;
+    live.serve(&[FAR])?;
+    live.create_pods("web", &[FAR])?;
+    live.plane.apply(&exposed("web", NUMBER, "NodePort", "web").to_string())?;
+    let ready = |endpoints: &[Endpoint]| endpoints.iter().filter(|one| one.ready).count() == 2;
+    live.plane.wait_for_slice("default", "web", PATIENCE, ready)?;
+    live.start_agent(1, &["--cluster-cidr", &cidr::cluster()])?;
+    live.wait_backends("web", Some(1))?;
+    let _proxy = start_proxy(&live, Mode::Nftables)?;
+    let port = live.node_port("web", "udp")?;
+    let mut loads = Loads::default();
+    for family in Family::ALL {
+        let to = live.cluster.node(1).at(family, port);
+        let load = live.cluster.outside().load(&Probe::udp(to), DENSE_RATE, LONGEST)?;
+        loads.0.push((to.to_string(), Does::Streams, load));
+    }
+    thread::sleep(WHILE);
+    live.take_agent(1)?.terminate()?;
+    let said = lb(&live, &["cleanup", "--drain", "2s"])?;
+    let mut expectations = Expectations::default();
+    expectations.is_true(&said, said.contains("2 flows are cut off"));
+    thread::sleep(WHILE);
+    loads.check(&mut expectations, "drain", true)?;
+    expectations.finish()
 }
 
 /// Clients of a node port whose backend is elsewhere, each known to that by a port of the

@@ -25,12 +25,13 @@ pub(super) const WANTED: [&str; 11] = [
 
 /// What the parts `devices` and `ipvs` need beside them: kinds of devices, drivers of the machine's
 /// NICs, IPVS with ipsets, masquerading. Kernels that have netkit have it built in.
-pub(super) const MORE: [&str; 13] = [
+pub(super) const MORE: [&str; 14] = [
     "8021q",
     "bonding",
     "dummy",
     "ipip",
     "wireguard",
+    "virtio_pci",
     "virtio_net",
     "e1000e",
     "igb",

@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use lb_agent::maps::pins::Pins;
+use lb_agent::maps::{pins::Pins, read::read_state, sources::Sources};
 use lb_agent::options::modes::SocketLb;
 use lb_agent::options::sizes::Sizes;
+use lb_agent::privileges;
 use lb_agent::programs::features::{self, Features};
 use lb_agent::programs::load::{Constants, LoadError};
 use lb_agent::programs::prepare;
@@ -19,6 +20,8 @@ use crate::harness::programs::Programs;
 
 /// The pin directory of this test.
 const PINS: &str = "/sys/fs/bpf/lb-vm";
+/// The sizes of its maps.
+const SIZES: Sizes = Sizes { services: 1024, backends: 4096, slots: 8192, flows: 4096 };
 /// How much of a verifier's log is shown, from its end.
 const LOG: usize = 4000;
 /// The limit of locked memory that a container runtime of those kernels sets, in bytes.
@@ -35,6 +38,7 @@ pub(super) fn run(report: &mut Report, features: Features) {
         }
     }
     report.run("the capabilities of the manifests suffice, and each is needed", rights);
+    report.run("an agent starts beside the maps of another one", beside);
     if let Err(error) = each(report) {
         report.test("the object can be loaded", Err(error));
     }
@@ -60,19 +64,39 @@ fn rights() -> Result<()> {
     Ok(())
 }
 
-/// Loads the programs as an agent does, and returns how long it took; nothing if the kernel
-/// lacks what the mode needs.
+/// Checks the rights of an agent while the maps of another one are there. On old kernels they count
+/// against the limit of a new process, which is what a container runtime sets.
+fn beside() -> Result<()> {
+    let pins = Pins::new(Path::new(PINS));
+    let loaded = prepare::load(&pins, &SIZES, Constants::new(SocketLb::Tcp, features::features())?);
+    setrlimit(Resource::RLIMIT_MEMLOCK, MEMLOCK, MEMLOCK).context("cannot limit memory")?;
+    let allowed = privileges::require();
+    let any = libc::RLIM_INFINITY;
+    setrlimit(Resource::RLIMIT_MEMLOCK, any, any).context("cannot lift the limit")?;
+    std::fs::remove_dir_all(PINS).context("cannot remove the pins")?;
+    loaded?;
+    Ok(allowed?)
+}
+
+/// Loads the programs as an agent does, reads the maps as it does then, and returns how long the
+/// former took; nothing if the kernel lacks what the mode needs.
 fn by_agent(mode: SocketLb, features: Features) -> Result<Option<f64>> {
     let pins = Pins::new(Path::new(PINS));
-    let sizes = Sizes { services: 1024, backends: 4096, slots: 8192, flows: 4096 };
     let constants = match Constants::new(mode, features) {
         Err(LoadError::Cookie { .. }) => return Ok(None),
         constants => constants?,
     };
-    let loaded = prepare::load(&pins, &sizes, constants);
+    let loaded = prepare::load(&pins, &SIZES, constants);
+    let readable = loaded.as_ref().map_or(Ok(()), |_| adopt(&pins));
     let removed = std::fs::remove_dir_all(PINS).context("cannot remove the pins");
     let loaded = loaded.map(|programs| programs.elapsed.as_secs_f64())?;
-    removed.map(|()| Some(loaded))
+    readable.and(removed).map(|()| Some(loaded))
+}
+
+/// Reads every map whose entries an agent adopts when it starts.
+fn adopt(pins: &Pins) -> Result<()> {
+    read_state(pins).context("cannot read the Services")?;
+    Sources::open(pins).context("cannot read the sources of routes").map(drop)
 }
 
 fn each(report: &mut Report) -> Result<()> {
