@@ -4,6 +4,7 @@ pub mod bpffs;
 pub mod carry;
 pub mod devices;
 pub mod fill;
+mod flow_names;
 pub mod flow_table;
 pub mod former;
 pub mod handover;

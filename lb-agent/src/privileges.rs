@@ -5,8 +5,6 @@
 
 use std::{fmt, fs, io};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
 /// The capabilities that an agent cannot do without, as bits of capabilities(7).
 pub const NEEDED: [Capability; 3] = [Capability::NetAdmin, Capability::Perfmon, Capability::Bpf];
 
@@ -17,8 +15,6 @@ pub enum Capability {
     NetAdmin,
     /// Mounts the bpffs; only `run --init-only` does, where the node has none.
     SysAdmin,
-    /// Raises the limit of locked memory, which counts maps before Linux 5.11.
-    SysResource,
     /// Loads programs that the verifier would else reject: they compare pointers.
     Perfmon,
     /// Makes maps, loads programs, opens pins.
@@ -30,7 +26,6 @@ impl Capability {
         match self {
             Self::NetAdmin => 12,
             Self::SysAdmin => 21,
-            Self::SysResource => 24,
             Self::Perfmon => 38,
             Self::Bpf => 39,
         }
@@ -42,7 +37,6 @@ impl fmt::Display for Capability {
         formatter.write_str(match self {
             Self::NetAdmin => "CAP_NET_ADMIN",
             Self::SysAdmin => "CAP_SYS_ADMIN",
-            Self::SysResource => "CAP_SYS_RESOURCE",
             Self::Perfmon => "CAP_PERFMON",
             Self::Bpf => "CAP_BPF",
         })
@@ -54,21 +48,12 @@ impl fmt::Display for Capability {
 pub struct Privileges {
     effective: u64,
     is_filtered: bool,
-    /// The limit of locked memory in bytes, if the kernel counts maps against it and the process
-    /// cannot raise it.
-    locked_memory: Option<u64>,
 }
 
 impl Privileges {
     /// Those of the calling process.
     pub fn own() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let mut own = Self::of_status(&status);
-        if counts_locked_memory() && !own.has(Capability::SysResource) {
-            let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map(|(_, hard)| hard);
-            own.locked_memory = limit.ok().filter(|limit| *limit != libc::RLIM_INFINITY);
-        }
-        own
+        Self::of_status(&fs::read_to_string("/proc/self/status").unwrap_or_default())
     }
 
     fn of_status(status: &str) -> Self {
@@ -77,7 +62,6 @@ impl Privileges {
         Self {
             effective: effective.unwrap_or_default(),
             is_filtered: field("Seccomp:").is_some_and(|mode| mode != "0"),
-            locked_memory: None,
         }
     }
 
@@ -95,28 +79,11 @@ impl Privileges {
         if !missing.is_empty() {
             return Refusal::Capabilities { missing };
         }
-        match self.locked_memory {
-            Some(limit) => Refusal::LockedMemory { limit },
-            None if self.is_filtered => Refusal::Seccomp,
-            None => Refusal::Module,
-        }
+        if self.is_filtered { Refusal::Seccomp } else { Refusal::Module }
     }
 }
 
-/// Whether the memory of maps and programs counts as locked memory on this kernel.
-fn counts_locked_memory() -> bool {
-    is_before_5_11(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default())
-}
-
-fn is_before_5_11(release: &str) -> bool {
-    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
-    let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
-    matches!((number(), number()), (Some(major), Some(minor)) if (major, minor) < (5, 11))
-}
-
-/// Checks that this process may do what an agent does with programs and maps. It raises the limit of
-/// locked memory first, because the maps of an earlier agent count as this one's: the kernel counts
-/// the memory of a user (`bpf_charge_memlock`).
+/// Checks that this process may do what an agent does with programs and maps.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -126,10 +93,6 @@ pub fn require() -> Result<(), Refusal> {
     let own = Privileges::own();
     if NEEDED.into_iter().any(|needed| !own.has(needed)) {
         return Err(own.refusal());
-    }
-    if counts_locked_memory() {
-        // Without CAP_SYS_RESOURCE the limit stays, and may suffice.
-        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
     }
     match lb_sys::load_classifier(&NOTHING) {
         Err(error) if is_refusal(&error) => Err(own.refusal()),
@@ -153,15 +116,6 @@ pub enum Refusal {
     Capabilities {
         /// Those that it lacks.
         missing: Vec<Capability>,
-    },
-    /// Maps count as locked memory, and there is not enough of it.
-    #[error(
-        "at most {limit} bytes may be locked, which is too little for the maps on Linux before \
-         5.11: add CAP_SYS_RESOURCE to the pod, or raise LimitMEMLOCK of the container runtime"
-    )]
-    LockedMemory {
-        /// The limit.
-        limit: u64,
     },
     /// A filter of system calls.
     #[error(
@@ -190,24 +144,15 @@ mod tests {
     fn the_cause_of_a_refusal_is_named() {
         let all = NEEDED.iter().fold(0, |all, needed| all | 1 << needed.bit());
         let admin = 1u64 << Capability::NetAdmin.bit() | 1 << Capability::SysAdmin.bit();
-        let limited = Privileges { locked_memory: Some(65_536), ..of(all, 2) };
         for (privileges, text) in [
             (of(0, 2), "missing CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF: run as root"),
             (of(all & !(1 << 38), 0), "missing CAP_PERFMON: run as root"),
             (of(all, 2), "a seccomp filter refuses bpf(2)"),
             (of(all, 0), "the kernel refuses bpf(2) although"),
             (of(admin, 0), "the kernel refuses bpf(2) although"),
-            (limited, "at most 65536 bytes may be locked"),
         ] {
             let said = privileges.refusal().to_string();
             assert!(said.starts_with(text), "{said}");
-        }
-    }
-
-    #[test]
-    fn maps_are_locked_memory_before_5_11() {
-        for (release, counts) in [("5.10.0-30-amd64", true), ("5.11.1", false), ("6.1.0", false)] {
-            assert_eq!(is_before_5_11(release), counts, "{release}");
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     packet::{Packet, PacketKind},
 };
 
+mod direct;
 mod entries;
 pub mod fragment;
 pub mod icmp_error;
@@ -88,10 +89,29 @@ pub fn decide<F: Family, T: Tables<F>>(
     if !is_service_protocol(packet.kind) {
         return no_flow::decide(candidate, &context, work, tables);
     }
-    match known::decide(candidate, &context, may_open(&context, candidate), work, tables) {
-        Some(verdict) => verdict,
-        None => open::decide(&context, work, tables),
+    let mut verdict = Verdict::Pass(Reason::NotService);
+    if !matches!(candidate, Candidate::Direct) {
+        match known::decide(candidate, &context, may_open(&context, candidate), work, tables) {
+            Some(decided) => verdict = decided,
+            None => return open::decide(&context, work, tables),
+        }
     }
+    if !matches!(candidate, Candidate::Service)
+        && direct::begins_at(site)
+        && matches!(verdict, Verdict::Pass(_))
+    {
+        return direct::decide(&context, work, tables).unwrap_or(verdict);
+    }
+    verdict
+}
+
+/// Whether a packet at `site` that is no Service's may be part of a client's conversation with a
+/// backend itself, so that [`decide`] has to see it as [`Candidate::Direct`]. `may_begin` says
+/// whether [a conversation may begin with it](crate::packet::Parse::may_begin), `has_direct` whether
+/// [such conversations](Tables::has_direct) have flows.
+#[inline(always)]
+pub fn may_be_direct(site: Site, may_begin: bool, has_direct: bool) -> bool {
+    direct::begins_at(site) && (may_begin || has_direct)
 }
 
 /// Whether [`passed`] may decide otherwise at `site`.
@@ -156,7 +176,7 @@ fn may_open<F: Family>(context: &Context<F>, candidate: Candidate) -> bool {
     match candidate {
         Candidate::Service => no_flow::may_be_new(context.site),
         Candidate::Node => context.settings.node_ports.contains(port),
-        Candidate::Reply | Candidate::NotService => false,
+        Candidate::Direct | Candidate::Reply | Candidate::NotService => false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The table of flows: how a flow is found, inserted and removed, on many CPUs at once and without a
 //! lock. The programs, the agent and the tests run this same code over their own [`Memory`].
 //!
-//! - A flow is live from one compare-and-swap on its word in FLOW_REQUESTS to the next: claimed,
+//! - A flow is live from one compare-and-swap on its word in FLOW_TABLE to the next: claimed,
 //!   ready, live, free. Nobody writes to an entry but the CPU that claimed its word.
 //! - Whoever reads an entry compares the word before and after. Each claim changes its generation.
 //! - A word in FLOW_REPLIES refers to a place and a generation, so that it is void once the flow is
@@ -16,29 +16,30 @@ use crate::abi::{
     affinity::AffinityKey,
     flow::{FlowKey, MOVED, Tuple},
     flow_table::{
-        Direction, FACTORS, FlowSeed, ReplyWord, RequestWord, TAG_SHIFT, TIMES, WAYS,
+        Direction, FlowSeed, PERIOD_FACTOR, ReplyWord, RequestWord, TAG_SHIFT, TIMES, WAYS,
     },
     frontend::UDP,
+    settings::Lifetimes,
 };
 
 mod evict;
 mod insert;
 
-pub use evict::{Class, NEVER, FREE, PROTECTED, class, rank};
-pub use insert::{InsertError, NewFlow, insert};
+pub use evict::{Class, FREE, NEVER, PROTECTED, class, rank};
+pub use insert::{InsertError, NewFlow, insert, is_other, worst_request};
 
 /// The memory that a table is in.
 ///
 /// Words are read and compared-and-swapped in one order that all CPUs agree on.
 pub trait Memory<A: Address> {
-    /// A bucket of FLOW_REQUESTS or FLOW_REPLIES.
+    /// A bucket of FLOW_TABLE or FLOW_REPLIES.
     type Bucket: Copy;
-    /// An entry of FLOW_ENTRIES.
+    /// The entry at a place.
     type Entry: Copy;
 
     /// The seed of the table.
     fn seed(&self) -> Option<&FlowSeed>;
-    /// A bucket of FLOW_REQUESTS.
+    /// A bucket of FLOW_TABLE.
     fn requests(&self, bucket: u32) -> Option<Self::Bucket>;
     /// A bucket of FLOW_REPLIES.
     fn replies(&self, bucket: u32) -> Option<Self::Bucket>;
@@ -52,14 +53,38 @@ pub trait Memory<A: Address> {
     /// Replaces the word `old`, if it is still there.
     fn swap(&self, bucket: Self::Bucket, way: u32, old: u64, new: u64) -> bool;
 
-    /// An entry of FLOW_ENTRIES.
+    /// The entry at a place.
     fn entry(&self, place: u32) -> Option<Self::Entry>;
+    /// Has the CPU fetch the entry at a place, which will probably be read.
+    #[inline(always)]
+    fn prefetch(&self, _place: u32) {}
+    /// Has the CPU fetch a bucket, which will be read.
+    #[inline(always)]
+    fn prefetch_words(&self, _bucket: Self::Bucket) {}
     /// Whether packets of this direction of the flow arrive as `tuple`.
     fn is_of(&self, entry: Self::Entry, direction: Direction, tuple: &Tuple<A>) -> bool;
     /// Where in FLOW_REPLIES the flow has its word.
     fn reply_place(&self, entry: Self::Entry) -> u32;
     /// Sets where in FLOW_REPLIES the flow has its word.
     fn set_reply_place(&self, entry: Self::Entry, place: u32);
+
+    /// [`worst_request`]. A program has a function for it that a verifier follows once.
+    #[inline(always)]
+    fn worst_request(&self, new: &NewFlow<A>, lifetimes: &Lifetimes, choice: u32) -> u64
+    where
+        Self: Sized,
+    {
+        worst_request(self, new, lifetimes, choice)
+    }
+
+    /// [`is_other`], likewise.
+    #[inline(always)]
+    fn is_other(&self, direction: Direction, key: &FlowKey<A>, other: u32, place: u32) -> bool
+    where
+        Self: Sized,
+    {
+        is_other(self, direction, key, other, place)
+    }
 
     /// Returns `value`, of which a verifier then knows nothing: it follows the code after a branch
     /// once, and not once for each way through it.
@@ -80,48 +105,78 @@ pub struct Found<E> {
     pub word: RequestWord,
 }
 
-/// Where a key belongs: its bucket and its tag.
+/// Where a key belongs: its buckets and its tag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Hash {
-    /// A bucket of FLOW_REQUESTS or FLOW_REPLIES.
-    pub bucket: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// The buckets where it may be, of FLOW_TABLE; of FLOW_REPLIES it is the first alone.
+    pub buckets: [u32; CHOICES],
     /// Twenty bits that most other keys of the bucket do not have, the lowest always 1.
     pub tag: u64,
 }
 
+/// In how many buckets of FLOW_TABLE a flow may be.
+pub const CHOICES: usize = 2;
+
 impl Hash {
-    /// The hash of a flow key: multilinear, so strongly universal in its upper half for factors that
-    /// nobody knows (Lemire and Kaser, "Strongly universal string hashing is fast", 2013).
+    /// Where the requests of a flow belong.
     #[inline(always)]
-    pub fn of<A: Address>(key: &FlowKey<A>, seed: &FlowSeed) -> Self {
-        let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(key));
-        let mut sum = seed.factors[0];
-        let mut index = 0;
-        while index < const { size_of::<FlowKey<A>>() / size_of::<u32>() } {
-            // SAFETY: a reference. Volatile, because the compiler would keep all words on a program's
-            // small stack until the key is compared.
-            #[expect(unsafe_code, reason = "there are no volatile accesses without it")]
-            let word = unsafe { core::ptr::read_volatile(&raw const words[index]) };
-            sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(word as u64));
-            index += 1;
-        }
-        let upper = sum >> 32;
-        let bucket = (upper * seed.buckets::<A>() as u64) >> 32;
-        // Not 0, which is the tag of a free word.
-        Self { bucket: bucket as u32, zero: 0, tag: upper & (u64::MAX >> TAG_SHIFT) | 1 }
+    pub fn of_request<A: Address>(key: &FlowKey<A>, seed: &FlowSeed) -> Self {
+        let upper = multilinear(key, seed);
+        let bucket = |hash: u32| ((hash as u64 * seed.buckets::<A>() as u64) >> 32) as u32;
+        // An odd factor: the golden ratio of 2^32. The upper bits of the product depend on all bits, so
+        // that flows which meet in their second buckets have other tags.
+        let other = upper.wrapping_mul(0x9e37_79b1);
+        Self { buckets: [bucket(upper), bucket(other)], tag: tag(upper) }
     }
+
+    /// Where the replies of a flow belong.
+    #[inline(always)]
+    pub fn of_reply<A: Address>(key: &FlowKey<A>, seed: &FlowSeed) -> Self {
+        let upper = multilinear(key, seed);
+        let bucket = (upper as u64 * seed.reply_buckets::<A>() as u64) >> 32;
+        Self { buckets: [bucket as u32, 0], tag: tag(upper) }
+    }
+
+    /// The way where the flow is unless another one was there before.
+    #[inline(always)]
+    pub const fn way(self) -> u32 {
+        (self.tag >> 1) as u32 & (WAYS as u32 - 1)
+    }
+}
+
+/// Not 0, which is the tag of a free word.
+#[inline(always)]
+const fn tag(upper: u32) -> u64 {
+    upper as u64 & (u64::MAX >> TAG_SHIFT) | 1
+}
+
+/// The upper half of a multilinear hash. It is strongly universal for factors that nobody knows
+/// (Lemire and Kaser, "Strongly universal string hashing is fast", 2013).
+#[inline(always)]
+fn multilinear<A: Address>(key: &FlowKey<A>, seed: &FlowSeed) -> u32 {
+    let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(key));
+    let mut sum = seed.factors[0];
+    let mut index = 0;
+    while index < const { size_of::<FlowKey<A>>() / size_of::<u32>() } {
+        // SAFETY: a reference. Volatile, because the compiler would keep all words on a program's
+        // small stack until the key is compared.
+        #[expect(unsafe_code, reason = "there are no volatile accesses without it")]
+        let word = unsafe { core::ptr::read_volatile(&raw const words[index]) };
+        sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(word as u64));
+        index += 1;
+    }
+    (sum >> 32) as u32
 }
 
 /// A number that looks random, and is always the same for this client and service port in this period.
 #[inline(always)]
 pub fn spread(key: &AffinityKey, period: u32, seed: &FlowSeed) -> u32 {
     const WORDS: usize = size_of::<AffinityKey>() / size_of::<u32>();
-    const { assert!(WORDS + 1 < FACTORS) };
+    const { assert!(WORDS < PERIOD_FACTOR) };
     let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(key));
-    let mut sum = seed.factors[0].wrapping_add(seed.factors[WORDS + 1].wrapping_mul(period as u64));
+    let mut sum =
+        seed.factors[0].wrapping_add(seed.factors[PERIOD_FACTOR].wrapping_mul(period as u64));
     let mut index = 0;
     while index < WORDS {
         sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(words[index] as u64));
@@ -130,7 +185,7 @@ pub fn spread(key: &AffinityKey, period: u32, seed: &FlowSeed) -> u32 {
     (sum >> 32) as u32
 }
 
-const _: () = assert!(FACTORS > size_of::<FlowKey<crate::abi::address::Address6>>() / 4);
+const _: () = assert!(PERIOD_FACTOR > size_of::<FlowKey<crate::abi::address::Address6>>() / 4);
 
 /// A bit of a flow's state: it is UDP, not TCP.
 pub const IS_UDP: u8 = 64;
@@ -155,6 +210,33 @@ fn scan<A: Address, M: Memory<A>>(memory: &M, bucket: M::Bucket, tag: u64) -> u6
     found
 }
 
+/// The ways whose words have this tag and are live, in a state whose bits `mask` are `state`. Without a
+/// branch, as above.
+#[inline(always)]
+fn scan_live<A: Address, M: Memory<A>>(
+    memory: &M,
+    bucket: M::Bucket,
+    tag: u64,
+    mask: u8,
+    state: u8,
+) -> u64 {
+    let life = RequestWord::LIVE | mask as u64;
+    let expected = (tag << TAG_SHIFT) | RequestWord::LIVE | state as u64;
+    let mut found = 0;
+    let mut way = 0;
+    while way < WAYS as u32 {
+        let word = memory.next(bucket, way) ^ expected;
+        let difference = (word >> TAG_SHIFT) | (word & life);
+        found |= (difference.wrapping_sub(1) >> 63) << way;
+        way += 1;
+    }
+    found
+}
+
+/// How many words that may be a key's are looked at. Another live flow of the bucket has its tag for one
+/// in about 5,000 look-ups, two others for one in 50 million, which then do not find their flow.
+const CANDIDATES: usize = 2;
+
 /// The first of some ways, of which there is one. Without a branch, as above: the lowest bit alone,
 /// times a de Bruijn sequence, has in its upper three bits a number that no other bit has.
 #[inline(always)]
@@ -173,34 +255,37 @@ const fn first(ways: u64) -> u32 {
     (WAY_BY_NUMBER >> (3 * number)) as u32 & (WAYS as u32 - 1)
 }
 
-/// How many words with the tag of a key are looked at. Another flow of the bucket has it for one in
-/// about 5,000 look-ups, two others for one in 50 million, which then do not find their flow.
-const CANDIDATES: u32 = 2;
-
 /// Finds the flow whose requests arrive as `key` says.
 #[inline(always)]
 pub fn find_request<A: Address, M: Memory<A>>(
     memory: &M,
     key: &FlowKey<A>,
 ) -> Option<Found<M::Entry>> {
-    let hash = Hash::of(key, memory.seed()?);
-    let bucket = memory.requests(hash.bucket)?;
+    let hash = Hash::of_request(key, memory.seed()?);
+    // Its word and its entry are in two cache lines: both are fetched at once.
+    memory.prefetch(hash.buckets[0] * WAYS as u32 + hash.way());
     let udp = protocol_bit(key.protocol);
-    let mut ways = scan(memory, bucket, hash.tag);
-    let mut candidate = 0;
-    while ways != 0 && candidate < CANDIDATES {
-        let way = first(ways);
-        let word = RequestWord(memory.load(bucket, way));
-        let place = hash.bucket * WAYS as u32 + way;
-        let entry = memory.entry(place)?;
-        if word.is_live()
-            && has_requests(word.state(), udp)
-            && memory.is_of(entry, Direction::Request, &key.tuple)
-        {
-            return Some(Found { entry, place, word });
+    let mut choice = 0;
+    while choice < CHOICES {
+        let number = hash.buckets[choice];
+        let bucket = memory.requests(number)?;
+        let mut ways = scan_live(memory, bucket, hash.tag, request_mask(udp), udp);
+        let mut candidate = 0;
+        while ways != 0 && candidate < CANDIDATES {
+            let way = first(ways);
+            let word = RequestWord(memory.load(bucket, way));
+            let place = number * WAYS as u32 + way;
+            let entry = memory.entry(place)?;
+            if word.is_live()
+                && has_requests(word.state(), udp)
+                && memory.is_of(entry, Direction::Request, &key.tuple)
+            {
+                return Some(Found { entry, place, word });
+            }
+            ways &= ways - 1;
+            candidate += 1;
         }
-        ways &= ways - 1;
-        candidate += 1;
+        choice += 1;
     }
     None
 }
@@ -209,8 +294,14 @@ pub fn find_request<A: Address, M: Memory<A>>(
 /// of a flow that [`MOVED`] are another's.
 #[inline(always)]
 const fn has_requests(state: u8, protocol: u8) -> bool {
-    let moved = if protocol == IS_UDP { MOVED } else { 0 };
-    state & (IS_UDP | moved) == protocol
+    state & request_mask(protocol) == protocol
+}
+
+/// The bits of the state that say whether a flow has the requests of its entry, if they are of this
+/// protocol. `MOVED` is another bit of TCP.
+#[inline(always)]
+const fn request_mask(protocol: u8) -> u8 {
+    IS_UDP | if protocol == IS_UDP { MOVED } else { 0 }
 }
 
 /// Finds the flow whose replies arrive as `key` says.
@@ -219,8 +310,8 @@ pub fn find_reply<A: Address, M: Memory<A>>(
     memory: &M,
     key: &FlowKey<A>,
 ) -> Option<Found<M::Entry>> {
-    let hash = Hash::of(key, memory.seed()?);
-    let bucket = memory.replies(hash.bucket)?;
+    let hash = Hash::of_reply(key, memory.seed()?);
+    let bucket = memory.replies(hash.buckets[0])?;
     let udp = protocol_bit(key.protocol);
     let mut ways = scan(memory, bucket, hash.tag);
     let mut candidate = 0;
@@ -247,8 +338,8 @@ pub fn find_reply<A: Address, M: Memory<A>>(
 #[inline(always)]
 pub fn may_have_reply<A: Address, M: Memory<A>>(memory: &M, key: &FlowKey<A>) -> bool {
     let Some(seed) = memory.seed() else { return true };
-    let hash = Hash::of(key, seed);
-    let Some(bucket) = memory.replies(hash.bucket) else { return true };
+    let hash = Hash::of_reply(key, seed);
+    let Some(bucket) = memory.replies(hash.buckets[0]) else { return true };
     scan(memory, bucket, hash.tag) != 0
 }
 

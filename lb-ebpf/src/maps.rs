@@ -10,14 +10,14 @@ use lb_common::abi::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter,
-    flow_table::{self, Bucket, FlowEntry, FlowSeed},
+    flow_table::{self, Bucket, FlowBucket, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::Range,
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, MAX_EXCLUDED_CGROUPS, Peer},
-    traffic::{DropKey, Traffic},
+    traffic::{DirectFlows, DropKey, Traffic},
 };
 use lb_common::packet::answer::MAX_QUOTE_WORDS;
 
@@ -80,28 +80,26 @@ pub static DEVICES: Array<Device, { MAX_DEVICES as usize }, MAPPED> = Array::new
 /// What the buckets of flows depend on. Written by the agent, before any program is loaded.
 #[btf_map]
 pub static FLOW_SEED: Array<FlowSeed, 1, MAPPED> = Array::new();
-/// The words of requests, IPv4. Written by the programs and by the agent's sweep, see
-/// `docs/flow-table.md`; so are the five maps that follow.
+/// Flows, IPv4. Written by the programs and by the agent's sweep, see `docs/flow-table.md`; so are the
+/// three maps that follow.
 #[btf_map]
-pub static FLOW_REQUESTS4: Array<Bucket, 32768, MAPPED> = Array::new();
-/// The words of requests, IPv6.
-#[btf_map]
-pub static FLOW_REQUESTS6: Array<Bucket, 32768, MAPPED> = Array::new();
-/// The words of replies, IPv4.
-#[btf_map]
-pub static FLOW_REPLIES4: Array<Bucket, 32768, MAPPED> = Array::new();
-/// The words of replies, IPv6.
-#[btf_map]
-pub static FLOW_REPLIES6: Array<Bucket, 32768, MAPPED> = Array::new();
-/// Flows, IPv4.
-#[btf_map]
-pub static FLOW_ENTRIES4: Array<FlowEntry<Address4>, 262144, MAPPED> = Array::new();
+pub static FLOW_TABLE4: Array<FlowBucket<Address4>, 32768, MAPPED> = Array::new();
 /// Flows, IPv6.
 #[btf_map]
-pub static FLOW_ENTRIES6: Array<FlowEntry<Address6>, 262144, MAPPED> = Array::new();
+pub static FLOW_TABLE6: Array<FlowBucket<Address6>, 32768, MAPPED> = Array::new();
+/// The places of flows by their replies, IPv4.
+#[btf_map]
+pub static FLOW_REPLIES4: Array<Bucket, 65536, MAPPED> = Array::new();
+/// The places of flows by their replies, IPv6.
+#[btf_map]
+pub static FLOW_REPLIES6: Array<Bucket, 65536, MAPPED> = Array::new();
 /// How many flows were inserted, and how many made room for them, by class. Written by the programs.
 #[btf_map]
 pub static FLOW_EVENTS: PerCpuArray<u64, { flow_table::EVENTS }> = PerCpuArray::new();
+/// Whether there are flows of clients that talk to backends themselves. Written by the programs, and by
+/// the agent's sweep once there are none.
+#[btf_map]
+pub static DIRECT_FLOWS: Array<DirectFlows, 1, MAPPED> = Array::new();
 /// Ports of fragmented datagrams, IPv4. Written by the programs.
 #[btf_map]
 pub static FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment, 16384> = LruHashMap::new();

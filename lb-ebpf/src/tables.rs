@@ -52,6 +52,18 @@ pub fn settings() -> Option<&'static Settings> {
     pair.copies.get((active & 1) as usize)
 }
 
+/// See [`Tables::has_direct`].
+#[inline(always)]
+pub fn has_direct() -> bool {
+    maps::DIRECT_FLOWS.get(0).is_some_and(|flows| {
+        // SAFETY: plain words that others may change at any time.
+        let [begun, ended] = unsafe {
+            [&raw const flows.begun, &raw const flows.ended].map(|word| word.read_volatile())
+        };
+        begun != ended
+    })
+}
+
 /// The kernel's maps.
 pub struct Maps;
 
@@ -258,18 +270,26 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
-    fn note_flow(
-        &mut self,
-        key: &FlowKey<F::Address>,
-        found: &Known<F::Address>,
-        note: Note,
-    ) {
+    fn note_flow(&mut self, key: &FlowKey<F::Address>, found: &Known<F::Address>, note: Note) {
         flow::note::<F>(key, found, flows::bits(note), note.time);
     }
 
     #[inline(always)]
     fn remove_flow(&mut self, key: &FlowKey<F::Address>, found: &Known<F::Address>) {
         flow::remove::<F>(key, found);
+    }
+
+    #[inline(always)]
+    fn has_direct(&self) -> bool {
+        has_direct()
+    }
+
+    #[inline(always)]
+    fn begin_direct(&mut self) {
+        if let Some(flows) = maps::DIRECT_FLOWS.get_ptr_mut(0) {
+            // SAFETY: an aligned word; the helper has no preconditions.
+            unsafe { (&raw mut (*flows).begun).write_volatile(bpf_jiffies64()) };
+        }
     }
 
     #[inline(always)]

@@ -103,22 +103,27 @@ impl SharedArray {
         place.inspect(|place| place.store(value, SeqCst)).is_some()
     }
 
-    /// Copies an entry, word by word: others may write to it meanwhile. Returns false outside of
-    /// the array or if `into` is longer than an entry.
-    pub fn copy(&self, index: u32, into: &mut [u64]) -> bool {
-        let is_inside = index < self.entries && into.len() <= self.stride;
-        for (position, into) in into.iter_mut().enumerate().take(self.stride) {
-            let Some(word) = self.word(index, position) else { return false };
-            *into = word.load(SeqCst);
+    /// Copies words of an entry from `first` on, one by one: others may write to them meanwhile.
+    /// Returns false outside of the array or if the entry has not as many.
+    pub fn copy(&self, index: u32, first: usize, into: &mut [u64]) -> bool {
+        if !self.has(index, first, into.len()) {
+            return false;
         }
-        is_inside
+        for (word, into) in (first..).zip(into) {
+            *into = self.load(index, word).unwrap_or_default();
+        }
+        true
     }
 
-    /// Stores the first words of an entry, one by one. Returns false outside of the array, if
-    /// `from` is longer than an entry or if the array is mapped for reading only.
-    pub fn fill(&self, index: u32, from: &[u64]) -> bool {
-        from.len() <= self.stride
-            && from.iter().enumerate().all(|(position, word)| self.store(index, position, *word))
+    /// Stores words of an entry from `first` on, one by one. Returns false outside of the array, if the
+    /// entry has not as many or if the array is mapped for reading only.
+    pub fn fill(&self, index: u32, first: usize, from: &[u64]) -> bool {
+        self.has(index, first, from.len())
+            && (first..).zip(from).all(|(word, value)| self.store(index, word, *value))
+    }
+
+    fn has(&self, index: u32, first: usize, words: usize) -> bool {
+        index < self.entries && first.checked_add(words).is_some_and(|end| end <= self.stride)
     }
 
     fn writable(&self, index: u32, word: usize) -> Option<&AtomicU64> {
@@ -162,13 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_copied_and_filled_as_a_whole() {
+    fn words_of_an_entry_are_copied_and_filled_together() {
         let array = SharedArray::anonymous(2, 24).unwrap();
-        assert!(array.fill(1, &[1, 2, 3]));
-        let mut copied = [0; 3];
-        assert!(array.copy(1, &mut copied) && copied == [1, 2, 3]);
-        assert!(!array.copy(2, &mut copied) && !array.copy(0, &mut [0; 4]));
-        assert!(!array.fill(2, &[1]) && !array.fill(0, &[0; 4]));
+        assert!(array.fill(1, 0, &[1, 2, 3]) && array.fill(1, 1, &[4]));
+        let mut copied = [0; 2];
+        assert!(array.copy(1, 1, &mut copied) && copied == [4, 3]);
+        assert!(!array.copy(2, 0, &mut copied) && !array.copy(0, 2, &mut copied));
+        assert!(!array.copy(0, usize::MAX, &mut copied));
+        assert!(!array.fill(2, 0, &[1]) && !array.fill(0, 0, &[0; 4]));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::{case::Case, family::TestFamily};
 pub mod affinity;
 pub mod clients;
 pub mod clock;
+pub mod conversations;
 pub mod direct;
 pub mod drain;
 pub mod fragments;
@@ -33,6 +34,7 @@ pub fn all<F: TestFamily>() -> Vec<Case<F>> {
         outside::cases,
         masquerade::cases,
         direct::cases,
+        conversations::cases,
         icmp::cases,
         fragments::cases,
         odd::cases,

@@ -14,7 +14,7 @@ use lb_common::{
     abi::{
         address::Address,
         flow::Tuple,
-        flow_table::{Direction, FlowEntry, FlowSeed, RequestWord, WAYS},
+        flow_table::{Direction, FlowEntry, FlowSeed, REPLY_ROOM, RequestWord, WAYS},
     },
     flow_table::{Memory, request_word},
 };
@@ -56,9 +56,9 @@ impl HostTable {
     /// An empty table for both families.
     pub fn new(buckets: u32) -> Self {
         let seed = seed([buckets; 2]);
-        let empty = || (0..buckets).map(|_| words()).collect();
+        let empty = |buckets| (0..buckets).map(|_| words()).collect();
         let entries = (0..buckets * WAYS as u32).map(|_| words()).collect();
-        Self { seed, requests: empty(), replies: empty(), entries }
+        Self { seed, requests: empty(buckets), replies: empty(buckets * REPLY_ROOM), entries }
     }
 
     /// Every flow that is live: its place, its word and its entry.

@@ -7,10 +7,7 @@ use lb_common::{
         flow::{Action, FlowKey, LOOPBACK_DEVICE, Tuple},
         settings::Settings,
     },
-    balance::{
-        self, Candidate, Site, Verdict, Work, fragment, icmp_error,
-        tunnel as tunnelled,
-    },
+    balance::{self, Candidate, Site, Verdict, Work, fragment, icmp_error, tunnel as tunnelled},
     packet::{Packet, PacketKind},
 };
 
@@ -77,6 +74,15 @@ impl<F: TestFamily> Host<F> {
         }
         if F::parse(frame, &mut packet).is_none() {
             return (Verdict::Pass(Reason::Malformed), work, packet);
+        }
+        if candidate == Candidate::NotService
+            && balance::may_be_direct(
+                site,
+                F::may_begin(frame),
+                balance::Tables::<F>::has_direct(tables),
+            )
+        {
+            candidate = Candidate::Direct;
         }
         if balance::is_of_a_guest(&packet, site, settings) {
             return (Verdict::Pass(Reason::NotService), work, packet);

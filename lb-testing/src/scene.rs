@@ -170,8 +170,7 @@ impl<F: TestFamily> Scene<'_, F> {
     /// How many flows there are: first all but TCP handshakes that are not complete, then those.
     pub fn flow_counts(&mut self) -> [usize; 2] {
         let flows = self.interpreter.flows();
-        let is_handshake =
-            |word: &RequestWord| word.state() & (IS_UDP | CONFIRMED) == 0;
+        let is_handshake = |word: &RequestWord| word.state() & (IS_UDP | CONFIRMED) == 0;
         let handshakes = flows.iter().filter(|(_, word)| is_handshake(word)).count();
         [flows.len() - handshakes, handshakes]
     }

@@ -102,6 +102,7 @@ pub struct FakeTables<F: Family> {
     sources: Vec<(Prefix<F::Address>, F::Address)>,
     nodes: Vec<F::Address>,
     flows: HostTable,
+    has_direct: bool,
     fragments: BTreeMap<FragmentKey<F::Address>, Fragment>,
     affinity: Vec<(AffinityKey, Rc<Cell<Affinity>>)>,
 }
@@ -123,6 +124,7 @@ impl<F: Family> Default for FakeTables<F> {
             sources: Vec::new(),
             nodes: Vec::new(),
             flows: HostTable::new(BUCKETS),
+            has_direct: false,
             fragments: BTreeMap::new(),
             affinity: Vec::new(),
         }
@@ -303,6 +305,14 @@ impl<F: Family> Tables<F> for FakeTables<F> {
         let Known { place, word, .. } = *found;
         let found = Found { entry: place, place, word: RequestWord(word) };
         flow_table::remove::<F::Address, _>(&self.flows, &found);
+    }
+
+    fn has_direct(&self) -> bool {
+        self.has_direct
+    }
+
+    fn begin_direct(&mut self) {
+        self.has_direct = true;
     }
 
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment> {

@@ -13,11 +13,12 @@ use std::{
 use lb_common::{
     abi::{
         address::{Ipv4, Ipv6},
-        flow::{ANSWERED, CONFIRMED},
+        flow::{ANSWERED, CONFIRMED, FlowKey},
         flow_table::Direction,
+        frontend::TCP,
     },
     balance::track,
-    flow_table::{Found, note, remove},
+    flow_table::{Found, find_reply, find_request, note, remove},
 };
 use lb_testing::{
     family::TestFamily,
@@ -208,4 +209,29 @@ fn a_flow_is_found_while_others_come_and_go_beside_it() {
     // Where others take the chosen word twice, a flow is not inserted.
     assert!(inserted.iter().all(|inserted| *inserted > ROUNDS / 2), "{inserted:?}");
     assert_eq!(check_all::<Ipv4>(&table), Contents::default());
+}
+
+/// In a table that is full twice over every flow that is live is found in both directions.
+fn all_are_found<F: TestFamily>() {
+    let (table, lifetimes) = (HostTable::new(1 << 10), track::lifetimes(&timeouts()));
+    for number in 0..16 << 10 {
+        let [.., service, client] = u32::to_be_bytes(number);
+        let flow = Numbered { client, service, backend: service };
+        _ = flow.insert::<F>(&table, 0, &lifetimes);
+    }
+    let live = table.live::<F::Address>();
+    assert!(live.len() > 7 << 10, "{} flows", live.len());
+    for (place, _, entry) in live {
+        let request = FlowKey { tuple: entry.request, protocol: TCP.into() };
+        let reply = FlowKey { tuple: entry.translated.reversed(), protocol: TCP.into() };
+        let found = [find_request(&table, &request), find_reply(&table, &reply)];
+        let places = found.map(|found| found.map(|found| found.place));
+        assert_eq!(places, [Some(place); 2], "{entry:?}");
+    }
+}
+
+#[test]
+fn every_flow_of_a_full_table_is_found() {
+    all_are_found::<Ipv4>();
+    all_are_found::<Ipv6>();
 }

@@ -26,7 +26,7 @@ use loom::{model::Builder, sync::Arc, thread};
 
 const PREEMPTIONS: usize = 2;
 
-/// A table of one bucket, and how long flows live.
+/// A table of one or two buckets, and how long flows live.
 struct World {
     table: HostTable,
     lifetimes: Lifetimes,
@@ -53,8 +53,22 @@ impl World {
 }
 
 /// Runs `one` and `other` at the same time on a table that has `known`, in every order. The table is
-/// in order after that, and `judge` has what they returned.
+/// in order after that, and `judge` has what they returned. Where a flow may be in two buckets, it
+/// belongs to each of them as well as to the other.
 fn model<T: Send + 'static, U: Send + 'static>(
+    known: &'static [Numbered],
+    one: fn(&World) -> T,
+    other: fn(&World) -> U,
+    judge: fn(&World, T, U, Contents),
+) {
+    for buckets in [1, 2] {
+        model_of(buckets, known, one, other, judge);
+    }
+}
+
+/// The same on a table with so many buckets.
+fn model_of<T: Send + 'static, U: Send + 'static>(
+    buckets: u32,
     known: &'static [Numbered],
     one: fn(&World) -> T,
     other: fn(&World) -> U,
@@ -65,7 +79,7 @@ fn model<T: Send + 'static, U: Send + 'static>(
     builder.max_branches = 100_000;
     builder.check(move || {
         let lifetimes = track::lifetimes(&timeouts());
-        let world = Arc::new(World { table: HostTable::new(1), lifetimes });
+        let world = Arc::new(World { table: HostTable::new(buckets), lifetimes });
         for flow in known {
             assert!(world.insert(*flow), "{flow:?} is new");
         }
@@ -160,7 +174,7 @@ fn two_flows_that_need_the_same_place_leave_the_table_in_order() {
         |world: &World| world.insert(flow(10, 1, 1)),
         |world: &World| world.insert(flow(11, 1, 1)),
     );
-    model(&ALL_PLACES, one, other, |world, one, other, contents| {
+    model_of(1, &ALL_PLACES, one, other, |world, one, other, contents| {
         assert!(one || other);
         assert!(!one || world.is_found(flow(10, 1, 1)) || other);
         assert!(contents.live >= 7, "{contents:?}");
@@ -171,7 +185,7 @@ fn two_flows_that_need_the_same_place_leave_the_table_in_order() {
 fn a_flow_whose_place_is_taken_is_gone_or_is_noted() {
     let one = |world: &World| world.insert(flow(10, 1, 1));
     let other = |world: &World| world.confirm(flow(8, 1, 1));
-    model(&ALL_PLACES, one, other, |world, one, other, contents| {
+    model_of(1, &ALL_PLACES, one, other, |world, one, other, contents| {
         assert!(one && world.is_found(flow(10, 1, 1)) && contents.live == 8);
         assert!(other || !world.is_found(flow(8, 1, 1)));
     });

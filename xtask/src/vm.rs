@@ -51,8 +51,7 @@ struct Kernel {
 }
 
 /// Oldest first. The newest version in the named releases is used.
-const KERNELS: [Kernel; 4] = [
-    Kernel { name: "5.10", suites: &["bullseye"] },
+const KERNELS: [Kernel; 3] = [
     Kernel { name: "6.1", suites: &["bookworm"] },
     Kernel { name: "6.12", suites: &["bookworm-backports"] },
     Kernel { name: "newest", suites: &["trixie-backports", "sid"] },
@@ -87,7 +86,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The part that `cargo xtask test` runs on an old kernel: whether it accepts the programs, which
+/// The part that `cargo xtask test` runs on the oldest kernel: whether it accepts the programs, which
 /// takes a minute or two. The other parts take many times as long.
 pub(crate) fn outcome(workspace: &Workspace, name: &str) -> Outcome {
     let only = ["load".to_owned()];

@@ -55,9 +55,9 @@ fn a_proxy_is_healthy_while_no_update_waits_too_long() {
 fn a_fault_makes_the_proxy_unhealthy_until_it_is_over() {
     let health = Health::new(UPDATE_TIMEOUT);
     health.updated(at(0));
-    health.set_fault("map FLOW_ENTRIES4", Some("full".to_owned()));
+    health.set_fault("map FLOW_TABLE4", Some("full".to_owned()));
     assert!(!health.report(at(0)).healthy);
-    health.set_fault("map FLOW_ENTRIES4", None);
+    health.set_fault("map FLOW_TABLE4", None);
     assert!(health.report(at(0)).healthy);
 }
 

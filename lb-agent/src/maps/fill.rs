@@ -6,6 +6,7 @@ use bytemuck::Pod;
 use lb_common::abi::{
     address::{Address4, Address6},
     affinity::{Affinity, AffinityKey},
+    flow_table::WAYS,
     fragment::{Fragment, FragmentKey},
     service::Service,
     settings::Device,
@@ -64,11 +65,16 @@ pub fn fills(pins: &Pins) -> Result<Vec<Fill>, FillError> {
             Ok(Fill {
                 map: map.name,
                 entries: entries(pins, &state, map.name)?,
-                max_entries: info.max_entries.into(),
+                max_entries: u64::from(info.max_entries) * places(map.name),
                 flag: map.flag,
             })
         })
         .collect()
+}
+
+/// How many entries there is room for in each element of a map.
+fn places(map: &str) -> u64 {
+    if [Address4::TABLE, Address6::TABLE].contains(&map) { WAYS as u64 } else { 1 }
 }
 
 fn entries(
@@ -91,8 +97,8 @@ fn entries(
             let devices = read_array::<Device>(pins, map)?;
             devices.iter().filter(|device| device.ifindex != 0).count() as u64
         }
-        Address4::ENTRIES => flows::<Address4>(pins)?,
-        Address6::ENTRIES => flows::<Address6>(pins)?,
+        Address4::TABLE => flows::<Address4>(pins)?,
+        Address6::TABLE => flows::<Address6>(pins)?,
         "FRAGMENTS4" => count::<FragmentKey<Address4>, Fragment>(pins, map)?,
         "FRAGMENTS6" => count::<FragmentKey<Address6>, Fragment>(pins, map)?,
         "AFFINITY" => count::<AffinityKey, Affinity>(pins, map)?,
@@ -111,7 +117,7 @@ fn slots(state: &PinnedState) -> u64 {
 
 fn flows<A: FlowAddress>(pins: &Pins) -> Result<u64, DataplaneError> {
     let counted = || Ok(FlowTable::<A>::readable(pins).map_err(io::Error::other)?.live().count());
-    let counted = counted().map_err(failed(A::ENTRIES, || "count of flows".to_owned()))?;
+    let counted = counted().map_err(failed(A::TABLE, || "count of flows".to_owned()))?;
     Ok(counted as u64)
 }
 

@@ -14,7 +14,10 @@ use lb_common::{
     abi::{
         address::{Address, Address4, Address6},
         flow::{FlowKey, Tuple},
-        flow_table::{Bucket, Direction, FlowEntry, FlowSeed, ReplyWord, RequestWord, WAYS},
+        flow_table::{
+            Bucket, Direction, FlowBucket, FlowEntry, FlowSeed, REPLY_ROOM, ReplyWord, RequestWord,
+            WAYS,
+        },
         frontend::{TCP, UDP},
         settings::{Lifetimes, Settings},
     },
@@ -24,33 +27,12 @@ use lb_common::{
 };
 use lb_sys::SharedArray;
 
+pub use super::flow_names::{FlowAddress, MAPS, SEED, buckets};
 use super::{
     mapped::MappedArray,
     pins::{PinError, Pins},
     read::opened,
 };
-
-/// A family's maps of flows.
-pub trait FlowAddress: Address {
-    /// FLOW_REQUESTS.
-    const REQUESTS: &'static str;
-    /// FLOW_REPLIES.
-    const REPLIES: &'static str;
-    /// FLOW_ENTRIES.
-    const ENTRIES: &'static str;
-}
-
-impl FlowAddress for Address4 {
-    const REQUESTS: &'static str = "FLOW_REQUESTS4";
-    const REPLIES: &'static str = "FLOW_REPLIES4";
-    const ENTRIES: &'static str = "FLOW_ENTRIES4";
-}
-
-impl FlowAddress for Address6 {
-    const REQUESTS: &'static str = "FLOW_REQUESTS6";
-    const REPLIES: &'static str = "FLOW_REPLIES6";
-    const ENTRIES: &'static str = "FLOW_ENTRIES6";
-}
 
 /// A table of flows whose entries can be copied out and written.
 pub trait Flows<A: Address>: Memory<A, Entry = u32> {
@@ -186,9 +168,8 @@ pub fn seconds(times: u32, settings: &Settings) -> Option<u32> {
 #[derive(Debug)]
 pub struct FlowTable<A> {
     seed: FlowSeed,
-    requests: SharedArray,
+    table: SharedArray,
     replies: SharedArray,
-    entries: SharedArray,
     address: PhantomData<fn(A)>,
 }
 
@@ -215,16 +196,11 @@ impl<A: FlowAddress> FlowTable<A> {
 
     fn opened(pins: &Pins, is_writable: bool) -> Result<Self, PinError> {
         let mapped = FlowMaps::open(pins)?.map(is_writable);
-        mapped.map_err(|source| PinError::Open { path: pins.map(A::ENTRIES), source })
+        mapped.map_err(|source| PinError::Open { path: pins.map(A::TABLE), source })
     }
 
-    fn new(
-        seed: FlowSeed,
-        requests: SharedArray,
-        replies: SharedArray,
-        entries: SharedArray,
-    ) -> Self {
-        Self { seed, requests, replies, entries, address: PhantomData }
+    fn new(seed: FlowSeed, table: SharedArray, replies: SharedArray) -> Self {
+        Self { seed, table, replies, address: PhantomData }
     }
 
     /// An empty table of this process alone, for tests.
@@ -233,14 +209,14 @@ impl<A: FlowAddress> FlowTable<A> {
     /// Those of mmap(2).
     #[cfg(test)]
     pub(crate) fn anonymous(buckets: u32) -> io::Result<Self> {
-        let words = || SharedArray::anonymous(buckets, size_of::<Bucket>());
-        let entries = SharedArray::anonymous(buckets * WAYS as u32, size_of::<FlowEntry<A>>())?;
-        Ok(Self::new(seed([buckets; 2])?, words()?, words()?, entries))
+        let table = SharedArray::anonymous(buckets, size_of::<FlowBucket<A>>())?;
+        let replies = SharedArray::anonymous(buckets * REPLY_ROOM, size_of::<Bucket>())?;
+        Ok(Self::new(seed([buckets; 2])?, table, replies))
     }
 
     fn word(&self, BucketOf(direction, bucket): BucketOf, way: u32) -> (&SharedArray, u32, usize) {
         let array = match direction {
-            Direction::Request => &self.requests,
+            Direction::Request => &self.table,
             Direction::Reply => &self.replies,
         };
         (array, bucket, way as usize % WAYS)
@@ -252,9 +228,8 @@ impl<A: FlowAddress> FlowTable<A> {
 #[derive(Debug)]
 pub struct FlowMaps<A> {
     seed: FlowSeed,
-    requests: OwnedFd,
+    table: OwnedFd,
     replies: OwnedFd,
-    entries: OwnedFd,
     address: PhantomData<fn(A)>,
 }
 
@@ -266,9 +241,8 @@ impl<A: FlowAddress> FlowMaps<A> {
     pub fn open(pins: &Pins) -> Result<Self, PinError> {
         Ok(Self {
             seed: opened(pins, SEED, |map| MappedArray::readable(map)?.load(0))?,
-            requests: pins.open(A::REQUESTS)?,
+            table: pins.open(A::TABLE)?,
             replies: pins.open(A::REPLIES)?,
-            entries: pins.open(A::ENTRIES)?,
             address: PhantomData,
         })
     }
@@ -284,9 +258,8 @@ impl<A: FlowAddress> FlowMaps<A> {
         };
         Ok(Self {
             seed: MappedArray::readable(found(SEED)?)?.load(0)?,
-            requests: found(A::REQUESTS)?,
+            table: found(A::TABLE)?,
             replies: found(A::REPLIES)?,
-            entries: found(A::ENTRIES)?,
             address: PhantomData,
         })
     }
@@ -297,10 +270,9 @@ impl<A: FlowAddress> FlowMaps<A> {
     /// Those of mmap(2).
     pub fn map(&self, is_writable: bool) -> io::Result<FlowTable<A>> {
         let array = |map: &OwnedFd, size| SharedArray::new(map.as_fd(), size, is_writable);
-        let requests = array(&self.requests, size_of::<Bucket>())?;
+        let table = array(&self.table, size_of::<FlowBucket<A>>())?;
         let replies = array(&self.replies, size_of::<Bucket>())?;
-        let entries = array(&self.entries, size_of::<FlowEntry<A>>())?;
-        Ok(FlowTable::new(self.seed, requests, replies, entries))
+        Ok(FlowTable::new(self.seed, table, replies))
     }
 }
 
@@ -313,7 +285,7 @@ impl<A: FlowAddress> Memory<A> for FlowTable<A> {
     }
 
     fn requests(&self, bucket: u32) -> Option<BucketOf> {
-        (bucket < self.requests.entries()).then_some(BucketOf(Direction::Request, bucket))
+        (bucket < self.table.entries()).then_some(BucketOf(Direction::Request, bucket))
     }
 
     fn replies(&self, bucket: u32) -> Option<BucketOf> {
@@ -331,7 +303,7 @@ impl<A: FlowAddress> Memory<A> for FlowTable<A> {
     }
 
     fn entry(&self, place: u32) -> Option<u32> {
-        (place < self.entries.entries()).then_some(place)
+        (place < self.places()).then_some(place)
     }
 
     fn is_of(&self, place: u32, direction: Direction, tuple: &Tuple<A>) -> bool {
@@ -351,34 +323,25 @@ impl<A: FlowAddress> Memory<A> for FlowTable<A> {
 
 impl<A: FlowAddress> Flows<A> for FlowTable<A> {
     fn places(&self) -> u32 {
-        self.entries.entries()
+        self.table.entries().saturating_mul(WAYS as u32)
     }
 
     fn copied(&self, place: u32) -> Option<FlowEntry<A>> {
         let mut entry = FlowEntry::default();
         let words = bytemuck::cast_slice_mut(bytemuck::bytes_of_mut(&mut entry));
-        self.entries.copy(place, words).then_some(entry)
+        self.table.copy(place / WAYS as u32, first_word::<A>(place), words).then_some(entry)
     }
 
     fn write(&self, place: u32, entry: &FlowEntry<A>) {
-        self.entries.fill(place, bytemuck::cast_slice(bytemuck::bytes_of(entry)));
+        let words = bytemuck::cast_slice(bytemuck::bytes_of(entry));
+        self.table.fill(place / WAYS as u32, first_word::<A>(place), words);
     }
 }
 
-/// The map that has the seed of both families' tables.
-pub const SEED: &str = "FLOW_SEED";
-
-/// The maps that a seed is for. They are made together: an entry is of no use with another seed or
-/// another number of buckets.
-pub const MAPS: [&str; 7] = [
-    SEED,
-    Address4::REQUESTS,
-    Address4::REPLIES,
-    Address4::ENTRIES,
-    Address6::REQUESTS,
-    Address6::REPLIES,
-    Address6::ENTRIES,
-];
+/// The first word of the entry at a place in its [`FlowBucket`].
+pub const fn first_word<A>(place: u32) -> usize {
+    (size_of::<Bucket>() + place as usize % WAYS * size_of::<FlowEntry<A>>()) / size_of::<u64>()
+}
 
 /// Whether the seed is for the numbers of entries that the other maps have; `map` finds a map by its
 /// name.
@@ -388,21 +351,13 @@ pub fn fits_seed<'a>(map: impl Fn(&'static str) -> Option<&'a OwnedFd>) -> bool 
         let seed = map(SEED)?.try_clone().ok()?;
         MappedArray::readable(seed).ok()?.load(0).ok()
     };
-    let families = [
-        [Address4::REQUESTS, Address4::REPLIES, Address4::ENTRIES],
-        [Address6::REQUESTS, Address6::REPLIES, Address6::ENTRIES],
-    ];
+    let families = [[Address4::TABLE, Address4::REPLIES], [Address6::TABLE, Address6::REPLIES]];
     seed().is_some_and(|seed| {
         seed.buckets.iter().zip(families).all(|(buckets, names)| {
-            let wanted = [*buckets, *buckets, buckets.saturating_mul(WAYS as u32)];
+            let wanted = [*buckets, buckets.saturating_mul(REPLY_ROOM)];
             names.map(entries) == wanted.map(Some)
         })
     })
-}
-
-/// How many buckets a table for so many flows has.
-pub const fn buckets(flows: u32) -> u32 {
-    if flows == 0 { 1 } else { flows.div_ceil(WAYS as u32) }
 }
 
 /// A new seed for tables with so many buckets, by family.

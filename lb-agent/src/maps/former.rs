@@ -82,9 +82,8 @@ impl Former {
 
     /// The same, of maps that were found in another way.
     pub fn of(maps: Vec<FormerMap>) -> Option<Self> {
-        let has_all = |names: &[&str]| {
-            names.iter().all(|name| maps.iter().any(|map| map.name == *name))
-        };
+        let has_all =
+            |names: &[&str]| names.iter().all(|name| maps.iter().any(|map| map.name == *name));
         let is_table = has_all(&flow_table::MAPS);
         (is_table || has_all(&HASHES)).then_some(Self { is_table, maps })
     }
@@ -106,12 +105,10 @@ impl Former {
             "FLOWS6" => "PREVIOUS_FLOWS6",
             "EMBRYONIC4" => "PREVIOUS_EMBRYONIC4",
             "EMBRYONIC6" => "PREVIOUS_EMBRYONIC6",
-            "FLOW_REQUESTS4" => "PREVIOUS_REQUESTS4",
-            "FLOW_REQUESTS6" => "PREVIOUS_REQUESTS6",
+            "FLOW_TABLE4" => "PREVIOUS_TABLE4",
+            "FLOW_TABLE6" => "PREVIOUS_TABLE6",
             "FLOW_REPLIES4" => "PREVIOUS_REPLIES4",
             "FLOW_REPLIES6" => "PREVIOUS_REPLIES6",
-            "FLOW_ENTRIES4" => "PREVIOUS_ENTRIES4",
-            "FLOW_ENTRIES6" => "PREVIOUS_ENTRIES6",
             _ => "PREVIOUS_SEED",
         }
     }
@@ -121,10 +118,7 @@ impl Former {
     ///
     /// # Errors
     /// Those of the maps; what is not moved stays known to the programs of the handover.
-    pub fn move_into(
-        &self,
-        new: &dyn Fn(&str) -> Option<OwnedFd>,
-    ) -> io::Result<Moved> {
+    pub fn move_into(&self, new: &dyn Fn(&str) -> Option<OwnedFd>) -> io::Result<Moved> {
         let moment = Moment::now()?;
         let mut moved = Moved::default();
         self.move_family::<Address4>(new, "FLOWS4", "EMBRYONIC4", &moment, &mut moved)?;

@@ -77,7 +77,7 @@ pub fn move_flows(
     new: &dyn Fn(&str) -> Option<OwnedFd>,
 ) -> Result<(), DataplaneError> {
     let moved = former.move_into(new).map_err(|source| DataplaneError {
-        map: "FLOW_ENTRIES4",
+        map: "FLOW_TABLE4",
         operation: "move flows of the agent before".to_owned(),
         source,
     })?;
@@ -150,9 +150,7 @@ pub fn finish(pins: &Pins) -> Result<bool, FinishError> {
         });
         let former = Former::of(former.collect());
         if let Some(former) = &former {
-            let new = |name: &str| {
-                to.iter().find(|new| name_of(new) == name)?.map.try_clone().ok()
-            };
+            let new = |name: &str| to.iter().find(|new| name_of(new) == name)?.map.try_clone().ok();
             move_flows(former, &new)?;
         }
         for new in &to {

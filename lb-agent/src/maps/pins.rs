@@ -22,7 +22,7 @@ use lb_common::abi::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter,
-    flow_table::{Bucket, EVENTS, FlowEntry, FlowSeed, WAYS},
+    flow_table::{Bucket, EVENTS, FlowBucket, FlowSeed, REPLY_ROOM},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::RangeKey,
@@ -30,12 +30,12 @@ use lb_common::abi::{
     settings::{Device, MAX_DEVICES, SettingsPair},
     socket::{ConnectedPeer, DatagramKey, Peer},
     source::SourceKey,
-    traffic::{DropKey, Traffic},
+    traffic::{DirectFlows, DropKey, Traffic},
 };
 use lb_control::dataplane::Capacity;
 
 use super::{
-    flow_table::{self, FlowAddress as _},
+    flow_names::{self, FlowAddress as _},
     kept::Kept,
     layouts::{
         convert::{Conversion, Mismatch},
@@ -604,8 +604,8 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
     // A service port may have more than one frontend. NodePorts, which have one more for any
     // node, are few and not counted.
     let frontends = sizes.services.saturating_mul(2);
-    let buckets = flow_table::buckets(sizes.flows);
-    let places = buckets.saturating_mul(WAYS as u32);
+    let buckets = flow_names::buckets(sizes.flows);
+    let replies = buckets.saturating_mul(REPLY_ROOM);
     let traffic = sizes.services.min(TRAFFIC_BYTES / size_of::<Traffic>() as u32 / possible_cpus());
     vec![
         hash::<FrontendKey<Address4>, Frontend>("FRONTENDS4", frontends, services),
@@ -623,19 +623,18 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
         array::<Backend<Address6>>("BACKENDS6", sizes.backends, backends),
         array::<SettingsPair>("SETTINGS", 1, None),
         array::<Device>("DEVICES", MAX_DEVICES, None),
-        array::<FlowSeed>(flow_table::SEED, 1, None),
-        array::<Bucket>(Address4::REQUESTS, buckets, flows),
-        array::<Bucket>(Address6::REQUESTS, buckets, flows),
-        array::<Bucket>(Address4::REPLIES, buckets, flows),
-        array::<Bucket>(Address6::REPLIES, buckets, flows),
-        array::<FlowEntry<Address4>>(Address4::ENTRIES, places, flows),
-        array::<FlowEntry<Address6>>(Address6::ENTRIES, places, flows),
+        array::<FlowSeed>(flow_names::SEED, 1, None),
+        array::<FlowBucket<Address4>>(Address4::TABLE, buckets, flows),
+        array::<FlowBucket<Address6>>(Address6::TABLE, buckets, flows),
+        array::<Bucket>(Address4::REPLIES, replies, flows),
+        array::<Bucket>(Address6::REPLIES, replies, flows),
         lru::<FragmentKey<Address4>, Fragment>("FRAGMENTS4", FRAGMENTS, None),
         lru::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", FRAGMENTS, None),
         lru::<AffinityKey, Affinity>("AFFINITY", AFFINITY, None),
         lru::<DatagramKey, Peer>("DATAGRAM_PEERS", DATAGRAM_PEERS, None),
         map::<i32, ConnectedPeer>("SOCKETS", BPF_MAP_TYPE_SK_STORAGE, BPF_F_NO_PREALLOC, 0, None),
         map::<u32, u64>("FLOW_EVENTS", BPF_MAP_TYPE_PERCPU_ARRAY, 0, EVENTS as u32, None),
+        array::<DirectFlows>("DIRECT_FLOWS", 1, None),
         map::<u32, u64>("COUNTERS", BPF_MAP_TYPE_PERCPU_ARRAY, 0, counter::COUNTERS, None),
         map::<u32, Traffic>("TRAFFIC", BPF_MAP_TYPE_PERCPU_ARRAY, 0, traffic, services),
         map::<DropKey, u64>("DROPS", BPF_MAP_TYPE_LRU_PERCPU_HASH, 0, DROPS, None),

@@ -3,26 +3,28 @@
 //! The programs decide by themselves whether an entry has expired. The sweep only frees room, and
 //! waits for twice the timeout.
 
-use std::{collections::HashMap, io, os::fd::AsFd, thread, time::Duration};
+use std::{collections::HashMap, io, mem::offset_of, os::fd::AsFd, thread, time::Duration};
 
 use bytemuck::Pod;
 use lb_common::{
     abi::{
         address::{Address, Address4, Address6},
         affinity::{Affinity, AffinityKey, BY_SOCKET},
+        flow::MOVED,
         flow_table::{EVENTS, ReplyWord, RequestWord, TIMES, WAYS},
+        frontend::UDP,
         service::Service,
         settings::{Lifetimes, Settings, Timeouts},
         socket::{DatagramKey, Peer},
-        traffic::NO_SERVICE,
+        traffic::{DIRECT, DirectFlows, NO_SERVICE},
     },
     balance::track,
-    flow_table::{Class, age, class, request_word},
+    flow_table::{self, Class, Found, age, class, request_word},
 };
 use lb_sys::{PerCpuCounters, TypedMap};
 
 use super::{
-    flow_table::{FlowAddress, FlowMaps, Flows, lifetime},
+    flow_table::{FlowAddress, FlowMaps, Flows, LiveFlow, lifetime},
     mapped::MappedArray,
     pins::{PinError, Pins},
     read::opened,
@@ -45,6 +47,9 @@ pub struct Sweeper {
     affinity: TypedMap<AffinityKey, Affinity>,
     datagram_peers: TypedMap<DatagramKey, Peer>,
     services: MappedArray<Service>,
+    direct: MappedArray<DirectFlows>,
+    /// DIRECT_FLOWS at the last sweep.
+    direct_before: DirectFlows,
     clock: std::os::fd::OwnedFd,
 }
 
@@ -54,7 +59,7 @@ struct SweptFlows<A> {
     unfinished: Unfinished,
 }
 
-/// Words of FLOW_REQUESTS, by place, that a program or an agent had claimed when the last sweep saw
+/// Words of FLOW_TABLE, by place, that a program or an agent had claimed when the last sweep saw
 /// them. No insertion takes as long as from one sweep to the next, unless an agent was killed
 /// meanwhile.
 type Unfinished = HashMap<u32, RequestWord>;
@@ -97,6 +102,8 @@ impl Sweeper {
             affinity: opened(pins, "AFFINITY", TypedMap::new)?,
             datagram_peers: opened(pins, "DATAGRAM_PEERS", TypedMap::new)?,
             services: opened(pins, "SERVICES", MappedArray::readable)?,
+            direct: opened(pins, "DIRECT_FLOWS", MappedArray::writable)?,
+            direct_before: DirectFlows::default(),
             clock: lb_sys::obj_get(&path).map_err(|source| PinError::Open { path, source })?,
         })
     }
@@ -112,8 +119,18 @@ impl Sweeper {
         let lifetimes = track::lifetimes(timeouts);
         let (mut fills, mut flows) = (Vec::new(), [Classes::default(); 2]);
         let [flows4, flows6] = &mut flows;
+        let direct = self.direct.load(0)?;
         fills.push(self.flows4.sweep(time, &lifetimes, flows4)?);
         fills.push(self.flows6.sweep(time, &lifetimes, flows6)?);
+        // A flow that is not found was inserted since the sweep before, or is gone.
+        if direct == self.direct_before
+            && direct.begun != direct.ended
+            && !self.flows4.has_direct()?
+            && !self.flows6.has_direct()?
+        {
+            self.direct.publish(0, offset_of!(DirectFlows, ended), direct.begun)?;
+        }
+        self.direct_before = direct;
         let services = &mut self.services;
         fills.push(sweep_map("AFFINITY", &self.affinity, |key, entry| {
             let limit = match key.kind {
@@ -139,30 +156,30 @@ impl Sweeper {
     /// Those of the bpf(2) calls and of mmap(2).
     pub fn live(&self, settings: &Settings) -> io::Result<u64> {
         let time = settings.time(lb_sys::ticks_now(self.clock.as_fd())?);
-        let flows4 = self.flows4.maps.map(false).map_err(io::Error::other)?;
-        let flows6 = self.flows6.maps.map(false).map_err(io::Error::other)?;
+        let flows4 = self.flows4.maps.map(false)?;
+        let flows6 = self.flows6.maps.map(false)?;
         Ok(live_flows(&flows4, settings, time) + live_flows(&flows6, settings, time))
     }
 
-    /// Removes the request entries of all flows but those of TCP, so that each counts as new with its
-    /// client's next datagram. Answers that are under way find their entries.
+    /// Takes their requests from all flows but those of TCP, so that each counts as new with its
+    /// client's next datagram. Answers that are under way find their flows.
     ///
     /// # Errors
-    /// Those of the bpf(2) calls.
+    /// Those of mmap(2).
     pub fn evict_datagram_requests(&self) -> io::Result<()> {
-        evict_datagram_requests("FLOWS4", &self.flows4)?;
-        evict_datagram_requests("FLOWS6", &self.flows6)
+        move_datagrams(&self.flows4.maps.map(true)?);
+        move_datagrams(&self.flows6.maps.map(true)?);
+        Ok(())
     }
 }
 
-fn evict_datagram_requests<A: Address>(
-    name: &'static str,
-    map: &TypedMap<FlowKey<A>, Flow<A>>,
-) -> io::Result<()> {
-    let is_request = |key: &FlowKey<A>, flow: &Flow<A>| {
-        key.protocol != u32::from(TCP) && !flow.action.is_reply()
-    };
-    sweep_map(name, map, is_request).map(drop)
+/// Marks every flow of datagrams to a Service as [`MOVED`].
+fn move_datagrams<A: Address>(table: &impl Flows<A>) {
+    let is_moved = |flow: &LiveFlow<A>| flow.protocol() == UDP && flow.entry.service != DIRECT;
+    for flow in table.live().filter(is_moved) {
+        let found = Found { entry: flow.place, place: flow.place, word: flow.word };
+        flow_table::note(table, &found, 0, MOVED, flow.word.time());
+    }
 }
 
 impl<A: FlowAddress> SweptFlows<A> {
@@ -176,11 +193,19 @@ impl<A: FlowAddress> SweptFlows<A> {
         lifetimes: &Lifetimes,
         classes: &mut Classes,
     ) -> io::Result<MapFill> {
-        let table = self.maps.map(true).map_err(io::Error::other)?;
+        let table = self.maps.map(true)?;
         let removed = sweep_flows(&table, time, lifetimes, &mut self.unfinished, classes);
         clear_replies(&table);
         let (entries, max_entries) = (classes.iter().sum(), table.places().into());
-        Ok(MapFill { map: A::ENTRIES, entries, max_entries, removed })
+        Ok(MapFill { map: A::TABLE, entries, max_entries, removed })
+    }
+}
+
+impl<A: FlowAddress> SweptFlows<A> {
+    /// Whether there are flows of clients that talk to backends themselves.
+    fn has_direct(&self) -> io::Result<bool> {
+        let table = self.maps.map(false)?;
+        Ok(table.live().any(|flow| flow.entry.service == DIRECT))
     }
 }
 
@@ -445,9 +470,28 @@ mod tests {
         ]) {
             add(&table, &key(port, protocol), state, 0).unwrap();
         }
-        let lifetimes = track::lifetimes(&TIMEOUTS);
-        let settings = Settings { lifetimes, ticks_per_second: 10, ..Settings::default() };
+        let settings = Settings {
+            flow_lifetimes: track::lifetimes(&TIMEOUTS),
+            ticks_per_second: 10,
+            ..Settings::default()
+        };
         let live = |time| live_flows(&table, &settings, time);
         assert_eq!([0, 20, 21, 31, 1001].map(live), [4, 4, 2, 1, 0]);
+    }
+
+    #[test]
+    fn datagrams_whose_requests_are_evicted_keep_their_replies() {
+        let table = FlowTable::<Address4>::anonymous(64).unwrap();
+        for protocol in [TCP, UDP] {
+            let key = key(1, protocol);
+            add(&table, &key, ANSWERED, 0).unwrap();
+            move_datagrams(&table);
+            let flow = table.live().find(|flow| flow.protocol() == protocol).unwrap();
+            let mut reply = key;
+            reply.set_reverse(&flow.entry.translated, protocol.into());
+            let found = [(key, Direction::Request), (reply, Direction::Reply)]
+                .map(|(key, direction)| table.find(&key, direction).is_some());
+            assert_eq!(found, [protocol == TCP, true], "{protocol}");
+        }
     }
 }

@@ -11,7 +11,7 @@ impl DatapathStats for Fake {
     }
 
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)> {
-        vec![("FLOW_ENTRIES4", 7, 1024), ("SERVICES", 1, 64)]
+        vec![("FLOW_TABLE4", 7, 1024), ("SERVICES", 1, 64)]
     }
 
     fn flows(&self) -> Vec<(IpFamily, Class, u64)> {
@@ -81,8 +81,8 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_datapath_packets_total{hook=\"from_pod\",reason=\"flow_created\"} 3"),
         (&after, "lb_datapath_packets_total{hook=\"to_pod\",reason=\"reply\"} 5"),
         (&after, "# HELP lb_datapath_packets_total Packets and calls by hook and by the reason"),
-        (&after, "lb_map_entries{map=\"FLOW_ENTRIES4\"} 7"),
-        (&after, "lb_map_capacity{map=\"FLOW_ENTRIES4\"} 1024"),
+        (&after, "lb_map_entries{map=\"FLOW_TABLE4\"} 7"),
+        (&after, "lb_map_capacity{map=\"FLOW_TABLE4\"} 1024"),
         (&after, "lb_flow_table_entries{family=\"IPv4\",class=\"established\"} 4"),
         (&after, "lb_flow_table_entries{family=\"IPv6\",class=\"unanswered\"} 5"),
         (&after, "lb_flow_insertions_total 20"),

@@ -331,9 +331,8 @@ impl Prepared {
             (Ok(None), None) => true,
             _ => false,
         }) && former.all(|then| {
-            pins.found(then.name).is_ok_and(|now| {
-                now.is_some_and(|now| carry::is_same(&now.map, &then.map))
-            })
+            pins.found(then.name)
+                .is_ok_and(|now| now.is_some_and(|now| carry::is_same(&now.map, &then.map)))
         })
     }
 
@@ -403,9 +402,10 @@ impl Flows {
     /// completes the move.
     pub fn move_all(&self, pins: &Pins) -> Result<(), TakeError> {
         let pin = |name, version, map| PinnedAs { name, version, map };
-        let from = self.maps.iter().filter_map(|used| {
-            Some(pin(used.name, used.before.version, used.replaced()?))
-        });
+        let from = self
+            .maps
+            .iter()
+            .filter_map(|used| Some(pin(used.name, used.before.version, used.replaced()?)));
         let former = self.former.iter().flat_map(|former| &former.maps);
         let from = from.chain(former.map(|map| pin(map.name, map.version, &map.map)));
         let to = self.maps.iter().chain(&self.table);

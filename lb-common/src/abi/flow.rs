@@ -181,6 +181,9 @@ impl<A: Address> Flow<A> {
 /// [`Flow::device`] of a flow whose client, a process of this node, used the loopback device.
 pub const LOOPBACK_DEVICE: u32 = u32::MAX;
 
+/// The number of states that a flow of one protocol may be in.
+pub const STATES: usize = 64;
+
 /// TCP: the backend answered the SYN. UDP: the backend sent something.
 pub const ANSWERED: u8 = 1;
 /// TCP: the client sent FIN.

@@ -1,21 +1,20 @@
-//! FLOW_REQUESTS4 and 6, FLOW_REPLIES4 and 6, FLOW_ENTRIES4 and 6, FLOW_SEED: the table of flows.
+//! FLOW_TABLE4 and 6, FLOW_REPLIES4 and 6, FLOW_SEED: the table of flows.
 //!
-//! Every flow has one entry, at the place that its word in FLOW_REQUESTS has: bucket times
+//! Every flow has one entry, at the place that its word in FLOW_TABLE has: bucket times
 //! [`WAYS`] plus way. A word in FLOW_REPLIES refers to the place. `docs/flow-table.md` describes the
 //! whole; [`flow_table`](crate::flow_table) has the algorithm.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    flow::{Action, Flow, NextHop, Tuple},
+    flow::{Action, Flow, NextHop, STATES, Tuple},
     ip::{Address, Address4, Address6, pod},
-    settings::STATES,
 };
 
 /// The words of a bucket, which fill a cache line.
 pub const WAYS: usize = 8;
 
-/// A bucket of FLOW_REQUESTS or FLOW_REPLIES. Its words change by compare-and-swap alone.
+/// A bucket of FLOW_REPLIES, and the words of a [`FlowBucket`]. They change by compare-and-swap alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub struct Bucket {
@@ -23,7 +22,7 @@ pub struct Bucket {
     pub words: [u64; WAYS],
 }
 
-/// A word of FLOW_REQUESTS: whether there is a flow, whose it is, and its life.
+/// A word of FLOW_TABLE: whether there is a flow, whose it is, and its life.
 ///
 /// From the lowest bit: 7 bits of state, 1 that says that the flow is live, 24 bits of time, 12 of
 /// generation, 20 of tag.
@@ -188,13 +187,26 @@ pub struct FlowEntry<A> {
     pub zero: u32,
 }
 
+/// A bucket of FLOW_TABLE. The entries are next to their words, because memory is fetched by lines but
+/// found by pages, and most of both is in no cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowBucket<A> {
+    /// [`RequestWord`]s.
+    pub words: Bucket,
+    /// The flow of each word.
+    pub entries: [FlowEntry<A>; WAYS],
+}
+
 pod! {
+    FlowBucket<A> { Bucket, [FlowEntry<A>; WAYS] }
     FlowEntry<A> { Tuple<A>, Tuple<A>, u32, u32, u32, u16, [Action; 2], [NextHop; 2], u32, u32 }
 }
 const _: () = assert!(
     size_of::<FlowEntry<Address4>>() == 64
         && size_of::<FlowEntry<Address6>>() == 112
         && size_of::<Bucket>() == 64
+        && size_of::<FlowBucket<Address6>>() == 64 + WAYS * 112
 );
 
 impl<A: Address> FlowEntry<A> {
@@ -242,8 +254,17 @@ impl<A: Address> FlowEntry<A> {
     }
 }
 
-/// How many random factors a hash needs: one for each word of an IPv6 flow key, and a first one.
-pub const FACTORS: usize = 11;
+/// How many words of FLOW_REPLIES there are for a place. A reply belongs into one bucket, so with half
+/// as many flows as places one bucket in 1,000 is full, and to find the flow that makes room takes a look
+/// at the word of each.
+pub const REPLY_ROOM: u32 = 2;
+
+/// How many random factors hashes need: a first one, one for each word of an IPv6 flow key, and
+/// [`PERIOD_FACTOR`].
+pub const FACTORS: usize = 12;
+
+/// The factor of the period in which a client with affinity chooses. No flow's place depends on it.
+pub const PERIOD_FACTOR: usize = FACTORS - 1;
 
 /// The one entry of FLOW_SEED. It lasts as long as the table, which cannot be searched without it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -251,7 +272,8 @@ pub const FACTORS: usize = 11;
 pub struct FlowSeed {
     /// Random numbers that nobody else knows, so that nobody can choose the bucket of a flow.
     pub factors: [u64; FACTORS],
-    /// The number of buckets of FLOW_REQUESTS4 and of FLOW_REPLIES4, and the same for IPv6.
+    /// The number of buckets of FLOW_TABLE4 and of FLOW_TABLE6. FLOW_REPLIES have
+    /// [`REPLY_ROOM`] times as many.
     pub buckets: [u32; 2],
 }
 
@@ -260,6 +282,12 @@ impl FlowSeed {
     #[inline(always)]
     pub const fn buckets<A>(&self) -> u32 {
         self.buckets[const { (size_of::<A>() > size_of::<Address4>()) as usize }]
+    }
+
+    /// The number of buckets of FLOW_REPLIES of that family.
+    #[inline(always)]
+    pub const fn reply_buckets<A>(&self) -> u32 {
+        self.buckets::<A>().wrapping_mul(REPLY_ROOM)
     }
 }
 

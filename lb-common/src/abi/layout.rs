@@ -8,7 +8,7 @@ use super::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     flow::{Action, Flow, FlowKey, NextHop, Tuple},
-    flow_table::{Bucket, FlowEntry, FlowSeed},
+    flow_table::{Bucket, FlowBucket, FlowEntry, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey, FrontendKind},
     range::{Range, RangeKey},
@@ -19,7 +19,7 @@ use super::{
     },
     socket::{ConnectedPeer, DatagramKey, Peer},
     source::SourceKey,
-    traffic::{DropKey, Traffic},
+    traffic::{DirectFlows, DropKey, Traffic},
 };
 
 /// A type whose fields are described.
@@ -160,6 +160,7 @@ described! {
     }
     Bucket { words }
     FlowSeed { factors, buckets }
+    FlowBucket<A> { words, entries }
     FlowEntry<A> {
         request, translated, backend, service, device, generation, actions, next_hops = 0,
         reply_place, zero = 0,
@@ -176,6 +177,7 @@ described! {
     SettingsPair { active, zero = 0, copies }
     Device { ifindex, mac, flags, mtu, epoch }
     Traffic { packets, bytes }
+    DirectFlows { begun, ended }
     DropKey { service, reason }
 }
 
@@ -218,18 +220,17 @@ pub const MAPS: &[MapLayout] = &[
     map::<u32, SettingsPair>("SETTINGS", CHANGED + 2),
     map::<u32, Device>("DEVICES", CHANGED),
     map::<u32, FlowSeed>("FLOW_SEED", 1),
-    map::<u32, Bucket>("FLOW_REQUESTS4", 1),
-    map::<u32, Bucket>("FLOW_REQUESTS6", 1),
+    map::<u32, FlowBucket<Address4>>("FLOW_TABLE4", 1),
+    map::<u32, FlowBucket<Address6>>("FLOW_TABLE6", 1),
     map::<u32, Bucket>("FLOW_REPLIES4", 1),
     map::<u32, Bucket>("FLOW_REPLIES6", 1),
-    map::<u32, FlowEntry<Address4>>("FLOW_ENTRIES4", 1),
-    map::<u32, FlowEntry<Address6>>("FLOW_ENTRIES6", 1),
     map::<FragmentKey<Address4>, Fragment>("FRAGMENTS4", CHANGED),
     map::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", CHANGED),
     map::<AffinityKey, Affinity>("AFFINITY", CHANGED),
     map::<DatagramKey, Peer>("DATAGRAM_PEERS", CHANGED),
     map::<i32, ConnectedPeer>("SOCKETS", 1),
     map::<u32, u64>("FLOW_EVENTS", 1),
+    map::<u32, DirectFlows>("DIRECT_FLOWS", 1),
     map::<u32, u64>("COUNTERS", 1),
     map::<u32, Traffic>("TRAFFIC", CHANGED),
     map::<DropKey, u64>("DROPS", CHANGED),

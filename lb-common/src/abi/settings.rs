@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
+    flow::STATES,
     flow_table::TIMES,
     ip::{Address, Address4, Address6, Prefix, pod},
 };
@@ -203,9 +204,6 @@ impl Lifetimes {
         word & 0xff_ffff
     }
 }
-
-/// The number of states that a flow of one protocol may be in.
-pub const STATES: usize = 64;
 
 impl Default for Lifetimes {
     fn default() -> Self {

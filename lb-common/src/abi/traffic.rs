@@ -32,5 +32,20 @@ pub struct DropKey {
     pub service: u32,
 }
 
+/// The one entry of DIRECT_FLOWS: whether there may be flows of [`DIRECT`], for which packets that are
+/// no Service's are looked up. There are none if both fields are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DirectFlows {
+    /// When the last one was inserted, in jiffies. Written by the programs.
+    pub begun: u64,
+    /// The same time once none is left. Written by the agent's sweep.
+    pub ended: u64,
+}
+
 /// The index that stands for no service port.
 pub const NO_SERVICE: u32 = u32::MAX;
+
+/// The index of the flows of clients that talk to a backend itself, and have a source port of their own
+/// because a flow of a Service has the answers to theirs.
+pub const DIRECT: u32 = u32::MAX - 1;

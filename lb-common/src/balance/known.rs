@@ -6,7 +6,7 @@ use crate::{
         backend::{Backend, NOT_SERVING},
         counter::Reason,
         flow::{ANSWERED, CONFIRMED, Flow, LASTING, MOVED, ONE_WAY},
-        traffic::NO_SERVICE,
+        traffic::{DIRECT, NO_SERVICE},
     },
     packet::{PacketKind, RST},
 };
@@ -60,7 +60,7 @@ fn search<F: Family>(candidate: Candidate, context: &Context<F>) -> Search {
         Candidate::Service => Search::RequestsFirst,
         Candidate::Node if context.settings.node_ports.contains(port) => Search::RequestsFirst,
         Candidate::Node => Search::RepliesFirst,
-        Candidate::Reply | Candidate::NotService => Search::Replies,
+        Candidate::Direct | Candidate::Reply | Candidate::NotService => Search::Replies,
     }
 }
 
@@ -72,7 +72,7 @@ fn request<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     let flow = &work.scratch.known.flow;
-    if flow.service == NO_SERVICE {
+    if flow.service == NO_SERVICE || flow.service == DIRECT {
         return None;
     }
     if !is_valid(context, flow, tables) {
@@ -92,11 +92,7 @@ fn request<F: Family, T: Tables<F>>(
 /// Ends a flow that counts as absent for its client. Late answers of a datagram's backend still get
 /// back.
 #[inline(never)]
-fn retire<F: Family, T: Tables<F>>(
-    context: &Context<F>,
-    work: &Work<F::Address>,
-    tables: &mut T,
-) {
+fn retire<F: Family, T: Tables<F>>(context: &Context<F>, work: &Work<F::Address>, tables: &mut T) {
     let (packet, known) = (context.packet, &work.scratch.known);
     let is_tcp = matches!(packet.kind, PacketKind::Tcp);
     let has_answers =
@@ -115,7 +111,7 @@ fn retire<F: Family, T: Tables<F>>(
 /// Whether the packet, a client's, completes a TCP handshake. The replies of a one-way flow do not
 /// pass this node: that its client goes on shows that the backend has answered.
 #[inline(always)]
-fn confirms<F: Family>(context: &Context<F>, flow: &Flow<F::Address>) -> bool {
+pub(super) fn confirms<F: Family>(context: &Context<F>, flow: &Flow<F::Address>) -> bool {
     let packet = context.packet;
     matches!(packet.kind, PacketKind::Tcp)
         && flow.state & CONFIRMED == 0
@@ -167,7 +163,7 @@ fn reply<F: Family, T: Tables<F>>(
 
 /// The verdict that translates the packet as the flow that was found says.
 #[inline(always)]
-fn translate<F: Family>(
+pub(super) fn translate<F: Family>(
     context: &Context<F>,
     reason: Reason,
     work: &mut Work<F::Address>,

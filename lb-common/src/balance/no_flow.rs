@@ -26,6 +26,7 @@ pub(super) fn decide<F: Family, T: Tables<F>>(
     work.out.index = NO_SERVICE;
     match candidate {
         Candidate::Service if may_be_new(context.site) => decide_unsupported(context, tables),
+        Candidate::Direct => Verdict::Pass(Reason::NotService),
         _ => Verdict::Pass(Reason::NoFlow),
     }
 }

@@ -150,7 +150,8 @@ fn start<F: Family>(context: &Context<F>, work: &mut Work<F::Address>) -> Verdic
         return Verdict::Answer(Answer::TimeExceeded, Reason::TtlExceeded);
     }
     work.out.rewrite.set(&work.scratch.new.flow.rewrite);
-    (work.out.action, work.out.device) = (work.scratch.new.flow.action, work.scratch.new.flow.device);
+    (work.out.action, work.out.device) =
+        (work.scratch.new.flow.action, work.scratch.new.flow.device);
     work.out.next_hop = NextHop::UNKNOWN;
     Verdict::Translate(Reason::FlowCreated)
 }

@@ -190,9 +190,9 @@ fn bind_to<F: Family, T: Tables<F>>(
     let other = *entry.get();
     // In a set that the new backend is in too.
     let sets = tables.backend(backend).map_or(0, |found| found.sets);
-    let is_there = tables.backend(other.backend).is_some_and(|found| {
-        found.generation as u32 == other.generation && found.sets & sets != 0
-    });
+    let is_there = tables
+        .backend(other.backend)
+        .is_some_and(|found| found.generation as u32 == other.generation && found.sets & sets != 0);
     let is_same = other.backend == backend && other.generation == generation;
     let Some(service) = tables.service(flow.service) else { return };
     let lifetime = service.affinity_seconds.wrapping_mul(context.settings.ticks_per_second);

@@ -129,14 +129,14 @@ pub trait Tables<F: Family> {
     ) -> Result<(), InsertError>;
     /// Notes a packet of a flow that was found for `key`: clears and sets bits of its state, sets the
     /// time, and forgets the next hop of the direction, so that the route is looked up again.
-    fn note_flow(
-        &mut self,
-        key: &FlowKey<F::Address>,
-        found: &Known<F::Address>,
-        note: Note,
-    );
+    fn note_flow(&mut self, key: &FlowKey<F::Address>, found: &Known<F::Address>, note: Note);
     /// Removes a flow that was found for `key`.
     fn remove_flow(&mut self, key: &FlowKey<F::Address>, found: &Known<F::Address>);
+
+    /// Whether clients may have flows to backends [themselves](crate::abi::traffic::DIRECT).
+    fn has_direct(&self) -> bool;
+    /// Notes that one is inserted next.
+    fn begin_direct(&mut self);
 
     /// Looks up the ports of a fragmented datagram.
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Fragment>;

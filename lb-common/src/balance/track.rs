@@ -5,10 +5,10 @@ use crate::{
         address::Family,
         flow::{
             ANSWERED, CLIENT_FIN, CONFIRMED, Flow, LASTING, NextHop, ONE_WAY, RESET, SERVER_FIN,
-            STREAM,
+            STATES, STREAM,
         },
         flow_table::TIMES,
-        settings::{FORMER_STATES, FormerLifetimes, Lifetimes, STATES, Settings, Timeouts},
+        settings::{FORMER_STATES, FormerLifetimes, Lifetimes, Settings, Timeouts},
     },
     flow_table::{FREE, NEVER, age, class},
     packet::{ACK, FIN, PacketKind, RST, SYN},

@@ -241,6 +241,8 @@ pub enum Candidate {
     Node,
     /// A reply: the destination is neither of these, but replies pass this site.
     Reply,
+    /// Neither a request to a Service nor a reply, but a client's that may have flows of Services.
+    Direct,
     /// Neither a request to a Service nor a reply.
     NotService,
 }

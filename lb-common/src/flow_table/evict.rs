@@ -82,6 +82,12 @@ pub const FREE: u32 = 0xfeff_ffff;
 /// In [`Lifetimes`], of a place that a program has claimed: it is never taken.
 pub const NEVER: u32 = 0xffff_ffff;
 
+/// Whether a rank is that of a place without a flow.
+#[inline(always)]
+pub(super) const fn is_free(rank: u32) -> bool {
+    rank >> 24 == (FREE >> 24) + 1
+}
+
 const EXPIRED: u32 = Class::ALL.len() as u32 + 1;
 
 /// The least rank of a flow that a new one may evict.

@@ -2,15 +2,15 @@
 
 use crate::abi::{
     address::Address,
-    flow::{Action, Flow, FlowKey},
+    flow::{Action, Flow, FlowKey, MOVED},
     flow_table::{Direction, ReplyWord, RequestWord, WAYS},
     settings::Lifetimes,
 };
 
 use super::{
-    CANDIDATES, Class, Hash, IS_UDP, Memory, clear_reply,
-    evict::{least_rank, rank},
-    first, has_requests, protocol_bit, request_word, scan,
+    CANDIDATES, CHOICES, Class, Hash, IS_UDP, Memory, clear_reply,
+    evict::{is_free, least_rank, rank},
+    first, has_requests, protocol_bit, request_word, scan, scan_live,
 };
 
 /// Why a flow could not be inserted.
@@ -49,7 +49,7 @@ pub struct NewFlow<A> {
 
 /// Inserts a flow, whose entry `write` fills in.
 ///
-/// The steps are: claim a word of FLOW_REQUESTS; write the entry; store the word of FLOW_REPLIES;
+/// The steps are: claim a word of FLOW_TABLE; write the entry; store the word of FLOW_REPLIES;
 /// make the word ready; look for another flow with the same request or reply; become live. The words
 /// are visible before the search, so of two CPUs that insert at the same time at least one sees the
 /// other, and a flow that is ready but not live can be stopped by the other: see [`stops`]. From
@@ -67,22 +67,25 @@ pub fn insert<A: Address, M: Memory<A>>(
     write: impl FnOnce(M::Entry, &NewFlow<A>),
 ) -> Result<(), InsertError> {
     let seed = memory.seed().ok_or(InsertError::Full)?;
-    new.requests = Hash::of(key, seed);
+    new.requests = Hash::of_request(key, seed);
     new.evicted = 0;
+    let has_replies = new.reply_action.action != 0;
+    if has_replies {
+        new.replies = Hash::of_reply(&new.reply_key, seed);
+        if let Some(bucket) = memory.replies(new.replies.buckets[0]) {
+            memory.prefetch_words(bucket);
+        }
+    }
     if !take_word(memory, new, lifetimes) {
         return Err(InsertError::Full);
     }
-    let requests = memory.requests(new.requests.bucket).ok_or(InsertError::Full)?;
+    let requests = memory.requests(new.place / WAYS as u32).ok_or(InsertError::Full)?;
     let entry = memory.entry(new.place).ok_or(InsertError::Full)?;
     write(entry, new);
     let (claimed, ready) = (new.word, new.word.ready());
-    let has_replies = new.reply_action.action != 0;
-    if has_replies {
-        new.replies = Hash::of(&new.reply_key, seed);
-        if !refer(memory, new, lifetimes) {
-            memory.swap(requests, new.place, claimed.0, claimed.freed().0);
-            return Err(InsertError::Full);
-        }
+    if has_replies && !refer(memory, new, lifetimes) {
+        memory.swap(requests, new.place, claimed.0, claimed.freed().0);
+        return Err(InsertError::Full);
     }
     let live = ready.live(new.flow.state | protocol_bit(key.protocol), new.flow.last_seen);
     if memory.swap(requests, new.place, claimed.0, ready.0)
@@ -102,30 +105,35 @@ pub fn insert<A: Address, M: Memory<A>>(
 /// How often a word is chosen anew because another CPU changed it.
 const ATTEMPTS: u32 = 2;
 
-/// Claims the word in the bucket of the flow that is evicted first. Returns false if none may be.
+/// Claims the word of the flow that is evicted first, in the first bucket if that has room. Returns
+/// false if none may be.
 #[inline(never)]
 fn take_word<A: Address, M: Memory<A>>(
     memory: &M,
     new: &mut NewFlow<A>,
     lifetimes: &Lifetimes,
 ) -> bool {
-    let Some(bucket) = memory.requests(new.requests.bucket) else { return false };
     let mut attempt = 0;
     while attempt < ATTEMPTS {
-        let mut worst = 0;
-        let mut way = 0;
-        while way < WAYS as u32 {
-            let rank = rank(RequestWord(memory.next(bucket, way)), new.flow.last_seen, lifetimes);
-            worst = memory.forget(bucket, core::cmp::max(worst, ranked(rank, way)));
-            way += 1;
+        let mut worst = memory.worst_request(new, lifetimes, 0);
+        let mut number = new.requests.buckets[0];
+        if !is_free(rank_of(worst)) {
+            let other = memory.worst_request(new, lifetimes, 1);
+            if rank_of(other) > rank_of(worst) {
+                worst = other;
+                number = new.requests.buckets[1];
+            }
         }
+        let Some(bucket) = memory.requests(number) else { return false };
+        let (number, worst) =
+            (memory.forget(bucket, number as u64) as u32, memory.forget(bucket, worst));
         if worst < ranked(least_rank(new.protected), 0) {
             return false;
         }
-        let way = worst as u32 & (WAYS as u32 - 1);
-        let place = new.requests.bucket * WAYS as u32 + way;
-        let old = RequestWord(memory.load(bucket, way));
+        let way = way_of(worst, new.requests.way());
+        let place = number * WAYS as u32 + way;
         let Some(entry) = memory.entry(place) else { return false };
+        let old = RequestWord(memory.load(bucket, way));
         let reply_place = memory.reply_place(entry);
         let word = old.claimed(new.requests.tag);
         let is_unchanged = rank(old, new.flow.last_seen, lifetimes) == rank_of(worst);
@@ -140,6 +148,34 @@ fn take_word<A: Address, M: Memory<A>>(
         attempt += 1;
     }
     false
+}
+
+/// The way of a bucket of FLOW_TABLE whose flow is evicted first, as [`ranked`] has it. Of ways that
+/// are evicted alike it is the flow's own, where a look-up expects it.
+#[inline(always)]
+pub fn worst_request<A: Address, M: Memory<A>>(
+    memory: &M,
+    new: &NewFlow<A>,
+    lifetimes: &Lifetimes,
+    choice: u32,
+) -> u64 {
+    let Some(bucket) = memory.requests(new.requests.buckets[choice as usize & 1]) else { return 0 };
+    let own = new.requests.way();
+    let mut worst = 0;
+    let mut way = 0;
+    while way < WAYS as u32 {
+        let rank = rank(RequestWord(memory.next(bucket, way)), new.flow.last_seen, lifetimes);
+        let other = ranked(rank, way ^ own ^ (WAYS as u32 - 1));
+        worst = memory.forget(bucket, core::cmp::max(worst, other));
+        way += 1;
+    }
+    worst
+}
+
+/// The way in what [`worst_request`] returns.
+#[inline(always)]
+const fn way_of(worst: u64, own: u32) -> u32 {
+    (worst as u32 ^ own ^ (WAYS as u32 - 1)) & (WAYS as u32 - 1)
 }
 
 /// A rank and a way in one number.
@@ -168,7 +204,7 @@ fn refer<A: Address, M: Memory<A>>(
     new: &mut NewFlow<A>,
     lifetimes: &Lifetimes,
 ) -> bool {
-    let Some(bucket) = memory.replies(new.replies.bucket) else { return false };
+    let Some(bucket) = memory.replies(new.replies.buckets[0]) else { return false };
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let free = scan(memory, bucket, 0);
@@ -182,7 +218,7 @@ fn refer<A: Address, M: Memory<A>>(
         let way = worst as u32 & (WAYS as u32 - 1);
         let old = ReplyWord(memory.load(bucket, way));
         if evict(memory, new, lifetimes, old, rank_of(worst)) {
-            new.reply_place = new.replies.bucket * WAYS as u32 + way;
+            new.reply_place = new.replies.buckets[0] * WAYS as u32 + way;
             let Some(entry) = memory.entry(new.place) else { return false };
             memory.set_reply_place(entry, new.reply_place);
             let word = new.word.reply(new.replies.tag, new.place);
@@ -251,49 +287,62 @@ fn has_other_request<A: Address, M: Memory<A>>(
     key: &FlowKey<A>,
     new: &NewFlow<A>,
 ) -> bool {
-    let Hash { bucket, tag, .. } = new.requests;
-    let Some(words) = memory.requests(bucket) else { return true };
-    let mut ways = scan(memory, words, tag);
-    let mut candidate = 0;
-    // One of the candidates is the flow itself.
-    while ways != 0 && candidate < CANDIDATES + 1 {
-        let other = bucket * WAYS as u32 + first(ways);
-        if is_other(memory, Direction::Request, key, other, new.place) {
-            return true;
+    let Hash { buckets, tag } = new.requests;
+    let mut is_found = 0;
+    let mut choice = 0;
+    while choice < CHOICES {
+        let number = buckets[choice];
+        let Some(bucket) = memory.requests(number) else { return true };
+        // Those that have moved have other requests by now.
+        let moved = scan_live(memory, bucket, tag, IS_UDP | MOVED, IS_UDP | MOVED);
+        let mut ways = scan(memory, bucket, tag) & !moved;
+        let mut candidate = 0;
+        // One of the candidates is the flow itself.
+        while ways != 0 && candidate < CANDIDATES + 1 {
+            let other = number * WAYS as u32 + first(ways);
+            let is_other = memory.is_other(Direction::Request, key, other, new.place);
+            is_found |= memory.forget(bucket, is_other as u64);
+            ways &= ways - 1;
+            candidate += 1;
         }
-        ways &= ways - 1;
-        candidate += 1;
+        // More CPUs insert such flows than are looked at.
+        is_found |= ways;
+        choice += 1;
     }
-    // More CPUs insert such flows than are looked at.
-    ways != 0
+    is_found != 0
 }
 
 /// Whether another flow with this reply is live, or becomes so before this one.
 #[inline(never)]
-fn has_other_reply<A: Address, M: Memory<A>>(
-    memory: &M,
-    new: &NewFlow<A>,
-) -> bool {
-    let Hash { bucket, tag, .. } = new.replies;
+fn has_other_reply<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) -> bool {
+    let Hash { buckets: [bucket, _], tag } = new.replies;
     let Some(words) = memory.replies(bucket) else { return true };
     let mut ways = scan(memory, words, tag);
+    let mut is_found = 0;
     let mut candidate = 0;
     while ways != 0 && candidate < CANDIDATES + 1 {
         let reply = ReplyWord(memory.load(words, first(ways)));
-        let other = reply.place();
-        let word = request_word(memory, other).unwrap_or_default();
-        if reply.is_of(word) && is_other(memory, Direction::Reply, &new.reply_key, other, new.place) {
-            return true;
-        }
+        is_found |= memory.forget(words, is_other_reply(memory, new, reply) as u64);
         ways &= ways - 1;
         candidate += 1;
     }
-    ways != 0
+    is_found | ways != 0
+}
+
+#[inline(never)]
+fn is_other_reply<A: Address, M: Memory<A>>(
+    memory: &M,
+    new: &NewFlow<A>,
+    reply: ReplyWord,
+) -> bool {
+    let other = reply.place();
+    let word = request_word(memory, other).unwrap_or_default();
+    reply.is_of(word) && memory.is_other(Direction::Reply, &new.reply_key, other, new.place)
 }
 
 /// Whether the flow at `other` is another one with this key, which the one at `place` cannot stop.
 #[inline(always)]
-fn is_other<A: Address, M: Memory<A>>(
+pub fn is_other<A: Address, M: Memory<A>>(
     memory: &M,
     direction: Direction,
     key: &FlowKey<A>,

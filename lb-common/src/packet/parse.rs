@@ -159,6 +159,10 @@ pub trait Parse: Family {
     /// The packet's destination; `None` if the IP header is truncated.
     fn destination<W: Window + ?Sized>(window: &W) -> Option<Self::Address>;
 
+    /// Whether a conversation may begin with the packet: it is a datagram, a SYN, or one whose ports are
+    /// not where they usually are. Later fragments are not.
+    fn may_begin<W: Window + ?Sized>(window: &W) -> bool;
+
     /// Parses the frame into `packet`, except for [`Packet::encap_len`]; `None` if the IP header is
     /// truncated.
     fn parse<W: Window + ?Sized>(window: &W, packet: &mut Packet<Self>) -> Option<()>;
@@ -170,6 +174,17 @@ impl Parse for Ipv4 {
     #[inline(always)]
     fn destination<W: Window + ?Sized>(window: &W) -> Option<Address4> {
         window.load::<Header4>(IP_OFFSET).map(|header| header.destination)
+    }
+
+    #[inline(always)]
+    fn may_begin<W: Window + ?Sized>(window: &W) -> bool {
+        /// The fragment offset.
+        const OFFSET: u16 = 0x1fff;
+        window.load::<Header4>(IP_OFFSET).is_some_and(|header| match header.protocol {
+            _ if header.fragment.get() & OFFSET != 0 => false,
+            TCP if header.version_and_length == 0x45 => has_syn(window, Ipv4Hdr::LEN),
+            protocol => matches!(protocol, TCP | UDP),
+        })
     }
 
     #[inline(always)]
@@ -206,6 +221,22 @@ impl Parse for Ipv6 {
     #[inline(always)]
     fn destination<W: Window + ?Sized>(window: &W) -> Option<Address6> {
         window.load::<Header6>(IP_OFFSET).map(|header| header.destination)
+    }
+
+    #[inline(always)]
+    fn may_begin<W: Window + ?Sized>(window: &W) -> bool {
+        const FRAGMENT: u8 = 44;
+        const ICMP: u8 = 58;
+        /// The fragment offset.
+        const OFFSET: u16 = 0xfff8;
+        window.load::<Header6>(IP_OFFSET).is_some_and(|header| match header.next_header {
+            TCP => has_syn(window, Ipv6Hdr::LEN),
+            FRAGMENT => window
+                .load::<Fragment6>(IP_OFFSET + Ipv6Hdr::LEN)
+                .is_some_and(|fragment| fragment.fragment.get() & OFFSET == 0),
+            // The others may be extension headers.
+            next_header => next_header != ICMP,
+        })
     }
 
     #[inline(always)]
@@ -268,6 +299,15 @@ impl Parse for Ipv6 {
         transport(window, offset, payload - skipped, packet);
         Some(())
     }
+}
+
+/// Whether the TCP header behind an IP header of so many bytes has SYN and no ACK.
+#[inline(always)]
+fn has_syn<W: Window + ?Sized>(window: &W, ip_header: usize) -> bool {
+    /// Offset of the flags in a TCP header.
+    const FLAGS: usize = 13;
+    let flags = window.load::<u8>(IP_OFFSET + ip_header + FLAGS);
+    flags.is_some_and(|flags| flags & (SYN | ACK) == SYN)
 }
 
 /// The key of a packet without ports.

@@ -35,6 +35,19 @@ use crate::{
     tunnel,
 };
 
+/// The `tc_index` of packets of clients of this node that a program has translated. They may come by
+/// another one: the device that they leave by has a program too, it may be a port of another device that
+/// has one, and while tcx takes the place of clsact there are two at a hook. The kernel uses the field in
+/// two queueing disciplines alone.
+const SENT: u16 = 0x4c42;
+
+/// Whether a program has translated the packet before.
+#[inline(always)]
+fn is_sent(context: &TcContext) -> bool {
+    // SAFETY: the context is the kernel's.
+    unsafe { (*context.skb.skb).tc_index == u32::from(SENT) }
+}
+
 /// The next program of the hook gets the packet, and after the last one the stack.
 const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
@@ -88,6 +101,10 @@ fn family<
         return NEXT;
     };
     let site = site(context, hook);
+    if matches!(hook, Hook::FromPod) && is_sent(context) {
+        count(hook, Reason::NotService);
+        return NEXT;
+    }
     if matches!(hook, Hook::FromPod)
         && settings.accepts_tunnels()
         && F::is_tunnel(&window)
@@ -96,7 +113,13 @@ fn family<
         count(hook, Reason::UnaskedTunnel);
         return DROP;
     }
-    let candidate = balance::candidate::<F>(destination, site, settings);
+    let mut candidate = balance::candidate::<F>(destination, site, settings);
+    if matches!(candidate, Candidate::NotService)
+        && const { has_clients::<HOOK>() }
+        && balance::may_be_direct(site, F::may_begin(&window), tables::has_direct())
+    {
+        candidate = Candidate::Direct;
+    }
     if matches!(candidate, Candidate::NotService) {
         count(hook, Reason::NotService);
         return NEXT;
@@ -234,6 +257,11 @@ fn report_mtu<F: FamilyMaps + ParseQuote + Tunnel>(
     Some(reported.map_or((DROP, Reason::RewriteFailed), |result| (result, Reason::TooBig)))
 }
 
+/// Whether clients of this node send packets by the hook.
+const fn has_clients<const HOOK: u32>() -> bool {
+    matches!(hook::<HOOK>(), Hook::FromPod | Hook::ToDevice | Hook::Loopback)
+}
+
 /// Whether packets at the hook are past the stack.
 const fn may_leave<const HOOK: u32>() -> bool {
     matches!(hook::<HOOK>(), Hook::ToDevice | Hook::ToPod | Hook::Loopback)
@@ -277,9 +305,16 @@ fn site(context: &TcContext, hook: Hook) -> Site {
         Hook::FromDevice => Site::FromDevice,
         Hook::Loopback => Site::Loopback,
         _ => {
-            // SAFETY: the context is the kernel's.
-            let skb = unsafe { &*context.skb.skb };
-            Site::ToDevice { ifindex: skb.ifindex, ingress: skb.ingress_ifindex }
+            // SAFETY: the context is the kernel's. Volatile, because the compiler would load one of two
+            // fields by a computed pointer, which the verifier refuses.
+            let [ifindex, ingress] = unsafe {
+                let skb = context.skb.skb;
+                [&raw const (*skb).ifindex, &raw const (*skb).ingress_ifindex]
+                    .map(|field| field.read_volatile())
+            };
+            // It is not a client's any more.
+            let ingress = if is_sent(context) { ifindex } else { ingress };
+            Site::ToDevice { ifindex, ingress }
         }
     }
 }
@@ -335,6 +370,10 @@ fn apply<F: FamilyMaps + Rewrite + RouteLookup, const HOOK: u32, const ETHERNET:
             };
             if changed.is_none() {
                 return (DROP, Reason::RewriteFailed);
+            }
+            if const { has_clients::<HOOK>() } {
+                // SAFETY: the context is the kernel's.
+                unsafe { (*context.skb.skb).tc_index = u32::from(SENT) };
             }
             match deliver::<F, HOOK>(context, packet, work, route, action) {
                 // The device cannot send the header that was prepended.

@@ -14,6 +14,7 @@ use lb_common::{
         counter::{Hook, Reason},
         flow::{Action, Tuple},
         settings::{Device, MAX_DEVICES, Settings},
+        traffic::DIRECT,
     },
     balance::{self, Candidate, Site, Verdict},
     packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IP_OFFSET, Packet, Window, ethertype},
@@ -131,6 +132,8 @@ fn translate<F: FamilyMaps + Rewrite>(
     let Scratch { packet, work, route, .. } = scratch;
     let (new, action) = (&work.out.rewrite, work.out.action);
     let done = match action {
+        // Behind XDP it would be an answer of the Service's flow.
+        _ if work.out.index == DIRECT => None,
         Action::REQUEST => Some(XDP_PASS),
         Action::REPLY_INTO_DEVICE => is_here(context, work.out.device).then_some(XDP_PASS),
         action if action.is_forward() => {

@@ -13,11 +13,10 @@ use lb_common::abi::{
     address::{Address4, Address6},
     conversion::{ConversionWords, LARGEST_KEY, LARGEST_VALUE, WORDS},
     flow::{Flow, FlowKey},
-    flow_table::{Bucket, FlowEntry, FlowSeed},
+    flow_table::{Bucket, FlowBucket, FlowSeed},
     fragment::{Fragment, FragmentKey},
     socket::{DatagramKey, Peer},
 };
-
 
 /// BPF_F_MMAPABLE.
 const MAPPED: usize = 0x400;
@@ -36,27 +35,21 @@ pub static PREVIOUS_EMBRYONIC4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 1>
 #[btf_map]
 pub static PREVIOUS_EMBRYONIC6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 1> =
     LruHashMap::new();
-/// FLOW_SEED of an agent whose table had another size; so are the six maps that follow.
+/// FLOW_SEED of an agent whose table had another size; so are the four maps that follow.
 #[btf_map]
 pub static PREVIOUS_SEED: Array<FlowSeed, 1, MAPPED> = Array::new();
-/// FLOW_REQUESTS4 of the agent before.
+/// FLOW_TABLE4 of the agent before.
 #[btf_map]
-pub static PREVIOUS_REQUESTS4: Array<Bucket, 1, MAPPED> = Array::new();
-/// FLOW_REQUESTS6 of the agent before.
+pub static PREVIOUS_TABLE4: Array<FlowBucket<Address4>, 1, MAPPED> = Array::new();
+/// FLOW_TABLE6 of the agent before.
 #[btf_map]
-pub static PREVIOUS_REQUESTS6: Array<Bucket, 1, MAPPED> = Array::new();
+pub static PREVIOUS_TABLE6: Array<FlowBucket<Address6>, 1, MAPPED> = Array::new();
 /// FLOW_REPLIES4 of the agent before.
 #[btf_map]
 pub static PREVIOUS_REPLIES4: Array<Bucket, 1, MAPPED> = Array::new();
 /// FLOW_REPLIES6 of the agent before.
 #[btf_map]
 pub static PREVIOUS_REPLIES6: Array<Bucket, 1, MAPPED> = Array::new();
-/// FLOW_ENTRIES4 of the agent before.
-#[btf_map]
-pub static PREVIOUS_ENTRIES4: Array<FlowEntry<Address4>, 8, MAPPED> = Array::new();
-/// FLOW_ENTRIES6 of the agent before.
-#[btf_map]
-pub static PREVIOUS_ENTRIES6: Array<FlowEntry<Address6>, 8, MAPPED> = Array::new();
 /// FRAGMENTS4 of the agent before.
 #[btf_map]
 pub static PREVIOUS_FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment, 1> = LruHashMap::new();

@@ -17,7 +17,10 @@ use super::FragmentMaps;
 /// Flows, in the table of this agent.
 pub mod flow {
     use lb_common::{
-        abi::{flow::{FlowKey, NextHop}, settings::Settings},
+        abi::{
+            flow::{FlowKey, NextHop},
+            settings::Settings,
+        },
         balance::{Known, NewFlow, Search},
     };
 
@@ -35,23 +38,23 @@ pub mod flow {
         flows::find::<F, Own>(key, search, found)
     }
 
-    /// See [`flows::may_have_reply`].
+    /// See [`FlowMaps::may_have_reply`](Family::may_have_reply).
     #[inline(always)]
     pub fn may_have_reply<F: Family>(key: &FlowKey<F::Address>) -> bool {
-        flows::may_have_reply::<F, Own>(key)
+        F::may_have_reply(key)
     }
 
-    /// See [`flows::insert`].
+    /// See [`FlowMaps::insert`](Family::insert).
     #[inline(always)]
     pub fn insert<F: Family>(
         key: &FlowKey<F::Address>,
         new: &mut NewFlow<F::Address>,
         settings: &Settings,
     ) -> i32 {
-        flows::insert::<F, Own>(key, new, settings)
+        F::insert(key, new, settings)
     }
 
-    /// See [`flows::note`].
+    /// See [`FlowMaps::note`](Family::note).
     #[inline(always)]
     pub fn note<F: Family>(
         _key: &FlowKey<F::Address>,
@@ -59,13 +62,13 @@ pub mod flow {
         bits: u32,
         time: u32,
     ) {
-        flows::note::<F, Own>(found, bits, time);
+        F::note(found, bits, time);
     }
 
-    /// See [`flows::remove`].
+    /// See [`FlowMaps::remove`](Family::remove).
     #[inline(always)]
     pub fn remove<F: Family>(_key: &FlowKey<F::Address>, found: &Known<F::Address>) {
-        flows::remove::<F, Own>(found);
+        F::remove(found);
     }
 
     /// See [`flows::remember`].

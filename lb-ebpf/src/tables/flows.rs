@@ -6,13 +6,14 @@ use lb_common::{
     abi::{
         address::{Address4, Address6, Family, Ipv4, Ipv6},
         flow::{FlowKey, NextHop, Tuple},
-        flow_table::{Bucket, Direction, FlowEntry, FlowSeed, RequestWord, WAYS},
-        settings::Settings,
+        flow_table::{Bucket, Direction, FlowBucket, FlowEntry, FlowSeed, RequestWord, WAYS},
+        settings::{Lifetimes, Settings},
     },
     balance::{InsertError, Known, Note, Search},
     flow_table::{self, Found, Memory, NewFlow},
 };
 
+use super::flows;
 use crate::maps;
 
 /// The maps of this agent, as a type parameter.
@@ -22,36 +23,230 @@ pub struct Own;
 pub trait FlowMaps<P = Own>: Family {
     /// FLOW_SEED.
     fn seed() -> Option<&'static FlowSeed>;
-    /// A bucket of FLOW_REQUESTS.
-    fn requests(bucket: u32) -> Option<*mut Bucket>;
+    /// Looks up the flow with these requests.
+    fn find_request(key: &FlowKey<Self::Address>, found: &mut Known<Self::Address>) -> bool;
+    /// Looks up the flow with these replies.
+    fn find_reply(key: &FlowKey<Self::Address>, found: &mut Known<Self::Address>) -> bool;
+    /// Whether a flow may have these replies.
+    fn may_have_reply(key: &FlowKey<Self::Address>) -> bool;
+    /// Inserts a flow. Returns 0, [`EXISTS`] or [`FULL`].
+    fn insert(
+        key: &FlowKey<Self::Address>,
+        new: &mut NewFlow<Self::Address>,
+        settings: &Settings,
+    ) -> i32;
+    /// See [`flow_table::worst_request`].
+    fn worst_request(new: &NewFlow<Self::Address>, lifetimes: &Lifetimes, choice: u32) -> u64;
+    /// See [`flow_table::is_other`].
+    fn is_other(direction: Direction, key: &FlowKey<Self::Address>, other: u32, place: u32)
+    -> bool;
+    /// Notes a packet of a flow; `bits` are those of [`bits`].
+    fn note(found: &Known<Self::Address>, bits: u32, time: u32);
+    /// Removes a flow.
+    fn remove(found: &Known<Self::Address>);
+
+    /// A bucket of FLOW_TABLE.
+    fn bucket(bucket: u32) -> Option<*mut FlowBucket<Self::Address>>;
     /// A bucket of FLOW_REPLIES.
     fn replies(bucket: u32) -> Option<*mut Bucket>;
-    /// An entry of FLOW_ENTRIES.
-    fn entry(place: u32) -> Option<*mut FlowEntry<Self::Address>>;
+
+    /// The words of a bucket of FLOW_TABLE.
+    #[inline(always)]
+    fn requests(bucket: u32) -> Option<*mut Bucket> {
+        // They are its first field.
+        Self::bucket(bucket).map(<*mut _>::cast)
+    }
+
+    /// The entry at a place.
+    #[inline(always)]
+    fn entry(place: u32) -> Option<*mut FlowEntry<Self::Address>> {
+        let bucket = Self::bucket(place / WAYS as u32)?;
+        // SAFETY: a look-up of this run found the bucket, and the way is in bounds.
+        Some(unsafe {
+            (&raw mut (*bucket).entries).cast::<FlowEntry<Self::Address>>().add(way(place))
+        })
+    }
 }
 
-/// Implements [`FlowMaps`] over some maps.
+/// Implements [`FlowMaps`] over some maps, in functions of a module.
+///
+/// The functions have C linkage: the kernel verifies such a function once and by itself, not again
+/// for each path that leads to a call (`btf_check_subprog_call`, `do_check_subprogs`). So it assumes
+/// nothing of their arguments, which may be null.
 macro_rules! flow_maps {
-    ($of:ty, $family:ty, $address:ty, $seed:path, $requests:path, $replies:path, $entries:path) => {
+    ($module:ident, $of:ty, $family:ty, $address:ty, $seed:path, $table:path, $replies:path) => {
         impl FlowMaps<$of> for $family {
+            #[inline(always)]
+            fn find_request(key: &FlowKey<$address>, found: &mut Known<$address>) -> bool {
+                // SAFETY: references.
+                unsafe { $module::find_request(key, found) != 0 }
+            }
+
+            #[inline(always)]
+            fn find_reply(key: &FlowKey<$address>, found: &mut Known<$address>) -> bool {
+                // SAFETY: as above.
+                unsafe { $module::find_reply(key, found) != 0 }
+            }
+
+            #[inline(always)]
+            fn may_have_reply(key: &FlowKey<$address>) -> bool {
+                // SAFETY: as above.
+                unsafe { $module::may_have_reply(key) != 0 }
+            }
+
+            #[inline(always)]
+            fn insert(
+                key: &FlowKey<$address>,
+                new: &mut NewFlow<$address>,
+                settings: &Settings,
+            ) -> i32 {
+                // SAFETY: as above.
+                unsafe { $module::insert(key, new, settings) }
+            }
+
+            #[inline(always)]
+            fn worst_request(new: &NewFlow<$address>, lifetimes: &Lifetimes, choice: u32) -> u64 {
+                // SAFETY: as above.
+                unsafe { $module::worst_request(new, lifetimes, choice) }
+            }
+
+            #[inline(always)]
+            fn is_other(
+                direction: Direction,
+                key: &FlowKey<$address>,
+                other: u32,
+                place: u32,
+            ) -> bool {
+                // SAFETY: as above.
+                unsafe { $module::is_other(direction as u32, key, other, place) != 0 }
+            }
+
+            #[inline(always)]
+            fn note(found: &Known<$address>, bits: u32, time: u32) {
+                // SAFETY: as above.
+                unsafe { $module::note(found, bits, time) };
+            }
+
+            #[inline(always)]
+            fn remove(found: &Known<$address>) {
+                // SAFETY: as above.
+                unsafe { $module::remove(found) };
+            }
+
             #[inline(always)]
             fn seed() -> Option<&'static FlowSeed> {
                 $seed.get(0)
             }
 
             #[inline(always)]
-            fn requests(bucket: u32) -> Option<*mut Bucket> {
-                $requests.get_ptr_mut(bucket)
+            fn bucket(bucket: u32) -> Option<*mut FlowBucket<$address>> {
+                $table.get_ptr_mut(bucket)
             }
 
             #[inline(always)]
             fn replies(bucket: u32) -> Option<*mut Bucket> {
                 $replies.get_ptr_mut(bucket)
             }
+        }
 
-            #[inline(always)]
-            fn entry(place: u32) -> Option<*mut FlowEntry<$address>> {
-                $entries.get_ptr_mut(place)
+        mod $module {
+            use super::*;
+
+            #[unsafe(export_name = concat!(stringify!($module), "_find_request"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn find_request(
+                key: *const FlowKey<$address>,
+                found: *mut Known<$address>,
+            ) -> u32 {
+                // SAFETY: the caller's.
+                let (key, found) = unsafe { (key.as_ref(), found.as_mut()) };
+                let (Some(key), Some(found)) = (key, found) else { return 0 };
+                flows::find_request::<$family, $of>(key, found) as u32
+            }
+
+            #[unsafe(export_name = concat!(stringify!($module), "_find_reply"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn find_reply(
+                key: *const FlowKey<$address>,
+                found: *mut Known<$address>,
+            ) -> u32 {
+                // SAFETY: the caller's.
+                let (key, found) = unsafe { (key.as_ref(), found.as_mut()) };
+                let (Some(key), Some(found)) = (key, found) else { return 0 };
+                flows::find_reply::<$family, $of>(key, found) as u32
+            }
+
+            #[unsafe(export_name = concat!(stringify!($module), "_may_have_reply"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn may_have_reply(key: *const FlowKey<$address>) -> u32 {
+                // SAFETY: the caller's.
+                let key = unsafe { key.as_ref() };
+                let Some(key) = key else { return 0 };
+                flows::may_have_reply::<$family, $of>(key) as u32
+            }
+
+            #[unsafe(export_name = concat!(stringify!($module), "_insert"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn insert(
+                key: *const FlowKey<$address>,
+                new: *mut NewFlow<$address>,
+                settings: *const Settings,
+            ) -> i32 {
+                // SAFETY: the caller's.
+                let all = unsafe { (key.as_ref(), new.as_mut(), settings.as_ref()) };
+                let (Some(key), Some(new), Some(settings)) = all else { return flows::FULL };
+                flows::insert::<$family, $of>(key, new, settings)
+            }
+
+            #[unsafe(export_name = concat!(stringify!($module), "_worst_request"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn worst_request(
+                new: *const NewFlow<$address>,
+                lifetimes: *const Lifetimes,
+                choice: u32,
+            ) -> u64 {
+                // SAFETY: the caller's.
+                let (new, lifetimes) = unsafe { (new.as_ref(), lifetimes.as_ref()) };
+                let (Some(new), Some(lifetimes)) = (new, lifetimes) else { return 0 };
+                flows::worst_request::<$family, $of>(new, lifetimes, choice)
+            }
+
+            #[unsafe(export_name = concat!(stringify!($module), "_is_other"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn is_other(
+                direction: u32,
+                key: *const FlowKey<$address>,
+                other: u32,
+                place: u32,
+            ) -> u32 {
+                // SAFETY: the caller's.
+                let key = unsafe { key.as_ref() };
+                let Some(key) = key else { return 1 };
+                flows::is_other::<$family, $of>(direction, key, other, place) as u32
+            }
+
+            #[unsafe(export_name = concat!(stringify!($module), "_note"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn note(
+                found: *const Known<$address>,
+                bits: u32,
+                time: u32,
+            ) -> u32 {
+                // SAFETY: the caller's.
+                let found = unsafe { found.as_ref() };
+                let Some(found) = found else { return 0 };
+                flows::note::<$family, $of>(found, bits, time);
+                0
+            }
+
+            #[unsafe(export_name = concat!(stringify!($module), "_remove"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn remove(found: *const Known<$address>) -> u32 {
+                // SAFETY: the caller's.
+                let found = unsafe { found.as_ref() };
+                let Some(found) = found else { return 0 };
+                flows::remove::<$family, $of>(found);
+                0
             }
         }
     };
@@ -60,19 +255,16 @@ macro_rules! flow_maps {
 #[cfg(feature = "handover")]
 pub(crate) use flow_maps;
 
-use maps::{
-    FLOW_ENTRIES4, FLOW_ENTRIES6, FLOW_REPLIES4, FLOW_REPLIES6, FLOW_REQUESTS4, FLOW_REQUESTS6,
-    FLOW_SEED,
-};
+use maps::{FLOW_REPLIES4, FLOW_REPLIES6, FLOW_SEED, FLOW_TABLE4, FLOW_TABLE6};
 
-flow_maps!(Own, Ipv4, Address4, FLOW_SEED, FLOW_REQUESTS4, FLOW_REPLIES4, FLOW_ENTRIES4);
-flow_maps!(Own, Ipv6, Address6, FLOW_SEED, FLOW_REQUESTS6, FLOW_REPLIES6, FLOW_ENTRIES6);
+flow_maps!(flows4, Own, Ipv4, Address4, FLOW_SEED, FLOW_TABLE4, FLOW_REPLIES4);
+flow_maps!(flows6, Own, Ipv6, Address6, FLOW_SEED, FLOW_TABLE6, FLOW_REPLIES6);
 
 /// A family's maps.
-struct Maps<F, P>(core::marker::PhantomData<(F, P)>);
+pub(crate) struct Maps<F, P>(core::marker::PhantomData<(F, P)>);
 
 impl<F: FlowMaps<P>, P> Maps<F, P> {
-    const NEW: Self = Self(core::marker::PhantomData);
+    pub(crate) const NEW: Self = Self(core::marker::PhantomData);
 }
 
 impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
@@ -118,6 +310,19 @@ impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
     }
 
     #[inline(always)]
+    fn prefetch(&self, place: u32) {
+        if let Some(entry) = F::entry(place) {
+            // SAFETY: a look-up of this run found the entry.
+            unsafe { ptr::read_volatile(&raw const (*entry).backend) };
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_words(&self, bucket: *mut Bucket) {
+        Memory::<F::Address>::next(self, bucket, 0);
+    }
+
+    #[inline(always)]
     fn is_of(&self, entry: Self::Entry, direction: Direction, tuple: &Tuple<F::Address>) -> bool {
         match direction {
             Direction::Request => is_request::<F>(entry, tuple),
@@ -138,14 +343,29 @@ impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
     }
 
     #[inline(always)]
+    fn worst_request(&self, new: &NewFlow<F::Address>, lifetimes: &Lifetimes, choice: u32) -> u64 {
+        F::worst_request(new, lifetimes, choice)
+    }
+
+    #[inline(always)]
+    fn is_other(
+        &self,
+        direction: Direction,
+        key: &FlowKey<F::Address>,
+        other: u32,
+        place: u32,
+    ) -> bool {
+        F::is_other(direction, key, other, place)
+    }
+
+    #[inline(always)]
     fn forget(&self, bucket: *mut Bucket, value: u64) -> u64 {
         forget(Memory::<F::Address>::next(self, bucket, 0), value)
     }
 }
 
-/// Whether requests of the flow arrive as `tuple`. A function of its own, because in the loop over
-/// candidates the compiler would keep the whole tuple on the stack.
-#[inline(never)]
+/// Whether requests of the flow arrive as `tuple`.
+#[inline(always)]
 fn is_request<F: Family>(entry: *mut FlowEntry<F::Address>, tuple: &Tuple<F::Address>) -> bool {
     // SAFETY: a look-up of this run found the entry. What another CPU writes meanwhile is noticed by
     // the word.
@@ -153,7 +373,7 @@ fn is_request<F: Family>(entry: *mut FlowEntry<F::Address>, tuple: &Tuple<F::Add
 }
 
 /// Whether replies of the flow arrive as `tuple`.
-#[inline(never)]
+#[inline(always)]
 fn is_reply<F: Family>(entry: *mut FlowEntry<F::Address>, tuple: &Tuple<F::Address>) -> bool {
     // SAFETY: as above.
     unsafe { (*entry).is_of(Direction::Reply, tuple) }
@@ -199,15 +419,21 @@ fn forget(any: u64, mut value: u64) -> u64 {
 }
 
 /// The word of a way, which counts modulo [`WAYS`].
-#[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn word(bucket: *mut Bucket, way: u32) -> *mut u64 {
-    let mut way = u64::from(way);
+    bucket.cast::<u64>().wrapping_add(self::way(way))
+}
+
+/// The way of a place.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn way(place: u32) -> usize {
+    let mut way = u64::from(place);
     // Where the compiler knows that the way is in bounds, it would leave this out, but the verifier
     // may not know.
     // SAFETY: arithmetic.
     unsafe { core::arch::asm!("{way} &= {mask}", way = inout(reg) way, mask = const WAYS - 1) };
-    bucket.cast::<u64>().wrapping_add(way as usize)
+    way as usize
 }
 
 /// For clippy, which compiles the programs for the host.
@@ -220,8 +446,8 @@ unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
 }
 
 #[cfg(not(target_arch = "bpf"))]
-fn word(bucket: *mut Bucket, way: u32) -> *mut u64 {
-    bucket.cast::<u64>().wrapping_add(way as usize % WAYS)
+fn way(place: u32) -> usize {
+    place as usize % WAYS
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -229,8 +455,7 @@ fn forget(_any: u64, value: u64) -> u64 {
     value
 }
 
-/// Looks a flow up. Each direction is a function of its own, so that the verifier follows it once for
-/// each call and not together with what comes after.
+/// Looks a flow up.
 #[inline(always)]
 pub fn find<F: FlowMaps<P>, P>(
     key: &FlowKey<F::Address>,
@@ -238,27 +463,52 @@ pub fn find<F: FlowMaps<P>, P>(
     found: &mut Known<F::Address>,
 ) -> bool {
     let is_reply_first = matches!(search, Search::RepliesFirst);
-    (search.has_requests() && !is_reply_first && find_request::<F, P>(key, found))
-        || (search.has_replies() && find_reply::<F, P>(key, found))
-        || (is_reply_first && find_request::<F, P>(key, found))
+    (search.has_requests() && !is_reply_first && F::find_request(key, found))
+        || (search.has_replies() && F::find_reply(key, found))
+        || (is_reply_first && F::find_request(key, found))
 }
 
-/// Whether a flow may have these replies.
-#[inline(never)]
-pub fn may_have_reply<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>) -> bool {
-    flow_table::may_have_reply(&Maps::<F, P>::NEW, key)
-}
-
-#[inline(never)]
-fn find_request<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>, found: &mut Known<F::Address>) -> bool {
+#[inline(always)]
+pub(crate) fn find_request<F: FlowMaps<P>, P>(
+    key: &FlowKey<F::Address>,
+    found: &mut Known<F::Address>,
+) -> bool {
     let place = flow_table::find_request(&Maps::<F, P>::NEW, key);
     read::<F, P>(place, Direction::Request, found)
 }
 
-#[inline(never)]
-fn find_reply<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>, found: &mut Known<F::Address>) -> bool {
+#[inline(always)]
+pub(crate) fn find_reply<F: FlowMaps<P>, P>(
+    key: &FlowKey<F::Address>,
+    found: &mut Known<F::Address>,
+) -> bool {
     let place = flow_table::find_reply(&Maps::<F, P>::NEW, key);
     read::<F, P>(place, Direction::Reply, found)
+}
+
+#[inline(always)]
+pub(crate) fn worst_request<F: FlowMaps<P>, P>(
+    new: &NewFlow<F::Address>,
+    lifetimes: &Lifetimes,
+    choice: u32,
+) -> u64 {
+    flow_table::worst_request(&Maps::<F, P>::NEW, new, lifetimes, choice)
+}
+
+#[inline(always)]
+pub(crate) fn is_other<F: FlowMaps<P>, P>(
+    direction: u32,
+    key: &FlowKey<F::Address>,
+    other: u32,
+    place: u32,
+) -> bool {
+    let direction = if direction == 0 { Direction::Request } else { Direction::Reply };
+    flow_table::is_other(&Maps::<F, P>::NEW, direction, key, other, place)
+}
+
+#[inline(always)]
+pub(crate) fn may_have_reply<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>) -> bool {
+    flow_table::may_have_reply(&Maps::<F, P>::NEW, key)
 }
 
 #[inline(always)]
@@ -274,9 +524,8 @@ fn read<F: FlowMaps<P>, P>(
     flow_table::is_still(&Maps::<F, P>::NEW, &place)
 }
 
-/// Notes a packet of a flow.
-#[inline(never)]
-pub fn note<F: FlowMaps<P>, P>(found: &Known<F::Address>, note: u32, time: u32) {
+#[inline(always)]
+pub(crate) fn note<F: FlowMaps<P>, P>(found: &Known<F::Address>, note: u32, time: u32) {
     let Some(entry) = F::entry(found.place) else { return };
     let place = Found { entry, place: found.place, word: RequestWord(found.word) };
     let (clear, set) = ((note >> 8) as u8, note as u8);
@@ -293,9 +542,8 @@ pub fn bits(note: Note) -> u32 {
     (note.clear as u32) << 8 | note.set as u32
 }
 
-/// Removes a flow.
-#[inline(never)]
-pub fn remove<F: FlowMaps<P>, P>(found: &Known<F::Address>) {
+#[inline(always)]
+pub(crate) fn remove<F: FlowMaps<P>, P>(found: &Known<F::Address>) {
     let Some(entry) = F::entry(found.place) else { return };
     let place = Found { entry, place: found.place, word: RequestWord(found.word) };
     flow_table::remove(&Maps::<F, P>::NEW, &place);
@@ -306,9 +554,8 @@ pub const EXISTS: i32 = 1;
 /// There is no room for the flow.
 pub const FULL: i32 = 2;
 
-/// Inserts a flow. Returns 0, [`EXISTS`] or [`FULL`].
-#[inline(never)]
-pub fn insert<F: FlowMaps<P>, P>(
+#[inline(always)]
+pub(crate) fn insert<F: FlowMaps<P>, P>(
     key: &FlowKey<F::Address>,
     new: &mut NewFlow<F::Address>,
     settings: &Settings,
@@ -318,19 +565,18 @@ pub fn insert<F: FlowMaps<P>, P>(
         unsafe { (*entry).write(&key.tuple, &new.flow, new.reply_action) }
     };
     match flow_table::insert(&Maps::<F, P>::NEW, key, new, &settings.flow_lifetimes, write) {
-        Ok(()) => {
-            count(new.evicted);
-            0
-        }
-        Err(InsertError::Exists) => EXISTS,
-        Err(InsertError::Full) => FULL,
+        Ok(()) => count(INSERTED | new.evicted << 1, 0),
+        Err(InsertError::Exists) => count(new.evicted << 1, EXISTS),
+        Err(InsertError::Full) => count(new.evicted << 1, FULL),
     }
 }
 
-/// Counts an insertion, and the classes of the flows that made room for it.
+/// The event of an insertion; those of evictions follow, by class.
+const INSERTED: u32 = 1;
+
+/// Counts events, one bit for each, and returns `result`.
 #[inline(never)]
-fn count(evicted: u32) {
-    let mut events = 1 | evicted << 1;
+fn count(mut events: u32, result: i32) -> i32 {
     let mut index = 0;
     while events != 0 && index < flow_table_events() {
         if events & 1 != 0
@@ -342,6 +588,7 @@ fn count(evicted: u32) {
         events >>= 1;
         index += 1;
     }
+    result
 }
 
 const fn flow_table_events() -> u32 {
@@ -354,9 +601,16 @@ pub fn remember<F: FlowMaps<P>, P>(found: &Known<F::Address>, next_hop: NextHop)
     if let Some(entry) = F::entry(found.place) {
         let place = Found { entry, place: found.place, word: RequestWord(found.word) };
         let direction = found.flow.action.is_reply() as usize & 1;
-        if flow_table::is_still(&Maps::<F, P>::NEW, &place) {
+        let store = |next_hop| {
             // SAFETY: a look-up of this run found the entry; one aligned word.
             unsafe { ptr::write_volatile(&raw mut (*entry).next_hops[direction], next_hop) };
+        };
+        if flow_table::is_still(&Maps::<F, P>::NEW, &place) {
+            store(next_hop);
+            // Another flow may have got the place in between. It looks its route up again.
+            if !flow_table::is_still(&Maps::<F, P>::NEW, &place) {
+                store(NextHop::UNKNOWN);
+            }
         }
     }
 }

@@ -1,9 +1,7 @@
 //! Cases in which the clock itself matters, not the age of an entry: only for interpreters whose
 //! clock can be set.
 
-use lb_common::{
-    packet::{ACK, FIN},
-};
+use lb_common::packet::{ACK, FIN};
 
 use super::setup::*;
 use crate::world::{TICKS, seconds};

@@ -14,6 +14,7 @@ cases! {
     UDP_ONLY => a_datagram_to_a_deleted_service_is_nobody_s,
     UDP_ONLY => a_late_answer_of_a_gone_backend_is_translated,
     UDP_ONLY => a_client_that_comes_back_keeps_its_source_port,
+    UDP_ONLY => a_client_whose_backends_go_one_after_the_other_finds_the_next,
     UDP_ONLY => a_question_and_its_answer_expire_sooner_than_a_stream,
     UDP_ONLY => an_answer_to_the_node_s_own_datagram_is_no_request,
 }
@@ -48,6 +49,25 @@ fn a_flow_leaves_a_backend_that_does_not_serve<F: TestFamily>(scene: &mut Scene<
         let next = scene.connect(site, client, web::<F>());
         assert_eq!(next.sent.destination, F::remote_pod(9));
         scene.request(&next, 0);
+    }
+}
+
+fn a_client_whose_backends_go_one_after_the_other_finds_the_next<F: TestFamily>(
+    scene: &mut Scene<F>,
+) {
+    // Of many ports, because it depends on the places of flows whether one hides another.
+    let clients: Vec<_> = (0..16).map(|number| from_port(pod::<F>(), 2_000 + number)).collect();
+    let (index, ids) = service(scene, 1);
+    let mut last = ids[0];
+    for number in 0..6 {
+        for client in &clients {
+            let flow = scene.connect(TestSite::FromPod, *client, web::<F>());
+            scene.request(&flow, 0);
+        }
+        let next = at(F::remote_pod(20 + number), 8080);
+        scene.world.stop_serving(last);
+        last = scene.world.add_backend(index, next, Location::OtherNode);
+        scene.update();
     }
 }
 

@@ -9,10 +9,10 @@ use lb_common::{
     abi::{
         address::Address,
         flow::{FlowKey, MOVED},
-        flow_table::{FlowEntry, ReplyWord, RequestWord, TAG_SHIFT, WAYS},
+        flow_table::{FlowEntry, REPLY_ROOM, ReplyWord, RequestWord, TAG_SHIFT, WAYS},
         frontend::{TCP, UDP},
     },
-    flow_table::{Hash, IS_UDP, Memory, request_word},
+    flow_table::{CHOICES, Hash, IS_UDP, Memory, request_word},
 };
 
 /// A table whose entries can be read.
@@ -26,7 +26,7 @@ pub trait ReadEntries<A: Address>: Memory<A> {
 pub struct Contents {
     /// Flows that were live for as long as it was looked at.
     pub live: usize,
-    /// Words of FLOW_REQUESTS that belong to a flow which is not live, or not yet.
+    /// Words of FLOW_TABLE that belong to a flow which is not live, or not yet.
     pub unfinished: usize,
     /// Words of FLOW_REPLIES that refer to no flow, but are in use.
     pub void: usize,
@@ -74,17 +74,18 @@ impl<A: Address> Live<A> {
 pub fn check<A: Address, M: ReadEntries<A>>(memory: &M) -> Result<Contents, String> {
     let buckets = memory.seed().ok_or("the table has no seed")?.buckets::<A>();
     let places = 0..buckets * WAYS as u32;
+    let reply_places = 0..places.end * REPLY_ROOM;
     let requests = |place| request_word::<A, _>(memory, place).unwrap_or_default();
     let replies = |place| reply_word::<A, _>(memory, place);
     let words_before: Vec<_> = places.clone().map(requests).collect();
-    let replies_before: Vec<_> = places.clone().map(replies).collect();
+    let replies_before: Vec<_> = reply_places.clone().map(replies).collect();
     let read = |place| {
         let entry = memory.copy_of(place);
         Live { place, word: words_before[place as usize], entry, reply: replies(entry.reply_place) }
     };
     let is_live = |place: &u32| words_before[*place as usize].is_live();
     let mut live: Vec<_> = places.clone().filter(is_live).map(read).collect();
-    let replies_after: Vec<_> = places.clone().map(replies).collect();
+    let replies_after: Vec<_> = reply_places.clone().map(replies).collect();
     live.retain(|flow| {
         let after = requests(flow.place);
         after.is_live() && flow.word.is_same_flow(after)
@@ -97,7 +98,7 @@ pub fn check<A: Address, M: ReadEntries<A>>(memory: &M) -> Result<Contents, Stri
     check_pairs("replies", live.iter().filter(|flow| flow.has_replies()), Live::reply)?;
 
     let mut void = 0;
-    for at in places.clone() {
+    for at in reply_places {
         let reply = replies_after[at as usize];
         if reply != replies_before[at as usize] || reply.0 == 0 {
             continue;
@@ -122,18 +123,20 @@ pub fn check<A: Address, M: ReadEntries<A>>(memory: &M) -> Result<Contents, Stri
 /// Whether a flow is where its addresses say.
 fn check_flow<A: Address, M: Memory<A>>(memory: &M, flow: &Live<A>) -> Result<(), String> {
     let seed = memory.seed().ok_or("the table has no seed")?;
-    let is_at = |place: u32, tag: u64, hash: Hash| {
-        place / WAYS as u32 == hash.bucket && tag >> TAG_SHIFT == hash.tag
+    let is_at = |place: u32, tag: u64, hash: Hash, choices: usize| {
+        let bucket = place / WAYS as u32;
+        hash.buckets[..choices].contains(&bucket) && tag >> TAG_SHIFT == hash.tag
     };
     let described = || format!("the flow at {} ({:x?}), {:?}", flow.place, flow.word, flow.entry);
-    if !is_at(flow.place, flow.word.0, Hash::of(&flow.request(), seed)) {
+    if !is_at(flow.place, flow.word.0, Hash::of_request(&flow.request(), seed), CHOICES) {
         return Err(format!("{} has another place or tag than its request", described()));
     }
     if !flow.has_replies() {
         return Ok(());
     }
     let is_of = flow.reply.is_of(flow.word) && flow.reply.place() == flow.place;
-    if !is_of || !is_at(flow.entry.reply_place, flow.reply.0, Hash::of(&flow.reply(), seed)) {
+    let hash = Hash::of_reply(&flow.reply(), seed);
+    if !is_of || !is_at(flow.entry.reply_place, flow.reply.0, hash, 1) {
         return Err(format!("{} has no replies: {:x?}", described(), flow.reply));
     }
     Ok(())

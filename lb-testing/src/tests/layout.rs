@@ -11,16 +11,19 @@ use lb_common::abi::{
     backend::Backend,
     counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason},
     flow::{Flow, FlowKey, NextHop, Tuple},
-    flow_table::{Bucket, FlowEntry, FlowSeed},
+    flow_table::{Bucket, FlowBucket, FlowEntry, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     layout::MAPS,
     range::{Range, RangeKey},
     service::{Name, Service, Slot, SlotRange},
-    settings::{Device, FamilySettings, FormerLifetimes, Lifetimes, PortRange, Settings, SettingsPair, Timeouts},
+    settings::{
+        Device, FamilySettings, FormerLifetimes, Lifetimes, PortRange, Settings, SettingsPair,
+        Timeouts,
+    },
     socket::{ConnectedPeer, DatagramKey, Peer},
     source::SourceKey,
-    traffic::{DropKey, Traffic},
+    traffic::{DirectFlows, DropKey, Traffic},
 };
 
 /// Writes size, alignment and the offset of every field; a type whose fields are not all
@@ -56,6 +59,8 @@ fn current() -> String {
         }
         Bucket { words }
         FlowSeed { factors, buckets }
+        FlowBucket<Address4> { words, entries }
+        FlowBucket<Address6> { words, entries }
         FlowEntry<Address4> {
             request, translated, backend, service, device, generation, actions, next_hops, reply_place, zero,
         }
@@ -108,6 +113,7 @@ fn current() -> String {
         SettingsPair { active, zero, copies }
         Device { ifindex, mac, flags, mtu, epoch }
         Traffic { packets, bytes }
+        DirectFlows { begun, ended }
         DropKey { service, reason }
     }
     for map in MAPS {

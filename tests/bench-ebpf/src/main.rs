@@ -36,9 +36,7 @@ use lb_common::{
 
 use crate::{
     maps::{HASH4, LRU4, LRU6, RUNS, SMALL_LRU4, SMALL_LRU6},
-    steps::{
-        enroll, is_known, is_routed, keep, make_room, make_room_xdp, open, read, with_key,
-    },
+    steps::{enroll, is_known, is_routed, keep, make_room, make_room_xdp, open, read, with_key},
     wrap::wrap,
 };
 

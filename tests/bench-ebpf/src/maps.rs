@@ -7,7 +7,7 @@ use aya_ebpf::{
 use lb_common::abi::{
     address::{Address4, Address6},
     flow::{Flow, FlowKey},
-    flow_table::{self, Bucket, FlowEntry, FlowSeed},
+    flow_table::{self, Bucket, FlowBucket, FlowSeed},
     settings::Settings,
 };
 
@@ -62,22 +62,16 @@ pub static SMALL_LRU6: Flows<Address6, 16384> = LruHashMap::new();
 pub static FLOW_SEED: Array<FlowSeed, 1, MAPPED> = Array::new();
 /// Written by `lb-bench` and `table_insert4`.
 #[btf_map]
-pub static FLOW_REQUESTS4: Array<Bucket, 16384, MAPPED> = Array::new();
+pub static FLOW_TABLE4: Array<FlowBucket<Address4>, 16384, MAPPED> = Array::new();
 /// Written by `lb-bench` and `table_insert6`.
 #[btf_map]
-pub static FLOW_REQUESTS6: Array<Bucket, 16384, MAPPED> = Array::new();
+pub static FLOW_TABLE6: Array<FlowBucket<Address6>, 16384, MAPPED> = Array::new();
 /// Written by `lb-bench` and `table_insert4`.
 #[btf_map]
-pub static FLOW_REPLIES4: Array<Bucket, 16384, MAPPED> = Array::new();
+pub static FLOW_REPLIES4: Array<Bucket, 32768, MAPPED> = Array::new();
 /// Written by `lb-bench` and `table_insert6`.
 #[btf_map]
-pub static FLOW_REPLIES6: Array<Bucket, 16384, MAPPED> = Array::new();
-/// Written by `lb-bench` and `table_insert4`.
-#[btf_map]
-pub static FLOW_ENTRIES4: Array<FlowEntry<Address4>, 131072, MAPPED> = Array::new();
-/// Written by `lb-bench` and `table_insert6`.
-#[btf_map]
-pub static FLOW_ENTRIES6: Array<FlowEntry<Address6>, 131072, MAPPED> = Array::new();
+pub static FLOW_REPLIES6: Array<Bucket, 32768, MAPPED> = Array::new();
 /// Written by `table_insert4` and `table_insert6`.
 #[btf_map]
 pub static FLOW_EVENTS: PerCpuArray<u64, { flow_table::EVENTS }> = PerCpuArray::new();

@@ -151,7 +151,7 @@ pub fn enroll<F: Table>(key: &FlowKey<F::Address>) -> bool {
     new.flow.last_seen = settings.time(unsafe { bpf_jiffies64() } as u32);
     new.reply_key.set_reverse(&new.flow.rewrite, key.protocol);
     new.reply_action = Action::REPLY;
-    flows::insert::<F, Own>(key, new, settings) == 0
+    <F as FlowMaps<Own>>::insert(key, new, settings) == 0
 }
 
 #[inline(always)]

@@ -3,12 +3,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lb_tests::tools::bench::report::{self, Figure};
-use lb_tests::tools::bench::{connects, datapath, lookups, namespace, programs};
+use lb_tests::tools::bench::{connects, datapath, faults, lookups, namespace, programs};
 
 /// Measures lb.
 #[derive(Parser)]
@@ -21,6 +21,15 @@ struct Cli {
 enum Command {
     /// Measure what a packet costs in the programs.
     Datapath(Datapath),
+    /// Flood, forge and lose, and see who is harmed.
+    Faults(Faults),
+}
+
+#[derive(clap::Args)]
+struct Faults {
+    /// How long a flood takes, in seconds
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
 }
 
 #[derive(clap::Args)]
@@ -43,7 +52,10 @@ struct Datapath {
 }
 
 fn main() -> Result<ExitCode> {
-    let Command::Datapath(arguments) = Cli::parse().command;
+    let arguments = match Cli::parse().command {
+        Command::Datapath(arguments) => arguments,
+        Command::Faults(arguments) => return faults(&arguments),
+    };
     let started = Instant::now();
     let mut figures = measure(&arguments)?;
     if arguments.absolute {
@@ -66,6 +78,16 @@ fn main() -> Result<ExitCode> {
         );
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn faults(arguments: &Faults) -> Result<ExitCode> {
+    let faults = faults::measure(Duration::from_secs(arguments.seconds))?;
+    print!("{}", faults::table(&faults));
+    let path = target().join("bench/faults.json");
+    report::write(&faults, &path)?;
+    println!("\nalso in {}", path.display());
+    let is_harmless = faults.iter().all(faults::Fault::is_harmless);
+    Ok(if is_harmless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {

@@ -4,25 +4,26 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
-use lb_agent::maps::flow_table::{FlowAddress, Flows, SEED};
+use lb_agent::maps::flow_table::{FlowAddress, Flows, SEED, first_word};
 use lb_common::abi::address::{Address4, Address6};
 use lb_common::abi::flow::Tuple;
-use lb_common::abi::flow_table::{Bucket, Direction, FlowEntry, FlowSeed, RequestWord, WAYS};
+use lb_common::abi::flow_table::{
+    Bucket, Direction, FlowBucket, FlowEntry, FlowSeed, PERIOD_FACTOR, REPLY_ROOM, RequestWord,
+    WAYS,
+};
 use lb_common::flow_table::{Memory, request_word};
 use lb_sys::{SharedArray, TypedMap};
 use lb_testing::flow_table::invariants::ReadEntries;
 use lb_testing::flow_table::seed;
 
 /// The sizes of the maps of a table with so many places, a multiple of [`WAYS`], by family.
-pub fn sizes([ipv4, ipv6]: [u32; 2]) -> [(&'static str, u32); 6] {
+pub fn sizes([ipv4, ipv6]: [u32; 2]) -> [(&'static str, u32); 4] {
     let buckets = |places| places / WAYS as u32;
     [
-        (Address4::REQUESTS, buckets(ipv4)),
-        (Address4::REPLIES, buckets(ipv4)),
-        (Address4::ENTRIES, ipv4),
-        (Address6::REQUESTS, buckets(ipv6)),
-        (Address6::REPLIES, buckets(ipv6)),
-        (Address6::ENTRIES, ipv6),
+        (Address4::TABLE, buckets(ipv4)),
+        (Address4::REPLIES, REPLY_ROOM * buckets(ipv4)),
+        (Address6::TABLE, buckets(ipv6)),
+        (Address6::REPLIES, REPLY_ROOM * buckets(ipv6)),
     ]
 }
 
@@ -40,13 +41,24 @@ pub fn write_seed(
     map.set(&0, &seed).context("cannot write the seed of the flows")
 }
 
+/// Has clients with affinity choose anew, as if their Services' timeouts had passed. Flows stay.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn begin_period(seed: &TypedMap<u32, FlowSeed>) -> Result<()> {
+    let mut changed = seed.get(&0)?.context("the seed of the flows is not there")?;
+    let factor = &mut changed.factors[PERIOD_FACTOR];
+    // An odd constant: the golden ratio of 2^64.
+    *factor = factor.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    seed.set(&0, &changed).context("cannot write the seed of the flows")
+}
+
 /// A family's table.
 #[derive(Debug)]
 pub struct KernelFlows<A> {
     seed: FlowSeed,
-    requests: SharedArray,
+    table: SharedArray,
     replies: SharedArray,
-    entries: SharedArray,
     address: PhantomData<fn(A)>,
 }
 
@@ -63,16 +75,15 @@ impl<A: FlowAddress> KernelFlows<A> {
         };
         Ok(Self {
             seed: seed.get(&0)?.context("the seed of the flows is not there")?,
-            requests: array(A::REQUESTS, size_of::<Bucket>())?,
+            table: array(A::TABLE, size_of::<FlowBucket<A>>())?,
             replies: array(A::REPLIES, size_of::<Bucket>())?,
-            entries: array(A::ENTRIES, size_of::<FlowEntry<A>>())?,
             address: PhantomData,
         })
     }
 
     /// Forgets all flows. No program may run meanwhile.
     pub fn clear(&self) {
-        for array in [&self.requests, &self.replies] {
+        for array in [&self.table, &self.replies] {
             for bucket in 0..array.entries() {
                 (0..WAYS).for_each(|way| assert!(array.store(bucket, way, 0), "it is in bounds"));
             }
@@ -92,7 +103,7 @@ impl<A: FlowAddress> KernelFlows<A> {
 
     fn array(&self, direction: Direction) -> &SharedArray {
         match direction {
-            Direction::Request => &self.requests,
+            Direction::Request => &self.table,
             Direction::Reply => &self.replies,
         }
     }
@@ -107,7 +118,7 @@ impl<A: FlowAddress> Memory<A> for KernelFlows<A> {
     }
 
     fn requests(&self, bucket: u32) -> Option<Self::Bucket> {
-        (bucket < self.requests.entries()).then_some((Direction::Request, bucket))
+        (bucket < self.table.entries()).then_some((Direction::Request, bucket))
     }
 
     fn replies(&self, bucket: u32) -> Option<Self::Bucket> {
@@ -124,7 +135,7 @@ impl<A: FlowAddress> Memory<A> for KernelFlows<A> {
     }
 
     fn entry(&self, place: u32) -> Option<u32> {
-        (place < self.entries.entries()).then_some(place)
+        (place < self.places()).then_some(place)
     }
 
     fn is_of(&self, place: u32, direction: Direction, tuple: &Tuple<A>) -> bool {
@@ -142,20 +153,19 @@ impl<A: FlowAddress> Memory<A> for KernelFlows<A> {
 
 impl<A: FlowAddress> Flows<A> for KernelFlows<A> {
     fn places(&self) -> u32 {
-        self.entries.entries()
+        self.table.entries() * WAYS as u32
     }
 
     fn copied(&self, place: u32) -> Option<FlowEntry<A>> {
         let mut entry = FlowEntry::default();
         let words = bytemuck::cast_slice_mut(bytemuck::bytes_of_mut(&mut entry));
-        self.entries.copy(place, words).then_some(entry)
+        self.table.copy(place / WAYS as u32, first_word::<A>(place), words).then_some(entry)
     }
 
     fn write(&self, place: u32, entry: &FlowEntry<A>) {
-        assert!(
-            self.entries.fill(place, bytemuck::cast_slice(bytemuck::bytes_of(entry))),
-            "the place is in bounds"
-        );
+        let words = bytemuck::cast_slice(bytemuck::bytes_of(entry));
+        let is_inside = self.table.fill(place / WAYS as u32, first_word::<A>(place), words);
+        assert!(is_inside, "the place is in bounds");
     }
 }
 

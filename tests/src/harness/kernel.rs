@@ -12,13 +12,13 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
-use lb_agent::maps::flow_table::{FlowAddress, Flows};
+use lb_agent::maps::flow_table::{FlowAddress, Flows, SEED};
 use lb_common::abi::address::{Address, Family, Ipv4, Ipv6};
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;
 use lb_common::abi::counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason};
 use lb_common::abi::flow::{FlowKey, Tuple};
-use lb_common::abi::flow_table::Direction;
+use lb_common::abi::flow_table::{Direction, FlowSeed};
 use lb_common::abi::fragment::{Fragment, FragmentKey};
 use lb_common::abi::frontend::{Frontend, FrontendKey};
 use lb_common::abi::range::RangeKey;
@@ -54,7 +54,7 @@ const ENTRIES: &[(&str, u32)] = &[
 ];
 
 /// How many flows there is room for.
-const FLOWS: u32 = 4096;
+const FLOWS: u32 = 16_384;
 
 /// A family whose maps are known.
 pub trait KernelFamily: TestFamily<Address: Send + FlowAddress> {
@@ -84,6 +84,7 @@ pub struct Kernel<F: KernelFamily> {
     ranges: TypedMap<RangeKey<F::Address>, u32>,
     sources: TypedMap<SourceKey<F::Address>, F::Address>,
     nodes: TypedMap<F::Address, u32>,
+    seed: TypedMap<u32, FlowSeed>,
     flows: KernelFlows<F::Address>,
     time_shift: u32,
     /// By how many ticks entries are older than the times of flows say, which have a larger unit.
@@ -130,6 +131,7 @@ impl<F: KernelFamily> Kernel<F> {
             ranges: programs.map(&name("RANGES"))?,
             sources: programs.map(&name("SOURCES"))?,
             nodes: programs.map(&name("NODES"))?,
+            seed: programs.map(SEED)?,
             flows: KernelFlows::open(|name| programs.descriptor(name))?,
             time_shift: 0,
             remainder: 0,
@@ -392,6 +394,7 @@ impl<F: KernelFamily> Interpreter<F> for Kernel<F> {
         self.remainder &= (1 << self.time_shift) - 1;
         age(&self.fragments, |fragment| &mut fragment.last_seen, ticks);
         age(&self.affinity, |affinity| &mut affinity.last_seen, ticks);
+        flows::begin_period(&self.seed).expect("the seed is there");
     }
 
     fn flows(&mut self) -> FlowEntries<F::Address> {

@@ -1,4 +1,4 @@
-//! `lb-bench datapath`: what the programs cost, packet by packet.
+//! `lb-bench datapath`: what the programs cost, packet by packet; `lb-bench faults`: see [`faults`].
 //!
 //! `BPF_PROG_TEST_RUN` gives each packet to a wrapper, which restores the packet, picks the next
 //! flow and tail-calls the real program. The wrapper with an empty program is measured in turn
@@ -16,6 +16,7 @@
 pub mod abi;
 pub mod connects;
 pub mod datapath;
+pub mod faults;
 pub mod floors;
 pub mod flows;
 pub mod frames;

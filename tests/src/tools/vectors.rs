@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bytemuck::Pod;
+use lb_agent::maps::flow_table::SEED;
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_sys::TypedMap;
 
@@ -33,6 +34,7 @@ use self::rules::{Expect, Expected, expect};
 use self::sockets::Wire;
 use self::view::{Client, View};
 use self::world::World;
+use crate::harness::flows::begin_period;
 use crate::harness::netns::topology::cgroup::Cgroup;
 use crate::harness::netns::topology::stale;
 use crate::harness::programs::in_empty_namespace;
@@ -104,7 +106,7 @@ fn run_group(group: &Group, world: &World) -> Result<Vec<Tried>> {
             }
         };
         let forget = || match keeps_clients {
-            // Every packet must be the first one of its client, so affinity is removed.
+            // Every packet must be the first one of its client.
             true => forget_affinity(world),
             false => Ok(()),
         };
@@ -162,7 +164,8 @@ fn check(
 
 fn forget_affinity(world: &World) -> Result<()> {
     let map: TypedMap<AffinityKey, Affinity> = TypedMap::new(world.pins.open("AFFINITY")?)?;
-    clear(&map)
+    clear(&map)?;
+    begin_period(&TypedMap::new(world.pins.open(SEED)?)?)
 }
 
 fn clear<K: Pod, V: Pod>(map: &TypedMap<K, V>) -> Result<()> {

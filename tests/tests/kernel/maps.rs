@@ -311,7 +311,7 @@ fn the_sweep_removes_flows_past_twice_their_timeout_and_counts_the_others() -> R
     insert(6, 250, ONE_WAY | CONFIRMED | CLIENT_FIN, ALONE)?;
     let mut sweeper = Sweeper::open(&pins)?;
     let Swept { fills, flows } = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND)?;
-    let fill = fills.iter().find(|fill| fill.map == "FLOW_ENTRIES4").context("no flows")?;
+    let fill = fills.iter().find(|fill| fill.map == "FLOW_TABLE4").context("no flows")?;
     ensure!((fill.removed, fill.entries, fill.max_entries) == (2, 4, 1_024), "{fill:?}");
     ensure!(flows[0][Class::Established as usize] == 3, "{flows:?}");
     ensure!(flows[0][Class::Unanswered as usize] == 1, "{flows:?}");

@@ -278,8 +278,7 @@ fn check_dumps(scenario: &Scenario, expectations: &mut Expectations) -> Result<(
     }
     for name in ["FRONTENDS4", "FRONTENDS6", "SERVICES", "SLOTS", "BACKENDS4", "BACKENDS6"]
         .iter()
-        .chain(&["FLOW_SEED", "FLOW_REQUESTS4", "FLOW_REPLIES4", "FLOW_ENTRIES4"])
-        .chain(&["FLOW_REQUESTS6", "FLOW_REPLIES6", "FLOW_ENTRIES6"])
+        .chain(&["FLOW_SEED", "FLOW_TABLE4", "FLOW_REPLIES4", "FLOW_TABLE6", "FLOW_REPLIES6"])
         .chain(&["AFFINITY", "SETTINGS", "NAMES", "DEVICES"])
         .chain(&["NODES4", "NODES6"])
     {

@@ -4,6 +4,7 @@ mod affinity;
 mod agent;
 mod clusterip;
 mod config;
+mod conversations;
 mod detached;
 mod dsr;
 mod dsr_flows;

@@ -80,7 +80,7 @@ fn an_agent_has_no_right_that_its_manifest_does_not_give_it() -> Result<()> {
     scenario.start_agent(1)?;
     let process = scenario.agent(1)?.process().pid();
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let expected = format!("CapEff:\t{:016x}\n", rights::mask(&rights::documented()?));
+    let expected = format!("CapEff:\t{:016x}\n", rights::mask(&rights::of_manifest()?));
     ensure!(status.contains(&expected), "no {expected} in {status}");
     let a = scenario.cluster.pod("a");
     for family in Family::ALL {
@@ -94,7 +94,7 @@ fn an_agent_has_no_right_that_its_manifest_does_not_give_it() -> Result<()> {
 fn each_capability_is_needed_and_its_absence_is_named() -> Result<()> {
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
-    let all = rights::documented()?;
+    let all = rights::of_manifest()?;
     let mut expectations = Expectations::default();
     expectations.check("with all", load(&node, &all));
     for without in &all {
@@ -112,7 +112,7 @@ fn each_capability_is_needed_and_its_absence_is_named() -> Result<()> {
 fn a_filter_that_refuses_bpf_is_named() -> Result<()> {
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
-    let all = rights::documented()?;
+    let all = rights::of_manifest()?;
     for error in [libc::EPERM, libc::ENOSYS] {
         let said = refused(&node, node.bpf_dir(), |command| {
             rights::limit(command, &all);
@@ -128,7 +128,7 @@ fn a_filter_that_refuses_bpf_is_named() -> Result<()> {
 fn a_bpffs_that_is_missing_or_read_only_is_named() -> Result<()> {
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
-    let all = rights::documented()?;
+    let all = rights::of_manifest()?;
     let directory = tempfile::tempdir()?;
     let path = directory.path().to_str().context("a directory that is no text")?;
     let said = refused(&node, directory.path(), |command| rights::limit(command, &all));
@@ -150,7 +150,7 @@ fn an_agent_needs_no_writable_root() -> Result<()> {
     command.arg("--cgroup").arg(node.cgroup_tree().path());
     let read_only = "mount -o remount,bind,ro / && mount -o bind /proc/sys /proc/sys \
                      && mount -o remount,bind,ro /proc/sys";
-    in_own_mounts(&mut command, read_only, &rights::documented()?);
+    in_own_mounts(&mut command, read_only, &rights::of_manifest()?);
     let mut agent = node.spawn_agent("read-only", command)?;
     let programmed = eventually(|| {
         ensure!(agent.ended()?.is_none(), "it ended");

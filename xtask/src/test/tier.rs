@@ -141,7 +141,7 @@ pub(crate) const TIERS: [Tier; 8] = [
     },
     Tier {
         name: "vm",
-        source: Source::Machine("5.10"),
+        source: Source::Machine("6.1"),
         root: false,
         programs: true,
         on_request: false,

@@ -165,12 +165,7 @@ pub(super) fn table(all: &[Results]) -> String {
         let cases = |family: u8, before: &str| {
             let counts = facts.get(&format!("cases for IPv{family}, {before}"));
             let number = |at: usize| counts.and_then(|counts| counts[at].as_u64()).unwrap_or(0);
-            match number(2) {
-                0 => format!("{} of {}", number(0), number(0) + number(1)),
-                other => {
-                    format!("{} of {}, {other} cannot be tried", number(0), number(0) + number(1))
-                }
-            }
+            format!("{} of {}", number(0), number(0) + number(1))
         };
         let both = |before| format!("{}; {}", cases(4, before), cases(6, before));
         let counts = results.instructions();

@@ -8,7 +8,7 @@ use lb_common::{
         frontend::TCP,
         settings::Settings,
     },
-    balance::{self, Site, Verdict, Work},
+    balance::{self, Candidate, Site, Verdict, Work},
     flow_table::Class,
     packet::{ACK, Packet, PacketKind, SYN},
 };
@@ -91,7 +91,10 @@ pub(super) fn run<F: PinnedFamily, R: Reader<F>>(
     if balance::is_of_a_guest(packet, site, settings) {
         return (Verdict::Pass(Reason::NotService), work);
     }
-    let candidate = balance::candidate::<F>(packet.tuple().destination, site, settings);
+    let mut candidate = balance::candidate::<F>(packet.tuple().destination, site, settings);
+    if candidate == Candidate::NotService && balance::may_be_direct(site, true, true) {
+        candidate = Candidate::Direct;
+    }
     let verdict = match balance::decide(candidate, packet, site, settings, &mut work, overlay) {
         Verdict::Pass(reason) => {
             balance::passed(candidate, packet, site, settings, reason, &mut work, overlay)

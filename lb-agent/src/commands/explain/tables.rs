@@ -276,6 +276,13 @@ impl<F: Family, R: Reader<F>> Tables<F> for Overlay<'_, F, R> {
         flow_table::remove(&self.flows, &place(found));
     }
 
+    fn has_direct(&self) -> bool {
+        // `explain` looks at the flows themselves.
+        true
+    }
+
+    fn begin_direct(&mut self) {}
+
     fn fragment(&mut self, _key: &FragmentKey<F::Address>) -> Option<Fragment> {
         None
     }

@@ -278,7 +278,9 @@ fn a_known_flow_decides_alone() {
         };
         new.reply_key.set_reverse(&rewrite, key.protocol);
         new.reply_action = Action::REPLY;
-        lab.flows.insert(&key, &mut new, &lab.world.settings.flow_lifetimes).expect("room for a flow");
+        lab.flows
+            .insert(&key, &mut new, &lab.world.settings.flow_lifetimes)
+            .expect("room for a flow");
     };
     insert(ANSWERED | CONFIRMED, 500);
     let known = lab.ask(pod(), VIP(80), Protocol::Tcp, At::Pod);

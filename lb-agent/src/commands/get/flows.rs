@@ -17,7 +17,7 @@ use lb_common::{
         frontend::TCP,
         service::Name,
         settings::Settings,
-        traffic::NO_SERVICE,
+        traffic::{DIRECT, NO_SERVICE},
     },
     flow_table::{Class, age},
 };
@@ -239,7 +239,6 @@ fn row<A: Copy, I: Into<IpAddr>>(
     // An encapsulated packet is not translated.
     let next = if is_tunnel { &entry.request } else { &entry.translated };
     let via: IpAddr = address(entry.translated.destination).into();
-    let is_reserved = entry.service == NO_SERVICE;
     FlowRow {
         protocol: protocol_name(flow.protocol()),
         source: text(entry.request.source, entry.request.source_port),
@@ -250,7 +249,10 @@ fn row<A: Copy, I: Into<IpAddr>>(
         reply_action: (reply_action != Action::default()).then(|| action_name(reply_action)),
         via: is_tunnel.then(|| via.to_string()),
         state: state_names(flow.protocol(), word.state()),
-        service: if is_reserved { RESERVED.to_owned() } else { names.text(entry.service) },
+        service: match entry.service {
+            NO_SERVICE | DIRECT => OF_NO_SERVICE.to_owned(),
+            service => names.text(service),
+        },
         backend: entry.backend,
         idle_seconds: clock.seconds_idle(word.time()),
         half_open: flow.protocol() == TCP && flow.class() == Class::Unanswered,
@@ -259,8 +261,8 @@ fn row<A: Copy, I: Into<IpAddr>>(
 }
 
 /// In place of the service port, of a flow that only reserves the source port of a connection of the
-/// kernel.
-const RESERVED: &str = "-";
+/// kernel, or of a client that talks to a backend itself.
+const OF_NO_SERVICE: &str = "-";
 
 fn action_name(action: Action) -> &'static str {
     match action {

@@ -12,19 +12,18 @@ use lb_common::{
         address::{Address, Address4, Address6, Family as AddressFamily, Ipv4, Ipv6},
         conversion::{IN_HASHES, IN_TABLE, SAME},
         flow::{ANSWERED, CONFIRMED, Flow, FlowKey, NextHop, Tuple},
-        flow_table::{Bucket, FlowEntry, FlowSeed},
+        flow_table::{Bucket, Direction, FlowBucket, FlowSeed},
         frontend::TCP,
-        settings::Settings,
+        settings::{Lifetimes, Settings},
     },
     balance::{Known, NewFlow, Search},
 };
 
 use crate::{
     maps::handover::{
-        self, FLOWS_BEFORE, PREVIOUS_ENTRIES4, PREVIOUS_ENTRIES6, PREVIOUS_REPLIES4,
-        PREVIOUS_REPLIES6, PREVIOUS_REQUESTS4, PREVIOUS_REQUESTS6, PREVIOUS_SEED,
+        self, FLOWS_BEFORE, PREVIOUS_REPLIES4, PREVIOUS_REPLIES6, PREVIOUS_SEED, PREVIOUS_TABLE4,
+        PREVIOUS_TABLE6,
     },
-
     tables::{
         flows::{self, EXISTS, FULL, FlowMaps, Own, flow_maps},
         jiffies, settings,
@@ -34,37 +33,21 @@ use crate::{
 /// The table before, as a type parameter.
 pub struct Before;
 
-flow_maps!(
-    Before,
-    Ipv4,
-    Address4,
-    PREVIOUS_SEED,
-    PREVIOUS_REQUESTS4,
-    PREVIOUS_REPLIES4,
-    PREVIOUS_ENTRIES4
-);
-flow_maps!(
-    Before,
-    Ipv6,
-    Address6,
-    PREVIOUS_SEED,
-    PREVIOUS_REQUESTS6,
-    PREVIOUS_REPLIES6,
-    PREVIOUS_ENTRIES6
-);
+flow_maps!(before4, Before, Ipv4, Address4, PREVIOUS_SEED, PREVIOUS_TABLE4, PREVIOUS_REPLIES4);
+flow_maps!(before6, Before, Ipv6, Address6, PREVIOUS_SEED, PREVIOUS_TABLE6, PREVIOUS_REPLIES6);
 
 /// The hash maps that a family's flows were in.
 pub trait HashMaps: AddressFamily {
     /// Looks up a direction of a flow, in EMBRYONIC if `is_embryonic`, else in FLOWS.
     fn get(key: &FlowKey<Self::Address>, is_embryonic: bool) -> Option<*mut Flow<Self::Address>>;
     /// Inserts a direction of a flow into FLOWS.
-    fn insert(
+    fn insert_half(
         key: &FlowKey<Self::Address>,
         flow: &Flow<Self::Address>,
         flags: u64,
     ) -> Result<(), i32>;
     /// Removes a direction of a flow from both.
-    fn remove(key: &FlowKey<Self::Address>);
+    fn remove_half(key: &FlowKey<Self::Address>);
 }
 
 macro_rules! hash_maps {
@@ -80,7 +63,7 @@ macro_rules! hash_maps {
             }
 
             #[inline(always)]
-            fn insert(
+            fn insert_half(
                 key: &FlowKey<$address>,
                 flow: &Flow<$address>,
                 flags: u64,
@@ -89,7 +72,7 @@ macro_rules! hash_maps {
             }
 
             #[inline(always)]
-            fn remove(key: &FlowKey<$address>) {
+            fn remove_half(key: &FlowKey<$address>) {
                 let _ = handover::$flows.remove(key);
                 let _ = handover::$embryonic.remove(key);
             }
@@ -170,13 +153,13 @@ fn find_in_hashes<F: Family>(key: &FlowKey<F::Address>, found: &mut Known<F::Add
 /// Whether a flow may have these replies.
 #[inline(always)]
 pub fn may_have_reply<F: Family>(key: &FlowKey<F::Address>) -> bool {
-    flows::may_have_reply::<F, Own>(key) || before() != SAME && may_have_reply_before::<F>(key)
+    <F as FlowMaps<Own>>::may_have_reply(key) || before() != SAME && may_have_reply_before::<F>(key)
 }
 
 #[inline(always)]
 fn may_have_reply_before<F: Family>(key: &FlowKey<F::Address>) -> bool {
     if before() == IN_TABLE {
-        return flows::may_have_reply::<F, Before>(key);
+        return <F as FlowMaps<Before>>::may_have_reply(key);
     }
     is_in_hashes::<F>(key)
 }
@@ -198,10 +181,10 @@ pub fn insert<F: Family>(
         let is_taken = before() != SAME
             && new.reply_action.action != 0
             && may_have_reply_before::<F>(&new.reply_key);
-        return if is_taken { EXISTS } else { flows::insert::<F, Own>(key, new, settings) };
+        return if is_taken { EXISTS } else { <F as FlowMaps<Own>>::insert(key, new, settings) };
     }
     if before() == IN_TABLE {
-        return flows::insert::<F, Before>(key, new, settings);
+        return <F as FlowMaps<Before>>::insert(key, new, settings);
     }
     insert_into_hashes::<F>(key, new)
 }
@@ -209,24 +192,21 @@ pub fn insert<F: Family>(
 /// Inserts both directions into FLOWS, the reply's first. There the programs of the agent before find
 /// it, a TCP handshake too.
 #[inline(never)]
-fn insert_into_hashes<F: Family>(
-    key: &FlowKey<F::Address>,
-    new: &mut NewFlow<F::Address>,
-) -> i32 {
+fn insert_into_hashes<F: Family>(key: &FlowKey<F::Address>, new: &mut NewFlow<F::Address>) -> i32 {
     let (time, request) = (new.flow.last_seen, new.flow.action);
     new.flow.last_seen = jiffies();
     let mut result = 0;
     if new.reply_action.action != 0 {
         reverse(&key.tuple, &mut new.flow);
         new.flow.action = new.reply_action;
-        if F::insert(&new.reply_key, &new.flow, BPF_NOEXIST as u64).is_err() {
+        if F::insert_half(&new.reply_key, &new.flow, BPF_NOEXIST as u64).is_err() {
             result = EXISTS;
         }
         // Back to the direction of requests.
         reverse(&new.reply_key.tuple, &mut new.flow);
         new.flow.action = request;
     }
-    if result == 0 && F::insert(key, &new.flow, BPF_ANY as u64).is_err() {
+    if result == 0 && F::insert_half(key, &new.flow, BPF_ANY as u64).is_err() {
         result = FULL;
     }
     new.flow.last_seen = time;
@@ -241,16 +221,11 @@ fn reverse<A: Address>(arrives: &Tuple<A>, flow: &mut Flow<A>) {
 
 /// Notes a packet of a flow.
 #[inline(always)]
-pub fn note<F: Family>(
-    key: &FlowKey<F::Address>,
-    found: &Known<F::Address>,
-    bits: u32,
-    time: u32,
-) {
+pub fn note<F: Family>(key: &FlowKey<F::Address>, found: &Known<F::Address>, bits: u32, time: u32) {
     if found.origin == 0 {
-        flows::note::<F, Own>(found, bits, time);
+        <F as FlowMaps<Own>>::note(found, bits, time);
     } else if before() == IN_TABLE {
-        flows::note::<F, Before>(found, bits, time);
+        <F as FlowMaps<Before>>::note(found, bits, time);
     } else if before() == IN_HASHES {
         note_in_hashes::<F>(key, found, bits);
     }
@@ -286,7 +261,7 @@ fn note_half<F: Family>(key: &FlowKey<F::Address>, bits: u32, confirms: bool) {
     }
     if confirms && is_embryonic {
         // SAFETY: as above.
-        let _ = F::insert(key, unsafe { &*entry }, BPF_ANY as u64);
+        let _ = F::insert_half(key, unsafe { &*entry }, BPF_ANY as u64);
     }
 }
 
@@ -294,9 +269,9 @@ fn note_half<F: Family>(key: &FlowKey<F::Address>, bits: u32, confirms: bool) {
 #[inline(always)]
 pub fn remove<F: Family>(key: &FlowKey<F::Address>, found: &Known<F::Address>) {
     if found.origin == 0 {
-        flows::remove::<F, Own>(found);
+        <F as FlowMaps<Own>>::remove(found);
     } else if before() == IN_TABLE {
-        flows::remove::<F, Before>(found);
+        <F as FlowMaps<Before>>::remove(found);
     } else if before() == IN_HASHES {
         remove_from_hashes::<F>(key, found);
     }
@@ -306,8 +281,8 @@ pub fn remove<F: Family>(key: &FlowKey<F::Address>, found: &Known<F::Address>) {
 fn remove_from_hashes<F: Family>(key: &FlowKey<F::Address>, found: &Known<F::Address>) {
     let Some(room) = room::<F>() else { return };
     room.set_reverse(&found.flow.rewrite, key.protocol);
-    F::remove(key);
-    F::remove(room);
+    F::remove_half(key);
+    F::remove_half(room);
 }
 
 /// Remembers the next hop of a direction of a flow.

@@ -52,6 +52,8 @@ pub struct Report {
     pub longest_gap_ms: f64,
     /// The slowest answer.
     pub slowest_ms: f64,
+    /// TCP: so long took 99 of 100 answers at most.
+    pub p99_ms: f64,
     /// How long it took.
     pub seconds: f64,
 }
@@ -65,6 +67,8 @@ impl Report {
 
 struct Tally {
     report: Report,
+    /// Milliseconds of every answer.
+    elapsed: Vec<f64>,
     last_answer: Instant,
 }
 
@@ -77,6 +81,7 @@ impl Tally {
                 self.last_answer = now;
                 let report = &mut self.report;
                 report.ok += 1;
+                self.elapsed.push(reached.elapsed_ms);
                 report.longest_gap_ms = report.longest_gap_ms.max(gap);
                 report.slowest_ms = report.slowest_ms.max(reached.elapsed_ms);
                 *report.answers.entry(reached.greeting.name.clone()).or_default() += 1;
@@ -112,7 +117,8 @@ impl Load {
             )));
         };
         let start = Instant::now();
-        let tally = Mutex::new(Tally { report: Report::default(), last_answer: start });
+        let (report, elapsed) = (Report::default(), Vec::new());
+        let tally = Mutex::new(Tally { report, elapsed, last_answer: start });
         let pace = Pace { start, end: start + run, rate: self.rate, next: AtomicU64::new(0), stop };
         match self.probe.transport {
             Transport::Tcp => thread::scope(|scope| {
@@ -122,8 +128,9 @@ impl Load {
             }),
             Transport::Udp => self.datagrams(&pace, &tally)?,
         }
-        let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Report { seconds: start.elapsed().as_secs_f64(), ..tally.report })
+        let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let p99_ms = percentile(&mut tally.elapsed, 0.99);
+        Ok(Report { seconds: start.elapsed().as_secs_f64(), p99_ms, ..tally.report })
     }
 
     fn connections(&self, pace: &Pace<'_>, tally: &Mutex<Tally>) {
@@ -218,6 +225,13 @@ impl Load {
             }
         }
     }
+}
+
+/// The value that this part of all does not exceed; 0 of none.
+fn percentile(values: &mut [f64], part: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let position = (values.len() as f64 * part) as usize;
+    values.get(position).or(values.last()).copied().unwrap_or_default()
 }
 
 /// Hands out the moments at which to send.

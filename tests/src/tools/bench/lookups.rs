@@ -145,6 +145,12 @@ impl<F: Side> Tables<F> for Counting<F> {
 
     fn remove_flow(&mut self, _key: &FlowKey<F::Address>, _found: &Known<F::Address>) {}
 
+    fn has_direct(&self) -> bool {
+        false
+    }
+
+    fn begin_direct(&mut self) {}
+
     fn fragment(&mut self, _key: &FragmentKey<F::Address>) -> Option<Fragment> {
         self.look_ups += 1;
         None

@@ -58,8 +58,10 @@ struct Kind {
 enum Incoming {
     /// The programs at tc; the agent runs with `--xdp off`.
     Tc,
-    /// `--xdp native`: XDP in the driver from this kernel on, and tc on older ones.
-    Driver(Version),
+    /// `--xdp native`: XDP in the driver.
+    Xdp,
+    /// The programs at tc, also with `--xdp native`: the driver has no XDP.
+    NoXdp,
     /// The programs of another device: this one receives nothing, it only has the address.
     Elsewhere,
 }
@@ -67,13 +69,6 @@ enum Incoming {
 /// The first two numbers of a kernel's version.
 type Version = (u32, u32);
 
-/// In the driver on every kernel that lb runs on.
-const DRIVER: Incoming = Incoming::Driver((5, 10));
-/// The driver has no XDP.
-const E1000E: Incoming = Incoming::Driver((u32::MAX, 0));
-/// Before this version programs at tc see the outer header of packets that came in by a tunnel:
-/// their device does not reset the MAC header (`ipip_rcv`).
-const RESETS_HEADER: Version = (5, 14);
 /// Since this version there are netkit devices.
 const HAS_NETKIT: Version = (6, 7);
 
@@ -85,9 +80,9 @@ const KINDS: [Kind; 8] = [
     Kind { name: "bond", make: kinds::bond, incoming: Incoming::Tc, families: BOTH },
     Kind { name: "ipip", make: kinds::ipip, incoming: Incoming::Tc, families: V4 },
     Kind { name: "wireguard", make: kinds::wireguard, incoming: Incoming::Tc, families: BOTH },
-    Kind { name: "virtio_net", make: kinds::virtio_net, incoming: DRIVER, families: BOTH },
-    Kind { name: "e1000e", make: kinds::e1000e, incoming: E1000E, families: BOTH },
-    Kind { name: "igb", make: kinds::igb, incoming: DRIVER, families: BOTH },
+    Kind { name: "virtio_net", make: kinds::virtio_net, incoming: Incoming::Xdp, families: BOTH },
+    Kind { name: "e1000e", make: kinds::e1000e, incoming: Incoming::NoXdp, families: BOTH },
+    Kind { name: "igb", make: kinds::igb, incoming: Incoming::Xdp, families: BOTH },
     // The last one: the network accepts more afterwards.
     Kind { name: "dummy", make: kinds::dummy, incoming: Incoming::Elsewhere, families: BOTH },
 ];
@@ -95,22 +90,16 @@ const KINDS: [Kind; 8] = [
 impl Incoming {
     /// `--xdp`.
     fn xdp(self) -> &'static str {
-        if matches!(self, Self::Driver(_)) { "native" } else { "off" }
+        if matches!(self, Self::Xdp | Self::NoXdp) { "native" } else { "off" }
     }
 
     /// What `check` says of the device, if it says anything.
-    fn said(self, kernel: Version) -> Option<&'static str> {
+    fn said(self) -> Option<&'static str> {
         match self {
-            Self::Driver(_) if self.is_by_driver(kernel) => {
-                Some("packets are handled by XDP in the driver")
-            }
-            Self::Driver(_) | Self::Tc => Some("packets are handled by tc"),
+            Self::Xdp => Some("packets are handled by XDP in the driver"),
+            Self::NoXdp | Self::Tc => Some("packets are handled by tc"),
             Self::Elsewhere => None,
         }
-    }
-
-    fn is_by_driver(self, kernel: Version) -> bool {
-        matches!(self, Self::Driver(since) if kernel >= since)
     }
 }
 
@@ -121,13 +110,9 @@ pub(super) fn run(report: &mut Report) {
         Err(error) => return report.test("devices", Err(error)),
     };
     for kind in &KINDS {
-        if kind.name == "ipip" && kernel < RESETS_HEADER {
-            report.fact("device ipip", "this kernel shows programs the outer header");
-            continue;
-        }
         let mut found = Value::Null;
         report.run(format!("device {}", kind.name), || {
-            let tried = try_kind(&mut scenario, kind, kernel, &mut found);
+            let tried = try_kind(&mut scenario, kind, &mut found);
             // The next kind has the same names.
             let removed = kinds::remove(&scenario);
             tried.and(removed)
@@ -162,12 +147,7 @@ fn start() -> Result<Scenario> {
     Ok(scenario)
 }
 
-fn try_kind(
-    scenario: &mut Scenario,
-    kind: &Kind,
-    kernel: Version,
-    found: &mut Value,
-) -> Result<()> {
+fn try_kind(scenario: &mut Scenario, kind: &Kind, found: &mut Value) -> Result<()> {
     (kind.make)(scenario).context("cannot make the device")?;
     let node = scenario.cluster.node(1);
     if kind.incoming != Incoming::Elsewhere {
@@ -189,12 +169,12 @@ fn try_kind(
         "served": served.is_ok(),
         "changes by attaching": changes(&before, &after),
     });
-    if let Some(words) = kind.incoming.said(kernel) {
+    if let Some(words) = kind.incoming.said() {
         ensure!(said.contains(words), "`check` does not say {words:?}: {said:?}");
     }
     served.context("clients outside")?;
     let by_xdp = count(scenario, "xdp_device", "request")?;
-    let is_by_driver = kind.incoming.is_by_driver(kernel);
+    let is_by_driver = kind.incoming == Incoming::Xdp;
     ensure!((by_xdp > 0) == is_by_driver, "XDP handled {by_xdp} requests");
     if kind.incoming != Incoming::Elsewhere {
         ask_from_pod(scenario, kind.families).context("a pod")?;

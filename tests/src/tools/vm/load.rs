@@ -7,11 +7,9 @@ use anyhow::{Context, Result, ensure};
 use lb_agent::maps::{pins::Pins, read::read_state, sources::Sources};
 use lb_agent::options::modes::SocketLb;
 use lb_agent::options::sizes::Sizes;
-use lb_agent::privileges;
 use lb_agent::programs::features::{self, Features};
-use lb_agent::programs::load::{Constants, LoadError};
+use lb_agent::programs::load::Constants;
 use lb_agent::programs::prepare;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Map, Value};
 
 use super::Report;
@@ -24,73 +22,41 @@ const PINS: &str = "/sys/fs/bpf/lb-vm";
 const SIZES: Sizes = Sizes { services: 1024, backends: 4096, slots: 8192, flows: 4096 };
 /// How much of a verifier's log is shown, from its end.
 const LOG: usize = 4000;
-/// The limit of locked memory that a container runtime of those kernels sets, in bytes.
-const MEMLOCK: u64 = 64 << 10;
 
 pub(super) fn run(report: &mut Report, features: Features) {
     for mode in [SocketLb::Tcp, SocketLb::Node, SocketLb::All] {
-        match by_agent(mode, features) {
-            Ok(None) => report.fact("without", format!("--socket-lb {mode:?}").to_lowercase()),
-            result => report.test(
-                format!("the agent loads its programs for --socket-lb {mode:?}"),
-                result.map(drop),
-            ),
-        }
+        let loaded = by_agent(mode, features);
+        report.test(format!("the agent loads its programs for --socket-lb {mode:?}"), loaded);
     }
     report.run("the capabilities of the manifests suffice, and each is needed", rights);
-    report.run("an agent starts beside the maps of another one", beside);
     if let Err(error) = each(report) {
         report.test("the object can be loaded", Err(error));
     }
 }
 
-/// Loads the programs with the capabilities that the manifests give the agent on this kernel, and
-/// with each of them taken away.
+/// Loads the programs with the capabilities that the manifests give the agent, and with each of them
+/// taken away.
 fn rights() -> Result<()> {
-    let all = rights::documented()?;
+    let all = rights::of_manifest()?;
     let load = |capabilities: &[&str]| {
         rights::with_only(capabilities, || by_agent(SocketLb::Tcp, features::features()))
     };
     load(&all).with_context(|| format!("with {}", all.join(", ")))?;
-    // The first load of the process has raised this limit for all that follow: aya raises it once.
-    let before = getrlimit(Resource::RLIMIT_MEMLOCK).context("cannot read the limit of memory")?;
     for without in &all {
         let rest: Vec<&str> = all.iter().copied().filter(|name| name != without).collect();
-        setrlimit(Resource::RLIMIT_MEMLOCK, MEMLOCK, MEMLOCK).context("cannot limit memory")?;
-        let loaded = load(&rest);
-        setrlimit(Resource::RLIMIT_MEMLOCK, before.0, before.1).context("cannot lift the limit")?;
-        ensure!(loaded.is_err(), "the programs load without {without}");
+        ensure!(load(&rest).is_err(), "the programs load without {without}");
     }
     Ok(())
 }
 
-/// Checks the rights of an agent while the maps of another one are there. On old kernels they count
-/// against the limit of a new process, which is what a container runtime sets.
-fn beside() -> Result<()> {
+/// Loads the programs as an agent does, and reads the maps as it does then.
+fn by_agent(mode: SocketLb, features: Features) -> Result<()> {
     let pins = Pins::new(Path::new(PINS));
-    let loaded = prepare::load(&pins, &SIZES, Constants::new(SocketLb::Tcp, features::features())?);
-    setrlimit(Resource::RLIMIT_MEMLOCK, MEMLOCK, MEMLOCK).context("cannot limit memory")?;
-    let allowed = privileges::require();
-    let any = libc::RLIM_INFINITY;
-    setrlimit(Resource::RLIMIT_MEMLOCK, any, any).context("cannot lift the limit")?;
-    std::fs::remove_dir_all(PINS).context("cannot remove the pins")?;
-    loaded?;
-    Ok(allowed?)
-}
-
-/// Loads the programs as an agent does, reads the maps as it does then, and returns how long the
-/// former took; nothing if the kernel lacks what the mode needs.
-fn by_agent(mode: SocketLb, features: Features) -> Result<Option<f64>> {
-    let pins = Pins::new(Path::new(PINS));
-    let constants = match Constants::new(mode, features) {
-        Err(LoadError::Cookie { .. }) => return Ok(None),
-        constants => constants?,
-    };
-    let loaded = prepare::load(&pins, &SIZES, constants);
+    let loaded = prepare::load(&pins, &SIZES, Constants::new(mode, features)?);
     let readable = loaded.as_ref().map_or(Ok(()), |_| adopt(&pins));
     let removed = std::fs::remove_dir_all(PINS).context("cannot remove the pins");
-    let loaded = loaded.map(|programs| programs.elapsed.as_secs_f64())?;
-    readable.and(removed).map(|()| Some(loaded))
+    loaded?;
+    readable.and(removed)
 }
 
 /// Reads every map whose entries an agent adopts when it starts.

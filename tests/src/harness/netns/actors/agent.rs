@@ -117,7 +117,7 @@ impl Agent {
         command.arg("--cgroup").arg(node.cgroup_tree().path());
         command.args(&options.arguments);
         command.envs(options.environment.iter().map(|(name, value)| (name, value)));
-        rights::limit(&mut command, &rights::documented()?);
+        rights::limit(&mut command, &rights::of_manifest()?);
         let process = node.spawn_agent("lb-agent", command)?;
         Ok(Self { node: node.clone(), process })
     }

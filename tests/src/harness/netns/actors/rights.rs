@@ -13,13 +13,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 const DAEMON_SET: &str = include_str!("../../../../../manifests/base/daemonset.yaml");
 
 /// Names without `CAP_` and bits of capabilities(7).
-const BITS: [(&str, u32); 5] =
-    [("NET_ADMIN", 12), ("SYS_ADMIN", 21), ("SYS_RESOURCE", 24), ("PERFMON", 38), ("BPF", 39)];
+const BITS: [(&str, u32); 4] = [("NET_ADMIN", 12), ("SYS_ADMIN", 21), ("PERFMON", 38), ("BPF", 39)];
 
-/// What Linux before 5.11 asks for too: it counts maps as locked memory.
-const BEFORE_5_11: &str = "SYS_RESOURCE";
-
-/// The capabilities that the DaemonSet adds for the agent, on any kernel.
+/// The capabilities that the DaemonSet adds for the agent.
 ///
 /// # Errors
 /// The DaemonSet adds none, or an unknown one.
@@ -33,23 +29,6 @@ pub fn of_manifest() -> Result<Vec<&'static str>> {
             known.map(|(known, _)| *known).with_context(|| format!("unknown capability {name}"))
         })
         .collect()
-}
-
-/// Those, and what this kernel asks for besides (`manifests/components/linux-5.10`).
-///
-/// # Errors
-/// As [`of_manifest`].
-pub fn documented() -> Result<Vec<&'static str>> {
-    let mut all = of_manifest()?;
-    let name = nix::sys::utsname::uname()?;
-    let release = name.release().to_string_lossy();
-    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
-    if let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next())
-        && (major, minor) < (5, 11)
-    {
-        all.push(BEFORE_5_11);
-    }
-    Ok(all)
 }
 
 /// The set of these capabilities as a number, as `/proc/PID/status` shows it.

@@ -126,15 +126,39 @@ impl Capture {
 /// # Errors
 /// As [`Capture::on`], or the device takes no such frame.
 pub fn send(netns: &Netns, device: &str, frame: &[u8]) -> Result<()> {
-    netns.run(|| {
-        let socket = packet_socket(0).context("cannot make a packet socket")?;
-        bind(&socket, device, 0)?;
-        let (fd, length) = (socket.as_raw_fd(), frame.len());
+    let sender = Sender::on(netns, device)?;
+    sender.send(frame).with_context(|| format!("not sent by {device}"))
+}
+
+/// Puts frames on a device.
+#[derive(Debug)]
+pub struct Sender {
+    socket: OwnedFd,
+}
+
+impl Sender {
+    /// On a device of a namespace.
+    ///
+    /// # Errors
+    /// As [`Capture::on`].
+    pub fn on(netns: &Netns, device: &str) -> Result<Self> {
+        netns.run(|| {
+            let socket = packet_socket(0).context("cannot make a packet socket")?;
+            bind(&socket, device, 0)?;
+            Ok(Self { socket })
+        })
+    }
+
+    /// Puts a frame on the device, from its Ethernet header on, as it is.
+    ///
+    /// # Errors
+    /// The device takes no such frame, or is full.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let (fd, length) = (self.socket.as_raw_fd(), frame.len());
         // SAFETY: the kernel reads as many bytes as there are.
         let sent = unsafe { libc::send(fd, frame.as_ptr().cast(), length, 0) };
-        ensure!(sent == length as isize, "not sent by {device}: {}", io::Error::last_os_error());
-        Ok(())
-    })
+        if sent == length as isize { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
 }
 
 /// The link-layer address of a device of a namespace.
