@@ -93,10 +93,12 @@ pub(crate) fn tool(workspace: &Workspace, name: &str) -> Result<()> {
         .with_context(|| format!("{name} could not be built"))
 }
 
-/// Builds `target/release/lb-bench`.
+/// Builds `target/release/lb-bench`, and `lb-echo` beside it.
 pub(crate) fn bench(workspace: &Workspace) -> Result<()> {
-    run::shown(release(workspace)?.args(["-p", "lb-tests", "--bin", "lb-bench"]))
-        .context("lb-bench could not be built")
+    run::shown(
+        release(workspace)?.args(["-p", "lb-tests", "--bin", "lb-bench", "--bin", "lb-echo"]),
+    )
+    .context("lb-bench could not be built")
 }
 
 /// `cargo build --release`, whose result does not depend on where the clone is. All release

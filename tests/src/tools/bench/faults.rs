@@ -29,8 +29,9 @@ use crate::harness::netns::traffic::capture::{Sender, link_address};
 use crate::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use crate::harness::wait::PATIENCE;
 
-/// `--max-flows` of the nodes.
-const PLACES: u32 = 16_384;
+/// `--max-flows` of the nodes: three times as many as there are connections. Among connections that
+/// fill more than half of the places, a new one may find no room, without any flood.
+const PLACES: u32 = 32_768;
 /// Connections that must not notice anything.
 const HELD: usize = 10_000;
 /// The source port of the first of them.
