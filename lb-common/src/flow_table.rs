@@ -407,7 +407,7 @@ pub fn remove<A: Address, M: Memory<A>>(memory: &M, found: &Found<M::Entry>) -> 
 
 /// Frees the word in FLOW_REPLIES of the flow with this word, which is gone.
 #[inline(always)]
-fn clear_reply<A: Address, M: Memory<A>>(
+pub fn clear_reply<A: Address, M: Memory<A>>(
     memory: &M,
     word: RequestWord,
     place: u32,

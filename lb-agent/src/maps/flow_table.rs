@@ -15,8 +15,7 @@ use lb_common::{
         address::{Address, Address4, Address6},
         flow::{FlowKey, Tuple},
         flow_table::{
-            Bucket, Direction, FlowBucket, FlowEntry, FlowSeed, REPLY_ROOM, ReplyWord, RequestWord,
-            WAYS,
+            Bucket, Direction, FlowBucket, FlowEntry, FlowSeed, REPLY_ROOM, RequestWord, WAYS,
         },
         frontend::{TCP, UDP},
         settings::{Lifetimes, Settings},
@@ -114,11 +113,8 @@ pub trait Flows<A: Address>: Memory<A, Entry = u32> {
         let is_removed = self
             .requests(place / WAYS as u32)
             .is_some_and(|bucket| self.swap(bucket, *place, word.0, word.freed().0));
-        if is_removed && let Some(bucket) = self.replies(entry.reply_place / WAYS as u32) {
-            let reply = ReplyWord(self.load(bucket, entry.reply_place));
-            if reply.is_of(*word) && reply.place() == *place {
-                self.swap(bucket, entry.reply_place, reply.0, 0);
-            }
+        if is_removed {
+            flow_table::clear_reply(self, *word, *place, entry.reply_place);
         }
         is_removed
     }

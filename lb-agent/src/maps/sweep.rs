@@ -161,8 +161,8 @@ impl Sweeper {
         Ok(live_flows(&flows4, settings, time) + live_flows(&flows6, settings, time))
     }
 
-    /// Takes their requests from all flows but those of TCP, so that each counts as new with its
-    /// client's next datagram. Answers that are under way find their flows.
+    /// Marks every flow of UDP as moved: the client's next datagram counts as new, and an answer that is
+    /// under way finds its flow.
     ///
     /// # Errors
     /// Those of mmap(2).
@@ -199,9 +199,7 @@ impl<A: FlowAddress> SweptFlows<A> {
         let (entries, max_entries) = (classes.iter().sum(), table.places().into());
         Ok(MapFill { map: A::TABLE, entries, max_entries, removed })
     }
-}
 
-impl<A: FlowAddress> SweptFlows<A> {
     /// Whether there are flows of clients that talk to backends themselves.
     fn has_direct(&self) -> io::Result<bool> {
         let table = self.maps.map(false)?;

@@ -40,7 +40,8 @@ pub trait FlowMaps<P = Own>: Family {
     /// See [`flow_table::is_other`].
     fn is_other(direction: Direction, key: &FlowKey<Self::Address>, other: u32, place: u32)
     -> bool;
-    /// Notes a packet of a flow; `bits` are those of [`bits`].
+    /// Notes a packet of a flow. `bits` has the bits of the state to clear and to set, as [`bits()`] packs
+    /// them.
     fn note(found: &Known<Self::Address>, bits: u32, time: u32);
     /// Removes a flow.
     fn remove(found: &Known<Self::Address>);
@@ -571,7 +572,7 @@ pub(crate) fn insert<F: FlowMaps<P>, P>(
     }
 }
 
-/// The event of an insertion; those of evictions follow, by class.
+/// The bit of an insertion among the events. The bit of an eviction follows for each class.
 const INSERTED: u32 = 1;
 
 /// Counts events, one bit for each, and returns `result`.

@@ -1,8 +1,8 @@
 //! Clients that talk to a backend itself, from a port from which they have a flow of a Service to it
-//! (docs/contract.md, section 6).
+//! (docs/contract.md, section 7).
 
 use lb_common::{
-    abi::{address::Be16, counter::Reason, flow::Tuple},
+    abi::{counter::Reason, flow::Tuple},
     packet::{ACK, FIN, RST, SYN},
 };
 
@@ -57,13 +57,8 @@ fn answer<F: TestFamily>(scene: &mut Scene<F>, direct: &TestFlow<F::Address>, fl
     assert_eq!((outcome.reason, outcome.fate), (Reason::Reply, Fate::Translated(back)));
 }
 
-/// Where clients of this node are, and one.
-fn clients_here<F: TestFamily>() -> [(TestSite, Endpoint<F::Address>); 2] {
-    [(TestSite::FromPod, pod::<F>()), (TestSite::ToDevice, at(F::node(), 40_000))]
-}
-
 fn a_client_that_asks_its_backend_itself_gets_another_port<F: TestFamily>(scene: &mut Scene<F>) {
-    for (site, client) in clients_here::<F>() {
+    for (site, client) in clients::<F>() {
         scene.reset();
         service(scene, 1);
         let flow = scene.connect(site, client, web::<F>());
@@ -83,8 +78,8 @@ fn only_the_port_and_the_backend_of_a_flow_are_others<F: TestFamily>(scene: &mut
     service(scene, 1);
     let flow = scene.connect(TestSite::FromPod, pod::<F>(), web::<F>());
     let backend = flow.backend();
-    let other_port = Endpoint { port: Be16::new(pod::<F>().port.get() + 1), ..pod::<F>() };
-    let other_backend = Endpoint { port: Be16::new(backend.port.get() + 1), ..backend };
+    let other_port = from_port(pod::<F>(), pod::<F>().port.get() + 1);
+    let other_backend = at(backend.address, backend.port.get() + 1);
     for ends in [[other_port, backend], [pod::<F>(), other_backend], [backend, pod::<F>()]] {
         scene.expect(TestSite::FromPod, ends, SYN, Reason::NotService, Fate::Untouched);
     }
@@ -133,9 +128,8 @@ fn a_second_conversation_from_the_port_that_was_drawn_gets_another<F: TestFamily
 
 fn a_pod_takes_no_ports_of_its_node<F: TestFamily>(scene: &mut Scene<F>) {
     service(scene, 1);
-    let process = at(F::node(), 40_000);
-    let flow = scene.connect(TestSite::ToDevice, process, web::<F>());
-    let ends = [process, flow.backend()];
+    let flow = scene.connect(TestSite::ToDevice, process::<F>(), web::<F>());
+    let ends = [process::<F>(), flow.backend()];
     scene.expect(TestSite::FromPod, ends, SYN, Reason::NotService, Fate::Untouched);
 }
 

@@ -7,13 +7,10 @@ use lb_tests::harness::echo::{Probe, Transport};
 use lb_tests::harness::netns::topology::cluster::{Builder, Cluster};
 use lb_tests::harness::netns::topology::cni::Cni;
 use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::words::frontends::kinds;
 use lb_tests::harness::netns::words::scenario::{PORT, Scenario, expect};
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
-
-fn kinds() -> impl Iterator<Item = (Transport, Family)> {
-    TRANSPORTS.into_iter().flat_map(|transport| Family::ALL.map(|family| (transport, family)))
-}
 
 fn pods(cni: Cni) -> Builder {
     Cluster::builder().cni(cni).pod(1, "a").pod(1, "b").pod(2, "c")

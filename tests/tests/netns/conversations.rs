@@ -1,11 +1,12 @@
 //! Clients that talk to a backend itself, from a port from which they have asked a Service for it.
 
 use anyhow::Result;
-use lb_tests::harness::echo::{Probe, Transport};
+use lb_tests::harness::echo::Probe;
 use lb_tests::harness::netns::actors::host::Host;
 use lb_tests::harness::netns::topology::cluster::Cluster;
-use lb_tests::harness::netns::topology::plan::{Family, cluster_ip};
+use lb_tests::harness::netns::topology::plan::cluster_ip;
 use lb_tests::harness::netns::words::expectations::Expectations;
+use lb_tests::harness::netns::words::frontends::kinds;
 use lb_tests::harness::netns::words::scenario::{PORT, Scenario, TARGET};
 use lb_tests::harness::wait::PATIENCE;
 
@@ -30,10 +31,7 @@ fn a_client_may_ask_a_backend_itself_from_the_same_port() -> Result<()> {
         if arguments.contains(&"off") {
             clients.push((&node1, 2, "c"));
         }
-        let kinds = [Transport::Tcp, Transport::Udp]
-            .into_iter()
-            .flat_map(|transport| Family::ALL.map(|family| (transport, family)));
-        for (transport, family) in kinds {
+        for (transport, family) in kinds() {
             for (client, number, backend) in &clients {
                 let service = (cluster_ip(*number).get(family), PORT).into();
                 let itself = scenario.cluster.pod(backend).at(family, TARGET);

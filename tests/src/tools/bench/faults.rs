@@ -1,13 +1,14 @@
 //! `lb-bench faults`: what floods, forged resets and lost entries do to those who use the table of
 //! flows. A pod that means harm sends from any address.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
 use lb_agent::maps::flow_table::{FlowTable, Flows};
 use lb_agent::maps::pins::Pins;
 use lb_agent::maps::sweep::flow_events;
@@ -24,7 +25,7 @@ use crate::harness::netns::actors::client::Crowd;
 use crate::harness::netns::actors::host::Serve;
 use crate::harness::netns::topology::cluster::Cluster;
 use crate::harness::netns::topology::node::Pod;
-use crate::harness::netns::topology::plan::{Family, cluster_ip};
+use crate::harness::netns::topology::plan::cluster_ip;
 use crate::harness::netns::traffic::capture::{Sender, link_address};
 use crate::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use crate::harness::wait::PATIENCE;
@@ -99,7 +100,6 @@ pub fn measure(time: Duration) -> Result<Vec<Fault>> {
 
 /// The report of all of them, as a table.
 pub fn table(faults: &[Fault]) -> String {
-    use comfy_table::{Table, presets::NOTHING};
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(["fault", "packets", "broken", "new failed", "p99 ms", "evicted", ""]);
@@ -152,7 +152,7 @@ impl Lab {
         let probe = Probe::tcp(used()).source_port(FIRST).timeout(PATIENCE);
         let held = scenario.cluster.pod("held").crowd(&probe, HELD)?;
         let opened = held.ask()?;
-        anyhow::ensure!(opened.ok == HELD as u64, "not all connections were opened: {opened:?}");
+        ensure!(opened.ok == HELD as u64, "not all connections were opened: {opened:?}");
         let pins = Pins::new(scenario.cluster.node(1).bpf_dir());
         Ok(Self { scenario, held, pins, time })
     }
@@ -184,7 +184,7 @@ impl Lab {
     /// Sends a RST in the name of every client that holds a connection.
     fn reset(&self) -> Result<u64> {
         let harm = self.harm()?;
-        let client = ipv4(self.scenario.cluster.pod("held").ip(Family::V4))?;
+        let client = self.scenario.cluster.pod("held").addresses().v4;
         for number in 0..HELD as u16 {
             let from = endpoint(client, FIRST + number);
             harm.send(TCP, RST, from, endpoint(cluster_ip(USED).v4, PORT))?;
@@ -204,7 +204,7 @@ impl Lab {
         let ask = || -> Result<()> {
             for number in 0..STREAMS {
                 let answer = pod.ask(probe(number))?;
-                anyhow::ensure!(answer.name() == Some("used"), "datagram {number}: {answer:?}");
+                ensure!(answer.name() == Some("used"), "datagram {number}: {answer:?}");
             }
             Ok(())
         };
@@ -212,7 +212,7 @@ impl Lab {
         let table = FlowTable::<Address4>::writable(&self.pins)?;
         let datagrams = table.live().filter(|flow| flow.protocol() == UDP);
         let lost = datagrams.step_by(2).filter(|flow| table.remove_unchanged(flow)).count();
-        anyhow::ensure!(lost > 0, "no flow of datagrams was there");
+        ensure!(lost > 0, "no flow of datagrams was there");
         ask()?;
         Ok(lost as u64)
     }
@@ -247,7 +247,7 @@ struct Harm {
 }
 
 impl Harm {
-    fn of(pod: &Arc<Pod>, router: [u8; 6]) -> Result<Self> {
+    fn of(pod: &Pod, router: [u8; 6]) -> Result<Self> {
         Ok(Self { sender: Sender::on(pod.netns(), "eth0")?, router })
     }
 
@@ -290,11 +290,4 @@ fn used() -> SocketAddr {
 
 fn endpoint(address: Ipv4Addr, port: u16) -> Endpoint<Address4> {
     Endpoint { address: address.into(), port: Be16::new(port) }
-}
-
-fn ipv4(address: IpAddr) -> Result<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(_) => anyhow::bail!("{address} is no IPv4 address"),
-    }
 }

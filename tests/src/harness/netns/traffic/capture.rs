@@ -149,7 +149,7 @@ impl Sender {
         })
     }
 
-    /// Puts a frame on the device, from its Ethernet header on, as it is.
+    /// Sends a frame as it is. A frame begins with its Ethernet header.
     ///
     /// # Errors
     /// The device takes no such frame, or is full.
