@@ -14,9 +14,7 @@ use lb_common::{
     abi::{
         address::Address,
         flow::Tuple,
-        flow_table::{
-            Direction, FILTER_WORDS, FlowEntry, FlowSeed, REPLY_ROOM, RequestWord, WAYS,
-        },
+        flow_table::{Direction, FILTER_WORDS, FlowEntry, FlowSeed, REPLY_ROOM, RequestWord, WAYS},
     },
     flow_table::{Memory, request_word},
 };

@@ -22,7 +22,7 @@ use lb_common::{
         settings::{Lifetimes, Settings},
     },
     flow_table::{
-        self, Class, Found, IS_UDP, InsertError, Memory, NewFlow, age, class, request_word,
+        self, Class, Found, IS_UDP, InsertError, Memory, NewFlow, age, class, filter, request_word,
     },
 };
 use lb_sys::SharedArray;
@@ -230,9 +230,11 @@ impl<A: FlowAddress> FlowTable<A> {
 
     /// Empties a copy of the filter, 0 or 1. Programs must not look into this one.
     pub fn clear_filter(&self, copy: u32) {
-        const WORDS: usize = FILTER_WORDS / 2;
+        let bits = filter::bits_of_copy(copy);
         for bucket in 0..self.filter.entries() {
-            self.filter.fill(bucket, copy as usize % 2 * WORDS, &[0; WORDS]);
+            for word in 0..FILTER_WORDS {
+                self.filter.clear_bits(bucket, word, bits);
+            }
         }
     }
 

@@ -263,7 +263,7 @@ pub const NO_REPLY_PLACE: u32 = u32::MAX;
 /// find the flow that makes room takes a look at the word of each.
 pub const REPLY_ROOM: u32 = 2;
 
-/// The words of a bucket in FLOW_FILTER: two copies of 64 cells of two bits.
+/// The words of a bucket in FLOW_FILTER: 64 cells of two bits, twice.
 pub const FILTER_WORDS: usize = 4;
 
 /// An element of FLOW_FILTER: the cells of the clients that are at home in a bucket, see
@@ -271,7 +271,7 @@ pub const FILTER_WORDS: usize = 4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(32))]
 pub struct FlowFilter {
-    /// The first copy, then the second.
+    /// Sixteen cells each.
     pub words: [u64; FILTER_WORDS],
 }
 
@@ -294,7 +294,7 @@ pub struct FlowSeed {
     /// The number of buckets of FLOW_TABLE4 and of FLOW_TABLE6. FLOW_REPLIES have
     /// [`REPLY_ROOM`] times as many.
     pub buckets: [u32; 2],
-    /// Which copy of the cells of FLOW_FILTER4 and of FLOW_FILTER6 is in use, 0 or 1. Written by the
+    /// Which copy of the bits of FLOW_FILTER4 and of FLOW_FILTER6 is in use, 0 or 1. Written by the
     /// agent's sweep.
     pub filters: [u32; 2],
 }

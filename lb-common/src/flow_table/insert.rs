@@ -8,7 +8,7 @@ use crate::abi::{
 };
 
 use super::{
-    CANDIDATES, CHOICES, Class, Hash, IS_UDP, Memory, clear_reply,
+    CANDIDATES, Class, Hash, IS_UDP, Memory, clear_reply,
     evict::{class_of, has_flow_to_keep, least_rank, rank},
     filter, first, has_requests, protocol_bit, request_word, scan, scan_live,
 };
@@ -71,14 +71,13 @@ pub fn insert<A: Address, M: Memory<A>>(
     new.replies =
         if has_replies(new) { Hash::of_reply(&new.reply_key, seed) } else { new.requests };
     (new.evicted, new.reply_place) = (0, NO_REPLY_PLACE);
+    // Its cache line is needed soon, and no later load overtakes a compare-and-swap.
+    filter::read(memory, new.requests);
     if !take_word(memory, new, lifetimes) || !fill(memory, new, lifetimes, write) {
         return Err(InsertError::Full);
     }
-    // Functions of their own, which share no stack.
-    if make_ready(memory, new)
-        && !has_other_at_home(memory, new)
-        && !has_other_word(memory, new)
-        && !has_other_request(memory, key, new)
+    if make_ready(memory, key, new)
+        && !(may_be_found(memory, new, filter::AWAY) && has_other_word(memory, new))
         && make_live(memory, key, new)
     {
         return Ok(());
@@ -108,16 +107,20 @@ fn fill<A: Address, M: Memory<A>>(
     false
 }
 
-/// From now on others find the flow that insert one like it.
+/// Makes the word ready: from now on others see the flow that insert one like it. Returns false if there is
+/// one like it in the buckets of FLOW_TABLE where it may be.
 #[inline(never)]
-fn make_ready<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) -> bool {
+fn make_ready<A: Address, M: Memory<A>>(memory: &M, key: &FlowKey<A>, new: &NewFlow<A>) -> bool {
     let (place, claimed) = (new.place, new.word);
     let bucket = memory.requests(place / WAYS as u32);
     bucket.is_some_and(|bucket| memory.swap(bucket, place, claimed.0, claimed.ready().0))
+        && !has_other_request(memory, key, new, 0)
+        && !has_other_request(memory, key, new, 1)
+        && !(may_be_found(memory, new, filter::HOME) && has_other_at_home(memory, new))
 }
 
 /// Returns false if another one has ended the flow.
-#[inline(never)]
+#[inline(always)]
 fn make_live<A: Address, M: Memory<A>>(memory: &M, key: &FlowKey<A>, new: &NewFlow<A>) -> bool {
     let (place, ready) = (new.place, new.word.ready());
     let live = ready.live(new.flow.state | protocol_bit(key.protocol), new.flow.last_seen);
@@ -361,58 +364,50 @@ fn evict<A: Address, M: Memory<A>>(
     true
 }
 
-/// Whether another flow with this request is live, or becomes so before this one.
-#[inline(never)]
+/// Whether another flow with this request is live, or becomes so before this one, in one of its buckets.
+#[inline(always)]
 fn has_other_request<A: Address, M: Memory<A>>(
     memory: &M,
     key: &FlowKey<A>,
     new: &NewFlow<A>,
+    choice: usize,
 ) -> bool {
     let Some(seed) = memory.seed() else { return true };
-    let mut is_found = 0;
-    let mut choice = 0;
-    while choice < CHOICES {
-        let number = new.requests.bucket::<A>(choice, seed);
-        let Some(bucket) = memory.requests(number) else { return true };
-        let tag = new.requests.tag(choice);
-        // Those that have moved have other requests by now.
-        let moved = scan_live(memory, bucket, tag, IS_UDP | MOVED, IS_UDP | MOVED);
-        let ways = scan(memory, bucket, tag) & !moved;
-        is_found |= memory.forget(
-            bucket,
-            memory.has_other(
-                Direction::Request,
-                key,
-                Ways { bucket: number, ways: ways as u32 },
-                new.place,
-            ) as u64,
-        );
-        choice += 1;
-    }
-    is_found != 0
-}
-
-/// Whether another flow with this reply is live, or becomes so before this one: in the bucket where replies
-/// look first.
-#[inline(never)]
-fn has_other_at_home<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) -> bool {
-    if !may_be_found(memory, new, filter::HOME) {
+    let number = new.requests.bucket::<A>(choice, seed);
+    let Some(bucket) = memory.requests(number) else { return true };
+    let tag = new.requests.tag(choice);
+    let ways = without_own(scan(memory, bucket, tag), number, new.place);
+    if ways == 0 {
         return false;
     }
+    // Those that have moved have other requests by now.
+    let moved = scan_live(memory, bucket, tag, IS_UDP | MOVED, IS_UDP | MOVED);
+    let ways = Ways { bucket: number, ways: (ways & !moved) as u32 };
+    memory.has_other(Direction::Request, key, ways, new.place)
+}
+
+/// Whether another flow with this reply is live, or becomes so before this one, in the bucket where replies
+/// look first.
+#[inline(always)]
+fn has_other_at_home<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) -> bool {
     let Some(seed) = memory.seed() else { return true };
     let number = new.replies.bucket::<A>(0, seed);
     let Some(bucket) = memory.requests(number) else { return true };
-    let ways = scan(memory, bucket, new.replies.tag(0));
+    let ways = without_own(scan(memory, bucket, new.replies.tag(0)), number, new.place);
     let ways = Ways { bucket: number, ways: ways as u32 };
-    memory.has_other(Direction::Reply, &new.reply_key, ways, new.place)
+    ways.ways != 0 && memory.has_other(Direction::Reply, &new.reply_key, ways, new.place)
+}
+
+/// Some ways of a bucket, without the one at `place`, if that is in it.
+#[inline(always)]
+const fn without_own(ways: u64, bucket: u32, place: u32) -> u64 {
+    let is_own = (place / WAYS as u32 == bucket) as u64;
+    ways & !(is_own << (place % WAYS as u32))
 }
 
 /// The same, among those that have a word in FLOW_REPLIES.
 #[inline(never)]
 fn has_other_word<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) -> bool {
-    if !may_be_found(memory, new, filter::AWAY) {
-        return false;
-    }
     let Some(seed) = memory.seed() else { return true };
     let Some(words) = memory.replies(new.replies.reply_bucket::<A>(seed)) else { return true };
     let mut ways = scan(memory, words, new.replies.tag(1));
