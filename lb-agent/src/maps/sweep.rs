@@ -374,13 +374,15 @@ fn is_past(now: u32, last_seen: u32, timeout: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use lb_common::{
         abi::{
-            flow::{ANSWERED, CONFIRMED, MOVED, RESET, STREAM},
+            flow::{ANSWERED, CONFIRMED, FlowKey, MOVED, RESET, STREAM},
             flow_table::Direction,
             frontend::{TCP, UDP},
         },
-        flow_table::{Memory, may_have_reply},
+        flow_table::{Memory, may_have_client, may_have_reply},
     };
 
     use super::*;
@@ -444,16 +446,44 @@ mod tests {
     fn a_reply_word_without_its_flow_is_cleared() {
         let table = FlowTable::<Address4>::anonymous(8).unwrap();
         let (kept, lost) = (key(1, TCP), key(2, TCP));
-        add(&table, &kept, 0, 0).unwrap();
-        add(&table, &lost, 0, 0).unwrap();
+        // With a source address of the node, replies do not find them at home.
+        let away = |key: &FlowKey<Address4>| {
+            let mut new = flow_of(key, 0, 0);
+            new.flow.rewrite.source = Ipv4Addr::new(10, 2, 0, 1).into();
+            new.reply_key.set_reverse(&new.flow.rewrite, key.protocol);
+            new
+        };
+        for key in [kept, lost] {
+            table.insert(&key, &mut away(&key), &track::lifetimes(&TIMEOUTS)).unwrap();
+        }
         let place = table.find(&lost, Direction::Request).unwrap().place;
         let word = request_word(&table, place).unwrap();
         let bucket = table.requests(place / WAYS as u32).unwrap();
         assert!(table.swap(bucket, place, word.0, word.freed().0));
-        let has_word = |key| may_have_reply(&table, &flow_of(key, 0, 0).reply_key);
+        let has_word = |key: &_| may_have_reply(&table, &away(key).reply_key);
         assert!(has_word(&kept) && has_word(&lost));
         clear_replies(&table);
         assert!(has_word(&kept) && !has_word(&lost));
+    }
+
+    #[test]
+    fn the_filter_forgets_flows_that_are_gone_and_keeps_the_others() {
+        let table = FlowTable::<Address4>::anonymous(64).unwrap();
+        let (kept, lost) = (key(1, TCP), key(2, TCP));
+        add(&table, &kept, ANSWERED | CONFIRMED, 0).unwrap();
+        add(&table, &lost, 0, 0).unwrap();
+        let may_be = |key: &FlowKey<Address4>| may_have_client(&table, key);
+        assert!(may_be(&kept) && may_be(&lost) && !may_be(&key(3, TCP)));
+        let found = table.find(&lost, Direction::Request).unwrap();
+        assert!(table.remove_unchanged(&found));
+        assert!(may_be(&lost), "the copy that is in use has it still");
+        // The sweep makes the other copy, then the programs use that one.
+        for copy in [1, 0] {
+            table.clear_filter(copy);
+            swept(&table, 0, &mut Unfinished::new());
+        }
+        assert!(may_be(&kept) && !may_be(&lost));
+        assert!(table.find(&flow_of(&kept, 0, 0).reply_key, Direction::Reply).is_some());
     }
 
     #[test]
