@@ -87,7 +87,8 @@ impl From<RefusalReason> for EventReason {
             | RefusalReason::InvalidPrefix
             | RefusalReason::UnknownValue
             | RefusalReason::OutOfRange
-            | RefusalReason::Duplicate => Self::InvalidObject,
+            | RefusalReason::Duplicate
+            | RefusalReason::Unreadable => Self::InvalidObject,
             RefusalReason::AddressInUse => Self::AddressInUse,
         }
     }

@@ -29,7 +29,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::watch::manifests::Problems;
+use crate::watch::{api::Liveness, manifests::Problems};
 
 use format::Format;
 use kube_proxy::KubeProxy;
@@ -67,6 +67,7 @@ struct Inner {
     restored_pins: Counter,
     datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     problems: Arc<OnceLock<Problems>>,
+    liveness: Arc<OnceLock<Liveness>>,
 }
 
 /// The kind of object that changed.
@@ -94,6 +95,7 @@ impl Metrics {
             restored_pins: Counter::default(),
             datapath: Arc::default(),
             problems: Arc::default(),
+            liveness: Arc::default(),
         };
         let mut registry = Registry::default();
         inner.kube_proxy.register(&mut registry);
@@ -130,6 +132,18 @@ impl Metrics {
     /// `duration`.
     pub fn synced(&self, duration: Duration, now: Timestamp) {
         self.0.kube_proxy.synced(duration, now);
+    }
+
+    /// Records that no change waits to be programmed, without a sync.
+    pub fn nothing_pending(&self) {
+        self.0.kube_proxy.nothing_pending();
+    }
+
+    /// Sets the source of the figures of watches.
+    pub fn set_liveness(&self, liveness: Liveness) {
+        if self.0.liveness.set(liveness).is_err() {
+            tracing::debug!("the metrics already have the figures of watches");
+        }
     }
 
     /// Records the time that a change of endpoints took from its cause in the cluster to the
@@ -206,6 +220,7 @@ impl Inner {
         registry.register_collector(Box::new(OnScrape {
             datapath: Arc::clone(&self.datapath),
             problems: Arc::clone(&self.problems),
+            liveness: Arc::clone(&self.liveness),
         }));
         let own = registry.sub_registry_with_prefix("lb");
         own.register(

@@ -127,7 +127,9 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
         // Before anything is asked of an API server, which may be reached by a Service.
         held = Some(take_over(agent, prepared.take(), None, lock).await?);
     }
-    let Objects { mut watch, mut events, refusals, api } = source::connect(agent).await?;
+    let (nodes, nodes_needed) = watch::channel(None);
+    let Objects { mut watch, mut events, refusals, api } =
+        source::connect(agent, nodes_needed).await?;
     let (health_checks, wanted) = watch::channel(Wanted::default());
     let programmed = CancellationToken::new();
     let (own_node, own_node_seen) = watch::channel(OwnNode::default());
@@ -137,6 +139,7 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
         refusals: refusals.clone(),
         node_addresses,
         own_node,
+        nodes,
         health_checks,
         programmed: programmed.clone(),
     };
@@ -293,9 +296,9 @@ fn follow_node(
     network: &watch::Receiver<NodeNetwork>,
     node: &watch::Receiver<OwnNode>,
 ) {
-    let (client, name) = (api.client.clone(), agent.config.node_name.clone());
+    let (connection, name) = (api.clone(), agent.config.node_name.clone());
     let (cancel, health) = (agent.cancel.clone(), agent.health.clone());
-    let check = node_name::check(client, name, network.clone(), node.clone(), health);
+    let check = node_name::check(connection, name, network.clone(), node.clone(), health);
     agent.tasks.spawn(cancel.run_until_cancelled_owned(check));
     if let Some(key) = agent.config.startup_taint.clone() {
         let (client, name) = (api.client.clone(), agent.config.node_name.clone());

@@ -166,6 +166,30 @@ impl Controller {
         self.snapshot.expect_no(kind);
     }
 
+    /// Whether [`Self::reconcile`] has something to do, other than what is due by
+    /// [`Outcome::next_due`].
+    pub fn has_changes(&self) -> bool {
+        self.snapshot.has_changes()
+            || self.planner.is_none()
+            || self.is_everything_dirty
+            || self.are_node_ports_dirty
+            || self.are_settings_dirty
+            || self.are_claims_dirty
+            || !self.unfinished.is_empty()
+    }
+
+    /// Whether any Service uses direct server return, for which the addresses of all Nodes are
+    /// needed.
+    pub fn uses_direct_return(&self) -> bool {
+        if self.planner.is_some() {
+            return self.in_use.has_direct();
+        }
+        let services = self.snapshot.names().filter_map(|name| self.snapshot.service(name));
+        services
+            .filter_map(|entry| entry.service.as_ref())
+            .any(|service| desired::is_direct(service, self.external_mode))
+    }
+
     /// How many entries the maps hold.
     pub fn counts(&self) -> Counts {
         self.planner.as_ref().map(Planner::counts).unwrap_or_default()

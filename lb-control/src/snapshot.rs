@@ -18,8 +18,8 @@ use k8s_openapi::{
 };
 
 use crate::model::{
-    self, IpFamily, Parsed, Refusal,
-    event::{Object, ObjectEvent, ObjectKind, ObjectName},
+    self, IpFamily, Parsed, Refusal, RefusalReason,
+    event::{Object, ObjectEvent, ObjectKind, ObjectName, Unreadable},
     keys::TRIGGER_TIME_ANNOTATION,
     node::{self, Node},
     service::{self, Service},
@@ -145,7 +145,7 @@ impl Snapshot {
         &self.node_name
     }
 
-    /// This node's object, if there is one.
+    /// This node's object as it was last, if there ever was one.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
     }
@@ -165,6 +165,11 @@ impl Snapshot {
         self.refusals.values().flatten()
     }
 
+    /// Whether anything changed since the last [`Self::take_dirty`].
+    pub fn has_changes(&self) -> bool {
+        self.dirty != Dirty::default() || self.nodes.has_moved()
+    }
+
     /// What changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
         let mut dirty = std::mem::take(&mut self.dirty);
@@ -182,16 +187,42 @@ impl Snapshot {
         match event {
             ObjectEvent::Applied(object) => self.apply_object(&object),
             ObjectEvent::Deleted(kind, name) => self.delete(kind, &name),
-            ObjectEvent::Replaced(kind, objects) => {
-                let kept: HashSet<_> = objects.iter().map(name_of).collect();
-                for name in self.names_of(kind) {
-                    if !kept.contains(&name) {
-                        self.delete(kind, &name);
-                    }
-                }
-                objects.iter().for_each(|object| self.apply_object(object));
-                self.awaited.remove(&kind);
+            ObjectEvent::Replaced(kind, objects) => self.replace(kind, &objects, &[]),
+            ObjectEvent::ReplacedExcept(kind, objects, unreadable) => {
+                self.replace(kind, &objects, &unreadable);
             }
+            ObjectEvent::Unreadable(kind, object) => self.refuse_unreadable(kind, object),
+        }
+    }
+
+    fn replace(&mut self, kind: ObjectKind, objects: &[Object], unreadable: &[Unreadable]) {
+        let unread = unreadable.iter().map(|object| normalized_for(kind, object.name.clone()));
+        let kept: HashSet<_> = objects.iter().map(name_of).chain(unread).collect();
+        for name in self.names_of(kind) {
+            if !kept.contains(&name) {
+                self.delete(kind, &name);
+            }
+        }
+        objects.iter().for_each(|object| self.apply_object(object));
+        for object in unreadable {
+            self.refuse_unreadable(kind, object.clone());
+        }
+        self.awaited.remove(&kind);
+    }
+
+    /// Keeps what is known of an object.
+    fn refuse_unreadable(&mut self, kind: ObjectKind, object: Unreadable) {
+        let Unreadable { name, uid, field, error } = object;
+        if kind == ObjectKind::Node && name.name != self.node_name {
+            return;
+        }
+        let message = format!("{error}: the object cannot be read, what was known of it stays");
+        let reason = RefusalReason::Unreadable;
+        let refusal = Refusal { kind, object: name.clone(), uid, field, reason, message };
+        let key = (kind, normalized_for(kind, name));
+        let held = self.refusals.insert(key, vec![refusal.clone()]).unwrap_or_default();
+        if !held.contains(&refusal) {
+            self.dirty.refusals.push(refusal);
         }
     }
 
@@ -208,6 +239,9 @@ impl Snapshot {
         match kind {
             ObjectKind::Service => self.set_service(&key_of(name), None),
             ObjectKind::EndpointSlice => self.remove_slice(&key_of(name)),
+            // The last state of this node's own Node stays: a Node that somebody deletes takes
+            // nothing from what works.
+            ObjectKind::Node if name.name == self.node_name => {}
             ObjectKind::Node => self.set_node(&name.name, None),
             ObjectKind::ServiceCidr => {
                 self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();

@@ -1,3 +1,7 @@
+use std::time::Instant;
+
+use lb_control::model::event::ObjectKind;
+
 use super::*;
 
 const PAGE: &str = include_str!("../../../docs/metrics.md");
@@ -32,6 +36,12 @@ fn all() -> Metrics {
     let metrics = Metrics::new();
     metrics.set_datapath(Arc::new(Fake));
     metrics.set_problems(Problems::default());
+    let liveness = Liveness::default();
+    liveness.lives(ObjectKind::Service, Instant::now() - Duration::from_secs(90));
+    liveness.listed(ObjectKind::Service);
+    liveness.unreadable(ObjectKind::Service);
+    liveness.broke(ObjectKind::Node, "refused", Instant::now());
+    metrics.set_liveness(liveness);
     metrics.queued(Change::Service, 1, now());
     metrics.queued(Change::Endpoint, 2, now());
     metrics.set_programmed_objects(1, 2, 3);
@@ -85,11 +95,29 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_map_capacity{map=\"FLOW_TABLE4\"} 1024"),
         (&after, "lb_flow_table_entries{family=\"IPv4\",class=\"established\"} 4"),
         (&after, "lb_flow_table_entries{family=\"IPv6\",class=\"unanswered\"} 5"),
+        (&after, "lb_watch_age_seconds{kind=\"Service\"} 9"),
+        (&after, "lb_watch_lists_total{kind=\"Service\"} 1"),
+        (&after, "lb_watch_failures_total{kind=\"Node\"} 1"),
+        (&after, "lb_watch_unreadable_objects_total{kind=\"Service\"} 1"),
         (&after, "lb_flow_insertions_total 20"),
         (&after, "lb_flow_evictions_total{class=\"established\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"unanswered\"} 9"),
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn an_event_that_changes_nothing_is_no_sync() {
+    let metrics = all();
+    metrics.nothing_pending();
+    let text = encoded(&metrics);
+    for (line, is_there) in [
+        ("kubeproxy_sync_proxy_rules_endpoint_changes_pending 0", true),
+        ("kubeproxy_sync_proxy_rules_endpoint_changes_total 2", true),
+        ("kubeproxy_sync_proxy_rules_duration_seconds_count", false),
+    ] {
+        assert_eq!(text.lines().any(|found| found.starts_with(line)), is_there, "{line}");
     }
 }
 

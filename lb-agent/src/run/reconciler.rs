@@ -31,12 +31,13 @@ use super::{
     provisional,
 };
 use crate::{
-    config::{Config, PodPrefixes},
+    config::{Config, PodPrefixes, Source},
     events::{EventReason, Refusals, Subject},
     health::{self, Health},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
     options::modes::SocketLb,
+    watch::api::Nodes,
 };
 
 /// How soon a failed write is tried again at first; doubled each time.
@@ -45,6 +46,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// How long the first plan waits for the state of the interfaces at most.
 const NETWORK_WAIT: Duration = Duration::from_millis(200);
+/// How often the node's sysctls are read again.
+const SYSCTLS: Duration = Duration::from_secs(60);
 /// At most so many queued events are planned together.
 const BATCH: usize = 4096;
 
@@ -52,6 +55,8 @@ const BATCH: usize = 4096;
 pub(super) struct Reconciler {
     controller: Controller,
     node_name: String,
+    /// The source has a Node for each node; manifests need not have any.
+    has_nodes: bool,
     /// The addresses of the Node object; `None` until it is known whether there is one.
     node_addresses: Option<Vec<IpAddr>>,
     network: NodeNetwork,
@@ -86,6 +91,8 @@ pub(super) struct Sinks {
     pub(super) node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
     /// This node's Node object.
     pub(super) own_node: watch::Sender<OwnNode>,
+    /// Which Nodes the decisions need.
+    pub(super) nodes: watch::Sender<Option<Nodes>>,
     /// The health checks that Services ask for.
     pub(super) health_checks: watch::Sender<Wanted>,
     /// Cancelled once the first complete state is in the maps.
@@ -102,6 +109,7 @@ impl Reconciler {
         Self {
             controller: Controller::new(&config.node_name, config.external_mode, expected),
             node_name: config.node_name.clone(),
+            has_nodes: matches!(config.source, Source::Api(_)),
             node_addresses: None,
             network: NodeNetwork::default(),
             health_check_addresses: BTreeSet::new(),
@@ -163,8 +171,9 @@ impl Reconciler {
             let facts = self.controller.facts().clone();
             provisional::serve(&self.node_name, facts, known, &mut dataplane);
         }
+        let mut sysctls_at = Instant::now() + SYSCTLS;
         loop {
-            let never = Instant::now() + Duration::from_secs(86_400);
+            let wake_at = self.due.map_or(sysctls_at, |due| due.min(sysctls_at));
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
@@ -172,12 +181,21 @@ impl Reconciler {
                     self.apply_queued(&mut events).await;
                 }
                 Ok(()) = network.changed() => self.update_network(&mut network),
-                () = sleep_until(self.due.unwrap_or(never).into()) => {}
+                () = sleep_until(wake_at.into()) => {}
+            }
+            if Instant::now() >= sysctls_at {
+                self.refresh_facts();
+                sysctls_at = Instant::now() + SYSCTLS;
             }
             if !self.has_awaited_network && self.controller.snapshot().is_complete() {
                 self.await_network(&mut network).await;
             }
-            self.reconcile(&mut dataplane);
+            if self.controller.has_changes() || self.due.is_some_and(|due| due <= Instant::now()) {
+                self.reconcile(&mut dataplane);
+                self.publish_needed_nodes();
+            } else {
+                self.publish_unchanged();
+            }
         }
     }
 
@@ -195,23 +213,25 @@ impl Reconciler {
     fn apply(&mut self, event: ObjectEvent) {
         let now = Timestamp::now();
         self.sinks.health.queued_update(now);
-        let count = match &event {
-            ObjectEvent::Replaced(_, objects) => objects.len(),
-            ObjectEvent::Applied(_) | ObjectEvent::Deleted(..) => 1,
-        };
-        match kind_of(&event) {
+        let count = event.listed().map_or(1, <[Object]>::len);
+        let kind = event.kind();
+        match kind {
             ObjectKind::Service => self.sinks.metrics.queued(Change::Service, count, now),
             ObjectKind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, count, now),
             ObjectKind::Node | ObjectKind::ServiceCidr => {}
         }
         self.publish_eligibility(&event);
         own_node::publish(&event, &self.node_name, &self.sinks.own_node);
-        let is_of_node = kind_of(&event) == ObjectKind::Node;
         if let ObjectEvent::Deleted(kind, name) = &event {
             self.sinks.refusals.forget(*kind, name);
         }
+        let pod_cidrs = self.controller.snapshot().node().map(|node| node.pod_cidrs.clone());
         self.controller.apply(event);
+        if kind == ObjectKind::Service && !self.ready {
+            self.publish_needed_nodes();
+        }
         let snapshot = self.controller.snapshot();
+        let has_other_pods = snapshot.node().map(|node| &node.pod_cidrs) != pod_cidrs.as_ref();
         let addresses = match snapshot.node() {
             Some(node) => &node.addresses.all[..],
             None if snapshot.is_complete() => &[],
@@ -222,9 +242,22 @@ impl Reconciler {
             // An error means that the task that follows the interfaces has ended.
             let _ = self.sinks.node_addresses.send(self.node_addresses.clone());
             self.refresh_facts();
-        } else if is_of_node {
+        } else if has_other_pods {
             self.refresh_facts();
         }
+    }
+
+    /// Publishes which Nodes are needed, once Services are listed.
+    fn publish_needed_nodes(&self) {
+        let mut awaited = self.controller.snapshot().awaited();
+        if awaited.any(|kind| kind == ObjectKind::Service) {
+            return;
+        }
+        let all = self.controller.uses_direct_return();
+        let needed = Some(if all { Nodes::All } else { Nodes::Own });
+        self.sinks
+            .nodes
+            .send_if_modified(|published| std::mem::replace(published, needed) != needed);
     }
 
     /// Waits, before the first plan, until the interfaces were read with the addresses of the
@@ -259,16 +292,18 @@ impl Reconciler {
             }
             _ => None,
         };
+        if event.kind() != ObjectKind::Node || event.has_unreadable(&self.node_name) {
+            return;
+        }
         let eligible = match event {
             ObjectEvent::Applied(object) => own(object),
-            ObjectEvent::Replaced(ObjectKind::Node, objects) => {
-                // A source without any Node says nothing about this one.
-                objects.iter().find_map(own).or((!objects.is_empty()).then_some(false))
+            ObjectEvent::Replaced(_, objects) | ObjectEvent::ReplacedExcept(_, objects, _) => {
+                // Manifests without any Node say nothing about this one.
+                let is_absent = self.has_nodes || !objects.is_empty();
+                objects.iter().find_map(own).or(is_absent.then_some(false))
             }
-            ObjectEvent::Deleted(ObjectKind::Node, name) if name.name == self.node_name => {
-                Some(false)
-            }
-            _ => None,
+            ObjectEvent::Deleted(_, name) => (name.name == self.node_name).then_some(false),
+            ObjectEvent::Unreadable(..) => None,
         };
         if let Some(eligible) = eligible {
             self.sinks.health.set_node_eligible(eligible);
@@ -409,6 +444,15 @@ impl Reconciler {
         });
     }
 
+    /// Publishes that the maps hold all that is known, because nothing that was received changed
+    /// it.
+    fn publish_unchanged(&self) {
+        if self.ready {
+            self.sinks.health.updated(Timestamp::now());
+            self.sinks.metrics.nothing_pending();
+        }
+    }
+
     fn publish_synced(&mut self, outcome: &Outcome, took: Duration) {
         self.publish_health_checks();
         let sinks = &self.sinks;
@@ -488,12 +532,5 @@ impl Reconciler {
     fn uid(&self, service: &str) -> Option<String> {
         let service = self.controller.snapshot().service(service)?.service.as_ref()?;
         (!service.uid.is_empty()).then(|| service.uid.to_string())
-    }
-}
-
-fn kind_of(event: &ObjectEvent) -> ObjectKind {
-    match event {
-        ObjectEvent::Replaced(kind, _) | ObjectEvent::Deleted(kind, _) => *kind,
-        ObjectEvent::Applied(object) => object.kind(),
     }
 }

@@ -6,14 +6,17 @@ use std::{
 };
 
 use lb_control::model::event::ObjectEvent;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::agent::Agent;
 use crate::{
     config::Source,
     events::Refusals,
     health::Health,
-    watch::{api, manifests},
+    watch::{
+        api::{self, NodeScope, Nodes},
+        manifests,
+    },
 };
 
 /// Capacity of the queue of events for the reconciler.
@@ -33,11 +36,15 @@ pub(super) struct Objects {
     pub(super) api: Option<api::Connection>,
 }
 
-/// Connects to the source of `agent`.
+/// Connects to the source of `agent`. Of an API server, only the Nodes that `nodes` asks for are
+/// watched.
 ///
 /// # Errors
 /// If the API server's configuration is invalid.
-pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Objects> {
+pub(super) async fn connect(
+    agent: &Agent,
+    nodes: watch::Receiver<Option<Nodes>>,
+) -> anyhow::Result<Objects> {
     let (sender, events) = mpsc::channel(EVENTS);
     match &agent.config.source {
         Source::Manifests(dir) => {
@@ -61,11 +68,13 @@ pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Objects> {
             let liveness = connection.liveness().clone();
             agent.reporter.set_refusals(&refusals);
             agent.reporter.set_liveness(&liveness);
+            agent.metrics.set_liveness(liveness.clone());
+            let scope = NodeScope::new(&agent.config.node_name, nodes);
             let api = Some(connection.clone());
             let (limit, health) = (agent.config.watch_timeout, agent.health.clone());
             let watch = async move {
                 tokio::select! {
-                    () = api::watch(connection, sender) => {}
+                    () = api::watch(connection, scope, sender) => {}
                     () = follow_liveness(liveness, limit, health) => {}
                 }
                 Ok(())

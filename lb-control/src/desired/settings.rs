@@ -49,6 +49,11 @@ impl InUse {
         was_used == self.direct.is_empty()
     }
 
+    /// Whether any Service uses direct server return.
+    pub fn has_direct(&self) -> bool {
+        !self.direct.is_empty()
+    }
+
     /// Counts a frontend, and returns whether that may change the settings.
     pub fn add(&mut self, frontend: &DesiredFrontend) -> bool {
         let is_first = self.frontends == 0;

@@ -55,11 +55,13 @@ pub enum RefusalReason {
     Duplicate,
     /// Another Service has the address and port.
     AddressInUse,
+    /// The object has another form than this release knows.
+    Unreadable,
 }
 
 impl RefusalReason {
     /// All reasons.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::UnsupportedProtocol,
         Self::InvalidName,
         Self::InvalidAddress,
@@ -69,6 +71,7 @@ impl RefusalReason {
         Self::OutOfRange,
         Self::Duplicate,
         Self::AddressInUse,
+        Self::Unreadable,
     ];
 }
 

@@ -58,6 +58,12 @@ impl NodeIndex {
         has_changed
     }
 
+    /// Whether the [`NodeIndex::internal_ip`] of any Node changed since the last
+    /// [`Self::take_moved`].
+    pub(super) fn has_moved(&self) -> bool {
+        !self.moved.is_empty()
+    }
+
     /// The names of the Nodes whose [`NodeIndex::internal_ip`] changed since the last call.
     pub(super) fn take_moved(&mut self) -> HashSet<Arc<str>> {
         let moved = std::mem::take(&mut self.moved);

@@ -131,8 +131,10 @@ fn only_the_zone_of_this_node_touches_everything() {
         ObjectKind::Node,
         ObjectName { namespace: String::new(), name: "here".to_owned() },
     ));
-    assert!(snapshot.take_dirty().everything);
-    assert_eq!(snapshot.node(), None);
+    assert_eq!(snapshot.take_dirty(), Dirty::default());
+    snapshot.apply(ObjectEvent::Replaced(ObjectKind::Node, Vec::new()));
+    assert_eq!(snapshot.take_dirty(), Dirty::default());
+    assert!(snapshot.node().is_some_and(|node| node.zone.is_some()), "what worked goes on");
 }
 
 #[test]
@@ -224,4 +226,39 @@ fn a_changed_slice_reports_its_trigger_time() {
     snapshot.apply(at("10.1.0.4", "2026-11-21T11:41:30Z"));
     snapshot.apply(ObjectEvent::Deleted(ObjectKind::EndpointSlice, name("web-1")));
     assert_eq!(snapshot.take_dirty().triggers, []);
+}
+
+#[test]
+fn what_cannot_be_read_stays_as_it_was_until_it_is_deleted() {
+    let mut snapshot = Snapshot::new("here", []);
+    let kind = ObjectKind::Service;
+    let unreadable = |object: &str| Unreadable {
+        name: name(object),
+        uid: "1".to_owned(),
+        field: "spec.ports[0].port".to_owned(),
+        error: "no number".to_owned(),
+    };
+    let list = vec![service("a", "10.0.0.1"), service("b", "10.0.0.2")];
+    check_dirty(&mut snapshot, [ObjectEvent::Replaced(kind, list)], &["shop/a", "shop/b"]);
+    check_dirty(&mut snapshot, [ObjectEvent::Unreadable(kind, unreadable("a"))], &[]);
+    assert!(snapshot.service("shop/a").is_some());
+    let refused = |snapshot: &Snapshot| -> Vec<String> {
+        snapshot.refusals().map(|refusal| format!("{}", refusal.object)).collect()
+    };
+    assert_eq!(refused(&snapshot), ["shop/a"]);
+
+    let except = || {
+        let list = vec![service("c", "10.0.0.3")];
+        ObjectEvent::ReplacedExcept(kind, list, vec![unreadable("a"), unreadable("d")])
+    };
+    check_dirty(&mut snapshot, [except()], &["shop/b", "shop/c"]);
+    assert!(snapshot.service("shop/a").is_some() && snapshot.service("shop/b").is_none());
+    assert_eq!(refused(&snapshot), ["shop/a", "shop/d"]);
+    snapshot.apply(except());
+    assert!(!snapshot.has_changes(), "the same again");
+
+    check_dirty(&mut snapshot, [ObjectEvent::Applied(service("a", "10.0.0.1"))], &[]);
+    assert_eq!(refused(&snapshot), ["shop/d"]);
+    check_dirty(&mut snapshot, [ObjectEvent::Replaced(kind, Vec::new())], &["shop/a", "shop/c"]);
+    assert!(refused(&snapshot).is_empty());
 }

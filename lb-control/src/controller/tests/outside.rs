@@ -115,6 +115,25 @@ fn backends_have_the_address_of_their_node() {
 }
 
 #[test]
+fn all_nodes_are_needed_while_a_service_uses_direct_return() {
+    let annotated = |mode: &str| {
+        let mut object = load_balancer("a", 1, json!({}));
+        let annotations = [("lb-agent/external-mode".to_owned(), mode.to_owned())];
+        object.metadata_mut().annotations = Some(annotations.into());
+        object
+    };
+    let mut fake = Fake::new(CAPACITY);
+    let mut controller = listed(vec![annotated("dsr")], Vec::new());
+    assert!(controller.uses_direct_return(), "before the first plan");
+    reconcile(&mut controller, 0, &mut fake);
+    assert!(controller.uses_direct_return());
+    controller.apply(ObjectEvent::Applied(annotated("snat")));
+    reconcile(&mut controller, 0, &mut fake);
+    assert!(!controller.uses_direct_return());
+    assert!(!listed(vec![annotated("snat")], Vec::new()).uses_direct_return());
+}
+
+#[test]
 fn more_addresses_of_nodes_than_fit_cost_no_service() {
     let mut fake = Fake::new(Capacity { nodes4: 2, ..CAPACITY });
     let mut controller =
