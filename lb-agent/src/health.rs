@@ -5,6 +5,7 @@
 //! as a whole, a Service can have one of its own:
 //! [`health_checks`](lb_control::desired::health_checks), [`listeners`].
 
+mod connections;
 mod http;
 pub mod listeners;
 mod reply;

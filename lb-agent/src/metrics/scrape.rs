@@ -79,7 +79,8 @@ fn encode_watches(
         let labels = [("kind", kind.name())];
         ConstGauge::new(age.as_secs_f64()).encode(out.encode_family(&labels)?)?;
     }
-    let counters: [(_, _, fn(&Figures) -> u64); 3] = [
+    type Count = fn(&Figures) -> u64;
+    let counters: [(_, _, Count); 3] = [
         ("lb_watch_lists", "Complete lists from the API server", |figures| figures.lists),
         ("lb_watch_failures", "Lists and watches that failed", |figures| figures.failures),
         (

@@ -618,7 +618,7 @@ async fn only_the_own_node_is_watched_until_all_are_needed() {
     };
     let of_own = Some("metadata.name%3Done".to_owned());
     assert_eq!(fake.next_of(ObjectKind::Node).await, "= one");
-    assert_eq!(selectors(&fake), [of_own.clone()]);
+    assert_eq!(selectors(&fake), std::slice::from_ref(&of_own));
     fake.nodes.send(Some(Nodes::All)).unwrap();
     assert_eq!(fake.next_of(ObjectKind::Node).await, "= one two");
     assert_eq!(selectors(&fake), [of_own.clone(), None]);
