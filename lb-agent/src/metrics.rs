@@ -25,7 +25,7 @@ use lb_common::{
 use lb_control::model::IpFamily;
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, gauge::Gauge, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
@@ -49,6 +49,9 @@ pub trait DatapathStats: fmt::Debug + Send + Sync + 'static {
 
 type Code = [(&'static str, String); 1];
 
+/// The faults of the agent, by the part that has one.
+pub type Faults = Family<[(&'static str, &'static str); 1], Gauge>;
+
 /// The metrics; clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Inner>);
@@ -65,6 +68,8 @@ struct Inner {
     missing_pins: Gauge,
     misplaced_programs: Gauge,
     restored_pins: Counter,
+    faults: Faults,
+    attach_failures: Counter,
     datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     problems: Arc<OnceLock<Problems>>,
     liveness: Arc<OnceLock<Liveness>>,
@@ -93,6 +98,8 @@ impl Metrics {
             missing_pins: Gauge::default(),
             misplaced_programs: Gauge::default(),
             restored_pins: Counter::default(),
+            faults: Faults::default(),
+            attach_failures: Counter::default(),
             datapath: Arc::default(),
             problems: Arc::default(),
             liveness: Arc::default(),
@@ -185,6 +192,16 @@ impl Metrics {
         self.0.restored_pins.inc_by(pins as u64);
     }
 
+    /// The gauge of faults.
+    pub fn faults(&self) -> Faults {
+        self.0.faults.clone()
+    }
+
+    /// Counts a program that could not be attached.
+    pub fn attach_failed(&self) {
+        self.0.attach_failures.inc();
+    }
+
     /// Counts an answer of `/healthz` by its status code.
     pub fn healthz_answered(&self, code: u16) {
         self.0.kube_proxy.healthz_answered(code);
@@ -258,6 +275,12 @@ impl Inner {
             "restored_pins",
             "Pins of this agent that were removed and made again",
             self.restored_pins.clone(),
+        );
+        own.register("faults", "Whether a part of the agent has a fault", self.faults.clone());
+        own.register(
+            "attach_failures",
+            "Attempts to attach a program that failed",
+            self.attach_failures.clone(),
         );
     }
 }

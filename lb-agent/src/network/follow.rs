@@ -42,6 +42,7 @@ use crate::{
         pins::Pins,
         sources::{Sources, SourcesByRoute},
     },
+    metrics::Metrics,
     options::{
         modes::{TcAttach, XdpMode},
         values::Patterns,
@@ -65,6 +66,8 @@ pub struct InterfaceOptions {
     pub attach: TcAttach,
     /// `--xdp`.
     pub xdp: XdpMode,
+    /// Where failures are counted.
+    pub metrics: Option<Metrics>,
 }
 
 /// How often everything is read and attached again, in case a message was lost.
@@ -108,6 +111,8 @@ pub struct Interfaces {
     attached: BTreeMap<AttachPoint, &'static str>,
     /// Attach points whose program another process has detached.
     lost: BTreeSet<AttachPoint>,
+    /// A program could not be attached at the last attempt.
+    is_failing: bool,
     /// When the next hops of flows may be invalidated again, and whether they have to be.
     invalidate_at: Instant,
     invalidates: bool,
@@ -125,7 +130,7 @@ impl Interfaces {
     ///
     /// # Errors
     /// [`InterfaceError`] if netlink or the pins cannot be read. Programs that cannot be attached
-    /// are reported in [`NodeNetwork::problems`].
+    /// are reported in [`NodeNetwork::unhandled`].
     pub async fn open(
         pins: &Pins,
         programs: Arc<Programs>,
@@ -163,6 +168,7 @@ impl Interfaces {
             held_roles: BTreeMap::new(),
             attached: BTreeMap::new(),
             lost: BTreeSet::new(),
+            is_failing: false,
             invalidate_at: Instant::now(),
             invalidates: true,
             warned: BTreeSet::new(),
@@ -215,7 +221,7 @@ impl Interfaces {
         let mut order_at = Instant::now();
         loop {
             let was_known = self.node_addresses.is_some();
-            let failing = !self.published.borrow().problems.is_empty();
+            let failing = self.is_failing;
             let until = |at: Instant| at - Instant::now().min(at);
             let mut wait = until(resync_at).min(until(check_at));
             if failing {
@@ -353,15 +359,16 @@ impl Interfaces {
         if known.is_none() {
             self.network.keep_held_roles(&mut roles, &mut self.held_roles);
         }
-        for device in excess {
-            if self.warned.insert(device.index) {
-                warn!(
-                    device = device.name,
-                    "more than {MAX_DEVICES} external devices: Service traffic of this one is not \
-                     handled; choose the devices with --devices"
-                );
-            }
-        }
+        let mut unhandled: Vec<String> = excess
+            .iter()
+            .map(|device| {
+                format!(
+                    "more than {MAX_DEVICES} external devices: Service traffic of {} is not \
+                     handled; choose the devices with --devices",
+                    device.name
+                )
+            })
+            .collect();
         for device in self.network.unsupported(devices, known.unwrap_or_default()) {
             if self.warned.insert(device.index) {
                 warn!(
@@ -377,16 +384,21 @@ impl Interfaces {
         let wanted = attach_points(&roles, |index| header(index).unwrap_or_default());
         // The entries of DEVICES that flows of node processes refer to exist before the flows.
         let unplaced = self.devices.set(&self.network.devices(&roles))?;
-        let mut problems: Vec<String> = unplaced
-            .iter()
-            .map(|device| format!("map DEVICES is full: no entry for interface {}", device.ifindex))
-            .collect();
+        unhandled.extend(unplaced.iter().map(|device| {
+            format!("map DEVICES is full: no entry for interface {}", device.ifindex)
+        }));
         self.detach_unwanted(&wanted);
         let points = wanted.keys().copied().collect();
-        problems.extend(self.attach_missing(wanted));
+        let failures = self.attach_missing(wanted);
+        self.is_failing = !failures.is_empty();
+        let (lost, others): (Vec<_>, Vec<_>) =
+            failures.into_iter().partition(|(point, _)| self.lost.contains(point));
+        let problems = lost.into_iter().map(|(_, sentence)| sentence).collect();
+        unhandled.extend(others.into_iter().map(|(_, sentence)| sentence));
         self.attach_xdp(&roles);
         let node = NodeNetwork {
             problems,
+            unhandled,
             route_sources: self.published.borrow().route_sources.clone(),
             misplaced: self.published.borrow().misplaced.clone(),
             knows_node_object: self.node_addresses.is_some(),
@@ -409,8 +421,11 @@ impl Interfaces {
     }
 
     /// Attaches the programs that are not attached yet. Returns the failures as sentences.
-    fn attach_missing(&mut self, wanted: BTreeMap<AttachPoint, &'static str>) -> Vec<String> {
-        let mut problems = Vec::new();
+    fn attach_missing(
+        &mut self,
+        wanted: BTreeMap<AttachPoint, &'static str>,
+    ) -> Vec<(AttachPoint, String)> {
+        let mut failures = Vec::new();
         // Interfaces whose first program could not be attached: their others wait.
         let mut held_back = BTreeSet::new();
         for (point, program) in in_order(wanted) {
@@ -436,12 +451,15 @@ impl Interfaces {
                 Err(error) => {
                     let source = std::error::Error::source(&error).map(ToString::to_string);
                     warn!(%error, source, "an interface is not handled: retrying");
-                    problems.push(format!("{error}: {}", source.unwrap_or_default()));
+                    failures.push((point, format!("{error}: {}", source.unwrap_or_default())));
+                    if let Some(metrics) = &self.options.metrics {
+                        metrics.attach_failed();
+                    }
                     held_back.insert(point.0);
                 }
             }
         }
-        problems
+        failures
     }
 
     /// Attaches XDP to the external devices that have lb's tc programs already.

@@ -12,13 +12,15 @@ use tokio::{sync::watch, time::timeout};
 
 use super::own_node::OwnNode;
 use crate::{
-    health::Health,
+    health::{Health, Severity},
     watch::api::{Connection, find_node},
 };
 
-/// How long the Node may take to appear before others are looked at, and how often they are.
+/// How long the Node may take to appear before others are looked at, and how long the pause before
+/// the next look is: doubled each time, because all Nodes are listed.
 const PATIENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(3600);
 /// The fault that [`Health`] has while the name is wrong.
 const FAULT: &str = "node name";
 
@@ -34,7 +36,7 @@ pub(super) async fn check(
     loop {
         let is_absent = *node.borrow_and_update() == OwnNode::Absent;
         if !is_absent {
-            health.set_fault(FAULT, None);
+            health.set(FAULT, Severity::Misconfigured, None);
             wait = PATIENCE;
             if node.changed().await.is_err() {
                 return;
@@ -48,9 +50,11 @@ pub(super) async fn check(
         }
         let addresses = network.borrow().addresses.clone();
         match named(&connection, &addresses).await {
-            Ok(Some(other)) => health.set_fault(FAULT, Some(wrong(&name, &other))),
+            Ok(Some(other)) => {
+                health.set(FAULT, Severity::Misconfigured, Some(wrong(&name, &other)));
+            }
             Ok(None) => {
-                health.set_fault(FAULT, None);
+                health.set(FAULT, Severity::Misconfigured, None);
                 if wait == PATIENCE {
                     tracing::warn!(
                         node = name,
@@ -60,14 +64,14 @@ pub(super) async fn check(
             }
             Err(error) => tracing::debug!(%error, "cannot list Nodes"),
         }
-        wait = AGAIN;
+        wait = (wait * 2).clamp(AGAIN, LONGEST);
     }
 }
 
 fn wrong(name: &str, other: &str) -> String {
     format!(
-        "no Node is called {name:?}, but Node {other:?} has this node's addresses: endpoints on \
-         this node count as remote; give --hostname-override {other} (or NODE_NAME)"
+        "no Node is called {name:?}; this node's addresses are those of Node {other:?}: endpoints \
+         on this node count as remote; give --hostname-override {other} (or NODE_NAME)"
     )
 }
 

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     config::{Config, PodPrefixes, Source},
     events::{EventReason, Refusals, Subject},
-    health::{self, Health},
+    health::{self, Health, Severity},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
     options::modes::SocketLb,
@@ -311,10 +311,10 @@ impl Reconciler {
     }
 
     fn report_interface_problems(&self) {
-        let problems = &self.network.problems;
-        self.sinks
-            .health
-            .set_fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
+        let all = |sentences: &[String]| (!sentences.is_empty()).then(|| sentences.join("; "));
+        let health = &self.sinks.health;
+        health.set_fault("interfaces", all(&self.network.problems));
+        health.set("unhandled interfaces", Severity::Degraded, all(&self.network.unhandled));
     }
 
     fn refresh_facts(&mut self) {
@@ -525,7 +525,8 @@ impl Reconciler {
                 shortage.map, shortage.limit, shortage.flag
             )
         });
-        sinks.health.set_fault("maps", full);
+        // It is true of all nodes at once, and a restart does not cure it.
+        sinks.health.set("maps", Severity::Degraded, full);
     }
 
     /// The uid of the Service `namespace/name`, by which its Events are found.

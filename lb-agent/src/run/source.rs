@@ -12,7 +12,7 @@ use super::agent::Agent;
 use crate::{
     config::Source,
     events::Refusals,
-    health::Health,
+    health::{Health, Severity},
     watch::{
         api::{self, NodeScope, Nodes},
         manifests,
@@ -84,13 +84,15 @@ pub(super) async fn connect(
     }
 }
 
-/// Makes the proxy unhealthy while a watch has been broken for longer than `limit`; 0 means
-/// forever.
+/// Makes `/healthz` fail while a watch has been broken for longer than `limit`, if that is not 0. A
+/// broken watch is shown by the log, `status` and `lb_watch_age_seconds` in any case; it takes no
+/// node out of its load balancers, because an outage of the control plane breaks the watches of all
+/// nodes at once.
 async fn follow_liveness(liveness: api::Liveness, limit: Duration, health: Health) {
     let mut ticks = tokio::time::interval(LIVENESS);
     loop {
         ticks.tick().await;
-        let is_limited = limit > Duration::ZERO;
-        health.set_fault("watch", liveness.dead(limit, Instant::now()).filter(|_| is_limited));
+        let dead = liveness.dead(limit, Instant::now()).filter(|_| limit > Duration::ZERO);
+        health.set("watch", Severity::NotReady, dead);
     }
 }

@@ -254,7 +254,10 @@ fn check_full(
     let none = answered(scenario, last)?;
     expectations.is_true(format!("{flag}: half a Service: {none:?}"), none.iter().all(|one| !one));
     let (status, body) = scenario.agent(1)?.http(10256, "/livez")?;
-    expectations.is_true(format!("{flag}: /livez {status} {body}"), status == 503);
+    expectations.is_true(format!("{flag}: /livez {status} {body}"), status == 200);
+    let metrics = scenario.agent(1)?.http(10249, "/metrics")?.1;
+    let is_told = metrics.contains("lb_faults{part=\"maps\"} 1");
+    expectations.is_true(format!("{flag}: no fault in the metrics"), is_told);
     // A Service that grows beyond the map stays as it was.
     let first = scenario.service("s1", 1);
     let many: Vec<_> = (1..=200u8).map(|host| Endpoint::at([10, 244, 200, host])).collect();
@@ -275,8 +278,11 @@ fn check_full(
     scenario.delete(&first)?;
     let comes_in = is_eventually(|| Ok(answered(scenario, last)?.iter().all(|one| *one)))?;
     expectations.is_true(format!("{flag}: it does not come in when there is room"), comes_in);
-    let healthy = is_eventually(|| Ok(scenario.agent(1)?.http(10256, "/livez")?.0 == 200))?;
-    expectations.is_true(format!("{flag}: still unhealthy"), healthy);
+    let recovered = is_eventually(|| {
+        let metrics = scenario.agent(1)?.http(10249, "/metrics")?.1;
+        Ok(metrics.contains("lb_faults{part=\"maps\"} 0"))
+    })?;
+    expectations.is_true(format!("{flag}: still a fault"), recovered);
     for number in 2..=last {
         scenario.manifests.delete(&scenario.service(&format!("s{number}"), number))?;
     }
