@@ -238,12 +238,12 @@ async fn replace_programs(
     let interfaces = if let (Some(mut first), Some(flows)) = (handover, flows) {
         first.names = prepared.programs.names.clone();
         let first = Arc::new(first);
-        sockets::attach(agent, &first);
+        sockets::attach(agent, &first)?;
         let mut interfaces = open_interfaces(agent, &first, node_addresses).await?;
         flows.move_all(pins)?;
         prepared.catch_up()?;
         let programs = Arc::new(prepared.programs);
-        sockets::start(agent, &programs);
+        sockets::start(agent, &programs)?;
         interfaces.replace_programs(Arc::clone(&programs))?;
         tracing::info!("flows are in maps of the layout and size of this agent");
         log_start(&agent.config, &programs);
@@ -251,7 +251,7 @@ async fn replace_programs(
     } else {
         prepared.catch_up()?;
         let programs = Arc::new(prepared.programs);
-        sockets::start(agent, &programs);
+        sockets::start(agent, &programs)?;
         let interfaces = open_interfaces(agent, &programs, node_addresses).await?;
         log_start(&agent.config, &programs);
         interfaces

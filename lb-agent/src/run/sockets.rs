@@ -25,16 +25,26 @@ const FAULT: &str = "connect-time hooks";
 
 /// Attaches the hooks. Without a cgroup2 mount they are off, and all connections are translated
 /// packet by packet; so are those of a hook that cannot be attached.
-pub(super) fn start(agent: &Agent, programs: &Arc<Programs>) {
-    let Some(hooks) = attach(agent, programs) else { return };
+///
+/// # Errors
+/// [`AttachError::NoCgroup`].
+pub(super) fn start(agent: &Agent, programs: &Arc<Programs>) -> Result<(), AttachError> {
+    let Some(hooks) = attach(agent, programs)? else { return Ok(()) };
     let Agent { health, metrics, cancel, .. } = agent;
     let (health, metrics) = (health.clone(), metrics.clone());
     let following = follow(hooks, Arc::clone(programs), health, metrics, cancel.clone());
     agent.tasks.spawn(following);
+    Ok(())
 }
 
 /// Attaches the hooks, or replaces the programs there; `None` if they are off.
-pub(super) fn attach(agent: &Agent, programs: &Arc<Programs>) -> Option<Hooks> {
+///
+/// # Errors
+/// [`AttachError::NoCgroup`].
+pub(super) fn attach(
+    agent: &Agent,
+    programs: &Arc<Programs>,
+) -> Result<Option<Hooks>, AttachError> {
     let Agent { config, pins, .. } = agent;
     let mode = config.socket_lb;
     let Some(directory) = directory(config) else {
@@ -51,8 +61,11 @@ pub(super) fn attach(agent: &Agent, programs: &Arc<Programs>) -> Option<Hooks> {
                 "connect-time hooks of an earlier agent stay attached: run `lb-agent cleanup` to detach them"
             );
         }
-        return None;
+        return Ok(None);
     };
+    if !bpffs::is_cgroup2(&directory) {
+        return Err(AttachError::NoCgroup(directory));
+    }
     let (hooks, attached) = Hooks::attach(pins, programs, &directory, mode);
     match attached {
         Ok(()) => {
@@ -63,7 +76,7 @@ pub(super) fn attach(agent: &Agent, programs: &Arc<Programs>) -> Option<Hooks> {
             tracing::error!(cgroup = %directory.display(), error, "not all connect-time hooks are attached: these connections are translated packet by packet; retrying");
         }
     }
-    Some(hooks)
+    Ok(Some(hooks))
 }
 
 /// The error and its cause.
