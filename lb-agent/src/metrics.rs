@@ -70,6 +70,7 @@ struct Inner {
     restored_pins: Counter,
     faults: Faults,
     attach_failures: Counter,
+    netlink_overruns: Counter,
     datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     problems: Arc<OnceLock<Problems>>,
     liveness: Arc<OnceLock<Liveness>>,
@@ -100,6 +101,7 @@ impl Metrics {
             restored_pins: Counter::default(),
             faults: Faults::default(),
             attach_failures: Counter::default(),
+            netlink_overruns: Counter::default(),
             datapath: Arc::default(),
             problems: Arc::default(),
             liveness: Arc::default(),
@@ -202,6 +204,11 @@ impl Metrics {
         self.0.attach_failures.inc();
     }
 
+    /// Counts a loss of netlink messages.
+    pub fn netlink_overran(&self) {
+        self.0.netlink_overruns.inc();
+    }
+
     /// Counts an answer of `/healthz` by its status code.
     pub fn healthz_answered(&self, code: u16) {
         self.0.kube_proxy.healthz_answered(code);
@@ -281,6 +288,11 @@ impl Inner {
             "attach_failures",
             "Attempts to attach a program that failed",
             self.attach_failures.clone(),
+        );
+        own.register(
+            "netlink_overruns",
+            "Times that messages about interfaces were dropped and everything was read again",
+            self.netlink_overruns.clone(),
         );
     }
 }

@@ -48,6 +48,7 @@ fn all() -> Metrics {
     metrics.set_no_local_endpoints(IpFamily::V4, 1, 0);
     metrics.faults().get_or_create(&[("part", "maps")]).set(1);
     metrics.attach_failed();
+    metrics.netlink_overran();
     metrics.healthz_answered(200);
     metrics.livez_answered(503);
     metrics.programmed(IpFamily::V6, Duration::from_millis(20));
@@ -103,6 +104,7 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_watch_unreadable_objects_total{kind=\"Service\"} 1"),
         (&after, "lb_faults{part=\"maps\"} 1"),
         (&after, "lb_attach_failures_total 1"),
+        (&after, "lb_netlink_overruns_total 1"),
         (&after, "lb_flow_insertions_total 20"),
         (&after, "lb_flow_evictions_total{class=\"established\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"unanswered\"} 9"),

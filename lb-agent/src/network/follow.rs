@@ -3,7 +3,9 @@
 //! It does not read /sys/class/net, which shows the network namespace that mounted it: netlink
 //! shows the agent's.
 
+mod inbox;
 mod order;
+mod resync;
 mod route_sources;
 
 use std::{
@@ -13,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use futures::TryStreamExt;
 use lb_common::abi::settings::MAX_DEVICES;
 use lb_control::model::network::{Interface, NodeNetwork};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -29,7 +31,11 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::route_sources::finished;
+use self::{
+    inbox::{Inbox, Received},
+    resync::Resync,
+    route_sources::finished,
+};
 use super::{
     error::InterfaceError,
     interfaces::{Network, attach_points, in_order},
@@ -70,12 +76,15 @@ pub struct InterfaceOptions {
     pub metrics: Option<Metrics>,
 }
 
-/// How often everything is read and attached again, in case a message was lost.
-const RESYNC: Duration = Duration::from_secs(60);
 /// How often it is checked whether every program is still attached.
 const CHECK: Duration = Duration::from_secs(2);
-/// The delay before a failed operation is retried.
+/// The delay before a failed operation is retried: doubled each time.
 const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(32);
+/// How many messages may wait.
+const QUEUE: usize = 8_192;
+/// At most so many messages are applied before their consequences are.
+const BATCH: usize = 1_024;
 /// The minimum interval between two invalidations of next hops.
 const INVALIDATE: Duration = Duration::from_millis(10);
 /// The interval between two looks at the order of programs.
@@ -83,7 +92,7 @@ const LOOK_AT_ORDER: Duration = Duration::from_secs(60);
 /// How long to wait for more messages of the same change.
 const GATHER: Duration = Duration::from_micros(500);
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+type Message = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
 /// The programs on the interfaces of this network namespace.
 pub struct Interfaces {
@@ -93,7 +102,8 @@ pub struct Interfaces {
     xdp: XdpAttacher,
     devices: Devices,
     handle: Handle,
-    messages: Messages,
+    messages: Inbox<Message>,
+    resync: Resync,
     connection: JoinHandle<()>,
     network: Network,
     /// The roles of the interfaces.
@@ -111,8 +121,13 @@ pub struct Interfaces {
     attached: BTreeMap<AttachPoint, &'static str>,
     /// Attach points whose program another process has detached.
     lost: BTreeSet<AttachPoint>,
-    /// A program could not be attached at the last attempt.
-    is_failing: bool,
+    /// When programs that could not be attached are attached again, and the delay after that.
+    retry_at: Option<Instant>,
+    retry: Duration,
+    /// Interfaces that exist, but that no message described when everything was read last, and
+    /// those of them that are missing since the time before.
+    undescribed: BTreeMap<u32, String>,
+    unparsed: Vec<String>,
     /// When the next hops of flows may be invalidated again, and whether they have to be.
     invalidate_at: Instant,
     invalidates: bool,
@@ -156,7 +171,8 @@ impl Interfaces {
             options,
             programs,
             handle,
-            messages,
+            messages: Inbox::new(messages, QUEUE),
+            resync: Resync::new(Instant::now()),
             connection: tokio::spawn(connection),
             network: Network::default(),
             roles: BTreeMap::new(),
@@ -168,7 +184,10 @@ impl Interfaces {
             held_roles: BTreeMap::new(),
             attached: BTreeMap::new(),
             lost: BTreeSet::new(),
-            is_failing: false,
+            retry_at: None,
+            retry: RETRY,
+            undescribed: BTreeMap::new(),
+            unparsed: Vec::new(),
             invalidate_at: Instant::now(),
             invalidates: true,
             warned: BTreeSet::new(),
@@ -216,16 +235,14 @@ impl Interfaces {
         mut self,
         mut node_addresses: watch::Receiver<Option<Vec<IpAddr>>>,
     ) -> Result<(), InterfaceError> {
-        let mut resync_at = Instant::now() + RESYNC;
         let mut check_at = Instant::now() + CHECK;
         let mut order_at = Instant::now();
         loop {
             let was_known = self.node_addresses.is_some();
-            let failing = self.is_failing;
             let until = |at: Instant| at - Instant::now().min(at);
-            let mut wait = until(resync_at).min(until(check_at));
-            if failing {
-                wait = wait.min(RETRY);
+            let mut wait = until(self.resync.at()).min(until(check_at));
+            if let Some(retry_at) = self.retry_at {
+                wait = wait.min(until(retry_at));
             }
             if self.invalidates {
                 wait = wait.min(until(self.invalidate_at));
@@ -233,11 +250,11 @@ impl Interfaces {
             if self.reads_sources && self.sources_read.is_none() {
                 wait = wait.min(until(self.read_sources_at));
             }
-            let stale = tokio::select! {
-                message = self.messages.next() => {
-                    let Some((message, _)) = message else { return Err(InterfaceError::Closed) };
-                    self.gather(message).await
-                }
+            let mut stale = tokio::select! {
+                received = self.messages.next() => match received {
+                    Received::Closed => return Err(InterfaceError::Closed),
+                    received => self.gather(received).await,
+                },
                 Ok(()) = node_addresses.changed() => {
                     self.node_addresses = node_addresses.borrow_and_update().clone();
                     Stale { interfaces: true, ..Stale::default() }
@@ -247,12 +264,12 @@ impl Interfaces {
                     self.apply_sources(read)?;
                     continue;
                 }
-                () = sleep(wait) => {
-                    Stale { all: Instant::now() >= resync_at, interfaces: failing, ..Stale::default() }
-                }
+                () = sleep(wait) => Stale::default(),
             };
-            let mut stale = stale;
-            if Instant::now() >= check_at {
+            let now = Instant::now();
+            stale.all |= now >= self.resync.at();
+            stale.interfaces |= self.retry_at.is_some_and(|at| now >= at);
+            if now >= check_at {
                 stale.interfaces |= self.find_detached();
                 check_at = Instant::now() + CHECK;
                 if Instant::now() >= order_at {
@@ -271,18 +288,10 @@ impl Interfaces {
                 |index: &u32| *index == 0 || self.roles.get(index) == Some(&Role::External);
             self.reads_sources |= all || stale.sources.iter().any(is_of_external);
             self.read_sources();
-            if !(all || stale.interfaces) {
-                continue;
-            }
             if all {
-                self.attached.clear();
-                self.xdp.recheck_all();
-                self.network = read(&self.handle).await?;
-                // Others set sysctls too.
-                own_packets::accept();
-                resync_at = Instant::now() + RESYNC;
-            } else {
-                self.refresh(stale).await?;
+                self.read_all().await?;
+            } else if !self.refresh(stale).await? {
+                continue;
             }
             let wanted = self.reconcile()?;
             if self.node_addresses.is_some() && (all || !was_known) {
@@ -306,47 +315,99 @@ impl Interfaces {
         self.xdp.find_detached(&self.programs) || !lost.is_empty()
     }
 
-    /// Applies a message and those that follow within [`GATHER`]. A change of a link ends the
-    /// wait, so that its programs are attached at once.
-    async fn gather(&mut self, first: NetlinkMessage<RouteNetlinkMessage>) -> Stale {
+    /// Applies a message and those that follow within [`GATHER`]. After a change of a link, only
+    /// those that are there already, so that its programs are attached at once.
+    async fn gather(&mut self, first: Received<Message>) -> Stale {
         let mut stale = Stale::default();
         self.apply(first, &mut stale);
-        if stale.link_changed {
-            return stale;
-        }
-        while let Ok(Some((message, _))) = timeout(GATHER, self.messages.next()).await {
-            self.apply(message, &mut stale);
-            if stale.link_changed {
-                break;
+        for _ in 1..BATCH {
+            let next = if stale.link_changed {
+                self.messages.try_next()
+            } else {
+                timeout(GATHER, self.messages.next()).await.ok()
+            };
+            match next {
+                // The loop sees the end when it asks again.
+                None | Some(Received::Closed) => break,
+                Some(received) => self.apply(received, &mut stale),
             }
         }
         stale
     }
 
-    fn apply(&mut self, message: NetlinkMessage<RouteNetlinkMessage>, stale: &mut Stale) {
-        match message.payload {
-            NetlinkPayload::InnerMessage(message) => apply(&mut self.network, message, stale),
-            NetlinkPayload::Overrun(_) => {
-                warn!("the kernel dropped netlink messages: reading interfaces and routes again");
-                stale.all = true;
-            }
-            _ => {}
+    fn apply(&mut self, received: Received<Message>, stale: &mut Stale) {
+        match received {
+            Received::Message((message, _)) => match message.payload {
+                NetlinkPayload::InnerMessage(message) => apply(&mut self.network, message, stale),
+                NetlinkPayload::Overrun(_) => self.overrun("the kernel"),
+                _ => {}
+            },
+            Received::Overrun => self.overrun("the agent"),
+            Received::Closed => {}
         }
     }
 
-    async fn refresh(&mut self, stale: Stale) -> Result<(), InterfaceError> {
+    fn overrun(&mut self, dropped_by: &str) {
+        self.resync.overrun();
+        let within = self.resync.at().saturating_duration_since(Instant::now());
+        warn!(dropped_by, ?within, "netlink messages were dropped: reading all interfaces again");
+        if let Some(metrics) = &self.options.metrics {
+            metrics.netlink_overran();
+        }
+    }
+
+    /// Reads everything again.
+    async fn read_all(&mut self) -> Result<(), InterfaceError> {
+        self.attached.clear();
+        self.xdp.recheck_all();
+        let neighbours = std::mem::take(&mut self.network.neighbours);
+        self.network = Network { neighbours, ..read(&self.handle).await? };
+        self.find_unparsed();
+        // Others set sysctls too.
+        own_packets::accept();
+        self.resync.done(Instant::now());
+        Ok(())
+    }
+
+    /// Finds interfaces whose description netlink-packet-route cannot parse and drops: they exist,
+    /// and are missing for the second time. An interface that has just come is missing once.
+    fn find_unparsed(&mut self) {
+        let all = match nix::net::if_::if_nameindex() {
+            Ok(all) => all,
+            Err(error) => return debug!(%error, "cannot count the interfaces"),
+        };
+        let missing: BTreeMap<u32, String> = all
+            .iter()
+            .filter(|interface| !self.network.links.contains_key(&interface.index()))
+            .map(|interface| (interface.index(), interface.name().to_string_lossy().into_owned()))
+            .collect();
+        let again = missing.iter().filter(|(index, _)| self.undescribed.contains_key(index));
+        self.unparsed = again
+            .map(|(_, name)| {
+                format!("the kernel's description of {name} cannot be parsed: its Service traffic is not handled; please report it")
+            })
+            .collect();
+        self.undescribed = missing;
+    }
+
+    /// Reads what messages do not say. Returns whether anything is other than before.
+    async fn refresh(&mut self, stale: Stale) -> Result<bool, InterfaceError> {
+        let mut is_changed = stale.interfaces;
         for index in stale.peers {
             let mut links = self.handle.link().get().match_index(index).execute();
             // The interface may be gone already.
             if let Ok(Some(message)) = links.try_next().await {
                 let (index, link) = parse_link(&message);
-                self.network.links.insert(index, link);
+                let known = self.network.links.insert(index, link);
+                is_changed |= known.as_ref() != self.network.links.get(&index);
             }
         }
         if stale.routes {
-            self.network.default_routes = read_routes(&self.handle).await?;
+            let default_routes = read_routes(&self.handle).await?;
+            is_changed |= self.network.default_routes != default_routes;
+            self.network.default_routes = default_routes;
         }
-        Ok(())
+        Ok(is_changed)
     }
 
     /// Attaches missing programs, detaches those of interfaces that lost their role, and publishes
@@ -384,13 +445,15 @@ impl Interfaces {
         let wanted = attach_points(&roles, |index| header(index).unwrap_or_default());
         // The entries of DEVICES that flows of node processes refer to exist before the flows.
         let unplaced = self.devices.set(&self.network.devices(&roles))?;
+        unhandled.extend(self.unparsed.iter().cloned());
         unhandled.extend(unplaced.iter().map(|device| {
             format!("map DEVICES is full: no entry for interface {}", device.ifindex)
         }));
         self.detach_unwanted(&wanted);
         let points = wanted.keys().copied().collect();
         let failures = self.attach_missing(wanted);
-        self.is_failing = !failures.is_empty();
+        self.retry = if failures.is_empty() { RETRY } else { (self.retry * 2).min(LONGEST_RETRY) };
+        self.retry_at = (!failures.is_empty()).then(|| Instant::now() + self.retry / 2);
         let (lost, others): (Vec<_>, Vec<_>) =
             failures.into_iter().partition(|(point, _)| self.lost.contains(point));
         let problems = lost.into_iter().map(|(_, sentence)| sentence).collect();
@@ -428,9 +491,12 @@ impl Interfaces {
         let mut failures = Vec::new();
         // Interfaces whose first program could not be attached: their others wait.
         let mut held_back = BTreeSet::new();
-        for (point, program) in in_order(wanted) {
-            let is_attached = self.attached.get(&point) == Some(&program);
-            if is_attached || held_back.contains(&point.0) {
+        let is_missing = |(point, program): &(AttachPoint, &'static str)| {
+            self.attached.get(point) != Some(program)
+        };
+        let missing: Vec<_> = wanted.into_iter().filter(is_missing).collect();
+        for (point, program) in in_order(missing) {
+            if held_back.contains(&point.0) {
                 continue;
             }
             let name = self.network.links.get(&point.0).map(|link| link.name.clone());

@@ -71,7 +71,8 @@ mod tests {
             super::end_on_panic();
             let runtime = tokio::runtime::Runtime::new().expect("a runtime");
             runtime.spawn(async { panic!("prepared") });
-            return runtime.block_on(tokio::time::sleep(Duration::from_secs(10)));
+            let wait = async { tokio::time::sleep(Duration::from_secs(10)).await };
+            return runtime.block_on(wait);
         }
         let this = std::env::current_exe().expect("this program");
         let name = "run::process::tests::a_panic_in_a_task_ends_the_process_and_is_logged";
