@@ -4,8 +4,11 @@
 //! There is no global registry: code that counts has a [`Metrics`]. The programs' counters are
 //! read from the maps at each scrape ([`DatapathStats`]).
 
+#[cfg(test)]
+mod alerts;
 pub mod format;
 mod kube_proxy;
+mod process;
 mod scrape;
 
 use std::{
@@ -33,6 +36,7 @@ use crate::watch::{api::Liveness, manifests::Problems};
 
 use format::Format;
 use kube_proxy::KubeProxy;
+use process::OfProcess;
 use scrape::OnScrape;
 
 /// Figures that are read from the maps at each scrape.
@@ -241,6 +245,7 @@ impl Default for Metrics {
 
 impl Inner {
     fn register_own(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(OfProcess));
         registry.register_collector(Box::new(OnScrape {
             datapath: Arc::clone(&self.datapath),
             problems: Arc::clone(&self.problems),

@@ -105,6 +105,8 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_faults{part=\"maps\"} 1"),
         (&after, "lb_attach_failures_total 1"),
         (&after, "lb_netlink_overruns_total 1"),
+        (&after, "process_resident_memory_bytes "),
+        (&after, "process_cpu_seconds_total "),
         (&after, "lb_flow_insertions_total 20"),
         (&after, "lb_flow_evictions_total{class=\"established\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"unanswered\"} 9"),
