@@ -359,6 +359,8 @@ impl Reconciler {
 
     fn reconcile(&mut self, dataplane: &mut KernelDataplane) {
         let started = Instant::now();
+        // What was taken out of use is reclaimed without a change, and that is no sync.
+        let is_sync = self.controller.has_changes();
         let now = self.started.elapsed().as_millis() as u64;
         let outcome = match self.controller.reconcile(now, dataplane) {
             Ok(outcome) => outcome,
@@ -393,7 +395,7 @@ impl Reconciler {
         if self.controller.snapshot().is_complete() {
             self.warn_no_source_ports();
             self.warn_nodes_full(outcome.nodes_left_out);
-            self.publish_synced(&outcome, started.elapsed());
+            self.publish_synced(&outcome, started.elapsed(), is_sync);
         }
     }
 
@@ -453,12 +455,14 @@ impl Reconciler {
         }
     }
 
-    fn publish_synced(&mut self, outcome: &Outcome, took: Duration) {
+    fn publish_synced(&mut self, outcome: &Outcome, took: Duration, is_sync: bool) {
         self.publish_health_checks();
         let sinks = &self.sinks;
         let now = Timestamp::now();
         sinks.health.updated(now);
-        sinks.metrics.synced(took, now);
+        if is_sync {
+            sinks.metrics.synced(took, now);
+        }
         for trigger in outcome.triggers.iter().filter(|trigger| trigger.at > self.started_at) {
             let waited = now.duration_since(trigger.at).try_into().unwrap_or_default();
             sinks.metrics.programmed(trigger.family, waited);
