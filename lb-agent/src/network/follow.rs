@@ -80,7 +80,7 @@ pub struct InterfaceOptions {
 const CHECK: Duration = Duration::from_secs(2);
 /// The delay before a failed operation is retried: doubled each time.
 const RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(32);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// How many messages may wait.
 const QUEUE: usize = 8_192;
 /// At most so many messages are applied before their consequences are.
@@ -89,8 +89,9 @@ const BATCH: usize = 1_024;
 const INVALIDATE: Duration = Duration::from_millis(10);
 /// The interval between two looks at the order of programs.
 const LOOK_AT_ORDER: Duration = Duration::from_secs(60);
-/// How long to wait for more messages of the same change.
+/// How long to wait for more messages of the same change, and for all of them.
 const GATHER: Duration = Duration::from_micros(500);
+const GATHER_ALL: Duration = Duration::from_millis(5);
 
 type Message = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
@@ -320,8 +321,9 @@ impl Interfaces {
     async fn gather(&mut self, first: Received<Message>) -> Stale {
         let mut stale = Stale::default();
         self.apply(first, &mut stale);
+        let end = Instant::now() + GATHER_ALL;
         for _ in 1..BATCH {
-            let next = if stale.link_changed {
+            let next = if stale.link_changed || Instant::now() >= end {
                 self.messages.try_next()
             } else {
                 timeout(GATHER, self.messages.next()).await.ok()
@@ -452,8 +454,12 @@ impl Interfaces {
         self.detach_unwanted(&wanted);
         let points = wanted.keys().copied().collect();
         let failures = self.attach_missing(wanted);
-        self.retry = if failures.is_empty() { RETRY } else { (self.retry * 2).min(LONGEST_RETRY) };
-        self.retry_at = (!failures.is_empty()).then(|| Instant::now() + self.retry / 2);
+        if failures.is_empty() {
+            (self.retry_at, self.retry) = (None, RETRY);
+        } else {
+            self.retry_at = Some(Instant::now() + self.retry);
+            self.retry = (self.retry * 2).min(LONGEST_RETRY);
+        }
         let (lost, others): (Vec<_>, Vec<_>) =
             failures.into_iter().partition(|(point, _)| self.lost.contains(point));
         let problems = lost.into_iter().map(|(_, sentence)| sentence).collect();
