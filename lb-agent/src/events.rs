@@ -41,8 +41,12 @@ pub enum EventReason {
     ProtocolNotSupported,
     /// A value is not valid, such as an address or a port.
     InvalidObject,
-    /// An older Service has the address and port.
+    /// Another Service, of a stronger kind of claim or older, has the address and port.
     AddressInUse,
+    /// No Service may have this address.
+    ForbiddenAddress,
+    /// The Service asks for more than a limit allows: it is not served.
+    TooLarge,
     /// A map is full: the Service is not programmed, or stays as it was.
     MapFull,
     /// The agent cannot listen on the Service's health check port.
@@ -56,6 +60,8 @@ impl EventReason {
             Self::ProtocolNotSupported => "ProtocolNotSupported",
             Self::InvalidObject => "InvalidObject",
             Self::AddressInUse => "AddressInUse",
+            Self::ForbiddenAddress => "ForbiddenAddress",
+            Self::TooLarge => "TooLarge",
             Self::MapFull => "MapFull",
             Self::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
         }
@@ -68,6 +74,8 @@ impl EventReason {
             Self::ProtocolNotSupported
             | Self::InvalidObject
             | Self::AddressInUse
+            | Self::ForbiddenAddress
+            | Self::TooLarge
             | Self::MapFull => "Program",
         }
     }
@@ -89,6 +97,8 @@ impl From<RefusalReason> for EventReason {
             | RefusalReason::OutOfRange
             | RefusalReason::Duplicate => Self::InvalidObject,
             RefusalReason::AddressInUse => Self::AddressInUse,
+            RefusalReason::ForbiddenAddress => Self::ForbiddenAddress,
+            RefusalReason::TooLarge => Self::TooLarge,
         }
     }
 }

@@ -16,7 +16,7 @@ use lb_common::abi::settings::Settings;
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{
-        self, Conflict, DesiredFrontend, FrontendAddress, Locality, NodeFacts,
+        self, Conflict, DesiredFrontend, FrontendAddress, Locality, NodeFacts, backends,
         claims::Claims,
         health_checks::{self, Checks},
         no_local_endpoints, settings,
@@ -24,12 +24,12 @@ use crate::{
     },
     execute::execute,
     model::{
-        Refusal,
+        Refusal, RefusalReason,
         event::{ObjectEvent, ObjectKind},
     },
-    options::ExternalMode,
+    options::{ExternalMode, Limits},
     plan::{Counts, Draft, Op, Planner, Shortage},
-    snapshot::{Dirty, Snapshot, Trigger},
+    snapshot::{Dirty, Entry, Snapshot, Trigger},
 };
 
 /// How long entries stay unchanged after they were taken out of use, in milliseconds: far
@@ -68,6 +68,9 @@ pub struct Controller {
     /// Services that did not fit, to be tried again when there is room.
     shortages: BTreeMap<Arc<str>, Shortage>,
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
+    limits: Limits,
+    /// Services with more backends than the limit; to the maps they do not exist.
+    too_large: BTreeSet<Arc<str>>,
     /// How many addresses of nodes do not fit.
     nodes_left_out: usize,
     health_checks: Checks,
@@ -125,11 +128,20 @@ impl Controller {
             withheld: BTreeMap::new(),
             shortages: BTreeMap::new(),
             conflicts: BTreeMap::new(),
+            limits: Limits::default(),
+            too_large: BTreeSet::new(),
             nodes_left_out: 0,
             health_checks: Checks::new(),
             no_local_endpoints: no_local_endpoints::Sum::default(),
             triggers: Vec::new(),
         }
+    }
+
+    /// With other limits than the default ones.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.snapshot.set_limits(limits);
+        self.limits = limits;
+        self
     }
 
     /// Applies a change of the source.
@@ -280,8 +292,9 @@ impl Controller {
             affected.extend(names.cloned());
         }
         for name in affected.iter().chain(&dirty.services) {
+            self.count_backends(name, outcome);
             self.claim(name, &mut others, outcome);
-            match self.snapshot.service(name).and_then(health_checks::of_service) {
+            match self.served(name).and_then(health_checks::of_service) {
                 Some(check) => self.health_checks.insert(Arc::clone(name), check),
                 None => self.health_checks.remove(name),
             };
@@ -300,8 +313,35 @@ impl Controller {
     }
 
     fn has_node_ports(&self, name: &str) -> bool {
-        let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
+        let service = self.served(name).and_then(|entry| entry.service.as_ref());
         service.is_some_and(|service| service.ports.iter().any(|port| port.node_port.is_some()))
+    }
+
+    /// A Service with its slices, unless it is too large.
+    fn served(&self, name: &str) -> Option<&Entry> {
+        self.snapshot.service(name).filter(|_| !self.too_large.contains(name))
+    }
+
+    /// Counts the backends of a Service that changed, before anything is made of them.
+    fn count_backends(&mut self, name: &Arc<str>, outcome: &mut Outcome) {
+        let count = self.snapshot.service(name).map_or(0, backends::count);
+        match self.limits.backends.exceeded_by(count) {
+            None => {
+                self.too_large.remove(name);
+            }
+            Some(message) => {
+                if self.too_large.insert(Arc::clone(name)) {
+                    outcome.refusals.push(Refusal {
+                        kind: ObjectKind::Service,
+                        object: (&**name).into(),
+                        uid: String::new(),
+                        field: "spec.ports".to_owned(),
+                        reason: RefusalReason::TooLarge,
+                        message,
+                    });
+                }
+            }
+        }
     }
 
     /// Updates the claims of a Service. Returns whether they changed.
@@ -311,7 +351,7 @@ impl Controller {
         affected: &mut BTreeSet<Arc<str>>,
         outcome: &mut Outcome,
     ) -> bool {
-        let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
+        let service = self.served(name).and_then(|entry| entry.service.as_ref());
         let (created, mut wanted) = match service {
             Some(service) => {
                 (service.created, desired::claims(service, &self.facts.node_port_addresses))
@@ -378,18 +418,19 @@ impl Controller {
             nodes: snapshot.nodes(),
             external_mode: self.external_mode,
         };
+        let served =
+            |name: &Arc<str>| snapshot.service(name).filter(|_| !self.too_large.contains(name));
         let is_wanted =
-            |name: &&Arc<str>| snapshot.service(name).is_some_and(|entry| entry.service.is_some());
+            |name: &&Arc<str>| served(name).is_some_and(|entry| entry.service.is_some());
         // Removed Services first: they make room for new ones.
         let (wanted, gone): (Vec<_>, Vec<_>) = affected.iter().partition(is_wanted);
         for name in gone.into_iter().chain(wanted) {
-            let entry = snapshot.service(name);
-            let mut desired = entry.and_then(|entry| desired::service(entry, locality));
+            let mut desired = served(name).and_then(|entry| desired::service(entry, locality));
             if let Some(desired) = &mut desired {
                 desired.ports.retain_mut(|port| {
                     port.frontends.retain(|frontend| self.claims.is_owner(name, &frontend.at));
                     if !port.frontends.iter().any(DesiredFrontend::is_ranged) {
-                        port.ranges.clear();
+                        port.ranges = Arc::default();
                     }
                     !port.frontends.is_empty()
                 });

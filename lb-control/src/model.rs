@@ -12,6 +12,7 @@ mod refusal;
 pub mod service;
 pub mod slice;
 pub mod source_ports;
+pub mod text;
 
 use std::{
     collections::HashSet,
@@ -24,7 +25,8 @@ use lb_common::abi::frontend;
 
 use event::ObjectName;
 use refusal::Refusals;
-pub use refusal::{Refusal, RefusalReason};
+pub use refusal::{MAX_REFUSALS, Refusal, RefusalReason};
+use text::Quoted;
 
 /// A transport protocol that lb balances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,7 +149,8 @@ fn is_label(text: &str) -> bool {
 
 /// Reads an address that packets can be sent to.
 fn parse_address(text: &str) -> Result<IpAddr, String> {
-    let address: IpAddr = text.parse().map_err(|_| format!("\"{text}\" is not an IP address"))?;
+    let address: IpAddr =
+        text.parse().map_err(|_| format!("{} is not an IP address", Quoted(text)))?;
     let why = if address.is_unspecified() {
         "the unspecified address"
     } else if address.is_loopback() {
@@ -159,7 +162,7 @@ fn parse_address(text: &str) -> Result<IpAddr, String> {
     } else {
         return Ok(address);
     };
-    Err(format!("\"{text}\" is {why}"))
+    Err(format!("{} is {why}", Quoted(text)))
 }
 
 /// Reads a port number.

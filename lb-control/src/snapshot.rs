@@ -17,13 +17,16 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::model::{
-    self, IpFamily, Parsed, Refusal,
-    event::{Object, ObjectEvent, ObjectKind, ObjectName},
-    keys::TRIGGER_TIME_ANNOTATION,
-    node::{self, Node},
-    service::{self, Service},
-    slice::{self, Slice},
+use crate::{
+    model::{
+        self, IpFamily, Parsed, Refusal,
+        event::{Object, ObjectEvent, ObjectKind, ObjectName},
+        keys::TRIGGER_TIME_ANNOTATION,
+        node::{self, Node},
+        service::{self, Service},
+        slice::{self, Slice},
+    },
+    options::Limits,
 };
 
 use nodes::NodeIndex;
@@ -32,6 +35,7 @@ use nodes::NodeIndex;
 #[derive(Debug)]
 pub struct Snapshot {
     node_name: String,
+    limits: Limits,
     awaited: BTreeSet<ObjectKind>,
     services: HashMap<Arc<str>, Entry>,
     /// The Service of every slice, by `namespace/name` of the slice.
@@ -101,6 +105,7 @@ impl Snapshot {
     pub fn new(node_name: &str, expected: impl IntoIterator<Item = ObjectKind>) -> Self {
         Self {
             node_name: node_name.to_owned(),
+            limits: Limits::default(),
             awaited: expected
                 .into_iter()
                 .chain([ObjectKind::Service, ObjectKind::EndpointSlice])
@@ -113,6 +118,11 @@ impl Snapshot {
             refusals: BTreeMap::new(),
             dirty: Dirty::default(),
         }
+    }
+
+    /// Sets what a Service may ask for; for Services that are applied from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Whether the first list of every expected kind has arrived.
@@ -239,7 +249,8 @@ impl Snapshot {
 
     fn apply_service(&mut self, object: &v1::Service) {
         let key = key_of(&model::object_name(&object.metadata));
-        let service = self.accept(ObjectKind::Service, &object.metadata, service::parse(object));
+        let parsed = service::parse(object, &self.limits);
+        let service = self.accept(ObjectKind::Service, &object.metadata, parsed);
         self.set_service(&key, service);
     }
 

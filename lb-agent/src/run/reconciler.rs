@@ -100,7 +100,8 @@ impl Reconciler {
         sinks: Sinks,
     ) -> Self {
         Self {
-            controller: Controller::new(&config.node_name, config.external_mode, expected),
+            controller: Controller::new(&config.node_name, config.external_mode, expected)
+                .with_limits(config.limits),
             node_name: config.node_name.clone(),
             node_addresses: None,
             network: NodeNetwork::default(),

@@ -1,4 +1,5 @@
 mod outside;
+mod tenants;
 
 use std::{net::Ipv4Addr, time::Instant};
 

@@ -1,6 +1,8 @@
 //! Reserves the entries that one Service needs, before any op is planned, so that the Service
 //! is programmed as a whole or not at all.
 
+use std::collections::HashSet;
+
 use super::{
     family_index,
     frontends::Frontends,
@@ -142,10 +144,11 @@ pub(crate) fn check_frontends(
         |at: &FrontendAddress| family_index(at.ip) == family && frontends.owner(at).is_none();
     let new = wanted().filter(is_new).count();
     let lost = || {
+        let wanted: HashSet<FrontendAddress> = wanted().collect();
         let owned = held.iter().flat_map(|port| port.frontends.iter().map(|at| (at, port.index)));
         let of_family = owned.filter(|(at, _)| family_index(at.ip) == family);
         let lost = of_family.filter(|(at, index)| frontends.owner(at) == Some(*index));
-        lost.filter(|(at, _)| !wanted().any(|wanted| wanted == **at)).count()
+        lost.filter(|(at, _)| !wanted.contains(at)).count()
     };
     let limit = frontends.limits[family];
     let total = frontends.counts[family] + new;
@@ -167,6 +170,9 @@ pub(crate) fn check_ranges(
 ) -> Result<(), FullMap> {
     let new = |(port, matched): (&DesiredPort, &Matched)| {
         let held = matched.held.map_or(&[][..], |at| &held[at].ranges);
+        if held == &*port.ranges {
+            return 0;
+        }
         let of_family = port.ranges.iter().filter(|range| family_index(range.addr()) == family);
         of_family.filter(|range| held.binary_search(range).is_err()).count()
     };

@@ -1,12 +1,12 @@
 //! The addresses of a Service for clients outside the cluster, and which clients may use them.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
 
 use crate::{
-    model::{RefusalReason, Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
+    model::{RefusalReason, Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address, text::Quoted},
     options::ExternalMode,
 };
 
@@ -43,7 +43,7 @@ fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMo
         refusals.add(
             RefusalReason::UnknownValue,
             EXTERNAL_MODE_ANNOTATION.annotation_path(),
-            format!("\"{text}\" is neither snat nor dsr; what --external-mode says is used"),
+            format!("{} is neither snat nor dsr; what --external-mode says is used", Quoted(text)),
         );
     }
     mode
@@ -77,10 +77,10 @@ fn addresses<'a>(
     texts: impl Iterator<Item = (String, &'a str)>,
     refusals: &mut Refusals<'_>,
 ) -> Vec<IpAddr> {
-    let mut addresses = Vec::new();
+    let (mut addresses, mut seen) = (Vec::new(), HashSet::new());
     for (field, text) in texts {
         match parse_address(text) {
-            Ok(address) if addresses.contains(&address) => {}
+            Ok(address) if !seen.insert(address) => {}
             Ok(address) => addresses.push(address),
             Err(message) => refusals.add(RefusalReason::InvalidAddress, field, message),
         }
@@ -101,7 +101,7 @@ fn source_ranges(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpNet> 
                 refusals.add(
                     RefusalReason::InvalidPrefix,
                     field,
-                    format!("\"{text}\" is not an IP prefix"),
+                    format!("{} is not an IP prefix", Quoted(text)),
                 );
             }
         }
