@@ -5,7 +5,7 @@
 //! back-off, when [`Outcome::errors`] is not empty.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -17,14 +17,14 @@ use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{
         self, Conflict, DesiredFrontend, FrontendAddress, Locality, NodeFacts, backends,
-        claims::Claims,
+        claims::{Claim, Claims},
         health_checks::{self, Checks},
         no_local_endpoints, settings,
-        taken::{self, Holder, Taken},
+        taken::{self, ApiServers, Holder, Taken},
     },
     execute::execute,
     model::{
-        Refusal, RefusalReason,
+        Refusal, RefusalReason, add_some,
         event::{ObjectEvent, ObjectKind},
     },
     options::{ExternalMode, Limits},
@@ -158,6 +158,11 @@ impl Controller {
         self.facts = facts;
     }
 
+    /// Sets the addresses at which this agent looks for API servers.
+    pub fn set_api_servers(&mut self, configured: ApiServers) {
+        self.are_claims_dirty |= self.taken.set_configured(configured);
+    }
+
     /// What is known of this node.
     pub fn facts(&self) -> &NodeFacts {
         &self.facts
@@ -278,6 +283,10 @@ impl Controller {
             let entry = self.snapshot.service(taken::API_SERVER);
             self.are_claims_dirty |= self.taken.set_api_servers(entry);
         }
+        if self.is_everything_dirty || dirty.service_cidrs {
+            let prefixes = self.snapshot.service_cidrs();
+            self.are_claims_dirty |= self.taken.set_service_cidrs(prefixes);
+        }
         if std::mem::take(&mut self.are_claims_dirty) {
             let names: Vec<_> = self.snapshot.names().cloned().collect();
             for name in names {
@@ -359,7 +368,7 @@ impl Controller {
             None => (None, Vec::new()),
         };
         let mut withheld = BTreeSet::new();
-        wanted.retain(|frontend| {
+        wanted.retain(|Claim { frontend, .. }| {
             let holder = self.taken.holder(name, frontend, &self.facts.held_addresses);
             withheld.extend(holder.map(|holder| (frontend.at, holder)));
             holder.is_none()
@@ -369,11 +378,11 @@ impl Controller {
         self.are_settings_dirty |= self.in_use.set_direct(name, is_direct);
         self.set_withheld(name, withheld, outcome);
         let Some(before) = self.claims.set(name, created, wanted, affected) else { return false };
-        for frontend in &before {
-            self.are_settings_dirty |= self.in_use.remove(frontend);
+        for claim in &before {
+            self.are_settings_dirty |= self.in_use.remove(&claim.frontend);
         }
-        for frontend in self.claims.of(name) {
-            self.are_settings_dirty |= self.in_use.add(frontend);
+        for claim in self.claims.of(name) {
+            self.are_settings_dirty |= self.in_use.add(&claim.frontend);
         }
         true
     }
@@ -387,16 +396,12 @@ impl Controller {
         outcome: &mut Outcome,
     ) {
         let known = self.withheld.remove(name).unwrap_or_default();
-        for (frontend, holder) in withheld.difference(&known) {
-            match holder {
-                Holder::ApiServer => outcome.refusals.push(taken::refusal(name, *frontend)),
-                // The ClusterIP as a whole stands for its ports.
-                Holder::Process if frontend.protocol == 0 => {
-                    outcome.left_to_processes.push((Arc::clone(name), frontend.ip));
-                }
-                Holder::Process => {}
-            }
-        }
+        let new = || withheld.difference(&known);
+        let refusal = |(frontend, holder): &(_, _)| taken::refusal(name, *frontend, *holder);
+        add_some(&mut outcome.refusals, new().filter_map(refusal));
+        // The ClusterIP as a whole stands for its ports.
+        let left = new().filter(|(at, holder)| *holder == Holder::Process && at.protocol == 0);
+        outcome.left_to_processes.extend(left.map(|(at, _)| (Arc::clone(name), at.ip)));
         if !withheld.is_empty() {
             self.withheld.insert(Arc::clone(name), withheld);
         }
@@ -437,8 +442,9 @@ impl Controller {
             }
             let lost = self.claims.conflicts(name);
             let known = self.conflicts.remove(name).unwrap_or_default();
-            let new = lost.iter().filter(|conflict| !known.contains(conflict));
-            outcome.refusals.extend(new.map(Conflict::refusal));
+            let known: HashSet<_> = known.iter().map(|lost| (lost.frontend, &lost.owner)).collect();
+            let new = lost.iter().filter(|lost| !known.contains(&(lost.frontend, &lost.owner)));
+            add_some(&mut outcome.refusals, new.map(Conflict::refusal));
             if !lost.is_empty() {
                 self.conflicts.insert(Arc::clone(name), lost);
             }

@@ -15,7 +15,7 @@ pub mod settings;
 pub mod taken;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -27,6 +27,8 @@ use lb_common::abi::{
     service::Service as ServiceEntry,
     settings::Timeouts,
 };
+
+use claims::{Claim, ClaimKind};
 
 use crate::{
     model::{
@@ -117,6 +119,11 @@ pub struct DesiredFrontend {
 }
 
 impl DesiredFrontend {
+    /// Whether it is a load balancer's address or an external IP, with a port or as a whole.
+    pub fn is_external(&self) -> bool {
+        matches!(self.kind, FrontendKind::EXTERNAL | FrontendKind::EXTERNAL_ADDRESS)
+    }
+
     /// Whether it admits only clients in the service port's source ranges.
     pub fn is_ranged(&self) -> bool {
         self.flags & FrontendEntry::RANGED != 0
@@ -229,15 +236,22 @@ fn ports_of_family(
     ports.map(port).collect()
 }
 
-/// The frontends that a Service wants; an older Service may own some of them.
-pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<DesiredFrontend> {
-    let mut claims = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
+/// The frontends that a Service wants, and by what; another Service may own some of them.
+pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<Claim> {
+    let balanced: HashSet<&IpAddr> = service.load_balancer_ips.iter().collect();
+    let kind = |frontend: &DesiredFrontend| match frontend.kind {
+        FrontendKind::CLUSTER_IP | FrontendKind::CLUSTER_IP_ADDRESS => ClaimKind::ClusterIp,
+        FrontendKind::NODE_PORT => ClaimKind::NodePort,
+        _ if balanced.contains(&frontend.at.ip) => ClaimKind::LoadBalancer,
+        _ => ClaimKind::ExternalIp,
+    };
+    let mut wanted = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
     for ip in &service.cluster_ips {
-        claims.push(frontends::of_address(*ip));
-        claims.extend(frontends::of_external_addresses(service, IpFamily::of(*ip)));
-        claims.extend(frontends::of_ports(service, *ip, node_port_addresses).into_iter().flatten());
+        wanted.push(frontends::of_address(*ip));
+        wanted.extend(frontends::of_external_addresses(service, IpFamily::of(*ip)));
+        wanted.extend(frontends::of_ports(service, *ip, node_port_addresses).into_iter().flatten());
     }
-    claims
+    wanted.into_iter().map(|frontend| Claim { kind: kind(&frontend), frontend }).collect()
 }
 
 fn flags(service: &Service, external_mode: ExternalMode) -> u32 {
@@ -279,8 +293,8 @@ pub fn display_name(service: &str, key: &PortKey) -> String {
     if key.port.is_empty() { service.to_owned() } else { format!("{service}:{}", key.port) }
 }
 
-/// A Service that claims an address which an older Service owns.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A Service that claims an address which another Service owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
     /// The Service without the address, as `namespace/name`.
     pub service: Arc<str>,
@@ -288,10 +302,12 @@ pub struct Conflict {
     pub owner: Arc<str>,
     /// The address.
     pub frontend: FrontendAddress,
+    /// The owner's kind of claim, if that decided; else the owner is the older Service.
+    pub stronger: Option<ClaimKind>,
 }
 
 impl Conflict {
-    /// The refusal of the younger Service.
+    /// The refusal of the Service without the address.
     pub fn refusal(&self) -> Refusal {
         let FrontendAddress { ip, port, .. } = self.frontend;
         let lost = if self.frontend.is_of_any_node() {
@@ -299,13 +315,17 @@ impl Conflict {
         } else {
             format!("{ip} port {port}")
         };
+        let message = match self.stronger {
+            Some(kind) => format!("{lost} is a {} of Service {}", kind.name(), self.owner),
+            None => format!("{lost} belongs to the older Service {}", self.owner),
+        };
         Refusal {
             kind: ObjectKind::Service,
             object: (&*self.service).into(),
             uid: String::new(),
             field: "spec.ports".to_owned(),
             reason: RefusalReason::AddressInUse,
-            message: format!("{lost} belongs to the older Service {}", self.owner),
+            message,
         }
     }
 }

@@ -25,7 +25,7 @@ use lb_common::abi::frontend;
 
 use event::ObjectName;
 use refusal::Refusals;
-pub use refusal::{MAX_REFUSALS, Refusal, RefusalReason};
+pub use refusal::{MAX_REFUSALS, Refusal, RefusalReason, add_some};
 use text::Quoted;
 
 /// A transport protocol that lb balances.

@@ -197,7 +197,8 @@ fn every_refusal_of_the_model_has_its_event_reason() {
 #[test]
 fn a_service_that_loses_an_address_gets_address_in_use() {
     let frontend = FrontendAddress { ip: [10, 0, 0, 1].into(), port: 80, protocol: 6 };
-    let conflict = Conflict { service: "shop/new".into(), owner: "shop/old".into(), frontend };
+    let conflict =
+        Conflict { service: "shop/new".into(), owner: "shop/old".into(), frontend, stronger: None };
     let refusal = conflict.refusal();
     assert_eq!(refusal.message, "10.0.0.1 port 80 belongs to the older Service shop/old");
     assert_eq!(EventReason::from(refusal.reason).word(), "AddressInUse");

@@ -13,6 +13,7 @@ use lb_control::{
         NodeFacts,
         health_checks::{self, Wanted},
         node_ports,
+        taken::ApiServers,
     },
     model::{
         event::{Object, ObjectEvent, ObjectKind},
@@ -151,11 +152,13 @@ impl Reconciler {
         mut self,
         mut events: mpsc::Receiver<ObjectEvent>,
         mut network: watch::Receiver<NodeNetwork>,
+        mut api_servers: watch::Receiver<ApiServers>,
         mut dataplane: KernelDataplane,
         known: Option<provisional::Known>,
     ) {
         self.network = network.borrow_and_update().clone();
         self.refresh_facts();
+        self.controller.set_api_servers(api_servers.borrow_and_update().clone());
         // What was listed before the maps were this agent's is planned at once.
         self.due = self.controller.snapshot().is_complete().then(Instant::now);
         if self.due.is_none()
@@ -173,6 +176,9 @@ impl Reconciler {
                     self.apply_queued(&mut events).await;
                 }
                 Ok(()) = network.changed() => self.update_network(&mut network),
+                Ok(()) = api_servers.changed() => {
+                    self.controller.set_api_servers(api_servers.borrow_and_update().clone());
+                }
                 () = sleep_until(self.due.unwrap_or(never).into()) => {}
             }
             if !self.has_awaited_network && self.controller.snapshot().is_complete() {

@@ -125,8 +125,11 @@ impl Claims {
         let Some((_, claims)) = self.services.get(service) else { return Vec::new() };
         let lost = |claim: &Claim| {
             let owner = &self.claimants.get(&claim.frontend.at)?.owner;
-            (owner != service && claim.frontend.at.protocol != 0)
-                .then_some((claim.frontend, claim.kind, owner))
+            (owner != service && claim.frontend.at.protocol != 0).then_some((
+                claim.frontend,
+                claim.kind,
+                owner,
+            ))
         };
         let lost: Vec<_> = claims.iter().filter_map(lost).collect();
         let node_port = |at: FrontendAddress, owner| (at.port, at.protocol, owner);

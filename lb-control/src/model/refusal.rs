@@ -87,6 +87,15 @@ impl RefusalReason {
     ];
 }
 
+/// Adds refusals of one object to a list, at most one more than [`MAX_REFUSALS`].
+pub fn add_some(list: &mut Vec<Refusal>, mut refusals: impl Iterator<Item = Refusal>) {
+    list.extend(refusals.by_ref().take(MAX_REFUSALS));
+    let Some(mut more) = refusals.next() else { return };
+    let left_out = 1 + refusals.count();
+    more.message = format!("{left_out} more parts are refused");
+    list.push(more);
+}
+
 /// Collects the refusals of one object.
 pub(super) struct Refusals<'a> {
     kind: ObjectKind,

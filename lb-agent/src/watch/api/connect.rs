@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::http::Request;
+use axum::http::{Request, Uri};
 use kube::{
     Client,
     client::{Body, ClientBuilder},
@@ -55,6 +55,11 @@ impl Connection {
     /// The server that serves, or the configured ones if none does.
     pub fn server(&self) -> String {
         self.servers.as_ref().map(|servers| servers.described()).unwrap_or_default()
+    }
+
+    /// The servers that are configured.
+    pub fn configured(&self) -> Vec<Uri> {
+        self.servers.as_ref().map(|servers| servers.given()).unwrap_or_default()
     }
 
     /// Which watches are broken.

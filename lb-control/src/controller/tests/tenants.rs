@@ -231,3 +231,216 @@ proptest! {
         prop_assert!(steps <= 10 * (length + frontends + backends + 10), "{steps} steps");
     }
 }
+
+/// Who serves each address and port of IPv4, but for addresses as a whole.
+fn served(fake: &Fake) -> Vec<String> {
+    let of_ports = fake.frontends4.iter().filter(|(key, _)| key.protocol != 0);
+    let of_ports = of_ports.filter(|(key, _)| key.address != Address4::default());
+    let mut found: Vec<_> = of_ports
+        .map(|(key, frontend)| {
+            let name = fake.names[frontend.service as usize];
+            let name = String::from_utf8_lossy(&name.text[..name.length.into()]).into_owned();
+            format!("{}:{} {name}", Ipv4Addr::from(key.address), key.port.get())
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+fn texts(outcome: &Outcome) -> Vec<String> {
+    outcome.refusals.iter().map(ToString::to_string).collect()
+}
+
+/// A Service of an age, with a spec.
+fn aged(name: &str, day: u8, spec: Value, ingress: &[&str]) -> Object {
+    let ingress = ingress.iter().map(|ip| json!({ "ip": ip })).collect();
+    let mut object = object(name, spec, ingress);
+    let created = format!("2026-01-{day:02}T00:00:00Z");
+    object.metadata.creation_timestamp =
+        Some(serde_json::from_value(json!(created)).expect("a time"));
+    object.into()
+}
+
+#[test]
+fn the_kind_of_a_claim_decides_before_the_age_of_the_service() {
+    let port = |number: u16| json!([{ "name": "http", "port": number }]);
+    // Each row: an older Service with the weaker claim to an address, a younger one with the
+    // stronger claim, the address, and what the older one is told.
+    let weak = json!({ "clusterIP": "10.0.0.1", "externalIPs": ["10.0.0.9"], "ports": port(80) });
+    let cluster_ip = json!({ "clusterIP": "10.0.0.9", "ports": port(80) });
+    let on_node = json!({
+        "clusterIP": "10.0.0.1", "externalIPs": ["192.0.2.10"], "ports": port(30_080),
+    });
+    let node_port = json!({
+        "type": "NodePort", "clusterIP": "10.0.0.2",
+        "ports": [{ "name": "http", "port": 81, "nodePort": 30_080 }],
+    });
+    let external = json!({
+        "clusterIP": "10.0.0.1", "externalIPs": ["203.0.113.9"], "ports": port(80),
+    });
+    let balanced = json!({ "type": "LoadBalancer", "clusterIP": "10.0.0.2", "ports": port(80) });
+    let rows: [(Value, &[&str], Value, &[&str], &str, &str); 4] = [
+        (weak, &[], cluster_ip, &[], "10.0.0.9:80", "10.0.0.9 port 80 is a ClusterIP"),
+        (
+            on_node,
+            &[],
+            node_port.clone(),
+            &[],
+            "192.0.2.10:30080",
+            "192.0.2.10 port 30080 is a node port",
+        ),
+        (
+            external,
+            &[],
+            balanced.clone(),
+            &["203.0.113.9"],
+            "203.0.113.9:80",
+            "203.0.113.9 port 80 is a load balancer address",
+        ),
+        (
+            json!({ "type": "LoadBalancer", "clusterIP": "10.0.0.1", "ports": port(30_080) }),
+            &["192.0.2.10"],
+            node_port,
+            &[],
+            "192.0.2.10:30080",
+            "192.0.2.10 port 30080 is a node port",
+        ),
+    ];
+    for (weaker, of_weaker, stronger, of_stronger, at, told) in rows {
+        let (old, young) =
+            (aged("old", 1, weaker, of_weaker), aged("young", 2, stronger, of_stronger));
+        let mut controller = listed(vec![old.clone()], Vec::new());
+        controller.set_facts(node_ports_on(&["192.0.2.10"]));
+        let mut fake = Fake::new(CAPACITY);
+        reconcile(&mut controller, 0, &mut fake);
+        assert!(served(&fake).contains(&format!("{at} shop/old:http")), "{at}");
+        controller.apply(ObjectEvent::Applied(young.clone()));
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        assert!(served(&fake).contains(&format!("{at} shop/young:http")), "{at}");
+        assert_eq!(
+            texts(&outcome),
+            [format!("Service shop/old, spec.ports: {told} of Service shop/young")]
+        );
+        // Whatever comes first, and after a restart.
+        let mut other = listed(vec![young, old], Vec::new());
+        other.set_facts(node_ports_on(&["192.0.2.10"]));
+        assert_eq!(reconcile(&mut other, 0, &mut fake).ops, 0, "{at}");
+        controller.apply(deleted("young"));
+        assert_eq!(texts(&reconcile(&mut controller, 0, &mut fake)), [""; 0]);
+        assert!(served(&fake).contains(&format!("{at} shop/old:http")), "{at}");
+    }
+}
+
+#[test]
+fn claims_that_change_cost_what_changes() {
+    let external = |count: usize| {
+        json!({
+            "clusterIP": "10.0.0.1", "ports": [{ "name": "http", "port": 80 }],
+            "externalIPs": addresses(20, count),
+        })
+    };
+    // A hundred Services want the same addresses.
+    let others = (0..100).map(|n| aged(&format!("s{n}"), 2, external(200), &[]));
+    let mut controller = listed(others.collect(), Vec::new());
+    let mut fake = Fake::new(CAPACITY);
+    reconcile(&mut controller, 0, &mut fake);
+    let (steps, _) = crate::work::of(|| {
+        controller.apply(ObjectEvent::Applied(aged("s0", 2, external(199), &[])));
+        reconcile(&mut controller, 0, &mut fake)
+    });
+    let owner = served(&fake);
+    assert!(owner.contains(&"20.0.0.199:80 shop/s1:http".to_owned()), "the next by name has it");
+    assert!(owner.contains(&"20.0.0.198:80 shop/s0:http".to_owned()));
+    // Two Services are looked at: the one that changed, and the one that won an address.
+    assert!(steps < 1_500, "{steps} steps");
+}
+
+fn service_cidr(prefix: &str) -> ObjectEvent {
+    let object = json!({ "metadata": { "name": "services" }, "spec": { "cidrs": [prefix] } });
+    let object: k8s_openapi::api::networking::v1::ServiceCIDR =
+        serde_json::from_value(object).expect("a ServiceCIDR");
+    ObjectEvent::Applied(object.into())
+}
+
+#[test]
+fn addresses_of_a_service_cidr_are_for_cluster_ips_alone() {
+    let spec = json!({
+        "type": "LoadBalancer", "clusterIP": "10.0.0.1",
+        "externalIPs": ["10.0.0.1", "10.0.0.7", "20.0.0.1"],
+        "ports": [{ "name": "http", "port": 80 }, { "name": "dns", "port": 53 }],
+    });
+    let mut controller = listed(vec![aged("a", 1, spec, &["10.0.0.8"])], Vec::new());
+    controller.apply(service_cidr("10.0.0.0/16"));
+    let mut fake = Fake::new(CAPACITY);
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    let reasons: Vec<_> = outcome.refusals.iter().map(|refusal| refusal.reason).collect();
+    assert_eq!(
+        reasons,
+        [RefusalReason::ForbiddenAddress; 2],
+        "each address once, not its own ClusterIP"
+    );
+    for (refusal, ip) in outcome.refusals.iter().zip(["10.0.0.7", "10.0.0.8"]) {
+        assert!(
+            refusal.message.starts_with(&format!("{ip} is in a ServiceCIDR,")),
+            "{refusal}"
+        );
+    }
+    let ips = |fake: &Fake| {
+        let mut ips: Vec<_> =
+            fake.frontends4.keys().map(|key| Ipv4Addr::from(key.address).to_string()).collect();
+        ips.sort();
+        ips.dedup();
+        ips
+    };
+    assert_eq!(ips(&fake), ["10.0.0.1", "20.0.0.1"]);
+    // It is told again only after it was right.
+    assert_eq!(texts(&reconcile(&mut controller, 1, &mut fake)), [""; 0]);
+    controller.apply(service_cidr("10.0.0.0/29"));
+    assert_eq!(texts(&reconcile(&mut controller, 2, &mut fake)), [""; 0]);
+    assert_eq!(ips(&fake), ["10.0.0.1", "10.0.0.8", "20.0.0.1"]);
+}
+
+#[test]
+fn the_api_server_that_the_agent_asks_is_no_service_s() {
+    let spec = json!({
+        "clusterIP": "10.0.0.1", "externalIPs": ["192.0.2.1"],
+        "ports": [{ "name": "https", "port": 6443 }, { "name": "http", "port": 80 }],
+    });
+    let mut controller = listed(vec![aged("a", 1, spec, &[])], Vec::new());
+    let mut fake = Fake::new(CAPACITY);
+    let server = |ip: &str| [(ip.parse().expect("an address"), 6443)].into();
+    controller.set_api_servers(server("192.0.2.1"));
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    let own = ["10.0.0.1:6443 shop/a:https", "10.0.0.1:80 shop/a:http", "192.0.2.1:80 shop/a:http"];
+    assert_eq!(served(&fake), own, "the other port of that address is served");
+    assert_eq!(outcome.refusals.len(), 1);
+    assert!(outcome.refusals[0].message.starts_with("192.0.2.1 port 6443 is an API server"));
+    controller.set_api_servers(server("192.0.2.2"));
+    reconcile(&mut controller, 1, &mut fake);
+    assert!(served(&fake).contains(&"192.0.2.1:6443 shop/a:https".to_owned()));
+}
+
+#[test]
+fn addresses_that_no_machine_can_reach_a_service_at_are_refused() {
+    for (ip, why) in [
+        ("127.0.0.1", "a loopback address"),
+        ("::1", "a loopback address"),
+        ("0.0.0.0", "the unspecified address"),
+        ("::", "the unspecified address"),
+        ("169.254.169.254", "a link-local address"),
+        ("fe80::1", "a link-local address"),
+        ("224.0.0.1", "a multicast address"),
+        ("ff02::1", "a multicast address"),
+        ("255.255.255.255", "the broadcast address"),
+    ] {
+        let spec = json!({
+            "type": "LoadBalancer", "clusterIPs": ["10.0.0.1", "fd00::1"],
+            "externalIPs": [ip], "ports": ports(1, false),
+        });
+        let parsed = parse(&object("a", spec, vec![json!({ "ip": ip })]), &Limits::default());
+        let told: Vec<_> = parsed.refusals.iter().map(|refusal| &*refusal.message).collect();
+        assert_eq!(told, vec![format!("\"{ip}\" is {why}"); 2]);
+        let service = parsed.value.expect("the rest of it");
+        assert_eq!((service.external_ips, service.load_balancer_ips), (Vec::new(), Vec::new()));
+    }
+}

@@ -72,6 +72,18 @@ fn external_ips(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpAddr> 
     addresses(list.iter().enumerate().map(|(index, text)| (field(index), text.as_str())), refusals)
 }
 
+/// Reads an address that other machines can reach a Service at.
+fn parse_external_address(text: &str) -> Result<IpAddr, String> {
+    let address = parse_address(text)?;
+    let why = match address {
+        IpAddr::V4(v4) if v4.is_link_local() => "a link-local address",
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "a link-local address",
+        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        _ => return Ok(address),
+    };
+    Err(format!("{} is {why}", Quoted(text)))
+}
+
 /// The addresses, each once. A text that is not an address is refused.
 fn addresses<'a>(
     texts: impl Iterator<Item = (String, &'a str)>,
@@ -79,7 +91,7 @@ fn addresses<'a>(
 ) -> Vec<IpAddr> {
     let (mut addresses, mut seen) = (Vec::new(), HashSet::new());
     for (field, text) in texts {
-        match parse_address(text) {
+        match parse_external_address(text) {
             Ok(address) if !seen.insert(address) => {}
             Ok(address) => addresses.push(address),
             Err(message) => refusals.add(RefusalReason::InvalidAddress, field, message),
