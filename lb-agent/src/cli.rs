@@ -135,13 +135,19 @@ pub struct LimitArgs {
     #[arg(long, env = "LB_MAX_SERVICE_BACKENDS", value_name = "N", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(1..), help_heading = HEADING)]
     pub max_service_backends: u32,
+    /// How many percent of the entries of a map that are free to them all Services of a namespace
+    /// may have together; 100: no limit. A Service beyond that gets the Event `NamespaceFull`
+    #[arg(long, env = "LB_MAX_NAMESPACE_SHARE", value_name = "PERCENT", default_value_t = 50,
+          value_parser = clap::value_parser!(u32).range(1..=100), help_heading = HEADING)]
+    pub max_namespace_share: u32,
 }
 
-const HEADING: &str = "Limits of one Service";
+const HEADING: &str = "Limits of tenants";
 
 impl From<LimitArgs> for Limits {
     fn from(arguments: LimitArgs) -> Self {
-        let mut limits = Self::default();
+        let namespace_share = arguments.max_namespace_share;
+        let mut limits = Self { namespace_share, ..Self::default() };
         for (limit, most) in [
             (&mut limits.ports, arguments.max_service_ports),
             (&mut limits.external_addresses, arguments.max_service_external_addresses),

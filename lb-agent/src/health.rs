@@ -67,7 +67,7 @@ impl Health {
         self.state().node_eligible = eligible;
     }
 
-    /// Sets (`Some`) or clears (`None`) a fault, such as a detached program or a full map. The
+    /// Sets (`Some`) or clears (`None`) a fault, such as a detached program. The
     /// proxy is unhealthy while it has a fault.
     pub fn set_fault(&self, what: &'static str, detail: Option<String>) {
         let mut state = self.state();

@@ -22,14 +22,14 @@ use lb_common::{
     },
     flow_table::Class,
 };
-use lb_control::model::IpFamily;
+use lb_control::{model::IpFamily, plan::Map};
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, gauge::Gauge, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
-use crate::watch::manifests::Problems;
+use crate::{events::Refusals, watch::manifests::Problems};
 
 use format::Format;
 use kube_proxy::KubeProxy;
@@ -65,8 +65,10 @@ struct Inner {
     missing_pins: Gauge,
     misplaced_programs: Gauge,
     restored_pins: Counter,
+    shortages: Family<Code, Gauge>,
     datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     problems: Arc<OnceLock<Problems>>,
+    refusals: Arc<OnceLock<Refusals>>,
 }
 
 /// The kind of object that changed.
@@ -92,8 +94,10 @@ impl Metrics {
             missing_pins: Gauge::default(),
             misplaced_programs: Gauge::default(),
             restored_pins: Counter::default(),
+            shortages: Family::default(),
             datapath: Arc::default(),
             problems: Arc::default(),
+            refusals: Arc::default(),
         };
         let mut registry = Registry::default();
         inner.kube_proxy.register(&mut registry);
@@ -118,6 +122,13 @@ impl Metrics {
     pub fn set_problems(&self, problems: Problems) {
         if self.0.problems.set(problems).is_err() {
             tracing::debug!("the metrics already have a list of problems");
+        }
+    }
+
+    /// Sets the source of the number of refused objects.
+    pub fn set_refusals(&self, refusals: &Refusals) {
+        if self.0.refusals.set(refusals.clone()).is_err() {
+            tracing::debug!("the metrics already have a list of refused objects");
         }
     }
 
@@ -166,6 +177,14 @@ impl Metrics {
         self.0.misplaced_programs.set(programs as i64);
     }
 
+    /// Sets how many Services do not fit into each map.
+    pub fn set_shortages(&self, of_maps: impl Iterator<Item = (Map, usize)>) {
+        for (map, count) in of_maps {
+            let labels = [("map", map.name().to_owned())];
+            self.0.shortages.get_or_create(&labels).set(count as i64);
+        }
+    }
+
     /// Counts pins that were made again.
     pub fn pins_restored(&self, pins: usize) {
         self.0.restored_pins.inc_by(pins as u64);
@@ -206,6 +225,7 @@ impl Inner {
         registry.register_collector(Box::new(OnScrape {
             datapath: Arc::clone(&self.datapath),
             problems: Arc::clone(&self.problems),
+            refusals: Arc::clone(&self.refusals),
         }));
         let own = registry.sub_registry_with_prefix("lb");
         own.register(
@@ -238,6 +258,11 @@ impl Inner {
             "misplaced_programs",
             "Programs of others that see packets of Services with the addresses of backends",
             self.misplaced_programs.clone(),
+        );
+        own.register(
+            "shortages",
+            "Services that do not fit into a map, or whose namespace has its share of it",
+            self.shortages.clone(),
         );
         own.register(
             "restored_pins",

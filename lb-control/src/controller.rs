@@ -4,6 +4,8 @@
 //! [`Controller::reconcile`] after that, when [`Outcome::next_due`] is reached, and, with
 //! back-off, when [`Outcome::errors`] is not empty.
 
+mod shortages;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
@@ -25,12 +27,14 @@ use crate::{
     execute::execute,
     model::{
         Refusal, RefusalReason, add_some,
-        event::{ObjectEvent, ObjectKind},
+        event::{ObjectEvent, ObjectKind, ObjectName},
     },
     options::{ExternalMode, Limits},
-    plan::{Counts, Draft, Op, Planner, Shortage},
+    plan::{Counts, Draft, Map, Op, Planner, Shortage},
     snapshot::{Dirty, Entry, Snapshot, Trigger},
 };
+
+use shortages::Shortages;
 
 /// How long entries stay unchanged after they were taken out of use, in milliseconds: far
 /// longer than a program works on a packet.
@@ -66,7 +70,7 @@ pub struct Controller {
     /// The frontends that each Service wants but cannot have on this node.
     withheld: BTreeMap<Arc<str>, BTreeSet<(FrontendAddress, Holder)>>,
     /// Services that did not fit, to be tried again when there is room.
-    shortages: BTreeMap<Arc<str>, Shortage>,
+    shortages: Shortages,
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
     limits: Limits,
     /// Services with more backends than the limit; to the maps they do not exist.
@@ -88,10 +92,15 @@ pub struct Outcome {
     pub services: usize,
     /// New refusals, for Warning Events.
     pub refusals: Vec<Refusal>,
+    /// Objects of which less is refused than before: [`Controller::refusal_reasons`] has what is
+    /// left.
+    pub mended: Vec<(ObjectKind, ObjectName)>,
     /// ClusterIPs that are left, from now on, to a process of this node, with their Services.
     pub left_to_processes: Vec<(Arc<str>, IpAddr)>,
-    /// All Services that do not fit.
+    /// Services that do not fit, since now or for another reason than before.
     pub shortages: Vec<Shortage>,
+    /// Services that fit again.
+    pub fitting: Vec<Arc<str>>,
     /// How many addresses of nodes do not fit.
     pub nodes_left_out: usize,
     /// The writes that failed.
@@ -126,7 +135,7 @@ impl Controller {
             are_claims_dirty: false,
             taken: Taken::default(),
             withheld: BTreeMap::new(),
-            shortages: BTreeMap::new(),
+            shortages: Shortages::default(),
             conflicts: BTreeMap::new(),
             limits: Limits::default(),
             too_large: BTreeSet::new(),
@@ -188,6 +197,37 @@ impl Controller {
         self.planner.as_ref().map(Planner::counts).unwrap_or_default()
     }
 
+    /// For which reasons an object, or a part of it, is refused now, except that it does not fit.
+    pub fn refusal_reasons(&self, kind: ObjectKind, name: &ObjectName) -> BTreeSet<RefusalReason> {
+        let own = self.snapshot.refusals_of(kind, name).iter().map(|refusal| refusal.reason);
+        let mut reasons: BTreeSet<RefusalReason> = own.collect();
+        if kind != ObjectKind::Service {
+            return reasons;
+        }
+        let name = name.to_string();
+        let withheld = self.withheld.get(name.as_str()).into_iter().flatten();
+        reasons.extend(withheld.filter_map(|(_, holder)| match holder {
+            Holder::ApiServer => Some(RefusalReason::AddressInUse),
+            Holder::ServiceCidr => Some(RefusalReason::ForbiddenAddress),
+            Holder::Process => None,
+        }));
+        let has_lost = self.conflicts.contains_key(name.as_str());
+        reasons.extend(has_lost.then_some(RefusalReason::AddressInUse));
+        let is_too_large = self.too_large.contains(name.as_str());
+        reasons.extend(is_too_large.then_some(RefusalReason::TooLarge));
+        reasons
+    }
+
+    /// All Services that do not fit, in the order of their names.
+    pub fn shortages(&self) -> impl Iterator<Item = &Shortage> {
+        self.shortages.iter()
+    }
+
+    /// How many Services do not fit, for each map.
+    pub fn shortages_of_maps(&self) -> impl Iterator<Item = (Map, usize)> {
+        self.shortages.of_maps()
+    }
+
     /// All conflicts between Services.
     pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
         self.conflicts.values().flatten()
@@ -219,17 +259,23 @@ impl Controller {
             None => {
                 self.is_everything_dirty = true;
                 let state = dataplane.read_state()?;
-                Planner::adopt(&state, dataplane.capacity(), GRACE)
+                let mut planner = Planner::adopt(&state, dataplane.capacity(), GRACE);
+                planner.set_namespace_share(self.limits.namespace_share);
+                planner
             }
         };
         let mut draft = planner.begin();
         if self.unfinished.is_empty() {
             planner.reclaim(&mut draft, now);
         }
+        if planner.take_more_room() {
+            self.shortages.note_more_room();
+        }
         let dirty = self.snapshot.take_dirty();
         let mut outcome = Outcome::default();
-        let affected = self.affected(&dirty, &planner, draft.has_more_room, &mut outcome);
+        let affected = self.affected(&dirty, &planner, &mut outcome);
         outcome.refusals.extend(dirty.refusals);
+        outcome.mended.extend(dirty.mended);
         self.triggers.extend(dirty.triggers);
         if dirty.nodes || self.is_everything_dirty {
             let addresses = self.snapshot.nodes().addresses().collect();
@@ -244,8 +290,10 @@ impl Controller {
         }
         outcome.services = affected.len();
         self.plan(&mut planner, &mut draft, &affected, &mut outcome);
-        outcome.shortages = self.shortages.values().cloned().collect();
         let mut plan = planner.finish(draft);
+        if planner.take_more_room() {
+            self.shortages.note_more_room();
+        }
         outcome.ops = plan.ops.len();
         // Unfinished ops of earlier plans come first, because later ops build on them.
         plan.ops.splice(..0, std::mem::take(&mut self.unfinished));
@@ -258,7 +306,8 @@ impl Controller {
         }
         self.is_everything_dirty = false;
         if self.failures < MAX_FAILURES {
-            outcome.next_due = planner.next_due(now);
+            let retry = self.shortages.is_waiting().then_some(now);
+            outcome.next_due = planner.next_due(now).into_iter().chain(retry).min();
             self.planner = Some(planner);
         } else {
             self.failures = 0;
@@ -273,7 +322,6 @@ impl Controller {
         &mut self,
         dirty: &Dirty,
         planner: &Planner,
-        has_more_room: bool,
         outcome: &mut Outcome,
     ) -> Vec<Arc<str>> {
         let mut others = BTreeSet::new();
@@ -312,9 +360,7 @@ impl Controller {
         if self.is_everything_dirty || dirty.everything {
             affected.extend(self.snapshot.names().chain(planner.names()).cloned());
         }
-        if has_more_room {
-            affected.extend(self.shortages.keys().cloned());
-        }
+        affected.extend(self.shortages.take_some(|shortage| planner.may_fit(shortage)));
         affected.extend(dirty.services.iter().cloned());
         affected.sort_unstable();
         affected.dedup();
@@ -336,7 +382,9 @@ impl Controller {
         let count = self.snapshot.service(name).map_or(0, backends::count);
         match self.limits.backends.exceeded_by(count) {
             None => {
-                self.too_large.remove(name);
+                if self.too_large.remove(name) {
+                    outcome.mended.push((ObjectKind::Service, (&**name).into()));
+                }
             }
             Some(message) => {
                 if self.too_large.insert(Arc::clone(name)) {
@@ -400,6 +448,9 @@ impl Controller {
         let refusal = |(frontend, holder): &(_, _)| taken::refusal(name, *frontend, *holder);
         add_some(&mut outcome.refusals, new().filter_map(refusal));
         // The ClusterIP as a whole stands for its ports.
+        if known.difference(&withheld).next().is_some() {
+            outcome.mended.push((ObjectKind::Service, (&**name).into()));
+        }
         let left = new().filter(|(at, holder)| *holder == Holder::Process && at.protocol == 0);
         outcome.left_to_processes.extend(left.map(|(at, _)| (Arc::clone(name), at.ip)));
         if !withheld.is_empty() {
@@ -442,6 +493,9 @@ impl Controller {
             }
             let lost = self.claims.conflicts(name);
             let known = self.conflicts.remove(name).unwrap_or_default();
+            if lost.len() < known.len() {
+                outcome.mended.push((ObjectKind::Service, (&**name).into()));
+            }
             let known: HashSet<_> = known.iter().map(|lost| (lost.frontend, &lost.owner)).collect();
             let new = lost.iter().filter(|lost| !known.contains(&(lost.frontend, &lost.owner)));
             add_some(&mut outcome.refusals, new.map(Conflict::refusal));
@@ -449,10 +503,12 @@ impl Controller {
                 self.conflicts.insert(Arc::clone(name), lost);
             }
             self.no_local_endpoints.set(name, desired.as_ref());
-            match planner.plan(draft, name, desired.as_ref()) {
-                Ok(()) => self.shortages.remove(name),
-                Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),
-            };
+            let shortage = planner.plan(draft, name, desired.as_ref()).err();
+            match self.shortages.set(name, shortage.clone()) {
+                shortages::Change::None => {}
+                shortages::Change::New => outcome.shortages.extend(shortage),
+                shortages::Change::Gone => outcome.fitting.push(Arc::clone(name)),
+            }
         }
     }
 }

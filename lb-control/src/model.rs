@@ -125,6 +125,11 @@ impl SharedNames {
         new
     }
 
+    /// Each name, and how often it is shared.
+    pub fn shared(&self) -> impl Iterator<Item = (&Arc<str>, usize)> {
+        self.names.iter().map(|name| (name, Arc::strong_count(name) - 1))
+    }
+
     /// Drops the names that no object has any more.
     pub fn forget_unused(&mut self) {
         self.names.retain(|name| Arc::strong_count(name) > 1);

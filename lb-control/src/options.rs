@@ -97,6 +97,9 @@ pub struct Limits {
     pub source_ranges: Limit,
     /// Backends: endpoints times ports, of both families.
     pub backends: Limit,
+    /// How many percent of the entries of a map that are free to them the Services of a namespace
+    /// may have; 100 means no limit.
+    pub namespace_share: u32,
 }
 
 impl Default for Limits {
@@ -112,6 +115,7 @@ impl Default for Limits {
             frontends: limit(4_096, "frontends", "--max-service-frontends"),
             source_ranges: limit(1_024, "source ranges", "--max-service-source-ranges"),
             backends: limit(65_536, "backends", "--max-service-backends"),
+            namespace_share: 50,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! concerns as changed, and none if the change does not matter.
 
 pub mod nodes;
+mod reporters;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -42,6 +43,8 @@ pub struct Snapshot {
     services_of_slices: HashMap<Arc<str>, Arc<str>>,
     node: Option<Node>,
     nodes: NodeIndex,
+    /// How many endpoints run on this node.
+    local_endpoints: usize,
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
     refusals: BTreeMap<(ObjectKind, ObjectName), Vec<Refusal>>,
     dirty: Dirty,
@@ -83,6 +86,8 @@ pub struct Dirty {
     pub service_cidrs: bool,
     /// Refusals that were not there before.
     pub refusals: Vec<Refusal>,
+    /// Objects of which less is refused than before; deleted ones among them.
+    pub mended: Vec<(ObjectKind, ObjectName)>,
     /// The causes of changes of slices that still exist.
     pub triggers: Vec<Trigger>,
 }
@@ -114,6 +119,7 @@ impl Snapshot {
             services_of_slices: HashMap::new(),
             node: None,
             nodes: NodeIndex::default(),
+            local_endpoints: 0,
             service_cidrs: BTreeMap::new(),
             refusals: BTreeMap::new(),
             dirty: Dirty::default(),
@@ -175,6 +181,17 @@ impl Snapshot {
         self.refusals.values().flatten()
     }
 
+    /// What is refused of an object itself.
+    pub fn refusals_of(&self, kind: ObjectKind, name: &ObjectName) -> &[Refusal] {
+        self.refusals.get(&(kind, normalized_for(kind, name.clone()))).map_or(&[], |list| list)
+    }
+
+    /// Whether this node's agent is the one that reports what is refused of an object.
+    pub fn is_reporter(&self, kind: ObjectKind, name: &ObjectName) -> bool {
+        let is_used = self.local_endpoints > 0;
+        reporters::is_reporter(&self.node_name, is_used, self.nodes.of_endpoints(), (kind, name))
+    }
+
     /// What changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
         let mut dirty = std::mem::take(&mut self.dirty);
@@ -200,6 +217,7 @@ impl Snapshot {
                     }
                 }
                 objects.iter().for_each(|object| self.apply_object(object));
+                self.nodes.names.forget_unused();
                 self.awaited.remove(&kind);
             }
         }
@@ -223,7 +241,10 @@ impl Snapshot {
                 self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();
             }
         }
-        self.refusals.remove(&(kind, normalized_for(kind, name.clone())));
+        let key = (kind, normalized_for(kind, name.clone()));
+        if self.refusals.remove(&key).is_some() {
+            self.dirty.mended.push(key);
+        }
     }
 
     /// The names of the objects of a kind that are known now.
@@ -287,11 +308,16 @@ impl Snapshot {
             None => Arc::clone(&slice.service),
         };
         let family = slice.family;
+        let local = slice.local_endpoints();
         let entry = self.services.entry(Arc::clone(&service)).or_default();
         match entry.slices.binary_search_by(|(name, _)| (**name).cmp(&key)) {
             Ok(position) if entry.slices[position].1 == slice => return,
-            Ok(position) => entry.slices[position].1 = slice,
+            Ok(position) => {
+                let before = std::mem::replace(&mut entry.slices[position].1, slice);
+                self.local_endpoints = self.local_endpoints + local - before.local_endpoints();
+            }
             Err(position) => {
+                self.local_endpoints += local;
                 let key: Arc<str> = key.into();
                 entry.slices.insert(position, (Arc::clone(&key), slice));
                 self.services_of_slices.insert(key, Arc::clone(&service));
@@ -305,8 +331,11 @@ impl Snapshot {
 
     fn remove_slice(&mut self, key: &str) {
         let Some(service) = self.services_of_slices.remove(key) else { return };
-        if let Some(entry) = self.services.get_mut(&service) {
-            entry.slices.retain(|(name, _)| **name != *key);
+        if let Some(entry) = self.services.get_mut(&service)
+            && let Ok(position) = entry.slices.binary_search_by(|(name, _)| (**name).cmp(key))
+        {
+            let (_, slice) = entry.slices.remove(position);
+            self.local_endpoints -= slice.local_endpoints();
         }
         self.drop_if_empty(&service);
         // The removal has another cause than the last change of the slice.
@@ -367,6 +396,9 @@ impl Snapshot {
         let held = self.refusals.remove(&key).unwrap_or_default();
         let new = parsed.refusals.iter().filter(|refusal| !held.contains(refusal));
         self.dirty.refusals.extend(new.cloned());
+        if held.iter().any(|refusal| !parsed.refusals.contains(refusal)) {
+            self.dirty.mended.push(key.clone());
+        }
         if !parsed.refusals.is_empty() {
             self.refusals.insert(key, parsed.refusals);
         }

@@ -65,7 +65,7 @@ async fn a_refusal_becomes_one_event_on_the_object() {
 #[test]
 fn a_refusal_is_published_again_after_the_object_was_good() {
     let refusals = Refusals::logged();
-    let published = || refusals.published.lock().unwrap().len();
+    let published = || refusals.published_now().len();
     refusals.refuse(subject("web"), EventReason::MapFull, "raise --max-slots".to_owned());
     refusals.refuse(subject("web"), EventReason::InvalidObject, "no port".to_owned());
     assert_eq!(published(), 2);
@@ -73,6 +73,88 @@ fn a_refusal_is_published_again_after_the_object_was_good() {
     assert_eq!(published(), 1);
     refusals.forget(ObjectKind::Service, &subject("web").name);
     assert_eq!(published(), 0);
+}
+
+#[test]
+fn what_is_refused_is_counted_by_its_reason_until_it_is_mended() {
+    use EventReason::{AddressInUse, MapFull, TooLarge};
+    let refusals = Refusals::logged();
+    let counts = || -> Vec<_> {
+        let counts = refusals.counts().into_iter();
+        counts.filter(|(_, count)| *count > 0).collect()
+    };
+    for (name, reason) in
+        [("web", AddressInUse), ("web", TooLarge), ("dns", AddressInUse), ("web", MapFull)]
+    {
+        refusals.refuse(subject(name), reason, "a note".to_owned());
+        refusals.refuse(subject(name), reason, "another note".to_owned());
+    }
+    assert_eq!(counts(), [(AddressInUse, 2), (TooLarge, 1), (MapFull, 1)]);
+    // That it does not fit is not what the object says.
+    refusals.keep(ObjectKind::Service, &subject("web").name, &[TooLarge].into());
+    assert_eq!(counts(), [(AddressInUse, 1), (TooLarge, 1), (MapFull, 1)]);
+    refusals.keep(ObjectKind::Service, &subject("web").name, &BTreeSet::new());
+    refusals.withdraw(subject("web"), MapFull);
+    assert_eq!(counts(), [(AddressInUse, 1)]);
+    refusals.forget(ObjectKind::Service, &subject("dns").name);
+    assert_eq!(counts(), []);
+    let metrics = crate::metrics::Metrics::new();
+    metrics.set_refusals(&refusals);
+    refusals.refuse(subject("web"), TooLarge, "a note".to_owned());
+    let text = metrics.encode(crate::metrics::format::Format::Plain).unwrap();
+    assert!(text.contains("lb_refusals{reason=\"TooLarge\"} 1\n"), "{text}");
+    assert!(text.contains("lb_refusals{reason=\"MapFull\"} 0\n"), "{text}");
+}
+
+/// The Events that refusals would send.
+fn queued() -> (Refusals, mpsc::Receiver<(Subject, Event)>) {
+    let (queue, inbox) = mpsc::channel(QUEUE);
+    (Refusals { state: Arc::default(), queue: Some(queue) }, inbox)
+}
+
+#[test]
+fn only_the_reporter_of_an_object_publishes() {
+    let (refusals, mut inbox) = queued();
+    for (reporter, is_sent) in [(Reporter::OtherNode, false), (Reporter::ThisNode, true)] {
+        let note = format!("{reporter:?}");
+        refusals.refuse_by(|| reporter, subject("web"), EventReason::InvalidObject, note.clone());
+        assert_eq!(inbox.try_recv().is_ok(), is_sent);
+        // Each node has it in its report.
+        assert_eq!(refusals.published_now()[0].note, note);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_changes_all_the_time_is_reported_now_and_then() {
+    let (refusals, mut inbox) = queued();
+    let mut sent = |name: &str, count: usize| {
+        for number in 0..count {
+            let note = format!("{number} {:?}", Instant::now());
+            refusals.refuse(subject(name), EventReason::InvalidObject, note);
+        }
+        std::iter::from_fn(|| inbox.try_recv().ok()).count()
+    };
+    assert_eq!(sent("web", 1_000), 25);
+    assert_eq!(sent("dns", 1), 1, "others are reported");
+    tokio::time::advance(Duration::from_secs(301)).await;
+    assert_eq!(sent("web", 1_000), 1);
+    // What is refused now is known all the same.
+    assert!(refusals.published_now().iter().any(|refused| refused.note.starts_with("999 ")));
+}
+
+#[test]
+fn no_text_of_a_tenant_reaches_a_terminal_as_it_is() {
+    let (refusals, mut inbox) = queued();
+    let evil = "\u{1b}]0;owned\u{7}\r\nwell: lb-agent\u{202e}";
+    let mut subject = subject("web");
+    subject.name.name = evil.to_owned();
+    refusals.refuse(subject, EventReason::InvalidObject, format!("name: {evil}"));
+    let (_, event) = inbox.try_recv().unwrap();
+    let told = &refusals.published_now()[0];
+    for text in [event.note.as_deref().unwrap(), &told.note, &told.name] {
+        assert!(text.contains(r"\u{1b}]0;owned\u{7}\r\nwell: lb-agent\u{202e}"), "{text}");
+        assert!(!text.contains(|character: char| character.is_control()), "{text:?}");
+    }
 }
 
 #[test]

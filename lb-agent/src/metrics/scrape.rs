@@ -15,13 +15,14 @@ use prometheus_client::{
 };
 
 use super::DatapathStats;
-use crate::watch::manifests::Problems;
+use crate::{events::Refusals, watch::manifests::Problems};
 
 /// The sources that are read at each scrape, if they are set.
 #[derive(Debug)]
 pub(super) struct OnScrape {
     pub(super) datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     pub(super) problems: Arc<OnceLock<Problems>>,
+    pub(super) refusals: Arc<OnceLock<Refusals>>,
 }
 
 impl Collector for OnScrape {
@@ -32,6 +33,9 @@ impl Collector for OnScrape {
             let out =
                 encoder.encode_descriptor("lb_manifest_errors", help, None, gauge.metric_type())?;
             gauge.encode(out)?;
+        }
+        if let Some(refusals) = self.refusals.get() {
+            encode_refusals(&mut encoder, refusals)?;
         }
         let Some(datapath) = self.datapath.get() else { return Ok(()) };
         let counter = ConstCounter::new(0_u64);
@@ -57,6 +61,20 @@ impl Collector for OnScrape {
         encode_maps(&mut encoder, "lb_map_capacity", "Capacity of a map in entries", capacity)?;
         encode_flows(&mut encoder, datapath.as_ref())
     }
+}
+
+fn encode_refusals(
+    encoder: &mut DescriptorEncoder<'_>,
+    refusals: &Refusals,
+) -> Result<(), fmt::Error> {
+    let kind = ConstGauge::new(0_i64).metric_type();
+    let help = "Objects that are refused, or of which a part is, by the reason of their Event";
+    let mut out = encoder.encode_descriptor("lb_refusals", help, None, kind)?;
+    for (reason, count) in refusals.counts() {
+        let labels = [("reason", reason.word())];
+        ConstGauge::new(count as i64).encode(out.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 fn encode_flows(

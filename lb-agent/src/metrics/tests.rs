@@ -32,6 +32,8 @@ fn all() -> Metrics {
     let metrics = Metrics::new();
     metrics.set_datapath(Arc::new(Fake));
     metrics.set_problems(Problems::default());
+    metrics.set_refusals(&Refusals::logged());
+    metrics.set_shortages([(Map::Slots, 2)].into_iter());
     metrics.queued(Change::Service, 1, now());
     metrics.queued(Change::Endpoint, 2, now());
     metrics.set_programmed_objects(1, 2, 3);
@@ -86,6 +88,8 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_flow_table_entries{family=\"IPv4\",class=\"established\"} 4"),
         (&after, "lb_flow_table_entries{family=\"IPv6\",class=\"unanswered\"} 5"),
         (&after, "lb_flow_insertions_total 20"),
+        (&after, "lb_shortages{map=\"SLOTS\"} 2"),
+        (&after, "lb_refusals{reason=\"TooLarge\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"established\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"unanswered\"} 9"),
     ] {

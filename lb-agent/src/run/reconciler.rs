@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     config::{Config, PodPrefixes},
-    events::{EventReason, Refusals, Subject},
+    events::{EventReason, Refusals, Reporter, Subject},
     health::{self, Health},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
@@ -458,6 +458,17 @@ impl Reconciler {
 
     fn publish_refusals(&self, outcome: &Outcome) {
         let sinks = &self.sinks;
+        for (kind, name) in &outcome.mended {
+            let reasons = self.controller.refusal_reasons(*kind, name);
+            sinks.refusals.keep(*kind, name, &reasons.into_iter().map(Into::into).collect());
+        }
+        let reporter = |subject: &Subject| {
+            let (kind, name) = (subject.kind, subject.name.clone());
+            move || match self.controller.snapshot().is_reporter(kind, &name) {
+                true => Reporter::ThisNode,
+                false => Reporter::OtherNode,
+            }
+        };
         for refusal in &outcome.refusals {
             let subject = Subject {
                 kind: refusal.kind,
@@ -467,28 +478,29 @@ impl Reconciler {
                     .or_else(|| self.uid(&refusal.object.to_string())),
             };
             let note = format!("{}: {}", refusal.field, refusal.message);
-            sinks.refusals.refuse(subject, refusal.reason.into(), note);
+            let by = reporter(&subject);
+            sinks.refusals.refuse_by(by, subject, refusal.reason.into(), note);
         }
         for shortage in &outcome.shortages {
-            let subject = Subject {
-                kind: ObjectKind::Service,
-                name: (&*shortage.service).into(),
-                uid: self.uid(&shortage.service),
+            let (reason, other) = match shortage.share {
+                None => (EventReason::MapFull, EventReason::NamespaceFull),
+                Some(_) => (EventReason::NamespaceFull, EventReason::MapFull),
             };
-            let note = format!(
-                "map {} is full ({} entries): this Service is not programmed, or stays as it was; \
-                 raise {}",
-                shortage.map, shortage.limit, shortage.flag
-            );
-            sinks.refusals.refuse(subject, EventReason::MapFull, note);
+            let subject = self.service(&shortage.service);
+            sinks.refusals.withdraw(subject.clone(), other);
+            sinks.refusals.refuse_by(reporter(&subject), subject, reason, shortage.message());
         }
-        let full = outcome.shortages.first().map(|shortage| {
-            format!(
-                "map {} is full ({} entries): some Services are not up to date; raise {}",
-                shortage.map, shortage.limit, shortage.flag
-            )
-        });
-        sinks.health.set_fault("maps", full);
+        for name in &outcome.fitting {
+            let subject = self.service(name);
+            sinks.refusals.withdraw(subject.clone(), EventReason::MapFull);
+            sinks.refusals.withdraw(subject, EventReason::NamespaceFull);
+        }
+        sinks.metrics.set_shortages(self.controller.shortages_of_maps());
+    }
+
+    /// A Service `namespace/name` as the subject of an Event.
+    fn service(&self, name: &str) -> Subject {
+        Subject { kind: ObjectKind::Service, name: name.into(), uid: self.uid(name) }
     }
 
     /// The uid of the Service `namespace/name`, by which its Events are found.

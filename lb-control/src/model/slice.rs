@@ -26,6 +26,13 @@ pub struct Slice {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl Slice {
+    /// How many of its endpoints run on this node.
+    pub fn local_endpoints(&self) -> usize {
+        self.endpoints.iter().filter(|endpoint| endpoint.is_local).count()
+    }
+}
+
 /// A port that every endpoint of a slice listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {

@@ -279,7 +279,8 @@ fn the_kind_of_a_claim_decides_before_the_age_of_the_service() {
         "clusterIP": "10.0.0.1", "externalIPs": ["203.0.113.9"], "ports": port(80),
     });
     let balanced = json!({ "type": "LoadBalancer", "clusterIP": "10.0.0.2", "ports": port(80) });
-    let rows: [(Value, &[&str], Value, &[&str], &str, &str); 4] = [
+    type Row<'a> = (Value, &'a [&'a str], Value, &'a [&'a str], &'a str, &'a str);
+    let rows: [Row<'_>; 4] = [
         (weak, &[], cluster_ip, &[], "10.0.0.9:80", "10.0.0.9 port 80 is a ClusterIP"),
         (
             on_node,
@@ -380,10 +381,7 @@ fn addresses_of_a_service_cidr_are_for_cluster_ips_alone() {
         "each address once, not its own ClusterIP"
     );
     for (refusal, ip) in outcome.refusals.iter().zip(["10.0.0.7", "10.0.0.8"]) {
-        assert!(
-            refusal.message.starts_with(&format!("{ip} is in a ServiceCIDR,")),
-            "{refusal}"
-        );
+        assert!(refusal.message.starts_with(&format!("{ip} is in a ServiceCIDR,")), "{refusal}");
     }
     let ips = |fake: &Fake| {
         let mut ips: Vec<_> =
@@ -442,5 +440,200 @@ fn addresses_that_no_machine_can_reach_a_service_at_are_refused() {
         assert_eq!(told, vec![format!("\"{ip}\" is {why}"); 2]);
         let service = parsed.value.expect("the rest of it");
         assert_eq!((service.external_ips, service.load_balancer_ips), (Vec::new(), Vec::new()));
+    }
+}
+
+/// A Service of a namespace with so many ports, and its address.
+fn of_namespace(namespace: &str, number: u8, count: usize) -> Object {
+    let spec = json!({ "clusterIP": format!("10.0.0.{number}"), "ports": ports(count, false) });
+    let mut object = object(&format!("s{number}"), spec, Vec::new());
+    object.metadata.namespace = Some(namespace.to_owned());
+    object.into()
+}
+
+fn of_defaults(services: Vec<Object>) -> Controller {
+    let mut controller = Controller::new("here", ExternalMode::Snat, []);
+    controller.apply(ObjectEvent::Replaced(ObjectKind::Service, services));
+    controller.apply(ObjectEvent::Replaced(ObjectKind::EndpointSlice, Vec::new()));
+    controller
+}
+
+#[test]
+fn one_namespace_leaves_half_of_what_is_free_to_others() {
+    // Each Service takes ten entries of SERVICES, of which there are 100.
+    let greedy = (1..=12).map(|number| of_namespace("greedy", number, 9));
+    let mut controller = of_defaults(greedy.collect());
+    let mut fake = Fake::new(Capacity { services: 100, ..CAPACITY });
+    let outcome = reconcile(&mut controller, 0, &mut fake);
+    assert_eq!((controller.counts().services, outcome.shortages.len()), (50, 7));
+    for shortage in &outcome.shortages {
+        assert_eq!((shortage.map, shortage.share), (Map::Services, Some(50)));
+        let message = shortage.message();
+        assert!(
+            message.contains("--max-namespace-share") && !message.contains("full"),
+            "{message}"
+        );
+    }
+    // Others get half of the rest, and so on; the first one gets no more.
+    for (number, namespace, total, refused) in [
+        (20, "a", 60, 0),
+        (21, "a", 70, 0),
+        (22, "a", 70, 1),
+        (23, "b", 80, 0),
+        (24, "greedy", 80, 1),
+    ] {
+        controller.apply(ObjectEvent::Applied(of_namespace(namespace, number, 9)));
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        assert_eq!(
+            (controller.counts().services, outcome.shortages.len()),
+            (total, refused),
+            "{number}"
+        );
+    }
+    // What it has may change, as long as it does not grow; a restart changes nothing.
+    controller.apply(ObjectEvent::Applied(of_namespace("greedy", 1, 9)));
+    let ObjectEvent::Applied(Object::Service(mut moved)) =
+        ObjectEvent::Applied(of_namespace("greedy", 1, 9))
+    else {
+        panic!("no Service")
+    };
+    moved.spec.as_mut().expect("a spec").ports.as_mut().expect("ports")[0].name =
+        Some("new".to_owned());
+    controller.apply(ObjectEvent::Applied(Object::Service(moved.clone())));
+    assert_eq!(reconcile(&mut controller, 0, &mut fake).shortages, []);
+    let mut services: Vec<_> = (2..=12).map(|number| of_namespace("greedy", number, 9)).collect();
+    services.push(Object::Service(moved));
+    services.extend(
+        [(20, "a"), (21, "a"), (23, "b")].map(|(n, namespace)| of_namespace(namespace, n, 9)),
+    );
+    let mut next = of_defaults(services);
+    assert_eq!(reconcile(&mut next, 0, &mut fake).ops, 0);
+    assert_eq!(next.counts().services, 80);
+}
+
+#[test]
+fn a_namespace_gets_its_share_of_every_map() {
+    let endpoints = |count| {
+        let Object::EndpointSlice(mut object) = slice("s1", &pods(1, count)) else {
+            panic!("no slice")
+        };
+        object.metadata.namespace = Some("greedy".to_owned());
+        if let Some(port) = object.ports.iter_mut().flatten().next() {
+            port.name = Some("p0".to_owned());
+        }
+        Object::from(*object)
+    };
+    let ranged = || {
+        let Object::Service(mut object) = of_namespace("greedy", 1, 1) else {
+            panic!("no Service")
+        };
+        let spec = object.spec.as_mut().expect("a spec");
+        spec.type_ = Some("LoadBalancer".to_owned());
+        let ranges = (0..5).map(|n| format!("10.{n}.0.0/16"));
+        spec.load_balancer_source_ranges = Some(ranges.collect());
+        let status = json!({ "loadBalancer": { "ingress": [{ "ip": "203.0.113.1" }] } });
+        object.status = serde_json::from_value(status).expect("a status");
+        Object::Service(object)
+    };
+    for (capacity, map) in [
+        (Capacity { backends4: 9, ..CAPACITY }, Map::Backends4),
+        (Capacity { slots: 12, ..CAPACITY }, Map::Slots),
+        (Capacity { frontends4: 6, ..CAPACITY }, Map::Frontends4),
+        (Capacity { ranges4: 9, ..CAPACITY }, Map::Ranges4),
+    ] {
+        let mut controller = of_defaults(vec![ranged()]);
+        controller.apply(ObjectEvent::Applied(endpoints(5)));
+        let mut fake = Fake::new(capacity);
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        let found: Vec<_> = outcome.shortages.iter().map(|it| (it.map, it.share)).collect();
+        assert_eq!(found, [(map, Some(50))]);
+        assert_eq!(controller.counts().frontends, 0, "{map}: it is not half programmed");
+        // Nothing of it was reserved for good.
+        let limits = Limits { namespace_share: 100, ..Limits::default() };
+        let mut all = of_defaults(vec![ranged()]).with_limits(limits);
+        all.apply(ObjectEvent::Applied(endpoints(5)));
+        assert_eq!(reconcile(&mut all, 0, &mut fake).shortages, [], "{map}");
+    }
+}
+
+#[test]
+fn a_service_that_waits_for_room_is_planned_when_its_map_has_it() {
+    // Two hundred Services wait for nine backends each.
+    let names: Vec<String> = (0..200).map(|n| format!("w{n:03}")).collect();
+    let services = (0..200).map(|n| service(&names[n], None, &format!("10.0.1.{n}"), 80));
+    let slices = (0..200).map(|n| slice(&names[n], &pods(n, 9)));
+    let mut controller = listed(
+        services.chain([service("a", None, "10.0.0.1", 80)]).collect(),
+        slices.chain([slice("a", &pods(300, 6))]).collect(),
+    );
+    let mut fake = Fake::new(Capacity { backends4: 10, ..CAPACITY });
+    reconcile(&mut controller, 0, &mut fake);
+    assert_eq!(controller.shortages().count(), 200);
+    // An entry becomes free: none of them is planned.
+    let mut now = 0;
+    let mut settle = |controller: &mut Controller, fake: &mut Fake| {
+        let mut planned = 0;
+        let (steps, ()) = crate::work::of(|| {
+            for _ in 0..10 {
+                now += GRACE;
+                planned += reconcile(controller, now, fake).services;
+            }
+        });
+        (planned, steps)
+    };
+    controller.apply(ObjectEvent::Applied(slice("a", &pods(300, 5))));
+    let (planned, steps) = settle(&mut controller, &mut fake);
+    assert_eq!((planned, controller.shortages().count()), (1, 200));
+    assert!(steps < 400, "each is looked at once: {steps} steps");
+    // All become free: one of them fits, and the others are left alone after the first few.
+    controller.apply(deleted("a"));
+    let (planned, _) = settle(&mut controller, &mut fake);
+    assert_eq!(controller.shortages().count(), 199);
+    assert!(planned <= 1 + 2 * shortages::RETRIES, "{planned} Services were planned");
+}
+
+#[test]
+fn what_is_mended_is_told() {
+    let name = || ObjectName { namespace: "shop".to_owned(), name: "a".to_owned() };
+    let with = |ip: &str, protocol: &str| {
+        let spec = json!({
+            "clusterIP": "10.0.0.1", "externalIPs": [ip],
+            "ports": [{ "name": "a", "port": 80 }, { "name": "b", "port": 81, "protocol": protocol }],
+        });
+        ObjectEvent::Applied(aged("a", 2, spec, &[]))
+    };
+    let mut controller = listed(
+        vec![aged(
+            "b",
+            1,
+            json!({ "clusterIP": "10.0.0.2", "externalIPs": ["20.0.0.2"], "ports": ports(80, false) }),
+            &[],
+        )],
+        Vec::new(),
+    );
+    controller.apply(service_cidr("10.0.0.0/16"));
+    let mut fake = Fake::new(CAPACITY);
+    use RefusalReason::{AddressInUse, ForbiddenAddress, UnsupportedProtocol};
+    for (event, reasons, is_mended) in [
+        (with("20.0.0.1", "TCP"), vec![], false),
+        (with("20.0.0.1", "SCTP"), vec![UnsupportedProtocol], false),
+        (with("20.0.0.2", "SCTP"), vec![UnsupportedProtocol, AddressInUse], false),
+        (with("10.0.0.9", "SCTP"), vec![UnsupportedProtocol, ForbiddenAddress], true),
+        (with("10.0.0.9", "TCP"), vec![ForbiddenAddress], true),
+        (with("20.0.0.1", "TCP"), vec![], true),
+        (with("20.0.0.1", "SCTP"), vec![UnsupportedProtocol], false),
+        // In a relist it is no longer there.
+        (ObjectEvent::Replaced(ObjectKind::Service, Vec::new()), vec![], true),
+    ] {
+        controller.apply(event);
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        let found: Vec<_> =
+            controller.refusal_reasons(ObjectKind::Service, &name()).into_iter().collect();
+        assert_eq!(found, reasons);
+        assert_eq!(
+            outcome.mended.contains(&(ObjectKind::Service, name())),
+            is_mended,
+            "{reasons:?}"
+        );
     }
 }
