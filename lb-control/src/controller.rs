@@ -78,6 +78,8 @@ pub struct Controller {
     /// How many addresses of nodes do not fit.
     nodes_left_out: usize,
     health_checks: Checks,
+    /// How often they changed.
+    health_checks_version: u64,
     no_local_endpoints: no_local_endpoints::Sum,
     /// The causes of changes that are not all in the maps yet.
     triggers: Vec<Trigger>,
@@ -141,6 +143,7 @@ impl Controller {
             too_large: BTreeSet::new(),
             nodes_left_out: 0,
             health_checks: Checks::new(),
+            health_checks_version: 0,
             no_local_endpoints: no_local_endpoints::Sum::default(),
             triggers: Vec::new(),
         }
@@ -238,6 +241,11 @@ impl Controller {
         &self.health_checks
     }
 
+    /// How often [`Self::health_checks`] changed.
+    pub fn health_checks_version(&self) -> u64 {
+        self.health_checks_version
+    }
+
     /// Service ports without an endpoint on this node, as of the last reconciliation.
     pub fn no_local_endpoints(&self) -> &no_local_endpoints::Sum {
         &self.no_local_endpoints
@@ -286,6 +294,7 @@ impl Controller {
             let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
             let before = planner.settings();
             let settings = settings::settings(&self.facts, &prefixes, &self.in_use, before);
+            self.in_use.set_covered(&settings);
             planner.store_settings(&mut draft, settings);
         }
         outcome.services = affected.len();
@@ -351,10 +360,14 @@ impl Controller {
         for name in affected.iter().chain(&dirty.services) {
             self.count_backends(name, outcome);
             self.claim(name, &mut others, outcome);
-            match self.served(name).and_then(health_checks::of_service) {
-                Some(check) => self.health_checks.insert(Arc::clone(name), check),
-                None => self.health_checks.remove(name),
-            };
+            let check = self.served(name).and_then(health_checks::of_service);
+            if self.health_checks.get(name) != check.as_ref() {
+                self.health_checks_version += 1;
+                match check {
+                    Some(check) => self.health_checks.insert(Arc::clone(name), check),
+                    None => self.health_checks.remove(name),
+                };
+            }
         }
         affected.extend(others);
         if self.is_everything_dirty || dirty.everything {

@@ -78,6 +78,7 @@ use crate::{
     desired::{DesiredFrontend, DesiredService, FrontendAddress, PortKey},
     model::IpFamily,
     plan::{frontends::Frontends, ranges::Ranges},
+    work,
 };
 
 use held::{HeldPort, Ids};
@@ -343,6 +344,7 @@ impl Planner {
         desired: Option<&DesiredService>,
     ) -> Result<(), Shortage> {
         let ports = desired.map_or(&[][..], |desired| &desired.ports[..]);
+        work::count(ports.len());
         let mut held = self.held.remove(name).unwrap_or_default();
         if held.is_empty() && ports.is_empty() {
             return Ok(());

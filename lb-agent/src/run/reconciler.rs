@@ -59,6 +59,8 @@ pub(super) struct Reconciler {
     node_ports: node_ports::Selection,
     /// Where the health check servers of Services listen.
     health_check_addresses: BTreeSet<IpAddr>,
+    /// Which health checks, and where, were published last.
+    published_health_checks: Option<(u64, BTreeSet<IpAddr>)>,
     pod_prefixes: PodPrefixes,
     masquerade_all: bool,
     /// The range of the node's own ports about which the log has a warning, because it leaves no
@@ -107,6 +109,7 @@ impl Reconciler {
             node_addresses: None,
             network: NodeNetwork::default(),
             health_check_addresses: BTreeSet::new(),
+            published_health_checks: None,
             node_ports: node_ports::Selection {
                 addresses: config.node_port_addresses.clone(),
                 on_loopback: config.localhost_node_ports,
@@ -405,8 +408,14 @@ impl Reconciler {
     }
 
     /// Publishes the health checks, after the maps hold the state that they announce.
-    fn publish_health_checks(&self) {
-        let (checks, addresses) = (self.controller.health_checks(), &self.health_check_addresses);
+    fn publish_health_checks(&mut self) {
+        let version = self.controller.health_checks_version();
+        let addresses = &self.health_check_addresses;
+        let published = self.published_health_checks.replace((version, addresses.clone()));
+        if published.as_ref() == self.published_health_checks.as_ref() {
+            return;
+        }
+        let checks = self.controller.health_checks();
         self.sinks.health_checks.send_if_modified(|published| {
             let is_changed = published.checks != *checks || published.addresses != *addresses;
             if is_changed {

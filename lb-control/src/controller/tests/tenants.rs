@@ -637,3 +637,56 @@ fn what_is_mended_is_told() {
         );
     }
 }
+
+/// The steps of one reconciliation after an event.
+fn steps_of(event: ObjectEvent, controller: &mut Controller, fake: &mut Fake) -> usize {
+    controller.apply(event);
+    crate::work::of(|| reconcile(controller, 0, fake)).0
+}
+
+#[test]
+fn an_event_costs_the_same_however_many_services_there_are() {
+    let steps = |count: usize| {
+        let ip = |n: usize| format!("10.0.{}.{}", n / 250, n % 250 + 1);
+        let name = |n: usize| format!("s{n}");
+        let mut controller = listed(
+            (0..count).map(|n| service(&name(n), None, &ip(n), 80)).collect(),
+            (0..count).map(|n| slice(&name(n), &pods(n, 3))).collect(),
+        );
+        controller.apply(service_cidr("10.0.0.0/16"));
+        let mut fake = Fake::new(CAPACITY);
+        reconcile(&mut controller, 0, &mut fake);
+        [
+            ObjectEvent::Applied(slice("s5", &pods(5, 4))),
+            ObjectEvent::Applied(service("new", None, &ip(count), 80)),
+            ObjectEvent::Applied(service("s5", None, &ip(5), 81)),
+            ObjectEvent::Deleted(ObjectKind::Service, "shop/s7".into()),
+            ObjectEvent::Deleted(ObjectKind::EndpointSlice, "shop/s8-1".into()),
+        ]
+        .map(|event| steps_of(event, &mut controller, &mut fake))
+    };
+    let few = steps(20);
+    assert_eq!(steps(2_000), few);
+    assert!(few.iter().all(|steps| (1..40).contains(steps)), "{few:?}");
+}
+
+#[test]
+fn an_endpoint_costs_its_service_s_ports_once() {
+    let steps = |count: usize| {
+        let endpoints = |pods: &[String]| {
+            let Object::EndpointSlice(mut object) = slice("big", pods) else { panic!("no slice") };
+            let ports = (0..count).map(|n| json!({ "name": format!("p{n}"), "port": 8_000 + n }));
+            object.ports = serde_json::from_value(ports.collect()).expect("ports");
+            Object::EndpointSlice(object)
+        };
+        let spec = json!({ "clusterIP": "10.0.0.1", "ports": ports(count, false) });
+        let services = vec![object("big", spec, Vec::new()).into()];
+        let mut controller = listed(services, vec![endpoints(&pods(1, 1))]);
+        let mut fake = Fake::new(CAPACITY);
+        reconcile(&mut controller, 0, &mut fake);
+        assert_eq!(controller.counts().backends, count);
+        steps_of(ObjectEvent::Applied(endpoints(&pods(1, 2))), &mut controller, &mut fake)
+    };
+    let (few, many) = (steps(10), steps(1_000));
+    assert!(many <= few * 100, "{few} steps for 10 ports, {many} for 1,000");
+}
