@@ -181,7 +181,7 @@ proptest! {
         has_node_ports in any::<bool>(),
         is_dual_stack in any::<bool>(),
     ) {
-        let mut limits = Limits::default();
+        let mut limits = Limits { namespace_share: 100, ..Limits::default() };
         (limits.ports.most, limits.external_addresses.most) = (50, 60);
         (limits.frontends.most, limits.source_ranges.most, limits.backends.most) = (400, 30, 600);
         let ips = if is_dual_stack { vec!["10.0.0.1", "fd00::1"] } else { vec!["10.0.0.1"] };
@@ -215,7 +215,7 @@ proptest! {
         controller.apply(ObjectEvent::Replaced(ObjectKind::Service, vec![big.into()]));
         controller.apply(ObjectEvent::Replaced(ObjectKind::EndpointSlice, vec![endpoints]));
         controller.set_facts(node_ports);
-        let mut fake = Fake::new(CAPACITY);
+        let mut fake = Fake::new(Capacity { ranges4: 1 << 12, ranges6: 1 << 12, ..CAPACITY });
         let (steps, outcome) = crate::work::of(|| reconcile(&mut controller, 0, &mut fake));
         let Counts { frontends, backends, .. } = controller.counts();
         prop_assert!(frontends <= counted + on_nodes * port_count, "{frontends} {counted}");
@@ -353,7 +353,7 @@ fn claims_that_change_cost_what_changes() {
     assert!(owner.contains(&"20.0.0.199:80 shop/s1:http".to_owned()), "the next by name has it");
     assert!(owner.contains(&"20.0.0.198:80 shop/s0:http".to_owned()));
     // Two Services are looked at: the one that changed, and the one that won an address.
-    assert!(steps < 1_500, "{steps} steps");
+    assert!(steps < 900, "{steps} steps");
 }
 
 fn service_cidr(prefix: &str) -> ObjectEvent {
@@ -548,11 +548,21 @@ fn a_namespace_gets_its_share_of_every_map() {
         let found: Vec<_> = outcome.shortages.iter().map(|it| (it.map, it.share)).collect();
         assert_eq!(found, [(map, Some(50))]);
         assert_eq!(controller.counts().frontends, 0, "{map}: it is not half programmed");
-        // Nothing of it was reserved for good.
+        // Nothing of it was reserved for good: however often it is refused, a smaller one fits.
+        for pods in [5, 6, 5, 6, 5, 6] {
+            controller.apply(ObjectEvent::Applied(endpoints(pods)));
+            reconcile(&mut controller, 0, &mut fake);
+        }
+        if map == Map::Slots {
+            controller.apply(ObjectEvent::Applied(endpoints(3)));
+            reconcile(&mut controller, 0, &mut fake);
+            assert_eq!(controller.counts().backends, 3, "{map}");
+        }
         let limits = Limits { namespace_share: 100, ..Limits::default() };
         let mut all = of_defaults(vec![ranged()]).with_limits(limits);
         all.apply(ObjectEvent::Applied(endpoints(5)));
-        assert_eq!(reconcile(&mut all, 0, &mut fake).shortages, [], "{map}");
+        let mut fake = Fake::new(capacity);
+        assert_eq!(reconcile(&mut all, 0, &mut fake).shortages, [], "{map} has room for all");
     }
 }
 
