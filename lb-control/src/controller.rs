@@ -4,10 +4,11 @@
 //! [`Controller::reconcile`] after that, when [`Outcome::next_due`] is reached, and, with
 //! back-off, when [`Outcome::errors`] is not empty.
 
+mod refused;
 mod shortages;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -18,7 +19,7 @@ use lb_common::abi::settings::Settings;
 use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{
-        self, Conflict, DesiredFrontend, FrontendAddress, Locality, NodeFacts, backends,
+        self, Conflict, DesiredFrontend, FrontendAddress, Locality, NodeFacts,
         claims::{Claim, Claims},
         health_checks::{self, Checks},
         no_local_endpoints, settings,
@@ -26,7 +27,7 @@ use crate::{
     },
     execute::execute,
     model::{
-        Refusal, RefusalReason, add_some,
+        Refusal,
         event::{ObjectEvent, ObjectKind, ObjectName},
     },
     options::{ExternalMode, Limits},
@@ -200,27 +201,6 @@ impl Controller {
         self.planner.as_ref().map(Planner::counts).unwrap_or_default()
     }
 
-    /// For which reasons an object, or a part of it, is refused now, except that it does not fit.
-    pub fn refusal_reasons(&self, kind: ObjectKind, name: &ObjectName) -> BTreeSet<RefusalReason> {
-        let own = self.snapshot.refusals_of(kind, name).iter().map(|refusal| refusal.reason);
-        let mut reasons: BTreeSet<RefusalReason> = own.collect();
-        if kind != ObjectKind::Service {
-            return reasons;
-        }
-        let name = name.to_string();
-        let withheld = self.withheld.get(name.as_str()).into_iter().flatten();
-        reasons.extend(withheld.filter_map(|(_, holder)| match holder {
-            Holder::ApiServer => Some(RefusalReason::AddressInUse),
-            Holder::ServiceCidr => Some(RefusalReason::ForbiddenAddress),
-            Holder::Process => None,
-        }));
-        let has_lost = self.conflicts.contains_key(name.as_str());
-        reasons.extend(has_lost.then_some(RefusalReason::AddressInUse));
-        let is_too_large = self.too_large.contains(name.as_str());
-        reasons.extend(is_too_large.then_some(RefusalReason::TooLarge));
-        reasons
-    }
-
     /// All Services that do not fit, in the order of their names.
     pub fn shortages(&self) -> impl Iterator<Item = &Shortage> {
         self.shortages.iter()
@@ -390,30 +370,6 @@ impl Controller {
         self.snapshot.service(name).filter(|_| !self.too_large.contains(name))
     }
 
-    /// Counts the backends of a Service that changed, before anything is made of them.
-    fn count_backends(&mut self, name: &Arc<str>, outcome: &mut Outcome) {
-        let count = self.snapshot.service(name).map_or(0, backends::count);
-        match self.limits.backends.exceeded_by(count) {
-            None => {
-                if self.too_large.remove(name) {
-                    outcome.mended.push((ObjectKind::Service, (&**name).into()));
-                }
-            }
-            Some(message) => {
-                if self.too_large.insert(Arc::clone(name)) {
-                    outcome.refusals.push(Refusal {
-                        kind: ObjectKind::Service,
-                        object: (&**name).into(),
-                        uid: String::new(),
-                        field: "spec.ports".to_owned(),
-                        reason: RefusalReason::TooLarge,
-                        message,
-                    });
-                }
-            }
-        }
-    }
-
     /// Updates the claims of a Service. Returns whether they changed.
     fn claim(
         &mut self,
@@ -446,29 +402,6 @@ impl Controller {
             self.are_settings_dirty |= self.in_use.add(&claim.frontend);
         }
         true
-    }
-
-    /// Notes the frontends that a Service cannot have, and reports those that it could have until
-    /// now.
-    fn set_withheld(
-        &mut self,
-        name: &Arc<str>,
-        withheld: BTreeSet<(FrontendAddress, Holder)>,
-        outcome: &mut Outcome,
-    ) {
-        let known = self.withheld.remove(name).unwrap_or_default();
-        let new = || withheld.difference(&known);
-        let refusal = |(frontend, holder): &(_, _)| taken::refusal(name, *frontend, *holder);
-        add_some(&mut outcome.refusals, new().filter_map(refusal));
-        // The ClusterIP as a whole stands for its ports.
-        if known.difference(&withheld).next().is_some() {
-            outcome.mended.push((ObjectKind::Service, (&**name).into()));
-        }
-        let left = new().filter(|(at, holder)| *holder == Holder::Process && at.protocol == 0);
-        outcome.left_to_processes.extend(left.map(|(at, _)| (Arc::clone(name), at.ip)));
-        if !withheld.is_empty() {
-            self.withheld.insert(Arc::clone(name), withheld);
-        }
     }
 
     fn plan(
@@ -504,17 +437,12 @@ impl Controller {
                     !port.frontends.is_empty()
                 });
             }
-            let lost = self.claims.conflicts(name);
-            let known = self.conflicts.remove(name).unwrap_or_default();
-            if lost.len() < known.len() {
-                outcome.mended.push((ObjectKind::Service, (&**name).into()));
-            }
-            let known: HashSet<_> = known.iter().map(|lost| (lost.frontend, &lost.owner)).collect();
-            let new = lost.iter().filter(|lost| !known.contains(&(lost.frontend, &lost.owner)));
-            add_some(&mut outcome.refusals, new.map(Conflict::refusal));
-            if !lost.is_empty() {
-                self.conflicts.insert(Arc::clone(name), lost);
-            }
+            refused::note_conflicts(
+                &mut self.conflicts,
+                name,
+                self.claims.conflicts(name),
+                outcome,
+            );
             self.no_local_endpoints.set(name, desired.as_ref());
             let shortage = planner.plan(draft, name, desired.as_ref()).err();
             match self.shortages.set(name, shortage.clone()) {

@@ -186,8 +186,12 @@ impl Snapshot {
         self.refusals.get(&(kind, normalized_for(kind, name.clone()))).map_or(&[], |list| list)
     }
 
-    /// Whether this node's agent is the one that reports what is refused of an object.
+    /// Whether this node's agent is the one that reports what is refused of an object. Refusals of
+    /// a Node are known to its own agent alone.
     pub fn is_reporter(&self, kind: ObjectKind, name: &ObjectName) -> bool {
+        if kind == ObjectKind::Node {
+            return true;
+        }
         let is_used = self.local_endpoints > 0;
         reporters::is_reporter(&self.node_name, is_used, self.nodes.of_endpoints(), (kind, name))
     }

@@ -255,6 +255,8 @@ fn the_nodes_of_endpoints_share_the_reports() {
             let name = ObjectName { namespace: "shop".to_owned(), name: format!("s{number}") };
             let reports = |snapshot: &Snapshot| snapshot.is_reporter(ObjectKind::Service, &name);
             let reporters: Vec<usize> = (0..3).filter(|at| reports(&snapshots[*at])).collect();
+            // What is wrong with a Node is known to its own agent alone.
+            assert!(snapshots.iter().all(|one| one.is_reporter(ObjectKind::Node, &name)));
             assert!(expected.len() == 3 && reporters.len() == 3 || reporters.len() == 1);
             reporters.iter().for_each(|at| counts[*at] += 1);
         }
