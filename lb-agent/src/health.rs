@@ -1,6 +1,7 @@
 //! The health of this proxy, and the servers that report it.
 //!
-//! [`Health`] takes the time as an argument; [`server`] reads the clock. Invariant: the proxy
+//! [`Health`] takes the time that it reports as an argument; how long a change waits is measured by
+//! the monotonic clock, so a step of the node's time is no fault. Invariant: the proxy
 //! is unhealthy until the first complete state is in the maps. Besides the servers of the proxy
 //! as a whole, a Service can have one of its own:
 //! [`health_checks`](lb_control::desired::health_checks), [`listeners`].
@@ -20,6 +21,7 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::metrics::Faults;
 
@@ -34,7 +36,8 @@ pub struct Health(Arc<Mutex<State>>);
 struct State {
     update_timeout: Duration,
     last_updated: Option<Timestamp>,
-    oldest_queued: Option<Timestamp>,
+    /// The oldest change that is not in the maps: when it came, by both clocks.
+    oldest_queued: Option<(Timestamp, Instant)>,
     node_eligible: bool,
     faults: BTreeMap<&'static str, (Severity, String)>,
     /// The faults by their part, as a metric.
@@ -78,7 +81,7 @@ impl Health {
     /// Records that a change has been waiting since `now` to be programmed, unless an older one
     /// is waiting.
     pub fn queued_update(&self, now: Timestamp) {
-        self.state().oldest_queued.get_or_insert(now);
+        self.state().oldest_queued.get_or_insert((now, Instant::now()));
     }
 
     /// Records that the maps contain all changes known at `now`.
@@ -127,9 +130,8 @@ impl Health {
     /// The health at `now`.
     pub fn report(&self, now: Timestamp) -> Report {
         let state = self.state();
-        let waited_too_long = state.oldest_queued.is_some_and(|queued| {
-            now.duration_since(queued).unsigned_abs() >= state.update_timeout && now > queued
-        });
+        let waited_too_long =
+            state.oldest_queued.is_some_and(|(_, since)| since.elapsed() >= state.update_timeout);
         let worst = state.faults.values().map(|(severity, _)| *severity).max();
         let healthy = state.last_updated.is_some()
             && !waited_too_long
@@ -156,7 +158,7 @@ impl Health {
         Details {
             healthy,
             last_updated: state.last_updated,
-            waiting_since: state.oldest_queued,
+            waiting_since: state.oldest_queued.map(|(at, _)| at),
             faults: faults.collect(),
         }
     }

@@ -25,14 +25,17 @@ use lb_common::{
     },
     flow_table::Class,
 };
-use lb_control::model::IpFamily;
+use lb_control::{model::IpFamily, plan::Map};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
-use crate::watch::{api::Liveness, manifests::Problems};
+use crate::{
+    events::Refusals,
+    watch::{api::Liveness, manifests::Problems},
+};
 
 use format::Format;
 use kube_proxy::KubeProxy;
@@ -75,9 +78,11 @@ struct Inner {
     faults: Faults,
     attach_failures: Counter,
     netlink_overruns: Counter,
+    shortages: Family<Code, Gauge>,
     datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     problems: Arc<OnceLock<Problems>>,
     liveness: Arc<OnceLock<Liveness>>,
+    refusals: Arc<OnceLock<Refusals>>,
 }
 
 /// The kind of object that changed.
@@ -106,9 +111,11 @@ impl Metrics {
             faults: Faults::default(),
             attach_failures: Counter::default(),
             netlink_overruns: Counter::default(),
+            shortages: Family::default(),
             datapath: Arc::default(),
             problems: Arc::default(),
             liveness: Arc::default(),
+            refusals: Arc::default(),
         };
         let mut registry = Registry::default();
         inner.kube_proxy.register(&mut registry);
@@ -133,6 +140,13 @@ impl Metrics {
     pub fn set_problems(&self, problems: Problems) {
         if self.0.problems.set(problems).is_err() {
             tracing::debug!("the metrics already have a list of problems");
+        }
+    }
+
+    /// Sets the source of the number of refused objects.
+    pub fn set_refusals(&self, refusals: &Refusals) {
+        if self.0.refusals.set(refusals.clone()).is_err() {
+            tracing::debug!("the metrics already have a list of refused objects");
         }
     }
 
@@ -193,6 +207,14 @@ impl Metrics {
         self.0.misplaced_programs.set(programs as i64);
     }
 
+    /// Sets how many Services do not fit into each map.
+    pub fn set_shortages(&self, of_maps: impl Iterator<Item = (Map, usize)>) {
+        for (map, count) in of_maps {
+            let labels = [("map", map.name().to_owned())];
+            self.0.shortages.get_or_create(&labels).set(count as i64);
+        }
+    }
+
     /// Counts pins that were made again.
     pub fn pins_restored(&self, pins: usize) {
         self.0.restored_pins.inc_by(pins as u64);
@@ -250,6 +272,7 @@ impl Inner {
             datapath: Arc::clone(&self.datapath),
             problems: Arc::clone(&self.problems),
             liveness: Arc::clone(&self.liveness),
+            refusals: Arc::clone(&self.refusals),
         }));
         let own = registry.sub_registry_with_prefix("lb");
         own.register(
@@ -282,6 +305,11 @@ impl Inner {
             "misplaced_programs",
             "Programs of others that see packets of Services with the addresses of backends",
             self.misplaced_programs.clone(),
+        );
+        own.register(
+            "shortages",
+            "Services that do not fit into a map, or whose namespace has its share of it",
+            self.shortages.clone(),
         );
         own.register(
             "restored_pins",

@@ -4,6 +4,7 @@
 //! the maps, and only then connects to the source of objects. On exit everything stays in place.
 
 mod agent;
+mod api_addresses;
 mod claim;
 mod config_watch;
 mod node_name;
@@ -27,7 +28,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context as _;
 use lb_control::{
-    desired::health_checks::Wanted,
+    desired::{health_checks::Wanted, taken::ApiServers},
     model::{event::ObjectKind, network::NodeNetwork},
 };
 use tokio::{
@@ -166,6 +167,7 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
     if let Some(api) = &api {
         follow_node(agent, api, &programmed, &network, &own_node_seen);
     }
+    let api_servers = follow_api_addresses(agent, api.as_ref());
     let known = api.and_then(|api| api.learned().objects());
     report_programmed(agent, programmed);
     tokio::select! {
@@ -174,7 +176,7 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
         result = interfaces.run(node_addresses_seen) => {
             result.context("the watch of network interfaces failed")
         }
-        () = reconciler.run(events, network, dataplane, known) => Ok(()),
+        () = reconciler.run(events, network, api_servers, dataplane, known) => Ok(()),
     }
 }
 
@@ -306,6 +308,15 @@ fn follow_node(
         let remove = startup_taint::remove(client, name, key, programmed, node.clone());
         agent.tasks.spawn(cancel.run_until_cancelled_owned(remove));
     }
+}
+
+/// The addresses of the API servers that are configured, as they change.
+fn follow_api_addresses(agent: &Agent, api: Option<&Connection>) -> watch::Receiver<ApiServers> {
+    let urls = api.map(Connection::configured).unwrap_or_default();
+    let (servers, seen) = watch::channel(api_addresses::literal(&urls));
+    let follow = api_addresses::follow(urls, servers);
+    agent.tasks.spawn(agent.cancel.clone().run_until_cancelled_owned(follow));
+    seen
 }
 
 /// Starts to follow the network interfaces, which attaches the programs to them.

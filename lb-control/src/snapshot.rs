@@ -4,6 +4,7 @@
 //! concerns as changed, and none if the change does not matter.
 
 pub mod nodes;
+mod reporters;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -17,13 +18,17 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::model::{
-    self, IpFamily, Parsed, Refusal, RefusalReason,
-    event::{Object, ObjectEvent, ObjectKind, ObjectName, Unreadable},
-    keys::TRIGGER_TIME_ANNOTATION,
-    node::{self, Node},
-    service::{self, Service},
-    slice::{self, Slice},
+use crate::{
+    model::{
+        self, IpFamily, Parsed, Refusal, RefusalReason,
+        event::{Object, ObjectEvent, ObjectKind, ObjectName, Unreadable},
+        keys::TRIGGER_TIME_ANNOTATION,
+        node::{self, Node},
+        service::{self, Service},
+        slice::{self, Slice},
+        text::Clean,
+    },
+    options::Limits,
 };
 
 use nodes::NodeIndex;
@@ -32,12 +37,15 @@ use nodes::NodeIndex;
 #[derive(Debug)]
 pub struct Snapshot {
     node_name: String,
+    limits: Limits,
     awaited: BTreeSet<ObjectKind>,
     services: HashMap<Arc<str>, Entry>,
     /// The Service of every slice, by `namespace/name` of the slice.
     services_of_slices: HashMap<Arc<str>, Arc<str>>,
     node: Option<Node>,
     nodes: NodeIndex,
+    /// How many endpoints run on this node.
+    local_endpoints: usize,
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
     refusals: BTreeMap<(ObjectKind, ObjectName), Vec<Refusal>>,
     dirty: Dirty,
@@ -79,6 +87,8 @@ pub struct Dirty {
     pub service_cidrs: bool,
     /// Refusals that were not there before.
     pub refusals: Vec<Refusal>,
+    /// Objects of which less is refused than before; deleted ones among them.
+    pub mended: Vec<(ObjectKind, ObjectName)>,
     /// The causes of changes of slices that still exist.
     pub triggers: Vec<Trigger>,
 }
@@ -101,6 +111,7 @@ impl Snapshot {
     pub fn new(node_name: &str, expected: impl IntoIterator<Item = ObjectKind>) -> Self {
         Self {
             node_name: node_name.to_owned(),
+            limits: Limits::default(),
             awaited: expected
                 .into_iter()
                 .chain([ObjectKind::Service, ObjectKind::EndpointSlice])
@@ -109,10 +120,16 @@ impl Snapshot {
             services_of_slices: HashMap::new(),
             node: None,
             nodes: NodeIndex::default(),
+            local_endpoints: 0,
             service_cidrs: BTreeMap::new(),
             refusals: BTreeMap::new(),
             dirty: Dirty::default(),
         }
+    }
+
+    /// Sets what a Service may ask for; for Services that are applied from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Whether the first list of every expected kind has arrived.
@@ -170,6 +187,21 @@ impl Snapshot {
         self.dirty != Dirty::default() || self.nodes.has_moved()
     }
 
+    /// What is refused of an object itself.
+    pub fn refusals_of(&self, kind: ObjectKind, name: &ObjectName) -> &[Refusal] {
+        self.refusals.get(&(kind, normalized_for(kind, name.clone()))).map_or(&[], |list| list)
+    }
+
+    /// Whether this node's agent is the one that reports what is refused of an object. Refusals of
+    /// a Node are known to its own agent alone.
+    pub fn is_reporter(&self, kind: ObjectKind, name: &ObjectName) -> bool {
+        if kind == ObjectKind::Node {
+            return true;
+        }
+        let is_used = self.local_endpoints > 0;
+        reporters::is_reporter(&self.node_name, is_used, self.nodes.of_endpoints(), (kind, name))
+    }
+
     /// What changed since the last call.
     pub fn take_dirty(&mut self) -> Dirty {
         let mut dirty = std::mem::take(&mut self.dirty);
@@ -207,6 +239,7 @@ impl Snapshot {
         for object in unreadable {
             self.refuse_unreadable(kind, object.clone());
         }
+        self.nodes.names.forget_unused();
         self.awaited.remove(&kind);
     }
 
@@ -216,11 +249,15 @@ impl Snapshot {
         if kind == ObjectKind::Node && name.name != self.node_name {
             return;
         }
+        let error = Clean(&error);
         let message = format!("{error}: the object cannot be read, what was known of it stays");
         let reason = RefusalReason::Unreadable;
         let refusal = Refusal { kind, object: name.clone(), uid, field, reason, message };
         let key = (kind, normalized_for(kind, name));
-        let held = self.refusals.insert(key, vec![refusal.clone()]).unwrap_or_default();
+        let held = self.refusals.insert(key.clone(), vec![refusal.clone()]).unwrap_or_default();
+        if held.iter().any(|other| *other != refusal) {
+            self.dirty.mended.push(key);
+        }
         if !held.contains(&refusal) {
             self.dirty.refusals.push(refusal);
         }
@@ -247,7 +284,10 @@ impl Snapshot {
                 self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();
             }
         }
-        self.refusals.remove(&(kind, normalized_for(kind, name.clone())));
+        let key = (kind, normalized_for(kind, name.clone()));
+        if self.refusals.remove(&key).is_some() {
+            self.dirty.mended.push(key);
+        }
     }
 
     /// The names of the objects of a kind that are known now.
@@ -273,7 +313,8 @@ impl Snapshot {
 
     fn apply_service(&mut self, object: &v1::Service) {
         let key = key_of(&model::object_name(&object.metadata));
-        let service = self.accept(ObjectKind::Service, &object.metadata, service::parse(object));
+        let parsed = service::parse(object, &self.limits);
+        let service = self.accept(ObjectKind::Service, &object.metadata, parsed);
         self.set_service(&key, service);
     }
 
@@ -310,11 +351,16 @@ impl Snapshot {
             None => Arc::clone(&slice.service),
         };
         let family = slice.family;
+        let local = slice.local_endpoints();
         let entry = self.services.entry(Arc::clone(&service)).or_default();
         match entry.slices.binary_search_by(|(name, _)| (**name).cmp(&key)) {
             Ok(position) if entry.slices[position].1 == slice => return,
-            Ok(position) => entry.slices[position].1 = slice,
+            Ok(position) => {
+                let before = std::mem::replace(&mut entry.slices[position].1, slice);
+                self.local_endpoints = self.local_endpoints + local - before.local_endpoints();
+            }
             Err(position) => {
+                self.local_endpoints += local;
                 let key: Arc<str> = key.into();
                 entry.slices.insert(position, (Arc::clone(&key), slice));
                 self.services_of_slices.insert(key, Arc::clone(&service));
@@ -328,8 +374,11 @@ impl Snapshot {
 
     fn remove_slice(&mut self, key: &str) {
         let Some(service) = self.services_of_slices.remove(key) else { return };
-        if let Some(entry) = self.services.get_mut(&service) {
-            entry.slices.retain(|(name, _)| **name != *key);
+        if let Some(entry) = self.services.get_mut(&service)
+            && let Ok(position) = entry.slices.binary_search_by(|(name, _)| (**name).cmp(key))
+        {
+            let (_, slice) = entry.slices.remove(position);
+            self.local_endpoints -= slice.local_endpoints();
         }
         self.drop_if_empty(&service);
         // The removal has another cause than the last change of the slice.
@@ -390,6 +439,9 @@ impl Snapshot {
         let held = self.refusals.remove(&key).unwrap_or_default();
         let new = parsed.refusals.iter().filter(|refusal| !held.contains(refusal));
         self.dirty.refusals.extend(new.cloned());
+        if held.iter().any(|refusal| !parsed.refusals.contains(refusal)) {
+            self.dirty.mended.push(key.clone());
+        }
         if !parsed.refusals.is_empty() {
             self.refusals.insert(key, parsed.refusals);
         }

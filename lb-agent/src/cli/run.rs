@@ -8,7 +8,7 @@ use clap::{
 };
 use lb_control::options::ExternalMode;
 
-use super::{CgroupArgs, LogArgs, PinArgs, SizeArgs};
+use super::{CgroupArgs, LimitArgs, LogArgs, PinArgs, SizeArgs};
 use crate::{
     kube_proxy::flags::KubeProxyFlags,
     options::{
@@ -78,6 +78,9 @@ pub struct RunArgs {
     /// Capacities of the maps.
     #[command(flatten)]
     pub sizes: SizeArgs,
+    /// What one Service may ask for.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 
     /// If another lb-agent runs with this --bpf-dir: load the programs, list the objects, wait
     /// until it ends and take over at once, instead of failing

@@ -34,8 +34,8 @@ async fn get(address: SocketAddr, path: &str) -> (u16, String, String) {
     (status, head.to_lowercase(), body.to_owned())
 }
 
-#[test]
-fn a_proxy_is_healthy_while_no_update_waits_too_long() {
+#[tokio::test(start_paused = true)]
+async fn a_proxy_is_healthy_while_no_update_waits_too_long() {
     let health = Health::new(UPDATE_TIMEOUT);
     assert!(!health.report(at(0)).healthy, "nothing is in the maps");
     health.queued_update(at(0));
@@ -43,9 +43,14 @@ fn a_proxy_is_healthy_while_no_update_waits_too_long() {
     health.updated(at(2));
     assert!(health.report(at(10_000)).healthy, "nothing waits");
     health.queued_update(at(10_000));
+    tokio::time::advance(Duration::from_secs(50)).await;
     health.queued_update(at(10_050));
+    tokio::time::advance(Duration::from_secs(9)).await;
     assert!(health.report(at(10_059)).healthy);
+    assert!(health.report(at(20_000)).healthy, "a step of the node's time is no fault");
+    tokio::time::advance(Duration::from_secs(1)).await;
     assert!(!health.report(at(10_060)).healthy, "the oldest update counts");
+    assert!(!health.report(at(-10_000)).healthy);
     health.updated(at(10_061));
     assert!(health.report(at(10_061)).healthy);
     assert_eq!(health.report(at(10_062)).last_updated, at(10_061));

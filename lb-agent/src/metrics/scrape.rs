@@ -16,9 +16,12 @@ use prometheus_client::{
 };
 
 use super::DatapathStats;
-use crate::watch::{
-    api::{Figures, Liveness},
-    manifests::Problems,
+use crate::{
+    events::Refusals,
+    watch::{
+        api::{Figures, Liveness},
+        manifests::Problems,
+    },
 };
 
 /// The sources that are read at each scrape, if they are set.
@@ -27,6 +30,7 @@ pub(super) struct OnScrape {
     pub(super) datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     pub(super) problems: Arc<OnceLock<Problems>>,
     pub(super) liveness: Arc<OnceLock<Liveness>>,
+    pub(super) refusals: Arc<OnceLock<Refusals>>,
 }
 
 impl Collector for OnScrape {
@@ -40,6 +44,9 @@ impl Collector for OnScrape {
         }
         if let Some(liveness) = self.liveness.get() {
             encode_watches(&mut encoder, &liveness.figures(Instant::now()))?;
+        }
+        if let Some(refusals) = self.refusals.get() {
+            encode_refusals(&mut encoder, refusals)?;
         }
         let Some(datapath) = self.datapath.get() else { return Ok(()) };
         let counter = ConstCounter::new(0_u64);
@@ -96,6 +103,20 @@ fn encode_watches(
             let labels = [("kind", figures.kind.name())];
             ConstCounter::new(count(figures)).encode(out.encode_family(&labels)?)?;
         }
+    }
+    Ok(())
+}
+
+fn encode_refusals(
+    encoder: &mut DescriptorEncoder<'_>,
+    refusals: &Refusals,
+) -> Result<(), fmt::Error> {
+    let kind = ConstGauge::new(0_i64).metric_type();
+    let help = "Objects that are refused, or of which a part is, by the reason of their Event";
+    let mut out = encoder.encode_descriptor("lb_refusals", help, None, kind)?;
+    for (reason, count) in refusals.counts() {
+        let labels = [("reason", reason.word())];
+        ConstGauge::new(count as i64).encode(out.encode_family(&labels)?)?;
     }
     Ok(())
 }

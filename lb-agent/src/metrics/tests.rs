@@ -42,11 +42,13 @@ fn all() -> Metrics {
     liveness.unreadable(ObjectKind::Service);
     liveness.broke(ObjectKind::Node, "refused", Instant::now());
     metrics.set_liveness(liveness);
+    metrics.set_refusals(&Refusals::logged());
+    metrics.set_shortages([(Map::Slots, 2)].into_iter());
     metrics.queued(Change::Service, 1, now());
     metrics.queued(Change::Endpoint, 2, now());
     metrics.set_programmed_objects(1, 2, 3);
     metrics.set_no_local_endpoints(IpFamily::V4, 1, 0);
-    metrics.faults().get_or_create(&[("part", "maps")]).set(1);
+    metrics.faults().get_or_create(&[("part", "interfaces")]).set(1);
     metrics.attach_failed();
     metrics.netlink_overran();
     metrics.healthz_answered(200);
@@ -102,12 +104,14 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_watch_lists_total{kind=\"Service\"} 1"),
         (&after, "lb_watch_failures_total{kind=\"Node\"} 1"),
         (&after, "lb_watch_unreadable_objects_total{kind=\"Service\"} 1"),
-        (&after, "lb_faults{part=\"maps\"} 1"),
+        (&after, "lb_faults{part=\"interfaces\"} 1"),
         (&after, "lb_attach_failures_total 1"),
         (&after, "lb_netlink_overruns_total 1"),
         (&after, "process_resident_memory_bytes "),
         (&after, "process_cpu_seconds_total "),
         (&after, "lb_flow_insertions_total 20"),
+        (&after, "lb_shortages{map=\"SLOTS\"} 2"),
+        (&after, "lb_refusals{reason=\"TooLarge\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"established\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"unanswered\"} 9"),
     ] {

@@ -13,6 +13,7 @@ use lb_control::{
         NodeFacts,
         health_checks::{self, Wanted},
         node_ports,
+        taken::ApiServers,
     },
     model::{
         event::{Object, ObjectEvent, ObjectKind},
@@ -32,7 +33,7 @@ use super::{
 };
 use crate::{
     config::{Config, PodPrefixes, Source},
-    events::{EventReason, Refusals, Subject},
+    events::{EventReason, Refusals, Reporter, Subject},
     health::{self, Health, Severity},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
@@ -63,6 +64,8 @@ pub(super) struct Reconciler {
     node_ports: node_ports::Selection,
     /// Where the health check servers of Services listen.
     health_check_addresses: BTreeSet<IpAddr>,
+    /// Which health checks, and where, were published last.
+    published_health_checks: Option<(u64, BTreeSet<IpAddr>)>,
     pod_prefixes: PodPrefixes,
     masquerade_all: bool,
     /// The range of the node's own ports about which the log has a warning, because it leaves no
@@ -107,12 +110,14 @@ impl Reconciler {
         sinks: Sinks,
     ) -> Self {
         Self {
-            controller: Controller::new(&config.node_name, config.external_mode, expected),
+            controller: Controller::new(&config.node_name, config.external_mode, expected)
+                .with_limits(config.limits),
             node_name: config.node_name.clone(),
             has_nodes: matches!(config.source, Source::Api(_)),
             node_addresses: None,
             network: NodeNetwork::default(),
             health_check_addresses: BTreeSet::new(),
+            published_health_checks: None,
             node_ports: node_ports::Selection {
                 addresses: config.node_port_addresses.clone(),
                 on_loopback: config.localhost_node_ports,
@@ -158,11 +163,13 @@ impl Reconciler {
         mut self,
         mut events: mpsc::Receiver<ObjectEvent>,
         mut network: watch::Receiver<NodeNetwork>,
+        mut api_servers: watch::Receiver<ApiServers>,
         mut dataplane: KernelDataplane,
         known: Option<provisional::Known>,
     ) {
         self.network = network.borrow_and_update().clone();
         self.refresh_facts();
+        self.controller.set_api_servers(api_servers.borrow_and_update().clone());
         // What was listed before the maps were this agent's is planned at once.
         self.due = self.controller.snapshot().is_complete().then(Instant::now);
         if self.due.is_none()
@@ -181,6 +188,9 @@ impl Reconciler {
                     self.apply_queued(&mut events).await;
                 }
                 Ok(()) = network.changed() => self.update_network(&mut network),
+                Ok(()) = api_servers.changed() => {
+                    self.controller.set_api_servers(api_servers.borrow_and_update().clone());
+                }
                 () = sleep_until(wake_at.into()) => {}
             }
             if Instant::now() >= sysctls_at {
@@ -435,8 +445,14 @@ impl Reconciler {
     }
 
     /// Publishes the health checks, after the maps hold the state that they announce.
-    fn publish_health_checks(&self) {
-        let (checks, addresses) = (self.controller.health_checks(), &self.health_check_addresses);
+    fn publish_health_checks(&mut self) {
+        let version = self.controller.health_checks_version();
+        let addresses = &self.health_check_addresses;
+        let published = self.published_health_checks.replace((version, addresses.clone()));
+        if published.as_ref() == self.published_health_checks.as_ref() {
+            return;
+        }
+        let checks = self.controller.health_checks();
         self.sinks.health_checks.send_if_modified(|published| {
             let is_changed = published.checks != *checks || published.addresses != *addresses;
             if is_changed {
@@ -499,6 +515,17 @@ impl Reconciler {
 
     fn publish_refusals(&self, outcome: &Outcome) {
         let sinks = &self.sinks;
+        for (kind, name) in &outcome.mended {
+            let reasons = self.controller.refusal_reasons(*kind, name);
+            sinks.refusals.keep(*kind, name, &reasons.into_iter().map(Into::into).collect());
+        }
+        let reporter = |subject: &Subject| {
+            let (kind, name) = (subject.kind, subject.name.clone());
+            move || match self.controller.snapshot().is_reporter(kind, &name) {
+                true => Reporter::ThisNode,
+                false => Reporter::OtherNode,
+            }
+        };
         for refusal in &outcome.refusals {
             let subject = Subject {
                 kind: refusal.kind,
@@ -508,29 +535,29 @@ impl Reconciler {
                     .or_else(|| self.uid(&refusal.object.to_string())),
             };
             let note = format!("{}: {}", refusal.field, refusal.message);
-            sinks.refusals.refuse(subject, refusal.reason.into(), note);
+            let by = reporter(&subject);
+            sinks.refusals.refuse_by(by, subject, refusal.reason.into(), note);
         }
         for shortage in &outcome.shortages {
-            let subject = Subject {
-                kind: ObjectKind::Service,
-                name: (&*shortage.service).into(),
-                uid: self.uid(&shortage.service),
+            let (reason, other) = match shortage.share {
+                None => (EventReason::MapFull, EventReason::NamespaceFull),
+                Some(_) => (EventReason::NamespaceFull, EventReason::MapFull),
             };
-            let note = format!(
-                "map {} is full ({} entries): this Service is not programmed, or stays as it was; \
-                 raise {}",
-                shortage.map, shortage.limit, shortage.flag
-            );
-            sinks.refusals.refuse(subject, EventReason::MapFull, note);
+            let subject = self.service(&shortage.service);
+            sinks.refusals.withdraw(subject.clone(), other);
+            sinks.refusals.refuse_by(reporter(&subject), subject, reason, shortage.message());
         }
-        let full = outcome.shortages.first().map(|shortage| {
-            format!(
-                "map {} is full ({} entries): some Services are not up to date; raise {}",
-                shortage.map, shortage.limit, shortage.flag
-            )
-        });
-        // It is true of all nodes at once, and a restart does not cure it.
-        sinks.health.set("maps", Severity::Degraded, full);
+        for name in &outcome.fitting {
+            let subject = self.service(name);
+            sinks.refusals.withdraw(subject.clone(), EventReason::MapFull);
+            sinks.refusals.withdraw(subject, EventReason::NamespaceFull);
+        }
+        sinks.metrics.set_shortages(self.controller.shortages_of_maps());
+    }
+
+    /// A Service `namespace/name` as the subject of an Event.
+    fn service(&self, name: &str) -> Subject {
+        Subject { kind: ObjectKind::Service, name: name.into(), uid: self.uid(name) }
     }
 
     /// The uid of the Service `namespace/name`, by which its Events are found.

@@ -59,12 +59,14 @@ pub(super) async fn connect(
                 );
             }
             let refusals = Refusals::logged();
+            agent.metrics.set_refusals(&refusals);
             agent.reporter.set_refusals(&refusals);
             Ok(Objects { watch: Box::pin(watch), events, refusals, api: None })
         }
         Source::Api(options) => {
             let connection = api::connect(options).await?;
             let refusals = Refusals::published(connection.client.clone(), &agent.config.node_name);
+            agent.metrics.set_refusals(&refusals);
             let liveness = connection.liveness().clone();
             agent.reporter.set_refusals(&refusals);
             agent.reporter.set_liveness(&liveness);

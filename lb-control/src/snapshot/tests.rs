@@ -262,3 +262,46 @@ fn what_cannot_be_read_stays_as_it_was_until_it_is_deleted() {
     check_dirty(&mut snapshot, [ObjectEvent::Replaced(kind, Vec::new())], &["shop/a", "shop/c"]);
     assert!(refused(&snapshot).is_empty());
 }
+
+#[test]
+fn the_nodes_of_endpoints_share_the_reports() {
+    let names = ["here", "there", "elsewhere"];
+    let slice_on = |nodes: &[&str]| {
+        let endpoint = |(at, node): (usize, &&str)| json!({ "addresses": [format!("10.1.0.{}", at + 1)], "nodeName": node });
+        let object = json!({
+            "metadata": {
+                "namespace": "shop", "name": "cart-1",
+                "labels": { "kubernetes.io/service-name": "cart" },
+            },
+            "addressType": "IPv4",
+            "endpoints": nodes.iter().enumerate().map(endpoint).collect::<Vec<_>>(),
+        });
+        Object::EndpointSlice(Box::new(serde_json::from_value(object).expect("an EndpointSlice")))
+    };
+    let mut snapshots = names.map(|name| Snapshot::new(name, []));
+    let mut check = |event: Option<ObjectEvent>, expected: &[usize]| {
+        // Each knows its own Node, which makes it no candidate.
+        for (snapshot, name) in snapshots.iter_mut().zip(names) {
+            let node = json!({ "metadata": { "name": name } });
+            let node = serde_json::from_value(node).expect("a Node");
+            snapshot.apply(ObjectEvent::Applied(Object::Node(Box::new(node))));
+            event.iter().for_each(|event| snapshot.apply(event.clone()));
+        }
+        let mut counts = [0; 3];
+        for number in 0..60 {
+            let name = ObjectName { namespace: "shop".to_owned(), name: format!("s{number}") };
+            let reports = |snapshot: &Snapshot| snapshot.is_reporter(ObjectKind::Service, &name);
+            let reporters: Vec<usize> = (0..3).filter(|at| reports(&snapshots[*at])).collect();
+            // What is wrong with a Node is known to its own agent alone.
+            assert!(snapshots.iter().all(|one| one.is_reporter(ObjectKind::Node, &name)));
+            assert!(expected.len() == 3 && reporters.len() == 3 || reporters.len() == 1);
+            reporters.iter().for_each(|at| counts[*at] += 1);
+        }
+        let reporting: Vec<usize> = (0..3).filter(|at| counts[*at] > 0).collect();
+        assert_eq!(reporting, expected, "{counts:?}");
+    };
+    check(None, &[0, 1, 2]);
+    check(Some(ObjectEvent::Applied(slice_on(&["here", "there", "here"]))), &[0, 1]);
+    check(Some(ObjectEvent::Applied(slice_on(&["there", "elsewhere"]))), &[1, 2]);
+    check(Some(ObjectEvent::Deleted(ObjectKind::EndpointSlice, "shop/cart-1".into())), &[0, 1, 2]);
+}

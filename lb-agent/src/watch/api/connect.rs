@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::http::Uri;
 use kube::Client;
 use tower::util::service_fn;
 
@@ -40,6 +41,11 @@ impl Connection {
     /// The server that serves, or the configured ones if none does.
     pub fn server(&self) -> String {
         self.servers.as_ref().map(|servers| servers.described()).unwrap_or_default()
+    }
+
+    /// The servers that are configured.
+    pub fn configured(&self) -> Vec<Uri> {
+        self.servers.as_ref().map(|servers| servers.given()).unwrap_or_default()
     }
 
     /// The state of the watches.

@@ -37,7 +37,7 @@ fn node_ports_follow_the_addresses_of_the_node() {
 }
 
 #[test]
-fn the_older_service_keeps_an_external_ip_that_is_another_s_node_port() {
+fn an_external_ip_never_takes_a_node_port_from_another_service() {
     let node_port = json!({ "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
     let external = json!({
         "externalIPs": ["192.0.2.10"], "ports": [{ "name": "http", "port": 30080 }],
@@ -49,14 +49,15 @@ fn the_older_service_keeps_an_external_ip_that_is_another_s_node_port() {
     let outcome = reconcile(&mut controller, 0, &mut fake);
     let texts: Vec<_> = outcome.refusals.iter().map(ToString::to_string).collect();
     let expected =
-        "Service shop/b, spec.ports: 192.0.2.10 port 30080 belongs to the older Service shop/a";
+        "Service shop/a, spec.ports: 192.0.2.10 port 30080 is a node port of Service shop/b";
     assert_eq!(texts, [expected]);
-    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), [("127.0.0.1".to_owned(), 30080)]);
-    controller.apply(deleted("a"));
-    reconcile(&mut controller, 1, &mut fake);
     let both = ["127.0.0.1", "192.0.2.10"].map(|ip| (ip.to_owned(), 30080));
     assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), both);
-    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), [("203.0.113.2".to_owned(), 80)]);
+    controller.apply(deleted("b"));
+    reconcile(&mut controller, 1, &mut fake);
+    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), []);
+    let external = ["192.0.2.10", "203.0.113.1"].map(|ip| (ip.to_owned(), 30080));
+    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), external);
     assert_eq!(controller.conflicts().count(), 0);
 }
 
