@@ -4,8 +4,11 @@
 //! - A flow is live from one compare-and-swap on its word in FLOW_TABLE to the next: claimed,
 //!   ready, live, free. Nobody writes to an entry but the CPU that claimed its word.
 //! - Whoever reads an entry compares the word before and after. Each claim changes its generation.
-//! - A word in FLOW_REPLIES refers to a place and a generation, so that it is void once the flow is
-//!   gone, without being touched.
+//! - A flow is at home in the bucket of its client's address and port, where both its requests and its
+//!   replies look for it. If it is elsewhere, or its replies have another destination than its client, a
+//!   word in FLOW_REPLIES refers to its place and generation: the word is void once the flow is gone,
+//!   without being touched.
+//! - FLOW_FILTER says of nearly every packet that belongs to no flow that it does not, see [`filter`].
 //! - No two live flows have the same request, or the same reply: of two CPUs that insert such flows
 //!   at the same time exactly one succeeds (see [`insert`]).
 //!
@@ -16,17 +19,19 @@ use crate::abi::{
     affinity::AffinityKey,
     flow::{FlowKey, MOVED, Tuple},
     flow_table::{
-        Direction, FlowSeed, PERIOD_FACTOR, ReplyWord, RequestWord, TAG_SHIFT, TIMES, WAYS,
+        Direction, FlowSeed, MAX_ADDRESS_WORDS, NO_REPLY_PLACE, PERIOD_FACTOR, ReplyWord,
+        RequestWord, TAG_SHIFT, TIMES, WAYS,
     },
     frontend::UDP,
     settings::Lifetimes,
 };
 
 mod evict;
+pub mod filter;
 mod insert;
 
 pub use evict::{Class, FREE, NEVER, PROTECTED, class, rank};
-pub use insert::{InsertError, NewFlow, insert, is_other, worst_request};
+pub use insert::{InsertError, NewFlow, Ways, enter_live, has_other, insert, worst_request};
 
 /// The memory that a table is in.
 ///
@@ -53,6 +58,11 @@ pub trait Memory<A: Address> {
     /// Replaces the word `old`, if it is still there.
     fn swap(&self, bucket: Self::Bucket, way: u32, old: u64, new: u64) -> bool;
 
+    /// A word of FLOW_FILTER; `word` counts modulo the words that a bucket has there.
+    fn filter_word(&self, bucket: u32, word: u32) -> u64;
+    /// Sets bits of that word, in one step.
+    fn set_filter_bits(&self, bucket: u32, word: u32, bits: u64);
+
     /// The entry at a place.
     fn entry(&self, place: u32) -> Option<Self::Entry>;
     /// Has the CPU fetch the entry at a place, which will probably be read.
@@ -77,13 +87,13 @@ pub trait Memory<A: Address> {
         worst_request(self, new, lifetimes, choice)
     }
 
-    /// [`is_other`], likewise.
+    /// [`has_other`], likewise.
     #[inline(always)]
-    fn is_other(&self, direction: Direction, key: &FlowKey<A>, other: u32, place: u32) -> bool
+    fn has_other(&self, direction: Direction, key: &FlowKey<A>, ways: Ways, place: u32) -> bool
     where
         Self: Sized,
     {
-        is_other(self, direction, key, other, place)
+        has_other(self, direction, key, ways, place)
     }
 
     /// Returns `value`, of which a verifier then knows nothing: it follows the code after a branch
@@ -105,68 +115,109 @@ pub struct Found<E> {
     pub word: RequestWord,
 }
 
-/// Where a key belongs: its buckets and its tag.
+/// Where a key belongs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Hash {
-    /// The buckets where it may be, of FLOW_TABLE; of FLOW_REPLIES it is the first alone.
-    pub buckets: [u32; CHOICES],
-    /// Twenty bits that most other keys of the bucket do not have, the lowest always 1.
-    pub tag: u64,
+    /// Of the client's address, port and protocol: where the flow is at home.
+    pub home: u32,
+    /// Of the whole key.
+    pub whole: u32,
 }
 
-/// In how many buckets of FLOW_TABLE a flow may be.
+/// In how many buckets of FLOW_TABLE a flow may be: its client's, or else its own.
 pub const CHOICES: usize = 2;
 
 impl Hash {
-    /// Where the requests of a flow belong.
+    /// Where a flow belongs by its requests.
     #[inline(always)]
     pub fn of_request<A: Address>(key: &FlowKey<A>, seed: &FlowSeed) -> Self {
-        let upper = multilinear(key, seed);
-        let bucket = |hash: u32| ((hash as u64 * seed.buckets::<A>() as u64) >> 32) as u32;
-        // An odd factor: the golden ratio of 2^32. The upper bits of the product depend on all bits, so
-        // that flows which meet in their second buckets have other tags.
-        let other = upper.wrapping_mul(0x9e37_79b1);
-        Self { buckets: [bucket(upper), bucket(other)], tag: tag(upper) }
+        Self::of(key, Direction::Request, seed)
     }
 
-    /// Where the replies of a flow belong.
+    /// Where a flow belongs by its replies. Its home is the same, unless they have another destination
+    /// than its client.
     #[inline(always)]
     pub fn of_reply<A: Address>(key: &FlowKey<A>, seed: &FlowSeed) -> Self {
-        let upper = multilinear(key, seed);
-        let bucket = (upper as u64 * seed.reply_buckets::<A>() as u64) >> 32;
-        Self { buckets: [bucket as u32, 0], tag: tag(upper) }
+        Self::of(key, Direction::Reply, seed)
     }
 
-    /// The way where the flow is unless another one was there before.
+    /// The upper halves of two multilinear hashes. Each is strongly universal for factors that nobody
+    /// knows (Lemire and Kaser, "Strongly universal string hashing is fast", 2013).
     #[inline(always)]
-    pub const fn way(self) -> u32 {
-        (self.tag >> 1) as u32 & (WAYS as u32 - 1)
+    fn of<A: Address>(key: &FlowKey<A>, direction: Direction, seed: &FlowSeed) -> Self {
+        const { assert!(cfg!(target_endian = "little")) };
+        let length = const { size_of::<A>() / size_of::<u32>() };
+        let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(key));
+        let word = |index: usize| {
+            // SAFETY: a reference. Volatile, because the compiler would keep all words on a program's
+            // small stack until the key is compared.
+            #[expect(unsafe_code, reason = "there are no volatile accesses without it")]
+            unsafe {
+                core::ptr::read_volatile(&raw const words[index])
+            }
+        };
+        let (source_port, destination_port) = (word(2 * length) & 0xffff, word(2 * length) >> 16);
+        let (client, other) = match direction {
+            Direction::Request => (0, length),
+            Direction::Reply => (length, 0),
+        };
+        let (client_port, other_port) = match direction {
+            Direction::Request => (source_port, destination_port),
+            Direction::Reply => (destination_port, source_port),
+        };
+        let term = |factor: usize, value: u32| seed.factors[factor].wrapping_mul(value.into());
+        let mut sum = seed.factors[0].wrapping_add(term(1, client_port | key.protocol << 16));
+        let mut index = 0;
+        while index < length {
+            sum = sum.wrapping_add(term(2 + index, word(client + index)));
+            index += 1;
+        }
+        let home = (sum >> 32) as u32;
+        sum = sum.wrapping_add(term(2 + MAX_ADDRESS_WORDS, other_port));
+        index = 0;
+        while index < length {
+            sum = sum.wrapping_add(term(3 + MAX_ADDRESS_WORDS + index, word(other + index)));
+            index += 1;
+        }
+        Self { home, whole: (sum >> 32) as u32 }
+    }
+
+    /// A bucket of FLOW_TABLE where the flow may be: 0 is its home.
+    #[inline(always)]
+    pub const fn bucket<A>(self, choice: usize, seed: &FlowSeed) -> u32 {
+        scaled(self.part(choice), seed.buckets::<A>())
+    }
+
+    /// The bucket of FLOW_REPLIES where the flow has its word, if it has one.
+    #[inline(always)]
+    pub const fn reply_bucket<A>(self, seed: &FlowSeed) -> u32 {
+        scaled(self.whole, seed.reply_buckets::<A>())
+    }
+
+    /// Twenty bits that most other flows of that bucket do not have, the lowest always 1: 0 is the tag of a
+    /// free word.
+    #[inline(always)]
+    pub const fn tag(self, choice: usize) -> u64 {
+        self.part(choice) as u64 & (u64::MAX >> TAG_SHIFT) | 1
+    }
+
+    /// The way of that bucket where the flow is unless another one was there before.
+    #[inline(always)]
+    pub const fn way(self, choice: usize) -> u32 {
+        self.part(choice) >> 1 & (WAYS as u32 - 1)
+    }
+
+    #[inline(always)]
+    const fn part(self, choice: usize) -> u32 {
+        if choice == 0 { self.home } else { self.whole }
     }
 }
 
-/// Not 0, which is the tag of a free word.
+/// A number below `count`, by the upper bits of `hash`.
 #[inline(always)]
-const fn tag(upper: u32) -> u64 {
-    upper as u64 & (u64::MAX >> TAG_SHIFT) | 1
-}
-
-/// The upper half of a multilinear hash. It is strongly universal for factors that nobody knows
-/// (Lemire and Kaser, "Strongly universal string hashing is fast", 2013).
-#[inline(always)]
-fn multilinear<A: Address>(key: &FlowKey<A>, seed: &FlowSeed) -> u32 {
-    let words: &[u32] = bytemuck::cast_slice(bytemuck::bytes_of(key));
-    let mut sum = seed.factors[0];
-    let mut index = 0;
-    while index < const { size_of::<FlowKey<A>>() / size_of::<u32>() } {
-        // SAFETY: a reference. Volatile, because the compiler would keep all words on a program's
-        // small stack until the key is compared.
-        #[expect(unsafe_code, reason = "there are no volatile accesses without it")]
-        let word = unsafe { core::ptr::read_volatile(&raw const words[index]) };
-        sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(word as u64));
-        index += 1;
-    }
-    (sum >> 32) as u32
+const fn scaled(hash: u32, count: u32) -> u32 {
+    ((hash as u64 * count as u64) >> 32) as u32
 }
 
 /// A number that looks random, and is always the same for this client and service port in this period.
@@ -185,7 +236,7 @@ pub fn spread(key: &AffinityKey, period: u32, seed: &FlowSeed) -> u32 {
     (sum >> 32) as u32
 }
 
-const _: () = assert!(PERIOD_FACTOR > size_of::<FlowKey<crate::abi::address::Address6>>() / 4);
+const _: () = assert!(PERIOD_FACTOR == 3 + 2 * MAX_ADDRESS_WORDS);
 
 /// A bit of a flow's state: it is UDP, not TCP.
 pub const IS_UDP: u8 = 64;
@@ -233,8 +284,9 @@ fn scan_live<A: Address, M: Memory<A>>(
     found
 }
 
-/// How many words that may be a key's are looked at. Another live flow of the bucket has its tag for one
-/// in about 5,000 look-ups, two others for one in 50 million, which then do not find their flow.
+/// How many words of FLOW_REPLIES that may be a key's are looked at. Another one of the bucket has its
+/// tag for one in about 5,000 look-ups, two others for one in 50 million, which then do not find their
+/// flow.
 const CANDIDATES: usize = 2;
 
 /// The first of some ways, of which there is one. Without a branch, as above: the lowest bit alone,
@@ -262,32 +314,61 @@ pub fn find_request<A: Address, M: Memory<A>>(
     key: &FlowKey<A>,
 ) -> Option<Found<M::Entry>> {
     let hash = Hash::of_request(key, memory.seed()?);
-    // Its word and its entry are in two cache lines: both are fetched at once.
-    memory.prefetch(hash.buckets[0] * WAYS as u32 + hash.way());
-    let udp = protocol_bit(key.protocol);
     let mut choice = 0;
     while choice < CHOICES {
-        let number = hash.buckets[choice];
-        let bucket = memory.requests(number)?;
-        let mut ways = scan_live(memory, bucket, hash.tag, request_mask(udp), udp);
-        let mut candidate = 0;
-        while ways != 0 && candidate < CANDIDATES {
-            let way = first(ways);
-            let word = RequestWord(memory.load(bucket, way));
-            let place = number * WAYS as u32 + way;
-            let entry = memory.entry(place)?;
-            if word.is_live()
-                && has_requests(word.state(), udp)
-                && memory.is_of(entry, Direction::Request, &key.tuple)
-            {
-                return Some(Found { entry, place, word });
-            }
-            ways &= ways - 1;
-            candidate += 1;
+        let found = find_in_bucket(memory, key, Direction::Request, hash, choice);
+        if found.is_some() {
+            return found;
         }
         choice += 1;
     }
     None
+}
+
+/// Finds a flow in one of the buckets where it may be.
+#[inline(always)]
+fn find_in_bucket<A: Address, M: Memory<A>>(
+    memory: &M,
+    key: &FlowKey<A>,
+    direction: Direction,
+    hash: Hash,
+    choice: usize,
+) -> Option<Found<M::Entry>> {
+    let number = hash.bucket::<A>(choice, memory.seed()?);
+    if choice == 0 {
+        // Its word and its entry are in two cache lines: both are fetched at once.
+        memory.prefetch(number * WAYS as u32 + hash.way(choice));
+    }
+    let bucket = memory.requests(number)?;
+    let protocol = protocol_bit(key.protocol);
+    let mask = direction_mask(direction, protocol);
+    let mut ways = scan_live(memory, bucket, hash.tag(choice), mask, protocol);
+    let mut looked_at = 0;
+    // All flows of one client's port have one tag.
+    while ways != 0 && looked_at < WAYS {
+        let way = first(ways);
+        let word = RequestWord(memory.load(bucket, way));
+        let place = number * WAYS as u32 + way;
+        let entry = memory.entry(place)?;
+        if word.is_live()
+            && word.state() & mask == protocol
+            && memory.is_of(entry, direction, &key.tuple)
+        {
+            return Some(Found { entry, place, word });
+        }
+        ways &= ways - 1;
+        looked_at += 1;
+    }
+    None
+}
+
+/// The bits of the state that are those of the protocol alone where a flow has this direction.
+#[inline(always)]
+const fn direction_mask(direction: Direction, protocol: u8) -> u8 {
+    match direction {
+        Direction::Request => request_mask(protocol),
+        Direction::Reply => IS_UDP,
+    }
 }
 
 /// Whether a flow in this state has the protocol of a key, and the requests that it once had: those
@@ -311,9 +392,26 @@ pub fn find_reply<A: Address, M: Memory<A>>(
     key: &FlowKey<A>,
 ) -> Option<Found<M::Entry>> {
     let hash = Hash::of_reply(key, memory.seed()?);
-    let bucket = memory.replies(hash.buckets[0])?;
+    let filter = filter::read(memory, hash);
+    if filter & filter::HOME != 0 {
+        let found = find_in_bucket(memory, key, Direction::Reply, hash, 0);
+        if found.is_some() {
+            return found;
+        }
+    }
+    if filter & filter::AWAY != 0 { find_by_word(memory, key, hash) } else { None }
+}
+
+/// Finds a flow by its word in FLOW_REPLIES.
+#[inline(always)]
+fn find_by_word<A: Address, M: Memory<A>>(
+    memory: &M,
+    key: &FlowKey<A>,
+    hash: Hash,
+) -> Option<Found<M::Entry>> {
+    let bucket = memory.replies(hash.reply_bucket::<A>(memory.seed()?))?;
     let udp = protocol_bit(key.protocol);
-    let mut ways = scan(memory, bucket, hash.tag);
+    let mut ways = scan(memory, bucket, hash.tag(1));
     let mut candidate = 0;
     while ways != 0 && candidate < CANDIDATES {
         let reply = ReplyWord(memory.load(bucket, first(ways)));
@@ -339,8 +437,22 @@ pub fn find_reply<A: Address, M: Memory<A>>(
 pub fn may_have_reply<A: Address, M: Memory<A>>(memory: &M, key: &FlowKey<A>) -> bool {
     let Some(seed) = memory.seed() else { return true };
     let hash = Hash::of_reply(key, seed);
-    let Some(bucket) = memory.replies(hash.buckets[0]) else { return true };
-    scan(memory, bucket, hash.tag) != 0
+    let filter = filter::read(memory, hash);
+    if filter & filter::HOME != 0
+        && find_in_bucket(memory, key, Direction::Reply, hash, 0).is_some()
+    {
+        return true;
+    }
+    let bucket = || memory.replies(hash.reply_bucket::<A>(seed));
+    filter & filter::AWAY != 0
+        && bucket().is_none_or(|bucket| scan(memory, bucket, hash.tag(1)) != 0)
+}
+
+/// Whether a flow may have the client of `key`, a request. Where the answer is no, none has.
+#[inline(always)]
+pub fn may_have_client<A: Address, M: Memory<A>>(memory: &M, key: &FlowKey<A>) -> bool {
+    let Some(seed) = memory.seed() else { return true };
+    filter::read(memory, Hash::of_request(key, seed)) & filter::HOME != 0
 }
 
 /// The word of the place `place`.
@@ -405,7 +517,7 @@ pub fn remove<A: Address, M: Memory<A>>(memory: &M, found: &Found<M::Entry>) -> 
     false
 }
 
-/// Frees the word in FLOW_REPLIES of the flow with this word, which is gone.
+/// Frees the word in FLOW_REPLIES of the flow with this word, which is gone, if it had one.
 #[inline(always)]
 pub fn clear_reply<A: Address, M: Memory<A>>(
     memory: &M,
@@ -413,6 +525,9 @@ pub fn clear_reply<A: Address, M: Memory<A>>(
     place: u32,
     reply_place: u32,
 ) {
+    if reply_place == NO_REPLY_PLACE {
+        return;
+    }
     let Some(bucket) = memory.replies(reply_place / WAYS as u32) else { return };
     let reply = ReplyWord(memory.load(bucket, reply_place));
     if reply.is_of(word) && reply.place() == place {

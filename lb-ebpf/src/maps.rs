@@ -10,7 +10,7 @@ use lb_common::abi::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter,
-    flow_table::{self, Bucket, FlowBucket, FlowSeed},
+    flow_table::{self, Bucket, FlowBucket, FlowFilter, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     range::Range,
@@ -77,22 +77,29 @@ pub static SETTINGS: Array<SettingsPair, 1, MAPPED> = Array::new();
 #[btf_map]
 pub static DEVICES: Array<Device, { MAX_DEVICES as usize }, MAPPED> = Array::new();
 
-/// What the buckets of flows depend on. Written by the agent, before any program is loaded.
+/// What the buckets of flows depend on. Written by the agent before any program is loaded; later its
+/// sweep changes which copy of the filter is in use.
 #[btf_map]
 pub static FLOW_SEED: Array<FlowSeed, 1, MAPPED> = Array::new();
 /// Flows, IPv4. Written by the programs and by the agent's sweep, see `docs/flow-table.md`; so are the
-/// three maps that follow.
+/// five maps that follow.
 #[btf_map]
 pub static FLOW_TABLE4: Array<FlowBucket<Address4>, 32768, MAPPED> = Array::new();
 /// Flows, IPv6.
 #[btf_map]
 pub static FLOW_TABLE6: Array<FlowBucket<Address6>, 32768, MAPPED> = Array::new();
-/// The places of flows by their replies, IPv4.
+/// The places of flows that their replies do not find at home, IPv4.
 #[btf_map]
 pub static FLOW_REPLIES4: Array<Bucket, 65536, MAPPED> = Array::new();
-/// The places of flows by their replies, IPv6.
+/// The places of flows that their replies do not find at home, IPv6.
 #[btf_map]
 pub static FLOW_REPLIES6: Array<Bucket, 65536, MAPPED> = Array::new();
+/// What there is to find for the packets of a client, IPv4.
+#[btf_map]
+pub static FLOW_FILTER4: Array<FlowFilter, 32768, MAPPED> = Array::new();
+/// What there is to find for the packets of a client, IPv6.
+#[btf_map]
+pub static FLOW_FILTER6: Array<FlowFilter, 32768, MAPPED> = Array::new();
 /// How many flows were inserted, and how many made room for them, by class. Written by the programs.
 #[btf_map]
 pub static FLOW_EVENTS: PerCpuArray<u64, { flow_table::EVENTS }> = PerCpuArray::new();

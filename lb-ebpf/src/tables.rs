@@ -256,6 +256,11 @@ impl<F: FamilyMaps> Tables<F> for Maps {
     }
 
     #[inline(always)]
+    fn may_have_client(&mut self, key: &FlowKey<F::Address>) -> bool {
+        flow::may_have_client::<F>(key)
+    }
+
+    #[inline(always)]
     fn insert_flow(
         &mut self,
         key: &FlowKey<F::Address>,

@@ -97,6 +97,18 @@ impl SharedArray {
             .is_some_and(|word| word.compare_exchange(old, new, SeqCst, SeqCst).is_ok())
     }
 
+    /// Sets bits of a word. Returns false outside of the array or if it is mapped for reading only.
+    pub fn set_bits(&self, index: u32, word: usize, bits: u64) -> bool {
+        let place = self.writable(index, word);
+        place.inspect(|place| _ = place.fetch_or(bits, SeqCst)).is_some()
+    }
+
+    /// Clears bits of a word, likewise.
+    pub fn clear_bits(&self, index: u32, word: usize, bits: u64) -> bool {
+        let place = self.writable(index, word);
+        place.inspect(|place| _ = place.fetch_and(!bits, SeqCst)).is_some()
+    }
+
     /// Stores a word. Returns false outside of the array or if it is mapped for reading only.
     pub fn store(&self, index: u32, word: usize, value: u64) -> bool {
         let place = self.writable(index, word);
@@ -159,6 +171,8 @@ mod tests {
         assert!(array.store(2, 1, 7));
         assert!(array.compare_and_swap(2, 1, 7, 8));
         assert!(!array.compare_and_swap(2, 1, 7, 9), "it is another word by now");
+        assert!(array.set_bits(2, 1, 12) && !array.set_bits(3, 0, 1));
+        assert!(array.clear_bits(2, 1, 4) && !array.clear_bits(3, 0, 1));
         assert_eq!((array.load(2, 1), array.load(2, 0)), (Some(8), Some(0)));
         for (index, word) in [(3, 0), (0, 2), (u32::MAX, usize::MAX)] {
             assert_eq!(array.load(index, word), None, "{index} {word}");

@@ -14,12 +14,10 @@ use lb_common::{
     abi::{
         address::Address,
         flow::Tuple,
-        flow_table::{Direction, FlowEntry, FlowSeed, REPLY_ROOM, RequestWord, WAYS},
+        flow_table::{Direction, FILTER_WORDS, FlowEntry, FlowSeed, REPLY_ROOM, RequestWord, WAYS},
     },
     flow_table::{Memory, request_word},
 };
-
-use self::invariants::ReadEntries;
 
 type Words = [AtomicU64; WAYS];
 /// An entry word by word, because CPUs read and write it at the same time.
@@ -32,6 +30,7 @@ pub struct HostTable {
     seed: FlowSeed,
     requests: Vec<Words>,
     replies: Vec<Words>,
+    filter: Vec<[AtomicU64; FILTER_WORDS]>,
     entries: Vec<EntryWords>,
 }
 
@@ -47,7 +46,8 @@ pub fn seed(buckets: [u32; 2]) -> FlowSeed {
     for factor in &mut seed.factors {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        *factor = mixed ^ (mixed >> 27);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        *factor = mixed ^ (mixed >> 31);
     }
     seed
 }
@@ -58,7 +58,9 @@ impl HostTable {
         let seed = seed([buckets; 2]);
         let empty = |buckets| (0..buckets).map(|_| words()).collect();
         let entries = (0..buckets * WAYS as u32).map(|_| words()).collect();
-        Self { seed, requests: empty(buckets), replies: empty(buckets * REPLY_ROOM), entries }
+        let filter = (0..buckets).map(|_| words()).collect();
+        let (requests, replies) = (empty(buckets), empty(buckets * REPLY_ROOM));
+        Self { seed, requests, replies, filter, entries }
     }
 
     /// Every flow that is live: its place, its word and its entry.
@@ -137,6 +139,18 @@ impl<A: Address> Memory<A> for HostTable {
         is_replaced
     }
 
+    fn filter_word(&self, bucket: u32, word: u32) -> u64 {
+        self.filter[bucket as usize][word as usize % FILTER_WORDS].load(SeqCst)
+    }
+
+    fn set_filter_bits(&self, bucket: u32, word: u32, bits: u64) {
+        #[cfg(loom)]
+        fence(SeqCst);
+        self.filter[bucket as usize][word as usize % FILTER_WORDS].fetch_or(bits, SeqCst);
+        #[cfg(loom)]
+        fence(SeqCst);
+    }
+
     fn entry(&self, place: u32) -> Option<u32> {
         ((place as usize) < self.entries.len()).then_some(place)
     }
@@ -158,10 +172,4 @@ impl<A: Address> Memory<A> for HostTable {
 const fn reply_place_word<A: Address>() -> usize {
     const { assert!(cfg!(target_endian = "little")) };
     offset_of!(FlowEntry<A>, reply_place) / 8
-}
-
-impl<A: Address> ReadEntries<A> for HostTable {
-    fn copy_of(&self, place: u32) -> FlowEntry<A> {
-        self.entry_at(place)
-    }
 }

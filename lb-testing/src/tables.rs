@@ -273,6 +273,10 @@ impl<F: Family> Tables<F> for FakeTables<F> {
         flow_table::may_have_reply(&self.flows, key)
     }
 
+    fn may_have_client(&mut self, key: &FlowKey<F::Address>) -> bool {
+        flow_table::may_have_client(&self.flows, key)
+    }
+
     fn insert_flow(
         &mut self,
         key: &FlowKey<F::Address>,

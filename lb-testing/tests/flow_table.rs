@@ -58,7 +58,8 @@ impl Random {
 }
 
 fn check_all<F: TestFamily>(table: &HostTable) -> Contents {
-    check::<F::Address, _>(table).unwrap_or_else(|error| panic!("{error}"))
+    check::<F::Address, _>(table, |place| table.entry_at(place))
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn remove_found<F: TestFamily>(table: &HostTable, found: &Found<u32>) -> bool {
@@ -151,7 +152,10 @@ fn race<F: TestFamily>(rounds: u32, flow: impl Fn(u8) -> Numbered) -> [u32; RACE
             inserted.fetch_add(result.is_ok().into(), SeqCst);
             if barrier.wait().is_leader() {
                 counts[inserted.swap(0, SeqCst)].fetch_add(1, SeqCst);
-                check::<F::Address, _>(&table).err().into_iter().for_each(fail);
+                check::<F::Address, _>(&table, |place| table.entry_at(place))
+                    .err()
+                    .into_iter()
+                    .for_each(fail);
             }
             barrier.wait();
             if result.is_ok() && !is_removed(flow) {

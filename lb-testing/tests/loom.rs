@@ -87,7 +87,9 @@ fn model_of<T: Send + 'static, U: Send + 'static>(
         let thread = thread::spawn(move || other(&of_thread));
         let one = one(&world);
         let other = thread.join().expect("the thread ends");
-        let contents = check::<Address4, _>(&world.table).unwrap_or_else(|error| panic!("{error}"));
+        let entry_at = |place| world.table.entry_at(place);
+        let contents =
+            check::<Address4, _>(&world.table, entry_at).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!((contents.unfinished, contents.void), (0, 0), "words that belong to no flow");
         judge(&world, one, other, contents);
     });

@@ -15,13 +15,14 @@ use lb_common::{
         address::{Address, Address4, Address6},
         flow::{FlowKey, Tuple},
         flow_table::{
-            Bucket, Direction, FlowBucket, FlowEntry, FlowSeed, REPLY_ROOM, RequestWord, WAYS,
+            Bucket, Direction, FILTER_WORDS, FlowBucket, FlowEntry, FlowFilter, FlowSeed,
+            REPLY_ROOM, RequestWord, WAYS,
         },
         frontend::{TCP, UDP},
         settings::{Lifetimes, Settings},
     },
     flow_table::{
-        self, Class, Found, IS_UDP, InsertError, Memory, NewFlow, age, class, request_word,
+        self, Class, Found, IS_UDP, InsertError, Memory, NewFlow, age, class, filter, request_word,
     },
 };
 use lb_sys::SharedArray;
@@ -104,6 +105,21 @@ pub trait Flows<A: Address>: Memory<A, Entry = u32> {
         flow_table::insert(self, key, new, lifetimes, write)
     }
 
+    /// Enters a flow into both copies of the filter.
+    fn enter_into_filter(&self, flow: &LiveFlow<A>)
+    where
+        Self: Sized,
+    {
+        let LiveFlow { entry, .. } = flow;
+        let protocol = flow.protocol().into();
+        let request = FlowKey { tuple: entry.request, protocol };
+        let mut reply = FlowKey::default();
+        reply.set_reverse(&entry.translated, protocol);
+        if entry.actions[Direction::Reply as usize].action != 0 {
+            flow_table::enter_live(self, &request, &reply, entry.reply_place);
+        }
+    }
+
     /// Removes a flow unless a packet was noted since it was read. Returns whether it was removed.
     fn remove_unchanged(&self, flow: &LiveFlow<A>) -> bool
     where
@@ -166,6 +182,7 @@ pub struct FlowTable<A> {
     seed: FlowSeed,
     table: SharedArray,
     replies: SharedArray,
+    filter: SharedArray,
     address: PhantomData<fn(A)>,
 }
 
@@ -195,8 +212,8 @@ impl<A: FlowAddress> FlowTable<A> {
         mapped.map_err(|source| PinError::Open { path: pins.map(A::TABLE), source })
     }
 
-    fn new(seed: FlowSeed, table: SharedArray, replies: SharedArray) -> Self {
-        Self { seed, table, replies, address: PhantomData }
+    fn new(seed: FlowSeed, [table, replies, filter]: [SharedArray; 3]) -> Self {
+        Self { seed, table, replies, filter, address: PhantomData }
     }
 
     /// An empty table of this process alone, for tests.
@@ -207,7 +224,18 @@ impl<A: FlowAddress> FlowTable<A> {
     pub(crate) fn anonymous(buckets: u32) -> io::Result<Self> {
         let table = SharedArray::anonymous(buckets, size_of::<FlowBucket<A>>())?;
         let replies = SharedArray::anonymous(buckets * REPLY_ROOM, size_of::<Bucket>())?;
-        Ok(Self::new(seed([buckets; 2])?, table, replies))
+        let filter = SharedArray::anonymous(buckets, size_of::<FlowFilter>())?;
+        Ok(Self::new(seed([buckets; 2])?, [table, replies, filter]))
+    }
+
+    /// Empties a copy of the filter, 0 or 1. Programs must not look into this one.
+    pub fn clear_filter(&self, copy: u32) {
+        let bits = filter::bits_of_copy(copy);
+        for bucket in 0..self.filter.entries() {
+            for word in 0..FILTER_WORDS {
+                self.filter.clear_bits(bucket, word, bits);
+            }
+        }
     }
 
     fn word(&self, BucketOf(direction, bucket): BucketOf, way: u32) -> (&SharedArray, u32, usize) {
@@ -226,6 +254,7 @@ pub struct FlowMaps<A> {
     seed: FlowSeed,
     table: OwnedFd,
     replies: OwnedFd,
+    filter: OwnedFd,
     address: PhantomData<fn(A)>,
 }
 
@@ -239,6 +268,7 @@ impl<A: FlowAddress> FlowMaps<A> {
             seed: opened(pins, SEED, |map| MappedArray::readable(map)?.load(0))?,
             table: pins.open(A::TABLE)?,
             replies: pins.open(A::REPLIES)?,
+            filter: pins.open(A::FILTER)?,
             address: PhantomData,
         })
     }
@@ -256,6 +286,7 @@ impl<A: FlowAddress> FlowMaps<A> {
             seed: MappedArray::readable(found(SEED)?)?.load(0)?,
             table: found(A::TABLE)?,
             replies: found(A::REPLIES)?,
+            filter: found(A::FILTER)?,
             address: PhantomData,
         })
     }
@@ -268,7 +299,8 @@ impl<A: FlowAddress> FlowMaps<A> {
         let array = |map: &OwnedFd, size| SharedArray::new(map.as_fd(), size, is_writable);
         let table = array(&self.table, size_of::<FlowBucket<A>>())?;
         let replies = array(&self.replies, size_of::<Bucket>())?;
-        Ok(FlowTable::new(self.seed, table, replies))
+        let filter = array(&self.filter, size_of::<FlowFilter>())?;
+        Ok(FlowTable::new(self.seed, [table, replies, filter]))
     }
 }
 
@@ -296,6 +328,14 @@ impl<A: FlowAddress> Memory<A> for FlowTable<A> {
     fn swap(&self, bucket: BucketOf, way: u32, old: u64, new: u64) -> bool {
         let (array, bucket, way) = self.word(bucket, way);
         array.compare_and_swap(bucket, way, old, new)
+    }
+
+    fn filter_word(&self, bucket: u32, word: u32) -> u64 {
+        self.filter.load(bucket, word as usize % FILTER_WORDS).unwrap_or(u64::MAX)
+    }
+
+    fn set_filter_bits(&self, bucket: u32, word: u32, bits: u64) {
+        self.filter.set_bits(bucket, word as usize % FILTER_WORDS, bits);
     }
 
     fn entry(&self, place: u32) -> Option<u32> {
@@ -335,7 +375,7 @@ impl<A: FlowAddress> Flows<A> for FlowTable<A> {
 }
 
 /// The first word of the entry at a place in its [`FlowBucket`].
-pub const fn first_word<A>(place: u32) -> usize {
+const fn first_word<A>(place: u32) -> usize {
     (size_of::<Bucket>() + place as usize % WAYS * size_of::<FlowEntry<A>>()) / size_of::<u64>()
 }
 
@@ -347,10 +387,13 @@ pub fn fits_seed<'a>(map: impl Fn(&'static str) -> Option<&'a OwnedFd>) -> bool 
         let seed = map(SEED)?.try_clone().ok()?;
         MappedArray::readable(seed).ok()?.load(0).ok()
     };
-    let families = [[Address4::TABLE, Address4::REPLIES], [Address6::TABLE, Address6::REPLIES]];
+    let families = [
+        [Address4::TABLE, Address4::REPLIES, Address4::FILTER],
+        [Address6::TABLE, Address6::REPLIES, Address6::FILTER],
+    ];
     seed().is_some_and(|seed| {
         seed.buckets.iter().zip(families).all(|(buckets, names)| {
-            let wanted = [*buckets, buckets.saturating_mul(REPLY_ROOM)];
+            let wanted = [*buckets, buckets.saturating_mul(REPLY_ROOM), *buckets];
             names.map(entries) == wanted.map(Some)
         })
     })

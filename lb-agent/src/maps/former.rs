@@ -36,7 +36,7 @@ use super::{
 const HASHES: [&str; 4] = ["FLOWS4", "FLOWS6", "EMBRYONIC4", "EMBRYONIC6"];
 const HASHES_VERSION: u32 = 1;
 /// The version of the layout of a table.
-const TABLE_VERSION: u32 = 1;
+const TABLE_VERSION: u32 = 2;
 
 /// A map of the agent before.
 #[derive(Debug)]
@@ -109,6 +109,8 @@ impl Former {
             "FLOW_TABLE6" => "PREVIOUS_TABLE6",
             "FLOW_REPLIES4" => "PREVIOUS_REPLIES4",
             "FLOW_REPLIES6" => "PREVIOUS_REPLIES6",
+            "FLOW_FILTER4" => "PREVIOUS_FILTER4",
+            "FLOW_FILTER6" => "PREVIOUS_FILTER6",
             _ => "PREVIOUS_SEED",
         }
     }

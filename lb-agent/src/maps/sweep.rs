@@ -11,7 +11,7 @@ use lb_common::{
         address::{Address, Address4, Address6},
         affinity::{Affinity, AffinityKey, BY_SOCKET},
         flow::MOVED,
-        flow_table::{EVENTS, ReplyWord, RequestWord, TIMES, WAYS},
+        flow_table::{EVENTS, FlowSeed, ReplyWord, RequestWord, TIMES, WAYS},
         frontend::UDP,
         service::Service,
         settings::{Lifetimes, Settings, Timeouts},
@@ -24,7 +24,7 @@ use lb_common::{
 use lb_sys::{PerCpuCounters, TypedMap};
 
 use super::{
-    flow_table::{FlowAddress, FlowMaps, Flows, LiveFlow, lifetime},
+    flow_table::{self as table, FlowAddress, FlowMaps, Flows, LiveFlow, lifetime},
     mapped::MappedArray,
     pins::{PinError, Pins},
     read::opened,
@@ -47,6 +47,7 @@ pub struct Sweeper {
     affinity: TypedMap<AffinityKey, Affinity>,
     datagram_peers: TypedMap<DatagramKey, Peer>,
     services: MappedArray<Service>,
+    seed: MappedArray<FlowSeed>,
     direct: MappedArray<DirectFlows>,
     /// DIRECT_FLOWS at the last sweep.
     direct_before: DirectFlows,
@@ -102,6 +103,7 @@ impl Sweeper {
             affinity: opened(pins, "AFFINITY", TypedMap::new)?,
             datagram_peers: opened(pins, "DATAGRAM_PEERS", TypedMap::new)?,
             services: opened(pins, "SERVICES", MappedArray::readable)?,
+            seed: opened(pins, table::SEED, MappedArray::writable)?,
             direct: opened(pins, "DIRECT_FLOWS", MappedArray::writable)?,
             direct_before: DirectFlows::default(),
             clock: lb_sys::obj_get(&path).map_err(|source| PinError::Open { path, source })?,
@@ -120,8 +122,13 @@ impl Sweeper {
         let (mut fills, mut flows) = (Vec::new(), [Classes::default(); 2]);
         let [flows4, flows6] = &mut flows;
         let direct = self.direct.load(0)?;
-        fills.push(self.flows4.sweep(time, &lifetimes, flows4)?);
-        fills.push(self.flows6.sweep(time, &lifetimes, flows6)?);
+        // The copies of the filters that are not in use are made anew: what is gone is not in them. The
+        // programs look into the others no more by the next sweep.
+        let [filter4, filter6] = self.seed.load(0)?.filters.map(|copy| copy & 1 ^ 1);
+        fills.push(self.flows4.sweep(time, &lifetimes, filter4, flows4)?);
+        fills.push(self.flows6.sweep(time, &lifetimes, filter6, flows6)?);
+        let filters = u64::from(filter6) << u32::BITS | u64::from(filter4);
+        self.seed.publish(0, offset_of!(FlowSeed, filters), filters)?;
         // A flow that is not found was inserted since the sweep before, or is gone.
         if direct == self.direct_before
             && direct.begun != direct.ended
@@ -191,9 +198,11 @@ impl<A: FlowAddress> SweptFlows<A> {
         &mut self,
         time: u32,
         lifetimes: &Lifetimes,
+        filter: u32,
         classes: &mut Classes,
     ) -> io::Result<MapFill> {
         let table = self.maps.map(true)?;
+        table.clear_filter(filter);
         let removed = sweep_flows(&table, time, lifetimes, &mut self.unfinished, classes);
         clear_replies(&table);
         let (entries, max_entries) = (classes.iter().sum(), table.places().into());
@@ -219,7 +228,7 @@ fn live_flows<A: Address>(table: &impl Flows<A>, settings: &Settings, time: u32)
 }
 
 /// Removes flows that are past twice their timeout, and insertions that were not finished. Counts
-/// the others by class. Returns how many flows it has removed.
+/// the others by class, and enters them into the filter. Returns how many flows it has removed.
 fn sweep_flows<A: Address>(
     table: &impl Flows<A>,
     time: u32,
@@ -251,6 +260,10 @@ fn sweep_flows<A: Address>(
         {
             removed += 1;
             continue;
+        }
+        // One that has become live since the filter was empty has entered itself.
+        if let Some(flow) = table.flow(place) {
+            table.enter_into_filter(&flow);
         }
         classes[class(word.state()) as usize] += 1;
     }

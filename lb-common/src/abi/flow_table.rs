@@ -1,8 +1,8 @@
-//! FLOW_TABLE4 and 6, FLOW_REPLIES4 and 6, FLOW_SEED: the table of flows.
+//! FLOW_TABLE4 and 6, FLOW_REPLIES4 and 6, FLOW_FILTER4 and 6, FLOW_SEED: the table of flows.
 //!
 //! Every flow has one entry, at the place that its word in FLOW_TABLE has: bucket times
-//! [`WAYS`] plus way. A word in FLOW_REPLIES refers to the place. `docs/flow-table.md` describes the
-//! whole; [`flow_table`](crate::flow_table) has the algorithm.
+//! [`WAYS`] plus way. Where replies would not find it there, a word in FLOW_REPLIES refers to the
+//! place. `docs/flow-table.md` describes the whole; [`flow_table`](crate::flow_table) has the algorithm.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -181,7 +181,8 @@ pub struct FlowEntry<A> {
     /// The next hops of requests and replies that the program forwards, if it has looked up the
     /// routes, by [`Direction`].
     pub next_hops: [NextHop; 2],
-    /// Where in FLOW_REPLIES the flow has its word: bucket times [`WAYS`] plus way.
+    /// Where in FLOW_REPLIES the flow has its word: bucket times [`WAYS`] plus way, or
+    /// [`NO_REPLY_PLACE`].
     pub reply_place: u32,
     /// Always 0.
     pub zero: u32,
@@ -238,7 +239,7 @@ impl<A: Address> FlowEntry<A> {
     }
 
     /// Becomes a new flow, whose requests arrive as `request` and whose request direction is `flow`.
-    /// Where its word in FLOW_REPLIES is, is not known yet.
+    /// It has no word in FLOW_REPLIES yet.
     #[inline(always)]
     pub fn write(&mut self, request: &Tuple<A>, flow: &Flow<A>, reply_action: Action) {
         self.request.set(request);
@@ -249,19 +250,37 @@ impl<A: Address> FlowEntry<A> {
         self.generation = flow.generation;
         self.actions = [flow.action, reply_action];
         self.next_hops = [NextHop::UNKNOWN; 2];
-        self.reply_place = 0;
+        self.reply_place = NO_REPLY_PLACE;
         self.zero = 0;
     }
 }
 
-/// How many words of FLOW_REPLIES there are for a place. A reply belongs into one bucket, so with half
-/// as many flows as places one bucket in 1,000 is full, and to find the flow that makes room takes a look
-/// at the word of each.
+/// [`FlowEntry::reply_place`] of a flow that has no word in FLOW_REPLIES.
+pub const NO_REPLY_PLACE: u32 = u32::MAX;
+
+/// How many words of FLOW_REPLIES there are for a place: every flow of a node may need one. A reply
+/// belongs into one bucket, so with half as many flows as places one bucket in 1,000 is full then, and to
+/// find the flow that makes room takes a look at the word of each.
 pub const REPLY_ROOM: u32 = 2;
 
-/// How many random factors hashes need: a first one, one for each word of an IPv6 flow key, and
-/// [`PERIOD_FACTOR`].
-pub const FACTORS: usize = 12;
+/// The words of a bucket in FLOW_FILTER: 64 cells of two bits, twice.
+pub const FILTER_WORDS: usize = 4;
+
+/// An element of FLOW_FILTER: the cells of the clients that are at home in a bucket, see
+/// [`flow_table::filter`](crate::flow_table::filter).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(32))]
+pub struct FlowFilter {
+    /// Sixteen cells each.
+    pub words: [u64; FILTER_WORDS],
+}
+
+/// Words of 32 bits in the longest address.
+pub const MAX_ADDRESS_WORDS: usize = size_of::<Address6>() / size_of::<u32>();
+
+/// How many random factors hashes need: a first one, one for each port, one for each word of two
+/// addresses, and [`PERIOD_FACTOR`].
+pub const FACTORS: usize = 4 + 2 * MAX_ADDRESS_WORDS;
 
 /// The factor of the period in which a client with affinity chooses. No flow's place depends on it.
 pub const PERIOD_FACTOR: usize = FACTORS - 1;
@@ -275,13 +294,26 @@ pub struct FlowSeed {
     /// The number of buckets of FLOW_TABLE4 and of FLOW_TABLE6. FLOW_REPLIES have
     /// [`REPLY_ROOM`] times as many.
     pub buckets: [u32; 2],
+    /// Which copy of the bits of FLOW_FILTER4 and of FLOW_FILTER6 is in use, 0 or 1. Written by the
+    /// agent's sweep.
+    pub filters: [u32; 2],
 }
 
 impl FlowSeed {
     /// The number of buckets of the family with addresses of type `A`.
     #[inline(always)]
     pub const fn buckets<A>(&self) -> u32 {
-        self.buckets[const { (size_of::<A>() > size_of::<Address4>()) as usize }]
+        self.buckets[const { family::<A>() }]
+    }
+
+    /// Which copy of that family's filter is in use.
+    #[inline(always)]
+    pub fn filter<A>(&self) -> u32 {
+        // SAFETY: a reference. Volatile, because the agent may change it at any time.
+        #[expect(unsafe_code, reason = "there are no volatile accesses without it")]
+        unsafe {
+            core::ptr::read_volatile(&raw const self.filters[const { family::<A>() }])
+        }
     }
 
     /// The number of buckets of FLOW_REPLIES of that family.
@@ -289,6 +321,11 @@ impl FlowSeed {
     pub const fn reply_buckets<A>(&self) -> u32 {
         self.buckets::<A>().wrapping_mul(REPLY_ROOM)
     }
+}
+
+/// The number of the family with addresses of type `A`: 0 is IPv4.
+pub const fn family<A>() -> usize {
+    (size_of::<A>() > size_of::<Address4>()) as usize
 }
 
 /// The number of entries of FLOW_EVENTS: flows that were inserted, then those that were evicted, one

@@ -8,7 +8,7 @@ use super::{
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     flow::{Action, Flow, FlowKey, NextHop, Tuple},
-    flow_table::{Bucket, FlowBucket, FlowEntry, FlowSeed},
+    flow_table::{Bucket, FlowBucket, FlowEntry, FlowFilter, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey, FrontendKind},
     range::{Range, RangeKey},
@@ -159,7 +159,8 @@ described! {
         flow_lifetimes = 0, time_shift = 0, zero = 0,
     }
     Bucket { words }
-    FlowSeed { factors, buckets }
+    FlowSeed { factors, buckets, filters }
+    FlowFilter { words }
     FlowBucket<A> { words, entries }
     FlowEntry<A> {
         request, translated, backend, service, device, generation, actions, next_hops = 0,
@@ -219,11 +220,13 @@ pub const MAPS: &[MapLayout] = &[
     map::<u32, Backend<Address6>>("BACKENDS6", CHANGED),
     map::<u32, SettingsPair>("SETTINGS", CHANGED + 2),
     map::<u32, Device>("DEVICES", CHANGED),
-    map::<u32, FlowSeed>("FLOW_SEED", 1),
-    map::<u32, FlowBucket<Address4>>("FLOW_TABLE4", 1),
-    map::<u32, FlowBucket<Address6>>("FLOW_TABLE6", 1),
-    map::<u32, Bucket>("FLOW_REPLIES4", 1),
-    map::<u32, Bucket>("FLOW_REPLIES6", 1),
+    map::<u32, FlowSeed>("FLOW_SEED", 2),
+    map::<u32, FlowBucket<Address4>>("FLOW_TABLE4", 2),
+    map::<u32, FlowBucket<Address6>>("FLOW_TABLE6", 2),
+    map::<u32, Bucket>("FLOW_REPLIES4", 2),
+    map::<u32, Bucket>("FLOW_REPLIES6", 2),
+    map::<u32, FlowFilter>("FLOW_FILTER4", 1),
+    map::<u32, FlowFilter>("FLOW_FILTER6", 1),
     map::<FragmentKey<Address4>, Fragment>("FRAGMENTS4", CHANGED),
     map::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", CHANGED),
     map::<AffinityKey, Affinity>("AFFINITY", CHANGED),

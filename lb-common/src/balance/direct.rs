@@ -34,6 +34,7 @@ pub(super) fn decide<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> Option<Verdict> {
     if tables.has_direct()
+        && tables.may_have_client(&context.packet.key)
         && let Some(verdict) = of_flow(context, work, tables)
     {
         return Some(verdict);

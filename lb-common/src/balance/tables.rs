@@ -120,6 +120,8 @@ pub trait Tables<F: Family> {
     ) -> bool;
     /// Whether a flow may have these replies. Where the answer is no, none has.
     fn may_have_reply(&mut self, key: &FlowKey<F::Address>) -> bool;
+    /// Whether a flow may have the client of `key`, a request. Where the answer is no, none has.
+    fn may_have_client(&mut self, key: &FlowKey<F::Address>) -> bool;
     /// Inserts a flow whose requests arrive as `key` says. Others may be evicted.
     fn insert_flow(
         &mut self,

@@ -82,10 +82,16 @@ pub const FREE: u32 = 0xfeff_ffff;
 /// In [`Lifetimes`], of a place that a program has claimed: it is never taken.
 pub const NEVER: u32 = 0xffff_ffff;
 
-/// Whether a rank is that of a place without a flow.
+/// The class in a rank, as a number: a later one is evicted first.
 #[inline(always)]
-pub(super) const fn is_free(rank: u32) -> bool {
-    rank >> 24 == (FREE >> 24) + 1
+pub(super) const fn class_of(rank: u32) -> u32 {
+    rank >> 24
+}
+
+/// Whether a rank is that of a place with a flow that has not expired.
+#[inline(always)]
+pub(super) const fn has_flow_to_keep(rank: u32) -> bool {
+    class_of(rank) < EXPIRED
 }
 
 const EXPIRED: u32 = Class::ALL.len() as u32 + 1;

@@ -3,14 +3,14 @@
 use crate::abi::{
     address::Address,
     flow::{Action, Flow, FlowKey, MOVED},
-    flow_table::{Direction, ReplyWord, RequestWord, WAYS},
+    flow_table::{Direction, NO_REPLY_PLACE, ReplyWord, RequestWord, WAYS},
     settings::Lifetimes,
 };
 
 use super::{
-    CANDIDATES, CHOICES, Class, Hash, IS_UDP, Memory, clear_reply,
-    evict::{is_free, least_rank, rank},
-    first, has_requests, protocol_bit, request_word, scan, scan_live,
+    CANDIDATES, Class, Hash, IS_UDP, Memory, clear_reply,
+    evict::{class_of, has_flow_to_keep, least_rank, rank},
+    filter, first, has_requests, protocol_bit, request_word, scan, scan_live,
 };
 
 /// Why a flow could not be inserted.
@@ -41,20 +41,20 @@ pub struct NewFlow<A> {
     place: u32,
     word: RequestWord,
     reply_place: u32,
-    /// Always 0.
-    zero: u32,
+    /// In which of its buckets it is, see [`Hash::bucket`].
+    choice: u32,
     requests: Hash,
     replies: Hash,
 }
 
 /// Inserts a flow, whose entry `write` fills in.
 ///
-/// The steps are: claim a word of FLOW_TABLE; write the entry; store the word of FLOW_REPLIES;
-/// make the word ready; look for another flow with the same request or reply; become live. The words
-/// are visible before the search, so of two CPUs that insert at the same time at least one sees the
-/// other, and a flow that is ready but not live can be stopped by the other: see [`stops`]. From
-/// then on the place may be another flow's, so nothing is written to the entry of a flow that is
-/// ready.
+/// The steps are: claim a word of FLOW_TABLE; write the entry; set the bits of the filter; store the word
+/// of FLOW_REPLIES, if the flow needs one; make the word ready; look for another flow with the same
+/// request or reply; become live. All of it is visible before the search, so of two CPUs that insert at
+/// the same time at least one sees the other, and a flow that is ready but not live can be stopped by the
+/// other: see [`stops`]. From then on the place may be another flow's, so nothing is written to the entry
+/// of a flow that is ready.
 ///
 /// # Errors
 /// [`InsertError`]: nothing was inserted.
@@ -68,81 +68,161 @@ pub fn insert<A: Address, M: Memory<A>>(
 ) -> Result<(), InsertError> {
     let seed = memory.seed().ok_or(InsertError::Full)?;
     new.requests = Hash::of_request(key, seed);
-    new.evicted = 0;
-    let has_replies = new.reply_action.action != 0;
-    if has_replies {
-        new.replies = Hash::of_reply(&new.reply_key, seed);
-        if let Some(bucket) = memory.replies(new.replies.buckets[0]) {
-            memory.prefetch_words(bucket);
-        }
-    }
-    if !take_word(memory, new, lifetimes) {
+    new.replies =
+        if has_replies(new) { Hash::of_reply(&new.reply_key, seed) } else { new.requests };
+    (new.evicted, new.reply_place) = (0, NO_REPLY_PLACE);
+    // Its cache line is needed soon, and no later load overtakes a compare-and-swap.
+    filter::read(memory, new.requests);
+    if !take_word(memory, new, lifetimes) || !fill(memory, new, lifetimes, write) {
         return Err(InsertError::Full);
     }
-    let requests = memory.requests(new.place / WAYS as u32).ok_or(InsertError::Full)?;
-    let entry = memory.entry(new.place).ok_or(InsertError::Full)?;
-    write(entry, new);
-    let (claimed, ready) = (new.word, new.word.ready());
-    if has_replies && !refer(memory, new, lifetimes) {
-        memory.swap(requests, new.place, claimed.0, claimed.freed().0);
-        return Err(InsertError::Full);
-    }
-    let live = ready.live(new.flow.state | protocol_bit(key.protocol), new.flow.last_seen);
-    if memory.swap(requests, new.place, claimed.0, ready.0)
-        && !(has_replies && has_other_reply(memory, new))
-        && !has_other_request(memory, key, new)
-        && memory.swap(requests, new.place, ready.0, live.0)
+    if make_ready(memory, key, new)
+        && !(may_be_found(memory, new, filter::AWAY) && has_other_word(memory, new))
+        && make_live(memory, key, new)
     {
         return Ok(());
     }
-    memory.swap(requests, new.place, ready.0, ready.freed().0);
-    if has_replies {
-        clear_reply(memory, ready, new.place, new.reply_place);
-    }
+    give_up(memory, new);
     Err(InsertError::Exists)
+}
+
+/// Writes the entry of a flow whose word is claimed, and makes it known to its replies. Returns false if
+/// there is no room for its word in FLOW_REPLIES.
+#[inline(never)]
+fn fill<A: Address, M: Memory<A>>(
+    memory: &M,
+    new: &mut NewFlow<A>,
+    lifetimes: &Lifetimes,
+    write: impl FnOnce(M::Entry, &NewFlow<A>),
+) -> bool {
+    let Some(entry) = memory.entry(new.place) else { return false };
+    write(entry, new);
+    enter(memory, new);
+    if !is_away(new) || refer(memory, new, lifetimes) {
+        return true;
+    }
+    if let Some(requests) = memory.requests(new.place / WAYS as u32) {
+        memory.swap(requests, new.place, new.word.0, new.word.freed().0);
+    }
+    false
+}
+
+/// Makes the word ready: from now on others see the flow that insert one like it. Returns false if there is
+/// one like it in the buckets of FLOW_TABLE where it may be.
+#[inline(never)]
+fn make_ready<A: Address, M: Memory<A>>(memory: &M, key: &FlowKey<A>, new: &NewFlow<A>) -> bool {
+    let (place, claimed) = (new.place, new.word);
+    let bucket = memory.requests(place / WAYS as u32);
+    bucket.is_some_and(|bucket| memory.swap(bucket, place, claimed.0, claimed.ready().0))
+        && !has_other_request(memory, key, new, 0)
+        && !has_other_request(memory, key, new, 1)
+        && !(may_be_found(memory, new, filter::HOME) && has_other_at_home(memory, new))
+}
+
+/// Returns false if another one has ended the flow.
+#[inline(always)]
+fn make_live<A: Address, M: Memory<A>>(memory: &M, key: &FlowKey<A>, new: &NewFlow<A>) -> bool {
+    let (place, ready) = (new.place, new.word.ready());
+    let live = ready.live(new.flow.state | protocol_bit(key.protocol), new.flow.last_seen);
+    let bucket = memory.requests(place / WAYS as u32);
+    if bucket.is_none_or(|bucket| !memory.swap(bucket, place, ready.0, live.0)) {
+        return false;
+    }
+    enter(memory, new);
+    true
+}
+
+/// Frees the words of a flow that is ready and does not become live.
+#[inline(never)]
+fn give_up<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) {
+    let (place, ready) = (new.place, new.word.ready());
+    if let Some(bucket) = memory.requests(place / WAYS as u32) {
+        memory.swap(bucket, place, ready.0, ready.freed().0);
+    }
+    clear_reply(memory, ready, place, new.reply_place);
+}
+
+/// Whether replies of the flow pass this node.
+#[inline(always)]
+const fn has_replies<A>(new: &NewFlow<A>) -> bool {
+    new.reply_action.action != 0
+}
+
+/// Whether the flow has replies that would not find it at their home.
+#[inline(always)]
+const fn is_away<A>(new: &NewFlow<A>) -> bool {
+    has_replies(new) && (new.choice != 0 || new.replies.home != new.requests.home)
+}
+
+/// Sets the flow's bits in the filter, which is for replies: who looks for requests looks into the table.
+#[inline(always)]
+fn enter<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) {
+    if !has_replies(new) {
+        return;
+    }
+    filter::enter(memory, new.requests, filter::HOME);
+    if is_away(new) {
+        filter::enter(memory, new.replies, filter::AWAY);
+    }
+}
+
+/// Sets the bits of a live flow in the filter, for the agent, whose sweep makes it anew.
+pub fn enter_live<A: Address, M: Memory<A>>(
+    memory: &M,
+    request: &FlowKey<A>,
+    reply: &FlowKey<A>,
+    reply_place: u32,
+) {
+    let Some(seed) = memory.seed() else { return };
+    filter::enter(memory, Hash::of_request(request, seed), filter::HOME);
+    if reply_place != NO_REPLY_PLACE {
+        filter::enter(memory, Hash::of_reply(reply, seed), filter::AWAY);
+    }
 }
 
 /// How often a word is chosen anew because another CPU changed it.
 const ATTEMPTS: u32 = 2;
 
-/// Claims the word of the flow that is evicted first, in the first bucket if that has room. Returns
-/// false if none may be.
+/// Claims the word of the flow that is evicted first: at home, unless the other bucket has one of a
+/// later class. Returns false if none may be.
 #[inline(never)]
 fn take_word<A: Address, M: Memory<A>>(
     memory: &M,
     new: &mut NewFlow<A>,
     lifetimes: &Lifetimes,
 ) -> bool {
+    let Some(seed) = memory.seed() else { return false };
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let mut worst = memory.worst_request(new, lifetimes, 0);
-        let mut number = new.requests.buckets[0];
-        if !is_free(rank_of(worst)) {
+        let mut choice = 0;
+        if has_flow_to_keep(rank_of(worst)) {
             let other = memory.worst_request(new, lifetimes, 1);
-            if rank_of(other) > rank_of(worst) {
+            if class_of(rank_of(other)) > class_of(rank_of(worst)) {
                 worst = other;
-                number = new.requests.buckets[1];
+                choice = 1;
             }
         }
+        let number = new.requests.bucket::<A>(choice, seed);
         let Some(bucket) = memory.requests(number) else { return false };
-        let (number, worst) =
-            (memory.forget(bucket, number as u64) as u32, memory.forget(bucket, worst));
+        let (choice, worst) =
+            (memory.forget(bucket, choice as u64) as usize, memory.forget(bucket, worst));
         if worst < ranked(least_rank(new.protected), 0) {
             return false;
         }
-        let way = way_of(worst, new.requests.way());
+        let way = way_of(worst, new.requests.way(choice));
         let place = number * WAYS as u32 + way;
         let Some(entry) = memory.entry(place) else { return false };
         let old = RequestWord(memory.load(bucket, way));
         let reply_place = memory.reply_place(entry);
-        let word = old.claimed(new.requests.tag);
+        let word = old.claimed(new.requests.tag(choice));
         let is_unchanged = rank(old, new.flow.last_seen, lifetimes) == rank_of(worst);
         if is_unchanged && memory.swap(bucket, way, old.0, word.0) {
             if old.is_live() {
                 clear_reply(memory, old, place, reply_place);
                 new.evicted = evicted_bit(rank_of(worst));
             }
-            (new.place, new.word) = (place, word);
+            (new.place, new.word, new.choice) = (place, word, choice as u32);
             return true;
         }
         attempt += 1;
@@ -159,8 +239,10 @@ pub fn worst_request<A: Address, M: Memory<A>>(
     lifetimes: &Lifetimes,
     choice: u32,
 ) -> u64 {
-    let Some(bucket) = memory.requests(new.requests.buckets[choice as usize & 1]) else { return 0 };
-    let own = new.requests.way();
+    let choice = choice as usize & 1;
+    let Some(seed) = memory.seed() else { return 0 };
+    let Some(bucket) = memory.requests(new.requests.bucket::<A>(choice, seed)) else { return 0 };
+    let own = new.requests.way(choice);
     let mut worst = 0;
     let mut way = 0;
     while way < WAYS as u32 {
@@ -204,7 +286,9 @@ fn refer<A: Address, M: Memory<A>>(
     new: &mut NewFlow<A>,
     lifetimes: &Lifetimes,
 ) -> bool {
-    let Some(bucket) = memory.replies(new.replies.buckets[0]) else { return false };
+    let Some(seed) = memory.seed() else { return false };
+    let number = new.replies.reply_bucket::<A>(seed);
+    let Some(bucket) = memory.replies(number) else { return false };
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         let free = scan(memory, bucket, 0);
@@ -218,10 +302,10 @@ fn refer<A: Address, M: Memory<A>>(
         let way = worst as u32 & (WAYS as u32 - 1);
         let old = ReplyWord(memory.load(bucket, way));
         if evict(memory, new, lifetimes, old, rank_of(worst)) {
-            new.reply_place = new.replies.buckets[0] * WAYS as u32 + way;
+            new.reply_place = number * WAYS as u32 + way;
             let Some(entry) = memory.entry(new.place) else { return false };
             memory.set_reply_place(entry, new.reply_place);
-            let word = new.word.reply(new.replies.tag, new.place);
+            let word = new.word.reply(new.replies.tag(1), new.place);
             if memory.swap(bucket, way, old.0, word.0) {
                 return true;
             }
@@ -280,69 +364,111 @@ fn evict<A: Address, M: Memory<A>>(
     true
 }
 
-/// Whether another flow with this request is live, or becomes so before this one.
-#[inline(never)]
+/// Whether another flow with this request is live, or becomes so before this one, in one of its buckets.
+#[inline(always)]
 fn has_other_request<A: Address, M: Memory<A>>(
     memory: &M,
     key: &FlowKey<A>,
     new: &NewFlow<A>,
+    choice: usize,
 ) -> bool {
-    let Hash { buckets, tag } = new.requests;
-    let mut is_found = 0;
-    let mut choice = 0;
-    while choice < CHOICES {
-        let number = buckets[choice];
-        let Some(bucket) = memory.requests(number) else { return true };
-        // Those that have moved have other requests by now.
-        let moved = scan_live(memory, bucket, tag, IS_UDP | MOVED, IS_UDP | MOVED);
-        let mut ways = scan(memory, bucket, tag) & !moved;
-        let mut candidate = 0;
-        // One of the candidates is the flow itself.
-        while ways != 0 && candidate < CANDIDATES + 1 {
-            let other = number * WAYS as u32 + first(ways);
-            let is_other = memory.is_other(Direction::Request, key, other, new.place);
-            is_found |= memory.forget(bucket, is_other as u64);
-            ways &= ways - 1;
-            candidate += 1;
-        }
-        // More CPUs insert such flows than are looked at.
-        is_found |= ways;
-        choice += 1;
+    let Some(seed) = memory.seed() else { return true };
+    let number = new.requests.bucket::<A>(choice, seed);
+    let Some(bucket) = memory.requests(number) else { return true };
+    let tag = new.requests.tag(choice);
+    let ways = without_own(scan(memory, bucket, tag), number, new.place);
+    if ways == 0 {
+        return false;
     }
-    is_found != 0
+    // Those that have moved have other requests by now.
+    let moved = scan_live(memory, bucket, tag, IS_UDP | MOVED, IS_UDP | MOVED);
+    let ways = Ways { bucket: number, ways: (ways & !moved) as u32 };
+    memory.has_other(Direction::Request, key, ways, new.place)
 }
 
-/// Whether another flow with this reply is live, or becomes so before this one.
+/// Whether another flow with this reply is live, or becomes so before this one, in the bucket where replies
+/// look first.
+#[inline(always)]
+fn has_other_at_home<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) -> bool {
+    let Some(seed) = memory.seed() else { return true };
+    let number = new.replies.bucket::<A>(0, seed);
+    let Some(bucket) = memory.requests(number) else { return true };
+    let ways = without_own(scan(memory, bucket, new.replies.tag(0)), number, new.place);
+    let ways = Ways { bucket: number, ways: ways as u32 };
+    ways.ways != 0 && memory.has_other(Direction::Reply, &new.reply_key, ways, new.place)
+}
+
+/// Some ways of a bucket, without the one at `place`, if that is in it.
+#[inline(always)]
+const fn without_own(ways: u64, bucket: u32, place: u32) -> u64 {
+    let is_own = (place / WAYS as u32 == bucket) as u64;
+    ways & !(is_own << (place % WAYS as u32))
+}
+
+/// The same, among those that have a word in FLOW_REPLIES.
 #[inline(never)]
-fn has_other_reply<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) -> bool {
-    let Hash { buckets: [bucket, _], tag } = new.replies;
-    let Some(words) = memory.replies(bucket) else { return true };
-    let mut ways = scan(memory, words, tag);
+fn has_other_word<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>) -> bool {
+    let Some(seed) = memory.seed() else { return true };
+    let Some(words) = memory.replies(new.replies.reply_bucket::<A>(seed)) else { return true };
+    let mut ways = scan(memory, words, new.replies.tag(1));
     let mut is_found = 0;
     let mut candidate = 0;
     while ways != 0 && candidate < CANDIDATES + 1 {
         let reply = ReplyWord(memory.load(words, first(ways)));
-        is_found |= memory.forget(words, is_other_reply(memory, new, reply) as u64);
+        let place = reply.place();
+        let word = request_word(memory, place).unwrap_or_default();
+        let other = Ways { bucket: place / WAYS as u32, ways: 1 << (place % WAYS as u32) };
+        let is_other = reply.is_of(word)
+            && memory.has_other(Direction::Reply, &new.reply_key, other, new.place);
+        is_found |= memory.forget(words, is_other as u64);
         ways &= ways - 1;
         candidate += 1;
     }
+    // More CPUs insert such flows than are looked at.
     is_found | ways != 0
 }
 
-#[inline(never)]
-fn is_other_reply<A: Address, M: Memory<A>>(
+/// Whether the filter says that a flow may have the new one's replies.
+#[inline(always)]
+fn may_be_found<A: Address, M: Memory<A>>(memory: &M, new: &NewFlow<A>, bit: u64) -> bool {
+    has_replies(new) && filter::read_both(memory, new.replies) & bit != 0
+}
+
+/// Some ways of a bucket of FLOW_TABLE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ways {
+    /// The bucket.
+    pub bucket: u32,
+    /// One bit for each way.
+    pub ways: u32,
+}
+
+/// Whether at one of `ways` there is another flow with this key, which the one at `place` cannot stop.
+#[inline(always)]
+pub fn has_other<A: Address, M: Memory<A>>(
     memory: &M,
-    new: &NewFlow<A>,
-    reply: ReplyWord,
+    direction: Direction,
+    key: &FlowKey<A>,
+    Ways { bucket, ways }: Ways,
+    place: u32,
 ) -> bool {
-    let other = reply.place();
-    let word = request_word(memory, other).unwrap_or_default();
-    reply.is_of(word) && memory.is_other(Direction::Reply, &new.reply_key, other, new.place)
+    let Some(words) = memory.requests(bucket) else { return true };
+    let mut ways = ways as u64 & 0xff;
+    let mut is_found = 0;
+    let mut looked_at = 0;
+    while ways != 0 && looked_at < WAYS {
+        let other = bucket * WAYS as u32 + first(ways);
+        let is_other = is_other(memory, direction, key, other, place);
+        is_found |= memory.forget(words, is_other as u64);
+        ways &= ways - 1;
+        looked_at += 1;
+    }
+    is_found != 0
 }
 
 /// Whether the flow at `other` is another one with this key, which the one at `place` cannot stop.
 #[inline(always)]
-pub fn is_other<A: Address, M: Memory<A>>(
+fn is_other<A: Address, M: Memory<A>>(
     memory: &M,
     direction: Direction,
     key: &FlowKey<A>,

@@ -13,7 +13,7 @@ use lb_common::abi::{
     address::{Address4, Address6},
     conversion::{ConversionWords, LARGEST_KEY, LARGEST_VALUE, WORDS},
     flow::{Flow, FlowKey},
-    flow_table::{Bucket, FlowBucket, FlowSeed},
+    flow_table::{Bucket, FlowBucket, FlowFilter, FlowSeed},
     fragment::{Fragment, FragmentKey},
     socket::{DatagramKey, Peer},
 };
@@ -35,7 +35,7 @@ pub static PREVIOUS_EMBRYONIC4: LruHashMap<FlowKey<Address4>, Flow<Address4>, 1>
 #[btf_map]
 pub static PREVIOUS_EMBRYONIC6: LruHashMap<FlowKey<Address6>, Flow<Address6>, 1> =
     LruHashMap::new();
-/// FLOW_SEED of an agent whose table had another size; so are the four maps that follow.
+/// FLOW_SEED of an agent whose table had another size; so are the six maps that follow.
 #[btf_map]
 pub static PREVIOUS_SEED: Array<FlowSeed, 1, MAPPED> = Array::new();
 /// FLOW_TABLE4 of the agent before.
@@ -50,6 +50,12 @@ pub static PREVIOUS_REPLIES4: Array<Bucket, 1, MAPPED> = Array::new();
 /// FLOW_REPLIES6 of the agent before.
 #[btf_map]
 pub static PREVIOUS_REPLIES6: Array<Bucket, 1, MAPPED> = Array::new();
+/// FLOW_FILTER4 of the agent before.
+#[btf_map]
+pub static PREVIOUS_FILTER4: Array<FlowFilter, 1, MAPPED> = Array::new();
+/// FLOW_FILTER6 of the agent before.
+#[btf_map]
+pub static PREVIOUS_FILTER6: Array<FlowFilter, 1, MAPPED> = Array::new();
 /// FRAGMENTS4 of the agent before.
 #[btf_map]
 pub static PREVIOUS_FRAGMENTS4: LruHashMap<FragmentKey<Address4>, Fragment, 1> = LruHashMap::new();

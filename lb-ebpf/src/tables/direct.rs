@@ -44,6 +44,12 @@ pub mod flow {
         F::may_have_reply(key)
     }
 
+    /// See [`FlowMaps::may_have_client`](Family::may_have_client).
+    #[inline(always)]
+    pub fn may_have_client<F: Family>(key: &FlowKey<F::Address>) -> bool {
+        F::may_have_client(key)
+    }
+
     /// See [`FlowMaps::insert`](Family::insert).
     #[inline(always)]
     pub fn insert<F: Family>(

@@ -6,11 +6,14 @@ use lb_common::{
     abi::{
         address::{Address4, Address6, Family, Ipv4, Ipv6},
         flow::{FlowKey, NextHop, Tuple},
-        flow_table::{Bucket, Direction, FlowBucket, FlowEntry, FlowSeed, RequestWord, WAYS},
+        flow_table::{
+            Bucket, Direction, FILTER_WORDS, FlowBucket, FlowEntry, FlowFilter, FlowSeed,
+            RequestWord, WAYS,
+        },
         settings::{Lifetimes, Settings},
     },
     balance::{InsertError, Known, Note, Search},
-    flow_table::{self, Found, Memory, NewFlow},
+    flow_table::{self, Found, Memory, NewFlow, Ways},
 };
 
 use super::flows;
@@ -29,6 +32,8 @@ pub trait FlowMaps<P = Own>: Family {
     fn find_reply(key: &FlowKey<Self::Address>, found: &mut Known<Self::Address>) -> bool;
     /// Whether a flow may have these replies.
     fn may_have_reply(key: &FlowKey<Self::Address>) -> bool;
+    /// Whether a flow may have the client of these requests.
+    fn may_have_client(key: &FlowKey<Self::Address>) -> bool;
     /// Inserts a flow. Returns 0, [`EXISTS`] or [`FULL`].
     fn insert(
         key: &FlowKey<Self::Address>,
@@ -37,9 +42,13 @@ pub trait FlowMaps<P = Own>: Family {
     ) -> i32;
     /// See [`flow_table::worst_request`].
     fn worst_request(new: &NewFlow<Self::Address>, lifetimes: &Lifetimes, choice: u32) -> u64;
-    /// See [`flow_table::is_other`].
-    fn is_other(direction: Direction, key: &FlowKey<Self::Address>, other: u32, place: u32)
-    -> bool;
+    /// See [`flow_table::has_other`].
+    fn has_other(
+        direction: Direction,
+        key: &FlowKey<Self::Address>,
+        ways: Ways,
+        place: u32,
+    ) -> bool;
     /// Notes a packet of a flow. `bits` has the bits of the state to clear and to set, as [`bits()`] packs
     /// them.
     fn note(found: &Known<Self::Address>, bits: u32, time: u32);
@@ -50,6 +59,8 @@ pub trait FlowMaps<P = Own>: Family {
     fn bucket(bucket: u32) -> Option<*mut FlowBucket<Self::Address>>;
     /// A bucket of FLOW_REPLIES.
     fn replies(bucket: u32) -> Option<*mut Bucket>;
+    /// The words of a bucket in FLOW_FILTER.
+    fn filter(bucket: u32) -> Option<*mut FlowFilter>;
 
     /// The words of a bucket of FLOW_TABLE.
     #[inline(always)]
@@ -75,7 +86,7 @@ pub trait FlowMaps<P = Own>: Family {
 /// for each path that leads to a call (`btf_check_subprog_call`, `do_check_subprogs`). So it assumes
 /// nothing of their arguments, which may be null.
 macro_rules! flow_maps {
-    ($module:ident, $of:ty, $family:ty, $address:ty, $seed:path, $table:path, $replies:path) => {
+    ($module:ident, $of:ty, $family:ty, $address:ty, $seed:path, $table:path, $replies:path, $filter:path) => {
         impl FlowMaps<$of> for $family {
             #[inline(always)]
             fn find_request(key: &FlowKey<$address>, found: &mut Known<$address>) -> bool {
@@ -96,6 +107,12 @@ macro_rules! flow_maps {
             }
 
             #[inline(always)]
+            fn may_have_client(key: &FlowKey<$address>) -> bool {
+                // SAFETY: as above.
+                unsafe { $module::may_have_client(key) != 0 }
+            }
+
+            #[inline(always)]
             fn insert(
                 key: &FlowKey<$address>,
                 new: &mut NewFlow<$address>,
@@ -112,14 +129,14 @@ macro_rules! flow_maps {
             }
 
             #[inline(always)]
-            fn is_other(
+            fn has_other(
                 direction: Direction,
                 key: &FlowKey<$address>,
-                other: u32,
+                Ways { bucket, ways }: Ways,
                 place: u32,
             ) -> bool {
                 // SAFETY: as above.
-                unsafe { $module::is_other(direction as u32, key, other, place) != 0 }
+                unsafe { $module::has_other(direction as u32, key, bucket, ways, place) != 0 }
             }
 
             #[inline(always)]
@@ -147,6 +164,11 @@ macro_rules! flow_maps {
             #[inline(always)]
             fn replies(bucket: u32) -> Option<*mut Bucket> {
                 $replies.get_ptr_mut(bucket)
+            }
+
+            #[inline(always)]
+            fn filter(bucket: u32) -> Option<*mut FlowFilter> {
+                $filter.get_ptr_mut(bucket)
             }
         }
 
@@ -186,6 +208,15 @@ macro_rules! flow_maps {
                 flows::may_have_reply::<$family, $of>(key) as u32
             }
 
+            #[unsafe(export_name = concat!(stringify!($module), "_may_have_client"))]
+            #[inline(never)]
+            pub(super) unsafe extern "C" fn may_have_client(key: *const FlowKey<$address>) -> u32 {
+                // SAFETY: the caller's.
+                let key = unsafe { key.as_ref() };
+                let Some(key) = key else { return 0 };
+                flows::may_have_client::<$family, $of>(key) as u32
+            }
+
             #[unsafe(export_name = concat!(stringify!($module), "_insert"))]
             #[inline(never)]
             pub(super) unsafe extern "C" fn insert(
@@ -212,18 +243,20 @@ macro_rules! flow_maps {
                 flows::worst_request::<$family, $of>(new, lifetimes, choice)
             }
 
-            #[unsafe(export_name = concat!(stringify!($module), "_is_other"))]
+            #[unsafe(export_name = concat!(stringify!($module), "_has_other"))]
             #[inline(never)]
-            pub(super) unsafe extern "C" fn is_other(
+            pub(super) unsafe extern "C" fn has_other(
                 direction: u32,
                 key: *const FlowKey<$address>,
-                other: u32,
+                bucket: u32,
+                ways: u32,
                 place: u32,
             ) -> u32 {
                 // SAFETY: the caller's.
                 let key = unsafe { key.as_ref() };
                 let Some(key) = key else { return 1 };
-                flows::is_other::<$family, $of>(direction, key, other, place) as u32
+                flows::has_other::<$family, $of>(direction, key, Ways { bucket, ways }, place)
+                    as u32
             }
 
             #[unsafe(export_name = concat!(stringify!($module), "_note"))]
@@ -256,10 +289,12 @@ macro_rules! flow_maps {
 #[cfg(feature = "handover")]
 pub(crate) use flow_maps;
 
-use maps::{FLOW_REPLIES4, FLOW_REPLIES6, FLOW_SEED, FLOW_TABLE4, FLOW_TABLE6};
+use maps::{
+    FLOW_FILTER4, FLOW_FILTER6, FLOW_REPLIES4, FLOW_REPLIES6, FLOW_SEED, FLOW_TABLE4, FLOW_TABLE6,
+};
 
-flow_maps!(flows4, Own, Ipv4, Address4, FLOW_SEED, FLOW_TABLE4, FLOW_REPLIES4);
-flow_maps!(flows6, Own, Ipv6, Address6, FLOW_SEED, FLOW_TABLE6, FLOW_REPLIES6);
+flow_maps!(flows4, Own, Ipv4, Address4, FLOW_SEED, FLOW_TABLE4, FLOW_REPLIES4, FLOW_FILTER4);
+flow_maps!(flows6, Own, Ipv6, Address6, FLOW_SEED, FLOW_TABLE6, FLOW_REPLIES6, FLOW_FILTER6);
 
 /// A family's maps.
 pub(crate) struct Maps<F, P>(core::marker::PhantomData<(F, P)>);
@@ -306,6 +341,20 @@ impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
     }
 
     #[inline(always)]
+    fn filter_word(&self, bucket: u32, word: u32) -> u64 {
+        let Some(filter) = F::filter(bucket) else { return 0 };
+        // SAFETY: a look-up of this run found it, and the word is in bounds.
+        unsafe { ptr::read_volatile(filter_word(filter, word)) }
+    }
+
+    #[inline(always)]
+    fn set_filter_bits(&self, bucket: u32, word: u32, bits: u64) {
+        let Some(filter) = F::filter(bucket) else { return };
+        // SAFETY: as above.
+        unsafe { set_bits(filter_word(filter, word), bits) }
+    }
+
+    #[inline(always)]
     fn entry(&self, place: u32) -> Option<Self::Entry> {
         F::entry(place)
     }
@@ -349,14 +398,14 @@ impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
     }
 
     #[inline(always)]
-    fn is_other(
+    fn has_other(
         &self,
         direction: Direction,
         key: &FlowKey<F::Address>,
-        other: u32,
+        ways: Ways,
         place: u32,
     ) -> bool {
-        F::is_other(direction, key, other, place)
+        F::has_other(direction, key, ways, place)
     }
 
     #[inline(always)]
@@ -400,6 +449,23 @@ unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
     found == old
 }
 
+/// Sets bits of `*place` in one step.
+///
+/// # Safety
+/// `place` is a word of a map's value.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn set_bits(place: *mut u64, bits: u64) {
+    // SAFETY: the caller's; one aligned word. The instruction needs Linux 5.12.
+    unsafe {
+        core::arch::asm!(
+            "lock *(u64 *)({place} + 0) |= {bits}",
+            place = in(reg) place,
+            bits = in(reg) bits,
+        );
+    }
+}
+
 /// Returns `value`, of which the verifier then knows nothing: it does not see that the difference of a
 /// number from itself is zero.
 #[cfg(target_arch = "bpf")]
@@ -417,6 +483,12 @@ fn forget(any: u64, mut value: u64) -> u64 {
         );
     }
     value
+}
+
+/// A word of a bucket's filter, which counts modulo [`FILTER_WORDS`].
+#[inline(always)]
+fn filter_word(filter: *mut FlowFilter, word: u32) -> *mut u64 {
+    filter.cast::<u64>().wrapping_add(way(word) % FILTER_WORDS)
 }
 
 /// The word of a way, which counts modulo [`WAYS`].
@@ -444,6 +516,13 @@ unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
     let word = unsafe { core::sync::atomic::AtomicU64::from_ptr(place) };
     let order = core::sync::atomic::Ordering::SeqCst;
     word.compare_exchange(old, new, order, order).is_ok()
+}
+
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn set_bits(place: *mut u64, bits: u64) {
+    // SAFETY: the caller's.
+    let word = unsafe { core::sync::atomic::AtomicU64::from_ptr(place) };
+    word.fetch_or(bits, core::sync::atomic::Ordering::SeqCst);
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -497,19 +576,24 @@ pub(crate) fn worst_request<F: FlowMaps<P>, P>(
 }
 
 #[inline(always)]
-pub(crate) fn is_other<F: FlowMaps<P>, P>(
+pub(crate) fn has_other<F: FlowMaps<P>, P>(
     direction: u32,
     key: &FlowKey<F::Address>,
-    other: u32,
+    ways: Ways,
     place: u32,
 ) -> bool {
     let direction = if direction == 0 { Direction::Request } else { Direction::Reply };
-    flow_table::is_other(&Maps::<F, P>::NEW, direction, key, other, place)
+    flow_table::has_other(&Maps::<F, P>::NEW, direction, key, ways, place)
 }
 
 #[inline(always)]
 pub(crate) fn may_have_reply<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>) -> bool {
     flow_table::may_have_reply(&Maps::<F, P>::NEW, key)
+}
+
+#[inline(always)]
+pub(crate) fn may_have_client<F: FlowMaps<P>, P>(key: &FlowKey<F::Address>) -> bool {
+    flow_table::may_have_client(&Maps::<F, P>::NEW, key)
 }
 
 #[inline(always)]

@@ -9,17 +9,13 @@ use lb_common::{
     abi::{
         address::Address,
         flow::{FlowKey, MOVED},
-        flow_table::{FlowEntry, REPLY_ROOM, ReplyWord, RequestWord, TAG_SHIFT, WAYS},
+        flow_table::{
+            FlowEntry, NO_REPLY_PLACE, REPLY_ROOM, ReplyWord, RequestWord, TAG_SHIFT, WAYS,
+        },
         frontend::{TCP, UDP},
     },
-    flow_table::{CHOICES, Hash, IS_UDP, Memory, request_word},
+    flow_table::{CHOICES, Hash, IS_UDP, Memory, filter, request_word},
 };
-
-/// A table whose entries can be read.
-pub trait ReadEntries<A: Address>: Memory<A> {
-    /// The entry at a place.
-    fn copy_of(&self, place: u32) -> FlowEntry<A>;
-}
 
 /// What was in a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,8 +33,8 @@ struct Live<A> {
     place: u32,
     word: RequestWord,
     entry: FlowEntry<A>,
-    /// What the place of its word in FLOW_REPLIES had in it.
-    reply: ReplyWord,
+    /// What the place of its word in FLOW_REPLIES had in it; `None` if it has none.
+    reply: Option<ReplyWord>,
 }
 
 impl<A: Address> Live<A> {
@@ -67,11 +63,14 @@ impl<A: Address> Live<A> {
     }
 }
 
-/// Checks a table.
+/// Checks a table. `entry_at` reads the entry at a place.
 ///
 /// # Errors
 /// What is wrong with it, in a sentence.
-pub fn check<A: Address, M: ReadEntries<A>>(memory: &M) -> Result<Contents, String> {
+pub fn check<A: Address, M: Memory<A>>(
+    memory: &M,
+    entry_at: impl Fn(u32) -> FlowEntry<A>,
+) -> Result<Contents, String> {
     let buckets = memory.seed().ok_or("the table has no seed")?.buckets::<A>();
     let places = 0..buckets * WAYS as u32;
     let reply_places = 0..places.end * REPLY_ROOM;
@@ -80,8 +79,9 @@ pub fn check<A: Address, M: ReadEntries<A>>(memory: &M) -> Result<Contents, Stri
     let words_before: Vec<_> = places.clone().map(requests).collect();
     let replies_before: Vec<_> = reply_places.clone().map(replies).collect();
     let read = |place| {
-        let entry = memory.copy_of(place);
-        Live { place, word: words_before[place as usize], entry, reply: replies(entry.reply_place) }
+        let entry = entry_at(place);
+        let reply = (entry.reply_place != NO_REPLY_PLACE).then(|| replies(entry.reply_place));
+        Live { place, word: words_before[place as usize], entry, reply }
     };
     let is_live = |place: &u32| words_before[*place as usize].is_live();
     let mut live: Vec<_> = places.clone().filter(is_live).map(read).collect();
@@ -123,21 +123,35 @@ pub fn check<A: Address, M: ReadEntries<A>>(memory: &M) -> Result<Contents, Stri
 /// Whether a flow is where its addresses say.
 fn check_flow<A: Address, M: Memory<A>>(memory: &M, flow: &Live<A>) -> Result<(), String> {
     let seed = memory.seed().ok_or("the table has no seed")?;
-    let is_at = |place: u32, tag: u64, hash: Hash, choices: usize| {
-        let bucket = place / WAYS as u32;
-        hash.buckets[..choices].contains(&bucket) && tag >> TAG_SHIFT == hash.tag
-    };
     let described = || format!("the flow at {} ({:x?}), {:?}", flow.place, flow.word, flow.entry);
-    if !is_at(flow.place, flow.word.0, Hash::of_request(&flow.request(), seed), CHOICES) {
+    let bucket = flow.place / WAYS as u32;
+    let (request, reply) = (flow.request(), flow.reply());
+    let hash = Hash::of_request(&request, seed);
+    let is_at = |choice: usize| {
+        hash.bucket::<A>(choice, seed) == bucket && hash.tag(choice) == flow.word.0 >> TAG_SHIFT
+    };
+    if !(0..CHOICES).any(is_at) {
         return Err(format!("{} has another place or tag than its request", described()));
     }
     if !flow.has_replies() {
         return Ok(());
     }
-    let is_of = flow.reply.is_of(flow.word) && flow.reply.place() == flow.place;
-    let hash = Hash::of_reply(&flow.reply(), seed);
-    if !is_of || !is_at(flow.entry.reply_place, flow.reply.0, hash, 1) {
-        return Err(format!("{} has no replies: {:x?}", described(), flow.reply));
+    let by_reply = Hash::of_reply(&reply, seed);
+    let needs_word = flow.reply.is_some();
+    if filter::read(memory, hash) & filter::HOME == 0
+        || needs_word && filter::read(memory, by_reply) & filter::AWAY == 0
+    {
+        return Err(format!("{} is not in the filter", described()));
+    }
+    let Some(word) = flow.reply else {
+        let is_found = by_reply.home == hash.home && is_at(0);
+        return is_found.then_some(()).ok_or_else(|| format!("{} has no word", described()));
+    };
+    let is_of = word.is_of(flow.word) && word.place() == flow.place;
+    let is_there = by_reply.reply_bucket::<A>(seed) == flow.entry.reply_place / WAYS as u32
+        && by_reply.tag(1) == word.0 >> TAG_SHIFT;
+    if !is_of || !is_there {
+        return Err(format!("{} has no replies: {word:x?}", described()));
     }
     Ok(())
 }

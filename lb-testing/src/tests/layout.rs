@@ -11,7 +11,7 @@ use lb_common::abi::{
     backend::Backend,
     counter::{COUNTERS, Hook, REASONS_PER_HOOK, Reason},
     flow::{Flow, FlowKey, NextHop, Tuple},
-    flow_table::{Bucket, FlowBucket, FlowEntry, FlowSeed},
+    flow_table::{Bucket, FlowBucket, FlowEntry, FlowFilter, FlowSeed},
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey},
     layout::MAPS,
@@ -58,7 +58,8 @@ fn current() -> String {
             rewrite, action, state, generation, backend, service, last_seen, device, next_hop,
         }
         Bucket { words }
-        FlowSeed { factors, buckets }
+        FlowSeed { factors, buckets, filters }
+        FlowFilter { words }
         FlowBucket<Address4> { words, entries }
         FlowBucket<Address6> { words, entries }
         FlowEntry<Address4> {

@@ -7,7 +7,7 @@ use aya_ebpf::{
 use lb_common::abi::{
     address::{Address4, Address6},
     flow::{Flow, FlowKey},
-    flow_table::{self, Bucket, FlowBucket, FlowSeed},
+    flow_table::{self, Bucket, FlowBucket, FlowFilter, FlowSeed},
     settings::Settings,
 };
 
@@ -72,6 +72,12 @@ pub static FLOW_REPLIES4: Array<Bucket, 32768, MAPPED> = Array::new();
 /// Written by `lb-bench` and `table_insert6`.
 #[btf_map]
 pub static FLOW_REPLIES6: Array<Bucket, 32768, MAPPED> = Array::new();
+/// Written by `lb-bench` and `table_insert4`.
+#[btf_map]
+pub static FLOW_FILTER4: Array<FlowFilter, 16384, MAPPED> = Array::new();
+/// Written by `lb-bench` and `table_insert6`.
+#[btf_map]
+pub static FLOW_FILTER6: Array<FlowFilter, 16384, MAPPED> = Array::new();
 /// Written by `table_insert4` and `table_insert6`.
 #[btf_map]
 pub static FLOW_EVENTS: PerCpuArray<u64, { flow_table::EVENTS }> = PerCpuArray::new();

@@ -43,6 +43,8 @@ impl Wrapped for TcContext {
 
     #[inline(always)]
     fn run(&self, target: u32) {
+        // SAFETY: the context is the kernel's. By this lb knows a packet that it has translated.
+        unsafe { (*self.skb.skb).tc_index = 0 };
         // SAFETY: the wrapper ends here either way.
         unsafe { TARGETS.tail_call(self, target) }
     }

@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 
 use anyhow::{Context, Result, ensure};
 use bytemuck::Pod;
-use lb_agent::maps::flow_table::{FlowAddress, Flows, SEED};
+use lb_agent::maps::flow_table::{FlowAddress, FlowTable, Flows, SEED};
 use lb_common::abi::address::{Address, Family, Ipv4, Ipv6};
 use lb_common::abi::affinity::{Affinity, AffinityKey};
 use lb_common::abi::backend::Backend;
@@ -34,7 +34,7 @@ use lb_testing::tables::{FlowEntries, Lookups};
 use lb_testing::world::{World, mac};
 
 use self::fate::{checked, encapsulated, fate};
-use crate::harness::flows::{self, KernelFlows};
+use crate::harness::flows;
 use crate::harness::programs::{Programs, Runs};
 
 /// Sizes of the maps of a test: enough for every case, and quick to read and clear.
@@ -85,7 +85,7 @@ pub struct Kernel<F: KernelFamily> {
     sources: TypedMap<SourceKey<F::Address>, F::Address>,
     nodes: TypedMap<F::Address, u32>,
     seed: TypedMap<u32, FlowSeed>,
-    flows: KernelFlows<F::Address>,
+    flows: FlowTable<F::Address>,
     time_shift: u32,
     /// By how many ticks entries are older than the times of flows say, which have a larger unit.
     remainder: u32,
@@ -132,7 +132,7 @@ impl<F: KernelFamily> Kernel<F> {
             sources: programs.map(&name("SOURCES"))?,
             nodes: programs.map(&name("NODES"))?,
             seed: programs.map(SEED)?,
-            flows: KernelFlows::open(|name| programs.descriptor(name))?,
+            flows: flows::open(|name| programs.descriptor(name))?,
             time_shift: 0,
             remainder: 0,
             fragments: programs.map(&name("FRAGMENTS"))?,
@@ -148,7 +148,7 @@ impl<F: KernelFamily> Kernel<F> {
     }
 
     /// The programs and their table of flows, for tests that run them on several threads.
-    pub fn into_parts(self) -> (Programs, KernelFlows<F::Address>) {
+    pub fn into_parts(self) -> (Programs, FlowTable<F::Address>) {
         (self.programs, self.flows)
     }
 
@@ -323,7 +323,7 @@ impl<F: KernelFamily> Interpreter<F> for Kernel<F> {
             self.counted.replace(counted);
         }
         self.is_balanced = false;
-        self.flows.clear();
+        flows::clear(&self.flows);
         self.remainder = 0;
         clear(&self.fragments);
         clear(&self.affinity);
@@ -390,7 +390,7 @@ impl<F: KernelFamily> Interpreter<F> for Kernel<F> {
 
     fn advance(&mut self, ticks: u32) {
         self.remainder += ticks;
-        self.flows.age(self.remainder >> self.time_shift);
+        flows::age(&self.flows, self.remainder >> self.time_shift);
         self.remainder &= (1 << self.time_shift) - 1;
         age(&self.fragments, |fragment| &mut fragment.last_seen, ticks);
         age(&self.affinity, |affinity| &mut affinity.last_seen, ticks);

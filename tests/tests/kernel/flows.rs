@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use lb_agent::maps::flow_table::{FlowAddress, Flows};
+use lb_agent::maps::flow_table::{FlowTable, Flows};
 use lb_common::abi::address::{Be16, Ipv4, Ipv6};
 use lb_common::abi::flow::Tuple;
 use lb_common::abi::frontend::TCP;
@@ -17,12 +17,12 @@ use lb_common::flow_table::{Found, remove};
 use lb_common::packet::{ACK, RST, SYN};
 use lb_testing::family::TestFamily;
 use lb_testing::flow::tuple;
-use lb_testing::flow_table::invariants::{Contents, check};
+use lb_testing::flow_table::invariants::Contents;
 use lb_testing::frame::Frame;
 use lb_testing::interpreter::Interpreter;
 use lb_testing::site::TestSite;
 use lb_testing::world::{Location, SOURCE_PORTS, World, at};
-use lb_tests::harness::flows::KernelFlows;
+use lb_tests::harness::flows::check;
 use lb_tests::harness::kernel::{Kernel, KernelFamily};
 use lb_tests::harness::programs::{Programs, in_private_namespace};
 
@@ -198,10 +198,7 @@ fn walk<F: TestFamily>(programs: &Programs, thread: u64, is_over: &AtomicBool) -
 
 /// Removes flows, as the sweep does and regardless of their last packet, and checks the table until
 /// the others have ended. Returns how many were removed and how often the table was checked.
-fn sweep<F: KernelFamily>(
-    table: &KernelFlows<F::Address>,
-    is_over: &AtomicBool,
-) -> Result<[u32; 2]> {
+fn sweep<F: KernelFamily>(table: &FlowTable<F::Address>, is_over: &AtomicBool) -> Result<[u32; 2]> {
     let (mut random, mut removed, mut checks) = (Random::new(99), 0, 0);
     while !is_over.load(SeqCst) {
         for _ in 0..4 {
@@ -213,14 +210,10 @@ fn sweep<F: KernelFamily>(
                 _ => remove(table, &found),
             });
         }
-        contents(table).with_context(|| format!("after {checks} checks"))?;
+        check(table).with_context(|| format!("after {checks} checks"))?;
         checks += 1;
     }
     Ok([removed, checks])
-}
-
-fn contents<A: FlowAddress>(table: &KernelFlows<A>) -> Result<Contents> {
-    check(table).map_err(|error| anyhow!(error))
 }
 
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
@@ -249,7 +242,7 @@ fn stress<F: KernelFamily>() -> Result<()> {
         }
         walked.into_iter().collect::<Result<()>>()
     })?;
-    let contents = contents(table).context("at the end")?;
+    let contents = check(table).context("at the end")?;
     let Contents { unfinished, void, .. } = contents;
     ensure!((unfinished, void) == (0, 0), "words that belong to no flow: {contents:?}");
     Ok(())

@@ -264,7 +264,7 @@ fn a_bpffs_that_is_unmounted_and_mounted_again_gets_the_pins_again() -> Result<(
     let held = open(&scenario)?;
     ensure_served(&scenario, &held)?;
     let before = mounts.run("find \"$0/lb\" -type f | sort")?;
-    ensure!(before.contains("maps/FLOW_TABLE4@1") && before.contains("links/"), "{before}");
+    ensure!(before.contains("maps/FLOW_TABLE4@2") && before.contains("links/"), "{before}");
 
     // Nothing can be pinned while there is no bpffs that the agent may write.
     mounts.run("umount -l \"$0\" && mount -t bpf -o ro bpf \"$0\"")?;

@@ -18,19 +18,24 @@ use crate::maps::flow_table::Flows;
 pub(super) struct Aside<'a, A, T> {
     below: &'a T,
     words: RefCell<HashMap<(Direction, u32, u32), u64>>,
+    /// By bucket and word.
+    filter: RefCell<HashMap<(u32, u32), u64>>,
     entries: RefCell<HashMap<u32, FlowEntry<A>>>,
 }
 
 impl<'a, A, T> Aside<'a, A, T> {
     /// Without any writes yet.
     pub(super) fn new(below: &'a T) -> Self {
-        Self { below, words: RefCell::default(), entries: RefCell::default() }
+        let (words, filter) = (RefCell::default(), RefCell::default());
+        Self { below, words, filter, entries: RefCell::default() }
     }
 }
 
 impl<A: Clone, T> Clone for Aside<'_, A, T> {
     fn clone(&self) -> Self {
-        Self { below: self.below, words: self.words.clone(), entries: self.entries.clone() }
+        let Self { below, words, filter, entries } = self;
+        let (words, filter, entries) = (words.clone(), filter.clone(), entries.clone());
+        Self { below, words, filter, entries }
     }
 }
 
@@ -77,6 +82,15 @@ impl<A: Address, T: Flows<A>> Memory<A> for Aside<'_, A, T> {
             self.words.borrow_mut().insert(bucket.key(way), new);
         }
         is_old
+    }
+
+    fn filter_word(&self, bucket: u32, word: u32) -> u64 {
+        let aside = self.filter.borrow().get(&(bucket, word)).copied().unwrap_or_default();
+        aside | self.below.filter_word(bucket, word)
+    }
+
+    fn set_filter_bits(&self, bucket: u32, word: u32, bits: u64) {
+        *self.filter.borrow_mut().entry((bucket, word)).or_default() |= bits;
     }
 
     fn entry(&self, place: u32) -> Option<u32> {

@@ -12,17 +12,18 @@ use lb_common::{
         address::{Address, Address4, Address6, Family as AddressFamily, Ipv4, Ipv6},
         conversion::{IN_HASHES, IN_TABLE, SAME},
         flow::{ANSWERED, CONFIRMED, Flow, FlowKey, NextHop, Tuple},
-        flow_table::{Bucket, Direction, FlowBucket, FlowSeed},
+        flow_table::{Bucket, Direction, FlowBucket, FlowFilter, FlowSeed},
         frontend::TCP,
         settings::{Lifetimes, Settings},
     },
     balance::{Known, NewFlow, Search},
+    flow_table::Ways,
 };
 
 use crate::{
     maps::handover::{
-        self, FLOWS_BEFORE, PREVIOUS_REPLIES4, PREVIOUS_REPLIES6, PREVIOUS_SEED, PREVIOUS_TABLE4,
-        PREVIOUS_TABLE6,
+        self, FLOWS_BEFORE, PREVIOUS_FILTER4, PREVIOUS_FILTER6, PREVIOUS_REPLIES4,
+        PREVIOUS_REPLIES6, PREVIOUS_SEED, PREVIOUS_TABLE4, PREVIOUS_TABLE6,
     },
     tables::{
         flows::{self, EXISTS, FULL, FlowMaps, Own, flow_maps},
@@ -33,8 +34,26 @@ use crate::{
 /// The table before, as a type parameter.
 pub struct Before;
 
-flow_maps!(before4, Before, Ipv4, Address4, PREVIOUS_SEED, PREVIOUS_TABLE4, PREVIOUS_REPLIES4);
-flow_maps!(before6, Before, Ipv6, Address6, PREVIOUS_SEED, PREVIOUS_TABLE6, PREVIOUS_REPLIES6);
+flow_maps!(
+    before4,
+    Before,
+    Ipv4,
+    Address4,
+    PREVIOUS_SEED,
+    PREVIOUS_TABLE4,
+    PREVIOUS_REPLIES4,
+    PREVIOUS_FILTER4
+);
+flow_maps!(
+    before6,
+    Before,
+    Ipv6,
+    Address6,
+    PREVIOUS_SEED,
+    PREVIOUS_TABLE6,
+    PREVIOUS_REPLIES6,
+    PREVIOUS_FILTER6
+);
 
 /// The hash maps that a family's flows were in.
 pub trait HashMaps: AddressFamily {
@@ -162,6 +181,14 @@ fn may_have_reply_before<F: Family>(key: &FlowKey<F::Address>) -> bool {
         return <F as FlowMaps<Before>>::may_have_reply(key);
     }
     is_in_hashes::<F>(key)
+}
+
+/// Whether a flow may have this client.
+#[inline(always)]
+pub fn may_have_client<F: Family>(key: &FlowKey<F::Address>) -> bool {
+    before() == IN_HASHES
+        || <F as FlowMaps<Own>>::may_have_client(key)
+        || before() == IN_TABLE && <F as FlowMaps<Before>>::may_have_client(key)
 }
 
 #[inline(never)]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
-use lb_agent::maps::flow_table::Flows as _;
+use lb_agent::maps::flow_table::{FlowTable, Flows as _};
 use lb_common::{
     abi::{
         address::Be16,
@@ -21,7 +21,7 @@ use super::{
         PODS, PORTS, Side, THIS_NODE, backend, cluster_ip, dsr_service_of, service_of, settings,
     },
 };
-use crate::harness::flows::KernelFlows;
+use crate::harness::flows::clear;
 
 /// A direction of a flow in a hash or an LRU.
 pub type Entry<A> = (FlowKey<A>, Flow<A>);
@@ -190,7 +190,7 @@ impl<F: Side> Flows<F> {
     /// Another flow is in the way of one of them.
     pub fn establish(
         &self,
-        tables: &[&KernelFlows<F::Address>],
+        tables: &[&FlowTable<F::Address>],
         count: u32,
         now: u32,
     ) -> Result<Vec<u32>> {
@@ -224,8 +224,8 @@ impl<F: Side> Flows<F> {
     }
 
     /// Forgets all flows of a table and puts `count` of these into it, which anybody may evict.
-    pub fn crowd(&self, table: &KernelFlows<F::Address>, count: u32, now: u32) {
-        table.clear();
+    pub fn crowd(&self, table: &FlowTable<F::Address>, count: u32, now: u32) {
+        clear(table);
         for number in 0..count {
             let (key, mut new) = self.flow(number, now);
             new.flow.state &= !CONFIRMED;
@@ -236,7 +236,7 @@ impl<F: Side> Flows<F> {
 
     fn insert(
         &self,
-        table: &KernelFlows<F::Address>,
+        table: &FlowTable<F::Address>,
         key: &FlowKey<F::Address>,
         mut new: NewFlow<F::Address>,
     ) -> Result<(), InsertError> {

@@ -19,6 +19,7 @@ use aya::{
     },
 };
 use bytemuck::Pod;
+use lb_agent::maps::flow_table::FlowTable;
 use lb_common::abi::settings::Settings;
 use lb_sys::TypedMap;
 
@@ -27,7 +28,7 @@ use super::{
     namespace::IDLE,
     tables::Side,
 };
-use crate::harness::flows::{self, KernelFlows};
+use crate::harness::flows;
 
 /// The empty target's index.
 pub const EMPTY: u32 = 0;
@@ -158,8 +159,8 @@ impl Harness {
     ///
     /// # Errors
     /// The object has none.
-    pub fn flows<F: Side>(&self) -> Result<KernelFlows<F::Address>> {
-        KernelFlows::open(|name| map_descriptor(&self.object, name))
+    pub fn flows<F: Side>(&self) -> Result<FlowTable<F::Address>> {
+        flows::open(|name| map_descriptor(&self.object, name))
     }
 
     /// Sets the flows that the wrappers go through where there are several.

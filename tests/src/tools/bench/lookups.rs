@@ -132,6 +132,10 @@ impl<F: Side> Tables<F> for Counting<F> {
         self.flows.iter().any(|(other, flow)| other == key && flow.action.is_reply())
     }
 
+    fn may_have_client(&mut self, key: &FlowKey<F::Address>) -> bool {
+        self.flows.iter().any(|(other, _)| other == key)
+    }
+
     fn insert_flow(
         &mut self,
         _key: &FlowKey<F::Address>,

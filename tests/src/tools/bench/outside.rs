@@ -28,6 +28,7 @@ use super::{
     namespace::{MAC, OTHER_NODE, ROUTER},
     tables::{CLIENTS, ELSEWHERE, NODES, Side, THIS_NODE},
 };
+use crate::harness::flows::clear;
 
 /// How clients outside reach a backend on another node.
 struct Outside {
@@ -109,7 +110,7 @@ impl Plan<'_> {
         let many = floor_lane::<F>("LRU hit, 64k", HIT_64K);
         for kind in &KINDS {
             // Flows of one kind alone, as many as in the other rows.
-            self.datapath.flows::<F>()?.clear();
+            clear(&self.datapath.flows::<F>()?);
             floors::fill::<F>(&self.harness, &self.establish_outside::<F>(kind.kind, USUAL)?)?;
             for hook in [Hook::FromDevice, Hook::Xdp] {
                 let hit = floors::hit::<F>(&mut self.harness, "LRU hit, 64k", USUAL)?;

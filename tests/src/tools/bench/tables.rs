@@ -13,7 +13,7 @@ use aya::{
     programs::{TestRun, TestRunOptions},
 };
 use bytemuck::Pod;
-use lb_agent::maps::flow_table::FlowAddress;
+use lb_agent::maps::flow_table::{FlowAddress, FlowTable};
 use lb_common::{
     abi::{
         address::{Address4, Address6, Be16, Family, Ipv4, Ipv6, Prefix},
@@ -34,7 +34,7 @@ use super::{
     frames::Frame,
     harness::{Wrapper, classifier, load_object, load_programs, map, map_descriptor, program},
 };
-use crate::harness::flows::{self, KernelFlows};
+use crate::harness::flows;
 
 /// A family as the benchmark knows it.
 pub trait Side: Frame + Family<Address: FlowAddress> {
@@ -281,8 +281,8 @@ impl Datapath {
     ///
     /// # Errors
     /// The object has none.
-    pub fn flows<F: Side>(&self) -> Result<KernelFlows<F::Address>> {
-        KernelFlows::open(|name| map_descriptor(&self.object, name))
+    pub fn flows<F: Side>(&self) -> Result<FlowTable<F::Address>> {
+        flows::open(|name| map_descriptor(&self.object, name))
     }
 
     fn set_up<F: Side>(&self, frontends: Frontends) -> Result<()> {
