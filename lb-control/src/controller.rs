@@ -283,7 +283,8 @@ impl Controller {
         if planner.take_more_room() {
             self.shortages.note_more_room();
         }
-        let dirty = self.snapshot.take_dirty();
+        let mode = self.external_mode;
+        let dirty = self.snapshot.take_dirty(|service| desired::is_direct(service, mode));
         let mut outcome = Outcome::default();
         let affected = self.affected(&dirty, &planner, &mut outcome);
         outcome.refusals.extend(dirty.refusals);

@@ -180,7 +180,8 @@ pub struct DesiredBackend {
     pub sets: u8,
     /// Its flags.
     pub flags: u8,
-    /// The address of the node that it runs on, if that is another node and known.
+    /// If the Service uses direct server return: the address of the node that it runs on, if that
+    /// is another node and known.
     pub node: Option<IpAddr>,
 }
 

@@ -202,13 +202,16 @@ impl Snapshot {
         reporters::is_reporter(&self.node_name, is_used, self.nodes.of_endpoints(), (kind, name))
     }
 
-    /// What changed since the last call.
-    pub fn take_dirty(&mut self) -> Dirty {
+    /// What changed since the last call. Only Services that match `needs_nodes` depend on the
+    /// addresses of Nodes.
+    pub fn take_dirty(&mut self, needs_nodes: impl Fn(&Service) -> bool) -> Dirty {
         let mut dirty = std::mem::take(&mut self.dirty);
         let moved = self.nodes.take_moved();
         // One pass over all endpoints, however many Nodes changed: it is rare.
         if !moved.is_empty() && !dirty.everything {
-            let on_them = self.services.iter().filter(|(_, entry)| entry.is_on(&moved));
+            let needs = |entry: &Entry| entry.service.as_ref().is_some_and(&needs_nodes);
+            let on_them =
+                self.services.iter().filter(|(_, entry)| needs(entry) && entry.is_on(&moved));
             dirty.services.extend(on_them.map(|(name, _)| Arc::clone(name)));
         }
         dirty

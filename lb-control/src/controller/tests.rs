@@ -1,3 +1,4 @@
+mod changes;
 mod outside;
 mod tenants;
 
@@ -382,37 +383,4 @@ fn reached(fake: &Fake) -> Vec<impl PartialEq + std::fmt::Debug + use<>> {
         (frontend.kind.kind, frontend.flags, text, ranges, backends)
     };
     fake.frontends4.values().map(of).collect()
-}
-
-#[test]
-fn an_event_that_changes_nothing_is_nothing_to_reconcile() {
-    let web = || service("a", None, "10.0.0.1", 80);
-    let mut controller = listed(vec![web()], Vec::new());
-    let mut fake = Fake::new(CAPACITY);
-    assert!(controller.has_changes(), "nothing is in the maps");
-    reconcile(&mut controller, 0, &mut fake);
-    assert!(!controller.has_changes());
-    let node = |heartbeat: &str| {
-        let node = json!({
-            "metadata": { "name": "here" },
-            "status": { "conditions": [
-                { "type": "Ready", "status": "True", "lastHeartbeatTime": heartbeat },
-            ] },
-        });
-        Object::Node(serde_json::from_value(node).expect("a Node"))
-    };
-    controller.apply(ObjectEvent::Applied(node("2026-01-01T00:00:00Z")));
-    reconcile(&mut controller, 0, &mut fake);
-    for event in [
-        ObjectEvent::Applied(web()),
-        ObjectEvent::Applied(node("2026-01-01T00:05:00Z")),
-        ObjectEvent::Replaced(ObjectKind::Service, vec![web()]),
-    ] {
-        controller.apply(event);
-        assert!(!controller.has_changes());
-    }
-    controller.set_facts(controller.facts().clone());
-    assert!(!controller.has_changes(), "the same facts");
-    controller.apply(ObjectEvent::Replaced(ObjectKind::Service, Vec::new()));
-    assert!(controller.has_changes());
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use lb_common::abi::backend::{IN_SLICE, NOT_SERVING, ON_THIS_NODE, READY, TERMINATING, THIS_HOST};
 
-use super::{DesiredBackend, Locality, endpoints};
+use super::{DesiredBackend, Locality, endpoints, is_direct};
 use crate::{
     model::{
         IpFamily, Protocol,
@@ -79,6 +79,8 @@ fn of_port(
     found.dedup_by_key(|(number, endpoint)| (endpoint.address, *number));
     let endpoints: Vec<&Endpoint> = found.iter().map(|(_, endpoint)| *endpoint).collect();
     let sets = endpoints::choose(&endpoints, service.policy, locality);
+    // Nodes that come and go rewrite no backend of the other Services.
+    let needs_node = is_direct(service, locality.external_mode);
     let backend = |((number, endpoint), sets): (&(u16, &Endpoint), u8)| {
         let is_host = locality.addresses.contains(&endpoint.address);
         let on_node = if endpoint.is_local || is_host { ON_THIS_NODE } else { 0 };
@@ -87,7 +89,7 @@ fn of_port(
             port: *number,
             sets,
             flags: flags(endpoint, on_node, is_host),
-            node: node(endpoint, on_node, family, locality),
+            node: if needs_node { node(endpoint, on_node, family, locality) } else { None },
         }
     };
     found.iter().zip(sets).map(backend).collect()

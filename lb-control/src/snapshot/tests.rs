@@ -58,7 +58,7 @@ fn check_dirty(
     expected: &[&str],
 ) {
     events.into_iter().for_each(|event| snapshot.apply(event));
-    let dirty = snapshot.take_dirty();
+    let dirty = snapshot.take_dirty(|_| true);
     let names: BTreeSet<&str> = dirty.services.iter().map(|name| &**name).collect();
     assert_eq!(names.into_iter().collect::<Vec<_>>(), expected);
 }
@@ -124,33 +124,38 @@ fn a_relist_touches_what_differs() {
 fn only_the_zone_of_this_node_touches_everything() {
     let mut snapshot = Snapshot::new("here", []);
     snapshot.apply(ObjectEvent::Applied(node(json!({ "a": "b" }))));
-    assert!(!snapshot.take_dirty().everything);
+    assert!(!snapshot.take_dirty(|_| true).everything);
     snapshot.apply(ObjectEvent::Applied(node(json!({ "topology.kubernetes.io/zone": "a" }))));
-    assert!(snapshot.take_dirty().everything);
+    assert!(snapshot.take_dirty(|_| true).everything);
     snapshot.apply(ObjectEvent::Deleted(
         ObjectKind::Node,
         ObjectName { namespace: String::new(), name: "here".to_owned() },
     ));
-    assert_eq!(snapshot.take_dirty(), Dirty::default());
+    assert_eq!(snapshot.take_dirty(|_| true), Dirty::default());
     snapshot.apply(ObjectEvent::Replaced(ObjectKind::Node, Vec::new()));
-    assert_eq!(snapshot.take_dirty(), Dirty::default());
+    assert_eq!(snapshot.take_dirty(|_| true), Dirty::default());
     assert!(snapshot.node().is_some_and(|node| node.zone.is_some()), "what worked goes on");
 }
 
 #[test]
-fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
+fn a_node_that_is_reached_by_another_address_touches_the_services_on_it_that_need_it() {
     let mut snapshot = Snapshot::new("here", []);
     let slices = vec![
         slice_on("a-1", "a", "there"),
         slice_on("b-1", "b", "elsewhere"),
         slice_on("c-1", "c", "here"),
         slice_on("c-2", "c", "there"),
+        slice_on("d-1", "d", "there"),
     ];
-    let all = ["shop/a", "shop/b", "shop/c"];
-    check_dirty(&mut snapshot, [ObjectEvent::Replaced(ObjectKind::EndpointSlice, slices)], &all);
+    let services = ["a", "b", "c", "d"].map(|name| service(name, "10.0.0.1"));
+    let events = [
+        ObjectEvent::Replaced(ObjectKind::Service, services.into()),
+        ObjectEvent::Replaced(ObjectKind::EndpointSlice, slices),
+    ];
+    check_dirty(&mut snapshot, events, &["shop/a", "shop/b", "shop/c", "shop/d"]);
     let mut check = |event: ObjectEvent, services: &[&str], nodes: bool| {
         snapshot.apply(event);
-        let dirty = snapshot.take_dirty();
+        let dirty = snapshot.take_dirty(|service| &*service.name != "shop/d");
         let names: BTreeSet<&str> = dirty.services.iter().map(|name| &**name).collect();
         assert_eq!(names.into_iter().collect::<Vec<_>>(), services);
         assert_eq!((dirty.nodes, dirty.everything), (nodes, false));
@@ -182,9 +187,9 @@ fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
 fn refusals_of_another_node_are_not_reported_here() {
     let mut snapshot = Snapshot::new("here", []);
     snapshot.apply(ObjectEvent::Applied(node_at("there", "nowhere", &["192.0.2.1"])));
-    assert_eq!(snapshot.take_dirty().refusals, []);
+    assert_eq!(snapshot.take_dirty(|_| true).refusals, []);
     snapshot.apply(ObjectEvent::Applied(node_at("here", "nowhere", &["192.0.2.2"])));
-    assert_eq!(snapshot.take_dirty().refusals.len(), 1);
+    assert_eq!(snapshot.take_dirty(|_| true).refusals.len(), 1);
     assert_eq!(snapshot.nodes().addresses().count(), 2);
 }
 
@@ -192,11 +197,11 @@ fn refusals_of_another_node_are_not_reported_here() {
 fn a_refusal_is_reported_once_and_ends_with_its_cause() {
     let mut snapshot = Snapshot::new("here", []);
     snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.300")));
-    assert_eq!(snapshot.take_dirty().refusals.len(), 1);
+    assert_eq!(snapshot.take_dirty(|_| true).refusals.len(), 1);
     snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.300")));
-    assert_eq!((snapshot.take_dirty().refusals.len(), snapshot.refusals().count()), (0, 1));
+    assert_eq!((snapshot.take_dirty(|_| true).refusals.len(), snapshot.refusals().count()), (0, 1));
     snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.3")));
-    assert_eq!((snapshot.take_dirty().refusals.len(), snapshot.refusals().count()), (0, 0));
+    assert_eq!((snapshot.take_dirty(|_| true).refusals.len(), snapshot.refusals().count()), (0, 0));
     snapshot.apply(ObjectEvent::Applied(service("b", "nowhere")));
     snapshot.apply(ObjectEvent::Replaced(ObjectKind::Service, Vec::new()));
     assert_eq!(snapshot.refusals().count(), 0);
@@ -215,7 +220,7 @@ fn a_changed_slice_reports_its_trigger_time() {
     };
     let mut triggers = |event: ObjectEvent| {
         snapshot.apply(event);
-        let triggers = snapshot.take_dirty().triggers.into_iter();
+        let triggers = snapshot.take_dirty(|_| true).triggers.into_iter();
         triggers.map(|trigger| (trigger.service.to_string(), trigger.at.to_string())).collect()
     };
     let told: Vec<_> = triggers(at("10.1.0.1", "2026-11-21T11:41:28.5Z"));
@@ -225,7 +230,7 @@ fn a_changed_slice_reports_its_trigger_time() {
     assert_eq!(triggers(ObjectEvent::Applied(slice("web-1", "web", "10.1.0.3"))), []);
     snapshot.apply(at("10.1.0.4", "2026-11-21T11:41:30Z"));
     snapshot.apply(ObjectEvent::Deleted(ObjectKind::EndpointSlice, name("web-1")));
-    assert_eq!(snapshot.take_dirty().triggers, []);
+    assert_eq!(snapshot.take_dirty(|_| true).triggers, []);
 }
 
 #[test]

@@ -68,15 +68,31 @@ fn node(name: &str, ips: &[&str]) -> Object {
     Object::Node(serde_json::from_value(object).expect("a Node"))
 }
 
-#[test]
-fn backends_have_the_address_of_their_node() {
-    let Object::EndpointSlice(mut object) = slice("a", &pods(1, 5)) else { panic!("no slice") };
-    let nodes = [Some("one"), Some("here"), None, Some("two"), Some("one")];
+/// A load balancer whose packets of clients outside reach other nodes in this way.
+fn of_mode(mode: Option<&str>) -> Object {
+    let mut object = load_balancer("a", 1, json!({}));
+    let mode = mode.map(|mode| ("lb-agent/external-mode".to_owned(), mode.to_owned()));
+    object.metadata_mut().annotations = Some(mode.into_iter().collect());
+    object
+}
+
+/// A slice with these endpoints, each on the node of the same position.
+fn slice_on(service: &str, ips: &[String], nodes: &[Option<&str>]) -> Object {
+    let Object::EndpointSlice(mut object) = slice(service, ips) else { panic!("no slice") };
     for (endpoint, node) in object.endpoints.iter_mut().flatten().zip(nodes) {
         endpoint.node_name = node.map(str::to_owned);
     }
-    let services = vec![service("a", None, "10.0.0.1", 80), service("b", None, "10.0.0.2", 80)];
-    let slices = vec![Object::EndpointSlice(object), slice("b", &pods(2, 2))];
+    Object::EndpointSlice(object)
+}
+
+#[test]
+fn backends_of_services_with_direct_return_have_the_address_of_their_node() {
+    let nodes = [Some("one"), Some("here"), None, Some("two"), Some("one")];
+    let services = vec![of_mode(Some("dsr")), service("b", None, "10.0.0.2", 80)];
+    let slices = vec![
+        slice_on("a", &pods(1, 5), &nodes),
+        slice_on("b", &pods(2, 2), &[Some("one"), Some("two")]),
+    ];
     let mut controller = listed(services, slices);
     // The last one's address is this node's: it is no matter which node it is said to be on.
     let addresses = [pods(1, 5)[4].parse().expect("an address")].into();
@@ -93,6 +109,8 @@ fn backends_have_the_address_of_their_node() {
         assert_eq!((outcome.ops, outcome.services, outcome.nodes_left_out), (ops, looked_at, 0));
         let found: Vec<_> = fake.backends4[1..6].iter().map(|it| Ipv4Addr::from(it.node)).collect();
         assert_eq!(found, nodes.map(Ipv4Addr::from));
+        let others = &fake.backends4[6..8];
+        assert!(others.iter().all(|it| it.node == Address4::default()), "{others:?}");
         let held = fake.read_state().expect("a fake can be read");
         assert_eq!(held.nodes().map(|ip| ip.to_string()).collect::<Vec<_>>(), all);
         assert!(fake.backends4.iter().all(|backend| backend.generation == 0));
@@ -117,12 +135,7 @@ fn backends_have_the_address_of_their_node() {
 
 #[test]
 fn all_nodes_are_needed_while_a_service_uses_direct_return() {
-    let annotated = |mode: &str| {
-        let mut object = load_balancer("a", 1, json!({}));
-        let annotations = [("lb-agent/external-mode".to_owned(), mode.to_owned())];
-        object.metadata_mut().annotations = Some(annotations.into());
-        object
-    };
+    let annotated = |mode: &str| of_mode(Some(mode));
     let mut fake = Fake::new(CAPACITY);
     let mut controller = listed(vec![annotated("dsr")], Vec::new());
     assert!(controller.uses_direct_return(), "before the first plan");
@@ -187,14 +200,6 @@ fn a_node_port_that_two_ask_for_is_one_conflict() {
 
 #[test]
 fn packets_of_clients_outside_are_encapsulated_if_flag_or_annotation_says_so() {
-    let of_mode = |mode: Option<&str>| {
-        let Object::Service(mut object) = load_balancer("a", 1, json!({})) else {
-            panic!("no Service");
-        };
-        let mode = mode.map(|mode| ("lb-agent/external-mode".to_owned(), mode.to_owned()));
-        object.metadata.annotations = Some(mode.into_iter().collect());
-        Object::Service(object)
-    };
     let check = |flag: ExternalMode, rows: &[(Option<&str>, bool)]| {
         let mut controller = Controller::new("here", flag, []);
         controller
