@@ -97,7 +97,7 @@ pub struct Outcome {
     pub refusals: Vec<Refusal>,
     /// Objects of which less is refused than before: [`Controller::refusal_reasons`] has what is
     /// left.
-    pub mended: Vec<(ObjectKind, ObjectName)>,
+    pub resolved: Vec<(ObjectKind, ObjectName)>,
     /// ClusterIPs that are left, from now on, to a process of this node, with their Services.
     pub left_to_processes: Vec<(Arc<str>, IpAddr)>,
     /// Services that do not fit, since now or for another reason than before.
@@ -288,7 +288,7 @@ impl Controller {
         let mut outcome = Outcome::default();
         let affected = self.affected(&dirty, &planner, &mut outcome);
         outcome.refusals.extend(dirty.refusals);
-        outcome.mended.extend(dirty.mended);
+        outcome.resolved.extend(dirty.resolved);
         self.triggers.extend(dirty.triggers);
         if dirty.nodes || self.is_everything_dirty {
             let addresses = self.snapshot.nodes().addresses().collect();

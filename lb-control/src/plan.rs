@@ -209,8 +209,8 @@ impl Shortage {
         }
     }
 
-    /// Whether the user is told the same about both.
-    pub fn is_told_as(&self, other: &Self) -> bool {
+    /// Whether both have the same [`Self::message`].
+    pub fn has_same_message(&self, other: &Self) -> bool {
         (self.map, self.limit, self.share) == (other.map, other.limit, other.share)
     }
 }

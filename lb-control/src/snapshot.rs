@@ -20,13 +20,12 @@ use k8s_openapi::{
 
 use crate::{
     model::{
-        self, IpFamily, Parsed, Refusal, RefusalReason,
+        self, IpFamily, Parsed, Refusal,
         event::{Object, ObjectEvent, ObjectKind, ObjectName, Unreadable},
         keys::TRIGGER_TIME_ANNOTATION,
         node::{self, Node},
         service::{self, Service},
         slice::{self, Slice},
-        text::Clean,
     },
     options::Limits,
 };
@@ -88,7 +87,7 @@ pub struct Dirty {
     /// Refusals that were not there before.
     pub refusals: Vec<Refusal>,
     /// Objects of which less is refused than before; deleted ones among them.
-    pub mended: Vec<(ObjectKind, ObjectName)>,
+    pub resolved: Vec<(ObjectKind, ObjectName)>,
     /// The causes of changes of slices that still exist.
     pub triggers: Vec<Trigger>,
 }
@@ -189,7 +188,7 @@ impl Snapshot {
 
     /// What is refused of an object itself.
     pub fn refusals_of(&self, kind: ObjectKind, name: &ObjectName) -> &[Refusal] {
-        self.refusals.get(&(kind, normalized_for(kind, name.clone()))).map_or(&[], |list| list)
+        self.refusals.get(&(kind, name.clone().of_kind(kind))).map_or(&[], |list| list)
     }
 
     /// Whether this node's agent is the one that reports what is refused of an object. Refusals of
@@ -231,7 +230,7 @@ impl Snapshot {
     }
 
     fn replace(&mut self, kind: ObjectKind, objects: &[Object], unreadable: &[Unreadable]) {
-        let unread = unreadable.iter().map(|object| normalized_for(kind, object.name.clone()));
+        let unread = unreadable.iter().map(|object| object.name.clone().of_kind(kind));
         let kept: HashSet<_> = objects.iter().map(name_of).chain(unread).collect();
         for name in self.names_of(kind) {
             if !kept.contains(&name) {
@@ -248,18 +247,14 @@ impl Snapshot {
 
     /// Keeps what is known of an object.
     fn refuse_unreadable(&mut self, kind: ObjectKind, object: Unreadable) {
-        let Unreadable { name, uid, field, error } = object;
-        if kind == ObjectKind::Node && name.name != self.node_name {
+        if kind == ObjectKind::Node && object.name.name != self.node_name {
             return;
         }
-        let error = Clean(&error);
-        let message = format!("{error}: the object cannot be read, what was known of it stays");
-        let reason = RefusalReason::Unreadable;
-        let refusal = Refusal { kind, object: name.clone(), uid, field, reason, message };
-        let key = (kind, normalized_for(kind, name));
+        let key = (kind, object.name.clone().of_kind(kind));
+        let refusal = Refusal::unreadable(kind, object);
         let held = self.refusals.insert(key.clone(), vec![refusal.clone()]).unwrap_or_default();
         if held.iter().any(|other| *other != refusal) {
-            self.dirty.mended.push(key);
+            self.dirty.resolved.push(key);
         }
         if !held.contains(&refusal) {
             self.dirty.refusals.push(refusal);
@@ -287,9 +282,9 @@ impl Snapshot {
                 self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();
             }
         }
-        let key = (kind, normalized_for(kind, name.clone()));
+        let key = (kind, name.clone().of_kind(kind));
         if self.refusals.remove(&key).is_some() {
-            self.dirty.mended.push(key);
+            self.dirty.resolved.push(key);
         }
     }
 
@@ -438,12 +433,12 @@ impl Snapshot {
         if parsed.refusals.is_empty() && self.refusals.is_empty() {
             return parsed.value;
         }
-        let key = (kind, normalized_for(kind, model::object_name(metadata)));
+        let key = (kind, model::object_name(metadata).of_kind(kind));
         let held = self.refusals.remove(&key).unwrap_or_default();
         let new = parsed.refusals.iter().filter(|refusal| !held.contains(refusal));
         self.dirty.refusals.extend(new.cloned());
         if held.iter().any(|refusal| !parsed.refusals.contains(refusal)) {
-            self.dirty.mended.push(key.clone());
+            self.dirty.resolved.push(key.clone());
         }
         if !parsed.refusals.is_empty() {
             self.refusals.insert(key, parsed.refusals);
@@ -465,17 +460,7 @@ fn name_of(object: &Object) -> ObjectName {
         Object::Node(object) => (ObjectKind::Node, &object.metadata),
         Object::ServiceCidr(object) => (ObjectKind::ServiceCidr, &object.metadata),
     };
-    normalized_for(kind, model::object_name(metadata))
-}
-
-/// The name, with an empty namespace for cluster-scoped kinds.
-fn normalized_for(kind: ObjectKind, name: ObjectName) -> ObjectName {
-    match kind {
-        ObjectKind::Service | ObjectKind::EndpointSlice => name,
-        ObjectKind::Node | ObjectKind::ServiceCidr => {
-            ObjectName { namespace: String::new(), ..name }
-        }
-    }
+    model::object_name(metadata).of_kind(kind)
 }
 
 /// `namespace/name`.

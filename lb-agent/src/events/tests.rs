@@ -76,7 +76,7 @@ fn a_refusal_is_published_again_after_the_object_was_good() {
 }
 
 #[test]
-fn what_is_refused_is_counted_by_its_reason_until_it_is_mended() {
+fn what_is_refused_is_counted_by_its_reason_until_it_is_resolved() {
     use EventReason::{AddressInUse, MapFull, TooLarge};
     let refusals = Refusals::logged();
     let counts = || -> Vec<_> {

@@ -515,7 +515,7 @@ impl Reconciler {
 
     fn publish_refusals(&self, outcome: &Outcome) {
         let sinks = &self.sinks;
-        for (kind, name) in &outcome.mended {
+        for (kind, name) in &outcome.resolved {
             let reasons = self.controller.refusal_reasons(*kind, name);
             sinks.refusals.keep(*kind, name, &reasons.into_iter().map(Into::into).collect());
         }

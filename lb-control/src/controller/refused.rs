@@ -45,7 +45,7 @@ impl Controller {
         match self.limits.backends.exceeded_by(count) {
             None => {
                 if self.too_large.remove(name) {
-                    outcome.mended.push((ObjectKind::Service, (&**name).into()));
+                    outcome.resolved.push((ObjectKind::Service, (&**name).into()));
                 }
             }
             Some(message) => {
@@ -77,7 +77,7 @@ impl Controller {
         add_some(&mut outcome.refusals, new().filter_map(refusal));
         // The ClusterIP as a whole stands for its ports.
         if known.difference(&withheld).next().is_some() {
-            outcome.mended.push((ObjectKind::Service, (&**name).into()));
+            outcome.resolved.push((ObjectKind::Service, (&**name).into()));
         }
         let left = new().filter(|(at, holder)| *holder == Holder::Process && at.protocol == 0);
         outcome.left_to_processes.extend(left.map(|(at, _)| (Arc::clone(name), at.ip)));
@@ -96,7 +96,7 @@ pub(super) fn note_conflicts(
 ) {
     let known = conflicts.remove(name).unwrap_or_default();
     if lost.len() < known.len() {
-        outcome.mended.push((ObjectKind::Service, (&**name).into()));
+        outcome.resolved.push((ObjectKind::Service, (&**name).into()));
     }
     let known: HashSet<_> = known.iter().map(|lost| (lost.frontend, &lost.owner)).collect();
     let new = lost.iter().filter(|lost| !known.contains(&(lost.frontend, &lost.owner)));

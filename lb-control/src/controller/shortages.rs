@@ -68,7 +68,7 @@ impl Shortages {
         }
         match (old, self.of_services.get(name)) {
             (_, None) => Change::Gone,
-            (Some(old), Some(new)) if old.is_told_as(new) => Change::None,
+            (Some(old), Some(new)) if old.has_same_message(new) => Change::None,
             (_, Some(_)) => Change::New,
         }
     }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_once() {
+    fn a_change_is_reported_once() {
         let mut shortages = Shortages::default();
         let (name, short) = shortage("n/a", 3);
         let is_worse = Shortage { needed: 4, ..short.clone() };

@@ -138,6 +138,17 @@ pub struct ObjectName {
     pub name: String,
 }
 
+impl ObjectName {
+    /// The name without a namespace, if objects of the kind have none.
+    #[must_use]
+    pub fn of_kind(mut self, kind: ObjectKind) -> Self {
+        if !kind.is_namespaced() {
+            self.namespace.clear();
+        }
+        self
+    }
+}
+
 impl From<&str> for ObjectName {
     /// Reads `namespace/name`, or a name alone.
     fn from(text: &str) -> Self {

@@ -5,9 +5,9 @@ use std::fmt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
-    event::{ObjectKind, ObjectName},
+    event::{ObjectKind, ObjectName, Unreadable},
     object_name,
-    text::Clean,
+    text::{Clean, Cut},
 };
 
 /// At most so many parts of one object are named; one more refusal has the number of the others.
@@ -90,6 +90,17 @@ impl RefusalReason {
     ];
 }
 
+impl Refusal {
+    /// The refusal of an object that cannot be read.
+    pub fn unreadable(kind: ObjectKind, object: Unreadable) -> Self {
+        let Unreadable { name, uid, field, error } = object;
+        let error = Cut(&error);
+        let message = format!("{error}: the object cannot be read, what was known of it stays");
+        let (object, field) = (name.of_kind(kind), Cut(&field).to_string());
+        Self { kind, object, uid, field, reason: RefusalReason::Unreadable, message }
+    }
+}
+
 /// Adds refusals of one object to a list, at most one more than [`MAX_REFUSALS`].
 pub fn add_some(list: &mut Vec<Refusal>, mut refusals: impl Iterator<Item = Refusal>) {
     list.extend(refusals.by_ref().take(MAX_REFUSALS));
@@ -140,7 +151,7 @@ impl<'a> Refusals<'a> {
         let cut = &message[..message.floor_char_boundary(MAX_MESSAGE)];
         Refusal {
             kind: self.kind,
-            object: object_name(self.metadata),
+            object: object_name(self.metadata).of_kind(self.kind),
             uid: self.metadata.uid.clone().unwrap_or_default(),
             field,
             reason,

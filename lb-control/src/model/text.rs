@@ -5,15 +5,25 @@ use std::fmt;
 /// The most bytes of such a text that are kept or shown.
 pub const MAX_SHOWN: usize = 128;
 
-/// A text between quotation marks, [clean](Clean) and cut to [`MAX_SHOWN`] bytes.
+/// A text between quotation marks, [cut](Cut).
 #[derive(Clone, Copy, Debug)]
 pub struct Quoted<'a>(pub &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "\"{}\"", Cut(self.0))
+    }
+}
+
+/// A text that is [clean](Clean) and cut to [`MAX_SHOWN`] bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut<'a>(pub &'a str);
+
+impl fmt::Display for Cut<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cut = &self.0[..self.0.floor_char_boundary(MAX_SHOWN)];
         let more = if cut.len() < self.0.len() { "…" } else { "" };
-        write!(formatter, "\"{}{more}\"", Clean(cut))
+        write!(formatter, "{}{more}", Clean(cut))
     }
 }
 

@@ -133,7 +133,17 @@ fn check_share(
     Ok(())
 }
 
-/// Reserves the blocks of all ports, or none.
+/// How large the blocks are that a Service gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// With room to grow, and for sets that could stay where they are.
+    Ample,
+    /// As small as can be, and only for sets that must move.
+    Least,
+}
+
+/// Reserves the blocks of all ports, or none. What could be left out is no reason to refuse a
+/// Service whose namespace has its share.
 fn reserve_all_blocks(
     ids: &mut Ids,
     share: &Share,
@@ -141,12 +151,28 @@ fn reserve_all_blocks(
     desired: &[DesiredPort],
     matched: &mut [Matched],
 ) -> Result<(), NoRoom> {
+    match try_all_blocks(ids, share, held, desired, matched, Room::Ample) {
+        Err(NoRoom { is_share: true, .. }) => {
+            try_all_blocks(ids, share, held, desired, matched, Room::Least)
+        }
+        result => result,
+    }
+}
+
+fn try_all_blocks(
+    ids: &mut Ids,
+    share: &Share,
+    held: &[HeldPort],
+    desired: &[DesiredPort],
+    matched: &mut [Matched],
+    room: Room,
+) -> Result<(), NoRoom> {
     let free = ids.blocks.available();
     let mut growth = 0;
     let mut result = Ok(());
     for (port, matched) in desired.iter().zip(&mut *matched) {
         let of_port = matched.held.map(|at| &held[at]);
-        match reserve_blocks(ids, of_port, port, &matched.diff) {
+        match reserve_blocks(ids, of_port, port, &matched.diff, room) {
             Ok(blocks) => matched.blocks = blocks,
             Err(needed) => {
                 result = Err(NoRoom { map: Map::Slots, needed, is_share: false });
@@ -242,6 +268,7 @@ fn reserve_blocks(
     held: Option<&HeldPort>,
     desired: &DesiredPort,
     diff: &Diff,
+    room: Room,
 ) -> Result<[Option<Block>; 2], usize> {
     let mut blocks = [None; 2];
     for (number, bit) in SETS.into_iter().enumerate() {
@@ -249,10 +276,12 @@ fn reserve_blocks(
         let length = desired.backends.iter().filter(is_member).count() as u32;
         let block = held.and_then(|held| held.sets[number].block);
         let must = block.map_or(0, Block::capacity) < length;
-        if length == 0 || (!must && !should_move(held, desired, diff, number, length)) {
+        let is_ample = room == Room::Ample;
+        let moves = must || (is_ample && should_move(held, desired, diff, number, length));
+        if length == 0 || !moves {
             continue;
         }
-        let roomy = ids.blocks.allocate(roomy_order_of(length));
+        let roomy = if is_ample { ids.blocks.allocate(roomy_order_of(length)) } else { None };
         blocks[number] =
             roomy.or_else(|| if must { ids.blocks.allocate(order_of(length)) } else { None });
         if must && blocks[number].is_none() {

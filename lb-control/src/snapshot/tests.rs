@@ -189,8 +189,12 @@ fn refusals_of_another_node_are_not_reported_here() {
     snapshot.apply(ObjectEvent::Applied(node_at("there", "nowhere", &["192.0.2.1"])));
     assert_eq!(snapshot.take_dirty(|_| true).refusals, []);
     snapshot.apply(ObjectEvent::Applied(node_at("here", "nowhere", &["192.0.2.2"])));
-    assert_eq!(snapshot.take_dirty(|_| true).refusals.len(), 1);
+    let refusals = snapshot.take_dirty(|_| true).refusals;
+    let own = ObjectName { namespace: String::new(), name: "here".to_owned() };
+    assert_eq!(refusals.iter().map(|refusal| &refusal.object).collect::<Vec<_>>(), [&own]);
     assert_eq!(snapshot.nodes().addresses().count(), 2);
+    snapshot.apply(ObjectEvent::Applied(node_at("here", "203.0.113.1", &["192.0.2.2"])));
+    assert_eq!(snapshot.take_dirty(|_| true).resolved, [(ObjectKind::Node, own)]);
 }
 
 #[test]
@@ -241,7 +245,7 @@ fn what_cannot_be_read_stays_as_it_was_until_it_is_deleted() {
         name: name(object),
         uid: "1".to_owned(),
         field: "spec.ports[0].port".to_owned(),
-        error: "no number".to_owned(),
+        error: format!("\u{1b}[2J{}", "no number".repeat(1_000)),
     };
     let list = vec![service("a", "10.0.0.1"), service("b", "10.0.0.2")];
     check_dirty(&mut snapshot, [ObjectEvent::Replaced(kind, list)], &["shop/a", "shop/b"]);
@@ -251,6 +255,8 @@ fn what_cannot_be_read_stays_as_it_was_until_it_is_deleted() {
         snapshot.refusals().map(|refusal| format!("{}", refusal.object)).collect()
     };
     assert_eq!(refused(&snapshot), ["shop/a"]);
+    let message = &snapshot.refusals().next().expect("one").message;
+    assert!(message.len() < 256 && message.starts_with("\\u{1b}[2J"), "{message}");
 
     let except = || {
         let list = vec![service("c", "10.0.0.3")];

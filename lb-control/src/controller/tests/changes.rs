@@ -82,7 +82,7 @@ fn whatever_decides_about_a_refusal_is_a_change() {
         change(&mut controller);
         assert!(controller.has_changes(), "{what}");
         let outcome = reconcile(&mut controller, 0, &mut fake);
-        assert_eq!((outcome.refusals.len(), outcome.mended.len()), counts, "{what}");
+        assert_eq!((outcome.refusals.len(), outcome.resolved.len()), counts, "{what}");
     }
     assert!(!controller.has_changes());
 }

@@ -158,7 +158,7 @@ fn addresses_that_no_machine_can_reach_a_service_at_are_refused() {
 }
 
 #[test]
-fn what_is_mended_is_told() {
+fn what_is_resolved_is_reported() {
     let name = || ObjectName { namespace: "shop".to_owned(), name: "a".to_owned() };
     let with = |ip: &str, protocol: &str| {
         let spec = json!({
@@ -179,7 +179,7 @@ fn what_is_mended_is_told() {
     controller.apply(service_cidr("10.0.0.0/16"));
     let mut fake = Fake::new(CAPACITY);
     use RefusalReason::{AddressInUse, ForbiddenAddress, UnsupportedProtocol};
-    for (event, reasons, is_mended) in [
+    for (event, reasons, is_resolved) in [
         (with("20.0.0.1", "TCP"), vec![], false),
         (with("20.0.0.1", "SCTP"), vec![UnsupportedProtocol], false),
         (with("20.0.0.2", "SCTP"), vec![UnsupportedProtocol, AddressInUse], false),
@@ -196,8 +196,8 @@ fn what_is_mended_is_told() {
             controller.refusal_reasons(ObjectKind::Service, &name()).into_iter().collect();
         assert_eq!(found, reasons);
         assert_eq!(
-            outcome.mended.contains(&(ObjectKind::Service, name())),
-            is_mended,
+            outcome.resolved.contains(&(ObjectKind::Service, name())),
+            is_resolved,
             "{reasons:?}"
         );
     }

@@ -70,18 +70,34 @@ fn one_namespace_leaves_half_of_what_is_free_to_others() {
     assert_eq!(next.counts().services, 80);
 }
 
+/// A slice of the Service s1 of [`of_namespace`].
+fn endpoints_of_s1(ips: &[String]) -> Object {
+    let Object::EndpointSlice(mut object) = slice("s1", ips) else { panic!("no slice") };
+    object.metadata.namespace = Some("greedy".to_owned());
+    if let Some(port) = object.ports.iter_mut().flatten().next() {
+        port.name = Some("p0".to_owned());
+    }
+    Object::from(*object)
+}
+
+#[test]
+fn other_endpoints_in_place_of_all_need_no_more_than_there_is() {
+    let mut controller = of_defaults(vec![of_namespace("greedy", 1, 1)]);
+    let mut fake = Fake::new(Capacity { slots: 100, ..CAPACITY });
+    // A block of 32 slots is within the share; one of 64, which the last step would get if there
+    // were no share, is not.
+    for ips in [pods(1, 20), pods(1, 30), pods(2, 30)] {
+        controller.apply(ObjectEvent::Applied(endpoints_of_s1(&ips)));
+        let outcome = reconcile(&mut controller, 0, &mut fake);
+        assert_eq!(outcome.shortages, []);
+        assert!(outcome.ops > 0);
+        assert_eq!(controller.counts().backends, ips.len());
+    }
+}
+
 #[test]
 fn a_namespace_gets_its_share_of_every_map() {
-    let endpoints = |count| {
-        let Object::EndpointSlice(mut object) = slice("s1", &pods(1, count)) else {
-            panic!("no slice")
-        };
-        object.metadata.namespace = Some("greedy".to_owned());
-        if let Some(port) = object.ports.iter_mut().flatten().next() {
-            port.name = Some("p0".to_owned());
-        }
-        Object::from(*object)
-    };
+    let endpoints = |count| endpoints_of_s1(&pods(1, count));
     let ranged = || {
         let Object::Service(mut object) = of_namespace("greedy", 1, 1) else {
             panic!("no Service")
