@@ -7,7 +7,10 @@ use std::{collections::BTreeMap, ops::ControlFlow, time::Duration};
 
 use axum::http::Request;
 use kube::api::{ListParams, VersionMatch, WatchParams};
-use lb_control::model::event::{Object, ObjectEvent, ObjectKind, ObjectName, Unreadable};
+use lb_control::model::{
+    event::{Object, ObjectEvent, ObjectKind, ObjectName, Unreadable},
+    text::{Clean, Cut},
+};
 use tokio::{sync::mpsc::Sender, time::Instant};
 
 use super::{
@@ -318,8 +321,9 @@ impl<'a> Reflector<'a> {
 
     fn log_unreadable(&self, object: &Unreadable) {
         let Unreadable { name, field, error, .. } = object;
+        let name = name.to_string();
         tracing::warn!(
-            kind = %self.kind, %name, field, error,
+            kind = %self.kind, name = %Clean(&name), field = %Cut(field), error = %Cut(error),
             "this object cannot be read: what was known of it stays, others are not affected"
         );
         self.connection.liveness().unreadable(self.kind);
