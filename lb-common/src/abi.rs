@@ -24,4 +24,4 @@ pub mod traffic;
 /// The version of the layout as a whole. Each map is pinned as `<bpf-dir>/maps/<MAP>@<VERSION>`, with
 /// a version of its own. Every change of a type in this module needs another version; appending a hook or a reason does not (see
 /// [`counter`]).
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;

@@ -284,9 +284,8 @@ fn scan_live<A: Address, M: Memory<A>>(
     found
 }
 
-/// How many words of FLOW_REPLIES that may be a key's are looked at. Another one of the bucket has its
-/// tag for one in about 5,000 look-ups, two others for one in 50 million, which then do not find their
-/// flow.
+/// How many words that may be a key's are looked at, but at home. Another one of the bucket has its tag for
+/// one in about 5,000 look-ups, two others for one in 50 million, which then do not find their flow.
 const CANDIDATES: usize = 2;
 
 /// The first of some ways, of which there is one. Without a branch, as above: the lowest bit alone,
@@ -343,9 +342,10 @@ fn find_in_bucket<A: Address, M: Memory<A>>(
     let protocol = protocol_bit(key.protocol);
     let mask = direction_mask(direction, protocol);
     let mut ways = scan_live(memory, bucket, hash.tag(choice), mask, protocol);
+    // At home all flows of one client's port have one tag.
+    let most = if choice == 0 { WAYS } else { CANDIDATES };
     let mut looked_at = 0;
-    // All flows of one client's port have one tag.
-    while ways != 0 && looked_at < WAYS {
+    while ways != 0 && looked_at < most {
         let way = first(ways);
         let word = RequestWord(memory.load(bucket, way));
         let place = number * WAYS as u32 + way;

@@ -71,8 +71,6 @@ pub fn insert<A: Address, M: Memory<A>>(
     new.replies =
         if has_replies(new) { Hash::of_reply(&new.reply_key, seed) } else { new.requests };
     (new.evicted, new.reply_place) = (0, NO_REPLY_PLACE);
-    // Its cache line is needed soon, and no later load overtakes a compare-and-swap.
-    filter::read(memory, new.requests);
     if !take_word(memory, new, lifetimes) || !fill(memory, new, lifetimes, write) {
         return Err(InsertError::Full);
     }
@@ -113,10 +111,13 @@ fn fill<A: Address, M: Memory<A>>(
 fn make_ready<A: Address, M: Memory<A>>(memory: &M, key: &FlowKey<A>, new: &NewFlow<A>) -> bool {
     let (place, claimed) = (new.place, new.word);
     let bucket = memory.requests(place / WAYS as u32);
-    bucket.is_some_and(|bucket| memory.swap(bucket, place, claimed.0, claimed.ready().0))
-        && !has_other_request(memory, key, new, 0)
-        && !has_other_request(memory, key, new, 1)
-        && !(may_be_found(memory, new, filter::HOME) && has_other_at_home(memory, new))
+    if bucket.is_none_or(|bucket| !memory.swap(bucket, place, claimed.0, claimed.ready().0)) {
+        return false;
+    }
+    let has_other = has_other_request(memory, key, new, 0)
+        || has_other_request(memory, key, new, 1)
+        || may_be_found(memory, new, filter::HOME) && has_other_at_home(memory, new);
+    !has_other
 }
 
 /// Returns false if another one has ended the flow.
@@ -443,7 +444,8 @@ pub struct Ways {
     pub ways: u32,
 }
 
-/// Whether at one of `ways` there is another flow with this key, which the one at `place` cannot stop.
+/// Whether at one of `ways` there is another flow with this key, which the one at `place` cannot stop. So
+/// there is if more CPUs insert such flows than are looked at.
 #[inline(always)]
 pub fn has_other<A: Address, M: Memory<A>>(
     memory: &M,
@@ -453,31 +455,26 @@ pub fn has_other<A: Address, M: Memory<A>>(
     place: u32,
 ) -> bool {
     let Some(words) = memory.requests(bucket) else { return true };
-    let mut ways = ways as u64 & 0xff;
-    let mut is_found = 0;
+    let (mut ways, mut same) = (ways as u64 & 0xff, 0);
     let mut looked_at = 0;
     while ways != 0 && looked_at < WAYS {
-        let other = bucket * WAYS as u32 + first(ways);
-        let is_other = is_other(memory, direction, key, other, place);
-        is_found |= memory.forget(words, is_other as u64);
+        let way = first(ways);
+        let Some(entry) = memory.entry(bucket * WAYS as u32 + way) else { return true };
+        same |= (memory.is_of(entry, direction, &key.tuple) as u64) << way;
+        same = memory.forget(words, same);
         ways &= ways - 1;
         looked_at += 1;
     }
-    is_found != 0
-}
-
-/// Whether the flow at `other` is another one with this key, which the one at `place` cannot stop.
-#[inline(always)]
-fn is_other<A: Address, M: Memory<A>>(
-    memory: &M,
-    direction: Direction,
-    key: &FlowKey<A>,
-    other: u32,
-    place: u32,
-) -> bool {
-    other != place
-        && memory.entry(other).is_some_and(|entry| memory.is_of(entry, direction, &key.tuple))
-        && !stops(memory, direction, key, other, place)
+    let mut candidate = 0;
+    while same != 0 && candidate < CANDIDATES {
+        let other = bucket * WAYS as u32 + first(same);
+        if other != place && !stops(memory, direction, key, other, place) {
+            return true;
+        }
+        same &= same - 1;
+        candidate += 1;
+    }
+    same != 0
 }
 
 /// Whether the flow at `place` goes on although the one at `other` has the same request or reply: of
