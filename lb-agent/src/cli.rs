@@ -16,6 +16,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use lb_control::options::Limits;
 
 use crate::options::{
     modes::XdpMode,
@@ -107,6 +108,57 @@ pub struct SizeArgs {
     #[arg(long, env = "LB_MAX_FLOWS", value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=MOST_FLOWS), help_heading = "Map sizes")]
     pub max_flows: Option<u32>,
+}
+
+/// What one Service may ask for. A Service that asks for more is refused as a whole, with the Event
+/// `TooLarge`. Every node must have the same limits, so that all decide alike.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct LimitArgs {
+    /// Most entries of spec.ports
+    #[arg(long, env = "LB_MAX_SERVICE_PORTS", value_name = "N", default_value_t = 1_024,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = HEADING)]
+    pub max_service_ports: u32,
+    /// Most load balancer addresses and external IPs together
+    #[arg(long, env = "LB_MAX_SERVICE_EXTERNAL_ADDRESSES", value_name = "N", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = HEADING)]
+    pub max_service_external_addresses: u32,
+    /// Most frontends, of both IP families: each address with each port, each address as a whole,
+    /// and each node port
+    #[arg(long, env = "LB_MAX_SERVICE_FRONTENDS", value_name = "N", default_value_t = 4_096,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = HEADING)]
+    pub max_service_frontends: u32,
+    /// Most entries of spec.loadBalancerSourceRanges
+    #[arg(long, env = "LB_MAX_SERVICE_SOURCE_RANGES", value_name = "N", default_value_t = 1_024,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = HEADING)]
+    pub max_service_source_ranges: u32,
+    /// Most backends, of both IP families: each endpoint with each port
+    #[arg(long, env = "LB_MAX_SERVICE_BACKENDS", value_name = "N", default_value_t = 65_536,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = HEADING)]
+    pub max_service_backends: u32,
+    /// How many percent of the entries of a map that are free to them all Services of a namespace
+    /// may have together; 100: no limit. A Service beyond that gets the Event `NamespaceFull`
+    #[arg(long, env = "LB_MAX_NAMESPACE_SHARE", value_name = "PERCENT", default_value_t = 50,
+          value_parser = clap::value_parser!(u32).range(1..=100), help_heading = HEADING)]
+    pub max_namespace_share: u32,
+}
+
+const HEADING: &str = "Limits of tenants";
+
+impl From<LimitArgs> for Limits {
+    fn from(arguments: LimitArgs) -> Self {
+        let namespace_share = arguments.max_namespace_share;
+        let mut limits = Self { namespace_share, ..Self::default() };
+        for (limit, most) in [
+            (&mut limits.ports, arguments.max_service_ports),
+            (&mut limits.external_addresses, arguments.max_service_external_addresses),
+            (&mut limits.frontends, arguments.max_service_frontends),
+            (&mut limits.source_ranges, arguments.max_service_source_ranges),
+            (&mut limits.backends, arguments.max_service_backends),
+        ] {
+            limit.most = most as usize;
+        }
+        limits
+    }
 }
 
 /// The most that `--max-flows` may be.

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use lb_common::abi::settings::MAX_PREFIXES;
 use lb_control::{
     model::IpFamily,
-    options::{ExternalMode, NodePortAddresses},
+    options::{ExternalMode, Limits, NodePortAddresses},
 };
 
 use crate::{
@@ -66,6 +66,8 @@ pub struct Config {
     pub pod_prefixes: PodPrefixes,
     /// Capacities of the maps.
     pub sizes: Sizes,
+    /// What one Service may ask for.
+    pub limits: Limits,
     /// Whether to wait for the agent that holds `bpf_dir`, and take over from it.
     pub wait: bool,
     /// The file that says that this agent is prepared.
@@ -215,6 +217,7 @@ impl Config {
             node_port_addresses: node_port_addresses.unwrap_or(NodePortAddresses::Primary),
             pod_prefixes: pod_prefixes(kube_proxy.detect_local_mode.0, &kube_proxy.cluster_cidr)?,
             sizes: arguments.sizes.into(),
+            limits: arguments.limits.into(),
             wait: arguments.wait,
             ready_file: arguments.ready_file.clone(),
             watch_timeout: arguments.watch_timeout,

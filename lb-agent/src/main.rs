@@ -184,6 +184,7 @@ fn run(arguments: RunArgs) -> anyhow::Result<()> {
     if arguments.init_only {
         return Ok(prepare::prepare(&config)?);
     }
+    process::end_on_panic();
     process::adjust_oom_score(&config.kube_proxy);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

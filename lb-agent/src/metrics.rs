@@ -4,8 +4,11 @@
 //! There is no global registry: code that counts has a [`Metrics`]. The programs' counters are
 //! read from the maps at each scrape ([`DatapathStats`]).
 
+#[cfg(test)]
+mod alerts;
 pub mod format;
 mod kube_proxy;
+mod process;
 mod scrape;
 
 use std::{
@@ -22,17 +25,21 @@ use lb_common::{
     },
     flow_table::Class,
 };
-use lb_control::model::IpFamily;
+use lb_control::{model::IpFamily, plan::Map};
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{counter::Counter, gauge::Gauge, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
-use crate::watch::manifests::Problems;
+use crate::{
+    events::Refusals,
+    watch::{api::Liveness, manifests::Problems},
+};
 
 use format::Format;
 use kube_proxy::KubeProxy;
+use process::OfProcess;
 use scrape::OnScrape;
 
 /// Figures that are read from the maps at each scrape.
@@ -48,6 +55,9 @@ pub trait DatapathStats: fmt::Debug + Send + Sync + 'static {
 }
 
 type Code = [(&'static str, String); 1];
+
+/// The faults of the agent, by the part that has one.
+pub type Faults = Family<[(&'static str, &'static str); 1], Gauge>;
 
 /// The metrics; clones share them.
 #[derive(Clone, Debug)]
@@ -65,8 +75,14 @@ struct Inner {
     missing_pins: Gauge,
     misplaced_programs: Gauge,
     restored_pins: Counter,
+    faults: Faults,
+    attach_failures: Counter,
+    netlink_overruns: Counter,
+    shortages: Family<Code, Gauge>,
     datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     problems: Arc<OnceLock<Problems>>,
+    liveness: Arc<OnceLock<Liveness>>,
+    refusals: Arc<OnceLock<Refusals>>,
 }
 
 /// The kind of object that changed.
@@ -92,8 +108,14 @@ impl Metrics {
             missing_pins: Gauge::default(),
             misplaced_programs: Gauge::default(),
             restored_pins: Counter::default(),
+            faults: Faults::default(),
+            attach_failures: Counter::default(),
+            netlink_overruns: Counter::default(),
+            shortages: Family::default(),
             datapath: Arc::default(),
             problems: Arc::default(),
+            liveness: Arc::default(),
+            refusals: Arc::default(),
         };
         let mut registry = Registry::default();
         inner.kube_proxy.register(&mut registry);
@@ -121,6 +143,13 @@ impl Metrics {
         }
     }
 
+    /// Sets the source of the number of refused objects.
+    pub fn set_refusals(&self, refusals: &Refusals) {
+        if self.0.refusals.set(refusals.clone()).is_err() {
+            tracing::debug!("the metrics already have a list of refused objects");
+        }
+    }
+
     /// Counts `count` changes that arrived at `now` and wait to be programmed.
     pub fn queued(&self, change: Change, count: usize, now: Timestamp) {
         self.0.kube_proxy.queued(change, count, now);
@@ -130,6 +159,18 @@ impl Metrics {
     /// `duration`.
     pub fn synced(&self, duration: Duration, now: Timestamp) {
         self.0.kube_proxy.synced(duration, now);
+    }
+
+    /// Records that no change waits to be programmed, without a sync.
+    pub fn nothing_pending(&self) {
+        self.0.kube_proxy.nothing_pending();
+    }
+
+    /// Sets the source of the figures of watches.
+    pub fn set_liveness(&self, liveness: Liveness) {
+        if self.0.liveness.set(liveness).is_err() {
+            tracing::debug!("the metrics already have the figures of watches");
+        }
     }
 
     /// Records the time that a change of endpoints took from its cause in the cluster to the
@@ -166,9 +207,32 @@ impl Metrics {
         self.0.misplaced_programs.set(programs as i64);
     }
 
+    /// Sets how many Services do not fit into each map.
+    pub fn set_shortages(&self, of_maps: impl Iterator<Item = (Map, usize)>) {
+        for (map, count) in of_maps {
+            let labels = [("map", map.name().to_owned())];
+            self.0.shortages.get_or_create(&labels).set(count as i64);
+        }
+    }
+
     /// Counts pins that were made again.
     pub fn pins_restored(&self, pins: usize) {
         self.0.restored_pins.inc_by(pins as u64);
+    }
+
+    /// The gauge of faults.
+    pub fn faults(&self) -> Faults {
+        self.0.faults.clone()
+    }
+
+    /// Counts a program that could not be attached.
+    pub fn attach_failed(&self) {
+        self.0.attach_failures.inc();
+    }
+
+    /// Counts a loss of netlink messages.
+    pub fn netlink_overran(&self) {
+        self.0.netlink_overruns.inc();
     }
 
     /// Counts an answer of `/healthz` by its status code.
@@ -203,9 +267,12 @@ impl Default for Metrics {
 
 impl Inner {
     fn register_own(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(OfProcess));
         registry.register_collector(Box::new(OnScrape {
             datapath: Arc::clone(&self.datapath),
             problems: Arc::clone(&self.problems),
+            liveness: Arc::clone(&self.liveness),
+            refusals: Arc::clone(&self.refusals),
         }));
         let own = registry.sub_registry_with_prefix("lb");
         own.register(
@@ -240,9 +307,25 @@ impl Inner {
             self.misplaced_programs.clone(),
         );
         own.register(
+            "shortages",
+            "Services that do not fit into a map, or whose namespace has its share of it",
+            self.shortages.clone(),
+        );
+        own.register(
             "restored_pins",
             "Pins of this agent that were removed and made again",
             self.restored_pins.clone(),
+        );
+        own.register("faults", "Whether a part of the agent has a fault", self.faults.clone());
+        own.register(
+            "attach_failures",
+            "Attempts to attach a program that failed",
+            self.attach_failures.clone(),
+        );
+        own.register(
+            "netlink_overruns",
+            "Times that messages about interfaces were dropped and everything was read again",
+            self.netlink_overruns.clone(),
         );
     }
 }

@@ -4,6 +4,7 @@
 //! the maps, and only then connects to the source of objects. On exit everything stays in place.
 
 mod agent;
+mod api_addresses;
 mod claim;
 mod config_watch;
 mod node_name;
@@ -27,7 +28,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use anyhow::Context as _;
 use lb_control::{
-    desired::health_checks::Wanted,
+    desired::{health_checks::Wanted, taken::ApiServers},
     model::{event::ObjectKind, network::NodeNetwork},
 };
 use tokio::{
@@ -127,7 +128,9 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
         // Before anything is asked of an API server, which may be reached by a Service.
         held = Some(take_over(agent, prepared.take(), None, lock).await?);
     }
-    let Objects { mut watch, mut events, refusals, api } = source::connect(agent).await?;
+    let (nodes, nodes_needed) = watch::channel(None);
+    let Objects { mut watch, mut events, refusals, api } =
+        source::connect(agent, nodes_needed).await?;
     let (health_checks, wanted) = watch::channel(Wanted::default());
     let programmed = CancellationToken::new();
     let (own_node, own_node_seen) = watch::channel(OwnNode::default());
@@ -137,6 +140,7 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
         refusals: refusals.clone(),
         node_addresses,
         own_node,
+        nodes,
         health_checks,
         programmed: programmed.clone(),
     };
@@ -163,6 +167,7 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
     if let Some(api) = &api {
         follow_node(agent, api, &programmed, &network, &own_node_seen);
     }
+    let api_servers = follow_api_addresses(agent, api.as_ref());
     let known = api.and_then(|api| api.learned().objects());
     report_programmed(agent, programmed);
     tokio::select! {
@@ -171,7 +176,7 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
         result = interfaces.run(node_addresses_seen) => {
             result.context("the watch of network interfaces failed")
         }
-        () = reconciler.run(events, network, dataplane, known) => Ok(()),
+        () = reconciler.run(events, network, api_servers, dataplane, known) => Ok(()),
     }
 }
 
@@ -293,9 +298,9 @@ fn follow_node(
     network: &watch::Receiver<NodeNetwork>,
     node: &watch::Receiver<OwnNode>,
 ) {
-    let (client, name) = (api.client.clone(), agent.config.node_name.clone());
+    let (connection, name) = (api.clone(), agent.config.node_name.clone());
     let (cancel, health) = (agent.cancel.clone(), agent.health.clone());
-    let check = node_name::check(client, name, network.clone(), node.clone(), health);
+    let check = node_name::check(connection, name, network.clone(), node.clone(), health);
     agent.tasks.spawn(cancel.run_until_cancelled_owned(check));
     if let Some(key) = agent.config.startup_taint.clone() {
         let (client, name) = (api.client.clone(), agent.config.node_name.clone());
@@ -303,6 +308,15 @@ fn follow_node(
         let remove = startup_taint::remove(client, name, key, programmed, node.clone());
         agent.tasks.spawn(cancel.run_until_cancelled_owned(remove));
     }
+}
+
+/// The addresses of the API servers that are configured, as they change.
+fn follow_api_addresses(agent: &Agent, api: Option<&Connection>) -> watch::Receiver<ApiServers> {
+    let urls = api.map(Connection::configured).unwrap_or_default();
+    let (servers, seen) = watch::channel(api_addresses::literal(&urls));
+    let follow = api_addresses::follow(urls, servers);
+    agent.tasks.spawn(agent.cancel.clone().run_until_cancelled_owned(follow));
+    seen
 }
 
 /// Starts to follow the network interfaces, which attaches the programs to them.
@@ -316,6 +330,7 @@ async fn open_interfaces(
         pods: agent.config.pod_interfaces.clone(),
         attach: agent.config.tc_attach,
         xdp: agent.config.xdp,
+        metrics: Some(agent.metrics.clone()),
     };
     Interfaces::open(&agent.pins, Arc::clone(programs), options, node_addresses)
         .await

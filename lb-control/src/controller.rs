@@ -4,6 +4,9 @@
 //! [`Controller::reconcile`] after that, when [`Outcome::next_due`] is reached, and, with
 //! back-off, when [`Outcome::errors`] is not empty.
 
+mod refused;
+mod shortages;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -17,20 +20,22 @@ use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{
         self, Conflict, DesiredFrontend, FrontendAddress, Locality, NodeFacts,
-        claims::Claims,
+        claims::{Claim, Claims},
         health_checks::{self, Checks},
         no_local_endpoints, settings,
-        taken::{self, Holder, Taken},
+        taken::{self, ApiServers, Holder, Taken},
     },
     execute::execute,
     model::{
         Refusal,
-        event::{ObjectEvent, ObjectKind},
+        event::{ObjectEvent, ObjectKind, ObjectName},
     },
-    options::ExternalMode,
-    plan::{Counts, Draft, Op, Planner, Shortage},
-    snapshot::{Dirty, Snapshot, Trigger},
+    options::{ExternalMode, Limits},
+    plan::{Counts, Draft, Map, Op, Planner, Shortage},
+    snapshot::{Dirty, Entry, Snapshot, Trigger},
 };
+
+use shortages::Shortages;
 
 /// How long entries stay unchanged after they were taken out of use, in milliseconds: far
 /// longer than a program works on a packet.
@@ -66,11 +71,16 @@ pub struct Controller {
     /// The frontends that each Service wants but cannot have on this node.
     withheld: BTreeMap<Arc<str>, BTreeSet<(FrontendAddress, Holder)>>,
     /// Services that did not fit, to be tried again when there is room.
-    shortages: BTreeMap<Arc<str>, Shortage>,
+    shortages: Shortages,
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
+    limits: Limits,
+    /// Services with more backends than the limit; to the maps they do not exist.
+    too_large: BTreeSet<Arc<str>>,
     /// How many addresses of nodes do not fit.
     nodes_left_out: usize,
     health_checks: Checks,
+    /// How often they changed.
+    health_checks_version: u64,
     no_local_endpoints: no_local_endpoints::Sum,
     /// The causes of changes that are not all in the maps yet.
     triggers: Vec<Trigger>,
@@ -85,10 +95,15 @@ pub struct Outcome {
     pub services: usize,
     /// New refusals, for Warning Events.
     pub refusals: Vec<Refusal>,
+    /// Objects of which less is refused than before: [`Controller::refusal_reasons`] has what is
+    /// left.
+    pub resolved: Vec<(ObjectKind, ObjectName)>,
     /// ClusterIPs that are left, from now on, to a process of this node, with their Services.
     pub left_to_processes: Vec<(Arc<str>, IpAddr)>,
-    /// All Services that do not fit.
+    /// Services that do not fit, since now or for another reason than before.
     pub shortages: Vec<Shortage>,
+    /// Services that fit again.
+    pub fitting: Vec<Arc<str>>,
     /// How many addresses of nodes do not fit.
     pub nodes_left_out: usize,
     /// The writes that failed.
@@ -123,13 +138,23 @@ impl Controller {
             are_claims_dirty: false,
             taken: Taken::default(),
             withheld: BTreeMap::new(),
-            shortages: BTreeMap::new(),
+            shortages: Shortages::default(),
             conflicts: BTreeMap::new(),
+            limits: Limits::default(),
+            too_large: BTreeSet::new(),
             nodes_left_out: 0,
             health_checks: Checks::new(),
+            health_checks_version: 0,
             no_local_endpoints: no_local_endpoints::Sum::default(),
             triggers: Vec::new(),
         }
+    }
+
+    /// With other limits than the default ones.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.snapshot.set_limits(limits);
+        self.limits = limits;
+        self
     }
 
     /// Applies a change of the source.
@@ -144,6 +169,11 @@ impl Controller {
         self.are_claims_dirty |= self.facts.held_addresses != facts.held_addresses;
         self.are_settings_dirty |= self.facts != facts;
         self.facts = facts;
+    }
+
+    /// Sets the addresses at which this agent looks for API servers.
+    pub fn set_api_servers(&mut self, configured: ApiServers) {
+        self.are_claims_dirty |= self.taken.set_configured(configured);
     }
 
     /// What is known of this node.
@@ -166,9 +196,43 @@ impl Controller {
         self.snapshot.expect_no(kind);
     }
 
+    /// Whether [`Self::reconcile`] has something to do, other than what is due by
+    /// [`Outcome::next_due`].
+    pub fn has_changes(&self) -> bool {
+        self.snapshot.has_changes()
+            || self.planner.is_none()
+            || self.is_everything_dirty
+            || self.are_node_ports_dirty
+            || self.are_settings_dirty
+            || self.are_claims_dirty
+            || !self.unfinished.is_empty()
+    }
+
+    /// Whether any Service uses direct server return, for which the addresses of all Nodes are
+    /// needed.
+    pub fn uses_direct_return(&self) -> bool {
+        if self.planner.is_some() {
+            return self.in_use.has_direct();
+        }
+        let services = self.snapshot.names().filter_map(|name| self.snapshot.service(name));
+        services
+            .filter_map(|entry| entry.service.as_ref())
+            .any(|service| desired::is_direct(service, self.external_mode))
+    }
+
     /// How many entries the maps hold.
     pub fn counts(&self) -> Counts {
         self.planner.as_ref().map(Planner::counts).unwrap_or_default()
+    }
+
+    /// All Services that do not fit, in the order of their names.
+    pub fn shortages(&self) -> impl Iterator<Item = &Shortage> {
+        self.shortages.iter()
+    }
+
+    /// How many Services do not fit, for each map.
+    pub fn shortages_of_maps(&self) -> impl Iterator<Item = (Map, usize)> {
+        self.shortages.of_maps()
     }
 
     /// All conflicts between Services.
@@ -179,6 +243,11 @@ impl Controller {
     /// The health checks that Services ask for, as of the last reconciliation.
     pub fn health_checks(&self) -> &Checks {
         &self.health_checks
+    }
+
+    /// How often [`Self::health_checks`] changed.
+    pub fn health_checks_version(&self) -> u64 {
+        self.health_checks_version
     }
 
     /// Service ports without an endpoint on this node, as of the last reconciliation.
@@ -202,17 +271,24 @@ impl Controller {
             None => {
                 self.is_everything_dirty = true;
                 let state = dataplane.read_state()?;
-                Planner::adopt(&state, dataplane.capacity(), GRACE)
+                let mut planner = Planner::adopt(&state, dataplane.capacity(), GRACE);
+                planner.set_namespace_share(self.limits.namespace_share);
+                planner
             }
         };
         let mut draft = planner.begin();
         if self.unfinished.is_empty() {
             planner.reclaim(&mut draft, now);
         }
-        let dirty = self.snapshot.take_dirty();
+        if planner.take_more_room() {
+            self.shortages.note_more_room();
+        }
+        let mode = self.external_mode;
+        let dirty = self.snapshot.take_dirty(|service| desired::is_direct(service, mode));
         let mut outcome = Outcome::default();
-        let affected = self.affected(&dirty, &planner, draft.has_more_room, &mut outcome);
+        let affected = self.affected(&dirty, &planner, &mut outcome);
         outcome.refusals.extend(dirty.refusals);
+        outcome.resolved.extend(dirty.resolved);
         self.triggers.extend(dirty.triggers);
         if dirty.nodes || self.is_everything_dirty {
             let addresses = self.snapshot.nodes().addresses().collect();
@@ -223,12 +299,15 @@ impl Controller {
             let prefixes: Vec<IpNet> = self.snapshot.service_cidrs().collect();
             let before = planner.settings();
             let settings = settings::settings(&self.facts, &prefixes, &self.in_use, before);
+            self.in_use.set_covered(&settings);
             planner.store_settings(&mut draft, settings);
         }
         outcome.services = affected.len();
         self.plan(&mut planner, &mut draft, &affected, &mut outcome);
-        outcome.shortages = self.shortages.values().cloned().collect();
         let mut plan = planner.finish(draft);
+        if planner.take_more_room() {
+            self.shortages.note_more_room();
+        }
         outcome.ops = plan.ops.len();
         // Unfinished ops of earlier plans come first, because later ops build on them.
         plan.ops.splice(..0, std::mem::take(&mut self.unfinished));
@@ -241,7 +320,8 @@ impl Controller {
         }
         self.is_everything_dirty = false;
         if self.failures < MAX_FAILURES {
-            outcome.next_due = planner.next_due(now);
+            let retry = self.shortages.is_waiting().then_some(now);
+            outcome.next_due = planner.next_due(now).into_iter().chain(retry).min();
             self.planner = Some(planner);
         } else {
             self.failures = 0;
@@ -256,7 +336,6 @@ impl Controller {
         &mut self,
         dirty: &Dirty,
         planner: &Planner,
-        has_more_room: bool,
         outcome: &mut Outcome,
     ) -> Vec<Arc<str>> {
         let mut others = BTreeSet::new();
@@ -265,6 +344,10 @@ impl Controller {
         {
             let entry = self.snapshot.service(taken::API_SERVER);
             self.are_claims_dirty |= self.taken.set_api_servers(entry);
+        }
+        if self.is_everything_dirty || dirty.service_cidrs {
+            let prefixes = self.snapshot.service_cidrs();
+            self.are_claims_dirty |= self.taken.set_service_cidrs(prefixes);
         }
         if std::mem::take(&mut self.are_claims_dirty) {
             let names: Vec<_> = self.snapshot.names().cloned().collect();
@@ -280,19 +363,22 @@ impl Controller {
             affected.extend(names.cloned());
         }
         for name in affected.iter().chain(&dirty.services) {
+            self.count_backends(name, outcome);
             self.claim(name, &mut others, outcome);
-            match self.snapshot.service(name).and_then(health_checks::of_service) {
-                Some(check) => self.health_checks.insert(Arc::clone(name), check),
-                None => self.health_checks.remove(name),
-            };
+            let check = self.served(name).and_then(health_checks::of_service);
+            if self.health_checks.get(name) != check.as_ref() {
+                self.health_checks_version += 1;
+                match check {
+                    Some(check) => self.health_checks.insert(Arc::clone(name), check),
+                    None => self.health_checks.remove(name),
+                };
+            }
         }
         affected.extend(others);
         if self.is_everything_dirty || dirty.everything {
             affected.extend(self.snapshot.names().chain(planner.names()).cloned());
         }
-        if has_more_room {
-            affected.extend(self.shortages.keys().cloned());
-        }
+        affected.extend(self.shortages.take_some(|shortage| planner.may_fit(shortage)));
         affected.extend(dirty.services.iter().cloned());
         affected.sort_unstable();
         affected.dedup();
@@ -300,8 +386,13 @@ impl Controller {
     }
 
     fn has_node_ports(&self, name: &str) -> bool {
-        let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
+        let service = self.served(name).and_then(|entry| entry.service.as_ref());
         service.is_some_and(|service| service.ports.iter().any(|port| port.node_port.is_some()))
+    }
+
+    /// A Service with its slices, unless it is too large.
+    fn served(&self, name: &str) -> Option<&Entry> {
+        self.snapshot.service(name).filter(|_| !self.too_large.contains(name))
     }
 
     /// Updates the claims of a Service. Returns whether they changed.
@@ -311,7 +402,7 @@ impl Controller {
         affected: &mut BTreeSet<Arc<str>>,
         outcome: &mut Outcome,
     ) -> bool {
-        let service = self.snapshot.service(name).and_then(|entry| entry.service.as_ref());
+        let service = self.served(name).and_then(|entry| entry.service.as_ref());
         let (created, mut wanted) = match service {
             Some(service) => {
                 (service.created, desired::claims(service, &self.facts.node_port_addresses))
@@ -319,7 +410,7 @@ impl Controller {
             None => (None, Vec::new()),
         };
         let mut withheld = BTreeSet::new();
-        wanted.retain(|frontend| {
+        wanted.retain(|Claim { frontend, .. }| {
             let holder = self.taken.holder(name, frontend, &self.facts.held_addresses);
             withheld.extend(holder.map(|holder| (frontend.at, holder)));
             holder.is_none()
@@ -329,37 +420,13 @@ impl Controller {
         self.are_settings_dirty |= self.in_use.set_direct(name, is_direct);
         self.set_withheld(name, withheld, outcome);
         let Some(before) = self.claims.set(name, created, wanted, affected) else { return false };
-        for frontend in &before {
-            self.are_settings_dirty |= self.in_use.remove(frontend);
+        for claim in &before {
+            self.are_settings_dirty |= self.in_use.remove(&claim.frontend);
         }
-        for frontend in self.claims.of(name) {
-            self.are_settings_dirty |= self.in_use.add(frontend);
+        for claim in self.claims.of(name) {
+            self.are_settings_dirty |= self.in_use.add(&claim.frontend);
         }
         true
-    }
-
-    /// Notes the frontends that a Service cannot have, and reports those that it could have until
-    /// now.
-    fn set_withheld(
-        &mut self,
-        name: &Arc<str>,
-        withheld: BTreeSet<(FrontendAddress, Holder)>,
-        outcome: &mut Outcome,
-    ) {
-        let known = self.withheld.remove(name).unwrap_or_default();
-        for (frontend, holder) in withheld.difference(&known) {
-            match holder {
-                Holder::ApiServer => outcome.refusals.push(taken::refusal(name, *frontend)),
-                // The ClusterIP as a whole stands for its ports.
-                Holder::Process if frontend.protocol == 0 => {
-                    outcome.left_to_processes.push((Arc::clone(name), frontend.ip));
-                }
-                Holder::Process => {}
-            }
-        }
-        if !withheld.is_empty() {
-            self.withheld.insert(Arc::clone(name), withheld);
-        }
     }
 
     fn plan(
@@ -378,34 +445,36 @@ impl Controller {
             nodes: snapshot.nodes(),
             external_mode: self.external_mode,
         };
+        let served =
+            |name: &Arc<str>| snapshot.service(name).filter(|_| !self.too_large.contains(name));
         let is_wanted =
-            |name: &&Arc<str>| snapshot.service(name).is_some_and(|entry| entry.service.is_some());
+            |name: &&Arc<str>| served(name).is_some_and(|entry| entry.service.is_some());
         // Removed Services first: they make room for new ones.
         let (wanted, gone): (Vec<_>, Vec<_>) = affected.iter().partition(is_wanted);
         for name in gone.into_iter().chain(wanted) {
-            let entry = snapshot.service(name);
-            let mut desired = entry.and_then(|entry| desired::service(entry, locality));
+            let mut desired = served(name).and_then(|entry| desired::service(entry, locality));
             if let Some(desired) = &mut desired {
                 desired.ports.retain_mut(|port| {
                     port.frontends.retain(|frontend| self.claims.is_owner(name, &frontend.at));
                     if !port.frontends.iter().any(DesiredFrontend::is_ranged) {
-                        port.ranges.clear();
+                        port.ranges = Arc::default();
                     }
                     !port.frontends.is_empty()
                 });
             }
-            let lost = self.claims.conflicts(name);
-            let known = self.conflicts.remove(name).unwrap_or_default();
-            let new = lost.iter().filter(|conflict| !known.contains(conflict));
-            outcome.refusals.extend(new.map(Conflict::refusal));
-            if !lost.is_empty() {
-                self.conflicts.insert(Arc::clone(name), lost);
-            }
+            refused::note_conflicts(
+                &mut self.conflicts,
+                name,
+                self.claims.conflicts(name),
+                outcome,
+            );
             self.no_local_endpoints.set(name, desired.as_ref());
-            match planner.plan(draft, name, desired.as_ref()) {
-                Ok(()) => self.shortages.remove(name),
-                Err(shortage) => self.shortages.insert(Arc::clone(name), shortage),
-            };
+            let shortage = planner.plan(draft, name, desired.as_ref()).err();
+            match self.shortages.set(name, shortage.clone()) {
+                shortages::Change::None => {}
+                shortages::Change::New => outcome.shortages.extend(shortage),
+                shortages::Change::Gone => outcome.fitting.push(Arc::clone(name)),
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 //! These functions do not know indices, slots, or what the maps hold now.
 //! The same objects give the same result, in the same order.
 
+pub mod backends;
 pub mod claims;
 pub mod endpoints;
 pub mod frontends;
@@ -14,25 +15,26 @@ pub mod settings;
 pub mod taken;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
 use ipnet::IpNet;
 use lb_common::abi::{
-    backend::{IN_CLUSTER_SET, IN_SLICE, NOT_SERVING, ON_THIS_NODE, READY, TERMINATING, THIS_HOST},
+    backend::IN_CLUSTER_SET,
     frontend::{Frontend as FrontendEntry, FrontendKind},
     service::Service as ServiceEntry,
     settings::Timeouts,
 };
+
+use claims::{Claim, ClaimKind};
 
 use crate::{
     model::{
         IpFamily, Refusal, RefusalReason,
         event::ObjectKind,
         service::{Port, Service},
-        slice::Endpoint,
     },
     options::ExternalMode,
     snapshot::{Entry, nodes::NodeIndex},
@@ -117,6 +119,11 @@ pub struct DesiredFrontend {
 }
 
 impl DesiredFrontend {
+    /// Whether it is a load balancer's address or an external IP, with a port or as a whole.
+    pub fn is_external(&self) -> bool {
+        matches!(self.kind, FrontendKind::EXTERNAL | FrontendKind::EXTERNAL_ADDRESS)
+    }
+
     /// Whether it admits only clients in the service port's source ranges.
     pub fn is_ranged(&self) -> bool {
         self.flags & FrontendEntry::RANGED != 0
@@ -149,8 +156,9 @@ pub struct DesiredPort {
     pub key: PortKey,
     /// The frontends that lead here, in the order of addresses.
     pub frontends: Vec<DesiredFrontend>,
-    /// The clients that [restricted](DesiredFrontend::is_ranged) frontends admit, in order.
-    pub ranges: Vec<IpNet>,
+    /// The clients that [restricted](DesiredFrontend::is_ranged) frontends admit, in order; shared
+    /// by the ports of a Service.
+    pub ranges: Arc<[IpNet]>,
     /// Seconds of session affinity; 0 = none.
     pub affinity_seconds: u32,
     /// The flags of the entry.
@@ -172,7 +180,8 @@ pub struct DesiredBackend {
     pub sets: u8,
     /// Its flags.
     pub flags: u8,
-    /// The address of the node that it runs on, if that is another node and known.
+    /// If the Service uses direct server return: the address of the node that it runs on, if that
+    /// is another node and known.
     pub node: Option<IpAddr>,
 }
 
@@ -188,53 +197,62 @@ pub fn service(entry: &Entry, locality: Locality<'_>) -> Option<DesiredService> 
     let service = entry.service.as_ref()?;
     let mut ports = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
     for ip in &service.cluster_ips {
-        let first = ports.len();
-        let frontends = frontends::of_ports(service, *ip, locality.node_port_addresses);
-        for (port, frontends) in service.ports.iter().zip(frontends) {
-            ports.push(service_port(service, port, frontends, IpFamily::of(*ip), entry, locality));
-        }
-        let has_backend = ports[first..]
+        let of_family = ports_of_family(service, *ip, entry, locality);
+        let has_backend = of_family
             .iter()
             .any(|port| port.backends.iter().any(|backend| backend.sets & IN_CLUSTER_SET != 0));
+        ports.extend(of_family);
         ports.push(address(service, *ip, has_backend));
     }
     ports.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     Some(DesiredService { ports })
 }
 
-/// The frontends that a Service wants; an older Service may own some of them.
-pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<DesiredFrontend> {
-    let mut claims = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
-    for ip in &service.cluster_ips {
-        claims.push(frontends::of_address(*ip));
-        claims.extend(frontends::of_external_addresses(service, IpFamily::of(*ip)));
-        claims.extend(frontends::of_ports(service, *ip, node_port_addresses).into_iter().flatten());
-    }
-    claims
-}
-
-fn service_port(
+/// The ports of a Service in the family of its ClusterIP `ip`.
+fn ports_of_family(
     service: &Service,
-    port: &Port,
-    frontends: Vec<DesiredFrontend>,
-    family: IpFamily,
+    ip: IpAddr,
     entry: &Entry,
     locality: Locality<'_>,
-) -> DesiredPort {
-    let is_ranged = frontends.iter().any(DesiredFrontend::is_ranged);
-    DesiredPort {
-        key: PortKey { family, protocol: port.protocol.number(), port: port.name.clone() },
-        frontends,
-        ranges: if is_ranged {
-            frontends::allowed_clients(service, family, locality.addresses)
-        } else {
-            Vec::new()
-        },
-        affinity_seconds: service.affinity_seconds,
-        flags: flags(service, locality.external_mode),
-        has_backend: false,
-        backends: backends(service, port, family, entry, locality),
+) -> Vec<DesiredPort> {
+    let family = IpFamily::of(ip);
+    let frontends = frontends::of_ports(service, ip, locality.node_port_addresses);
+    let backends = backends::of_ports(service, entry, family, locality);
+    let ranges: Arc<[IpNet]> =
+        frontends::allowed_clients(service, family, locality.addresses).into();
+    let flags = flags(service, locality.external_mode);
+    let ports = service.ports.iter().zip(frontends).zip(backends);
+    let port = |((port, frontends), backends): ((&Port, Vec<DesiredFrontend>), _)| {
+        let is_ranged = frontends.iter().any(DesiredFrontend::is_ranged);
+        DesiredPort {
+            key: PortKey { family, protocol: port.protocol.number(), port: port.name.clone() },
+            frontends,
+            ranges: if is_ranged { Arc::clone(&ranges) } else { Arc::default() },
+            affinity_seconds: service.affinity_seconds,
+            flags,
+            has_backend: false,
+            backends,
+        }
+    };
+    ports.map(port).collect()
+}
+
+/// The frontends that a Service wants, and by what; another Service may own some of them.
+pub fn claims(service: &Service, node_port_addresses: &BTreeSet<IpAddr>) -> Vec<Claim> {
+    let balanced: HashSet<&IpAddr> = service.load_balancer_ips.iter().collect();
+    let kind = |frontend: &DesiredFrontend| match frontend.kind {
+        FrontendKind::CLUSTER_IP | FrontendKind::CLUSTER_IP_ADDRESS => ClaimKind::ClusterIp,
+        FrontendKind::NODE_PORT => ClaimKind::NodePort,
+        _ if balanced.contains(&frontend.at.ip) => ClaimKind::LoadBalancer,
+        _ => ClaimKind::ExternalIp,
+    };
+    let mut wanted = Vec::with_capacity(service.cluster_ips.len() * (service.ports.len() + 1));
+    for ip in &service.cluster_ips {
+        wanted.push(frontends::of_address(*ip));
+        wanted.extend(frontends::of_external_addresses(service, IpFamily::of(*ip)));
+        wanted.extend(frontends::of_ports(service, *ip, node_port_addresses).into_iter().flatten());
     }
+    wanted.into_iter().map(|frontend| Claim { kind: kind(&frontend), frontend }).collect()
 }
 
 fn flags(service: &Service, external_mode: ExternalMode) -> u32 {
@@ -263,62 +281,11 @@ fn address(service: &Service, ip: IpAddr, has_backend: bool) -> DesiredPort {
     DesiredPort {
         key: PortKey { family, protocol: 0, port: "".into() },
         frontends,
-        ranges: Vec::new(),
+        ranges: Arc::default(),
         affinity_seconds: 0,
         flags: ServiceEntry::ADDRESS,
         has_backend,
         backends: Vec::new(),
-    }
-}
-
-fn backends(
-    service: &Service,
-    port: &Port,
-    family: IpFamily,
-    entry: &Entry,
-    locality: Locality<'_>,
-) -> Vec<DesiredBackend> {
-    let mut found: Vec<(u16, &Endpoint)> = Vec::new();
-    for slice in entry.slices().filter(|slice| slice.family == family) {
-        let is_meant = |name: &str, protocol| *name == *port.name && protocol == port.protocol;
-        for slice_port in slice.ports.iter().filter(|port| is_meant(&port.name, port.protocol)) {
-            found.extend(slice.endpoints.iter().map(|endpoint| (slice_port.number, endpoint)));
-        }
-    }
-    // An address may be in slices twice: the pod that had it before may still be there. The endpoint
-    // that can serve wins. The sort is stable: among equals the first by name of the slice does.
-    found.sort_by_key(|(number, endpoint)| {
-        (endpoint.address, *number, rank(endpoint), !endpoint.is_local)
-    });
-    found.dedup_by_key(|(number, endpoint)| (endpoint.address, *number));
-    let endpoints: Vec<&Endpoint> = found.iter().map(|(_, endpoint)| *endpoint).collect();
-    let sets = endpoints::choose(&endpoints, service.policy, locality);
-    let backend = |((number, endpoint), sets): (&(u16, &Endpoint), u8)| {
-        let is_host = locality.addresses.contains(&endpoint.address);
-        let on_node = if endpoint.is_local || is_host { ON_THIS_NODE } else { 0 };
-        let conditions = [
-            (is_host, THIS_HOST),
-            (endpoint.is_ready, READY),
-            (endpoint.is_terminating, TERMINATING),
-            (!endpoint.is_ready && !endpoint.is_serving, NOT_SERVING),
-        ];
-        let conditions = conditions.iter().filter(|(is_met, _)| *is_met);
-        let flags = conditions.fold(on_node | IN_SLICE, |flags, (_, flag)| flags | flag);
-        let node = endpoint.node.as_deref().filter(|_| on_node == 0);
-        let node = node.and_then(|node| locality.nodes.internal_ip(node, family));
-        DesiredBackend { ip: endpoint.address, port: *number, sets, flags, node }
-    };
-    found.iter().zip(sets).map(backend).collect()
-}
-
-/// Orders endpoints: those that are ready, those that serve while they terminate, the others.
-fn rank(endpoint: &Endpoint) -> u8 {
-    if endpoint.is_ready {
-        0
-    } else if endpoint.is_serving && endpoint.is_terminating {
-        1
-    } else {
-        2
     }
 }
 
@@ -327,8 +294,8 @@ pub fn display_name(service: &str, key: &PortKey) -> String {
     if key.port.is_empty() { service.to_owned() } else { format!("{service}:{}", key.port) }
 }
 
-/// A Service that claims an address which an older Service owns.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A Service that claims an address which another Service owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
     /// The Service without the address, as `namespace/name`.
     pub service: Arc<str>,
@@ -336,10 +303,12 @@ pub struct Conflict {
     pub owner: Arc<str>,
     /// The address.
     pub frontend: FrontendAddress,
+    /// The owner's kind of claim, if that decided; else the owner is the older Service.
+    pub stronger: Option<ClaimKind>,
 }
 
 impl Conflict {
-    /// The refusal of the younger Service.
+    /// The refusal of the Service without the address.
     pub fn refusal(&self) -> Refusal {
         let FrontendAddress { ip, port, .. } = self.frontend;
         let lost = if self.frontend.is_of_any_node() {
@@ -347,13 +316,17 @@ impl Conflict {
         } else {
             format!("{ip} port {port}")
         };
+        let message = match self.stronger {
+            Some(kind) => format!("{lost} is a {} of Service {}", kind.name(), self.owner),
+            None => format!("{lost} belongs to the older Service {}", self.owner),
+        };
         Refusal {
             kind: ObjectKind::Service,
             object: (&*self.service).into(),
             uid: String::new(),
             field: "spec.ports".to_owned(),
             reason: RefusalReason::AddressInUse,
-            message: format!("{lost} belongs to the older Service {}", self.owner),
+            message,
         }
     }
 }

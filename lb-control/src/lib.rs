@@ -15,3 +15,4 @@ pub mod model;
 pub mod options;
 pub mod plan;
 pub mod snapshot;
+mod work;

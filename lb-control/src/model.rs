@@ -12,6 +12,7 @@ mod refusal;
 pub mod service;
 pub mod slice;
 pub mod source_ports;
+pub mod text;
 
 use std::{
     collections::HashSet,
@@ -24,7 +25,8 @@ use lb_common::abi::frontend;
 
 use event::ObjectName;
 use refusal::Refusals;
-pub use refusal::{Refusal, RefusalReason};
+pub use refusal::{MAX_REFUSALS, Refusal, RefusalReason, add_some};
+use text::Quoted;
 
 /// A transport protocol that lb balances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -123,6 +125,11 @@ impl SharedNames {
         new
     }
 
+    /// Each name, and how often it is shared.
+    pub fn shared(&self) -> impl Iterator<Item = (&Arc<str>, usize)> {
+        self.names.iter().map(|name| (name, Arc::strong_count(name) - 1))
+    }
+
     /// Drops the names that no object has any more.
     pub fn forget_unused(&mut self) {
         self.names.retain(|name| Arc::strong_count(name) > 1);
@@ -147,7 +154,8 @@ fn is_label(text: &str) -> bool {
 
 /// Reads an address that packets can be sent to.
 fn parse_address(text: &str) -> Result<IpAddr, String> {
-    let address: IpAddr = text.parse().map_err(|_| format!("\"{text}\" is not an IP address"))?;
+    let address: IpAddr =
+        text.parse().map_err(|_| format!("{} is not an IP address", Quoted(text)))?;
     let why = if address.is_unspecified() {
         "the unspecified address"
     } else if address.is_loopback() {
@@ -159,7 +167,7 @@ fn parse_address(text: &str) -> Result<IpAddr, String> {
     } else {
         return Ok(address);
     };
-    Err(format!("\"{text}\" is {why}"))
+    Err(format!("{} is {why}", Quoted(text)))
 }
 
 /// Reads a port number.

@@ -59,3 +59,63 @@ impl FromStr for NodePortAddresses {
         text.split(',').map(range).collect::<Result<_, _>>().map(Self::Ranges)
     }
 }
+
+/// How much a part of a Service may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// The most that is allowed.
+    pub most: usize,
+    /// What is counted, in words.
+    pub what: &'static str,
+    /// The flag that sets it.
+    pub flag: &'static str,
+}
+
+impl Limit {
+    /// What to say if there are `count`, which is more than is allowed.
+    pub fn exceeded_by(self, count: usize) -> Option<String> {
+        let Self { most, what, flag } = self;
+        (count > most).then(|| {
+            format!(
+                "{count} {what} are more than {most}, the most for one Service: it is not served; \
+                 split it, or raise {flag} on every node"
+            )
+        })
+    }
+}
+
+/// What one Service, and all Services of one namespace, may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries of `spec.ports`.
+    pub ports: Limit,
+    /// Load balancer addresses and external IPs together.
+    pub external_addresses: Limit,
+    /// Frontends: addresses times ports, of both families, without those at addresses of nodes.
+    pub frontends: Limit,
+    /// Entries of `spec.loadBalancerSourceRanges`.
+    pub source_ranges: Limit,
+    /// Backends: endpoints times ports, of both families.
+    pub backends: Limit,
+    /// How many percent of the entries of a map that are free to them the Services of a namespace
+    /// may have; 100 means no limit.
+    pub namespace_share: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let limit = |most, what, flag| Limit { most, what, flag };
+        Self {
+            ports: limit(1_024, "ports", "--max-service-ports"),
+            external_addresses: limit(
+                256,
+                "load balancer addresses and external IPs",
+                "--max-service-external-addresses",
+            ),
+            frontends: limit(4_096, "frontends", "--max-service-frontends"),
+            source_ranges: limit(1_024, "source ranges", "--max-service-source-ranges"),
+            backends: limit(65_536, "backends", "--max-service-backends"),
+            namespace_share: 50,
+        }
+    }
+}

@@ -59,6 +59,7 @@ mod nodes;
 mod port;
 mod ranges;
 mod reserve;
+mod usage;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -77,9 +78,13 @@ use crate::{
     desired::{DesiredFrontend, DesiredService, FrontendAddress, PortKey},
     model::IpFamily,
     plan::{frontends::Frontends, ranges::Ranges},
+    work,
 };
 
 use held::{HeldPort, Ids};
+use reserve::NoRoom;
+pub use usage::Map;
+use usage::{Share, Usage, Used};
 
 /// The owner of ops that belong to no service port.
 pub const NO_OWNER: u32 = u32::MAX;
@@ -170,17 +175,44 @@ pub struct Plan {
     pub ops: Vec<Op>,
 }
 
-/// A Service that stays as it was, or is not programmed, because a map is full.
+/// A Service that stays as it was, or is not programmed, because it does not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage {
     /// The Service, as `namespace/name`.
     pub service: Arc<str>,
-    /// The map that is full.
-    pub map: &'static str,
+    /// The map without room.
+    pub map: Map,
     /// How many entries it has.
     pub limit: u32,
-    /// The flag that makes it larger.
-    pub flag: &'static str,
+    /// How many entries more the Service wants; of SLOTS, how many in one block.
+    pub needed: usize,
+    /// If the map has room, but the Service's namespace has its share of it: how many percent of
+    /// what is free to it that is.
+    pub share: Option<u32>,
+}
+
+impl Shortage {
+    /// What it means, and what to do.
+    pub fn message(&self) -> String {
+        let Self { map, limit, share, .. } = self;
+        let flag = map.flag();
+        match share {
+            None => format!(
+                "map {map} is full ({limit} entries): this Service is not programmed, or stays as \
+                 it was; raise {flag}"
+            ),
+            Some(percent) => format!(
+                "the Services of this namespace have their share of map {map} ({percent} % of what \
+                 is free to them, of {limit} entries): this Service is not programmed, or stays as \
+                 it was; delete Services of the namespace, or raise {flag} or --max-namespace-share"
+            ),
+        }
+    }
+
+    /// Whether both have the same [`Self::message`].
+    pub fn has_same_message(&self, other: &Self) -> bool {
+        (self.map, self.limit, self.share) == (other.map, other.limit, other.share)
+    }
 }
 
 /// Knows what the maps hold and plans how they change.
@@ -199,6 +231,11 @@ pub struct Planner {
     nodes: nodes::HeldNodes,
     orphans: Orphans,
     settings: Settings,
+    used: Used,
+    /// How many percent of what is free to it the Services of a namespace may have.
+    namespace_share: u32,
+    /// Whether entries became free: Services that did not fit may fit now.
+    has_more_room: bool,
 }
 
 /// Entries found at adoption whose service port is not held. The next plan deletes them.
@@ -217,8 +254,6 @@ pub struct Draft {
     publish: Vec<Op>,
     open: Vec<Op>,
     retire: Vec<Op>,
-    /// Entries became free: Services that did not fit may fit now.
-    pub has_more_room: bool,
 }
 
 impl Planner {
@@ -249,9 +284,36 @@ impl Planner {
         for (index, _) in self.ids.services.reclaim(now, self.grace) {
             reclaim(Write::WipeService(index));
         }
-        draft.has_more_room = !draft.reclaim.is_empty();
-        draft.has_more_room |= self.ids.blocks.reclaim(now, self.grace);
-        draft.has_more_room |= std::mem::take(&mut self.ranges.has_more_room);
+        self.has_more_room |= !draft.reclaim.is_empty();
+        self.has_more_room |= self.ids.blocks.reclaim(now, self.grace);
+    }
+
+    /// Whether entries became free since the last call: Services that did not fit may fit now.
+    pub fn take_more_room(&mut self) -> bool {
+        let of_frontends = std::mem::take(&mut self.frontends.has_more_room);
+        let of_ranges = std::mem::take(&mut self.ranges.has_more_room);
+        std::mem::take(&mut self.has_more_room) | of_frontends | of_ranges
+    }
+
+    /// Whether a Service that did not fit may fit now. It looks at the one map that lacked room.
+    pub fn may_fit(&self, shortage: &Shortage) -> bool {
+        let map = shortage.map;
+        let free = reserve::free(&self.ids, (&self.frontends, &self.ranges), map);
+        match shortage.share {
+            Some(_) => self.share(&shortage.service).allows(map, shortage.needed, free),
+            None if map == Map::Slots => shortage.needed <= self.ids.blocks.largest(),
+            None => shortage.needed <= free,
+        }
+    }
+
+    /// Sets how many percent of what is free to it the Services of a namespace may have; 100, the
+    /// value at the beginning, means no limit.
+    pub fn set_namespace_share(&mut self, percent: u32) {
+        self.namespace_share = percent;
+    }
+
+    fn share(&self, service: &str) -> Share {
+        Share { percent: self.namespace_share, used: self.used.near(service) }
     }
 
     /// The settings in force once everything planned is done.
@@ -282,21 +344,18 @@ impl Planner {
         desired: Option<&DesiredService>,
     ) -> Result<(), Shortage> {
         let ports = desired.map_or(&[][..], |desired| &desired.ports[..]);
+        work::count(ports.len());
         let mut held = self.held.remove(name).unwrap_or_default();
         if held.is_empty() && ports.is_empty() {
             return Ok(());
         }
-        let limits = (&self.frontends, &self.ranges);
-        let matched = match reserve::reserve(&mut self.ids, limits, &held, ports) {
+        let before = Usage::held(&held);
+        let (maps, share) = ((&self.frontends, &self.ranges), self.share(name));
+        let matched = match reserve::reserve(&mut self.ids, maps, &share, &held, ports) {
             Ok(matched) => matched,
-            Err(full) => {
+            Err(no_room) => {
                 self.held.insert(Arc::clone(name), held);
-                return Err(Shortage {
-                    service: Arc::clone(name),
-                    map: full.map,
-                    limit: full.limit,
-                    flag: full.flag,
-                });
+                return Err(self.shortage(name, no_room));
             }
         };
         let mut old: Vec<Option<HeldPort>> = held.drain(..).map(Some).collect();
@@ -319,10 +378,28 @@ impl Planner {
             }
             self.frontends.set_owner(&desired.frontends, port.index);
         }
+        self.used.change(name, &before, &Usage::held(&held));
         if !held.is_empty() {
             self.held.insert(Arc::clone(name), held);
         }
         Ok(())
+    }
+
+    fn shortage(&self, service: &Arc<str>, no_room: NoRoom) -> Shortage {
+        let NoRoom { map, needed, is_share } = no_room;
+        let capacity = &self.ids.capacity;
+        let limit = match map {
+            Map::Services => capacity.services,
+            Map::Backends4 => capacity.backends4,
+            Map::Backends6 => capacity.backends6,
+            Map::Frontends4 => capacity.frontends4,
+            Map::Frontends6 => capacity.frontends6,
+            Map::Ranges4 => capacity.ranges4,
+            Map::Ranges6 => capacity.ranges6,
+            Map::Slots => capacity.slots,
+        };
+        let share = is_share.then_some(self.namespace_share);
+        Shortage { service: Arc::clone(service), map, limit, needed, share }
     }
 
     /// Ends a plan.
@@ -344,6 +421,7 @@ impl Planner {
                 }
                 (Some(Frontend { service: owner, .. }), None) => {
                     draft.withdraw.push(Op { owner, write: Write::DeleteFrontend(at) });
+                    self.frontends.has_more_room = true;
                 }
                 (None, None) => {}
             }
@@ -362,8 +440,7 @@ impl Planner {
         let ids = &self.ids;
         let numbers = ids.backends.iter().chain([&ids.services]);
         let due = numbers.filter_map(|numbers| numbers.next_due(now, self.grace));
-        let room = self.ranges.has_more_room.then_some(now);
-        due.chain(ids.blocks.next_due(now, self.grace)).chain(room).min()
+        due.chain(ids.blocks.next_due(now, self.grace)).min()
     }
 
     /// The Services that have entries in the maps, in no order.
@@ -373,11 +450,11 @@ impl Planner {
 
     /// How many service ports, frontends and backends the maps hold.
     pub fn counts(&self) -> Counts {
-        let ports = || self.held.values().flatten();
+        let used = self.used.total();
         Counts {
-            services: ports().count(),
+            services: used.of(Map::Services),
             frontends: self.frontends.entries.len(),
-            backends: ports().map(|port| port.backends.len()).sum(),
+            backends: used.of(Map::Backends4) + used.of(Map::Backends6),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! concerns as changed, and none if the change does not matter.
 
 pub mod nodes;
+mod reporters;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -17,13 +18,16 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::model::{
-    self, IpFamily, Parsed, Refusal,
-    event::{Object, ObjectEvent, ObjectKind, ObjectName},
-    keys::TRIGGER_TIME_ANNOTATION,
-    node::{self, Node},
-    service::{self, Service},
-    slice::{self, Slice},
+use crate::{
+    model::{
+        self, IpFamily, Parsed, Refusal,
+        event::{Object, ObjectEvent, ObjectKind, ObjectName, Unreadable},
+        keys::TRIGGER_TIME_ANNOTATION,
+        node::{self, Node},
+        service::{self, Service},
+        slice::{self, Slice},
+    },
+    options::Limits,
 };
 
 use nodes::NodeIndex;
@@ -32,12 +36,15 @@ use nodes::NodeIndex;
 #[derive(Debug)]
 pub struct Snapshot {
     node_name: String,
+    limits: Limits,
     awaited: BTreeSet<ObjectKind>,
     services: HashMap<Arc<str>, Entry>,
     /// The Service of every slice, by `namespace/name` of the slice.
     services_of_slices: HashMap<Arc<str>, Arc<str>>,
     node: Option<Node>,
     nodes: NodeIndex,
+    /// How many endpoints run on this node.
+    local_endpoints: usize,
     service_cidrs: BTreeMap<String, Vec<IpNet>>,
     refusals: BTreeMap<(ObjectKind, ObjectName), Vec<Refusal>>,
     dirty: Dirty,
@@ -79,6 +86,8 @@ pub struct Dirty {
     pub service_cidrs: bool,
     /// Refusals that were not there before.
     pub refusals: Vec<Refusal>,
+    /// Objects of which less is refused than before; deleted ones among them.
+    pub resolved: Vec<(ObjectKind, ObjectName)>,
     /// The causes of changes of slices that still exist.
     pub triggers: Vec<Trigger>,
 }
@@ -101,6 +110,7 @@ impl Snapshot {
     pub fn new(node_name: &str, expected: impl IntoIterator<Item = ObjectKind>) -> Self {
         Self {
             node_name: node_name.to_owned(),
+            limits: Limits::default(),
             awaited: expected
                 .into_iter()
                 .chain([ObjectKind::Service, ObjectKind::EndpointSlice])
@@ -109,10 +119,16 @@ impl Snapshot {
             services_of_slices: HashMap::new(),
             node: None,
             nodes: NodeIndex::default(),
+            local_endpoints: 0,
             service_cidrs: BTreeMap::new(),
             refusals: BTreeMap::new(),
             dirty: Dirty::default(),
         }
+    }
+
+    /// Sets what a Service may ask for; for Services that are applied from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Whether the first list of every expected kind has arrived.
@@ -145,7 +161,7 @@ impl Snapshot {
         &self.node_name
     }
 
-    /// This node's object, if there is one.
+    /// This node's object as it was last, if there ever was one.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
     }
@@ -165,13 +181,36 @@ impl Snapshot {
         self.refusals.values().flatten()
     }
 
-    /// What changed since the last call.
-    pub fn take_dirty(&mut self) -> Dirty {
+    /// Whether anything changed since the last [`Self::take_dirty`].
+    pub fn has_changes(&self) -> bool {
+        self.dirty != Dirty::default() || self.nodes.has_moved()
+    }
+
+    /// What is refused of an object itself.
+    pub fn refusals_of(&self, kind: ObjectKind, name: &ObjectName) -> &[Refusal] {
+        self.refusals.get(&(kind, name.clone().of_kind(kind))).map_or(&[], |list| list)
+    }
+
+    /// Whether this node's agent is the one that reports what is refused of an object. Refusals of
+    /// a Node are known to its own agent alone.
+    pub fn is_reporter(&self, kind: ObjectKind, name: &ObjectName) -> bool {
+        if kind == ObjectKind::Node {
+            return true;
+        }
+        let is_used = self.local_endpoints > 0;
+        reporters::is_reporter(&self.node_name, is_used, self.nodes.of_endpoints(), (kind, name))
+    }
+
+    /// What changed since the last call. Only Services that match `needs_nodes` depend on the
+    /// addresses of Nodes.
+    pub fn take_dirty(&mut self, needs_nodes: impl Fn(&Service) -> bool) -> Dirty {
         let mut dirty = std::mem::take(&mut self.dirty);
         let moved = self.nodes.take_moved();
         // One pass over all endpoints, however many Nodes changed: it is rare.
         if !moved.is_empty() && !dirty.everything {
-            let on_them = self.services.iter().filter(|(_, entry)| entry.is_on(&moved));
+            let needs = |entry: &Entry| entry.service.as_ref().is_some_and(&needs_nodes);
+            let on_them =
+                self.services.iter().filter(|(_, entry)| needs(entry) && entry.is_on(&moved));
             dirty.services.extend(on_them.map(|(name, _)| Arc::clone(name)));
         }
         dirty
@@ -182,16 +221,43 @@ impl Snapshot {
         match event {
             ObjectEvent::Applied(object) => self.apply_object(&object),
             ObjectEvent::Deleted(kind, name) => self.delete(kind, &name),
-            ObjectEvent::Replaced(kind, objects) => {
-                let kept: HashSet<_> = objects.iter().map(name_of).collect();
-                for name in self.names_of(kind) {
-                    if !kept.contains(&name) {
-                        self.delete(kind, &name);
-                    }
-                }
-                objects.iter().for_each(|object| self.apply_object(object));
-                self.awaited.remove(&kind);
+            ObjectEvent::Replaced(kind, objects) => self.replace(kind, &objects, &[]),
+            ObjectEvent::ReplacedExcept(kind, objects, unreadable) => {
+                self.replace(kind, &objects, &unreadable);
             }
+            ObjectEvent::Unreadable(kind, object) => self.refuse_unreadable(kind, object),
+        }
+    }
+
+    fn replace(&mut self, kind: ObjectKind, objects: &[Object], unreadable: &[Unreadable]) {
+        let unread = unreadable.iter().map(|object| object.name.clone().of_kind(kind));
+        let kept: HashSet<_> = objects.iter().map(name_of).chain(unread).collect();
+        for name in self.names_of(kind) {
+            if !kept.contains(&name) {
+                self.delete(kind, &name);
+            }
+        }
+        objects.iter().for_each(|object| self.apply_object(object));
+        for object in unreadable {
+            self.refuse_unreadable(kind, object.clone());
+        }
+        self.nodes.names.forget_unused();
+        self.awaited.remove(&kind);
+    }
+
+    /// Keeps what is known of an object.
+    fn refuse_unreadable(&mut self, kind: ObjectKind, object: Unreadable) {
+        if kind == ObjectKind::Node && object.name.name != self.node_name {
+            return;
+        }
+        let key = (kind, object.name.clone().of_kind(kind));
+        let refusal = Refusal::unreadable(kind, object);
+        let held = self.refusals.insert(key.clone(), vec![refusal.clone()]).unwrap_or_default();
+        if held.iter().any(|other| *other != refusal) {
+            self.dirty.resolved.push(key);
+        }
+        if !held.contains(&refusal) {
+            self.dirty.refusals.push(refusal);
         }
     }
 
@@ -208,12 +274,18 @@ impl Snapshot {
         match kind {
             ObjectKind::Service => self.set_service(&key_of(name), None),
             ObjectKind::EndpointSlice => self.remove_slice(&key_of(name)),
+            // The last state of this node's own Node stays: a Node that somebody deletes takes
+            // nothing from what works.
+            ObjectKind::Node if name.name == self.node_name => {}
             ObjectKind::Node => self.set_node(&name.name, None),
             ObjectKind::ServiceCidr => {
                 self.dirty.service_cidrs |= self.service_cidrs.remove(&name.name).is_some();
             }
         }
-        self.refusals.remove(&(kind, normalized_for(kind, name.clone())));
+        let key = (kind, name.clone().of_kind(kind));
+        if self.refusals.remove(&key).is_some() {
+            self.dirty.resolved.push(key);
+        }
     }
 
     /// The names of the objects of a kind that are known now.
@@ -239,7 +311,8 @@ impl Snapshot {
 
     fn apply_service(&mut self, object: &v1::Service) {
         let key = key_of(&model::object_name(&object.metadata));
-        let service = self.accept(ObjectKind::Service, &object.metadata, service::parse(object));
+        let parsed = service::parse(object, &self.limits);
+        let service = self.accept(ObjectKind::Service, &object.metadata, parsed);
         self.set_service(&key, service);
     }
 
@@ -276,11 +349,16 @@ impl Snapshot {
             None => Arc::clone(&slice.service),
         };
         let family = slice.family;
+        let local = slice.local_endpoints();
         let entry = self.services.entry(Arc::clone(&service)).or_default();
         match entry.slices.binary_search_by(|(name, _)| (**name).cmp(&key)) {
             Ok(position) if entry.slices[position].1 == slice => return,
-            Ok(position) => entry.slices[position].1 = slice,
+            Ok(position) => {
+                let before = std::mem::replace(&mut entry.slices[position].1, slice);
+                self.local_endpoints = self.local_endpoints + local - before.local_endpoints();
+            }
             Err(position) => {
+                self.local_endpoints += local;
                 let key: Arc<str> = key.into();
                 entry.slices.insert(position, (Arc::clone(&key), slice));
                 self.services_of_slices.insert(key, Arc::clone(&service));
@@ -294,8 +372,11 @@ impl Snapshot {
 
     fn remove_slice(&mut self, key: &str) {
         let Some(service) = self.services_of_slices.remove(key) else { return };
-        if let Some(entry) = self.services.get_mut(&service) {
-            entry.slices.retain(|(name, _)| **name != *key);
+        if let Some(entry) = self.services.get_mut(&service)
+            && let Ok(position) = entry.slices.binary_search_by(|(name, _)| (**name).cmp(key))
+        {
+            let (_, slice) = entry.slices.remove(position);
+            self.local_endpoints -= slice.local_endpoints();
         }
         self.drop_if_empty(&service);
         // The removal has another cause than the last change of the slice.
@@ -352,10 +433,13 @@ impl Snapshot {
         if parsed.refusals.is_empty() && self.refusals.is_empty() {
             return parsed.value;
         }
-        let key = (kind, normalized_for(kind, model::object_name(metadata)));
+        let key = (kind, model::object_name(metadata).of_kind(kind));
         let held = self.refusals.remove(&key).unwrap_or_default();
         let new = parsed.refusals.iter().filter(|refusal| !held.contains(refusal));
         self.dirty.refusals.extend(new.cloned());
+        if held.iter().any(|refusal| !parsed.refusals.contains(refusal)) {
+            self.dirty.resolved.push(key.clone());
+        }
         if !parsed.refusals.is_empty() {
             self.refusals.insert(key, parsed.refusals);
         }
@@ -376,17 +460,7 @@ fn name_of(object: &Object) -> ObjectName {
         Object::Node(object) => (ObjectKind::Node, &object.metadata),
         Object::ServiceCidr(object) => (ObjectKind::ServiceCidr, &object.metadata),
     };
-    normalized_for(kind, model::object_name(metadata))
-}
-
-/// The name, with an empty namespace for cluster-scoped kinds.
-fn normalized_for(kind: ObjectKind, name: ObjectName) -> ObjectName {
-    match kind {
-        ObjectKind::Service | ObjectKind::EndpointSlice => name,
-        ObjectKind::Node | ObjectKind::ServiceCidr => {
-            ObjectName { namespace: String::new(), ..name }
-        }
-    }
+    model::object_name(metadata).of_kind(kind)
 }
 
 /// `namespace/name`.

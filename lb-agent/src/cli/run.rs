@@ -8,7 +8,7 @@ use clap::{
 };
 use lb_control::options::ExternalMode;
 
-use super::{CgroupArgs, LogArgs, PinArgs, SizeArgs};
+use super::{CgroupArgs, LimitArgs, LogArgs, PinArgs, SizeArgs};
 use crate::{
     kube_proxy::flags::KubeProxyFlags,
     options::{
@@ -78,6 +78,9 @@ pub struct RunArgs {
     /// Capacities of the maps.
     #[command(flatten)]
     pub sizes: SizeArgs,
+    /// What one Service may ask for.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 
     /// If another lb-agent runs with this --bpf-dir: load the programs, list the objects, wait
     /// until it ends and take over at once, instead of failing
@@ -89,9 +92,9 @@ pub struct RunArgs {
     #[arg(long, env = "LB_READY_FILE", value_name = "FILE", help_heading = "Upgrade")]
     pub ready_file: Option<PathBuf>,
 
-    /// How long the watch of the API server may be broken before /healthz answers 503;
+    /// How long the watch of the API server may be broken before /healthz (not /livez) answers 503;
     /// 0 means forever
-    #[arg(long, env = "LB_WATCH_TIMEOUT", value_name = "DURATION", default_value = "10m",
+    #[arg(long, env = "LB_WATCH_TIMEOUT", value_name = "DURATION", default_value = "0",
           value_parser = values::duration, help_heading = "Servers")]
     pub watch_timeout: Duration,
     /// Remove the taint with this key from this node's Node object once Services are programmed;

@@ -2,10 +2,11 @@
 //!
 //! The maps and what is attached are read from the kernel, so the page has them without an agent
 //! too; the rest is the agent's [report](crate::report). The node is well if an agent runs, is
-//! healthy, and nothing is broken: an object that is refused is its owner's business, and is only
-//! shown.
+//! healthy, everything fits, and nothing is broken: an object that is refused for another reason is
+//! its owner's business, and is only shown.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     path::Path,
     thread,
@@ -14,6 +15,7 @@ use std::{
 
 use jiff::Timestamp;
 use lb_common::abi::ABI_VERSION;
+use lb_control::model::text::Clean;
 use serde::Serialize;
 
 use super::{
@@ -22,6 +24,7 @@ use super::{
 };
 use crate::{
     cli::Output,
+    events::EventReason,
     maps::{
         fill::{Fill, fills},
         pins::Pins,
@@ -120,7 +123,17 @@ fn of_agent(report: &Report) -> Vec<String> {
         format!("the watch of {}s is broken for {} s: {}", watch.kind, watch.seconds, watch.error)
     });
     problems.extend(broken);
+    problems.extend(shortages(report));
     problems
+}
+
+/// What does not fit into the maps: unlike other refused objects, that is for the administrator.
+fn shortages(report: &Report) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for refused in report.refused.iter().filter(|it| it.reason == EventReason::MapFull.word()) {
+        *counts.entry(&refused.note).or_default() += 1;
+    }
+    counts.iter().map(|(note, count)| format!("{count} Services do not fit: {note}")).collect()
 }
 
 /// An error with its causes.
@@ -150,7 +163,7 @@ impl Status {
         let state = if self.well { "well" } else { "NOT WELL" };
         let mut page = format!("{state}: lb-agent {} (maps v{})", self.version, self.maps_version);
         for problem in &self.problems {
-            page.push_str(&format!("\n  ! {problem}"));
+            page.push_str(&format!("\n  ! {}", Clean(problem)));
         }
         if let Some(agent) = &self.agent {
             page.push_str(&self::agent(agent, Timestamp::now()));
@@ -188,10 +201,10 @@ fn agent(report: &Report, now: Timestamp) -> String {
     }
     for refused in &report.refused {
         let report::Refused { kind, name, reason, note } = refused;
-        text.push_str(&format!("\nrefused  {kind} {name}: {reason}: {note}"));
+        text.push_str(&format!("\nrefused  {kind} {}: {reason}: {}", Clean(name), Clean(note)));
     }
     for manifest in &report.invalid_manifests {
-        text.push_str(&format!("\ninvalid  {manifest}"));
+        text.push_str(&format!("\ninvalid  {}", Clean(manifest)));
     }
     text
 }
@@ -226,10 +239,30 @@ mod tests {
     }
 
     #[test]
+    fn no_text_of_an_object_moves_the_cursor() {
+        let evil = "\u{1b}[2Jwell\r\n";
+        let refused =
+            Refused { name: evil.to_owned(), note: evil.to_owned(), ..Refused::default() };
+        let report = Report {
+            refused: vec![refused],
+            invalid_manifests: vec![evil.to_owned()],
+            ..healthy()
+        };
+        let text = agent(&report, Timestamp::now());
+        assert_eq!(text.matches(r"\u{1b}[2Jwell\r\n").count(), 3, "{text}");
+        assert!(!text.contains('\u{1b}') && !text.contains('\r'), "{text:?}");
+    }
+
+    #[test]
     fn each_way_to_be_ill_is_a_problem() {
         let watch =
             BrokenWatch { kind: "Node".to_owned(), seconds: 7, error: "refused".to_owned() };
-        let fault = ("maps".to_owned(), "SERVICES is full".to_owned());
+        let fault = ("sweep".to_owned(), "cannot read".to_owned());
+        let full = Refused {
+            reason: "MapFull".to_owned(),
+            note: "map SLOTS is full".to_owned(),
+            ..Refused::default()
+        };
         for (report, problem) in [
             (Report { missing_pins: 3, ..healthy() }, "3 pins are missing"),
             (Report { programmed: false, healthy: false, ..healthy() }, "not programmed anything"),
@@ -238,7 +271,14 @@ mod tests {
                 Report { broken_watches: vec![watch], ..healthy() },
                 "watch of Nodes is broken for 7 s",
             ),
-            (Report { faults: [fault].into(), healthy: false, ..healthy() }, "SERVICES is full"),
+            (Report { faults: [fault].into(), healthy: false, ..healthy() }, "cannot read"),
+            (
+                Report {
+                    refused: vec![full.clone(), Refused { name: "b".to_owned(), ..full }],
+                    ..healthy()
+                },
+                "2 Services do not fit: map SLOTS is full",
+            ),
             (Report { version: "0.0.1".to_owned(), ..healthy() }, "lb-agent 0.0.1"),
         ] {
             let problems = of_agent(&report);

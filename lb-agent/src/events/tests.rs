@@ -10,6 +10,7 @@ use lb_control::{
         keys::{EXTERNAL_MODE_ANNOTATION, SERVICE_LABEL},
         node, service, slice,
     },
+    options::Limits,
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::timeout};
@@ -64,7 +65,7 @@ async fn a_refusal_becomes_one_event_on_the_object() {
 #[test]
 fn a_refusal_is_published_again_after_the_object_was_good() {
     let refusals = Refusals::logged();
-    let published = || refusals.published.lock().unwrap().len();
+    let published = || refusals.published_now().len();
     refusals.refuse(subject("web"), EventReason::MapFull, "raise --max-slots".to_owned());
     refusals.refuse(subject("web"), EventReason::InvalidObject, "no port".to_owned());
     assert_eq!(published(), 2);
@@ -72,6 +73,88 @@ fn a_refusal_is_published_again_after_the_object_was_good() {
     assert_eq!(published(), 1);
     refusals.forget(ObjectKind::Service, &subject("web").name);
     assert_eq!(published(), 0);
+}
+
+#[test]
+fn what_is_refused_is_counted_by_its_reason_until_it_is_resolved() {
+    use EventReason::{AddressInUse, MapFull, TooLarge};
+    let refusals = Refusals::logged();
+    let counts = || -> Vec<_> {
+        let counts = refusals.counts().into_iter();
+        counts.filter(|(_, count)| *count > 0).collect()
+    };
+    for (name, reason) in
+        [("web", AddressInUse), ("web", TooLarge), ("dns", AddressInUse), ("web", MapFull)]
+    {
+        refusals.refuse(subject(name), reason, "a note".to_owned());
+        refusals.refuse(subject(name), reason, "another note".to_owned());
+    }
+    assert_eq!(counts(), [(AddressInUse, 2), (TooLarge, 1), (MapFull, 1)]);
+    // That it does not fit is not what the object says.
+    refusals.keep(ObjectKind::Service, &subject("web").name, &[TooLarge].into());
+    assert_eq!(counts(), [(AddressInUse, 1), (TooLarge, 1), (MapFull, 1)]);
+    refusals.keep(ObjectKind::Service, &subject("web").name, &BTreeSet::new());
+    refusals.withdraw(subject("web"), MapFull);
+    assert_eq!(counts(), [(AddressInUse, 1)]);
+    refusals.forget(ObjectKind::Service, &subject("dns").name);
+    assert_eq!(counts(), []);
+    let metrics = crate::metrics::Metrics::new();
+    metrics.set_refusals(&refusals);
+    refusals.refuse(subject("web"), TooLarge, "a note".to_owned());
+    let text = metrics.encode(crate::metrics::format::Format::Plain).unwrap();
+    assert!(text.contains("lb_refusals{reason=\"TooLarge\"} 1\n"), "{text}");
+    assert!(text.contains("lb_refusals{reason=\"MapFull\"} 0\n"), "{text}");
+}
+
+/// The Events that refusals would send.
+fn queued() -> (Refusals, mpsc::Receiver<(Subject, Event)>) {
+    let (queue, inbox) = mpsc::channel(QUEUE);
+    (Refusals { state: Arc::default(), queue: Some(queue) }, inbox)
+}
+
+#[test]
+fn only_the_reporter_of_an_object_publishes() {
+    let (refusals, mut inbox) = queued();
+    for (reporter, is_sent) in [(Reporter::OtherNode, false), (Reporter::ThisNode, true)] {
+        let note = format!("{reporter:?}");
+        refusals.refuse_by(|| reporter, subject("web"), EventReason::InvalidObject, note.clone());
+        assert_eq!(inbox.try_recv().is_ok(), is_sent);
+        // Each node has it in its report.
+        assert_eq!(refusals.published_now()[0].note, note);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_changes_all_the_time_is_reported_now_and_then() {
+    let (refusals, mut inbox) = queued();
+    let mut sent = |name: &str, count: usize| {
+        for number in 0..count {
+            let note = format!("{number} {:?}", Instant::now());
+            refusals.refuse(subject(name), EventReason::InvalidObject, note);
+        }
+        std::iter::from_fn(|| inbox.try_recv().ok()).count()
+    };
+    assert_eq!(sent("web", 1_000), 25);
+    assert_eq!(sent("dns", 1), 1, "others are reported");
+    tokio::time::advance(Duration::from_secs(301)).await;
+    assert_eq!(sent("web", 1_000), 1);
+    // What is refused now is known all the same.
+    assert!(refusals.published_now().iter().any(|refused| refused.note.starts_with("999 ")));
+}
+
+#[test]
+fn no_text_of_a_tenant_reaches_a_terminal_as_it_is() {
+    let (refusals, mut inbox) = queued();
+    let evil = "\u{1b}]0;owned\u{7}\r\nwell: lb-agent\u{202e}";
+    let mut subject = subject("web");
+    subject.name.name = evil.to_owned();
+    refusals.refuse(subject, EventReason::InvalidObject, format!("name: {evil}"));
+    let (_, event) = inbox.try_recv().unwrap();
+    let told = &refusals.published_now()[0];
+    for text in [event.note.as_deref().unwrap(), &told.note, &told.name] {
+        assert!(text.contains(r"\u{1b}]0;owned\u{7}\r\nwell: lb-agent\u{202e}"), "{text}");
+        assert!(!text.contains(|character: char| character.is_control()), "{text:?}");
+    }
 }
 
 #[test]
@@ -83,7 +166,7 @@ fn a_long_note_is_cut_at_a_character() {
 /// What the model refuses of an object.
 fn refusals_of(object: &Object) -> Vec<Refusal> {
     match object {
-        Object::Service(object) => service::parse(object).refusals,
+        Object::Service(object) => service::parse(object, &Limits::default()).refusals,
         Object::EndpointSlice(object) => {
             slice::parse(object, "one", &mut SharedNames::default()).refusals
         }
@@ -149,6 +232,7 @@ fn bad_services() -> Vec<(&'static str, Value, RefusalReason)> {
         ("spec/sessionAffinityConfig", timeout, OutOfRange),
         ("spec/internalTrafficPolicy", json!("Near"), UnknownValue),
         ("spec/healthCheckNodePort", json!(-1), InvalidPort),
+        ("spec/externalIPs", json!(vec!["192.0.2.1"; 257]), TooLarge),
         ("metadata/annotations", json!({ EXTERNAL_MODE_ANNOTATION: "nat" }), UnknownValue),
     ]
 }
@@ -175,13 +259,21 @@ fn bad_others() -> Vec<(ObjectKind, &'static str, Value, RefusalReason)> {
 fn every_refusal_of_the_model_has_its_event_reason() {
     let services = bad_services().into_iter();
     let services = services.map(|(path, field, reason)| (ObjectKind::Service, path, field, reason));
-    let mut seen = HashSet::from([RefusalReason::AddressInUse]);
+    // The watch, not the model, finds what cannot be read; the other two depend on other objects,
+    // so the controller makes them.
+    let mut seen = HashSet::from([
+        RefusalReason::Unreadable,
+        RefusalReason::AddressInUse,
+        RefusalReason::ForbiddenAddress,
+    ]);
+    assert_eq!(EventReason::from(RefusalReason::Unreadable).word(), "InvalidObject");
     for (kind, path, field, reason) in services.chain(bad_others()) {
         let refusals = refusals_of(&object(kind, path, &field));
         let [refusal] = &refusals[..] else { panic!("{path} {field}: {refusals:?}") };
         assert_eq!(refusal.reason, reason, "{path} {field}");
         let word = match reason {
             RefusalReason::UnsupportedProtocol => "ProtocolNotSupported",
+            RefusalReason::TooLarge => "TooLarge",
             _ => "InvalidObject",
         };
         assert_eq!(EventReason::from(reason).word(), word, "{path} {field}");
@@ -193,7 +285,8 @@ fn every_refusal_of_the_model_has_its_event_reason() {
 #[test]
 fn a_service_that_loses_an_address_gets_address_in_use() {
     let frontend = FrontendAddress { ip: [10, 0, 0, 1].into(), port: 80, protocol: 6 };
-    let conflict = Conflict { service: "shop/new".into(), owner: "shop/old".into(), frontend };
+    let conflict =
+        Conflict { service: "shop/new".into(), owner: "shop/old".into(), frontend, stronger: None };
     let refusal = conflict.refusal();
     assert_eq!(refusal.message, "10.0.0.1 port 80 belongs to the older Service shop/old");
     assert_eq!(EventReason::from(refusal.reason).word(), "AddressInUse");

@@ -156,7 +156,9 @@ pub async fn serve_metrics(
 
 async fn healthz(State((health, metrics)): State<(Health, Metrics)>) -> Response {
     let report = health.report(Timestamp::now());
-    let status = status(report.healthy && report.node_eligible == Some(true));
+    let healthy = report.healthy && report.is_ready;
+    let report = Report { healthy, ..report };
+    let status = status(healthy && report.node_eligible == Some(true));
     metrics.healthz_answered(status.as_u16());
     answer(status, report)
 }

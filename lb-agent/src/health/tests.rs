@@ -10,10 +10,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Health, is_eligible,
+    Health, Severity, is_eligible,
     server::{Server, bind, bind_retrying, serve_health, serve_metrics},
 };
-use crate::metrics::{Metrics, format::Format};
+use crate::metrics::{Faults, Metrics, format::Format};
 
 /// How long an update may wait: twice kube-proxy's default sync period.
 pub(super) const UPDATE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,8 +34,8 @@ async fn get(address: SocketAddr, path: &str) -> (u16, String, String) {
     (status, head.to_lowercase(), body.to_owned())
 }
 
-#[test]
-fn a_proxy_is_healthy_while_no_update_waits_too_long() {
+#[tokio::test(start_paused = true)]
+async fn a_proxy_is_healthy_while_no_update_waits_too_long() {
     let health = Health::new(UPDATE_TIMEOUT);
     assert!(!health.report(at(0)).healthy, "nothing is in the maps");
     health.queued_update(at(0));
@@ -43,9 +43,14 @@ fn a_proxy_is_healthy_while_no_update_waits_too_long() {
     health.updated(at(2));
     assert!(health.report(at(10_000)).healthy, "nothing waits");
     health.queued_update(at(10_000));
+    tokio::time::advance(Duration::from_secs(50)).await;
     health.queued_update(at(10_050));
+    tokio::time::advance(Duration::from_secs(9)).await;
     assert!(health.report(at(10_059)).healthy);
+    assert!(health.report(at(20_000)).healthy, "a step of the node's time is no fault");
+    tokio::time::advance(Duration::from_secs(1)).await;
     assert!(!health.report(at(10_060)).healthy, "the oldest update counts");
+    assert!(!health.report(at(-10_000)).healthy);
     health.updated(at(10_061));
     assert!(health.report(at(10_061)).healthy);
     assert_eq!(health.report(at(10_062)).last_updated, at(10_061));
@@ -59,6 +64,29 @@ fn a_fault_makes_the_proxy_unhealthy_until_it_is_over() {
     assert!(!health.report(at(0)).healthy);
     health.set_fault("map FLOW_TABLE4", None);
     assert!(health.report(at(0)).healthy);
+}
+
+#[test]
+fn what_a_restart_does_not_cure_takes_no_node_out_of_its_load_balancers() {
+    for (severity, healthy, is_ready) in [
+        (Severity::Degraded, true, true),
+        (Severity::Misconfigured, true, true),
+        (Severity::NotReady, true, false),
+        (Severity::Unhealthy, false, false),
+    ] {
+        let gauge = Faults::default();
+        let health = Health::new(UPDATE_TIMEOUT).with_gauge(gauge.clone());
+        let is_shown = || gauge.get_or_create(&[("part", "it")]).get() == 1;
+        health.updated(at(0));
+        health.set("it", severity, Some("broken".to_owned()));
+        let report = health.report(at(0));
+        assert_eq!((report.healthy, report.is_ready), (healthy, is_ready), "{severity:?}");
+        assert_eq!(health.details(at(0)).faults["it"], "broken");
+        assert!(is_shown(), "{severity:?}");
+        health.set("it", severity, None);
+        let report = health.report(at(0));
+        assert!(report.healthy && report.is_ready && !is_shown(), "{severity:?}");
+    }
 }
 
 #[test]
@@ -122,6 +150,12 @@ async fn the_health_server_answers_as_kube_proxy_does() {
     assert!(body.contains("\"nodeEligible\":true"), "{body}");
     let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(answer["lastUpdated"], answer["currentTime"], "a good answer is always news");
+    health.set("watch", Severity::NotReady, Some("broken".to_owned()));
+    let (status, _, body) = get(address, "/healthz").await;
+    assert!(status == 503 && body.contains("\"healthy\":false"), "{body}");
+    let (status, _, body) = get(address, "/livez").await;
+    assert!(status == 200 && body.contains("\"healthy\":true"), "{body}");
+    health.set("watch", Severity::NotReady, None);
     health.set_node_eligible(false);
     let (status, _, body) = get(address, "/healthz").await;
     let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
@@ -135,8 +169,8 @@ async fn the_health_server_answers_as_kube_proxy_does() {
     let (status, head, body) = get(address, "/other").await;
     assert!(status == 404 && body == "404 page not found\n" && head.contains("nosniff"), "{body}");
     let counted = metrics.encode(Format::Plain).unwrap();
-    assert!(counted.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 2"), "{counted}");
-    assert!(counted.contains("kubeproxy_proxy_livez_total{code=\"200\"} 1"), "{counted}");
+    assert!(counted.contains("kubeproxy_proxy_healthz_total{code=\"503\"} 3"), "{counted}");
+    assert!(counted.contains("kubeproxy_proxy_livez_total{code=\"200\"} 2"), "{counted}");
 
     // A client that never finishes its request does not hold the end up.
     let _idle = TcpStream::connect(address).await.unwrap();

@@ -8,7 +8,10 @@ use lb_common::abi::{
     service::{Name, Slot},
     settings::{Settings, SettingsPair},
 };
-use lb_control::dataplane::{DataplaneError, PinnedState};
+use lb_control::{
+    dataplane::{DataplaneError, PinnedState},
+    model::text::Clean,
+};
 use lb_sys::{RawMap, TypedMap};
 
 use super::{
@@ -168,8 +171,26 @@ pub(crate) fn failed<F: FnOnce() -> String>(
     move |source| DataplaneError { map, operation: operation(), source }
 }
 
-/// The text of a name.
+/// The text of a name, fit for a terminal whatever the map holds.
 pub(crate) fn text_of(name: &Name) -> String {
     let text = name.text.get(..usize::from(name.length)).unwrap_or(&name.text);
-    String::from_utf8_lossy(text).into_owned()
+    Clean(&String::from_utf8_lossy(text)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_fit_for_a_terminal() {
+        let mut name =
+            Name { text: [0; Name::CAPACITY], length: 0, family: 4, protocol: 6, zero: 0 };
+        for (text, shown) in
+            [("shop/web:http", "shop/web:http"), ("a\x1b[31mb\n", r"a\u{1b}[31mb\n")]
+        {
+            name.text[..text.len()].copy_from_slice(text.as_bytes());
+            name.length = text.len() as u8;
+            assert_eq!(text_of(&name), shown);
+        }
+    }
 }

@@ -76,6 +76,10 @@ impl KubeProxy {
             self.sync_duration.get_or_create(&of(family)).observe(duration.as_secs_f64());
             self.last_sync.get_or_create(&of(family)).set(seconds(now));
         }
+        self.nothing_pending();
+    }
+
+    pub(super) fn nothing_pending(&self) {
         self.service_changes_pending.set(0);
         self.endpoint_changes_pending.set(0);
     }

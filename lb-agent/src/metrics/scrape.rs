@@ -5,6 +5,7 @@
 use std::{
     fmt,
     sync::{Arc, OnceLock},
+    time::Instant,
 };
 
 use lb_common::{abi::counter::Reason, flow_table::Class};
@@ -15,13 +16,21 @@ use prometheus_client::{
 };
 
 use super::DatapathStats;
-use crate::watch::manifests::Problems;
+use crate::{
+    events::Refusals,
+    watch::{
+        api::{Figures, Liveness},
+        manifests::Problems,
+    },
+};
 
 /// The sources that are read at each scrape, if they are set.
 #[derive(Debug)]
 pub(super) struct OnScrape {
     pub(super) datapath: Arc<OnceLock<Arc<dyn DatapathStats>>>,
     pub(super) problems: Arc<OnceLock<Problems>>,
+    pub(super) liveness: Arc<OnceLock<Liveness>>,
+    pub(super) refusals: Arc<OnceLock<Refusals>>,
 }
 
 impl Collector for OnScrape {
@@ -32,6 +41,12 @@ impl Collector for OnScrape {
             let out =
                 encoder.encode_descriptor("lb_manifest_errors", help, None, gauge.metric_type())?;
             gauge.encode(out)?;
+        }
+        if let Some(liveness) = self.liveness.get() {
+            encode_watches(&mut encoder, &liveness.figures(Instant::now()))?;
+        }
+        if let Some(refusals) = self.refusals.get() {
+            encode_refusals(&mut encoder, refusals)?;
         }
         let Some(datapath) = self.datapath.get() else { return Ok(()) };
         let counter = ConstCounter::new(0_u64);
@@ -57,6 +72,53 @@ impl Collector for OnScrape {
         encode_maps(&mut encoder, "lb_map_capacity", "Capacity of a map in entries", capacity)?;
         encode_flows(&mut encoder, datapath.as_ref())
     }
+}
+
+fn encode_watches(
+    encoder: &mut DescriptorEncoder<'_>,
+    figures: &[Figures],
+) -> Result<(), fmt::Error> {
+    let kind = ConstGauge::new(0.0).metric_type();
+    let help = "Time since the API server last sent an event, a bookmark or a complete list";
+    let mut out = encoder.encode_descriptor("lb_watch_age_seconds", help, None, kind)?;
+    for Figures { kind, age, .. } in figures {
+        let Some(age) = age else { continue };
+        let labels = [("kind", kind.name())];
+        ConstGauge::new(age.as_secs_f64()).encode(out.encode_family(&labels)?)?;
+    }
+    type Count = fn(&Figures) -> u64;
+    let counters: [(_, _, Count); 3] = [
+        ("lb_watch_lists", "Complete lists from the API server", |figures| figures.lists),
+        ("lb_watch_failures", "Lists and watches that failed", |figures| figures.failures),
+        (
+            "lb_watch_unreadable_objects",
+            "How often an object of the API server could not be read",
+            |figures| figures.unreadable,
+        ),
+    ];
+    for (name, help, count) in counters {
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let mut out = encoder.encode_descriptor(name, help, None, kind)?;
+        for figures in figures {
+            let labels = [("kind", figures.kind.name())];
+            ConstCounter::new(count(figures)).encode(out.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_refusals(
+    encoder: &mut DescriptorEncoder<'_>,
+    refusals: &Refusals,
+) -> Result<(), fmt::Error> {
+    let kind = ConstGauge::new(0_i64).metric_type();
+    let help = "Objects that are refused, or of which a part is, by the reason of their Event";
+    let mut out = encoder.encode_descriptor("lb_refusals", help, None, kind)?;
+    for (reason, count) in refusals.counts() {
+        let labels = [("reason", reason.word())];
+        ConstGauge::new(count as i64).encode(out.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 fn encode_flows(

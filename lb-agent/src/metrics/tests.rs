@@ -1,3 +1,7 @@
+use std::time::Instant;
+
+use lb_control::model::event::ObjectKind;
+
 use super::*;
 
 const PAGE: &str = include_str!("../../../docs/metrics.md");
@@ -32,10 +36,21 @@ fn all() -> Metrics {
     let metrics = Metrics::new();
     metrics.set_datapath(Arc::new(Fake));
     metrics.set_problems(Problems::default());
+    let liveness = Liveness::default();
+    liveness.lives(ObjectKind::Service, Instant::now() - Duration::from_secs(90));
+    liveness.listed(ObjectKind::Service);
+    liveness.unreadable(ObjectKind::Service);
+    liveness.broke(ObjectKind::Node, "refused", Instant::now());
+    metrics.set_liveness(liveness);
+    metrics.set_refusals(&Refusals::logged());
+    metrics.set_shortages([(Map::Slots, 2)].into_iter());
     metrics.queued(Change::Service, 1, now());
     metrics.queued(Change::Endpoint, 2, now());
     metrics.set_programmed_objects(1, 2, 3);
     metrics.set_no_local_endpoints(IpFamily::V4, 1, 0);
+    metrics.faults().get_or_create(&[("part", "interfaces")]).set(1);
+    metrics.attach_failed();
+    metrics.netlink_overran();
     metrics.healthz_answered(200);
     metrics.livez_answered(503);
     metrics.programmed(IpFamily::V6, Duration::from_millis(20));
@@ -85,11 +100,36 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_map_capacity{map=\"FLOW_TABLE4\"} 1024"),
         (&after, "lb_flow_table_entries{family=\"IPv4\",class=\"established\"} 4"),
         (&after, "lb_flow_table_entries{family=\"IPv6\",class=\"unanswered\"} 5"),
+        (&after, "lb_watch_age_seconds{kind=\"Service\"} 9"),
+        (&after, "lb_watch_lists_total{kind=\"Service\"} 1"),
+        (&after, "lb_watch_failures_total{kind=\"Node\"} 1"),
+        (&after, "lb_watch_unreadable_objects_total{kind=\"Service\"} 1"),
+        (&after, "lb_faults{part=\"interfaces\"} 1"),
+        (&after, "lb_attach_failures_total 1"),
+        (&after, "lb_netlink_overruns_total 1"),
+        (&after, "process_resident_memory_bytes "),
+        (&after, "process_cpu_seconds_total "),
         (&after, "lb_flow_insertions_total 20"),
+        (&after, "lb_shortages{map=\"SLOTS\"} 2"),
+        (&after, "lb_refusals{reason=\"TooLarge\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"established\"} 0"),
         (&after, "lb_flow_evictions_total{class=\"unanswered\"} 9"),
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
+    }
+}
+
+#[test]
+fn an_event_that_changes_nothing_is_no_sync() {
+    let metrics = all();
+    metrics.nothing_pending();
+    let text = encoded(&metrics);
+    for (line, is_there) in [
+        ("kubeproxy_sync_proxy_rules_endpoint_changes_pending 0", true),
+        ("kubeproxy_sync_proxy_rules_endpoint_changes_total 2", true),
+        ("kubeproxy_sync_proxy_rules_duration_seconds_count", false),
+    ] {
+        assert_eq!(text.lines().any(|found| found.starts_with(line)), is_there, "{line}");
     }
 }
 

@@ -3,8 +3,11 @@
 //! It does not read /sys/class/net, which shows the network namespace that mounted it: netlink
 //! shows the agent's.
 
+mod inbox;
 mod order;
+mod resync;
 mod route_sources;
+mod updates;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,27 +16,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
 use lb_common::abi::settings::MAX_DEVICES;
 use lb_control::model::network::{Interface, NodeNetwork};
 use netlink_packet_route::RouteNetlinkMessage;
-use rtnetlink::{
-    Handle, MulticastGroup,
-    packet_core::{NetlinkMessage, NetlinkPayload},
-    sys::SocketAddr,
-};
-use tokio::{
-    sync::watch,
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use rtnetlink::{Handle, MulticastGroup, packet_core::NetlinkMessage, sys::SocketAddr};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::{debug, info, warn};
 
-use self::route_sources::finished;
+use self::{
+    inbox::{Inbox, Received},
+    resync::Resync,
+    route_sources::finished,
+};
 use super::{
     error::InterfaceError,
     interfaces::{Network, attach_points, in_order},
-    messages::{Stale, apply, parse_link, read, read_routes},
+    messages::{Stale, read},
     own_packets,
 };
 use crate::{
@@ -42,6 +40,7 @@ use crate::{
         pins::Pins,
         sources::{Sources, SourcesByRoute},
     },
+    metrics::Metrics,
     options::{
         modes::{TcAttach, XdpMode},
         values::Patterns,
@@ -65,22 +64,23 @@ pub struct InterfaceOptions {
     pub attach: TcAttach,
     /// `--xdp`.
     pub xdp: XdpMode,
+    /// Where failures are counted.
+    pub metrics: Option<Metrics>,
 }
 
-/// How often everything is read and attached again, in case a message was lost.
-const RESYNC: Duration = Duration::from_secs(60);
 /// How often it is checked whether every program is still attached.
 const CHECK: Duration = Duration::from_secs(2);
-/// The delay before a failed operation is retried.
+/// The delay before a failed operation is retried: doubled each time.
 const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// How many messages may wait.
+const QUEUE: usize = 8_192;
 /// The minimum interval between two invalidations of next hops.
 const INVALIDATE: Duration = Duration::from_millis(10);
 /// The interval between two looks at the order of programs.
 const LOOK_AT_ORDER: Duration = Duration::from_secs(60);
-/// How long to wait for more messages of the same change.
-const GATHER: Duration = Duration::from_micros(500);
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+type Message = (NetlinkMessage<RouteNetlinkMessage>, SocketAddr);
 
 /// The programs on the interfaces of this network namespace.
 pub struct Interfaces {
@@ -90,7 +90,8 @@ pub struct Interfaces {
     xdp: XdpAttacher,
     devices: Devices,
     handle: Handle,
-    messages: Messages,
+    messages: Inbox<Message>,
+    resync: Resync,
     connection: JoinHandle<()>,
     network: Network,
     /// The roles of the interfaces.
@@ -108,6 +109,13 @@ pub struct Interfaces {
     attached: BTreeMap<AttachPoint, &'static str>,
     /// Attach points whose program another process has detached.
     lost: BTreeSet<AttachPoint>,
+    /// When programs that could not be attached are attached again, and the delay after that.
+    retry_at: Option<Instant>,
+    retry: Duration,
+    /// Interfaces that exist, but that no message described when everything was read last, and
+    /// those of them that are missing since the time before.
+    undescribed: BTreeMap<u32, String>,
+    unparsed: Vec<String>,
     /// When the next hops of flows may be invalidated again, and whether they have to be.
     invalidate_at: Instant,
     invalidates: bool,
@@ -125,7 +133,7 @@ impl Interfaces {
     ///
     /// # Errors
     /// [`InterfaceError`] if netlink or the pins cannot be read. Programs that cannot be attached
-    /// are reported in [`NodeNetwork::problems`].
+    /// are reported in [`NodeNetwork::unhandled`].
     pub async fn open(
         pins: &Pins,
         programs: Arc<Programs>,
@@ -151,7 +159,8 @@ impl Interfaces {
             options,
             programs,
             handle,
-            messages,
+            messages: Inbox::new(messages, QUEUE),
+            resync: Resync::new(Instant::now()),
             connection: tokio::spawn(connection),
             network: Network::default(),
             roles: BTreeMap::new(),
@@ -163,6 +172,10 @@ impl Interfaces {
             held_roles: BTreeMap::new(),
             attached: BTreeMap::new(),
             lost: BTreeSet::new(),
+            retry_at: None,
+            retry: RETRY,
+            undescribed: BTreeMap::new(),
+            unparsed: Vec::new(),
             invalidate_at: Instant::now(),
             invalidates: true,
             warned: BTreeSet::new(),
@@ -210,16 +223,14 @@ impl Interfaces {
         mut self,
         mut node_addresses: watch::Receiver<Option<Vec<IpAddr>>>,
     ) -> Result<(), InterfaceError> {
-        let mut resync_at = Instant::now() + RESYNC;
         let mut check_at = Instant::now() + CHECK;
         let mut order_at = Instant::now();
         loop {
             let was_known = self.node_addresses.is_some();
-            let failing = !self.published.borrow().problems.is_empty();
             let until = |at: Instant| at - Instant::now().min(at);
-            let mut wait = until(resync_at).min(until(check_at));
-            if failing {
-                wait = wait.min(RETRY);
+            let mut wait = until(self.resync.at()).min(until(check_at));
+            if let Some(retry_at) = self.retry_at {
+                wait = wait.min(until(retry_at));
             }
             if self.invalidates {
                 wait = wait.min(until(self.invalidate_at));
@@ -227,11 +238,11 @@ impl Interfaces {
             if self.reads_sources && self.sources_read.is_none() {
                 wait = wait.min(until(self.read_sources_at));
             }
-            let stale = tokio::select! {
-                message = self.messages.next() => {
-                    let Some((message, _)) = message else { return Err(InterfaceError::Closed) };
-                    self.gather(message).await
-                }
+            let mut stale = tokio::select! {
+                received = self.messages.next() => match received {
+                    Received::Closed => return Err(InterfaceError::Closed),
+                    received => self.gather(received).await,
+                },
                 Ok(()) = node_addresses.changed() => {
                     self.node_addresses = node_addresses.borrow_and_update().clone();
                     Stale { interfaces: true, ..Stale::default() }
@@ -241,12 +252,12 @@ impl Interfaces {
                     self.apply_sources(read)?;
                     continue;
                 }
-                () = sleep(wait) => {
-                    Stale { all: Instant::now() >= resync_at, interfaces: failing, ..Stale::default() }
-                }
+                () = sleep(wait) => Stale::default(),
             };
-            let mut stale = stale;
-            if Instant::now() >= check_at {
+            let now = Instant::now();
+            stale.all |= now >= self.resync.at();
+            stale.interfaces |= self.retry_at.is_some_and(|at| now >= at);
+            if now >= check_at {
                 stale.interfaces |= self.find_detached();
                 check_at = Instant::now() + CHECK;
                 if Instant::now() >= order_at {
@@ -265,18 +276,10 @@ impl Interfaces {
                 |index: &u32| *index == 0 || self.roles.get(index) == Some(&Role::External);
             self.reads_sources |= all || stale.sources.iter().any(is_of_external);
             self.read_sources();
-            if !(all || stale.interfaces) {
-                continue;
-            }
             if all {
-                self.attached.clear();
-                self.xdp.recheck_all();
-                self.network = read(&self.handle).await?;
-                // Others set sysctls too.
-                own_packets::accept();
-                resync_at = Instant::now() + RESYNC;
-            } else {
-                self.refresh(stale).await?;
+                self.read_all().await?;
+            } else if !self.refresh(stale).await? {
+                continue;
             }
             let wanted = self.reconcile()?;
             if self.node_addresses.is_some() && (all || !was_known) {
@@ -300,49 +303,6 @@ impl Interfaces {
         self.xdp.find_detached(&self.programs) || !lost.is_empty()
     }
 
-    /// Applies a message and those that follow within [`GATHER`]. A change of a link ends the
-    /// wait, so that its programs are attached at once.
-    async fn gather(&mut self, first: NetlinkMessage<RouteNetlinkMessage>) -> Stale {
-        let mut stale = Stale::default();
-        self.apply(first, &mut stale);
-        if stale.link_changed {
-            return stale;
-        }
-        while let Ok(Some((message, _))) = timeout(GATHER, self.messages.next()).await {
-            self.apply(message, &mut stale);
-            if stale.link_changed {
-                break;
-            }
-        }
-        stale
-    }
-
-    fn apply(&mut self, message: NetlinkMessage<RouteNetlinkMessage>, stale: &mut Stale) {
-        match message.payload {
-            NetlinkPayload::InnerMessage(message) => apply(&mut self.network, message, stale),
-            NetlinkPayload::Overrun(_) => {
-                warn!("the kernel dropped netlink messages: reading interfaces and routes again");
-                stale.all = true;
-            }
-            _ => {}
-        }
-    }
-
-    async fn refresh(&mut self, stale: Stale) -> Result<(), InterfaceError> {
-        for index in stale.peers {
-            let mut links = self.handle.link().get().match_index(index).execute();
-            // The interface may be gone already.
-            if let Ok(Some(message)) = links.try_next().await {
-                let (index, link) = parse_link(&message);
-                self.network.links.insert(index, link);
-            }
-        }
-        if stale.routes {
-            self.network.default_routes = read_routes(&self.handle).await?;
-        }
-        Ok(())
-    }
-
     /// Attaches missing programs, detaches those of interfaces that lost their role, and publishes
     /// the state. Returns the wanted attach points, attached or not.
     fn reconcile(&mut self) -> Result<BTreeSet<AttachPoint>, InterfaceError> {
@@ -353,15 +313,16 @@ impl Interfaces {
         if known.is_none() {
             self.network.keep_held_roles(&mut roles, &mut self.held_roles);
         }
-        for device in excess {
-            if self.warned.insert(device.index) {
-                warn!(
-                    device = device.name,
-                    "more than {MAX_DEVICES} external devices: Service traffic of this one is not \
-                     handled; choose the devices with --devices"
-                );
-            }
-        }
+        let mut unhandled: Vec<String> = excess
+            .iter()
+            .map(|device| {
+                format!(
+                    "more than {MAX_DEVICES} external devices: Service traffic of {} is not \
+                     handled; choose the devices with --devices",
+                    device.name
+                )
+            })
+            .collect();
         for device in self.network.unsupported(devices, known.unwrap_or_default()) {
             if self.warned.insert(device.index) {
                 warn!(
@@ -377,16 +338,27 @@ impl Interfaces {
         let wanted = attach_points(&roles, |index| header(index).unwrap_or_default());
         // The entries of DEVICES that flows of node processes refer to exist before the flows.
         let unplaced = self.devices.set(&self.network.devices(&roles))?;
-        let mut problems: Vec<String> = unplaced
-            .iter()
-            .map(|device| format!("map DEVICES is full: no entry for interface {}", device.ifindex))
-            .collect();
+        unhandled.extend(self.unparsed.iter().cloned());
+        unhandled.extend(unplaced.iter().map(|device| {
+            format!("map DEVICES is full: no entry for interface {}", device.ifindex)
+        }));
         self.detach_unwanted(&wanted);
         let points = wanted.keys().copied().collect();
-        problems.extend(self.attach_missing(wanted));
+        let failures = self.attach_missing(wanted);
+        if failures.is_empty() {
+            (self.retry_at, self.retry) = (None, RETRY);
+        } else {
+            self.retry_at = Some(Instant::now() + self.retry);
+            self.retry = (self.retry * 2).min(LONGEST_RETRY);
+        }
+        let (lost, others): (Vec<_>, Vec<_>) =
+            failures.into_iter().partition(|(point, _)| self.lost.contains(point));
+        let problems = lost.into_iter().map(|(_, sentence)| sentence).collect();
+        unhandled.extend(others.into_iter().map(|(_, sentence)| sentence));
         self.attach_xdp(&roles);
         let node = NodeNetwork {
             problems,
+            unhandled,
             route_sources: self.published.borrow().route_sources.clone(),
             misplaced: self.published.borrow().misplaced.clone(),
             knows_node_object: self.node_addresses.is_some(),
@@ -409,13 +381,19 @@ impl Interfaces {
     }
 
     /// Attaches the programs that are not attached yet. Returns the failures as sentences.
-    fn attach_missing(&mut self, wanted: BTreeMap<AttachPoint, &'static str>) -> Vec<String> {
-        let mut problems = Vec::new();
+    fn attach_missing(
+        &mut self,
+        wanted: BTreeMap<AttachPoint, &'static str>,
+    ) -> Vec<(AttachPoint, String)> {
+        let mut failures = Vec::new();
         // Interfaces whose first program could not be attached: their others wait.
         let mut held_back = BTreeSet::new();
-        for (point, program) in in_order(wanted) {
-            let is_attached = self.attached.get(&point) == Some(&program);
-            if is_attached || held_back.contains(&point.0) {
+        let is_missing = |(point, program): &(AttachPoint, &'static str)| {
+            self.attached.get(point) != Some(program)
+        };
+        let missing: Vec<_> = wanted.into_iter().filter(is_missing).collect();
+        for (point, program) in in_order(missing) {
+            if held_back.contains(&point.0) {
                 continue;
             }
             let name = self.network.links.get(&point.0).map(|link| link.name.clone());
@@ -436,12 +414,15 @@ impl Interfaces {
                 Err(error) => {
                     let source = std::error::Error::source(&error).map(ToString::to_string);
                     warn!(%error, source, "an interface is not handled: retrying");
-                    problems.push(format!("{error}: {}", source.unwrap_or_default()));
+                    failures.push((point, format!("{error}: {}", source.unwrap_or_default())));
+                    if let Some(metrics) = &self.options.metrics {
+                        metrics.attach_failed();
+                    }
                     held_back.insert(point.0);
                 }
             }
         }
-        problems
+        failures
     }
 
     /// Attaches XDP to the external devices that have lb's tc programs already.

@@ -24,6 +24,9 @@ use super::{
 };
 use crate::programs::hook::LinkHeader;
 
+/// So many neighbours are remembered. The kernel keeps 1,024 by default (`gc_thresh3`).
+const MAX_NEIGHBOURS: usize = 16_384;
+
 /// The consequences of messages: what has to be read or attached again.
 #[derive(Debug, Default)]
 pub(super) struct Stale {
@@ -35,7 +38,7 @@ pub(super) struct Stale {
     pub peers: Vec<u32>,
     /// Whether an interface came, went or changed.
     pub link_changed: bool,
-    /// Whether interfaces, addresses or routes changed, not just neighbours or rules.
+    /// Whether interfaces or addresses are others than before.
     pub interfaces: bool,
     /// Whether next hops may have changed.
     pub next_hops: bool,
@@ -49,13 +52,6 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
     if is_of_port(&message) {
         return;
     }
-    stale.interfaces |= !matches!(
-        message,
-        RouteNetlinkMessage::NewNeighbour(_)
-            | RouteNetlinkMessage::DelNeighbour(_)
-            | RouteNetlinkMessage::NewRule(_)
-            | RouteNetlinkMessage::DelRule(_)
-    );
     match message {
         RouteNetlinkMessage::NewLink(message) => {
             // The kernel removes the IPv4 routes of an interface that goes down without a message.
@@ -68,6 +64,7 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
             let known = network.links.insert(index, link);
             let is_changed = known.as_ref() != network.links.get(&index);
             stale.link_changed |= is_changed;
+            stale.interfaces |= is_changed;
             if !message.header.flags.contains(LinkFlags::Up) {
                 stale.sources.insert(index);
             }
@@ -79,7 +76,9 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
             network.addresses.retain(|(holder, _)| *holder != index);
             network.on_subnets.retain(|(holder, _)| *holder != index);
             network.default_routes.retain(|route| route.interface != index);
+            network.neighbours.retain(|(holder, _), _| *holder != index);
             stale.link_changed = true;
+            stale.interfaces = true;
             for attribute in &message.attributes {
                 if let LinkAttribute::Link(peer) = attribute
                     && *peer != 0
@@ -90,14 +89,16 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
         }
         RouteNetlinkMessage::NewAddress(message) => {
             stale.sources.insert(message.header.index);
-            network.addresses.extend(parse_address(&message));
-            network.on_subnets.extend(parse_address(&message).filter(|_| has_subnet(&message)));
+            if let Some(address) = parse_address(&message) {
+                stale.interfaces |= network.addresses.insert(address);
+                stale.interfaces |= has_subnet(&message) && network.on_subnets.insert(address);
+            }
         }
         RouteNetlinkMessage::DelAddress(message) => {
             stale.sources.insert(message.header.index);
             if let Some(address) = parse_address(&message) {
-                network.addresses.remove(&address);
-                network.on_subnets.remove(&address);
+                stale.interfaces |= network.addresses.remove(&address);
+                stale.interfaces |= network.on_subnets.remove(&address);
             }
         }
         RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) => {
@@ -112,12 +113,9 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
         RouteNetlinkMessage::NewNeighbour(message) => {
             stale.next_hops |= update_neighbour(network, &message);
         }
-        RouteNetlinkMessage::DelNeighbour(message) => {
-            if let Some(address) = destination(&message) {
-                network.neighbours.remove(&(message.header.ifindex, address));
-            }
-            stale.next_hops = true;
-        }
+        // The deletion of a neighbour (DelNeighbour) changes no MAC: the kernel collects garbage all
+        // the time on a network of thousands of neighbours. It stays known here, to be compared
+        // with its next MAC.
         _ => {}
     }
 }
@@ -143,6 +141,9 @@ fn update_neighbour(network: &mut Network, message: &NeighbourMessage) -> bool {
         _ => None,
     });
     let key = (message.header.ifindex, address);
+    if network.neighbours.len() >= MAX_NEIGHBOURS {
+        network.neighbours.clear();
+    }
     match mac {
         Some(mac) => network.neighbours.insert(key, mac) != Some(mac),
         None => network.neighbours.remove(&key).is_some(),
@@ -321,6 +322,59 @@ mod tests {
         message.header.flags = LinkFlags::Up;
         message.attributes = attributes;
         message
+    }
+
+    fn neighbour(mac: u8) -> NeighbourMessage {
+        let mut message = NeighbourMessage::default();
+        message.header.ifindex = INDEX;
+        message.header.state = NeighbourState::Reachable;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet([192, 0, 2, 1].into())),
+            NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, mac]),
+        ];
+        message
+    }
+
+    #[test]
+    fn only_a_neighbour_with_another_mac_changes_next_hops() {
+        let mut network = Network::default();
+        let mut changes = |message| {
+            let mut stale = Stale::default();
+            apply(&mut network, message, &mut stale);
+            stale.next_hops
+        };
+        assert!(changes(RouteNetlinkMessage::NewNeighbour(neighbour(1))));
+        assert!(!changes(RouteNetlinkMessage::NewNeighbour(neighbour(1))));
+        assert!(!changes(RouteNetlinkMessage::DelNeighbour(neighbour(1))));
+        assert!(!changes(RouteNetlinkMessage::NewNeighbour(neighbour(1))), "the same again");
+        assert!(!changes(RouteNetlinkMessage::DelNeighbour(neighbour(1))));
+        assert!(changes(RouteNetlinkMessage::NewNeighbour(neighbour(2))), "another MAC");
+    }
+
+    #[test]
+    fn a_message_that_says_what_is_known_changes_no_interface() {
+        let mut network = Network::default();
+        let mut changes = |message| {
+            let mut stale = Stale::default();
+            apply(&mut network, message, &mut stale);
+            stale.interfaces
+        };
+        let veth = || link(vec![LinkAttribute::IfName("veth5".to_owned())]);
+        let mut address = AddressMessage::default();
+        address.header.index = INDEX;
+        address.header.prefix_len = 24;
+        address.attributes = vec![AddressAttribute::Local([192, 0, 2, 5].into())];
+        for (message, first) in [
+            (RouteNetlinkMessage::NewLink(veth()), true),
+            (RouteNetlinkMessage::NewAddress(address.clone()), true),
+            (RouteNetlinkMessage::NewRoute(RouteMessage::default()), false),
+            (RouteNetlinkMessage::DelAddress(address), true),
+            (RouteNetlinkMessage::DelLink(veth()), true),
+        ] {
+            assert_eq!(changes(message.clone()), first, "{message:?}");
+            let again = matches!(message, RouteNetlinkMessage::DelLink(_));
+            assert_eq!(changes(message.clone()), again, "again {message:?}");
+        }
     }
 
     #[test]

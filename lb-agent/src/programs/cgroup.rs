@@ -34,6 +34,13 @@ const fn hook(program: &'static str, attach_type: bpf_attach_type, is_for_udp: b
     Hook { program, attach_type, is_for_udp }
 }
 
+impl Hook {
+    /// Whether it translates, and does not reverse a translation.
+    fn translates(&self) -> bool {
+        self.program.starts_with("connect") || self.program.starts_with("sendmsg")
+    }
+}
+
 /// In the order in which they are attached: first the hooks that reverse a translation, so that
 /// no socket is translated while its getpeername() or recvmsg() would show the backend.
 const HOOKS: [Hook; 8] = [
@@ -59,23 +66,20 @@ pub struct Hooks {
 impl Hooks {
     /// Attaches the programs of `mode` to the cgroup at `directory`, replacing the programs of an earlier
     /// agent in place, and detaches the programs that `mode` does not need. Programs of others
-    /// stay.
-    ///
-    /// # Errors
-    /// [`AttachError::Cgroup`].
+    /// stay. Also returns the first failure; the other hooks are attached in spite of it.
     pub fn attach(
         pins: &Pins,
         programs: &Programs,
         directory: &Path,
         mode: SocketLb,
-    ) -> Result<Self, AttachError> {
+    ) -> (Self, Result<(), AttachError>) {
         let directory = directory.to_owned();
         let mut hooks = Self { pins: pins.clone(), directory, mode, links: Vec::new() };
-        hooks.repair(programs)?;
+        let mut result = hooks.repair(programs);
         for hook in HOOKS.iter().rev().filter(|hook| !hooks.wants(hook)) {
-            detach_one(pins, hook)?;
+            result = result.and(detach_one(pins, hook));
         }
-        Ok(hooks)
+        (hooks, result)
     }
 
     /// Whether every hook is attached to the cgroup that the directory is now.
@@ -92,20 +96,24 @@ impl Hooks {
     /// Attaches the hooks that are not attached.
     ///
     /// # Errors
-    /// [`AttachError::Cgroup`] for the first hook that cannot be attached.
+    /// [`AttachError::Cgroup`] for the first hook that cannot be attached. The others are attached
+    /// in spite of it, but for those whose translations it would reverse.
     pub fn repair(&mut self, programs: &Programs) -> Result<(), AttachError> {
+        let mut result = Ok(());
         for hook in HOOKS.iter() {
-            if !self.wants(hook) {
+            let is_reversed = result.is_ok() || !hook.translates();
+            if !self.wants(hook) || !is_reversed {
                 continue;
             }
             let program = programs.get(hook.program)?;
-            self.attach_one(hook, program).map_err(|source| AttachError::Cgroup {
+            let attached = self.attach_one(hook, program).map_err(|source| AttachError::Cgroup {
                 program: hook.program,
                 cgroup: self.directory.clone(),
                 source,
-            })?;
+            });
+            result = result.and(attached);
         }
-        Ok(())
+        result
     }
 
     fn wants(&self, hook: &Hook) -> bool {

@@ -228,6 +228,9 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
+    /// The directory is no cgroup.
+    #[error("{} is no cgroup v2 directory: correct --cgroup", .0.display())]
+    NoCgroup(PathBuf),
     /// A program could not be attached to a cgroup.
     #[error("cannot attach {program} to the cgroup {}", cgroup.display())]
     Cgroup {
@@ -271,6 +274,7 @@ pub fn is_gone(error: &AttachError) -> bool {
         }
         AttachError::Load(_)
         | AttachError::Pins { .. }
+        | AttachError::NoCgroup(_)
         | AttachError::Cgroup { .. }
         | AttachError::DetachCgroup { .. } => false,
     }

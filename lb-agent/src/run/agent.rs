@@ -27,8 +27,8 @@ pub(super) struct Agent {
 impl Agent {
     /// An agent without tasks.
     pub(super) fn new(config: Config, last_lines: LastLines) -> Self {
-        let health = Health::new(2 * config.kube_proxy.sync_period());
         let metrics = Metrics::new();
+        let health = Health::new(2 * config.kube_proxy.sync_period()).with_gauge(metrics.faults());
         let pins = Pins::new(&config.bpf_dir);
         Self {
             reporter: Reporter::new(&config, pins.kept(), &health, &metrics, last_lines),

@@ -7,25 +7,26 @@
 use std::{net::IpAddr, time::Duration};
 
 use k8s_openapi::api::core::v1::Node;
-use kube::{Api, Client, api::ListParams};
 use lb_control::model::network::NodeNetwork;
 use tokio::{sync::watch, time::timeout};
 
 use super::own_node::OwnNode;
-use crate::health::Health;
+use crate::{
+    health::{Health, Severity},
+    watch::api::{Connection, find_node},
+};
 
-/// How long the Node may take to appear before others are looked at, and how often they are.
+/// How long the Node may take to appear before others are looked at, and how long the pause before
+/// the next look is: doubled each time, because all Nodes are listed.
 const PATIENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(60);
-/// How many Nodes are read at once.
-const PAGE: u32 = 500;
-
+const LONGEST: Duration = Duration::from_secs(3600);
 /// The fault that [`Health`] has while the name is wrong.
 const FAULT: &str = "node name";
 
 /// Compares until the agent ends.
 pub(super) async fn check(
-    client: Client,
+    connection: Connection,
     name: String,
     network: watch::Receiver<NodeNetwork>,
     mut node: watch::Receiver<OwnNode>,
@@ -35,7 +36,7 @@ pub(super) async fn check(
     loop {
         let is_absent = *node.borrow_and_update() == OwnNode::Absent;
         if !is_absent {
-            health.set_fault(FAULT, None);
+            health.set(FAULT, Severity::Misconfigured, None);
             wait = PATIENCE;
             if node.changed().await.is_err() {
                 return;
@@ -48,10 +49,12 @@ pub(super) async fn check(
             Err(_) => {}
         }
         let addresses = network.borrow().addresses.clone();
-        match named(&client, &addresses).await {
-            Ok(Some(other)) => health.set_fault(FAULT, Some(wrong(&name, &other))),
+        match named(&connection, &addresses).await {
+            Ok(Some(other)) => {
+                health.set(FAULT, Severity::Misconfigured, Some(wrong(&name, &other)));
+            }
             Ok(None) => {
-                health.set_fault(FAULT, None);
+                health.set(FAULT, Severity::Misconfigured, None);
                 if wait == PATIENCE {
                     tracing::warn!(
                         node = name,
@@ -61,31 +64,21 @@ pub(super) async fn check(
             }
             Err(error) => tracing::debug!(%error, "cannot list Nodes"),
         }
-        wait = AGAIN;
+        wait = (wait * 2).clamp(AGAIN, LONGEST);
     }
 }
 
 fn wrong(name: &str, other: &str) -> String {
     format!(
-        "no Node is called {name:?}, but Node {other:?} has this node's addresses: endpoints on \
-         this node count as remote; give --hostname-override {other} (or NODE_NAME)"
+        "no Node is called {name:?}; this node's addresses are those of Node {other:?}: endpoints \
+         on this node count as remote; give --hostname-override {other} (or NODE_NAME)"
     )
 }
 
 /// The name of the Node that has one of these addresses.
-async fn named(client: &Client, addresses: &[IpAddr]) -> Result<Option<String>, kube::Error> {
-    let api: Api<Node> = Api::all(client.clone());
-    let mut parameters = ListParams::default().limit(PAGE);
-    loop {
-        let page = api.list(&parameters).await?;
-        if let Some(node) = page.items.iter().find(|node| has_address(node, addresses)) {
-            return Ok(node.metadata.name.clone());
-        }
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = parameters.continue_token(&token),
-            None => return Ok(None),
-        }
-    }
+async fn named(connection: &Connection, addresses: &[IpAddr]) -> Result<Option<String>, String> {
+    let found = find_node(connection, |node| has_address(node, addresses)).await?;
+    Ok(found.and_then(|node| node.metadata.name))
 }
 
 fn has_address(node: &Node, addresses: &[IpAddr]) -> bool {

@@ -25,15 +25,16 @@ impl OwnNode {
             }
             _ => None,
         };
+        if event.kind() != ObjectKind::Node || event.has_unreadable(name) {
+            return None;
+        }
         match event {
             ObjectEvent::Applied(object) => own(object),
-            ObjectEvent::Replaced(ObjectKind::Node, objects) => {
+            ObjectEvent::Deleted(_, deleted) => (deleted.name == name).then_some(Self::Absent),
+            ObjectEvent::Unreadable(..) => None,
+            ObjectEvent::Replaced(_, objects) | ObjectEvent::ReplacedExcept(_, objects, _) => {
                 Some(objects.iter().find_map(own).unwrap_or(Self::Absent))
             }
-            ObjectEvent::Deleted(ObjectKind::Node, deleted) => {
-                (deleted.name == name).then_some(Self::Absent)
-            }
-            ObjectEvent::Replaced(..) | ObjectEvent::Deleted(..) => None,
         }
     }
 }

@@ -12,7 +12,7 @@ use lb_control::{
     dataplane::{Dataplane, DataplaneError},
     desired::NodeFacts,
     model::event::{ObjectEvent, ObjectKind},
-    options::ExternalMode,
+    options::{ExternalMode, Limits},
 };
 
 /// What is known of the Service.
@@ -48,7 +48,9 @@ fn program(
     if !(state.frontends4.is_empty() && state.frontends6.is_empty()) {
         return Ok(0);
     }
-    let mut controller = Controller::new(node_name, ExternalMode::Snat, []);
+    // Nothing else is in the maps: it may have all of them.
+    let limits = Limits { namespace_share: 100, ..Limits::default() };
+    let mut controller = Controller::new(node_name, ExternalMode::Snat, []).with_limits(limits);
     let slices = slices.into_iter().map(Into::into).collect();
     controller.apply(ObjectEvent::Replaced(ObjectKind::EndpointSlice, slices));
     controller.apply(ObjectEvent::Replaced(ObjectKind::Service, vec![service.into()]));

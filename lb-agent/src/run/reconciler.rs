@@ -13,6 +13,7 @@ use lb_control::{
         NodeFacts,
         health_checks::{self, Wanted},
         node_ports,
+        taken::ApiServers,
     },
     model::{
         event::{Object, ObjectEvent, ObjectKind},
@@ -31,12 +32,13 @@ use super::{
     provisional,
 };
 use crate::{
-    config::{Config, PodPrefixes},
-    events::{EventReason, Refusals, Subject},
-    health::{self, Health},
+    config::{Config, PodPrefixes, Source},
+    events::{EventReason, Refusals, Reporter, Subject},
+    health::{self, Health, Severity},
     maps::{kernel::KernelDataplane, timeouts},
     metrics::{Change, Metrics},
     options::modes::SocketLb,
+    watch::api::Nodes,
 };
 
 /// How soon a failed write is tried again at first; doubled each time.
@@ -45,6 +47,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// How long the first plan waits for the state of the interfaces at most.
 const NETWORK_WAIT: Duration = Duration::from_millis(200);
+/// How often the node's sysctls are read again.
+const SYSCTLS: Duration = Duration::from_secs(60);
 /// At most so many queued events are planned together.
 const BATCH: usize = 4096;
 
@@ -52,12 +56,16 @@ const BATCH: usize = 4096;
 pub(super) struct Reconciler {
     controller: Controller,
     node_name: String,
+    /// The source has a Node for each node; manifests need not have any.
+    has_nodes: bool,
     /// The addresses of the Node object; `None` until it is known whether there is one.
     node_addresses: Option<Vec<IpAddr>>,
     network: NodeNetwork,
     node_ports: node_ports::Selection,
     /// Where the health check servers of Services listen.
     health_check_addresses: BTreeSet<IpAddr>,
+    /// Which health checks, and where, were published last.
+    published_health_checks: Option<(u64, BTreeSet<IpAddr>)>,
     pod_prefixes: PodPrefixes,
     masquerade_all: bool,
     /// The range of the node's own ports about which the log has a warning, because it leaves no
@@ -86,6 +94,8 @@ pub(super) struct Sinks {
     pub(super) node_addresses: watch::Sender<Option<Vec<IpAddr>>>,
     /// This node's Node object.
     pub(super) own_node: watch::Sender<OwnNode>,
+    /// Which Nodes the decisions need.
+    pub(super) nodes: watch::Sender<Option<Nodes>>,
     /// The health checks that Services ask for.
     pub(super) health_checks: watch::Sender<Wanted>,
     /// Cancelled once the first complete state is in the maps.
@@ -100,11 +110,14 @@ impl Reconciler {
         sinks: Sinks,
     ) -> Self {
         Self {
-            controller: Controller::new(&config.node_name, config.external_mode, expected),
+            controller: Controller::new(&config.node_name, config.external_mode, expected)
+                .with_limits(config.limits),
             node_name: config.node_name.clone(),
+            has_nodes: matches!(config.source, Source::Api(_)),
             node_addresses: None,
             network: NodeNetwork::default(),
             health_check_addresses: BTreeSet::new(),
+            published_health_checks: None,
             node_ports: node_ports::Selection {
                 addresses: config.node_port_addresses.clone(),
                 on_loopback: config.localhost_node_ports,
@@ -150,11 +163,13 @@ impl Reconciler {
         mut self,
         mut events: mpsc::Receiver<ObjectEvent>,
         mut network: watch::Receiver<NodeNetwork>,
+        mut api_servers: watch::Receiver<ApiServers>,
         mut dataplane: KernelDataplane,
         known: Option<provisional::Known>,
     ) {
         self.network = network.borrow_and_update().clone();
         self.refresh_facts();
+        self.controller.set_api_servers(api_servers.borrow_and_update().clone());
         // What was listed before the maps were this agent's is planned at once.
         self.due = self.controller.snapshot().is_complete().then(Instant::now);
         if self.due.is_none()
@@ -163,8 +178,9 @@ impl Reconciler {
             let facts = self.controller.facts().clone();
             provisional::serve(&self.node_name, facts, known, &mut dataplane);
         }
+        let mut sysctls_at = Instant::now() + SYSCTLS;
         loop {
-            let never = Instant::now() + Duration::from_secs(86_400);
+            let wake_at = self.due.map_or(sysctls_at, |due| due.min(sysctls_at));
             tokio::select! {
                 event = events.recv() => {
                     let Some(event) = event else { return };
@@ -172,12 +188,24 @@ impl Reconciler {
                     self.apply_queued(&mut events).await;
                 }
                 Ok(()) = network.changed() => self.update_network(&mut network),
-                () = sleep_until(self.due.unwrap_or(never).into()) => {}
+                Ok(()) = api_servers.changed() => {
+                    self.controller.set_api_servers(api_servers.borrow_and_update().clone());
+                }
+                () = sleep_until(wake_at.into()) => {}
+            }
+            if Instant::now() >= sysctls_at {
+                self.refresh_facts();
+                sysctls_at = Instant::now() + SYSCTLS;
             }
             if !self.has_awaited_network && self.controller.snapshot().is_complete() {
                 self.await_network(&mut network).await;
             }
-            self.reconcile(&mut dataplane);
+            if self.controller.has_changes() || self.due.is_some_and(|due| due <= Instant::now()) {
+                self.reconcile(&mut dataplane);
+                self.publish_needed_nodes();
+            } else {
+                self.publish_unchanged();
+            }
         }
     }
 
@@ -195,23 +223,25 @@ impl Reconciler {
     fn apply(&mut self, event: ObjectEvent) {
         let now = Timestamp::now();
         self.sinks.health.queued_update(now);
-        let count = match &event {
-            ObjectEvent::Replaced(_, objects) => objects.len(),
-            ObjectEvent::Applied(_) | ObjectEvent::Deleted(..) => 1,
-        };
-        match kind_of(&event) {
+        let count = event.listed().map_or(1, <[Object]>::len);
+        let kind = event.kind();
+        match kind {
             ObjectKind::Service => self.sinks.metrics.queued(Change::Service, count, now),
             ObjectKind::EndpointSlice => self.sinks.metrics.queued(Change::Endpoint, count, now),
             ObjectKind::Node | ObjectKind::ServiceCidr => {}
         }
         self.publish_eligibility(&event);
         own_node::publish(&event, &self.node_name, &self.sinks.own_node);
-        let is_of_node = kind_of(&event) == ObjectKind::Node;
         if let ObjectEvent::Deleted(kind, name) = &event {
             self.sinks.refusals.forget(*kind, name);
         }
+        let pod_cidrs = self.controller.snapshot().node().map(|node| node.pod_cidrs.clone());
         self.controller.apply(event);
+        if kind == ObjectKind::Service && !self.ready {
+            self.publish_needed_nodes();
+        }
         let snapshot = self.controller.snapshot();
+        let has_other_pods = snapshot.node().map(|node| &node.pod_cidrs) != pod_cidrs.as_ref();
         let addresses = match snapshot.node() {
             Some(node) => &node.addresses.all[..],
             None if snapshot.is_complete() => &[],
@@ -222,9 +252,22 @@ impl Reconciler {
             // An error means that the task that follows the interfaces has ended.
             let _ = self.sinks.node_addresses.send(self.node_addresses.clone());
             self.refresh_facts();
-        } else if is_of_node {
+        } else if has_other_pods {
             self.refresh_facts();
         }
+    }
+
+    /// Publishes which Nodes are needed, once Services are listed.
+    fn publish_needed_nodes(&self) {
+        let mut awaited = self.controller.snapshot().awaited();
+        if awaited.any(|kind| kind == ObjectKind::Service) {
+            return;
+        }
+        let all = self.controller.uses_direct_return();
+        let needed = Some(if all { Nodes::All } else { Nodes::Own });
+        self.sinks
+            .nodes
+            .send_if_modified(|published| std::mem::replace(published, needed) != needed);
     }
 
     /// Waits, before the first plan, until the interfaces were read with the addresses of the
@@ -259,16 +302,18 @@ impl Reconciler {
             }
             _ => None,
         };
+        if event.kind() != ObjectKind::Node || event.has_unreadable(&self.node_name) {
+            return;
+        }
         let eligible = match event {
             ObjectEvent::Applied(object) => own(object),
-            ObjectEvent::Replaced(ObjectKind::Node, objects) => {
-                // A source without any Node says nothing about this one.
-                objects.iter().find_map(own).or((!objects.is_empty()).then_some(false))
+            ObjectEvent::Replaced(_, objects) | ObjectEvent::ReplacedExcept(_, objects, _) => {
+                // Manifests without any Node say nothing about this one.
+                let is_absent = self.has_nodes || !objects.is_empty();
+                objects.iter().find_map(own).or(is_absent.then_some(false))
             }
-            ObjectEvent::Deleted(ObjectKind::Node, name) if name.name == self.node_name => {
-                Some(false)
-            }
-            _ => None,
+            ObjectEvent::Deleted(_, name) => (name.name == self.node_name).then_some(false),
+            ObjectEvent::Unreadable(..) => None,
         };
         if let Some(eligible) = eligible {
             self.sinks.health.set_node_eligible(eligible);
@@ -276,10 +321,10 @@ impl Reconciler {
     }
 
     fn report_interface_problems(&self) {
-        let problems = &self.network.problems;
-        self.sinks
-            .health
-            .set_fault("interfaces", (!problems.is_empty()).then(|| problems.join("; ")));
+        let all = |sentences: &[String]| (!sentences.is_empty()).then(|| sentences.join("; "));
+        let health = &self.sinks.health;
+        health.set_fault("interfaces", all(&self.network.problems));
+        health.set("unhandled interfaces", Severity::Degraded, all(&self.network.unhandled));
     }
 
     fn refresh_facts(&mut self) {
@@ -324,6 +369,8 @@ impl Reconciler {
 
     fn reconcile(&mut self, dataplane: &mut KernelDataplane) {
         let started = Instant::now();
+        // What was taken out of use is reclaimed without a change, and that is no sync.
+        let is_sync = self.controller.has_changes();
         let now = self.started.elapsed().as_millis() as u64;
         let outcome = match self.controller.reconcile(now, dataplane) {
             Ok(outcome) => outcome,
@@ -358,7 +405,7 @@ impl Reconciler {
         if self.controller.snapshot().is_complete() {
             self.warn_no_source_ports();
             self.warn_nodes_full(outcome.nodes_left_out);
-            self.publish_synced(&outcome, started.elapsed());
+            self.publish_synced(&outcome, started.elapsed(), is_sync);
         }
     }
 
@@ -398,8 +445,14 @@ impl Reconciler {
     }
 
     /// Publishes the health checks, after the maps hold the state that they announce.
-    fn publish_health_checks(&self) {
-        let (checks, addresses) = (self.controller.health_checks(), &self.health_check_addresses);
+    fn publish_health_checks(&mut self) {
+        let version = self.controller.health_checks_version();
+        let addresses = &self.health_check_addresses;
+        let published = self.published_health_checks.replace((version, addresses.clone()));
+        if published.as_ref() == self.published_health_checks.as_ref() {
+            return;
+        }
+        let checks = self.controller.health_checks();
         self.sinks.health_checks.send_if_modified(|published| {
             let is_changed = published.checks != *checks || published.addresses != *addresses;
             if is_changed {
@@ -409,12 +462,23 @@ impl Reconciler {
         });
     }
 
-    fn publish_synced(&mut self, outcome: &Outcome, took: Duration) {
+    /// Publishes that the maps hold all that is known, because nothing that was received changed
+    /// it.
+    fn publish_unchanged(&self) {
+        if self.ready {
+            self.sinks.health.updated(Timestamp::now());
+            self.sinks.metrics.nothing_pending();
+        }
+    }
+
+    fn publish_synced(&mut self, outcome: &Outcome, took: Duration, is_sync: bool) {
         self.publish_health_checks();
         let sinks = &self.sinks;
         let now = Timestamp::now();
         sinks.health.updated(now);
-        sinks.metrics.synced(took, now);
+        if is_sync {
+            sinks.metrics.synced(took, now);
+        }
         for trigger in outcome.triggers.iter().filter(|trigger| trigger.at > self.started_at) {
             let waited = now.duration_since(trigger.at).try_into().unwrap_or_default();
             sinks.metrics.programmed(trigger.family, waited);
@@ -451,6 +515,17 @@ impl Reconciler {
 
     fn publish_refusals(&self, outcome: &Outcome) {
         let sinks = &self.sinks;
+        for (kind, name) in &outcome.resolved {
+            let reasons = self.controller.refusal_reasons(*kind, name);
+            sinks.refusals.keep(*kind, name, &reasons.into_iter().map(Into::into).collect());
+        }
+        let reporter = |subject: &Subject| {
+            let (kind, name) = (subject.kind, subject.name.clone());
+            move || match self.controller.snapshot().is_reporter(kind, &name) {
+                true => Reporter::ThisNode,
+                false => Reporter::OtherNode,
+            }
+        };
         for refusal in &outcome.refusals {
             let subject = Subject {
                 kind: refusal.kind,
@@ -460,40 +535,34 @@ impl Reconciler {
                     .or_else(|| self.uid(&refusal.object.to_string())),
             };
             let note = format!("{}: {}", refusal.field, refusal.message);
-            sinks.refusals.refuse(subject, refusal.reason.into(), note);
+            let by = reporter(&subject);
+            sinks.refusals.refuse_by(by, subject, refusal.reason.into(), note);
         }
         for shortage in &outcome.shortages {
-            let subject = Subject {
-                kind: ObjectKind::Service,
-                name: (&*shortage.service).into(),
-                uid: self.uid(&shortage.service),
+            let (reason, other) = match shortage.share {
+                None => (EventReason::MapFull, EventReason::NamespaceFull),
+                Some(_) => (EventReason::NamespaceFull, EventReason::MapFull),
             };
-            let note = format!(
-                "map {} is full ({} entries): this Service is not programmed, or stays as it was; \
-                 raise {}",
-                shortage.map, shortage.limit, shortage.flag
-            );
-            sinks.refusals.refuse(subject, EventReason::MapFull, note);
+            let subject = self.service(&shortage.service);
+            sinks.refusals.withdraw(subject.clone(), other);
+            sinks.refusals.refuse_by(reporter(&subject), subject, reason, shortage.message());
         }
-        let full = outcome.shortages.first().map(|shortage| {
-            format!(
-                "map {} is full ({} entries): some Services are not up to date; raise {}",
-                shortage.map, shortage.limit, shortage.flag
-            )
-        });
-        sinks.health.set_fault("maps", full);
+        for name in &outcome.fitting {
+            let subject = self.service(name);
+            sinks.refusals.withdraw(subject.clone(), EventReason::MapFull);
+            sinks.refusals.withdraw(subject, EventReason::NamespaceFull);
+        }
+        sinks.metrics.set_shortages(self.controller.shortages_of_maps());
+    }
+
+    /// A Service `namespace/name` as the subject of an Event.
+    fn service(&self, name: &str) -> Subject {
+        Subject { kind: ObjectKind::Service, name: name.into(), uid: self.uid(name) }
     }
 
     /// The uid of the Service `namespace/name`, by which its Events are found.
     fn uid(&self, service: &str) -> Option<String> {
         let service = self.controller.snapshot().service(service)?.service.as_ref()?;
         (!service.uid.is_empty()).then(|| service.uid.to_string())
-    }
-}
-
-fn kind_of(event: &ObjectEvent) -> ObjectKind {
-    match event {
-        ObjectEvent::Replaced(kind, _) | ObjectEvent::Deleted(kind, _) => *kind,
-        ObjectEvent::Applied(object) => object.kind(),
     }
 }

@@ -216,6 +216,7 @@ fn configuration(config: &Config) -> Value {
         ("devices", debug(&config.devices)),
         ("external-mode", debug(&config.external_mode)),
         ("healthz", debug(&config.healthz)),
+        ("limits", debug(&config.limits)),
         ("max", debug(&config.sizes)),
         ("metrics", debug(&config.metrics)),
         ("node-name", debug(&config.node_name)),

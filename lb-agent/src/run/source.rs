@@ -6,14 +6,17 @@ use std::{
 };
 
 use lb_control::model::event::ObjectEvent;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::agent::Agent;
 use crate::{
     config::Source,
     events::Refusals,
-    health::Health,
-    watch::{api, manifests},
+    health::{Health, Severity},
+    watch::{
+        api::{self, NodeScope, Nodes},
+        manifests,
+    },
 };
 
 /// Capacity of the queue of events for the reconciler.
@@ -33,11 +36,15 @@ pub(super) struct Objects {
     pub(super) api: Option<api::Connection>,
 }
 
-/// Connects to the source of `agent`.
+/// Connects to the source of `agent`. Of an API server, only the Nodes that `nodes` asks for are
+/// watched.
 ///
 /// # Errors
 /// If the API server's configuration is invalid.
-pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Objects> {
+pub(super) async fn connect(
+    agent: &Agent,
+    nodes: watch::Receiver<Option<Nodes>>,
+) -> anyhow::Result<Objects> {
     let (sender, events) = mpsc::channel(EVENTS);
     match &agent.config.source {
         Source::Manifests(dir) => {
@@ -52,20 +59,24 @@ pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Objects> {
                 );
             }
             let refusals = Refusals::logged();
+            agent.metrics.set_refusals(&refusals);
             agent.reporter.set_refusals(&refusals);
             Ok(Objects { watch: Box::pin(watch), events, refusals, api: None })
         }
         Source::Api(options) => {
             let connection = api::connect(options).await?;
             let refusals = Refusals::published(connection.client.clone(), &agent.config.node_name);
+            agent.metrics.set_refusals(&refusals);
             let liveness = connection.liveness().clone();
             agent.reporter.set_refusals(&refusals);
             agent.reporter.set_liveness(&liveness);
+            agent.metrics.set_liveness(liveness.clone());
+            let scope = NodeScope::new(&agent.config.node_name, nodes);
             let api = Some(connection.clone());
             let (limit, health) = (agent.config.watch_timeout, agent.health.clone());
             let watch = async move {
                 tokio::select! {
-                    () = api::watch(connection, sender) => {}
+                    () = api::watch(connection, scope, sender) => {}
                     () = follow_liveness(liveness, limit, health) => {}
                 }
                 Ok(())
@@ -75,13 +86,15 @@ pub(super) async fn connect(agent: &Agent) -> anyhow::Result<Objects> {
     }
 }
 
-/// Makes the proxy unhealthy while a watch has been broken for longer than `limit`; 0 means
-/// forever.
+/// Makes `/healthz` fail while a watch has been broken for longer than `limit`, if that is not 0. A
+/// broken watch is shown by the log, `status` and `lb_watch_age_seconds` in any case; it takes no
+/// node out of its load balancers, because an outage of the control plane breaks the watches of all
+/// nodes at once.
 async fn follow_liveness(liveness: api::Liveness, limit: Duration, health: Health) {
     let mut ticks = tokio::time::interval(LIVENESS);
     loop {
         ticks.tick().await;
-        let is_limited = limit > Duration::ZERO;
-        health.set_fault("watch", liveness.dead(limit, Instant::now()).filter(|_| is_limited));
+        let dead = liveness.dead(limit, Instant::now()).filter(|_| limit > Duration::ZERO);
+        health.set("watch", Severity::NotReady, dead);
     }
 }

@@ -106,6 +106,7 @@ pub(super) fn start(agent: &Agent, ticks_per_second: u32) -> Result<(), PinError
                 let result = sweeper.sweep(&timeouts, ticks_per_second);
                 (sweeper, result)
             });
+            // A panic ends the process; the runtime cancels it only when it ends itself.
             let Ok((returned, result)) = swept.await else { return };
             sweeper = returned;
             match result {

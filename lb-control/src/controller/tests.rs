@@ -1,4 +1,6 @@
+mod changes;
 mod outside;
+mod tenants;
 
 use std::{net::Ipv4Addr, time::Instant};
 
@@ -101,7 +103,9 @@ fn pods(service: usize, count: usize) -> Vec<String> {
 }
 
 fn listed(services: Vec<Object>, slices: Vec<Object>) -> Controller {
-    let mut controller = Controller::new("here", ExternalMode::Snat, []);
+    // These tests have one namespace.
+    let limits = Limits { namespace_share: 100, ..Limits::default() };
+    let mut controller = Controller::new("here", ExternalMode::Snat, []).with_limits(limits);
     controller.apply(ObjectEvent::Replaced(ObjectKind::Service, services));
     controller.apply(ObjectEvent::Replaced(ObjectKind::EndpointSlice, slices));
     controller
@@ -230,8 +234,15 @@ fn a_service_that_does_not_fit_is_reported_and_programmed_once_there_is_room() {
     let slices = vec![slice("a", &pods(1, 3)), slice("b", &pods(2, 4))];
     let mut controller = listed(services, slices);
     let outcome = reconcile(&mut controller, 0, &mut fake);
-    let shortage =
-        Shortage { service: "shop/b".into(), map: "BACKENDS4", limit: 6, flag: "--max-backends" };
+    let shortage = Shortage {
+        service: "shop/b".into(),
+        map: Map::Backends4,
+        limit: 6,
+        needed: 4,
+        share: None,
+    };
+    assert!(shortage.message().contains("BACKENDS4 is full (6 entries)"));
+    assert!(shortage.message().contains("--max-backends"));
     assert_eq!(outcome.shortages, [shortage]);
     assert_eq!(fake.frontends4.len(), 2);
     controller.apply(ObjectEvent::Deleted(ObjectKind::Service, "shop/a".into()));
@@ -243,7 +254,7 @@ fn a_service_that_does_not_fit_is_reported_and_programmed_once_there_is_room() {
         outcome = reconcile(&mut controller, now, &mut fake);
     }
     assert!(now >= GRACE, "room came before the grace period was over");
-    assert_eq!(outcome.shortages, []);
+    assert_eq!(controller.shortages().count(), 0);
     assert_eq!(controller.counts(), Counts { services: 2, frontends: 2, backends: 4 });
 }
 
@@ -341,13 +352,14 @@ fn ranges_that_do_not_fit_leave_the_service_as_it_was_until_there_is_room() {
     controller.apply(ObjectEvent::Applied(ranged("b", 2, &["10.0.0.0/8", "11.0.0.0/8"])));
     let outcome = reconcile(&mut controller, 0, &mut fake);
     let shortage =
-        Shortage { service: "shop/b".into(), map: "RANGES4", limit: 3, flag: "--max-services" };
+        Shortage { service: "shop/b".into(), map: Map::Ranges4, limit: 3, needed: 2, share: None };
     assert_eq!((outcome.shortages, outcome.ops), (vec![shortage], 0));
     assert_eq!(fake.ranges4.len(), 2);
     controller.apply(ObjectEvent::Applied(ranged("a", 1, &["10.0.0.0/8"])));
     let outcome = reconcile(&mut controller, 0, &mut fake);
-    assert_eq!((outcome.shortages.len(), outcome.next_due), (1, Some(0)));
-    assert_eq!(reconcile(&mut controller, 0, &mut fake).shortages, []);
+    assert_eq!((controller.shortages().count(), outcome.next_due), (1, Some(0)));
+    assert_eq!(reconcile(&mut controller, 0, &mut fake).fitting, ["shop/b".into()]);
+    assert_eq!(controller.shortages().count(), 0);
     assert_eq!(fake.ranges4.len(), 3);
 }
 

@@ -1,14 +1,20 @@
 //! The addresses that lead to the ports of a Service.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use lb_common::abi::frontend::{Frontend, FrontendKind};
 
 use super::{DesiredFrontend, FrontendAddress};
-use crate::model::{
-    IpFamily,
-    service::{Port, Service},
+use crate::{
+    model::{
+        IpFamily,
+        service::{Port, Service},
+    },
+    work,
 };
 
 /// The frontend of a ClusterIP as a whole.
@@ -49,18 +55,22 @@ pub fn of_ports(
         return found;
     }
     let family = IpFamily::of(ip);
-    let mut taken: BTreeSet<FrontendAddress> = found.iter().flatten().map(|it| it.at).collect();
+    let here: Vec<IpAddr> =
+        node_port_addresses.iter().copied().filter(|ip| IpFamily::of(*ip) == family).collect();
+    let mut taken: HashSet<FrontendAddress> = found.iter().flatten().map(|it| it.at).collect();
+    let external: Vec<(IpAddr, u8)> = external_ips(service, family).collect();
     for (port, found) in service.ports.iter().zip(&mut found) {
-        for (ip, flags) in external_ips(service, family) {
+        for (ip, flags) in external.iter().copied() {
             let kind = FrontendKind::EXTERNAL;
             let new = DesiredFrontend { kind, flags, ..frontend(ip, port) };
             found.extend(taken.insert(new.at).then_some(new));
         }
+        work::count(external.len());
     }
     for (port, found) in service.ports.iter().zip(&mut found) {
         let Some(number) = port.node_port else { continue };
-        let here = node_port_addresses.iter().copied().filter(|ip| IpFamily::of(*ip) == family);
-        for ip in [family.unspecified()].into_iter().chain(here) {
+        work::count(1 + here.len());
+        for ip in [family.unspecified()].into_iter().chain(here.iter().copied()) {
             let protocol = port.protocol.number();
             let at = FrontendAddress { ip, port: number.get(), protocol };
             let new = DesiredFrontend { at, kind: FrontendKind::NODE_PORT, flags: 0 };

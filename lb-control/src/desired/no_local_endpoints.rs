@@ -102,7 +102,7 @@ mod tests {
         DesiredPort {
             key: PortKey { family, protocol: 6, port: "".into() },
             frontends: Vec::new(),
-            ranges: Vec::new(),
+            ranges: Arc::default(),
             affinity_seconds: 0,
             flags,
             has_backend: false,

@@ -18,9 +18,12 @@ use super::{
     DesiredFrontend, NodeFacts,
     service_prefixes::{self, ServicePrefixes},
 };
-use crate::model::{
-    IpFamily,
-    source_ports::{FIRST_SOURCE_PORT, MIN_SOURCE_PORTS, NODE_PORTS},
+use crate::{
+    model::{
+        IpFamily,
+        source_ports::{FIRST_SOURCE_PORT, MIN_SOURCE_PORTS, NODE_PORTS},
+    },
+    work,
 };
 
 /// The addresses and node ports that Services claim, counted by their frontends.
@@ -34,6 +37,8 @@ pub struct InUse {
     frontends: usize,
     /// The Services that use direct server return.
     direct: BTreeSet<Arc<str>>,
+    /// The service prefixes of the settings: an address inside one of them does not change them.
+    covered: Vec<IpNet>,
 }
 
 impl InUse {
@@ -49,6 +54,16 @@ impl InUse {
         was_used == self.direct.is_empty()
     }
 
+    /// Whether any Service uses direct server return.
+    pub fn has_direct(&self) -> bool {
+        !self.direct.is_empty()
+    }
+
+    /// Notes the settings in force.
+    pub fn set_covered(&mut self, settings: &Settings) {
+        self.covered = service_prefixes::covered(settings);
+    }
+
     /// Counts a frontend, and returns whether that may change the settings.
     pub fn add(&mut self, frontend: &DesiredFrontend) -> bool {
         let is_first = self.frontends == 0;
@@ -56,7 +71,10 @@ impl InUse {
         let is_new = match frontend.kind {
             FrontendKind::CLUSTER_IP => false,
             FrontendKind::NODE_PORT => add(&mut self.node_ports, frontend.at.port),
-            _ => add(&mut self.addresses, frontend.at.ip),
+            _ => {
+                let is_covered = || self.covered.iter().any(|net| net.contains(&frontend.at.ip));
+                add(&mut self.addresses, frontend.at.ip) && !is_covered()
+            }
         };
         is_new || is_first
     }
@@ -67,7 +85,11 @@ impl InUse {
         match frontend.kind {
             FrontendKind::CLUSTER_IP => false,
             FrontendKind::NODE_PORT => remove(&mut self.node_ports, frontend.at.port),
-            _ => remove(&mut self.addresses, frontend.at.ip),
+            // Service prefixes never shrink.
+            _ => {
+                remove(&mut self.addresses, frontend.at.ip);
+                false
+            }
         }
     }
 }
@@ -97,6 +119,7 @@ pub fn settings(
     in_use: &InUse,
     before: &Settings,
 ) -> Settings {
+    work::count(in_use.addresses.len());
     let addresses: Vec<IpAddr> = in_use.addresses.keys().copied().collect();
     let covered = service_prefixes::covered(before);
     let service_prefixes =

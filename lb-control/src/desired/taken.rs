@@ -1,8 +1,9 @@
-//! Addresses that no Service gets on this node, because another program has them: the API server,
-//! or a process that serves a ClusterIP itself.
+//! Addresses that no Service gets on this node, because they are somebody else's: the API server's,
+//! those that only the API server gives out, or that of a process that serves a ClusterIP itself.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr};
 
+use ipnet::IpNet;
 use lb_common::abi::frontend::TCP;
 
 use super::{DesiredFrontend, FrontendAddress};
@@ -14,10 +15,18 @@ use crate::{
 /// The Service whose endpoints are the API servers.
 pub const API_SERVER: &str = "default/kubernetes";
 
-/// The addresses that API servers have.
+/// Addresses and ports of API servers.
+pub type ApiServers = BTreeSet<(IpAddr, u16)>;
+
+/// The addresses that are not for Services, or not for every claim of a Service.
 #[derive(Debug, Default)]
 pub struct Taken {
-    api_servers: BTreeSet<(IpAddr, u16)>,
+    /// The endpoints of [`API_SERVER`].
+    api_servers: ApiServers,
+    /// Where this agent itself looks for API servers.
+    configured: ApiServers,
+    /// In here the API server gives out each address, as a ClusterIP.
+    service_cidrs: Vec<IpNet>,
 }
 
 /// Who has an address that a Service wants.
@@ -25,6 +34,8 @@ pub struct Taken {
 pub enum Holder {
     /// An API server.
     ApiServer,
+    /// A ServiceCIDR: the address is, or will be, some Service's ClusterIP.
+    ServiceCidr,
     /// A process of this node, on an interface with the ClusterIP: a cache of DNS.
     Process,
 }
@@ -43,6 +54,21 @@ impl Taken {
         is_changed
     }
 
+    /// Sets the API servers that this agent is configured with. Returns whether they changed.
+    pub fn set_configured(&mut self, configured: ApiServers) -> bool {
+        let is_changed = self.configured != configured;
+        self.configured = configured;
+        is_changed
+    }
+
+    /// Sets the prefixes of the ServiceCIDRs. Returns whether they changed.
+    pub fn set_service_cidrs(&mut self, prefixes: impl Iterator<Item = IpNet>) -> bool {
+        let prefixes = prefixes.collect();
+        let is_changed = self.service_cidrs != prefixes;
+        self.service_cidrs = prefixes;
+        is_changed
+    }
+
     /// Who has the address of a frontend; `None` if the Service can have it. `held` are the
     /// addresses that interfaces of this node hold.
     pub fn holder(
@@ -55,22 +81,46 @@ impl Taken {
         if frontend.kind.is_internal() && held.contains(&ip) {
             return Some(Holder::Process);
         }
-        let is_api_server = protocol == TCP && self.api_servers.contains(&(ip, port));
-        (is_api_server && service != API_SERVER).then_some(Holder::ApiServer)
+        let has = |servers: &ApiServers| servers.contains(&(ip, port));
+        let is_api_server = protocol == TCP && (has(&self.api_servers) || has(&self.configured));
+        if is_api_server && service != API_SERVER {
+            return Some(Holder::ApiServer);
+        }
+        if frontend.is_external() {
+            let is_within = self.service_cidrs.iter().any(|range| range.contains(&ip));
+            return is_within.then_some(Holder::ServiceCidr);
+        }
+        None
     }
 }
 
-/// The refusal of a frontend with the address of an API server.
-pub fn refusal(service: &Arc<str>, FrontendAddress { ip, port, .. }: FrontendAddress) -> Refusal {
-    Refusal {
+/// The refusal of a frontend whose address has a holder; none where that is no fault of the
+/// Service's, or where the address as a whole is refused already.
+pub fn refusal(service: &str, frontend: FrontendAddress, holder: Holder) -> Option<Refusal> {
+    let FrontendAddress { ip, port, protocol } = frontend;
+    let (reason, message) = match holder {
+        Holder::ApiServer => (
+            RefusalReason::AddressInUse,
+            format!(
+                "{ip} port {port} is an API server (an endpoint of {API_SERVER}, or where lb-agent \
+                 looks for one): give the Service another address or port"
+            ),
+        ),
+        Holder::ServiceCidr if protocol == 0 => (
+            RefusalReason::ForbiddenAddress,
+            format!(
+                "{ip} is in a ServiceCIDR, where only the API server gives out \
+                 addresses: give the Service an address outside of it"
+            ),
+        ),
+        Holder::ServiceCidr | Holder::Process => return None,
+    };
+    Some(Refusal {
         kind: ObjectKind::Service,
-        object: (&**service).into(),
+        object: service.into(),
         uid: String::new(),
         field: "spec.ports".to_owned(),
-        reason: RefusalReason::AddressInUse,
-        message: format!(
-            "{ip} port {port} is an API server (an endpoint of {API_SERVER}): give the Service \
-             another address or port"
-        ),
-    }
+        reason,
+        message,
+    })
 }

@@ -59,6 +59,17 @@ impl Blocks {
         blocks
     }
 
+    /// How many slots are free.
+    pub fn available(&self) -> usize {
+        self.free.iter().enumerate().map(|(order, blocks)| blocks.len() << order).sum()
+    }
+
+    /// How many slots the largest free block has.
+    pub fn largest(&self) -> usize {
+        let largest = self.free.iter().rposition(|blocks| !blocks.is_empty());
+        largest.map_or(0, |order| 1 << order)
+    }
+
     /// Allocates the first free block of an order, cut from a larger one if necessary.
     pub fn allocate(&mut self, order: u8) -> Option<Block> {
         let order = usize::from(order);

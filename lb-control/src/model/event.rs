@@ -138,6 +138,17 @@ pub struct ObjectName {
     pub name: String,
 }
 
+impl ObjectName {
+    /// The name without a namespace, if objects of the kind have none.
+    #[must_use]
+    pub fn of_kind(mut self, kind: ObjectKind) -> Self {
+        if !kind.is_namespaced() {
+            self.namespace.clear();
+        }
+        self
+    }
+}
+
 impl From<&str> for ObjectName {
     /// Reads `namespace/name`, or a name alone.
     fn from(text: &str) -> Self {
@@ -156,14 +167,62 @@ impl fmt::Display for ObjectName {
     }
 }
 
+/// An object that the source has and that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its name; empty if that cannot be read either.
+    pub name: ObjectName,
+    /// Its uid, or empty.
+    pub uid: String,
+    /// The path of the field that cannot be read.
+    pub field: String,
+    /// What is wrong there.
+    pub error: String,
+}
+
 /// A change of the objects of the source.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ObjectEvent {
     /// The complete list of a kind: every other object of the kind is gone. With the first
     /// list of a kind, all its objects are known.
     Replaced(ObjectKind, Vec<Object>),
+    /// The same, but for objects that cannot be read: what was known of them stays.
+    ReplacedExcept(ObjectKind, Vec<Object>, Vec<Unreadable>),
     /// An object was created or changed.
     Applied(Object),
+    /// An object was created or changed and cannot be read: what was known of it stays.
+    Unreadable(ObjectKind, Unreadable),
     /// An object was deleted.
     Deleted(ObjectKind, ObjectName),
+}
+
+impl ObjectEvent {
+    /// The kind of its objects.
+    pub fn kind(&self) -> ObjectKind {
+        match self {
+            Self::Replaced(kind, _)
+            | Self::ReplacedExcept(kind, ..)
+            | Self::Unreadable(kind, _)
+            | Self::Deleted(kind, _) => *kind,
+            Self::Applied(object) => object.kind(),
+        }
+    }
+
+    /// The objects of a list that can be read, if it is one.
+    pub fn listed(&self) -> Option<&[Object]> {
+        match self {
+            Self::Replaced(_, objects) | Self::ReplacedExcept(_, objects, _) => Some(objects),
+            Self::Applied(_) | Self::Unreadable(..) | Self::Deleted(..) => None,
+        }
+    }
+
+    /// Whether it says that there is an object of this name, which cannot be read.
+    pub fn has_unreadable(&self, name: &str) -> bool {
+        let is_it = |object: &Unreadable| object.name.name == name;
+        match self {
+            Self::ReplacedExcept(_, _, unreadable) => unreadable.iter().any(is_it),
+            Self::Unreadable(_, object) => is_it(object),
+            Self::Replaced(..) | Self::Applied(_) | Self::Deleted(..) => false,
+        }
+    }
 }

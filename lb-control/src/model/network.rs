@@ -30,8 +30,10 @@ pub struct NodeNetwork {
     pub devices: Vec<Interface>,
     /// How many interfaces of pods there are.
     pub pods: usize,
-    /// Interfaces that could not be attached, one sentence each; attaching is retried.
+    /// Programs that were detached and could not be attached again, one sentence each.
     pub problems: Vec<String>,
+    /// Interfaces of which Service traffic is not handled, one sentence each.
+    pub unhandled: Vec<String>,
     /// Programs of others that are on the wrong side of lb's on a hook, one phrase each.
     pub misplaced: Vec<String>,
     /// Whether the addresses of the Node object were known when this was read.

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use k8s_openapi::api::{core::v1, networking::v1::ServiceCIDR};
 
-use super::{IpFamily, Parsed, RefusalReason, Refusals, event::ObjectKind, keys::ZONE_LABEL};
+use super::{
+    IpFamily, Parsed, RefusalReason, Refusals, event::ObjectKind, keys::ZONE_LABEL, text::Quoted,
+};
 
 /// The parts of a Node that decisions need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,7 +61,7 @@ pub fn parse(node: &v1::Node) -> Parsed<Node> {
     let pod_cidrs = pod_cidrs(node, &mut refusals);
     Parsed {
         value: Some(Node { zone: zone.map(Into::into), addresses, pod_cidrs }),
-        refusals: refusals.list,
+        refusals: refusals.into_list(),
     }
 }
 
@@ -69,7 +71,7 @@ pub fn parse_service_cidr(object: &ServiceCIDR) -> Parsed<Vec<IpNet>> {
     let list = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
     let texts = list.iter().enumerate();
     let texts = texts.map(|(index, text)| (format!("spec.cidrs[{index}]"), text.as_str()));
-    Parsed { value: Some(prefixes(texts, &mut refusals)), refusals: refusals.list }
+    Parsed { value: Some(prefixes(texts, &mut refusals)), refusals: refusals.into_list() }
 }
 
 fn pod_cidrs(node: &v1::Node, refusals: &mut Refusals<'_>) -> Vec<IpNet> {
@@ -96,7 +98,7 @@ fn prefixes<'a>(
             Err(_) => refusals.add(
                 RefusalReason::InvalidPrefix,
                 field,
-                format!("\"{text}\" is not an IP prefix"),
+                format!("{} is not an IP prefix", Quoted(text)),
             ),
         }
     }

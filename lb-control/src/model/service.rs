@@ -1,6 +1,7 @@
 //! Services.
 
 mod outside;
+mod size;
 
 use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
 
@@ -13,9 +14,9 @@ use k8s_openapi::{
 
 use super::{
     IpFamily, Parsed, Protocol, RefusalReason, Refusals, event::ObjectKind, is_label,
-    keys::PROXY_NAME_LABEL, parse_address, parse_port,
+    keys::PROXY_NAME_LABEL, parse_address, parse_port, text::Quoted,
 };
-use crate::options::ExternalMode;
+use crate::options::{ExternalMode, Limits};
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where it is not set.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
@@ -92,13 +93,20 @@ impl Policy {
 
 /// Reads a Service. A headless Service, an ExternalName, and a Service of another proxy give
 /// neither a value nor a refusal.
-pub fn parse(service: &v1::Service) -> Parsed<Service> {
+///
+/// A Service that asks for more than the limits is refused as a whole, before anything is made of
+/// its lists: the cost of such an object is that of its length.
+pub fn parse(service: &v1::Service, limits: &Limits) -> Parsed<Service> {
     let mut refusals = Refusals::new(ObjectKind::Service, &service.metadata);
-    let value = parse_into(service, &mut refusals);
-    Parsed { value, refusals: refusals.list }
+    let value = parse_into(service, limits, &mut refusals);
+    Parsed { value, refusals: refusals.into_list() }
 }
 
-fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Service> {
+fn parse_into(
+    service: &v1::Service,
+    limits: &Limits,
+    refusals: &mut Refusals<'_>,
+) -> Option<Service> {
     let metadata = &service.metadata;
     let spec = service.spec.as_ref()?;
     let is_foreign = PROXY_NAME_LABEL.label(metadata).is_some();
@@ -115,17 +123,18 @@ fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Serv
             refusals.add(
                 RefusalReason::InvalidName,
                 format!("metadata.{field}"),
-                format!("\"{text}\" is not a DNS label"),
+                format!("{} is not a DNS label", Quoted(text)),
             );
             return None;
         }
     }
+    size::check_lists(service, spec, limits, refusals)?;
     let (ports, mut policy) = (ports(spec, refusals), policy(spec, refusals));
     let outside = outside::read(service, spec, refusals);
     policy.externally_reachable = !outside.load_balancer_ips.is_empty()
         || !outside.external_ips.is_empty()
         || ports.iter().any(|port| port.node_port.is_some());
-    Some(Service {
+    let service = Service {
         name: format!("{}/{}", object.namespace, object.name).into(),
         uid: metadata.uid.clone().unwrap_or_default().into(),
         created: metadata.creation_timestamp.as_ref().map(|Time(time)| *time),
@@ -138,7 +147,9 @@ fn parse_into(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<Serv
         policy,
         external_mode: outside.mode,
         health_check_node_port: health_check_node_port(spec, refusals),
-    })
+    };
+    size::check_frontends(&service, limits, refusals)?;
+    Some(service)
 }
 
 /// The ClusterIPs with their field paths; empty for a headless Service.
@@ -190,7 +201,7 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
             refusals.add(
                 RefusalReason::UnsupportedProtocol,
                 field("protocol"),
-                format!("protocol \"{text}\" is not supported, only TCP and UDP are"),
+                format!("protocol {} is not supported, only TCP and UDP are", Quoted(text)),
             );
             continue;
         };
@@ -206,7 +217,7 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
             refusals.add(
                 RefusalReason::InvalidName,
                 field("name"),
-                format!("\"{name}\" is not a port name"),
+                format!("{} is not a port name", Quoted(name)),
             );
             continue;
         }
@@ -214,7 +225,7 @@ fn ports(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<Port> {
             refusals.add(
                 RefusalReason::Duplicate,
                 field("name"),
-                format!("\"{name}\" is the name of an earlier port of the same protocol"),
+                format!("{} is the name of an earlier port of the same protocol", Quoted(name)),
             );
             continue;
         }
@@ -263,7 +274,7 @@ fn affinity_seconds(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> u32 {
             refusals.add(
                 RefusalReason::UnknownValue,
                 "spec.sessionAffinity",
-                format!("\"{text}\" is neither None nor ClientIP"),
+                format!("{} is neither None nor ClientIP", Quoted(text)),
             );
             return 0;
         }
@@ -299,7 +310,7 @@ fn policy(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Policy {
             refusals.add(
                 RefusalReason::UnknownValue,
                 format!("spec.{field}"),
-                format!("\"{text}\" is neither Cluster nor Local; Cluster is used"),
+                format!("{} is neither Cluster nor Local; Cluster is used", Quoted(text)),
             );
             false
         }

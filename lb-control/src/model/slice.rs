@@ -10,6 +10,7 @@ use super::{
     is_label,
     keys::{HEADLESS_LABEL, SERVICE_LABEL},
     parse_address, parse_port,
+    text::Quoted,
 };
 
 /// Endpoints of a Service in one family.
@@ -23,6 +24,13 @@ pub struct Slice {
     pub ports: Vec<SlicePort>,
     /// The endpoints, in the order of the slice.
     pub endpoints: Vec<Endpoint>,
+}
+
+impl Slice {
+    /// How many of its endpoints run on this node.
+    pub fn local_endpoints(&self) -> usize {
+        self.endpoints.iter().filter(|endpoint| endpoint.is_local).count()
+    }
 }
 
 /// A port that every endpoint of a slice listens on.
@@ -69,7 +77,7 @@ pub struct Hints {
 pub fn parse(slice: &EndpointSlice, node_name: &str, names: &mut SharedNames) -> Parsed<Slice> {
     let mut refusals = Refusals::new(ObjectKind::EndpointSlice, &slice.metadata);
     let value = parse_into(slice, node_name, names, &mut refusals);
-    Parsed { value, refusals: refusals.list }
+    Parsed { value, refusals: refusals.into_list() }
 }
 
 fn parse_into(
@@ -90,7 +98,7 @@ fn parse_into(
             refusals.add(
                 RefusalReason::UnknownValue,
                 "addressType",
-                format!("\"{text}\" is neither IPv4 nor IPv6"),
+                format!("{} is neither IPv4 nor IPv6", Quoted(text)),
             );
             return None;
         }
@@ -118,7 +126,7 @@ fn ports(slice: &EndpointSlice, refusals: &mut Refusals<'_>) -> Vec<SlicePort> {
             refusals.add(
                 RefusalReason::InvalidName,
                 format!("ports[{index}].name"),
-                format!("\"{name}\" is not a port name"),
+                format!("{} is not a port name", Quoted(name)),
             );
             continue;
         }

@@ -24,6 +24,7 @@ use super::{
     held::{FIRST_BACKEND, HeldBackend, HeldPort, HeldSet, Ids},
     nodes::HeldNodes,
     ranges::Ranges,
+    usage::{Usage, Used},
 };
 use crate::{
     dataplane::{Capacity, PinnedState},
@@ -73,7 +74,23 @@ impl Planner {
         let (ranges, orphan_ranges) = adopt_ranges(state, &capacity, &mut held);
         let orphans = Orphans { frontends: orphan_frontends, ranges: orphan_ranges };
         let nodes = HeldNodes::new(state.nodes(), [capacity.nodes4, capacity.nodes6]);
-        Self { grace, ids, held, frontends, ranges, nodes, orphans, settings: state.settings }
+        let mut used = Used::default();
+        for (name, ports) in &held {
+            used.change(name, &Usage::default(), &Usage::held(ports));
+        }
+        Self {
+            grace,
+            ids,
+            held,
+            frontends,
+            ranges,
+            nodes,
+            orphans,
+            settings: state.settings,
+            used,
+            namespace_share: 100,
+            has_more_room: false,
+        }
     }
 }
 

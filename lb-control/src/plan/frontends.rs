@@ -15,6 +15,8 @@ pub(crate) struct Frontends {
     pub(crate) limits: [u32; 2],
     /// The entries that the draft touched, as they were before it.
     pub(crate) touched: BTreeMap<FrontendAddress, Option<Frontend>>,
+    /// Whether frontends were deleted since the planner last looked.
+    pub(crate) has_more_room: bool,
 }
 
 impl Frontends {

@@ -1,11 +1,14 @@
 //! Reserves the entries that one Service needs, before any op is planned, so that the Service
 //! is programmed as a whole or not at all.
 
+use std::collections::HashSet;
+
 use super::{
     family_index,
     frontends::Frontends,
     held::{HeldBackend, HeldPort, Ids, SETS, index_of_family},
     ranges::Ranges,
+    usage::{Map, Share, Usage},
 };
 use crate::{
     desired::{DesiredBackend, DesiredPort, FrontendAddress},
@@ -58,21 +61,24 @@ pub(super) fn diff(held: &[HeldBackend], desired: &[DesiredBackend]) -> Diff {
     }
 }
 
-/// A map that is full.
-#[derive(Debug)]
-pub(crate) struct FullMap {
-    pub(super) map: &'static str,
-    pub(super) limit: u32,
-    pub(super) flag: &'static str,
+/// A map without room for what a Service wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom {
+    pub(super) map: Map,
+    /// How many entries more are wanted; of SLOTS, how many in one block.
+    pub(super) needed: usize,
+    /// The map has room, but the Service's namespace has its share already.
+    pub(super) is_share: bool,
 }
 
 /// Reserves everything that a Service needs beyond what it has, or nothing.
 pub(crate) fn reserve(
     ids: &mut Ids,
     (frontends, ranges): (&Frontends, &Ranges),
+    share: &Share,
     held: &[HeldPort],
     desired: &[DesiredPort],
-) -> Result<Vec<Matched>, FullMap> {
+) -> Result<Vec<Matched>, NoRoom> {
     let mut matched = Vec::with_capacity(desired.len());
     for port in desired {
         let held_at = held.binary_search_by(|held| held.key.cmp(&port.key)).ok();
@@ -87,129 +93,208 @@ pub(crate) fn reserve(
         check_frontends(frontends, held, desired, family)?;
         check_ranges(ranges, held, desired, &matched, family)?;
     }
-    for position in 0..matched.len() {
-        let port = matched[position].held.map(|at| &held[at]);
-        match reserve_blocks(ids, port, &desired[position], &matched[position].diff) {
-            Some(blocks) => matched[position].blocks = blocks,
-            None => {
-                let taken = matched.iter().flat_map(|matched| matched.blocks).flatten();
-                taken.for_each(|block| ids.blocks.free_at_once(block));
-                return Err(FullMap {
-                    map: "SLOTS",
-                    limit: ids.capacity.slots,
-                    flag: "--max-slots",
-                });
-            }
-        }
-    }
+    check_share(share, ids, (frontends, ranges), held, desired)?;
+    reserve_all_blocks(ids, share, held, desired, &mut matched)?;
     Ok(matched)
 }
 
-/// Fails if the new service ports or backends do not fit.
-pub(crate) fn check_counts(
-    ids: &Ids,
-    desired: &[DesiredPort],
-    matched: &[Matched],
-) -> Result<(), FullMap> {
-    let new_ports = matched.iter().filter(|matched| matched.held.is_none()).count();
-    if new_ports > ids.services.available() {
-        let limit = ids.capacity.services;
-        return Err(FullMap { map: "SERVICES", limit, flag: "--max-services" });
+/// How many entries of a map a Service can get now.
+pub(crate) fn free(ids: &Ids, (frontends, ranges): (&Frontends, &Ranges), map: Map) -> usize {
+    let rest = |limits: [u32; 2], counts: [usize; 2], family: usize| {
+        (limits[family] as usize).saturating_sub(counts[family])
+    };
+    match map {
+        Map::Services => ids.services.available(),
+        Map::Backends4 => ids.backends[0].available(),
+        Map::Backends6 => ids.backends[1].available(),
+        Map::Frontends4 => rest(frontends.limits, frontends.counts, 0),
+        Map::Frontends6 => rest(frontends.limits, frontends.counts, 1),
+        Map::Ranges4 => rest(ranges.limits, ranges.counts, 0),
+        Map::Ranges6 => rest(ranges.limits, ranges.counts, 1),
+        Map::Slots => ids.blocks.available(),
     }
-    let capacity = &ids.capacity;
-    let backend_maps = [("BACKENDS4", capacity.backends4), ("BACKENDS6", capacity.backends6)];
-    for (family, (map, limit)) in backend_maps.into_iter().enumerate() {
-        let pairs = desired.iter().zip(matched);
-        let of_family = pairs.filter(|(port, _)| index_of_family(port.key.family) == family);
-        let added: usize = of_family.map(|(_, matched)| matched.diff.added.len()).sum();
-        if added > ids.backends[family].available() {
-            return Err(FullMap { map, limit, flag: "--max-backends" });
+}
+
+/// Fails if the namespace would have more than its share of a map; SLOTS come later.
+fn check_share(
+    share: &Share,
+    ids: &Ids,
+    maps: (&Frontends, &Ranges),
+    held: &[HeldPort],
+    desired: &[DesiredPort],
+) -> Result<(), NoRoom> {
+    let (held, wanted) = (Usage::held(held), Usage::wanted(desired));
+    for map in Map::ALL.into_iter().filter(|map| *map != Map::Slots) {
+        let growth = wanted.of(map).saturating_sub(held.of(map));
+        if !share.allows(map, growth, free(ids, maps, map)) {
+            return Err(NoRoom { map, needed: growth, is_share: true });
         }
     }
     Ok(())
 }
 
+/// How large the blocks are that a Service gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// With room to grow, and for sets that could stay where they are.
+    Ample,
+    /// As small as can be, and only for sets that must move.
+    Least,
+}
+
+/// Reserves the blocks of all ports, or none. What could be left out is no reason to refuse a
+/// Service whose namespace has its share.
+fn reserve_all_blocks(
+    ids: &mut Ids,
+    share: &Share,
+    held: &[HeldPort],
+    desired: &[DesiredPort],
+    matched: &mut [Matched],
+) -> Result<(), NoRoom> {
+    match try_all_blocks(ids, share, held, desired, matched, Room::Ample) {
+        Err(NoRoom { is_share: true, .. }) => {
+            try_all_blocks(ids, share, held, desired, matched, Room::Least)
+        }
+        result => result,
+    }
+}
+
+fn try_all_blocks(
+    ids: &mut Ids,
+    share: &Share,
+    held: &[HeldPort],
+    desired: &[DesiredPort],
+    matched: &mut [Matched],
+    room: Room,
+) -> Result<(), NoRoom> {
+    let free = ids.blocks.available();
+    let mut growth = 0;
+    let mut result = Ok(());
+    for (port, matched) in desired.iter().zip(&mut *matched) {
+        let of_port = matched.held.map(|at| &held[at]);
+        match reserve_blocks(ids, of_port, port, &matched.diff, room) {
+            Ok(blocks) => matched.blocks = blocks,
+            Err(needed) => {
+                result = Err(NoRoom { map: Map::Slots, needed, is_share: false });
+                break;
+            }
+        }
+        for (number, block) in matched.blocks.iter().enumerate() {
+            let Some(block) = block else { continue };
+            let replaced = of_port.and_then(|port| port.sets[number].block);
+            growth += block.capacity() as usize;
+            growth = growth.saturating_sub(replaced.map_or(0, |block| block.capacity() as usize));
+        }
+    }
+    if result.is_ok() && !share.allows(Map::Slots, growth, free) {
+        result = Err(NoRoom { map: Map::Slots, needed: growth, is_share: true });
+    }
+    if result.is_err() {
+        let taken = matched.iter_mut().flat_map(|matched| &mut matched.blocks);
+        for block in taken.filter_map(Option::take) {
+            ids.blocks.free_at_once(block);
+        }
+    }
+    result
+}
+
+/// Fails if the new service ports or backends do not fit.
+fn check_counts(ids: &Ids, desired: &[DesiredPort], matched: &[Matched]) -> Result<(), NoRoom> {
+    let new_ports = matched.iter().filter(|matched| matched.held.is_none()).count();
+    check_room(Map::Services, new_ports, ids.services.available())?;
+    for (family, map) in [Map::Backends4, Map::Backends6].into_iter().enumerate() {
+        let pairs = desired.iter().zip(matched);
+        let of_family = pairs.filter(|(port, _)| index_of_family(port.key.family) == family);
+        let added: usize = of_family.map(|(_, matched)| matched.diff.added.len()).sum();
+        check_room(map, added, ids.backends[family].available())?;
+    }
+    Ok(())
+}
+
+fn check_room(map: Map, needed: usize, free: usize) -> Result<(), NoRoom> {
+    if needed > free { Err(NoRoom { map, needed, is_share: false }) } else { Ok(()) }
+}
+
 /// Fails if the new frontends of a family do not fit. Frontends that the Service gives up
 /// count as room, because they are deleted first.
-pub(crate) fn check_frontends(
+fn check_frontends(
     frontends: &Frontends,
     held: &[HeldPort],
     desired: &[DesiredPort],
     family: usize,
-) -> Result<(), FullMap> {
+) -> Result<(), NoRoom> {
     let wanted = || desired.iter().flat_map(|port| &port.frontends).map(|frontend| frontend.at);
     let is_new =
         |at: &FrontendAddress| family_index(at.ip) == family && frontends.owner(at).is_none();
     let new = wanted().filter(is_new).count();
     let lost = || {
+        let wanted: HashSet<FrontendAddress> = wanted().collect();
         let owned = held.iter().flat_map(|port| port.frontends.iter().map(|at| (at, port.index)));
         let of_family = owned.filter(|(at, _)| family_index(at.ip) == family);
         let lost = of_family.filter(|(at, index)| frontends.owner(at) == Some(*index));
-        lost.filter(|(at, _)| !wanted().any(|wanted| wanted == **at)).count()
+        lost.filter(|(at, _)| !wanted.contains(at)).count()
     };
-    let limit = frontends.limits[family];
-    let total = frontends.counts[family] + new;
-    if new > 0 && total > limit as usize && total > limit as usize + lost() {
-        let map = ["FRONTENDS4", "FRONTENDS6"][family];
-        return Err(FullMap { map, limit, flag: "--max-services" });
-    }
-    Ok(())
+    let free = (frontends.limits[family] as usize).saturating_sub(frontends.counts[family]);
+    let map = [Map::Frontends4, Map::Frontends6][family];
+    if new > free { check_room(map, new, free + lost()) } else { Ok(()) }
 }
 
 /// Fails if the new source ranges of a family do not fit. Ranges that the Service gives up
 /// still take room, because they are deleted last.
-pub(crate) fn check_ranges(
+fn check_ranges(
     ranges: &Ranges,
     held: &[HeldPort],
     desired: &[DesiredPort],
     matched: &[Matched],
     family: usize,
-) -> Result<(), FullMap> {
+) -> Result<(), NoRoom> {
     let new = |(port, matched): (&DesiredPort, &Matched)| {
         let held = matched.held.map_or(&[][..], |at| &held[at].ranges);
+        if held == &*port.ranges {
+            return 0;
+        }
         let of_family = port.ranges.iter().filter(|range| family_index(range.addr()) == family);
         of_family.filter(|range| held.binary_search(range).is_err()).count()
     };
     let new: usize = desired.iter().zip(matched).map(new).sum();
-    let limit = ranges.limits[family];
-    if new > 0 && ranges.counts[family] + new > limit as usize {
-        let map = ["RANGES4", "RANGES6"][family];
-        return Err(FullMap { map, limit, flag: "--max-services" });
-    }
-    Ok(())
+    let free = (ranges.limits[family] as usize).saturating_sub(ranges.counts[family]);
+    check_room([Map::Ranges4, Map::Ranges6][family], new, free)
 }
 
-/// Allocates the blocks that the sets of a port must or should move to; none if a set must
-/// move and there is no block for it.
-pub(crate) fn reserve_blocks(
+/// Allocates the blocks that the sets of a port must or should move to; if a set must move and
+/// there is no block for it, fails with the number of slots that the block needs.
+fn reserve_blocks(
     ids: &mut Ids,
     held: Option<&HeldPort>,
     desired: &DesiredPort,
     diff: &Diff,
-) -> Option<[Option<Block>; 2]> {
+    room: Room,
+) -> Result<[Option<Block>; 2], usize> {
     let mut blocks = [None; 2];
     for (number, bit) in SETS.into_iter().enumerate() {
         let is_member = |backend: &&DesiredBackend| backend.sets & bit != 0;
         let length = desired.backends.iter().filter(is_member).count() as u32;
         let block = held.and_then(|held| held.sets[number].block);
         let must = block.map_or(0, Block::capacity) < length;
-        if length == 0 || (!must && !should_move(held, desired, diff, number, length)) {
+        let is_ample = room == Room::Ample;
+        let moves = must || (is_ample && should_move(held, desired, diff, number, length));
+        if length == 0 || !moves {
             continue;
         }
-        let roomy = ids.blocks.allocate(roomy_order_of(length));
+        let roomy = if is_ample { ids.blocks.allocate(roomy_order_of(length)) } else { None };
         blocks[number] =
             roomy.or_else(|| if must { ids.blocks.allocate(order_of(length)) } else { None });
         if must && blocks[number].is_none() {
             blocks.into_iter().flatten().for_each(|block| ids.blocks.free_at_once(block));
-            return None;
+            return Err(1 << order_of(length));
         }
     }
-    Some(blocks)
+    Ok(blocks)
 }
 
 /// Whether a set should get a new block although it fits into its old one, because most of
 /// it changes, or because it has shrunk to less than a quarter.
-pub(crate) fn should_move(
+fn should_move(
     held: Option<&HeldPort>,
     desired: &DesiredPort,
     diff: &Diff,

@@ -84,7 +84,7 @@ fn state(recipes: &[Option<Recipe>]) -> State {
             desired.ports.push(DesiredPort {
                 key: PortKey { family, protocol: 0, port: "".into() },
                 frontends: vec![frontends::of_address(ip)],
-                ranges: Vec::new(),
+                ranges: Arc::default(),
                 affinity_seconds: 0,
                 flags: Service::ADDRESS,
                 has_backend: !ports.is_empty(),
@@ -144,7 +144,7 @@ fn port_of(
     DesiredPort {
         key: PortKey { family, protocol: 6, port: format!("p{number}").into() },
         frontends,
-        ranges: if outside.is_some() { ranges(family, *clients) } else { Vec::new() },
+        ranges: if outside.is_some() { ranges(family, *clients) } else { Vec::new() }.into(),
         affinity_seconds: *affinity_seconds,
         flags,
         has_backend: false,

@@ -34,6 +34,15 @@ impl NodeIndex {
         self.addresses.keys()
     }
 
+    /// The names of the nodes that endpoints name, in no order.
+    pub(super) fn of_endpoints(&self) -> impl Iterator<Item = &str> {
+        let by_endpoints = |(name, shared): (&Arc<str>, usize)| {
+            let here = [self.addresses.contains_key(name), self.moved.contains(name)];
+            shared > here.into_iter().map(usize::from).sum()
+        };
+        self.names.shared().filter(move |it| by_endpoints(*it)).map(|(name, _)| &**name)
+    }
+
     /// Sets or removes a Node, and returns whether any address was added or removed.
     pub(super) fn set(&mut self, name: &str, addresses: Option<NodeAddresses>) -> bool {
         let held = self.addresses.get(name);
@@ -56,6 +65,12 @@ impl NodeIndex {
             None => self.addresses.remove(&name),
         };
         has_changed
+    }
+
+    /// Whether the [`NodeIndex::internal_ip`] of any Node changed since the last
+    /// [`Self::take_moved`].
+    pub(super) fn has_moved(&self) -> bool {
+        !self.moved.is_empty()
     }
 
     /// The names of the Nodes whose [`NodeIndex::internal_ip`] changed since the last call.

@@ -58,7 +58,7 @@ fn check_dirty(
     expected: &[&str],
 ) {
     events.into_iter().for_each(|event| snapshot.apply(event));
-    let dirty = snapshot.take_dirty();
+    let dirty = snapshot.take_dirty(|_| true);
     let names: BTreeSet<&str> = dirty.services.iter().map(|name| &**name).collect();
     assert_eq!(names.into_iter().collect::<Vec<_>>(), expected);
 }
@@ -124,31 +124,38 @@ fn a_relist_touches_what_differs() {
 fn only_the_zone_of_this_node_touches_everything() {
     let mut snapshot = Snapshot::new("here", []);
     snapshot.apply(ObjectEvent::Applied(node(json!({ "a": "b" }))));
-    assert!(!snapshot.take_dirty().everything);
+    assert!(!snapshot.take_dirty(|_| true).everything);
     snapshot.apply(ObjectEvent::Applied(node(json!({ "topology.kubernetes.io/zone": "a" }))));
-    assert!(snapshot.take_dirty().everything);
+    assert!(snapshot.take_dirty(|_| true).everything);
     snapshot.apply(ObjectEvent::Deleted(
         ObjectKind::Node,
         ObjectName { namespace: String::new(), name: "here".to_owned() },
     ));
-    assert!(snapshot.take_dirty().everything);
-    assert_eq!(snapshot.node(), None);
+    assert_eq!(snapshot.take_dirty(|_| true), Dirty::default());
+    snapshot.apply(ObjectEvent::Replaced(ObjectKind::Node, Vec::new()));
+    assert_eq!(snapshot.take_dirty(|_| true), Dirty::default());
+    assert!(snapshot.node().is_some_and(|node| node.zone.is_some()), "what worked goes on");
 }
 
 #[test]
-fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
+fn a_node_that_is_reached_by_another_address_touches_the_services_on_it_that_need_it() {
     let mut snapshot = Snapshot::new("here", []);
     let slices = vec![
         slice_on("a-1", "a", "there"),
         slice_on("b-1", "b", "elsewhere"),
         slice_on("c-1", "c", "here"),
         slice_on("c-2", "c", "there"),
+        slice_on("d-1", "d", "there"),
     ];
-    let all = ["shop/a", "shop/b", "shop/c"];
-    check_dirty(&mut snapshot, [ObjectEvent::Replaced(ObjectKind::EndpointSlice, slices)], &all);
+    let services = ["a", "b", "c", "d"].map(|name| service(name, "10.0.0.1"));
+    let events = [
+        ObjectEvent::Replaced(ObjectKind::Service, services.into()),
+        ObjectEvent::Replaced(ObjectKind::EndpointSlice, slices),
+    ];
+    check_dirty(&mut snapshot, events, &["shop/a", "shop/b", "shop/c", "shop/d"]);
     let mut check = |event: ObjectEvent, services: &[&str], nodes: bool| {
         snapshot.apply(event);
-        let dirty = snapshot.take_dirty();
+        let dirty = snapshot.take_dirty(|service| &*service.name != "shop/d");
         let names: BTreeSet<&str> = dirty.services.iter().map(|name| &**name).collect();
         assert_eq!(names.into_iter().collect::<Vec<_>>(), services);
         assert_eq!((dirty.nodes, dirty.everything), (nodes, false));
@@ -180,21 +187,25 @@ fn a_node_that_is_reached_by_another_address_touches_the_services_on_it() {
 fn refusals_of_another_node_are_not_reported_here() {
     let mut snapshot = Snapshot::new("here", []);
     snapshot.apply(ObjectEvent::Applied(node_at("there", "nowhere", &["192.0.2.1"])));
-    assert_eq!(snapshot.take_dirty().refusals, []);
+    assert_eq!(snapshot.take_dirty(|_| true).refusals, []);
     snapshot.apply(ObjectEvent::Applied(node_at("here", "nowhere", &["192.0.2.2"])));
-    assert_eq!(snapshot.take_dirty().refusals.len(), 1);
+    let refusals = snapshot.take_dirty(|_| true).refusals;
+    let own = ObjectName { namespace: String::new(), name: "here".to_owned() };
+    assert_eq!(refusals.iter().map(|refusal| &refusal.object).collect::<Vec<_>>(), [&own]);
     assert_eq!(snapshot.nodes().addresses().count(), 2);
+    snapshot.apply(ObjectEvent::Applied(node_at("here", "203.0.113.1", &["192.0.2.2"])));
+    assert_eq!(snapshot.take_dirty(|_| true).resolved, [(ObjectKind::Node, own)]);
 }
 
 #[test]
 fn a_refusal_is_reported_once_and_ends_with_its_cause() {
     let mut snapshot = Snapshot::new("here", []);
     snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.300")));
-    assert_eq!(snapshot.take_dirty().refusals.len(), 1);
+    assert_eq!(snapshot.take_dirty(|_| true).refusals.len(), 1);
     snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.300")));
-    assert_eq!((snapshot.take_dirty().refusals.len(), snapshot.refusals().count()), (0, 1));
+    assert_eq!((snapshot.take_dirty(|_| true).refusals.len(), snapshot.refusals().count()), (0, 1));
     snapshot.apply(ObjectEvent::Applied(service("a", "10.0.0.3")));
-    assert_eq!((snapshot.take_dirty().refusals.len(), snapshot.refusals().count()), (0, 0));
+    assert_eq!((snapshot.take_dirty(|_| true).refusals.len(), snapshot.refusals().count()), (0, 0));
     snapshot.apply(ObjectEvent::Applied(service("b", "nowhere")));
     snapshot.apply(ObjectEvent::Replaced(ObjectKind::Service, Vec::new()));
     assert_eq!(snapshot.refusals().count(), 0);
@@ -213,7 +224,7 @@ fn a_changed_slice_reports_its_trigger_time() {
     };
     let mut triggers = |event: ObjectEvent| {
         snapshot.apply(event);
-        let triggers = snapshot.take_dirty().triggers.into_iter();
+        let triggers = snapshot.take_dirty(|_| true).triggers.into_iter();
         triggers.map(|trigger| (trigger.service.to_string(), trigger.at.to_string())).collect()
     };
     let told: Vec<_> = triggers(at("10.1.0.1", "2026-11-21T11:41:28.5Z"));
@@ -223,5 +234,85 @@ fn a_changed_slice_reports_its_trigger_time() {
     assert_eq!(triggers(ObjectEvent::Applied(slice("web-1", "web", "10.1.0.3"))), []);
     snapshot.apply(at("10.1.0.4", "2026-11-21T11:41:30Z"));
     snapshot.apply(ObjectEvent::Deleted(ObjectKind::EndpointSlice, name("web-1")));
-    assert_eq!(snapshot.take_dirty().triggers, []);
+    assert_eq!(snapshot.take_dirty(|_| true).triggers, []);
+}
+
+#[test]
+fn what_cannot_be_read_stays_as_it_was_until_it_is_deleted() {
+    let mut snapshot = Snapshot::new("here", []);
+    let kind = ObjectKind::Service;
+    let unreadable = |object: &str| Unreadable {
+        name: name(object),
+        uid: "1".to_owned(),
+        field: "spec.ports[0].port".to_owned(),
+        error: format!("\u{1b}[2J{}", "no number".repeat(1_000)),
+    };
+    let list = vec![service("a", "10.0.0.1"), service("b", "10.0.0.2")];
+    check_dirty(&mut snapshot, [ObjectEvent::Replaced(kind, list)], &["shop/a", "shop/b"]);
+    check_dirty(&mut snapshot, [ObjectEvent::Unreadable(kind, unreadable("a"))], &[]);
+    assert!(snapshot.service("shop/a").is_some());
+    let refused = |snapshot: &Snapshot| -> Vec<String> {
+        snapshot.refusals().map(|refusal| format!("{}", refusal.object)).collect()
+    };
+    assert_eq!(refused(&snapshot), ["shop/a"]);
+    let message = &snapshot.refusals().next().expect("one").message;
+    assert!(message.len() < 256 && message.starts_with("\\u{1b}[2J"), "{message}");
+
+    let except = || {
+        let list = vec![service("c", "10.0.0.3")];
+        ObjectEvent::ReplacedExcept(kind, list, vec![unreadable("a"), unreadable("d")])
+    };
+    check_dirty(&mut snapshot, [except()], &["shop/b", "shop/c"]);
+    assert!(snapshot.service("shop/a").is_some() && snapshot.service("shop/b").is_none());
+    assert_eq!(refused(&snapshot), ["shop/a", "shop/d"]);
+    snapshot.apply(except());
+    assert!(!snapshot.has_changes(), "the same again");
+
+    check_dirty(&mut snapshot, [ObjectEvent::Applied(service("a", "10.0.0.1"))], &[]);
+    assert_eq!(refused(&snapshot), ["shop/d"]);
+    check_dirty(&mut snapshot, [ObjectEvent::Replaced(kind, Vec::new())], &["shop/a", "shop/c"]);
+    assert!(refused(&snapshot).is_empty());
+}
+
+#[test]
+fn the_nodes_of_endpoints_share_the_reports() {
+    let names = ["here", "there", "elsewhere"];
+    let slice_on = |nodes: &[&str]| {
+        let endpoint = |(at, node): (usize, &&str)| json!({ "addresses": [format!("10.1.0.{}", at + 1)], "nodeName": node });
+        let object = json!({
+            "metadata": {
+                "namespace": "shop", "name": "cart-1",
+                "labels": { "kubernetes.io/service-name": "cart" },
+            },
+            "addressType": "IPv4",
+            "endpoints": nodes.iter().enumerate().map(endpoint).collect::<Vec<_>>(),
+        });
+        Object::EndpointSlice(Box::new(serde_json::from_value(object).expect("an EndpointSlice")))
+    };
+    let mut snapshots = names.map(|name| Snapshot::new(name, []));
+    let mut check = |event: Option<ObjectEvent>, expected: &[usize]| {
+        // Each knows its own Node, which makes it no candidate.
+        for (snapshot, name) in snapshots.iter_mut().zip(names) {
+            let node = json!({ "metadata": { "name": name } });
+            let node = serde_json::from_value(node).expect("a Node");
+            snapshot.apply(ObjectEvent::Applied(Object::Node(Box::new(node))));
+            event.iter().for_each(|event| snapshot.apply(event.clone()));
+        }
+        let mut counts = [0; 3];
+        for number in 0..60 {
+            let name = ObjectName { namespace: "shop".to_owned(), name: format!("s{number}") };
+            let reports = |snapshot: &Snapshot| snapshot.is_reporter(ObjectKind::Service, &name);
+            let reporters: Vec<usize> = (0..3).filter(|at| reports(&snapshots[*at])).collect();
+            // What is wrong with a Node is known to its own agent alone.
+            assert!(snapshots.iter().all(|one| one.is_reporter(ObjectKind::Node, &name)));
+            assert!(expected.len() == 3 && reporters.len() == 3 || reporters.len() == 1);
+            reporters.iter().for_each(|at| counts[*at] += 1);
+        }
+        let reporting: Vec<usize> = (0..3).filter(|at| counts[*at] > 0).collect();
+        assert_eq!(reporting, expected, "{counts:?}");
+    };
+    check(None, &[0, 1, 2]);
+    check(Some(ObjectEvent::Applied(slice_on(&["here", "there", "here"]))), &[0, 1]);
+    check(Some(ObjectEvent::Applied(slice_on(&["there", "elsewhere"]))), &[1, 2]);
+    check(Some(ObjectEvent::Deleted(ObjectKind::EndpointSlice, "shop/cart-1".into())), &[0, 1, 2]);
 }

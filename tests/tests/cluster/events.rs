@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lb_tests::harness::controlplane::Options;
 use lb_tests::harness::controlplane::live::{LiveCluster, PORT, TARGET, service};
 use lb_tests::harness::netns::actors::agent;
@@ -80,25 +80,27 @@ fn with_sctp(name: &str, number: u8) -> Value {
 
 #[test]
 fn sctp_is_refused_once_and_the_other_ports_work() -> Result<()> {
-    let mut live =
-        LiveCluster::start(Cluster::builder().pod(1, "a").pod(2, "b"), Options::default())?;
+    let pods = Cluster::builder().pod(1, "a").pod(2, "b").pod(1, "c").pod(2, "d");
+    let mut live = LiveCluster::start(pods, Options::default())?;
     live.serve(&["b"])?;
     live.start_agents(&[])?;
+    // The nodes of endpoints share the reports: here are some on both.
+    live.create_pods("other", &["c", "d"])?;
+    live.create_service("other", 21)?;
+    live.wait_backends("other", Some(2))?;
     live.create_pods("mixed", &["b"])?;
     live.plane.apply(&with_sctp("mixed", 20).to_string())?;
     let expected = |told: &[Told]| {
-        ensure!(told.len() == 2, "one of each node: {told:#?}");
-        for (node, told) in ["node1", "node2"].into_iter().zip(told) {
-            let good = told.by == node
-                && told.kind == "Warning"
-                && told.reason == "ProtocolNotSupported"
-                && told.note.contains("SCTP")
-                && told.times == 1;
-            ensure!(good, "{told:#?}");
-        }
+        let [told] = told else { bail!("not one of one node: {told:#?}") };
+        let good = ["node1", "node2"].contains(&told.by.as_str())
+            && told.kind == "Warning"
+            && told.reason == "ProtocolNotSupported"
+            && told.note.contains("SCTP")
+            && told.times == 1;
+        ensure!(good, "{told:#?}");
         Ok(())
     };
-    expected(&wait_events(&live, "mixed", 2)?)?;
+    expected(&wait_events(&live, "mixed", 1)?)?;
     let said = described(&live, "mixed")?;
     ensure!(said.contains("ProtocolNotSupported"), "{said}");
     live.wait_backends("mixed", Some(1))?;
@@ -123,7 +125,7 @@ fn sctp_is_refused_once_and_the_other_ports_work() -> Result<()> {
     live.kubectl(&["delete", "service", "mixed"])?;
     live.wait_backends("mixed", None)?;
     live.plane.apply(&with_sctp("mixed", 20).to_string())?;
-    wait_events(&live, "mixed", 4)?;
+    wait_events(&live, "mixed", 2)?;
     for node in [1, 2] {
         let log = live.agent(node)?.process().stderr();
         ensure!(!log.contains("not published"), "{log}");
@@ -175,7 +177,12 @@ fn a_service_that_does_not_fit_is_reported_and_the_others_work() -> Result<()> {
     live.create_service("fits", 20)?;
     // The Service `kubernetes` takes one, each dual-stack Service six.
     let kubeconfig = live.plane.agent_kubeconfig();
-    let options = agent::Options::kubeconfig(&kubeconfig).arguments(&["--max-services", "10"]);
+    let options = agent::Options::kubeconfig(&kubeconfig).arguments(&[
+        "--max-services",
+        "10",
+        "--max-namespace-share",
+        "100",
+    ]);
     live.spawn_agent_with(1, &options)?.wait_ready()?;
     live.wait_backends("fits", Some(1))?;
     live.create_service("too-much", 21)?;
@@ -185,7 +192,7 @@ fn a_service_that_does_not_fit_is_reported_and_the_others_work() -> Result<()> {
     let said = described(&live, "too-much")?;
     ensure!(said.contains("MapFull"), "{said}");
     let (status, said) = live.agent(1)?.http(10256, "/healthz")?;
-    ensure!(status == 503, "{status} {said}");
+    ensure!(status == 200, "{status} {said}");
     let answer = live.cluster.pod("a").tcp((cluster_ip(20).v4, PORT).into())?;
     ensure!(answer.name() == Some("b"), "{answer:?}");
     live.kubectl(&["delete", "service", "fits"])?;

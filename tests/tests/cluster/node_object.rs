@@ -86,8 +86,8 @@ fn a_wrong_node_name_is_told_with_the_right_one() -> Result<()> {
     live.wait_log(1, "no Node is called \\\"node1\\\"")?;
     let log = live.agent(1)?.process().stderr();
     ensure!(log.contains("give --hostname-override node1.example.com"), "{log}");
-    let (status, body) = live.agent(1)?.http(10256, "/livez")?;
-    ensure!(status == 503 && body.contains("\"healthy\":false"), "{status} {body}");
+    let (status, body) = live.agent(1)?.http(10256, "/healthz")?;
+    ensure!(status == 503 && body.contains("\"nodeEligible\":false"), "{status} {body}");
 
     live.kubectl(&["delete", "node", "node1.example.com"])?;
     live.plane.create_node("node1", &addresses)?;

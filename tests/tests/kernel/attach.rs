@@ -97,6 +97,7 @@ fn options() -> InterfaceOptions {
         pods: Patterns::Auto,
         attach: TcAttach::Auto,
         xdp: XdpMode::Auto,
+        metrics: None,
     }
 }
 
@@ -311,7 +312,7 @@ fn connect_hooks_are_adopted_and_follow_the_mode_and_the_cgroup() -> Result<()> 
     let (one, other) = (OwnCgroup::create("one")?, OwnCgroup::create("other")?);
     let pins = dir.pins();
     let attach = |group: &OwnCgroup, mode| -> Result<usize> {
-        Hooks::attach(&pins, &dir.load()?, group.0.path(), mode)?;
+        Hooks::attach(&pins, &dir.load()?, group.0.path(), mode).1?;
         Ok(fs::read_dir(pins.links())?.count())
     };
     let connect4 = || link(&pins.links().join("cgroup-connect4"));
@@ -357,7 +358,7 @@ fn cleanup_removes_what_lb_has_pinned_and_leaves_the_rest() -> Result<()> {
     netns.run(|| {
         with_interfaces(&dir, |_| Ok(()))?;
         let programs = dir.load()?;
-        Hooks::attach(&dir.pins(), &programs, group.0.path(), SocketLb::Tcp)?;
+        Hooks::attach(&dir.pins(), &programs, group.0.path(), SocketLb::Tcp).1?;
         let theirs = dir.0.join("theirs");
         fs::create_dir(&theirs)?;
         cleanup::cleanup(&dir.0, false)?;

@@ -2,18 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::http::Request;
-use kube::{
-    Client,
-    client::{Body, ClientBuilder},
-};
+use axum::http::Uri;
+use kube::Client;
 use tower::util::service_fn;
 
 use super::{
     access::{Access, ConnectError, Options},
-    floor::Floor,
     learned::Learned,
-    liveness::{Liveness, Proofs},
+    liveness::Liveness,
     servers::{Requests, Servers},
 };
 
@@ -25,7 +21,6 @@ pub struct Connection {
     servers: Option<Arc<Servers>>,
     liveness: Liveness,
     learned: Learned,
-    floor: Floor,
 }
 
 impl Connection {
@@ -39,17 +34,8 @@ impl Connection {
     }
 
     fn over(requests: Requests, servers: Option<Arc<Servers>>, learned: Learned) -> Self {
-        let (liveness, floor) = (Liveness::default(), Floor::default());
-        let raise = floor.clone();
-        let raised = tower::util::MapRequest::new(requests, move |mut request: Request<Body>| {
-            if let Some(uri) = raise.raised(request.uri()) {
-                *request.uri_mut() = uri;
-            }
-            request
-        });
-        let client =
-            ClientBuilder::new(raised, "default").with_layer(&Proofs(liveness.clone())).build();
-        Self { client, servers, liveness, learned, floor }
+        let (client, liveness) = (Client::new(requests, "default"), Liveness::default());
+        Self { client, servers, liveness, learned }
     }
 
     /// The server that serves, or the configured ones if none does.
@@ -57,14 +43,14 @@ impl Connection {
         self.servers.as_ref().map(|servers| servers.described()).unwrap_or_default()
     }
 
-    /// Which watches are broken.
-    pub fn liveness(&self) -> &Liveness {
-        &self.liveness
+    /// The servers that are configured.
+    pub fn configured(&self) -> Vec<Uri> {
+        self.servers.as_ref().map(|servers| servers.given()).unwrap_or_default()
     }
 
-    /// The versions that were seen.
-    pub(super) fn floor(&self) -> &Floor {
-        &self.floor
+    /// The state of the watches.
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
     }
 
     /// What is known of the API servers.

@@ -94,17 +94,10 @@ impl Learned {
                 state.slices = objects.iter().filter_map(slice).collect();
                 state.merge_slices();
             }),
-            ObjectEvent::Applied(object) => {
-                if let Some(service) = service(object) {
-                    self.update(|state| state.known.set_service(service));
-                }
-                if let Some((name, endpoints)) = slice(object) {
-                    self.update(|state| {
-                        state.slices.insert(name, endpoints);
-                        state.merge_slices();
-                    });
-                }
+            ObjectEvent::ReplacedExcept(_, objects, _) => {
+                objects.iter().for_each(|object| self.observe_object(object));
             }
+            ObjectEvent::Applied(object) => self.observe_object(object),
             ObjectEvent::Deleted(ObjectKind::EndpointSlice, ObjectName { namespace, name })
                 if namespace == NAMESPACE && self.state().slices.contains_key(name) =>
             {
@@ -113,7 +106,19 @@ impl Learned {
                     state.merge_slices();
                 });
             }
-            ObjectEvent::Replaced(..) | ObjectEvent::Deleted(..) => {}
+            ObjectEvent::Replaced(..) | ObjectEvent::Unreadable(..) | ObjectEvent::Deleted(..) => {}
+        }
+    }
+
+    fn observe_object(&self, object: &Object) {
+        if let Some(service) = service(object) {
+            self.update(|state| state.known.set_service(service));
+        }
+        if let Some((name, endpoints)) = slice(object) {
+            self.update(|state| {
+                state.slices.insert(name, endpoints);
+                state.merge_slices();
+            });
         }
     }
 

@@ -1,26 +1,30 @@
-//! Whether the watch of each kind is alive.
+//! How old the agent's picture of each kind is, and whether its watch is broken.
 //!
-//! A watch is broken from an error until the next successful answer to a request for its kind,
-//! be that a list or the beginning of a watch: [`Proofs`] sees those. A watch without events is
-//! therefore not broken. A connection that is lost without a sign breaks by the client's read
-//! timeout, after less than five minutes.
+//! A watch is broken from an error until a list is complete, or the server takes a watch or sends
+//! something on it. A watch without events is therefore not broken. This is the one place that
+//! says so: the log, `status`, `/healthz` and the metrics read it here.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use axum::http::{Request, Response};
-use futures::future::BoxFuture;
-use tower::{Layer, Service};
-
 use lb_control::model::event::ObjectKind;
 
-/// Which watches are broken, and since when; clones share it.
+/// The state of the watches; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Liveness(Arc<Mutex<BTreeMap<ObjectKind, Broken>>>);
+pub struct Liveness(Arc<Mutex<BTreeMap<ObjectKind, Watch>>>);
+
+#[derive(Debug, Default)]
+struct Watch {
+    /// When the server last said something about the kind that is known to be complete.
+    heard: Option<Instant>,
+    broken: Option<Broken>,
+    lists: u64,
+    failures: u64,
+    unreadable: u64,
+}
 
 #[derive(Debug)]
 struct Broken {
@@ -29,28 +33,63 @@ struct Broken {
     error: String,
 }
 
+/// The figures of the watch of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// The kind.
+    pub kind: ObjectKind,
+    /// How long ago the server last sent an event, a bookmark or a complete list; `None` if the
+    /// kind is not served or not listed yet.
+    pub age: Option<Duration>,
+    /// Complete lists.
+    pub lists: u64,
+    /// Lists and watches that failed.
+    pub failures: u64,
+    /// How often an object could not be read.
+    pub unreadable: u64,
+}
+
 impl Liveness {
-    /// The watch of a kind got an error at `now`.
+    /// The list or watch of a kind failed at `now`.
     pub fn broke(&self, kind: ObjectKind, error: &str, now: Instant) {
+        let mut state = self.state();
+        let watch = state.entry(kind).or_default();
+        watch.failures += 1;
         let broken = || Broken { since: now, error: error.to_owned() };
-        self.state().entry(kind).or_insert_with(broken);
+        watch.broken.get_or_insert_with(broken);
     }
 
-    /// A request for a kind was answered, or the agent continues without the kind.
-    pub fn lives(&self, kind: ObjectKind) {
-        self.state().remove(&kind);
+    /// The server sent a complete list, an event or a bookmark, or takes the watch, at `now`.
+    /// Returns for how long the watch was broken, if it was.
+    pub fn lives(&self, kind: ObjectKind, now: Instant) -> Option<Duration> {
+        let mut state = self.state();
+        let watch = state.entry(kind).or_default();
+        watch.heard = Some(now);
+        watch.broken.take().map(|broken| now.saturating_duration_since(broken.since))
+    }
+
+    /// A list of a kind is complete.
+    pub fn listed(&self, kind: ObjectKind) {
+        self.state().entry(kind).or_default().lists += 1;
+    }
+
+    /// An object of a kind could not be read.
+    pub fn unreadable(&self, kind: ObjectKind) {
+        self.state().entry(kind).or_default().unreadable += 1;
+    }
+
+    /// The agent continues without the kind.
+    pub fn is_absent(&self, kind: ObjectKind) {
+        let mut state = self.state();
+        let watch = state.entry(kind).or_default();
+        (watch.heard, watch.broken) = (None, None);
     }
 
     /// The kinds whose watch has been broken for longer than `limit` at `now`, as a sentence
     /// that does not change as long as the kinds do not.
     pub fn dead(&self, limit: Duration, now: Instant) -> Option<String> {
-        let state = self.state();
-        let is_dead = |(_, broken): &(&ObjectKind, &Broken)| {
-            now.saturating_duration_since(broken.since) >= limit
-        };
-        let dead = state.iter().filter(is_dead);
-        let texts: Vec<_> =
-            dead.map(|(kind, broken)| format!("{kind}: {}", broken.error)).collect();
+        let dead = self.broken(now).into_iter().filter(|(_, since, _)| *since >= limit);
+        let texts: Vec<_> = dead.map(|(kind, _, error)| format!("{kind}: {error}")).collect();
         (!texts.is_empty())
             .then(|| format!("no watch for longer than {limit:?}: {}", texts.join("; ")))
     }
@@ -58,71 +97,28 @@ impl Liveness {
     /// The kinds whose watch is broken, for how long at `now`, and the first error.
     pub fn broken(&self, now: Instant) -> Vec<(ObjectKind, Duration, String)> {
         let state = self.state();
-        let broken = state.iter().map(|(kind, broken)| {
-            (*kind, now.saturating_duration_since(broken.since), broken.error.clone())
+        let broken = state.iter().filter_map(|(kind, watch)| {
+            let broken = watch.broken.as_ref()?;
+            Some((*kind, now.saturating_duration_since(broken.since), broken.error.clone()))
         });
         broken.collect()
     }
 
-    fn state(&self) -> MutexGuard<'_, BTreeMap<ObjectKind, Broken>> {
+    /// The figures of every kind at `now`.
+    pub fn figures(&self, now: Instant) -> Vec<Figures> {
+        let state = self.state();
+        let figures = state.iter().map(|(kind, watch)| Figures {
+            kind: *kind,
+            age: watch.heard.map(|heard| now.saturating_duration_since(heard)),
+            lists: watch.lists,
+            failures: watch.failures,
+            unreadable: watch.unreadable,
+        });
+        figures.collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, BTreeMap<ObjectKind, Watch>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Makes the client report successful answers to [`Liveness`].
-#[derive(Clone, Debug)]
-pub(super) struct Proofs(pub(super) Liveness);
-
-impl<S> Layer<S> for Proofs {
-    type Service = Proving<S>;
-
-    fn layer(&self, inner: S) -> Proving<S> {
-        Proving { inner, liveness: self.0.clone() }
-    }
-}
-
-/// A client that reports successful answers.
-#[derive(Clone, Debug)]
-pub(super) struct Proving<S> {
-    inner: S,
-    liveness: Liveness,
-}
-
-impl<S, A, B> Service<Request<A>> for Proving<S>
-where
-    S: Service<Request<A>, Response = Response<B>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<B>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<B>, S::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<A>) -> Self::Future {
-        let kind = kind_of(request.uri().path());
-        let liveness = self.liveness.clone();
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let answer = answer.await?;
-            if let Some(kind) = kind.filter(|_| answer.status().is_success()) {
-                liveness.lives(kind);
-            }
-            Ok(answer)
-        })
-    }
-}
-
-/// The kind that a request lists or watches, by the last part of its path.
-pub(super) fn kind_of(path: &str) -> Option<ObjectKind> {
-    match path.rsplit('/').next()? {
-        "services" => Some(ObjectKind::Service),
-        "endpointslices" => Some(ObjectKind::EndpointSlice),
-        "nodes" => Some(ObjectKind::Node),
-        "servicecidrs" => Some(ObjectKind::ServiceCidr),
-        _ => None,
     }
 }
 
@@ -135,6 +131,7 @@ mod tests {
         let (liveness, start) = (Liveness::default(), Instant::now());
         let limit = Duration::from_secs(60);
         let at = |seconds| start + Duration::from_secs(seconds);
+        liveness.lives(ObjectKind::Service, at(0));
         assert_eq!(liveness.dead(limit, at(10_000)), None, "silence is no death");
         liveness.broke(ObjectKind::Service, "refused", at(0));
         liveness.broke(ObjectKind::Node, "refused", at(30));
@@ -142,18 +139,27 @@ mod tests {
         assert_eq!(liveness.dead(limit, at(59)), None);
         let dead = liveness.dead(limit, at(60)).unwrap();
         assert_eq!(dead, "no watch for longer than 60s: Service: refused");
-        liveness.lives(ObjectKind::Service);
+        let outage = liveness.lives(ObjectKind::Service, at(61));
+        assert_eq!(outage, Some(Duration::from_secs(61)));
         assert_eq!(liveness.dead(limit, at(61)), None);
         assert!(liveness.dead(limit, at(90)).is_some());
     }
 
     #[test]
-    fn the_kind_is_read_from_a_request() {
-        for kind in ObjectKind::ALL {
-            let group = kind.api_version();
-            let path = format!("/apis/{group}/{}s", kind.name().to_lowercase());
-            assert_eq!(kind_of(&path), Some(kind), "{path}");
-        }
-        assert_eq!(kind_of("/apis/events.k8s.io/v1/namespaces/default/events"), None);
+    fn the_picture_is_as_old_as_the_last_word_of_the_server() {
+        let (liveness, start) = (Liveness::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let age = |seconds: u64| liveness.figures(at(seconds))[0].age.map(|age| age.as_secs());
+        liveness.broke(ObjectKind::Service, "refused", at(0));
+        assert_eq!(age(5), None, "nothing is known");
+        liveness.listed(ObjectKind::Service);
+        liveness.lives(ObjectKind::Service, at(10));
+        assert_eq!(age(15), Some(5));
+        liveness.broke(ObjectKind::Service, "refused", at(20));
+        assert_eq!(age(100), Some(90), "an outage does not make it younger");
+        let Figures { lists, failures, .. } = liveness.figures(at(100))[0];
+        assert_eq!((lists, failures), (1, 2));
+        liveness.is_absent(ObjectKind::Service);
+        assert_eq!((age(100), liveness.broken(at(100)).len()), (None, 0));
     }
 }

@@ -3,8 +3,10 @@
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 /// The next pause. It is reset after a success or a long time without errors.
 #[derive(Debug)]

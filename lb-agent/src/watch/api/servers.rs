@@ -137,6 +137,11 @@ impl Servers {
         }
     }
 
+    /// The servers that are configured.
+    pub(super) fn given(&self) -> Vec<Uri> {
+        self.state().access.given.clone()
+    }
+
     /// What to try if no server answers.
     pub(super) fn advice(&self) -> Option<&'static str> {
         self.state().access.advice

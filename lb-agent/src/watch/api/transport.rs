@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use axum::http::Uri;
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::{
@@ -18,7 +19,7 @@ use hyper_util::{
         },
         proxy::matcher::{Intercept, Matcher},
     },
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use kube::{
     Client, Config,
@@ -188,9 +189,13 @@ where
     C::Future: Send + 'static,
     C::Error: std::error::Error + Send + Sync + 'static,
 {
-    let mut timed = TimeoutConnector::new(config.rustls_https_connector_with_connector(connector)?);
+    let mut timed = TimeoutConnector::new(https(config, connector)?);
     timed.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(timed);
+    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(KEEPALIVE)
+        .http2_keep_alive_timeout(UNACKNOWLEDGED)
+        .build(timed);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -200,8 +205,24 @@ where
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 
+/// TLS as kube has it, but with HTTP/2 where the server has it: all watches share one connection.
+fn https<C>(config: &Config, connector: C) -> Result<HttpsConnector<C>, kube::Error> {
+    let tls = config.rustls_client_config()?;
+    let mut builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let Ok(name) = name.clone().try_into() else {
+            // It ends with the error that says so.
+            return config.rustls_https_connector_with_connector(connector);
+        };
+        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    Ok(builder.enable_http1().enable_http2().wrap_connector(connector))
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     fn proxy_of(proxies: &Proxies, server: &str) -> Option<String> {
@@ -261,6 +282,22 @@ mod tests {
         ] {
             assert_eq!(proxies.unusable(&server.parse().unwrap()), expected, "{server}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_is_offered_http_2_and_http_1() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let config = Config::new(url.parse().unwrap());
+        let client = client(&config, None, &Proxies::default()).unwrap();
+        let asking = tokio::spawn(async move { client.apiserver_version().await });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hello = vec![0; 4096];
+        let length = stream.read(&mut hello).await.unwrap();
+        let offered = b"\x02h2\x08http/1.1";
+        assert!(hello[..length].windows(offered.len()).any(|window| window == offered));
+        drop(stream);
+        assert!(asking.await.unwrap().is_err());
     }
 
     #[test]

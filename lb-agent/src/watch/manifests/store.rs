@@ -199,7 +199,10 @@ fn rank(event: &ObjectEvent) -> u8 {
             ObjectKind::Service => 4,
         },
         ObjectEvent::Deleted(ObjectKind::Service, _) => 3,
-        ObjectEvent::Deleted(..) | ObjectEvent::Replaced(..) => 5,
+        ObjectEvent::Deleted(..)
+        | ObjectEvent::Replaced(..)
+        | ObjectEvent::ReplacedExcept(..)
+        | ObjectEvent::Unreadable(..) => 5,
     }
 }
 

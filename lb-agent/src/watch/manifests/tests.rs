@@ -106,6 +106,9 @@ fn shown(event: &ObjectEvent) -> String {
         }
         ObjectEvent::Applied(object) => format!("{} + {}", object.kind(), one(object)),
         ObjectEvent::Deleted(kind, name) => format!("{kind} - {name}"),
+        ObjectEvent::ReplacedExcept(..) | ObjectEvent::Unreadable(..) => {
+            panic!("a manifest that cannot be read is no event: {event:?}")
+        }
     }
 }
 

@@ -37,7 +37,7 @@ fn node_ports_follow_the_addresses_of_the_node() {
 }
 
 #[test]
-fn the_older_service_keeps_an_external_ip_that_is_another_s_node_port() {
+fn an_external_ip_never_takes_a_node_port_from_another_service() {
     let node_port = json!({ "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
     let external = json!({
         "externalIPs": ["192.0.2.10"], "ports": [{ "name": "http", "port": 30080 }],
@@ -49,14 +49,15 @@ fn the_older_service_keeps_an_external_ip_that_is_another_s_node_port() {
     let outcome = reconcile(&mut controller, 0, &mut fake);
     let texts: Vec<_> = outcome.refusals.iter().map(ToString::to_string).collect();
     let expected =
-        "Service shop/b, spec.ports: 192.0.2.10 port 30080 belongs to the older Service shop/a";
+        "Service shop/a, spec.ports: 192.0.2.10 port 30080 is a node port of Service shop/b";
     assert_eq!(texts, [expected]);
-    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), [("127.0.0.1".to_owned(), 30080)]);
-    controller.apply(deleted("a"));
-    reconcile(&mut controller, 1, &mut fake);
     let both = ["127.0.0.1", "192.0.2.10"].map(|ip| (ip.to_owned(), 30080));
     assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), both);
-    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), [("203.0.113.2".to_owned(), 80)]);
+    controller.apply(deleted("b"));
+    reconcile(&mut controller, 1, &mut fake);
+    assert_eq!(frontends(&fake, FrontendKind::NODE_PORT), []);
+    let external = ["192.0.2.10", "203.0.113.1"].map(|ip| (ip.to_owned(), 30080));
+    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), external);
     assert_eq!(controller.conflicts().count(), 0);
 }
 
@@ -67,15 +68,31 @@ fn node(name: &str, ips: &[&str]) -> Object {
     Object::Node(serde_json::from_value(object).expect("a Node"))
 }
 
-#[test]
-fn backends_have_the_address_of_their_node() {
-    let Object::EndpointSlice(mut object) = slice("a", &pods(1, 5)) else { panic!("no slice") };
-    let nodes = [Some("one"), Some("here"), None, Some("two"), Some("one")];
+/// A load balancer whose packets of clients outside reach other nodes in this way.
+fn of_mode(mode: Option<&str>) -> Object {
+    let mut object = load_balancer("a", 1, json!({}));
+    let mode = mode.map(|mode| ("lb-agent/external-mode".to_owned(), mode.to_owned()));
+    object.metadata_mut().annotations = Some(mode.into_iter().collect());
+    object
+}
+
+/// A slice with these endpoints, each on the node of the same position.
+fn slice_on(service: &str, ips: &[String], nodes: &[Option<&str>]) -> Object {
+    let Object::EndpointSlice(mut object) = slice(service, ips) else { panic!("no slice") };
     for (endpoint, node) in object.endpoints.iter_mut().flatten().zip(nodes) {
         endpoint.node_name = node.map(str::to_owned);
     }
-    let services = vec![service("a", None, "10.0.0.1", 80), service("b", None, "10.0.0.2", 80)];
-    let slices = vec![Object::EndpointSlice(object), slice("b", &pods(2, 2))];
+    Object::EndpointSlice(object)
+}
+
+#[test]
+fn backends_of_services_with_direct_return_have_the_address_of_their_node() {
+    let nodes = [Some("one"), Some("here"), None, Some("two"), Some("one")];
+    let services = vec![of_mode(Some("dsr")), service("b", None, "10.0.0.2", 80)];
+    let slices = vec![
+        slice_on("a", &pods(1, 5), &nodes),
+        slice_on("b", &pods(2, 2), &[Some("one"), Some("two")]),
+    ];
     let mut controller = listed(services, slices);
     // The last one's address is this node's: it is no matter which node it is said to be on.
     let addresses = [pods(1, 5)[4].parse().expect("an address")].into();
@@ -92,6 +109,8 @@ fn backends_have_the_address_of_their_node() {
         assert_eq!((outcome.ops, outcome.services, outcome.nodes_left_out), (ops, looked_at, 0));
         let found: Vec<_> = fake.backends4[1..6].iter().map(|it| Ipv4Addr::from(it.node)).collect();
         assert_eq!(found, nodes.map(Ipv4Addr::from));
+        let others = &fake.backends4[6..8];
+        assert!(others.iter().all(|it| it.node == Address4::default()), "{others:?}");
         let held = fake.read_state().expect("a fake can be read");
         assert_eq!(held.nodes().map(|ip| ip.to_string()).collect::<Vec<_>>(), all);
         assert!(fake.backends4.iter().all(|backend| backend.generation == 0));
@@ -112,6 +131,20 @@ fn backends_have_the_address_of_their_node() {
     check(deleted, 2, 1, [[192, 0, 2, 3], none, none, none, none], &all);
     let same = ObjectEvent::Applied(node("one", &["192.0.2.3"]));
     check(same, 0, 0, [[192, 0, 2, 3], none, none, none, none], &all);
+}
+
+#[test]
+fn all_nodes_are_needed_while_a_service_uses_direct_return() {
+    let annotated = |mode: &str| of_mode(Some(mode));
+    let mut fake = Fake::new(CAPACITY);
+    let mut controller = listed(vec![annotated("dsr")], Vec::new());
+    assert!(controller.uses_direct_return(), "before the first plan");
+    reconcile(&mut controller, 0, &mut fake);
+    assert!(controller.uses_direct_return());
+    controller.apply(ObjectEvent::Applied(annotated("snat")));
+    reconcile(&mut controller, 0, &mut fake);
+    assert!(!controller.uses_direct_return());
+    assert!(!listed(vec![annotated("snat")], Vec::new()).uses_direct_return());
 }
 
 #[test]
@@ -167,14 +200,6 @@ fn a_node_port_that_two_ask_for_is_one_conflict() {
 
 #[test]
 fn packets_of_clients_outside_are_encapsulated_if_flag_or_annotation_says_so() {
-    let of_mode = |mode: Option<&str>| {
-        let Object::Service(mut object) = load_balancer("a", 1, json!({})) else {
-            panic!("no Service");
-        };
-        let mode = mode.map(|mode| ("lb-agent/external-mode".to_owned(), mode.to_owned()));
-        object.metadata.annotations = Some(mode.into_iter().collect());
-        Object::Service(object)
-    };
     let check = |flag: ExternalMode, rows: &[(Option<&str>, bool)]| {
         let mut controller = Controller::new("here", flag, []);
         controller

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::service::parse;
+use crate::{model::service::parse, options::Limits};
 
 fn service(spec: Value, ingress: &[&str]) -> Service {
     let ingress: Vec<_> = ingress.iter().map(|ip| json!({ "ip": ip })).collect();
@@ -10,7 +10,7 @@ fn service(spec: Value, ingress: &[&str]) -> Service {
         "spec": spec,
         "status": { "loadBalancer": { "ingress": ingress } },
     });
-    let parsed = parse(&serde_json::from_value(object).expect("a Service"));
+    let parsed = parse(&serde_json::from_value(object).expect("a Service"), &Limits::default());
     assert_eq!(parsed.refusals, []);
     parsed.value.expect("a service with frontends")
 }

@@ -67,7 +67,7 @@ fn addresses_outside_the_cluster_pass_the_gate_and_node_ports_have_a_range() {
     assert_eq!(outside.node_ports, PortRange { first: 30_080, count: 11 });
     // The address of the node has no need to.
     assert_eq!(service_prefixes::covered(&outside), nets(&["10.0.0.1/32", "203.0.113.9/32"]));
-    assert!(used.remove(&external) && used.remove(&node_port) && used.remove(&other));
+    assert!(!used.remove(&external) && used.remove(&node_port) && used.remove(&other));
     assert!(used.add(&frontend(FrontendKind::NODE_PORT, "192.0.2.10", 25_000)));
     let after = settings(&facts, &[], &used, &outside);
     assert_eq!(

@@ -1,12 +1,12 @@
 //! The addresses of a Service for clients outside the cluster, and which clients may use them.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
 
 use crate::{
-    model::{RefusalReason, Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address},
+    model::{RefusalReason, Refusals, keys::EXTERNAL_MODE_ANNOTATION, parse_address, text::Quoted},
     options::ExternalMode,
 };
 
@@ -43,7 +43,7 @@ fn mode(service: &v1::Service, refusals: &mut Refusals<'_>) -> Option<ExternalMo
         refusals.add(
             RefusalReason::UnknownValue,
             EXTERNAL_MODE_ANNOTATION.annotation_path(),
-            format!("\"{text}\" is neither snat nor dsr; what --external-mode says is used"),
+            format!("{} is neither snat nor dsr; what --external-mode says is used", Quoted(text)),
         );
     }
     mode
@@ -72,15 +72,27 @@ fn external_ips(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpAddr> 
     addresses(list.iter().enumerate().map(|(index, text)| (field(index), text.as_str())), refusals)
 }
 
+/// Reads an address that other machines can reach a Service at.
+fn parse_external_address(text: &str) -> Result<IpAddr, String> {
+    let address = parse_address(text)?;
+    let why = match address {
+        IpAddr::V4(v4) if v4.is_link_local() => "a link-local address",
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => "a link-local address",
+        IpAddr::V4(v4) if v4.is_broadcast() => "the broadcast address",
+        _ => return Ok(address),
+    };
+    Err(format!("{} is {why}", Quoted(text)))
+}
+
 /// The addresses, each once. A text that is not an address is refused.
 fn addresses<'a>(
     texts: impl Iterator<Item = (String, &'a str)>,
     refusals: &mut Refusals<'_>,
 ) -> Vec<IpAddr> {
-    let mut addresses = Vec::new();
+    let (mut addresses, mut seen) = (Vec::new(), HashSet::new());
     for (field, text) in texts {
-        match parse_address(text) {
-            Ok(address) if addresses.contains(&address) => {}
+        match parse_external_address(text) {
+            Ok(address) if !seen.insert(address) => {}
             Ok(address) => addresses.push(address),
             Err(message) => refusals.add(RefusalReason::InvalidAddress, field, message),
         }
@@ -101,7 +113,7 @@ fn source_ranges(spec: &ServiceSpec, refusals: &mut Refusals<'_>) -> Vec<IpNet> 
                 refusals.add(
                     RefusalReason::InvalidPrefix,
                     field,
-                    format!("\"{text}\" is not an IP prefix"),
+                    format!("{} is not an IP prefix", Quoted(text)),
                 );
             }
         }

@@ -4,7 +4,7 @@ use super::*;
 
 fn parsed(spec: Value) -> Parsed<Service> {
     let object = json!({ "metadata": { "namespace": "shop", "name": "cart" }, "spec": spec });
-    parse(&serde_json::from_value(object).expect("a Service"))
+    parse(&serde_json::from_value(object).expect("a Service"), &Limits::default())
 }
 
 fn service(spec: Value) -> Service {
@@ -40,7 +40,7 @@ fn an_annotation_says_how_clients_outside_reach_other_nodes() {
             "metadata": { "namespace": "shop", "name": "cart", "annotations": annotations },
             "spec": { "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }] },
         });
-        let parsed = parse(&serde_json::from_value(object).expect("a Service"));
+        let parsed = parse(&serde_json::from_value(object).expect("a Service"), &Limits::default());
         let refusals: Vec<_> = parsed.refusals.iter().map(ToString::to_string).collect();
         assert_eq!(refusals, refused);
         assert_eq!(parsed.value.expect("a service with frontends").external_mode, expected);
@@ -70,7 +70,7 @@ fn what_is_no_business_of_the_proxy_gives_nothing() {
         "spec": { "clusterIP": "10.0.0.1", "ports": [{ "port": 80 }] },
     });
     let object = serde_json::from_value(object).expect("a Service");
-    assert_eq!(parse(&object), Parsed { value: None, refusals: Vec::new() });
+    assert_eq!(parse(&object, &Limits::default()), Parsed { value: None, refusals: Vec::new() });
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn check_outside(spec: Value, ingress: Value, expected: [&[&str]; 3], refused: &
         "spec": spec,
         "status": { "loadBalancer": { "ingress": ingress } },
     });
-    let parsed = parse(&serde_json::from_value(object).expect("a Service"));
+    let parsed = parse(&serde_json::from_value(object).expect("a Service"), &Limits::default());
     let service = parsed.value.expect("a service with frontends");
     let texts = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
     let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();

@@ -97,7 +97,7 @@ impl Allowed {
                     self.doors.entry(frontend.at).or_default().push(door);
                 }
                 if !port.ranges.is_empty() {
-                    self.ranges.entry(name.clone()).or_default().push(port.ranges.clone());
+                    self.ranges.entry(name.clone()).or_default().push(port.ranges.to_vec());
                 }
             }
         }
