@@ -20,7 +20,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         "benchmarks load eBPF programs and make network namespaces: run them as root"
     );
     build::has_tests_bin(workspace, "lb-bench")?;
-    setup::ensure(workspace, setup::Scope::Build)?;
+    // kube-proxy and the control plane that it needs.
+    let is_traffic = args.args.iter().any(|arg| arg == "traffic");
+    let scope = if is_traffic { setup::Scope::ControlPlane } else { setup::Scope::Build };
+    setup::ensure(workspace, scope)?;
     build::agent(workspace)?;
     build_ebpf::bench_object(workspace)?;
     build::bench(workspace)?;

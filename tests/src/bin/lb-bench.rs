@@ -1,6 +1,8 @@
 //! The benchmark of lb: prints a report as a table and writes it as JSON. It fails if a figure
 //! is above its must or void.
 
+use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lb_tests::tools::bench::report::{self, Figure};
-use lb_tests::tools::bench::{connects, datapath, faults, lookups, namespace, programs};
+use lb_tests::tools::bench::traffic::exchange::{self, Load};
+use lb_tests::tools::bench::{connects, datapath, faults, lookups, namespace, programs, traffic};
 
 /// Measures lb.
 #[derive(Parser)]
@@ -23,6 +26,41 @@ enum Command {
     Datapath(Datapath),
     /// Flood, forge and lose, and see who is harmed.
     Faults(Faults),
+    /// Compare connections through lb, through kube-proxy, and without a proxy.
+    Traffic(Traffic),
+    /// The server of `traffic`, in a pod.
+    #[command(hide = true)]
+    TrafficServer {
+        #[arg(long)]
+        processor: usize,
+        #[arg(long)]
+        port: u16,
+    },
+    /// The client of `traffic`: one turn.
+    #[command(hide = true)]
+    TrafficClient {
+        #[arg(long)]
+        processor: usize,
+        #[arg(long)]
+        load: Load,
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        operations: u64,
+    },
+}
+
+#[derive(clap::Args)]
+struct Traffic {
+    /// 11 rounds instead of 31, and IPv4 alone
+    #[arg(long)]
+    quick: bool,
+    /// So many rounds
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Measure only what has TEXT in its name, such as "node port" or "TCP bulk"
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    only: String,
 }
 
 #[derive(clap::Args)]
@@ -52,18 +90,32 @@ struct Datapath {
 }
 
 fn main() -> Result<ExitCode> {
-    let arguments = match Cli::parse().command {
-        Command::Datapath(arguments) => arguments,
-        Command::Faults(arguments) => return faults(&arguments),
-    };
+    match Cli::parse().command {
+        Command::Datapath(arguments) => datapath(&arguments),
+        Command::Faults(arguments) => faults(&arguments),
+        Command::Traffic(arguments) => traffic(&arguments),
+        Command::TrafficServer { processor, port } => {
+            namespace::keep_to(processor)?;
+            exchange::serve(port)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::TrafficClient { processor, load, to, operations } => {
+            namespace::keep_to(processor)?;
+            println!("{}", serde_json::to_string(&exchange::run(load, to, operations)?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn datapath(arguments: &Datapath) -> Result<ExitCode> {
     let started = Instant::now();
-    let mut figures = measure(&arguments)?;
+    let mut figures = measure(arguments)?;
     if arguments.absolute {
         figures.iter_mut().for_each(|figure| figure.scale = 1.0);
     }
     print!("{}", report::table(&figures));
     let path = target().join("bench/datapath.json");
-    report::write(&figures, &path)?;
+    report::write(&figures[..], &path)?;
     let failed = figures.iter().filter(|figure| figure.fails()).count();
     println!(
         "\n{} figures, {failed} failed, {:.0} s; also in {}",
@@ -84,10 +136,34 @@ fn faults(arguments: &Faults) -> Result<ExitCode> {
     let faults = faults::measure(Duration::from_secs(arguments.seconds))?;
     print!("{}", faults::table(&faults));
     let path = target().join("bench/faults.json");
-    report::write(&faults, &path)?;
+    report::write(&faults[..], &path)?;
     println!("\nalso in {}", path.display());
     let is_harmless = faults.iter().all(faults::Fault::is_harmless);
     Ok(if is_harmless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn traffic(arguments: &Traffic) -> Result<ExitCode> {
+    let started = Instant::now();
+    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 11 } else { 31 });
+    let plan = traffic::Plan { rounds, only: &arguments.only, v6: !arguments.quick };
+    let before = load_average()?;
+    let samples = traffic::measure(&plan)?;
+    let report = traffic::judge::Report::of(&samples, [before, load_average()?]);
+    let text = report.markdown();
+    print!("{text}");
+    let path = target().join("bench/traffic.json");
+    report::write(&report, &path)?;
+    let markdown = path.with_extension("md");
+    fs::write(&markdown, text)?;
+    let seconds = started.elapsed().as_secs_f64();
+    println!("\n{seconds:.0} s; also in {} and {}", markdown.display(), path.display());
+    Ok(if report.fails() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// That of the last minute.
+fn load_average() -> Result<f64> {
+    let text = fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split(' ').next().unwrap_or_default().parse()?)
 }
 
 fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {

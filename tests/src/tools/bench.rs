@@ -1,4 +1,5 @@
-//! `lb-bench datapath`: what the programs cost, packet by packet; `lb-bench faults`: see [`faults`].
+//! `lb-bench datapath`: what the programs cost, packet by packet; `lb-bench faults`: see [`faults`];
+//! `lb-bench traffic`: see [`traffic`].
 //!
 //! `BPF_PROG_TEST_RUN` gives each packet to a wrapper, which restores the packet, picks the next
 //! flow and tail-calls the real program. The wrapper with an empty program is measured in turn
@@ -10,7 +11,7 @@
 //! Limits are those of docs/performance.md. A limit grows with the floor of its figure, as far
 //! as that floor is slower here than on the reference machine; it never shrinks.
 //!
-//! Throughput is not measured: there is one processor, and neither a device nor a stack.
+//! The datapath bench does not measure throughput: there is one processor, and neither a device nor a stack.
 
 #[path = "../../bench-ebpf/src/abi.rs"]
 pub mod abi;
@@ -29,3 +30,4 @@ pub mod programs;
 pub mod report;
 pub mod stats;
 pub mod tables;
+pub mod traffic;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use lb_common::abi::settings::Device;
 use nix::{
     net::if_::if_nametoindex,
-    sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
+    sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     unistd::Pid,
 };
 
@@ -90,15 +90,48 @@ fn ip(line: &str) -> Result<()> {
 /// ahead of other processes there, which would empty its caches.
 ///
 /// # Errors
-/// Those of sched_setaffinity(2) and setpriority(2).
+/// As [`last_processor`] and [`keep_to`].
 pub fn keep_to_one_processor() -> Result<()> {
-    let allowed = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
+    keep_to(last_processor()?)
+}
+
+/// The processor with the highest number that the calling thread may use.
+///
+/// # Errors
+/// Those of sched_getaffinity(2).
+pub fn last_processor() -> Result<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
     let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    last.context("no processor")
+}
+
+/// Keeps the calling thread, and those that it starts from now on, on this processor and ahead of
+/// other processes there.
+///
+/// # Errors
+/// Those of sched_setaffinity(2) and setpriority(2).
+pub fn keep_to(processor: usize) -> Result<()> {
     let mut one = CpuSet::new();
-    one.set(last.context("no processor")?)?;
-    sched_setaffinity(Pid::from_raw(0), &one).context("cannot keep to one processor")?;
+    one.set(processor)?;
+    sched_setaffinity(Pid::from_raw(0), &one)
+        .with_context(|| format!("cannot keep to processor {processor}"))?;
     // SAFETY: takes numbers alone.
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
     ensure!(result == 0, "cannot set the priority: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// Keeps the calling thread, and the processes that it starts from now on, away from this
+/// processor; does nothing where there is no other.
+///
+/// # Errors
+/// Those of sched_setaffinity(2).
+pub fn keep_off(processor: usize) -> Result<()> {
+    let mut others = sched_getaffinity(Pid::from_raw(0))?;
+    others.unset(processor)?;
+    if (0..CpuSet::count()).any(|cpu| others.is_set(cpu).unwrap_or(false)) {
+        sched_setaffinity(Pid::from_raw(0), &others)
+            .with_context(|| format!("cannot keep off processor {processor}"))?;
+    }
     Ok(())
 }

@@ -227,7 +227,7 @@ fn verdict(figure: &Figure) -> String {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write<T: Serialize>(figures: &[T], path: &Path) -> Result<()> {
+pub fn write<T: Serialize + ?Sized>(figures: &T, path: &Path) -> Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }

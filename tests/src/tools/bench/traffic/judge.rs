@@ -1,0 +1,369 @@
+//! The report: ratios of lanes, what they are held to, and the medians that they come from.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::exchange::{Load, Sample};
+use super::lane::{Proxy, Route};
+use super::{Case, Samples};
+use crate::tools::bench::report::Verdict;
+use crate::tools::bench::stats::Estimate;
+
+/// How far the control may differ from the direct lane before the run is void, as a share.
+const CONTROL: f64 = 0.03;
+
+/// What two lanes are compared by.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// The median time of an operation.
+    P50,
+    /// Operations, datagrams or bytes each second.
+    Rate,
+}
+
+impl Measure {
+    fn of(self, sample: &Sample) -> f64 {
+        match self {
+            Self::P50 => sample.p50_us,
+            Self::Rate => sample.rate,
+        }
+    }
+}
+
+/// A ratio that docs/performance.md holds to limits.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    row: u8,
+    load: Load,
+    routes: &'static [Route],
+    measure: Measure,
+    of: Proxy,
+    to: Proxy,
+    aim: Option<f64>,
+    must: Option<f64>,
+}
+
+const CLUSTER_IP: &[Route] = &[Route::ClusterIpNear, Route::ClusterIpFar];
+const POD_IP: &[Route] = &[Route::PodIp];
+const NODE_PORT: &[Route] = &[Route::NodePort];
+
+/// `row: load, routes, measure: of / to, aim, must`. A ratio of rates is to be larger than its
+/// limits. A ratio of times is to be smaller, unless it is one of kube-proxy to lb: how far lb is
+/// ahead.
+macro_rules! target {
+    ($row:literal: $load:ident $routes:ident $measure:ident: $of:ident / $to:ident, $aim:expr, $must:expr) => {
+        Target {
+            row: $row,
+            load: Load::$load,
+            routes: $routes,
+            measure: Measure::$measure,
+            of: Proxy::$of,
+            to: Proxy::$to,
+            aim: $aim,
+            must: $must,
+        }
+    };
+}
+
+/// The rows of the table of targets in docs/performance.md.
+const TARGETS: &[Target] = &[
+    target!(1: Request CLUSTER_IP P50: LbConnect / Direct, Some(1.005), Some(1.01)),
+    target!(2: Request CLUSTER_IP P50: LbTc / Direct, Some(1.02), Some(1.05)),
+    target!(3: Bulk CLUSTER_IP Rate: LbConnect / Direct, Some(0.99), Some(0.95)),
+    target!(3: Bulk CLUSTER_IP Rate: LbTc / Direct, Some(0.98), Some(0.95)),
+    target!(4: Connect CLUSTER_IP Rate: LbConnect / Direct, Some(0.985), None),
+    target!(4: Connect CLUSTER_IP Rate: LbTc / Direct, Some(0.96), None),
+    target!(4: Connect CLUSTER_IP Rate: LbConnect / Nftables, Some(1.15), Some(1.0)),
+    target!(4: Connect CLUSTER_IP Rate: LbConnect / Iptables, None, Some(1.0)),
+    target!(4: Connect CLUSTER_IP Rate: LbTc / Nftables, Some(1.15), Some(1.0)),
+    target!(4: Connect CLUSTER_IP Rate: LbTc / Iptables, None, Some(1.0)),
+    target!(10: Burst NODE_PORT Rate: LbTc / Iptables, Some(1.7), Some(1.3)),
+    target!(24: Request POD_IP P50: LbConnect / Direct, Some(1.03), Some(1.06)),
+    target!(24: Request POD_IP P50: LbTc / Direct, Some(1.03), Some(1.06)),
+    target!(25: Connect CLUSTER_IP P50: LbConnect / Direct, Some(1.05), Some(1.08)),
+    target!(25: Connect CLUSTER_IP P50: LbTc / Direct, Some(1.10), Some(1.15)),
+    target!(25: Connect CLUSTER_IP P50: Nftables / LbConnect, Some(1.25), None),
+    target!(25: Connect CLUSTER_IP P50: Iptables / LbConnect, Some(1.4), None),
+    target!(25: Connect CLUSTER_IP P50: Nftables / LbTc, Some(1.25), None),
+    target!(25: Connect CLUSTER_IP P50: Iptables / LbTc, Some(1.4), None),
+    target!(26: Connect NODE_PORT P50: Nftables / LbTc, Some(1.3), Some(1.15)),
+    target!(26: Connect NODE_PORT P50: Iptables / LbTc, Some(1.6), Some(1.3)),
+    target!(26: Burst NODE_PORT Rate: LbTc / Nftables, Some(1.6), Some(1.3)),
+    target!(26: Burst NODE_PORT Rate: LbTc / Iptables, Some(1.8), Some(1.4)),
+];
+
+/// A ratio of two lanes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ratio {
+    /// The row of the target in docs/performance.md; 0 for none.
+    pub row: u8,
+    /// The load, the route and the family.
+    pub case: Case,
+    /// What is compared.
+    pub measure: Measure,
+    /// The lane that is divided.
+    pub of: Proxy,
+    /// The lane that it is divided by.
+    pub to: Proxy,
+    /// Whether the limits are lower ones.
+    pub is_more_better: bool,
+    /// What a change should keep.
+    pub aim: Option<f64>,
+    /// What must be kept.
+    pub must: Option<f64>,
+    /// Median of the rounds and its interval.
+    pub measured: Estimate,
+}
+
+impl Ratio {
+    fn new(case: Case, samples: &Samples, measure: Measure, [of, to]: [Proxy; 2]) -> Option<Self> {
+        let of_case = samples.get(&case)?;
+        let ratios = of_case.get(&of)?.iter().zip(of_case.get(&to)?);
+        let ratios = ratios.map(|(of, to)| measure.of(of) / measure.of(to));
+        let measured = Estimate::of(ratios.collect());
+        let is_kube_proxy = matches!(of, Proxy::Nftables | Proxy::Iptables);
+        let is_more_better = measure == Measure::Rate || is_kube_proxy;
+        Some(Self {
+            row: 0,
+            case,
+            measure,
+            of,
+            to,
+            is_more_better,
+            aim: None,
+            must: None,
+            measured,
+        })
+    }
+
+    /// How it is judged, by its median.
+    pub fn verdict(&self) -> Verdict {
+        let misses = |limit: Option<f64>| {
+            limit.is_some_and(|limit| match self.is_more_better {
+                true => self.measured.median < limit,
+                false => self.measured.median > limit,
+            })
+        };
+        match (self.aim, self.must) {
+            (None, None) => Verdict::Unjudged,
+            _ if misses(self.must) => Verdict::FailedMust,
+            _ if misses(self.aim) => Verdict::MissedAim,
+            _ => Verdict::Ok,
+        }
+    }
+}
+
+/// The median sample of a lane.
+#[derive(Clone, Debug, Serialize)]
+pub struct Level {
+    /// The load, the route and the family.
+    pub case: Case,
+    /// The lane.
+    pub lane: Proxy,
+    /// The median time of an operation, us.
+    pub p50_us: Estimate,
+    /// Its 99th percentile, us.
+    pub p99_us: Estimate,
+    /// Requests, connections, datagrams or bytes each second.
+    pub rate: Estimate,
+}
+
+/// All that was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Why no figure can be trusted; empty if they can.
+    pub invalid: Vec<String>,
+    /// The load average of a minute, before and after.
+    pub load_average: [f64; 2],
+    /// Direct against direct.
+    pub controls: Vec<Ratio>,
+    /// Ratios with limits.
+    pub ratios: Vec<Ratio>,
+    /// The medians of every lane.
+    pub levels: Vec<Level>,
+}
+
+impl Report {
+    /// Compares the lanes.
+    pub fn of(samples: &Samples, load_average: [f64; 2]) -> Self {
+        let controls: Vec<_> = samples.keys().filter_map(|case| control(*case, samples)).collect();
+        let off = |ratio: &&Ratio| (ratio.measured.median - 1.0).abs() > CONTROL;
+        let invalid = controls.iter().filter(off).map(|ratio| {
+            let percent = (ratio.measured.median - 1.0) * 100.0;
+            format!("{}: direct differs from itself by {percent:.1} %", ratio.case.title())
+        });
+        let invalid = invalid.collect();
+        let ratios = TARGETS.iter().flat_map(|target| judged(target, samples)).collect();
+        let levels = samples.iter().flat_map(|(case, lanes)| {
+            lanes.iter().map(|(lane, samples)| level(*case, *lane, samples))
+        });
+        let levels = levels.collect();
+        Self { invalid, load_average, controls, ratios, levels }
+    }
+
+    /// Whether the run is void or a must is missed.
+    pub fn fails(&self) -> bool {
+        let is_missed = |ratio: &Ratio| ratio.verdict() == Verdict::FailedMust;
+        !self.invalid.is_empty() || self.ratios.iter().any(is_missed)
+    }
+
+    /// The report in Markdown.
+    pub fn markdown(&self) -> String {
+        let mut text = String::new();
+        self.write_ratios(&mut text);
+        self.write_levels(&mut text);
+        let [before, after] = self.load_average;
+        text += &format!("\nLoad average {before:.1} before, {after:.1} after.\n");
+        if !self.invalid.is_empty() {
+            text += "\nINVALID RUN: other work disturbed it, and its figures cannot be trusted; \
+                     measure again on a quiet machine\n";
+            self.invalid.iter().for_each(|why| text += &format!("- {why}\n"));
+        }
+        text
+    }
+
+    fn write_ratios(&self, text: &mut String) {
+        *text += "| row | load, route | ratio | aim | must | measured | 95 % | verdict |\n";
+        *text += "|---|---|---|---|---|---|---|---|\n";
+        for ratio in self.ratios.iter().chain(&self.controls) {
+            let row = if ratio.row == 0 { String::new() } else { ratio.row.to_string() };
+            let sign = if ratio.is_more_better { ">=" } else { "<=" };
+            let limit = |limit: Option<f64>| limit.map(|it| format!("{sign} {it}"));
+            let [aim, must] = [ratio.aim, ratio.must].map(|it| limit(it).unwrap_or_default());
+            let Estimate { median, low, high } = ratio.measured;
+            let measure = match ratio.measure {
+                Measure::P50 => "p50",
+                Measure::Rate => "rate",
+            };
+            let verdict = match ratio.verdict() {
+                Verdict::Ok => "ok",
+                Verdict::MissedAim => "aim missed",
+                Verdict::FailedMust => "**must missed**",
+                Verdict::Unjudged | Verdict::Invalid => "control",
+            };
+            let (of, to) = (ratio.of.title(), ratio.to.title());
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "| {row} | {} | {measure}: {of} / {to} | {aim} | {must} | {median:.3} | \
+                 {low:.3} to {high:.3} | {verdict} |",
+                ratio.case.title()
+            );
+        }
+    }
+
+    fn write_levels(&self, text: &mut String) {
+        *text += "\n| load, route |";
+        Proxy::ALL.iter().for_each(|proxy| *text += &format!(" {} |", proxy.title()));
+        *text += &format!("\n|---|{}\n", "---|".repeat(Proxy::ALL.len()));
+        let mut cases: Vec<_> = self.levels.iter().map(|level| level.case).collect();
+        cases.dedup();
+        for case in cases {
+            *text += &format!("| {}, {} |", case.title(), unit(case.load));
+            for proxy in Proxy::ALL {
+                let mut levels = self.levels.iter();
+                let level = levels.find(|level| level.case == case && level.lane == proxy);
+                let cell = level.map(shown).unwrap_or_default();
+                *text += &format!(" {cell} |");
+            }
+            text.push('\n');
+        }
+    }
+}
+
+/// What [`shown`] shows.
+fn unit(load: Load) -> &'static str {
+    match load {
+        Load::Request | Load::Connect | Load::Datagram => "p50, us",
+        Load::Burst => "thousand/s",
+        Load::Bulk => "Gbit/s",
+    }
+}
+
+fn shown(level: &Level) -> String {
+    let value = match level.case.load {
+        Load::Request | Load::Connect | Load::Datagram => level.p50_us.median,
+        Load::Burst => level.rate.median / 1e3,
+        Load::Bulk => level.rate.median * 8.0 / 1e9,
+    };
+    format!("{value:.1}")
+}
+
+fn control(case: Case, samples: &Samples) -> Option<Ratio> {
+    let measure = match case.load {
+        Load::Request | Load::Connect | Load::Datagram => Measure::P50,
+        Load::Burst | Load::Bulk => Measure::Rate,
+    };
+    Ratio::new(case, samples, measure, [Proxy::Control, Proxy::Direct])
+}
+
+fn judged(target: &Target, samples: &Samples) -> Vec<Ratio> {
+    let meets = |case: &&Case| case.load == target.load && target.routes.contains(&case.route);
+    let ratio = |case: &Case| {
+        let ratio = Ratio::new(*case, samples, target.measure, [target.of, target.to])?;
+        Some(Ratio { row: target.row, aim: target.aim, must: target.must, ..ratio })
+    };
+    samples.keys().filter(meets).filter_map(ratio).collect()
+}
+
+fn level(case: Case, lane: Proxy, samples: &[Sample]) -> Level {
+    let of = |value: fn(&Sample) -> f64| Estimate::of(samples.iter().map(value).collect());
+    Level {
+        case,
+        lane,
+        p50_us: of(|sample| sample.p50_us),
+        p99_us: of(|sample| sample.p99_us),
+        rate: of(|sample| sample.rate),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// One case with these median times by lane, two rounds each.
+    fn samples(load: Load, route: Route, times: &[(Proxy, [f64; 2])]) -> Samples {
+        let sample = |p50_us| Sample { p50_us, p99_us: p50_us, rate: 1e6 / p50_us };
+        let lanes: BTreeMap<_, _> =
+            times.iter().map(|(lane, times)| (*lane, times.map(sample).to_vec())).collect();
+        Samples::from([(Case { route, load, is_v6: false }, lanes)])
+    }
+
+    #[test]
+    fn ratios_are_taken_round_by_round() {
+        // The machine was ten times slower in the second round.
+        let times = [(Proxy::Direct, [10.0, 100.0]), (Proxy::LbTc, [10.3, 103.0])];
+        let report = Report::of(&samples(Load::Request, Route::ClusterIpFar, &times), [0.0; 2]);
+        let [ratio] = &report.ratios[..] else { panic!("{report:?}") };
+        assert!((ratio.measured.median - 1.03).abs() < 1e-9, "{ratio:?}");
+        assert_eq!((ratio.row, ratio.verdict()), (2, Verdict::MissedAim));
+    }
+
+    #[test]
+    fn times_are_to_be_small_and_leads_are_to_be_large() {
+        let verdict = |times: &[(Proxy, [f64; 2])], row| {
+            let report = Report::of(&samples(Load::Connect, Route::NodePort, times), [0.0; 2]);
+            let ratio = report.ratios.iter().find(|ratio| ratio.row == row).expect("the row");
+            (ratio.verdict(), report.fails())
+        };
+        let ahead = |nftables| [(Proxy::LbTc, [10.0; 2]), (Proxy::Nftables, [nftables; 2])];
+        assert_eq!(verdict(&ahead(13.0), 26), (Verdict::Ok, false));
+        assert_eq!(verdict(&ahead(12.0), 26), (Verdict::MissedAim, false));
+        assert_eq!(verdict(&ahead(11.0), 26), (Verdict::FailedMust, true));
+    }
+
+    #[test]
+    fn a_control_that_is_off_voids_the_run() {
+        let is_void = |again: f64| {
+            let times = [(Proxy::Direct, [100.0; 2]), (Proxy::Control, [again; 2])];
+            let report = Report::of(&samples(Load::Request, Route::PodIp, &times), [0.0; 2]);
+            assert_eq!(report.markdown().contains("INVALID RUN"), report.fails());
+            report.fails()
+        };
+        assert_eq!([96.9, 97.1, 102.9, 103.1].map(is_void), [true, false, false, true]);
+    }
+}
