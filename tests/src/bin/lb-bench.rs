@@ -58,6 +58,15 @@ struct Traffic {
     /// So many rounds
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
+    /// Services beside those that are used
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    services: usize,
+    /// The MTU of all devices, at least 1280 for IPv6
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1280..=9000))]
+    mtu: Option<u16>,
+    /// Run servers on another processor than clients
+    #[arg(long)]
+    two_processors: bool,
     /// Measure only what has TEXT in its name, such as "node port" or "TCP bulk"
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
@@ -145,7 +154,14 @@ fn faults(arguments: &Faults) -> Result<ExitCode> {
 fn traffic(arguments: &Traffic) -> Result<ExitCode> {
     let started = Instant::now();
     let rounds = arguments.rounds.unwrap_or(if arguments.quick { 11 } else { 31 });
-    let plan = traffic::Plan { rounds, only: &arguments.only, v6: !arguments.quick };
+    let plan = traffic::Plan {
+        rounds,
+        only: &arguments.only,
+        v6: !arguments.quick,
+        services: arguments.services,
+        mtu: arguments.mtu,
+        two_processors: arguments.two_processors,
+    };
     let before = load_average()?;
     let samples = traffic::measure(&plan)?;
     let report = traffic::judge::Report::of(&samples, [before, load_average()?]);

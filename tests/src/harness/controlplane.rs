@@ -479,7 +479,7 @@ fn start_etcd(programs: &Programs, namespace: &File, directory: &Path) -> Result
 }
 
 /// The standard output of a program that has succeeded.
-fn successful(what: &str, output: Output) -> Result<String> {
+pub(crate) fn successful(what: &str, output: Output) -> Result<String> {
     ensure!(
         output.status.success(),
         "{what}: {}: {}",

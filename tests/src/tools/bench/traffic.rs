@@ -8,43 +8,22 @@
 //!
 //! It measures no hardware: frames pass from one veth to another on the same processor.
 
+pub mod case;
 pub mod exchange;
 pub mod judge;
 pub mod lane;
 pub mod relay;
+pub mod shared;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use serde::Serialize;
 
+use self::case::{Case, Proxy, Route};
 use self::exchange::{Load, Sample};
-use self::lane::{Lane, Proxy, Route, Shared};
+use self::lane::{Lane, Settings};
+use self::shared::Shared;
 use super::namespace::{keep_off, last_processor};
-use crate::harness::netns::topology::plan::Family;
-
-/// What lanes are compared by: a load on a route over an address family.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
-pub struct Case {
-    /// Who asks whom.
-    pub route: Route,
-    /// What it does.
-    pub load: Load,
-    /// Whether over IPv6.
-    pub is_v6: bool,
-}
-
-impl Case {
-    /// For people.
-    pub fn title(self) -> String {
-        let family = if self.is_v6 { ", IPv6" } else { "" };
-        format!("{}, {}{family}", self.load.title(), self.route.title())
-    }
-
-    fn family(self) -> Family {
-        if self.is_v6 { Family::V6 } else { Family::V4 }
-    }
-}
 
 /// What is measured, and how often.
 #[derive(Clone, Copy, Debug)]
@@ -55,9 +34,26 @@ pub struct Plan<'a> {
     pub only: &'a str,
     /// Also over IPv6.
     pub v6: bool,
+    /// Services beside those that are used.
+    pub services: usize,
+    /// The MTU of every device, unless it is 1500.
+    pub mtu: Option<u16>,
+    /// The server has another processor than the client.
+    pub two_processors: bool,
 }
 
 impl Plan<'_> {
+    fn settings(&self) -> Result<Settings> {
+        let client_processor = last_processor()?;
+        let other = client_processor.checked_sub(1);
+        let server_processor = if self.two_processors {
+            other.context("one processor only")?
+        } else {
+            client_processor
+        };
+        Ok(Settings { client_processor, server_processor, mtu: self.mtu })
+    }
+
     fn cases(&self) -> Vec<Case> {
         let families: &[bool] = if self.v6 { &[false, true] } else { &[false] };
         let mut cases = Vec::new();
@@ -81,13 +77,18 @@ pub type Samples = BTreeMap<Case, BTreeMap<Proxy, Vec<Sample>>>;
 pub fn measure(plan: &Plan) -> Result<Samples> {
     let cases = plan.cases();
     ensure!(!cases.is_empty(), "no case contains {:?}", plan.only);
-    let processor = last_processor()?;
-    keep_off(processor)?;
+    let settings = plan.settings()?;
+    keep_off(settings.client_processor)?;
     let mut shared = Shared::start().context("control plane")?;
-    let lanes = Proxy::ALL.map(|proxy| Lane::new(proxy, processor));
-    let mut lanes = lanes.into_iter().collect::<Result<Vec<_>>>()?;
-    shared.fill(lanes.first().context("no lane")?)?;
+    let mut lanes = Vec::new();
+    for proxy in Proxy::ALL {
+        if cases.iter().any(|case| case.has(proxy)) || proxy == Proxy::LbTc {
+            lanes.push(Lane::new(proxy, &settings)?);
+        }
+    }
+    shared.fill(&lanes.first().context("no lane")?.cluster, plan.services)?;
     lanes.iter_mut().try_for_each(|lane| lane.start_proxy(&shared))?;
+    imitate(&mut lanes)?;
     let mut turns = Turns { lanes: &lanes, random: 0x9e37_79b9_7f4a_7c15, samples: Samples::new() };
     turns.warm_up(&cases)?;
     for round in 1..=plan.rounds {
@@ -96,6 +97,17 @@ pub fn measure(plan: &Plan) -> Result<Samples> {
     }
     check_flows(&lanes, &cases)?;
     Ok(turns.samples)
+}
+
+/// Attaches the programs of the lane with empty ones.
+fn imitate(lanes: &mut [Lane]) -> Result<()> {
+    let Some(empty) = lanes.iter().position(|lane| lane.proxy == Proxy::Empty) else {
+        return Ok(());
+    };
+    // The lane of lb at tc is before it.
+    let (before, after) = lanes.split_at_mut(empty);
+    let tc = before.iter().find(|lane| lane.proxy == Proxy::LbTc).context("no lane of lb at tc")?;
+    after.iter_mut().take(1).try_for_each(|lane| lane.imitate(tc))
 }
 
 /// Connections are translated where the lane is meant to: at connect(), or packet by packet.
@@ -123,12 +135,9 @@ struct Turns<'a> {
 impl Turns<'_> {
     /// Waits until every lane serves every case.
     fn warm_up(&self, cases: &[Case]) -> Result<()> {
-        for Case { route, load, .. } in cases {
-            for lane in self.lanes.iter().filter(|lane| route.has(lane.proxy)) {
-                let family = |case: &&Case| case.route == *route && case.load == *load;
-                for case in cases.iter().filter(family) {
-                    lane.wait_served(*route, *load, case.family())?;
-                }
+        for case in cases {
+            for lane in self.lanes.iter().filter(|lane| case.has(lane.proxy)) {
+                lane.wait_served(case.route, case.load, case.family())?;
             }
         }
         Ok(())
@@ -139,8 +148,8 @@ impl Turns<'_> {
         self.shuffle(&mut cases);
         for case in cases {
             let Case { route, load, .. } = case;
-            let of_route = self.lanes.iter().filter(|lane| route.has(lane.proxy));
-            let mut lanes: Vec<_> = of_route.collect();
+            let of_case = self.lanes.iter().filter(|lane| case.has(lane.proxy));
+            let mut lanes: Vec<_> = of_case.collect();
             self.shuffle(&mut lanes);
             for lane in lanes {
                 let sample = lane.turn(route, load, case.family(), load.operations())?;

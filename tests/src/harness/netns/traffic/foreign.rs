@@ -70,7 +70,8 @@ pub struct Foreign {
     program: OwnedFd,
     hook: Hook,
     link: Option<OwnedFd>,
-    _counting: OwnedFd,
+    /// As long as anybody has such a descriptor, the kernel counts and times every program.
+    _counting: Option<OwnedFd>,
 }
 
 impl Foreign {
@@ -79,8 +80,16 @@ impl Foreign {
     /// # Errors
     /// Without privileges.
     pub fn load(hook: Hook) -> Result<Self> {
-        // r0 = verdict; exit.
-        Self::load_code(hook, &[0xb7 | u64::from(hook.verdict() as u32) << 32, 0x95])
+        Self::load_code(hook, &pass(hook))
+    }
+
+    /// [`Foreign::load`] of a program whose runs are not counted, for benchmarks: counting slows
+    /// down every program of the machine.
+    ///
+    /// # Errors
+    /// Without privileges.
+    pub fn load_uncounted(hook: Hook) -> Result<Self> {
+        Self::load_only(hook, &pass(hook))
     }
 
     /// Loads the program of a NetworkPolicy agent for a pod's interface, which knows the peers of
@@ -111,6 +120,12 @@ impl Foreign {
     }
 
     fn load_code(hook: Hook, code: &[u64]) -> Result<Self> {
+        let program = Self::load_only(hook, code)?;
+        let counting = bpf(command::ENABLE_STATS, &mut [0]).context("cannot count runs")?;
+        Ok(Self { _counting: Some(owned(counting)), ..program })
+    }
+
+    fn load_only(hook: Hook, code: &[u64]) -> Result<Self> {
         let license = c"GPL";
         let mut load = [0u64; 9];
         load[0] = u64::from(hook.program_type()) | (code.len() as u64) << 32;
@@ -122,8 +137,7 @@ impl Foreign {
             Hook::Ingress | Hook::Egress | Hook::Xdp => 0,
         };
         let program = bpf(command::PROG_LOAD, &mut load).context("cannot load a program")?;
-        let counting = bpf(command::ENABLE_STATS, &mut [0]).context("cannot count runs")?;
-        Ok(Self { program: owned(program), hook, link: None, _counting: owned(counting) })
+        Ok(Self { program: owned(program), hook, link: None, _counting: None })
     }
 
     /// Attaches it to a device of a namespace, behind what is there, until it is dropped.
@@ -181,6 +195,11 @@ impl Foreign {
         bpf(command::OBJ_GET_INFO_BY_FD, &mut get).context("no information on a program")?;
         Ok(information[RUN_COUNT])
     }
+}
+
+/// A program that lets everything pass: r0 = verdict; exit.
+fn pass(hook: Hook) -> [u64; 2] {
+    [0xb7 | u64::from(hook.verdict() as u32) << 32, 0x95]
 }
 
 /// A bpf(2) call whose attributes are given in words, little endian pairs in one.

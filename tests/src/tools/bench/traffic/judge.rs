@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::Samples;
+use super::case::{Case, Proxy, Route};
 use super::exchange::{Load, Sample};
-use super::lane::{Proxy, Route};
-use super::{Case, Samples};
 use crate::tools::bench::report::Verdict;
 use crate::tools::bench::stats::Estimate;
 
@@ -80,8 +80,10 @@ const TARGETS: &[Target] = &[
     target!(4: Connect CLUSTER_IP Rate: LbTc / Nftables, Some(1.15), Some(1.0)),
     target!(4: Connect CLUSTER_IP Rate: LbTc / Iptables, None, Some(1.0)),
     target!(10: Burst NODE_PORT Rate: LbTc / Iptables, Some(1.7), Some(1.3)),
+    target!(10: Burst NODE_PORT Rate: LbXdp / Iptables, Some(4.5), Some(3.0)),
     target!(24: Request POD_IP P50: LbConnect / Direct, Some(1.03), Some(1.06)),
     target!(24: Request POD_IP P50: LbTc / Direct, Some(1.03), Some(1.06)),
+    target!(24: Request POD_IP P50: LbTc / Empty, Some(1.01), Some(1.03)),
     target!(25: Connect CLUSTER_IP P50: LbConnect / Direct, Some(1.05), Some(1.08)),
     target!(25: Connect CLUSTER_IP P50: LbTc / Direct, Some(1.10), Some(1.15)),
     target!(25: Connect CLUSTER_IP P50: Nftables / LbConnect, Some(1.25), None),

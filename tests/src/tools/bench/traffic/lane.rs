@@ -4,247 +4,42 @@
 //! own, because rules and programs of one would slow down the others.
 
 use std::env;
+use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde::Serialize;
-use serde_json::{Value, json};
+use anyhow::{Context, Result, ensure};
+use lb_agent::maps::pins::Pins;
 
+use super::case::{CLIENT, FAR, NEAR, PLAIN, Proxy, Route};
 use super::exchange::{Load, Sample};
 use super::relay;
-use crate::harness::controlplane::kube_proxy::{self, KubeProxy, Mode};
-use crate::harness::controlplane::objects::Pod;
-use crate::harness::controlplane::{ControlPlane, Options as PlaneOptions};
+use super::shared::{NODE_PORT, PORT, Shared, TARGET, number};
+use crate::harness::controlplane::kube_proxy::{self, KubeProxy};
 use crate::harness::netns::actors::agent::{self, Agent, cleanup};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::actors::process::Process;
 use crate::harness::netns::topology::cluster::Cluster;
 use crate::harness::netns::topology::node::Node;
-use crate::harness::netns::topology::plan::{Family, NODE_GATEWAY, cidr, cluster_ip};
+use crate::harness::netns::topology::plan::{Family, cidr, cluster_ip};
+use crate::harness::netns::traffic::foreign::{Foreign, Hook};
+use crate::harness::netns::traffic::offload::set_mtu;
 use crate::harness::wait::{PATIENCE, eventually};
 
-/// The first port of the servers.
-const TARGET: u16 = 8080;
-/// The first port of Services.
-const PORT: u16 = 80;
-/// The first node port.
-const NODE_PORT: u16 = 30_080;
 /// How long a turn may take.
 const TURN: Duration = Duration::from_secs(60);
 
-/// The client's pod, on node 1.
-const CLIENT: &str = "client";
-/// The pod behind a Service on the client's node.
-const NEAR: &str = "near";
-/// The pod behind a Service on the other node.
-const FAR: &str = "far";
-/// The pod on the other node that belongs to no Service.
-const PLAIN: &str = "plain";
-
-/// What forwards packets to Services in a lane.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Proxy {
-    /// Nothing: clients use pod IPs.
-    Direct,
-    /// Nothing, in another cluster: what differs from [`Proxy::Direct`] is noise.
-    Control,
-    /// lb, which translates when a process of a node or of a pod calls connect() or sendmsg().
-    LbConnect,
-    /// lb, packet by packet; node ports with source NAT.
-    LbTc,
-    /// lb, packet by packet; node ports with direct server return.
-    LbDsr,
-    /// kube-proxy in its mode nftables.
-    Nftables,
-    /// kube-proxy in its mode iptables.
-    Iptables,
-}
-
-impl Proxy {
-    /// All, in the order of the report.
-    pub const ALL: [Self; 7] = [
-        Self::Direct,
-        Self::Control,
-        Self::LbConnect,
-        Self::LbTc,
-        Self::LbDsr,
-        Self::Nftables,
-        Self::Iptables,
-    ];
-
-    /// For people.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Control => "direct again",
-            Self::LbConnect => "lb connect-time",
-            Self::LbTc => "lb tc",
-            Self::LbDsr => "lb DSR",
-            Self::Nftables => "kube-proxy nftables",
-            Self::Iptables => "kube-proxy iptables",
-        }
-    }
-
-    fn is_direct(self) -> bool {
-        matches!(self, Self::Direct | Self::Control)
-    }
-
-    /// `--socket-lb` and `--external-mode` of lb.
-    fn agent_modes(self) -> Option<[&'static str; 2]> {
-        match self {
-            Self::LbConnect => Some(["all", "snat"]),
-            Self::LbTc => Some(["off", "snat"]),
-            Self::LbDsr => Some(["off", "dsr"]),
-            _ => None,
-        }
-    }
-
-    fn kube_proxy_mode(self) -> Option<Mode> {
-        match self {
-            Self::Nftables => Some(Mode::Nftables),
-            Self::Iptables => Some(Mode::Iptables),
-            _ => None,
-        }
-    }
-}
-
-/// Who asks whom, and how the server is addressed where there is a proxy.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Route {
-    /// A pod asks a ClusterIP whose backend is on its node.
-    ClusterIpNear,
-    /// A pod asks a ClusterIP whose backend is on the other node.
-    ClusterIpFar,
-    /// A pod asks a pod IP on the other node that is no Service's.
-    PodIp,
-    /// A client outside asks a node port whose backend is on the other node.
-    NodePort,
-}
-
-impl Route {
-    /// All, in the order of the report.
-    pub const ALL: [Self; 4] =
-        [Self::ClusterIpNear, Self::ClusterIpFar, Self::PodIp, Self::NodePort];
-
-    /// For people.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::ClusterIpNear => "pod to ClusterIP, same node",
-            Self::ClusterIpFar => "pod to ClusterIP, other node",
-            Self::PodIp => "pod to pod IP without Service, other node",
-            Self::NodePort => "outside to node port, other node",
-        }
-    }
-
-    /// Lanes that differ on this route. At a node port lb never translates at connect(), and only
-    /// there direct server return is any different.
-    pub fn has(self, proxy: Proxy) -> bool {
-        match proxy {
-            Proxy::LbConnect => self != Self::NodePort,
-            Proxy::LbDsr => self == Self::NodePort,
-            _ => true,
-        }
-    }
-
-    fn server(self) -> &'static str {
-        match self {
-            Self::ClusterIpNear => NEAR,
-            Self::ClusterIpFar | Self::NodePort => FAR,
-            Self::PodIp => PLAIN,
-        }
-    }
-}
-
-/// The control plane that all lanes share.
-pub struct Shared {
-    plane: ControlPlane,
-    cluster: Cluster,
-}
-
-impl Shared {
-    /// Starts it, in a cluster of its own.
-    ///
-    /// # Errors
-    /// What cannot be made or started.
-    pub fn start() -> Result<Self> {
-        let cluster = Cluster::builder().nodes(1).build()?;
-        let namespace = cluster.fabric().netns().path();
-        let plane =
-            ControlPlane::start(&namespace, NODE_GATEWAY.v4.into(), PlaneOptions::default())?;
-        Ok(Self { plane, cluster })
-    }
-
-    /// Creates nodes and pods as this lane, and therefore every lane, has them, and the Services.
-    ///
-    /// # Errors
-    /// The API server refuses one.
-    pub fn fill(&mut self, lane: &Lane) -> Result<()> {
-        for node in lane.cluster.nodes() {
-            let addresses = node.addresses();
-            self.plane.create_node(node.name(), &[addresses.v4.into(), addresses.v6.into()])?;
-        }
-        for name in [NEAR, FAR] {
-            let pod = lane.cluster.pod(name);
-            let addresses = pod.addresses();
-            self.plane.create_pod(Pod {
-                namespace: "default",
-                name,
-                labels: &[("app", name)],
-                node: &pod.node_name(),
-                addresses: &[addresses.v4.into(), addresses.v6.into()],
-                ready: true,
-            })?;
-        }
-        for name in [NEAR, FAR] {
-            self.plane.apply(&service(name).to_string())?;
-            self.plane
-                .wait_for_slice("default", name, PATIENCE, |endpoints| endpoints.len() == 2)?;
-        }
-        Ok(())
-    }
-}
-
-/// The numbers that the ClusterIPs of a Service end with.
-fn number(service: &str) -> u8 {
-    if service == NEAR { 40 } else { 41 }
-}
-
-/// [`FAR`] is there for clients outside as well.
-fn service(name: &str) -> Value {
-    let addresses = cluster_ip(number(name));
-    let is_exposed = name == FAR;
-    let ports = ["TCP", "UDP"].into_iter().flat_map(|protocol| {
-        (0..2).map(move |offset: u16| {
-            let mut port = json!({
-                "name": format!("{}-{offset}", protocol.to_lowercase()),
-                "protocol": protocol,
-                "port": PORT + offset,
-                "targetPort": TARGET + offset,
-            });
-            if is_exposed {
-                port["nodePort"] = json!(NODE_PORT + offset);
-            }
-            port
-        })
-    });
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"namespace": "default", "name": name},
-        "spec": {
-            "type": if is_exposed { "NodePort" } else { "ClusterIP" },
-            "selector": {"app": name},
-            "ipFamilyPolicy": "RequireDualStack",
-            "clusterIP": addresses.v4,
-            "clusterIPs": [addresses.v4.to_string(), addresses.v6.to_string()],
-            "ports": ports.collect::<Vec<_>>(),
-        },
-    })
+/// How lanes are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Where clients run.
+    pub client_processor: usize,
+    /// Where servers run.
+    pub server_processor: usize,
+    /// The MTU of every device, unless it is 1500.
+    pub mtu: Option<u16>,
 }
 
 /// A cluster with one kind of proxy.
@@ -253,38 +48,82 @@ pub struct Lane {
     pub proxy: Proxy,
     agents: Vec<Agent>,
     kube_proxies: Vec<KubeProxy>,
-    _servers: Vec<Process>,
-    processor: String,
+    empty: Vec<Foreign>,
+    servers: Vec<Process>,
+    client_processor: String,
     // The last field: its namespaces outlive the processes in them.
-    cluster: Cluster,
+    pub(super) cluster: Cluster,
 }
 
 impl Lane {
-    /// Makes the cluster and its servers on this processor; no proxy yet.
+    /// Makes the cluster and its servers; no proxy yet.
     ///
     /// # Errors
     /// What cannot be made or started.
-    pub fn new(proxy: Proxy, processor: usize) -> Result<Self> {
+    pub fn new(proxy: Proxy, settings: &Settings) -> Result<Self> {
         // Direct server return answers from addresses that are not the node's.
-        let builder = Cluster::builder().any_source();
+        let mut builder = Cluster::builder().any_source();
+        if proxy == Proxy::LbXdp {
+            builder = builder.no_tx_checksum_offload();
+        }
         let cluster = builder.pod(1, CLIENT).pod(1, NEAR).pod(2, FAR).pod(2, PLAIN).build()?;
         let mut lane = Self {
             proxy,
             agents: Vec::new(),
             kube_proxies: Vec::new(),
-            _servers: Vec::new(),
-            processor: processor.to_string(),
+            empty: Vec::new(),
+            servers: Vec::new(),
+            client_processor: settings.client_processor.to_string(),
             cluster,
         };
+        if let Some(mtu) = settings.mtu {
+            lane.set_mtu(mtu)?;
+        }
+        let processor = settings.server_processor.to_string();
         for name in [NEAR, FAR, PLAIN] {
             let mut command = own_program()?;
-            command.args(["traffic-server", "--processor", &lane.processor]);
+            command.args(["traffic-server", "--processor", &processor]);
             command.args(["--port", &TARGET.to_string()]);
             let mut server = lane.cluster.pod(name).spawn("server", command)?;
             server.wait_for_output("ready", PATIENCE)?;
-            lane._servers.push(server);
+            lane.servers.push(server);
         }
         Ok(lane)
+    }
+
+    /// Gives every device of the cluster this MTU.
+    fn set_mtu(&self, mtu: u16) -> Result<()> {
+        let fabric: Vec<_> = self.cluster.nodes().iter().map(|node| node.name()).collect();
+        set_mtu(self.cluster.fabric().netns(), &[&fabric[..], &["outside"]].concat(), mtu)?;
+        set_mtu(self.cluster.outside().netns(), &["eth0"], mtu)?;
+        for node in self.cluster.nodes() {
+            set_mtu(node.netns(), &["eth0"], mtu)?;
+        }
+        for name in [CLIENT, NEAR, FAR, PLAIN] {
+            let pod = self.cluster.pod(name);
+            set_mtu(pod.netns(), &["eth0"], mtu)?;
+            set_mtu(self.cluster.node(pod.node()).netns(), &[pod.host_device()], mtu)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches empty programs to the hooks on which another lane has those of lb.
+    ///
+    /// # Errors
+    /// The kernel refuses one, or the other lane has none.
+    pub fn imitate(&mut self, other: &Self) -> Result<()> {
+        for node in self.cluster.nodes() {
+            let links = Pins::new(other.cluster.node(node.number()).bpf_dir()).links().to_owned();
+            let entries = fs::read_dir(&links).with_context(|| format!("{}", links.display()))?;
+            for entry in entries {
+                let name = entry?.file_name().to_string_lossy().into_owned();
+                let Some((device, hook)) = hook_of_link(&name) else { continue };
+                let program = Foreign::load_uncounted(hook)?;
+                self.empty.push(program.attach_device(node.netns(), device)?);
+            }
+        }
+        ensure!(!self.empty.is_empty(), "{} has no programs on devices", other.proxy.title());
+        Ok(())
     }
 
     /// Starts the proxy on both nodes.
@@ -292,7 +131,7 @@ impl Lane {
     /// # Errors
     /// It does not become ready.
     pub fn start_proxy(&mut self, shared: &Shared) -> Result<()> {
-        if self.proxy.is_direct() {
+        if self.proxy.agent_modes().is_none() && self.proxy.kube_proxy_mode().is_none() {
             return Ok(());
         }
         let server = shared.plane.api_server_address();
@@ -305,11 +144,11 @@ impl Lane {
     }
 
     fn start_on(&mut self, node: &Arc<Node>, shared: &Shared) -> Result<()> {
-        if let Some([socket_lb, external_mode]) = self.proxy.agent_modes() {
+        if let Some([socket_lb, external_mode, xdp]) = self.proxy.agent_modes() {
             let cluster_cidr = cidr::cluster();
             let options = agent::Options::kubeconfig(&shared.plane.agent_kubeconfig())
                 .arguments(&["--cluster-cidr", &cluster_cidr, "--socket-lb", socket_lb])
-                .arguments(&["--external-mode", external_mode]);
+                .arguments(&["--external-mode", external_mode, "--xdp", xdp]);
             self.agents.push(Agent::start(node, &options)?);
         }
         if let Some(mode) = self.proxy.kube_proxy_mode() {
@@ -341,7 +180,7 @@ impl Lane {
         let to = self.address(route, load, family);
         let load = serde_json::to_value(load)?;
         let mut command = own_program()?;
-        command.args(["traffic-client", "--processor", &self.processor]);
+        command.args(["traffic-client", "--processor", &self.client_processor]);
         command.arg("--load").arg(load.as_str().context("a load is a word")?);
         command.args(["--to", &to.to_string(), "--operations", &operations.to_string()]);
         let client = self.cluster.pod(CLIENT);
@@ -386,7 +225,32 @@ impl Drop for Lane {
     }
 }
 
+/// Device and hook of a link that an agent has pinned by the name `INDEX-DEVICE-DIRECTION`.
+fn hook_of_link(name: &str) -> Option<(&str, Hook)> {
+    let (_, name) = name.split_once('-')?;
+    let (device, direction) = name.rsplit_once('-')?;
+    match direction {
+        "ingress" => Some((device, Hook::Ingress)),
+        "egress" => Some((device, Hook::Egress)),
+        _ => None,
+    }
+}
+
 /// The running program, for its subcommands of client and server.
 fn own_program() -> Result<Command> {
     Ok(Command::new(env::current_exe().context("cannot find the running program")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_of_devices_are_told_from_those_of_cgroups() {
+        let found = hook_of_link("7-cali010002-egress");
+        assert!(matches!(found, Some(("cali010002", Hook::Egress))), "{found:?}");
+        let found = hook_of_link("1-my-lo-ingress");
+        assert!(matches!(found, Some(("my-lo", Hook::Ingress))), "{found:?}");
+        assert!(hook_of_link("connect4").is_none());
+    }
 }
