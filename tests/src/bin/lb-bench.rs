@@ -11,6 +11,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lb_tests::tools::bench::report::{self, Figure};
 use lb_tests::tools::bench::traffic::exchange::{self, Load};
+use lb_tests::tools::bench::traffic::machine::{self, Machine};
 use lb_tests::tools::bench::{connects, datapath, faults, lookups, namespace, programs, traffic};
 
 /// Measures lb.
@@ -156,15 +157,15 @@ fn traffic(arguments: &Traffic) -> Result<ExitCode> {
     let rounds = arguments.rounds.unwrap_or(if arguments.quick { 11 } else { 31 });
     let plan = traffic::Plan {
         rounds,
-        only: &arguments.only,
+        only: arguments.only.clone(),
         v6: !arguments.quick,
         services: arguments.services,
         mtu: arguments.mtu,
         two_processors: arguments.two_processors,
     };
-    let before = load_average()?;
+    let before = machine::load_average()?;
     let samples = traffic::measure(&plan)?;
-    let report = traffic::judge::Report::of(&samples, [before, load_average()?]);
+    let report = traffic::judge::Report::of(&samples, &plan, Machine::read(before)?);
     let text = report.markdown();
     print!("{text}");
     let path = target().join("bench/traffic.json");
@@ -174,12 +175,6 @@ fn traffic(arguments: &Traffic) -> Result<ExitCode> {
     let seconds = started.elapsed().as_secs_f64();
     println!("\n{seconds:.0} s; also in {} and {}", markdown.display(), path.display());
     Ok(if report.fails() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// That of the last minute.
-fn load_average() -> Result<f64> {
-    let text = fs::read_to_string("/proc/loadavg")?;
-    Ok(text.split(' ').next().unwrap_or_default().parse()?)
 }
 
 fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {

@@ -12,12 +12,14 @@ pub mod case;
 pub mod exchange;
 pub mod judge;
 pub mod lane;
+pub mod machine;
 pub mod relay;
 pub mod shared;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 
 use self::case::{Case, Proxy, Route};
 use self::exchange::{Load, Sample};
@@ -26,12 +28,12 @@ use self::shared::Shared;
 use super::namespace::{keep_off, last_processor};
 
 /// What is measured, and how often.
-#[derive(Clone, Copy, Debug)]
-pub struct Plan<'a> {
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Plan {
     /// The rounds; an odd number has a median of its own.
     pub rounds: usize,
     /// Only cases whose title contains this.
-    pub only: &'a str,
+    pub only: String,
     /// Also over IPv6.
     pub v6: bool,
     /// Services beside those that are used.
@@ -42,7 +44,17 @@ pub struct Plan<'a> {
     pub two_processors: bool,
 }
 
-impl Plan<'_> {
+impl Plan {
+    /// For people.
+    fn title(&self) -> String {
+        let Self { rounds, services, .. } = self;
+        let mtu = self.mtu.unwrap_or(1500);
+        let place = if self.two_processors { "two processors" } else { "one processor" };
+        format!(
+            "{rounds} rounds; client and server on {place}; {services} more Services; MTU {mtu}."
+        )
+    }
+
     fn settings(&self) -> Result<Settings> {
         let client_processor = last_processor()?;
         let other = client_processor.checked_sub(1);
@@ -60,7 +72,7 @@ impl Plan<'_> {
         for &is_v6 in families {
             for route in Route::ALL {
                 let of_load = Load::ALL.map(|load| Case { route, load, is_v6 });
-                cases.extend(of_load.iter().filter(|case| case.title().contains(self.only)));
+                cases.extend(of_load.iter().filter(|case| case.title().contains(&self.only)));
             }
         }
         cases

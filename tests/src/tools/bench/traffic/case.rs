@@ -23,6 +23,9 @@ pub enum Proxy {
     Direct,
     /// Nothing, in another cluster: what differs from [`Proxy::Direct`] is noise.
     Control,
+    /// Nothing, but a client outside reaches the backend's node and back through node 1, as it does
+    /// where a proxy there has source NAT: what the kernel's forwarding costs.
+    Relayed,
     /// lb, which translates when a process of a node or of a pod calls connect() or sendmsg().
     LbConnect,
     /// lb, packet by packet; node ports with source NAT.
@@ -42,9 +45,10 @@ pub enum Proxy {
 
 impl Proxy {
     /// All, in the order of the report.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Direct,
         Self::Control,
+        Self::Relayed,
         Self::LbConnect,
         Self::LbTc,
         Self::LbDsr,
@@ -59,6 +63,7 @@ impl Proxy {
         match self {
             Self::Direct => "direct",
             Self::Control => "direct again",
+            Self::Relayed => "relayed, no proxy",
             Self::LbConnect => "lb connect-time",
             Self::LbTc => "lb tc",
             Self::LbDsr => "lb DSR",
@@ -70,7 +75,7 @@ impl Proxy {
     }
 
     pub(super) fn is_direct(self) -> bool {
-        matches!(self, Self::Direct | Self::Control)
+        matches!(self, Self::Direct | Self::Control | Self::Relayed)
     }
 
     /// `--socket-lb`, `--external-mode` and `--xdp` of lb.
@@ -127,7 +132,7 @@ impl Route {
     pub fn has(self, proxy: Proxy) -> bool {
         match proxy {
             Proxy::LbConnect => self != Self::NodePort,
-            Proxy::LbDsr | Proxy::LbXdp => self == Self::NodePort,
+            Proxy::Relayed | Proxy::LbDsr | Proxy::LbXdp => self == Self::NodePort,
             Proxy::Empty => self == Self::PodIp,
             _ => true,
         }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, U
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::ReceiveTimeout;
@@ -30,7 +30,7 @@ pub enum Load {
     Datagram,
     /// Datagrams one way, in bursts of [`BURST`]; the server answers a burst that arrived whole.
     Burst,
-    /// Bytes one way on one TCP connection.
+    /// [`TRANSFER`] bytes one way on a TCP connection of their own.
     Bulk,
 }
 
@@ -38,8 +38,10 @@ pub enum Load {
 pub const BURST: u64 = 32;
 /// The payload of a datagram, bytes.
 const DATAGRAM: usize = 64;
-/// One write of [`Load::Bulk`], bytes.
-const CHUNK: usize = 128 * 1024;
+/// The bytes of one transfer of [`Load::Bulk`].
+const TRANSFER: usize = 16 << 20;
+/// One write of it, bytes.
+const CHUNK: usize = 128 << 10;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -73,7 +75,7 @@ impl Load {
             Self::Request | Self::Datagram => 2_000,
             Self::Connect => 500,
             Self::Burst => 500,
-            Self::Bulk => 1_000,
+            Self::Bulk => 16,
         }
     }
 
@@ -82,7 +84,7 @@ impl Load {
         match self {
             Self::Request | Self::Connect | Self::Datagram => 1.0,
             Self::Burst => BURST as f64,
-            Self::Bulk => CHUNK as f64,
+            Self::Bulk => TRANSFER as f64,
         }
     }
 }
@@ -94,7 +96,7 @@ pub struct Sample {
     pub p50_us: f64,
     /// Its 99th percentile, us.
     pub p99_us: f64,
-    /// Requests, connections, datagrams or bytes each second.
+    /// Requests, connections, datagrams or bytes each second; bytes by the median transfer.
     pub rate: f64,
 }
 
@@ -115,7 +117,10 @@ pub fn run(load: Load, to: SocketAddr, operations: u64) -> Result<Sample> {
             let count = if load == Load::Burst { BURST } else { 1 };
             measure(load, warm_up, operations, || burst(&socket, count))
         }
-        Load::Bulk => bulk(to, operations),
+        Load::Bulk => {
+            let chunk = vec![0; CHUNK];
+            measure(load, warm_up, operations, || transfer(to, &chunk))
+        }
     };
     work().with_context(|| format!("{} to {to}", load.title()))
 }
@@ -167,27 +172,29 @@ fn measure(
     let seconds = (last - start).as_secs_f64();
     times.sort_by(f64::total_cmp);
     let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
-    let rate = operations as f64 * load.units() / seconds;
-    Ok(Sample { p50_us: at(50), p99_us: at(99), rate })
+    let [p50_us, p99_us] = [50, 99].map(at);
+    let rate = match load {
+        // A single transfer that other work delays would decide the rate of all.
+        Load::Bulk => load.units() * 1e6 / p50_us,
+        _ => operations as f64 * load.units() / seconds,
+    };
+    Ok(Sample { p50_us, p99_us, rate })
 }
 
-/// Sends so many chunks, and waits until the server has read all.
-fn bulk(to: SocketAddr, chunks: u64) -> Result<Sample> {
+/// Sends [`TRANSFER`] bytes, and waits until the server has read all.
+fn transfer(to: SocketAddr, chunk: &[u8]) -> io::Result<()> {
     let mut stream = connect(to)?;
-    let chunk = vec![0; CHUNK];
-    let start = Instant::now();
-    for _ in 0..chunks {
-        stream.write_all(&chunk)?;
+    for _ in 0..TRANSFER / chunk.len() {
+        stream.write_all(chunk)?;
     }
     stream.shutdown(Shutdown::Write)?;
     let mut received = [0; 8];
     stream.read_exact(&mut received)?;
-    let seconds = start.elapsed().as_secs_f64();
-    let bytes = chunks * CHUNK as u64;
     let received = u64::from_be_bytes(received);
-    ensure!(received == bytes, "{received} of {bytes} bytes arrived");
-    let each = seconds * 1e6 / chunks as f64;
-    Ok(Sample { p50_us: each, p99_us: each, rate: bytes as f64 / seconds })
+    if received != TRANSFER as u64 {
+        return Err(io::Error::other(format!("{received} of {TRANSFER} bytes arrived")));
+    }
+    Ok(())
 }
 
 /// Serves every [`Load`] on this port and the next one, and says `ready`; does not return.

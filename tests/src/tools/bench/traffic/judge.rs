@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::Samples;
 use super::case::{Case, Proxy, Route};
 use super::exchange::{Load, Sample};
+use super::machine::Machine;
+use super::{Plan, Samples};
 use crate::tools::bench::report::Verdict;
 use crate::tools::bench::stats::Estimate;
 
@@ -94,6 +95,11 @@ const TARGETS: &[Target] = &[
     target!(26: Connect NODE_PORT P50: Iptables / LbTc, Some(1.6), Some(1.3)),
     target!(26: Burst NODE_PORT Rate: LbTc / Nftables, Some(1.6), Some(1.3)),
     target!(26: Burst NODE_PORT Rate: LbTc / Iptables, Some(1.8), Some(1.4)),
+    // How much of it is the kernel's forwarding, which lb leaves out.
+    target!(26: Connect NODE_PORT P50: Nftables / Relayed, None, None),
+    target!(26: Connect NODE_PORT P50: Iptables / Relayed, None, None),
+    target!(26: Burst NODE_PORT Rate: Relayed / Nftables, None, None),
+    target!(26: Burst NODE_PORT Rate: Relayed / Iptables, None, None),
 ];
 
 /// A ratio of two lanes.
@@ -177,8 +183,10 @@ pub struct Level {
 pub struct Report {
     /// Why no figure can be trusted; empty if they can.
     pub invalid: Vec<String>,
-    /// The load average of a minute, before and after.
-    pub load_average: [f64; 2],
+    /// Where it was measured.
+    pub machine: Machine,
+    /// What was measured.
+    pub plan: Plan,
     /// Direct against direct.
     pub controls: Vec<Ratio>,
     /// Ratios with limits.
@@ -189,7 +197,7 @@ pub struct Report {
 
 impl Report {
     /// Compares the lanes.
-    pub fn of(samples: &Samples, load_average: [f64; 2]) -> Self {
+    pub fn of(samples: &Samples, plan: &Plan, machine: Machine) -> Self {
         let controls: Vec<_> = samples.keys().filter_map(|case| control(*case, samples)).collect();
         let off = |ratio: &&Ratio| (ratio.measured.median - 1.0).abs() > CONTROL;
         let invalid = controls.iter().filter(off).map(|ratio| {
@@ -202,7 +210,7 @@ impl Report {
             lanes.iter().map(|(lane, samples)| level(*case, *lane, samples))
         });
         let levels = levels.collect();
-        Self { invalid, load_average, controls, ratios, levels }
+        Self { invalid, machine, plan: plan.clone(), controls, ratios, levels }
     }
 
     /// Whether the run is void or a must is missed.
@@ -216,8 +224,7 @@ impl Report {
         let mut text = String::new();
         self.write_ratios(&mut text);
         self.write_levels(&mut text);
-        let [before, after] = self.load_average;
-        text += &format!("\nLoad average {before:.1} before, {after:.1} after.\n");
+        text += &format!("\n{}\n{}\n", self.plan.title(), self.machine.title());
         if !self.invalid.is_empty() {
             text += "\nINVALID RUN: other work disturbed it, and its figures cannot be trusted; \
                      measure again on a quiet machine\n";
@@ -243,7 +250,8 @@ impl Report {
                 Verdict::Ok => "ok",
                 Verdict::MissedAim => "aim missed",
                 Verdict::FailedMust => "**must missed**",
-                Verdict::Unjudged | Verdict::Invalid => "control",
+                Verdict::Unjudged if ratio.of == Proxy::Control => "control",
+                Verdict::Unjudged | Verdict::Invalid => "",
             };
             let (of, to) = (ratio.of.title(), ratio.to.title());
             // Writing to a String cannot fail.
@@ -339,7 +347,11 @@ mod tests {
     fn ratios_are_taken_round_by_round() {
         // The machine was ten times slower in the second round.
         let times = [(Proxy::Direct, [10.0, 100.0]), (Proxy::LbTc, [10.3, 103.0])];
-        let report = Report::of(&samples(Load::Request, Route::ClusterIpFar, &times), [0.0; 2]);
+        let report = Report::of(
+            &samples(Load::Request, Route::ClusterIpFar, &times),
+            &Plan::default(),
+            Machine::default(),
+        );
         let [ratio] = &report.ratios[..] else { panic!("{report:?}") };
         assert!((ratio.measured.median - 1.03).abs() < 1e-9, "{ratio:?}");
         assert_eq!((ratio.row, ratio.verdict()), (2, Verdict::MissedAim));
@@ -348,7 +360,11 @@ mod tests {
     #[test]
     fn times_are_to_be_small_and_leads_are_to_be_large() {
         let verdict = |times: &[(Proxy, [f64; 2])], row| {
-            let report = Report::of(&samples(Load::Connect, Route::NodePort, times), [0.0; 2]);
+            let report = Report::of(
+                &samples(Load::Connect, Route::NodePort, times),
+                &Plan::default(),
+                Machine::default(),
+            );
             let ratio = report.ratios.iter().find(|ratio| ratio.row == row).expect("the row");
             (ratio.verdict(), report.fails())
         };
@@ -362,7 +378,11 @@ mod tests {
     fn a_control_that_is_off_voids_the_run() {
         let is_void = |again: f64| {
             let times = [(Proxy::Direct, [100.0; 2]), (Proxy::Control, [again; 2])];
-            let report = Report::of(&samples(Load::Request, Route::PodIp, &times), [0.0; 2]);
+            let report = Report::of(
+                &samples(Load::Request, Route::PodIp, &times),
+                &Plan::default(),
+                Machine::default(),
+            );
             assert_eq!(report.markdown().contains("INVALID RUN"), report.fails());
             report.fails()
         };

@@ -19,6 +19,7 @@ use super::relay;
 use super::shared::{NODE_PORT, PORT, Shared, TARGET, number};
 use crate::harness::controlplane::kube_proxy::{self, KubeProxy};
 use crate::harness::netns::actors::agent::{self, Agent, cleanup};
+use crate::harness::netns::actors::exec::sysctl;
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::actors::process::Process;
 use crate::harness::netns::topology::cluster::Cluster;
@@ -79,6 +80,9 @@ impl Lane {
         if let Some(mtu) = settings.mtu {
             lane.set_mtu(mtu)?;
         }
+        if proxy == Proxy::Relayed {
+            lane.relay()?;
+        }
         let processor = settings.server_processor.to_string();
         for name in [NEAR, FAR, PLAIN] {
             let mut command = own_program()?;
@@ -103,6 +107,26 @@ impl Lane {
             let pod = self.cluster.pod(name);
             set_mtu(pod.netns(), &["eth0"], mtu)?;
             set_mtu(self.cluster.node(pod.node()).netns(), &[pod.host_device()], mtu)?;
+        }
+        Ok(())
+    }
+
+    /// Has traffic between outside and the pods of node 2 pass through node 1, both ways.
+    fn relay(&self) -> Result<()> {
+        let [through, to] = [1, 2].map(|number| self.cluster.node(number));
+        let outside = self.cluster.outside();
+        // The node would advise the router of the shorter way.
+        through.netns().run(|| {
+            let scopes = ["all", "eth0"];
+            scopes
+                .iter()
+                .try_for_each(|scope| sysctl(&format!("ipv4/conf/{scope}/send_redirects"), "0"))
+        })?;
+        for (index, family) in Family::ALL.into_iter().enumerate() {
+            let [via, client] = [through.ip(family), outside.ip(family)];
+            let pods = to.pod_cidrs()[index];
+            self.cluster.fabric().netns().ip(&format!("route replace {pods} via {via}"))?;
+            to.netns().ip(&format!("route add {client} via {via}"))?;
         }
         Ok(())
     }
