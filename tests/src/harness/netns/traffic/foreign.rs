@@ -92,6 +92,20 @@ impl Foreign {
         Self::load_only(hook, &pass(hook))
     }
 
+    /// Loads a program for a hook of tc that drops every packet of this length or more, link-layer
+    /// header included; its runs are not counted.
+    ///
+    /// # Errors
+    /// Without privileges.
+    pub fn load_drop(hook: Hook, length: u32) -> Result<Self> {
+        const DROP: u64 = 2;
+        let [pass, end] = pass(hook);
+        // r2 = length of the packet; a longer one skips two.
+        let code =
+            [0x1261, 0x235 | 2 << 16 | u64::from(length) << 32, pass, end, 0xb7 | DROP << 32, end];
+        Self::load_only(hook, &code)
+    }
+
     /// Loads the program of a NetworkPolicy agent for a pod's interface, which knows the peers of
     /// the pod by the addresses that it has seen the pod send to: it drops what the pod sends to
     /// `unknown`, or gets from there, and lets everything else go on.

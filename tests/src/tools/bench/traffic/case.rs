@@ -172,6 +172,11 @@ impl Case {
         self.route.has(proxy) && !(proxy == Proxy::LbXdp && self.load == Load::Bulk)
     }
 
+    /// Whether the load makes sense on the route.
+    pub(super) fn is_meant(self) -> bool {
+        self.load != Load::Forward || self.route == Route::NodePort
+    }
+
     pub(super) fn family(self) -> Family {
         if self.is_v6 { Family::V6 } else { Family::V4 }
     }

@@ -30,6 +30,9 @@ pub enum Load {
     Datagram,
     /// Datagrams one way, in bursts of [`BURST`]; the server answers a burst that arrived whole.
     Burst,
+    /// Datagrams that are dropped behind the node that forwards them. On one processor a datagram is
+    /// there when the call that sends it returns, so the call takes as long as the way there.
+    Forward,
     /// [`TRANSFER`] bytes one way on a TCP connection of their own.
     Bulk,
 }
@@ -47,8 +50,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Load {
     /// All, for loops.
-    pub const ALL: [Self; 5] =
-        [Self::Request, Self::Connect, Self::Datagram, Self::Burst, Self::Bulk];
+    pub const ALL: [Self; 6] =
+        [Self::Request, Self::Connect, Self::Datagram, Self::Burst, Self::Forward, Self::Bulk];
 
     /// For people.
     pub fn title(self) -> &'static str {
@@ -57,6 +60,7 @@ impl Load {
             Self::Connect => "TCP connect-request-close",
             Self::Datagram => "UDP request/response",
             Self::Burst => "UDP one way",
+            Self::Forward => "UDP as far as the first node",
             Self::Bulk => "TCP bulk",
         }
     }
@@ -64,7 +68,7 @@ impl Load {
     /// How far the port that serves it is from the first port of a server or a Service.
     pub fn port_offset(self) -> u16 {
         match self {
-            Self::Request | Self::Connect | Self::Datagram => 0,
+            Self::Request | Self::Connect | Self::Datagram | Self::Forward => 0,
             Self::Burst | Self::Bulk => 1,
         }
     }
@@ -75,6 +79,7 @@ impl Load {
             Self::Request | Self::Datagram => 2_000,
             Self::Connect => 500,
             Self::Burst => 500,
+            Self::Forward => 10_000,
             Self::Bulk => 16,
         }
     }
@@ -82,7 +87,7 @@ impl Load {
     /// What one operation moves: connections, requests, datagrams or bytes.
     fn units(self) -> f64 {
         match self {
-            Self::Request | Self::Connect | Self::Datagram => 1.0,
+            Self::Request | Self::Connect | Self::Datagram | Self::Forward => 1.0,
             Self::Burst => BURST as f64,
             Self::Bulk => TRANSFER as f64,
         }
@@ -116,6 +121,10 @@ pub fn run(load: Load, to: SocketAddr, operations: u64) -> Result<Sample> {
             let socket = datagrams(to)?;
             let count = if load == Load::Burst { BURST } else { 1 };
             measure(load, warm_up, operations, || burst(&socket, count))
+        }
+        Load::Forward => {
+            let socket = datagrams(to)?;
+            measure(load, warm_up, operations, || socket.send(&[0; DATAGRAM]).map(drop))
         }
         Load::Bulk => {
             let chunk = vec![0; CHUNK];

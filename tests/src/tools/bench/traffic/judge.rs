@@ -22,13 +22,17 @@ pub enum Measure {
     P50,
     /// Operations, datagrams or bytes each second.
     Rate,
+    /// The median time above that of [`Proxy::Direct`].
+    Above,
 }
 
 impl Measure {
-    fn of(self, sample: &Sample) -> f64 {
+    /// `direct` is the sample of the direct lane in the same round.
+    fn of(self, sample: &Sample, direct: &Sample) -> f64 {
         match self {
             Self::P50 => sample.p50_us,
             Self::Rate => sample.rate,
+            Self::Above => sample.p50_us - direct.p50_us,
         }
     }
 }
@@ -80,8 +84,11 @@ const TARGETS: &[Target] = &[
     target!(4: Connect CLUSTER_IP Rate: LbConnect / Iptables, None, Some(1.0)),
     target!(4: Connect CLUSTER_IP Rate: LbTc / Nftables, Some(1.15), Some(1.0)),
     target!(4: Connect CLUSTER_IP Rate: LbTc / Iptables, None, Some(1.0)),
-    target!(10: Burst NODE_PORT Rate: LbTc / Iptables, Some(1.7), Some(1.3)),
-    target!(10: Burst NODE_PORT Rate: LbXdp / Iptables, Some(4.5), Some(3.0)),
+    target!(10: Forward NODE_PORT Above: Iptables / LbTc, Some(1.7), Some(1.3)),
+    target!(10: Forward NODE_PORT Above: Iptables / LbXdp, Some(4.5), Some(3.0)),
+    target!(10: Forward NODE_PORT Above: Nftables / LbTc, None, None),
+    target!(10: Forward NODE_PORT Above: Iptables / LbDsr, None, None),
+    target!(10: Forward NODE_PORT Above: Iptables / Relayed, None, None),
     target!(24: Request POD_IP P50: LbConnect / Direct, Some(1.03), Some(1.06)),
     target!(24: Request POD_IP P50: LbTc / Direct, Some(1.03), Some(1.06)),
     target!(24: Request POD_IP P50: LbTc / Empty, Some(1.01), Some(1.03)),
@@ -128,8 +135,14 @@ pub struct Ratio {
 impl Ratio {
     fn new(case: Case, samples: &Samples, measure: Measure, [of, to]: [Proxy; 2]) -> Option<Self> {
         let of_case = samples.get(&case)?;
-        let ratios = of_case.get(&of)?.iter().zip(of_case.get(&to)?);
-        let ratios = ratios.map(|(of, to)| measure.of(of) / measure.of(to));
+        let [of_lane, to_lane] = [of_case.get(&of)?, of_case.get(&to)?];
+        // Only `Above` needs the direct lane.
+        let direct = of_case.get(&Proxy::Direct).unwrap_or(to_lane);
+        let ratios = of_lane
+            .iter()
+            .zip(to_lane)
+            .zip(direct)
+            .map(|((of, to), direct)| measure.of(of, direct) / measure.of(to, direct));
         let measured = Estimate::of(ratios.collect());
         let is_kube_proxy = matches!(of, Proxy::Nftables | Proxy::Iptables);
         let is_more_better = measure == Measure::Rate || is_kube_proxy;
@@ -245,6 +258,7 @@ impl Report {
             let measure = match ratio.measure {
                 Measure::P50 => "p50",
                 Measure::Rate => "rate",
+                Measure::Above => "p50 above direct",
             };
             let verdict = match ratio.verdict() {
                 Verdict::Ok => "ok",
@@ -286,7 +300,7 @@ impl Report {
 /// What [`shown`] shows.
 fn unit(load: Load) -> &'static str {
     match load {
-        Load::Request | Load::Connect | Load::Datagram => "p50, us",
+        Load::Request | Load::Connect | Load::Datagram | Load::Forward => "p50, us",
         Load::Burst => "thousand/s",
         Load::Bulk => "Gbit/s",
     }
@@ -294,16 +308,20 @@ fn unit(load: Load) -> &'static str {
 
 fn shown(level: &Level) -> String {
     let value = match level.case.load {
-        Load::Request | Load::Connect | Load::Datagram => level.p50_us.median,
+        Load::Request | Load::Connect | Load::Datagram | Load::Forward => level.p50_us.median,
         Load::Burst => level.rate.median / 1e3,
         Load::Bulk => level.rate.median * 8.0 / 1e9,
     };
+    if level.case.load == Load::Forward {
+        // A few microseconds.
+        return format!("{value:.2}");
+    }
     format!("{value:.1}")
 }
 
 fn control(case: Case, samples: &Samples) -> Option<Ratio> {
     let measure = match case.load {
-        Load::Request | Load::Connect | Load::Datagram => Measure::P50,
+        Load::Request | Load::Connect | Load::Datagram | Load::Forward => Measure::P50,
         Load::Burst | Load::Bulk => Measure::Rate,
     };
     Ratio::new(case, samples, measure, [Proxy::Control, Proxy::Direct])

@@ -23,12 +23,16 @@ use crate::harness::netns::actors::exec::{sysctl, tool};
 use crate::harness::netns::actors::host::Host;
 use crate::harness::netns::actors::process::Process;
 use crate::harness::netns::topology::cluster::Cluster;
+use crate::harness::netns::topology::namespace::Netns;
 use crate::harness::netns::topology::node::Node;
 use crate::harness::netns::topology::plan::{Family, cidr, cluster_ip};
 use crate::harness::netns::traffic::foreign::{Foreign, Hook};
 use crate::harness::netns::traffic::offload::set_mtu;
 use crate::harness::wait::{PATIENCE, eventually};
 
+/// The length of a datagram of [`Load::Forward`] at least, and more than that of ARP and neighbour
+/// discovery, without which nobody finds the next node.
+const LONG: u32 = 90;
 /// How long a turn may take.
 const TURN: Duration = Duration::from_secs(60);
 
@@ -195,7 +199,8 @@ impl Lane {
     /// # Errors
     /// It takes longer than [`PATIENCE`].
     pub fn wait_served(&self, route: Route, load: Load, family: Family) -> Result<()> {
-        eventually(|| self.turn(route, load, family, 1)).map(drop)
+        let operations = if load == Load::Forward { 100 } else { 1 };
+        eventually(|| self.turn(route, load, family, operations)).map(drop)
     }
 
     /// Does a number of operations.
@@ -203,6 +208,34 @@ impl Lane {
     /// # Errors
     /// One fails.
     pub fn turn(
+        &self,
+        route: Route,
+        load: Load,
+        family: Family,
+        operations: u64,
+    ) -> Result<Sample> {
+        if load != Load::Forward {
+            return self.exchange(route, load, family, operations);
+        }
+        let end = self.end_of_forwarding();
+        let _drop = Foreign::load_drop(Hook::Ingress, LONG)?.attach_device(end.0, end.1)?;
+        let before = received(end)?;
+        let sample = self.exchange(route, load, family, operations)?;
+        let arrived = received(end)? - before;
+        ensure!(arrived >= operations, "{arrived} of {operations} datagrams came to {}", end.1);
+        Ok(sample)
+    }
+
+    /// Where datagrams of [`Load::Forward`] are dropped: behind node 1, but before it where nothing
+    /// forwards them to the pod, which is what the others are compared with.
+    fn end_of_forwarding(&self) -> (&Netns, &'static str) {
+        match self.proxy {
+            Proxy::Direct | Proxy::Control => (self.cluster.nodes()[0].netns(), "eth0"),
+            _ => (self.cluster.fabric().netns(), "node1"),
+        }
+    }
+
+    fn exchange(
         &self,
         route: Route,
         load: Load,
@@ -226,6 +259,9 @@ impl Lane {
     fn address(&self, route: Route, load: Load, family: Family) -> SocketAddr {
         let offset = load.port_offset();
         let server = route.server();
+        if load == Load::Forward && self.proxy != Proxy::Relayed {
+            return self.cluster.node(1).at(family, NODE_PORT + offset);
+        }
         if self.proxy.is_direct() || route == Route::PodIp {
             return self.cluster.pod(server).at(family, TARGET + offset);
         }
@@ -255,6 +291,15 @@ impl Drop for Lane {
             }
         }
     }
+}
+
+/// How many packets a device has received.
+fn received((netns, device): (&Netns, &str)) -> Result<u64> {
+    let table = netns.run(|| Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
+    let mut rows = table.lines().filter_map(|line| line.trim().split_once(':'));
+    let (_, columns) = rows.find(|(name, _)| *name == device).context("no such device")?;
+    // Bytes, packets.
+    columns.split_whitespace().nth(1).context("no packets")?.parse().context("no number")
 }
 
 /// Device and hook of a link that an agent has pinned by the name `INDEX-DEVICE-DIRECTION`.
