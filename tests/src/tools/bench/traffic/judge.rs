@@ -393,6 +393,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_node_spends_is_above_the_way_to_it() {
+        let times = [
+            (Proxy::Direct, [10.0, 20.0]),
+            (Proxy::LbTc, [11.0, 22.0]),
+            (Proxy::Iptables, [13.0, 26.0]),
+        ];
+        let report = Report::of(
+            &samples(Load::Forward, Route::NodePort, &times),
+            &Plan::default(),
+            Machine::default(),
+        );
+        let ratio = report.ratios.iter().find(|ratio| ratio.aim == Some(1.7)).expect("row 10");
+        assert!((ratio.measured.median - 3.0).abs() < 1e-9, "{ratio:?}");
+        assert_eq!(ratio.verdict(), Verdict::Ok);
+    }
+
+    #[test]
     fn a_control_that_is_off_voids_the_run() {
         let is_void = |again: f64| {
             let times = [(Proxy::Direct, [100.0; 2]), (Proxy::Control, [again; 2])];
