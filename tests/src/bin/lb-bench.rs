@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lb_tests::tools::bench::report::{self, Figure};
-use lb_tests::tools::bench::{connects, datapath, faults, lookups, namespace, programs};
+use lb_tests::tools::bench::{connects, datapath, faults, lookups, namespace, programs, scale};
 
 /// Measures lb.
 #[derive(Parser)]
@@ -23,6 +23,23 @@ enum Command {
     Datapath(Datapath),
     /// Flood, forge and lose, and see who is harmed.
     Faults(Faults),
+    /// Start an agent in a large cluster, and see how soon it serves and what it uses.
+    Scale(Scale),
+}
+
+#[derive(clap::Args)]
+struct Scale {
+    /// Fewer changes: done within two minutes
+    #[arg(long)]
+    quick: bool,
+    /// How many Services there are
+    #[arg(long, value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    services: u32,
+    /// How many endpoints each of them has
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    endpoints: u32,
 }
 
 #[derive(clap::Args)]
@@ -55,6 +72,7 @@ fn main() -> Result<ExitCode> {
     let arguments = match Cli::parse().command {
         Command::Datapath(arguments) => arguments,
         Command::Faults(arguments) => return faults(&arguments),
+        Command::Scale(arguments) => return scale(&arguments),
     };
     let started = Instant::now();
     let mut figures = measure(&arguments)?;
@@ -88,6 +106,21 @@ fn faults(arguments: &Faults) -> Result<ExitCode> {
     println!("\nalso in {}", path.display());
     let is_harmless = faults.iter().all(faults::Fault::is_harmless);
     Ok(if is_harmless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn scale(arguments: &Scale) -> Result<ExitCode> {
+    let Scale { quick, services, endpoints } = *arguments;
+    let size = scale::objects::Size { services, endpoints };
+    let (changes, seconds) = if quick { (200, 5) } else { (2_000, 30) };
+    let plan = scale::Plan { size, changes, time: Duration::from_secs(seconds) };
+    println!("{services} Services with {endpoints} endpoints each\n");
+    let figures = scale::measure(plan)?;
+    print!("{}", scale::report::table(&figures));
+    let path = target().join("bench/scale.json");
+    report::write(&figures, &path)?;
+    println!("\nalso in {}", path.display());
+    let fails = figures.iter().any(scale::report::Figure::fails);
+    Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {

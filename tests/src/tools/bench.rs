@@ -1,4 +1,5 @@
-//! `lb-bench datapath`: what the programs cost, packet by packet; `lb-bench faults`: see [`faults`].
+//! `lb-bench datapath`: what the programs cost, packet by packet; `lb-bench faults`: see [`faults`];
+//! `lb-bench scale`: see [`scale`].
 //!
 //! `BPF_PROG_TEST_RUN` gives each packet to a wrapper, which restores the packet, picks the next
 //! flow and tail-calls the real program. The wrapper with an empty program is measured in turn
@@ -27,5 +28,6 @@ pub mod namespace;
 pub mod outside;
 pub mod programs;
 pub mod report;
+pub mod scale;
 pub mod stats;
 pub mod tables;
