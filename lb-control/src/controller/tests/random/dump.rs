@@ -1,7 +1,7 @@
 //! What maps mean, without the numbers that differ from one agent to the next: ids, indices and
 //! places of slots.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use lb_common::abi::{frontend::FrontendKind, service::SlotRange, settings::Settings};
 
@@ -51,8 +51,8 @@ pub(super) fn check_settings(fake: &Fake, afresh: &Fake) {
     let is_node_port = |to: &Frontend| to.kind == FrontendKind::NODE_PORT;
     let keys4 = fake.frontends4.iter().filter(|(_, to)| !is_node_port(to));
     let keys6 = fake.frontends6.iter().filter(|(_, to)| !is_node_port(to));
-    let ips = keys4.map(|(key, _)| IpAddr::from(std::net::Ipv4Addr::from(key.address)));
-    for ip in ips.chain(keys6.map(|(key, _)| std::net::Ipv6Addr::from(key.address).into())) {
+    let ips = keys4.map(|(key, _)| IpAddr::from(Ipv4Addr::from(key.address)));
+    for ip in ips.chain(keys6.map(|(key, _)| Ipv6Addr::from(key.address).into())) {
         assert!(covered.iter().any(|net| net.contains(&ip)), "{ip} is not in {covered:?}");
     }
 }
