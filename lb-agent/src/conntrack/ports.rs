@@ -1,9 +1,9 @@
 //! Source ports of this node that are in use by conntrack or by lb.
 //!
 //! Both pick source ports for connections that they translate, and neither knows the other's. If a
-//! backend saw one port twice, both connections would break. So at start the ports of conntrack are
-//! reserved in the table of flows, by flows of no Service, which change nothing of a packet, and
-//! before a drain the ports of lb's flows are reserved in conntrack.
+//! backend saw one port twice, both connections would break. So when lb takes over from another proxy
+//! the ports of conntrack are reserved in the table of flows, by flows of no Service, which change nothing
+//! of a packet, and before a drain the ports of lb's flows are reserved in conntrack.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use std::{
 use lb_common::{
     abi::{
         address::{Address, Address4, Address6, Be16},
-        flow::{ANSWERED, Action, CONFIRMED, Flow, FlowKey, Tuple},
+        flow::{ANSWERED, Action, CONFIRMED, Flow, FlowKey, RESET, Tuple},
         frontend::TCP,
         settings::{Lifetimes, Settings},
         traffic::NO_SERVICE,
@@ -37,8 +37,23 @@ use crate::maps::{
 /// The id of no backend.
 const NO_BACKEND: u32 = u32::MAX;
 
+/// Whether lb has no flows yet, so that the connections of the node were another proxy's until now.
+///
+/// # Errors
+/// Those of the maps.
+pub fn is_takeover(pins: &Pins) -> io::Result<bool> {
+    let table4 = FlowTable::<Address4>::readable(pins).map_err(io::Error::other)?;
+    let table6 = FlowTable::<Address6>::readable(pins).map_err(io::Error::other)?;
+    Ok(table4.live().next().is_none() && table6.live().next().is_none())
+}
+
+/// At most this part of the places is reserved at a time. It is done twice, see
+/// [`run`](crate::run).
+const SHARE: u32 = 20;
+
 /// Reserves in the table of flows the source ports that TCP connections of conntrack use at addresses of this
-/// node. Returns how many. UDP needs no reservation: the programs take over whole UDP flows.
+/// node, for as long as a port rests whose connection is closed: two minutes by default. Returns how many.
+/// UDP needs no reservation: the programs take over whole UDP flows.
 ///
 /// # Errors
 /// Those of netlink and of the maps. A kernel without conntrack is no error.
@@ -106,12 +121,13 @@ impl Moment {
 /// Inserts flows with these replies. Returns how many have become reserved: a reply that another
 /// flow has needs no reservation, and a full table has room for none.
 fn insert<A: Address>(table: &impl Flows<A>, replies: Vec<Tuple<A>>, at: &Moment) -> usize {
-    let reserved = replies.into_iter().filter(|reply| {
+    let most = (table.places() / SHARE) as usize;
+    let reserved = replies.into_iter().take(most).filter(|reply| {
         let request = reply.reversed();
         let flow = Flow {
             rewrite: request,
             action: Action::REQUEST,
-            state: ANSWERED | CONFIRMED,
+            state: ANSWERED | CONFIRMED | RESET,
             backend: NO_BACKEND,
             service: NO_SERVICE,
             last_seen: at.time,
@@ -196,6 +212,8 @@ mod tests {
         let LiveFlow { word, entry, .. } = found;
         assert_eq!((entry.request, entry.translated), (reply.tuple.reversed(), entry.request));
         assert_eq!((entry.service, word.time()), (NO_SERVICE, 1_000_000 >> 4));
-        assert_eq!(found.class().name(), "established", "it stays while others are evicted");
+        assert_eq!(found.class().name(), "closed", "it makes room for connections");
+        let others = (1000..1100).map(|port| key(port, TCP).tuple).collect();
+        assert_eq!(insert(&table, others, &at), 3, "a twentieth of 64 places");
     }
 }

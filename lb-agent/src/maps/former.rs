@@ -19,6 +19,7 @@ use lb_common::{
         conversion::{IN_HASHES, IN_TABLE},
         flow::{ANSWERED, Action, CONFIRMED, Flow, FlowKey},
         frontend::TCP,
+        layout,
         settings::{Lifetimes, Settings},
     },
     balance::track,
@@ -35,8 +36,6 @@ use super::{
 /// The hash maps of flows, and the version of their layout.
 const HASHES: [&str; 4] = ["FLOWS4", "FLOWS6", "EMBRYONIC4", "EMBRYONIC6"];
 const HASHES_VERSION: u32 = 1;
-/// The version of the layout of a table.
-const TABLE_VERSION: u32 = 2;
 
 /// A map of the agent before.
 #[derive(Debug)]
@@ -70,7 +69,7 @@ impl Former {
         let mut maps = Vec::new();
         for name in names {
             if let Some(found) = pins.found(name)?
-                && found.version == if is_table { TABLE_VERSION } else { HASHES_VERSION }
+                && found.version == version_of(name)
             {
                 let (version, path, map) = (found.version, found.path, found.map);
                 maps.push(FormerMap { name, version, path, map });
@@ -154,6 +153,12 @@ impl Former {
         let found = self.maps.iter().find(|map| map.name == name)?;
         found.map.as_fd().try_clone_to_owned().ok()
     }
+}
+
+/// The version that a map must have for its flows to be known: that of this release, if it has the map.
+fn version_of(name: &str) -> u32 {
+    let layout = layout::MAPS.iter().find(|layout| layout.name == name);
+    layout.map_or(HASHES_VERSION, |layout| layout.version)
 }
 
 /// How many flows were moved.

@@ -271,13 +271,33 @@ fn verify<'a>(
     })
 }
 
-fn verify_one(name: String, program: &mut Program) -> Result<(String, OwnedFd), LoadError> {
-    let result = match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::Xdp(program) => program.load(),
-        _ => return Err(LoadError::Kind { name }),
+/// Has the kernel verify a program; `None` if it is of a kind that lb does not have. A signal that is
+/// pending makes the verifier give up (EAGAIN); then it is asked again, as libbpf does
+/// (`PROG_LOAD_ATTEMPTS`).
+pub fn load_one(program: &mut Program) -> Option<Result<(), ProgramError>> {
+    const ATTEMPTS: usize = 5;
+    let mut load = || match program {
+        Program::SchedClassifier(program) => Some(program.load()),
+        Program::CgroupSockAddr(program) => Some(program.load()),
+        Program::Xdp(program) => Some(program.load()),
+        _ => None,
     };
+    let mut loaded = load()?;
+    for _ in 1..ATTEMPTS {
+        match &loaded {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) =>
+            {
+                loaded = load()?;
+            }
+            _ => break,
+        }
+    }
+    Some(loaded)
+}
+
+fn verify_one(name: String, program: &mut Program) -> Result<(String, OwnedFd), LoadError> {
+    let Some(result) = load_one(program) else { return Err(LoadError::Kind { name }) };
     let descriptor = result.and_then(|()| Ok(program.fd()?.as_fd().try_clone_to_owned()?));
     match descriptor {
         Ok(descriptor) => Ok((name, descriptor)),

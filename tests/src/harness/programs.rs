@@ -4,8 +4,6 @@
 //! Programs run in the network namespace of the calling thread; [`in_private_namespace`]
 //! is where tests do it, so that devices have the numbers and addresses they expect.
 
-mod told;
-
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,6 +15,7 @@ use aya::programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, TestRunResult};
 use bytemuck::Pod;
 use lb_agent::programs::features;
+use lb_agent::programs::load::load_one;
 use lb_sys::{PerCpuCounters, TypedMap};
 use lb_testing::world::{EXTERNAL, EXTERNAL_TOO, POD_DEVICE, mac};
 use nix::sched::{CloneFlags, unshare};
@@ -98,11 +97,8 @@ impl Programs {
         let mut programs = Self { ebpf };
         let mut refused = Vec::new();
         for (name, program) in programs.ebpf.programs_mut() {
-            let loaded = match program {
-                Program::SchedClassifier(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::Xdp(program) => program.load(),
-                other => bail!("program {name} is of an unexpected kind: {other:?}"),
+            let Some(loaded) = load_one(program) else {
+                bail!("program {name} is of an unexpected kind: {program:?}")
             };
             let loaded = loaded.with_context(|| format!("the kernel refused program {name}"));
             refused.extend(loaded.err().map(|error| (name.to_owned(), error)));

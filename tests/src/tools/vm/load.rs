@@ -14,7 +14,8 @@ use serde_json::{Map, Value};
 
 use super::Report;
 use crate::harness::netns::actors::rights;
-use crate::harness::programs::Programs;
+use crate::harness::programs::{Programs, program_descriptor};
+use crate::harness::verify::Program;
 
 /// The pin directory of this test.
 const PINS: &str = "/sys/fs/bpf/lb-vm";
@@ -73,9 +74,12 @@ fn each(report: &mut Report) -> Result<()> {
         report.test(format!("program {name} is accepted"), result);
     }
     if refused.is_empty() {
-        let counts: Map<String, Value> =
-            programs.told()?.into_iter().map(|(name, count)| (name, count.into())).collect();
-        report.fact("instructions", counts);
+        let count = |(name, program): (&str, _)| {
+            let verified = Program::of(program_descriptor(program)?)?.verified;
+            Ok((name.to_owned(), verified.into()))
+        };
+        let counts = programs.programs().into_iter().map(count).collect::<Result<Map<_, Value>>>();
+        report.fact("instructions", counts?);
     }
     Ok(())
 }
