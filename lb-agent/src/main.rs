@@ -186,6 +186,7 @@ fn run(arguments: RunArgs) -> anyhow::Result<()> {
     }
     process::end_on_panic();
     process::adjust_oom_score(&config.kube_proxy);
+    lb_sys::keep_heap_small();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

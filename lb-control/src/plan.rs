@@ -359,6 +359,9 @@ impl Planner {
             }
         };
         let mut old: Vec<Option<HeldPort>> = held.drain(..).map(Some).collect();
+        // To the port: there are many Services, and they seldom get another one.
+        held.shrink_to(ports.len());
+        held.reserve_exact(ports.len());
         for (desired, matched) in ports.iter().zip(matched) {
             let port = matched.held.and_then(|position| old[position].take());
             let mut port = port::plan(&mut self.ids, draft, name, port, desired, matched);

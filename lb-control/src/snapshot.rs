@@ -229,6 +229,8 @@ impl Snapshot {
         }
     }
 
+    /// Applies a complete list. No object of it is dropped before all are parsed: what is kept would
+    /// get the memory of what is dropped, a few bytes in each page, and no page would become free.
     fn replace(&mut self, kind: ObjectKind, objects: &[Object], unreadable: &[Unreadable]) {
         let unread = unreadable.iter().map(|object| object.name.clone().of_kind(kind));
         let kept: HashSet<_> = objects.iter().map(name_of).chain(unread).collect();
@@ -360,6 +362,10 @@ impl Snapshot {
             Err(position) => {
                 self.local_endpoints += local;
                 let key: Arc<str> = key.into();
+                if entry.slices.is_empty() {
+                    // Almost every Service has one slice.
+                    entry.slices.reserve_exact(1);
+                }
                 entry.slices.insert(position, (Arc::clone(&key), slice));
                 self.services_of_slices.insert(key, Arc::clone(&service));
             }

@@ -1,5 +1,5 @@
-//! All unsafe code of the agent: bpf(2) calls that aya does not offer, maps in memory, and two
-//! other system calls.
+//! All unsafe code of the agent: bpf(2) calls that aya does not offer, maps in memory, and a few
+//! calls of the system and of libc.
 //!
 //! It knows nothing of Services. Every function is safe to call: where the kernel reads or writes
 //! memory by the sizes of a map, the map is a [`TypedMap`], a [`RawMap`], a [`Memory`] or a
@@ -7,6 +7,7 @@
 
 mod bpf;
 mod clock;
+mod heap;
 mod map;
 mod memory;
 mod raw;
@@ -19,6 +20,7 @@ pub use bpf::{
 };
 
 pub use clock::{SHORTEST_PACKET, coarse_clock_resolution, ticks_now, ticks_per_second};
+pub use heap::{keep_heap_small, page_out, trim_heap};
 pub use map::{BATCH, PerCpuCounters, PerCpuMap, TypedMap};
 pub use memory::Memory;
 pub use raw::{NewMap, RawMap};

@@ -125,6 +125,26 @@ impl Memory {
         Ok(())
     }
 
+    /// Unmaps all pieces, which the kernel counts as resident. They are mapped again when they are
+    /// accessed.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn unmap(&mut self) -> io::Result<()> {
+        let length = NonZeroUsize::new(self.length).expect("an array is not empty");
+        // SAFETY: replaces the range that this value reserved, and no reference to it exists.
+        unsafe {
+            mmap_anonymous(
+                Some(self.base.addr()),
+                length,
+                ProtFlags::PROT_NONE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED,
+            )
+        }?;
+        self.pieces.fill(false);
+        Ok(())
+    }
+
     fn writable(
         &mut self,
         index: u32,
@@ -216,7 +236,7 @@ pub(super) fn mmapable_info(map: BorrowedFd<'_>, value_size: usize) -> io::Resul
     Ok(info)
 }
 
-fn page_size() -> usize {
+pub(super) fn page_size() -> usize {
     // SAFETY: sysconf(3) takes no pointer.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(4096)

@@ -81,6 +81,18 @@ impl KernelDataplane {
             flipped: None,
         })
     }
+
+    /// Unmaps what few changes access: after a list, all of every array is mapped.
+    ///
+    /// # Errors
+    /// Those of mmap(2). The arrays can be used nevertheless.
+    pub fn unmap(&mut self) -> io::Result<()> {
+        self.services.unmap()?;
+        self.names.unmap()?;
+        self.slots.unmap()?;
+        self.backends4.unmap()?;
+        self.backends6.unmap()
+    }
 }
 
 fn upsert<K: Pod + Debug, V: Pod>(

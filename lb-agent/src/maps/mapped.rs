@@ -77,6 +77,15 @@ impl<T: Pod> MappedArray<T> {
         Ok(value)
     }
 
+    /// Unmaps the array until it is accessed again: the kernel counts what is mapped as memory of
+    /// the process.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn unmap(&mut self) -> io::Result<()> {
+        self.memory.unmap()
+    }
+
     /// Every entry.
     ///
     /// # Errors

@@ -185,7 +185,9 @@ pub(super) fn load_object(
             loader.map_max_entries(map.name, map.entries);
         }
     }
-    let mut object = loader.load(bytes).map_err(|source| object_error(source.into()))?;
+    let object = loader.load(bytes);
+    lb_sys::page_out(bytes);
+    let mut object = object.map_err(|source| object_error(source.into()))?;
     let maps_done = started.elapsed();
     let programs = verify(object.programs_mut().map(|(name, program)| (name.to_owned(), program)))?;
     #[cfg(feature = "ebpf-log")]

@@ -81,6 +81,8 @@ pub(super) struct Reconciler {
     retry: Duration,
     due: Option<Instant>,
     has_awaited_network: bool,
+    /// A list was applied, which took far more memory than what is kept of it.
+    has_listed: bool,
     ready: bool,
     sinks: Sinks,
 }
@@ -134,6 +136,7 @@ impl Reconciler {
             retry: FIRST_RETRY,
             due: None,
             has_awaited_network: false,
+            has_listed: false,
             ready: false,
             sinks,
         }
@@ -206,6 +209,10 @@ impl Reconciler {
             } else {
                 self.publish_unchanged();
             }
+            if self.has_listed && self.controller.snapshot().is_complete() {
+                self.has_listed = false;
+                release_memory(&mut dataplane);
+            }
         }
     }
 
@@ -224,6 +231,7 @@ impl Reconciler {
         let now = Timestamp::now();
         self.sinks.health.queued_update(now);
         let count = event.listed().map_or(1, <[Object]>::len);
+        self.has_listed |= event.listed().is_some();
         let kind = event.kind();
         match kind {
             ObjectKind::Service => self.sinks.metrics.queued(Change::Service, count, now),
@@ -565,4 +573,12 @@ impl Reconciler {
         let service = self.controller.snapshot().service(service)?.service.as_ref()?;
         (!service.uid.is_empty()).then(|| service.uid.to_string())
     }
+}
+
+/// Gives back the memory that a list and the plan made of it took.
+fn release_memory(dataplane: &mut KernelDataplane) {
+    if let Err(error) = dataplane.unmap() {
+        tracing::debug!(%error, "cannot unmap the arrays");
+    }
+    lb_sys::trim_heap();
 }

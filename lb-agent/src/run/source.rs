@@ -5,8 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use lb_control::model::event::ObjectEvent;
 use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::agent::Agent;
 use crate::{
@@ -26,7 +28,7 @@ const LIVENESS: Duration = Duration::from_secs(1);
 
 /// A source of objects.
 pub(super) struct Objects {
-    /// The watch, which sends to `events` while it is polled.
+    /// The watch, which sends to `events` until this is dropped.
     pub(super) watch: Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>,
     /// The changes of objects.
     pub(super) events: mpsc::Receiver<ObjectEvent>,
@@ -61,7 +63,7 @@ pub(super) async fn connect(
             let refusals = Refusals::logged();
             agent.metrics.set_refusals(&refusals);
             agent.reporter.set_refusals(&refusals);
-            Ok(Objects { watch: Box::pin(watch), events, refusals, api: None })
+            Ok(Objects { watch: spawned(watch), events, refusals, api: None })
         }
         Source::Api(options) => {
             let connection = api::connect(options).await?;
@@ -81,9 +83,18 @@ pub(super) async fn connect(
                 }
                 Ok(())
             };
-            Ok(Objects { watch: Box::pin(watch), events, refusals, api })
+            Ok(Objects { watch: spawned(watch), events, refusals, api })
         }
     }
+}
+
+/// Runs the watch as a task of its own, until the future is dropped: objects are decoded while others
+/// are planned, and the allocator keeps them, which are soon dropped, apart from what is kept.
+fn spawned(
+    watch: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>> {
+    let watch = AbortOnDropHandle::new(tokio::spawn(watch));
+    Box::pin(async { watch.await.context("the watch panicked")? })
 }
 
 /// Makes `/healthz` fail while a watch has been broken for longer than `limit`, if that is not 0. A

@@ -1,5 +1,6 @@
 mod changes;
 mod outside;
+mod random;
 mod tenants;
 
 use std::{net::Ipv4Addr, time::Instant};

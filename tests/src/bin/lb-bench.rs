@@ -12,7 +12,9 @@ use clap::{Parser, Subcommand};
 use lb_tests::tools::bench::report::{self, Figure};
 use lb_tests::tools::bench::traffic::exchange::{self, Load};
 use lb_tests::tools::bench::traffic::machine::{self, Machine};
-use lb_tests::tools::bench::{connects, datapath, faults, lookups, namespace, programs, traffic};
+use lb_tests::tools::bench::{
+    connects, datapath, faults, lookups, namespace, programs, scale, traffic,
+};
 
 /// Measures lb.
 #[derive(Parser)]
@@ -49,6 +51,8 @@ enum Command {
         #[arg(long)]
         operations: u64,
     },
+    /// Start an agent in a large cluster, and see how soon it serves and what it uses.
+    Scale(Scale),
 }
 
 #[derive(clap::Args)]
@@ -71,6 +75,21 @@ struct Traffic {
     /// Measure only what has TEXT in its name, such as "node port" or "TCP bulk"
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
+}
+
+#[derive(clap::Args)]
+struct Scale {
+    /// Fewer changes: done within two minutes
+    #[arg(long)]
+    quick: bool,
+    /// How many Services there are
+    #[arg(long, value_name = "N", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    services: u32,
+    /// How many endpoints each of them has
+    #[arg(long, value_name = "N", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    endpoints: u32,
 }
 
 #[derive(clap::Args)]
@@ -103,6 +122,7 @@ fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Datapath(arguments) => datapath(&arguments),
         Command::Faults(arguments) => faults(&arguments),
+        Command::Scale(arguments) => scale(&arguments),
         Command::Traffic(arguments) => traffic(&arguments),
         Command::TrafficServer { processor, port } => {
             namespace::keep_to(processor)?;
@@ -175,6 +195,21 @@ fn traffic(arguments: &Traffic) -> Result<ExitCode> {
     let seconds = started.elapsed().as_secs_f64();
     println!("\n{seconds:.0} s; also in {} and {}", markdown.display(), path.display());
     Ok(if report.fails() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn scale(arguments: &Scale) -> Result<ExitCode> {
+    let Scale { quick, services, endpoints } = *arguments;
+    let size = scale::objects::Size { services, endpoints };
+    let (changes, seconds) = if quick { (200, 5) } else { (2_000, 30) };
+    let plan = scale::Plan { size, changes, time: Duration::from_secs(seconds) };
+    println!("{services} Services with {endpoints} endpoints each\n");
+    let figures = scale::measure(plan)?;
+    print!("{}", scale::report::table(&figures));
+    let path = target().join("bench/scale.json");
+    report::write(&figures, &path)?;
+    println!("\nalso in {}", path.display());
+    let fails = figures.iter().any(scale::report::Figure::fails);
+    Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn measure(arguments: &Datapath) -> Result<Vec<Figure>> {

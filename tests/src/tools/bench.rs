@@ -1,5 +1,5 @@
 //! `lb-bench datapath`: what the programs cost, packet by packet; `lb-bench faults`: see [`faults`];
-//! `lb-bench traffic`: see [`traffic`].
+//! `lb-bench traffic`: see [`traffic`]; `lb-bench scale`: see [`scale`].
 //!
 //! `BPF_PROG_TEST_RUN` gives each packet to a wrapper, which restores the packet, picks the next
 //! flow and tail-calls the real program. The wrapper with an empty program is measured in turn
@@ -28,6 +28,7 @@ pub mod namespace;
 pub mod outside;
 pub mod programs;
 pub mod report;
+pub mod scale;
 pub mod stats;
 pub mod tables;
 pub mod traffic;

@@ -224,6 +224,12 @@ fn a_store_into_memory_is_seen_by_a_lookup_and_the_settings_flip_between_two_cop
     let range = SlotRange::new(1, 2);
     dataplane.publish_cluster(63, range)?;
     ensure!(services.get(&63)?.context("no service")?.cluster == range);
+    // What is unmapped keeps its content, and is mapped again by the next store.
+    dataplane.unmap()?;
+    ensure!(services.get(&63)?.context("no service")?.cluster == range);
+    dataplane.publish_cluster(63, SlotRange::new(1, 3))?;
+    ensure!(services.get(&63)?.context("no service")?.cluster == SlotRange::new(1, 3));
+    ensure!(services.get(&63)?.context("no service")?.flags == SERVICE.flags);
     let settings = TypedMap::<u32, SettingsPair>::new(pins.open("SETTINGS")?)?;
     let before = settings.get(&0)?.context("no settings")?;
     dataplane.store_settings(&Settings { ticks_per_second: 100, ..Settings::default() })?;

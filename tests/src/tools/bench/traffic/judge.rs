@@ -84,8 +84,11 @@ const TARGETS: &[Target] = &[
     target!(4: Connect CLUSTER_IP Rate: LbConnect / Iptables, None, Some(1.0)),
     target!(4: Connect CLUSTER_IP Rate: LbTc / Nftables, Some(1.15), Some(1.0)),
     target!(4: Connect CLUSTER_IP Rate: LbTc / Iptables, None, Some(1.0)),
-    target!(10: Forward NODE_PORT Above: Iptables / LbTc, Some(1.7), Some(1.3)),
-    target!(10: Forward NODE_PORT Above: Iptables / LbXdp, Some(4.5), Some(3.0)),
+    target!(10: Burst NODE_PORT Rate: LbTc / Iptables, Some(1.7), Some(1.3)),
+    target!(10: Burst NODE_PORT Rate: LbXdp / Iptables, Some(4.5), Some(3.0)),
+    // What the node itself spends on a datagram that it forwards, without both ends.
+    target!(10: Forward NODE_PORT Above: Iptables / LbTc, None, None),
+    target!(10: Forward NODE_PORT Above: Iptables / LbXdp, None, None),
     target!(10: Forward NODE_PORT Above: Nftables / LbTc, None, None),
     target!(10: Forward NODE_PORT Above: Iptables / LbDsr, None, None),
     target!(10: Forward NODE_PORT Above: Iptables / Relayed, None, None),
@@ -404,9 +407,10 @@ mod tests {
             &Plan::default(),
             Machine::default(),
         );
-        let ratio = report.ratios.iter().find(|ratio| ratio.aim == Some(1.7)).expect("row 10");
+        let mut ratios = report.ratios.iter();
+        let ratio = ratios.find(|ratio| (ratio.of, ratio.to) == (Proxy::Iptables, Proxy::LbTc));
+        let ratio = ratio.expect("row 10");
         assert!((ratio.measured.median - 3.0).abs() < 1e-9, "{ratio:?}");
-        assert_eq!(ratio.verdict(), Verdict::Ok);
     }
 
     #[test]

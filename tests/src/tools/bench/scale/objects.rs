@@ -1,0 +1,137 @@
+//! The objects of a large cluster, as an API server sends them: with the fields that no agent
+//! reads, which are most of the text.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+
+use crate::harness::netns::topology::plan::cidr;
+
+/// The port of every Service.
+pub const PORT: u16 = 80;
+/// The port of every endpoint.
+pub const TARGET: u16 = 8080;
+/// The first address of endpoints.
+const ENDPOINTS: u32 = u32::from_be_bytes([10, 128, 0, 0]);
+/// How many nodes the endpoints are on.
+const NODES: u32 = 100;
+/// How many namespaces the Services are in.
+const NAMESPACES: u32 = 100;
+
+/// So many Services, each with one slice of so many endpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Services.
+    pub services: u32,
+    /// Endpoints of each.
+    pub endpoints: u32,
+}
+
+impl Size {
+    /// All objects by the plural of their kind; `node` is the node that watches, at `address`.
+    pub fn objects(self, node: &str, address: Ipv4Addr) -> HashMap<&'static str, Vec<Value>> {
+        let node = json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "uid": "n"},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        });
+        let range = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [cidr::SERVICES_V4.to_string()]},
+        });
+        HashMap::from([
+            ("services", (0..self.services).map(service).collect()),
+            ("endpointslices", (0..self.services).map(|of| self.slice(of, true)).collect()),
+            ("nodes", vec![node]),
+            ("servicecidrs", vec![range]),
+        ])
+    }
+
+    /// The slice of a Service. Its first endpoint is ready or not.
+    pub fn slice(self, service: u32, is_first_ready: bool) -> Value {
+        let endpoints = (0..self.endpoints).map(|number| {
+            let node = (service * self.endpoints + number) % NODES;
+            let is_ready = number > 0 || is_first_ready;
+            json!({
+                "addresses": [self.endpoint(service, number)],
+                "conditions": {"ready": is_ready, "serving": is_ready, "terminating": false},
+                "nodeName": format!("worker-{node:04}"),
+                "targetRef": {
+                    "kind": "Pod", "namespace": namespace(service),
+                    "name": format!("web-{service:05}-5d59d67564-{number:05}"), "uid": uid(service),
+                },
+                "zone": format!("region-1{}", ["a", "b", "c"][node as usize % 3]),
+            })
+        });
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("web-{service:05}-x7k2p"), "generateName": format!("web-{service:05}-"),
+                "namespace": namespace(service), "uid": uid(service), "resourceVersion": "1",
+                "generation": 7, "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {
+                    "app": "web", "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+                    "kubernetes.io/service-name": format!("web-{service:05}"),
+                },
+                "ownerReferences": [{
+                    "apiVersion": "v1", "kind": "Service", "name": format!("web-{service:05}"),
+                    "uid": uid(service), "controller": true, "blockOwnerDeletion": true,
+                }],
+                "managedFields": managed_fields("kube-controller-manager"),
+            },
+            "addressType": "IPv4",
+            "endpoints": endpoints.collect::<Vec<_>>(),
+            "ports": [{"name": "http", "port": TARGET, "protocol": "TCP"}],
+        })
+    }
+
+    /// The address of an endpoint.
+    pub fn endpoint(self, service: u32, number: u32) -> Ipv4Addr {
+        Ipv4Addr::from(ENDPOINTS + service * self.endpoints + number + 1)
+    }
+}
+
+/// The ClusterIP of a Service.
+pub fn cluster_ip(service: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(cidr::SERVICES_V4.network()) + service + 1)
+}
+
+fn service(number: u32) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": format!("web-{number:05}"), "namespace": namespace(number), "uid": uid(number),
+            "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {"app": "web", "app.kubernetes.io/managed-by": "Helm", "chart": "web-1.2.3"},
+            "annotations": {"meta.helm.sh/release-name": "web", "meta.helm.sh/release-namespace": namespace(number)},
+            "managedFields": managed_fields("helm"),
+        },
+        "spec": {
+            "clusterIP": cluster_ip(number), "clusterIPs": [cluster_ip(number)],
+            "internalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+            "ports": [{"name": "http", "port": PORT, "protocol": "TCP", "targetPort": TARGET}],
+            "selector": {"app": "web", "release": format!("web-{number:05}")},
+            "sessionAffinity": "None", "type": "ClusterIP",
+        },
+        "status": {"loadBalancer": {}},
+    })
+}
+
+fn namespace(service: u32) -> String {
+    format!("team-{:02}", service % NAMESPACES)
+}
+
+fn uid(number: u32) -> String {
+    format!("0b0e2c4a-5d59-4d67-8a64-{number:012}")
+}
+
+fn managed_fields(manager: &str) -> Value {
+    let fields = json!({
+        "f:metadata": {"f:labels": {".": {}, "f:app": {}}, "f:annotations": {".": {}}},
+        "f:spec": {"f:ports": {".": {}, "k:{\"port\":80}": {".": {}, "f:name": {}, "f:port": {}}}},
+    });
+    json!([{
+        "manager": manager, "operation": "Update", "apiVersion": "v1",
+        "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1", "fieldsV1": fields,
+    }])
+}
