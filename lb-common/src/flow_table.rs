@@ -221,6 +221,8 @@ const fn scaled(hash: u32, count: u32) -> u32 {
 }
 
 /// A number that looks random, and is always the same for this client and service port in this period.
+/// The sum is mixed (the finalizer of MurmurHash3), because ports and periods that follow each other have
+/// sums at one distance: their clients would choose in step.
 #[inline(always)]
 pub fn spread(key: &AffinityKey, period: u32, seed: &FlowSeed) -> u32 {
     const WORDS: usize = size_of::<AffinityKey>() / size_of::<u32>();
@@ -233,7 +235,8 @@ pub fn spread(key: &AffinityKey, period: u32, seed: &FlowSeed) -> u32 {
         sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(words[index] as u64));
         index += 1;
     }
-    (sum >> 32) as u32
+    sum = (sum ^ (sum >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    ((sum ^ (sum >> 33)) >> 32) as u32
 }
 
 const _: () = assert!(PERIOD_FACTOR == 3 + 2 * MAX_ADDRESS_WORDS);

@@ -13,12 +13,13 @@ use std::{
 use lb_common::{
     abi::{
         address::{Ipv4, Ipv6},
+        affinity::AffinityKey,
         flow::{ANSWERED, CONFIRMED, FlowKey},
         flow_table::Direction,
         frontend::TCP,
     },
     balance::track,
-    flow_table::{Found, find_reply, find_request, note, remove},
+    flow_table::{Found, find_reply, find_request, note, remove, spread},
 };
 use lb_testing::{
     family::TestFamily,
@@ -26,6 +27,7 @@ use lb_testing::{
         HostTable,
         invariants::{Contents, check},
         numbered::Numbered,
+        seed,
     },
     world::timeouts,
 };
@@ -238,4 +240,26 @@ fn all_are_found<F: TestFamily>() {
 fn every_flow_of_a_full_table_is_found() {
     all_are_found::<Ipv4>();
     all_are_found::<Ipv6>();
+}
+
+/// A client chooses anew in every period, for each service port by itself.
+#[test]
+fn clients_do_not_choose_in_step() {
+    let seed = seed([1; 2]);
+    let choice = |service, period| {
+        let key = AffinityKey { service, ..AffinityKey::default() };
+        u64::from(spread(&key, period, &seed)) * 2 >> 32
+    };
+    let choices = |period| (0..64).map(move |service| choice(service, period));
+    let in_step = |one: u32, other| {
+        choices(one).zip(choices(other)).filter(|(one, other)| one == other).count()
+    };
+    for period in 1..100 {
+        let alternating =
+            choices(period).zip(choices(period).skip(1)).filter(|(one, next)| one == next);
+        for same in [alternating.count(), in_step(period, period + 1)] {
+            // 32, and five standard deviations.
+            assert!((12..=52).contains(&same), "period {period}: {same} of 64");
+        }
+    }
 }
