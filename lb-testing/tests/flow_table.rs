@@ -248,7 +248,7 @@ fn clients_do_not_choose_in_step() {
     let seed = seed([1; 2]);
     let choice = |service, period| {
         let key = AffinityKey { service, ..AffinityKey::default() };
-        u64::from(spread(&key, period, &seed)) * 2 >> 32
+        spread(&key, period, &seed) >> 31
     };
     let choices = |period| (0..64).map(move |service| choice(service, period));
     let in_step = |one: u32, other| {
