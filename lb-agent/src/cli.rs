@@ -102,8 +102,8 @@ pub struct SizeArgs {
     #[arg(long, env = "LB_MAX_SLOTS", value_name = "N", default_value_t = 1_048_576,
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Map sizes")]
     pub max_slots: u32,
-    /// Number of flows of each IP family, rounded up to a multiple of 8; the tables take 80 bytes
-    /// for each IPv4 flow and 128 for each IPv6 flow, at once [default: as many as conntrack has
+    /// Number of flows of each IP family, rounded up to a multiple of 8; the tables take 92 bytes
+    /// for each IPv4 flow and 140 for each IPv6 flow, at once [default: as many as conntrack has
     /// connections on a node with this memory: 8192 up to 1 GiB, 65536 up to 4 GiB, else 262144]
     #[arg(long, env = "LB_MAX_FLOWS", value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=MOST_FLOWS), help_heading = "Map sizes")]
