@@ -68,9 +68,6 @@ pub trait Memory<A: Address> {
     /// Has the CPU fetch the entry at a place, which will probably be read.
     #[inline(always)]
     fn prefetch(&self, _place: u32) {}
-    /// Has the CPU fetch a bucket, which will be read.
-    #[inline(always)]
-    fn prefetch_words(&self, _bucket: Self::Bucket) {}
     /// Whether packets of this direction of the flow arrive as `tuple`.
     fn is_of(&self, entry: Self::Entry, direction: Direction, tuple: &Tuple<A>) -> bool;
     /// Where in FLOW_REPLIES the flow has its word.
@@ -365,27 +362,15 @@ fn find_in_bucket<A: Address, M: Memory<A>>(
     None
 }
 
-/// The bits of the state that are those of the protocol alone where a flow has this direction.
+/// The bits of the state that say whether a flow of this protocol has the packets of this direction of
+/// its entry: it has if they are the bit of the protocol alone. The requests of a flow that [`MOVED`]
+/// are another's; that bit means something else with TCP.
 #[inline(always)]
 const fn direction_mask(direction: Direction, protocol: u8) -> u8 {
     match direction {
-        Direction::Request => request_mask(protocol),
-        Direction::Reply => IS_UDP,
+        Direction::Request if protocol == IS_UDP => IS_UDP | MOVED,
+        Direction::Request | Direction::Reply => IS_UDP,
     }
-}
-
-/// Whether a flow in this state has the protocol of a key, and the requests that it once had: those
-/// of a flow that [`MOVED`] are another's.
-#[inline(always)]
-const fn has_requests(state: u8, protocol: u8) -> bool {
-    state & request_mask(protocol) == protocol
-}
-
-/// The bits of the state that say whether a flow has the requests of its entry, if they are of this
-/// protocol. `MOVED` is another bit of TCP.
-#[inline(always)]
-const fn request_mask(protocol: u8) -> u8 {
-    IS_UDP | if protocol == IS_UDP { MOVED } else { 0 }
 }
 
 /// Finds the flow whose replies arrive as `key` says.

@@ -4,10 +4,10 @@
 //! no flow has the client, so one load tells almost every packet of no Service that no flow can be meant.
 //!
 //! Bits are set by insertions and are not cleared with their flow. So a cell has its two bits twice, side
-//! by side. Programs look into one of these copies, and set bits in both at once. The agent's sweep clears the other one,
-//! enters every live flow, and tells the programs to look there. No bit that is needed gets lost: a
-//! program sets its bits again once its flow is live, and a flow that became live before the copy was
-//! cleared is entered by the agent.
+//! by side. Programs look into one of these copies, and set bits in both at once. The agent's sweep
+//! clears the other one, enters every live flow, and tells the programs to look there. No bit that is
+//! needed gets lost: a program sets its bits again once its flow is live, and a flow that became live
+//! before the copy was cleared is entered by the agent.
 
 use crate::abi::{
     address::Address,

@@ -8,9 +8,9 @@ use crate::abi::{
 };
 
 use super::{
-    CANDIDATES, Class, Hash, IS_UDP, Memory, clear_reply,
+    CANDIDATES, Class, Hash, IS_UDP, Memory, clear_reply, direction_mask,
     evict::{class_of, has_flow_to_keep, least_rank, rank},
-    filter, first, has_requests, protocol_bit, request_word, scan, scan_live,
+    filter, first, protocol_bit, request_word, scan, scan_live,
 };
 
 /// Why a flow could not be inserted.
@@ -494,10 +494,7 @@ fn stops<A: Address, M: Memory<A>>(
         let word = RequestWord(memory.load(bucket, other));
         if word.is_live() {
             let protocol = protocol_bit(key.protocol);
-            return match direction {
-                Direction::Request => !has_requests(word.state(), protocol),
-                Direction::Reply => word.state() & IS_UDP != protocol,
-            };
+            return word.state() & direction_mask(direction, protocol) != protocol;
         }
         // One that is still being written will find this one.
         if !word.is_ready() {

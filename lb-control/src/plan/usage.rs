@@ -5,7 +5,7 @@
 use std::{collections::HashMap, fmt};
 
 use super::held::{HeldPort, index_of_family};
-use crate::desired::DesiredPort;
+use crate::{desired::DesiredPort, model::IpFamily};
 
 /// A map whose entries Services take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,16 +89,21 @@ impl Usage {
         self.0[map as usize] += count;
     }
 
+    /// Adds a port with so many backends, frontends and source ranges, which are all of its family.
+    fn add_port(&mut self, family: IpFamily, [backends, frontends, ranges]: [usize; 3]) {
+        let family = index_of_family(family);
+        self.add(Map::Services, 1);
+        self.add([Map::Backends4, Map::Backends6][family], backends);
+        self.add([Map::Frontends4, Map::Frontends6][family], frontends);
+        self.add([Map::Ranges4, Map::Ranges6][family], ranges);
+    }
+
     /// Those that a Service holds.
     pub(super) fn held(ports: &[HeldPort]) -> Self {
         let mut usage = Self::default();
         for port in ports {
-            let family = index_of_family(port.key.family);
-            usage.add(Map::Services, 1);
-            usage.add([Map::Backends4, Map::Backends6][family], port.backends.len());
-            usage.add([Map::Frontends4, Map::Frontends6][family], port.frontends.len());
-            // All ranges of a port are of its family.
-            usage.add([Map::Ranges4, Map::Ranges6][family], port.ranges.len());
+            let entries = [port.backends.len(), port.frontends.len(), port.ranges.len()];
+            usage.add_port(port.key.family, entries);
             let blocks = port.sets.iter().filter_map(|set| set.block);
             usage.add(Map::Slots, blocks.map(|block| block.capacity() as usize).sum());
         }
@@ -109,11 +114,8 @@ impl Usage {
     pub(super) fn wanted(ports: &[DesiredPort]) -> Self {
         let mut usage = Self::default();
         for port in ports {
-            let family = index_of_family(port.key.family);
-            usage.add(Map::Services, 1);
-            usage.add([Map::Backends4, Map::Backends6][family], port.backends.len());
-            usage.add([Map::Frontends4, Map::Frontends6][family], port.frontends.len());
-            usage.add([Map::Ranges4, Map::Ranges6][family], port.ranges.len());
+            let entries = [port.backends.len(), port.frontends.len(), port.ranges.len()];
+            usage.add_port(port.key.family, entries);
         }
         usage
     }

@@ -368,11 +368,6 @@ impl<F: FlowMaps<P>, P> Memory<F::Address> for Maps<F, P> {
     }
 
     #[inline(always)]
-    fn prefetch_words(&self, bucket: *mut Bucket) {
-        Memory::<F::Address>::next(self, bucket, 0);
-    }
-
-    #[inline(always)]
     fn is_of(&self, entry: Self::Entry, direction: Direction, tuple: &Tuple<F::Address>) -> bool {
         match direction {
             Direction::Request => is_request::<F>(entry, tuple),
