@@ -149,8 +149,10 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
         Some(held) => held,
         None => {
             let lock = tokio::select! {
-                result = &mut watch => return result.context("the watch of objects failed"),
-                () = reconciler.prepare(&mut events, || report_prepared(&agent.config)) => return Ok(()),
+                result = source::until_its_end(
+                    &mut watch,
+                    reconciler.prepare(&mut events, || report_prepared(&agent.config)),
+                ) => return result,
                 lock = Lock::wait(&agent.config.bpf_dir) => lock?,
             };
             let known = node_addresses_seen.borrow().clone();
@@ -172,11 +174,13 @@ async fn serve(agent: &Agent, lock: Option<Lock>) -> anyhow::Result<()> {
     report_programmed(agent, programmed);
     tokio::select! {
         result = pins::keep(agent, directory) => match result? {},
-        result = watch => result.context("the watch of objects failed"),
+        result = source::until_its_end(
+            watch,
+            reconciler.run(events, network, api_servers, dataplane, known),
+        ) => result,
         result = interfaces.run(node_addresses_seen) => {
             result.context("the watch of network interfaces failed")
         }
-        () = reconciler.run(events, network, api_servers, dataplane, known) => Ok(()),
     }
 }
 

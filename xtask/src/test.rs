@@ -319,8 +319,16 @@ fn summary(rows: &[Row]) -> String {
         for name in &row.outcome.repeated {
             lines.push(format!("REPEATED {} {name}: failed beside others, passed alone", row.tier));
         }
+        let mut before = None;
         for failure in &row.outcome.failures {
             lines.push(format!("FAILED {} {failure}", row.tier));
+            let said = row.outcome.said.get(failure);
+            if said == before && said.is_some() {
+                lines.push("    as the test before".to_owned());
+            } else {
+                lines.extend(said.into_iter().flatten().map(|line| format!("    {line}")));
+            }
+            before = said;
         }
     }
     lines.join("\n")
@@ -338,6 +346,19 @@ mod tests {
         let text = summary(&rows);
         assert!(text.contains("kernel         3       1        0     2.0s"), "{text}");
         assert!(text.ends_with("FAILED kernel a::b"), "{text}");
+    }
+
+    #[test]
+    fn the_summary_gives_the_reason_of_a_failure_once() {
+        let mut outcome = Outcome::failure("a".to_owned());
+        outcome.failures.push("b".to_owned());
+        for name in ["a", "b"] {
+            outcome.said.insert(name.to_owned(), vec!["Error: no space left".to_owned()]);
+        }
+        let text = summary(&[Row { tier: "kernel", outcome, took: Duration::from_secs(2) }]);
+        let end = "FAILED kernel a\n    Error: no space left\n\
+                   FAILED kernel b\n    as the test before";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Connects to the source of objects: an API server or a directory of manifests.
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     time::{Duration, Instant},
 };
 
@@ -97,6 +97,23 @@ fn spawned(
     Box::pin(async { watch.await.context("the watch panicked")? })
 }
 
+/// Runs `work`, which ends with the events of `watch`, until the watch ends. The result is the
+/// watch's, also where `work` is the first to see the end: only the watch knows the reason.
+///
+/// # Errors
+/// Why the watch ended.
+pub(super) async fn until_its_end(
+    watch: impl Future<Output = anyhow::Result<()>>,
+    work: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let mut watch = pin!(watch);
+    let result = tokio::select! {
+        result = &mut watch => result,
+        () = work => watch.await,
+    };
+    result.context("the watch of objects failed")
+}
+
 /// Makes `/healthz` fail while a watch has been broken for longer than `limit`, if that is not 0. A
 /// broken watch is shown by the log, `status` and `lb_watch_age_seconds` in any case; it takes no
 /// node out of its load balancers, because an outage of the control plane breaks the watches of all
@@ -107,5 +124,29 @@ async fn follow_liveness(liveness: api::Liveness, limit: Duration, health: Healt
         ticks.tick().await;
         let dead = liveness.dead(limit, Instant::now()).filter(|_| limit > Duration::ZERO);
         health.set("watch", Severity::NotReady, dead);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_watch_that_fails_is_heard_though_its_events_end_first() {
+        let (sender, mut events) = mpsc::channel::<ObjectEvent>(1);
+        let (seen, is_seen) = oneshot::channel();
+        let watch = async move {
+            drop(sender);
+            is_seen.await.expect("the work has seen the end");
+            anyhow::bail!("no such directory")
+        };
+        let work = async move {
+            assert!(events.recv().await.is_none());
+            seen.send(()).expect("the watch waits");
+        };
+        let error = until_its_end(watch, work).await.expect_err("the reason");
+        assert_eq!(format!("{error:#}"), "the watch of objects failed: no such directory");
     }
 }

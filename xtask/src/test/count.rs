@@ -1,5 +1,11 @@
 //! Counts tests in the output of the programs that run them.
 
+use std::collections::BTreeMap;
+
+/// At most so many lines of what a failed test printed are repeated in the summary, and so many
+/// characters of each.
+const SAID: (usize, usize) = (3, 400);
+
 /// The outcome of a number of tests.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
@@ -8,6 +14,8 @@ pub(crate) struct Outcome {
     pub(crate) ignored: usize,
     /// One line for each failure.
     pub(crate) failures: Vec<String>,
+    /// What a failed test printed first, by its line in `failures`.
+    pub(crate) said: BTreeMap<String, Vec<String>>,
     /// Tests that failed beside others and passed alone.
     pub(crate) repeated: Vec<String>,
 }
@@ -23,6 +31,8 @@ impl Outcome {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
+        let said = other.said.into_iter();
+        self.said.extend(said.map(|(line, said)| (format!("{part}: {line}"), said)));
         let named =
             |lines: Vec<String>| lines.into_iter().map(move |line| format!("{part}: {line}"));
         self.failures.extend(named(other.failures));
@@ -34,7 +44,7 @@ impl Outcome {
         let is_failed = |name: &String| again.failures.contains(name);
         self.repeated = self.failures.into_iter().filter(|name| !is_failed(name)).collect();
         self.passed += again.passed;
-        (self.failed, self.failures) = (again.failed, again.failures);
+        (self.failed, self.failures, self.said) = (again.failed, again.failures, again.said);
         self
     }
 }
@@ -56,6 +66,8 @@ pub(crate) struct Counter {
     outcome: Outcome,
     /// The names below the last line `failures:`, while they are being listed.
     listing: Option<Vec<String>>,
+    /// The failed test whose output is being read.
+    speaker: Option<String>,
     /// Whether the line with the numbers was read, in [`Form::Plain`].
     has_numbers: bool,
 }
@@ -84,6 +96,16 @@ impl Counter {
     fn line_of_libtest(&mut self, line: &str) {
         if line == "failures:" {
             self.listing = Some(Vec::new());
+            self.speaker = None;
+        } else if let Some(name) = speaker(line).filter(|_| self.listing.is_some()) {
+            self.speaker = Some(name.to_owned());
+        } else if let Some(name) = &self.speaker {
+            if !line.is_empty() {
+                let said = self.outcome.said.entry(name.clone()).or_default();
+                if said.len() < SAID.0 {
+                    said.push(line.chars().take(SAID.1).collect());
+                }
+            }
         } else if let Some(result) = Tally::parse(line) {
             self.outcome.passed += result.passed;
             self.outcome.failed += result.failed;
@@ -109,6 +131,12 @@ impl Counter {
         }
         self.outcome
     }
+}
+
+/// The test of the line that precedes its output: `---- NAME stdout ----`, or `---- NAME ----`.
+fn speaker(line: &str) -> Option<&str> {
+    let name = line.strip_prefix("---- ")?.strip_suffix(" ----")?;
+    Some(name.strip_suffix(" stdout").unwrap_or(name))
 }
 
 /// The numbers of one line `test result: …`.
@@ -203,6 +231,35 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; 
         let outcome = count(output, false);
         assert_eq!((outcome.passed, outcome.failed), (1, 2));
         assert_eq!(outcome.failures, ["a::b", "d::e"]);
+        let panic = ["thread 'a::b' panicked at src/a.rs:1:1:", "    indented text of the panic"];
+        assert_eq!(outcome.said["a::b"], panic);
+        assert!(!outcome.said.contains_key("d::e"));
+    }
+
+    #[test]
+    fn the_summary_has_the_first_lines_of_a_failure() {
+        let output = "\
+test a ... FAILED
+
+failures:
+
+---- a ----
+Error: the cluster did not come up
+
+one
+two
+three
+four
+
+failures:
+    a
+
+test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+        let mut all = Outcome::default();
+        all.add("part", count(output, false));
+        assert_eq!(all.failures, ["part: a"]);
+        assert_eq!(all.said["part: a"], ["Error: the cluster did not come up", "one", "two"]);
     }
 
     #[test]
