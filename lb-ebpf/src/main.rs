@@ -23,8 +23,8 @@ mod tables;
 mod tunnel;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier, xdp},
-    programs::{SockAddrContext, TcContext, XdpContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 use hooks::{sock, tc, xdp};
 use lb_common::abi::counter::Hook;
@@ -147,6 +147,14 @@ pub fn getpeername4(context: SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn getpeername6(context: SockAddrContext) -> i32 {
     sock::getpeername6(&context)
+}
+
+/// close() of a socket of either family, the last of its descriptors. It is the one program that counts
+/// nothing, because it decides nothing.
+#[cgroup_sock(sock_release)]
+#[inline(always)]
+pub fn release(context: SockContext) -> i32 {
+    sock::release(&context)
 }
 
 #[panic_handler]

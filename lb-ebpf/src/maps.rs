@@ -16,7 +16,9 @@ use lb_common::abi::{
     range::Range,
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
-    socket::{ConnectedPeer, DatagramKey, MAX_EXCLUDED_CGROUPS, Peer},
+    socket::{
+        CONNECTED_BUCKETS, ConnectedBucket, ConnectedPeer, DatagramKey, MAX_EXCLUDED_CGROUPS, Peer,
+    },
     traffic::{DirectFlows, DropKey, Traffic},
 };
 use lb_common::packet::answer::MAX_QUOTE_WORDS;
@@ -118,8 +120,13 @@ pub static FRAGMENTS6: LruHashMap<FragmentKey<Address6>, Fragment, 16384> = LruH
 #[btf_map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();
 
-/// Peers that connected sockets asked for. Written by the programs; the kernel removes an entry
-/// with its socket.
+/// Peers that connected sockets asked for. Written by the programs, which free the place of a socket
+/// that is closed.
+#[btf_map]
+pub static CONNECTED_PEERS: Array<ConnectedBucket, { CONNECTED_BUCKETS as usize }, MAPPED> =
+    Array::new();
+/// The same for sockets that find no place in [`CONNECTED_PEERS`]: dearer, because the kernel
+/// allocates each entry. The kernel removes an entry with its socket.
 #[btf_map]
 pub static SOCKETS: SkStorage<ConnectedPeer> = SkStorage::new();
 /// Peers that datagram sockets asked for. Written by the programs.

@@ -30,6 +30,7 @@ mod others;
 #[path = "tables/handover.rs"]
 mod others;
 
+pub mod connected;
 pub mod flows;
 
 pub use others::{datagram_peer, flow, insert_datagram_peer};

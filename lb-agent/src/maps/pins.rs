@@ -28,7 +28,7 @@ use lb_common::abi::{
     range::RangeKey,
     service::{Name, Service, Slot},
     settings::{Device, MAX_DEVICES, SettingsPair},
-    socket::{ConnectedPeer, DatagramKey, Peer},
+    socket::{CONNECTED_BUCKETS, ConnectedBucket, ConnectedPeer, DatagramKey, Peer},
     source::SourceKey,
     traffic::{DirectFlows, DropKey, Traffic},
 };
@@ -634,6 +634,7 @@ pub fn pinned_maps(sizes: &Sizes) -> Vec<PinnedMap> {
         lru::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", FRAGMENTS, None),
         lru::<AffinityKey, Affinity>("AFFINITY", AFFINITY, None),
         lru::<DatagramKey, Peer>("DATAGRAM_PEERS", DATAGRAM_PEERS, None),
+        array::<ConnectedBucket>("CONNECTED_PEERS", CONNECTED_BUCKETS, None),
         map::<i32, ConnectedPeer>("SOCKETS", BPF_MAP_TYPE_SK_STORAGE, BPF_F_NO_PREALLOC, 0, None),
         map::<u32, u64>("FLOW_EVENTS", BPF_MAP_TYPE_PERCPU_ARRAY, 0, EVENTS as u32, None),
         array::<DirectFlows>("DIRECT_FLOWS", 1, None),

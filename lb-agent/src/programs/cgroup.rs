@@ -10,9 +10,9 @@ use std::{
 };
 
 use aya_obj::generated::bpf_attach_type::{
-    self, BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET4_GETPEERNAME, BPF_CGROUP_INET6_CONNECT,
-    BPF_CGROUP_INET6_GETPEERNAME, BPF_CGROUP_UDP4_RECVMSG, BPF_CGROUP_UDP4_SENDMSG,
-    BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
+    self, BPF_CGROUP_INET_SOCK_RELEASE, BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET4_GETPEERNAME,
+    BPF_CGROUP_INET6_CONNECT, BPF_CGROUP_INET6_GETPEERNAME, BPF_CGROUP_UDP4_RECVMSG,
+    BPF_CGROUP_UDP4_SENDMSG, BPF_CGROUP_UDP6_RECVMSG, BPF_CGROUP_UDP6_SENDMSG,
 };
 use lb_common::abi::socket::MAX_EXCLUDED_CGROUPS;
 use lb_sys::{LinkInfo, LinkTarget};
@@ -41,9 +41,10 @@ impl Hook {
     }
 }
 
-/// In the order in which they are attached: first the hooks that reverse a translation, so that
-/// no socket is translated while its getpeername() or recvmsg() would show the backend.
-const HOOKS: [Hook; 8] = [
+/// In the order in which they are attached: first the hooks that forget a translation or reverse it, so
+/// that no socket is translated while its getpeername() or recvmsg() would show the backend.
+const HOOKS: [Hook; 9] = [
+    hook("release", BPF_CGROUP_INET_SOCK_RELEASE, false),
     hook("getpeername4", BPF_CGROUP_INET4_GETPEERNAME, false),
     hook("getpeername6", BPF_CGROUP_INET6_GETPEERNAME, false),
     hook("recvmsg4", BPF_CGROUP_UDP4_RECVMSG, true),

@@ -279,6 +279,7 @@ pub fn load_one(program: &mut Program) -> Option<Result<(), ProgramError>> {
     let mut load = || match program {
         Program::SchedClassifier(program) => Some(program.load()),
         Program::CgroupSockAddr(program) => Some(program.load()),
+        Program::CgroupSock(program) => Some(program.load()),
         Program::Xdp(program) => Some(program.load()),
         _ => None,
     };

@@ -17,7 +17,7 @@ use super::{
         Device, FamilySettings, FormerLifetimes, FormerSettings, FormerSettingsPair, Lifetimes,
         PortRange, Settings, SettingsPair,
     },
-    socket::{ConnectedPeer, DatagramKey, Peer},
+    socket::{ConnectedBucket, ConnectedPeer, DatagramKey, Peer},
     source::SourceKey,
     traffic::{DirectFlows, DropKey, Traffic},
 };
@@ -146,6 +146,7 @@ described! {
     Affinity { backend, generation, last_seen }
     Peer { address, port, family }
     ConnectedPeer { requested, actual }
+    ConnectedBucket { cookies, peers }
     DatagramKey { cookie, actual }
     Prefix<A> { address, mask }
     FamilySettings<A> {
@@ -231,6 +232,7 @@ pub const MAPS: &[MapLayout] = &[
     map::<FragmentKey<Address6>, Fragment>("FRAGMENTS6", CHANGED),
     map::<AffinityKey, Affinity>("AFFINITY", CHANGED),
     map::<DatagramKey, Peer>("DATAGRAM_PEERS", CHANGED),
+    map::<u32, ConnectedBucket>("CONNECTED_PEERS", 1),
     map::<i32, ConnectedPeer>("SOCKETS", 1),
     map::<u32, u64>("FLOW_EVENTS", 1),
     map::<u32, DirectFlows>("DIRECT_FLOWS", 1),

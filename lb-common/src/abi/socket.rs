@@ -1,5 +1,5 @@
-//! SOCKETS and DATAGRAM_PEERS: the peer that a socket asked for, before a connect-time hook
-//! translated it.
+//! CONNECTED_PEERS, SOCKETS and DATAGRAM_PEERS: the peer that a socket asked for, before a
+//! connect-time hook translated it.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -20,7 +20,8 @@ pub struct Peer {
     pub family: u16,
 }
 
-/// Value of SOCKETS (socket storage): the peer of a connected socket before and after translation.
+/// Value of SOCKETS (socket storage), and part of CONNECTED_PEERS: the peer of a connected socket
+/// before and after translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct ConnectedPeer {
@@ -28,6 +29,24 @@ pub struct ConnectedPeer {
     pub requested: Peer,
     /// The backend that the socket is connected to.
     pub actual: Peer,
+}
+
+/// The sockets of a bucket of CONNECTED_PEERS. With their cookies, they fill three cache lines.
+pub const CONNECTED_WAYS: usize = 4;
+/// The number of buckets of CONNECTED_PEERS, a power of two.
+pub const CONNECTED_BUCKETS: u32 = 1 << 14;
+
+/// An element of CONNECTED_PEERS: sockets whose cookies, modulo [`CONNECTED_BUCKETS`], are its index.
+/// The kernel numbers sockets one after the other, so sockets that are open at the same time are
+/// spread evenly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct ConnectedBucket {
+    /// The cookies (SO_COOKIE); 0 = the place is free. They change by compare-and-swap from 0, and by
+    /// a write of 0 when the socket is closed.
+    pub cookies: [u64; CONNECTED_WAYS],
+    /// The peers of these sockets.
+    pub peers: [ConnectedPeer; CONNECTED_WAYS],
 }
 
 /// Key of DATAGRAM_PEERS: a socket and a backend that sends datagrams to it. The value is the peer

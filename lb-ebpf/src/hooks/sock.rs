@@ -9,7 +9,7 @@ use aya_ebpf::{
         bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
         bpf_set_retval,
     },
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
 use lb_common::{
     abi::{
@@ -27,7 +27,7 @@ use lb_common::{
 use crate::{
     count::{count, count_service},
     maps, memory, tables,
-    tables::{FamilyMaps, datagram_peer, insert_datagram_peer},
+    tables::{FamilyMaps, connected, datagram_peer, insert_datagram_peer},
 };
 
 /// The call goes on.
@@ -278,11 +278,14 @@ fn refuse(error: i32) -> i32 {
     REFUSE
 }
 
-/// Remembers the peer that getpeername() returns. Without memory for it the connection works, and
-/// getpeername() returns the backend.
+/// Remembers the peer that getpeername() returns: in CONNECTED_PEERS, or if there is no place, in the
+/// socket. Without memory for that the connection works, and getpeername() returns the backend.
 #[inline(always)]
 fn remember_connected(context: &SockAddrContext, requested: Peer, actual: Peer) {
     let mut value = ConnectedPeer { requested, actual };
+    if connected::remember(cookie(context), &value) {
+        return;
+    }
     // SAFETY: the context is the kernel's; the entry belongs to this socket.
     unsafe {
         let entry = maps::SOCKETS.get_or_insert_ptr_mut(context, Some(&mut value));
@@ -308,10 +311,12 @@ fn datagram_key(context: &SockAddrContext, actual: Peer) -> DatagramKey {
 /// getpeername(): returns the peer that the socket asked for.
 #[inline(always)]
 fn restore_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
-    // SAFETY: the context is the kernel's; the entry belongs to this socket.
-    let entry = unsafe { maps::SOCKETS.get_ptr_mut(context) };
-    // SAFETY: checked for null.
-    let found = if entry.is_null() { None } else { Some(unsafe { *entry }) };
+    let found = connected::find(cookie(context)).or_else(|| {
+        // SAFETY: the context is the kernel's; the entry belongs to this socket.
+        let entry = unsafe { maps::SOCKETS.get_ptr_mut(context) };
+        // SAFETY: checked for null.
+        if entry.is_null() { None } else { Some(unsafe { *entry }) }
+    });
     let current = peer::<L>(Endpoint { address: L::load(context), port: port(context) });
     match found {
         Some(found) if found.actual == current => {
@@ -320,6 +325,14 @@ fn restore_peer<L: Location>(context: &SockAddrContext, hook: Hook) -> i32 {
         }
         _ => count(hook, Reason::NotService),
     }
+    ALLOW
+}
+
+/// See [`crate::release`].
+#[inline(always)]
+pub fn release(context: &SockContext) -> i32 {
+    // SAFETY: the context is the kernel's.
+    connected::forget(unsafe { bpf_get_socket_cookie(context.sock.cast()) });
     ALLOW
 }
 

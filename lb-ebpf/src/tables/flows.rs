@@ -430,7 +430,7 @@ fn is_reply<F: Family>(entry: *mut FlowEntry<F::Address>, tuple: &Tuple<F::Addre
 /// `place` is a word of a map's value.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
+pub(super) unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
     let found: u64;
     // SAFETY: the caller's; one aligned word. The instruction needs Linux 5.12.
     unsafe {
@@ -506,7 +506,7 @@ fn way(place: u32) -> usize {
 
 /// For clippy, which compiles the programs for the host.
 #[cfg(not(target_arch = "bpf"))]
-unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
+pub(super) unsafe fn compare_and_swap(place: *mut u64, old: u64, new: u64) -> bool {
     // SAFETY: the caller's.
     let word = unsafe { core::sync::atomic::AtomicU64::from_ptr(place) };
     let order = core::sync::atomic::Ordering::SeqCst;

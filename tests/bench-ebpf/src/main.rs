@@ -23,8 +23,8 @@ use aya_ebpf::{
         TC_ACT_UNSPEC, xdp_action,
     },
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, generated::bpf_jiffies64},
-    macros::{cgroup_sock_addr, classifier, xdp},
-    programs::{SockAddrContext, TcContext, XdpContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, SockContext, TcContext, XdpContext},
 };
 use lb_common::{
     abi::{
@@ -401,6 +401,12 @@ pub fn empty_connect4(_context: SockAddrContext) -> i32 {
 /// The same of an IPv6 socket.
 #[cgroup_sock_addr(connect6)]
 pub fn empty_connect6(_context: SockAddrContext) -> i32 {
+    1
+}
+
+/// close(): the kernel's cost before and after any program.
+#[cgroup_sock(sock_release)]
+pub fn empty_release(_context: SockContext) -> i32 {
     1
 }
 

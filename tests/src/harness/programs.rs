@@ -287,8 +287,9 @@ pub fn program_descriptor(program: &Program) -> Result<BorrowedFd<'_>> {
     Ok(match program {
         Program::SchedClassifier(program) => program.fd()?.as_fd(),
         Program::CgroupSockAddr(program) => program.fd()?.as_fd(),
+        Program::CgroupSock(program) => program.fd()?.as_fd(),
         Program::Xdp(program) => program.fd()?.as_fd(),
-        other => bail!("unexpected kind of program: {other:?}"),
+        other => bail!("unexpected kind of program: {:?}", other.prog_type()),
     })
 }
 

@@ -4,6 +4,7 @@ mod affinity;
 mod agent;
 mod clusterip;
 mod config;
+mod connected;
 mod conversations;
 mod detached;
 mod dsr;

@@ -1,4 +1,4 @@
-//! What the hooks add to connect(): row 6 of docs/performance.md.
+//! What the hooks add to connect(), row 6 of docs/performance.md, and to close().
 //!
 //! Every call is a real one, of a fresh TCP socket, in a network namespace that leads nowhere.
 //! Nothing is sent, so the hook is most of the difference between a call with it and a call
@@ -23,7 +23,7 @@ use lb_sys::{LinkTarget, link_create};
 
 use super::{
     datapath::Bench,
-    harness::{load_object, load_programs, processor_time, sock_addr},
+    harness::{load_object, load_programs, processor_time, program},
     report::{Figure, Floor, Outcome, control},
     stats::Estimate,
     tables::{Datapath, ELSEWHERE, Frontends, PORTS, Side, backend_endpoint, cluster_ip},
@@ -35,6 +35,8 @@ const SERVICE: (f64, f64) = (250.0, 400.0);
 const NOT_A_SERVICE: (f64, f64) = (200.0, 400.0);
 /// What an empty hook adds on the reference machine of docs/performance.md, ns.
 const EMPTY_HOOK: f64 = 176.0;
+/// The hook of close(), of both families, and its attach type.
+const RELEASE: (&str, u32) = ("release", 34);
 /// Sockets that are open at a time: few enough to stay in the nearer caches.
 const SOCKETS: usize = 64;
 /// How often that many are made in a turn: few enough that what closed sockets leave behind,
@@ -45,7 +47,7 @@ const SMALL_TABLE: u32 = 1 << 12;
 /// The hook and the socket addresses of a family.
 trait Call: Side {
     const HOOK: Hook;
-    /// `enum bpf_attach_type`.
+    /// Its attach type, `enum bpf_attach_type`.
     const ATTACH: u32;
     const DOMAIN: i32;
     const EMPTY: &'static str;
@@ -101,9 +103,10 @@ pub fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     let mut empties = load_object(bench.wrappers, &[])?;
     load_programs(&mut empties)?;
     let mut figures = Vec::new();
-    let empty = sock_addr(&empties, Ipv4::EMPTY)?.fd()?;
+    let of_close = program(&empties, "empty_release")?;
+    let empty = [program(&empties, Ipv4::EMPTY)?, of_close];
     family::<Ipv4>(bench, &datapath, &cgroup, empty, &mut figures)?;
-    let empty = sock_addr(&empties, Ipv6::EMPTY)?.fd()?;
+    let empty = [program(&empties, Ipv6::EMPTY)?, of_close];
     family::<Ipv6>(bench, &datapath, &cgroup, empty, &mut figures)?;
     Ok(figures)
 }
@@ -112,7 +115,7 @@ fn family<F: Call>(
     bench: &Bench,
     datapath: &Datapath,
     cgroup: &Joined,
-    empty: &ProgramFd,
+    empty: [&ProgramFd; 2],
     figures: &mut Vec<Figure>,
 ) -> Result<()> {
     let (address, port) = backend_endpoint::<F>();
@@ -131,10 +134,10 @@ fn family<F: Call>(
     };
     let kinds = [("a Service", service, SERVICE), ("no Service", other, NOT_A_SERVICE)];
     for (name, calls, limits) in kinds {
-        let name = format!("added to connect(), {name}, TCP {}", F::NAME);
-        if name.contains(bench.only) {
+        let name = |call: &str| format!("added to {call}(), {name}, TCP {}", F::NAME);
+        if ["connect", "close"].iter().any(|call| name(call).contains(bench.only)) {
             let rounds = Rounds::<F>::new(bench, datapath, cgroup, empty);
-            figures.extend(rounds.measure(&name, &calls, limits)?);
+            figures.extend(rounds.measure(name, &calls, limits)?);
         }
     }
     Ok(())
@@ -144,7 +147,8 @@ struct Rounds<'a, F> {
     bench: &'a Bench<'a>,
     datapath: &'a Datapath,
     cgroup: &'a Joined,
-    empty: &'a ProgramFd,
+    /// Of connect() and of close().
+    empty: [&'a ProgramFd; 2],
     family: std::marker::PhantomData<F>,
 }
 
@@ -153,61 +157,92 @@ impl<'a, F: Call> Rounds<'a, F> {
         bench: &'a Bench,
         datapath: &'a Datapath,
         cgroup: &'a Joined,
-        empty: &'a ProgramFd,
+        empty: [&'a ProgramFd; 2],
     ) -> Self {
         Self { bench, datapath, cgroup, empty, family: std::marker::PhantomData }
     }
 
-    fn measure(&self, name: &str, calls: &Calls, limits: (f64, f64)) -> Result<[Figure; 2]> {
+    /// The figures of connect() and of close(), each with its control.
+    fn measure(
+        &self,
+        name: impl Fn(&str) -> String,
+        calls: &Calls,
+        limits: (f64, f64),
+    ) -> Result<Vec<Figure>> {
+        let own = [self.program(F::HOOK.name())?, self.program(RELEASE.0)?];
         let [mut none, mut empty, mut hooked, mut again] = [const { Vec::new() }; 4];
         for round in 0..2 * self.bench.rounds {
-            let mut turns: [(&mut Vec<f64>, Option<&ProgramFd>, bool); 4] = [
+            let mut turns = [
                 (&mut none, None, false),
                 (&mut empty, Some(self.empty), false),
-                (&mut hooked, Some(self.program()?), true),
+                (&mut hooked, Some(own), true),
                 (&mut again, None, false),
             ];
             if round % 2 == 1 {
                 turns.reverse();
             }
-            for (samples, program, is_hooked) in turns {
-                samples.push(self.turn(calls, program, is_hooked)?);
+            for (samples, programs, is_hooked) in turns {
+                samples.push(self.turn(calls, programs, is_hooked)?);
             }
         }
-        let above = |samples: &[f64]| {
-            let bare = none.iter().zip(&again).map(|(none, again)| f64::midpoint(*none, *again));
-            Estimate::of(samples.iter().zip(bare).map(|(sample, none)| sample - none).collect())
-        };
-        let floor = Floor {
-            steps: "an empty hook".to_owned(),
-            cost: above(&empty).median,
-            anchor: EMPTY_HOOK,
-        };
-        let figure = Figure {
-            row: 6,
-            aim: Some(limits.0),
-            must: Some(limits.1),
-            ..Figure::unjudged(name, Outcome::Measured(above(&hooked)))
-        };
-        Ok([figure.with_floor(floor), control(&format!("{name}, no hook"), &none, &again)])
+        let mut figures = Vec::new();
+        for (call, limits) in [("connect", Some(limits)), ("close", None)] {
+            let of_call = |samples: &[[f64; 2]]| -> Vec<f64> {
+                samples
+                    .iter()
+                    .map(|[connect, close]| if call == "connect" { *connect } else { *close })
+                    .collect()
+            };
+            let [none, empty, hooked, again] =
+                [&none, &empty, &hooked, &again].map(|samples| of_call(samples));
+            let above = |samples: &[f64]| {
+                let bare =
+                    none.iter().zip(&again).map(|(none, again)| f64::midpoint(*none, *again));
+                Estimate::of(samples.iter().zip(bare).map(|(sample, none)| sample - none).collect())
+            };
+            let floor = Floor {
+                steps: "an empty hook".to_owned(),
+                cost: above(&empty).median,
+                anchor: EMPTY_HOOK,
+            };
+            let figure = Figure::unjudged(&name(call), Outcome::Measured(above(&hooked)));
+            let figure = match limits {
+                Some((aim, must)) => Figure { row: 6, aim: Some(aim), must: Some(must), ..figure },
+                None => figure,
+            };
+            figures.push(figure.with_floor(floor));
+            figures.push(control(&format!("{}, no hook", name(call)), &none, &again));
+        }
+        Ok(figures)
     }
 
-    fn program(&self) -> Result<&ProgramFd> {
-        Ok(sock_addr(self.datapath.object(), F::HOOK.name())?.fd()?)
+    fn program(&self, name: &str) -> Result<&ProgramFd> {
+        program(self.datapath.object(), name)
     }
 
-    /// Nanoseconds of a call with this hook.
-    fn turn(&self, calls: &Calls, program: Option<&ProgramFd>, is_hooked: bool) -> Result<f64> {
-        let target = || LinkTarget::Cgroup(self.cgroup.directory.as_fd());
-        let attach = |program: &ProgramFd| link_create(program.as_fd(), target(), F::ATTACH);
-        let _link = program.map(attach).transpose().context("cannot attach to the cgroup")?;
+    /// Nanoseconds of a connect() and of a close() with hooks for both.
+    fn turn(
+        &self,
+        calls: &Calls,
+        programs: Option<[&ProgramFd; 2]>,
+        is_hooked: bool,
+    ) -> Result<[f64; 2]> {
+        let attach = |program: &ProgramFd, kind| {
+            let target = LinkTarget::Cgroup(self.cgroup.directory.as_fd());
+            link_create(program.as_fd(), target, kind).context("cannot attach to the cgroup")
+        };
+        let attach = |[connect, close]: [&ProgramFd; 2]| {
+            Ok::<_, anyhow::Error>([attach(close, RELEASE.1)?, attach(connect, F::ATTACH)?])
+        };
+        let _links = programs.map(attach).transpose()?;
         let address = if is_hooked { &calls.hooked } else { &calls.plain };
         batch::<F>(address, calls.errno)?;
         let counter = F::HOOK.counter(calls.ended) as usize;
         let before = self.datapath.counters.sums()?[counter];
-        let mut spent = Duration::ZERO;
+        let mut spent = [Duration::ZERO; 2];
         for _ in 0..BATCHES {
-            spent += batch::<F>(address, calls.errno)?;
+            let of_batch = batch::<F>(address, calls.errno)?;
+            spent = [spent[0] + of_batch[0], spent[1] + of_batch[1]];
         }
         let made = BATCHES * SOCKETS;
         let counted = self.datapath.counters.sums()?[counter] - before;
@@ -217,12 +252,12 @@ impl<'a, F: Call> Rounds<'a, F> {
             "{counted} calls ended as {}, not {expected}",
             calls.ended.name()
         );
-        Ok(spent.as_nanos() as f64 / made as f64)
+        Ok(spent.map(|spent| spent.as_nanos() as f64 / made as f64))
     }
 }
 
-/// Makes sockets, and returns how long their connect() takes together.
-fn batch<F: Call>(address: &[u8], errno: i32) -> Result<Duration> {
+/// Makes sockets, and returns how long their connect() and their close() take together.
+fn batch<F: Call>(address: &[u8], errno: i32) -> Result<[Duration; 2]> {
     let sockets: Vec<OwnedFd> = (0..SOCKETS).map(|_| socket(F::DOMAIN)).collect::<Result<_>>()?;
     let mut failures = 0;
     let before = processor_time()?;
@@ -235,10 +270,13 @@ fn batch<F: Call>(address: &[u8], errno: i32) -> Result<Duration> {
             result == -1 && std::io::Error::last_os_error().raw_os_error() == Some(errno);
         failures += usize::from(is_expected);
     }
-    let spent = processor_time()? - before;
+    let connected = processor_time()?;
     let last = std::io::Error::last_os_error();
     ensure!(failures == SOCKETS, "connect() ended otherwise than with error {errno}: {last}");
-    Ok(spent)
+    let before_close = processor_time()?;
+    drop(sockets);
+    let closed = processor_time()?;
+    Ok([connected - before, closed - before_close])
 }
 
 fn socket(domain: i32) -> Result<OwnedFd> {

@@ -14,12 +14,11 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, ProgramArray},
     programs::{
-        CgroupSockAddr, Program, ProgramFd, SchedClassifier, TestRun, TestRunOptions,
-        TestRunResult, Xdp, XdpMode,
+        Program, ProgramFd, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode,
     },
 };
 use bytemuck::Pod;
-use lb_agent::maps::flow_table::FlowTable;
+use lb_agent::{maps::flow_table::FlowTable, programs::load::load_one};
 use lb_common::abi::settings::Settings;
 use lb_sys::TypedMap;
 
@@ -401,18 +400,14 @@ pub fn load_object(path: &Path, sizes: &[(&str, u32)]) -> Result<Ebpf> {
 /// The kernel refuses one.
 pub fn load_programs(object: &mut Ebpf) -> Result<()> {
     for (name, program) in object.programs_mut() {
-        match program {
-            Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::Xdp(program) => program.load(),
-            _ => bail!("program {name} is neither for tc, XDP nor a cgroup"),
-        }
-        .with_context(|| format!("the kernel refused {name}"))?;
+        load_one(program)
+            .with_context(|| format!("program {name} is neither for tc, XDP nor a cgroup"))?
+            .with_context(|| format!("the kernel refused {name}"))?;
     }
     Ok(())
 }
 
-/// A tc or XDP program of an object.
+/// A program of an object.
 ///
 /// # Errors
 /// There is none of this name.
@@ -420,7 +415,9 @@ pub fn program<'a>(object: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
     Ok(match object.program(name).with_context(|| format!("no program {name}"))? {
         Program::SchedClassifier(program) => program.fd()?,
         Program::Xdp(program) => program.fd()?,
-        _ => bail!("{name} is neither for tc nor for XDP"),
+        Program::CgroupSockAddr(program) => program.fd()?,
+        Program::CgroupSock(program) => program.fd()?,
+        _ => bail!("{name} is neither for tc, XDP nor a cgroup"),
     })
 }
 
@@ -431,15 +428,6 @@ pub fn program<'a>(object: &'a Ebpf, name: &str) -> Result<&'a ProgramFd> {
 pub fn classifier<'a>(object: &'a Ebpf, name: &str) -> Result<&'a SchedClassifier> {
     let program = object.program(name).with_context(|| format!("no program {name}"))?;
     program.try_into().with_context(|| format!("{name} is no tc program"))
-}
-
-/// A cgroup program of an object.
-///
-/// # Errors
-/// There is none of this name.
-pub fn sock_addr<'a>(object: &'a Ebpf, name: &str) -> Result<&'a CgroupSockAddr> {
-    let program = object.program(name).with_context(|| format!("no program {name}"))?;
-    program.try_into().with_context(|| format!("{name} is no program of a socket address"))
 }
 
 /// A map of an object.

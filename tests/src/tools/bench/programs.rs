@@ -26,7 +26,8 @@ use crate::harness::netns::topology::cgroup::Cgroup;
 /// Program and `enum bpf_attach_type`.
 const AT_DEVICE: [(&str, u32); 5] =
     [("from_pod", 46), ("to_pod", 47), ("from_device", 46), ("to_device", 47), ("loopback", 47)];
-const AT_CGROUP: [(&str, u32); 8] = [
+const AT_CGROUP: [(&str, u32); 9] = [
+    ("release", 34),
     ("connect4", 10),
     ("connect6", 11),
     ("sendmsg4", 14),
