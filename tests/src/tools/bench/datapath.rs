@@ -82,9 +82,9 @@ impl Bench<'_> {
         plan.many::<Ipv6>("")?;
         plan.measure_long();
         // They come last because they evict the flows that other lanes look up.
-        plan.opened::<Ipv4>(false)?;
+        plan.opened::<Ipv4>(Table::Full)?;
         plan.measure();
-        plan.opened::<Ipv6>(false)?;
+        plan.opened::<Ipv6>(Table::Full)?;
         plan.measure();
         Ok(plan.figures)
     }
@@ -96,6 +96,10 @@ impl Bench<'_> {
         plan.measure_long();
         plan.many::<Ipv6>(" in 512k places")?;
         plan.measure_long();
+        plan.opened::<Ipv4>(Table::Sparse)?;
+        plan.measure();
+        plan.opened::<Ipv6>(Table::Sparse)?;
+        plan.measure();
         Ok(plan.figures)
     }
 
@@ -112,7 +116,7 @@ impl Bench<'_> {
         let mut plan = Plan::new(self, &steps, places, Frontends::ClusterIps)?;
         plan.most::<F>()?;
         plan.measure_long();
-        plan.opened::<F>(true)?;
+        plan.opened::<F>(Table::FullOfMillion)?;
         plan.measure();
         Ok(plan.figures)
     }
@@ -131,6 +135,17 @@ pub const HOT: Limits = (45.0, 70.0);
 pub const MANY: Limits = (70.0, 110.0);
 const MOST: Limits = (230.0, 300.0);
 const NEW: Limits = (620.0, 800.0);
+
+/// Where new flows are inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Table {
+    /// Twice as many places as flows. While it is measured it fills, and each new flow evicts one.
+    Full,
+    /// Eight times as many places as flows: there is room for new ones.
+    Sparse,
+    /// As `Full`, with a million flows.
+    FullOfMillion,
+}
 
 /// The lanes to be measured next, in turn, and the figures of those before.
 pub struct Plan<'a> {
@@ -361,11 +376,13 @@ impl<'a> Plan<'a> {
     /// The floor of a TCP flow is a small LRU, that of a UDP flow one as large as the table. Row 8 of
     /// docs/performance.md is about tables of a usual size. In a large one UDP has no limit, because
     /// the insertions into the LRU alone take longer than the row allows.
-    fn opened<F: Side>(&mut self, is_large: bool) -> Result<()> {
-        let (among, flows, size, miss, count) = match is_large {
-            true => (", among 1 M", "1 M", "2 M", HIT_1M, MILLION),
-            false => ("", "64k", "256k", HIT_64K, USUAL),
+    fn opened<F: Side>(&mut self, table: Table) -> Result<()> {
+        let (among, flows, size, miss, count) = match table {
+            Table::Full => ("", "64k", "256k", HIT_64K, USUAL),
+            Table::Sparse => (" in 512k places", "64k in 512k places", "256k", HIT_64K, USUAL),
+            Table::FullOfMillion => (", among 1 M", "1 M", "2 M", HIT_1M, MILLION),
         };
+        let is_large = table == Table::FullOfMillion;
         let (pods, now) = (Flows::<F>::known(FlowKind::Pod, TCP), self.datapath.time()?);
         pods.crowd(&self.datapath.flows::<F>()?, count, now);
         pods.crowd(&self.harness.flows::<F>()?, count, now);
