@@ -44,7 +44,7 @@ use scrape::OnScrape;
 
 /// Figures that are read from the maps at each scrape.
 pub trait DatapathStats: fmt::Debug + Send + Sync + 'static {
-    /// How often each hook ended with each reason, summed over all CPUs.
+    /// How often each hook ended with each reason, summed over all CPUs; also those that did not yet.
     fn counters(&self) -> Vec<(Hook, Reason, u64)>;
     /// Name, used entries and capacity of each map.
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)>;

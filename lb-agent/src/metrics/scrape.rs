@@ -8,7 +8,10 @@ use std::{
     time::Instant,
 };
 
-use lb_common::{abi::counter::Reason, flow_table::Class};
+use lb_common::{
+    abi::counter::{self, Reason},
+    flow_table::Class,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -56,7 +59,12 @@ impl Collector for OnScrape {
             None,
             counter.metric_type(),
         )?;
+        // Alarms are there from the start: increase() does not see the step from nothing to 1.
+        let is_shown = |reason: Reason, count| count > 0 || reason.class() == counter::Class::Alarm;
         for (hook, reason, count) in datapath.counters() {
+            if !is_shown(reason, count) {
+                continue;
+            }
             let labels = [("hook", hook.name()), ("reason", reason.name())];
             ConstCounter::new(count).encode(out.encode_family(&labels)?)?;
         }

@@ -11,7 +11,12 @@ struct Fake;
 
 impl DatapathStats for Fake {
     fn counters(&self) -> Vec<(Hook, Reason, u64)> {
-        vec![(Hook::FromPod, Reason::FlowCreated, 3), (Hook::ToPod, Reason::Reply, 5)]
+        vec![
+            (Hook::FromPod, Reason::FlowCreated, 3),
+            (Hook::ToPod, Reason::Reply, 5),
+            (Hook::ToPod, Reason::Request, 0),
+            (Hook::Xdp, Reason::FlowTableFull, 0),
+        ]
     }
 
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)> {
@@ -95,6 +100,7 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_endpoints 3"),
         (&after, "lb_datapath_packets_total{hook=\"from_pod\",reason=\"flow_created\"} 3"),
         (&after, "lb_datapath_packets_total{hook=\"to_pod\",reason=\"reply\"} 5"),
+        (&after, "lb_datapath_packets_total{hook=\"xdp\",reason=\"flow_table_full\"} 0"),
         (&after, "# HELP lb_datapath_packets_total Packets and calls by hook and by the reason"),
         (&after, "lb_map_entries{map=\"FLOW_TABLE4\"} 7"),
         (&after, "lb_map_capacity{map=\"FLOW_TABLE4\"} 1024"),
@@ -117,6 +123,7 @@ fn the_metrics_have_their_names_types_and_values() {
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
     }
+    assert!(!after.contains("reason=\"request\""), "a reason that never was:\n{after}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ const MAX_NEIGHBOURS: usize = 16_384;
 
 /// The consequences of messages: what has to be read or attached again.
 #[derive(Debug, Default)]
-pub(super) struct Stale {
+pub struct Stale {
     /// Everything has to be read again.
     pub all: bool,
     /// The default routes have to be read again.
@@ -48,7 +48,7 @@ pub(super) struct Stale {
 }
 
 /// Applies a message, and adds its consequences to `stale`.
-pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
+pub fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
     if is_of_port(&message) {
         return;
     }

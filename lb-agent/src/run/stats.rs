@@ -52,8 +52,7 @@ impl DatapathStats for MapStats {
         let pairs = Hook::ALL.iter().flat_map(|hook| Reason::ALL.iter().map(move |r| (*hook, *r)));
         pairs
             .filter_map(|(hook, reason)| {
-                let count = *sums.get(hook.counter(reason) as usize)?;
-                (count > 0).then_some((hook, reason, count))
+                Some((hook, reason, *sums.get(hook.counter(reason) as usize)?))
             })
             .collect()
     }

@@ -92,6 +92,7 @@ pub(crate) const TIERS: [Tier; 8] = [
             ("lb-sys", &["-p", "lb-sys"]),
             ("lb-agent", &["-p", "lb-agent"]),
             ("lb-tests", &["-p", "lb-tests", "--lib", "--bins"]),
+            ("lb-fuzz", &["-p", "lb-fuzz"]),
             ("xtask", &["-p", "xtask"]),
         ]),
         root: false,
