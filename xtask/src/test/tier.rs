@@ -118,7 +118,10 @@ pub(crate) const TIERS: [Tier; 8] = [
     },
     Tier {
         name: "netns",
-        source: Source::SideBySide("netns", &["affinity", "lifetime", "mishaps", "upgrade"]),
+        source: Source::SideBySide(
+            "netns",
+            &["affinity", "demo", "lifetime", "mishaps", "upgrade"],
+        ),
         root: true,
         programs: true,
         on_request: false,
