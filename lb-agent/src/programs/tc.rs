@@ -4,7 +4,12 @@
 //! It never touches programs of others. [`follow`](crate::network::follow) decides which program
 //! belongs on which interface.
 
-use std::{collections::HashMap, io, os::fd::AsFd, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::AsFd,
+    path::PathBuf,
+};
 
 use lb_control::model::network::Interface;
 use lb_sys::LinkTarget;
@@ -28,6 +33,8 @@ pub struct TcAttacher {
     by_tcx: bool,
     pinned: HashMap<(u32, Direction), PinnedLink>,
     names: Names,
+    /// The interfaces that may have filters; `None` if that is unknown.
+    with_filters: Option<HashSet<u32>>,
 }
 
 impl TcAttacher {
@@ -50,12 +57,22 @@ impl TcAttacher {
                 .map_err(|source| AttachError::Pins { path, source })?;
             pinned.insert((index, direction), link);
         }
-        Ok(Self { pins: pins.clone(), by_tcx, pinned, names })
+        Ok(Self { pins: pins.clone(), by_tcx, pinned, names, with_filters: None })
     }
 
     /// Whether programs are attached by tcx links.
     pub fn is_by_tcx(&self) -> bool {
         self.by_tcx
+    }
+
+    /// Finds the interfaces that may have filters of an earlier agent, by one request, so that
+    /// [`Self::attach`] need not ask for each.
+    pub fn find_filters(&mut self) {
+        if self.by_tcx {
+            self.with_filters = clsact::interfaces()
+                .inspect_err(|error| debug!(%error, "cannot list the qdiscs"))
+                .ok();
+        }
     }
 
     /// The interfaces that have links, by index.
@@ -152,7 +169,11 @@ impl TcAttacher {
         };
         if self.by_tcx {
             self.attach_tcx(descriptor.as_fd(), interface, direction).map_err(failed)?;
-            return clsact::remove(interface.index, direction).map_err(failed);
+            let may_have = |with: &HashSet<u32>| with.contains(&interface.index);
+            return match self.with_filters.as_ref().is_none_or(may_have) {
+                true => clsact::remove(interface.index, direction).map_err(failed),
+                false => Ok(()),
+            };
         }
         clsact::replace(interface.index, direction, descriptor.as_fd(), program).map_err(failed)?;
         self.unlink(interface.index, direction).map_err(failed)

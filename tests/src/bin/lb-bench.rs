@@ -90,6 +90,34 @@ struct Scale {
     #[arg(long, value_name = "N", default_value_t = 10,
           value_parser = clap::value_parser!(u32).range(1..=100))]
     endpoints: u32,
+    #[command(flatten)]
+    part: ScalePart,
+    /// How many processes of kube-proxy run beside the agents of --fleet
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "fleet",
+          value_parser = clap::value_parser!(u8).range(0..=20))]
+    proxies: u8,
+    /// How long the clients of --fleet are observed at rest, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "fleet",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    rest: u64,
+}
+
+/// What is measured instead of one agent with an API server of prepared answers.
+#[derive(Clone, Copy, clap::Args)]
+#[group(multiple = false)]
+struct ScalePart {
+    /// Measure an agent and kube-proxy with a real API server
+    #[arg(long)]
+    real: bool,
+    /// Measure the start with 10,000 Services of 25 endpoints, and with 100,000 Services
+    #[arg(long)]
+    beyond: bool,
+    /// Measure the watches of N agents with a real API server; 1,000 Services are enough
+    #[arg(long, value_name = "AGENTS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    fleet: Option<u32>,
+    /// Change endpoints 100 times a second, and see whether the agent grows
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=86_400))]
+    churn: Option<u64>,
 }
 
 #[derive(clap::Args)]
@@ -198,14 +226,30 @@ fn traffic(arguments: &Traffic) -> Result<ExitCode> {
 }
 
 fn scale(arguments: &Scale) -> Result<ExitCode> {
-    let Scale { quick, services, endpoints } = *arguments;
+    let Scale { quick, services, endpoints, part, proxies, rest } = *arguments;
     let size = scale::objects::Size { services, endpoints };
-    let (changes, seconds) = if quick { (200, 5) } else { (2_000, 30) };
-    let plan = scale::Plan { size, changes, time: Duration::from_secs(seconds) };
-    println!("{services} Services with {endpoints} endpoints each\n");
-    let figures = scale::measure(plan)?;
+    if !part.beyond {
+        println!("{services} Services with {endpoints} endpoints each\n");
+    }
+    let (name, figures) = match part {
+        ScalePart { real: true, .. } => ("scale-real", scale::real::measure(size)?),
+        ScalePart { beyond: true, .. } => ("scale-beyond", scale::beyond::measure()?),
+        ScalePart { fleet: Some(agents), .. } => {
+            let rest = Duration::from_secs(rest);
+            let plan = scale::fleet::Plan { size, agents, proxies, rest };
+            ("scale-fleet", scale::fleet::measure(plan)?)
+        }
+        ScalePart { churn: Some(seconds), .. } => {
+            ("scale-churn", scale::churn::measure(size, Duration::from_secs(seconds))?)
+        }
+        _ => {
+            let (changes, seconds) = if quick { (200, 5) } else { (2_000, 30) };
+            let plan = scale::Plan { size, changes, time: Duration::from_secs(seconds) };
+            ("scale", scale::measure(plan)?)
+        }
+    };
     print!("{}", scale::report::table(&figures));
-    let path = target().join("bench/scale.json");
+    let path = target().join(format!("bench/{name}.json"));
     report::write(&figures, &path)?;
     println!("\nalso in {}", path.display());
     let fails = figures.iter().any(scale::report::Figure::fails);

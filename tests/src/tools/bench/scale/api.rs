@@ -162,6 +162,11 @@ pub fn modified(object: &Value) -> Vec<u8> {
     line("MODIFIED", object)
 }
 
+/// The lines of a watch that say that an object was deleted and created again.
+pub fn recreated(object: &Value) -> Vec<u8> {
+    [line("DELETED", object), line("ADDED", object)].concat()
+}
+
 fn line(change: &str, object: &Value) -> Vec<u8> {
     let mut line = json!({"type": change, "object": object}).to_string();
     line.push('\n');
