@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 
 use crate::harness::netns::topology::plan::cidr;
@@ -37,7 +38,7 @@ impl Size {
         });
         let range = json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [cidr::SERVICES_V4.to_string()]},
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [self.range().to_string()]},
         });
         HashMap::from([
             ("services", (0..self.services).map(service).collect()),
@@ -45,6 +46,12 @@ impl Size {
             ("nodes", vec![node]),
             ("servicecidrs", vec![range]),
         ])
+    }
+
+    /// The range of ClusterIPs: as clusters of tests have it, or larger where that is too small.
+    fn range(self) -> Ipv4Net {
+        let usual = cidr::SERVICES_V4;
+        if self.services < 65_000 { usual } else { Ipv4Net::new_assert(usual.network(), 12) }
     }
 
     /// The slice of a Service. Its first endpoint is ready or not.
