@@ -5,6 +5,7 @@ mod agent;
 mod clusterip;
 mod config;
 mod conversations;
+mod counts;
 mod detached;
 mod dsr;
 mod dsr_flows;
