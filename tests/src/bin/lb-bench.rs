@@ -1,7 +1,7 @@
 //! The benchmark of lb: prints a report as a table and writes it as JSON. It fails if a figure
 //! is above its must or void.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -59,6 +59,8 @@ enum Command {
         processor: usize,
         #[arg(long)]
         port: u16,
+        #[arg(long)]
+        datagrams: Ipv4Addr,
     },
     /// The client of the scaling cases of `traffic`.
     #[command(hide = true)]
@@ -80,7 +82,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Traffic {
-    /// 11 rounds instead of 31, IPv4 alone, and smaller clusters
+    /// 9 rounds instead of 31, IPv4 alone, and smaller clusters
     #[arg(long)]
     quick: bool,
     /// So many rounds
@@ -161,9 +163,9 @@ fn main() -> Result<ExitCode> {
             println!("{}", serde_json::to_string(&exchange::run(load, to, operations)?)?);
             Ok(ExitCode::SUCCESS)
         }
-        Command::ScalingServer { processor, port } => {
+        Command::ScalingServer { processor, port, datagrams } => {
             namespace::keep_to(processor)?;
-            work::serve(port)?;
+            work::serve(port, datagrams)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::ScalingClient { processor, work, to, count, flows } => {
@@ -211,7 +213,7 @@ fn faults(arguments: &Faults) -> Result<ExitCode> {
 
 fn traffic(arguments: &Traffic) -> Result<ExitCode> {
     let started = Instant::now();
-    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 11 } else { 31 });
+    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 9 } else { 31 });
     let plan = traffic::Plan {
         rounds,
         is_quick: arguments.quick,
@@ -229,7 +231,7 @@ fn traffic(arguments: &Traffic) -> Result<ExitCode> {
     let directory = target().join("bench");
     traffic::publish::write(&report, &plots, &directory)?;
     let seconds = started.elapsed().as_secs_f64();
-    println!("\n{seconds:.0} s; also in {}/traffic.md, .json and plots", directory.display());
+    println!("\n{seconds:.0} s; also below {}, with plots", directory.display());
     if let Some(place) = &arguments.publish {
         let (root, day) = (target().join(".."), Timestamp::now().strftime("%Y-%m-%d").to_string());
         traffic::publish::publish(&report, &plots, &root, place, &day)?;

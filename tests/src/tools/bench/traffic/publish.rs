@@ -13,6 +13,8 @@ use crate::tools::bench::report;
 
 /// The plots that README.md shows, from [`BEGIN`] to [`END`].
 const SHOWN: [&str; 3] = ["request", "connect", "services"];
+/// The name of the page and of the JSON file.
+const NAME: &str = "traffic";
 const BEGIN: &str = "<!-- plots of the last published report -->\n";
 const END: &str = "<!-- end of the plots -->\n";
 
@@ -31,8 +33,9 @@ pub fn write(report: &Report, plots: &[Plot], directory: &Path) -> Result<()> {
     for plot in plots {
         write_file(&beside.join(format!("{}.svg", plot.name)), &plot.svg)?;
     }
-    write_file(&directory.join("traffic.md"), &report.markdown(plots))?;
-    report::write(report, &directory.join("traffic.json"))
+    let page = directory.join(NAME).with_extension("md");
+    write_file(&page, &report.markdown(plots))?;
+    report::write(report, &page.with_extension("json"))
 }
 
 /// Writes the report into `place/day` of the repository at `root`, copies the plots of README.md
@@ -78,7 +81,7 @@ fn shown(readme: &str, plots: &[Plot], place: &str, day: &str) -> Result<String>
     for plot in SHOWN.iter().filter_map(|name| plots.iter().find(|plot| plot.name == *name)) {
         text += &format!("![{}]({place}/{}.svg)\n\n", plot.title, plot.name);
     }
-    text += &format!("[The whole report]({place}/{day}/traffic.md)\n");
+    text += &format!("[The whole report]({place}/{day}/{NAME}.md)\n");
     Ok(text + END + after)
 }
 
@@ -112,8 +115,8 @@ mod tests {
         for (name, count) in [("request.svg", 1), ("services.svg", 1), ("services-p99.svg", 0)] {
             assert_eq!(text.matches(&format!("(docs/bench/{name})")).count(), count, "{text}");
         }
-        assert!(text.contains("(docs/bench/2026-12-02/traffic.md)"), "{text}");
-        let files = ["connect.svg", "2026-12-01/traffic.md", "2026-12-02/traffic/services.svg"];
+        assert!(text.contains("(docs/bench/2026-12-02/traffic."), "{text}");
+        let files = ["connect.svg", "2026-12-01/traffic.json", "2026-12-02/traffic/services.svg"];
         for file in files.map(|file| root.path().join("docs/bench").join(file)) {
             assert!(file.is_file(), "{}", file.display());
         }

@@ -142,7 +142,7 @@ pub fn measure(plan: &Plan, lanes: &[Lane], settings: &Settings) -> Result<Measu
         _servers.push(Servers::start(lane, &tools, settings)?);
     }
     let seconds = if plan.is_quick { 1 } else { 2 };
-    let rounds = plan.rounds.div_ceil(4);
+    let rounds = plan.rounds.div_ceil(5);
     let mut random = Random::new();
     let mut samples = BTreeMap::<(Tool, Proxy), Vec<f64>>::new();
     for round in 1..=rounds {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::super::shared::{PORT, TARGET};
 use crate::tools::bench::scale::objects::{Size, cluster_ip};
 
-/// Where all endpoints are.
-pub const ENDPOINTS: &str = "10.128.0.0/9";
+/// Where all endpoints are; no other address of a cluster is there.
+pub const ENDPOINTS: &str = "10.128.0.0/10";
 
 /// How many Services there are at least where all of [`Used`] are among them.
 pub const LEAST: u32 = 1_000;
@@ -82,7 +82,7 @@ impl Used {
     /// The address of an endpoint, counted from 1.
     pub fn endpoint(self, number: u32) -> Ipv4Addr {
         let [.., high, low] = number.to_be_bytes();
-        Ipv4Addr::new(10, 200 + self.from_last() as u8, high, low)
+        Ipv4Addr::new(10, 160 + self.from_last() as u8, high, low)
     }
 
     fn endpoints(self) -> u32 {
@@ -105,9 +105,27 @@ impl Used {
         });
         let mut slice = size.slice(self.number(size.services), true);
         slice["endpoints"] = endpoints.collect();
-        slice["ports"][0]["port"] = json!(self.target());
+        let port = self.target();
+        slice["ports"] = ["TCP", "UDP"]
+            .map(
+                |protocol| json!({"name": port_name(protocol), "port": port, "protocol": protocol}),
+            )
+            .into();
         slice
     }
+
+    /// Has its Service, among those of a cluster, serve datagrams as well.
+    pub fn expose(self, service: &mut Value) {
+        let port = |protocol: &str| {
+            let (name, target) = (port_name(protocol), self.target());
+            json!({"name": name, "port": PORT, "targetPort": target, "protocol": protocol})
+        };
+        service["spec"]["ports"] = ["TCP", "UDP"].map(port).into();
+    }
+}
+
+fn port_name(protocol: &str) -> String {
+    protocol.to_lowercase()
 }
 
 #[cfg(test)]
@@ -119,7 +137,7 @@ mod tests {
         let all: Vec<_> = [Used::One].into_iter().chain(Used::OTHERS).collect();
         let numbers: Vec<_> = all.iter().map(|used| used.number(LEAST)).collect();
         assert_eq!(numbers, [999, 998, 997, 996, 995, 994]);
-        assert_eq!(Used::Endpoints(1_000).endpoint(1_000), Ipv4Addr::new(10, 203, 3, 232));
+        assert_eq!(Used::Endpoints(1_000).endpoint(1_000), Ipv4Addr::new(10, 163, 3, 232));
         assert_eq!(Used::One.address(1), SocketAddr::from(([10, 96, 0, 1], 80)));
     }
 
@@ -135,7 +153,7 @@ mod tests {
             });
             shown.collect::<Vec<_>>()
         };
-        let [one, two] = [json!("10.205.0.1"), json!("10.205.0.2")];
+        let [one, two] = [json!("10.165.0.1"), json!("10.165.0.2")];
         assert_eq!(of(First::Ready), [(one.clone(), json!(true)), (two.clone(), json!(true))]);
         assert_eq!(of(First::Terminating), [(one, json!(false)), (two.clone(), json!(true))]);
         assert_eq!(of(First::Gone), [(two, json!(true))]);

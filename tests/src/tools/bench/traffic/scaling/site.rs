@@ -70,10 +70,11 @@ impl Site {
         let listener = cluster.fabric().netns().run(|| api::listen(address))?;
         let node = cluster.node(1);
         let mut objects = size.objects(node.name(), node.addresses().v4);
-        let slices = objects.get_mut(SLICES).context("no slices")?;
         for used in used(services) {
             let number = usize::try_from(used.number(services))?;
+            let slices = objects.get_mut(SLICES).context("no slices")?;
             slices[number] = used.slice(size, node.name(), First::Ready);
+            used.expose(&mut objects.get_mut("services").context("no Services")?[number]);
         }
         let kubeconfig = tempfile::NamedTempFile::new()?;
         std::fs::write(kubeconfig.path(), configuration(address).to_string())?;
@@ -226,6 +227,7 @@ fn serve(cluster: &Cluster, settings: &Settings) -> Result<Vec<Process>> {
     let mut command = own_program()?;
     command.args(["scaling-server", "--processor", &settings.server_processor.to_string()]);
     command.args(["--port", &TARGET.to_string()]);
+    command.args(["--datagrams", &Used::One.endpoint(1).to_string()]);
     let mut server = pod.spawn("server", command)?;
     server.wait_for_output("ready", PATIENCE)?;
     Ok(vec![server, pod.serve(&Serve::default().crowd(Used::Held.target()))?])

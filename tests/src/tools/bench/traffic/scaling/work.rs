@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -143,6 +143,9 @@ fn datagram(socket: &UdpSocket) -> io::Result<()> {
     socket.recv(&mut [0; DATAGRAM]).map(drop)
 }
 
+/// What the client of [`Work::Watch`] says on a line of its own when it has reached the endpoint.
+pub const REACHED: &str = "reached";
+
 /// When it began to connect to the endpoint that is removed, microseconds since 1970.
 fn watch(to: SocketAddr, time: Duration) -> Result<Vec<u64>> {
     let start = Instant::now();
@@ -150,6 +153,9 @@ fn watch(to: SocketAddr, time: Duration) -> Result<Vec<u64>> {
     while start.elapsed() < time {
         let begin = micros(SystemTime::now())?;
         if endpoint(to).with_context(|| format!("connect to {to}"))? == 1 {
+            if reached.is_empty() {
+                println!("{REACHED}");
+            }
             reached.push(begin);
         }
     }
@@ -175,14 +181,15 @@ fn endpoint(to: SocketAddr) -> io::Result<u8> {
     Ok(number[0])
 }
 
-/// Answers TCP and UDP on this port, and names endpoints on the next one; says `ready`, and does not
-/// return.
+/// Answers TCP on this port, and names endpoints on the next one; says `ready`, and does not return.
+/// Datagrams are answered at one endpoint: with a socket of all endpoints the kernel would answer
+/// from another address.
 ///
 /// # Errors
 /// A port is taken.
-pub fn serve(port: u16) -> Result<()> {
+pub fn serve(port: u16, datagrams: Ipv4Addr) -> Result<()> {
     let [answers, names] = [listen(port)?, listen(port + 1)?];
-    let echo = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    let echo = UdpSocket::bind((datagrams, port))?;
     thread::scope(|scope| {
         scope.spawn(|| accept(&answers, answer));
         scope.spawn(|| accept(&names, name));
@@ -212,7 +219,7 @@ mod tests {
     fn all_work_is_answered() {
         // Two ports in a row that are most likely free.
         let port = 30_000 + (std::process::id() % 10_000) as u16;
-        thread::spawn(move || serve(port));
+        thread::spawn(move || serve(port, Ipv4Addr::LOCALHOST));
         let to = SocketAddr::from(([127, 0, 0, 1], port));
         let start = Instant::now();
         while TcpStream::connect((to.ip(), port + 1)).is_err() {
