@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use lb_agent::{
     cli::{self, CheckArgs, Command, RunArgs, environment},
     commands::{
+        bench,
         check::{self, Check, Severity},
         cleanup, documents,
         drain::{Outcome, drain},
@@ -90,6 +91,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             }
             cleanup(&arguments.pins.bpf_dir, arguments.force)
         }
+        Command::Bench(arguments) => Ok(line(bench::bench(&arguments)?)?),
         Command::Explain(arguments) => Ok(line(explain(&arguments)?)?),
         Command::Status(arguments) => {
             if let Some(file) = &arguments.ready_file {

@@ -1,17 +1,18 @@
 //! The benchmark of lb: prints a report as a table and writes it as JSON. It fails if a figure
 //! is above its must or void.
 
-use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use jiff::Timestamp;
 use lb_tests::tools::bench::report::{self, Figure};
 use lb_tests::tools::bench::traffic::exchange::{self, Load};
 use lb_tests::tools::bench::traffic::machine::{self, Machine};
+use lb_tests::tools::bench::traffic::scaling::work::{self, Work};
 use lb_tests::tools::bench::{
     connects, datapath, faults, lookups, namespace, programs, scale, traffic,
 };
@@ -51,13 +52,37 @@ enum Command {
         #[arg(long)]
         operations: u64,
     },
+    /// The server of the scaling cases of `traffic`, in a pod.
+    #[command(hide = true)]
+    ScalingServer {
+        #[arg(long)]
+        processor: usize,
+        #[arg(long)]
+        port: u16,
+        #[arg(long)]
+        datagrams: Ipv4Addr,
+    },
+    /// The client of the scaling cases of `traffic`.
+    #[command(hide = true)]
+    ScalingClient {
+        #[arg(long)]
+        processor: usize,
+        #[arg(long)]
+        work: Work,
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        count: u64,
+        #[arg(long)]
+        flows: u32,
+    },
     /// Start an agent in a large cluster, and see how soon it serves and what it uses.
     Scale(Scale),
 }
 
 #[derive(clap::Args)]
 struct Traffic {
-    /// 11 rounds instead of 31, and IPv4 alone
+    /// 9 rounds instead of 31, IPv4 alone, and smaller clusters
     #[arg(long)]
     quick: bool,
     /// So many rounds
@@ -75,6 +100,10 @@ struct Traffic {
     /// Measure only what has TEXT in its name, such as "node port" or "TCP bulk"
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
+    /// Also write the report below DIR of the repository, under today's date, and have README.md
+    /// show its plots
+    #[arg(long, value_name = "DIR")]
+    publish: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -162,6 +191,16 @@ fn main() -> Result<ExitCode> {
             println!("{}", serde_json::to_string(&exchange::run(load, to, operations)?)?);
             Ok(ExitCode::SUCCESS)
         }
+        Command::ScalingServer { processor, port, datagrams } => {
+            namespace::keep_to(processor)?;
+            work::serve(port, datagrams)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ScalingClient { processor, work, to, count, flows } => {
+            namespace::keep_to(processor)?;
+            println!("{}", work::run(work, to, count, flows)?);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -202,9 +241,10 @@ fn faults(arguments: &Faults) -> Result<ExitCode> {
 
 fn traffic(arguments: &Traffic) -> Result<ExitCode> {
     let started = Instant::now();
-    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 11 } else { 31 });
+    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 9 } else { 31 });
     let plan = traffic::Plan {
         rounds,
+        is_quick: arguments.quick,
         only: arguments.only.clone(),
         v6: !arguments.quick,
         services: arguments.services,
@@ -212,16 +252,19 @@ fn traffic(arguments: &Traffic) -> Result<ExitCode> {
         two_processors: arguments.two_processors,
     };
     let before = machine::load_average()?;
-    let samples = traffic::measure(&plan)?;
-    let report = traffic::judge::Report::of(&samples, &plan, Machine::read(before)?);
-    let text = report.markdown();
-    print!("{text}");
-    let path = target().join("bench/traffic.json");
-    report::write(&report, &path)?;
-    let markdown = path.with_extension("md");
-    fs::write(&markdown, text)?;
+    let measured = traffic::measure(&plan)?;
+    let report = traffic::judge::Report::of(measured, &plan, Machine::read(before)?);
+    let plots = traffic::plots::all(&report)?;
+    print!("{}", report.markdown(&plots));
+    let directory = target().join("bench");
+    traffic::publish::write(&report, &plots, &directory)?;
     let seconds = started.elapsed().as_secs_f64();
-    println!("\n{seconds:.0} s; also in {} and {}", markdown.display(), path.display());
+    println!("\n{seconds:.0} s; also below {}, with plots", directory.display());
+    if let Some(place) = &arguments.publish {
+        let (root, day) = (target().join(".."), Timestamp::now().strftime("%Y-%m-%d").to_string());
+        traffic::publish::publish(&report, &plots, &root, place, &day)?;
+        println!("published in {place}/{day}");
+    }
     Ok(if report.fails() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -26,6 +26,7 @@ pub mod lanes;
 pub mod lookups;
 pub mod namespace;
 pub mod outside;
+pub mod plot;
 pub mod programs;
 pub mod report;
 pub mod scale;

@@ -363,7 +363,7 @@ fn wait_last_service(node: &Node, size: Size, proxy: &mut Process) -> Result<()>
 }
 
 /// The kubeconfig of a server that asks for no credentials.
-fn configuration(server: SocketAddr) -> Value {
+pub fn configuration(server: SocketAddr) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "bench",
         "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],

@@ -34,7 +34,7 @@ use crate::harness::wait::{PATIENCE, eventually};
 /// discovery, without which nobody finds the next node.
 const LONG: u32 = 90;
 /// How long a turn may take.
-const TURN: Duration = Duration::from_secs(60);
+pub(super) const TURN: Duration = Duration::from_secs(60);
 
 /// How lanes are made.
 #[derive(Clone, Copy, Debug)]
@@ -314,7 +314,7 @@ fn hook_of_link(name: &str) -> Option<(&str, Hook)> {
 }
 
 /// The running program, for its subcommands of client and server.
-fn own_program() -> Result<Command> {
+pub(super) fn own_program() -> Result<Command> {
     Ok(Command::new(env::current_exe().context("cannot find the running program")?))
 }
 

@@ -119,8 +119,9 @@ pub(super) fn number(service: &str) -> u8 {
 fn service(name: &str) -> Value {
     let addresses = cluster_ip(number(name));
     let is_exposed = name == FAR;
-    let ports = ["TCP", "UDP"].into_iter().flat_map(|protocol| {
-        (0..2).map(move |offset: u16| {
+    // Those of iperf3 and nginx are the last two.
+    let ports = [("TCP", 4), ("UDP", 2)].into_iter().flat_map(|(protocol, count)| {
+        (0..count).map(move |offset: u16| {
             let mut port = json!({
                 "name": format!("{}-{offset}", protocol.to_lowercase()),
                 "protocol": protocol,
