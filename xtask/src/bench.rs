@@ -21,8 +21,8 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     );
     build::has_tests_bin(workspace, "lb-bench")?;
     // kube-proxy and the control plane that it needs.
-    let is_traffic = args.args.iter().any(|arg| arg == "traffic");
-    let scope = if is_traffic { setup::Scope::ControlPlane } else { setup::Scope::Build };
+    let has_kube_proxy = args.args.iter().any(|arg| ["traffic", "faults"].contains(&arg.as_str()));
+    let scope = if has_kube_proxy { setup::Scope::ControlPlane } else { setup::Scope::Build };
     setup::ensure(workspace, scope)?;
     build::agent(workspace)?;
     build_ebpf::bench_object(workspace)?;
