@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::{
     attached::{Attached, attached},
-    get::rows_as_table,
+    get::{GetError, rows_as_table},
 };
 use crate::{
     cli::Output,
@@ -152,14 +152,14 @@ impl Status {
     ///
     /// # Errors
     /// If a table cannot be written.
-    pub fn render(&self, output: Output) -> Result<String, serde_json::Error> {
+    pub fn render(&self, output: Output) -> Result<String, GetError> {
         match output {
-            Output::Json => serde_json::to_string_pretty(self),
+            Output::Json => Ok(serde_json::to_string_pretty(self)?),
             Output::Table => self.page(),
         }
     }
 
-    fn page(&self) -> Result<String, serde_json::Error> {
+    fn page(&self) -> Result<String, GetError> {
         let state = if self.well { "well" } else { "NOT WELL" };
         let mut page = format!("{state}: lb-agent {} (maps v{})", self.version, self.maps_version);
         for problem in &self.problems {
