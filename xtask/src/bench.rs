@@ -20,9 +20,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         "benchmarks load eBPF programs and make network namespaces: run them as root"
     );
     build::has_tests_bin(workspace, "lb-bench")?;
-    if args.args.iter().any(|arg| arg == "traffic") {
+    let is_named = |names: &[&str]| args.args.iter().any(|arg| names.contains(&arg.as_str()));
+    if is_named(&["traffic"]) {
         // kube-proxy, the control plane that it needs, and known tools.
         setup::ensure_traffic(workspace)?;
+    } else if is_named(&["faults", "--real", "--fleet"]) {
+        setup::ensure(workspace, setup::Scope::ControlPlane)?;
     } else {
         setup::ensure(workspace, setup::Scope::Build)?;
     }

@@ -27,6 +27,16 @@ impl DatapathStats for Fake {
         vec![(IpFamily::V4, Class::Established, 4), (IpFamily::V6, Class::Unanswered, 5)]
     }
 
+    fn source_ports(&self) -> Vec<PortUse> {
+        vec![PortUse {
+            address: [10, 0, 0, 1].into(),
+            backend: ([10, 1, 0, 1], 53).into(),
+            protocol: "udp".to_owned(),
+            used: 30,
+            ports: 40,
+        }]
+    }
+
     fn flow_events(&self) -> Option<[u64; EVENTS]> {
         Some([20, 0, 0, 0, 3, 9])
     }

@@ -14,7 +14,7 @@ use lb_tests::tools::bench::traffic::exchange::{self, Load};
 use lb_tests::tools::bench::traffic::machine::{self, Machine};
 use lb_tests::tools::bench::traffic::scaling::work::{self, Work};
 use lb_tests::tools::bench::{
-    connects, datapath, faults, lookups, namespace, programs, scale, traffic,
+    connects, datapath, faults, listing, lookups, namespace, programs, scale, traffic,
 };
 
 /// Measures lb.
@@ -28,7 +28,7 @@ struct Cli {
 enum Command {
     /// Measure what a packet costs in the programs.
     Datapath(Datapath),
-    /// Flood, forge and lose, and see who is harmed.
+    /// Flood, forge, lose and fill, and see who is harmed, through lb and through kube-proxy.
     Faults(Faults),
     /// Compare connections through lb, through kube-proxy, and without a proxy.
     Traffic(Traffic),
@@ -76,6 +76,8 @@ enum Command {
         #[arg(long)]
         flows: u32,
     },
+    /// List a million flows by `lb-agent get flows`.
+    Listing(Listing),
     /// Start an agent in a large cluster, and see how soon it serves and what it uses.
     Scale(Scale),
 }
@@ -150,10 +152,24 @@ struct ScalePart {
 }
 
 #[derive(clap::Args)]
+struct Listing {
+    /// How many flows there are
+    #[arg(long, value_name = "N", default_value_t = 1_000_000,
+          value_parser = clap::value_parser!(u32).range(100..=4_000_000))]
+    flows: u32,
+}
+
+#[derive(clap::Args)]
 struct Faults {
     /// How long a flood takes, in seconds
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
+    /// `--max-flows` of lb, unless as many as the kernel's connection tracking has room for
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16_384..=4_194_304))]
+    max_flows: Option<u32>,
+    /// Only proxies with TEXT in their name, such as "lb" or "nftables"
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    only: String,
 }
 
 #[derive(clap::Args)]
@@ -179,6 +195,7 @@ fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Datapath(arguments) => datapath(&arguments),
         Command::Faults(arguments) => faults(&arguments),
+        Command::Listing(arguments) => listing(&arguments),
         Command::Scale(arguments) => scale(&arguments),
         Command::Traffic(arguments) => traffic(&arguments),
         Command::TrafficServer { processor, port } => {
@@ -230,13 +247,24 @@ fn datapath(arguments: &Datapath) -> Result<ExitCode> {
 }
 
 fn faults(arguments: &Faults) -> Result<ExitCode> {
-    let faults = faults::measure(Duration::from_secs(arguments.seconds))?;
-    print!("{}", faults::table(&faults));
+    let Faults { seconds, max_flows, ref only } = *arguments;
+    let time = Duration::from_secs(seconds);
+    let report = faults::measure(&faults::Plan { time, max_flows, only: only.clone() })?;
+    print!("{}", report.table());
     let path = target().join("bench/faults.json");
-    report::write(&faults[..], &path)?;
+    report::write(&report, &path)?;
     println!("\nalso in {}", path.display());
-    let is_harmless = faults.iter().all(faults::Fault::is_harmless);
-    Ok(if is_harmless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn listing(arguments: &Listing) -> Result<ExitCode> {
+    let listings = listing::measure(arguments.flows)?;
+    print!("{}", listing::table(&listings));
+    let path = target().join("bench/listing.json");
+    report::write(&listings[..], &path)?;
+    println!("\nalso in {}", path.display());
+    let is_complete = listings.iter().all(listing::Listing::is_complete);
+    Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn traffic(arguments: &Traffic) -> Result<ExitCode> {

@@ -32,7 +32,7 @@ use lb_common::{
         frontend::{Frontend, FrontendKey, FrontendKind, TCP},
         range::RangeKey,
         service::{Name, Service, SlotRange},
-        settings::{Settings, SettingsPair, Timeouts},
+        settings::{PortRange, Settings, SettingsPair, Timeouts},
     },
     balance::track,
     flow_table::{Class, NewFlow},
@@ -316,12 +316,13 @@ fn the_sweep_removes_flows_past_twice_their_timeout_and_counts_the_others() -> R
     insert(5, 230, ONE_WAY | CONFIRMED | CLIENT_FIN, ALONE)?;
     insert(6, 250, ONE_WAY | CONFIRMED | CLIENT_FIN, ALONE)?;
     let mut sweeper = Sweeper::open(&pins)?;
-    let Swept { fills, flows } = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND)?;
+    let Swept { fills, flows, .. } =
+        sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND, PortRange::default())?;
     let fill = fills.iter().find(|fill| fill.map == "FLOW_TABLE4").context("no flows")?;
     ensure!((fill.removed, fill.entries, fill.max_entries) == (2, 4, 1_024), "{fill:?}");
     ensure!(flows[0][Class::Established as usize] == 3, "{flows:?}");
     ensure!(flows[0][Class::Unanswered as usize] == 1, "{flows:?}");
-    let swept = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND)?;
+    let swept = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND, PortRange::default())?;
     ensure!(swept.fills.iter().all(|fill| fill.removed == 0), "{swept:?}");
     ensure!(swept.flows == flows, "{swept:?}");
     Ok(())

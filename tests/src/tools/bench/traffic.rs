@@ -80,7 +80,7 @@ impl Plan {
         } else {
             client_processor
         };
-        Ok(Settings { client_processor, server_processor, mtu: self.mtu })
+        Ok(Settings { client_processor, server_processor, mtu: self.mtu, max_flows: None })
     }
 
     fn cases(&self) -> Vec<Case> {

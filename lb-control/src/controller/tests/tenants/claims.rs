@@ -102,9 +102,8 @@ fn a_conflict_of_three_names_the_owner_of_now() {
     // What the waiting one is told, once it is looked at for another reason, is right too.
     controller.apply(ObjectEvent::Applied(slice("c", &pods(1, 1))));
     let told = texts(&reconcile(&mut controller, 2, &mut fake));
-    let expected = ["10.0.0.1 port 80", "203.0.113.9 port 80"].map(|at| {
-        format!("Service shop/c, spec.ports: {at} belongs to the older Service shop/b")
-    });
+    let expected = ["10.0.0.1 port 80", "203.0.113.9 port 80"]
+        .map(|at| format!("Service shop/c, spec.ports: {at} belongs to the older Service shop/b"));
     assert_eq!(told, expected);
 }
 
