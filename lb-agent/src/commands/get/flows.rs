@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn flows_are_ordered_by_the_name_of_their_service_port() {
         let name = |text: &str| {
-            let mut name = Name { length: text.len() as u8, ..Name::default() };
+            let mut name = Name { length: text.len() as u8, ..bytemuck::Zeroable::zeroed() };
             name.text[..text.len()].copy_from_slice(text.as_bytes());
             name
         };

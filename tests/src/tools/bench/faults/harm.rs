@@ -64,9 +64,10 @@ impl Harm {
             let part = start.elapsed().as_secs_f64() / time.as_secs_f64();
             let due = (part * packets as f64) as u64;
             // In portions, so that the end is noticed.
-            for number in sent..due.min(sent + PORTION) {
+            let portion = sent..due.min(sent + PORTION);
+            sent = sent.max(portion.end);
+            for number in portion {
                 self.send(protocol, flags, forged(number), to)?;
-                sent += 1;
             }
             if sent >= due {
                 thread::sleep(Duration::from_millis(1));

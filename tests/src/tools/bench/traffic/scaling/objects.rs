@@ -51,7 +51,7 @@ impl Used {
     ];
 
     /// How far from the last Service it is.
-    fn from_last(self) -> u32 {
+    fn places_before_last(self) -> u32 {
         match self {
             Self::One => 0,
             Self::Endpoints(count) => count.ilog10(),
@@ -62,7 +62,7 @@ impl Used {
 
     /// Its number among so many Services.
     pub fn number(self, services: u32) -> u32 {
-        services - 1 - self.from_last()
+        services - 1 - self.places_before_last()
     }
 
     /// Where clients reach it.
@@ -82,7 +82,7 @@ impl Used {
     /// The address of an endpoint, counted from 1.
     pub fn endpoint(self, number: u32) -> Ipv4Addr {
         let [.., high, low] = number.to_be_bytes();
-        Ipv4Addr::new(10, 160 + self.from_last() as u8, high, low)
+        Ipv4Addr::new(10, 160 + self.places_before_last() as u8, high, low)
     }
 
     fn endpoints(self) -> u32 {
