@@ -53,6 +53,9 @@ pub fn write(target: &str, directory: &Path) -> io::Result<()> {
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
     let digits: String = lines.flat_map(str::split_whitespace).collect();
+    if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
     let pair = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
     (0..digits.len()).step_by(2).map(pair).collect()
 }

@@ -110,7 +110,7 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_endpoints 3"),
         (&after, "lb_datapath_packets_total{hook=\"from_pod\",reason=\"flow_created\"} 3"),
         (&after, "lb_datapath_packets_total{hook=\"to_pod\",reason=\"reply\"} 5"),
-        (&after, "lb_datapath_packets_total{hook=\"xdp\",reason=\"flow_table_full\"} 0"),
+        (&after, "lb_datapath_packets_total{hook=\"xdp_device\",reason=\"flow_table_full\"} 0"),
         (&after, "# HELP lb_datapath_packets_total Packets and calls by hook and by the reason"),
         (&after, "lb_map_entries{map=\"FLOW_TABLE4\"} 7"),
         (&after, "lb_map_capacity{map=\"FLOW_TABLE4\"} 1024"),

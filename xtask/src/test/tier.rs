@@ -311,7 +311,7 @@ mod tests {
     fn every_tier_has_steps() {
         let lengths = TIERS.map(|tier| (tier.name, tier.steps(false).len()));
         let expected = [
-            ("unit", 7),
+            ("unit", 8),
             ("kernel", 2),
             ("vectors", 1),
             ("netns", 2),

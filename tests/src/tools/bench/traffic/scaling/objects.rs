@@ -138,7 +138,7 @@ mod tests {
         let numbers: Vec<_> = all.iter().map(|used| used.number(LEAST)).collect();
         assert_eq!(numbers, [999, 998, 997, 996, 995, 994]);
         assert_eq!(Used::Endpoints(1_000).endpoint(1_000), Ipv4Addr::new(10, 163, 3, 232));
-        assert_eq!(Used::One.address(1), SocketAddr::from(([10, 96, 0, 1], 80)));
+        assert_eq!(Used::One.address(1), SocketAddr::from(([10, 96, 0, 2], 80)));
     }
 
     #[test]
