@@ -68,9 +68,8 @@ impl TcAttacher {
     /// Finds the interfaces that may have filters, of an earlier agent or of others, by one request:
     /// until the next call no other interface is asked for its filters.
     pub fn find_filters(&mut self) {
-        self.with_filters = clsact::interfaces()
-            .inspect_err(|error| debug!(%error, "cannot list the qdiscs"))
-            .ok();
+        self.with_filters =
+            clsact::interfaces().inspect_err(|error| debug!(%error, "cannot list the qdiscs")).ok();
     }
 
     fn may_have_filters(&self, index: u32) -> bool {
