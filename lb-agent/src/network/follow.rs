@@ -188,6 +188,7 @@ impl Interfaces {
         let held = interfaces.sources.route_sources();
         interfaces.published.send_modify(|network| network.route_sources = held);
         interfaces.network = read(&interfaces.handle).await?;
+        interfaces.attacher.find_filters();
         if interfaces.node_addresses.is_none() {
             let links = interfaces.network.links.keys();
             interfaces.held_roles = links
@@ -266,6 +267,7 @@ impl Interfaces {
                 stale.interfaces |= self.find_detached_links();
                 check_at = Instant::now() + CHECK;
                 if Instant::now() >= order_at {
+                    self.attacher.find_filters();
                     self.find_misplaced();
                     order_at = Instant::now() + LOOK_AT_ORDER;
                 }

@@ -65,14 +65,15 @@ impl TcAttacher {
         self.by_tcx
     }
 
-    /// Finds the interfaces that may have filters of an earlier agent, by one request, so that
-    /// [`Self::attach`] need not ask for each.
+    /// Finds the interfaces that may have filters, of an earlier agent or of others, by one request:
+    /// until the next call no other interface is asked for its filters.
     pub fn find_filters(&mut self) {
-        if self.by_tcx {
-            self.with_filters = clsact::interfaces()
-                .inspect_err(|error| debug!(%error, "cannot list the qdiscs"))
-                .ok();
-        }
+        self.with_filters =
+            clsact::interfaces().inspect_err(|error| debug!(%error, "cannot list the qdiscs")).ok();
+    }
+
+    fn may_have_filters(&self, index: u32) -> bool {
+        self.with_filters.as_ref().is_none_or(|with| with.contains(&index))
     }
 
     /// The interfaces that have links, by index.
@@ -103,7 +104,10 @@ impl TcAttacher {
     /// The errors of reading a link or a filter from the kernel.
     pub fn attached_program(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
         let Some(link) = self.pinned.get(&(index, direction)) else {
-            return clsact::attached_program(index, direction);
+            return match self.may_have_filters(index) {
+                true => clsact::attached_program(index, direction),
+                false => Ok(None),
+            };
         };
         let info = link.info()?;
         if info.target != [index, direction.tcx()] {
@@ -142,6 +146,9 @@ impl TcAttacher {
             let misplaced = order::misplaced_programs(direction, &all, link.info()?.program);
             found.extend(misplaced.iter().map(|id| format!("tcx program {id}")));
         }
+        if !self.may_have_filters(index) {
+            return Ok(found);
+        }
         let filters = clsact::others(index, direction)?;
         let filters = order::misplaced_filters(direction, filters, link.is_some());
         found.extend(filters.iter().map(ToString::to_string));
@@ -169,13 +176,15 @@ impl TcAttacher {
         };
         if self.by_tcx {
             self.attach_tcx(descriptor.as_fd(), interface, direction).map_err(failed)?;
-            let may_have = |with: &HashSet<u32>| with.contains(&interface.index);
-            return match self.with_filters.as_ref().is_none_or(may_have) {
+            return match self.may_have_filters(interface.index) {
                 true => clsact::remove(interface.index, direction).map_err(failed),
                 false => Ok(()),
             };
         }
         clsact::replace(interface.index, direction, descriptor.as_fd(), program).map_err(failed)?;
+        if let Some(with) = &mut self.with_filters {
+            with.insert(interface.index);
+        }
         self.unlink(interface.index, direction).map_err(failed)
     }
 
