@@ -91,12 +91,8 @@ impl HeldSets {
 
 /// The addresses of the nodes that backends run on, where that is another node and known: only
 /// Services with direct server return have any.
-#[expect(clippy::box_collection, reason = "one word, not three, where there are none")]
 #[derive(Debug, Default)]
-pub struct BackendNodes(
-    #[expect(clippy::box_collection, reason = "8 bytes for each service port instead of 24")]
-    Option<Box<BTreeMap<u32, IpAddr>>>,
-);
+pub struct BackendNodes(Option<Box<BTreeMap<u32, IpAddr>>>);
 
 impl BackendNodes {
     /// That of the backend of this id.

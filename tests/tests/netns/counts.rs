@@ -83,7 +83,7 @@ fn a_change_of_an_endpoint_asks_nothing_of_the_api_server() -> Result<()> {
     let server = Server::start(listener, size.objects(node.name(), node.addresses().v4));
     let kubeconfig = tempfile::NamedTempFile::new()?;
     fs::write(kubeconfig.path(), configuration(address).to_string())?;
-    let _agent =
+    let agent =
         Agent::start(&node, &Options::kubeconfig(kubeconfig.path()).arguments(&SMALL_MAPS))?;
     let mut watcher = Watcher::open(node.bpf_dir(), size.services)?;
     // The first change also ends what the agent has left to do of its start.
@@ -103,5 +103,6 @@ fn a_change_of_an_endpoint_asks_nothing_of_the_api_server() -> Result<()> {
     }
     let used = server.usage().since(before.unwrap_or_default());
     ensure!(used == Usage { connections: 0, requests: 0, bytes: sent }, "{used:?}, sent {sent}");
+    agent.terminate()?;
     agent::cleanup(&node).map(drop)
 }

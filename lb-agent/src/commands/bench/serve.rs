@@ -1,6 +1,7 @@
 //! The server of `bench`. The first byte of a connection says what it is for.
 
 use std::{
+    convert::Infallible,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream},
     thread,
@@ -20,7 +21,7 @@ const IDLE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// The port is taken.
-pub(super) fn serve<T>(port: u16) -> io::Result<T> {
+pub(super) fn serve(port: u16) -> io::Result<Infallible> {
     // Both families, or IPv4 alone where the kernel has no other.
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
         .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;

@@ -1,7 +1,6 @@
 //! Row 22 of docs/performance.md: what becomes of an endpoint that is removed. How long after the
 //! event new connections still reach it, and whether connections that it had survive.
 
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -13,12 +12,15 @@ use super::objects::{First, Used};
 use super::site::Site;
 use super::work::{REACHED, Work, micros};
 use crate::harness::echo::Probe;
+use crate::harness::netns::actors::process::Process;
 use crate::harness::wait::{PATIENCE, within};
 use crate::tools::bench::report::Verdict;
 use crate::tools::bench::scale::report::percentile;
 
 /// Connections to a Service of two endpoints.
 const HELD: usize = 200;
+/// How long a client watches at most.
+const LIMIT: Duration = Duration::from_secs(600);
 /// What the last new connection should and must stay below, ms.
 const LIMITS: (f64, f64) = (2.0, 10.0);
 
@@ -53,15 +55,6 @@ impl Removal {
     }
 }
 
-/// How often an endpoint is removed. kube-proxy writes its rules once a second at most.
-fn period(proxy: Proxy) -> Duration {
-    if proxy.agent_modes().is_some() {
-        Duration::from_millis(40)
-    } else {
-        Duration::from_millis(2_500)
-    }
-}
-
 /// Removes an endpoint many times, and once terminates one that has connections.
 ///
 /// # Errors
@@ -75,32 +68,40 @@ pub fn measure(site: &Site, removals: usize) -> Result<Removal> {
 
 /// For each removal how long after it the last connection to the endpoint began, ms.
 fn last_connections(site: &Site, removals: usize) -> Result<Vec<f64>> {
-    let period = period(site.proxy);
-    let time = period * (2 * removals as u32 + 4);
-    let count = u64::try_from(time.as_millis())?;
-    let mut client = site.spawn(Work::Watch, Used::Named, count)?;
-    client.wait_for_output(REACHED, PATIENCE)?;
-    let mut spans = Vec::new();
+    let limit = u64::try_from(LIMIT.as_millis())?;
+    let mut watch = Watch { client: site.spawn(Work::Watch, Used::Named, limit)?, lines: 0 };
+    let mut times = Vec::new();
     for _ in 0..removals {
+        let line = watch.line()?;
+        ensure!(line == REACHED, "{}: {line:?} instead of {REACHED:?}", site.title());
         let removed = micros(SystemTime::now())?;
         site.change(Used::Named, First::Gone)?;
-        thread::sleep(period);
-        spans.push((removed, micros(SystemTime::now())?));
+        let line = watch.line().with_context(|| format!("{}: a removal", site.title()))?;
+        let last: u64 = line.parse().with_context(|| format!("the client says {line:?}"))?;
+        times.push(last.saturating_sub(removed) as f64 / 1e3);
         site.change(Used::Named, First::Ready)?;
-        thread::sleep(period);
     }
-    let status = client.wait(time + PATIENCE)?;
-    ensure!(status.success(), "{}: {status}\n{}", site.title(), client.tail());
-    let said = client.stdout();
-    let reached = said.lines().last().unwrap_or_default();
-    let reached: Vec<u64> = serde_json::from_str(reached).context("the client says no times")?;
-    Ok(spans.into_iter().map(|span| last_within(&reached, span)).collect())
+    Ok(times)
 }
 
-/// How long after the begin of the span the last one of `times` in it is, ms; 0 where there is none.
-fn last_within(times: &[u64], (from, to): (u64, u64)) -> f64 {
-    let last = times.iter().filter(|time| (from..to).contains(*time)).max();
-    last.map_or(0.0, |last| (last - from) as f64 / 1e3)
+/// The client that connects all the time.
+struct Watch {
+    client: Process,
+    lines: usize,
+}
+
+impl Watch {
+    /// Waits for what the client says next.
+    fn line(&mut self) -> Result<String> {
+        let number = self.lines;
+        self.lines += 1;
+        within(PATIENCE, || {
+            let said = self.client.stdout();
+            let complete = said.rsplit_once('\n').map_or("", |(lines, _)| lines);
+            let line = complete.lines().nth(number).map(str::to_owned);
+            line.with_context(|| format!("the client says no more\n{}", self.client.tail()))
+        })
+    }
 }
 
 /// How many connections work when one of two endpoints is terminating, and when it is gone.
@@ -131,13 +132,6 @@ fn survivors(site: &Site) -> Result<[u64; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_last_connection_counts_from_the_removal_on() {
-        let times = [900, 1_000, 3_500, 9_000];
-        assert_eq!(last_within(&times, (1_000, 5_000)), 2.5);
-        assert_eq!(last_within(&times, (4_000, 5_000)), 0.0);
-    }
 
     #[test]
     fn a_late_or_broken_connection_fails_lb_alone() {
