@@ -91,6 +91,7 @@ impl HeldSets {
 
 /// The addresses of the nodes that backends run on, where that is another node and known: only
 /// Services with direct server return have any.
+#[expect(clippy::box_collection, reason = "one word, not three, where there are none")]
 #[derive(Debug, Default)]
 pub struct BackendNodes(Option<Box<BTreeMap<u32, IpAddr>>>);
 
