@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         address::Family,
-        flow::{Action, MOVED},
+        flow::{ANSWERED, Action, CONFIRMED, MOVED},
     },
     flow_table::PROTECTED,
     packet::PacketKind,
@@ -45,7 +45,8 @@ pub(super) fn resolve<F: Family, T: Tables<F>>(
     if !is_drawn && remove_stale(context, work, tables) || find_port(context, work, tables) {
         return true;
     }
-    // Where nearly all ports are in use, those that rest are better than none.
+    // Where nearly all ports are in use, those that rest are better than none, and so are those of
+    // flows that are not established: handshakes that nobody completes would else take all.
     is_drawn && remove_stale(context, work, tables)
 }
 
@@ -72,10 +73,16 @@ fn remove_stale<F: Family, T: Tables<F>>(
     }
     let found = &scratch.known.flow;
     let packet = context.packet;
+    let is_drawn = scratch.needs_port != 0;
     let is_left = match packet.kind {
-        PacketKind::Tcp => track::is_closed(found.state),
+        PacketKind::Tcp => {
+            track::is_closed(found.state) || is_drawn && found.state & CONFIRMED == 0
+        }
         // By this client itself, when it moved to another backend.
-        _ => found.state & MOVED != 0 && found.rewrite.is_reverse_of(packet.tuple()),
+        _ => {
+            found.state & MOVED != 0 && found.rewrite.is_reverse_of(packet.tuple())
+                || is_drawn && found.state & ANSWERED == 0
+        }
     };
     let is_over = is_left || track::is_expired(found, packet.kind, context);
     if is_over {

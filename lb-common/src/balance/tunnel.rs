@@ -22,7 +22,9 @@ use super::{
 };
 
 /// Whether another node encapsulated this packet for direct server return. `outer` and `inner` are
-/// source and destination of the outer and inner IP header. The inner source is then a client
+/// source and destination of the outer and inner IP header. The outer destination is a Node object's
+/// address: a pod may send packets to another address of its node, such as a bridge's
+/// ([`is_forged`]). The inner source is then a client
 /// outside the cluster: packets of nodes and pods are never encapsulated by lb, so that those that
 /// a CNI encapsulates are left alone.
 #[inline(always)]
@@ -36,6 +38,7 @@ pub fn is_encapsulated_by_node<F: Family, T: Tables<F>>(
     family.may_be_node(outer[1])
         && !family.is_pod(inner[0])
         && tables.is_node(&outer[0])
+        && tables.is_node(&outer[1])
         && !tables.is_node(&inner[0])
 }
 

@@ -196,7 +196,7 @@ fn an_encapsulated_request_reaches_a_backend_here<F: TestFamily>(scene: &mut Sce
         for _ in 0..2 {
             ask(scene, &flow, ACK);
         }
-        scene.expect_lookups(1 + 2);
+        scene.expect_lookups(1 + 3);
         answer(scene, &flow, ACK);
         scene.expect_lookups(1);
         assert_eq!(scene.flow_counts(), [1, 0]);
@@ -248,6 +248,7 @@ fn a_decapsulated_request_is_never_encapsulated_again<F: TestFamily>(scene: &mut
 
 fn tunnels_of_others_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
     exposed_directly(scene, &[Location::LocalPod]);
+    let bridge = route_pods_by_overlay(scene);
     let protocol = scene.protocol;
     let plain = |from| Frame::of(protocol, from, balancer::<F>(), SYN);
     let client = client::<F>();
@@ -259,6 +260,8 @@ fn tunnels_of_others_are_left_alone<F: TestFamily>(scene: &mut Scene<F>) {
         plain(client).encapsulated(F::remote_pod(8), F::node()),
         // The outer destination is not this node.
         plain(client).encapsulated(F::other_node(), F::pod(3)),
+        // It is an address of this node, and no Node object's: no node sends there.
+        plain(client).encapsulated(F::other_node(), bridge),
         // A CNI encapsulates traffic of pods and nodes.
         plain(pod).encapsulated(F::other_node(), F::node()),
         plain(node).encapsulated(F::other_node(), F::node()),
