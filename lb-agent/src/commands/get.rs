@@ -63,8 +63,14 @@ pub fn get(arguments: &GetArgs, out: &mut impl Write) -> Result<(), GetError> {
         }
         What::Flows => {
             let (service, address) = (arguments.service.clone(), arguments.address);
-            let shown = flows::Shown::read(&pins, &FlowFilter { service, address })?;
-            render(out, || shown.rows(), output)
+            let mut shown = flows::Shown::read(&pins, &FlowFilter { service, address })?;
+            if output == Output::Json {
+                shown.sort();
+                return render(out, || shown.rows(), output);
+            }
+            let layout = table::Layout::of(shown.rows())?;
+            shown.sort();
+            layout.write(out, shown.rows())
         }
         What::Affinity => {
             let rows = affinity::affinity(&pins)?;

@@ -20,47 +20,81 @@ use super::GetError;
 /// Between two columns.
 const GAP: usize = 2;
 
+/// The columns of a table.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    /// The fields of the rows; none without a row.
+    names: Vec<&'static str>,
+    widths: Vec<usize>,
+}
+
 /// Writes the rows that `rows` goes through, and `none` if there is none.
 pub(super) fn write<Row: Serialize, Rows: Iterator<Item = Row>>(
     out: &mut impl io::Write,
     rows: impl Fn() -> Rows,
 ) -> Result<(), GetError> {
-    let mut cells = Cells::default();
-    let mut widths = Vec::new();
-    for row in rows() {
-        cells.fill(&row)?;
-        if widths.is_empty() {
-            widths = cells.names.iter().map(|name| name.len()).collect();
-        }
-        for (width, cell) in widths.iter_mut().zip(cells.texts()) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    if widths.is_empty() {
-        return Ok(writeln!(out, "none")?);
-    }
-    let mut line = String::new();
-    let titles: Vec<_> = cells.names.iter().map(|name| name.to_uppercase()).collect();
-    pad(&mut line, titles.iter().map(String::as_str), &widths);
-    out.write_all(line.as_bytes())?;
-    for row in rows() {
-        cells.fill(&row)?;
-        pad(&mut line, cells.texts(), &widths);
-        out.write_all(line.as_bytes())?;
-    }
-    Ok(())
+    let layout = Layout::of(rows())?;
+    layout.write(out, rows())
 }
 
-/// Makes a line of some cells.
-fn pad<'a>(line: &mut String, cells: impl Iterator<Item = &'a str>, widths: &[usize]) {
-    line.clear();
-    for (cell, width) in cells.zip(widths) {
-        line.push_str(cell);
-        let spaces = width.saturating_sub(cell.chars().count()) + GAP;
-        line.extend(std::iter::repeat_n(' ', spaces));
+impl Layout {
+    /// The layout of these rows, in any order.
+    pub(super) fn of(rows: impl Iterator<Item = impl Serialize>) -> Result<Self, GetError> {
+        let (mut cells, mut widths) = (Cells::default(), Vec::new());
+        for row in rows {
+            cells.fill(&row)?;
+            if widths.is_empty() {
+                widths = cells.names.iter().map(|name| name.len()).collect();
+            }
+            for (width, cell) in widths.iter_mut().zip(cells.texts()) {
+                *width = columns(cell).max(*width);
+            }
+        }
+        Ok(Self { names: cells.names, widths })
     }
-    line.truncate(line.trim_end().len());
-    line.push('\n');
+
+    /// Writes rows that have it, and `none` if there was none.
+    pub(super) fn write(
+        &self,
+        out: &mut impl io::Write,
+        rows: impl Iterator<Item = impl Serialize>,
+    ) -> Result<(), GetError> {
+        if self.names.is_empty() {
+            return Ok(writeln!(out, "none")?);
+        }
+        let (mut cells, mut line) = (Cells::default(), String::new());
+        let titles: Vec<_> = self.names.iter().map(|name| name.to_uppercase()).collect();
+        self.pad(&mut line, titles.iter().map(String::as_str));
+        out.write_all(line.as_bytes())?;
+        for row in rows {
+            cells.fill(&row)?;
+            self.pad(&mut line, cells.texts());
+            out.write_all(line.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Makes a line of some cells.
+    fn pad<'a>(&self, line: &mut String, cells: impl Iterator<Item = &'a str>) {
+        const SPACES: &str = "                                                                ";
+        line.clear();
+        for (cell, width) in cells.zip(&self.widths) {
+            line.push_str(cell);
+            let mut missing = width.saturating_sub(columns(cell)) + GAP;
+            while missing > 0 {
+                let part = missing.min(SPACES.len());
+                line.push_str(&SPACES[..part]);
+                missing -= part;
+            }
+        }
+        line.truncate(line.trim_end().len());
+        line.push('\n');
+    }
+}
+
+/// How many columns of a terminal a cell takes.
+fn columns(cell: &str) -> usize {
+    if cell.is_ascii() { cell.len() } else { cell.chars().count() }
 }
 
 /// The cells of a row.
@@ -208,7 +242,6 @@ impl<'a> Serializer for &'a mut Cells {
     type SerializeStructVariant = Impossible<(), Error>;
 
     displayed!(
-        serialize_bool: bool,
         serialize_i8: i8,
         serialize_i16: i16,
         serialize_i32: i32,
@@ -221,6 +254,10 @@ impl<'a> Serializer for &'a mut Cells {
         serialize_f64: f64,
         serialize_char: char
     );
+
+    fn serialize_bool(self, value: bool) -> Result<(), Error> {
+        self.serialize_str(if value { "true" } else { "false" })
+    }
 
     fn serialize_str(self, value: &str) -> Result<(), Error> {
         self.text.push_str(value);

@@ -71,7 +71,8 @@ pub struct Fault {
     pub broken: u64,
     /// New connections that failed, and how many there were.
     pub new: Option<[u64; 2]>,
-    /// The 99th percentile of the time that a new connection took, ms: without, and with it.
+    /// The 99th percentile of the time that a new connection took, ms: right before a flood, and during
+    /// it.
     pub p99_ms: Option<[f64; 2]>,
     /// What the proxy counted meanwhile: of lb the flows that made room for others, by class, and packets
     /// for which there was no room; of kube-proxy the same of the kernel's connection tracking.

@@ -18,6 +18,7 @@ use lb_common::abi::address::{Address4, Be16};
 use lb_common::balance::Endpoint;
 use serde::Serialize;
 
+use crate::harness::echo::Probe;
 use crate::harness::flows::insert_like;
 use crate::harness::netns::actors::agent::lb_agent;
 use crate::harness::netns::topology::cluster::Cluster;
@@ -43,6 +44,8 @@ pub struct Listing {
     pub bytes: u64,
     /// From its start to its end.
     pub seconds: f64,
+    /// The time that it had a CPU, seconds.
+    pub cpu: f64,
     /// The most memory that it had, with what it maps of the table, bytes.
     pub peak: u64,
 }
@@ -68,11 +71,14 @@ pub fn measure(flows: u32) -> Result<Vec<Listing>> {
         });
     let mut scenario = Scenario::start(builder, &[&own[..], &SMALL_MAPS].concat())?;
     scenario.serve(&SERVICES.map(|(name, _)| name))?;
+    let mut connections = Vec::new();
     for (name, number) in SERVICES {
         scenario.publish(&scenario.service(name, number), &scenario.endpoints(&[name]))?;
         let to: SocketAddr = (cluster_ip(number).v4, PORT).into();
-        let answer = scenario.cluster.pod(CLIENT).tcp(to)?;
-        ensure!(answer.name() == Some(name), "{answer:?}");
+        // It stays open: the flows that are like it are established, and make no room for one another.
+        let connection = scenario.cluster.pod(CLIENT).open(Probe::tcp(to))?;
+        ensure!(connection.first().name() == Some(name), "{:?}", connection.first());
+        connections.push(connection);
     }
     let pins = Pins::new(scenario.cluster.node(1).bpf_dir());
     let table = FlowTable::<Address4>::writable(&pins)?;
@@ -148,31 +154,34 @@ fn run(mut command: Command, flows: u64, arguments: &[&str]) -> Result<Listing> 
         bytes += length as u64;
         marks += buffer[..length].iter().filter(|byte| **byte == mark).count() as u64;
     }
-    let (status, peak) = wait(child.id())?;
+    let (status, usage) = wait(child.id())?;
     let seconds = start.elapsed().as_secs_f64();
     let command = arguments.join(" ");
     ensure!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{command}: {status:#x}");
     let printed = if is_json { marks } else { marks.saturating_sub(1) };
-    Ok(Listing { command, flows, printed, bytes, seconds, peak })
+    let time = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    let cpu = time(usage.ru_utime) + time(usage.ru_stime);
+    // In kilobytes.
+    let peak = usage.ru_maxrss as u64 * 1024;
+    Ok(Listing { command, flows, printed, bytes, seconds, cpu, peak })
 }
 
-/// Waits for a child. Returns its status and the most memory that it had, bytes.
-fn wait(child: u32) -> Result<(libc::c_int, u64)> {
+/// Waits for a child. Returns its status and what it used.
+fn wait(child: u32) -> Result<(libc::c_int, libc::rusage)> {
     let mut status = 0;
     // SAFETY: all of its fields are numbers.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: both are written to, and to nothing else.
     let waited = unsafe { libc::wait4(i32::try_from(child)?, &raw mut status, 0, &raw mut usage) };
     ensure!(waited > 0, "cannot wait for lb-agent: {}", std::io::Error::last_os_error());
-    // Kilobytes.
-    Ok((status, usage.ru_maxrss as u64 * 1024))
+    Ok((status, usage))
 }
 
 /// The report, as a table.
 pub fn table(listings: &[Listing]) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
-    table.set_header(["command", "flows", "printed", "MB", "s", "peak memory, MB", ""]);
+    table.set_header(["command", "flows", "printed", "MB", "s", "CPU s", "peak memory, MB", ""]);
     for listing in listings {
         let megabytes = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
         let verdict = match listing {
@@ -186,6 +195,7 @@ pub fn table(listings: &[Listing]) -> String {
             listing.printed.to_string(),
             megabytes(listing.bytes),
             format!("{:.2}", listing.seconds),
+            format!("{:.2}", listing.cpu),
             megabytes(listing.peak),
             verdict.to_owned(),
         ]);
