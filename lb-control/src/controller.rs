@@ -20,7 +20,7 @@ use crate::{
     dataplane::{Dataplane, DataplaneError},
     desired::{
         self, Conflict, DesiredFrontend, FrontendAddress, Locality, NodeFacts,
-        claims::{Claim, Claims},
+        claims::Claims,
         health_checks::{self, Checks},
         no_local_endpoints, settings,
         taken::{self, ApiServers, Holder, Taken},
@@ -167,7 +167,9 @@ impl Controller {
     pub fn set_facts(&mut self, facts: NodeFacts) {
         self.is_everything_dirty |= self.facts.addresses != facts.addresses;
         self.are_node_ports_dirty |= self.facts.node_port_addresses != facts.node_port_addresses;
-        self.are_claims_dirty |= self.facts.held_addresses != facts.held_addresses;
+        self.are_claims_dirty |= self.facts.held_addresses != facts.held_addresses
+            || self.facts.addresses != facts.addresses
+            || self.facts.pod_prefixes != facts.pod_prefixes;
         self.are_settings_dirty |= self.facts != facts;
         self.facts = facts;
     }
@@ -413,9 +415,9 @@ impl Controller {
             None => (None, Vec::new()),
         };
         let mut withheld = BTreeSet::new();
-        wanted.retain(|Claim { frontend, .. }| {
-            let holder = self.taken.holder(name, frontend, &self.facts.held_addresses);
-            withheld.extend(holder.map(|holder| (frontend.at, holder)));
+        wanted.retain(|claim| {
+            let holder = self.taken.holder(name, claim, &self.facts);
+            withheld.extend(holder.map(|holder| (claim.frontend.at, holder)));
             holder.is_none()
         });
         let is_direct =

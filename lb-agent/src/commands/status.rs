@@ -37,6 +37,9 @@ use crate::{
 /// How often `--wait` looks.
 const POLL: Duration = Duration::from_millis(100);
 
+/// How many refused objects of one namespace the page shows: a tenant can have thousands.
+const SHOWN: usize = 5;
+
 /// The state of this node's agent.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -204,15 +207,34 @@ fn agent(report: &Report, now: Timestamp) -> String {
     if let Some(since) = report.waiting_since {
         text.push_str(&format!("\nwaiting  a change since {}", ago(since)));
     }
-    for refused in &report.refused {
-        let report::Refused { kind, name, reason, note } = refused;
-        text.push_str(&format!("\nrefused  {kind} {}: {reason}: {}", Clean(name), Clean(note)));
-    }
+    text.push_str(&refused(&report.refused));
     for ports in &report.source_ports {
         text.push_str(&format!("\nports    {ports}"));
     }
     for manifest in &report.invalid_manifests {
         text.push_str(&format!("\ninvalid  {}", Clean(manifest)));
+    }
+    text
+}
+
+/// The refused objects, but no more than [`SHOWN`] of each namespace.
+fn refused(objects: &[report::Refused]) -> String {
+    let (mut text, mut counts) = (String::new(), BTreeMap::<&str, usize>::new());
+    for report::Refused { kind, name, reason, note } in objects {
+        let (namespace, _) = name.split_once('/').unwrap_or_default();
+        let count = counts.entry(namespace).or_default();
+        *count += 1;
+        if *count <= SHOWN {
+            let _ = write!(text, "\nrefused  {kind} {}: {reason}: {}", Clean(name), Clean(note));
+        }
+    }
+    for (namespace, count) in counts.into_iter().filter(|(_, count)| *count > SHOWN) {
+        let more = count - SHOWN;
+        let _ = write!(
+            text,
+            "\nrefused  {more} more in namespace {}: `lb-agent status -o json` lists all",
+            Clean(namespace)
+        );
     }
     text
 }
@@ -264,6 +286,20 @@ mod tests {
         assert_eq!(of_agent(&report(21_000)), [""; 0]);
         let problems = of_agent(&report(28_000));
         assert!(problems.len() == 1 && problems[0].contains("28000 of 28976"), "{problems:?}");
+    }
+
+    #[test]
+    fn no_namespace_fills_the_page_with_what_is_refused_of_it() {
+        let object =
+            |name: String| Refused { kind: "Service".to_owned(), name, ..Refused::default() };
+        let mut refused: Vec<_> = (0..700).map(|n| object(format!("many/{n:03}"))).collect();
+        refused.extend((0..SHOWN).map(|n| object(format!("some/{n}"))));
+        let text = agent(&Report { refused, ..healthy() }, Timestamp::now());
+        let lines = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!(lines("refused  Service many/"), SHOWN);
+        assert_eq!(lines("refused  Service some/"), SHOWN, "as many as are shown");
+        assert_eq!(lines("refused  695 more in namespace many: "), 1, "{text}");
+        assert_eq!(lines("refused  "), 2 * SHOWN + 1, "{text}");
     }
 
     #[test]

@@ -27,9 +27,10 @@ impl Controller {
         }
         let name = name.to_string();
         let withheld = self.withheld.get(name.as_str()).into_iter().flatten();
-        reasons.extend(withheld.filter_map(|(_, holder)| match holder {
-            Holder::ApiServer => Some(RefusalReason::AddressInUse),
-            Holder::ServiceCidr => Some(RefusalReason::ForbiddenAddress),
+        reasons.extend(withheld.filter_map(|(at, holder)| match holder {
+            // Where only the address as a whole is withheld, every port is served.
+            Holder::ApiServer => (at.protocol != 0).then_some(RefusalReason::AddressInUse),
+            Holder::ServiceCidr | Holder::Pod => Some(RefusalReason::ForbiddenAddress),
             Holder::Process => None,
         }));
         let has_lost = self.conflicts.contains_key(name.as_str());

@@ -1,12 +1,16 @@
 //! Addresses that no Service gets on this node, because they are somebody else's: the API server's,
-//! those that only the API server gives out, or that of a process that serves a ClusterIP itself.
+//! those that only the API server gives out, those of pods, or that of a process that serves a
+//! ClusterIP itself.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use lb_common::abi::frontend::TCP;
 
-use super::{DesiredFrontend, FrontendAddress};
+use super::{
+    DesiredFrontend, FrontendAddress, NodeFacts,
+    claims::{Claim, ClaimKind},
+};
 use crate::{
     model::{Refusal, RefusalReason, event::ObjectKind},
     snapshot::Entry,
@@ -38,6 +42,9 @@ pub enum Holder {
     ServiceCidr,
     /// A process of this node, on an interface with the ClusterIP: a cache of DNS.
     Process,
+    /// A pod: the address is inside of the prefixes of pods. A tenant who had it as an external IP
+    /// would get the packets that Services send to that pod.
+    Pod,
 }
 
 impl Taken {
@@ -69,28 +76,39 @@ impl Taken {
         is_changed
     }
 
-    /// Who has the address of a frontend; `None` if the Service can have it. `held` are the
-    /// addresses that interfaces of this node hold.
-    pub fn holder(
-        &self,
-        service: &str,
-        frontend: &DesiredFrontend,
-        held: &BTreeSet<IpAddr>,
-    ) -> Option<Holder> {
-        let FrontendAddress { ip, port, protocol } = frontend.at;
-        if frontend.kind.is_internal() && held.contains(&ip) {
+    /// Who has the address that a Service claims; `None` if the Service can have it.
+    pub fn holder(&self, service: &str, claim: &Claim, facts: &NodeFacts) -> Option<Holder> {
+        let Claim { frontend, kind } = claim;
+        let ip = frontend.at.ip;
+        if frontend.kind.is_internal() && facts.held_addresses.contains(&ip) {
             return Some(Holder::Process);
         }
-        let has = |servers: &ApiServers| servers.contains(&(ip, port));
-        let is_api_server = protocol == TCP && (has(&self.api_servers) || has(&self.configured));
-        if is_api_server && service != API_SERVER {
+        if self.is_api_server(frontend) && service != API_SERVER {
             return Some(Holder::ApiServer);
         }
-        if frontend.is_external() {
-            let is_within = self.service_cidrs.iter().any(|range| range.contains(&ip));
-            return is_within.then_some(Holder::ServiceCidr);
+        if frontend.is_external() && self.service_cidrs.iter().any(|range| range.contains(&ip)) {
+            return Some(Holder::ServiceCidr);
         }
-        None
+        // Only this node knows its own addresses, and some clusters give pods and nodes addresses
+        // of one network.
+        let is_pod = *kind == ClaimKind::ExternalIp
+            && !facts.addresses.contains(&ip)
+            && facts.pod_prefixes.iter().any(|range| range.contains(&ip));
+        is_pod.then_some(Holder::Pod)
+    }
+
+    /// Whether a frontend is an API server's. An address as a whole is, if any of its ports is,
+    /// because packets to such an address must not be dropped for want of a port.
+    fn is_api_server(&self, frontend: &DesiredFrontend) -> bool {
+        let FrontendAddress { ip, port, protocol } = frontend.at;
+        let ports = match protocol {
+            TCP => port..=port,
+            0 if frontend.is_external() => 0..=u16::MAX,
+            _ => return false,
+        };
+        let (first, last) = ((ip, *ports.start()), (ip, *ports.end()));
+        let has = |servers: &ApiServers| servers.range(first..=last).next().is_some();
+        has(&self.api_servers) || has(&self.configured)
     }
 }
 
@@ -98,28 +116,40 @@ impl Taken {
 /// Service's, or where the address as a whole is refused already.
 pub fn refusal(service: &str, frontend: FrontendAddress, holder: Holder) -> Option<Refusal> {
     let FrontendAddress { ip, port, protocol } = frontend;
-    let (reason, message) = match holder {
-        Holder::ApiServer => (
+    let (field, reason, message) = match (holder, protocol) {
+        (Holder::ApiServer, TCP) => (
+            "spec.ports",
             RefusalReason::AddressInUse,
             format!(
                 "{ip} port {port} is an API server (an endpoint of {API_SERVER}, or where lb-agent \
                  looks for one): give the Service another address or port"
             ),
         ),
-        Holder::ServiceCidr if protocol == 0 => (
+        (Holder::ServiceCidr, 0) => (
+            "spec.ports",
             RefusalReason::ForbiddenAddress,
             format!(
                 "{ip} is in a ServiceCIDR, where only the API server gives out \
                  addresses: give the Service an address outside of it"
             ),
         ),
-        Holder::ServiceCidr | Holder::Process => return None,
+        (Holder::Pod, 0) => (
+            "spec.externalIPs",
+            RefusalReason::ForbiddenAddress,
+            format!(
+                "{ip} is an address of pods (--cluster-cidr, or the Node's pod CIDRs): give the \
+                 Service an address outside of them"
+            ),
+        ),
+        (Holder::ApiServer | Holder::ServiceCidr | Holder::Process | Holder::Pod, _) => {
+            return None;
+        }
     };
     Some(Refusal {
         kind: ObjectKind::Service,
         object: service.into(),
         uid: String::new(),
-        field: "spec.ports".to_owned(),
+        field: field.to_owned(),
         reason,
         message,
     })

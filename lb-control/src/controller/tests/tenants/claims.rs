@@ -157,9 +157,67 @@ fn the_api_server_that_the_agent_asks_is_no_service_s() {
     assert_eq!(served(&fake), own, "the other port of that address is served");
     assert_eq!(outcome.refusals.len(), 1);
     assert!(outcome.refusals[0].message.starts_with("192.0.2.1 port 6443 is an API server"));
+    // Packets that pods send to the API server are nobody's to drop.
+    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL_ADDRESS), []);
     controller.set_api_servers(server("192.0.2.2"));
     reconcile(&mut controller, 1, &mut fake);
     assert!(served(&fake).contains(&"192.0.2.1:6443 shop/a:https".to_owned()));
+    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL_ADDRESS), [("192.0.2.1".to_owned(), 0)]);
+    // Every port of the Service is served there, so nothing is reported.
+    controller.set_api_servers([("192.0.2.1".parse().expect("an address"), 8443)].into());
+    let outcome = reconcile(&mut controller, 2, &mut fake);
+    assert_eq!((texts(&outcome), served(&fake).len()), (Vec::new(), 4));
+    assert_eq!(frontends(&fake, FrontendKind::EXTERNAL_ADDRESS), []);
+    let name = ObjectName { namespace: "shop".to_owned(), name: "a".to_owned() };
+    assert_eq!(controller.refusal_reasons(ObjectKind::Service, &name), [].into());
+}
+
+#[test]
+fn an_external_ip_is_no_address_of_a_pod() {
+    let ips = ["10.244.1.6", "10.244.2.1", "20.0.0.1"];
+    let spec = json!({
+        "type": "LoadBalancer", "clusterIP": "10.0.0.1", "externalIPs": ips,
+        "ports": [{ "name": "http", "port": 80 }, { "name": "dns", "port": 53 }],
+    });
+    let mut controller = listed(vec![aged("a", 1, spec, &["10.244.3.9"])], Vec::new());
+    let facts = |prefixes: &[&str], own: &[&str]| NodeFacts {
+        addresses: own.iter().map(|ip| ip.parse().expect("an address")).collect(),
+        pod_prefixes: prefixes.iter().map(|net| net.parse().expect("a prefix")).collect(),
+        ..NodeFacts::default()
+    };
+    let mut fake = Fake::new(CAPACITY);
+    // Each row: the prefixes of pods, the addresses of this node, the external IPs that are served,
+    // and those that are newly refused. The load balancer's address is a controller's to choose.
+    type Row<'a> = (&'a [&'a str], &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+    let pods = &["10.244.0.0/16"][..];
+    let rows: [Row<'_>; 5] = [
+        (&[], &[], &ips, &[]),
+        (pods, &["10.244.2.1"], &["10.244.2.1", "20.0.0.1"], &["10.244.1.6"]),
+        (pods, &[], &["20.0.0.1"], &["10.244.2.1"]),
+        (pods, &[], &["20.0.0.1"], &[]),
+        (&["fd00:244::/48"], &[], &ips, &[]),
+    ];
+    for (time, (prefixes, own, expected, refused)) in rows.into_iter().enumerate() {
+        controller.set_facts(facts(prefixes, own));
+        let outcome = reconcile(&mut controller, time as u64, &mut fake);
+        let texts: Vec<_> = outcome.refusals.iter().map(|refusal| &*refusal.message).collect();
+        assert_eq!(texts.len(), refused.len(), "{texts:?}");
+        for (refusal, ip) in outcome.refusals.iter().zip(refused) {
+            assert_eq!(refusal.reason, RefusalReason::ForbiddenAddress);
+            assert_eq!(refusal.field, "spec.externalIPs");
+            assert!(
+                refusal.message.starts_with(&format!("{ip} is an address of pods")),
+                "{texts:?}"
+            );
+        }
+        let mut expected: Vec<_> = [&["10.244.3.9"], expected].concat();
+        expected.sort_unstable();
+        let whole = expected.iter().map(|ip| ((*ip).to_owned(), 0)).collect::<Vec<_>>();
+        assert_eq!(frontends(&fake, FrontendKind::EXTERNAL_ADDRESS), whole);
+        let with_ports =
+            expected.iter().flat_map(|ip| [53, 80].map(|port| ((*ip).to_owned(), port)));
+        assert_eq!(frontends(&fake, FrontendKind::EXTERNAL), with_ports.collect::<Vec<_>>());
+    }
 }
 
 #[test]
