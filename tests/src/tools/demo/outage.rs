@@ -21,8 +21,8 @@ const RATE: u64 = 1000;
 /// Kinds of traffic, and the unit of [`RATE`].
 const STREAMS: [(Transport, &str); 2] =
     [(Transport::Tcp, "TCP connections/s"), (Transport::Udp, "UDP datagrams/s, one flow")];
-/// How long all streams run.
-const RUN: Duration = Duration::from_millis(3500);
+/// How long all streams run: longer than an agent takes to start on a busy machine.
+const RUN: Duration = Duration::from_secs(6);
 /// When the agent is killed.
 const KILL_AT: Duration = Duration::from_millis(500);
 /// How long no agent runs.
