@@ -49,6 +49,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Write one archive for a bug report, without secrets
     Sysdump(SysdumpArgs),
+    /// Measure what a Service costs in this cluster, or serve such a measurement
+    Bench(BenchArgs),
     /// Detach and unpin everything that lb-agent created, and nothing else
     Cleanup(CleanupArgs),
     /// Print the completions of a shell
@@ -309,6 +311,30 @@ pub struct DocumentsArgs {
     /// The directory that stands for /usr/share
     #[arg(value_name = "DIR")]
     pub prefix: PathBuf,
+}
+
+/// Arguments of `bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// Serve on PORT of every address, until killed
+    #[arg(long, value_name = "PORT", conflicts_with_all = ["service", "pod"])]
+    pub serve: Option<u16>,
+    /// The Service of a pod that serves: its ClusterIP, or a name
+    #[arg(long, value_name = "HOST", required_unless_present = "serve")]
+    pub service: Option<String>,
+    /// The same pod by its own address, or by the name of a headless Service
+    #[arg(long, value_name = "HOST", required_unless_present = "serve")]
+    pub pod: Option<String>,
+    /// The port of the pod and of the Service
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// How often each of them is measured
+    #[arg(long, value_name = "N", default_value_t = 31,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// End after this time, whatever is left
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration)]
+    pub time: Duration,
 }
 
 /// Arguments of `cleanup`.

@@ -1,6 +1,7 @@
 //! The commands of `lb-agent` other than `run`, one module each.
 
 pub mod attached;
+pub mod bench;
 pub mod check;
 pub mod cleanup;
 pub mod documents;

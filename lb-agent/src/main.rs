@@ -3,14 +3,19 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout))]
 
 use std::{
-    ffi::OsString, io::Write as _, os::unix::process::CommandExt as _, path::Path,
-    process::ExitCode, time::Duration,
+    ffi::OsString,
+    io::{BufWriter, Write as _},
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use lb_agent::{
     cli::{self, CheckArgs, Command, RunArgs, environment},
     commands::{
+        bench,
         check::{self, Check, Severity},
         cleanup, documents,
         drain::{Outcome, drain},
@@ -23,6 +28,9 @@ use lb_agent::{
     run::{prepare, process, stop_signal},
     takeover,
 };
+
+/// How many bytes of rows are written at once.
+const OUTPUT: usize = 64 * 1024;
 
 pub(crate) fn main() -> ExitCode {
     if let Err(error) = put_in_node_name() {
@@ -78,7 +86,11 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             let (version, maps) = (env!("CARGO_PKG_VERSION"), lb_common::abi::ABI_VERSION);
             Ok(line(format_args!("lb-agent {version} (maps v{maps})"))?)
         }
-        Command::Get(arguments) => Ok(line(get::get(&arguments)?.trim_end())?),
+        Command::Get(arguments) => {
+            let mut out = BufWriter::with_capacity(OUTPUT, output::stdout());
+            get::get(&arguments, &mut out)?;
+            Ok(out.flush()?)
+        }
         Command::Check(arguments) => check(arguments),
         Command::Cleanup(arguments) => {
             logs::start(Format::Text, arguments.log.verbosity.unwrap_or_default());
@@ -90,6 +102,7 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             }
             cleanup(&arguments.pins.bpf_dir, arguments.force)
         }
+        Command::Bench(arguments) => Ok(line(bench::bench(&arguments)?)?),
         Command::Explain(arguments) => Ok(line(explain(&arguments)?)?),
         Command::Status(arguments) => {
             if let Some(file) = &arguments.ready_file {

@@ -16,6 +16,7 @@ pub mod mapped;
 pub mod memory;
 pub mod pins;
 pub mod read;
+pub mod source_ports;
 pub mod sources;
 pub mod sweep;
 pub mod timeouts;

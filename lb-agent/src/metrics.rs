@@ -34,6 +34,7 @@ use prometheus_client::{
 
 use crate::{
     events::Refusals,
+    report::PortUse,
     watch::{api::Liveness, manifests::Problems},
 };
 
@@ -44,12 +45,14 @@ use scrape::OnScrape;
 
 /// Figures that are read from the maps at each scrape.
 pub trait DatapathStats: fmt::Debug + Send + Sync + 'static {
-    /// How often each hook ended with each reason, summed over all CPUs.
+    /// How often each hook ended with each reason, summed over all CPUs; also those that did not yet.
     fn counters(&self) -> Vec<(Hook, Reason, u64)>;
     /// Name, used entries and capacity of each map.
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)>;
     /// The number of flows by family and class.
     fn flows(&self) -> Vec<(IpFamily, Class, u64)>;
+    /// The backends to which most source ports are in use, if they are many.
+    fn source_ports(&self) -> Vec<PortUse>;
     /// How many flows were inserted, then how many were evicted, by class.
     fn flow_events(&self) -> Option<[u64; EVENTS]>;
 }
@@ -134,6 +137,11 @@ impl Metrics {
         if self.0.datapath.set(datapath).is_err() {
             tracing::debug!("the metrics already have a datapath");
         }
+    }
+
+    /// The backends whose source ports run out, as of the last sweep.
+    pub fn source_ports(&self) -> Vec<PortUse> {
+        self.0.datapath.get().map(|datapath| datapath.source_ports()).unwrap_or_default()
     }
 
     /// Sets the source of the number of errors in manifests.

@@ -4,7 +4,7 @@ pub mod dump;
 pub mod error;
 pub mod follow;
 pub mod interfaces;
-mod messages;
+pub mod messages;
 pub mod own_packets;
 mod rules;
 mod sources;

@@ -5,6 +5,8 @@
 //! network, and only root is answered. A report has no secret: it names the files of credentials,
 //! never their content.
 
+mod ports;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -29,6 +31,8 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+pub use ports::PortUse;
 
 /// How long an agent may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -65,6 +69,8 @@ pub struct Report {
     pub broken_watches: Vec<BrokenWatch>,
     /// Objects, or parts of them, that are refused or do not fit.
     pub refused: Vec<Refused>,
+    /// The backends to which most source ports of the node are in use, if they are many.
+    pub source_ports: Vec<PortUse>,
     /// Manifests that are not valid.
     pub invalid_manifests: Vec<String>,
     /// The configuration, without secrets.

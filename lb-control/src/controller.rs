@@ -72,6 +72,7 @@ pub struct Controller {
     withheld: BTreeMap<Arc<str>, BTreeSet<(FrontendAddress, Holder)>>,
     /// Services that did not fit, to be tried again when there is room.
     shortages: Shortages,
+    /// What each Service had lost to others when it was planned last, which is what was reported.
     conflicts: BTreeMap<Arc<str>, Vec<Conflict>>,
     limits: Limits,
     /// Services with more backends than the limit; to the maps they do not exist.
@@ -237,9 +238,11 @@ impl Controller {
         self.shortages.of_maps()
     }
 
-    /// All conflicts between Services.
-    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
-        self.conflicts.values().flatten()
+    /// All conflicts between Services, each with the owner that the address has now. A Service that
+    /// waits for an address is not planned again when another waiting one becomes the owner, so its
+    /// last Event may name the owner before.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.conflicts.keys().flat_map(|service| self.claims.conflicts(service))
     }
 
     /// The health checks that Services ask for, as of the last reconciliation.

@@ -38,7 +38,8 @@ pub struct Snapshot {
     node_name: String,
     limits: Limits,
     awaited: BTreeSet<ObjectKind>,
-    services: HashMap<Arc<str>, Entry>,
+    /// In boxes, because almost half of a table of this size is empty.
+    services: HashMap<Arc<str>, Box<Entry>>,
     /// The Service of every slice, by `namespace/name` of the slice.
     services_of_slices: HashMap<Arc<str>, Arc<str>>,
     node: Option<Node>,
@@ -148,7 +149,7 @@ impl Snapshot {
 
     /// The Service `namespace/name`, with its slices.
     pub fn service(&self, name: &str) -> Option<&Entry> {
-        self.services.get(name)
+        self.services.get(name).map(|entry| &**entry)
     }
 
     /// The names of all Services and of those that only have slices, in no order.
@@ -331,7 +332,8 @@ impl Snapshot {
         match held {
             Some(entry) => entry.service = service,
             None => {
-                self.services.insert(name, Entry { service, slices: Vec::new() });
+                let entry = Entry { service, slices: Vec::new() };
+                self.services.insert(name, Box::new(entry));
             }
         }
         self.drop_if_empty(key);
@@ -340,7 +342,8 @@ impl Snapshot {
     fn apply_slice(&mut self, object: &EndpointSlice) {
         let key = key_of(&model::object_name(&object.metadata));
         let parsed = slice::parse(object, &self.node_name, &mut self.nodes.names);
-        let Some(slice) = self.accept(ObjectKind::EndpointSlice, &object.metadata, parsed) else {
+        let accepted = self.accept(ObjectKind::EndpointSlice, &object.metadata, parsed);
+        let Some(mut slice) = accepted else {
             return self.remove_slice(&key);
         };
         if self.services_of_slices.get(key.as_str()).is_some_and(|held| *held != slice.service) {
@@ -350,6 +353,8 @@ impl Snapshot {
             Some((name, _)) => Arc::clone(name),
             None => Arc::clone(&slice.service),
         };
+        // One text for the Service, its slices and the tables.
+        slice.service = Arc::clone(&service);
         let family = slice.family;
         let local = slice.local_endpoints();
         let entry = self.services.entry(Arc::clone(&service)).or_default();
@@ -392,7 +397,7 @@ impl Snapshot {
 
     fn drop_if_empty(&mut self, key: &str) {
         let is_empty = |entry: &Entry| entry.service.is_none() && entry.slices.is_empty();
-        if self.services.get(key).is_some_and(is_empty) {
+        if self.services.get(key).is_some_and(|entry| is_empty(entry)) {
             self.services.remove(key);
         }
     }

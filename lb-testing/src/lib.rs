@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bounds;
 mod bytes;
 pub mod case;
 pub mod cases;

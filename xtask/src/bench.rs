@@ -20,10 +20,15 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         "benchmarks load eBPF programs and make network namespaces: run them as root"
     );
     build::has_tests_bin(workspace, "lb-bench")?;
-    // kube-proxy and the control plane that it needs.
-    let is_traffic = args.args.iter().any(|arg| arg == "traffic");
-    let scope = if is_traffic { setup::Scope::ControlPlane } else { setup::Scope::Build };
-    setup::ensure(workspace, scope)?;
+    let is_named = |names: &[&str]| args.args.iter().any(|arg| names.contains(&arg.as_str()));
+    if is_named(&["traffic"]) {
+        // kube-proxy, the control plane that it needs, and known tools.
+        setup::ensure_traffic(workspace)?;
+    } else if is_named(&["faults", "--real", "--fleet"]) {
+        setup::ensure(workspace, setup::Scope::ControlPlane)?;
+    } else {
+        setup::ensure(workspace, setup::Scope::Build)?;
+    }
     build::agent(workspace)?;
     build_ebpf::bench_object(workspace)?;
     build::bench(workspace)?;

@@ -12,6 +12,7 @@ mod check;
 mod cluster;
 mod debian;
 mod demo;
+mod fuzz;
 mod image;
 mod progress;
 mod run;
@@ -49,6 +50,8 @@ enum Command {
     Test(test::Args),
     /// Check formatting, module order, references, licences, lints, and layout and verifier goldens
     Check(check::Args),
+    /// Look for inputs that break a promise, with libFuzzer
+    Fuzz(fuzz::Args),
     /// Run the benchmarks and write the report
     Bench(bench::Args),
     /// Make or remove a real Kubernetes cluster of three nodes on this machine
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&workspace, &args),
         Command::Test(args) => test::run(&workspace, &args),
         Command::Check(args) => check::run(&workspace, &args),
+        Command::Fuzz(args) => fuzz::run(&workspace, &args),
         Command::Bench(args) => bench::run(&workspace, &args),
         Command::Cluster(args) => cluster::run(&workspace, &args),
         Command::Vm(args) => vm::run(&workspace, &args),

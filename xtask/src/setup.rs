@@ -102,6 +102,12 @@ pub(crate) fn ensure(workspace: &Workspace, scope: Scope) -> Result<bool> {
     Ok(changed)
 }
 
+/// Installs what is missing for `bench traffic`; returns whether anything was.
+pub(crate) fn ensure_traffic(workspace: &Workspace) -> Result<bool> {
+    let changed = ensure(workspace, Scope::ControlPlane)?;
+    Ok(packages::ensure(workspace, &packages::BENCH)? || changed)
+}
+
 /// Whether this process can install Debian packages at all.
 pub(crate) fn can_install() -> bool {
     is_root() && on_path("apt-get").is_some()

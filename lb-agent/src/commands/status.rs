@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::{
     attached::{Attached, attached},
-    get::rows_as_table,
+    get::{GetError, rows_as_table},
 };
 use crate::{
     cli::Output,
@@ -29,6 +29,7 @@ use crate::{
         fill::{Fill, fills},
         pins::Pins,
         read::read_settings,
+        source_ports::EXHAUSTED,
     },
     report::{self, Report},
 };
@@ -127,6 +128,10 @@ fn of_agent(report: &Report) -> Vec<String> {
     });
     problems.extend(broken);
     problems.extend(shortages(report));
+    let exhausted = report.source_ports.iter().filter(|ports| ports.percent() >= EXHAUSTED);
+    problems.extend(exhausted.map(|ports| {
+        format!("{ports}: some new flows to this backend are refused (no_source_port)")
+    }));
     problems
 }
 
@@ -155,14 +160,14 @@ impl Status {
     ///
     /// # Errors
     /// If a table cannot be written.
-    pub fn render(&self, output: Output) -> Result<String, serde_json::Error> {
+    pub fn render(&self, output: Output) -> Result<String, GetError> {
         match output {
-            Output::Json => serde_json::to_string_pretty(self),
+            Output::Json => Ok(serde_json::to_string_pretty(self)?),
             Output::Table => self.page(),
         }
     }
 
-    fn page(&self) -> Result<String, serde_json::Error> {
+    fn page(&self) -> Result<String, GetError> {
         let state = if self.well { "well" } else { "NOT WELL" };
         let mut page = format!("{state}: lb-agent {} (maps v{})", self.version, self.maps_version);
         for problem in &self.problems {
@@ -203,6 +208,9 @@ fn agent(report: &Report, now: Timestamp) -> String {
         text.push_str(&format!("\nwaiting  a change since {}", ago(since)));
     }
     text.push_str(&refused(&report.refused));
+    for ports in &report.source_ports {
+        text.push_str(&format!("\nports    {ports}"));
+    }
     for manifest in &report.invalid_manifests {
         text.push_str(&format!("\ninvalid  {}", Clean(manifest)));
     }
@@ -234,7 +242,7 @@ fn refused(objects: &[report::Refused]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{BrokenWatch, Refused};
+    use crate::report::{BrokenWatch, PortUse, Refused};
 
     fn healthy() -> Report {
         Report {
@@ -272,6 +280,26 @@ mod tests {
         assert_eq!(lines("refused  Service some/"), SHOWN, "as many as are shown");
         assert_eq!(lines("refused  695 more in namespace many: "), 1, "{text}");
         assert_eq!(lines("refused  "), 2 * SHOWN + 1, "{text}");
+    }
+
+    #[test]
+    fn source_ports_that_run_out_are_shown_and_are_a_problem_once_flows_are_refused() {
+        let report = |used| {
+            let ports = PortUse {
+                address: [10, 0, 0, 1].into(),
+                backend: ([10, 1, 0, 1], 53).into(),
+                protocol: "udp".to_owned(),
+                used,
+                ports: 28_976,
+            };
+            Report { source_ports: vec![ports], ..healthy() }
+        };
+        let line = "backend 10.1.0.1:53/udp: 21000 of 28976 source ports of 10.0.0.1 are in use";
+        let text = agent(&report(21_000), Timestamp::now());
+        assert!(text.contains(&format!("\nports    {line}")), "{text}");
+        assert_eq!(of_agent(&report(21_000)), [""; 0]);
+        let problems = of_agent(&report(28_000));
+        assert!(problems.len() == 1 && problems[0].contains("28000 of 28976"), "{problems:?}");
     }
 
     #[test]

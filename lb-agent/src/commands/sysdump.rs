@@ -83,8 +83,11 @@ fn collect(arguments: &CheckArgs) -> Vec<Part> {
     for what in What::value_variants() {
         let name = what.to_possible_value().map(|value| value.get_name().to_owned());
         let (what, output, pins) = (*what, Output::Json, arguments.pins.clone());
-        let rows = get::get(&GetArgs { what, output, service: None, address: None, pins });
-        parts.push(part(&format!("get/{}.json", name.unwrap_or_default()), rows));
+        let arguments = GetArgs { what, output, service: None, address: None, pins };
+        let mut rows = Vec::new();
+        let text =
+            get::get(&arguments, &mut rows).map(|()| String::from_utf8_lossy(&rows).into_owned());
+        parts.push(part(&format!("get/{}.json", name.unwrap_or_default()), text));
     }
     parts.push(part(
         "network/programs.json",

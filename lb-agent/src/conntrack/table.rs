@@ -141,13 +141,15 @@ impl Conntrack {
 }
 
 /// The messages of one datagram. A message that cannot be parsed is skipped.
-fn messages(bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<NetfilterMessage>> + '_ {
+pub fn messages(bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<NetfilterMessage>> + '_ {
     const ALIGNMENT: usize = 4;
     const HEADER: usize = 16;
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = rest.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes) as usize)?;
-        let message = rest.get(..length.max(HEADER))?;
+        // A shorter length would not lead past the message.
+        let length = length.max(HEADER);
+        let message = rest.get(..length)?;
         rest = rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
         Some(NetlinkMessage::deserialize(message).ok())
     })
@@ -166,7 +168,7 @@ fn is_closed(attribute: &ConntrackAttribute) -> bool {
 }
 
 /// The direction of replies of a TCP or UDP entry that is not closed.
-fn reply(message: &NetfilterMessage) -> Option<Direction> {
+pub fn reply(message: &NetfilterMessage) -> Option<Direction> {
     let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = &message.inner else {
         return None;
     };
@@ -222,6 +224,15 @@ fn tuple(direction: Direction) -> Vec<Tuple> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_length_that_no_message_can_have_is_skipped() {
+        for length in [0u32, 1, 15, 17, u32::MAX] {
+            let mut datagram = vec![0; 64];
+            datagram[..4].copy_from_slice(&length.to_ne_bytes());
+            assert_eq!(messages(&datagram).take(100).count(), 0, "{length}");
+        }
+    }
 
     /// An entry as the kernel sends it.
     fn entry(reply: Direction, state: u8) -> Vec<u8> {

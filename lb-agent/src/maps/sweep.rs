@@ -3,7 +3,15 @@
 //! The programs decide by themselves whether an entry has expired. The sweep only frees room, and
 //! waits for twice the timeout.
 
-use std::{collections::HashMap, io, mem::offset_of, os::fd::AsFd, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    mem::offset_of,
+    net::{Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd,
+    thread,
+    time::Duration,
+};
 
 use bytemuck::Pod;
 use lb_common::{
@@ -14,7 +22,7 @@ use lb_common::{
         flow_table::{EVENTS, FlowSeed, ReplyWord, RequestWord, TIMES, WAYS},
         frontend::UDP,
         service::Service,
-        settings::{Lifetimes, Settings, Timeouts},
+        settings::{Lifetimes, PortRange, Settings, Timeouts},
         socket::{DatagramKey, Peer},
         traffic::{DIRECT, DirectFlows, NO_SERVICE},
     },
@@ -28,7 +36,9 @@ use super::{
     mapped::MappedArray,
     pins::{PinError, Pins},
     read::opened,
+    source_ports::{self, PortCounts},
 };
+use crate::report::PortUse;
 
 /// The pause between two batches, so that a sweep of a full table does not occupy a CPU.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -88,6 +98,21 @@ pub struct Swept {
     pub fills: Vec<MapFill>,
     /// The flows, IPv4 and IPv6.
     pub flows: [Classes; 2],
+    /// The backends whose source ports are [`CROWDED`](source_ports::CROWDED), the worst one first.
+    pub ports: Vec<PortUse>,
+}
+
+/// What is counted of the flows of a family.
+#[derive(Debug)]
+struct Counts<A> {
+    classes: Classes,
+    ports: PortCounts<A>,
+}
+
+impl<A: Address> Counts<A> {
+    fn new(source_ports: PortRange) -> Self {
+        Self { classes: Classes::default(), ports: PortCounts::new(source_ports) }
+    }
 }
 
 impl Sweeper {
@@ -110,23 +135,28 @@ impl Sweeper {
         })
     }
 
-    /// Sweeps every map once. Blocking.
+    /// Sweeps every map once; `source_ports` are those that the programs have now. Blocking.
     ///
     /// # Errors
     /// Those of the bpf(2) calls and of mmap(2).
-    pub fn sweep(&mut self, timeouts: &Timeouts, ticks_per_second: u32) -> io::Result<Swept> {
+    pub fn sweep(
+        &mut self,
+        timeouts: &Timeouts,
+        ticks_per_second: u32,
+        source_ports: PortRange,
+    ) -> io::Result<Swept> {
         let time_shift = Settings::time_shift_of(ticks_per_second);
         let now = lb_sys::ticks_now(self.clock.as_fd())?;
         let time = now >> time_shift;
         let lifetimes = track::lifetimes(timeouts);
-        let (mut fills, mut flows) = (Vec::new(), [Classes::default(); 2]);
-        let [flows4, flows6] = &mut flows;
+        let mut fills = Vec::new();
+        let (mut counts4, mut counts6) = (Counts::new(source_ports), Counts::new(source_ports));
         let direct = self.direct.load(0)?;
         // The copies of the filters that are not in use are made anew: what is gone is not in them. The
         // programs look into the others no more by the next sweep.
         let [filter4, filter6] = self.seed.load(0)?.filters.map(|copy| copy & 1 ^ 1);
-        fills.push(self.flows4.sweep(time, &lifetimes, filter4, flows4)?);
-        fills.push(self.flows6.sweep(time, &lifetimes, filter6, flows6)?);
+        fills.push(self.flows4.sweep(time, &lifetimes, filter4, &mut counts4)?);
+        fills.push(self.flows6.sweep(time, &lifetimes, filter6, &mut counts6)?);
         let filters = u64::from(filter6) << u32::BITS | u64::from(filter4);
         self.seed.publish(0, offset_of!(FlowSeed, filters), filters)?;
         // A flow that is not found was inserted since the sweep before, or is gone.
@@ -152,7 +182,10 @@ impl Sweeper {
             is_past(now, entry.last_seen, limit)
         })?);
         fills.push(sweep_map("DATAGRAM_PEERS", &self.datagram_peers, |_, _| false)?);
-        Ok(Swept { fills, flows })
+        let mut ports = counts4.ports.crowded(Ipv4Addr::from);
+        ports.extend(counts6.ports.crowded(Ipv6Addr::from));
+        source_ports::sort(&mut ports);
+        Ok(Swept { fills, flows: [counts4.classes, counts6.classes], ports })
     }
 
     /// The number of flows that the programs would find. A connection that both sides have closed no
@@ -199,13 +232,13 @@ impl<A: FlowAddress> SweptFlows<A> {
         time: u32,
         lifetimes: &Lifetimes,
         filter: u32,
-        classes: &mut Classes,
+        counts: &mut Counts<A>,
     ) -> io::Result<MapFill> {
         let table = self.maps.map(true)?;
         table.clear_filter(filter);
-        let removed = sweep_flows(&table, time, lifetimes, &mut self.unfinished, classes);
+        let removed = sweep_flows(&table, time, lifetimes, &mut self.unfinished, counts);
         clear_replies(&table);
-        let (entries, max_entries) = (classes.iter().sum(), table.places().into());
+        let (entries, max_entries) = (counts.classes.iter().sum(), table.places().into());
         Ok(MapFill { map: A::TABLE, entries, max_entries, removed })
     }
 
@@ -228,13 +261,13 @@ fn live_flows<A: Address>(table: &impl Flows<A>, settings: &Settings, time: u32)
 }
 
 /// Removes flows that are past twice their timeout, and insertions that were not finished. Counts
-/// the others by class, and enters them into the filter. Returns how many flows it has removed.
+/// the others and their source ports, and enters them into the filter. Returns how many flows it has removed.
 fn sweep_flows<A: Address>(
     table: &impl Flows<A>,
     time: u32,
     lifetimes: &Lifetimes,
     unfinished: &mut Unfinished,
-    classes: &mut Classes,
+    counts: &mut Counts<A>,
 ) -> u64 {
     let (mut removed, mut still_unfinished) = (0, Unfinished::new());
     for place in 0..table.places() {
@@ -264,8 +297,9 @@ fn sweep_flows<A: Address>(
         // One that has become live since the filter was empty has entered itself.
         if let Some(flow) = table.flow(place) {
             table.enter_into_filter(&flow);
+            counts.ports.add(&flow);
         }
-        classes[class(word.state()) as usize] += 1;
+        counts.classes[class(word.state()) as usize] += 1;
     }
     *unfinished = still_unfinished;
     removed
@@ -374,10 +408,9 @@ fn is_past(now: u32, last_seen: u32, timeout: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use lb_common::{
         abi::{
+            address::Be16,
             flow::{ANSWERED, CONFIRMED, FlowKey, MOVED, RESET, STREAM},
             flow_table::Direction,
             frontend::{TCP, UDP},
@@ -396,11 +429,11 @@ mod tests {
         time: u32,
         unfinished: &mut Unfinished,
     ) -> (u64, Classes) {
-        let mut classes = Classes::default();
+        let mut counts = Counts::new(PortRange::default());
         let lifetimes = track::lifetimes(&TIMEOUTS);
-        let removed = sweep_flows(table, time, &lifetimes, unfinished, &mut classes);
+        let removed = sweep_flows(table, time, &lifetimes, unfinished, &mut counts);
         clear_replies(table);
-        (removed, classes)
+        (removed, counts.classes)
     }
 
     #[test]
@@ -433,6 +466,28 @@ mod tests {
         assert_eq!(swept(&table, 221 - 10, none), (2, [1, 1, 0, 0, 0]));
         assert_eq!(swept(&table, 361 - 10, none), (1, [1, 0, 0, 0, 0]));
         assert_eq!(swept(&table, 2001 - 10, none), (1, [0; 5]));
+    }
+
+    #[test]
+    fn a_sweep_counts_the_source_ports_that_flows_to_a_backend_use() {
+        let table = FlowTable::<Address4>::anonymous(64).unwrap();
+        let lifetimes = track::lifetimes(&TIMEOUTS);
+        let range = PortRange { first: 2000, count: 10 };
+        for port in 1..=8 {
+            let key = key(port, UDP);
+            let mut new = flow_of(&key, 0, 0);
+            new.flow.rewrite.source = Ipv4Addr::new(10, 2, 0, 1).into();
+            new.flow.rewrite.source_port = Be16::new(2000 + port);
+            new.reply_key.set_reverse(&new.flow.rewrite, key.protocol);
+            table.insert(&key, &mut new, &lifetimes).unwrap();
+        }
+        add(&table, &key(2009, UDP), 0, 0).unwrap();
+        let mut counts = Counts::new(range);
+        sweep_flows(&table, 0, &lifetimes, &mut Unfinished::new(), &mut counts);
+        let found = counts.ports.crowded(Ipv4Addr::from);
+        let texts: Vec<_> = found.iter().map(ToString::to_string).collect();
+        let expected = "backend 10.1.0.2:80/udp: 8 of 10 source ports of 10.2.0.1 are in use";
+        assert_eq!(texts, [expected]);
     }
 
     #[test]

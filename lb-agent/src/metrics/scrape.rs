@@ -8,7 +8,10 @@ use std::{
     time::Instant,
 };
 
-use lb_common::{abi::counter::Reason, flow_table::Class};
+use lb_common::{
+    abi::counter::{self, Reason},
+    flow_table::Class,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -18,6 +21,7 @@ use prometheus_client::{
 use super::DatapathStats;
 use crate::{
     events::Refusals,
+    report::PortUse,
     watch::{
         api::{Figures, Liveness},
         manifests::Problems,
@@ -56,7 +60,12 @@ impl Collector for OnScrape {
             None,
             counter.metric_type(),
         )?;
+        // Alarms are there from the start: increase() does not see the step from nothing to 1.
+        let is_shown = |reason: Reason, count| count > 0 || reason.class() == counter::Class::Alarm;
         for (hook, reason, count) in datapath.counters() {
+            if !is_shown(reason, count) {
+                continue;
+            }
             let labels = [("hook", hook.name()), ("reason", reason.name())];
             ConstCounter::new(count).encode(out.encode_family(&labels)?)?;
         }
@@ -70,7 +79,8 @@ impl Collector for OnScrape {
         )?;
         let capacity = fill.iter().map(|(map, _, capacity)| (*map, *capacity));
         encode_maps(&mut encoder, "lb_map_capacity", "Capacity of a map in entries", capacity)?;
-        encode_flows(&mut encoder, datapath.as_ref())
+        encode_flows(&mut encoder, datapath.as_ref())?;
+        encode_source_ports(&mut encoder, &datapath.source_ports())
     }
 }
 
@@ -143,6 +153,27 @@ fn encode_flows(
     for (class, count) in Class::ALL.into_iter().zip(evicted) {
         let labels = [("class", class.name())];
         ConstCounter::new(count).encode(out.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// A few series at most: those of backends whose ports run out.
+fn encode_source_ports(
+    encoder: &mut DescriptorEncoder<'_>,
+    ports: &[PortUse],
+) -> Result<(), fmt::Error> {
+    let kind = ConstGauge::new(0.0).metric_type();
+    let help = "Part of the source ports of a node's address that flows to a backend use, of the \
+                five worst from 0.7 on, as of the last sweep";
+    let mut out = encoder.encode_descriptor("lb_source_ports_used_ratio", help, None, kind)?;
+    for of_backend in ports {
+        let labels = [
+            ("address", of_backend.address.to_string()),
+            ("backend", of_backend.backend.to_string()),
+            ("protocol", of_backend.protocol.clone()),
+        ];
+        let ratio = f64::from(of_backend.used) / f64::from(of_backend.ports.max(1));
+        ConstGauge::new(ratio).encode(out.encode_family(&labels)?)?;
     }
     Ok(())
 }

@@ -11,7 +11,12 @@ struct Fake;
 
 impl DatapathStats for Fake {
     fn counters(&self) -> Vec<(Hook, Reason, u64)> {
-        vec![(Hook::FromPod, Reason::FlowCreated, 3), (Hook::ToPod, Reason::Reply, 5)]
+        vec![
+            (Hook::FromPod, Reason::FlowCreated, 3),
+            (Hook::ToPod, Reason::Reply, 5),
+            (Hook::ToPod, Reason::Request, 0),
+            (Hook::Xdp, Reason::FlowTableFull, 0),
+        ]
     }
 
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)> {
@@ -20,6 +25,16 @@ impl DatapathStats for Fake {
 
     fn flows(&self) -> Vec<(IpFamily, Class, u64)> {
         vec![(IpFamily::V4, Class::Established, 4), (IpFamily::V6, Class::Unanswered, 5)]
+    }
+
+    fn source_ports(&self) -> Vec<PortUse> {
+        vec![PortUse {
+            address: [10, 0, 0, 1].into(),
+            backend: ([10, 1, 0, 1], 53).into(),
+            protocol: "udp".to_owned(),
+            used: 30,
+            ports: 40,
+        }]
     }
 
     fn flow_events(&self) -> Option<[u64; EVENTS]> {
@@ -95,6 +110,7 @@ fn the_metrics_have_their_names_types_and_values() {
         (&after, "lb_endpoints 3"),
         (&after, "lb_datapath_packets_total{hook=\"from_pod\",reason=\"flow_created\"} 3"),
         (&after, "lb_datapath_packets_total{hook=\"to_pod\",reason=\"reply\"} 5"),
+        (&after, "lb_datapath_packets_total{hook=\"xdp_device\",reason=\"flow_table_full\"} 0"),
         (&after, "# HELP lb_datapath_packets_total Packets and calls by hook and by the reason"),
         (&after, "lb_map_entries{map=\"FLOW_TABLE4\"} 7"),
         (&after, "lb_map_capacity{map=\"FLOW_TABLE4\"} 1024"),
@@ -117,6 +133,7 @@ fn the_metrics_have_their_names_types_and_values() {
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line} is not in\n{text}");
     }
+    assert!(!after.contains("reason=\"request\""), "a reason that never was:\n{after}");
 }
 
 #[test]

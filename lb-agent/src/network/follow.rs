@@ -68,7 +68,7 @@ pub struct InterfaceOptions {
     pub metrics: Option<Metrics>,
 }
 
-/// How often it is checked whether every program is still attached.
+/// How often it is checked whether every link is still attached, which the kernel does not announce.
 const CHECK: Duration = Duration::from_secs(2);
 /// The delay before a failed operation is retried: doubled each time.
 const RETRY: Duration = Duration::from_secs(1);
@@ -140,7 +140,8 @@ impl Interfaces {
         options: InterfaceOptions,
         node_addresses: Option<Vec<IpAddr>>,
     ) -> Result<Self, InterfaceError> {
-        let groups = [
+        let attacher = TcAttacher::new(pins, options.attach, programs.names.clone())?;
+        let mut groups = vec![
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
@@ -150,10 +151,13 @@ impl Interfaces {
             MulticastGroup::Ipv6Rule,
             MulticastGroup::Neigh,
         ];
+        if !attacher.is_by_tcx() {
+            groups.push(MulticastGroup::Tc);
+        }
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&groups)
             .map_err(|source| InterfaceError::Connect { source })?;
         let mut interfaces = Self {
-            attacher: TcAttacher::new(pins, options.attach, programs.names.clone())?,
+            attacher,
             xdp: XdpAttacher::new(pins, options.xdp)?,
             devices: Devices::open(pins)?,
             options,
@@ -184,6 +188,7 @@ impl Interfaces {
         let held = interfaces.sources.route_sources();
         interfaces.published.send_modify(|network| network.route_sources = held);
         interfaces.network = read(&interfaces.handle).await?;
+        interfaces.attacher.find_filters();
         if interfaces.node_addresses.is_none() {
             let links = interfaces.network.links.keys();
             interfaces.held_roles = links
@@ -257,10 +262,12 @@ impl Interfaces {
             let now = Instant::now();
             stale.all |= now >= self.resync.at();
             stale.interfaces |= self.retry_at.is_some_and(|at| now >= at);
+            stale.interfaces |= self.find_detached_filters(&stale.filters);
             if now >= check_at {
-                stale.interfaces |= self.find_detached();
+                stale.interfaces |= self.find_detached_links();
                 check_at = Instant::now() + CHECK;
                 if Instant::now() >= order_at {
+                    self.attacher.find_filters();
                     self.find_misplaced();
                     order_at = Instant::now() + LOOK_AT_ORDER;
                 }
@@ -288,11 +295,22 @@ impl Interfaces {
         }
     }
 
-    /// Finds programs that are no longer attached, at the cost of a system call or two
-    /// each, and marks them to be attached again. Returns whether there are any.
-    fn find_detached(&mut self) -> bool {
+    /// Finds programs whose filter is no longer there, on these interfaces, and marks them to be
+    /// attached again. Returns whether there are any.
+    fn find_detached_filters(&mut self, interfaces: &BTreeSet<u32>) -> bool {
+        !self.attacher.is_by_tcx() && self.find_detached(|(index, _)| interfaces.contains(index))
+    }
+
+    /// Finds programs whose link is no longer attached, at the cost of a system call each, and
+    /// marks them to be attached again. Returns whether there are any.
+    fn find_detached_links(&mut self) -> bool {
+        let by_tcx = self.attacher.is_by_tcx() && self.find_detached(|_| true);
+        self.xdp.find_detached(&self.programs) || by_tcx
+    }
+
+    fn find_detached(&mut self, is_checked: impl Fn(&AttachPoint) -> bool) -> bool {
         let is_lost = |(point, program): &(&AttachPoint, &&'static str)| {
-            !self.attacher.is_attached(&self.programs, program, **point)
+            is_checked(point) && !self.attacher.is_attached(&self.programs, program, **point)
         };
         let lost = self.attached.iter().filter(is_lost).map(|(point, _)| *point);
         let lost: Vec<AttachPoint> = lost.collect();
@@ -300,7 +318,7 @@ impl Interfaces {
             self.attached.remove(point);
         }
         self.lost.extend(&lost);
-        self.xdp.find_detached(&self.programs) || !lost.is_empty()
+        !lost.is_empty()
     }
 
     /// Attaches missing programs, detaches those of interfaces that lost their role, and publishes
@@ -392,6 +410,9 @@ impl Interfaces {
             self.attached.get(point) != Some(program)
         };
         let missing: Vec<_> = wanted.into_iter().filter(is_missing).collect();
+        if !missing.is_empty() {
+            self.attacher.find_filters();
+        }
         for (point, program) in in_order(missing) {
             if held_back.contains(&point.0) {
                 continue;

@@ -29,7 +29,7 @@ const MAX_NEIGHBOURS: usize = 16_384;
 
 /// The consequences of messages: what has to be read or attached again.
 #[derive(Debug, Default)]
-pub(super) struct Stale {
+pub struct Stale {
     /// Everything has to be read again.
     pub all: bool,
     /// The default routes have to be read again.
@@ -45,10 +45,12 @@ pub(super) struct Stale {
     /// Whether the source address of a route may have changed that leads to one of these devices;
     /// 0 stands for any device.
     pub sources: BTreeSet<u32>,
+    /// Interfaces whose filters may have changed.
+    pub filters: BTreeSet<u32>,
 }
 
 /// Applies a message, and adds its consequences to `stale`.
-pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
+pub fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: &mut Stale) {
     if is_of_port(&message) {
         return;
     }
@@ -112,6 +114,12 @@ pub(super) fn apply(network: &mut Network, message: RouteNetlinkMessage, stale: 
         }
         RouteNetlinkMessage::NewNeighbour(message) => {
             stale.next_hops |= update_neighbour(network, &message);
+        }
+        // With a qdisc its filters go, without a message of their own.
+        RouteNetlinkMessage::NewTrafficFilter(message)
+        | RouteNetlinkMessage::DelTrafficFilter(message)
+        | RouteNetlinkMessage::DelQueueDiscipline(message) => {
+            stale.filters.extend(u32::try_from(message.header.index));
         }
         // The deletion of a neighbour (DelNeighbour) changes no MAC: the kernel collects garbage all
         // the time on a network of thousands of neighbours. It stays known here, to be compared
@@ -311,6 +319,7 @@ fn parse_default_route(message: &RouteMessage) -> Vec<DefaultRoute> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use netlink_packet_route::tc::TcMessage;
 
     const INDEX: u32 = 5;
 
@@ -375,6 +384,27 @@ mod tests {
             let again = matches!(message, RouteNetlinkMessage::DelLink(_));
             assert_eq!(changes(message.clone()), again, "again {message:?}");
         }
+    }
+
+    #[test]
+    fn a_filter_that_came_or_went_and_a_qdisc_that_went_name_their_interface() {
+        let mut network = Network::default();
+        let of = |index| {
+            let mut message = TcMessage::default();
+            message.header.index = index;
+            message
+        };
+        let mut stale = Stale::default();
+        for message in [
+            RouteNetlinkMessage::NewTrafficFilter(of(3)),
+            RouteNetlinkMessage::DelTrafficFilter(of(5)),
+            RouteNetlinkMessage::DelQueueDiscipline(of(7)),
+            RouteNetlinkMessage::NewQueueDiscipline(of(9)),
+        ] {
+            apply(&mut network, message, &mut stale);
+        }
+        assert_eq!(Vec::from_iter(stale.filters), [3, 5, 7]);
+        assert!(!stale.interfaces && !stale.next_hops && stale.sources.is_empty());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! program. Their name distinguishes them from filters of others with the same numbers.
 
 use std::{
+    collections::HashSet,
     fmt, io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
@@ -87,6 +88,23 @@ pub(crate) fn remove(interface: u32, direction: Direction) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The interfaces that have a clsact qdisc, without which there is no filter.
+pub(super) fn interfaces() -> io::Result<HashSet<u32>> {
+    let mut found = HashSet::new();
+    let connection = connect()?;
+    let all = TcMessage::default();
+    send(&connection, libc::RTM_GETQDISC, libc::NLM_F_DUMP, all, &[])?;
+    receive(&connection, |body| found.extend(interface_of_clsact(body)))?;
+    Ok(found)
+}
+
+/// The interface of a qdisc, if it is a clsact.
+fn interface_of_clsact(body: &[u8]) -> Option<u32> {
+    let (head, _) = body.split_at_checked(size_of::<TcMessage>())?;
+    let message: TcMessage = pod_read_unaligned(head);
+    (message.parent == CLSACT).then_some(message.interface as u32)
 }
 
 /// Whether a filter with lb's priority, handle and name exists.
@@ -312,6 +330,15 @@ mod tests {
         assert_eq!(program_of_lb(&filter(priority, HANDLE, b"cil_from_pod\0")), None);
         assert_eq!(program_of_lb(&filter(priority, HANDLE, b"")), None);
         assert_eq!(program_of_lb(b"short"), None);
+    }
+
+    #[test]
+    fn only_a_clsact_qdisc_may_hold_filters_of_lb() {
+        let qdisc = |parent| TcMessage { interface: 7, parent, ..TcMessage::default() };
+        const ROOT: u32 = 0xffff_ffff;
+        assert_eq!(interface_of_clsact(bytes_of(&qdisc(CLSACT))), Some(7));
+        assert_eq!(interface_of_clsact(bytes_of(&qdisc(ROOT))), None);
+        assert_eq!(interface_of_clsact(b"short"), None);
     }
 
     #[test]

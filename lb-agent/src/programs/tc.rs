@@ -4,7 +4,12 @@
 //! It never touches programs of others. [`follow`](crate::network::follow) decides which program
 //! belongs on which interface.
 
-use std::{collections::HashMap, io, os::fd::AsFd, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    os::fd::AsFd,
+    path::PathBuf,
+};
 
 use lb_control::model::network::Interface;
 use lb_sys::LinkTarget;
@@ -28,6 +33,8 @@ pub struct TcAttacher {
     by_tcx: bool,
     pinned: HashMap<(u32, Direction), PinnedLink>,
     names: Names,
+    /// The interfaces that may have filters; `None` if that is unknown.
+    with_filters: Option<HashSet<u32>>,
 }
 
 impl TcAttacher {
@@ -50,12 +57,23 @@ impl TcAttacher {
                 .map_err(|source| AttachError::Pins { path, source })?;
             pinned.insert((index, direction), link);
         }
-        Ok(Self { pins: pins.clone(), by_tcx, pinned, names })
+        Ok(Self { pins: pins.clone(), by_tcx, pinned, names, with_filters: None })
     }
 
     /// Whether programs are attached by tcx links.
     pub fn is_by_tcx(&self) -> bool {
         self.by_tcx
+    }
+
+    /// Finds the interfaces that may have filters, of an earlier agent or of others, by one request:
+    /// until the next call no other interface is asked for its filters.
+    pub fn find_filters(&mut self) {
+        self.with_filters =
+            clsact::interfaces().inspect_err(|error| debug!(%error, "cannot list the qdiscs")).ok();
+    }
+
+    fn may_have_filters(&self, index: u32) -> bool {
+        self.with_filters.as_ref().is_none_or(|with| with.contains(&index))
     }
 
     /// The interfaces that have links, by index.
@@ -86,7 +104,10 @@ impl TcAttacher {
     /// The errors of reading a link or a filter from the kernel.
     pub fn attached_program(&self, index: u32, direction: Direction) -> io::Result<Option<String>> {
         let Some(link) = self.pinned.get(&(index, direction)) else {
-            return clsact::attached_program(index, direction);
+            return match self.may_have_filters(index) {
+                true => clsact::attached_program(index, direction),
+                false => Ok(None),
+            };
         };
         let info = link.info()?;
         if info.target != [index, direction.tcx()] {
@@ -125,6 +146,9 @@ impl TcAttacher {
             let misplaced = order::misplaced_programs(direction, &all, link.info()?.program);
             found.extend(misplaced.iter().map(|id| format!("tcx program {id}")));
         }
+        if !self.may_have_filters(index) {
+            return Ok(found);
+        }
         let filters = clsact::others(index, direction)?;
         let filters = order::misplaced_filters(direction, filters, link.is_some());
         found.extend(filters.iter().map(ToString::to_string));
@@ -152,9 +176,15 @@ impl TcAttacher {
         };
         if self.by_tcx {
             self.attach_tcx(descriptor.as_fd(), interface, direction).map_err(failed)?;
-            return clsact::remove(interface.index, direction).map_err(failed);
+            return match self.may_have_filters(interface.index) {
+                true => clsact::remove(interface.index, direction).map_err(failed),
+                false => Ok(()),
+            };
         }
         clsact::replace(interface.index, direction, descriptor.as_fd(), program).map_err(failed)?;
+        if let Some(with) = &mut self.with_filters {
+            with.insert(interface.index);
+        }
         self.unlink(interface.index, direction).map_err(failed)
     }
 

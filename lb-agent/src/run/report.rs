@@ -118,6 +118,7 @@ impl Reporter {
             missing_pins: sources.kept.lost().len(),
             broken_watches: broken.collect(),
             refused,
+            source_ports: sources.metrics.source_ports(),
             invalid_manifests: problems.iter().map(ToString::to_string).collect(),
             ..sources.start.clone()
         }

@@ -5,7 +5,7 @@
 //! directory itself may be replaced by another; while it is missing, its objects stay.
 //! Invariant: a file that becomes invalid changes nothing until it is valid again or deleted.
 
-mod parse;
+pub mod parse;
 mod store;
 
 use std::{

@@ -90,10 +90,12 @@ fn open<F: Family, T: Tables<F>>(
         return None;
     }
     let other = &scratch.known.flow;
-    if other.service == NO_SERVICE
-        || track::is_expired(other, packet.kind, context)
-        || packet.is_syn() && track::is_closed(other.state)
-    {
+    // The port of another client rests when its connection is closed: the backend may still wait for the
+    // end of that one, and would refuse a SYN whose timestamps are another host's (RFC 7323).
+    let is_free = packet.is_syn()
+        && track::is_closed(other.state)
+        && other.rewrite.destination == tuple.source;
+    if other.service == NO_SERVICE || track::is_expired(other, packet.kind, context) || is_free {
         return None;
     }
     // An answer to a client that is a backend of this one: it is translated where it enters the client.

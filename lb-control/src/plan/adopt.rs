@@ -21,7 +21,7 @@ use lb_common::abi::{
 use super::{
     BackendEntry, Orphans, Planner, family_index,
     frontends::Frontends,
-    held::{FIRST_BACKEND, HeldBackend, HeldPort, HeldSet, Ids},
+    held::{BackendNodes, FIRST_BACKEND, HeldBackend, HeldPort, HeldSets, Ids, index_of_family},
     nodes::HeldNodes,
     ranges::Ranges,
     usage::{Usage, Used},
@@ -53,6 +53,10 @@ impl Planner {
         ports.sort_unstable_by_key(|port| port.index);
         for port in ports {
             port.backends = backends.remove(&port.index).unwrap_or_default();
+            let of_family = &entries[index_of_family(port.key.family)];
+            for HeldBackend { id, .. } in &port.backends {
+                port.nodes.set(*id, of_family[*id as usize].1.node);
+            }
             end = end.max(adopt_sets(port, &state.slots, &mut blocks));
             port.backends.sort_by_key(|backend| (backend.address(), backend.slotted == 0));
         }
@@ -138,8 +142,9 @@ fn named_ports(state: &PinnedState, capacity: &Capacity) -> HashMap<Arc<str>, Ve
             index: *index,
             key,
             entry,
-            sets: [HeldSet::default(), HeldSet::default()],
+            sets: HeldSets::default(),
             backends: Vec::new(),
+            nodes: BackendNodes::default(),
             frontends: Vec::new(),
             ranges: Vec::new(),
         });
@@ -176,7 +181,6 @@ fn owned_backends(
                 sets: entry.sets,
                 slotted: 0,
                 flags: entry.flags,
-                node: entry.node,
             });
         }
     }
@@ -231,8 +235,9 @@ fn adopt_sets(port: &mut HeldPort, slots: &[u32], blocks: &mut Blocks) -> u32 {
         .collect();
     let words = [(IN_CLUSTER_SET, port.entry.cluster), (IN_LOCAL_SET, port.entry.local)];
     let mut end = 0;
-    for (set, (bit, word)) in port.sets.iter_mut().zip(words) {
+    for (number, (bit, word)) in words.into_iter().enumerate() {
         let Some(block) = adopt_block(word, slots.len() as u32, blocks) else { continue };
+        let set = port.sets.get_mut(number);
         end = end.max(block.start + block.capacity());
         set.block = Some(block);
         set.slots = slots[word.start() as usize..][..word.length() as usize].to_vec();

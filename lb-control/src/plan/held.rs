@@ -1,6 +1,9 @@
 //! What the maps hold, as the planner knows it.
+//!
+//! There is one of these for each service port and each endpoint of the cluster: what few of them
+//! need takes no room in the others.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use lb_common::abi::{
@@ -46,9 +49,11 @@ pub struct HeldPort {
     /// The entry.
     pub entry: Service,
     /// The cluster set and the local set.
-    pub sets: [HeldSet; 2],
+    pub sets: HeldSets,
     /// The backends, in the order of addresses.
     pub backends: Vec<HeldBackend>,
+    /// The nodes that the backends run on.
+    pub nodes: BackendNodes,
     /// The frontends that were made to lead here; another service port may have one by now.
     pub frontends: Vec<FrontendAddress>,
     /// The clients that restricted frontends admit, in order.
@@ -60,6 +65,56 @@ pub(super) fn index_of_family(family: IpFamily) -> usize {
     match family {
         IpFamily::V4 => 0,
         IpFamily::V6 => 1,
+    }
+}
+
+/// The cluster set and the local set of a service port; a ClusterIP as a whole has neither.
+#[derive(Debug, Default)]
+pub struct HeldSets(Option<Box<[HeldSet; 2]>>);
+
+impl HeldSets {
+    /// The block of the set at this place of [`SETS`].
+    pub(super) fn block(&self, number: usize) -> Option<Block> {
+        self.0.as_ref()?[number].block
+    }
+
+    /// The blocks of both.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
+        self.0.iter().flat_map(|sets| sets.iter()).filter_map(|set| set.block)
+    }
+
+    /// The set at this place of [`SETS`].
+    pub(super) fn get_mut(&mut self, number: usize) -> &mut HeldSet {
+        &mut self.0.get_or_insert_default()[number]
+    }
+}
+
+/// The addresses of the nodes that backends run on, where that is another node and known: only
+/// Services with direct server return have any.
+#[expect(clippy::box_collection, reason = "one word, not three, where there are none")]
+#[derive(Debug, Default)]
+pub struct BackendNodes(Option<Box<BTreeMap<u32, IpAddr>>>);
+
+impl BackendNodes {
+    /// That of the backend of this id.
+    pub(super) fn of(&self, id: u32) -> Option<IpAddr> {
+        self.0.as_ref()?.get(&id).copied()
+    }
+
+    /// Sets that of a backend.
+    pub(super) fn set(&mut self, id: u32, node: Option<IpAddr>) {
+        match (node, &mut self.0) {
+            (Some(node), nodes) => {
+                nodes.get_or_insert_default().insert(id, node);
+            }
+            (None, Some(nodes)) => {
+                nodes.remove(&id);
+                if nodes.is_empty() {
+                    self.0 = None;
+                }
+            }
+            (None, None) => {}
+        }
     }
 }
 
@@ -91,9 +146,9 @@ pub struct HeldBackend {
     pub slotted: u8,
     /// The flags.
     pub flags: u8,
-    /// The address of the node that it runs on, if that is another node and known.
-    pub node: Option<IpAddr>,
 }
+
+const _: () = assert!(size_of::<HeldBackend>() == 28, "there are hundreds of thousands of these");
 
 impl HeldBackend {
     /// Identifies it among the backends of the service port.

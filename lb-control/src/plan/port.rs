@@ -1,11 +1,13 @@
 //! The ops of one service port, after the entries that they need were
 //! [reserved](super::reserve).
 
+use std::net::IpAddr;
+
 use lb_common::abi::service::{Service, SlotRange};
 
 use super::{
     BackendEntry, Draft, Op, Write, free_name,
-    held::{HeldBackend, HeldPort, HeldSet, Ids, SETS, index_of_family},
+    held::{BackendNodes, HeldBackend, HeldPort, HeldSet, HeldSets, Ids, SETS, index_of_family},
     name_entry,
     reserve::{Diff, Matched},
 };
@@ -28,8 +30,9 @@ pub(super) fn plan(
         index: allocate_service(ids),
         key: desired.key.clone(),
         entry: Service::default(),
-        sets: [HeldSet::default(), HeldSet::default()],
+        sets: HeldSets::default(),
         backends: Vec::new(),
+        nodes: BackendNodes::default(),
         frontends: Vec::new(),
         ranges: Vec::new(),
     });
@@ -40,7 +43,7 @@ pub(super) fn plan(
     for (number, moves) in moves.iter().enumerate() {
         if desired.flags & Service::ADDRESS == 0 {
             let block = matched.blocks[number];
-            let set = &mut port.sets[number];
+            let set = port.sets.get_mut(number);
             let mut store = |write, is_live| {
                 let op = Op { owner: port.index, write };
                 if is_live { live_stores[number].push(op) } else { draft.stage.push(op) }
@@ -104,21 +107,23 @@ fn plan_backends(
         let (backend, wanted) = (&mut port.backends[*at], &desired.backends[*to]);
         note(backend.id, backend.slotted, wanted.sets);
         let widened = backend.sets | wanted.sets;
-        let held = (backend.sets, backend.flags, backend.node);
+        let held = (backend.sets, backend.flags, port.nodes.of(backend.id));
         if held != (widened, wanted.flags, wanted.node) {
-            (backend.sets, backend.flags, backend.node) = (widened, wanted.flags, wanted.node);
-            draft.stage.push(store(backend, index));
+            (backend.sets, backend.flags) = (widened, wanted.flags);
+            port.nodes.set(backend.id, wanted.node);
+            draft.stage.push(store(backend, wanted.node, index));
         }
         (backend.sets, backend.slotted) = (wanted.sets, wanted.sets);
         if widened != wanted.sets {
-            draft.retire.push(store(backend, index));
+            draft.retire.push(store(backend, wanted.node, index));
         }
     }
     let family = index_of_family(desired.key.family);
     for at in &diff.removed {
         let gone = port.backends[*at];
         note(gone.id, gone.slotted, 0);
-        draft.retire.push(retire_backend(ids, family, gone, index));
+        draft.retire.push(retire_backend(ids, family, gone, port.nodes.of(gone.id), index));
+        port.nodes.set(gone.id, None);
     }
     if !diff.removed.is_empty() {
         let mut removed = diff.removed.iter().peekable();
@@ -146,27 +151,33 @@ fn plan_backends(
             sets: wanted.sets,
             slotted: wanted.sets,
             flags: wanted.flags,
-            node: wanted.node,
         };
-        draft.stage.push(store(&backend, index));
+        port.nodes.set(id, wanted.node);
+        draft.stage.push(store(&backend, wanted.node, index));
         port.backends.push(backend);
     }
     port.backends.sort_by_key(HeldBackend::address);
     moves
 }
 
-fn store(backend: &HeldBackend, service: u32) -> Op {
-    let HeldBackend { ip, id, port, generation, sets, flags, node, .. } = *backend;
+fn store(backend: &HeldBackend, node: Option<IpAddr>, service: u32) -> Op {
+    let HeldBackend { ip, id, port, generation, sets, flags, .. } = *backend;
     let entry = BackendEntry { ip, port, generation, sets, flags, service, node };
     Op { owner: service, write: Write::StoreBackend { id, entry } }
 }
 
 /// Takes a backend out of use. Its flows recognise that by the generation.
-fn retire_backend(ids: &mut Ids, family: usize, mut gone: HeldBackend, service: u32) -> Op {
+fn retire_backend(
+    ids: &mut Ids,
+    family: usize,
+    mut gone: HeldBackend,
+    node: Option<IpAddr>,
+    service: u32,
+) -> Op {
     gone.generation = gone.generation.wrapping_add(1);
     (gone.sets, gone.flags) = (0, 0);
     ids.backends[family].free_after_grace(gone.id, gone.generation);
-    store(&gone, service)
+    store(&gone, node, service)
 }
 
 /// Brings the slots of a set up to date and returns the word to publish.
@@ -218,6 +229,10 @@ fn rearrange(set: &mut HeldSet, moves: &Moves) -> Vec<usize> {
         set.slots[hole] = *id;
         writes.push(hole);
     }
+    if set.slots.is_empty() {
+        // To the slot: most sets seldom grow.
+        set.slots.reserve_exact(moves.joining.len());
+    }
     for id in &moves.joining[filled..] {
         writes.push(set.slots.len());
         set.slots.push(*id);
@@ -268,13 +283,11 @@ fn publish(draft: &mut Draft, port: &HeldPort, old: Service, live_stores: [Vec<O
 pub(super) fn retire(ids: &mut Ids, draft: &mut Draft, gone: HeldPort) {
     let family = index_of_family(gone.key.family);
     for backend in gone.backends {
-        draft.retire.push(retire_backend(ids, family, backend, gone.index));
+        let node = gone.nodes.of(backend.id);
+        draft.retire.push(retire_backend(ids, family, backend, node, gone.index));
     }
     let write = Write::StoreName(Box::new(free_name()));
     draft.retire.push(Op { owner: gone.index, write });
-    gone.sets
-        .into_iter()
-        .filter_map(|set| set.block)
-        .for_each(|block| ids.blocks.free_after_grace(block));
+    gone.sets.blocks().for_each(|block| ids.blocks.free_after_grace(block));
     ids.services.free_after_grace(gone.index, 0);
 }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use super::{
     family_index,
     frontends::Frontends,
-    held::{HeldBackend, HeldPort, Ids, SETS, index_of_family},
+    held::{BackendNodes, HeldBackend, HeldPort, Ids, SETS, index_of_family},
     ranges::Ranges,
     usage::{Map, Share, Usage},
 };
@@ -35,7 +35,7 @@ pub(super) struct Diff {
 }
 
 /// Compares two lists that are in the order of addresses.
-pub(super) fn diff(held: &[HeldBackend], desired: &[DesiredBackend]) -> Diff {
+pub(super) fn diff(held: &[HeldBackend], nodes: &BackendNodes, desired: &[DesiredBackend]) -> Diff {
     let mut diff = Diff::default();
     let (mut at, mut to) = (0, 0);
     loop {
@@ -43,7 +43,7 @@ pub(super) fn diff(held: &[HeldBackend], desired: &[DesiredBackend]) -> Diff {
             (None, None) => return diff,
             (Some(old), Some(new)) if old.address() == new.address() => {
                 let is_same = (old.sets, old.slotted) == (new.sets, new.sets)
-                    && (old.flags, old.node) == (new.flags, new.node);
+                    && (old.flags, nodes.of(old.id)) == (new.flags, new.node);
                 if !is_same {
                     diff.changed.push((at, to));
                 }
@@ -83,7 +83,7 @@ pub(crate) fn reserve(
     for port in desired {
         let held_at = held.binary_search_by(|held| held.key.cmp(&port.key)).ok();
         let diff = match held_at {
-            Some(position) => diff(&held[position].backends, &port.backends),
+            Some(position) => diff(&held[position].backends, &held[position].nodes, &port.backends),
             None => Diff { added: (0..port.backends.len()).collect(), ..Diff::default() },
         };
         matched.push(Matched { held: held_at, diff, blocks: [None; 2] });
@@ -181,7 +181,7 @@ fn try_all_blocks(
         }
         for (number, block) in matched.blocks.iter().enumerate() {
             let Some(block) = block else { continue };
-            let replaced = of_port.and_then(|port| port.sets[number].block);
+            let replaced = of_port.and_then(|port| port.sets.block(number));
             growth += block.capacity() as usize;
             growth = growth.saturating_sub(replaced.map_or(0, |block| block.capacity() as usize));
         }
@@ -274,7 +274,7 @@ fn reserve_blocks(
     for (number, bit) in SETS.into_iter().enumerate() {
         let is_member = |backend: &&DesiredBackend| backend.sets & bit != 0;
         let length = desired.backends.iter().filter(is_member).count() as u32;
-        let block = held.and_then(|held| held.sets[number].block);
+        let block = held.and_then(|held| held.sets.block(number));
         let must = block.map_or(0, Block::capacity) < length;
         let is_ample = room == Room::Ample;
         let moves = must || (is_ample && should_move(held, desired, diff, number, length));
@@ -309,8 +309,9 @@ fn should_move(
     };
     let crossing = diff.changed.iter().filter(crosses).count();
     let writes = joins.max(leaves) + crossing;
-    let is_sparse = held.sets[number]
-        .block
+    let is_sparse = held
+        .sets
+        .block(number)
         .is_some_and(|block| block.order > roomy_order_of(length) + 1 && block.order > 3);
     writes > FEW_SLOTS.max(length as usize / 2) || (writes > 0 && is_sparse)
 }

@@ -104,7 +104,7 @@ impl Usage {
         for port in ports {
             let entries = [port.backends.len(), port.frontends.len(), port.ranges.len()];
             usage.add_port(port.key.family, entries);
-            let blocks = port.sets.iter().filter_map(|set| set.block);
+            let blocks = port.sets.blocks();
             usage.add(Map::Slots, blocks.map(|block| block.capacity() as usize).sum());
         }
         usage

@@ -6,12 +6,15 @@ use lb_common::{
     packet::{ACK, FIN, RST, SYN},
 };
 
-use super::setup::*;
+use super::{
+    outside::{self, exposed, node_port},
+    setup::*,
+};
 use crate::{
     flow::{TestFlow, tuple},
     frame::Frame,
     interpreter::Fate,
-    world::seconds,
+    world::{Location, seconds},
 };
 
 cases! {
@@ -22,6 +25,7 @@ cases! {
     BOTH => a_second_conversation_from_the_port_that_was_drawn_gets_another,
     BOTH => a_pod_takes_no_ports_of_its_node,
     TCP_ONLY => a_conversation_ends_with_its_connection,
+    TCP_ONLY => a_port_that_rests_after_another_client_is_not_used,
     UDP_ONLY => fragments_of_a_conversation_have_its_port,
 }
 
@@ -99,6 +103,20 @@ fn a_conversation_whose_flow_is_over_keeps_its_port<F: TestFamily>(scene: &mut S
     }
     let ends = [pod::<F>(), flow.backend()];
     scene.expect(TestSite::FromPod, ends, SYN, Reason::NotService, Fate::Untouched);
+}
+
+/// The backend may still wait for the end of the connection before, and judge by its timestamps (RFC
+/// 7323), which are another host's: it would answer with an ACK.
+fn a_port_that_rests_after_another_client_is_not_used<F: TestFamily>(scene: &mut Scene<F>) {
+    exposed(scene, &[Location::OtherNode]);
+    let flow = scene.connect(TestSite::FromDevice, outside::client::<F>(), node_port::<F>());
+    scene.request(&flow, FIN | ACK);
+    scene.reply(&flow, FIN | ACK);
+    // As kube-proxy beside the agent may draw it.
+    let drawn = Endpoint { address: flow.sent.source, port: flow.sent.source_port };
+    let direct = scene.open(TestSite::ToDevice, drawn, flow.backend());
+    assert_ne!(direct.sent.source_port, drawn.port);
+    answer(scene, &direct, SYN | ACK);
 }
 
 fn a_conversation_keeps_its_port_when_the_flow_of_the_service_ends<F: TestFamily>(

@@ -3,38 +3,20 @@
 use lb_common::{
     abi::address::{Ipv4, Ipv6},
     abi::frontend::{TCP, UDP},
-    packet::{Packet, PacketKind, quote::Quote},
+    packet::{Packet, PacketKind},
 };
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
+    bounds,
     family::TestFamily,
     flow::tuple,
     frame::{Body, ETHERNET, Frame},
     world::at,
 };
 
-/// Parses and checks that whatever the packet says lies within the frame.
 fn stays_inside<F: TestFamily>(frame: &[u8]) -> Result<(), TestCaseError> {
-    let mut packet = Packet::<F>::default();
-    if F::parse(frame, &mut packet).is_none() {
-        prop_assert!(frame.len() < F::ADDRESSES + 2 * F::ADDRESS_LENGTH);
-        return Ok(());
-    }
-    let needed = match packet.kind {
-        PacketKind::Tcp => 20,
-        PacketKind::Udp | PacketKind::Icmp => 8,
-        PacketKind::Other | PacketKind::Fragment | PacketKind::Malformed => return Ok(()),
-    };
-    prop_assert!(usize::from(packet.transport) + needed <= frame.len(), "{packet:?}");
-    let mut quote = Quote::default();
-    if packet.kind == PacketKind::Icmp && F::parse_quote(frame, &packet, &mut quote).is_some() {
-        let [header, ports] = [quote.header, quote.transport].map(usize::from);
-        let addresses = F::ADDRESSES - ETHERNET + 2 * F::ADDRESS_LENGTH;
-        prop_assert!(usize::from(packet.transport) + 8 == header, "{quote:?}");
-        prop_assert!(header + addresses <= ports && ports + 4 <= frame.len(), "{quote:?}");
-    }
-    Ok(())
+    bounds::check::<F>(frame).map_err(TestCaseError::fail)
 }
 
 fn is_read<F: TestFamily>(frame: &Frame<F>, kind: PacketKind) -> Result<(), TestCaseError> {

@@ -1,19 +1,20 @@
 //! The benchmark of lb: prints a report as a table and writes it as JSON. It fails if a figure
 //! is above its must or void.
 
-use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use jiff::Timestamp;
 use lb_tests::tools::bench::report::{self, Figure};
 use lb_tests::tools::bench::traffic::exchange::{self, Load};
 use lb_tests::tools::bench::traffic::machine::{self, Machine};
+use lb_tests::tools::bench::traffic::scaling::work::{self, Work};
 use lb_tests::tools::bench::{
-    connects, datapath, faults, lookups, namespace, programs, scale, traffic,
+    connects, datapath, faults, listing, lookups, namespace, programs, scale, traffic,
 };
 
 /// Measures lb.
@@ -27,7 +28,7 @@ struct Cli {
 enum Command {
     /// Measure what a packet costs in the programs.
     Datapath(Datapath),
-    /// Flood, forge and lose, and see who is harmed.
+    /// Flood, forge, lose and fill, and see who is harmed, through lb and through kube-proxy.
     Faults(Faults),
     /// Compare connections through lb, through kube-proxy, and without a proxy.
     Traffic(Traffic),
@@ -51,13 +52,39 @@ enum Command {
         #[arg(long)]
         operations: u64,
     },
+    /// The server of the scaling cases of `traffic`, in a pod.
+    #[command(hide = true)]
+    ScalingServer {
+        #[arg(long)]
+        processor: usize,
+        #[arg(long)]
+        port: u16,
+        #[arg(long)]
+        datagrams: Ipv4Addr,
+    },
+    /// The client of the scaling cases of `traffic`.
+    #[command(hide = true)]
+    ScalingClient {
+        #[arg(long)]
+        processor: usize,
+        #[arg(long)]
+        work: Work,
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        count: u64,
+        #[arg(long)]
+        flows: u32,
+    },
+    /// List a million flows by `lb-agent get flows`.
+    Listing(Listing),
     /// Start an agent in a large cluster, and see how soon it serves and what it uses.
     Scale(Scale),
 }
 
 #[derive(clap::Args)]
 struct Traffic {
-    /// 11 rounds instead of 31, and IPv4 alone
+    /// 9 rounds instead of 31, IPv4 alone, and smaller clusters
     #[arg(long)]
     quick: bool,
     /// So many rounds
@@ -75,6 +102,10 @@ struct Traffic {
     /// Measure only what has TEXT in its name, such as "node port" or "TCP bulk"
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
+    /// Also write the report below DIR of the repository, under today's date, and have README.md
+    /// show its plots
+    #[arg(long, value_name = "DIR")]
+    publish: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -90,6 +121,42 @@ struct Scale {
     #[arg(long, value_name = "N", default_value_t = 10,
           value_parser = clap::value_parser!(u32).range(1..=100))]
     endpoints: u32,
+    #[command(flatten)]
+    part: ScalePart,
+    /// How many processes of kube-proxy run beside the agents of --fleet
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "fleet",
+          value_parser = clap::value_parser!(u8).range(0..=20))]
+    proxies: u8,
+    /// How long the clients of --fleet are observed at rest, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "fleet",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    rest: u64,
+}
+
+/// What is measured instead of one agent with an API server of prepared answers.
+#[derive(Clone, Copy, clap::Args)]
+#[group(multiple = false)]
+struct ScalePart {
+    /// Measure an agent and kube-proxy with a real API server
+    #[arg(long)]
+    real: bool,
+    /// Measure the start with 10,000 Services of 25 endpoints, and with 100,000 Services
+    #[arg(long)]
+    beyond: bool,
+    /// Measure the watches of N agents with a real API server; 1,000 Services are enough
+    #[arg(long, value_name = "AGENTS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    fleet: Option<u32>,
+    /// Change endpoints 100 times a second, and see whether the agent grows
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..=86_400))]
+    churn: Option<u64>,
+}
+
+#[derive(clap::Args)]
+struct Listing {
+    /// How many flows there are
+    #[arg(long, value_name = "N", default_value_t = 1_000_000,
+          value_parser = clap::value_parser!(u32).range(100..=4_000_000))]
+    flows: u32,
 }
 
 #[derive(clap::Args)]
@@ -97,6 +164,12 @@ struct Faults {
     /// How long a flood takes, in seconds
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
+    /// `--max-flows` of lb, unless as many as the kernel's connection tracking has room for
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16_384..=4_194_304))]
+    max_flows: Option<u32>,
+    /// Only proxies with TEXT in their name, such as "lb" or "nftables"
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    only: String,
 }
 
 #[derive(clap::Args)]
@@ -122,6 +195,7 @@ fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Datapath(arguments) => datapath(&arguments),
         Command::Faults(arguments) => faults(&arguments),
+        Command::Listing(arguments) => listing(&arguments),
         Command::Scale(arguments) => scale(&arguments),
         Command::Traffic(arguments) => traffic(&arguments),
         Command::TrafficServer { processor, port } => {
@@ -132,6 +206,16 @@ fn main() -> Result<ExitCode> {
         Command::TrafficClient { processor, load, to, operations } => {
             namespace::keep_to(processor)?;
             println!("{}", serde_json::to_string(&exchange::run(load, to, operations)?)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ScalingServer { processor, port, datagrams } => {
+            namespace::keep_to(processor)?;
+            work::serve(port, datagrams)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ScalingClient { processor, work, to, count, flows } => {
+            namespace::keep_to(processor)?;
+            println!("{}", work::run(work, to, count, flows)?);
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -163,20 +247,32 @@ fn datapath(arguments: &Datapath) -> Result<ExitCode> {
 }
 
 fn faults(arguments: &Faults) -> Result<ExitCode> {
-    let faults = faults::measure(Duration::from_secs(arguments.seconds))?;
-    print!("{}", faults::table(&faults));
+    let Faults { seconds, max_flows, ref only } = *arguments;
+    let time = Duration::from_secs(seconds);
+    let report = faults::measure(&faults::Plan { time, max_flows, only: only.clone() })?;
+    print!("{}", report.table());
     let path = target().join("bench/faults.json");
-    report::write(&faults[..], &path)?;
+    report::write(&report, &path)?;
     println!("\nalso in {}", path.display());
-    let is_harmless = faults.iter().all(faults::Fault::is_harmless);
-    Ok(if is_harmless { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn listing(arguments: &Listing) -> Result<ExitCode> {
+    let listings = listing::measure(arguments.flows)?;
+    print!("{}", listing::table(&listings));
+    let path = target().join("bench/listing.json");
+    report::write(&listings[..], &path)?;
+    println!("\nalso in {}", path.display());
+    let is_complete = listings.iter().all(listing::Listing::is_complete);
+    Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn traffic(arguments: &Traffic) -> Result<ExitCode> {
     let started = Instant::now();
-    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 11 } else { 31 });
+    let rounds = arguments.rounds.unwrap_or(if arguments.quick { 9 } else { 31 });
     let plan = traffic::Plan {
         rounds,
+        is_quick: arguments.quick,
         only: arguments.only.clone(),
         v6: !arguments.quick,
         services: arguments.services,
@@ -184,28 +280,47 @@ fn traffic(arguments: &Traffic) -> Result<ExitCode> {
         two_processors: arguments.two_processors,
     };
     let before = machine::load_average()?;
-    let samples = traffic::measure(&plan)?;
-    let report = traffic::judge::Report::of(&samples, &plan, Machine::read(before)?);
-    let text = report.markdown();
-    print!("{text}");
-    let path = target().join("bench/traffic.json");
-    report::write(&report, &path)?;
-    let markdown = path.with_extension("md");
-    fs::write(&markdown, text)?;
+    let measured = traffic::measure(&plan)?;
+    let report = traffic::judge::Report::of(measured, &plan, Machine::read(before)?);
+    let plots = traffic::plots::all(&report)?;
+    print!("{}", report.markdown(&plots));
+    let directory = target().join("bench");
+    traffic::publish::write(&report, &plots, &directory)?;
     let seconds = started.elapsed().as_secs_f64();
-    println!("\n{seconds:.0} s; also in {} and {}", markdown.display(), path.display());
+    println!("\n{seconds:.0} s; also below {}, with plots", directory.display());
+    if let Some(place) = &arguments.publish {
+        let (root, day) = (target().join(".."), Timestamp::now().strftime("%Y-%m-%d").to_string());
+        traffic::publish::publish(&report, &plots, &root, place, &day)?;
+        println!("published in {place}/{day}");
+    }
     Ok(if report.fails() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn scale(arguments: &Scale) -> Result<ExitCode> {
-    let Scale { quick, services, endpoints } = *arguments;
+    let Scale { quick, services, endpoints, part, proxies, rest } = *arguments;
     let size = scale::objects::Size { services, endpoints };
-    let (changes, seconds) = if quick { (200, 5) } else { (2_000, 30) };
-    let plan = scale::Plan { size, changes, time: Duration::from_secs(seconds) };
-    println!("{services} Services with {endpoints} endpoints each\n");
-    let figures = scale::measure(plan)?;
+    if !part.beyond {
+        println!("{services} Services with {endpoints} endpoints each\n");
+    }
+    let (name, figures) = match part {
+        ScalePart { real: true, .. } => ("scale-real", scale::real::measure(size)?),
+        ScalePart { beyond: true, .. } => ("scale-beyond", scale::beyond::measure()?),
+        ScalePart { fleet: Some(agents), .. } => {
+            let rest = Duration::from_secs(rest);
+            let plan = scale::fleet::Plan { size, agents, proxies, rest };
+            ("scale-fleet", scale::fleet::measure(plan)?)
+        }
+        ScalePart { churn: Some(seconds), .. } => {
+            ("scale-churn", scale::churn::measure(size, Duration::from_secs(seconds))?)
+        }
+        _ => {
+            let (changes, seconds) = if quick { (200, 5) } else { (2_000, 30) };
+            let plan = scale::Plan { size, changes, time: Duration::from_secs(seconds) };
+            ("scale", scale::measure(plan)?)
+        }
+    };
     print!("{}", scale::report::table(&figures));
-    let path = target().join("bench/scale.json");
+    let path = target().join(format!("bench/{name}.json"));
     report::write(&figures, &path)?;
     println!("\nalso in {}", path.display());
     let fails = figures.iter().any(scale::report::Figure::fails);

@@ -3,12 +3,15 @@
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
-use lb_agent::maps::flow_table::{FlowAddress, FlowMaps, FlowTable, Flows, SEED};
+use lb_agent::maps::flow_table::{FlowAddress, FlowMaps, FlowTable, Flows, LiveFlow, SEED};
 use lb_common::abi::address::{Address4, Address6};
+use lb_common::abi::flow::{Flow, FlowKey, Tuple};
 use lb_common::abi::flow_table::{
-    FlowEntry, FlowSeed, PERIOD_FACTOR, REPLY_ROOM, RequestWord, WAYS,
+    Direction, FlowEntry, FlowSeed, PERIOD_FACTOR, REPLY_ROOM, RequestWord, TIMES, WAYS,
 };
-use lb_common::flow_table::{Memory, request_word};
+use lb_common::abi::settings::Lifetimes;
+use lb_common::balance::Endpoint;
+use lb_common::flow_table::{InsertError, Memory, NewFlow, request_word};
 use lb_sys::TypedMap;
 use lb_testing::flow_table::invariants::{self, Contents};
 use lb_testing::flow_table::seed;
@@ -82,6 +85,39 @@ pub fn age<A: FlowAddress>(table: &FlowTable<A>, times: u32) {
             assert!(table.swap(bucket, place, word.0, older.0), "no program runs");
         }
     }
+}
+
+/// Inserts a flow like another one, by another client. No established flow makes room for it.
+///
+/// # Errors
+/// [`InsertError`]: nothing was inserted.
+pub fn insert_like<A: FlowAddress>(
+    table: &FlowTable<A>,
+    like: &LiveFlow<A>,
+    client: Endpoint<A>,
+    lifetimes: &Lifetimes,
+) -> Result<(), InsertError> {
+    let of_client = |mut tuple: Tuple<A>| {
+        (tuple.source, tuple.source_port) = (client.address, client.port);
+        tuple
+    };
+    let LiveFlow { word, entry, .. } = like;
+    let key = FlowKey { tuple: of_client(entry.request), protocol: like.protocol().into() };
+    let action = |direction| entry.actions[direction as usize];
+    let mut new = NewFlow::default();
+    new.flow = Flow {
+        rewrite: of_client(entry.translated),
+        action: action(Direction::Request),
+        state: word.state(),
+        generation: entry.generation,
+        backend: entry.backend,
+        service: entry.service,
+        last_seen: word.time(),
+        ..Flow::default()
+    };
+    (new.reply_action, new.protected) = (action(Direction::Reply), TIMES - 1);
+    new.reply_key.set_reverse(&new.flow.rewrite, key.protocol);
+    table.insert(&key, &mut new, lifetimes)
 }
 
 /// Checks the table's invariants.

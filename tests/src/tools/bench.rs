@@ -1,5 +1,6 @@
 //! `lb-bench datapath`: what the programs cost, packet by packet; `lb-bench faults`: see [`faults`];
-//! `lb-bench traffic`: see [`traffic`]; `lb-bench scale`: see [`scale`].
+//! `lb-bench traffic`: see [`traffic`]; `lb-bench scale`: see [`scale`]; `lb-bench listing`: see
+//! [`listing`].
 //!
 //! `BPF_PROG_TEST_RUN` gives each packet to a wrapper, which restores the packet, picks the next
 //! flow and tail-calls the real program. The wrapper with an empty program is measured in turn
@@ -23,9 +24,11 @@ pub mod flows;
 pub mod frames;
 pub mod harness;
 pub mod lanes;
+pub mod listing;
 pub mod lookups;
 pub mod namespace;
 pub mod outside;
+pub mod plot;
 pub mod programs;
 pub mod report;
 pub mod scale;

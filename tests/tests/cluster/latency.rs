@@ -1,4 +1,5 @@
-//! How long an endpoint's change takes from the API server to the maps, among many Services.
+//! How long an endpoint's change takes from the API server to the maps, among many Services, and
+//! what the agent asks and receives for it.
 
 use std::io::BufRead;
 use std::os::fd::AsRawFd;
@@ -11,6 +12,7 @@ use lb_common::abi::service::Service;
 use lb_tests::harness::controlplane::Options;
 use lb_tests::harness::controlplane::live::LiveCluster;
 use lb_tests::harness::netns::topology::cluster::Cluster;
+use lb_tests::tools::bench::scale::wire::Wire;
 use serde_json::{Value, json};
 
 /// How many Services there are beside the one that changes.
@@ -23,6 +25,8 @@ const CHANGES: usize = 100;
 const SLOTS: usize = 16_384;
 /// No change takes longer than this; the figure itself is printed.
 const WORST: Duration = Duration::from_millis(500);
+/// What the node may receive beside events: bookmarks, and what the link layer says.
+const BESIDE: u64 = 32 << 10;
 
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
 
@@ -144,6 +148,15 @@ fn fill(live: &LiveCluster) -> Result<()> {
     })
 }
 
+/// How often the agent has listed each kind.
+fn lists(live: &mut LiveCluster) -> Result<Vec<String>> {
+    let (_, text) = live.agent(1)?.http(10249, "/metrics")?;
+    let lists = text.lines().filter(|line| line.starts_with("lb_watch_lists"));
+    let lists: Vec<_> = lists.map(str::to_owned).collect();
+    ensure!(!lists.is_empty(), "no metric lb_watch_lists");
+    Ok(lists)
+}
+
 fn percentiles(mut times: Vec<Duration>) -> (Duration, Duration) {
     times.sort();
     (times[times.len() / 2], times[times.len() * 99 / 100])
@@ -165,6 +178,8 @@ fn an_endpoint_change_is_soon_in_the_maps() -> Result<()> {
     events.read_line(&mut line)?;
     ensure!(line.contains("ADDED"), "{line}");
     let (mut from_request, mut from_event) = (Vec::new(), Vec::new());
+    let node = live.cluster.node(1);
+    let (before, lists, mut sent) = (Wire::of(node.netns())?, lists(&mut live)?, 0);
     let path = format!("{SLICES}/probe-x");
     for change in 0..CHANGES {
         let address = format!("10.244.2.{}", 10 + change % 2);
@@ -192,9 +207,15 @@ fn an_endpoint_change_is_soon_in_the_maps() -> Result<()> {
             "change {change} is not in the map:\n{}",
             live.agent(1)?.get("backends")?
         );
+        sent += line.len() as u64;
         from_request.push(visible - start);
         from_event.push(visible.saturating_duration_since(readable));
     }
+    let used = Wire::of(node.netns())?.since(before);
+    println!("received {} bytes for {CHANGES} events of {sent} bytes together", used.received);
+    ensure!(used.received <= 2 * sent + BESIDE, "{used:?} for {sent} bytes of events");
+    ensure!(used.opened == 0, "connections were opened: {used:?}");
+    ensure!(self::lists(&mut live)? == lists, "an agent listed again because of a change");
     for (what, times) in
         [("the request", from_request), ("the event at another watcher", from_event)]
     {

@@ -1,5 +1,7 @@
 //! Agents that follow a real API server.
 
+mod admission;
+mod alerts;
 mod api_server;
 mod clusterip;
 mod config;

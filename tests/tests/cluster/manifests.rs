@@ -186,6 +186,24 @@ fn manifests_and_chart_name_the_version_of_lb() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_manifests_of_the_benchmark_run_this_version() -> Result<()> {
+    let objects = objects(&kustomize("bench")?)?;
+    let spec = |name: &str, path: &str| {
+        let found = objects.iter().find(|(other, _)| other == name);
+        let spec = found.and_then(|(_, object)| object.pointer(path)).cloned();
+        spec.with_context(|| format!("no {path} in {name}"))
+    };
+    let mut expectations = Expectations::default();
+    for (name, path) in [("Pod server", "/spec"), ("Job lb-bench", "/spec/template/spec")] {
+        let container = &spec(name, path)?["containers"][0];
+        let image = format!("localhost/lb-agent:{}", env!("CARGO_PKG_VERSION"));
+        expectations.is_true(format!("{name}: {container:#}"), container["image"] == image);
+        check_container(&mut expectations, name, container);
+    }
+    expectations.finish()
+}
+
 /// What a container runs and what it gets from its environment: command lines of lb-agent.
 fn check_container(expectations: &mut Expectations, what: &str, container: &Value) {
     let words = |value: &Value| -> Vec<String> {

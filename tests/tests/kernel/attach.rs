@@ -316,12 +316,12 @@ fn connect_hooks_are_adopted_and_follow_the_mode_and_the_cgroup() -> Result<()> 
         Ok(fs::read_dir(pins.links())?.count())
     };
     let connect4 = || link(&pins.links().join("cgroup-connect4"));
-    ensure!(attach(&one, SocketLb::All)? == 8);
+    ensure!(attach(&one, SocketLb::All)? == 9);
     let first = connect4()?;
-    ensure!(attach(&one, SocketLb::Tcp)? == 4);
+    ensure!(attach(&one, SocketLb::Tcp)? == 5);
     let second = connect4()?;
     ensure!(first.0 == second.0 && first.1 != second.1, "{first:?} {second:?}");
-    ensure!(attach(&other, SocketLb::Tcp)? == 4);
+    ensure!(attach(&other, SocketLb::Tcp)? == 5);
     ensure!(connect4()?.0 != second.0, "still on the former cgroup");
     ensure!(attach(&other, SocketLb::Off)? == 0);
     Ok(())

@@ -32,7 +32,7 @@ use lb_common::{
         frontend::{Frontend, FrontendKey, FrontendKind, TCP},
         range::RangeKey,
         service::{Name, Service, SlotRange},
-        settings::{Settings, SettingsPair, Timeouts},
+        settings::{PortRange, Settings, SettingsPair, Timeouts},
     },
     balance::track,
     flow_table::{Class, NewFlow},
@@ -316,12 +316,13 @@ fn the_sweep_removes_flows_past_twice_their_timeout_and_counts_the_others() -> R
     insert(5, 230, ONE_WAY | CONFIRMED | CLIENT_FIN, ALONE)?;
     insert(6, 250, ONE_WAY | CONFIRMED | CLIENT_FIN, ALONE)?;
     let mut sweeper = Sweeper::open(&pins)?;
-    let Swept { fills, flows } = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND)?;
+    let Swept { fills, flows, .. } =
+        sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND, PortRange::default())?;
     let fill = fills.iter().find(|fill| fill.map == "FLOW_TABLE4").context("no flows")?;
     ensure!((fill.removed, fill.entries, fill.max_entries) == (2, 4, 1_024), "{fill:?}");
     ensure!(flows[0][Class::Established as usize] == 3, "{flows:?}");
     ensure!(flows[0][Class::Unanswered as usize] == 1, "{flows:?}");
-    let swept = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND)?;
+    let swept = sweeper.sweep(&TIMEOUTS, TICKS_PER_SECOND, PortRange::default())?;
     ensure!(swept.fills.iter().all(|fill| fill.removed == 0), "{swept:?}");
     ensure!(swept.flows == flows, "{swept:?}");
     Ok(())
@@ -334,20 +335,24 @@ fn get_shows_pinned_maps_and_says_when_there_are_none() -> Result<()> {
         let pins = PinArgs { bpf_dir: dir.0.clone() };
         GetArgs { what, output, service: None, address: None, pins }
     };
-    let error = get::get(&arguments(What::Services, Output::Table)).err().context("shown")?;
+    let get = |what, output| {
+        let mut out = Vec::new();
+        get::get(&arguments(what, output), &mut out).map(|()| out)
+    };
+    let error = get(What::Services, Output::Table).err().context("shown")?;
     ensure!(error.to_string().starts_with("nothing is pinned at "), "{error}");
     dir.load()?;
     fill(&mut KernelDataplane::open(&dir.pins())?)?;
-    let services = get::get(&arguments(What::Services, Output::Json))?;
-    let services: serde_json::Value = serde_json::from_str(&services)?;
+    let services = get(What::Services, Output::Json)?;
+    let services: serde_json::Value = serde_json::from_slice(&services)?;
     ensure!(services[0]["name"] == "default/web:http", "{services}");
     ensure!(services[0]["frontends"][0] == "10.96.0.1:80", "{services}");
     ensure!(services[0]["cluster_backends"] == 10, "{services}");
     let all = [What::Frontends, What::Backends, What::Flows, What::Affinity, What::Counters];
     for what in all {
-        let text = get::get(&arguments(what, Output::Json))?;
-        ensure!(serde_json::from_str::<serde_json::Value>(&text)?.is_array(), "{what:?}: {text}");
-        get::get(&arguments(what, Output::Table))?;
+        let shown: serde_json::Value = serde_json::from_slice(&get(what, Output::Json)?)?;
+        ensure!(shown.is_array(), "{what:?}: {shown}");
+        get(what, Output::Table)?;
     }
     Ok(())
 }

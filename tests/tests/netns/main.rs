@@ -6,6 +6,8 @@ mod clusterip;
 mod config;
 mod connected;
 mod conversations;
+mod counts;
+mod demo;
 mod detached;
 mod dsr;
 mod dsr_flows;

@@ -95,9 +95,19 @@ const HELM: Module = Module {
     programs: &[Program::new("helm", "helm.sh/helm/v3/cmd/helm")],
 };
 
-/// The control plane and Helm, for the tier `cluster`.
+/// What checks the alert rules and runs their tests.
+const PROMTOOL: Module = Module {
+    source: "tests/controlplane/promtool",
+    made_for: "github.com/prometheus/prometheus",
+    name: "promtool",
+    takes: "four minutes",
+    programs: &[Program::new("promtool", "github.com/prometheus/prometheus/cmd/promtool")],
+};
+
+/// The control plane, Helm and promtool, for the tier `cluster`.
 pub(super) fn ensure(workspace: &Workspace) -> Result<bool> {
-    let changed = HELM.ensure(workspace)?;
+    let mut changed = HELM.ensure(workspace)?;
+    changed |= PROMTOOL.ensure(workspace)?;
     Ok(changed | ensure_control_plane(workspace)?)
 }
 

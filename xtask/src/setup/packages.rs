@@ -51,6 +51,9 @@ pub(super) const NODES: [&str; 11] = [
     "wget",
 ];
 
+/// The tools that `bench traffic` measures with beside its own.
+pub(super) const BENCH: [&str; 2] = ["iperf3", "wrk"];
+
 pub(super) fn ensure(workspace: &Workspace, packages: &[&'static str]) -> Result<bool> {
     ensure!(
         on_path("dpkg-query").is_some(),

@@ -100,11 +100,13 @@ impl Counter {
         } else if let Some(name) = speaker(line).filter(|_| self.listing.is_some()) {
             self.speaker = Some(name.to_owned());
         } else if let Some(name) = &self.speaker {
-            if !line.is_empty() {
-                let said = self.outcome.said.entry(name.clone()).or_default();
-                if said.len() < SAID.0 {
-                    said.push(line.chars().take(SAID.1).collect());
-                }
+            let said = self.outcome.said.entry(name.clone()).or_default();
+            // What it printed before it failed says less.
+            if is_reason(line) && !said.first().is_some_and(|first| is_reason(first)) {
+                said.clear();
+            }
+            if !line.is_empty() && said.len() < SAID.0 {
+                said.push(line.chars().take(SAID.1).collect());
             }
         } else if let Some(result) = Tally::parse(line) {
             self.outcome.passed += result.passed;
@@ -137,6 +139,11 @@ impl Counter {
 fn speaker(line: &str) -> Option<&str> {
     let name = line.strip_prefix("---- ")?.strip_suffix(" ----")?;
     Some(name.strip_suffix(" stdout").unwrap_or(name))
+}
+
+/// Whether a line of a test's output begins to say why it failed.
+fn is_reason(line: &str) -> bool {
+    line.starts_with("Error: ") || line.starts_with("thread '") && line.contains("panicked at ")
 }
 
 /// The numbers of one line `test result: …`.
@@ -244,6 +251,7 @@ test a ... FAILED
 failures:
 
 ---- a ----
+starting
 Error: the cluster did not come up
 
 one

@@ -92,6 +92,7 @@ pub(crate) const TIERS: [Tier; 8] = [
             ("lb-sys", &["-p", "lb-sys"]),
             ("lb-agent", &["-p", "lb-agent"]),
             ("lb-tests", &["-p", "lb-tests", "--lib", "--bins"]),
+            ("lb-fuzz", &["-p", "lb-fuzz"]),
             ("xtask", &["-p", "xtask"]),
         ]),
         root: false,
@@ -117,7 +118,10 @@ pub(crate) const TIERS: [Tier; 8] = [
     },
     Tier {
         name: "netns",
-        source: Source::SideBySide("netns", &["affinity", "lifetime", "mishaps", "upgrade"]),
+        source: Source::SideBySide(
+            "netns",
+            &["affinity", "demo", "lifetime", "mishaps", "upgrade"],
+        ),
         root: true,
         programs: true,
         on_request: false,
@@ -307,7 +311,7 @@ mod tests {
     fn every_tier_has_steps() {
         let lengths = TIERS.map(|tier| (tier.name, tier.steps(false).len()));
         let expected = [
-            ("unit", 7),
+            ("unit", 8),
             ("kernel", 2),
             ("vectors", 1),
             ("netns", 2),

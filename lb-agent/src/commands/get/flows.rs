@@ -1,66 +1,66 @@
-//! Rows of `get flows` and `get affinity`, from maps that the programs write.
+//! Rows of `get flows`, from maps that the programs write.
+//!
+//! There may be a million: they are read from mapped memory, and what is kept of each until it is printed
+//! is a key of a few words. A flow that ends meanwhile is left out.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsFd,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use lb_common::{
     abi::{
         address::{Address4, Address6, Be16},
-        affinity::{Affinity, AffinityKey, BY_NETNS, BY_SOCKET},
-        backend::Backend,
         flow::{ANSWERED, Action, CLIENT_FIN, RESET, SERVER_FIN, STREAM},
         flow_table::Direction,
         frontend::TCP,
         service::Name,
-        settings::Settings,
         traffic::{DIRECT, NO_SERVICE},
     },
-    flow_table::{Class, age},
+    flow_table::Class,
 };
-use lb_sys::TypedMap;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{
     GetError,
-    services::{ServiceNames, protocol_name},
+    clock::Clock,
+    services::{live_names, protocol_name},
+    text::AddressText,
 };
 use crate::{
     maps::{
         flow_table::{self, FlowAddress, FlowTable, Flows as _, LiveFlow},
         pins::Pins,
-        read::{opened, read_array, read_hash, read_settings, text_of},
+        read::text_of,
     },
     options::values::ServicePattern,
 };
 
 /// A translated flow, as its requests are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FlowRow {
+pub struct FlowRow<'a> {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
     /// The source of a request before translation.
-    pub source: String,
+    pub source: AddressText,
     /// The destination of a request before translation.
-    pub destination: String,
+    pub destination: AddressText,
     /// The source of a request after translation.
-    pub new_source: String,
+    pub new_source: AddressText,
     /// The destination of a request after translation.
-    pub new_destination: String,
+    pub new_destination: AddressText,
     /// How requests are forwarded: `stack`, `route`, `loopback`, `hairpin`, `forward` or `tunnel`.
     pub action: &'static str,
     /// How replies are forwarded: `stack`, `hairpin`, `device`, `forward` or `direct`; null if none
     /// pass this node.
     pub reply_action: Option<&'static str>,
     /// The node that requests are encapsulated to; null if they are not encapsulated.
-    pub via: Option<String>,
+    pub via: Option<AddressText>,
     /// The events of the connection so far: `answered`, `client_fin`, `server_fin`, `reset`.
-    pub state: Vec<&'static str>,
+    pub state: States,
     /// The service port.
-    pub service: String,
+    pub service: Cow<'a, str>,
     /// Index into BACKENDS4 or BACKENDS6.
     pub backend: u32,
     /// Seconds since the last recorded packet; null if the clock cannot be read.
@@ -72,6 +72,33 @@ pub struct FlowRow {
     pub class: &'static str,
 }
 
+/// The events of a flow so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct States {
+    is_tcp: bool,
+    state: u8,
+}
+
+impl States {
+    fn names(self) -> impl Iterator<Item = &'static str> {
+        let tcp = [
+            (ANSWERED, "answered"),
+            (CLIENT_FIN, "client_fin"),
+            (SERVER_FIN, "server_fin"),
+            (RESET, "reset"),
+        ];
+        let udp = [(ANSWERED, "answered"), (STREAM, "stream"), (0, ""), (0, "")];
+        let names = if self.is_tcp { tcp } else { udp };
+        names.into_iter().filter(move |(bit, _)| self.state & bit != 0).map(|(_, name)| name)
+    }
+}
+
+impl Serialize for States {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.names())
+    }
+}
+
 /// Which flows to show.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowFilter {
@@ -81,77 +108,143 @@ pub struct FlowFilter {
     pub address: Option<IpAddr>,
 }
 
-/// A client bound to a backend of a service port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AffinityRow {
-    /// The service port.
-    pub service: String,
-    /// The client's address, `netns:<cookie>` of its network namespace, or
-    /// `socket:<cookie>` of a datagram socket, which keeps to one backend without
-    /// session affinity too.
-    pub client: String,
-    /// `address:port` of the backend; null if its id means another backend now.
-    pub backend: Option<String>,
-    /// Index into BACKENDS4 or BACKENDS6.
-    pub backend_id: u32,
-    /// Seconds since the client last opened a flow; null if the clock cannot be read.
-    pub idle_seconds: Option<u32>,
+/// The flows that are to be shown.
+pub(super) struct Shown {
+    table4: Option<FlowTable<Address4>>,
+    table6: Option<FlowTable<Address6>>,
+    keys: Vec<Key>,
+    names: Names,
+    clock: Clock,
 }
 
-/// Computes how long ago something was.
-struct Clock {
-    now: Option<u32>,
-    settings: Settings,
+/// What orders flows, and where to find one: by service port, protocol and client.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    /// The rank of the service port among its kind, and in the lowest bit whether it is not TCP.
+    service: u32,
+    is_ipv6: bool,
+    source: u128,
+    ports: [u16; 2],
+    place: u32,
 }
 
-impl Clock {
-    fn open(pins: &Pins) -> Result<Self, GetError> {
-        let now =
-            || -> io::Result<u32> { lb_sys::ticks_now(lb_sys::obj_get(&pins.clock())?.as_fd()) };
-        Ok(Self { now: now().ok(), settings: read_settings(pins)? })
+impl Shown {
+    /// Reads which flows there are.
+    pub(super) fn read(pins: &Pins, filter: &FlowFilter) -> Result<Self, GetError> {
+        let clock = Clock::open(pins)?;
+        let names = live_names(pins)?;
+        let services = filter.service.as_ref().map(|pattern| {
+            let of_it = names.iter().filter(|(_, name)| pattern.matches(&text_of(name)));
+            of_it.map(|(index, _)| *index).collect::<HashSet<u32>>()
+        });
+        let names = Names::new(&names);
+        let address4 = |ip: IpAddr| if let IpAddr::V4(ip) = ip { Some(ip.into()) } else { None };
+        let address6 = |ip: IpAddr| if let IpAddr::V6(ip) = ip { Some(ip.into()) } else { None };
+        let (services, address) = (services.as_ref(), filter.address);
+        let mut keys = Vec::new();
+        let wanted = Wanted::<Address4>::new(services, address, address4);
+        let table4 = wanted.map(|wanted| -> Result<_, GetError> {
+            let table = FlowTable::readable(pins)?;
+            add_keys(
+                &table,
+                &wanted,
+                false,
+                |ip| u32::from(Ipv4Addr::from(ip)).into(),
+                &names,
+                &mut keys,
+            );
+            Ok(table)
+        });
+        let table4 = table4.transpose()?;
+        let wanted = Wanted::<Address6>::new(services, address, address6);
+        let table6 = wanted.map(|wanted| -> Result<_, GetError> {
+            let table = FlowTable::readable(pins)?;
+            add_keys(&table, &wanted, true, |ip| Ipv6Addr::from(ip).into(), &names, &mut keys);
+            Ok(table)
+        });
+        let table6 = table6.transpose()?;
+        keys.sort_unstable();
+        Ok(Self { table4, table6, keys, names, clock })
     }
 
-    /// The seconds since `last_seen`, in ticks.
-    fn seconds_since(&self, last_seen: u32) -> Option<u32> {
-        let ticks = self.now?.wrapping_sub(last_seen);
-        // The entry was updated after the clock was read.
-        let ticks = if ticks > u32::MAX / 2 { 0 } else { ticks };
-        ticks.checked_div(self.settings.ticks_per_second)
-    }
-
-    /// The seconds since `time`, a flow's.
-    fn seconds_idle(&self, time: u32) -> Option<u32> {
-        let idle = age(time, self.settings.time(self.now?));
-        flow_table::seconds(idle, &self.settings)
+    /// Reads each of them once more.
+    pub(super) fn rows(&self) -> impl Iterator<Item = FlowRow<'_>> {
+        self.keys.iter().filter_map(|key| {
+            if key.is_ipv6 {
+                let flow = self.table6.as_ref()?.flow(key.place)?;
+                return Some(row(&flow, Ipv6Addr::from, &self.names, &self.clock));
+            }
+            let flow = self.table4.as_ref()?.flow(key.place)?;
+            Some(row(&flow, Ipv4Addr::from, &self.names, &self.clock))
+        })
     }
 }
 
-/// The rows of `get flows`.
-pub(super) fn flows(pins: &Pins, filter: &FlowFilter) -> Result<Vec<FlowRow>, GetError> {
-    let clock = Clock::open(pins)?;
-    let names = live_names(pins)?;
-    let services = filter.service.as_ref().map(|pattern| {
-        let of_it = names.iter().filter(|(_, name)| pattern.matches(&text_of(name)));
-        of_it.map(|(index, _)| *index).collect::<HashSet<u32>>()
-    });
-    let names = ServiceNames::new(&names);
-    let mut rows = Vec::new();
-    let address4 = |ip: IpAddr| if let IpAddr::V4(ip) = ip { Some(ip.into()) } else { None };
-    let address6 = |ip: IpAddr| if let IpAddr::V6(ip) = ip { Some(ip.into()) } else { None };
-    let (services, address) = (services.as_ref(), filter.address);
-    let wanted = Wanted::<Address4>::new(services, address, address4);
-    add_rows(pins, wanted, Ipv4Addr::from, &names, &clock, &mut rows)?;
-    let wanted = Wanted::<Address6>::new(services, address, address6);
-    add_rows(pins, wanted, Ipv6Addr::from, &names, &clock, &mut rows)?;
-    rows.sort_by(|a, b| {
-        (&a.service, a.protocol, &a.source, &a.destination).cmp(&(
-            &b.service,
-            b.protocol,
-            &b.source,
-            &b.destination,
-        ))
-    });
-    Ok(rows)
+fn add_keys<A: FlowAddress>(
+    table: &FlowTable<A>,
+    wanted: &Wanted<'_, A>,
+    is_ipv6: bool,
+    number: impl Fn(A) -> u128,
+    names: &Names,
+    keys: &mut Vec<Key>,
+) {
+    keys.extend(table.live().filter(|flow| wanted.has(flow)).map(|flow| {
+        let request = &flow.entry.request;
+        Key {
+            service: names.rank(flow.entry.service) << 1 | u32::from(flow.protocol() != TCP),
+            is_ipv6,
+            source: number(request.source),
+            ports: [request.source_port, request.destination_port].map(Be16::get),
+            place: flow.place,
+        }
+    }));
+}
+
+/// The names of service ports, and their order, by the index of the service port.
+struct Names(Vec<Option<(u32, String)>>);
+
+impl Names {
+    /// In place of the service port, of a flow that only reserves the source port of a connection of the
+    /// kernel, or of a client that talks to a backend itself.
+    const OF_NO_SERVICE: &str = "-";
+
+    fn new(names: &[(u32, Name)]) -> Self {
+        let mut texts: Vec<_> = names.iter().map(|(index, name)| (text_of(name), *index)).collect();
+        texts.sort_unstable();
+        let length = texts.iter().map(|(_, index)| *index as usize + 1).max().unwrap_or_default();
+        let mut by_index = vec![None; length];
+        let mut rank = 0;
+        for (number, (text, index)) in texts.iter().enumerate() {
+            // A Service has the same name in both families.
+            if number.checked_sub(1).is_none_or(|before| texts[before].0 != *text) {
+                rank += 1;
+            }
+            by_index[*index as usize] = Some((rank, text.clone()));
+        }
+        Self(by_index)
+    }
+
+    fn of(&self, service: u32) -> Option<&(u32, String)> {
+        self.0.get(service as usize)?.as_ref()
+    }
+
+    /// Where the service port comes: flows of none first, those of service ports that are gone last.
+    fn rank(&self, service: u32) -> u32 {
+        match service {
+            NO_SERVICE | DIRECT => 0,
+            service => self.of(service).map_or(u32::MAX >> 1, |(rank, _)| *rank),
+        }
+    }
+
+    /// The name; the index if the service port is gone.
+    fn text(&self, service: u32) -> Cow<'_, str> {
+        match service {
+            NO_SERVICE | DIRECT => Self::OF_NO_SERVICE.into(),
+            service => self
+                .of(service)
+                .map_or_else(|| format!("#{service}").into(), |(_, text)| text.as_str().into()),
+        }
+    }
 }
 
 /// A filter for the flows of a family, before anything is made text of.
@@ -180,21 +273,6 @@ impl<'a, A: Copy + PartialEq> Wanted<'a, A> {
     }
 }
 
-fn add_rows<A: FlowAddress, I: Into<IpAddr>>(
-    pins: &Pins,
-    wanted: Option<Wanted<'_, A>>,
-    address: impl Fn(A) -> I,
-    names: &ServiceNames<'_>,
-    clock: &Clock,
-    rows: &mut Vec<FlowRow>,
-) -> Result<(), GetError> {
-    let Some(wanted) = wanted else { return Ok(()) };
-    let table = FlowTable::<A>::readable(pins)?;
-    let flows = table.live().filter(|flow| wanted.has(flow));
-    rows.extend(flows.map(|flow| row(&flow, &address, names, clock)));
-    Ok(())
-}
-
 /// How many live flows each service port has, by its index.
 pub(super) fn live(pins: &Pins) -> Result<HashMap<u32, u64>, GetError> {
     // Without the clock all flows count as live.
@@ -220,19 +298,14 @@ fn count_live<A: FlowAddress>(
     Ok(())
 }
 
-fn live_names(pins: &Pins) -> Result<Vec<(u32, Name)>, GetError> {
-    let names = read_array::<Name>(pins, "NAMES")?;
-    Ok((0..).zip(names).filter(|(_, name)| name.length > 0).collect())
-}
-
-fn row<A: Copy, I: Into<IpAddr>>(
+fn row<'a, A: Copy, I: Into<IpAddr>>(
     flow: &LiveFlow<A>,
     address: impl Fn(A) -> I,
-    names: &ServiceNames<'_>,
+    names: &'a Names,
     clock: &Clock,
-) -> FlowRow {
+) -> FlowRow<'a> {
     let LiveFlow { word, entry, .. } = flow;
-    let text = |ip: A, port: Be16| SocketAddr::new(address(ip).into(), port.get()).to_string();
+    let text = |ip: A, port: Be16| AddressText::with_port(address(ip).into(), port.get());
     let [action, reply_action] =
         [Direction::Request, Direction::Reply].map(|of| entry.actions[of as usize]);
     let is_tunnel = action == Action::REQUEST_TUNNEL;
@@ -247,22 +320,15 @@ fn row<A: Copy, I: Into<IpAddr>>(
         new_destination: text(next.destination, next.destination_port),
         action: action_name(action),
         reply_action: (reply_action != Action::default()).then(|| action_name(reply_action)),
-        via: is_tunnel.then(|| via.to_string()),
-        state: state_names(flow.protocol(), word.state()),
-        service: match entry.service {
-            NO_SERVICE | DIRECT => OF_NO_SERVICE.to_owned(),
-            service => names.text(service),
-        },
+        via: is_tunnel.then(|| AddressText::of(via)),
+        state: States { is_tcp: flow.protocol() == TCP, state: word.state() },
+        service: names.text(entry.service),
         backend: entry.backend,
         idle_seconds: clock.seconds_idle(word.time()),
         half_open: flow.protocol() == TCP && flow.class() == Class::Unanswered,
         class: flow.class().name(),
     }
 }
-
-/// In place of the service port, of a flow that only reserves the source port of a connection of the
-/// kernel, or of a client that talks to a backend itself.
-const OF_NO_SERVICE: &str = "-";
 
 fn action_name(action: Action) -> &'static str {
     match action {
@@ -278,94 +344,18 @@ fn action_name(action: Action) -> &'static str {
     }
 }
 
-fn state_names(protocol: u8, state: u8) -> Vec<&'static str> {
-    let tcp = [
-        (ANSWERED, "answered"),
-        (CLIENT_FIN, "client_fin"),
-        (SERVER_FIN, "server_fin"),
-        (RESET, "reset"),
-    ];
-    let udp = [(ANSWERED, "answered"), (STREAM, "stream")];
-    let names = if protocol == TCP { &tcp[..] } else { &udp };
-    names.iter().filter(|(bit, _)| state & bit != 0).map(|(_, name)| *name).collect()
-}
-
-/// The rows of `get affinity`.
-pub(super) fn affinity(pins: &Pins) -> Result<Vec<AffinityRow>, GetError> {
-    let clock = Clock::open(pins)?;
-    let names = live_names(pins)?;
-    let is_ipv6 =
-        |service: u32| names.iter().any(|(index, name)| *index == service && name.family == 6);
-    let backends4 = read_array::<Backend<Address4>>(pins, "BACKENDS4")?;
-    let backends6 = read_array::<Backend<Address6>>(pins, "BACKENDS6")?;
-    let map = opened(pins, "AFFINITY", TypedMap::<AffinityKey, Affinity>::new)?;
-    let texts = ServiceNames::new(&names);
-    let mut rows: Vec<AffinityRow> = read_hash(&map, "AFFINITY")?
-        .iter()
-        .map(|(key, entry)| {
-            let is_ipv6 = is_ipv6(key.service);
-            let id = entry.backend as usize;
-            let backend = if is_ipv6 {
-                backends6.get(id).and_then(|backend| held(backend, entry, Ipv6Addr::from))
-            } else {
-                backends4.get(id).and_then(|backend| held(backend, entry, Ipv4Addr::from))
-            };
-            AffinityRow {
-                service: texts.text(key.service),
-                client: client_of(key, is_ipv6),
-                backend,
-                backend_id: entry.backend,
-                idle_seconds: clock.seconds_since(entry.last_seen),
-            }
-        })
-        .collect();
-    rows.sort_by(|a, b| (&a.service, &a.client).cmp(&(&b.service, &b.client)));
-    Ok(rows)
-}
-
-fn client_of(key: &AffinityKey, is_ipv6: bool) -> String {
-    let [low, high, ..] = key.client;
-    let cookie = u64::from(low) | u64::from(high) << 32;
-    match key.kind {
-        BY_NETNS => format!("netns:{cookie}"),
-        BY_SOCKET => format!("socket:{cookie}"),
-        _ if is_ipv6 => Ipv6Addr::from(Address6 { be32: key.client }).to_string(),
-        _ => Ipv4Addr::from(Address4 { be32: low }).to_string(),
-    }
-}
-
-/// The backend's address, if its id still means the backend that was chosen.
-fn held<A: Copy, I: Into<IpAddr>>(
-    backend: &Backend<A>,
-    entry: &Affinity,
-    address: impl Fn(A) -> I,
-) -> Option<String> {
-    (u32::from(backend.generation) == entry.generation)
-        .then(|| SocketAddr::new(address(backend.address).into(), backend.port.get()).to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use lb_common::{
         abi::{
             flow::{CONFIRMED, Tuple},
             flow_table::{FlowEntry, RequestWord},
+            settings::Settings,
         },
         flow_table::IS_UDP,
     };
 
     use super::*;
-
-    #[test]
-    fn a_client_is_an_address_or_a_namespace() {
-        let v4 = AffinityKey {
-            client: [u32::from_ne_bytes([10, 0, 0, 9]), 0, 0, 0],
-            ..AffinityKey::default()
-        };
-        assert_eq!(client_of(&v4, false), "10.0.0.9");
-        let netns = AffinityKey { kind: BY_NETNS, client: [7, 1, 0, 0], ..v4 };
-        assert_eq!(client_of(&netns, true), format!("netns:{}", (1u64 << 32) + 7));
-    }
 
     fn flow(action: Action, reply_action: Action, state: u8) -> LiveFlow<Address4> {
         let ip = |last: u8| Ipv4Addr::new(192, 0, 2, last).into();
@@ -377,9 +367,10 @@ mod tests {
         LiveFlow { place: 0, word: RequestWord::default().claimed(1).live(state, 100), entry }
     }
 
-    fn shown(flow: &LiveFlow<Address4>) -> FlowRow {
+    fn shown(flow: &LiveFlow<Address4>) -> FlowRow<'static> {
+        static NONE: Names = Names(Vec::new());
         let clock = Clock { now: None, settings: Settings::default() };
-        row(flow, Ipv4Addr::from, &ServiceNames::new(&[]), &clock)
+        row(flow, Ipv4Addr::from, &NONE, &clock)
     }
 
     #[test]
@@ -390,7 +381,7 @@ mod tests {
         assert_eq!((row.new_source, row.new_destination), (row.source, row.destination));
         let row = shown(&flow(Action::REQUEST_FORWARD, Action::REPLY_FORWARD, 0));
         assert_eq!((row.action, row.reply_action, row.via), ("forward", Some("forward"), None));
-        assert_eq!(row.new_destination, "192.0.2.2:80");
+        assert_eq!(&*row.new_destination, "192.0.2.2:80");
     }
 
     #[test]
@@ -400,7 +391,7 @@ mod tests {
         assert_eq!((new.protocol, new.half_open, new.class), ("tcp", true, "unanswered"));
         let open = row(ANSWERED | CONFIRMED);
         assert_eq!(
-            (open.state, open.half_open, open.class),
+            (open.state.names().collect(), open.half_open, open.class),
             (vec!["answered"], false, "established")
         );
         let udp = row(IS_UDP | ANSWERED | STREAM);
@@ -428,16 +419,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_time_is_not_made_up() {
-        let settings = Settings { ticks_per_second: 100, time_shift: 3, ..Settings::default() };
-        let clock = Clock { now: Some(1000), settings };
-        assert_eq!(clock.seconds_since(500), Some(5));
-        assert_eq!(clock.seconds_since(1003), Some(0));
-        assert_eq!(clock.seconds_idle(settings.time(480)), Some(5));
-        assert_eq!(clock.seconds_idle(settings.time(1016)), Some(0));
-        let unknown = Clock { now: None, settings };
-        assert_eq!((unknown.seconds_since(500), unknown.seconds_idle(9)), (None, None));
-        let unset = Clock { now: Some(1000), settings: Settings::default() };
-        assert_eq!((unset.seconds_since(500), unset.seconds_idle(9)), (None, None));
+    fn flows_are_ordered_by_the_name_of_their_service_port() {
+        let name = |text: &str| {
+            let mut name = Name { length: text.len() as u8, ..bytemuck::Zeroable::zeroed() };
+            name.text[..text.len()].copy_from_slice(text.as_bytes());
+            name
+        };
+        let names = Names::new(&[(0, name("b/web")), (1, name("a/dns")), (4, name("b/web"))]);
+        assert_eq!([1, 0, 4].map(|index| names.rank(index)), [1, 2, 2]);
+        assert_eq!([1, 4, 3].map(|index| names.text(index).into_owned()), ["a/dns", "b/web", "#3"]);
+        let others = [NO_SERVICE, DIRECT, 3, 9].map(|index| names.rank(index));
+        assert_eq!(others, [0, 0, u32::MAX >> 1, u32::MAX >> 1]);
     }
 }

@@ -14,7 +14,12 @@ use lb_common::abi::{
 use lb_control::dataplane::PinnedState;
 use serde::Serialize;
 
-use crate::maps::{read::text_of, traffic::Carried};
+use super::GetError;
+use crate::maps::{
+    pins::Pins,
+    read::{read_array, text_of},
+    traffic::Carried,
+};
 
 /// A service port in one family.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -87,6 +92,12 @@ pub(super) fn protocol_name(protocol: u8) -> &'static str {
         UDP => "udp",
         _ => "any",
     }
+}
+
+/// The names that service ports have, with their indices.
+pub(super) fn live_names(pins: &Pins) -> Result<Vec<(u32, Name)>, GetError> {
+    let names = read_array::<Name>(pins, "NAMES")?;
+    Ok((0..).zip(names).filter(|(_, name)| name.length > 0).collect())
 }
 
 /// The names of service ports by their index.

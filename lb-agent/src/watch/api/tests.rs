@@ -326,6 +326,20 @@ async fn a_streaming_list_is_one_event_and_changes_follow() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn changes_cost_no_request() {
+    let change = |version: u32| event("MODIFIED", service("a", &version.to_string()));
+    let first = [added("a", "1"), list_end("1")].into_iter();
+    let mut fake = Fake::new(vec![Answer::Watch(first.chain((2..102).map(change)).collect())]);
+    assert_eq!(fake.next().await, "= default/a");
+    for _ in 0..100 {
+        assert_eq!(fake.next().await, "+ default/a");
+    }
+    for kind in ["services", "endpointslices", "nodes", "servicecidrs"] {
+        assert_eq!(fake.asked(kind).len(), 1, "{kind}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_object_that_changes_within_a_streaming_list_is_listed_as_it_is_at_its_end() {
     let mut fake = Fake::new(vec![Answer::Watch(vec![
         added("a", "1"),

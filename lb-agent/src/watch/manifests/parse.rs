@@ -19,7 +19,7 @@ use lb_control::model::event::{Object, ObjectKind};
 
 /// The format of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub enum Format {
     /// One or more YAML documents.
     Yaml,
     /// One JSON value.
@@ -28,23 +28,30 @@ pub(super) enum Format {
 
 /// An object and the line, from 1, on which its document begins.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Located {
-    pub(super) line: u64,
-    pub(super) object: Object,
+pub struct Located {
+    /// The line.
+    pub line: u64,
+    /// The object.
+    pub object: Object,
 }
 
 /// Why a text is not a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
-pub(super) struct ParseError {
-    pub(super) line: u64,
+pub struct ParseError {
+    /// The line of the file, from 1.
+    pub line: u64,
     /// The path of the field, such as `spec.ports[0].port`; empty for a syntax error.
-    pub(super) field: String,
-    pub(super) message: String,
+    pub field: String,
+    /// What is wrong there, in one line.
+    pub message: String,
 }
 
 /// Reads every object of a watched kind; documents of other kinds are skipped.
-pub(super) fn parse(text: &str, format: Format) -> Result<Vec<Located>, ParseError> {
+///
+/// # Errors
+/// [`ParseError`] for the first document that is invalid.
+pub fn parse(text: &str, format: Format) -> Result<Vec<Located>, ParseError> {
     let mut found = Vec::new();
     match format {
         Format::Yaml => {

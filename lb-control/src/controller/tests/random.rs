@@ -176,12 +176,8 @@ fn controller_of(world: &World, facts: &NodeFacts) -> Controller {
 
 /// What the controller publishes besides the maps.
 fn published(controller: &Controller) -> impl PartialEq + std::fmt::Debug + use<> {
-    // Without the owner: who loses an address is told once who had it then, because a change of
-    // the owner must not cost a look at everybody who waits for the address.
-    let conflicts: Vec<_> =
-        controller.conflicts().map(|one| (one.service.clone(), one.frontend)).collect();
     (
-        conflicts,
+        controller.conflicts().collect::<Vec<_>>(),
         controller.counts(),
         controller.health_checks().clone(),
         controller.no_local_endpoints().of_families().collect::<Vec<_>>(),

@@ -5,6 +5,7 @@
 //! is turned off by its flags ([`CONFINED`]). It dies with its owner.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::thread;
@@ -118,9 +119,17 @@ impl KubeProxy {
     /// # Errors
     /// It is not there.
     pub fn spawn(plane: &ControlPlane, node: &Arc<Node>, options: Options) -> Result<Self> {
+        Self::spawn_with(&plane.kube_proxy_kubeconfig(), node, options)
+    }
+
+    /// Starts it with the API server of a kubeconfig, without waiting.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn spawn_with(kubeconfig: &Path, node: &Arc<Node>, options: Options) -> Result<Self> {
         let mut command = Command::new(kube_proxy()?);
         command
-            .arg(format!("--kubeconfig={}", plane.kube_proxy_kubeconfig().display()))
+            .arg(format!("--kubeconfig={}", kubeconfig.display()))
             .arg(format!("--hostname-override={}", node.name()))
             .arg(format!("--proxy-mode={}", options.mode.name()))
             .arg(format!("--cluster-cidr={}", cidr::cluster()))
@@ -138,6 +147,14 @@ impl KubeProxy {
     /// # Errors
     /// As [`KubeProxy::start`].
     pub fn wait_synced(&mut self) -> Result<()> {
+        self.wait_synced_within(SYNCED)
+    }
+
+    /// [`KubeProxy::wait_synced`] for so long.
+    ///
+    /// # Errors
+    /// As [`KubeProxy::start`].
+    pub fn wait_synced_within(&mut self, limit: Duration) -> Result<()> {
         let start = Instant::now();
         loop {
             let answer = self.http(self.options.metrics_port, "/metrics");
@@ -146,7 +163,7 @@ impl KubeProxy {
             }
             let ended = self.process.ended()?;
             ensure!(
-                ended.is_none() && start.elapsed() < SYNCED,
+                ended.is_none() && start.elapsed() < limit,
                 "kube-proxy wrote no rules, ended: {ended:?}, asked: {:?}\n{}",
                 answer.map(|answer| answer.status_line),
                 self.process.tail()

@@ -12,6 +12,9 @@ pub const KUBERNETES_VERSION: &str = "v1.36.3";
 /// The release of Helm that `tests/controlplane/helm/go.mod` names.
 const HELM_VERSION: &str = "v3.22.0";
 
+/// The release of Prometheus that `tests/controlplane/promtool/go.mod` names.
+const PROMETHEUS_VERSION: &str = "v0.316.0";
+
 /// Environment variable that names a directory of ready-made programs.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
@@ -87,6 +90,14 @@ pub fn helm() -> Result<PathBuf> {
     find_in(&[cache()?.join(format!("helm-{HELM_VERSION}"))], "helm")
 }
 
+/// promtool, from the cache.
+///
+/// # Errors
+/// It is not there.
+pub fn promtool() -> Result<PathBuf> {
+    find_in(&[cache()?.join(format!("promtool-{PROMETHEUS_VERSION}"))], "promtool")
+}
+
 /// nginx, from the cache or else from `PATH`.
 ///
 /// # Errors
@@ -157,8 +168,18 @@ mod tests {
 
     #[test]
     fn the_version_is_the_one_that_the_go_module_names() {
-        let module = include_str!("../../../controlplane/go.mod");
-        let line = format!("k8s.io/kubernetes {KUBERNETES_VERSION}");
-        assert!(module.contains(&line), "go.mod does not hold {line:?}");
+        let rows = [
+            (include_str!("../../../controlplane/go.mod"), "k8s.io/kubernetes", KUBERNETES_VERSION),
+            (include_str!("../../../controlplane/helm/go.mod"), "helm.sh/helm/v3", HELM_VERSION),
+            (
+                include_str!("../../../controlplane/promtool/go.mod"),
+                "github.com/prometheus/prometheus",
+                PROMETHEUS_VERSION,
+            ),
+        ];
+        for (module, name, version) in rows {
+            let line = format!("{name} {version}");
+            assert!(module.contains(&line), "go.mod does not hold {line:?}");
+        }
     }
 }

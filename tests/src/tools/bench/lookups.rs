@@ -360,3 +360,46 @@ fn connect<F: Side>(tables: &mut Counting<F>) -> Result<()> {
     }
     .context("connect() to the Service was not translated")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The look-ups of each kind of packet; one more is a slow-down that no quiet machine is needed to
+    /// see. Both families have the same.
+    const COUNTS: [(&str, f64); 17] = [
+        ("established, request, TCP", 1.0),
+        ("established, reply, TCP", 1.0),
+        ("established, request, UDP", 1.0),
+        ("established, reply, UDP", 1.0),
+        ("not Service traffic, request side", 0.0),
+        ("not Service traffic, reply side", 1.0),
+        ("new flow, TCP", 3.0),
+        ("new flow, UDP", 3.0),
+        ("connect()", 1.0),
+        ("NodePort (SNAT), request, TCP", 1.0),
+        ("NodePort (SNAT), reply, TCP", 1.0),
+        ("NodePort (SNAT), new flow, TCP", 3.0),
+        ("NodePort (SNAT), new flow, UDP", 3.0),
+        ("NodePort (DSR), request, TCP", 1.0),
+        ("NodePort (DSR), new flow, TCP", 5.0),
+        ("NodePort (DSR), new flow, UDP", 5.0),
+        ("not Service traffic, with NodePorts, leaving", 1.0),
+    ];
+
+    #[test]
+    fn every_packet_has_the_look_ups_that_it_needs_and_no_more() {
+        let counted: Vec<_> = count()
+            .expect("the counts")
+            .into_iter()
+            .map(|figure| match figure.outcome {
+                Outcome::Measured(estimate) => (figure.name, estimate.median),
+                Outcome::Invalid(why) => panic!("{}: {why}", figure.name),
+            })
+            .collect();
+        let expected = ["IPv4", "IPv6"].into_iter().flat_map(|family| {
+            COUNTS.map(|(name, most)| (format!("hash look-ups, {name}, {family}"), most))
+        });
+        assert_eq!(counted, expected.collect::<Vec<_>>());
+    }
+}

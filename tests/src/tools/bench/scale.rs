@@ -4,14 +4,24 @@
 //! The API server is made of prepared answers ([`api`]), in a namespace of its own beside the node:
 //! no etcd and no TLS, so that the figures are the agent's. Without HTTP/2 each watch has a
 //! connection of its own, and the question whether the server serves has another.
+//! More Services ([`beyond`]) and constant change ([`churn`]) are measured so as well. The real API
+//! server has [`real`], which compares with kube-proxy, and [`fleet`], many agents at once.
 //!
 //! Counts and memory are judged. Times are shown with their targets: they are those of the machine.
 
 pub mod api;
+pub mod audit;
+pub mod beyond;
+pub mod churn;
+pub mod create;
+pub mod fleet;
+pub mod growth;
 pub mod maps;
 pub mod objects;
 pub mod process;
+pub mod real;
 pub mod report;
+pub mod wire;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -34,6 +44,7 @@ use crate::harness::netns::actors::agent::{Agent, Options};
 use crate::harness::netns::actors::host::Serve;
 use crate::harness::netns::actors::process::Process;
 use crate::harness::netns::topology::cluster::Cluster;
+use crate::harness::netns::topology::node::Node;
 use crate::harness::netns::topology::plan::NODE_GATEWAY;
 use api::{Server, Usage, modified};
 use maps::Watcher;
@@ -42,13 +53,14 @@ use report::{Figure, percentile};
 
 const SLICES: &str = "endpointslices";
 const MEGABYTE: f64 = (1 << 20) as f64;
-/// How long the first state may take.
-const START: Duration = Duration::from_secs(120);
+/// How long the first state may take, also that of kube-proxy.
+const START: Duration = Duration::from_secs(300);
 /// Changes a second of a cluster that is busy.
 const BUSY: u64 = 1_000;
 /// Changes a second of a cluster as most are.
 const USUAL: u64 = 20;
 
+const ANSWERED: &str = "start of the process to the answer of the last Service";
 /// When the memory is judged.
 const STARTED: &str = "after the start";
 
@@ -63,6 +75,20 @@ pub struct Plan {
     pub time: Duration,
 }
 
+/// What a start is judged by.
+#[derive(Clone, Copy, Debug)]
+struct Targets {
+    /// Until the last Service answers, in seconds: aim and must.
+    start: (f64, f64),
+    /// Resident memory, in megabytes: aim and must.
+    memory: Option<(f64, f64)>,
+}
+
+impl Targets {
+    /// Those of 10,000 Services with 10 endpoints each.
+    const USUAL: Self = Self { start: (1.0, 2.0), memory: Some((40.0, 60.0)) };
+}
+
 /// Measures all of it.
 ///
 /// # Errors
@@ -70,7 +96,7 @@ pub struct Plan {
 pub fn measure(plan: Plan) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let mut lab = Lab::new(plan)?;
-    lab.start(&mut figures)?;
+    lab.start(&[], Targets::USUAL, &mut figures)?;
     lab.single_changes(&mut figures)?;
     lab.rate(BUSY, &mut figures)?;
     lab.burst(&mut figures)?;
@@ -103,11 +129,7 @@ impl Lab {
         let server = Server::start(listener, size.objects(node.name(), node.addresses().v4));
         let kubeconfig = tempfile::NamedTempFile::new()?;
         std::fs::write(kubeconfig.path(), configuration(address).to_string())?;
-        // The endpoints of the last Service are processes of the node.
-        let last = (0..size.endpoints).map(|number| size.endpoint(size.services - 1, number));
-        let lines: Vec<_> = last.map(|ip| format!("addr add {ip}/32 dev lo")).collect();
-        node.netns().ip_lines(&lines)?;
-        let last_service = node.serve(&Serve::default().tcp(TARGET))?;
+        let last_service = serve_last(&node, size)?;
         let ready = vec![true; size.services as usize];
         Ok(Self {
             plan,
@@ -124,30 +146,24 @@ impl Lab {
         Ok(self.agent.as_mut().context("no agent")?.process().pid())
     }
 
-    /// Starts the agent and waits until the last Service answers.
-    fn start(&mut self, figures: &mut Vec<Figure>) -> Result<()> {
+    /// Starts the agent, with more arguments, and waits until the last Service answers.
+    fn start(
+        &mut self,
+        arguments: &[&str],
+        targets: Targets,
+        figures: &mut Vec<Figure>,
+    ) -> Result<()> {
         let node = self.cluster.node(1);
-        let last = SocketAddr::from((cluster_ip(self.plan.size.services - 1), PORT));
-        let probe = Probe::tcp(last).timeout(Duration::from_millis(20)).reset();
         // The client process is there before the time runs.
-        node.ask(probe.clone())?;
+        node.ask(last_service(self.plan.size))?;
         let start = Instant::now();
-        let options = Options::kubeconfig(self.kubeconfig.path());
+        let options = Options::kubeconfig(self.kubeconfig.path()).arguments(arguments);
         let agent = self.agent.insert(Agent::spawn(&node, &options)?);
-        while node.ask(probe.clone())?.reached().is_none() {
-            if let Some(status) = agent.process().ended()? {
-                bail!("the agent ended with {status}\n{}", agent.process().tail());
-            }
-            if start.elapsed() > START {
-                bail!("the last Service does not answer\n{}", agent.process().tail());
-            }
-        }
+        wait_last_service(&node, self.plan.size, agent.process())?;
         let took = start.elapsed().as_secs_f64();
         agent.wait_ready()?;
-        figures.push(
-            Figure::time(12, "start of the process to the answer of the last Service", took, "s")
-                .limits(1.0, 2.0),
-        );
+        let (aim, must) = targets.start;
+        figures.push(Figure::time(12, ANSWERED, took, "s").limits(aim, must));
         let Usage { connections, requests, bytes } = self.server.usage();
         let megabytes = bytes as f64 / MEGABYTE;
         figures.push(
@@ -160,19 +176,26 @@ impl Lab {
         figures.push(Figure::count(0, "API: answers at the start", megabytes, "MB"));
         // What is left of the start is over by then: Events, the first sweep of the maps.
         thread::sleep(Duration::from_secs(3));
-        self.memory(STARTED, figures)
+        self.memory(STARTED, targets.memory, figures)
     }
 
-    fn memory(&mut self, when: &str, figures: &mut Vec<Figure>) -> Result<()> {
+    fn memory(
+        &mut self,
+        when: &str,
+        limits: Option<(f64, f64)>,
+        figures: &mut Vec<Figure>,
+    ) -> Result<()> {
         let memory = process::memory(self.pid()?)?;
-        let mut add = |what: &str, bytes: u64| {
-            let figure = Figure::count(17, format!("{what} {when}"), bytes as f64 / MEGABYTE, "MB");
-            let is_judged = what == "memory" && when == STARTED;
-            figures.push(if is_judged { figure.limits(40.0, 60.0) } else { figure });
+        let figure = |what: &str, bytes: u64| {
+            Figure::count(17, format!("{what} {when}"), bytes as f64 / MEGABYTE, "MB")
         };
-        add("memory", memory.resident);
-        add("of it, not shared with maps or files", memory.anonymous);
-        add("most memory until", memory.peak);
+        let resident = figure("memory", memory.resident);
+        figures.push(match limits {
+            Some((aim, must)) => resident.limits(aim, must),
+            None => resident,
+        });
+        figures.push(figure("of it, not shared with maps or files", memory.anonymous));
+        figures.push(figure("most memory until", memory.peak));
         Ok(())
     }
 
@@ -287,7 +310,7 @@ impl Lab {
         let rate = f64::from(services) / (last - start).as_secs_f64();
         let name = format!("{services} changes at once");
         figures.push(Figure::rate(14, name, rate, "changes/s").limits(50_000.0, 10_000.0));
-        self.memory("after all changes", figures)
+        self.memory("after all changes", None, figures)
     }
 
     /// No change at all.
@@ -311,8 +334,36 @@ impl Lab {
     }
 }
 
+/// Makes the endpoints of the last Service processes of a node.
+fn serve_last(node: &Node, size: Size) -> Result<Process> {
+    let last = (0..size.endpoints).map(|number| size.endpoint(size.services - 1, number));
+    let lines: Vec<_> = last.map(|ip| format!("addr add {ip}/32 dev lo")).collect();
+    node.netns().ip_lines(&lines)?;
+    node.serve(&Serve::default().tcp(TARGET))
+}
+
+/// The question whether the last Service answers.
+fn last_service(size: Size) -> Probe {
+    let last = SocketAddr::from((cluster_ip(size.services - 1), PORT));
+    Probe::tcp(last).timeout(Duration::from_millis(20)).reset()
+}
+
+/// Waits until a proxy of a node lets the last Service answer.
+fn wait_last_service(node: &Node, size: Size, proxy: &mut Process) -> Result<()> {
+    let start = Instant::now();
+    while node.ask(last_service(size))?.reached().is_none() {
+        if let Some(status) = proxy.ended()? {
+            bail!("the proxy ended with {status}\n{}", proxy.tail());
+        }
+        if start.elapsed() > START {
+            bail!("the last Service does not answer after {START:?}\n{}", proxy.tail());
+        }
+    }
+    Ok(())
+}
+
 /// The kubeconfig of a server that asks for no credentials.
-fn configuration(server: SocketAddr) -> Value {
+pub fn configuration(server: SocketAddr) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "bench",
         "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],

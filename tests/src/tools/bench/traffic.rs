@@ -6,6 +6,9 @@
 //! route, in random order. A figure is the median, over the rounds, of the ratio of two lanes in the
 //! same round, so that a slow second of the machine slows down both.
 //!
+//! The same lanes are measured by known tools ([`tools`]), and nodes of their own show what grows with
+//! the cluster ([`scaling`]).
+//!
 //! It measures no hardware: frames pass from one veth to another on the same processor.
 
 pub mod case;
@@ -13,8 +16,14 @@ pub mod exchange;
 pub mod judge;
 pub mod lane;
 pub mod machine;
+pub mod page;
+pub mod plots;
+pub mod publish;
 pub mod relay;
+pub mod scaling;
 pub mod shared;
+pub mod shuffled;
+pub mod tools;
 
 use std::collections::BTreeMap;
 
@@ -25,6 +34,7 @@ use self::case::{Case, Proxy, Route};
 use self::exchange::{Load, Sample};
 use self::lane::{Lane, Settings};
 use self::shared::Shared;
+use self::shuffled::Random;
 use super::namespace::{keep_off, last_processor};
 
 /// What is measured, and how often.
@@ -32,6 +42,8 @@ use super::namespace::{keep_off, last_processor};
 pub struct Plan {
     /// The rounds; an odd number has a median of its own.
     pub rounds: usize,
+    /// Smaller clusters, and fewer rounds of what takes long.
+    pub is_quick: bool,
     /// Only cases whose title contains this.
     pub only: String,
     /// Also over IPv6.
@@ -55,6 +67,11 @@ impl Plan {
         )
     }
 
+    /// Whether a case of this title is measured.
+    fn wants(&self, title: &str) -> bool {
+        title.contains(&self.only)
+    }
+
     fn settings(&self) -> Result<Settings> {
         let client_processor = last_processor()?;
         let other = client_processor.checked_sub(1);
@@ -63,7 +80,7 @@ impl Plan {
         } else {
             client_processor
         };
-        Ok(Settings { client_processor, server_processor, mtu: self.mtu })
+        Ok(Settings { client_processor, server_processor, mtu: self.mtu, max_flows: None })
     }
 
     fn cases(&self) -> Vec<Case> {
@@ -72,7 +89,7 @@ impl Plan {
         for &is_v6 in families {
             for route in Route::ALL {
                 let of_load = Load::ALL.map(|load| Case { route, load, is_v6 });
-                let is_wanted = |case: &&Case| case.is_meant() && case.title().contains(&self.only);
+                let is_wanted = |case: &&Case| case.is_meant() && self.wants(&case.title());
                 cases.extend(of_load.iter().filter(is_wanted));
             }
         }
@@ -83,33 +100,61 @@ impl Plan {
 /// The samples of a case by lane, one for each round.
 pub type Samples = BTreeMap<Case, BTreeMap<Proxy, Vec<Sample>>>;
 
+/// All that was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Lanes by the loads of lb-bench.
+    pub samples: Samples,
+    /// Lanes by known tools.
+    pub tools: tools::Measured,
+    /// What grows with the cluster.
+    pub scaling: scaling::Measured,
+}
+
 /// Makes the lanes, measures, and removes them.
 ///
 /// # Errors
 /// A lane cannot be made, does not serve, or does not forward the way it is meant to.
-pub fn measure(plan: &Plan) -> Result<Samples> {
-    let cases = plan.cases();
-    ensure!(!cases.is_empty(), "no case contains {:?}", plan.only);
+pub fn measure(plan: &Plan) -> Result<Measured> {
     let settings = plan.settings()?;
     keep_off(settings.client_processor)?;
+    let (samples, tools) = measure_lanes(plan, &settings)?;
+    let scaling = scaling::measure(plan, &settings)?;
+    let has_any = !samples.is_empty() || !tools.rates.is_empty() || !scaling.curves.is_empty();
+    ensure!(
+        has_any || !scaling.removals.is_empty() || !tools.missing.is_empty(),
+        "no case contains {:?}",
+        plan.only
+    );
+    Ok(Measured { samples, tools, scaling })
+}
+
+fn measure_lanes(plan: &Plan, settings: &Settings) -> Result<(Samples, tools::Measured)> {
+    let cases = plan.cases();
+    let has_tools = tools::are_wanted(plan);
+    if cases.is_empty() && !has_tools {
+        return Ok(Default::default());
+    }
     let mut shared = Shared::start().context("control plane")?;
     let mut lanes = Vec::new();
     for proxy in Proxy::ALL {
-        if cases.iter().any(|case| case.has(proxy)) || proxy == Proxy::LbTc {
-            lanes.push(Lane::new(proxy, &settings)?);
+        let is_measured = cases.iter().any(|case| case.has(proxy));
+        if is_measured || proxy == Proxy::LbTc || (has_tools && tools::has(proxy)) {
+            lanes.push(Lane::new(proxy, settings)?);
         }
     }
     shared.fill(&lanes.first().context("no lane")?.cluster, plan.services)?;
     lanes.iter_mut().try_for_each(|lane| lane.start_proxy(&shared))?;
     imitate(&mut lanes)?;
-    let mut turns = Turns { lanes: &lanes, random: 0x9e37_79b9_7f4a_7c15, samples: Samples::new() };
+    let mut turns = Turns { lanes: &lanes, random: Random::new(), samples: Samples::new() };
     turns.warm_up(&cases)?;
     for round in 1..=plan.rounds {
         turns.round(cases.clone()).with_context(|| format!("round {round}"))?;
         eprintln!("round {round} of {}", plan.rounds);
     }
     check_flows(&lanes, &cases, plan.rounds)?;
-    Ok(turns.samples)
+    let samples = turns.samples;
+    Ok((samples, tools::measure(plan, &lanes, settings)?))
 }
 
 /// Attaches the programs of the lane with empty ones.
@@ -140,7 +185,7 @@ fn check_flows(lanes: &[Lane], cases: &[Case], rounds: usize) -> Result<()> {
 
 struct Turns<'a> {
     lanes: &'a [Lane],
-    random: u64,
+    random: Random,
     samples: Samples,
 }
 
@@ -157,12 +202,12 @@ impl Turns<'_> {
 
     /// The lanes of a case follow one another, so that they meet the same state of the machine.
     fn round(&mut self, mut cases: Vec<Case>) -> Result<()> {
-        self.shuffle(&mut cases);
+        self.random.shuffle(&mut cases);
         for case in cases {
             let Case { route, load, .. } = case;
             let of_case = self.lanes.iter().filter(|lane| case.has(lane.proxy));
             let mut lanes: Vec<_> = of_case.collect();
-            self.shuffle(&mut lanes);
+            self.random.shuffle(&mut lanes);
             for lane in lanes {
                 let sample = lane.turn(route, load, case.family(), load.operations())?;
                 let of_case = self.samples.entry(case).or_default();
@@ -170,15 +215,5 @@ impl Turns<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Fisher and Yates, with xorshift64.
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for last in (1..items.len()).rev() {
-            self.random ^= self.random << 13;
-            self.random ^= self.random >> 7;
-            self.random ^= self.random << 17;
-            items.swap(last, (self.random % (last as u64 + 1)) as usize);
-        }
     }
 }

@@ -88,3 +88,19 @@ fn kinds_of_other_groups_are_skipped() {
     let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n";
     assert_eq!(names(deployment, Format::Yaml), []);
 }
+
+#[test]
+fn a_text_of_any_depth_is_no_stack_overflow() {
+    const DEPTH: usize = 20_000;
+    let other = "apiVersion: v1\nkind: Secret\ndata: ";
+    let flow = format!("{other}{}", "[".repeat(DEPTH));
+    let block = format!("{other}\n  {}0", "- ".repeat(DEPTH));
+    let list = format!("{{apiVersion: v1, kind: List, items: {}", "[".repeat(DEPTH));
+    let json = format!(r#"{{"kind": "List", "items": {}"#, "[".repeat(DEPTH));
+    let rows =
+        [(flow, Format::Yaml), (block, Format::Yaml), (list, Format::Yaml), (json, Format::Json)];
+    for (text, format) in rows {
+        // An error, or a document of a kind that is not watched.
+        assert!(parse(&text, format).map_or(true, |found| found.is_empty()), "{}", &text[..60]);
+    }
+}

@@ -78,6 +78,36 @@ fn the_kind_of_a_claim_decides_before_the_age_of_the_service() {
 }
 
 #[test]
+fn a_conflict_of_three_names_the_owner_of_now() {
+    let spec = json!({
+        "clusterIP": "10.0.0.1", "externalIPs": ["203.0.113.9"],
+        "ports": [{ "name": "http", "port": 80 }],
+    });
+    let services = [("a", 1), ("b", 2), ("c", 3)];
+    let services = services.map(|(name, day)| aged(name, day, spec.clone(), &[]));
+    let mut controller = listed(services.to_vec(), Vec::new());
+    let mut fake = Fake::new(CAPACITY);
+    reconcile(&mut controller, 0, &mut fake);
+    let external = |controller: &Controller| -> Vec<String> {
+        let of_external = controller
+            .conflicts()
+            .filter(|conflict| conflict.frontend.ip.to_string() == "203.0.113.9");
+        of_external.map(|conflict| format!("{} to {}", conflict.service, conflict.owner)).collect()
+    };
+    assert_eq!(external(&controller), ["shop/b to shop/a", "shop/c to shop/a"]);
+    controller.apply(deleted("a"));
+    let (steps, outcome) = crate::work::of(|| reconcile(&mut controller, 1, &mut fake));
+    assert_eq!(external(&controller), ["shop/c to shop/b"]);
+    assert_eq!(outcome.services, 2, "the Service that is gone and the next owner ({steps} steps)");
+    // What the waiting one is told, once it is looked at for another reason, is right too.
+    controller.apply(ObjectEvent::Applied(slice("c", &pods(1, 1))));
+    let told = texts(&reconcile(&mut controller, 2, &mut fake));
+    let expected = ["10.0.0.1 port 80", "203.0.113.9 port 80"]
+        .map(|at| format!("Service shop/c, spec.ports: {at} belongs to the older Service shop/b"));
+    assert_eq!(told, expected);
+}
+
+#[test]
 fn addresses_of_a_service_cidr_are_for_cluster_ips_alone() {
     let spec = json!({
         "type": "LoadBalancer", "clusterIP": "10.0.0.1",

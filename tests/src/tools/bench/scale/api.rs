@@ -131,7 +131,10 @@ impl Server {
 
     fn whole(&self, client: &TcpStream, answer: &Value) -> Result<()> {
         let body = answer.to_string();
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
         self.write(client, (head + &body).as_bytes())
     }
 
@@ -162,6 +165,11 @@ pub fn modified(object: &Value) -> Vec<u8> {
     line("MODIFIED", object)
 }
 
+/// The lines of a watch that say that an object was deleted and created again.
+pub fn recreated(object: &Value) -> Vec<u8> {
+    [line("DELETED", object), line("ADDED", object)].concat()
+}
+
 fn line(change: &str, object: &Value) -> Vec<u8> {
     let mut line = json!({"type": change, "object": object}).to_string();
     line.push('\n');
@@ -171,9 +179,15 @@ fn line(change: &str, object: &Value) -> Vec<u8> {
 /// A list as the start of a watch.
 fn streamed(objects: &[Value]) -> Vec<u8> {
     let mut lines: Vec<u8> = objects.iter().flat_map(|object| line("ADDED", object)).collect();
-    let end = json!({"metadata": {
+    let mut end = json!({"metadata": {
         "resourceVersion": "1", "annotations": {"k8s.io/initial-events-end": "true"},
     }});
+    // kube-proxy decodes nothing without a type.
+    for field in ["apiVersion", "kind"] {
+        if let Some(value) = objects.first().and_then(|object| object.get(field)) {
+            end[field] = value.clone();
+        }
+    }
     lines.extend(line("BOOKMARK", &end));
     lines
 }

@@ -49,6 +49,13 @@ impl Figure {
         self
     }
 
+    /// With the name of what it is a figure of in front.
+    #[must_use]
+    pub fn of(mut self, what: &str) -> Self {
+        self.name = format!("{what}: {}", self.name);
+        self
+    }
+
     /// Whether the run fails because of it.
     pub fn fails(&self) -> bool {
         self.is_judged && self.misses(self.must)

@@ -40,13 +40,13 @@ pub enum Load {
 /// The datagrams of a burst: few enough for the default receive buffer.
 pub const BURST: u64 = 32;
 /// The payload of a datagram, bytes.
-const DATAGRAM: usize = 64;
+pub(super) const DATAGRAM: usize = 64;
 /// The bytes of one transfer of [`Load::Bulk`].
 const TRANSFER: usize = 16 << 20;
 /// One write of it, bytes.
 const CHUNK: usize = 128 << 10;
 /// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Load {
     /// All, for loops.
@@ -118,12 +118,12 @@ pub fn run(load: Load, to: SocketAddr, operations: u64) -> Result<Sample> {
         }
         Load::Connect => measure(load, warm_up, operations, || ask(&mut connect(to)?)),
         Load::Datagram | Load::Burst => {
-            let socket = datagrams(to)?;
+            let socket = datagrams(to, 0)?;
             let count = if load == Load::Burst { BURST } else { 1 };
             measure(load, warm_up, operations, || burst(&socket, count))
         }
         Load::Forward => {
-            let socket = datagrams(to)?;
+            let socket = datagrams(to, 0)?;
             measure(load, warm_up, operations, || socket.send(&[0; DATAGRAM]).map(drop))
         }
         Load::Bulk => {
@@ -134,22 +134,23 @@ pub fn run(load: Load, to: SocketAddr, operations: u64) -> Result<Sample> {
     work().with_context(|| format!("{} to {to}", load.title()))
 }
 
-fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+pub(super) fn connect(to: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
-fn datagrams(to: SocketAddr) -> io::Result<UdpSocket> {
+/// A socket on this port, or on one that is free if it is 0.
+pub(super) fn datagrams(to: SocketAddr, port: u16) -> io::Result<UdpSocket> {
     let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((any, port))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }
 
-fn ask(stream: &mut TcpStream) -> io::Result<()> {
+pub(super) fn ask(stream: &mut TcpStream) -> io::Result<()> {
     let mut byte = [1];
     stream.write_all(&byte)?;
     stream.read_exact(&mut byte)
@@ -179,15 +180,20 @@ fn measure(
         last = now;
     }
     let seconds = (last - start).as_secs_f64();
+    let sample = summary(&mut times, operations as f64 * load.units() / seconds);
+    Ok(match load {
+        // A single transfer that other work delays would decide the rate of all.
+        Load::Bulk => Sample { rate: load.units() * 1e6 / sample.p50_us, ..sample },
+        _ => sample,
+    })
+}
+
+/// The percentiles of `times`, us.
+pub(super) fn summary(times: &mut [f64], rate: f64) -> Sample {
     times.sort_by(f64::total_cmp);
     let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
     let [p50_us, p99_us] = [50, 99].map(at);
-    let rate = match load {
-        // A single transfer that other work delays would decide the rate of all.
-        Load::Bulk => load.units() * 1e6 / p50_us,
-        _ => operations as f64 * load.units() / seconds,
-    };
-    Ok(Sample { p50_us, p99_us, rate })
+    Sample { p50_us, p99_us, rate }
 }
 
 /// Sends [`TRANSFER`] bytes, and waits until the server has read all.
@@ -227,14 +233,14 @@ pub fn serve(port: u16) -> Result<()> {
 }
 
 /// A listener for both families. Accepted sockets inherit its timeout, and accept() itself has it.
-fn listen(port: u16) -> Result<TcpListener> {
+pub(super) fn listen(port: u16) -> Result<TcpListener> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
     setsockopt(&listener, ReceiveTimeout, &TimeVal::new(PATIENCE.as_secs() as i64, 0))?;
     Ok(listener)
 }
 
 /// One connection after another: there is one client at a time.
-fn accept(listener: &TcpListener, serve: fn(TcpStream) -> io::Result<()>) {
+pub(super) fn accept(listener: &TcpListener, serve: fn(TcpStream) -> io::Result<()>) {
     loop {
         if let Ok((stream, _)) = listener.accept() {
             // A client that is gone is the client's matter.
@@ -243,7 +249,7 @@ fn accept(listener: &TcpListener, serve: fn(TcpStream) -> io::Result<()>) {
     }
 }
 
-fn answer(mut stream: TcpStream) -> io::Result<()> {
+pub(super) fn answer(mut stream: TcpStream) -> io::Result<()> {
     let mut byte = [0];
     while stream.read(&mut byte)? == 1 {
         stream.write_all(&byte)?;
@@ -263,7 +269,7 @@ fn swallow(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// Answers every `count`th datagram of a client.
-fn answer_bursts(socket: &UdpSocket, count: u64) {
+pub(super) fn answer_bursts(socket: &UdpSocket, count: u64) {
     let mut received = 0;
     let mut client = None;
     loop {

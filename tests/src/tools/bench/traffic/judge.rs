@@ -1,13 +1,15 @@
-//! The report: ratios of lanes, what they are held to, and the medians that they come from.
+//! The figures: ratios of lanes, what they are held to, and the medians that they come from.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::case::{Case, Proxy, Route};
 use super::exchange::{Load, Sample};
 use super::machine::Machine;
-use super::{Plan, Samples};
+use super::scaling::curve::Curve;
+use super::scaling::removal::Removal;
+use super::{Measured, Plan, Samples, scaling, tools};
 use crate::tools::bench::report::Verdict;
 use crate::tools::bench::stats::Estimate;
 
@@ -27,6 +29,14 @@ pub enum Measure {
 }
 
 impl Measure {
+    /// What lanes are compared by under a load.
+    pub(super) fn usual(load: Load) -> Self {
+        match load {
+            Load::Request | Load::Connect | Load::Datagram | Load::Forward => Self::P50,
+            Load::Burst | Load::Bulk => Self::Rate,
+        }
+    }
+
     /// `direct` is the sample of the direct lane in the same round.
     fn of(self, sample: &Sample, direct: &Sample) -> f64 {
         match self {
@@ -194,7 +204,40 @@ pub struct Level {
     pub rate: Estimate,
 }
 
-/// All that was measured.
+/// A lane against no proxy, for plots.
+#[derive(Clone, Debug, Serialize)]
+pub struct Relative {
+    /// The load, the route and the family.
+    pub case: Case,
+    /// The lane.
+    pub lane: Proxy,
+    /// The ratio; with [`Load::Forward`] what the median time is above that without a proxy, us.
+    pub value: Estimate,
+}
+
+impl Relative {
+    fn all(samples: &Samples) -> Vec<Self> {
+        let of_case = |(case, lanes): (&Case, &BTreeMap<Proxy, Vec<Sample>>)| {
+            let case = *case;
+            let direct = lanes.get(&Proxy::Direct)?;
+            let others = lanes.iter().filter(|(lane, _)| **lane != Proxy::Direct);
+            let relative = others.map(move |(lane, samples)| {
+                let pairs = samples.iter().zip(direct);
+                let values =
+                    pairs.map(|(one, direct)| match (case.load, Measure::usual(case.load)) {
+                        (Load::Forward, _) => one.p50_us - direct.p50_us,
+                        (_, Measure::Rate) => one.rate / direct.rate,
+                        _ => one.p50_us / direct.p50_us,
+                    });
+                Self { case, lane: *lane, value: Estimate::of(values.collect()) }
+            });
+            Some(relative.collect::<Vec<_>>())
+        };
+        samples.iter().filter_map(of_case).flatten().collect()
+    }
+}
+
+/// All that was measured, and how it is judged.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Why no figure can be trusted; empty if they can.
@@ -209,11 +252,19 @@ pub struct Report {
     pub ratios: Vec<Ratio>,
     /// The medians of every lane.
     pub levels: Vec<Level>,
+    /// Every lane against no proxy.
+    pub relative: Vec<Relative>,
+    /// Known tools.
+    pub tools: tools::Measured,
+    /// What grows with the cluster.
+    pub scaling: scaling::Measured,
 }
 
 impl Report {
     /// Compares the lanes.
-    pub fn of(samples: &Samples, plan: &Plan, machine: Machine) -> Self {
+    pub fn of(measured: Measured, plan: &Plan, machine: Machine) -> Self {
+        let Measured { samples, tools, scaling } = measured;
+        let samples = &samples;
         let controls: Vec<_> = samples.keys().filter_map(|case| control(*case, samples)).collect();
         let off = |ratio: &&Ratio| (ratio.measured.median - 1.0).abs() > CONTROL;
         let invalid = controls.iter().filter(off).map(|ratio| {
@@ -226,108 +277,23 @@ impl Report {
             lanes.iter().map(|(lane, samples)| level(*case, *lane, samples))
         });
         let levels = levels.collect();
-        Self { invalid, machine, plan: plan.clone(), controls, ratios, levels }
+        let relative = Relative::all(samples);
+        let plan = plan.clone();
+        Self { invalid, machine, plan, controls, ratios, levels, relative, tools, scaling }
     }
 
     /// Whether the run is void or a must is missed.
     pub fn fails(&self) -> bool {
-        let is_missed = |ratio: &Ratio| ratio.verdict() == Verdict::FailedMust;
-        !self.invalid.is_empty() || self.ratios.iter().any(is_missed)
+        let ratios = self.ratios.iter().map(Ratio::verdict);
+        let curves = self.scaling.curves.iter().flat_map(Curve::verdicts);
+        let removals = self.scaling.removals.iter().map(Removal::verdict);
+        let mut verdicts = ratios.chain(curves).chain(removals);
+        !self.invalid.is_empty() || verdicts.any(|verdict| verdict == Verdict::FailedMust)
     }
-
-    /// The report in Markdown.
-    pub fn markdown(&self) -> String {
-        let mut text = String::new();
-        self.write_ratios(&mut text);
-        self.write_levels(&mut text);
-        text += &format!("\n{}\n{}\n", self.plan.title(), self.machine.title());
-        if !self.invalid.is_empty() {
-            text += "\nINVALID RUN: other work disturbed it, and its figures cannot be trusted; \
-                     measure again on a quiet machine\n";
-            self.invalid.iter().for_each(|why| text += &format!("- {why}\n"));
-        }
-        text
-    }
-
-    fn write_ratios(&self, text: &mut String) {
-        *text += "| row | load, route | ratio | aim | must | measured | 95 % | verdict |\n";
-        *text += "|---|---|---|---|---|---|---|---|\n";
-        for ratio in self.ratios.iter().chain(&self.controls) {
-            let row = if ratio.row == 0 { String::new() } else { ratio.row.to_string() };
-            let sign = if ratio.is_more_better { ">=" } else { "<=" };
-            let limit = |limit: Option<f64>| limit.map(|it| format!("{sign} {it}"));
-            let [aim, must] = [ratio.aim, ratio.must].map(|it| limit(it).unwrap_or_default());
-            let Estimate { median, low, high } = ratio.measured;
-            let measure = match ratio.measure {
-                Measure::P50 => "p50",
-                Measure::Rate => "rate",
-                Measure::Above => "p50 above direct",
-            };
-            let verdict = match ratio.verdict() {
-                Verdict::Ok => "ok",
-                Verdict::MissedAim => "aim missed",
-                Verdict::FailedMust => "**must missed**",
-                Verdict::Unjudged if ratio.of == Proxy::Control => "control",
-                Verdict::Unjudged | Verdict::Invalid => "",
-            };
-            let (of, to) = (ratio.of.title(), ratio.to.title());
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "| {row} | {} | {measure}: {of} / {to} | {aim} | {must} | {median:.3} | \
-                 {low:.3} to {high:.3} | {verdict} |",
-                ratio.case.title()
-            );
-        }
-    }
-
-    fn write_levels(&self, text: &mut String) {
-        *text += "\n| load, route |";
-        Proxy::ALL.iter().for_each(|proxy| *text += &format!(" {} |", proxy.title()));
-        *text += &format!("\n|---|{}\n", "---|".repeat(Proxy::ALL.len()));
-        let mut cases: Vec<_> = self.levels.iter().map(|level| level.case).collect();
-        cases.dedup();
-        for case in cases {
-            *text += &format!("| {}, {} |", case.title(), unit(case.load));
-            for proxy in Proxy::ALL {
-                let mut levels = self.levels.iter();
-                let level = levels.find(|level| level.case == case && level.lane == proxy);
-                let cell = level.map(shown).unwrap_or_default();
-                *text += &format!(" {cell} |");
-            }
-            text.push('\n');
-        }
-    }
-}
-
-/// What [`shown`] shows.
-fn unit(load: Load) -> &'static str {
-    match load {
-        Load::Request | Load::Connect | Load::Datagram | Load::Forward => "p50, us",
-        Load::Burst => "thousand/s",
-        Load::Bulk => "Gbit/s",
-    }
-}
-
-fn shown(level: &Level) -> String {
-    let value = match level.case.load {
-        Load::Request | Load::Connect | Load::Datagram | Load::Forward => level.p50_us.median,
-        Load::Burst => level.rate.median / 1e3,
-        Load::Bulk => level.rate.median * 8.0 / 1e9,
-    };
-    if level.case.load == Load::Forward {
-        // A few microseconds.
-        return format!("{value:.2}");
-    }
-    format!("{value:.1}")
 }
 
 fn control(case: Case, samples: &Samples) -> Option<Ratio> {
-    let measure = match case.load {
-        Load::Request | Load::Connect | Load::Datagram | Load::Forward => Measure::P50,
-        Load::Burst | Load::Bulk => Measure::Rate,
-    };
-    Ratio::new(case, samples, measure, [Proxy::Control, Proxy::Direct])
+    Ratio::new(case, samples, Measure::usual(case.load), [Proxy::Control, Proxy::Direct])
 }
 
 fn judged(target: &Target, samples: &Samples) -> Vec<Ratio> {
@@ -352,8 +318,6 @@ fn level(case: Case, lane: Proxy, samples: &[Sample]) -> Level {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     /// One case with these median times by lane, two rounds each.
@@ -364,15 +328,16 @@ mod tests {
         Samples::from([(Case { route, load, is_v6: false }, lanes)])
     }
 
+    fn report(samples: Samples) -> Report {
+        let measured = Measured { samples, ..Measured::default() };
+        Report::of(measured, &Plan::default(), Machine::default())
+    }
+
     #[test]
     fn ratios_are_taken_round_by_round() {
         // The machine was ten times slower in the second round.
         let times = [(Proxy::Direct, [10.0, 100.0]), (Proxy::LbTc, [10.3, 103.0])];
-        let report = Report::of(
-            &samples(Load::Request, Route::ClusterIpFar, &times),
-            &Plan::default(),
-            Machine::default(),
-        );
+        let report = report(samples(Load::Request, Route::ClusterIpFar, &times));
         let [ratio] = &report.ratios[..] else { panic!("{report:?}") };
         assert!((ratio.measured.median - 1.03).abs() < 1e-9, "{ratio:?}");
         assert_eq!((ratio.row, ratio.verdict()), (2, Verdict::MissedAim));
@@ -381,11 +346,7 @@ mod tests {
     #[test]
     fn times_are_to_be_small_and_leads_are_to_be_large() {
         let verdict = |times: &[(Proxy, [f64; 2])], row| {
-            let report = Report::of(
-                &samples(Load::Connect, Route::NodePort, times),
-                &Plan::default(),
-                Machine::default(),
-            );
+            let report = report(samples(Load::Connect, Route::NodePort, times));
             let ratio = report.ratios.iter().find(|ratio| ratio.row == row).expect("the row");
             (ratio.verdict(), report.fails())
         };
@@ -402,11 +363,7 @@ mod tests {
             (Proxy::LbTc, [11.0, 22.0]),
             (Proxy::Iptables, [13.0, 26.0]),
         ];
-        let report = Report::of(
-            &samples(Load::Forward, Route::NodePort, &times),
-            &Plan::default(),
-            Machine::default(),
-        );
+        let report = report(samples(Load::Forward, Route::NodePort, &times));
         let mut ratios = report.ratios.iter();
         let ratio = ratios.find(|ratio| (ratio.of, ratio.to) == (Proxy::Iptables, Proxy::LbTc));
         let ratio = ratio.expect("row 10");
@@ -417,12 +374,8 @@ mod tests {
     fn a_control_that_is_off_voids_the_run() {
         let is_void = |again: f64| {
             let times = [(Proxy::Direct, [100.0; 2]), (Proxy::Control, [again; 2])];
-            let report = Report::of(
-                &samples(Load::Request, Route::PodIp, &times),
-                &Plan::default(),
-                Machine::default(),
-            );
-            assert_eq!(report.markdown().contains("INVALID RUN"), report.fails());
+            let report = report(samples(Load::Request, Route::PodIp, &times));
+            assert_eq!(report.markdown(&[]).contains("INVALID RUN"), report.fails());
             report.fails()
         };
         assert_eq!([96.9, 97.1, 102.9, 103.1].map(is_void), [true, false, false, true]);

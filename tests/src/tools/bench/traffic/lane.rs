@@ -34,10 +34,10 @@ use crate::harness::wait::{PATIENCE, eventually};
 /// discovery, without which nobody finds the next node.
 const LONG: u32 = 90;
 /// How long a turn may take.
-const TURN: Duration = Duration::from_secs(60);
+pub(super) const TURN: Duration = Duration::from_secs(60);
 
 /// How lanes are made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// Where clients run.
     pub client_processor: usize,
@@ -45,6 +45,8 @@ pub struct Settings {
     pub server_processor: usize,
     /// The MTU of every device, unless it is 1500.
     pub mtu: Option<u16>,
+    /// `--max-flows` of lb, unless it is its default.
+    pub max_flows: Option<u32>,
 }
 
 /// A cluster with one kind of proxy.
@@ -56,8 +58,9 @@ pub struct Lane {
     empty: Vec<Foreign>,
     servers: Vec<Process>,
     client_processor: String,
+    max_flows: Option<u32>,
     // The last field: its namespaces outlive the processes in them.
-    pub(super) cluster: Cluster,
+    pub(in crate::tools::bench) cluster: Cluster,
 }
 
 impl Lane {
@@ -79,6 +82,7 @@ impl Lane {
             empty: Vec::new(),
             servers: Vec::new(),
             client_processor: settings.client_processor.to_string(),
+            max_flows: settings.max_flows,
             cluster,
         };
         lane.drop_witness()?;
@@ -185,7 +189,10 @@ impl Lane {
             let options = agent::Options::kubeconfig(&shared.plane.agent_kubeconfig())
                 .arguments(&["--cluster-cidr", &cluster_cidr, "--socket-lb", socket_lb])
                 .arguments(&["--external-mode", external_mode, "--xdp", xdp]);
-            self.agents.push(Agent::start(node, &options)?);
+            let max_flows = self.max_flows.map(|flows| flows.to_string());
+            let of_flows: Vec<&str> =
+                max_flows.iter().flat_map(|flows| ["--max-flows", flows]).collect();
+            self.agents.push(Agent::start(node, &options.arguments(&of_flows))?);
         }
         if let Some(mode) = self.proxy.kube_proxy_mode() {
             let options = kube_proxy::Options::new(mode);
@@ -276,7 +283,15 @@ impl Lane {
     /// # Errors
     /// As [`Agent::counted`].
     pub fn flows_opened(&self) -> Result<Option<u64>> {
-        self.agents.first().map(|agent| agent.counted("flow_created")).transpose()
+        self.counted("flow_created")
+    }
+
+    /// How many packets of node 1 ended for this reason; `None` without lb.
+    ///
+    /// # Errors
+    /// As [`Agent::counted`].
+    pub fn counted(&self, reason: &str) -> Result<Option<u64>> {
+        self.agents.first().map(|agent| agent.counted(reason)).transpose()
     }
 }
 
@@ -314,7 +329,7 @@ fn hook_of_link(name: &str) -> Option<(&str, Hook)> {
 }
 
 /// The running program, for its subcommands of client and server.
-fn own_program() -> Result<Command> {
+pub(super) fn own_program() -> Result<Command> {
     Ok(Command::new(env::current_exe().context("cannot find the running program")?))
 }
 

@@ -9,6 +9,7 @@ use super::case::{FAR, NEAR};
 use crate::harness::controlplane::objects::Pod;
 use crate::harness::controlplane::{ControlPlane, Options, successful};
 use crate::harness::netns::topology::cluster::Cluster;
+use crate::harness::netns::topology::node;
 use crate::harness::netns::topology::plan::{NODE_GATEWAY, cluster_ip};
 use crate::harness::wait::{PATIENCE, within};
 
@@ -48,23 +49,30 @@ impl Shared {
             self.plane.create_node(node.name(), &[addresses.v4.into(), addresses.v6.into()])?;
         }
         for name in [NEAR, FAR] {
-            let pod = cluster.pod(name);
-            let addresses = pod.addresses();
-            self.plane.create_pod(Pod {
-                namespace: "default",
-                name,
-                labels: &[("app", name)],
-                node: &pod.node_name(),
-                addresses: &[addresses.v4.into(), addresses.v6.into()],
-                ready: true,
-            })?;
-        }
-        for name in [NEAR, FAR] {
-            self.plane.apply(&service(name).to_string())?;
-            self.plane
-                .wait_for_slice("default", name, PATIENCE, |endpoints| endpoints.len() == 2)?;
+            self.add_backend(&cluster.pod(name), &service(name))?;
         }
         self.add_others(others)
+    }
+
+    /// Creates a pod of the lanes, and a Service that selects it by the label `app`, and waits for its
+    /// EndpointSlices, one of each family.
+    ///
+    /// # Errors
+    /// The API server refuses one.
+    pub fn add_backend(&mut self, pod: &node::Pod, service: &Value) -> Result<()> {
+        let (name, addresses) = (pod.name(), pod.addresses());
+        self.plane.create_pod(Pod {
+            namespace: "default",
+            name,
+            labels: &[("app", name)],
+            node: &pod.node_name(),
+            addresses: &[addresses.v4.into(), addresses.v6.into()],
+            ready: true,
+        })?;
+        self.plane.apply(&service.to_string())?;
+        self.plane
+            .wait_for_slice("default", name, PATIENCE, |endpoints| endpoints.len() == 2)
+            .map(drop)
     }
 
     /// Services beside those that are used, each with the endpoints of [`FAR`].
@@ -119,8 +127,9 @@ pub(super) fn number(service: &str) -> u8 {
 fn service(name: &str) -> Value {
     let addresses = cluster_ip(number(name));
     let is_exposed = name == FAR;
-    let ports = ["TCP", "UDP"].into_iter().flat_map(|protocol| {
-        (0..2).map(move |offset: u16| {
+    // Those of iperf3 and nginx are the last two.
+    let ports = [("TCP", 4), ("UDP", 2)].into_iter().flat_map(|(protocol, count)| {
+        (0..count).map(move |offset: u16| {
             let mut port = json!({
                 "name": format!("{}-{offset}", protocol.to_lowercase()),
                 "protocol": protocol,
