@@ -297,6 +297,10 @@ fn decide_portless<F: FamilyMaps + ParseQuote, const HOOK: u32, const ETHERNET: 
     balance::icmp_error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
+/// The index of the loopback device (`LOOPBACK_IFINDEX`), which no packet at an external device came
+/// in by.
+const LOOPBACK: u32 = 1;
+
 #[inline(always)]
 fn site(context: &TcContext, hook: Hook) -> Site {
     match hook {
@@ -312,8 +316,9 @@ fn site(context: &TcContext, hook: Hook) -> Site {
                 [&raw const (*skb).ifindex, &raw const (*skb).ingress_ifindex]
                     .map(|field| field.read_volatile())
             };
-            // It is not a client's any more.
-            let ingress = if is_sent(context) { ifindex } else { ingress };
+            // It is not a client's any more, nor does it return to the router that sent it: its
+            // destination is a backend's, which may also be an external address of a Service.
+            let ingress = if is_sent(context) { LOOPBACK } else { ingress };
             Site::ToDevice { ifindex, ingress }
         }
     }
