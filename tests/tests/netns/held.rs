@@ -102,6 +102,7 @@ fn a_service_at_the_address_of_the_api_server_is_refused() -> Result<()> {
         let mut scenario = Scenario::start(builder, &arguments)?;
         scenario.serve(&["c"])?;
         scenario.serve_node(1)?;
+        let c = scenario.cluster.pod("c");
         let api = scenario.empty_service("kubernetes", API).tcp(PORT, TARGET);
         scenario.publish(&api, &scenario.node_endpoints(1))?;
         let node1 = scenario.cluster.node(1);
@@ -123,12 +124,39 @@ fn a_service_at_the_address_of_the_api_server_is_refused() -> Result<()> {
             let to = (cluster_ip(GREEDY).get(family), TARGET).into();
             let answer = a.ask(Probe::new(Transport::Tcp, to))?;
             expectations.is_true(format!("{to}: {answer:?}"), answer.name() == Some("c"));
+            // What a pod's packets are translated to is the address that the other Service wanted.
+            let to = (cluster_ip(API).get(family), PORT).into();
+            let answer = c.ask(Probe::tcp(to))?;
+            expectations.is_true(format!("c, {to}: {answer:?}"), answer.name() == Some("node1"));
         }
         expectations.finish().with_context(|| format!("--socket-lb {mode}"))?;
         let refused = scenario.agent(2)?.get("frontends")?;
         let rows = refused.as_array().context("no list of frontends")?;
-        let is_there = rows.iter().any(|row| row["kind"] == "external");
+        let kinds = ["external", "external_address"];
+        let is_there = rows.iter().any(|row| kinds.iter().any(|kind| row["kind"] == *kind));
         ensure!(!is_there, "an external frontend is there: {refused}");
     }
     Ok(())
+}
+
+/// The address of a backend may be an external IP of another Service, at other ports: a node's,
+/// or a pod's where the agents do not know which addresses pods have.
+#[test]
+fn a_backend_is_reached_whose_address_is_an_external_ip() -> Result<()> {
+    let builder = Cluster::builder().pod(1, "a").pod(2, "c");
+    let mut scenario = Scenario::start(builder, &SMALL_MAPS)?;
+    scenario.serve(&["c"])?;
+    scenario.serve_node(1)?;
+    let web = scenario.empty_service("web", API).tcp(PORT, TARGET);
+    scenario.publish(&web, &scenario.node_endpoints(1))?;
+    let greedy = scenario.empty_service("greedy", GREEDY).tcp(9, TARGET);
+    let greedy = greedy.external_ips(scenario.cluster.node(1).addresses());
+    scenario.publish(&greedy, &scenario.endpoints(&["c"]))?;
+    let mut expectations = Expectations::default();
+    for family in Family::ALL {
+        let to = (cluster_ip(API).get(family), PORT).into();
+        let answer = scenario.cluster.pod("c").ask(Probe::tcp(to))?;
+        expectations.is_true(format!("{to}: {answer:?}"), answer.name() == Some("node1"));
+    }
+    expectations.finish()
 }
