@@ -297,10 +297,6 @@ fn decide_portless<F: FamilyMaps + ParseQuote, const HOOK: u32, const ETHERNET: 
     balance::icmp_error::decide(candidate, packet, is_quoted, site, settings, work, tables)
 }
 
-/// The index of the loopback device (`LOOPBACK_IFINDEX`), which no packet at an external device came
-/// in by.
-const LOOPBACK: u32 = 1;
-
 #[inline(always)]
 fn site(context: &TcContext, hook: Hook) -> Site {
     match hook {
