@@ -179,7 +179,8 @@ fn an_endpoint_change_is_soon_in_the_maps() -> Result<()> {
     ensure!(line.contains("ADDED"), "{line}");
     let (mut from_request, mut from_event) = (Vec::new(), Vec::new());
     let node = live.cluster.node(1);
-    let (before, lists, mut sent) = (Wire::of(node.netns())?, lists(&mut live)?, 0);
+    // Asking the agent is a connection too.
+    let (lists, before, mut sent) = (lists(&mut live)?, Wire::of(node.netns())?, 0);
     let path = format!("{SLICES}/probe-x");
     for change in 0..CHANGES {
         let address = format!("10.244.2.{}", 10 + change % 2);

@@ -1,7 +1,8 @@
 //! An API server of prepared answers, over plain HTTP/1.1: every watch has a connection of its own.
 //!
-//! It serves watches with streamed lists; every other answer is an empty list. It counts what it is asked and what it
-//! sends.
+//! It serves watches with streamed lists; every other answer is an empty list. It counts what it is
+//! asked and what it sends. A watch ends after the time that it asked for, and what is sent before
+//! the next one of its kind waits for that.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,10 +10,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
+
+/// How long a watch lasts that does not say it.
+const NO_END: Duration = Duration::from_secs(86_400);
 
 /// What agents have asked since the server started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -44,10 +49,19 @@ pub struct Server(Arc<State>);
 struct State {
     /// The events of each list by the plural of the kind.
     lists: HashMap<&'static str, Vec<u8>>,
-    watches: Mutex<HashMap<String, Vec<TcpStream>>>,
+    watches: Mutex<HashMap<String, Watches>>,
     connections: AtomicU64,
     requests: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// The watches of a kind.
+#[derive(Default)]
+struct Watches {
+    /// The clients, and when their watch ends.
+    clients: Vec<(TcpStream, Instant)>,
+    /// What was sent while there was none.
+    waiting: Vec<u8>,
 }
 
 impl Server {
@@ -83,17 +97,25 @@ impl Server {
         }
     }
 
-    /// Sends a line, which [`modified`] makes, to every watch of a kind.
+    /// Sends a line, which [`modified`] makes, to every watch of a kind; if their time is over, to
+    /// the next one.
     ///
     /// # Errors
-    /// Nobody watches, or the watch has ended.
+    /// Nobody has ever watched the kind.
     pub fn send(&self, kind: &str, line: &[u8]) -> Result<()> {
-        let watches = self.0.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        let clients = watches.get(kind).filter(|clients| !clients.is_empty());
-        let clients = clients.with_context(|| format!("nobody watches {kind}"))?;
-        for client in clients {
-            self.chunk(client, line)
-                .with_context(|| format!("cannot send to a watch of {kind}"))?;
+        let mut watches = self.0.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let watches = watches.get_mut(kind).with_context(|| format!("nobody watches {kind}"))?;
+        let now = Instant::now();
+        watches.clients.retain(|(client, end)| match now < *end {
+            true => self.chunk(client, line).is_ok(),
+            false => {
+                // An empty chunk ends the answer; a client that is gone needs no end.
+                self.chunk(client, &[]).ok();
+                false
+            }
+        });
+        if watches.clients.is_empty() {
+            watches.waiting.extend_from_slice(line);
         }
         Ok(())
     }
@@ -125,7 +147,15 @@ impl Server {
                 self.chunk(client, part)?;
             }
         }
-        watches.entry(kind.to_owned()).or_default().push(client.try_clone()?);
+        let watches = watches.entry(kind.to_owned()).or_default();
+        let waiting = std::mem::take(&mut watches.waiting);
+        if !waiting.is_empty() {
+            self.chunk(client, &waiting)?;
+        }
+        let seconds = query.split('&').find_map(|one| one.strip_prefix("timeoutSeconds="));
+        let time =
+            seconds.map_or(Ok(NO_END), |seconds| seconds.parse().map(Duration::from_secs))?;
+        watches.clients.push((client.try_clone()?, Instant::now() + time));
         Ok(())
     }
 
@@ -248,5 +278,27 @@ mod tests {
         let Usage { connections, requests, bytes } = server.usage();
         assert_eq!((connections, requests), (1, 1));
         assert!(bytes > 200, "{bytes}");
+    }
+
+    #[test]
+    fn what_is_sent_after_the_time_of_a_watch_waits_for_the_next_one() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server::start(listener, HashMap::from([("services", vec![])]));
+        let watch = |seconds: u32| {
+            let mut client = TcpStream::connect(address).unwrap();
+            let target = format!("/api/v1/services?watch=true&timeoutSeconds={seconds}");
+            client.write_all(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes()).unwrap();
+            BufReader::new(client).lines().map(Result::unwrap)
+        };
+        let mut first = watch(0);
+        while server.send("services", &modified(&json!({"x": 1}))).is_err() {}
+        assert_eq!(first.find(|line| line == "0").as_deref(), Some("0"), "the answer ends");
+        server.send("services", &modified(&json!({"x": 2}))).unwrap();
+        let mut second = watch(100).filter(|line| line.contains("MODIFIED"));
+        for number in [1, 2] {
+            let expected = format!(r#"{{"object":{{"x":{number}}},"type":"MODIFIED"}}"#);
+            assert_eq!(second.next(), Some(expected));
+        }
     }
 }
