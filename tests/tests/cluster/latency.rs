@@ -215,7 +215,8 @@ fn an_endpoint_change_is_soon_in_the_maps() -> Result<()> {
     let used = Wire::of(node.netns())?.since(before);
     println!("received {} bytes for {CHANGES} events of {sent} bytes together", used.received);
     ensure!(used.received <= 2 * sent + BESIDE, "{used:?} for {sent} bytes of events");
-    ensure!(used.opened == 0, "connections were opened: {used:?}");
+    // An Event of the agent's start may still be under way, by a connection of its own.
+    ensure!(used.opened <= 1, "connections were opened: {used:?}");
     ensure!(self::lists(&mut live)? == lists, "an agent listed again because of a change");
     for (what, times) in
         [("the request", from_request), ("the event at another watcher", from_event)]
