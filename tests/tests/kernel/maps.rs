@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use lb_agent::{
     cli::{GetArgs, Output, PinArgs, What},
-    commands::get,
+    commands::get::{self, GetError},
     maps::{
         flow_table::{FlowTable, Flows},
         kernel::KernelDataplane,
@@ -335,20 +335,25 @@ fn get_shows_pinned_maps_and_says_when_there_are_none() -> Result<()> {
         let pins = PinArgs { bpf_dir: dir.0.clone() };
         GetArgs { what, output, service: None, address: None, pins }
     };
-    let error = get::get(&arguments(What::Services, Output::Table)).err().context("shown")?;
+    let shown = |what, output| -> Result<String, GetError> {
+        let mut text = Vec::new();
+        get::get(&arguments(what, output), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    let error = shown(What::Services, Output::Table).err().context("shown")?;
     ensure!(error.to_string().starts_with("nothing is pinned at "), "{error}");
     dir.load()?;
     fill(&mut KernelDataplane::open(&dir.pins())?)?;
-    let services = get::get(&arguments(What::Services, Output::Json))?;
+    let services = shown(What::Services, Output::Json)?;
     let services: serde_json::Value = serde_json::from_str(&services)?;
     ensure!(services[0]["name"] == "default/web:http", "{services}");
     ensure!(services[0]["frontends"][0] == "10.96.0.1:80", "{services}");
     ensure!(services[0]["cluster_backends"] == 10, "{services}");
     let all = [What::Frontends, What::Backends, What::Flows, What::Affinity, What::Counters];
     for what in all {
-        let text = get::get(&arguments(what, Output::Json))?;
+        let text = shown(what, Output::Json)?;
         ensure!(serde_json::from_str::<serde_json::Value>(&text)?.is_array(), "{what:?}: {text}");
-        get::get(&arguments(what, Output::Table))?;
+        shown(what, Output::Table)?;
     }
     Ok(())
 }

@@ -64,8 +64,9 @@ impl Harm {
             let part = start.elapsed().as_secs_f64() / time.as_secs_f64();
             let due = (part * packets as f64) as u64;
             // In portions, so that the end is noticed.
-            for number in sent..due.min(sent + PORTION) {
-                self.send(protocol, flags, forged(number), to)?;
+            let end = due.min(sent + PORTION);
+            while sent < end {
+                self.send(protocol, flags, forged(sent), to)?;
                 sent += 1;
             }
             if sent >= due {

@@ -234,7 +234,7 @@ impl Lab {
     }
 
     fn harm(&self) -> Result<Harm> {
-        Harm::of(&*self.lane.cluster.pod("harm"), &*self.lane.cluster.node(1))
+        Harm::of(&self.lane.cluster.pod("harm"), &self.lane.cluster.node(1))
     }
 
     /// Does harm, which returns how many packets or entries it took and what became of new connections
