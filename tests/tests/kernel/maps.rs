@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use lb_agent::{
     cli::{GetArgs, Output, PinArgs, What},
-    commands::get,
+    commands::get::{self, GetError},
     maps::{
         flow_table::{FlowTable, Flows},
         kernel::KernelDataplane,
@@ -335,24 +335,25 @@ fn get_shows_pinned_maps_and_says_when_there_are_none() -> Result<()> {
         let pins = PinArgs { bpf_dir: dir.0.clone() };
         GetArgs { what, output, service: None, address: None, pins }
     };
-    let get = |what, output| {
-        let mut out = Vec::new();
-        get::get(&arguments(what, output), &mut out).map(|()| out)
+    let shown = |what, output| -> Result<String, GetError> {
+        let mut text = Vec::new();
+        get::get(&arguments(what, output), &mut text)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     };
-    let error = get(What::Services, Output::Table).err().context("shown")?;
+    let error = shown(What::Services, Output::Table).err().context("shown")?;
     ensure!(error.to_string().starts_with("nothing is pinned at "), "{error}");
     dir.load()?;
     fill(&mut KernelDataplane::open(&dir.pins())?)?;
-    let services = get(What::Services, Output::Json)?;
-    let services: serde_json::Value = serde_json::from_slice(&services)?;
+    let services = shown(What::Services, Output::Json)?;
+    let services: serde_json::Value = serde_json::from_str(&services)?;
     ensure!(services[0]["name"] == "default/web:http", "{services}");
     ensure!(services[0]["frontends"][0] == "10.96.0.1:80", "{services}");
     ensure!(services[0]["cluster_backends"] == 10, "{services}");
     let all = [What::Frontends, What::Backends, What::Flows, What::Affinity, What::Counters];
     for what in all {
-        let shown: serde_json::Value = serde_json::from_slice(&get(what, Output::Json)?)?;
-        ensure!(shown.is_array(), "{what:?}: {shown}");
-        get(what, Output::Table)?;
+        let text = shown(what, Output::Json)?;
+        ensure!(serde_json::from_str::<serde_json::Value>(&text)?.is_array(), "{what:?}: {text}");
+        shown(what, Output::Table)?;
     }
     Ok(())
 }

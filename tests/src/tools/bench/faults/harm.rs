@@ -64,10 +64,10 @@ impl Harm {
             let part = start.elapsed().as_secs_f64() / time.as_secs_f64();
             let due = (part * packets as f64) as u64;
             // In portions, so that the end is noticed.
-            let portion = sent..due.min(sent + PORTION);
-            sent = sent.max(portion.end);
-            for number in portion {
-                self.send(protocol, flags, forged(number), to)?;
+            let end = due.min(sent + PORTION);
+            while sent < end {
+                self.send(protocol, flags, forged(sent), to)?;
+                sent += 1;
             }
             if sent >= due {
                 thread::sleep(Duration::from_millis(1));
