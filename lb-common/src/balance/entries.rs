@@ -3,7 +3,7 @@
 use crate::{
     abi::{
         address::Family,
-        flow::{ANSWERED, Action, CONFIRMED, MOVED},
+        flow::{Action, CONFIRMED, MOVED},
     },
     flow_table::PROTECTED,
     packet::PacketKind,
@@ -46,7 +46,8 @@ pub(super) fn resolve<F: Family, T: Tables<F>>(
         return true;
     }
     // Where nearly all ports are in use, those that rest are better than none, and so are those of
-    // flows that are not established: handshakes that nobody completes would else take all.
+    // handshakes that nobody completes, which would else take all. A datagram's late answer would
+    // reach the wrong client, while TCP knows a segment of another connection.
     is_drawn && remove_stale(context, work, tables)
 }
 
@@ -79,10 +80,7 @@ fn remove_stale<F: Family, T: Tables<F>>(
             track::is_closed(found.state) || is_drawn && found.state & CONFIRMED == 0
         }
         // By this client itself, when it moved to another backend.
-        _ => {
-            found.state & MOVED != 0 && found.rewrite.is_reverse_of(packet.tuple())
-                || is_drawn && found.state & ANSWERED == 0
-        }
+        _ => found.state & MOVED != 0 && found.rewrite.is_reverse_of(packet.tuple()),
     };
     let is_over = is_left || track::is_expired(found, packet.kind, context);
     if is_over {
