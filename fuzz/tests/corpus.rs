@@ -6,39 +6,28 @@ use lb_fuzz::{
     TARGETS, Target,
     corpus::{self, Input},
 };
+use lb_testing::random::Random;
 
 /// How often each input is damaged.
 const MUTANTS: usize = 150;
 
-/// xorshift64 (Marsaglia 2003).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit.max(1) as u64) as usize
-    }
-
-    /// A few changes: of bytes, of the length, and parts of another input, or of this one again.
-    fn damage(&mut self, bytes: &mut Vec<u8>, other: &[u8]) {
-        for _ in 0..=self.below(4) {
-            let at = self.below(bytes.len() + 1);
-            let to = at + self.below((bytes.len() - at).min(16) + 1);
-            let from = self.below(other.len() + 1);
-            let part = &other[from..from + self.below((other.len() - from).min(64) + 1)];
-            match self.below(6) {
-                0 => bytes.truncate(at),
-                1 => drop(bytes.drain(at..to)),
-                2 => drop(bytes.splice(at..to, part.iter().copied())),
-                3 => bytes.insert(at, self.0 as u8),
-                4 if at < bytes.len() => bytes[at] ^= 1 << self.below(8),
-                _ if at < bytes.len() => {
-                    bytes[at] = [0, 0xff, b'0', b'-', self.0 as u8][self.below(5)]
-                }
-                _ => {}
+/// A few changes: of bytes, of the length, and parts of another input, or of this one again.
+fn damage(random: &mut Random, bytes: &mut Vec<u8>, other: &[u8]) {
+    for _ in 0..=random.below(4) {
+        let at = random.below(bytes.len() + 1);
+        let to = at + random.below((bytes.len() - at).min(16) + 1);
+        let from = random.below(other.len() + 1);
+        let part = &other[from..from + random.below((other.len() - from).min(64) + 1)];
+        match random.below(6) {
+            0 => bytes.truncate(at),
+            1 => drop(bytes.drain(at..to)),
+            2 => drop(bytes.splice(at..to, part.iter().copied())),
+            3 => bytes.insert(at, random.byte()),
+            4 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
+            _ if at < bytes.len() => {
+                bytes[at] = [0, 0xff, b'0', b'-', random.byte()][random.below(5)]
             }
+            _ => {}
         }
     }
 }
@@ -52,13 +41,13 @@ fn check(name: &str) {
     let target = lb_fuzz::target(name).expect("a target");
     let inputs = corpus::read(name).expect("its inputs can be read");
     assert!(inputs.len() >= 3, "{name} has {} inputs", inputs.len());
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut random = Random::new(1);
     for Input { name, bytes } in &inputs {
         run(target, name, bytes);
         for number in 0..MUTANTS {
             let other = &inputs[random.below(inputs.len())].bytes;
             let mut mutant = bytes.clone();
-            random.damage(&mut mutant, other);
+            damage(&mut random, &mut mutant, other);
             run(target, &format!("{name}, damaged ({number}),"), &mutant);
         }
     }

@@ -17,6 +17,7 @@ pub mod flow_table;
 pub mod frame;
 pub mod host;
 pub mod interpreter;
+pub mod random;
 pub mod scene;
 pub mod site;
 pub mod tables;

@@ -29,33 +29,18 @@ use lb_testing::{
         numbered::Numbered,
         seed,
     },
+    random::Random,
     world::timeouts,
 };
 
 const BUCKETS: u32 = 2;
 const THREADS: u64 = 4;
 
-/// Random numbers: xorshift64 (Marsaglia 2003).
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 32) % bound
-    }
-
-    fn flow(&mut self, clients: u64) -> Numbered {
-        Numbered {
-            client: 1 + self.below(clients) as u8,
-            service: 1 + self.below(3) as u8,
-            backend: 1 + self.below(3) as u8,
-        }
+fn random_flow(random: &mut Random, clients: usize) -> Numbered {
+    Numbered {
+        client: 1 + random.below(clients) as u8,
+        service: 1 + random.below(3) as u8,
+        backend: 1 + random.below(3) as u8,
     }
 }
 
@@ -69,11 +54,11 @@ fn remove_found<F: TestFamily>(table: &HostTable, found: &Found<u32>) -> bool {
 }
 
 /// Does random things to the table, and returns how many flows were inserted.
-fn disturb<F: TestFamily>(table: &HostTable, thread: u64, steps: u32, clients: u64) -> u32 {
+fn disturb<F: TestFamily>(table: &HostTable, thread: u64, steps: u32, clients: usize) -> u32 {
     let (mut random, lifetimes) = (Random::new(thread + 1), track::lifetimes(&timeouts()));
     let mut inserted = 0;
     for now in 0..steps {
-        let flow = random.flow(clients);
+        let flow = random_flow(&mut random, clients);
         let direction = if random.below(2) == 0 { Direction::Request } else { Direction::Reply };
         match random.below(8) {
             0..3 => inserted += u32::from(flow.insert::<F>(table, now, &lifetimes).is_ok()),
@@ -91,7 +76,7 @@ fn disturb<F: TestFamily>(table: &HostTable, thread: u64, steps: u32, clients: u
 }
 
 /// Runs threads that change a table, and checks it all the time and once they have ended.
-fn stress<F: TestFamily>(steps: u32, clients: u64) {
+fn stress<F: TestFamily>(steps: u32, clients: usize) {
     let table = HostTable::new(BUCKETS);
     let is_over = AtomicBool::new(false);
     let (inserted, checks) = thread::scope(|scope| {

@@ -20,6 +20,7 @@ use lb_testing::flow::tuple;
 use lb_testing::flow_table::invariants::Contents;
 use lb_testing::frame::Frame;
 use lb_testing::interpreter::Interpreter;
+use lb_testing::random::Random;
 use lb_testing::site::TestSite;
 use lb_testing::world::{Location, SOURCE_PORTS, World, at};
 use lb_tests::harness::flows::check;
@@ -40,26 +41,10 @@ const PACKETS: u32 = 100_000;
 const WALKERS: u64 = 2;
 const STEPS: u32 = 32;
 
-/// Random numbers: xorshift64 (Marsaglia 2003).
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 32) % bound
-    }
-
-    /// The first packet of a client.
-    fn request<F: TestFamily>(&mut self) -> Tuple<F::Address> {
-        let client = at(F::pod(10 + self.below(CLIENTS.into()) as u8), CLIENT_PORT);
-        tuple(client, frontend::<F>(self.below(SERVICES.into()) as u8))
-    }
+/// The first packet of a client.
+fn random_request<F: TestFamily>(random: &mut Random) -> Tuple<F::Address> {
+    let client = at(F::pod(10 + random.below(CLIENTS.into()) as u8), CLIENT_PORT);
+    tuple(client, frontend::<F>(random.below(SERVICES.into()) as u8))
 }
 
 fn frontend<F: TestFamily>(service: u8) -> Endpoint<F::Address> {
@@ -159,9 +144,9 @@ fn send<F: TestFamily>(programs: &Programs, thread: u64) -> Result<[u32; 2]> {
     let mut random = Random::new(thread + 1);
     let (mut translated, mut last_sent) = ([0; 2], Vec::new());
     for packet in 0..PACKETS as usize {
-        let kind = random.below(8) as usize;
+        let kind = random.below(8);
         if kind < 2 && !last_sent.is_empty() {
-            let sent: Tuple<_> = last_sent[random.below(last_sent.len() as u64) as usize];
+            let sent: Tuple<_> = random.of(&last_sent);
             let back = sender.send(TestSite::ToPod, sent.reversed(), [SYN | ACK, ACK][kind])?;
             if let Some(back) = back {
                 check_translation::<F>(&back.reversed(), &sent).context("of a reply")?;
@@ -169,7 +154,7 @@ fn send<F: TestFamily>(programs: &Programs, thread: u64) -> Result<[u32; 2]> {
             }
             continue;
         }
-        let request = random.request::<F>();
+        let request = random_request::<F>(&mut random);
         // A reset connection makes room for the next one.
         let flags = [SYN, SYN, SYN, SYN, SYN, ACK, RST, RST][kind];
         if let Some(sent) = sender.send(TestSite::FromPod, request, flags)? {
@@ -189,8 +174,8 @@ fn walk<F: TestFamily>(programs: &Programs, thread: u64, is_over: &AtomicBool) -
     let mut random = Random::new(thread + 1);
     let site = TestSite::FromPod;
     while !is_over.load(SeqCst) {
-        let frame = frame_of::<F>(&random.request::<F>(), SYN);
-        let times = 1 + random.below(STEPS.into()) as u32;
+        let frame = frame_of::<F>(&random_request::<F>(&mut random), SYN);
+        let times = 1 + random.below(STEPS as usize) as u32;
         programs.run_on_and_on(site.hook().name(), &frame, site.ifindex(), times)?;
     }
     Ok(())
@@ -202,7 +187,7 @@ fn sweep<F: KernelFamily>(table: &FlowTable<F::Address>, is_over: &AtomicBool) -
     let (mut random, mut removed, mut checks) = (Random::new(99), 0, 0);
     while !is_over.load(SeqCst) {
         for _ in 0..4 {
-            let Some(flow) = table.flow(random.below(PLACES.into()) as u32) else { continue };
+            let Some(flow) = table.flow(random.below(PLACES as usize) as u32) else { continue };
             check_translation::<F>(&flow.entry.request, &flow.entry.translated)?;
             let found = Found { entry: flow.place, place: flow.place, word: flow.word };
             removed += u32::from(match random.below(2) {

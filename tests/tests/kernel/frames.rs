@@ -15,27 +15,12 @@ use lb_testing::family::TestFamily;
 use lb_testing::frame::{Body, Frame};
 use lb_testing::host::Host;
 use lb_testing::interpreter::{Fate, Interpreter, Outcome};
+use lb_testing::random::Random;
 use lb_testing::scene::Scene;
 use lb_testing::site::TestSite;
 use lb_testing::world::{Location, World, at, timeouts};
 use lb_tests::harness::kernel::{Kernel, KernelFamily};
 use lb_tests::harness::programs::in_private_namespace;
-
-/// xorshift64 (Marsaglia 2003): the same frames at every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit as u64) as usize
-    }
-
-    fn of<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())].clone()
-    }
-}
 
 /// A Service of each protocol with one backend, so that there is nothing to choose, and
 /// one without.
@@ -100,7 +85,8 @@ fn damaged<F: TestFamily>(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
     let least = F::ADDRESSES + 2 * F::ADDRESS_LENGTH;
     for _ in 0..random.below(4) {
         let index = ETHERNET + random.below(bytes.len() - ETHERNET);
-        bytes[index] = random.of(&[random.0 as u8, 0, 0xff, bytes[index] ^ 1]);
+        let choices = [random.byte(), 0, 0xff, bytes[index] ^ 1];
+        bytes[index] = random.of(&choices);
     }
     if random.below(4) == 0 {
         bytes.truncate(least + random.below(bytes.len() - least + 1));
@@ -123,7 +109,7 @@ fn compare<F: KernelFamily>(seed: u64, frames: usize) -> Result<()> {
     let (mut host, mut kernel) = (Host::<F>::new(0), Kernel::<F>::load()?);
     host.load(&world);
     kernel.load(&world);
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut reasons = std::collections::BTreeMap::new();
     for number in 0..frames {
         let mut bytes = valid::<F>(&mut random).bytes();

@@ -22,19 +22,18 @@ pub mod publish;
 pub mod relay;
 pub mod scaling;
 pub mod shared;
-pub mod shuffled;
 pub mod tools;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use lb_testing::random::Random;
 use serde::Serialize;
 
 use self::case::{Case, Proxy, Route};
 use self::exchange::{Load, Sample};
 use self::lane::{Lane, Settings};
 use self::shared::Shared;
-use self::shuffled::Random;
 use super::namespace::{keep_off, last_processor};
 
 /// What is measured, and how often.
@@ -146,7 +145,7 @@ fn measure_lanes(plan: &Plan, settings: &Settings) -> Result<(Samples, tools::Me
     shared.fill(&lanes.first().context("no lane")?.cluster, plan.services)?;
     lanes.iter_mut().try_for_each(|lane| lane.start_proxy(&shared))?;
     imitate(&mut lanes)?;
-    let mut turns = Turns { lanes: &lanes, random: Random::new(), samples: Samples::new() };
+    let mut turns = Turns { lanes: &lanes, random: Random::new(1), samples: Samples::new() };
     turns.warm_up(&cases)?;
     for round in 1..=plan.rounds {
         turns.round(cases.clone()).with_context(|| format!("round {round}"))?;

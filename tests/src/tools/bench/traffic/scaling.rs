@@ -14,6 +14,7 @@ pub mod work;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use lb_testing::random::Random;
 use serde::Serialize;
 
 use self::curve::{Curve, Samples};
@@ -25,7 +26,6 @@ use super::Plan;
 use super::case::Proxy;
 use super::exchange::Sample;
 use super::lane::Settings;
-use super::shuffled::Random;
 
 /// What grows.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -156,7 +156,7 @@ pub fn measure(plan: &Plan, settings: &Settings) -> Result<Measured> {
     wanted.dedup();
     let mut sites = start(&wanted, settings)?;
     let mut samples = Samples::new();
-    let mut random = Random::new();
+    let mut random = Random::new(1);
     for axis in axes {
         let rounds = axis.rounds(plan.rounds);
         for round in 1..=rounds {

@@ -11,12 +11,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lb_testing::random::Random;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::case::{CLIENT, FAR, Proxy, Route};
 use super::lane::{Lane, Settings, TURN};
-use super::shuffled::Random;
 use super::{Plan, shared};
 use crate::harness::controlplane::programs;
 use crate::harness::netns::actors::process::Process;
@@ -143,7 +143,7 @@ pub fn measure(plan: &Plan, lanes: &[Lane], settings: &Settings) -> Result<Measu
     }
     let seconds = if plan.is_quick { 1 } else { 2 };
     let rounds = plan.rounds.div_ceil(5);
-    let mut random = Random::new();
+    let mut random = Random::new(1);
     let mut samples = BTreeMap::<(Tool, Proxy), Vec<f64>>::new();
     for round in 1..=rounds {
         for tool in &tools {
