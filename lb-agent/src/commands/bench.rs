@@ -5,6 +5,7 @@
 //! address has a second turn in each round: what it differs from itself is noise. It needs no
 //! privileges and changes nothing.
 
+pub mod bulk;
 mod load;
 mod serve;
 

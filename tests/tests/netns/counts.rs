@@ -3,7 +3,6 @@
 //! these do not.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
@@ -11,11 +10,11 @@ use lb_tests::harness::echo::Probe;
 use lb_tests::harness::netns::actors::agent::{self, Agent, Options};
 use lb_tests::harness::netns::topology::cluster::Cluster;
 use lb_tests::harness::netns::topology::node::Node;
-use lb_tests::harness::netns::topology::plan::{NODE_GATEWAY, cluster_ip};
+use lb_tests::harness::netns::topology::plan::cluster_ip;
 use lb_tests::harness::netns::words::scenario::{PORT, SMALL_MAPS, Scenario, TARGET};
 use lb_tests::harness::wait::PATIENCE;
-use lb_tests::tools::bench::scale::api::{self, Server, Usage, modified};
-use lb_tests::tools::bench::scale::configuration;
+use lb_tests::tools::bench::scale;
+use lb_tests::tools::bench::scale::api::{Usage, modified};
 use lb_tests::tools::bench::scale::maps::Watcher;
 use lb_tests::tools::bench::scale::objects::Size;
 
@@ -78,11 +77,7 @@ fn a_change_of_an_endpoint_asks_nothing_of_the_api_server() -> Result<()> {
     let size = Size { services: 100, endpoints: 10 };
     let cluster = Cluster::builder().nodes(1).build()?;
     let node = cluster.node(1);
-    let address = SocketAddr::from((NODE_GATEWAY.v4, 8080));
-    let listener = cluster.fabric().netns().run(|| api::listen(address))?;
-    let server = Server::start(listener, size.objects(node.name(), node.addresses().v4));
-    let kubeconfig = tempfile::NamedTempFile::new()?;
-    fs::write(kubeconfig.path(), configuration(address).to_string())?;
+    let (server, kubeconfig) = scale::serve(&cluster, size)?;
     let agent =
         Agent::start(&node, &Options::kubeconfig(kubeconfig.path()).arguments(&SMALL_MAPS))?;
     let mut watcher = Watcher::open(node.bpf_dir(), size.services)?;

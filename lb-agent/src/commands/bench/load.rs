@@ -2,11 +2,14 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
-use super::serve::{CHUNK, ECHO, SINK};
+use super::{
+    bulk,
+    serve::{ECHO, SINK},
+};
 
 /// How long a turn of a load takes, about.
 pub(super) const TURN: Duration = Duration::from_millis(100);
@@ -69,8 +72,8 @@ impl Load {
             }
             Self::Connect => repeat(time, CONNECTIONS, || ask(&mut connect(to, ECHO)?)),
             Self::Bulk => {
-                let chunk = vec![0; CHUNK];
-                repeat(time, usize::MAX, || transfer(to, &chunk))
+                let chunk = vec![0; bulk::CHUNK];
+                repeat(time, usize::MAX, || bulk::send(connect(to, SINK)?, &chunk, TRANSFER))
             }
         }
     }
@@ -105,20 +108,4 @@ fn ask(stream: &mut TcpStream) -> io::Result<()> {
     let mut byte = [1];
     stream.write_all(&byte)?;
     stream.read_exact(&mut byte)
-}
-
-/// Sends [`TRANSFER`] bytes, and waits until the server has read all.
-fn transfer(to: SocketAddr, chunk: &[u8]) -> io::Result<()> {
-    let mut stream = connect(to, SINK)?;
-    for _ in 0..TRANSFER / chunk.len() {
-        stream.write_all(chunk)?;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    let mut received = [0; 8];
-    stream.read_exact(&mut received)?;
-    let received = u64::from_be_bytes(received);
-    if received != TRANSFER as u64 {
-        return Err(io::Error::other(format!("{received} of {TRANSFER} bytes arrived")));
-    }
-    Ok(())
 }

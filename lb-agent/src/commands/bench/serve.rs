@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
+use super::bulk;
+
 /// Every further byte is sent back.
 pub(super) const ECHO: u8 = b'e';
 /// All further bytes are counted, and their number is the answer.
 pub(super) const SINK: u8 = b's';
-/// The bytes of one read or write.
-pub(super) const CHUNK: usize = 128 << 10;
 /// A client that says nothing for so long is gone.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -50,12 +50,5 @@ fn answer(mut client: TcpStream) -> io::Result<()> {
         }
         return Ok(());
     }
-    let mut chunk = vec![0; CHUNK];
-    let mut received = 0;
-    loop {
-        match client.read(&mut chunk)? {
-            0 => return client.write_all(&u64::to_be_bytes(received)),
-            length => received += length as u64,
-        }
-    }
+    bulk::receive(client)
 }

@@ -20,6 +20,7 @@ use crate::harness::netns::actors::agent::{self, Agent, cleanup};
 use crate::harness::netns::actors::host::{Host, Serve};
 use crate::harness::netns::actors::process::Process;
 use crate::harness::netns::topology::cluster::{Builder, Cluster};
+use crate::harness::netns::topology::node;
 use crate::harness::netns::topology::plan::{NODE_GATEWAY, cluster_ip};
 use crate::harness::wait::{PATIENCE, eventually};
 
@@ -137,16 +138,7 @@ impl LiveCluster {
     /// The API server refuses one.
     pub fn create_pods(&self, app: &str, pods: &[&str]) -> Result<()> {
         for name in pods {
-            let pod = self.cluster.pod(name);
-            let addresses = pod.addresses();
-            self.plane.create_pod(Pod {
-                namespace: "default",
-                name,
-                labels: &[("app", app)],
-                node: &pod.node_name(),
-                addresses: &[addresses.v4.into(), addresses.v6.into()],
-                ready: true,
-            })?;
+            create_pod(&self.plane, app, &self.cluster.pod(name))?;
         }
         Ok(())
     }
@@ -292,6 +284,22 @@ impl LiveCluster {
 ///
 /// # Errors
 /// As [`Agent::get`].
+/// Creates the object of a pod, with the label `app`.
+///
+/// # Errors
+/// The API server refuses it.
+pub fn create_pod(plane: &ControlPlane, app: &str, pod: &node::Pod) -> Result<()> {
+    let addresses = pod.addresses();
+    plane.create_pod(Pod {
+        namespace: "default",
+        name: pod.name(),
+        labels: &[("app", app)],
+        node: &pod.node_name(),
+        addresses: &[addresses.v4.into(), addresses.v6.into()],
+        ready: true,
+    })
+}
+
 fn is_open(agent: &Agent, service: &str) -> Result<bool> {
     let frontends = agent.get("frontends")?;
     let mut rows = frontends.as_array().into_iter().flatten();
@@ -301,6 +309,14 @@ fn is_open(agent: &Agent, service: &str) -> Result<bool> {
 /// A dual-stack Service that selects the pods of `app: name`, with the ClusterIPs of this
 /// number: [`PORT`] over TCP and UDP, [`HTTP`].
 pub fn service(name: &str, number: u8) -> Value {
+    let mut service = plain_service(name, number);
+    let http = json!({"name": "http", "protocol": "TCP", "port": HTTP, "targetPort": TARGET + 1});
+    service["spec"]["ports"].as_array_mut().into_iter().for_each(|ports| ports.push(http.clone()));
+    service
+}
+
+/// The same with [`PORT`] alone.
+pub fn plain_service(name: &str, number: u8) -> Value {
     let addresses = cluster_ip(number);
     json!({
         "apiVersion": "v1",
@@ -314,7 +330,6 @@ pub fn service(name: &str, number: u8) -> Value {
             "ports": [
                 {"name": "tcp", "protocol": "TCP", "port": PORT, "targetPort": TARGET},
                 {"name": "udp", "protocol": "UDP", "port": PORT, "targetPort": TARGET},
-                {"name": "http", "protocol": "TCP", "port": HTTP, "targetPort": TARGET + 1},
             ],
         },
     })

@@ -186,15 +186,12 @@ impl<'a, F: Call> Rounds<'a, F> {
             }
         }
         let mut figures = Vec::new();
-        for (call, limits) in [("connect", Some(limits)), ("close", None)] {
-            let of_call = |samples: &[[f64; 2]]| -> Vec<f64> {
-                samples
-                    .iter()
-                    .map(|[connect, close]| if call == "connect" { *connect } else { *close })
-                    .collect()
-            };
-            let [none, empty, hooked, again] =
-                [&none, &empty, &hooked, &again].map(|samples| of_call(samples));
+        for (place, (call, limits)) in
+            [("connect", Some(limits)), ("close", None)].into_iter().enumerate()
+        {
+            let [none, empty, hooked, again] = [&none, &empty, &hooked, &again].map(|samples| {
+                samples.iter().map(|sample: &[f64; 2]| sample[place]).collect::<Vec<_>>()
+            });
             let above = |samples: &[f64]| {
                 let bare =
                     none.iter().zip(&again).map(|(none, again)| f64::midpoint(*none, *again));

@@ -107,6 +107,21 @@ pub fn measure(plan: Plan) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// Starts an API server of prepared answers for the first node of a cluster, and says how an agent
+/// finds it.
+///
+/// # Errors
+/// The port is taken, or the file cannot be written.
+pub fn serve(cluster: &Cluster, size: Size) -> Result<(Server, tempfile::NamedTempFile)> {
+    let node = cluster.node(1);
+    let address = SocketAddr::from((NODE_GATEWAY.v4, 8080));
+    let listener = cluster.fabric().netns().run(|| api::listen(address))?;
+    let server = Server::start(listener, size.objects(node.name(), node.addresses().v4));
+    let kubeconfig = tempfile::NamedTempFile::new()?;
+    std::fs::write(kubeconfig.path(), configuration(address).to_string())?;
+    Ok((server, kubeconfig))
+}
+
 /// A node with an agent, the server of its last Service, and the API server.
 struct Lab {
     plan: Plan,
@@ -124,11 +139,7 @@ impl Lab {
         let size = plan.size;
         let cluster = Cluster::builder().nodes(1).build()?;
         let node = cluster.node(1);
-        let address = SocketAddr::from((NODE_GATEWAY.v4, 8080));
-        let listener = cluster.fabric().netns().run(|| api::listen(address))?;
-        let server = Server::start(listener, size.objects(node.name(), node.addresses().v4));
-        let kubeconfig = tempfile::NamedTempFile::new()?;
-        std::fs::write(kubeconfig.path(), configuration(address).to_string())?;
+        let (server, kubeconfig) = serve(&cluster, size)?;
         let last_service = serve_last(&node, size)?;
         let ready = vec![true; size.services as usize];
         Ok(Self {

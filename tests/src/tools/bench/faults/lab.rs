@@ -12,12 +12,12 @@ use lb_common::abi::address::Address4;
 use lb_common::abi::frontend::{TCP, UDP};
 use lb_common::balance::Endpoint;
 use lb_common::packet::RST;
-use serde_json::{Value, json};
 
 use super::counts::Counts;
 use super::full;
 use super::harm::{Harm, endpoint};
 use super::{Fault, Promise};
+use crate::harness::controlplane::live::plain_service;
 use crate::harness::echo::{Probe, crowd, load};
 use crate::harness::netns::actors::client::Crowd;
 use crate::harness::netns::actors::host::Serve;
@@ -77,30 +77,10 @@ pub(super) fn lanes(
     let first = lanes.first().context("no proxy is chosen")?;
     shared.fill(&first.cluster, 0)?;
     for service in [USED, FLOODED] {
-        shared.add_backend(&first.cluster.pod(service.0), &manifest(service))?;
+        shared.add_backend(&first.cluster.pod(service.0), &plain_service(service.0, service.1))?;
     }
     lanes.iter_mut().try_for_each(|lane| lane.start_proxy(shared))?;
     Ok(lanes)
-}
-
-fn manifest((name, number): (&str, u8)) -> Value {
-    let addresses = cluster_ip(number);
-    let port = |protocol: &str| {
-        let name = protocol.to_lowercase();
-        json!({"name": name, "protocol": protocol, "port": PORT, "targetPort": TARGET})
-    };
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"namespace": "default", "name": name},
-        "spec": {
-            "selector": {"app": name},
-            "ipFamilyPolicy": "RequireDualStack",
-            "clusterIP": addresses.v4,
-            "clusterIPs": [addresses.v4.to_string(), addresses.v6.to_string()],
-            "ports": [port("TCP"), port("UDP")],
-        },
-    })
 }
 
 fn frontend((_, number): (&str, u8)) -> Endpoint<Address4> {

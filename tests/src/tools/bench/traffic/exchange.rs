@@ -5,12 +5,13 @@
 //! path between them differs from lane to lane. A turn does a fixed number of operations.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use lb_agent::commands::bench::bulk;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::time::TimeVal;
@@ -43,8 +44,6 @@ pub const BURST: u64 = 32;
 pub(super) const DATAGRAM: usize = 64;
 /// The bytes of one transfer of [`Load::Bulk`].
 const TRANSFER: usize = 16 << 20;
-/// One write of it, bytes.
-const CHUNK: usize = 128 << 10;
 /// How long an answer may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -127,8 +126,8 @@ pub fn run(load: Load, to: SocketAddr, operations: u64) -> Result<Sample> {
             measure(load, warm_up, operations, || socket.send(&[0; DATAGRAM]).map(drop))
         }
         Load::Bulk => {
-            let chunk = vec![0; CHUNK];
-            measure(load, warm_up, operations, || transfer(to, &chunk))
+            let chunk = vec![0; bulk::CHUNK];
+            measure(load, warm_up, operations, || bulk::send(connect(to)?, &chunk, TRANSFER))
         }
     };
     work().with_context(|| format!("{} to {to}", load.title()))
@@ -196,22 +195,6 @@ pub(super) fn summary(times: &mut [f64], rate: f64) -> Sample {
     Sample { p50_us, p99_us, rate }
 }
 
-/// Sends [`TRANSFER`] bytes, and waits until the server has read all.
-fn transfer(to: SocketAddr, chunk: &[u8]) -> io::Result<()> {
-    let mut stream = connect(to)?;
-    for _ in 0..TRANSFER / chunk.len() {
-        stream.write_all(chunk)?;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    let mut received = [0; 8];
-    stream.read_exact(&mut received)?;
-    let received = u64::from_be_bytes(received);
-    if received != TRANSFER as u64 {
-        return Err(io::Error::other(format!("{received} of {TRANSFER} bytes arrived")));
-    }
-    Ok(())
-}
-
 /// Serves every [`Load`] on this port and the next one, and says `ready`; does not return.
 ///
 /// # Errors
@@ -223,7 +206,7 @@ pub fn serve(port: u16) -> Result<()> {
     let [echo, bursts] = [UdpSocket::bind((any, port))?, UdpSocket::bind((any, second))?];
     thread::scope(|scope| {
         scope.spawn(|| accept(&answers, answer));
-        scope.spawn(|| accept(&sink, swallow));
+        scope.spawn(|| accept(&sink, bulk::receive));
         scope.spawn(|| answer_bursts(&echo, 1));
         scope.spawn(|| answer_bursts(&bursts, BURST));
         println!("ready");
@@ -255,17 +238,6 @@ pub(super) fn answer(mut stream: TcpStream) -> io::Result<()> {
         stream.write_all(&byte)?;
     }
     Ok(())
-}
-
-fn swallow(mut stream: TcpStream) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK];
-    let mut received = 0;
-    loop {
-        match stream.read(&mut chunk)? {
-            0 => return stream.write_all(&u64::to_be_bytes(received)),
-            length => received += length as u64,
-        }
-    }
 }
 
 /// Answers every `count`th datagram of a client.

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::case::{FAR, NEAR};
-use crate::harness::controlplane::objects::Pod;
+use crate::harness::controlplane::live::create_pod;
 use crate::harness::controlplane::{ControlPlane, Options, successful};
 use crate::harness::netns::topology::cluster::Cluster;
 use crate::harness::netns::topology::node;
@@ -60,15 +60,8 @@ impl Shared {
     /// # Errors
     /// The API server refuses one.
     pub fn add_backend(&mut self, pod: &node::Pod, service: &Value) -> Result<()> {
-        let (name, addresses) = (pod.name(), pod.addresses());
-        self.plane.create_pod(Pod {
-            namespace: "default",
-            name,
-            labels: &[("app", name)],
-            node: &pod.node_name(),
-            addresses: &[addresses.v4.into(), addresses.v6.into()],
-            ready: true,
-        })?;
+        let name = pod.name();
+        create_pod(&self.plane, name, pod)?;
         self.plane.apply(&service.to_string())?;
         self.plane
             .wait_for_slice("default", name, PATIENCE, |endpoints| endpoints.len() == 2)
