@@ -15,18 +15,9 @@ use crate::{maps, memory};
 #[inline(always)]
 pub fn remember(cookie: u64, peers: &ConnectedPeer) -> bool {
     let Some(bucket) = bucket(cookie) else { return false };
-    if let Some(way) = way(bucket, cookie) {
-        memory::copy(peers_of(bucket, way), peers);
-        return true;
-    }
-    for way in 0..CONNECTED_WAYS {
-        // SAFETY: a look-up of this run found the bucket, and the way is in bounds.
-        if unsafe { compare_and_swap(cookie_of(bucket, way), 0, cookie) } {
-            memory::copy(peers_of(bucket, way), peers);
-            return true;
-        }
-    }
-    false
+    let Some(way) = way(bucket, cookie).or_else(|| claim(bucket, cookie)) else { return false };
+    memory::copy(peers_of(bucket, way), peers);
+    true
 }
 
 /// The peers of a socket that has a place.
@@ -60,6 +51,15 @@ fn way(bucket: *mut ConnectedBucket, cookie: u64) -> Option<usize> {
         // SAFETY: a look-up of this run found the bucket, and the way is in bounds.
         let found = unsafe { ptr::read_volatile(cookie_of(bucket, *way)) };
         found == cookie
+    })
+}
+
+/// Gives a socket a free place in its bucket.
+#[inline(always)]
+fn claim(bucket: *mut ConnectedBucket, cookie: u64) -> Option<usize> {
+    (0..CONNECTED_WAYS).find(|way| {
+        // SAFETY: as above.
+        unsafe { compare_and_swap(cookie_of(bucket, *way), 0, cookie) }
     })
 }
 
