@@ -94,7 +94,7 @@ fn at_rest(lists: &BTreeMap<(ObjectKind, String), Object>, fake: &mut Fake) -> C
         assert!(outcome.errors.is_empty(), "{:?}", outcome.errors);
         match outcome.next_due {
             _ if controller.has_changes() => {}
-            // Services that do not fit are tried again for ever.
+            // The controller never stops to try Services that do not fit: those are no progress.
             Some(due) if due > now => now = due,
             _ => return controller,
         }

@@ -45,7 +45,7 @@ use scrape::OnScrape;
 
 /// Figures that are read from the maps at each scrape.
 pub trait DatapathStats: fmt::Debug + Send + Sync + 'static {
-    /// How often each hook ended with each reason, summed over all CPUs; also those that did not yet.
+    /// How often each hook ended with each reason, summed over all CPUs; 0 for reasons without a case.
     fn counters(&self) -> Vec<(Hook, Reason, u64)>;
     /// Name, used entries and capacity of each map.
     fn map_fill(&self) -> Vec<(&'static str, u64, u64)>;

@@ -37,8 +37,8 @@ fn request(number: u32) -> FlowKey<Address4> {
     FlowKey { tuple, protocol: TCP.into() }
 }
 
-/// Inserts the flow of a client, which has no established one make room. Returns the classes of those that
-/// did, one bit for each.
+/// Inserts the flow of a client. No established flow is evicted for it. Returns the classes of the flows
+/// that are evicted, one bit for each.
 fn open(
     table: &HostTable,
     number: u32,

@@ -28,8 +28,8 @@ pub const CROWDED: u32 = 70;
 pub const EXHAUSTED: u32 = 90;
 /// How many backends metrics and reports name at most.
 pub const NAMED: usize = 5;
-/// How many backends are told apart, so that memory is bounded. One with thousands of flows, which are
-/// spread over the table, is among the first that are met.
+/// The most backends that are counted, which bounds the memory. The flows of a backend that has thousands
+/// are spread over the table, so the sweep meets one of them early.
 const TOLD_APART: usize = 65_536;
 
 /// Counts the flows of a family.

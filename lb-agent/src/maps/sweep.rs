@@ -135,7 +135,7 @@ impl Sweeper {
         })
     }
 
-    /// Sweeps every map once; `source_ports` are those that the programs have now. Blocking.
+    /// Sweeps every map once. `source_ports` is the range that the programs draw from. Blocking.
     ///
     /// # Errors
     /// Those of the bpf(2) calls and of mmap(2).

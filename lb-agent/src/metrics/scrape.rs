@@ -157,7 +157,7 @@ fn encode_flows(
     Ok(())
 }
 
-/// A few series at most: those of backends whose ports run out.
+/// The source ports in use, only of backends that run short of them: a few series.
 fn encode_source_ports(
     encoder: &mut DescriptorEncoder<'_>,
     ports: &[PortUse],

@@ -45,9 +45,9 @@ pub(super) fn resolve<F: Family, T: Tables<F>>(
     if !is_drawn && remove_stale(context, work, tables) || find_port(context, work, tables) {
         return true;
     }
-    // Where nearly all ports are in use, those that rest are better than none, and so are those of
-    // handshakes that nobody completes, which would else take all. A datagram's late answer would
-    // reach the wrong client, while TCP knows a segment of another connection.
+    // Where nearly all ports are in use, the flow gets a port that rests, or the port of an incomplete
+    // handshake: such handshakes could otherwise occupy all ports. It gets no port of a datagram flow,
+    // because a late answer would reach the wrong client; TCP rejects a segment of another connection.
     is_drawn && remove_stale(context, work, tables)
 }
 

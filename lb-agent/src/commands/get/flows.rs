@@ -232,7 +232,8 @@ impl Names {
         self.0.get(service as usize)?.as_ref()
     }
 
-    /// Where the service port comes: flows of none first, those of service ports that are gone last.
+    /// The rank of a service port in the order: flows of no Service come first, flows of deleted service
+    /// ports last.
     fn rank(&self, service: u32) -> u32 {
         match service {
             NO_SERVICE | DIRECT => 0,

@@ -1,7 +1,7 @@
 //! `lb-bench faults`: what floods, forged resets, lost entries and full tables do to those who use the
 //! table of flows, through lb and through kube-proxy. A pod that means harm sends from any address.
 //!
-//! The lanes are those of the benchmark of traffic: clusters that differ in their proxy alone. The kernel
+//! The lanes come from the benchmark of traffic: clusters that differ only in their proxy. The kernel
 //! has one limit of connection tracking (`nf_conntrack_max`) for every network namespace, and lets the
 //! initial one alone change it, which a benchmark must not. So that limit is taken as it is, and lb's
 //! table gets as many places.

@@ -119,7 +119,7 @@ fn client(number: u32) -> Endpoint<Address4> {
     Endpoint { address: Ipv4Addr::new(10, 128 | a, b, c).into(), port: Be16::new(port) }
 }
 
-/// Adds flows like those that there are, by other clients, until there are so many.
+/// Copies the flows of the table, each with another client, until it has `flows` of them.
 fn fill(pins: &Pins, table: &FlowTable<Address4>, flows: u32) -> Result<()> {
     let lifetimes = read_settings(pins)?.flow_lifetimes;
     let like: Vec<_> = table.live().collect();

@@ -99,7 +99,7 @@ fn a_conflict_of_three_names_the_owner_of_now() {
     let (steps, outcome) = crate::work::of(|| reconcile(&mut controller, 1, &mut fake));
     assert_eq!(external(&controller), ["shop/c to shop/b"]);
     assert_eq!(outcome.services, 2, "the Service that is gone and the next owner ({steps} steps)");
-    // What the waiting one is told, once it is looked at for another reason, is right too.
+    // When another event has the waiting Service planned again, it is told the owner of now, too.
     controller.apply(ObjectEvent::Applied(slice("c", &pods(1, 1))));
     let told = texts(&reconcile(&mut controller, 2, &mut fake));
     let expected = ["10.0.0.1 port 80", "203.0.113.9 port 80"]
@@ -157,7 +157,7 @@ fn the_api_server_that_the_agent_asks_is_no_service_s() {
     assert_eq!(served(&fake), own, "the other port of that address is served");
     assert_eq!(outcome.refusals.len(), 1);
     assert!(outcome.refusals[0].message.starts_with("192.0.2.1 port 6443 is an API server"));
-    // Packets that pods send to the API server are nobody's to drop.
+    // Without a claim to the whole address, no packet of a pod to the API server is dropped.
     assert_eq!(frontends(&fake, FrontendKind::EXTERNAL_ADDRESS), []);
     controller.set_api_servers(server("192.0.2.2"));
     reconcile(&mut controller, 1, &mut fake);

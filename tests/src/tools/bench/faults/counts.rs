@@ -18,8 +18,8 @@ pub(super) const NO_ROOM: &str = "no room";
 pub(super) struct Counts(pub(super) Vec<(&'static str, u64)>);
 
 impl Counts {
-    /// Those of node 1 so far: of lb the evicted flows by class, and [`NO_ROOM`]; of kube-proxy those of
-    /// the kernel's connection tracking.
+    /// The counts of node 1 so far: with lb the evicted flows by class, and [`NO_ROOM`]; with kube-proxy
+    /// the counts of the kernel's connection tracking.
     ///
     /// # Errors
     /// They cannot be read.

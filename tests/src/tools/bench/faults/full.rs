@@ -16,7 +16,7 @@ use super::harm::forged;
 use crate::harness::flows;
 use crate::harness::netns::topology::node::Node;
 
-/// Entries are tried this often for each place at most: the last places are found by chance.
+/// The most entries that are tried for each place: the last free places are found by chance.
 const TRIES: u64 = 40;
 /// Where the sources of the entries begin, among [`forged`] ones: no flood comes so far.
 const FIRST: u64 = 1 << 30;
