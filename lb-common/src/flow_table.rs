@@ -139,8 +139,8 @@ impl Hash {
         Self::of(key, Direction::Reply, seed)
     }
 
-    /// The upper halves of two multilinear hashes. Each is strongly universal for factors that nobody
-    /// knows (Lemire and Kaser, "Strongly universal string hashing is fast", 2013).
+    /// Two multilinear sums, mixed. The upper half of each sum is strongly universal for factors that
+    /// nobody knows (Lemire and Kaser, "Strongly universal string hashing is fast", 2013).
     #[inline(always)]
     fn of<A: Address>(key: &FlowKey<A>, direction: Direction, seed: &FlowSeed) -> Self {
         const { assert!(cfg!(target_endian = "little")) };
@@ -170,14 +170,14 @@ impl Hash {
             sum = sum.wrapping_add(term(2 + index, word(client + index)));
             index += 1;
         }
-        let home = (sum >> 32) as u32;
+        let home = mixed(sum);
         sum = sum.wrapping_add(term(2 + MAX_ADDRESS_WORDS, other_port));
         index = 0;
         while index < length {
             sum = sum.wrapping_add(term(3 + MAX_ADDRESS_WORDS + index, word(other + index)));
             index += 1;
         }
-        Self { home, whole: (sum >> 32) as u32 }
+        Self { home, whole: mixed(sum) }
     }
 
     /// A bucket of FLOW_TABLE where the flow may be: 0 is its home.
@@ -217,9 +217,15 @@ const fn scaled(hash: u32, count: u32) -> u32 {
     ((hash as u64 * count as u64) >> 32) as u32
 }
 
+/// The upper half of a multilinear sum, mixed (a step of the finalizer of MurmurHash3). Ports and periods
+/// that follow one another have sums at one distance: without it they would get into a few buckets, or
+/// choose in step, with one seed in a hundred.
+#[inline(always)]
+const fn mixed(sum: u64) -> u32 {
+    ((sum ^ (sum >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd) >> 32) as u32
+}
+
 /// A number that looks random, and is always the same for this client and service port in this period.
-/// The sum is mixed (the finalizer of MurmurHash3), because ports and periods that follow each other have
-/// sums at one distance: their clients would choose in step.
 #[inline(always)]
 pub fn spread(key: &AffinityKey, period: u32, seed: &FlowSeed) -> u32 {
     const WORDS: usize = size_of::<AffinityKey>() / size_of::<u32>();
@@ -232,8 +238,7 @@ pub fn spread(key: &AffinityKey, period: u32, seed: &FlowSeed) -> u32 {
         sum = sum.wrapping_add(seed.factors[index + 1].wrapping_mul(words[index] as u64));
         index += 1;
     }
-    sum = (sum ^ (sum >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    ((sum ^ (sum >> 33)) >> 32) as u32
+    mixed(sum)
 }
 
 const _: () = assert!(PERIOD_FACTOR == 3 + 2 * MAX_ADDRESS_WORDS);

@@ -40,9 +40,14 @@ fn words<const N: usize>() -> [AtomicU64; N] {
 
 /// A seed with numbers that are always the same, for tables with so many buckets, by family.
 pub fn seed(buckets: [u32; 2]) -> FlowSeed {
+    numbered_seed(0, buckets)
+}
+
+/// The seed with this number: each has other numbers.
+pub fn numbered_seed(number: u64, buckets: [u32; 2]) -> FlowSeed {
     let mut seed = FlowSeed { buckets, ..FlowSeed::default() };
     // splitmix64 (Steele, Lea and Flood 2014).
-    let mut state = 0_u64;
+    let mut state = number << 32;
     for factor in &mut seed.factors {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -221,7 +221,7 @@ pub const MAPS: &[MapLayout] = &[
     map::<u32, Backend<Address6>>("BACKENDS6", CHANGED),
     map::<u32, SettingsPair>("SETTINGS", CHANGED + 2),
     map::<u32, Device>("DEVICES", CHANGED),
-    map::<u32, FlowSeed>("FLOW_SEED", 2),
+    map::<u32, FlowSeed>("FLOW_SEED", 3),
     map::<u32, FlowBucket<Address4>>("FLOW_TABLE4", 2),
     map::<u32, FlowBucket<Address6>>("FLOW_TABLE6", 2),
     map::<u32, Bucket>("FLOW_REPLIES4", 2),

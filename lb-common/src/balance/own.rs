@@ -15,6 +15,7 @@ use crate::{
 
 use super::{
     tables::{Note, Search, Tables},
+    track,
     types::{Context, Work},
 };
 
@@ -46,6 +47,13 @@ pub(super) fn expect_answer<F: Family, T: Tables<F>>(
         return;
     }
     let scratch = &mut work.scratch;
+    scratch.new.reply_key.set_reverse(tuple, packet.key.protocol);
+    // A Service's answer to its client, which a program has translated.
+    if tables.flow(&scratch.new.reply_key, Search::Requests, &mut scratch.known)
+        && !track::is_expired(&scratch.known.flow, packet.kind, context)
+    {
+        return;
+    }
     if tables.flow(&packet.key, Search::Requests, &mut scratch.known) {
         if scratch.known.flow.service == NO_SERVICE {
             let note = Note { clear: 0, set: 0, time: context.time() };
@@ -63,8 +71,7 @@ pub(super) fn expect_answer<F: Family, T: Tables<F>>(
     flow.last_seen = context.time();
     flow.device = 0;
     flow.next_hop = NextHop::UNKNOWN;
-    scratch.new.reply_key.set_reverse(tuple, packet.key.protocol);
-    // If a Service's flow has this answer, or the table is full, the answer counts as a request.
+    // If the table is full, the answer counts as a request.
     scratch.new.reply_action = Action::REPLY;
     scratch.new.protected = context.settings.times(PROTECTED);
     let _ = tables.insert_flow(&packet.key, &mut scratch.new, context.settings);

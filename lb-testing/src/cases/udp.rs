@@ -2,7 +2,7 @@
 
 use lb_common::abi::{counter::Reason, service::Service};
 
-use super::outside::{NODE_PORT, balancer, exposed, node_port};
+use super::outside::{NODE_PORT, balancer, client, exposed, node_port};
 use super::setup::*;
 use crate::{interpreter::Fate, world::seconds};
 
@@ -17,6 +17,7 @@ cases! {
     UDP_ONLY => a_client_whose_backends_go_one_after_the_other_finds_the_next,
     UDP_ONLY => a_question_and_its_answer_expire_sooner_than_a_stream,
     UDP_ONLY => an_answer_to_the_node_s_own_datagram_is_no_request,
+    UDP_ONLY => an_answer_of_a_service_is_no_datagram_of_the_node_s_own,
 }
 
 fn a_flow_keeps_its_backend_and_draining_does_not_move_it<F: TestFamily>(scene: &mut Scene<F>) {
@@ -183,6 +184,20 @@ fn a_question_and_its_answer_expire_sooner_than_a_stream<F: TestFamily>(scene: &
     scene.wait(seconds::UDP_STREAM + 1);
     let outcome = scene.answer(&flow, TestSite::ToPod, 0);
     assert_eq!((outcome.reason, outcome.fate), over);
+}
+
+fn an_answer_of_a_service_is_no_datagram_of_the_node_s_own<F: TestFamily>(scene: &mut Scene<F>) {
+    for location in [Location::OtherNode, Location::LocalPod, Location::ThisHost] {
+        scene.reset();
+        exposed(scene, &[location]);
+        let flow = scene.connect(TestSite::FromDevice, client::<F>(), node_port::<F>());
+        // The device that it leaves by has a program too.
+        for site in [TestSite::ToDevice, TestSite::ToDeviceForwarded, TestSite::ToDeviceReturned] {
+            let ends = [node_port::<F>(), client::<F>()];
+            scene.expect(site, ends, 0, Reason::NoFlow, Fate::Untouched);
+        }
+        assert_eq!(scene.flow_counts(), [1, 0], "{location:?}: {flow:?}");
+    }
 }
 
 fn an_answer_to_the_node_s_own_datagram_is_no_request<F: TestFamily>(scene: &mut Scene<F>) {
