@@ -184,10 +184,11 @@ impl<F: Side> Flows<F> {
     }
 
     /// Puts `count` of them into each of `tables`, all established, and returns their numbers. One
-    /// that some table has no room for is left out.
+    /// that some table has no room for is left out. If there are no more then, because there are no more
+    /// ports, a few others are named twice.
     ///
     /// # Errors
-    /// Another flow is in the way of one of them.
+    /// There is no room for so many.
     pub fn establish(
         &self,
         tables: &[&FlowTable<F::Address>],
@@ -195,11 +196,11 @@ impl<F: Side> Flows<F> {
         now: u32,
     ) -> Result<Vec<u32>> {
         let mut numbers = Vec::new();
-        for number in 0.. {
+        let most = if self.kind == FlowKind::Snat { u32::from(u16::MAX) + 1 } else { 2 * count };
+        for number in 0..most {
             if numbers.len() == count as usize {
                 break;
             }
-            ensure!(number < 2 * count, "there is no room for {count} flows");
             let mut is_new = Vec::new();
             let has_room = tables.iter().all(|table| {
                 let (key, new) = self.flow(number, now);
@@ -220,6 +221,9 @@ impl<F: Side> Flows<F> {
                 );
             }
         }
+        let missing = count as usize - numbers.len();
+        ensure!(missing <= numbers.len() / 20, "there is room for {} flows", numbers.len());
+        numbers.extend_from_within(..missing);
         Ok(numbers)
     }
 
