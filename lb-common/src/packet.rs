@@ -8,6 +8,6 @@ pub mod quote;
 pub mod tunnel;
 
 pub use parse::{
-    ACK, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, IP_OFFSET, MAX_EXTENSION_HEADERS, Packet, PacketKind,
-    Parse, RST, SYN, Window, ethertype,
+    ACK, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FIN, IP_OFFSET, MAX_EXTENSION_HEADERS, PSH, Packet,
+    PacketKind, Parse, RST, SYN, Window, ethertype,
 };

@@ -18,17 +18,18 @@ use lb_common::{
         address::{Address4, Address6},
         conversion::{IN_HASHES, IN_TABLE},
         flow::{ANSWERED, Action, CONFIRMED, Flow, FlowKey},
+        flow_table::Direction,
         frontend::TCP,
         layout,
         settings::{Lifetimes, Settings},
     },
     balance::track,
-    flow_table::{InsertError, NewFlow, PROTECTED},
+    flow_table::{Found, InsertError, NewFlow, PROTECTED, note},
 };
 use lb_sys::TypedMap;
 
 use super::{
-    flow_table::{self, FlowAddress, FlowMaps, FlowTable, Flows},
+    flow_table::{self, FlowAddress, FlowMaps, FlowTable, Flows, LiveFlow},
     pins::{PinError, Pins},
     timeouts,
 };
@@ -193,21 +194,55 @@ fn move_table<A: FlowAddress>(
     moved: &mut Moved,
 ) {
     for place in 0..old.places() {
-        // A packet may be noted while the flow is copied: then it is copied again.
+        let mut copied = None;
+        // Until it is removed unchanged, packets are noted there: what they show is noted of the copy.
         while let Some(flow) = old.flow(place) {
-            let mut copy = NewFlow::default();
-            let direction = lb_common::abi::flow_table::Direction::Request;
-            flow.entry.read(direction, flow.word, &mut copy.flow);
-            let protocol = flow.protocol().into();
-            let key = FlowKey { tuple: flow.entry.request, protocol };
-            copy.reply_key.set_reverse(&flow.entry.translated, protocol);
-            copy.reply_action = flow.entry.actions[1];
-            insert(new, &key, &mut copy, moment, moved);
+            if copied.is_some_and(|word| flow.word.is_same_flow(word)) {
+                note_copy(&flow, new);
+            } else if copy(&flow, new, moment, moved) {
+                copied = Some(flow.word);
+            }
             if old.remove_unchanged(&flow) {
                 break;
             }
         }
     }
+}
+
+/// Inserts a copy of a flow. Returns false if there is another such flow, or no room.
+fn copy<A: FlowAddress>(
+    flow: &LiveFlow<A>,
+    table: &FlowTable<A>,
+    moment: &Moment,
+    moved: &mut Moved,
+) -> bool {
+    let mut copy = NewFlow::default();
+    flow.entry.read(Direction::Request, flow.word, &mut copy.flow);
+    let [request, reply] = keys(flow);
+    (copy.reply_key, copy.reply_action) = (reply, flow.entry.actions[1]);
+    insert(table, &request, &mut copy, moment, moved)
+}
+
+/// Gives the copy of a flow the state and the time that the flow has by now.
+fn note_copy<A: FlowAddress>(flow: &LiveFlow<A>, table: &FlowTable<A>) {
+    let [request, reply] = keys(flow);
+    let is_one_way = flow.entry.actions[1] == Action::default();
+    let found = match is_one_way {
+        true => table.find(&request, Direction::Request),
+        false => table.find(&reply, Direction::Reply),
+    };
+    if let Some(LiveFlow { place, word, .. }) = found {
+        let found = Found { entry: place, place, word };
+        note(table, &found, 0, flow.word.state(), flow.word.time());
+    }
+}
+
+/// How packets of either direction arrive.
+fn keys<A: FlowAddress>(flow: &LiveFlow<A>) -> [FlowKey<A>; 2] {
+    let protocol = flow.protocol().into();
+    let mut reply = FlowKey::default();
+    reply.set_reverse(&flow.entry.translated, protocol);
+    [FlowKey { tuple: flow.entry.request, protocol }, reply]
 }
 
 /// Moves the flows of a hash map by their requests; then the replies that are left, whose requests
@@ -282,20 +317,23 @@ fn later(one: u32, two: u32) -> u32 {
     if two.wrapping_sub(one) < 1 << 31 { two } else { one }
 }
 
+/// Inserts a flow that is moved. Returns whether it was inserted.
 fn insert<A: FlowAddress>(
     table: &FlowTable<A>,
     key: &FlowKey<A>,
     new: &mut NewFlow<A>,
     moment: &Moment,
     moved: &mut Moved,
-) {
+) -> bool {
     new.protected = moment.settings.times(PROTECTED);
-    match table.insert(key, new, &moment.lifetimes) {
+    let result = table.insert(key, new, &moment.lifetimes);
+    match result {
         Ok(()) => moved.flows += 1,
         // A packet has opened the flow anew.
         Err(InsertError::Exists) => {}
         Err(InsertError::Full) => moved.lost += 1,
     }
+    result.is_ok()
 }
 
 /// The action of requests of a flow of which only the replies' is known.
@@ -315,5 +353,45 @@ fn reply_action(request: Action) -> Action {
         Action::REQUEST_HAIRPIN => Action::REPLY_HAIRPIN,
         Action::REQUEST_FORWARD => Action::REPLY_FORWARD,
         _ => Action::REPLY,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::{
+        flow::SERVER_FIN,
+        frontend::{TCP, UDP},
+    };
+
+    use super::*;
+    use crate::maps::flow_table::tests::{add, key};
+
+    #[test]
+    fn a_flow_that_changes_while_it_is_moved_has_its_last_state() {
+        let moment = Moment::now().unwrap();
+        let mut moved = Moved::default();
+        let [old, new] = [64, 128].map(|places| FlowTable::<Address4>::anonymous(places).unwrap());
+        for protocol in [TCP, UDP] {
+            add(&old, &key(1, protocol), 0, 7).unwrap();
+        }
+        let before: Vec<_> = old.live().collect();
+        assert!(before.iter().all(|flow| copy(flow, &new, &moment, &mut moved)));
+        for LiveFlow { place, word, .. } in &before {
+            let found = Found { entry: *place, place: *place, word: *word };
+            assert!(note(&old, &found, 0, ANSWERED | SERVER_FIN, 9));
+        }
+        assert!(!before.iter().any(|flow| old.remove_unchanged(flow)));
+        old.live().for_each(|flow| note_copy(&flow, &new));
+        for protocol in [TCP, UDP] {
+            let [is, should] = [&new, &old].map(|table| {
+                let flow = table.find(&key(1, protocol), Direction::Request).unwrap();
+                (flow.word.state(), flow.word.time())
+            });
+            assert_eq!(is, should, "protocol {protocol}");
+        }
+        assert_eq!(moved, Moved { flows: 2, lost: 0 });
+        // What is still there is no other flow.
+        move_table(&old, &new, &moment, &mut moved);
+        assert_eq!((old.live().count(), new.live().count()), (0, 2));
     }
 }

@@ -140,7 +140,7 @@ fn reply<F: Family, T: Tables<F>>(
     if context.is_translated_on_egress(flow.action) && flow.service != NO_SERVICE {
         return Some(Verdict::Pass(Reason::NoFlow));
     }
-    if track::is_expired(flow, packet.kind, context) {
+    if track::is_over(flow, context) {
         return None;
     }
     if flow.service == NO_SERVICE {
@@ -185,9 +185,7 @@ fn is_valid<F: Family, T: Tables<F>>(
     tables: &mut T,
 ) -> bool {
     let packet = context.packet;
-    if track::is_expired(flow, packet.kind, context)
-        || flow.action.is_one_way() && context.is_encapsulated()
-    {
+    if track::is_over(flow, context) || flow.action.is_one_way() && context.is_encapsulated() {
         return false;
     }
     match packet.kind {

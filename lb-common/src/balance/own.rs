@@ -15,7 +15,6 @@ use crate::{
 
 use super::{
     tables::{Note, Search, Tables},
-    track,
     types::{Context, Work},
 };
 
@@ -49,9 +48,7 @@ pub(super) fn expect_answer<F: Family, T: Tables<F>>(
     let scratch = &mut work.scratch;
     scratch.new.reply_key.set_reverse(tuple, packet.key.protocol);
     // A Service's answer to its client, which a program has translated.
-    if tables.flow(&scratch.new.reply_key, Search::Requests, &mut scratch.known)
-        && !track::is_expired(&scratch.known.flow, packet.kind, context)
-    {
+    if tables.flow(&scratch.new.reply_key, Search::Requests, &mut scratch.known) {
         return;
     }
     if tables.flow(&packet.key, Search::Requests, &mut scratch.known) {

@@ -11,7 +11,7 @@ use crate::{
         settings::{FORMER_STATES, FormerLifetimes, Lifetimes, Settings, Timeouts},
     },
     flow_table::{FREE, NEVER, age, class},
-    packet::{ACK, FIN, PacketKind, RST, SYN},
+    packet::{ACK, FIN, PSH, PacketKind, RST, SYN},
 };
 
 use super::{
@@ -95,6 +95,20 @@ pub(crate) fn is_expired<F: Family>(
     age(flow.last_seen, context.time()) > lifetime(kind, flow.state, context.settings)
 }
 
+/// Whether the flow is past its idle timeout for this packet. A connection that is closed ends with its
+/// ports' rest, but the sweep removes it later: whoever goes on until then, with neither SYN nor RST, was
+/// never closed. The packets that closed it were forged, or their numbers were wrong.
+#[inline(always)]
+pub(crate) fn is_over<F: Family>(flow: &Flow<F::Address>, context: &Context<F>) -> bool {
+    let packet = context.packet;
+    // 0xff or 0, without a branch: each would be a path for the verifier.
+    let is_tcp = (packet.kind as u8 & 1).wrapping_sub(1);
+    let goes_on = (((packet.detail / SYN) | (packet.detail / RST)) & 1).wrapping_sub(1);
+    // As if it was half closed.
+    let state = flow.state & !((RESET | SERVER_FIN) & is_tcp & goes_on);
+    age(flow.last_seen, context.time()) > lifetime(packet.kind, state, context.settings)
+}
+
 /// Whether more than `lifetime` has passed since `last_seen`, all in ticks.
 #[inline(always)]
 pub(crate) fn is_past(last_seen: u32, now: u32, lifetime: u32) -> bool {
@@ -114,7 +128,8 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
 ) {
     let known = &work.scratch.known;
     let (old, kind) = (known.flow.state, context.packet.kind);
-    let mut seen = observed(kind, context.packet.detail, known.flow.action.is_reply());
+    let (flags, is_reply) = (context.packet.detail, known.flow.action.is_reply());
+    let mut seen = observed(kind, flags, is_reply);
     if confirms {
         seen |= ANSWERED | CONFIRMED;
     }
@@ -125,7 +140,7 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
         return;
     }
     if is_old {
-        state = aged(kind, state, seen);
+        state = aged(kind, flags, is_reply, state);
     }
     let note = Note { clear: old & !state, set: state & !old, time };
     tables.note_flow(&context.packet.key, known, note);
@@ -133,14 +148,18 @@ pub(crate) fn note<F: Family, T: Tables<F>>(
     work.scratch.known.flow.next_hop = NextHop::UNKNOWN;
 }
 
-/// The state of a flow whose last packet but this one, which has shown `seen`, is more than a second
-/// old.
+/// The state of a flow whose last packet but this one is more than a second old.
 #[inline(always)]
-fn aged(kind: PacketKind, state: u8, seen: u8) -> u8 {
+fn aged(kind: PacketKind, flags: u8, is_reply: bool, state: u8) -> u8 {
     if matches!(kind, PacketKind::Tcp) {
-        // A real RST silences the side that gets it, and the side that sent it says nothing else.
-        // Whoever goes on does not believe it: it was forged, or its numbers were wrong.
-        return if seen & RESET == 0 { state & !RESET } else { state };
+        // A real RST silences the side that gets it, and the side that sent it says nothing else. A
+        // side that sent a FIN sends no more data, which PSH shows. Whoever goes on does not believe
+        // it: it was forged, or its numbers were wrong.
+        let fin = if is_reply { SERVER_FIN } else { CLIENT_FIN };
+        // 0xff or 0, without a branch, as above.
+        let goes_on = ((flags / RST) & 1).wrapping_sub(1);
+        let has_data = ((flags / PSH) & !(flags / FIN) & 1).wrapping_neg();
+        return state & !((RESET & goes_on) | (fin & has_data));
     }
     // As `nf_conntrack_udp_packet` tells a stream from a question and its answer.
     match state & (ANSWERED | LASTING) {

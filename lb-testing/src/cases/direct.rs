@@ -479,7 +479,7 @@ fn a_flow_seen_one_way_ends_with_its_client<F: TestFamily>(scene: &mut Scene<F>)
             scene.expect(TestSite::FromDevice, ends, again, Reason::Request, outer_header::<F>());
         }
         scene.wait(lives + 1);
-        scene.expect(TestSite::FromDevice, ends, ACK, Reason::UnknownTcpFlow, Fate::Untouched);
+        scene.expect(TestSite::FromDevice, ends, RST, Reason::UnknownTcpFlow, Fate::Untouched);
         scene.expect(TestSite::FromDevice, ends, SYN, Reason::FlowCreated, outer_header::<F>());
     }
 }

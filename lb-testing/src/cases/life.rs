@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::counter::Reason,
-    packet::{ACK, FIN, RST, SYN},
+    packet::{ACK, FIN, PSH, RST, SYN},
 };
 
 use super::setup::*;
@@ -29,14 +29,27 @@ cases! {
     TCP_ONLY => a_reset_flow_expires_soon,
     TCP_ONLY => an_rst_that_nobody_believes_changes_nothing,
     TCP_ONLY => an_rst_ends_a_flow_however_often_it_is_repeated,
+    TCP_ONLY => fins_that_nobody_believes_change_nothing,
+    TCP_ONLY => whoever_goes_on_before_the_sweep_was_never_closed,
     TCP_ONLY => packets_keep_a_flow_alive,
 }
 
 #[track_caller]
 fn is_expired<F: TestFamily>(scene: &mut Scene<F>, flow: &TestFlow<F::Address>) {
+    is_expired_for(scene, flow, ACK);
+}
+
+/// A flow that was closed: nobody goes on.
+#[track_caller]
+fn is_over<F: TestFamily>(scene: &mut Scene<F>, flow: &TestFlow<F::Address>) {
+    is_expired_for(scene, flow, RST);
+}
+
+#[track_caller]
+fn is_expired_for<F: TestFamily>(scene: &mut Scene<F>, flow: &TestFlow<F::Address>, flags: u8) {
     let ends = [flow.client, flow.frontend];
-    scene.expect(flow.site, ends, ACK, Reason::UnknownTcpFlow, Fate::Untouched);
-    let outcome = scene.answer(flow, TestSite::ToPod, ACK);
+    scene.expect(flow.site, ends, flags, Reason::UnknownTcpFlow, Fate::Untouched);
+    let outcome = scene.answer(flow, TestSite::ToPod, flags);
     assert_eq!((outcome.reason, outcome.fate), (Reason::NoFlow, Fate::Untouched));
 }
 
@@ -249,7 +262,7 @@ fn a_closed_flow_expires_soon<F: TestFamily>(scene: &mut Scene<F>) {
     scene.wait(seconds::TCP_CLOSING - 1);
     scene.request(&flow, ACK);
     scene.wait(seconds::TCP_CLOSING + 1);
-    is_expired(scene, &flow);
+    is_over(scene, &flow);
 }
 
 fn a_reset_flow_expires_soon<F: TestFamily>(scene: &mut Scene<F>) {
@@ -258,7 +271,7 @@ fn a_reset_flow_expires_soon<F: TestFamily>(scene: &mut Scene<F>) {
     // This one crossed the RST.
     scene.request(&flow, ACK);
     scene.wait(seconds::TCP_RESET + 1);
-    is_expired(scene, &flow);
+    is_over(scene, &flow);
 }
 
 fn an_rst_that_nobody_believes_changes_nothing<F: TestFamily>(scene: &mut Scene<F>) {
@@ -291,7 +304,47 @@ fn an_rst_ends_a_flow_however_often_it_is_repeated<F: TestFamily>(scene: &mut Sc
         scene.reply(&flow, RST);
     }
     scene.wait(seconds::TCP_RESET + 1);
-    is_expired(scene, &flow);
+    is_over(scene, &flow);
+}
+
+fn fins_that_nobody_believes_change_nothing<F: TestFamily>(scene: &mut Scene<F>) {
+    // Either side sends data long after its FIN.
+    for backend_goes_on in [false, true] {
+        scene.reset();
+        let (_, flow) = connected(scene);
+        scene.request(&flow, FIN | ACK);
+        scene.reply(&flow, FIN | ACK);
+        scene.wait(seconds::TCP_CLOSING - 1);
+        for by_backend in [backend_goes_on, !backend_goes_on] {
+            match by_backend {
+                true => scene.reply(&flow, PSH | ACK),
+                false => scene.request(&flow, PSH | ACK),
+            }
+            scene.wait(2);
+        }
+        for _ in 0..2 {
+            scene.wait(seconds::TCP_ESTABLISHED - 10);
+            scene.request(&flow, ACK);
+            scene.reply(&flow, ACK);
+        }
+    }
+}
+
+fn whoever_goes_on_before_the_sweep_was_never_closed<F: TestFamily>(scene: &mut Scene<F>) {
+    for (flags, rest) in [(RST, seconds::TCP_RESET), (FIN, seconds::TCP_CLOSING)] {
+        scene.reset();
+        let (_, flow) = connected(scene);
+        scene.request(&flow, flags | ACK);
+        scene.reply(&flow, flags | ACK);
+        scene.wait(2 * rest - 1);
+        scene.request(&flow, PSH | ACK);
+        scene.reply(&flow, ACK);
+        scene.wait(2);
+        scene.reply(&flow, PSH | ACK);
+        scene.wait(seconds::TCP_ESTABLISHED - 10);
+        scene.request(&flow, ACK);
+        scene.reply(&flow, ACK);
+    }
 }
 
 fn packets_keep_a_flow_alive<F: TestFamily>(scene: &mut Scene<F>) {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use bytemuck::{Pod, Zeroable};
 
 /// More instructions than this, and a program counts as too large.
-pub const LIMIT_INSTRUCTIONS: u32 = 135_000;
+pub const LIMIT_INSTRUCTIONS: u32 = 145_000;
 /// Bytes of stack that the kernel gives a chain of calls.
 pub const LIMIT_STACK: u32 = 512;
 
