@@ -21,7 +21,7 @@ use super::{
     report::{Figure, Outcome},
     stats::Estimate,
 };
-use crate::harness::netns::topology::cgroup::Cgroup;
+use crate::harness::{netns::topology::cgroup::Cgroup, verify::LIMIT_INSTRUCTIONS};
 
 /// Program and `enum bpf_attach_type`.
 const AT_DEVICE: [(&str, u32); 5] =
@@ -75,8 +75,8 @@ pub fn measure(object: &Path, ifindex: u32) -> Result<Vec<Figure>> {
         figure(
             &format!("verified instructions of the largest program, {}", largest.1),
             "",
-            109_999.0,
-            109_999.0,
+            99_999.0,
+            f64::from(LIMIT_INSTRUCTIONS),
             exactly(largest.0 as usize),
         ),
         figure("maps that programs could tail-call through", "", 0.0, 0.0, exactly(tail_calls)),
