@@ -153,6 +153,11 @@ impl<A> LiveFlow<A> {
         if self.word.state() & IS_UDP == 0 { TCP } else { UDP }
     }
 
+    /// Where it is, for the functions that change it.
+    pub fn found(&self) -> Found<u32> {
+        Found { entry: self.place, place: self.place, word: self.word }
+    }
+
     /// Its class.
     pub fn class(&self) -> Class {
         class(self.word.state())
@@ -501,8 +506,7 @@ pub(crate) mod tests {
         let table = FlowTable::<Address4>::anonymous(8).unwrap();
         add(&table, &key(1, TCP), 0, 7).unwrap();
         let read = table.live().next().unwrap();
-        let found = Found { entry: read.place, place: read.place, word: read.word };
-        assert!(flow_table::note(&table, &found, 0, ANSWERED, 8));
+        assert!(flow_table::note(&table, &read.found(), 0, ANSWERED, 8));
         assert!(!table.remove_unchanged(&read));
         assert_eq!(table.live().count(), 1);
     }

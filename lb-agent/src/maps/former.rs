@@ -24,7 +24,7 @@ use lb_common::{
         settings::{Lifetimes, Settings},
     },
     balance::track,
-    flow_table::{Found, InsertError, NewFlow, PROTECTED, note},
+    flow_table::{InsertError, NewFlow, PROTECTED, note},
 };
 use lb_sys::TypedMap;
 
@@ -226,14 +226,12 @@ fn copy<A: FlowAddress>(
 /// Gives the copy of a flow the state and the time that the flow has by now.
 fn note_copy<A: FlowAddress>(flow: &LiveFlow<A>, table: &FlowTable<A>) {
     let [request, reply] = keys(flow);
-    let is_one_way = flow.entry.actions[1] == Action::default();
-    let found = match is_one_way {
+    let copy = match flow.entry.actions[0].is_one_way() {
         true => table.find(&request, Direction::Request),
         false => table.find(&reply, Direction::Reply),
     };
-    if let Some(LiveFlow { place, word, .. }) = found {
-        let found = Found { entry: place, place, word };
-        note(table, &found, 0, flow.word.state(), flow.word.time());
+    if let Some(copy) = copy {
+        note(table, &copy.found(), 0, flow.word.state(), flow.word.time());
     }
 }
 
@@ -376,9 +374,8 @@ mod tests {
         }
         let before: Vec<_> = old.live().collect();
         assert!(before.iter().all(|flow| copy(flow, &new, &moment, &mut moved)));
-        for LiveFlow { place, word, .. } in &before {
-            let found = Found { entry: *place, place: *place, word: *word };
-            assert!(note(&old, &found, 0, ANSWERED | SERVER_FIN, 9));
+        for flow in &before {
+            assert!(note(&old, &flow.found(), 0, ANSWERED | SERVER_FIN, 9));
         }
         assert!(!before.iter().any(|flow| old.remove_unchanged(flow)));
         old.live().for_each(|flow| note_copy(&flow, &new));

@@ -27,7 +27,7 @@ use lb_common::{
         traffic::{DIRECT, DirectFlows, NO_SERVICE},
     },
     balance::track,
-    flow_table::{self, Class, Found, age, class, request_word},
+    flow_table::{self, Class, age, class, request_word},
 };
 use lb_sys::{PerCpuCounters, TypedMap};
 
@@ -217,8 +217,7 @@ impl Sweeper {
 fn move_datagrams<A: Address>(table: &impl Flows<A>) {
     let is_moved = |flow: &LiveFlow<A>| flow.protocol() == UDP && flow.entry.service != DIRECT;
     for flow in table.live().filter(is_moved) {
-        let found = Found { entry: flow.place, place: flow.place, word: flow.word };
-        flow_table::note(table, &found, 0, MOVED, flow.word.time());
+        flow_table::note(table, &flow.found(), 0, MOVED, flow.word.time());
     }
 }
 

@@ -92,12 +92,23 @@ pub(crate) fn is_expired<F: Family>(
     kind: PacketKind,
     context: &Context<F>,
 ) -> bool {
-    age(flow.last_seen, context.time()) > lifetime(kind, flow.state, context.settings)
+    is_idle(flow, kind, flow.state, context)
 }
 
-/// Whether the flow is past its idle timeout for this packet. A connection that is closed ends with its
-/// ports' rest, but the sweep removes it later: whoever goes on until then, with neither SYN nor RST, was
-/// never closed. The packets that closed it were forged, or their numbers were wrong.
+/// Whether the flow is past the idle timeout of `state`.
+#[inline(always)]
+fn is_idle<F: Family>(
+    flow: &Flow<F::Address>,
+    kind: PacketKind,
+    state: u8,
+    context: &Context<F>,
+) -> bool {
+    age(flow.last_seen, context.time()) > lifetime(kind, state, context.settings)
+}
+
+/// Whether the flow counts as absent for this packet. The ports of a closed connection rest for its idle
+/// timeout, and the sweep removes it later. A packet in between that is neither SYN nor RST shows that the
+/// connection was never closed: the packets that closed it were forged, or had wrong sequence numbers.
 #[inline(always)]
 pub(crate) fn is_over<F: Family>(flow: &Flow<F::Address>, context: &Context<F>) -> bool {
     let packet = context.packet;
@@ -106,7 +117,7 @@ pub(crate) fn is_over<F: Family>(flow: &Flow<F::Address>, context: &Context<F>) 
     let goes_on = (((packet.detail / SYN) | (packet.detail / RST)) & 1).wrapping_sub(1);
     // As if it was half closed.
     let state = flow.state & !((RESET | SERVER_FIN) & is_tcp & goes_on);
-    age(flow.last_seen, context.time()) > lifetime(packet.kind, state, context.settings)
+    is_idle(flow, packet.kind, state, context)
 }
 
 /// Whether more than `lifetime` has passed since `last_seen`, all in ticks.

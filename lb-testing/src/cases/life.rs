@@ -274,20 +274,28 @@ fn a_reset_flow_expires_soon<F: TestFamily>(scene: &mut Scene<F>) {
     is_over(scene, &flow);
 }
 
+/// The backend or the client sends a segment, which is translated.
+#[track_caller]
+fn sends<F: TestFamily>(
+    scene: &mut Scene<F>,
+    flow: &TestFlow<F::Address>,
+    by_backend: bool,
+    flags: u8,
+) {
+    match by_backend {
+        true => scene.reply(flow, flags),
+        false => scene.request(flow, flags),
+    }
+}
+
 fn an_rst_that_nobody_believes_changes_nothing<F: TestFamily>(scene: &mut Scene<F>) {
     // The forger takes either side's name; either side goes on.
     for (by_backend, backend_goes_on) in [(true, false), (true, true), (false, true)] {
         scene.reset();
         let (_, flow) = connected(scene);
-        match by_backend {
-            true => scene.reply(&flow, RST),
-            false => scene.request(&flow, RST),
-        }
+        sends(scene, &flow, by_backend, RST);
         scene.wait(45);
-        match backend_goes_on {
-            true => scene.reply(&flow, ACK),
-            false => scene.request(&flow, ACK),
-        }
+        sends(scene, &flow, backend_goes_on, ACK);
         for _ in 0..2 {
             scene.wait(seconds::TCP_ESTABLISHED - 10);
             scene.request(&flow, ACK);
@@ -316,10 +324,7 @@ fn fins_that_nobody_believes_change_nothing<F: TestFamily>(scene: &mut Scene<F>)
         scene.reply(&flow, FIN | ACK);
         scene.wait(seconds::TCP_CLOSING - 1);
         for by_backend in [backend_goes_on, !backend_goes_on] {
-            match by_backend {
-                true => scene.reply(&flow, PSH | ACK),
-                false => scene.request(&flow, PSH | ACK),
-            }
+            sends(scene, &flow, by_backend, PSH | ACK);
             scene.wait(2);
         }
         for _ in 0..2 {

@@ -21,10 +21,11 @@ impl Pause {
     pub(super) const FIRST: Duration = Duration::from_millis(100);
     /// For a server that answers with errors, and may be overloaded.
     pub(super) const LONGEST: Duration = Duration::from_secs(15);
-    /// For a server that cannot be reached: attempts do not load it. Only for as long as a server takes to
-    /// restart: after a longer outage all agents of the cluster would ask within so short a time.
+    /// For a server that cannot be reached: attempts do not load it. After an outage of more than
+    /// [`Self::RESTART`] pauses grow to [`Self::LONGEST`], so that the agents of a cluster do not all come
+    /// back within this time.
     pub(super) const UNREACHABLE: Duration = Duration::from_secs(3);
-    /// See there.
+    /// How long a server takes to restart at most.
     const RESTART: Duration = Duration::from_secs(60);
     /// For a resource version that is too old: the next list fixes it.
     pub(super) const OUTDATED: Duration = Duration::from_secs(1);

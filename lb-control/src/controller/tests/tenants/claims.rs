@@ -99,7 +99,7 @@ fn a_conflict_of_three_names_the_owner_of_now() {
     let (steps, outcome) = crate::work::of(|| reconcile(&mut controller, 1, &mut fake));
     assert_eq!(external(&controller), ["shop/c to shop/b"]);
     assert_eq!(outcome.services, 2, "the Service that is gone and the next owner ({steps} steps)");
-    // When another event has the waiting Service planned again, it is told the owner of now, too.
+    // If another event leads to a new plan for the waiting Service, its report names the present owner.
     controller.apply(ObjectEvent::Applied(slice("c", &pods(1, 1))));
     let told = texts(&reconcile(&mut controller, 2, &mut fake));
     let expected = ["10.0.0.1 port 80", "203.0.113.9 port 80"]

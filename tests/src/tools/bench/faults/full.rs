@@ -16,7 +16,8 @@ use super::harm::forged;
 use crate::harness::flows;
 use crate::harness::netns::topology::node::Node;
 
-/// The most entries that are tried for each place: the last free places are found by chance.
+/// How many entries are tried for each place at most. An entry hits a place at random, so the last free
+/// places take many.
 const TRIES: u64 = 40;
 /// Where the sources of the entries begin, among [`forged`] ones: no flood comes so far.
 const FIRST: u64 = 1 << 30;
